@@ -1,0 +1,6 @@
+"""The adapters: settings, routers, low-rank experts. Knows nothing of models, data or training."""
+
+from malora_jax.adapters.config import METHODS, AdapterConfig, method
+from malora_jax.adapters.low_rank import LowRankExperts
+
+__all__ = ['METHODS', 'AdapterConfig', 'LowRankExperts', 'method']

@@ -1,0 +1,6 @@
+"""The frozen base: its shape, the decoder, generation and loading."""
+
+from malora_jax.models.config import PRESETS, ModelConfig, preset
+from malora_jax.models.decoder import Decoder
+
+__all__ = ['PRESETS', 'Decoder', 'ModelConfig', 'preset']

@@ -1,0 +1,263 @@
+"""The frozen base model: a Llama-type decoder with adapted linears, scanned over its layers.
+
+Linears run over tokens flattened to (N, D), N = B · T: weight gradients then contract one axis,
+which is twice as fast on CPU.
+
+Dimension letters: B batch, T sequence, N = B · T tokens, D model, F hidden of the MLP, H query
+heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S keys.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from malora_jax.adapters import AdapterConfig, LowRankExperts
+from malora_jax.models import attention
+from malora_jax.models.config import ModelConfig
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far.
+
+    Attributes:
+        k, v: (L, B, S, K, C).
+        segments: (B, S) int32; segment of each key, 0 where there is none.
+        length: () int32, how many of the S places are filled.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array
+    length: jax.Array
+
+
+class Context(NamedTuple):
+    """What every layer is told about the tokens.
+
+    Attributes:
+        positions: (B, T) int32, for the rotary embedding.
+        visible: (B, T, S) bool, which keys each query sees.
+        groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
+        start: () int32, where the T tokens stand in the cache.
+        train: whether dropout is on.
+    """
+
+    positions: jax.Array
+    visible: jax.Array
+    groups: jax.Array | None
+    start: jax.Array
+    train: bool
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale, in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        start = nn.with_logical_partitioning(nn.initializers.ones_init(), ('norm',))
+        scale = self.param('scale', start, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+        return (x32 * jax.lax.rsqrt(mean_square + self.config.norm_epsilon) * scale).astype(x.dtype)
+
+
+class AdaptedLinear(nn.Module):
+    """W x, plus the adapter's update where one is given; its leaves sit beside the kernel."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: str
+    adapter: AdapterConfig | None
+
+    def setup(self):
+        """Puts the adapter's leaves under the linear's own name."""
+        if self.adapter is not None:
+            self.experts = LowRankExperts(self.adapter, self.features, self.axes)
+            nn.share_scope(self, self.experts)
+
+    @nn.compact
+    def __call__(
+        self, x_ND: jax.Array, dropped_ND: jax.Array, groups_NG: jax.Array | None
+    ) -> jax.Array:
+        """(N, features). `dropped_ND` and `groups_NG` are for the adapter alone."""
+        start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        kernel = self.param('kernel', start, (x_ND.shape[-1], self.features), jnp.dtype(self.dtype))
+        y_NF = x_ND @ kernel.astype(x_ND.dtype)
+        if self.adapter is not None:
+            y_NF += self.experts(x_ND, dropped_ND, groups_NG)
+        return y_NF
+
+
+class _Part(nn.Module):
+    """What attention and MLP share: adapted linears, and one dropout mask for each input."""
+
+    config: ModelConfig
+    adapter: AdapterConfig | None
+
+    def linear(self, name: str, features: int, axes: tuple[str, str]) -> AdaptedLinear:
+        adapted = self.adapter is not None and name in self.adapter.targets
+        return AdaptedLinear(
+            features, axes, self.config.dtype, self.adapter if adapted else None, name=name
+        )
+
+    def drop(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.adapter is None:
+            return x
+        return nn.Dropout(self.adapter.dropout)(x, deterministic=not train)
+
+
+class Attention(_Part):
+    """Grouped-query attention with rotary embeddings."""
+
+    @nn.compact
+    def __call__(
+        self, x_ND: jax.Array, context: Context, cache: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """(N, D) and this layer's part of the cache, filled, if one was given."""
+        config, (B, T) = self.config, context.positions.shape
+        dropped_ND = self.drop(x_ND, context.train)
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            linear = self.linear(name, heads * config.head_width, ('embed', axis))
+            return linear(x_ND, dropped_ND, context.groups).reshape(B, T, heads, config.head_width)
+
+        q_BTHC = project('q', config.num_heads, 'heads')
+        k_BTKC = project('k', config.num_kv_heads, 'kv_heads')
+        v_BSKC = project('v', config.num_kv_heads, 'kv_heads')
+        q_BTHC = attention.rotate(q_BTHC, context.positions, config.rope_theta)
+        k_BSKC = attention.rotate(k_BTKC, context.positions, config.rope_theta)
+        if cache is not None:
+            place = (0, context.start, 0, 0)
+            k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, place)
+            v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, place)
+            cache = (k_BSKC, v_BSKC)
+        out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.visible)
+        out_NA = out_BTHC.reshape(B * T, -1)
+        output = self.linear('o', config.width, ('heads', 'embed'))
+        return output(out_NA, self.drop(out_NA, context.train), context.groups), cache
+
+
+class MLP(_Part):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    @nn.compact
+    def __call__(self, x_ND: jax.Array, context: Context) -> jax.Array:
+        """(N, D)."""
+        config, groups_NG = self.config, context.groups
+        dropped_ND = self.drop(x_ND, context.train)
+        gate = self.linear('gate', config.hidden, ('embed', 'mlp'))
+        up = self.linear('up', config.hidden, ('embed', 'mlp'))
+        down = self.linear('down', config.width, ('mlp', 'embed'))
+        hidden_NF = nn.silu(gate(x_ND, dropped_ND, groups_NG)) * up(x_ND, dropped_ND, groups_NG)
+        return down(hidden_NF, self.drop(hidden_NF, context.train), groups_NG)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind a norm and beside a residual."""
+
+    config: ModelConfig
+    adapter: AdapterConfig | None
+
+    @nn.compact
+    def __call__(
+        self, x_ND: jax.Array, context: Context, cache: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The residual stream after this layer, and its part of the cache."""
+        attend = Attention(self.config, self.adapter, name='attention')
+        update_ND, cache = attend(
+            RMSNorm(self.config, name='attention_norm')(x_ND), context, cache
+        )
+        x_ND += update_ND
+        mlp = MLP(self.config, self.adapter, name='mlp')
+        x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
+        return x_ND, cache
+
+
+class Decoder(nn.Module):
+    """The language model up to its last hidden state; `head_kernel` gives the rest.
+
+    Attributes:
+        config: the base model.
+        adapter: what is added to its linears; None for the base model alone.
+    """
+
+    config: ModelConfig
+    adapter: AdapterConfig | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        groups_NG: jax.Array | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs the decoder.
+
+        Args:
+            tokens_BT: int32 token ids.
+            positions_BT: int32 position of each token in its example.
+            segments_BT: int32; tokens see only tokens of their own segment. 0 is padding.
+            groups_NG: see `LowRankExperts`.
+            cache: earlier tokens, for generation; the T tokens are appended to it.
+            train: whether dropout is on; needs an rng named `dropout`.
+
+        Returns:
+            Hidden states (B, T, D) after the last norm, and the filled cache if one was given.
+        """
+        config = self.config
+        start = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
+        shape = (config.vocab_size, config.width)
+        embedding_VD = self.param('embedding', start, shape, jnp.dtype(config.dtype))
+        if not config.tied:
+            start = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('embed', 'vocab'))
+            self.param('head', start, shape[::-1], jnp.dtype(config.dtype))
+
+        (B, T), first = tokens_BT.shape, jnp.int32(0)
+        key_segments_BS, layers = segments_BT, None
+        if cache is not None:
+            first = cache.length
+            key_segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, first))
+            layers = (cache.k, cache.v)
+        visible_BTS = attention.visible(first + jnp.arange(T), segments_BT, key_segments_BS)
+        context = Context(positions_BT, visible_BTS, groups_NG, first, train)
+
+        x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
+        x_ND, layers = self._layers(x_ND, context, layers)
+        x_ND = RMSNorm(config, name='final_norm')(x_ND)
+        if cache is not None and layers is not None:
+            cache = Cache(*layers, segments=key_segments_BS, length=first + T)
+        return x_ND.reshape(B, T, config.width), cache
+
+    def _layers(self, x_ND: jax.Array, context: Context, layers: Any) -> tuple[jax.Array, Any]:
+        stack = nn.scan(
+            Block,
+            variable_axes={name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'routing')},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=(nn.broadcast, 0),
+            length=self.config.num_layers,
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )
+        return stack(self.config, self.adapter, name='layers')(x_ND, context, layers)
+
+
+def head_kernel(config: ModelConfig, params: Any) -> jax.Array:
+    """The (D, V) matrix that turns hidden states into logits."""
+    return params['embedding'].T if config.tied else params['head']
+
+
+def empty_cache(config: ModelConfig, batch: int, places: int) -> Cache:
+    """A cache with room for `places` tokens in each of `batch` rows."""
+    shape = (config.num_layers, batch, places, config.num_kv_heads, config.head_width)
+    zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+    segments = jnp.zeros((batch, places), jnp.int32)
+    return Cache(zeros, zeros, segments, length=jnp.int32(0))

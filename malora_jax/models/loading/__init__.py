@@ -1,0 +1,1 @@
+"""Reading weights and tokenizers."""

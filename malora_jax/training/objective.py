@@ -1,0 +1,80 @@
+"""Cross-entropy through a frozen head, computed only where there is loss.
+
+The positions that carry loss are sorted to the front and walked in chunks, as many as there are:
+a batch in which a tenth of the tokens are answers pays a tenth of the head. The gradient with
+respect to the hidden state is taken in the forward pass, since the head is frozen, so logits
+never outlive their chunk.
+
+Dimension letters: N tokens, D model, V vocabulary, G groups of tokens (tasks), M tokens of a
+chunk.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+CHUNK = 256  # Tokens of one head product: large enough for full speed, small in memory.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=())
+def cross_entropy(
+    hidden_ND: jax.Array, head_DV: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
+) -> jax.Array:
+    """Summed cross-entropy of each group, in nats.
+
+    Args:
+        hidden_ND: last hidden states. The only argument with a gradient.
+        head_DV: frozen output projection.
+        targets_N: int32, the token each position should predict.
+        weights_NG: float32 weight of each position in each group; a row of zeros carries no
+            loss and costs nothing.
+
+    Returns:
+        (G,) float32: Σ_n weights[n, g] · (−log p(target_n)).
+    """
+    return _forward(hidden_ND, head_DV, targets_N, weights_NG)[0]
+
+
+def _forward(hidden_ND, head_DV, targets_N, weights_NG):
+    tokens = hidden_ND.shape[0]
+    chunk = min(CHUNK, tokens)
+    carries_N = jnp.any(weights_NG != 0, axis=-1)
+    count = carries_N.sum()
+    # Padded so that the last chunk need not be clipped; index N reads zeros and writes nowhere.
+    order_N = jnp.argsort(~carries_N, stable=True)
+    order_N = jnp.where(jnp.arange(tokens) < count, order_N, tokens)
+    order_N = jnp.pad(order_N, (0, chunk), constant_values=tokens)
+
+    def one_chunk(i, carry):
+        loss_G, gradient_ND = carry
+        index_M = jax.lax.dynamic_slice(order_N, (i * chunk,), (chunk,))
+        hidden_MD = hidden_ND.at[index_M].get(mode='fill', fill_value=0)
+        target_M = targets_N.at[index_M].get(mode='fill', fill_value=0)
+        weights_MG = weights_NG.at[index_M].get(mode='fill', fill_value=0)
+        logits_MV = jnp.matmul(hidden_MD, head_DV, preferred_element_type=jnp.float32)
+        top_M1 = logits_MV.max(axis=-1, keepdims=True)
+        exp_MV = jnp.exp(logits_MV - top_M1)
+        sum_M1 = exp_MV.sum(axis=-1, keepdims=True)
+        target_logit_M = jnp.take_along_axis(logits_MV, target_M[:, None], axis=-1)[:, 0]
+        loss_M = (jnp.log(sum_M1) + top_M1)[:, 0] - target_logit_M
+        # d loss / d hidden = (softmax − one-hot) head^T; the one-hot part is a row of the head.
+        softmax_MV = (exp_MV / sum_M1).astype(head_DV.dtype)
+        gradient_MD = jnp.matmul(softmax_MV, head_DV.T, preferred_element_type=jnp.float32)
+        gradient_MD -= head_DV[:, target_M].T
+        gradient_ND = gradient_ND.at[index_M].set(gradient_MD, mode='drop')
+        return loss_G + loss_M @ weights_MG, gradient_ND
+
+    start = (jnp.zeros(weights_NG.shape[-1]), jnp.zeros(hidden_ND.shape, jnp.float32))
+    chunks = (count + chunk - 1) // chunk
+    loss_G, gradient_ND = jax.lax.fori_loop(0, chunks, one_chunk, start)
+    return loss_G, (gradient_ND, weights_NG, hidden_ND[:0])
+
+
+def _backward(residuals, cotangent_G):
+    gradient_ND, weights_NG, like = residuals
+    scale_N1 = (weights_NG @ cotangent_G)[:, None]
+    return (gradient_ND * scale_N1).astype(like.dtype), None, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
