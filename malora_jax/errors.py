@@ -18,3 +18,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f'did you mean {" or ".join(near)}?' if near else f'the known ones are {", ".join(known)}.'
     return UserError(f'Unknown {kind} {name!r}: {hint}')
+
+
+def out_of_range(field: str, value: object, right: str) -> UserError:
+    """The error for a config field whose value cannot be."""
+    return UserError(f'{field} is {value!r}; it must be {right}.')

@@ -44,23 +44,29 @@ class AdapterConfig:
     targets: tuple[str, ...] = ('q', 'k', 'v', 'gate', 'up', 'down')
 
     def __post_init__(self):
+        def require(right: bool, field: str, description: str) -> None:
+            if not right:
+                raise errors.out_of_range(f'adapter.{field}', getattr(self, field), description)
+
         for field in ('num_experts', 'top_k', 'rank'):
-            if getattr(self, field) < 1:
-                _refuse(field, getattr(self, field), 'at least 1')
-        if self.top_k > self.num_experts:
-            _refuse('top_k', self.top_k, f'at most num_experts = {self.num_experts}')
-        if self.shared_rank and self.shared_rank < self.rank:
-            _refuse('shared_rank', self.shared_rank, f'0 or at least rank = {self.rank}')
-        if self.renormalize and self.top_k == 1:
-            _refuse('renormalize', True, 'False when top_k = 1: a router would get no gradient')
-        if not self.alpha > 0:
-            _refuse('alpha', self.alpha, 'positive')
-        if not self.beta > 0:
-            _refuse('beta', self.beta, 'positive')
-        if not 0 <= self.dropout < 1:
-            _refuse('dropout', self.dropout, 'at least 0 and below 1')
-        if not self.balance_weight >= 0:
-            _refuse('balance_weight', self.balance_weight, 'at least 0')
+            require(getattr(self, field) >= 1, field, 'at least 1')
+        require(
+            self.top_k <= self.num_experts, 'top_k', f'at most num_experts = {self.num_experts}'
+        )
+        require(
+            self.shared_rank == 0 or self.shared_rank >= self.rank,
+            'shared_rank',
+            f'0 or at least rank = {self.rank}',
+        )
+        require(
+            not (self.renormalize and self.top_k == 1),
+            'renormalize',
+            'False when top_k = 1: the one gate would always be 1 and the router get no gradient',
+        )
+        require(self.alpha > 0, 'alpha', 'positive')
+        require(self.beta > 0, 'beta', 'positive')
+        require(0 <= self.dropout < 1, 'dropout', 'at least 0 and below 1')
+        require(self.balance_weight >= 0, 'balance_weight', 'at least 0')
         for name in self.frozen:
             if name not in LEAVES:
                 raise errors.unknown_name('leaf in adapter.frozen', name, LEAVES)
@@ -77,10 +83,6 @@ class AdapterConfig:
     def has_router(self) -> bool:
         """Whether tokens are routed: a single expert is always chosen."""
         return self.num_experts > 1
-
-
-def _refuse(field: str, value: Any, right: str) -> None:
-    raise errors.UserError(f'adapter.{field} is {value}; it must be {right}.')
 
 
 # Tables 8 and 9 of the paper. α is 2 · rank in every row; for MALoRA-Small, where the paper does

@@ -56,7 +56,7 @@ class LowRankExperts(nn.Module):
         if config.shared_rank > inputs:
             raise errors.UserError(
                 f'adapter.shared_rank is {config.shared_rank}; it must be at most {inputs}, '
-                f'the input width of linear {self.name or "adapted"!r}.'
+                f'the input width of linear {"/".join(self.path) or "adapted"}.'
             )
         x_ND = x.reshape(-1, inputs)
         dropped_ND = x_ND if dropped is None else dropped.reshape(-1, inputs)

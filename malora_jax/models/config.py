@@ -47,10 +47,8 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise errors.UserError(
-                f'model.num_heads is {self.num_heads}; it must be a multiple of '
-                f'num_kv_heads = {self.num_kv_heads}.'
-            )
+            right = f'a multiple of num_kv_heads = {self.num_kv_heads}'
+            raise errors.out_of_range('model.num_heads', self.num_heads, right)
         if self.dtype not in DTYPES:
             raise errors.unknown_name('model.dtype', self.dtype, DTYPES)
 

@@ -1,1 +1,6 @@
 """Objective, optimizer, checkpoints and the loop."""
+
+from malora_jax.training.config import RunConfig, run_config
+from malora_jax.training.loop import train
+
+__all__ = ['RunConfig', 'run_config', 'train']

@@ -1,0 +1,48 @@
+"""What the configs share."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from malora_jax.adapters import method
+
+
+def base_config(method_name: str) -> ConfigDict:
+    """A config with a method's settings and the paper's hyperparameters, without a task.
+
+    α follows an overridden rank, as 2 · rank; anything else is overridden by its own name.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.method = method_name
+
+    config.model = ConfigDict()
+    config.model.name = 'smollm2-135m'
+    config.model.weights = ''  # The file that belongs to the model.
+    config.model.dtype = 'float32'
+
+    settings = dataclasses.asdict(method(method_name))
+    del settings['alpha']
+    config.adapter = ConfigDict(settings)
+    config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
+
+    config.data = ConfigDict()
+    config.data.weights = ()  # All tasks the same.
+    config.data.template = 'chatml'
+
+    # Tables 8 and 9 of the paper; it does not name the schedule.
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_ratio = 0.1
+    config.optimizer.schedule = 'cosine'
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
+
+    config.training = ConfigDict()
+    config.training.keep_checkpoints = 2
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 64
+    config.evaluation.max_new_tokens = 32
+    config.evaluation.prompt_bucket = 64
+    return config

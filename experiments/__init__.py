@@ -1,0 +1,1 @@
+"""Command-line entries: flags in, one library call, nothing else."""

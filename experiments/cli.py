@@ -1,0 +1,77 @@
+"""What the command-line entries share: the config flag, and mistakes as one line of stderr."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from malora_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
+)
+
+
+def run(main: Callable[[dict[str, Any]], None]) -> None:
+    """Parses the command line and calls `main` with the config as plain dicts.
+
+    Exit status: 0 when `main` returns; 2 after a mistake of the user's; 1 when the run cannot go on
+    (a loss that is not finite, a full disk); 130 when interrupted. All but 0 with one line on
+    stderr; anything else is a bug and shows its traceback.
+    """
+    app.run(lambda _: _call(main), flags_parser=_parse)
+
+
+def _call(main: Callable[[dict[str, Any]], None]) -> None:
+    try:
+        main(_CONFIG.value.to_dict())
+    except UserError as error:
+        _fail(str(error), 2)
+    except (FloatingPointError, OSError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail('Interrupted; the same command goes on from the last checkpoint.', 130)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    """Reads flags and config; whatever is wrong with them is the user's to mend."""
+    try:
+        rest = flags.FLAGS(list(arguments))
+        _check_config_file()
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyError, AttributeError) as error:
+        text = ' '.join(_innermost(error).split())
+        _fail(f'The config does not have the field of an override: {text}', 2)
+    except (flags.Error, TypeError, ValueError) as error:
+        # What goes wrong within a config file comes as the text of its traceback: a mistake that
+        # the user can mend is told in its last line, a bug in the file needs all of it.
+        _fail(str(error).rsplit('UserError: ')[-1], 2)
+    if len(rest) > 1:
+        _fail(f'Stray words on the command line: {" ".join(rest[1:])}; write --flag=value.', 2)
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+    return rest
+
+
+def _innermost(error: BaseException) -> str:
+    """The text of the first error in a chain that was wrapped argument by argument."""
+    text = error.args[0] if error.args else error
+    return _innermost(text) if isinstance(text, BaseException) and text is not error else str(text)
+
+
+def _check_config_file() -> None:
+    if flags.FLAGS['config'].value is None and not flags.FLAGS['config'].present:
+        raise UserError('--config is required, such as --config=configs/quickstart.py.')
+    path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    if not pathlib.Path(path).is_file():
+        raise UserError(f'--config: there is no file {path} (looked for in {os.getcwd()}).')
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(message.strip(), file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,18 @@
+"""Fine-tunes a base model on a mixture of tasks; the same command again resumes.
+
+Example:
+    python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import training
+from malora_jax.training.results import format_table
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+
+if __name__ == '__main__':
+    cli.run(lambda config: print(format_table(training.train(config, pathlib.Path(_WORKDIR.value)))))

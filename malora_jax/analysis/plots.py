@@ -1,0 +1,100 @@
+"""Plots of a run, as PNG files. Needs no display."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from malora_jax import files
+
+_COLOURS = matplotlib.colormaps['tab10'].colors
+
+
+def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Training loss of each task over steps: each step faint, a moving average on top.
+
+    Args:
+        path: the PNG to write.
+        records: of metrics.jsonl.
+        title: above the plot.
+    """
+    tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    axes = figure.add_subplot(xlabel='step', ylabel='answer loss (nats per token)', title=title)
+    for colour, task in zip(_cycle(len(tasks)), tasks, strict=True):
+        points = [(record['step'], record[task]) for record in records if task in record]
+        steps, losses = np.array(points).T
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
+        axes.plot(steps, _smooth(losses), color=colour, label=task.removeprefix('loss/'))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, ncols=2)
+    _save(figure, path)
+
+
+def plot_expert_load(
+    path: pathlib.Path, load_GLE: np.ndarray, tasks: Sequence[str], title: str
+) -> None:
+    """Heat maps of the share of token slots that each expert gets, one for each task.
+
+    Args:
+        path: the PNG to write.
+        load_GLE: share by task, layer and expert; rows over experts sum to one.
+        tasks: the G names.
+        title: above the plot.
+    """
+    experts = load_GLE.shape[-1]
+    figure = Figure(figsize=(1.2 + 1.9 * len(tasks), 4.8), layout='constrained')
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for panel, task, load_LE in zip(panels, tasks, load_GLE, strict=True):
+        # Black to white is zero to twice the balanced share, so grey is balanced.
+        image = panel.imshow(
+            load_LE, aspect='auto', cmap='magma', vmin=0, vmax=2 / experts, interpolation='nearest'
+        )
+        panel.set_title(task, fontsize=9)
+        panel.set_xlabel('expert')
+        panel.set_xticks(range(experts))
+    panels[0].set_ylabel('layer')
+    figure.colorbar(image, ax=panels, label=f'share of token slots (balanced: {1 / experts:.3f})')
+    _save(figure, path)
+
+
+def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Bars of each task's score before and after, and of the best constant answer.
+
+    Args:
+        path: the PNG to write.
+        tasks: `tasks` of results.json.
+        title: above the plot.
+    """
+    figure = Figure(figsize=(8, 4), layout='constrained')
+    axes = figure.add_subplot(ylabel='exact match', title=title, ylim=(0, 1))
+    places = np.arange(len(tasks))
+    series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
+    for shift, (key, label) in enumerate(series):
+        heights = [task[key] for task in tasks.values()]
+        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=_COLOURS[shift])
+    axes.set_xticks(places, list(tasks), rotation=15)
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
+    """Centred moving average, over what there is of the window at the ends."""
+    ones = np.ones(min(window, len(values)))
+    count = np.convolve(np.ones(len(values)), ones, mode='same')
+    return np.convolve(values, ones, mode='same') / count
+
+
+def _cycle(count: int) -> list[Any]:
+    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,41 @@
+"""Text in, packed batches out: tasks, splits, templates, mixture. Knows no model."""
+
+from malora_jax.data.encoding import Tokenizer, encode_example, encode_prompt, end_id
+from malora_jax.data.mixture import train_iterator
+from malora_jax.data.packing import packed_batches
+from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
+from malora_jax.data.splits import Split, best_constant, split_task
+from malora_jax.data.tasks import (
+    Example,
+    Source,
+    Task,
+    exact_match,
+    get_task,
+    register,
+    take_distinct,
+    task_names,
+)
+from malora_jax.data.templates import Template, get_template
+
+__all__ = [
+    'Example',
+    'ReasoningGymSource',
+    'Source',
+    'Split',
+    'Task',
+    'Template',
+    'Tokenizer',
+    'best_constant',
+    'encode_example',
+    'encode_prompt',
+    'end_id',
+    'exact_match',
+    'get_task',
+    'get_template',
+    'packed_batches',
+    'register',
+    'split_task',
+    'take_distinct',
+    'task_names',
+    'train_iterator',
+]

@@ -1,0 +1,90 @@
+"""Scoring held-out questions: generate an answer to each, ask the task's own scorer."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from malora_jax.data import Example, Split, Template, Tokenizer, encode_prompt, get_task
+from malora_jax.models.generate import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One generated answer.
+
+    Attributes:
+        task: name of the task.
+        question: what was asked.
+        expected: the answer of the data.
+        answer: what the model said.
+        score: what the task's scorer gives it, in [0, 1].
+    """
+
+    task: str
+    question: str
+    expected: str
+    answer: str
+    score: float
+
+
+def answer_held_out(
+    generator: Generator,
+    variables: Any,
+    splits: Sequence[Split],
+    tokenizer: Tokenizer,
+    template: Template,
+    description: str,
+) -> list[Answer]:
+    """Answers every held-out question, greedily.
+
+    An answer may be as long as the longest one that the task's held-out examples need, plus a few
+    tokens; what comes later cannot be an exact match.
+
+    Args:
+        generator: the model.
+        variables: its collections.
+        splits: the tasks.
+        tokenizer: of the model.
+        template: the prompt's form, the one trained with.
+        description: what the progress bar says.
+    """
+    answers = []
+    total = sum(len(split.held_out) for split in splits)
+    with tqdm.tqdm(total=total, desc=description, unit='question', dynamic_ncols=True) as bar:
+        for split in splits:
+            answers += _answer_task(generator, variables, split, tokenizer, template)
+            bar.update(len(split.held_out))
+    return answers
+
+
+def _answer_task(
+    generator: Generator, variables: Any, split: Split, tokenizer: Tokenizer, template: Template
+) -> list[Answer]:
+    examples = split.held_out
+    prompts = [encode_prompt(tokenizer, template, example.question) for example in examples]
+    needed = max(len(tokenizer.encode(template.completion(e.answer))) for e in examples)
+    generated = generator(variables, prompts, limit=needed + 4)
+    return [
+        _score(split.task_name, example, tokenizer.decode(ids).strip())
+        for example, ids in zip(examples, generated, strict=True)
+    ]
+
+
+def _score(name: str, example: Example, text: str) -> Answer:
+    score = float(get_task(name).score(text, example))
+    return Answer(name, example.question, example.answer, text, score)
+
+
+def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
+    """The share of answers of each task that its scorer calls entirely right."""
+    by_task: dict[str, list[bool]] = {}
+    for answer in answers:
+        by_task.setdefault(answer.task, []).append(answer.score == 1.0)
+    return {task: sum(right) / len(right) for task, right in by_task.items()}
+
+
+def average(values: Mapping[str, float]) -> float:
+    """The mean over tasks."""
+    return sum(values.values()) / len(values)

@@ -1,0 +1,30 @@
+"""AdamW with warm-up and decay, over the adapter's tree and nothing else."""
+
+import optax
+
+from malora_jax.training.config import OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up to the peak, then decay that ends at zero.
+
+    The first step already has 1 / warm-up steps of the peak, so that none is without effect.
+    """
+    warmup = round(config.warmup_ratio * steps)
+    peak, rest = config.learning_rate, max(steps - warmup, 1)
+    if config.schedule == 'cosine':
+        decay = optax.cosine_decay_schedule(peak, rest)
+    else:
+        decay = optax.linear_schedule(peak, 0.0, rest)
+    if warmup == 0:
+        return decay
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping of the global norm, then AdamW (β 0.9 and 0.999)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+    )

@@ -1,0 +1,165 @@
+"""What a run found: answers, scores, results.json, the table and the plots."""
+
+import dataclasses
+import json
+import pathlib
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from malora_jax import data, files
+from malora_jax.analysis import plots
+from malora_jax.evaluation import runner
+from malora_jax.models import Decoder
+from malora_jax.training.plan import parameter_counts
+from malora_jax.training.setup import Setup
+from malora_jax.training.step import Losses, mean_balance_loss, routing_metrics
+from malora_jax.training.workdir import versions
+
+
+def scored(
+    setup: Setup, workdir: pathlib.Path, when: str, variables: Any | None
+) -> list[runner.Answer]:
+    """Answers to the held-out questions, from `answers_WHEN.jsonl` if it is there already.
+
+    Args:
+        setup: the run's parts.
+        workdir: the run's directory.
+        when: 'before' or 'after'.
+        variables: the adapted model's collections, or None for the base alone.
+    """
+    path = workdir / f'answers_{when}.jsonl'
+    if path.exists():
+        return [runner.Answer(**json.loads(line)) for line in path.read_text('utf-8').splitlines()]
+    model = setup.model if variables else Decoder(setup.run.model)
+    answers = runner.answer_held_out(
+        setup.generator(model),
+        variables or {'params': setup.base.params},
+        setup.splits,
+        setup.base.tokenizer,
+        setup.template,
+        f'score {when}',
+    )
+    files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
+    return answers
+
+
+def write_results(
+    setup: Setup,
+    workdir: pathlib.Path,
+    records: Sequence[Mapping[str, Any]],
+    before: Sequence[runner.Answer],
+    after: Sequence[runner.Answer],
+    held_out: Losses,
+) -> dict[str, Any]:
+    """Writes the plots, then `results.json`, whose presence says that the run is finished.
+
+    Args:
+        setup: the run's parts.
+        workdir: the run's directory.
+        records: of metrics.jsonl.
+        before, after: the scored answers.
+        held_out: sums over the held-out examples, after training.
+
+    Returns:
+        What was written to `results.json`.
+    """
+    tasks = _task_results(setup, before, after, held_out)
+    run = setup.run
+    keys = ('before', 'best_constant', 'after')
+    found = {
+        'model': run.model.name,
+        'method': run.method,
+        'tasks': tasks,
+        'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
+        'parameters': parameter_counts(setup.model),
+        'routing': _routing_results(held_out),
+        'steps': run.training.steps,
+        'tokens': records[-1]['tokens'],
+        'wall_time_s': records[-1]['wall_time_s'],
+        'peak_memory_bytes': _peak_memory(),
+        'seed': run.seed,
+        'versions': versions(),
+    }
+    title = f'{run.method} on {run.model.name}'
+    plots.plot_losses(workdir / 'loss.png', records, f'{title}: training loss by task')
+    plots.plot_scores(workdir / 'scores.png', tasks, f'{title}: held-out questions')
+    if held_out.routing:
+        plots.plot_expert_load(
+            workdir / 'expert_load.png',
+            _load_by_task(held_out),
+            list(tasks),
+            f'{title}: expert load on held-out questions, mean over the linears of a layer',
+        )
+    files.write_json(workdir / 'results.json', found)
+    return found
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """The scores as a table of plain text, in percent."""
+    rows = [('task', 'before', 'constant', 'after', 'questions')]
+    for name, task in results['tasks'].items():
+        scores = [f'{100 * task[key]:.1f}' for key in ('before', 'best_constant', 'after')]
+        rows.append((name, *scores, str(task['examples'])))
+    average = results['average']
+    scores = [f'{100 * average[key]:.1f}' for key in ('before', 'best_constant', 'after')]
+    rows.append(('average', *scores, ''))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        row[0].ljust(widths[0])
+        + ''.join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    rule = '-' * len(lines[0])
+    head = f'Exact match (%) of {results["method"]} on {results["model"]}, held-out questions'
+    return '\n'.join([head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1], rule])
+
+
+def _task_results(
+    setup: Setup,
+    before: Sequence[runner.Answer],
+    after: Sequence[runner.Answer],
+    held_out: Losses,
+) -> dict[str, dict[str, Any]]:
+    scores_before, scores_after = runner.exact_match(before), runner.exact_match(after)
+    loss_G = np.asarray(held_out.nll) / np.asarray(held_out.count)
+    results = {}
+    for split, loss in zip(setup.splits, loss_G, strict=True):
+        answer, share = data.best_constant(data.get_task(split.task_name), split.held_out)
+        results[split.task_name] = {
+            'metric': 'exact_match',
+            'before': scores_before[split.task_name],
+            'after': scores_after[split.task_name],
+            'best_constant': share,
+            'best_constant_answer': answer,
+            'examples': len(split.held_out),
+            'loss_after': float(loss),
+            'train_examples': len(split.train),
+            'distinct_questions': split.distinct,
+        }
+    return results
+
+
+def _routing_results(held_out: Losses) -> dict[str, float]:
+    """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
+    if not held_out.routing:
+        return {}
+    metrics = {'balance_loss': mean_balance_loss(held_out.routing)}
+    metrics |= routing_metrics(held_out.routing)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _load_by_task(held_out: Losses) -> np.ndarray:
+    """(G, L, E): share of token slots by task, layer and expert, mean over a layer's linears."""
+    load = [np.asarray(sums.load) for sums in held_out.routing.values()]  # Each (L, G, E).
+    shares_LGE = np.mean([each / each.sum(axis=-1, keepdims=True) for each in load], axis=0)
+    return shares_LGE.swapaxes(0, 1)
+
+
+def _peak_memory() -> int:
+    """Bytes of this process at its largest, so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024

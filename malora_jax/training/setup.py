@@ -1,0 +1,80 @@
+"""What every command that runs a model builds from a config: base, data, model, generator."""
+
+import dataclasses
+from typing import Any
+
+import grain
+
+from malora_jax import data
+from malora_jax.models import Decoder
+from malora_jax.models.generate import Generator
+from malora_jax.models.loading.weights import Base, load_base
+from malora_jax.training.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The parts of a run.
+
+    Attributes:
+        run: the config.
+        base: frozen model and tokenizer.
+        model: the decoder with the adapter.
+        splits: training and held-out examples of each task.
+        template: the prompt's form.
+    """
+
+    run: RunConfig
+    base: Base
+    model: Decoder
+    splits: list[data.Split]
+    template: data.Template
+
+    def train_iterator(self) -> grain.DatasetIterator:
+        """A fresh iterator over training batches."""
+        return data.train_iterator(
+            self.splits,
+            self.base.tokenizer,
+            self.template,
+            sequence_length=self.run.data.sequence_length,
+            batch_size=self.run.data.batch_size,
+            weights=self.run.data.weights,
+            seed=self.run.seed,
+        )
+
+    def held_out_batches(self) -> Any:
+        """Packed batches of all held-out examples, each once."""
+        return data.packed_batches(
+            [(e, task) for task, split in enumerate(self.splits) for e in split.held_out],
+            self.base.tokenizer,
+            self.template,
+            self.run.data.sequence_length,
+            self.run.data.batch_size,
+        )
+
+    def generator(self, model: Decoder) -> Generator:
+        """A generator for the adapted model or the base alone."""
+        evaluation = self.run.evaluation
+        return Generator(
+            model,
+            data.end_id(self.base.tokenizer, self.template),
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+            bucket=evaluation.prompt_bucket,
+        )
+
+
+def build(run: RunConfig) -> Setup:
+    """Loads the base and makes the data of a run.
+
+    Raises:
+        UserError: an unknown task or template, too few questions, or weights that do not load.
+    """
+    tasks = [data.get_task(name) for name in run.data.tasks]
+    template = data.get_template(run.data.template)
+    splits = [
+        data.split_task(task, run.seed, run.data.train_examples, run.data.held_out)
+        for task in tasks
+    ]
+    base = load_base(run.model, run.weights)
+    return Setup(run, base, Decoder(run.model, run.adapter), splits, template)

@@ -1,0 +1,154 @@
+"""One training step, and the same losses without an update.
+
+Dimension letters: B batch, T sequence, N = B · T tokens, G tasks, L layers, E experts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from malora_jax.adapters import router
+from malora_jax.models import Decoder
+from malora_jax.models.decoder import head_kernel
+from malora_jax.training.objective import cross_entropy
+from malora_jax.training.state import TrainState
+
+Batch = Mapping[str, Any]
+BATCH_KEYS = ('inputs', 'targets', 'loss_mask', 'task_ids', 'segment_ids', 'positions')
+
+
+class Losses(NamedTuple):
+    """Sums over a batch, before any division.
+
+    Attributes:
+        nll: (G,) summed cross-entropy of each task, in nats.
+        count: (G,) tokens that carried loss.
+        tokens: () tokens that were not padding.
+        routing: `RoutingSums` of each adapted linear, by its path; leaves (L, G, E).
+    """
+
+    nll: jax.Array
+    count: jax.Array
+    tokens: jax.Array
+    routing: dict[str, router.RoutingSums]
+
+
+def losses(
+    model: Decoder,
+    variables: Any,
+    batch: Batch,
+    num_tasks: int,
+    dropout_key: jax.Array | None = None,
+) -> Losses:
+    """Runs the model over a packed batch; dropout is on if a key is given.
+
+    Args:
+        model: the decoder.
+        variables: its collections.
+        batch: `inputs`, `targets`, `loss_mask`, `task_ids`, `segment_ids`, `positions`, all
+            (B, T); segment 0 is padding.
+        num_tasks: G.
+        dropout_key: key for this step's dropout masks.
+    """
+    segments_BT = batch['segment_ids']
+    task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
+    groups_NG = (task_BTG * (segments_BT > 0)[..., None]).reshape(-1, num_tasks)
+    (hidden_BTD, _), collections = model.apply(
+        variables,
+        batch['inputs'],
+        batch['positions'],
+        segments_BT,
+        groups_NG,
+        train=dropout_key is not None,
+        rngs={} if dropout_key is None else {'dropout': dropout_key},
+        mutable=['routing'],
+    )
+    weights_NG = groups_NG * batch['loss_mask'].reshape(-1, 1)
+    nll_G = cross_entropy(
+        hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+        head_kernel(model.config, variables['params']),
+        batch['targets'].reshape(-1),
+        weights_NG,
+    )
+    routing = _by_path(collections.get('routing', {}))
+    return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
+
+
+def mean_balance_loss(routing: dict[str, router.RoutingSums]) -> jax.Array:
+    """The balance loss averaged over all routers; 1 = balanced. Zero without routers."""
+    each = [router.balance_loss(sums) for sums in routing.values()]
+    return jnp.stack(each).mean() if each else jnp.float32(0)
+
+
+def make_train_step(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    num_tasks: int,
+    seed: int,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the compiled step: (state, params, batch) to (state, metrics).
+
+    Only the adapter is differentiated; the state's buffers are reused. The dropout masks of a
+    step depend on the seed and the step's number alone, so a resumed run draws the same.
+    """
+    balance_weight = model.adapter.balance_weight if model.adapter else 0.0
+
+    def objective(adapter: Any, state: TrainState, params: Any, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        variables = state.replace(adapter=adapter).variables(params)
+        sums = losses(model, variables, batch, num_tasks, key)
+        loss = sums.nll.sum() / jnp.maximum(sums.count.sum(), 1)
+        balance = mean_balance_loss(sums.routing)
+        return loss + balance_weight * balance, (loss, balance, sums)
+
+    def train_step(state: TrainState, params: Any, batch: Batch):
+        gradient_of = jax.value_and_grad(objective, has_aux=True)
+        (_, (loss, balance, sums)), gradients = gradient_of(state.adapter, state, params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.adapter)
+        metrics = {
+            'loss': loss,
+            'task_nll': sums.nll,
+            'task_count': sums.count,
+            'tokens': sums.tokens,
+            'gradient_norm': optax.global_norm(gradients),
+            'learning_rate': schedule(state.step),
+            'balance_loss': balance,
+        }
+        if sums.routing:
+            metrics |= routing_metrics(sums.routing)
+        state = state.replace(
+            step=state.step + 1,
+            adapter=optax.apply_updates(state.adapter, updates),
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
+    """Shapes of a packed batch, to compile for."""
+    dtypes = dict.fromkeys(BATCH_KEYS, jnp.int32) | {'loss_mask': jnp.float32}
+    shape = (batch_size, sequence_length)
+    return {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in dtypes.items()}
+
+
+def routing_metrics(routing: dict[str, router.RoutingSums]) -> dict[str, jax.Array]:
+    """Means over routers: how many experts are in use, and the share of the busiest."""
+    load = jnp.stack([router.expert_load(sums) for sums in routing.values()])
+    return {
+        'effective_experts': router.effective_experts(load).mean(),
+        'max_expert_share': load.max(axis=-1).mean(),
+    }
+
+
+def _by_path(routing: Any) -> dict[str, router.RoutingSums]:
+    """{'layers/attention/q': sums, …} from the sown collection."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        routing, is_leaf=lambda node: isinstance(node, router.RoutingSums)
+    )
+    return {'/'.join(key.key for key in path[:-1]): sums for path, sums in leaves}

@@ -1,0 +1,49 @@
+"""A tokenizer to follow by hand, and the inverse of packing."""
+
+import numpy as np
+
+KEYS = ['inputs', 'loss_mask', 'positions', 'segment_ids', 'targets', 'task_ids']
+FEATURES = ['inputs', 'targets', 'loss_mask', 'task_ids']
+
+
+class ByteTokenizer:
+    """A token for each byte, and three special ones: enough to follow everything by hand."""
+
+    SPECIAL = ('<|im_start|>', '<|im_end|>', '<|end|>')
+    eos_id = 258
+
+    def encode(self, text: str) -> list[int]:
+        for number, special in enumerate(self.SPECIAL):
+            before, found, after = text.partition(special)
+            if found:
+                return [*self.encode(before), 256 + number, *self.encode(after)]
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return ''.join(self.SPECIAL[i - 256] if i >= 256 else chr(i) for i in ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return 256 + self.SPECIAL.index(token) if token in self.SPECIAL else None
+
+
+def unpack(batches) -> list[dict[str, np.ndarray]]:
+    """The examples of some batches; checks segment ids, positions and padding on the way."""
+    examples = []
+    for batch in batches:
+        assert sorted(batch) == KEYS
+        for row in range(len(batch['inputs'])):
+            segments = batch['segment_ids'][row]
+            count = segments.max()
+            filled = np.repeat(np.arange(1, count + 1), np.bincount(segments)[1:])
+            np.testing.assert_array_equal(segments[: len(filled)], filled)
+            for key in KEYS:
+                assert not batch[key][row][len(filled) :].any()
+            for segment in range(1, count + 1):
+                here = segments == segment
+                np.testing.assert_array_equal(batch['positions'][row][here], np.arange(here.sum()))
+                examples.append({key: batch[key][row][here] for key in FEATURES})
+    return examples
+
+
+def as_bytes(examples) -> list[bytes]:
+    return sorted(b'|'.join(example[key].tobytes() for key in FEATURES) for example in examples)

@@ -1,0 +1,67 @@
+from dataclasses import dataclass
+
+import pytest
+
+from malora_jax.data import Example, Task, best_constant, exact_match, split_task
+from malora_jax.errors import UserError
+
+
+@dataclass
+class Listed:
+    """A source that gives all that it was given, right or wrong."""
+
+    questions: list[str]
+
+    def examples(self, seed: int, count: int) -> list[Example]:
+        return [Example(question, 'yes', {}) for question in self.questions]
+
+
+def task(questions: list[str]) -> Task:
+    return Task('fake', Listed(questions), exact_match)
+
+
+def test_held_out_first_then_train():
+    questions = [f'q{i}' for i in range(2_000)]
+    split = split_task(task(questions), seed=0, train_examples=300, held_out=64)
+    assert [e.question for e in split.held_out] == questions[:64]
+    assert [e.question for e in split.train] == questions[64:364]
+    assert split.task_name == 'fake'
+    assert split.distinct == 2_000
+
+
+def test_a_task_with_few_questions_does_not_count():
+    with pytest.raises(UserError, match=r"'fake' has 999 distinct .* fewer than 1,000 does not"):
+        split_task(task([f'q{i}' for i in range(999)]), 0, train_examples=300, held_out=64)
+
+
+def test_fewer_than_asked_for():
+    with pytest.raises(UserError, match='1,500 distinct questions; 2,064 are needed'):
+        split_task(task([f'q{i}' for i in range(1_500)]), 0, train_examples=2_000, held_out=64)
+
+
+def test_questions_that_differ_in_case_and_spaces_are_one():
+    questions = ['Is  IT?', *(f'q{i}' for i in range(998)), ' is it?\n']
+    with pytest.raises(UserError, match='999 distinct'):
+        split_task(task(questions), 0, train_examples=300, held_out=64)
+
+
+def test_a_held_out_question_in_training_is_caught():
+    questions = ['Is  IT?', *(f'q{i}' for i in range(1_000)), ' is it?\n', *'abcdefgh']
+    with pytest.raises(UserError, match=r"1 held-out questions are also in .* 'Is  IT\?'"):
+        split_task(task(questions), 0, train_examples=1_000, held_out=3)
+
+
+@pytest.mark.parametrize(('train_examples', 'held_out'), [(0, 64), (300, 0), (-1, 64)])
+def test_sizes_must_be_positive(train_examples, held_out):
+    with pytest.raises(UserError, match='at least 1'):
+        split_task(task([]), 0, train_examples, held_out)
+
+
+def test_best_constant_counts_exact_matches_under_the_tasks_own_scorer():
+    def score(prediction: str, example: Example) -> float:
+        return 1.0 if prediction.lower() == example.answer.lower() else 0.9
+
+    answers = ['no', 'Yes', 'maybe', 'no', 'YES', 'yes', 'maybe', 'other']
+    held_out = [Example(f'q{i}', answer, {}) for i, answer in enumerate(answers)]
+    assert best_constant(Task('fake', None, score), held_out) == ('Yes', 3 / 8)
+    assert best_constant(Task('fake', None, exact_match), held_out) == ('no', 2 / 8)

@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malora_jax.data import (
+    Example,
+    Task,
+    exact_match,
+    get_task,
+    register,
+    take_distinct,
+    task_names,
+)
+from malora_jax.data.tasks import question_key
+from malora_jax.errors import UserError
+
+
+def test_a_misspelt_task_names_the_near_one():
+    with pytest.raises(UserError, match=r"^Unknown task 'spel_backward': did you mean spell_back"):
+        get_task('spel_backward')
+
+
+def test_names_are_unique_and_sorted():
+    assert task_names() == sorted(task_names())
+    with pytest.raises(ValueError, match='already a task'):
+        register(get_task('gcd'))
+
+
+def test_registered_task_is_found(monkeypatch):
+    monkeypatch.setattr('malora_jax.data.tasks._TASKS', {})
+    task = Task('mine', None, exact_match)
+    register(task)
+    assert get_task('mine') is task
+    assert task_names() == ['mine']
+
+
+def test_exact_match_ignores_only_white_space_around():
+    example = Example('?', '4 2', {})
+    assert exact_match(' 4 2\n', example) == 1.0
+    assert exact_match('42', example) == 0.0
+
+
+@given(st.lists(st.text('aA b\n', max_size=4), max_size=30), st.integers(1, 8))
+def test_take_distinct_keeps_the_first_of_each_or_raises(questions, count):
+    draws = [Example(question, str(i), {}) for i, question in enumerate(questions)]
+    keys = [question_key(question) for question in questions]
+    firsts = [example for i, example in enumerate(draws) if keys[i] not in keys[:i]]
+    if len(firsts) >= count:
+        assert take_distinct('t', draws, count) == firsts[:count]
+    else:
+        with pytest.raises(UserError, match=f"Task 't' has only {len(firsts)} distinct questions"):
+            take_distinct('t', draws, count)
