@@ -7,21 +7,17 @@ def get_config(arg: str = 'malora'):
     """The config."""
     config = common.base_config(arg)
     config.data.tasks = (
-        'spell_backward',
         'word_sequence_reversal',
+        'word_sorting',
         'number_filtering',
-        'simple_equations',
         'chain_sum',
-        'family_relationships',
-        'calendar_arithmetic',
         'decimal_chain_sum',
-        'leg_counting',
-        'time_intervals',
+        'family_relationships',
     )
     config.data.train_examples = 4000
     config.data.held_out = 64
-    config.data.sequence_length = 256
+    config.data.sequence_length = 128
     config.data.batch_size = 4
-    config.training.steps = 150
-    config.training.checkpoint_every = 50
+    config.training.steps = 280
+    config.training.checkpoint_every = 70
     return config

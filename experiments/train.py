@@ -14,5 +14,11 @@ from malora_jax.training.results import format_table
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
 
+
+def main(config):
+    """Trains, and prints the table of scores."""
+    print(format_table(training.train(config, pathlib.Path(_WORKDIR.value))))
+
+
 if __name__ == '__main__':
-    cli.run(lambda config: print(format_table(training.train(config, pathlib.Path(_WORKDIR.value)))))
+    cli.run(main)

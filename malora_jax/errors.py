@@ -16,7 +16,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry, with the near ones first."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else f'the known ones are {", ".join(known)}.'
+    hint = f'did you mean {" or ".join(near)}?' if near else f'known are {", ".join(known)}.'
     return UserError(f'Unknown {kind} {name!r}: {hint}')
 
 

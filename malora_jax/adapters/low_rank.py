@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -114,9 +115,7 @@ class LowRankExperts(nn.Module):
         core_ESR = self._leaf('core', lambda: start()[1], ('expert', 'shared_rank', 'rank'))
         return compute.project_down_shared(x_ND, shared_down_DS, core_ESR)
 
-    def _leaf(
-        self, name: str, start: Callable[[], jax.Array], axes: tuple[str, ...]
-    ) -> jax.Array:
+    def _leaf(self, name: str, start: Callable[[], jax.Array], axes: tuple[str, ...]) -> jax.Array:
         collection = 'adapter_frozen' if name in self.config.frozen else 'adapter'
         leaf = self.variable(collection, name, nn.with_logical_partitioning(start, axes))
-        return leaf.value
+        return cast(jax.Array, leaf.value)

@@ -20,7 +20,7 @@ def count(tree: Any) -> int:
 
 
 def count_by_name(tree: Any) -> dict[str, int]:
-    """The number of scalars by the last part of the leaf's path: router, core, up, …"""
+    """The number of scalars by the last part of the leaf's path: router, core or another."""
     counts: collections.Counter[str] = collections.Counter()
     for path, leaf in named_leaves(tree):
         counts[path.rsplit('/', 1)[-1]] += math.prod(leaf.shape)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from malora_jax import files
 
-_COLOURS = matplotlib.colormaps['tab10'].colors
+_COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
 
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -12,7 +12,7 @@ def rotate(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
     """Rotary position embedding: entry i is paired with entry i + C / 2, angles in float32."""
     half = x_BTHC.shape[-1] // 2
     frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1C = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_C
+    angle_BT1C = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_C[None, None, None]
     cos, sin = jnp.cos(angle_BT1C), jnp.sin(angle_BT1C)
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -29,9 +29,9 @@ def visible(
         query_segments_BT: segment (packed example) of each query; 0 is padding.
         key_segments_BS: segment of each key.
     """
-    causal_TS = jnp.arange(key_segments_BS.shape[1]) <= query_index_T[:, None]
+    causal_TS = jnp.arange(key_segments_BS.shape[1])[None] <= query_index_T[:, None]
     same_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
-    return causal_TS & same_BTS
+    return causal_TS[None] & same_BTS
 
 
 def attend(

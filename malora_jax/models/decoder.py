@@ -7,20 +7,20 @@ Dimension letters: B batch, T sequence, N = B · T tokens, D model, F hidden of 
 heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S keys.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of the tokens so far.
 
     Attributes:
@@ -53,19 +53,33 @@ class Context(NamedTuple):
     train: bool
 
 
+def _parameter(
+    module: nn.Module,
+    name: str,
+    start: Callable[..., jax.Array],
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> jax.Array:
+    """A parameter of the base, with the logical names of its axes."""
+    boxed = nn.with_logical_partitioning(start, axes)
+    return cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · scale, in float32."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis."""
-        start = nn.with_logical_partitioning(nn.initializers.ones_init(), ('norm',))
-        scale = self.param('scale', start, (x.shape[-1],), jnp.float32)
-        x32 = x.astype(jnp.float32)
-        mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(mean_square + self.config.norm_epsilon) * scale).astype(x.dtype)
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        """(N, D), each token normalised."""
+        ones = nn.initializers.ones_init()
+        scale_D = _parameter(self, 'scale', ones, ('norm',), x_ND.shape[-1:], 'float32')
+        x32_ND = x_ND.astype(jnp.float32)
+        mean_square_N1 = jnp.mean(x32_ND * x32_ND, axis=-1, keepdims=True)
+        normal_ND = x32_ND * jax.lax.rsqrt(mean_square_N1 + self.config.norm_epsilon)
+        return (normal_ND * scale_D[None]).astype(x_ND.dtype)
 
 
 class AdaptedLinear(nn.Module):
@@ -87,8 +101,8 @@ class AdaptedLinear(nn.Module):
         self, x_ND: jax.Array, dropped_ND: jax.Array, groups_NG: jax.Array | None
     ) -> jax.Array:
         """(N, features). `dropped_ND` and `groups_NG` are for the adapter alone."""
-        start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param('kernel', start, (x_ND.shape[-1], self.features), jnp.dtype(self.dtype))
+        shape, start = (x_ND.shape[-1], self.features), nn.initializers.lecun_normal()
+        kernel = _parameter(self, 'kernel', start, self.axes, shape, self.dtype)
         y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if self.adapter is not None:
             y_NF += self.experts(x_ND, dropped_ND, groups_NG)
@@ -171,9 +185,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """The residual stream after this layer, and its part of the cache."""
         attend = Attention(self.config, self.adapter, name='attention')
-        update_ND, cache = attend(
-            RMSNorm(self.config, name='attention_norm')(x_ND), context, cache
-        )
+        update_ND, cache = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, cache)
         x_ND += update_ND
         mlp = MLP(self.config, self.adapter, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
@@ -215,12 +227,11 @@ class Decoder(nn.Module):
             Hidden states (B, T, D) after the last norm, and the filled cache if one was given.
         """
         config = self.config
-        start = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
-        shape = (config.vocab_size, config.width)
-        embedding_VD = self.param('embedding', start, shape, jnp.dtype(config.dtype))
-        if not config.tied:
-            start = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('embed', 'vocab'))
-            self.param('head', start, shape[::-1], jnp.dtype(config.dtype))
+        shape, start = (config.vocab_size, config.width), nn.initializers.normal(0.02)
+        axes = ('vocab', 'embed')
+        embedding_VD = _parameter(self, 'embedding', start, axes, shape, config.dtype)
+        if not config.tied:  # Used by whoever wants logits: see `head_kernel`.
+            _parameter(self, 'head', start, axes[::-1], shape[::-1], config.dtype)
 
         (B, T), first = tokens_BT.shape, jnp.int32(0)
         key_segments_BS, layers = segments_BT, None
@@ -235,7 +246,8 @@ class Decoder(nn.Module):
         x_ND, layers = self._layers(x_ND, context, layers)
         x_ND = RMSNorm(config, name='final_norm')(x_ND)
         if cache is not None and layers is not None:
-            cache = Cache(*layers, segments=key_segments_BS, length=first + T)
+            k, v = layers
+            cache = Cache(k=k, v=v, segments=key_segments_BS, length=first + T)
         return x_ND.reshape(B, T, config.width), cache
 
     def _layers(self, x_ND: jax.Array, context: Context, layers: Any) -> tuple[jax.Array, Any]:
@@ -260,4 +272,4 @@ def empty_cache(config: ModelConfig, batch: int, places: int) -> Cache:
     shape = (config.num_layers, batch, places, config.num_kv_heads, config.head_width)
     zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
     segments = jnp.zeros((batch, places), jnp.int32)
-    return Cache(zeros, zeros, segments, length=jnp.int32(0))
+    return Cache(k=zeros, v=zeros, segments=segments, length=jnp.int32(0))

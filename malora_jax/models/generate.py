@@ -7,7 +7,7 @@ Dimension letters: B batch, T prompt places, M most new tokens.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Generator:
         for start in range(0, len(prompts), self.batch_size):
             indices = by_length[start : start + self.batch_size]
             tokens_BT, segments_BT = self._pad([prompts[i] for i in indices])
-            new_BM, count_B = _generate(
+            new = _generate(
                 self.model,
                 self.max_new_tokens,
                 variables,
@@ -63,8 +63,9 @@ class Generator:
                 jnp.int32(self.end_id),
                 jnp.int32(min(limit or self.max_new_tokens, self.max_new_tokens)),
             )
-            for i, row_M, count in zip(indices, np.asarray(new_BM), np.asarray(count_B)):
-                answers[i] = row_M[:count].tolist()
+            new_BM, count_B = jax.device_get(new)
+            for row, i in enumerate(indices):
+                answers[i] = new_BM[row, : count_B[row]].tolist()
         return answers
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,10 +93,13 @@ def _generate(
     B, T = tokens_BT.shape
     head_DV = head_kernel(model.config, variables['params'])
     length_B = segments_BT.sum(axis=1)
-    positions_BT = jnp.maximum(jnp.arange(T) - (T - length_B)[:, None], 0)
+    positions_BT = jnp.maximum(jnp.arange(T)[None] - (T - length_B)[:, None], 0)
 
     def next_token(tokens, positions, segments, cache: Cache) -> tuple[jax.Array, Cache]:
-        hidden, cache = model.apply(variables, tokens, positions, segments, cache=cache)
+        hidden, cache = cast(
+            tuple[jax.Array, Cache],
+            model.apply(variables, tokens, positions, segments, cache=cache),
+        )
         logits_BV = jnp.matmul(hidden[:, -1], head_DV, preferred_element_type=jnp.float32)
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
 
@@ -118,5 +122,5 @@ def _generate(
         return i + 1, token_B, done_B | (token_B == end_id), new_BM, cache
 
     steps, _, _, new_BM, _ = jax.lax.while_loop(unfinished, extend, start)
-    written_BM = (jnp.arange(max_new_tokens) < steps) & (new_BM != end_id)
+    written_BM = (jnp.arange(max_new_tokens) < steps)[None] & (new_BM != end_id)
     return new_BM, written_BM.sum(axis=1)

@@ -59,9 +59,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
             state = trainer.run_steps(state, data, checkpoints)
     variables = state.variables(setup.base.params)
     after = results.scored(setup, workdir, 'after', variables)
-    held_out = held_out_losses(
-        setup.model, variables, setup.held_out_batches(), len(setup.splits)
-    )
+    held_out = held_out_losses(setup.model, variables, setup.held_out_batches(), len(setup.splits))
     return results.write_results(setup, workdir, writer.records, before, after, held_out)
 
 
@@ -130,12 +128,12 @@ class Trainer:
         seconds, self._clock = now - self._clock, now
         self._wall_time += seconds
         self._tokens += int(metrics['tokens'])
-        record = {'step': number}
-        nll_G, count_G = metrics.pop('task_nll'), metrics.pop('task_count')
+        record: dict[str, float] = {'step': number}
+        nll_G, tokens_G = metrics.pop('task_nll'), metrics.pop('task_tokens')
         by_task = {
-            f'loss/{task}': float(nll / count)
-            for task, nll, count in zip(self._tasks, nll_G, count_G, strict=True)
-            if count
+            f'loss/{task}': float(nll / tokens)
+            for task, nll, tokens in zip(self._tasks, nll_G, tokens_G, strict=True)
+            if tokens
         }
         record |= {name: float(value) for name, value in metrics.items()} | by_task
         record |= {
@@ -155,4 +153,3 @@ class Trainer:
             f'loss {record["loss"]:.3f}, {record["tokens_per_second"]:.0f} tokens/s, {losses}'
         )
         bar.update(number - bar.n)
-

@@ -105,4 +105,3 @@ def plan(run: RunConfig) -> dict[str, Any]:
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-

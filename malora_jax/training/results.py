@@ -61,7 +61,8 @@ def write_results(
         setup: the run's parts.
         workdir: the run's directory.
         records: of metrics.jsonl.
-        before, after: the scored answers.
+        before: the base model's scored answers.
+        after: the adapted model's.
         held_out: sums over the held-out examples, after training.
 
     Returns:
@@ -100,7 +101,7 @@ def write_results(
 
 def format_table(results: Mapping[str, Any]) -> str:
     """The scores as a table of plain text, in percent."""
-    rows = [('task', 'before', 'constant', 'after', 'questions')]
+    rows: list[tuple[str, ...]] = [('task', 'before', 'constant', 'after', 'questions')]
     for name, task in results['tasks'].items():
         scores = [f'{100 * task[key]:.1f}' for key in ('before', 'best_constant', 'after')]
         rows.append((name, *scores, str(task['examples'])))
@@ -125,7 +126,7 @@ def _task_results(
     held_out: Losses,
 ) -> dict[str, dict[str, Any]]:
     scores_before, scores_after = runner.exact_match(before), runner.exact_match(after)
-    loss_G = np.asarray(held_out.nll) / np.asarray(held_out.count)
+    loss_G = np.asarray(held_out.nll) / np.asarray(held_out.loss_tokens)
     results = {}
     for split, loss in zip(setup.splits, loss_G, strict=True):
         answer, share = data.best_constant(data.get_task(split.task_name), split.held_out)

@@ -3,16 +3,15 @@
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from malora_jax.models import Decoder
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The state of a run, without the frozen base.
 
     Attributes:
@@ -41,9 +40,7 @@ def abstract_variables(model: Decoder) -> Any:
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
 
 
-def create_state(
-    model: Decoder, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
+def create_state(model: Decoder, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state. The base's parameters are not made: the compiler drops them."""
 
     @jax.jit

@@ -3,7 +3,7 @@
 Dimension letters: B batch, T sequence, N = B · T tokens, G tasks, L layers, E experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +25,13 @@ class Losses(NamedTuple):
 
     Attributes:
         nll: (G,) summed cross-entropy of each task, in nats.
-        count: (G,) tokens that carried loss.
+        loss_tokens: (G,) tokens that carried loss.
         tokens: () tokens that were not padding.
         routing: `RoutingSums` of each adapted linear, by its path; leaves (L, G, E).
     """
 
     nll: jax.Array
-    count: jax.Array
+    loss_tokens: jax.Array
     tokens: jax.Array
     routing: dict[str, router.RoutingSums]
 
@@ -89,7 +89,7 @@ def make_train_step(
     schedule: optax.Schedule,
     num_tasks: int,
     seed: int,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Builds the compiled step: (state, params, batch) to (state, metrics).
 
     Only the adapter is differentiated; the state's buffers are reused. The dropout masks of a
@@ -101,7 +101,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         variables = state.replace(adapter=adapter).variables(params)
         sums = losses(model, variables, batch, num_tasks, key)
-        loss = sums.nll.sum() / jnp.maximum(sums.count.sum(), 1)
+        loss = sums.nll.sum() / jnp.maximum(sums.loss_tokens.sum(), 1)
         balance = mean_balance_loss(sums.routing)
         return loss + balance_weight * balance, (loss, balance, sums)
 
@@ -112,7 +112,7 @@ def make_train_step(
         metrics = {
             'loss': loss,
             'task_nll': sums.nll,
-            'task_count': sums.count,
+            'task_tokens': sums.loss_tokens,
             'tokens': sums.tokens,
             'gradient_norm': optax.global_norm(gradients),
             'learning_rate': schedule(state.step),

@@ -37,7 +37,7 @@ class GGUFFile:
             raise errors.UserError(f'There is no weight file {self.path}.')
         try:
             reader = gguf.GGUFReader(self.path)
-        except Exception as error:  # The reader fails in many ways on a file that is cut or no GGUF.
+        except Exception as error:  # It fails in many ways on a cut file.
             raise errors.UserError(
                 f'{self.path} is not a complete GGUF file ({error}); download it again.'
             ) from error

@@ -1,0 +1,54 @@
+"""Settings of methods: the table, the overrides, the mistakes."""
+
+import re
+
+import pytest
+
+from malora_jax import errors
+from malora_jax.adapters import METHODS, method
+
+
+def test_table_holds_the_papers_settings():
+    malora = method('malora')
+    assert (malora.num_experts, malora.top_k, malora.rank, malora.shared_rank) == (8, 2, 12, 32)
+    assert (malora.alpha, malora.scale, malora.dropout) == (24, 2, 0.05)
+    lora = method('lora')
+    assert (lora.rank, lora.alpha, lora.has_router) == (64, 128, False)
+    small = method('malora_small')
+    assert (small.rank, small.shared_rank) == (8, 22)
+    assert (method('molora').rank, method('molora').shared_rank) == (8, 0)
+    assert all(method(name).scale == 2 for name in METHODS)
+    assert all('o' not in method(name).targets for name in METHODS)
+
+
+def test_alpha_follows_the_rank_unless_given():
+    assert method('malora', rank=6).alpha == 12
+    assert method('malora', rank=6, alpha=24.0).scale == 4
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'rank': 0}, 'adapter.rank is 0; it must be at least 1.'),
+        ({'top_k': 9}, 'adapter.top_k is 9; it must be at most num_experts = 8.'),
+        ({'top_k': 0}, 'adapter.top_k is 0; it must be at least 1.'),
+        ({'num_experts': 0}, 'adapter.num_experts is 0; it must be at least 1.'),
+        ({'shared_rank': 4}, 'adapter.shared_rank is 4; it must be 0 or at least rank = 12.'),
+        ({'alpha': 0.0}, 'adapter.alpha is 0.0; it must be positive.'),
+        ({'beta': float('nan')}, 'adapter.beta is nan; it must be positive.'),
+        ({'dropout': 1.0}, 'adapter.dropout is 1.0; it must be at least 0 and below 1.'),
+        ({'balance_weight': -1.0}, 'adapter.balance_weight is -1.0; it must be at least 0.'),
+        ({'top_k': 1, 'renormalize': True}, 'adapter.renormalize is True; it must be False when'),
+        ({'targets': ('q', 'x')}, "Unknown linear in adapter.targets 'x'"),
+        ({'frozen': ('cor',)}, "Unknown leaf in adapter.frozen 'cor': did you mean core?"),
+        ({'rnk': 3}, "Unknown adapter field 'rnk': did you mean rank"),
+    ],
+)
+def test_mistakes_name_the_field_and_what_would_be_right(overrides, message):
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        method('malora', **overrides)
+
+
+def test_unknown_method_names_the_near_ones():
+    with pytest.raises(errors.UserError, match=r"'malroa': did you mean malora"):
+        method('malroa')

@@ -1,0 +1,103 @@
+"""Equations (8) to (10) and what the paper derives from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from malora_jax.adapters import LowRankExperts, method
+from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace
+
+INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
+
+
+def subspace(beta: float, seed: int = 0):
+    return shared_subspace(
+        jax.random.key(seed),
+        inputs=INPUTS,
+        num_experts=EXPERTS,
+        rank=RANK,
+        shared_rank=SHARED,
+        beta=beta,
+    )
+
+
+def test_kaiming_uniform_has_the_bound_and_variance():
+    values = np.asarray(kaiming_uniform(jax.random.key(0), (16, INPUTS, 64)))
+    bound = INPUTS**-0.5
+    assert 0.999 * bound < np.abs(values).max() <= bound
+    np.testing.assert_allclose(values.var(), 1 / (3 * INPUTS), rtol=0.01)
+
+
+def test_shared_down_is_an_orthonormal_basis_times_beta():
+    shared_down_DS, _ = subspace(beta=1.25)
+    gram_SS = np.asarray(shared_down_DS).T @ np.asarray(shared_down_DS)
+    np.testing.assert_allclose(gram_SS, 1.25**2 * np.eye(SHARED), atol=1e-5)
+
+
+def test_first_expert_starts_as_its_own_kaiming_matrix():
+    """P_0 S_A = (U_0 Σ_0)[:r̄] V_0 = K_0[:r̄] exactly, eq. (8)-(10)."""
+    shared_down_DS, core_ESR = subspace(beta=0.7)
+    k_EDS = kaiming_uniform(jax.random.key(0), (EXPERTS, INPUTS, SHARED))
+    np.testing.assert_allclose(shared_down_DS @ core_ESR[0], k_EDS[0, :, :RANK], atol=1e-6)
+
+
+def test_rows_of_the_product_keep_the_kaiming_scale():
+    shared_down_DS, core_ESR = subspace(beta=1.0)
+    product_EDR = np.einsum('DS,ESR->EDR', shared_down_DS, core_ESR)
+    norms_ER = (product_EDR**2).sum(axis=1)
+    np.testing.assert_allclose(norms_ER.mean(), 1 / 3, rtol=0.02)
+    assert norms_ER.min() > 0.25
+    assert norms_ER.max() < 0.42
+
+
+@pytest.mark.parametrize('beta', [0.3, 2.0])
+def test_product_does_not_depend_on_beta(beta):
+    one, other = subspace(beta=1.0), subspace(beta=beta)
+    np.testing.assert_allclose(other[0], beta * one[0], rtol=1e-5, atol=1e-7)
+    for expert in range(EXPERTS):
+        np.testing.assert_allclose(
+            other[0] @ other[1][expert], one[0] @ one[1][expert], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_update_is_zero_at_the_start():
+    for name in ('lora', 'molora', 'malora', 'malora_small'):
+        experts = LowRankExperts(method(name), features=8)
+        x_ND = jax.random.normal(jax.random.key(1), (4, INPUTS))
+        update, _ = experts.init_with_output(jax.random.key(0), x_ND)
+        assert not np.any(update)
+
+
+@pytest.mark.parametrize('beta', [0.5, 1.25, 4.0])
+def test_gradient_norms_scale_with_beta_and_its_inverse(beta):
+    """Appendix A.3: |∂L/∂S_A| ∝ 1/β and |∂L/∂P_t| ∝ β, once B ≠ 0."""
+
+    def gradients(beta):
+        experts = LowRankExperts(method('malora', beta=beta), features=24)
+        x_ND = jax.random.normal(jax.random.key(1), (32, INPUTS))
+        leaves = nn.unbox(experts.init(jax.random.key(0), x_ND))['adapter']
+        leaves['up'] = jax.random.normal(jax.random.key(2), leaves['up'].shape)
+
+        def loss(leaves):
+            return (experts.apply({'adapter': leaves}, x_ND) ** 2).sum()
+
+        return jax.tree.map(jnp.linalg.norm, jax.grad(loss)(leaves))
+
+    one, other = gradients(1.0), gradients(beta)
+    np.testing.assert_allclose(other['shared_down'] / one['shared_down'], 1 / beta, rtol=1e-3)
+    np.testing.assert_allclose(other['core'] / one['core'], beta, rtol=1e-3)
+    np.testing.assert_allclose(other['up'], one['up'], rtol=1e-3)
+
+
+def test_many_subspaces_at_once_do_not_deadlock():
+    """Batched decompositions side by side once waited for each other for ever on two cores."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    make = jax.jit(jax.vmap(lambda key: jnp.square(_tiny_subspace(key)).sum()))
+    for _ in range(3):
+        assert np.all(np.isfinite(make(keys)))
+
+
+def _tiny_subspace(key):
+    return shared_subspace(key, inputs=24, num_experts=4, rank=3, shared_rank=6, beta=1.0)[1]

@@ -1,0 +1,134 @@
+"""Routing, eq. (4), the balance loss and the statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from malora_jax.adapters import LowRankExperts, method, router
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    scores=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 6), st.just(5)), elements=st.sampled_from([0, 0.25, 1])
+    ),
+    top_k=st.integers(1, 5),
+)
+def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
+    mask_NE = np.asarray(router.top_k_mask(jnp.asarray(scores), top_k))
+    _, index_NK = jax.lax.top_k(jnp.asarray(scores), top_k)
+    expected = np.zeros_like(scores)
+    np.put_along_axis(expected, np.asarray(index_NK), 1, axis=1)
+    np.testing.assert_array_equal(mask_NE, expected)
+
+
+def routed(seed: int = 0, tokens: int = 40, inputs: int = 12, top_k: int = 2, renormalize=False):
+    rng = np.random.default_rng(seed)
+    x_ND = jnp.asarray(rng.normal(size=(tokens, inputs)), jnp.float32)
+    router_DE = jnp.asarray(rng.normal(size=(inputs, 8)), jnp.float32)
+    return x_ND, router_DE, router.route(x_ND, router_DE, top_k, renormalize)
+
+
+@pytest.mark.parametrize('renormalize', [False, True])
+def test_gates_equal_the_equation(renormalize):
+    x_ND, router_DE, routing = routed(renormalize=renormalize)
+    W_g = np.asarray(router_DE, np.float64).T
+    expected = [reference.gates(x, W_g, 2, renormalize) for x in np.asarray(x_ND, np.float64)]
+    np.testing.assert_allclose(routing.gates, np.stack(expected), rtol=1e-5, atol=1e-7)
+    assert np.all((np.asarray(routing.gates) > 0).sum(axis=1) == 2)
+    if not renormalize:
+        assert np.all(np.asarray(routing.gates).sum(axis=1) < 1)
+
+
+def test_router_computes_in_float32_on_bfloat16_input():
+    x_ND, router_DE, _ = routed()
+    x_ND = x_ND.astype(jnp.bfloat16)
+    low = router.route(x_ND, router_DE, 2, False)
+    high = router.route(x_ND.astype(jnp.float32), router_DE, 2, False)
+    assert low.probabilities.dtype == jnp.float32
+    np.testing.assert_array_equal(low.probabilities, high.probabilities)
+
+
+def test_balance_loss_equals_its_definition():
+    x_ND, router_DE, routing = routed()
+    sums = router.sum_by_group(routing, jnp.ones((40, 1)))
+    expected = reference.balance_loss(
+        np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T, 2
+    )
+    np.testing.assert_allclose(router.balance_loss(sums), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('top_k', [1, 2, 4])
+def test_balanced_routing_has_loss_one_and_collapse_has_experts_over_k(top_k):
+    even = jnp.full((1, 8), 5.0)
+    assert router.balance_loss(router.RoutingSums(even, even)) == pytest.approx(1)
+    collapsed = jnp.where(jnp.arange(8) < top_k, 5.0, 0.0)[None]
+    collapse = router.balance_loss(router.RoutingSums(collapsed, collapsed))
+    assert collapse == pytest.approx(8 / top_k)
+
+
+def test_layers_that_collapse_on_different_experts_are_not_balanced():
+    """Averaging over routers, not concatenating: four layers each on a pair of their own."""
+    load_LGE = jnp.eye(4).repeat(2, axis=1)[:, None, :]
+    loss_L = router.balance_loss(router.RoutingSums(load_LGE, load_LGE))
+    np.testing.assert_allclose(loss_L, 4)
+
+
+def test_balance_loss_pushes_probability_away_from_the_busy_expert():
+    x_ND, router_DE, _ = routed()
+
+    def loss(router_DE):
+        routing = router.route(x_ND, router_DE, 2, False)
+        return router.balance_loss(router.sum_by_group(routing, jnp.ones((40, 1))))
+
+    before, gradient = loss(router_DE), jax.grad(loss)(router_DE)
+    assert np.abs(gradient).max() > 0
+    assert loss(router_DE - 0.01 * gradient) < before
+
+
+def test_padding_does_not_count():
+    x_ND, router_DE, routing = routed()
+    real = jnp.asarray(np.arange(40) < 25, jnp.float32)[:, None]
+    masked = router.sum_by_group(routing, real)
+    alone = router.sum_by_group(router.route(x_ND[:25], router_DE, 2, False), jnp.ones((25, 1)))
+    for found, expected in zip(masked, alone, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_sums_are_kept_apart_by_group():
+    _, _, routing = routed()
+    groups_NG = jax.nn.one_hot(jnp.arange(40) % 3, 3)
+    sums = router.sum_by_group(routing, groups_NG)
+    for group in range(3):
+        expected = np.asarray(routing.selected)[np.arange(40) % 3 == group].sum(axis=0)
+        np.testing.assert_allclose(sums.load[group], expected)
+    np.testing.assert_allclose(sums.load.sum(), 80)
+
+
+def test_statistics_of_known_loads():
+    assert router.effective_experts(jnp.full(8, 1 / 8)) == pytest.approx(8, rel=1e-5)
+    assert router.effective_experts(jnp.asarray([1.0, 0, 0, 0])) == pytest.approx(1)
+    assert router.effective_experts(jnp.asarray([0.5, 0.5, 0, 0])) == pytest.approx(2, rel=1e-5)
+
+
+def test_each_token_is_routed_for_itself():
+    x_ND, router_DE, routing = routed()
+    changed = router.route(x_ND.at[7].set(3.0), router_DE, 2, False)
+    others = np.arange(40) != 7
+    np.testing.assert_array_equal(changed.gates[others], routing.gates[others])
+    assert not np.allclose(changed.gates[7], routing.gates[7])
+
+
+def test_sums_are_sown_only_when_groups_are_given():
+    experts = LowRankExperts(method('molora'), features=6)
+    x_ND = jnp.ones((5, 9))
+    variables = experts.init(jax.random.key(0), x_ND)
+    _, collections = experts.apply(variables, x_ND, mutable=['routing'])
+    assert not collections
+    _, collections = experts.apply(variables, x_ND, groups=jnp.ones((5, 2)), mutable=['routing'])
+    assert collections['routing']['sums'].load.shape == (2, 8)

@@ -1,0 +1,116 @@
+"""Small models whose every weight is random and none is zero, and packed batches made by hand."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from malora_jax.adapters import AdapterConfig, method
+from malora_jax.adapters.trees import named_leaves
+from malora_jax.models import Decoder, preset
+from malora_jax.models.decoder import head_kernel
+from malora_jax.training.state import abstract_variables
+
+METHOD_NAMES = ('lora', 'molora', 'malora', 'malora_small')
+_SIZES: dict[str, dict[str, int]] = {
+    'lora': dict(rank=8),
+    'molora': dict(num_experts=4, rank=3),
+    'malora': dict(num_experts=4, rank=4, shared_rank=9),
+    'malora_small': dict(num_experts=4, rank=3, shared_rank=6),
+}
+
+
+def small_method(name: str, **overrides: Any) -> AdapterConfig:
+    """The method in a size that suits the tiny model."""
+    return method(name, **(_SIZES[name] | overrides))
+
+
+def tiny_model(adapter: AdapterConfig | None = None, **overrides: Any) -> Decoder:
+    return Decoder(preset('tiny', **overrides), adapter)
+
+
+def random_variables(model: Decoder, seed: int = 0) -> dict[str, Any]:
+    """All collections with random values: none is zero, `up` included.
+
+    The base's values do not depend on the adapter.
+    """
+    shapes = nn.unbox(abstract_variables(model))
+    return {name: _random_tree(tree, (seed, name == 'params')) for name, tree in shapes.items()}
+
+
+def _random_tree(shapes: Any, seed: tuple[int, ...]) -> Any:
+    rng = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        normal = rng.standard_normal(shape, np.float32)
+        if name == 'scale':
+            return 1 + 0.2 * normal
+        return normal * (1.5 * shape[-2] ** -0.5 if name == 'kernel' else 0.2)
+
+    leaves = [
+        jnp.asarray(draw(path.rsplit('/', 1)[-1], leaf.shape), leaf.dtype)
+        for path, leaf in named_leaves(shapes)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def packed_batch(
+    rows: Sequence[Sequence[int]], length: int, *, num_tasks: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """A batch of random examples of given lengths, several a row; the task of example i is i mod G.
+
+    The last half of each example carries loss; the padding is as the data pipeline leaves it.
+    """
+    rng = np.random.default_rng(seed)
+    keys = ('inputs', 'targets', 'task_ids', 'segment_ids', 'positions')
+    batch = {key: np.zeros((len(rows), length), np.int32) for key in keys}
+    batch['loss_mask'] = np.zeros((len(rows), length), np.float32)
+    number = 0
+    for row, sizes in enumerate(rows):
+        start = 0
+        for segment, size in enumerate(sizes, 1):
+            here = (row, slice(start, start + size))
+            tokens = rng.integers(3, 300, size + 1)
+            batch['inputs'][here], batch['targets'][here] = tokens[:-1], tokens[1:]
+            batch['task_ids'][here] = number % num_tasks
+            batch['segment_ids'][here] = segment
+            batch['positions'][here] = np.arange(size)
+            batch['loss_mask'][here] = np.arange(size) >= size // 2
+            start, number = start + size, number + 1
+    return batch
+
+
+def unpacked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same examples, one a row, in order of row and segment."""
+    examples = [
+        (row, segment)
+        for row, segments in enumerate(batch['segment_ids'])
+        for segment in range(1, segments.max() + 1)
+    ]
+    alone = {}
+    for key, array in batch.items():
+        alone[key] = np.zeros((len(examples), array.shape[1]), array.dtype)
+        for number, (row, segment) in enumerate(examples):
+            values = array[row][batch['segment_ids'][row] == segment]
+            alone[key][number, : len(values)] = 1 if key == 'segment_ids' else values
+    return alone
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_states(model: Decoder, variables: Any, tokens, positions, segments) -> jax.Array:
+    return model.apply(variables, tokens, positions, segments)[0]
+
+
+def logits_of(model: Decoder, variables: Any, tokens, positions=None, segments=None) -> np.ndarray:
+    """(B, T, V); by default each row is one example."""
+    tokens = jnp.asarray(tokens)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    if segments is None:
+        segments = jnp.ones_like(tokens)
+    hidden_BTD = hidden_states(model, variables, tokens, positions, segments)
+    return np.asarray(hidden_BTD @ head_kernel(model.config, variables['params']))

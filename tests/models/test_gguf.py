@@ -1,0 +1,253 @@
+import functools
+import pathlib
+import tempfile
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_gguf import write_tiny_gguf
+
+from malora_jax.adapters.trees import named_leaves
+from malora_jax.errors import UserError
+from malora_jax.models import preset
+from malora_jax.models.loading.gguf_file import GGUFFile, load_params
+from malora_jax.models.loading.weights import find_weights, load_base
+
+# Our path under `layers`, and the name in `transformers`, whose kernels are (outputs, inputs).
+LAYER_NAMES = {
+    'attention_norm/scale': 'input_layernorm',
+    'attention/q/kernel': 'self_attn.q_proj',
+    'attention/k/kernel': 'self_attn.k_proj',
+    'attention/v/kernel': 'self_attn.v_proj',
+    'attention/o/kernel': 'self_attn.o_proj',
+    'mlp_norm/scale': 'post_attention_layernorm',
+    'mlp/gate/kernel': 'mlp.gate_proj',
+    'mlp/up/kernel': 'mlp.up_proj',
+    'mlp/down/kernel': 'mlp.down_proj',
+}
+MIXED = {'blk.0.attn_q.weight': 'Q8_0', 'blk.1.ffn_up.weight': 'Q4_1', 'output.weight': 'F16'}
+
+
+def expected_params(weights: dict[str, np.ndarray], tied: bool) -> dict[str, np.ndarray]:
+    expected = {
+        'embedding': weights['model.embed_tokens.weight'],
+        'final_norm/scale': weights['model.norm.weight'],
+    }
+    if not tied:
+        expected['head'] = weights['lm_head.weight'].T
+    for ours, theirs in LAYER_NAMES.items():
+        layers = [weights[f'model.layers.{layer}.{theirs}.weight'].T for layer in range(2)]
+        expected[f'layers/{ours}'] = np.stack(layers)
+    return expected
+
+
+def load(path: pathlib.Path, **overrides) -> dict[str, np.ndarray]:
+    params = load_params(GGUFFile(path), preset('tiny', **overrides))
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize(
+    'types', ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', MIXED], ids=lambda t: str(t)[:5]
+)
+def test_params_are_exactly_the_dequantised_weights(tmp_path, types, tied):
+    types = (
+        {k: v for k, v in types.items() if not tied or k != 'output.weight'}
+        if isinstance(types, dict)
+        else types
+    )
+    weights = write_tiny_gguf(tmp_path / 'tiny.gguf', 3, types, tied=tied)
+    assert_same(load(tmp_path / 'tiny.gguf', tied=tied), expected_params(weights, tied))
+
+
+def test_bfloat16_rounds_the_weights_but_not_the_norms(tmp_path):
+    weights = write_tiny_gguf(tmp_path / 'tiny.gguf', 0, 'F32')
+    found = load(tmp_path / 'tiny.gguf', dtype='bfloat16')
+    for name, values in expected_params(weights, True).items():
+        if name.endswith('kernel') or name == 'embedding':
+            assert found[name].dtype == 'bfloat16'
+        np.testing.assert_array_equal(found[name], values.astype(found[name].dtype))
+
+
+def test_params_have_the_shapes_of_the_decoder(tmp_path):
+    import flax.linen as nn
+    from model_helpers import tiny_model
+
+    from malora_jax.training.state import abstract_variables
+
+    for tied in (True, False):
+        write_tiny_gguf(tmp_path / 'tiny.gguf', 0, 'F32', tied=tied)
+        found = load(tmp_path / 'tiny.gguf', tied=tied)
+        shapes = nn.unbox(abstract_variables(tiny_model(tied=tied)))['params']
+        expected = {name: (leaf.shape, leaf.dtype) for name, leaf in named_leaves(shapes)}
+        assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == expected
+
+
+# Mistakes.
+
+
+def message(path: pathlib.Path, model: str = 'tiny', **overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        load_base(preset(model, **overrides), str(path))
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    path = tmp_path / 'none.gguf'
+    assert message(path) == f'There is no weight file {path}.'
+
+
+@pytest.mark.parametrize('content', [b'', b'G', b'GGUF', b'not a model at all' * 100])
+def test_not_a_gguf(tmp_path, content):
+    path = tmp_path / 'text.gguf'
+    path.write_bytes(content)
+    text = message(path)
+    assert text.startswith(f'{path} is not a complete GGUF file (')
+    assert text.endswith('; download it again.')
+
+
+@functools.cache
+def whole_file() -> tuple[bytes, dict[str, np.ndarray]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / 'tiny.gguf'
+        weights = write_tiny_gguf(path, 0, 'Q8_0')
+        return path.read_bytes(), expected_params(weights, True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_never_gives_weights(share):
+    content, expected = whole_file()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / 'cut.gguf'
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(UserError, match='is not a complete GGUF file .* download it again'):
+            load_base(preset('tiny'), str(path))
+        path.write_bytes(content)
+        assert_same(load(path), expected)
+
+
+def test_a_truncated_file_within_any_tensor(tmp_path):
+    content, _ = whole_file()
+    path = tmp_path / 'cut.gguf'
+    path.write_bytes(content)
+    ends = [int(tensor.data_offset + tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors]
+    for end in ends:
+        for cut in (1, 2, 32):
+            path.write_bytes(content[: end - cut])
+            with pytest.raises(UserError, match='is not a complete GGUF file'):
+                load_base(preset('tiny'), str(path))
+
+
+@pytest.mark.parametrize('name', ['token_embd.weight', 'blk.1.ffn_up.weight', 'output_norm.weight'])
+def test_missing_tensor(tmp_path, name):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32', omit=[name])
+    assert message(path) == f'{path} has no tensor {name!r}.'
+
+
+def test_untied_model_from_a_file_without_head(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32')
+    assert message(path, tied=False) == f"{path} has no tensor 'output.weight'."
+
+
+@pytest.mark.parametrize(
+    'field, key, value',
+    [
+        ('num_layers', 'block_count', 3),
+        ('width', 'embedding_length', 128),
+        ('hidden', 'feed_forward_length', 64),
+        ('num_heads', 'attention.head_count', 8),
+        ('num_kv_heads', 'attention.head_count_kv', 4),
+        ('rope_theta', 'rope.freq_base', 10000.0),
+        ('norm_epsilon', 'attention.layer_norm_rms_epsilon', 1e-5),
+    ],
+)
+def test_other_sizes_than_the_presets(tmp_path, field, key, value):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32')
+    text = message(path, **{field: value})
+    assert text.startswith(f'{path} has llama.{key} = ')
+    assert text.endswith(f"; model 'tiny' needs {value}.")
+
+
+@pytest.mark.parametrize('field, value', [('vocab_size', 320), ('head_width', 32)])
+def test_other_shapes_than_the_presets(tmp_path, field, value):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32')
+    text = message(path, **{field: value})
+    assert text.startswith(f'{path}: tensor ')
+    assert 'has shape' in text and 'the model needs' in text
+
+
+def test_more_tokens_than_the_model_has_room_for(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32')
+    assert message(path, vocab_size=200) == (
+        f"{path} has 300 tokens; model 'tiny' has room for 200."
+    )
+
+
+def write_header(path: pathlib.Path, architecture: str, model: str, split: str) -> None:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(['a', 'aa'])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 2)
+    writer.add_token_merges(['a a'])
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_another_architecture(tmp_path):
+    path = tmp_path / 'other.gguf'
+    write_header(path, 'qwen2', 'gpt2', 'smollm')
+    assert message(path) == (
+        f"{path} holds a model of architecture 'qwen2'; only 'llama' can be read from GGUF."
+    )
+
+
+@pytest.mark.parametrize('model, split', [('llama', 'smollm'), ('gpt2', 'qwen2')])
+def test_another_tokenizer(tmp_path, model, split):
+    path = tmp_path / 'other.gguf'
+    write_header(path, 'llama', model, split)
+    assert message(path) == (
+        f'{path} has a tokenizer of kind {model!r} with pre-tokenizer {split!r}; '
+        "only 'gpt2' with 'smollm' can be read from GGUF."
+    )
+
+
+def test_a_preset_without_weights():
+    with pytest.raises(UserError) as caught:
+        find_weights(preset('llama2-7b'), '')
+    assert str(caught.value) == (
+        "Model 'llama2-7b' comes without weights: set model.weights to a GGUF file."
+    )
+
+
+def test_weights_that_are_not_installed(monkeypatch):
+    from malora_jax.models.loading import weights
+
+    monkeypatch.setitem(weights._DISTRIBUTIONS, 'tiny', 'malora-no-such-distribution')
+    with pytest.raises(
+        UserError, match="The weights of 'tiny' are not installed: run `make setup`"
+    ):
+        find_weights(preset('tiny'), '')
+
+
+def test_unknown_model():
+    with pytest.raises(UserError, match=r"Unknown model 'smolm2-135m': did you mean smollm2-135m"):
+        preset('smolm2-135m')

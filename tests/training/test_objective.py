@@ -1,0 +1,129 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malora_jax.training import objective
+
+WIDTH, VOCABULARY = 16, 50
+TOKENS = 2 * objective.CHUNK + 40
+COUNTS = (0, 1, objective.CHUNK - 1, objective.CHUNK, objective.CHUNK + 1, TOKENS)
+
+
+def reference(hidden_ND, head_DV, targets_N, weights_NG, cotangent_G):
+    """Value, and gradient of value · cotangent with respect to the hidden states, in float64."""
+    hidden, head, weights = (np.asarray(a, np.float64) for a in (hidden_ND, head_DV, weights_NG))
+    logits = hidden @ head
+    logits -= logits.max(axis=-1, keepdims=True)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    rows = np.arange(len(targets_N))
+    value = -log_probs[rows, targets_N] @ weights
+    difference = np.exp(log_probs)
+    difference[rows, targets_N] -= 1
+    return value, (difference @ head.T) * (weights @ np.float64(cotangent_G))[:, None]
+
+
+@functools.partial(jax.jit, static_argnames='chunk')
+def computed(hidden_ND, head_DV, targets_N, weights_NG, cotangent_G, chunk=None):
+    """Value and gradients with respect to hidden states and head, compiled."""
+
+    def scalar(hidden_ND, head_DV):
+        value_G = objective.cross_entropy(hidden_ND, head_DV, targets_N, weights_NG)
+        return (value_G * cotangent_G).sum(), value_G
+
+    gradients, value_G = jax.grad(scalar, argnums=(0, 1), has_aux=True)(hidden_ND, head_DV)
+    return value_G, *gradients
+
+
+def arguments(seed: int, tokens: int, count: int, groups: int):
+    """Random arguments in which `count` tokens, anywhere, carry loss of random weight."""
+    rng = np.random.default_rng(seed)
+    hidden_ND = rng.standard_normal((tokens, WIDTH), np.float32)
+    head_DV = rng.standard_normal((WIDTH, VOCABULARY), np.float32)
+    targets_N = rng.integers(0, VOCABULARY, tokens).astype(np.int32)
+    weights_NG = np.zeros((tokens, groups), np.float32)
+    carries = rng.choice(tokens, count, replace=False)
+    weights_NG[carries] = rng.uniform(0.1, 2, (count, groups))
+    # Some carry loss in one group alone.
+    weights_NG[carries[::3], 1:] = 0
+    cotangent_G = rng.uniform(0.5, 2, groups).astype(np.float32)
+    return hidden_ND, head_DV, targets_N, weights_NG, cotangent_G
+
+
+def assert_right(found, expected, tolerance=1e-5):
+    """Values relative to themselves, gradients (of size 1 to 10) relative to the largest."""
+    (value, gradient, head_gradient), (right_value, right_gradient) = found, expected
+    np.testing.assert_allclose(value, right_value, rtol=tolerance, atol=tolerance)
+    scale = max(np.abs(right_gradient).max(), 1)
+    np.testing.assert_allclose(gradient, right_gradient, rtol=0, atol=tolerance * scale)
+    assert not np.asarray(head_gradient).any(), 'the head is frozen'
+
+
+@pytest.mark.parametrize('count', COUNTS)
+def test_value_and_gradient(count):
+    args = arguments(count, TOKENS, count, groups=3)
+    found, expected = computed(*args), reference(*args)
+    assert_right(found, expected)
+    assert bool(count) == np.asarray(found[1]).any()
+    assert found[0].dtype == np.float32
+
+
+@pytest.mark.parametrize('tokens', [1, 5, objective.CHUNK])
+def test_batches_no_larger_than_a_chunk(tokens):
+    args = arguments(tokens, tokens, tokens, groups=1)
+    assert_right(computed(*args), reference(*args))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(0, 30), groups=st.sampled_from([1, 2, 5])
+)
+def test_any_number_of_small_chunks(seed, count, groups):
+    args = arguments(seed, 30, count, groups)
+    original, objective.CHUNK = objective.CHUNK, 7
+    try:
+        found = computed(*args, chunk=7)
+    finally:
+        objective.CHUNK = original
+    assert_right(found, reference(*args))
+
+
+def test_without_compilation():
+    args = [jnp.asarray(a) for a in arguments(0, 40, 11, 2)]
+    value = objective.cross_entropy(*args[:4])
+    np.testing.assert_allclose(value, reference(*args)[0], rtol=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, head, *rest = arguments(0, 40, 11, 2)
+    args = (100 * hidden, 10 * head, *rest)
+    assert_right(computed(*args), reference(*args))
+
+
+def test_targets_where_no_loss_is_do_not_matter():
+    hidden, head, targets, weights, cotangent = arguments(0, TOKENS, 100, 2)
+    other = np.where(weights.any(axis=-1), targets, 0).astype(np.int32)
+    assert (other != targets).any()
+    for a, b in zip(
+        computed(hidden, head, targets, weights, cotangent),
+        computed(hidden, head, other, weights, cotangent),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16():
+    """Rounding of the softmax and of the result: 2^-8 each, against the exact gradient."""
+    hidden, head, *rest = arguments(0, TOKENS, 300, 2)
+    args = (jnp.bfloat16(hidden), jnp.bfloat16(head), *rest)
+    found, expected = computed(*args), reference(*args)
+    assert found[0].dtype == jnp.float32
+    assert found[1].dtype == jnp.bfloat16
+    # Logits are summed in float32: the value is as good as ever.
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    error = np.abs(np.asarray(found[1], np.float64) - expected[1])
+    assert error.max() < 2**-7 * np.abs(expected[1]).max()

@@ -1,0 +1,310 @@
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_helpers import (
+    METHOD_NAMES,
+    logits_of,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+    unpacked,
+)
+
+from malora_jax.adapters import trees
+from malora_jax.models import Decoder
+from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.plan import parameter_counts
+from malora_jax.training.state import TrainState, create_state
+from malora_jax.training.step import losses, make_train_step, mean_balance_loss
+
+NUM_TASKS = 2
+BATCH = packed_batch([(10, 9), (7, 8, 9)], 24)
+ADAMW = OptimizerConfig(
+    learning_rate=1e-3, warmup_ratio=0.1, schedule='cosine', weight_decay=0.01, clip_norm=1.0
+)
+# An optimizer that keeps the gradients it is given, and changes nothing.
+RECORDER = optax.GradientTransformation(
+    init=lambda params: jax.tree.map(jnp.zeros_like, params),
+    update=lambda gradients, _, params: (jax.tree.map(jnp.zeros_like, params), gradients),
+)
+
+
+@functools.cache
+def recording_step(model: Decoder):
+    return make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed=0)
+
+
+def metrics_and_gradients(model: Decoder, variables, batch) -> tuple[dict[str, Any], Any]:
+    """What the compiled training step computes, before the optimizer."""
+    adapter = jax.tree.map(jnp.copy, variables['adapter'])  # The step reuses its state's memory.
+    frozen = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
+    state = TrainState(jnp.int32(0), adapter, frozen, RECORDER.init(adapter))
+    state, metrics = recording_step(model)(state, variables['params'], batch)
+    return jax.tree.map(np.asarray, metrics), jax.tree.map(np.asarray, state.opt_state)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """Equal up to `tolerance` of each leaf's largest entry, which must not be zero."""
+    for (name, a), (_, b) in zip(
+        trees.named_leaves(found), trees.named_leaves(expected), strict=True
+    ):
+        scale = np.abs(b).max()
+        assert scale > 0, name
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def without_dropout(name: str, **overrides) -> Decoder:
+    return tiny_model(small_method(name, dropout=0.0, balance_weight=0.5, **overrides))
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_packed_equals_unpacked(name):
+    model = without_dropout(name)
+    variables = random_variables(model)
+    metrics, gradients = metrics_and_gradients(model, variables, BATCH)
+    metrics_alone, gradients_alone = metrics_and_gradients(model, variables, unpacked(BATCH))
+    assert metrics['loss'] > 1
+    for key in ('loss', 'task_nll', 'task_count', 'tokens', 'balance_loss', 'gradient_norm'):
+        np.testing.assert_allclose(metrics[key], metrics_alone[key], rtol=1e-5, err_msg=key)
+    # The sums run over other orders of tokens.
+    assert_close(gradients, gradients_alone, 5e-5)
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_padding_changes_nothing(name):
+    model = without_dropout(name)
+    variables = random_variables(model)
+    metrics, gradients = metrics_and_gradients(model, variables, BATCH)
+    padding = BATCH['segment_ids'] == 0
+    garbage = {
+        key: np.where(padding, value, BATCH[key]).astype(BATCH[key].dtype)
+        for key, value in dict(inputs=9, targets=17, task_ids=1, positions=3).items()
+    }
+    rows = {
+        key: np.concatenate([array, np.full_like(array, key in ('inputs', 'task_ids'))])
+        for key, array in BATCH.items()
+    }
+    assert rows['inputs'].shape == (4, 24)
+    for batch in (BATCH | garbage, rows):
+        metrics_padded, gradients_padded = metrics_and_gradients(model, variables, batch)
+        for key, value in metrics.items():
+            np.testing.assert_allclose(metrics_padded[key], value, rtol=1e-5, err_msg=key)
+        assert_close(gradients_padded, gradients, 5e-5)
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_losses_of_each_task_by_hand(name):
+    model = without_dropout(name)
+    variables = random_variables(model)
+    metrics, _ = metrics_and_gradients(model, variables, BATCH)
+    arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
+    logits = np.float64(logits_of(model, variables, *arrays))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    nll = -np.take_along_axis(log_probs, BATCH['targets'][..., None], axis=-1)[..., 0]
+    nll *= BATCH['loss_mask']
+    for task in range(NUM_TASKS):
+        here = BATCH['task_ids'] == task
+        np.testing.assert_allclose(metrics['task_nll'][task], nll[here].sum(), rtol=1e-5)
+        assert metrics['task_count'][task] == BATCH['loss_mask'][here].sum() > 0
+    np.testing.assert_allclose(metrics['loss'], nll.sum() / BATCH['loss_mask'].sum(), rtol=1e-5)
+    assert metrics['tokens'] == (BATCH['segment_ids'] > 0).sum()
+    assert (metrics['balance_loss'] > 1) == (name != 'lora')
+
+
+def test_a_batch_without_loss_gives_no_nan():
+    model = tiny_model(small_method('malora', balance_weight=0.0, dropout=0.0))
+    batch = BATCH | {'loss_mask': np.zeros_like(BATCH['loss_mask'])}
+    metrics, gradients = metrics_and_gradients(model, random_variables(model), batch)
+    assert metrics['loss'] == 0
+    for _, leaf in trees.named_leaves(gradients):
+        assert not leaf.any()
+
+
+def test_the_balance_loss_is_weighted():
+    gradients = {}
+    for weight in (0.0, 0.5, 1.0):
+        model = tiny_model(small_method('malora', dropout=0.0, balance_weight=weight))
+        gradients[weight] = metrics_and_gradients(model, random_variables(model), BATCH)[1]
+    part = jax.tree.map(np.subtract, gradients[0.5], gradients[0.0])
+    double = jax.tree.map(np.subtract, gradients[1.0], gradients[0.0])
+    router = part['layers']['attention']['q']['router']
+    np.testing.assert_allclose(
+        2 * router, double['layers']['attention']['q']['router'], rtol=0, atol=1e-5
+    )
+    assert np.abs(router).max() > 1e-4
+
+
+# Gradients against differences.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def objective_and_loads(model: Decoder, variables, batch):
+    """The training objective written out, and which experts were chosen how often."""
+    sums = losses(model, variables, batch, NUM_TASKS)
+    loss = sums.nll.sum() / sums.count.sum()
+    balance = mean_balance_loss(sums.routing) * model.adapter.balance_weight
+    return loss + balance, {path: each.load for path, each in sums.routing.items()}
+
+
+@pytest.mark.parametrize(
+    'name, leaf',
+    [('lora', 'down'), ('lora', 'up'), ('molora', 'router'), ('molora', 'down'), ('molora', 'up')]
+    + [('malora', leaf) for leaf in ('router', 'shared_down', 'core', 'up')]
+    + [('malora_small', leaf) for leaf in ('router', 'shared_down', 'core', 'up')],
+)
+@pytest.mark.parametrize('sparse', [True, False])
+def test_gradients_are_central_differences(name, leaf, sparse):
+    """In float32, along the gradient of one kind of leaf in both layers; to 1%.
+
+    Where only some experts are kept, the step is so small that none is chosen anew.
+    """
+    model = without_dropout(name, **({} if sparse or name == 'lora' else {'top_k': 4}))
+    variables = random_variables(model, seed=2)
+    batch = packed_batch([(6, 5)], 11, seed=3)
+    _, gradients = metrics_and_gradients(model, variables, batch)
+    direction = jax.tree_util.tree_map_with_path(
+        lambda path, g: g if path[-1].key == leaf else np.zeros_like(g), gradients
+    )
+    norm = float(optax.global_norm(direction))
+    # Rounding of the objective, 5e-7, stays below 1% of the difference.
+    size = max(2e-3, 1e-4 / norm)
+    ends = []
+    for sign in (1, -1):
+        adapter = jax.tree.map(
+            lambda a, d, sign=sign: a + sign * size / norm * d, variables['adapter'], direction
+        )
+        ends.append(objective_and_loads(model, variables | {'adapter': adapter}, batch))
+    (above, loads_above), (below, loads_below) = ends
+    for path, load in loads_above.items():
+        np.testing.assert_array_equal(load, loads_below[path], err_msg='an expert was chosen anew')
+    assert size < 0.05, 'the gradient is too small to be seen'
+    np.testing.assert_allclose((above - below) / (2 * size), norm, rtol=1e-2)
+
+
+# The optimizer and what it may touch.
+
+
+def bits(tree) -> dict[str, bytes]:
+    return {name: np.asarray(leaf).tobytes() for name, leaf in trees.named_leaves(tree)}
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_only_the_adapter_is_trained(name):
+    frozen = ('down',) if name in ('lora', 'molora') else ('core',)
+    for config in (small_method(name), small_method(name, frozen=frozen)):
+        model = tiny_model(config)
+        variables = random_variables(model)
+        optimizer = make_optimizer(ADAMW, 10)
+        adapter = jax.tree.map(jnp.copy, variables['adapter'])
+        fixed = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
+        state = TrainState(jnp.int32(0), adapter, fixed, optimizer.init(adapter))
+        schedule = learning_rate_schedule(ADAMW, 10)
+        train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+        before = bits(variables)
+        for _ in range(3):
+            state, _ = train_step(state, variables['params'], BATCH)
+        assert int(state.step) == 3
+        after = bits(state.variables(variables['params']))
+        after = {path: after[path] for path in before}
+        changed = {path for path in before if after[path] != before[path]}
+        assert changed == {path for path in before if path.startswith('adapter/')}
+        # Two moments of every trained scalar, and the counters of Adam and of the schedule.
+        counts = parameter_counts(model)
+        assert trees.count(state.adapter) == counts['trainable']
+        assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
+        assert trees.count(state.adapter_frozen) == counts['frozen_in_adapter']
+        assert bool(counts['frozen_in_adapter']) == bool(config.frozen)
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_a_fresh_state(name):
+    model = tiny_model(small_method(name), dtype='bfloat16')
+    state = create_state(model, make_optimizer(ADAMW, 10), seed=0)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.adapter)} == {'float32'}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.opt_state)} == {'float32', 'int32'}
+    for path, leaf in trees.named_leaves(state.adapter):
+        assert np.asarray(leaf).any() != path.endswith('/up'), path
+        if not path.endswith('/up'):
+            assert not np.array_equal(leaf[0], leaf[1]), 'layers start differently'
+    again = create_state(model, make_optimizer(ADAMW, 10), seed=0)
+    other = create_state(model, make_optimizer(ADAMW, 10), seed=1)
+    assert bits(state) == bits(again)
+    assert bits(state) != bits(other)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    model = tiny_model(small_method('malora', dropout=0.5))
+    variables = random_variables(model)
+
+    def loss(seed: int, step: int) -> float:
+        adapter = jax.tree.map(jnp.copy, variables['adapter'])
+        state = TrainState(jnp.int32(step), adapter, {}, RECORDER.init(adapter))
+        train_step = make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed)
+        return float(train_step(state, variables['params'], BATCH)[1]['loss'])
+
+    first = loss(0, 0)
+    assert loss(0, 0) == first
+    assert loss(0, 1) != first
+    assert loss(1, 0) != first
+
+
+def test_clipping_and_weight_decay():
+    """One step from zero moments: Adam's update is the sign, whatever the clipped scale."""
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_ratio=0.0, schedule='linear', weight_decay=0.5, clip_norm=1e-3
+    )
+    optimizer = make_optimizer(config, 10)
+    params = {'a': jnp.array([1.0, -2.0, 3.0])}
+    gradients = {'a': jnp.array([30.0, -40.0, 0.0])}
+    state = optimizer.init(params)
+    updates, state = optimizer.update(gradients, state, params)
+    expected = -0.1 * (np.array([1, -1, 0]) + 0.5 * np.array([1, -2, 3]))
+    np.testing.assert_allclose(updates['a'], expected, rtol=1e-4)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3,)]
+    np.testing.assert_allclose(moments[0], 0.1 * 1e-3 * np.array([0.6, -0.8, 0]), rtol=1e-5)
+
+
+# The schedule.
+
+
+def schedule_of(kind: str, warmup_ratio: float, steps: int) -> np.ndarray:
+    config = OptimizerConfig(
+        learning_rate=2.0, warmup_ratio=warmup_ratio, schedule=kind, weight_decay=0.0, clip_norm=1.0
+    )
+    schedule = learning_rate_schedule(config, steps)
+    return np.array([float(schedule(step)) for step in range(steps + 1)])
+
+
+@pytest.mark.parametrize(
+    'kind, last', [('linear', 2 / 90), ('cosine', 1 + math.cos(math.pi * 89 / 90))]
+)
+def test_schedule_by_hand(kind, last):
+    rates = schedule_of(kind, 0.1, 100)
+    np.testing.assert_allclose(rates[:11], [0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2, 2], 1e-5)
+    np.testing.assert_allclose(rates[55], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(rates[99], last, rtol=1e-3)
+    np.testing.assert_allclose(rates[100], 0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.sampled_from(['linear', 'cosine']), st.floats(0, 0.99), st.integers(1, 40)
+)
+def test_schedule_rises_to_the_peak_then_falls_and_is_never_idle(kind, ratio, steps):
+    rates = schedule_of(kind, ratio, steps)
+    warmup = round(ratio * steps)
+    top = max(warmup - 1, 0)
+    np.testing.assert_allclose(rates[top], 2, rtol=1e-5)
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) <= 1e-6).all()
+    assert (rates[:steps] > 0).all()
