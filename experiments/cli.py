@@ -42,6 +42,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
         _check_config_file()
+    except SystemExit:  # --help, after printing it; absl would report failure.
+        sys.exit(0)
     except UserError as error:
         _fail(str(error), 2)
     except (KeyError, AttributeError) as error:

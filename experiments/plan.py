@@ -5,9 +5,17 @@ Example:
 """
 
 import json
+from typing import Any
 
 from experiments import cli
-from malora_jax.training import plan, run_config
+from malora_jax.training import run_config
+from malora_jax.training.plan import plan
+
+
+def main(config: dict[str, Any]) -> None:
+    """Plans, and prints the plan."""
+    print(json.dumps(plan(run_config(config)), indent=2))
+
 
 if __name__ == '__main__':
-    cli.run(lambda config: print(json.dumps(plan.plan(run_config(config)), indent=2)))
+    cli.run(main)

@@ -5,6 +5,7 @@ Example:
 """
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -15,7 +16,7 @@ from malora_jax.training.results import format_table
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
 
 
-def main(config):
+def main(config: dict[str, Any]) -> None:
     """Trains, and prints the table of scores."""
     print(format_table(training.train(config, pathlib.Path(_WORKDIR.value))))
 

@@ -36,30 +36,35 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
 
 
 def plot_expert_load(
-    path: pathlib.Path, load_GLE: np.ndarray, tasks: Sequence[str], title: str
+    path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
 ) -> None:
-    """Heat maps of the share of token slots that each expert gets, one for each task.
+    """Heat maps of the share of token slots that each expert gets, by layer.
+
+    A row of panels for each adapted linear, a column for each task. Every linear has a router and
+    experts of its own, so loads are not averaged over linears.
 
     Args:
         path: the PNG to write.
-        load_GLE: share by task, layer and expert; rows over experts sum to one.
+        loads: by linear, (L, G, E): shares by layer, task and expert, which sum to one over E.
         tasks: the G names.
         title: above the plot.
     """
-    experts = load_GLE.shape[-1]
-    figure = Figure(figsize=(1.2 + 1.9 * len(tasks), 4.8), layout='constrained')
+    experts = next(iter(loads.values())).shape[-1]
+    size = (1.5 + 1.5 * len(tasks), 1 + 1.6 * len(loads))
+    figure = Figure(figsize=size, layout='constrained')
     figure.suptitle(title)
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for panel, task, load_LE in zip(panels, tasks, load_GLE, strict=True):
-        # Black to white is zero to twice the balanced share, so grey is balanced.
-        image = panel.imshow(
-            load_LE, aspect='auto', cmap='magma', vmin=0, vmax=2 / experts, interpolation='nearest'
-        )
-        panel.set_title(task, fontsize=9)
-        panel.set_xlabel('expert')
+    panels = figure.subplots(len(loads), len(tasks), sharex=True, sharey=True, squeeze=False)
+    for row, (linear, load_LGE) in zip(panels, loads.items(), strict=True):
+        row[0].set_ylabel(f'{linear}\nlayer', fontsize=9)
+        for panel, load_LE in zip(row, load_LGE.swapaxes(0, 1), strict=True):
+            image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=2 / experts)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        panel.set_title(task, fontsize=8)
+    for panel in panels[-1]:
+        panel.set_xlabel('expert', fontsize=9)
         panel.set_xticks(range(experts))
-    panels[0].set_ylabel('layer')
-    figure.colorbar(image, ax=panels, label=f'share of token slots (balanced: {1 / experts:.3f})')
+    label = f'share of token slots (balanced: {1 / experts:.3f}; the top is twice that or more)'
+    figure.colorbar(image, ax=panels, label=label, extend='max', shrink=0.6)
     _save(figure, path)
 
 

@@ -193,7 +193,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model up to its last hidden state; `head_kernel` gives the rest.
+    """The language model up to its last hidden state; `head` and `logits` give the rest.
 
     Attributes:
         config: the base model.
@@ -230,8 +230,8 @@ class Decoder(nn.Module):
         shape, start = (config.vocab_size, config.width), nn.initializers.normal(0.02)
         axes = ('vocab', 'embed')
         embedding_VD = _parameter(self, 'embedding', start, axes, shape, config.dtype)
-        if not config.tied:  # Used by whoever wants logits: see `head_kernel`.
-            _parameter(self, 'head', start, axes[::-1], shape[::-1], config.dtype)
+        if not config.tied:  # Used by whoever wants logits: see `head`.
+            _parameter(self, 'head', start, axes, shape, config.dtype)
 
         (B, T), first = tokens_BT.shape, jnp.int32(0)
         key_segments_BS, layers = segments_BT, None
@@ -262,9 +262,16 @@ class Decoder(nn.Module):
         return stack(self.config, self.adapter, name='layers')(x_ND, context, layers)
 
 
-def head_kernel(config: ModelConfig, params: Any) -> jax.Array:
-    """The (D, V) matrix that turns hidden states into logits."""
-    return params['embedding'].T if config.tied else params['head']
+def head(config: ModelConfig, params: Any) -> jax.Array:
+    """The output projection (V, D): the embedding where the two are tied."""
+    return params['embedding' if config.tied else 'head']
+
+
+def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
+    """(N, V) float32. The head stays as it lies in memory; its transpose is never made."""
+    return jax.lax.dot_general(
+        hidden_ND, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def empty_cache(config: ModelConfig, batch: int, places: int) -> Cache:

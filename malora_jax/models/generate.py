@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from malora_jax.models.decoder import Cache, Decoder, empty_cache, head_kernel
+from malora_jax.models.decoder import Cache, Decoder, empty_cache, head, logits
 
 
 class Generator:
@@ -91,7 +91,7 @@ def _generate(
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens (B, M) and how many of them are the answer (B,)."""
     B, T = tokens_BT.shape
-    head_DV = head_kernel(model.config, variables['params'])
+    head_VD = head(model.config, variables['params'])
     length_B = segments_BT.sum(axis=1)
     positions_BT = jnp.maximum(jnp.arange(T)[None] - (T - length_B)[:, None], 0)
 
@@ -100,8 +100,7 @@ def _generate(
             tuple[jax.Array, Cache],
             model.apply(variables, tokens, positions, segments, cache=cache),
         )
-        logits_BV = jnp.matmul(hidden[:, -1], head_DV, preferred_element_type=jnp.float32)
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
+        return jnp.argmax(logits(hidden[:, -1], head_VD), axis=-1).astype(jnp.int32), cache
 
     cache = empty_cache(model.config, B, T + max_new_tokens)
     token_B, cache = next_token(tokens_BT, positions_BT, segments_BT, cache)

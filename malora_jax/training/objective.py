@@ -14,18 +14,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from malora_jax.models.decoder import logits
+
 CHUNK = 256  # Tokens of one head product: large enough for full speed, small in memory.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=())
 def cross_entropy(
-    hidden_ND: jax.Array, head_DV: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
+    hidden_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
 ) -> jax.Array:
     """Summed cross-entropy of each group, in nats.
 
     Args:
         hidden_ND: last hidden states. The only argument with a gradient.
-        head_DV: frozen output projection.
+        head_VD: frozen output projection.
         targets_N: int32, the token each position should predict.
         weights_NG: float32 weight of each position in each group; a row of zeros carries no
             loss and costs nothing.
@@ -33,10 +35,10 @@ def cross_entropy(
     Returns:
         (G,) float32: Σ_n weights[n, g] · (−log p(target_n)).
     """
-    return _forward(hidden_ND, head_DV, targets_N, weights_NG)[0]
+    return _forward(hidden_ND, head_VD, targets_N, weights_NG)[0]
 
 
-def _forward(hidden_ND, head_DV, targets_N, weights_NG):
+def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     tokens = hidden_ND.shape[0]
     chunk = min(CHUNK, tokens)
     carries_N = jnp.any(weights_NG != 0, axis=-1)
@@ -52,16 +54,16 @@ def _forward(hidden_ND, head_DV, targets_N, weights_NG):
         hidden_MD = hidden_ND.at[index_M].get(mode='fill', fill_value=0)
         target_M = targets_N.at[index_M].get(mode='fill', fill_value=0)
         weights_MG = weights_NG.at[index_M].get(mode='fill', fill_value=0)
-        logits_MV = jnp.matmul(hidden_MD, head_DV, preferred_element_type=jnp.float32)
+        logits_MV = logits(hidden_MD, head_VD)
         top_M1 = logits_MV.max(axis=-1, keepdims=True)
         exp_MV = jnp.exp(logits_MV - top_M1)
         sum_M1 = exp_MV.sum(axis=-1, keepdims=True)
         target_logit_M = jnp.take_along_axis(logits_MV, target_M[:, None], axis=-1)[:, 0]
         loss_M = (jnp.log(sum_M1) + top_M1)[:, 0] - target_logit_M
-        # d loss / d hidden = (softmax − one-hot) head^T; the one-hot part is a row of the head.
-        softmax_MV = (exp_MV / sum_M1).astype(head_DV.dtype)
-        gradient_MD = jnp.matmul(softmax_MV, head_DV.T, preferred_element_type=jnp.float32)
-        gradient_MD -= head_DV[:, target_M].T
+        # d loss / d hidden = (softmax − one-hot) head; the one-hot part is a row of the head.
+        softmax_MV = (exp_MV / sum_M1).astype(head_VD.dtype)
+        gradient_MD = jnp.matmul(softmax_MV, head_VD, preferred_element_type=jnp.float32)
+        gradient_MD -= head_VD[target_M]
         gradient_ND = gradient_ND.at[index_M].set(gradient_MD, mode='drop')
         return loss_G + loss_M @ weights_MG, gradient_ND
 

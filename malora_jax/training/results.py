@@ -91,9 +91,9 @@ def write_results(
     if held_out.routing:
         plots.plot_expert_load(
             workdir / 'expert_load.png',
-            _load_by_task(held_out),
+            _load_by_linear(held_out),
             list(tasks),
-            f'{title}: expert load on held-out questions, mean over the linears of a layer',
+            f'{title}: expert load on held-out questions',
         )
     files.write_json(workdir / 'results.json', found)
     return found
@@ -153,11 +153,12 @@ def _routing_results(held_out: Losses) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _load_by_task(held_out: Losses) -> np.ndarray:
-    """(G, L, E): share of token slots by task, layer and expert, mean over a layer's linears."""
-    load = [np.asarray(sums.load) for sums in held_out.routing.values()]  # Each (L, G, E).
-    shares_LGE = np.mean([each / each.sum(axis=-1, keepdims=True) for each in load], axis=0)
-    return shares_LGE.swapaxes(0, 1)
+def _load_by_linear(held_out: Losses) -> dict[str, np.ndarray]:
+    """By linear, (L, G, E): the share of token slots by layer, task and expert."""
+    loads = {
+        path.rsplit('/', 1)[-1]: np.asarray(sums.load) for path, sums in held_out.routing.items()
+    }
+    return {linear: load / load.sum(axis=-1, keepdims=True) for linear, load in loads.items()}
 
 
 def _peak_memory() -> int:

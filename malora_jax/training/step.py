@@ -12,7 +12,7 @@ import optax
 
 from malora_jax.adapters import router
 from malora_jax.models import Decoder
-from malora_jax.models.decoder import head_kernel
+from malora_jax.models.decoder import head
 from malora_jax.training.objective import cross_entropy
 from malora_jax.training.state import TrainState
 
@@ -69,7 +69,7 @@ def losses(
     weights_NG = groups_NG * batch['loss_mask'].reshape(-1, 1)
     nll_G = cross_entropy(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
-        head_kernel(model.config, variables['params']),
+        head(model.config, variables['params']),
         batch['targets'].reshape(-1),
         weights_NG,
     )

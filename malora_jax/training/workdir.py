@@ -18,14 +18,26 @@ def open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: the directory belongs to a run with another config.
     """
-    path = workdir / 'config.json'
-    wanted = json.loads(json.dumps(config))
-    if not path.exists():
+    if (workdir / 'config.json').exists():
+        check_config(workdir, config)
+    else:
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, wanted)
-        return
+        files.write_json(workdir / 'config.json', config)
+
+
+def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Checks that the directory holds a run with this very config.
+
+    The data's fields count too: with another split, held-out questions may have been trained on.
+
+    Raises:
+        UserError: there is no run, or the first field that differs.
+    """
+    path = workdir / 'config.json'
+    if not path.exists():
+        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
     found = dict(_leaves(json.loads(path.read_text('utf-8'))))
-    for field, value in _leaves(wanted):
+    for field, value in _leaves(json.loads(json.dumps(config))):
         if found.pop(field, None) != value:
             raise errors.UserError(
                 f'{workdir} holds a run with another {field}: continue that one with its own '

@@ -12,7 +12,7 @@ import numpy as np
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, preset
-from malora_jax.models.decoder import head_kernel
+from malora_jax.models.decoder import head
 from malora_jax.training.state import abstract_variables
 
 METHOD_NAMES = ('lora', 'molora', 'malora', 'malora_small')
@@ -113,4 +113,4 @@ def logits_of(model: Decoder, variables: Any, tokens, positions=None, segments=N
     if segments is None:
         segments = jnp.ones_like(tokens)
     hidden_BTD = hidden_states(model, variables, tokens, positions, segments)
-    return np.asarray(hidden_BTD @ head_kernel(model.config, variables['params']))
+    return np.asarray(hidden_BTD @ head(model.config, variables['params']).T)

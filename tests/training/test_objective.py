@@ -14,28 +14,28 @@ TOKENS = 2 * objective.CHUNK + 40
 COUNTS = (0, 1, objective.CHUNK - 1, objective.CHUNK, objective.CHUNK + 1, TOKENS)
 
 
-def reference(hidden_ND, head_DV, targets_N, weights_NG, cotangent_G):
+def reference(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G):
     """Value, and gradient of value · cotangent with respect to the hidden states, in float64."""
-    hidden, head, weights = (np.asarray(a, np.float64) for a in (hidden_ND, head_DV, weights_NG))
-    logits = hidden @ head
+    hidden, head, weights = (np.asarray(a, np.float64) for a in (hidden_ND, head_VD, weights_NG))
+    logits = hidden @ head.T
     logits -= logits.max(axis=-1, keepdims=True)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     rows = np.arange(len(targets_N))
     value = -log_probs[rows, targets_N] @ weights
     difference = np.exp(log_probs)
     difference[rows, targets_N] -= 1
-    return value, (difference @ head.T) * (weights @ np.float64(cotangent_G))[:, None]
+    return value, (difference @ head) * (weights @ np.float64(cotangent_G))[:, None]
 
 
 @functools.partial(jax.jit, static_argnames='chunk')
-def computed(hidden_ND, head_DV, targets_N, weights_NG, cotangent_G, chunk=None):
+def computed(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G, chunk=None):
     """Value and gradients with respect to hidden states and head, compiled."""
 
-    def scalar(hidden_ND, head_DV):
-        value_G = objective.cross_entropy(hidden_ND, head_DV, targets_N, weights_NG)
+    def scalar(hidden_ND, head_VD):
+        value_G = objective.cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
         return (value_G * cotangent_G).sum(), value_G
 
-    gradients, value_G = jax.grad(scalar, argnums=(0, 1), has_aux=True)(hidden_ND, head_DV)
+    gradients, value_G = jax.grad(scalar, argnums=(0, 1), has_aux=True)(hidden_ND, head_VD)
     return value_G, *gradients
 
 
@@ -43,7 +43,7 @@ def arguments(seed: int, tokens: int, count: int, groups: int):
     """Random arguments in which `count` tokens, anywhere, carry loss of random weight."""
     rng = np.random.default_rng(seed)
     hidden_ND = rng.standard_normal((tokens, WIDTH), np.float32)
-    head_DV = rng.standard_normal((WIDTH, VOCABULARY), np.float32)
+    head_VD = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
     targets_N = rng.integers(0, VOCABULARY, tokens).astype(np.int32)
     weights_NG = np.zeros((tokens, groups), np.float32)
     carries = rng.choice(tokens, count, replace=False)
@@ -51,7 +51,7 @@ def arguments(seed: int, tokens: int, count: int, groups: int):
     # Some carry loss in one group alone.
     weights_NG[carries[::3], 1:] = 0
     cotangent_G = rng.uniform(0.5, 2, groups).astype(np.float32)
-    return hidden_ND, head_DV, targets_N, weights_NG, cotangent_G
+    return hidden_ND, head_VD, targets_N, weights_NG, cotangent_G
 
 
 def assert_right(found, expected, tolerance=1e-5):
@@ -79,9 +79,7 @@ def test_batches_no_larger_than_a_chunk(tokens):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 10**6), count=st.integers(0, 30), groups=st.sampled_from([1, 2, 5])
-)
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 30), groups=st.sampled_from([1, 2, 5]))
 def test_any_number_of_small_chunks(seed, count, groups):
     args = arguments(seed, 30, count, groups)
     original, objective.CHUNK = objective.CHUNK, 7

@@ -28,10 +28,21 @@ from malora_jax.training.state import TrainState, create_state
 from malora_jax.training.step import losses, make_train_step, mean_balance_loss
 
 NUM_TASKS = 2
-BATCH = packed_batch([(10, 9), (7, 8, 9)], 24)
+# Five examples in two rows, and three rows of padding; every test has this shape.
+BATCH = packed_batch([(10, 9), (7, 8, 9), (), (), ()], 24)
 ADAMW = OptimizerConfig(
     learning_rate=1e-3, warmup_ratio=0.1, schedule='cosine', weight_decay=0.01, clip_norm=1.0
 )
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """Compilation is most of the time here, and the losses are of toys."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 # An optimizer that keeps the gradients it is given, and changes nothing.
 RECORDER = optax.GradientTransformation(
     init=lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -74,7 +85,7 @@ def test_packed_equals_unpacked(name):
     metrics, gradients = metrics_and_gradients(model, variables, BATCH)
     metrics_alone, gradients_alone = metrics_and_gradients(model, variables, unpacked(BATCH))
     assert metrics['loss'] > 1
-    for key in ('loss', 'task_nll', 'task_count', 'tokens', 'balance_loss', 'gradient_norm'):
+    for key in ('loss', 'task_nll', 'task_tokens', 'tokens', 'balance_loss', 'gradient_norm'):
         np.testing.assert_allclose(metrics[key], metrics_alone[key], rtol=1e-5, err_msg=key)
     # The sums run over other orders of tokens.
     assert_close(gradients, gradients_alone, 5e-5)
@@ -86,16 +97,14 @@ def test_padding_changes_nothing(name):
     variables = random_variables(model)
     metrics, gradients = metrics_and_gradients(model, variables, BATCH)
     padding = BATCH['segment_ids'] == 0
-    garbage = {
+    garbage = BATCH | {
         key: np.where(padding, value, BATCH[key]).astype(BATCH[key].dtype)
         for key, value in dict(inputs=9, targets=17, task_ids=1, positions=3).items()
     }
-    rows = {
-        key: np.concatenate([array, np.full_like(array, key in ('inputs', 'task_ids'))])
-        for key, array in BATCH.items()
-    }
-    assert rows['inputs'].shape == (4, 24)
-    for batch in (BATCH | garbage, rows):
+    batches = [garbage]
+    if name == 'malora':  # Without the rows of padding; compiled anew.
+        batches.append({key: array[:2] for key, array in BATCH.items()})
+    for batch in batches:
         metrics_padded, gradients_padded = metrics_and_gradients(model, variables, batch)
         for key, value in metrics.items():
             np.testing.assert_allclose(metrics_padded[key], value, rtol=1e-5, err_msg=key)
@@ -115,33 +124,22 @@ def test_losses_of_each_task_by_hand(name):
     for task in range(NUM_TASKS):
         here = BATCH['task_ids'] == task
         np.testing.assert_allclose(metrics['task_nll'][task], nll[here].sum(), rtol=1e-5)
-        assert metrics['task_count'][task] == BATCH['loss_mask'][here].sum() > 0
+        assert metrics['task_tokens'][task] == BATCH['loss_mask'][here].sum() > 0
     np.testing.assert_allclose(metrics['loss'], nll.sum() / BATCH['loss_mask'].sum(), rtol=1e-5)
     assert metrics['tokens'] == (BATCH['segment_ids'] > 0).sum()
     assert (metrics['balance_loss'] > 1) == (name != 'lora')
 
 
 def test_a_batch_without_loss_gives_no_nan():
-    model = tiny_model(small_method('malora', balance_weight=0.0, dropout=0.0))
+    model = without_dropout('malora')
     batch = BATCH | {'loss_mask': np.zeros_like(BATCH['loss_mask'])}
     metrics, gradients = metrics_and_gradients(model, random_variables(model), batch)
     assert metrics['loss'] == 0
-    for _, leaf in trees.named_leaves(gradients):
-        assert not leaf.any()
-
-
-def test_the_balance_loss_is_weighted():
-    gradients = {}
-    for weight in (0.0, 0.5, 1.0):
-        model = tiny_model(small_method('malora', dropout=0.0, balance_weight=weight))
-        gradients[weight] = metrics_and_gradients(model, random_variables(model), BATCH)[1]
-    part = jax.tree.map(np.subtract, gradients[0.5], gradients[0.0])
-    double = jax.tree.map(np.subtract, gradients[1.0], gradients[0.0])
-    router = part['layers']['attention']['q']['router']
-    np.testing.assert_allclose(
-        2 * router, double['layers']['attention']['q']['router'], rtol=0, atol=1e-5
-    )
-    assert np.abs(router).max() > 1e-4
+    assert metrics['balance_loss'] > 1
+    for path, leaf in trees.named_leaves(gradients):
+        assert np.isfinite(leaf).all()
+        # The balance loss is left, which reaches up through later layers' inputs alone.
+        assert leaf[0].any() or path.endswith(('gate/up', 'up/up', 'down/up')), path
 
 
 # Gradients against differences.
@@ -151,43 +149,45 @@ def test_the_balance_loss_is_weighted():
 def objective_and_loads(model: Decoder, variables, batch):
     """The training objective written out, and which experts were chosen how often."""
     sums = losses(model, variables, batch, NUM_TASKS)
-    loss = sums.nll.sum() / sums.count.sum()
+    loss = sums.nll.sum() / sums.loss_tokens.sum()
     balance = mean_balance_loss(sums.routing) * model.adapter.balance_weight
     return loss + balance, {path: each.load for path, each in sums.routing.items()}
 
 
 @pytest.mark.parametrize(
-    'name, leaf',
-    [('lora', 'down'), ('lora', 'up'), ('molora', 'router'), ('molora', 'down'), ('molora', 'up')]
-    + [('malora', leaf) for leaf in ('router', 'shared_down', 'core', 'up')]
-    + [('malora_small', leaf) for leaf in ('router', 'shared_down', 'core', 'up')],
+    'name, top_k, leaf',
+    [('lora', 1, leaf) for leaf in ('down', 'up')]
+    + [('molora', 2, leaf) for leaf in ('router', 'down', 'up')]
+    + [(n, 2, leaf) for n in METHOD_NAMES[2:] for leaf in ('router', 'shared_down', 'core', 'up')]
+    + [('malora', 4, leaf) for leaf in ('router', 'shared_down', 'core', 'up')],
 )
-@pytest.mark.parametrize('sparse', [True, False])
-def test_gradients_are_central_differences(name, leaf, sparse):
+def test_gradients_are_central_differences(name, top_k, leaf):
     """In float32, along the gradient of one kind of leaf in both layers; to 1%.
 
-    Where only some experts are kept, the step is so small that none is chosen anew.
+    Where only some experts are kept, the step is made so small that none is chosen anew.
     """
-    model = without_dropout(name, **({} if sparse or name == 'lora' else {'top_k': 4}))
+    model = without_dropout(name, top_k=top_k)
     variables = random_variables(model, seed=2)
-    batch = packed_batch([(6, 5)], 11, seed=3)
+    batch = packed_batch([(6, 5), (), (), (), ()], 24, seed=3)
     _, gradients = metrics_and_gradients(model, variables, batch)
     direction = jax.tree_util.tree_map_with_path(
         lambda path, g: g if path[-1].key == leaf else np.zeros_like(g), gradients
     )
-    norm = float(optax.global_norm(direction))
-    # Rounding of the objective, 5e-7, stays below 1% of the difference.
-    size = max(2e-3, 1e-4 / norm)
-    ends = []
-    for sign in (1, -1):
-        adapter = jax.tree.map(
-            lambda a, d, sign=sign: a + sign * size / norm * d, variables['adapter'], direction
+    norm = float(optax.tree.norm(direction))
+    for size in (2e-3, 5e-4, 1e-4):
+        ends = [
+            jax.tree.map(lambda a, d, s=s: a + s / norm * d, variables['adapter'], direction)
+            for s in (size, -size)
+        ]
+        (above, loads_above), (below, loads_below) = (
+            objective_and_loads(model, variables | {'adapter': end}, batch) for end in ends
         )
-        ends.append(objective_and_loads(model, variables | {'adapter': adapter}, batch))
-    (above, loads_above), (below, loads_below) = ends
-    for path, load in loads_above.items():
-        np.testing.assert_array_equal(load, loads_below[path], err_msg='an expert was chosen anew')
-    assert size < 0.05, 'the gradient is too small to be seen'
+        if all(np.array_equal(loads_above[path], loads_below[path]) for path in loads_above):
+            break
+    else:
+        pytest.fail('an expert was chosen anew')
+    # The objective, about 8, is rounded to 1e-6; that must be below 1% of the difference.
+    assert size * norm > 5e-5, 'the gradient is too small to be seen'
     np.testing.assert_allclose((above - below) / (2 * size), norm, rtol=1e-2)
 
 
@@ -198,59 +198,57 @@ def bits(tree) -> dict[str, bytes]:
     return {name: np.asarray(leaf).tobytes() for name, leaf in trees.named_leaves(tree)}
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
-def test_only_the_adapter_is_trained(name):
-    frozen = ('down',) if name in ('lora', 'molora') else ('core',)
-    for config in (small_method(name), small_method(name, frozen=frozen)):
-        model = tiny_model(config)
-        variables = random_variables(model)
-        optimizer = make_optimizer(ADAMW, 10)
-        adapter = jax.tree.map(jnp.copy, variables['adapter'])
-        fixed = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
-        state = TrainState(jnp.int32(0), adapter, fixed, optimizer.init(adapter))
-        schedule = learning_rate_schedule(ADAMW, 10)
-        train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
-        before = bits(variables)
-        for _ in range(3):
-            state, _ = train_step(state, variables['params'], BATCH)
-        assert int(state.step) == 3
-        after = bits(state.variables(variables['params']))
-        after = {path: after[path] for path in before}
-        changed = {path for path in before if after[path] != before[path]}
-        assert changed == {path for path in before if path.startswith('adapter/')}
-        # Two moments of every trained scalar, and the counters of Adam and of the schedule.
-        counts = parameter_counts(model)
-        assert trees.count(state.adapter) == counts['trainable']
-        assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
-        assert trees.count(state.adapter_frozen) == counts['frozen_in_adapter']
-        assert bool(counts['frozen_in_adapter']) == bool(config.frozen)
+@pytest.mark.parametrize(
+    'name, frozen', [(name, ()) for name in METHOD_NAMES] + [('malora', ('core', 'router'))]
+)
+def test_only_the_adapter_is_trained(name, frozen):
+    model = tiny_model(small_method(name, frozen=frozen))
+    variables = random_variables(model)
+    optimizer = make_optimizer(ADAMW, 10)
+    adapter = jax.tree.map(jnp.copy, variables['adapter'])
+    fixed = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
+    state = TrainState(jnp.int32(0), adapter, fixed, optimizer.init(adapter))
+    schedule = learning_rate_schedule(ADAMW, 10)
+    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+    before = bits(variables)
+    for _ in range(3):
+        state, _ = train_step(state, variables['params'], BATCH)
+    assert int(state.step) == 3
+    after = bits(state.variables(variables['params']))
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == {path for path in before if path.startswith('adapter/')}
+    # Two moments of every trained scalar, and the counters of Adam and of the schedule.
+    counts = parameter_counts(model)
+    assert trees.count(state.adapter) == counts['trainable']
+    assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
+    assert trees.count(state.adapter_frozen) == counts['frozen_in_adapter']
+    assert bool(counts['frozen_in_adapter']) == bool(frozen)
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', ['molora', 'malora'])
 def test_a_fresh_state(name):
     model = tiny_model(small_method(name), dtype='bfloat16')
-    state = create_state(model, make_optimizer(ADAMW, 10), seed=0)
+    states = [create_state(model, make_optimizer(ADAMW, 10), seed) for seed in (0, 0, 1)]
+    state = states[0]
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.adapter)} == {'float32'}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.opt_state)} == {'float32', 'int32'}
     for path, leaf in trees.named_leaves(state.adapter):
         assert np.asarray(leaf).any() != path.endswith('/up'), path
         if not path.endswith('/up'):
             assert not np.array_equal(leaf[0], leaf[1]), 'layers start differently'
-    again = create_state(model, make_optimizer(ADAMW, 10), seed=0)
-    other = create_state(model, make_optimizer(ADAMW, 10), seed=1)
-    assert bits(state) == bits(again)
-    assert bits(state) != bits(other)
+    assert bits(states[0]) == bits(states[1])
+    assert bits(states[0]) != bits(states[2])
 
 
 def test_dropout_depends_on_seed_and_step_alone():
-    model = tiny_model(small_method('malora', dropout=0.5))
+    model = tiny_model(small_method('lora', dropout=0.5))
     variables = random_variables(model)
+    steps = [make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed) for seed in (0, 1)]
 
-    def loss(seed: int, step: int) -> float:
+    def loss(seed: int, number: int) -> float:
         adapter = jax.tree.map(jnp.copy, variables['adapter'])
-        state = TrainState(jnp.int32(step), adapter, {}, RECORDER.init(adapter))
-        train_step = make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed)
-        return float(train_step(state, variables['params'], BATCH)[1]['loss'])
+        state = TrainState(jnp.int32(number), adapter, {}, RECORDER.init(adapter))
+        return float(steps[seed](state, variables['params'], BATCH)[1]['loss'])
 
     first = loss(0, 0)
     assert loss(0, 0) == first
@@ -297,9 +295,7 @@ def test_schedule_by_hand(kind, last):
 
 
 @settings(deadline=None, max_examples=15)
-@given(
-    st.sampled_from(['linear', 'cosine']), st.floats(0, 0.99), st.integers(1, 40)
-)
+@given(st.sampled_from(['linear', 'cosine']), st.floats(0, 0.99), st.integers(1, 40))
 def test_schedule_rises_to_the_peak_then_falls_and_is_never_idle(kind, ratio, steps):
     rates = schedule_of(kind, ratio, steps)
     warmup = round(ratio * steps)

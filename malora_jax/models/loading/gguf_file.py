@@ -100,8 +100,7 @@ def load_params(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
         'layers': layers,
     }
     if not config.tied:
-        head_VD = file.tensor('output.weight', vocabulary)
-        params['head'] = jax.device_put(np.ascontiguousarray(head_VD.T).astype(dtype))
+        params['head'] = jax.device_put(file.tensor('output.weight', vocabulary).astype(dtype))
     return params
 
 

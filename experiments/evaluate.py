@@ -1,0 +1,29 @@
+"""Scores a run's newest checkpoint on its held-out questions, or without a workdir the base model.
+
+Prints one JSON object. The config must be the run's own: with another split, held-out questions
+may have been trained on.
+
+Example:
+    python -m experiments.evaluate --config=configs/quickstart.py:malora --workdir=runs/quickstart
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from malora_jax.training.evaluate import evaluate
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; none for the base model.')
+
+
+def main(config: dict[str, Any]) -> None:
+    """Scores, and prints the scores."""
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+    print(json.dumps(evaluate(config, workdir), indent=2))
+
+
+if __name__ == '__main__':
+    cli.run(main)

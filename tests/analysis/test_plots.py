@@ -1,0 +1,60 @@
+"""Plots show what they are given: checked on the figure's own data, then on the file."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from malora_jax.analysis import plots
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that were saved."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
+    return figures
+
+
+def test_losses_of_each_task_where_the_batch_had_the_task(tmp_path, saved):
+    records = [
+        {'step': 1, 'loss/a': 4.0, 'loss/b': 1.0},
+        {'step': 2, 'loss/a': 2.0},
+        {'step': 3, 'loss/a': 3.0, 'loss/b': 5.0},
+    ]
+    plots.plot_losses(tmp_path / 'loss.png', records, 'title')
+    axes = saved[0].axes[0]
+    raw_a, smooth_a, raw_b, _ = axes.lines
+    np.testing.assert_array_equal(raw_a.get_xydata(), [[1, 4], [2, 2], [3, 3]])
+    np.testing.assert_array_equal(raw_b.get_xydata(), [[1, 1], [3, 5]])
+    np.testing.assert_allclose(smooth_a.get_ydata(), [3, 3, 2.5])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['a', 'b']
+    assert imread(tmp_path / 'loss.png').std() > 0
+
+
+def test_expert_load_has_a_panel_for_each_linear_and_task(tmp_path, saved):
+    loads = {
+        name: np.random.default_rng(seed).dirichlet(np.ones(4), size=(3, 2))
+        for seed, name in enumerate(('q', 'down'))
+    }
+    plots.plot_expert_load(tmp_path / 'load.png', loads, ['a', 'b'], 'title')
+    panels = saved[0].axes[:4]
+    for panel, linear, task in zip(panels, ['q', 'q', 'down', 'down'], [0, 1, 0, 1], strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), loads[linear][:, task])
+    assert imread(tmp_path / 'load.png').std() > 0
+
+
+def test_scores_show_before_constant_and_after(tmp_path, saved):
+    tasks = {
+        'a': {'before': 0.0, 'best_constant': 0.25, 'after': 0.75},
+        'b': {'before': 0.125, 'best_constant': 0.5, 'after': 1.0},
+    }
+    plots.plot_scores(tmp_path / 'scores.png', tasks, 'title')
+    heights = [bar.get_height() for bar in saved[0].axes[0].patches]
+    assert heights == [0.0, 0.125, 0.25, 0.5, 0.75, 1.0]

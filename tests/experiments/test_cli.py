@@ -1,0 +1,124 @@
+"""The command line as a user meets it: mistakes are one line of stderr and status 2."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from tiny_gguf import write_tiny_gguf
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICKSTART = '--config=configs/quickstart.py'
+# A run that has little to prepare before it needs its weights.
+SMALL = (
+    QUICKSTART,
+    '--config.model.name=tiny',
+    "--config.data.tasks=('chain_sum',)",
+    '--config.data.train_examples=10',
+)
+
+
+def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-m', f'experiments.{command}', *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def mistake(command: str, *arguments: str) -> str:
+    """The one line that a mistake gives."""
+    done = run(command, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert not done.stdout
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (
+            [f'{QUICKSTART}:malorra'],
+            ["Unknown method 'malorra': did you mean malora", 'molora'],
+        ),
+        ([QUICKSTART, '--config.adapter.rnak=3'], ['rnak', 'rank']),
+        (
+            [QUICKSTART, '--config.adapter.top_k=9'],
+            ['adapter.top_k is 9; it must be at most num_experts = 8.'],
+        ),
+        ([QUICKSTART, '--config.adapter.rank=0'], ['adapter.rank is 0; it must be at least 1.']),
+        (
+            [QUICKSTART, '--config.adapter.shared_rank=600'],
+            ['adapter.shared_rank is 600; it must be at most 576, the input width of linear '],
+        ),
+        (
+            [QUICKSTART, '--config.model.name=lama2-7b'],
+            ["Unknown model 'lama2-7b': did you mean llama2-7b"],
+        ),
+        ([QUICKSTART, '--config.training.steps=many'], ['training.steps', 'many']),
+        ([QUICKSTART, '--confg.seed=1'], ['confg']),
+        (
+            [QUICKSTART, 'seed=1', 'fast'],
+            ['Stray words on the command line: seed=1 fast; write --flag=value.'],
+        ),
+        ([], ['--config is required, such as --config=configs/quickstart.py.']),
+        (['--config=configs/quikstart.py'], ['--config: there is no file configs/quikstart.py']),
+    ],
+    ids='method field top_k rank shared_rank model type flag words no_config wrong_path'.split(),
+)
+def test_mistakes_in_a_plan(arguments, expected):
+    line = mistake('plan', *arguments)
+    for part in expected:
+        assert part in line
+
+
+def test_unknown_task(tmp_path):
+    line = mistake(
+        'train', *SMALL, "--config.data.tasks=('chain_sun',)", f'--workdir={tmp_path / "run"}'
+    )
+    assert line == "Unknown task 'chain_sun': did you mean chain_sum or decimal_chain_sum?"
+
+
+def test_missing_weights(tmp_path):
+    path = tmp_path / 'none.gguf'
+    line = mistake(
+        'train', *SMALL, f'--config.model.weights={path}', f'--workdir={tmp_path / "run"}'
+    )
+    assert line == f'There is no weight file {path}.'
+
+
+def test_truncated_weights(tmp_path):
+    path = tmp_path / 'cut.gguf'
+    write_tiny_gguf(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    line = mistake(
+        'train', *SMALL, f'--config.model.weights={path}', f'--workdir={tmp_path / "run"}'
+    )
+    assert line.startswith(f'{path} is not a complete GGUF file (')
+    assert line.endswith('; download it again.')
+
+
+def test_train_needs_a_workdir():
+    assert 'workdir' in mistake('train', QUICKSTART)
+
+
+@pytest.mark.parametrize('command', ['plan', 'train'])
+def test_help_shows_an_example(command):
+    done = run(command, '--help')
+    assert 'Traceback' not in done.stderr
+    assert f'python -m experiments.{command} --config=configs/quickstart.py' in done.stdout
+    assert '--config' in done.stdout
+
+
+def test_plan_prints_one_json_object():
+    done = run('plan', f'{QUICKSTART}:malora', '--config.model.name=llama2-7b')
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan['model'] == 'llama2-7b'
+    assert plan['parameters']['trainable'] == 158_859_264

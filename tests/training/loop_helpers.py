@@ -1,0 +1,86 @@
+"""A whole run small enough for a test: two toy tasks on the tiny model, six steps.
+
+As a script, it starts such a run and kills it by SIGKILL in the middle of writing a step's record:
+`python loop_helpers.py WEIGHTS WORKDIR STEP`.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from configs.common import base_config  # noqa: E402
+from malora_jax.data import Example, Task, exact_match, register  # noqa: E402
+from malora_jax.data.tasks import take_distinct  # noqa: E402
+
+TASKS = ('toy_copy', 'toy_reverse')
+STEPS = 6
+
+
+class Digits:
+    """Four digits, to be given back as they are or in reverse."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def examples(self, seed: int, count: int) -> list[Example]:
+        rng = random.Random(f'{self.name}{seed}')
+        numbers = (f'{rng.randrange(10**4):04d}' for _ in range(20 * count))
+        reverse = -1 if self.name == 'toy_reverse' else 1
+        return take_distinct(
+            self.name, (Example(f'{n} {self.name}', n[::reverse], {}) for n in numbers), count
+        )
+
+
+for _name in TASKS:
+    register(Task(_name, Digits(_name), exact_match))
+
+
+def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) -> dict[str, Any]:
+    """The config of the run; `changes` are by dotted name with '__' for the dot."""
+    config = base_config(method)
+    config.model.name = 'tiny'
+    config.model.weights = str(weights)
+    config.adapter.rank = 4
+    config.adapter.dropout = 0.1
+    if method != 'lora':
+        config.adapter.num_experts = 4
+    if method.startswith('malora'):
+        config.adapter.shared_rank = 8
+    config.data.tasks = TASKS
+    config.data.train_examples = 30
+    config.data.held_out = 6
+    config.data.sequence_length = 96
+    config.data.batch_size = 2
+    config.optimizer.learning_rate = 1e-2
+    config.training.steps = STEPS
+    config.training.checkpoint_every = 2
+    config.evaluation.batch_size = 4
+    config.evaluation.max_new_tokens = 6
+    config.evaluation.prompt_bucket = 64
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    return config.to_dict()
+
+
+def main(weights: str, workdir: str, step: str) -> None:
+    """Trains until the record of `step` is half written."""
+    from malora_jax.training import metrics, train
+
+    def write(self, record):
+        if record['step'] == int(step):
+            self._file.write('{"step": ' + step + ', "lo')
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, record)
+
+    original, metrics.MetricWriter.write = metrics.MetricWriter.write, write
+    train(run_settings(pathlib.Path(weights)), pathlib.Path(workdir))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,121 @@
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loop_helpers import TASKS
+from model_helpers import small_method, tiny_model
+from optax import adamw
+
+from malora_jax.adapters import trees
+from malora_jax.data import get_task, get_template, split_task, train_iterator
+from malora_jax.errors import UserError
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.state import TrainState, abstract_variables
+
+
+CONFIG = small_method('malora', frozen=('core',))
+
+
+@pytest.fixture(scope='module')
+def splits():
+    return [split_task(get_task(name), 0, 20, 4) for name in TASKS]
+
+
+@pytest.fixture
+def new_data(tiny_base, splits):
+    def make():
+        return train_iterator(
+            splits,
+            tiny_base.tokenizer,
+            get_template('chatml'),
+            sequence_length=64,
+            batch_size=2,
+            weights=(2.0, 1.0),
+            seed=0,
+        )
+
+    return make
+
+
+def random_state(step: int, seed: int) -> TrainState:
+    """A state whose leaves are all random, the optimizer's moments too."""
+    variables = nn.unbox(abstract_variables(tiny_model(CONFIG)))
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype)
+
+    adapter = jax.tree.map(draw, variables['adapter'])
+    frozen = jax.tree.map(draw, variables['adapter_frozen'])
+    moments = jax.tree.map(
+        lambda leaf: draw(leaf) if leaf.ndim else jnp.int32(rng.integers(1, 100)),
+        adamw(0.1).init(adapter),
+    )
+    return TrainState(jnp.int32(step), adapter, frozen, moments)
+
+
+def assert_bit_equal(a, b):
+    for (path, x), (_, y) in zip(trees.named_leaves(a), trees.named_leaves(b), strict=True):
+        assert x.dtype == y.dtype, path
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+def test_state_and_data_come_back_bit_by_bit(tmp_path, new_data):
+    state, data = random_state(3, 0), new_data()
+    for _ in range(3):
+        next(data)
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        assert checkpoints.latest_step is None
+        checkpoints.save(state, data)
+    position = json.dumps(data.get_state(), sort_keys=True)
+    following = [next(data) for _ in range(3)]
+
+    fresh = new_data()
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3
+        restored = checkpoints.restore(random_state(0, 1), fresh)
+    assert_bit_equal(restored, state)
+    assert json.dumps(fresh.get_state(), sort_keys=True) == position
+    for batch in following:
+        again = next(fresh)
+        for key, array in batch.items():
+            np.testing.assert_array_equal(again[key], array)
+
+
+def test_the_state_alone(tmp_path, new_data):
+    state = random_state(5, 0)
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        checkpoints.save(state, new_data())
+        assert_bit_equal(checkpoints.restore_state(random_state(0, 1)), state)
+
+
+def test_the_newest_ones_stay(tmp_path, new_data):
+    data = new_data()
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        for step in (1, 2, 4, 7):
+            checkpoints.save(random_state(step, step), data)
+            assert checkpoints.latest_step == step
+    assert sorted(path.name for path in (tmp_path / 'c').iterdir()) == ['4', '7']
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        assert_bit_equal(checkpoints.restore_state(random_state(0, 0)), random_state(7, 7))
+
+
+def test_a_step_is_saved_once(tmp_path, new_data):
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        checkpoints.save(random_state(1, 0), new_data())
+        checkpoints.save(random_state(1, 1), new_data())
+        assert_bit_equal(checkpoints.restore_state(random_state(0, 2)), random_state(1, 0))
+
+
+def test_no_checkpoint(tmp_path, new_data):
+    with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
+        for restore in (
+            lambda: checkpoints.restore(random_state(0, 0), new_data()),
+            lambda: checkpoints.restore_state(random_state(0, 0)),
+        ):
+            with pytest.raises(UserError) as caught:
+                restore()
+            assert str(caught.value) == f'There is no checkpoint in {tmp_path / "c"}.'

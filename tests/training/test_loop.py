@@ -1,0 +1,232 @@
+import itertools
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from loop_helpers import ROOT, STEPS, TASKS, run_settings
+
+from malora_jax import training
+from malora_jax.adapters import trees
+from malora_jax.errors import UserError
+from malora_jax.evaluation.runner import Answer
+from malora_jax.models import Decoder
+from malora_jax.training import run_config
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.metrics import read_metrics
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.state import TrainState, create_state
+
+RECORD_KEYS = {
+    *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
+    *('tokens', 'wall_time_s', 'effective_experts', 'max_expert_share'),
+}
+TASK_KEYS = {'metric', 'before', 'after', 'best_constant', 'examples', 'loss_after'}
+RESULT_KEYS = {
+    *('tasks', 'average', 'parameters', 'wall_time_s', 'seed', 'versions', 'model', 'method'),
+    *('steps', 'tokens', 'peak_memory_bytes', 'routing'),
+}
+TIMES = ('tokens_per_second', 'wall_time_s')
+
+
+@pytest.fixture(scope='module')
+def last_state(tiny_weights):
+    """The state in the newest checkpoint of a directory."""
+    run = run_config(run_settings(tiny_weights))
+    optimizer = make_optimizer(run.optimizer, run.training.steps)
+    fresh = create_state(Decoder(run.model, run.adapter), optimizer, run.seed)
+
+    def restore(workdir: pathlib.Path) -> TrainState:
+        with Checkpoints(workdir / 'checkpoints', 2) as checkpoints:
+            return checkpoints.restore_state(fresh)
+
+    return restore
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+@pytest.fixture(scope='module')
+def finished(tiny_weights, tmp_path_factory) -> pathlib.Path:
+    """The directory of a run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    training.train(run_settings(tiny_weights), workdir)
+    return workdir
+
+
+@pytest.fixture
+def results(finished):
+    return json.loads((finished / 'results.json').read_text('utf-8'))
+
+
+def test_config_is_kept(finished, tiny_weights):
+    kept = json.loads((finished / 'config.json').read_text('utf-8'))
+    assert run_config(kept) == run_config(run_settings(tiny_weights))
+
+
+def test_metrics(finished):
+    lines = (finished / 'metrics.jsonl').read_text('utf-8').splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record['step'] for record in records] == [1, 2, 3, 4, 5, 6]
+    for record in records:
+        assert record.keys() >= RECORD_KEYS
+        by_task = {key: value for key, value in record.items() if key.startswith('loss/')}
+        assert by_task.keys() <= {f'loss/{task}' for task in TASKS}
+        assert min(by_task.values()) <= record['loss'] <= max(by_task.values())
+        assert 1 <= record['effective_experts'] <= 4
+        assert 1 / 4 <= record['max_expert_share'] <= 1
+        assert record['tokens_per_second'] > 0
+    assert all(a['tokens'] < b['tokens'] for a, b in itertools.pairwise(records))
+    assert records[-1]['tokens'] <= STEPS * 2 * 96
+    # 0.1 · 6 steps of warm-up make one; then a cosine over five.
+    rates = [record['learning_rate'] for record in records]
+    np.testing.assert_allclose(rates[:2], 1e-2, rtol=1e-6)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert records[-1]['loss'] < records[0]['loss']
+
+
+def test_results(finished, results):
+    assert results.keys() >= RESULT_KEYS
+    assert list(results['tasks']) == list(TASKS)
+    for task in results['tasks'].values():
+        assert task.keys() >= TASK_KEYS
+        assert task['metric'] == 'exact_match'
+        assert task['examples'] == 6
+        assert 0 <= task['before'] <= 1 and 0 <= task['after'] <= 1
+        assert task['best_constant'] == pytest.approx(1 / 6)
+        assert 0 < task['loss_after'] < 20
+    assert results['average'].keys() >= {'before', 'after'}
+    for key, value in results['average'].items():
+        assert value == pytest.approx(np.mean([t[key] for t in results['tasks'].values()]))
+    assert results['seed'] == 0
+    assert results['steps'] == STEPS
+    assert results['method'] == 'malora'
+    assert results['versions'].keys() >= {'python', 'jax', 'jaxlib', 'flax', 'optax', 'grain'}
+    assert results['peak_memory_bytes'] > 10**7
+    assert results['routing']['balance_loss'] >= 0.99
+    assert results['parameters'].keys() >= {
+        *('base', 'trainable', 'frozen_in_adapter', 'percent_of_base', 'percent_of_all'),
+        'by_group',
+    }
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_answers_are_kept_and_scored(finished, results, when):
+    lines = (finished / f'answers_{when}.jsonl').read_text('utf-8').splitlines()
+    answers = [Answer(**json.loads(line)) for line in lines]
+    assert [answer.task for answer in answers] == [TASKS[0]] * 6 + [TASKS[1]] * 6
+    for task in TASKS:
+        mine = [answer for answer in answers if answer.task == task]
+        right = [answer.answer == answer.expected for answer in mine]
+        assert [answer.score == 1.0 for answer in mine] == right
+        assert results['tasks'][task][when] == np.mean(right)
+
+
+def test_plots_are_pictures(finished):
+    for name in ('loss.png', 'scores.png', 'expert_load.png'):
+        content = (finished / name).read_bytes()
+        assert content.startswith(b'\x89PNG\r\n')
+        assert len(content) > 5_000
+
+
+def test_nothing_unfinished_is_left(finished):
+    assert not [path for path in finished.rglob('*') if 'tmp' in path.name]
+    assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['4', '6']
+    assert list((finished / 'tensorboard').glob('events.*'))
+
+
+def test_checkpoints_hold_no_base(finished, last_state):
+    state = last_state(finished)
+    assert int(state.step) == STEPS
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    on_disk = sum(path.stat().st_size for path in (finished / 'checkpoints' / '6').rglob('*.*'))
+    assert on_disk < 1.5 * size + 200_000
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(leaf).all()
+
+
+def test_the_adapter_has_learned_something(finished, last_state):
+    state = last_state(finished)
+    for linear in ('q', 'k', 'v'):
+        assert np.abs(state.adapter['layers']['attention'][linear]['up']).max() > 1e-3
+
+
+def test_running_a_finished_run_again_returns_its_results(
+    finished, results, tiny_weights, capsys, monkeypatch
+):
+    monkeypatch.setattr(training.loop, 'build', None)  # Nothing is loaded.
+    assert training.train(run_settings(tiny_weights), finished) == results
+    assert 'is finished' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'change, field',
+    [
+        ({'seed': 1}, 'seed'),
+        ({'optimizer__learning_rate': 0.5}, 'optimizer.learning_rate'),
+        ({'data__tasks': ('toy_copy',)}, 'data.tasks'),
+    ],
+)
+def test_another_config_in_the_same_directory_is_refused(finished, tiny_weights, change, field):
+    with pytest.raises(UserError) as caught:
+        training.train(run_settings(tiny_weights, **change), finished)
+    assert str(caught.value) == (
+        f'{finished} holds a run with another {field}: continue that one with its own config, '
+        'or choose another --workdir.'
+    )
+
+
+def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weights):
+    config = run_settings(tiny_weights)
+    del config['data']['weights']
+    with pytest.raises(UserError, match=r'holds a run with fields .* lacks \(data.weights\)'):
+        training.train(config, finished)
+
+
+def test_killed_and_resumed_equals_uninterrupted(finished, tiny_weights, tmp_path, last_state):
+    """SIGKILL while the record of the last step is written, two steps after a checkpoint."""
+    workdir = tmp_path / 'run'
+    script = ROOT / 'tests' / 'training' / 'loop_helpers.py'
+    done = subprocess.run(
+        [sys.executable, script, tiny_weights, workdir, str(STEPS)], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (workdir / 'results.json').exists()
+    cut = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+    assert len(cut) == STEPS and cut[-1].endswith('"lo')
+
+    results = training.train(run_settings(tiny_weights), workdir)
+    records = read_metrics(workdir / 'metrics.jsonl')
+    assert without_times(records) == without_times(read_metrics(finished / 'metrics.jsonl'))
+    uninterrupted = json.loads((finished / 'results.json').read_text('utf-8'))
+    assert results['tasks'] == uninterrupted['tasks']
+    resumed, whole = last_state(workdir), last_state(finished)
+    for (path, a), (_, b) in zip(
+        trees.named_leaves(resumed), trees.named_leaves(whole), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
+    config = run_settings(tiny_weights, optimizer__learning_rate=1e30)
+    with pytest.raises(FloatingPointError) as caught:
+        training.train(config, tmp_path)
+    assert 'at step 2' in str(caught.value)
+    assert 'Lower optimizer.learning_rate' in str(caught.value)
+    assert [record['step'] for record in read_metrics(tmp_path / 'metrics.jsonl')] == [1]
+    assert not (tmp_path / 'results.json').exists()
+    # The checkpoint after step 2 was due, and not made.
+    assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_lora_has_no_routing(tiny_weights, tmp_path):
+    config = run_settings(tiny_weights, 'lora', training__steps=1)
+    results = training.train(config, tmp_path)
+    assert results['routing'] == {}
+    assert not (tmp_path / 'expert_load.png').exists()
+    assert all(r['balance_loss'] == 0 for r in read_metrics(tmp_path / 'metrics.jsonl'))

@@ -1,0 +1,184 @@
+"""What a config may be, and what is said when it cannot; configs/ itself too."""
+
+import importlib
+import math
+import pathlib
+
+import flax.linen as nn
+import pytest
+from model_helpers import METHOD_NAMES
+
+from configs.common import base_config
+from malora_jax.adapters import method, trees
+from malora_jax.errors import UserError
+from malora_jax.models import Decoder
+from malora_jax.training import RunConfig, run_config
+from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.state import abstract_variables
+
+CONFIGS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
+    if path.stem not in ('__init__', 'common')
+)
+
+
+def plain(method_name: str = 'malora'):
+    return importlib.import_module('configs.quickstart').get_config(method_name).to_dict()
+
+
+def changed(field: str, value):
+    config = plain()
+    *path, last = field.split('.')
+    section = config
+    for key in path:
+        section = section[key]
+    section[last] = value
+    return config
+
+
+def message(config) -> str:
+    with pytest.raises(UserError) as caught:
+        run_config(config)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+NOT_POSITIVE = [
+    *('data.train_examples', 'data.held_out', 'data.sequence_length', 'data.batch_size'),
+    *('optimizer.learning_rate', 'optimizer.clip_norm'),
+    *('training.steps', 'training.checkpoint_every', 'training.keep_checkpoints'),
+    *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.prompt_bucket'),
+]
+
+
+@pytest.mark.parametrize('field', NOT_POSITIVE)
+@pytest.mark.parametrize('value', [0, -1, math.nan, math.inf])
+def test_must_be_positive(field, value):
+    assert message(changed(field, value)) == f'{field} is {value!r}; it must be positive.'
+
+
+@pytest.mark.parametrize(
+    'field, value, right',
+    [
+        ('data.tasks', (), 'at least one task name'),
+        ('data.tasks', ('gcd', 'gcd'), 'names without twins'),
+        ('optimizer.warmup_ratio', 1.0, 'at least 0 and below 1'),
+        ('optimizer.warmup_ratio', -0.1, 'at least 0 and below 1'),
+        ('optimizer.warmup_ratio', math.nan, 'at least 0 and below 1'),
+        ('optimizer.weight_decay', -0.1, 'at least 0'),
+        ('optimizer.weight_decay', math.nan, 'at least 0'),
+        ('adapter.rank', 0, 'at least 1'),
+        ('adapter.top_k', 9, 'at most num_experts = 8'),
+    ],
+)
+def test_out_of_range(field, value, right):
+    assert message(changed(field, value)) == f'{field} is {value!r}; it must be {right}.'
+
+
+@pytest.mark.parametrize(
+    'field, value, text',
+    [
+        ('model.name', 'smollm2', "Unknown model 'smollm2': did you mean smollm2-135m?"),
+        (
+            'model.dtype',
+            'bfloat',
+            "Unknown model.dtype 'bfloat': did you mean bfloat16 or float32?",
+        ),
+        (
+            'optimizer.schedule',
+            'cosinus',
+            "Unknown optimizer.schedule 'cosinus': did you mean cosine?",
+        ),
+        (
+            'adapter.shared_rnak',
+            3,
+            "Unknown field of adapter 'shared_rnak': did you mean shared_rank?",
+        ),
+        ('data.taks', 3, "Unknown field of data 'taks': did you mean tasks?"),
+        (
+            'optimizer.learning_rat',
+            3,
+            "Unknown field of optimizer 'learning_rat': did you mean learning_rate?",
+        ),
+        ('training.step', 3, "Unknown field of training 'step': did you mean steps?"),
+        (
+            'evaluation.bucket',
+            3,
+            "Unknown field of evaluation 'bucket': did you mean prompt_bucket?",
+        ),
+        ('sed', 3, "Unknown field of config 'sed': did you mean seed?"),
+    ],
+)
+def test_unknown_names(field, value, text):
+    assert message(changed(field, value)).startswith(text[:-1])
+
+
+@pytest.mark.parametrize(
+    'field',
+    'seed method adapter.rank data.tasks optimizer.schedule training.steps'.split(),
+)
+def test_missing_fields(field):
+    config = plain()
+    *path, last = field.split('.')
+    del (config[path[0]] if path else config)[last]
+    assert (
+        message(config) == f'{"config" if not path else path[0]}.{last} is missing from the config.'
+    )
+
+
+def test_lists_become_tuples():
+    config = plain()
+    expected = run_config(config)
+    config['data']['tasks'] = list(config['data']['tasks'])
+    config['adapter']['targets'] = list(config['adapter']['targets'])
+    assert run_config(config) == expected
+
+
+def test_the_config_is_not_changed():
+    config = plain()
+    run_config(config)
+    assert config == plain()
+
+
+def test_schedules_are_known():
+    for schedule in ('cosine', 'linear'):
+        OptimizerConfig(1e-3, 0.1, schedule, 0.0, 1.0)
+
+
+# What lies in configs/.
+
+
+@pytest.mark.parametrize('method_name', METHOD_NAMES)
+def test_base_config_has_the_settings_of_the_method(method_name):
+    config = base_config(method_name).adapter.to_dict()
+    expected = method(method_name)
+    assert {key: getattr(expected, key) for key in config} == config
+
+
+@pytest.mark.parametrize('method_name', METHOD_NAMES)
+def test_alpha_follows_an_overridden_rank(method_name):
+    config = base_config(method_name)
+    config.adapter.rank = 5
+    assert config.adapter.alpha == 10.0
+    config.adapter.alpha = 3.0
+    assert config.adapter.alpha == 3.0
+
+
+@pytest.mark.parametrize('method_name', METHOD_NAMES)
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_builds_a_model(name, method_name):
+    module = importlib.import_module(f'configs.{name}')
+    run = run_config(module.get_config(method_name).to_dict())
+    assert isinstance(run, RunConfig)
+    assert run.method == method_name
+    assert run.adapter == method(method_name)
+    variables = nn.unbox(abstract_variables(Decoder(run.model, run.adapter)))
+    assert trees.count(variables['adapter']) > 10**5
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_has_a_recipe(name):
+    module = importlib.import_module(f'configs.{name}')
+    assert module.__doc__
+    run_config(module.get_config().to_dict())
