@@ -28,7 +28,7 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Style and types.
 lint: setup

@@ -1,17 +1,34 @@
-"""Quickstart."""
+"""Quickstart: SmolLM2-135M-Instruct learns six tasks at once on two CPU cores.
+
+The tasks are families of short questions from reasoning-gym that the base model answers at about
+0%: reversing a list of words, filtering a list of numbers, sums and differences of integers and of
+decimals, finding who likes what, family relationships.
+
+Command:
+    python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
+
+The argument is the method: lora, molora, malora (the default) or malora_small, with the paper's
+ranks. Differs from the paper: learning rate 1e-3 instead of 5e-4 and 280 steps of 4 packed rows of
+128 tokens (about 2,800 examples), for the small model and the short time.
+
+Hardware and time: @@TIME@@
+Expected: @@EXPECTED@@
+"""
+
+from ml_collections import ConfigDict
 
 from configs import common
 
 
-def get_config(arg: str = 'malora'):
-    """The config."""
+def get_config(arg: str = 'malora') -> ConfigDict:
+    """The config for the method named by `arg`."""
     config = common.base_config(arg)
     config.data.tasks = (
         'word_sequence_reversal',
         'number_filtering',
         'chain_sum',
         'decimal_chain_sum',
-        'simple_equations',
+        'needle_haystack',
         'family_relationships',
     )
     config.optimizer.learning_rate = 1e-3

@@ -50,6 +50,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         'max_factor': 10,
         'styles': ('plain',),
     },
+    # Finding a fact among others.
+    'needle_haystack': {'min_num_statements': 3, 'max_num_statements': 4},
     # Knowledge of the world and a little arithmetic.
     'leg_counting': {'min_animals': 2, 'max_animals': 2, 'max_instances': 5},
     'time_intervals': {'task_types': ['date'], 'max_date_difference_days': 20},

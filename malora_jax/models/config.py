@@ -28,7 +28,7 @@ class ModelConfig:
         dtype: of activations and of the frozen weights. Adapters and router stay float32.
 
     Raises:
-        UserError: heads that do not divide, or an unknown dtype.
+        UserError: heads that do not divide, an odd head width, or an unknown dtype.
     """
 
     name: str
@@ -49,6 +49,8 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             right = f'a multiple of num_kv_heads = {self.num_kv_heads}'
             raise errors.out_of_range('model.num_heads', self.num_heads, right)
+        if self.head_width % 2:
+            raise errors.out_of_range('model.head_width', self.head_width, 'even')
         if self.dtype not in DTYPES:
             raise errors.unknown_name('model.dtype', self.dtype, DTYPES)
 

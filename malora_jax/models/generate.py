@@ -49,6 +49,7 @@ class Generator:
         Returns:
             Token ids of each answer, in the order of the prompts.
         """
+        most = self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)
         answers: list[list[int]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.batch_size):
@@ -61,7 +62,7 @@ class Generator:
                 tokens_BT,
                 segments_BT,
                 jnp.int32(self.end_id),
-                jnp.int32(min(limit or self.max_new_tokens, self.max_new_tokens)),
+                jnp.int32(most),
             )
             new_BM, count_B = jax.device_get(new)
             for row, i in enumerate(indices):

@@ -40,7 +40,7 @@ class DataConfig:
         _require(
             len(set(self.tasks)) == len(self.tasks), 'data.tasks', self.tasks, 'names without twins'
         )
-        _positive('data', self, 'train_examples', 'held_out', 'sequence_length', 'batch_size')
+        _counts('data', self, 'train_examples', 'held_out', 'sequence_length', 'batch_size')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TrainingConfig:
     keep_checkpoints: int
 
     def __post_init__(self):
-        _positive('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints')
+        _counts('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class EvaluationConfig:
     prompt_bucket: int
 
     def __post_init__(self):
-        _positive('evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket')
+        _counts('evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,25 +135,39 @@ class RunConfig:
     evaluation: EvaluationConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """The `model` section as it is written; `name` stands for all sizes."""
+
+    name: str
+    weights: str
+    dtype: str
+
+
+_SECTIONS: dict[str, type] = {
+    'adapter': AdapterConfig,
+    'data': DataConfig,
+    'optimizer': OptimizerConfig,
+    'training': TrainingConfig,
+    'evaluation': EvaluationConfig,
+}
+
+
 def run_config(config: Mapping[str, Any]) -> RunConfig:
     """Converts a config as it is written in configs/.
 
     Raises:
         UserError: an unknown or missing field, or a value out of range, named.
     """
-    config = {key: _plain(value) for key, value in config.items()}
-    model = config.pop('model')
-    weights = model.pop('weights')
-    sections: dict[str, Any] = {
-        'model': preset(**model),
-        'weights': weights,
-        'adapter': _section('adapter', AdapterConfig, config.pop('adapter')),
-        'data': _section('data', DataConfig, config.pop('data')),
-        'optimizer': _section('optimizer', OptimizerConfig, config.pop('optimizer')),
-        'training': _section('training', TrainingConfig, config.pop('training')),
-        'evaluation': _section('evaluation', EvaluationConfig, config.pop('evaluation')),
-    }
-    return _section('config', RunConfig, config | sections)
+    sections = {key: _plain(value) for key, value in config.items()}
+    for name, kind in _SECTIONS.items():
+        if name in sections:
+            sections[name] = _section(name, kind, sections[name])
+    if 'model' in sections:
+        model = _section('model', _Model, sections['model'])
+        sections['model'] = preset(model.name, dtype=model.dtype)
+        sections['weights'] = model.weights
+    return _section('config', RunConfig, sections)
 
 
 def _plain(value: Any) -> Any:
@@ -178,6 +192,13 @@ def _positive(section: str, values: Any, *fields: str) -> None:
         value = getattr(values, field)
         right = value > 0 and math.isfinite(value)
         _require(right, f'{section}.{field}', value, 'positive')
+
+
+def _counts(section: str, values: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(values, field)
+        right = type(value) is int and value > 0
+        _require(right, f'{section}.{field}', value, 'a whole number, at least 1')
 
 
 def _require(right: Any, field: str, value: Any, description: str) -> None:

@@ -22,6 +22,7 @@ from malora_jax.training.config import run_config
 from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.state import TrainState, create_state
 from malora_jax.training.workdir import open_workdir
@@ -47,6 +48,11 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         print(f'{workdir} is finished; its results:')
         return json.loads((workdir / 'results.json').read_text('utf-8'))
     setup = build(run)
+    parameters = parameter_counts(setup.model)
+    print(
+        f'{run.method} on {run.model.name}: {parameters["trainable"]:,} trained parameters '
+        f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
+    )
     state = create_state(setup.model, make_optimizer(run.optimizer, run.training.steps), run.seed)
     data = setup.train_iterator()
     with Checkpoints(workdir / 'checkpoints', run.training.keep_checkpoints) as checkpoints:
@@ -144,8 +150,8 @@ class Trainer:
         for name in ('loss', 'gradient_norm'):
             if not math.isfinite(record[name]):
                 raise FloatingPointError(
-                    f'The {name} is {record[name]} at step {number}. Lower optimizer.learning_rate '
-                    'or optimizer.clip_norm; the last checkpoint is sound.'
+                    f'The {name} is {record[name]} at step {number}; it was not saved. Lower '
+                    'optimizer.learning_rate or optimizer.clip_norm, in another --workdir.'
                 )
         self.writer.write(record)
         losses = ' '.join(f'{key[5:]} {value:.2f}' for key, value in by_task.items())

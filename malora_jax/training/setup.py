@@ -1,9 +1,10 @@
 """What every command that runs a model builds from a config: base, data, model, generator."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
 
 import grain
+import numpy as np
 
 from malora_jax import data
 from malora_jax.models import Decoder
@@ -42,7 +43,7 @@ class Setup:
             seed=self.run.seed,
         )
 
-    def held_out_batches(self) -> Any:
+    def held_out_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all held-out examples, each once."""
         return data.packed_batches(
             [(e, task) for task, split in enumerate(self.splits) for e in split.held_out],

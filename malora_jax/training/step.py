@@ -114,7 +114,7 @@ def make_train_step(
             'task_nll': sums.nll,
             'task_tokens': sums.loss_tokens,
             'tokens': sums.tokens,
-            'gradient_norm': optax.global_norm(gradients),
+            'gradient_norm': optax.tree.norm(gradients),
             'learning_rate': schedule(state.step),
             'balance_loss': balance,
         }

@@ -70,7 +70,10 @@ def mistake(command: str, *arguments: str) -> str:
         ([], ['--config is required, such as --config=configs/quickstart.py.']),
         (['--config=configs/quikstart.py'], ['--config: there is no file configs/quikstart.py']),
     ],
-    ids='method field top_k rank shared_rank model type flag words no_config wrong_path'.split(),
+    ids=[
+        *('method', 'field', 'top_k', 'rank', 'shared_rank', 'model', 'type', 'flag', 'words'),
+        *('no_config', 'wrong_path'),
+    ],
 )
 def test_mistakes_in_a_plan(arguments, expected):
     line = mistake('plan', *arguments)

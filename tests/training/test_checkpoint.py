@@ -15,7 +15,6 @@ from malora_jax.errors import UserError
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.state import TrainState, abstract_variables
 
-
 CONFIG = small_method('malora', frozen=('core',))
 
 

@@ -44,18 +44,25 @@ def message(config) -> str:
     return str(caught.value)
 
 
-NOT_POSITIVE = [
+NUMBERS = ['optimizer.learning_rate', 'optimizer.clip_norm']
+COUNTS = [
     *('data.train_examples', 'data.held_out', 'data.sequence_length', 'data.batch_size'),
-    *('optimizer.learning_rate', 'optimizer.clip_norm'),
     *('training.steps', 'training.checkpoint_every', 'training.keep_checkpoints'),
     *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.prompt_bucket'),
 ]
 
 
-@pytest.mark.parametrize('field', NOT_POSITIVE)
+@pytest.mark.parametrize('field', NUMBERS)
 @pytest.mark.parametrize('value', [0, -1, math.nan, math.inf])
 def test_must_be_positive(field, value):
     assert message(changed(field, value)) == f'{field} is {value!r}; it must be positive.'
+
+
+@pytest.mark.parametrize('field', COUNTS)
+@pytest.mark.parametrize('value', [0, -1, 2.5, True, math.nan])
+def test_must_be_a_whole_number(field, value):
+    right = 'a whole number, at least 1'
+    assert message(changed(field, value)) == f'{field} is {value!r}; it must be {right}.'
 
 
 @pytest.mark.parametrize(
@@ -95,6 +102,7 @@ def test_out_of_range(field, value, right):
             3,
             "Unknown field of adapter 'shared_rnak': did you mean shared_rank?",
         ),
+        ('model.widht', 3, "Unknown field of model 'widht'"),
         ('data.taks', 3, "Unknown field of data 'taks': did you mean tasks?"),
         (
             'optimizer.learning_rat',
@@ -116,7 +124,10 @@ def test_unknown_names(field, value, text):
 
 @pytest.mark.parametrize(
     'field',
-    'seed method adapter.rank data.tasks optimizer.schedule training.steps'.split(),
+    [
+        *('seed', 'method', 'model', 'adapter', 'evaluation'),
+        *('model.name', 'model.weights', 'adapter.rank', 'data.tasks', 'training.steps'),
+    ],
 )
 def test_missing_fields(field):
     config = plain()

@@ -5,6 +5,7 @@ from typing import Any
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from malora_jax import errors
@@ -77,17 +78,17 @@ def load_params(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
     At no time is there more than one tensor besides the tree itself.
 
     Raises:
-        UserError: another architecture or other sizes than the config's, or a tensor is missing.
+        UserError: a tensor is missing or has another shape.
     """
-    _check_architecture(file, config)
-    dtype = jax.numpy.dtype(config.dtype)
+    dtype = jnp.dtype(config.dtype)
     layers: dict[str, Any] = {}
     for path, name in _LAYER_TENSORS.items():
         stacked: np.ndarray | None = None
         for layer in range(config.num_layers):
             values = _layer_tensor(file, config, name, layer)
             if stacked is None:
-                stacked = np.empty((config.num_layers, *values.shape), dtype)
+                kind = np.float32 if path[-1] == 'scale' else dtype
+                stacked = np.empty((config.num_layers, *values.shape), kind)
             stacked[layer] = values
         branch = layers
         for key in path[:-1]:
@@ -135,7 +136,12 @@ def _unpermute(rows_AD: np.ndarray, head_width: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows_AD.shape)
 
 
-def _check_architecture(file: GGUFFile, config: ModelConfig) -> None:
+def check_architecture(file: GGUFFile, config: ModelConfig) -> None:
+    """Checks that the file's metadata are those of the model.
+
+    Raises:
+        UserError: another architecture, or a size or constant that differs, named.
+    """
     architecture = file.field('general.architecture')
     if architecture != 'llama':
         raise errors.UserError(

@@ -41,7 +41,8 @@ def from_gguf(file: GGUFFile) -> Tokenizer:
     """Builds the tokenizer from `tokenizer.ggml.*`.
 
     Raises:
-        UserError: a kind of tokenizer other than byte-level BPE that splits digits.
+        UserError: a kind of tokenizer other than byte-level BPE that splits digits, or merges
+            that do not belong to the vocabulary.
     """
     kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
     if (kind, split) != ('gpt2', 'smollm'):
@@ -52,6 +53,10 @@ def from_gguf(file: GGUFFile) -> Tokenizer:
     tokens = file.field('tokenizer.ggml.tokens')
     merges = [tuple(merge.split(' ')) for merge in file.field('tokenizer.ggml.merges')]
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    if not all({*merge, ''.join(merge)} <= vocabulary.keys() for merge in merges):
+        raise errors.UserError(
+            f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
+        )
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from malora_jax import errors
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.loading import tokenizer as tokenizer_lib
-from malora_jax.models.loading.gguf_file import GGUFFile, load_params
+from malora_jax.models.loading.gguf_file import GGUFFile, check_architecture, load_params
 
 # Presets whose weights come in a Python distribution that is installed beside this one. Only
 # the file in it is read; nothing of it is imported.
@@ -65,6 +65,7 @@ def load_base(config: ModelConfig, weights: str = '') -> Base:
         UserError: the file is missing, broken, or of another model.
     """
     file = GGUFFile(find_weights(config, weights))
+    check_architecture(file, config)
     tokenizer = tokenizer_lib.from_gguf(file)
     if tokenizer.vocab_size > config.vocab_size:
         raise errors.UserError(
