@@ -8,7 +8,7 @@ Command:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 
 The argument is the method: lora, molora, malora (the default) or malora_small, with the paper's
-ranks. Differs from the paper: learning rate 1e-3 instead of 5e-4 and 280 steps of 4 packed rows of
+ranks. Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of
 128 tokens (about 2,800 examples), for the small model and the short time.
 
 Hardware and time: @@TIME@@
@@ -36,6 +36,6 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.data.held_out = 64
     config.data.sequence_length = 128
     config.data.batch_size = 4
-    config.training.steps = 280
-    config.training.checkpoint_every = 70
+    config.training.steps = 240
+    config.training.checkpoint_every = 60
     return config

@@ -26,6 +26,17 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
     app.run(lambda _: _call(main), flags_parser=_parse)
 
 
+def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
+    """The path that a flag names.
+
+    Raises:
+        UserError: it names none, as --workdir="$UNSET" does.
+    """
+    if not flag.value:
+        raise UserError(f'--{flag.name} is empty; it must name a directory.')
+    return pathlib.Path(flag.value).expanduser()
+
+
 def _call(main: Callable[[dict[str, Any]], None]) -> None:
     try:
         main(_CONFIG.value.to_dict())
@@ -48,8 +59,10 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         _fail(str(error), 2)
     except (KeyError, AttributeError) as error:
         text = ' '.join(_innermost(error).split())
+        if 'get_config' in text:
+            _fail('--config: that file defines no get_config, so it is no config.', 2)
         _fail(f'The config does not have the field of an override: {text}', 2)
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, SyntaxError, TypeError, ValueError) as error:
         # What goes wrong within a config file comes as the text of its traceback: a mistake that
         # the user can mend is told in its last line, a bug in the file needs all of it.
         _fail(str(error).rsplit('UserError: ')[-1], 2)

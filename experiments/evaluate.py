@@ -8,7 +8,6 @@ Example:
 """
 
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -21,7 +20,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; none for 
 
 def main(config: dict[str, Any]) -> None:
     """Scores, and prints the scores."""
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+    workdir = None if _WORKDIR.value is None else cli.directory(_WORKDIR)
     print(json.dumps(evaluate(config, workdir), indent=2))
 
 

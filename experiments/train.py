@@ -4,7 +4,6 @@ Example:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 """
 
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -18,7 +17,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', require
 
 def main(config: dict[str, Any]) -> None:
     """Trains, and prints the table of scores."""
-    print(format_table(training.train(config, pathlib.Path(_WORKDIR.value))))
+    print(format_table(training.train(config, cli.directory(_WORKDIR))))
 
 
 if __name__ == '__main__':

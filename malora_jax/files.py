@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from malora_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -18,6 +20,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f'.{path.stem}.tmp{path.suffix}')
     try:
         yield temporary
+        with temporary.open('rb') as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -34,3 +38,33 @@ def write_json_lines(path: pathlib.Path, rows: list[Any]) -> None:
     with replacing(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         temporary.write_text(''.join(lines), 'utf-8')
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise UserError(f'{path} is not valid JSON ({error}): restore or remove it.') from error
+
+
+def read_json_lines(path: pathlib.Path) -> list[Any]:
+    """Reads one JSON value a line; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is not JSON.
+    """
+    # Only a line feed ends a line here: str.splitlines would also split within JSON strings.
+    lines = path.read_bytes().split(b'\n')
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            message = f'{path}:{number} is not valid JSON: restore or remove the file.'
+            raise UserError(message) from error
+    return rows

@@ -6,7 +6,6 @@ from typing import Any
 from malora_jax import errors
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-LEAVES = ('router', 'down', 'shared_down', 'core', 'up')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class AdapterConfig:
         dropout: probability of dropping an input of the down-projection, in training.
         balance_weight: coefficient of the balance loss (0.01 in the paper's tables).
         renormalize: whether the K kept gates are scaled to sum to one. The paper does not.
-        frozen: names of the leaves that do not train, among `LEAVES`.
+        frozen: names of the leaves that do not train, among `leaves`.
         targets: names of the adapted linears, among `LINEARS`.
 
     Raises:
@@ -44,6 +43,8 @@ class AdapterConfig:
     targets: tuple[str, ...] = ('q', 'k', 'v', 'gate', 'up', 'down')
 
     def __post_init__(self):
+        errors.check_types('adapter', self)
+
         def require(right: bool, field: str, description: str) -> None:
             if not right:
                 raise errors.out_of_range(f'adapter.{field}', getattr(self, field), description)
@@ -68,8 +69,10 @@ class AdapterConfig:
         require(0 <= self.dropout < 1, 'dropout', 'at least 0 and below 1')
         require(self.balance_weight >= 0, 'balance_weight', 'at least 0')
         for name in self.frozen:
-            if name not in LEAVES:
-                raise errors.unknown_name('leaf in adapter.frozen', name, LEAVES)
+            if name not in self.leaves:
+                raise errors.unknown_name('leaf in adapter.frozen', name, self.leaves)
+        require(set(self.frozen) < set(self.leaves), 'frozen', 'short of every leaf')
+        require(len(self.targets) > 0, 'targets', 'at least one linear')
         for name in self.targets:
             if name not in LINEARS:
                 raise errors.unknown_name('linear in adapter.targets', name, LINEARS)
@@ -78,6 +81,12 @@ class AdapterConfig:
     def scale(self) -> float:
         """α / rank, the factor of the update."""
         return self.alpha / self.rank
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Names of the leaves that an adapted linear has."""
+        router = ('router',) if self.has_router else ()
+        return (*router, *(('shared_down', 'core') if self.shared_rank else ('down',)), 'up')
 
     @property
     def has_router(self) -> bool:
@@ -110,4 +119,7 @@ def method(name: str, **overrides: Any) -> AdapterConfig:
         if key not in fields:
             raise errors.unknown_name('adapter field', key, fields)
     settings = METHODS[name] | overrides
-    return AdapterConfig(**({'alpha': 2.0 * settings['rank']} | settings))
+    rank = settings['rank']
+    # A rank that is no number is refused with the other fields.
+    alpha = 2.0 * rank if isinstance(rank, int) else 1.0
+    return AdapterConfig(**({'alpha': alpha} | settings))

@@ -70,7 +70,11 @@ def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
         routing: the decisions for N tokens.
         groups_NG: float32, one-hot; a token whose row is zero (padding) counts nowhere.
     """
-    return RoutingSums(groups_NG.T @ routing.selected, groups_NG.T @ routing.probabilities)
+
+    def sums(values_NE: jax.Array) -> jax.Array:
+        return jnp.matmul(groups_NG.T, values_NE, precision=jax.lax.Precision.HIGHEST)
+
+    return RoutingSums(sums(routing.selected), sums(routing.probabilities))
 
 
 def balance_loss(sums: RoutingSums) -> jax.Array:

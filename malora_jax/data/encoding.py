@@ -60,8 +60,7 @@ def encode_example(
 ) -> dict[str, np.ndarray]:
     """One example as arrays of shape (T,), T ≤ `max_length`.
 
-    Prompt and completion are tokenised apart, as generation has only the prompt. A prompt that is
-    too long loses its beginning.
+    Prompt and completion are tokenised apart, as generation has only the prompt.
 
     Args:
         tokenizer: makes the tokens.
@@ -75,17 +74,16 @@ def encode_example(
         float32: 1 where the target belongs to the answer or ends it, else 0.
 
     Raises:
-        UserError: the answer does not fit with even one token of the prompt.
+        UserError: the example is longer than `max_length`.
     """
     prompt = encode_prompt(tokenizer, template, example.question)
     completion = tokenizer.encode(template.completion(example.answer))
-    prompt_room = max_length - len(completion)
-    if prompt_room < 1:
+    needed = len(prompt) + len(completion)
+    if needed > max_length:
         raise UserError(
-            f'An answer of {len(completion)} tokens leaves no room for its prompt '
-            f'in {max_length} positions: {example.answer[:40]!r}.'
+            f'data.sequence_length is {max_length}; it must be at least {needed} for the example '
+            f'{example.question[:40]!r}.'
         )
-    prompt = prompt[-prompt_room:]
     tokens = np.array([*prompt, *completion, end_id(tokenizer, template)], np.int32)
     positions = np.arange(len(tokens) - 1)
     return {

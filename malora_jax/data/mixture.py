@@ -45,7 +45,7 @@ def train_iterator(
         at padding, where everything else is 0 too.
 
     Raises:
-        UserError: the weights are not one positive number for each task, or an answer does not fit.
+        UserError: the weights are not one positive number a task, or an example does not fit.
     """
     _check_weights(splits, weights)
     tasks = [

@@ -78,7 +78,7 @@ def packed_batches(
         Batches with the keys of `train_iterator`, arrays of shape (B, T).
 
     Raises:
-        UserError: an answer does not fit.
+        UserError: an example does not fit.
     """
     encoded = [
         encode_example(tokenizer, template, example, task_id, sequence_length)

@@ -59,16 +59,20 @@ def answer_held_out(
     return answers
 
 
+def longest_answer(split: Split, tokenizer: Tokenizer, template: Template) -> int:
+    """Tokens that the longest answer of a task's held-out examples takes."""
+    return max(len(tokenizer.encode(template.completion(e.answer))) for e in split.held_out)
+
+
 def _answer_task(
     generator: Generator, variables: Any, split: Split, tokenizer: Tokenizer, template: Template
 ) -> list[Answer]:
-    examples = split.held_out
-    prompts = [encode_prompt(tokenizer, template, example.question) for example in examples]
-    needed = max(len(tokenizer.encode(template.completion(e.answer))) for e in examples)
-    generated = generator(variables, prompts, limit=needed + 4)
+    prompts = [encode_prompt(tokenizer, template, example.question) for example in split.held_out]
+    limit = longest_answer(split, tokenizer, template) + 4
+    generated = generator(variables, prompts, limit)
     return [
         _score(split.task_name, example, tokenizer.decode(ids).strip())
-        for example, ids in zip(examples, generated, strict=True)
+        for example, ids in zip(split.held_out, generated, strict=True)
     ]
 
 
@@ -77,7 +81,7 @@ def _score(name: str, example: Example, text: str) -> Answer:
     return Answer(name, example.question, example.answer, text, score)
 
 
-def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
+def share_exact(answers: Sequence[Answer]) -> dict[str, float]:
     """The share of answers of each task that its scorer calls entirely right."""
     by_task: dict[str, list[bool]] = {}
     for answer in answers:

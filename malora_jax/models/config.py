@@ -46,6 +46,7 @@ class ModelConfig:
     dtype: str = 'float32'
 
     def __post_init__(self):
+        errors.check_types('model', self)
         if self.num_heads % self.num_kv_heads:
             right = f'a multiple of num_kv_heads = {self.num_kv_heads}'
             raise errors.out_of_range('model.num_heads', self.num_heads, right)

@@ -18,13 +18,26 @@ class Checkpoints:
     count; the oldest are removed once there are more than `keep`.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int):
+    def __init__(self, directory: pathlib.Path, keep: int | None = None):
+        """Opens the checkpoints of a run.
+
+        Args:
+            directory: where they are.
+            keep: how many of the newest stay; None to read only, which changes nothing, not even
+                what a trainer that is still running is about to save.
+
+        Raises:
+            UserError: there is no such directory to read.
+        """
+        if keep is None and not directory.is_dir():
+            raise errors.UserError(f'There are no checkpoints: {directory} does not exist.')
+        policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             # The loop decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
+            cleanup_tmp_directories=keep is not None,
         )
 
     def __enter__(self) -> 'Checkpoints':
@@ -53,7 +66,7 @@ class Checkpoints:
             data: a fresh iterator of the same run.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or it cannot be read.
         """
         return self._load({'state': _shapes(state), 'data': data})['state']
 
@@ -61,14 +74,21 @@ class Checkpoints:
         """The newest checkpoint's state alone.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or it cannot be read.
         """
         return self._load({'state': _shapes(state)})['state']
 
     def _load(self, wanted: dict[str, Any]) -> dict[str, Any]:
         if self.latest_step is None:
             raise errors.UserError(f'There is no checkpoint in {self._checkpointer.directory}.')
-        return self._checkpointer.load_checkpointables(self.latest_step, wanted)
+        try:
+            return self._checkpointer.load_checkpointables(self.latest_step, wanted)
+        except Exception as error:  # Whatever Orbax or the file system finds wrong.
+            folder = pathlib.Path(str(self._checkpointer.directory)) / str(self.latest_step)
+            raise errors.UserError(
+                f'Checkpoint {folder} cannot be read: remove that folder to continue from the one '
+                'before.'
+            ) from error
 
 
 def _shapes(state: TrainState) -> TrainState:

@@ -1,12 +1,11 @@
 """A run as frozen dataclasses: what a `ConfigDict` becomes at the entry, validated."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from malora_jax import errors
-from malora_jax.adapters import AdapterConfig
+from malora_jax import data, errors
+from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.models import ModelConfig, preset
 
 SCHEDULES = ('cosine', 'linear')
@@ -36,10 +35,20 @@ class DataConfig:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self):
+        errors.check_types('data', self)
         _require(self.tasks, 'data.tasks', self.tasks, 'at least one task name')
         _require(
             len(set(self.tasks)) == len(self.tasks), 'data.tasks', self.tasks, 'names without twins'
         )
+        _require(
+            len(self.weights) in (0, len(self.tasks)) and all(w > 0 for w in self.weights),
+            'data.weights',
+            self.weights,
+            'empty, or one positive number a task',
+        )
+        for task in self.tasks:
+            data.get_task(task)
+        data.get_template(self.template)
         _counts('data', self, 'train_examples', 'held_out', 'sequence_length', 'batch_size')
 
 
@@ -62,6 +71,7 @@ class OptimizerConfig:
     clip_norm: float
 
     def __post_init__(self):
+        errors.check_types('optimizer', self)
         _positive('optimizer', self, 'learning_rate', 'clip_norm')
         _require(
             0 <= self.warmup_ratio < 1,
@@ -89,6 +99,7 @@ class TrainingConfig:
     keep_checkpoints: int
 
     def __post_init__(self):
+        errors.check_types('training', self)
         _counts('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints')
 
 
@@ -108,6 +119,7 @@ class EvaluationConfig:
     prompt_bucket: int
 
     def __post_init__(self):
+        errors.check_types('evaluation', self)
         _counts('evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket')
 
 
@@ -134,6 +146,29 @@ class RunConfig:
     training: TrainingConfig
     evaluation: EvaluationConfig
 
+    def __post_init__(self):
+        errors.check_types('config', self)
+        if self.method not in METHODS:
+            raise errors.unknown_name('method', self.method, METHODS)
+        _require(
+            self.data.sequence_length <= self.model.context,
+            'data.sequence_length',
+            self.data.sequence_length,
+            f'at most the context of {self.model.name}, {self.model.context}',
+        )
+
+    @property
+    def title(self) -> str:
+        """The method, with what its settings differ in from the named one's, and the model."""
+        named = method(self.method)
+        changes = [
+            f'{field.name}={getattr(self.adapter, field.name)}'
+            for field in dataclasses.fields(named)
+            if getattr(self.adapter, field.name) != getattr(named, field.name)
+        ]
+        settings = f' ({", ".join(changes)})' if changes else ''
+        return f'{self.method}{settings} on {self.model.name}'
+
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
@@ -142,6 +177,9 @@ class _Model:
     name: str
     weights: str
     dtype: str
+
+    def __post_init__(self):
+        errors.check_types('model', self)
 
 
 _SECTIONS: dict[str, type] = {
@@ -176,7 +214,9 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _section(name: str, kind: type[Section], values: Mapping[str, Any]) -> Section:
+def _section(name: str, kind: type[Section], values: Any) -> Section:
+    if not isinstance(values, Mapping):
+        raise errors.out_of_range(f'config.{name}', values, 'a section with fields')
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     for key in values:
         if key not in [field.name for field in fields]:
@@ -190,15 +230,13 @@ def _section(name: str, kind: type[Section], values: Mapping[str, Any]) -> Secti
 def _positive(section: str, values: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(values, field)
-        right = value > 0 and math.isfinite(value)
-        _require(right, f'{section}.{field}', value, 'positive')
+        _require(value > 0, f'{section}.{field}', value, 'positive')
 
 
 def _counts(section: str, values: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(values, field)
-        right = type(value) is int and value > 0
-        _require(right, f'{section}.{field}', value, 'a whole number, at least 1')
+        _require(value >= 1, f'{section}.{field}', value, 'at least 1')
 
 
 def _require(right: Any, field: str, value: Any, description: str) -> None:

@@ -43,7 +43,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         setup.template,
         'score',
     )
-    scores = runner.exact_match(answers)
+    scores = runner.share_exact(answers)
     return {
         'step': step,
         'tasks': {
@@ -61,6 +61,6 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 def _restore(setup: Setup, workdir: pathlib.Path) -> tuple[int, Any]:
     run = setup.run
     state = create_state(setup.model, make_optimizer(run.optimizer, run.training.steps), run.seed)
-    with Checkpoints(workdir / 'checkpoints', run.training.keep_checkpoints) as checkpoints:
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = checkpoints.restore_state(state)
     return int(state.step), state.variables(setup.base.params)

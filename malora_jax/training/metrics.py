@@ -2,24 +2,14 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import tensorboardX
 
 from malora_jax import files
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The complete records of a metrics file; a line that a kill cut short is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text('utf-8').splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records
+from malora_jax.errors import UserError
 
 
 class MetricWriter:
@@ -35,12 +25,25 @@ class MetricWriter:
         Args:
             workdir: the run's directory.
             step: the step that the run continues from; 0 for a new run.
+
+        Raises:
+            UserError: the records of steps before that are missing.
         """
         path = workdir / 'metrics.jsonl'
-        self.records = [record for record in read_metrics(path) if record['step'] <= step]
+        past = files.read_json_lines(path) if path.exists() else []
+        self.records: list[dict[str, Any]] = [record for record in past if record['step'] <= step]
+        if len(self.records) != step:
+            raise UserError(
+                f'{path} has {len(self.records)} of the {step} steps of the newest checkpoint: '
+                'restore it, or start anew in another --workdir.'
+            )
         files.write_json_lines(path, self.records)
         self._file = path.open('a', encoding='utf-8')
-        self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        # Written anew: what a killed run's writer still held in memory is in the records too.
+        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+        self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
+        for record in self.records:
+            self._show(record)
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -54,6 +57,9 @@ class MetricWriter:
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
         self.records.append(dict(record))
+        self._show(record)
+
+    def _show(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():
             if name != 'step':
                 self._board.add_scalar(name, value, int(record['step']))

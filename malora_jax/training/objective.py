@@ -9,8 +9,6 @@ Dimension letters: N tokens, D model, V vocabulary, G groups of tokens (tasks), 
 chunk.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +17,7 @@ from malora_jax.models.decoder import logits
 CHUNK = 256  # Tokens of one head product: large enough for full speed, small in memory.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=())
+@jax.custom_vjp
 def cross_entropy(
     hidden_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
 ) -> jax.Array:
@@ -65,7 +63,7 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
         gradient_MD = jnp.matmul(softmax_MV, head_VD, preferred_element_type=jnp.float32)
         gradient_MD -= head_VD[target_M]
         gradient_ND = gradient_ND.at[index_M].set(gradient_MD, mode='drop')
-        return loss_G + loss_M @ weights_MG, gradient_ND
+        return loss_G + (loss_M[:, None] * weights_MG).sum(axis=0), gradient_ND
 
     start = (jnp.zeros(weights_NG.shape[-1]), jnp.zeros(hidden_ND.shape, jnp.float32))
     chunks = (count + chunk - 1) // chunk
@@ -75,7 +73,7 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
 
 def _backward(residuals, cotangent_G):
     gradient_ND, weights_NG, like = residuals
-    scale_N1 = (weights_NG @ cotangent_G)[:, None]
+    scale_N1 = (weights_NG * cotangent_G[None]).sum(axis=1, keepdims=True)
     return (gradient_ND * scale_N1).astype(like.dtype), None, None, None
 
 

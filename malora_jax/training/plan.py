@@ -3,6 +3,7 @@
 Everything comes from shapes by abstract evaluation; nothing is allocated.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -42,7 +43,8 @@ def flops_per_token(model: Decoder, sequence_length: int) -> dict[str, int]:
 
     The frozen base costs the forward pass and the gradient with respect to activations, about 4 per
     parameter; only the adapter has weight gradients. Attention is counted over half of a full
-    row, as it is causal; norms, activations and the softmax are not counted.
+    row, as it is causal; norms, activations and the softmax are not counted. The head counts for
+    every token, although it runs only where there is loss.
 
     Returns:
         `base_forward`, `base_backward`, `attention_forward`, `attention_backward`,
@@ -96,6 +98,7 @@ def plan(run: RunConfig) -> dict[str, Any]:
     return {
         'model': run.model.name,
         'method': run.method,
+        'adapter': dataclasses.asdict(run.adapter),
         'parameters': parameter_counts(model),
         'flops_per_token': flops_per_token(model, run.data.sequence_length),
         'memory_bytes': memory_bytes(model),

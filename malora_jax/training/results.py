@@ -1,7 +1,6 @@
 """What a run found: answers, scores, results.json, the table and the plots."""
 
 import dataclasses
-import json
 import pathlib
 import resource
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from malora_jax import data, files
+from malora_jax.adapters.config import LINEARS
 from malora_jax.analysis import plots
 from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
@@ -30,10 +30,13 @@ def scored(
         workdir: the run's directory.
         when: 'before' or 'after'.
         variables: the adapted model's collections, or None for the base alone.
+
+    Returns:
+        The answers, task by task.
     """
     path = workdir / f'answers_{when}.jsonl'
     if path.exists():
-        return [runner.Answer(**json.loads(line)) for line in path.read_text('utf-8').splitlines()]
+        return [runner.Answer(**row) for row in files.read_json_lines(path)]
     model = setup.model if variables else Decoder(setup.run.model)
     answers = runner.answer_held_out(
         setup.generator(model),
@@ -54,6 +57,7 @@ def write_results(
     before: Sequence[runner.Answer],
     after: Sequence[runner.Answer],
     held_out: Losses,
+    wall_time: float,
 ) -> dict[str, Any]:
     """Writes the plots, then `results.json`, whose presence says that the run is finished.
 
@@ -64,6 +68,7 @@ def write_results(
         before: the base model's scored answers.
         after: the adapted model's.
         held_out: sums over the held-out examples, after training.
+        wall_time: seconds of the run, without what killed processes did between checkpoints.
 
     Returns:
         What was written to `results.json`.
@@ -74,26 +79,27 @@ def write_results(
     found = {
         'model': run.model.name,
         'method': run.method,
+        'adapter': dataclasses.asdict(run.adapter),
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'parameters': parameter_counts(setup.model),
         'routing': _routing_results(held_out),
         'steps': run.training.steps,
-        'tokens': records[-1]['tokens'],
-        'wall_time_s': records[-1]['wall_time_s'],
+        'tokens': records[-1]['total_tokens'],
+        'train_time_s': records[-1]['train_time_s'],
+        'wall_time_s': wall_time,
         'peak_memory_bytes': _peak_memory(),
         'seed': run.seed,
         'versions': versions(),
     }
-    title = f'{run.method} on {run.model.name}'
-    plots.plot_losses(workdir / 'loss.png', records, f'{title}: training loss by task')
-    plots.plot_scores(workdir / 'scores.png', tasks, f'{title}: held-out questions')
+    plots.plot_losses(workdir / 'loss.png', records, f'{run.title}: training loss by task')
+    plots.plot_scores(workdir / 'scores.png', tasks, f'{run.title}: held-out questions')
     if held_out.routing:
         plots.plot_expert_load(
             workdir / 'expert_load.png',
             _load_by_linear(held_out),
             list(tasks),
-            f'{title}: expert load on held-out questions',
+            f'{run.title}: expert load on held-out questions',
         )
     files.write_json(workdir / 'results.json', found)
     return found
@@ -116,7 +122,8 @@ def format_table(results: Mapping[str, Any]) -> str:
     ]
     rule = '-' * len(lines[0])
     head = f'Exact match (%) of {results["method"]} on {results["model"]}, held-out questions'
-    return '\n'.join([head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1], rule])
+    parts = [head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1].rstrip(), rule]
+    return '\n'.join(parts)
 
 
 def _task_results(
@@ -125,7 +132,7 @@ def _task_results(
     after: Sequence[runner.Answer],
     held_out: Losses,
 ) -> dict[str, dict[str, Any]]:
-    scores_before, scores_after = runner.exact_match(before), runner.exact_match(after)
+    scores_before, scores_after = runner.share_exact(before), runner.share_exact(after)
     loss_G = np.asarray(held_out.nll) / np.asarray(held_out.loss_tokens)
     results = {}
     for split, loss in zip(setup.splits, loss_G, strict=True):
@@ -158,7 +165,11 @@ def _load_by_linear(held_out: Losses) -> dict[str, np.ndarray]:
     loads = {
         path.rsplit('/', 1)[-1]: np.asarray(sums.load) for path, sums in held_out.routing.items()
     }
-    return {linear: load / load.sum(axis=-1, keepdims=True) for linear, load in loads.items()}
+    return {
+        linear: loads[linear] / loads[linear].sum(axis=-1, keepdims=True)
+        for linear in LINEARS
+        if linear in loads
+    }
 
 
 def _peak_memory() -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from malora_jax import data
+from malora_jax import data, errors
+from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
@@ -69,7 +70,8 @@ def build(run: RunConfig) -> Setup:
     """Loads the base and makes the data of a run.
 
     Raises:
-        UserError: an unknown task or template, too few questions, or weights that do not load.
+        UserError: an unknown task or template, too few questions, weights that do not load, or
+            answers that generation would cut off.
     """
     tasks = [data.get_task(name) for name in run.data.tasks]
     template = data.get_template(run.data.template)
@@ -78,4 +80,11 @@ def build(run: RunConfig) -> Setup:
         for task in tasks
     ]
     base = load_base(run.model, run.weights)
+    for split in splits:
+        needed = runner.longest_answer(split, base.tokenizer, template)
+        if run.evaluation.max_new_tokens < needed:
+            raise errors.UserError(
+                f'evaluation.max_new_tokens is {run.evaluation.max_new_tokens}; it must be at '
+                f'least {needed} for the answers of task {split.task_name!r}.'
+            )
     return Setup(run, base, Decoder(run.model, run.adapter), splits, template)

@@ -1,5 +1,7 @@
-"""A run's directory: its config, and whether it may be continued."""
+"""A run's directory: its lock, its config, and whether it may be continued."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -12,17 +14,22 @@ from malora_jax import errors, files
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
-def open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes the directory and writes `config.json`, or checks that it holds this very config.
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the directory and keeps other runs out of it; a killed run's lock is gone with it.
 
     Raises:
-        UserError: the directory belongs to a run with another config.
+        UserError: another run is at work in it, or the path is no directory.
     """
-    if (workdir / 'config.json').exists():
-        check_config(workdir, config)
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / 'config.json', config)
+    if workdir.exists() and not workdir.is_dir():
+        raise errors.UserError(f'--workdir: {workdir} is not a directory.')
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.UserError(f'Another run is at work in {workdir}.') from error
+        yield
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -36,7 +43,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     path = workdir / 'config.json'
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    found = dict(_leaves(json.loads(path.read_text('utf-8'))))
+    found = dict(_leaves(files.read_json(path)))
     for field, value in _leaves(json.loads(json.dumps(config))):
         if found.pop(field, None) != value:
             raise errors.UserError(

@@ -29,13 +29,14 @@ def test_alpha_follows_the_rank_unless_given():
 @pytest.mark.parametrize(
     ('overrides', 'message'),
     [
+        ({'rank': '8'}, "adapter.rank is '8'; it must be a whole number."),
         ({'rank': 0}, 'adapter.rank is 0; it must be at least 1.'),
         ({'top_k': 9}, 'adapter.top_k is 9; it must be at most num_experts = 8.'),
         ({'top_k': 0}, 'adapter.top_k is 0; it must be at least 1.'),
         ({'num_experts': 0}, 'adapter.num_experts is 0; it must be at least 1.'),
         ({'shared_rank': 4}, 'adapter.shared_rank is 4; it must be 0 or at least rank = 12.'),
         ({'alpha': 0.0}, 'adapter.alpha is 0.0; it must be positive.'),
-        ({'beta': float('nan')}, 'adapter.beta is nan; it must be positive.'),
+        ({'beta': float('nan')}, 'adapter.beta is nan; it must be a finite number.'),
         ({'dropout': 1.0}, 'adapter.dropout is 1.0; it must be at least 0 and below 1.'),
         ({'balance_weight': -1.0}, 'adapter.balance_weight is -1.0; it must be at least 0.'),
         ({'top_k': 1, 'renormalize': True}, 'adapter.renormalize is True; it must be False when'),

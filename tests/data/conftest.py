@@ -13,10 +13,13 @@ def tokenizer() -> ByteTokenizer:
 
 @pytest.fixture
 def splits() -> list[Split]:
-    """Three tasks with 40 short training examples each, in bytes about as long as real tokens."""
+    """Three tasks of short examples, in bytes about as long as real tokens: 40 and 10 held out."""
     rng = random.Random(0)
 
-    def examples(letter: str) -> list[Example]:
-        return [Example(f'{letter}{n}' * rng.randint(1, 6), f'{n}', {}) for n in range(100, 140)]
+    def examples(letter: str, numbers: range) -> list[Example]:
+        return [Example(f'{letter}{n}' * rng.randint(1, 6), f'{n}', {}) for n in numbers]
 
-    return [Split(letter, examples(letter), [], 1_000) for letter in 'abc']
+    return [
+        Split(letter, examples(letter, range(100, 140)), examples(letter, range(140, 150)), 1_000)
+        for letter in 'abc'
+    ]

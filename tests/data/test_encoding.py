@@ -33,21 +33,12 @@ def test_training_sees_the_prompt_that_generation_starts_from(tokenizer, name):
     assert answer[-1] == end_id(tokenizer, template)
 
 
-def test_a_long_prompt_loses_its_beginning(tokenizer):
-    encoded = encode_example(tokenizer, BRIEF, Example('abcdef', 'xy', {}), 0, 5)
-    assert tokenizer.decode(encoded['inputs'].tolist()) == 'ef:xy'
-    assert encoded['loss_mask'].tolist() == [0, 0, 1, 1, 1]
-
-
-def test_one_token_of_the_prompt_is_enough(tokenizer):
-    encoded = encode_example(tokenizer, BRIEF, Example('abcdef', 'xy', {}), 0, 3)
-    assert tokenizer.decode(encoded['inputs'].tolist()) == ':xy'
-    assert encoded['loss_mask'].tolist() == [1, 1, 1]
-
-
-def test_a_long_answer_is_an_error(tokenizer):
-    with pytest.raises(UserError, match=r"answer of 3 tokens .* in 3 positions: 'xyz'"):
-        encode_example(tokenizer, BRIEF, Example('abcdef', 'xyz', {}), 0, 3)
+def test_a_long_example_is_an_error(tokenizer):
+    example = Example('abcdef', 'xy', {})
+    fitting = encode_example(tokenizer, BRIEF, example, 0, 10)
+    assert tokenizer.decode(fitting['inputs'].tolist()) == '>abcdef:xy'
+    with pytest.raises(UserError, match=r"data.sequence_length is 9; .* at least 10 .* 'abcdef'"):
+        encode_example(tokenizer, BRIEF, example, 0, 9)
 
 
 def test_end_tokens(tokenizer):

@@ -43,6 +43,19 @@ def test_batches_hold_whole_training_examples(splits, tokenizer):
     assert set(as_bytes(unpack(batches))) <= known
 
 
+def test_no_held_out_question_is_trained_on(splits, tokenizer):
+    """Over several epochs of each task, all that is trained on, and nothing that is held out."""
+    batches = take(iterate(splits, tokenizer), 32)
+    texts = [tokenizer.decode(example['inputs'].tolist()) for example in unpack(batches)]
+    asked = {text.removeprefix('Question: ').split('\n')[0] for text in texts}
+    assert asked == {example.question for split in splits for example in split.train}
+    held_out = [example.question for split in splits for example in split.held_out]
+    assert len(held_out) == 30
+    everything = '\n'.join(texts)
+    # A question is its letter and number, once or more.
+    assert not [question for question in held_out if question[:4] in everything]
+
+
 def test_rows_are_full(splits, tokenizer):
     batches = take(iterate(splits, tokenizer), 64)
     assert np.mean([batch['segment_ids'] > 0 for batch in batches]) >= 0.95
@@ -104,7 +117,7 @@ def test_wrong_weights(splits, tokenizer, weights):
         iterate(splits, tokenizer, weights=weights)
 
 
-def test_a_long_answer_names_its_task_before_training_starts(splits, tokenizer):
+def test_a_long_example_names_its_task_before_training_starts(splits, tokenizer):
     splits.append(Split('poems', [Example('?', 'la' * 200, {})], [], 1_000))
-    with pytest.raises(UserError, match=r"^Task 'poems': An answer of 401 tokens"):
+    with pytest.raises(UserError, match=r"^Task 'poems': data.sequence_length is 256; "):
         iterate(splits, tokenizer)

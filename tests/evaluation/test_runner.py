@@ -4,7 +4,7 @@ import pytest
 
 from malora_jax.data import Example, Split, Task, exact_match, get_template, register
 from malora_jax.evaluation.runner import Answer, answer_held_out, average
-from malora_jax.evaluation.runner import exact_match as share
+from malora_jax.evaluation.runner import share_exact as share
 
 PLAIN = get_template('plain')
 
@@ -40,6 +40,7 @@ class Scripted:
     """A generator that says what it is told to, and remembers what it was asked."""
 
     says: dict[str, str]
+    max_new_tokens: int = 16
     asked: list[tuple[list[str], int]] = dataclasses.field(default_factory=list)
 
     def __call__(self, variables, prompts, limit):

@@ -8,6 +8,8 @@ import sys
 import pytest
 from tiny_gguf import write_tiny_gguf
 
+from malora_jax.training.results import format_table
+
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = '--config=configs/quickstart.py'
 # A run that has little to prepare before it needs its weights.
@@ -117,6 +119,39 @@ def test_help_shows_an_example(command):
     assert 'Traceback' not in done.stderr
     assert f'python -m experiments.{command} --config=configs/quickstart.py' in done.stdout
     assert '--config' in done.stdout
+
+
+def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):
+    weights, workdir = tmp_path / 'tiny.gguf', tmp_path / 'run'
+    write_tiny_gguf(weights)
+    arguments = (
+        *SMALL,
+        f'--config.model.weights={weights}',
+        f'--workdir={workdir}',
+        '--config.data.held_out=4',
+        '--config.data.sequence_length=256',
+        '--config.data.batch_size=1',
+        '--config.training.steps=2',
+    )
+    done = run('train', *arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((workdir / 'results.json').read_text('utf-8'))
+    assert results['steps'] == 2
+    assert done.stdout.endswith(f'{format_table(results)}\n')
+    assert 'Traceback' not in done.stderr
+
+    again = run('train', *arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == f'{workdir} is finished; its results:\n{format_table(results)}\n'
+
+    done = run('evaluate', *arguments)
+    assert done.returncode == 0, done.stderr
+    task = {'metric': 'exact_match', 'score': results['tasks']['chain_sum']['after'], 'examples': 4}
+    assert json.loads(done.stdout) == {
+        'step': 2,
+        'tasks': {'chain_sum': task},
+        'average': results['average']['after'],
+    }
 
 
 def test_plan_prints_one_json_object():

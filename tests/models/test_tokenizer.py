@@ -39,7 +39,6 @@ def test_special_tokens(smollm2):
     assert smollm2.vocab_size == 49152
     assert smollm2.token_to_id('<|im_start|>') == 1
     assert smollm2.token_to_id('<|im_end|>') == smollm2.eos_id == 2
-    assert smollm2.pad_id == 2
     assert smollm2.token_to_id('<|no_such_token|>') is None
 
 

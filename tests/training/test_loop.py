@@ -1,6 +1,7 @@
 import itertools
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,29 +9,33 @@ import sys
 import jax
 import numpy as np
 import pytest
-from loop_helpers import ROOT, STEPS, TASKS, run_settings
+from board_helpers import read_scalars
+from loop_helpers import ROOT, SCORERS, STEPS, TASKS, run_settings
 
 from malora_jax import training
 from malora_jax.adapters import trees
+from malora_jax.data import Example
 from malora_jax.errors import UserError
+from malora_jax.evaluation import runner
 from malora_jax.evaluation.runner import Answer
+from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
-from malora_jax.training.metrics import read_metrics
 from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.setup import build
 from malora_jax.training.state import TrainState, create_state
 
 RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
-    *('tokens', 'wall_time_s', 'effective_experts', 'max_expert_share'),
+    *('tokens', 'total_tokens', 'train_time_s', 'effective_experts', 'max_expert_share'),
 }
 TASK_KEYS = {'metric', 'before', 'after', 'best_constant', 'examples', 'loss_after'}
 RESULT_KEYS = {
     *('tasks', 'average', 'parameters', 'wall_time_s', 'seed', 'versions', 'model', 'method'),
-    *('steps', 'tokens', 'peak_memory_bytes', 'routing'),
+    *('steps', 'tokens', 'train_time_s', 'peak_memory_bytes', 'routing', 'adapter'),
 }
-TIMES = ('tokens_per_second', 'wall_time_s')
+TIMES = ('tokens_per_second', 'train_time_s')
 
 
 @pytest.fixture(scope='module')
@@ -51,19 +56,6 @@ def without_times(records):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
-@pytest.fixture(scope='module')
-def finished(tiny_weights, tmp_path_factory) -> pathlib.Path:
-    """The directory of a run that was never interrupted."""
-    workdir = tmp_path_factory.mktemp('finished') / 'run'
-    training.train(run_settings(tiny_weights), workdir)
-    return workdir
-
-
-@pytest.fixture
-def results(finished):
-    return json.loads((finished / 'results.json').read_text('utf-8'))
-
-
 def test_config_is_kept(finished, tiny_weights):
     kept = json.loads((finished / 'config.json').read_text('utf-8'))
     assert run_config(kept) == run_config(run_settings(tiny_weights))
@@ -81,8 +73,9 @@ def test_metrics(finished):
         assert 1 <= record['effective_experts'] <= 4
         assert 1 / 4 <= record['max_expert_share'] <= 1
         assert record['tokens_per_second'] > 0
-    assert all(a['tokens'] < b['tokens'] for a, b in itertools.pairwise(records))
-    assert records[-1]['tokens'] <= STEPS * 2 * 96
+    totals = itertools.accumulate(record['tokens'] for record in records)
+    assert [record['total_tokens'] for record in records] == list(totals)
+    assert all(0 < record['tokens'] <= 2 * 96 for record in records)
     # 0.1 · 6 steps of warm-up make one; then a cosine over five.
     rates = [record['learning_rate'] for record in records]
     np.testing.assert_allclose(rates[:2], 1e-2, rtol=1e-6)
@@ -98,8 +91,10 @@ def test_results(finished, results):
         assert task['metric'] == 'exact_match'
         assert task['examples'] == 6
         assert 0 <= task['before'] <= 1 and 0 <= task['after'] <= 1
-        assert task['best_constant'] == pytest.approx(1 / 6)
         assert 0 < task['loss_after'] < 20
+    assert results['tasks']['toy_copy']['best_constant'] == pytest.approx(1 / 6)
+    # Of six answers, three or more have the same parity.
+    assert 1 / 2 <= results['tasks']['toy_reverse']['best_constant'] <= 1
     assert results['average'].keys() >= {'before', 'after'}
     for key, value in results['average'].items():
         assert value == pytest.approx(np.mean([t[key] for t in results['tasks'].values()]))
@@ -122,9 +117,48 @@ def test_answers_are_kept_and_scored(finished, results, when):
     assert [answer.task for answer in answers] == [TASKS[0]] * 6 + [TASKS[1]] * 6
     for task in TASKS:
         mine = [answer for answer in answers if answer.task == task]
-        right = [answer.answer == answer.expected for answer in mine]
-        assert [answer.score == 1.0 for answer in mine] == right
-        assert results['tasks'][task][when] == np.mean(right)
+        scores = [SCORERS[task](a.answer, Example(a.question, a.expected, {})) for a in mine]
+        assert [answer.score for answer in mine] == scores
+        share = np.mean([score == 1.0 for score in scores])
+        assert results['tasks'][task][when] == pytest.approx(share)
+    # Of the task that any answer may be right in, some are.
+    assert 0 < share < 1
+
+
+def test_scores_are_of_the_base_before_and_of_the_last_state_after(
+    finished, tiny_weights, last_state
+):
+    """The answers are generated again, and differ before and after."""
+    setup = build(run_config(run_settings(tiny_weights)))
+
+    def answered(model: Decoder, variables) -> list[Answer]:
+        return runner.answer_held_out(
+            *(setup.generator(model), variables, setup.splits),
+            *(setup.base.tokenizer, setup.template, 'test'),
+        )
+
+    before, after = (
+        [Answer(**row) for row in read_json_lines(finished / f'answers_{when}.jsonl')]
+        for when in ('before', 'after')
+    )
+    assert before == answered(Decoder(setup.run.model), {'params': setup.base.params})
+    variables = last_state(finished).variables(setup.base.params)
+    assert after == answered(setup.model, variables)
+    assert sum(a.answer != b.answer for a, b in zip(before, after, strict=True)) >= 6
+
+
+def test_the_bar_tells_step_loss_speed_and_the_loss_of_each_task(finished_run):
+    workdir, stderr = finished_run
+    # Each update begins with a carriage return; the bar of the training is called so.
+    updates = [text for text in re.split('[\\r\\n]', stderr) if text.startswith('train:')]
+    for record in read_json_lines(workdir / 'metrics.jsonl'):
+        tasks = [f'{task} {record[f"loss/{task}"]:.2f}' for task in TASKS]
+        speed = f'{record["tokens_per_second"]:.0f} tokens/s'
+        expected = ', '.join([f'loss {record["loss"]:.3f}', speed, *tasks])
+        shown = [update for update in updates if expected in update]
+        assert shown
+    assert f'| {STEPS}/{STEPS} [' in updates[-1]
+    assert expected in updates[-1]
 
 
 def test_plots_are_pictures(finished):
@@ -188,9 +222,10 @@ def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weight
         training.train(config, finished)
 
 
-def test_killed_and_resumed_equals_uninterrupted(finished, tiny_weights, tmp_path, last_state):
+@pytest.fixture(scope='module')
+def resumed(tiny_weights, tmp_path_factory) -> pathlib.Path:
     """SIGKILL while the record of the last step is written, two steps after a checkpoint."""
-    workdir = tmp_path / 'run'
+    workdir = tmp_path_factory.mktemp('resumed') / 'run'
     script = ROOT / 'tests' / 'training' / 'loop_helpers.py'
     done = subprocess.run(
         [sys.executable, script, tiny_weights, workdir, str(STEPS)], capture_output=True, text=True
@@ -199,17 +234,25 @@ def test_killed_and_resumed_equals_uninterrupted(finished, tiny_weights, tmp_pat
     assert not (workdir / 'results.json').exists()
     cut = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
     assert len(cut) == STEPS and cut[-1].endswith('"lo')
+    training.train(run_settings(tiny_weights), workdir)
+    return workdir
 
-    results = training.train(run_settings(tiny_weights), workdir)
-    records = read_metrics(workdir / 'metrics.jsonl')
-    assert without_times(records) == without_times(read_metrics(finished / 'metrics.jsonl'))
-    uninterrupted = json.loads((finished / 'results.json').read_text('utf-8'))
-    assert results['tasks'] == uninterrupted['tasks']
-    resumed, whole = last_state(workdir), last_state(finished)
-    for (path, a), (_, b) in zip(
-        trees.named_leaves(resumed), trees.named_leaves(whole), strict=True
-    ):
+
+def test_killed_and_resumed_equals_uninterrupted(finished, results, resumed, last_state):
+    records = read_json_lines(resumed / 'metrics.jsonl')
+    assert without_times(records) == without_times(read_json_lines(finished / 'metrics.jsonl'))
+    assert json.loads((resumed / 'results.json').read_text('utf-8'))['tasks'] == results['tasks']
+    leaves, whole = (trees.named_leaves(last_state(workdir)) for workdir in (resumed, finished))
+    for (path, a), (_, b) in zip(leaves, whole, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+def test_tensorboard_shows_every_step_of_a_run_that_was_killed(resumed):
+    records = read_json_lines(resumed / 'metrics.jsonl')
+    assert read_scalars(resumed) == {
+        record.pop('step'): {tag: pytest.approx(value) for tag, value in record.items()}
+        for record in records
+    }
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
@@ -218,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
         training.train(config, tmp_path)
     assert 'at step 2' in str(caught.value)
     assert 'Lower optimizer.learning_rate' in str(caught.value)
-    assert [record['step'] for record in read_metrics(tmp_path / 'metrics.jsonl')] == [1]
+    assert [record['step'] for record in read_json_lines(tmp_path / 'metrics.jsonl')] == [1]
     assert not (tmp_path / 'results.json').exists()
     # The checkpoint after step 2 was due, and not made.
     assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
@@ -229,4 +272,4 @@ def test_lora_has_no_routing(tiny_weights, tmp_path):
     results = training.train(config, tmp_path)
     assert results['routing'] == {}
     assert not (tmp_path / 'expert_load.png').exists()
-    assert all(r['balance_loss'] == 0 for r in read_metrics(tmp_path / 'metrics.jsonl'))
+    assert all(r['balance_loss'] == 0 for r in read_json_lines(tmp_path / 'metrics.jsonl'))

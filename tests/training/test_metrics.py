@@ -1,10 +1,13 @@
 import json
 
 import pytest
+from board_helpers import read_scalars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.training.metrics import MetricWriter, read_metrics
+from malora_jax.errors import UserError
+from malora_jax.files import read_json_lines
+from malora_jax.training.metrics import MetricWriter
 
 
 def record(step: int) -> dict[str, float]:
@@ -26,7 +29,7 @@ def lines(workdir) -> list[dict[str, float]]:
 
 def test_one_object_a_line(tmp_path):
     assert write(tmp_path, 0, [1, 2, 3]) == lines(tmp_path) == [record(i) for i in (1, 2, 3)]
-    assert read_metrics(tmp_path / 'metrics.jsonl') == lines(tmp_path)
+    assert read_json_lines(tmp_path / 'metrics.jsonl') == lines(tmp_path)
     assert list((tmp_path / 'tensorboard').glob('events.*'))
 
 
@@ -54,9 +57,39 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path_factory, cut):
     path = workdir / 'metrics.jsonl'
     content = path.read_bytes()
     path.write_bytes(content[: -1 - cut])
-    assert read_metrics(path) == [record(1), record(2)]
-    assert write(workdir, 3, [4]) == lines(workdir) == [record(1), record(2), record(4)]
+    assert read_json_lines(path) == [record(1), record(2)]
+    assert write(workdir, 2, [3]) == lines(workdir) == [record(1), record(2), record(3)]
 
 
-def test_no_file_no_records(tmp_path):
-    assert read_metrics(tmp_path / 'metrics.jsonl') == []
+@pytest.mark.parametrize('there', [0, 2])
+def test_records_of_steps_before_the_checkpoint_must_be_there(tmp_path, there):
+    if there:
+        write(tmp_path, 0, range(1, there + 1))
+    with pytest.raises(UserError) as caught:
+        MetricWriter(tmp_path, 3)
+    assert str(caught.value) == (
+        f'{tmp_path / "metrics.jsonl"} has {there} of the 3 steps of the newest checkpoint: '
+        'restore it, or start anew in another --workdir.'
+    )
+    assert not there or lines(tmp_path) == [record(1), record(2)]
+
+
+def in_tensorboard(steps) -> dict[int, dict[str, float]]:
+    """The records as TensorBoard holds them, in float32."""
+    return {
+        step: {tag: pytest.approx(value) for tag, value in record(step).items() if tag != 'step'}
+        for step in steps
+    }
+
+
+@pytest.mark.parametrize('checkpoint', [0, 2, 4])
+def test_tensorboard_shows_each_step_once(tmp_path, checkpoint):
+    write(tmp_path, 0, [1, 2, 3, 4])
+    assert read_scalars(tmp_path) == in_tensorboard([1, 2, 3, 4])
+    # Files are named by the second.
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    path.rename(path.with_name('events.out.tfevents.1.earlier'))
+    write(tmp_path, checkpoint, [])
+    assert read_scalars(tmp_path) == in_tensorboard(range(1, checkpoint + 1))
+    write(tmp_path, checkpoint, range(checkpoint + 1, 7))
+    assert read_scalars(tmp_path) == in_tensorboard(range(1, 7))

@@ -1,4 +1,5 @@
 import importlib
+import time
 
 import pytest
 from model_helpers import small_method, tiny_model
@@ -8,7 +9,8 @@ from malora_jax.training import run_config
 from malora_jax.training.plan import flops_per_token, memory_bytes, parameter_counts, plan
 
 LLAMA2_7B = 6_738_415_616
-# spec/malora.md §7: trainable, % of base, % of all. Nothing in these adapters is frozen.
+# The paper's settings, counted by its equations (3), (7) and (8): trainable, % of base, % of all.
+# Nothing in these adapters is frozen.
 ROWS = {
     'lora': (143_130_624, 2.124, 2.080),
     'molora': (151_191_552, 2.244, 2.194),
@@ -39,6 +41,12 @@ def test_parameters_on_llama2_7b_to_the_last_digit(method):
     # One router a linear: 32 layers of five linears with 4096 inputs and one with 11008.
     routers = 0 if method == 'lora' else 32 * 8 * (5 * 4096 + 11008)
     assert by_group.get('router', 0) == routers
+
+
+def test_a_plan_is_quick():
+    start = time.perf_counter()
+    plan_of('malora', 'llama2-7b')
+    assert time.perf_counter() - start < 30
 
 
 def test_smollm2_has_135_million():

@@ -2,6 +2,7 @@ import functools
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +20,13 @@ from model_helpers import (
     unpacked,
 )
 
-from malora_jax.adapters import trees
-from malora_jax.models import Decoder
+from malora_jax.adapters import method, trees
+from malora_jax.models import Decoder, ModelConfig
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
-from malora_jax.training.state import TrainState, create_state
-from malora_jax.training.step import losses, make_train_step, mean_balance_loss
+from malora_jax.training.state import TrainState, abstract_variables, create_state
+from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
 
 NUM_TASKS = 2
 # Five examples in two rows, and three rows of padding; every test has this shape.
@@ -210,19 +211,62 @@ def test_only_the_adapter_is_trained(name, frozen):
     state = TrainState(jnp.int32(0), adapter, fixed, optimizer.init(adapter))
     schedule = learning_rate_schedule(ADAMW, 10)
     train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
-    before = bits(variables)
+    before = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     for _ in range(3):
         state, _ = train_step(state, variables['params'], BATCH)
     assert int(state.step) == 3
-    after = bits(state.variables(variables['params']))
+    after = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     changed = {path for path in before if after[path] != before[path]}
     assert changed == {path for path in before if path.startswith('adapter/')}
+    assert len(changed) == len(jax.tree.leaves(variables['adapter']))
     # Two moments of every trained scalar, and the counters of Adam and of the schedule.
     counts = parameter_counts(model)
     assert trees.count(state.adapter) == counts['trainable']
     assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
     assert trees.count(state.adapter_frozen) == counts['frozen_in_adapter']
     assert bool(counts['frozen_in_adapter']) == bool(frozen)
+
+
+def num_bytes(tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    'adapter',
+    [method('lora', rank=1), method('malora', num_experts=2, rank=1, shared_rank=2)],
+    ids=['lora', 'malora'],
+)
+def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
+    """What the compiled step allocates, where the base is large against everything else."""
+    jax.config.update('jax_disable_most_optimizations', False)
+    config = ModelConfig(
+        name='wide',
+        vocab_size=512,
+        width=256,
+        hidden=1024,
+        num_layers=8,
+        num_heads=4,
+        num_kv_heads=2,
+        head_width=64,
+        context=64,
+    )
+    model, optimizer = Decoder(config, adapter), make_optimizer(ADAMW, 10)
+    params = nn.unbox(abstract_variables(model))['params']
+    state = jax.eval_shape(lambda: create_state(model, optimizer, 0))
+    train_step = make_train_step(
+        model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, seed=0
+    )
+    memory = train_step.lower(state, params, abstract_batch(1, 8)).compile().memory_analysis()
+    base, trained, small = num_bytes(params), num_bytes(state.adapter), 10_000
+    assert base > 50 * trained
+    # In: the base once, the adapter and its two moments. Out: the metrics alone are new.
+    assert 0 <= memory.argument_size_in_bytes - base - 3 * trained < small
+    assert 0 <= memory.output_size_in_bytes - memory.alias_size_in_bytes < small
+    # In between: a few layers' worth at once, but neither a copy of the base nor its gradient.
+    assert memory.temp_size_in_bytes < 0.3 * base
+    assert trees.count(state.opt_state) == 2 * trees.count(state.adapter) + 2
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    assert not [path for path, leaf in trees.named_leaves(state) if leaf.shape in shapes]
 
 
 @pytest.mark.parametrize('name', ['molora', 'malora'])

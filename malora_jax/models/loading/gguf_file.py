@@ -24,6 +24,9 @@ _LAYER_TENSORS = {
     ('mlp', 'down', 'kernel'): 'ffn_down',
 }
 
+# What the format means by a key that is absent.
+_DEFAULTS = {'rope.freq_base': 10000.0}
+
 
 class GGUFFile:
     """A GGUF file, memory-mapped; its metadata and its tensors by name.
@@ -158,8 +161,8 @@ def check_architecture(file: GGUFFile, config: ModelConfig) -> None:
         'attention.layer_norm_rms_epsilon': config.norm_epsilon,
     }
     for key, right in expected.items():
-        found = file.field(f'llama.{key}', right)
-        if not np.isclose(found, right, rtol=1e-6):
+        found = file.field(f'llama.{key}', _DEFAULTS.get(key))
+        if not isinstance(found, int | float) or not np.isclose(found, right, rtol=1e-6):
             raise errors.UserError(
                 f'{file.path} has llama.{key} = {found}; model {config.name!r} needs {right}.'
             )

@@ -14,14 +14,12 @@ class Tokenizer:
 
     Attributes:
         eos_id: the token that ends an answer.
-        pad_id: the token that fills rows up.
         vocab_size: number of tokens.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int, pad_id: int):
+    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int):
         self._backend = backend
         self.eos_id = eos_id
-        self.pad_id = pad_id
         self.vocab_size = backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
@@ -70,6 +68,4 @@ def from_gguf(file: GGUFFile) -> Tokenizer:
     backend.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in control]
     )
-    eos_id = file.field('tokenizer.ggml.eos_token_id')
-    pad_id = file.field('tokenizer.ggml.padding_token_id', eos_id)
-    return Tokenizer(backend, eos_id, pad_id)
+    return Tokenizer(backend, file.field('tokenizer.ggml.eos_token_id'))

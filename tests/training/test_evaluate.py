@@ -1,0 +1,138 @@
+"""Scoring without training, and the table of scores."""
+
+import pathlib
+import shutil
+
+import pytest
+from loop_helpers import STEPS, TASKS, run_settings
+
+from malora_jax.errors import UserError
+from malora_jax.evaluation import runner
+from malora_jax.evaluation.runner import Answer
+from malora_jax.files import read_json_lines
+from malora_jax.training.evaluate import evaluate
+from malora_jax.training.results import format_table
+
+
+def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:
+    """Every file and folder below a directory with what is in it and when it was changed."""
+    return {
+        str(path.relative_to(directory)): (
+            path.read_bytes() if path.is_file() else None,
+            path.stat().st_mtime_ns,
+        )
+        for path in [directory, *directory.rglob('*')]
+    }
+
+
+def scores_of(results, when: str):
+    """What `evaluate` finds, taken from the results of a run."""
+    tasks = {
+        name: {'metric': 'exact_match', 'score': task[when], 'examples': task['examples']}
+        for name, task in results['tasks'].items()
+    }
+    return {'tasks': tasks, 'average': pytest.approx(results['average'][when])}
+
+
+@pytest.fixture
+def given(monkeypatch) -> list[Answer]:
+    """The answers that `evaluate` scores; the scores of two models may be equal by chance."""
+    answers: list[Answer] = []
+
+    def recorded(*arguments):
+        answers.extend(original(*arguments))
+        return answers
+
+    original = runner.answer_held_out
+    monkeypatch.setattr(runner, 'answer_held_out', recorded)
+    return answers
+
+
+def kept(workdir: pathlib.Path, when: str) -> list[Answer]:
+    return [Answer(**row) for row in read_json_lines(workdir / f'answers_{when}.jsonl')]
+
+
+def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
+    finished, results, given, tiny_weights, tmp_path
+):
+    """Not even a checkpoint that a trainer is about to finish."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    unfinished = workdir / 'checkpoints' / '3.orbax-checkpoint-tmp'
+    (unfinished / 'state').mkdir(parents=True)
+    (unfinished / 'state' / 'manifest.ocdbt').write_bytes(b'half')
+    before = content(workdir)
+    found = evaluate(run_settings(tiny_weights), workdir)
+    assert found == {'step': STEPS, **scores_of(results, 'after')}
+    assert list(found['tasks']) == list(TASKS)
+    assert given == kept(finished, 'after')
+    assert content(workdir) == before
+
+
+def test_the_base_scores_as_before_training(finished, results, given, tiny_weights):
+    found = evaluate(run_settings(tiny_weights), None)
+    assert found == {'step': None, **scores_of(results, 'before')}
+    assert given == kept(finished, 'before')
+
+
+def refusal(config, workdir: pathlib.Path) -> str:
+    before = content(workdir)
+    with pytest.raises(UserError) as caught:
+        evaluate(config, workdir)
+    assert content(workdir) == before
+    return str(caught.value)
+
+
+def test_a_directory_without_a_run(tiny_weights, tmp_path):
+    assert refusal(run_settings(tiny_weights), tmp_path) == (
+        f'{tmp_path} holds no run: there is no {tmp_path / "config.json"}.'
+    )
+
+
+def test_another_config_may_have_trained_on_the_questions(finished, tiny_weights):
+    assert refusal(run_settings(tiny_weights, data__held_out=7), finished) == (
+        f'{finished} holds a run with another data.held_out: continue that one with its own '
+        'config, or choose another --workdir.'
+    )
+
+
+@pytest.mark.parametrize(
+    'folder, message',
+    [
+        (False, 'There are no checkpoints: {} does not exist.'),
+        (True, 'There is no checkpoint in {}.'),
+    ],
+)
+def test_a_run_that_was_killed_before_its_first_checkpoint(
+    finished, tiny_weights, tmp_path, folder, message
+):
+    shutil.copy(finished / 'config.json', tmp_path)
+    if folder:
+        (tmp_path / 'checkpoints').mkdir()
+    found = refusal(run_settings(tiny_weights), tmp_path)
+    assert found == message.format(tmp_path / 'checkpoints')
+
+
+TABLE = """\
+Exact match (%) of malora on tiny, held-out questions
+-----------------------------------------------
+task         before  constant  after  questions
+-----------------------------------------------
+sum             0.0      12.5   99.9         64
+letter_race    33.3       1.6  100.0          8
+-----------------------------------------------
+average        16.7       7.0   99.9
+-----------------------------------------------"""
+
+
+def test_the_table_to_the_letter():
+    results = {
+        'method': 'malora',
+        'model': 'tiny',
+        'tasks': {
+            'sum': {'before': 0.0, 'best_constant': 0.125, 'after': 0.9987, 'examples': 64},
+            'letter_race': {'before': 1 / 3, 'best_constant': 1 / 64, 'after': 1, 'examples': 8},
+        },
+        'average': {'before': 1 / 6, 'best_constant': 0.0703, 'after': 0.99935},
+    }
+    assert [line.rstrip() for line in format_table(results).split('\n')] == TABLE.split('\n')
