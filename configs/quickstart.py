@@ -11,8 +11,9 @@ The argument is the method: lora, molora, malora (the default) or malora_small, 
 ranks. Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of
 128 tokens (about 2,800 examples), for the small model and the short time.
 
-Hardware and time: @@TIME@@
-Expected: @@EXPECTED@@
+Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory, 8 minutes: 6.2 of training at
+300 tokens a second, the rest for scoring and compilation. JAX 0.10.2.
+Expected: 67% exact match on average with seed 0, from 0% before; the best constant answers get 7%.
 """
 
 from ml_collections import ConfigDict

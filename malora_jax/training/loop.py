@@ -178,7 +178,11 @@ class Trainer:
         bar.set_postfix_str(text)  # Redraws the bar.
 
     def _record(self, number: int, metrics: dict[str, Any]) -> dict[str, float]:
-        """One line of metrics.jsonl; a task without a token in the batch has no loss in it."""
+        """One line of metrics.jsonl; a task without a token in the batch has no loss in it.
+
+        A step's time is what passed since the report before. Where handing a step to the device
+        waits for it, as on CPU, the first one after a start or a save counts the second's too.
+        """
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._train_time += seconds
