@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax.evaluation import runner
-from malora_jax.models import Decoder
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
-from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.state import create_state
 from malora_jax.training.workdir import check_config
 
 
@@ -31,18 +28,8 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     if workdir:
         check_config(workdir, config)
     setup = build(run)
-    step, model, variables = None, Decoder(run.model), {'params': setup.base.params}
-    if workdir:
-        step, variables = _restore(setup, workdir)
-        model = setup.model
-    answers = runner.answer_held_out(
-        setup.generator(model),
-        variables,
-        setup.splits,
-        setup.base.tokenizer,
-        setup.template,
-        'score',
-    )
+    step, variables = _restore(setup, workdir) if workdir else (None, None)
+    answers = setup.answer_held_out(variables, 'score')
     scores = runner.share_exact(answers)
     return {
         'step': step,
@@ -59,8 +46,6 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
 
 def _restore(setup: Setup, workdir: pathlib.Path) -> tuple[int, Any]:
-    run = setup.run
-    state = create_state(setup.model, make_optimizer(run.optimizer, run.training.steps), run.seed)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        state = checkpoints.restore_state(state)
+        state = checkpoints.restore_state(setup.fresh_state())
     return int(state.step), state.variables(setup.base.params)

@@ -24,7 +24,7 @@ from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.state import TrainState, create_state
+from malora_jax.training.state import TrainState
 from malora_jax.training.workdir import check_config, locked
 
 
@@ -51,7 +51,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
             return files.read_json(workdir / 'results.json')
     # Everything that may be wrong with the config shows here, before anything is written.
     setup = build(run)
-    state = create_state(setup.model, make_optimizer(run.optimizer, run.training.steps), run.seed)
+    state = setup.fresh_state()
     data = setup.train_iterator()
     parameters = parameter_counts(setup.model)
     print(

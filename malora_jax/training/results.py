@@ -13,7 +13,6 @@ from malora_jax import data, files
 from malora_jax.adapters.config import LINEARS
 from malora_jax.analysis import plots
 from malora_jax.evaluation import runner
-from malora_jax.models import Decoder
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup
 from malora_jax.training.step import Losses, mean_balance_loss, routing_metrics
@@ -37,15 +36,7 @@ def scored(
     path = workdir / f'answers_{when}.jsonl'
     if path.exists():
         return [runner.Answer(**row) for row in files.read_json_lines(path)]
-    model = setup.model if variables else Decoder(setup.run.model)
-    answers = runner.answer_held_out(
-        setup.generator(model),
-        variables or {'params': setup.base.params},
-        setup.splits,
-        setup.base.tokenizer,
-        setup.template,
-        f'score {when}',
-    )
+    answers = setup.answer_held_out(variables, f'score {when}')
     files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
     return answers
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -12,6 +13,8 @@ from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.config import RunConfig
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.state import TrainState, create_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,27 @@ class Setup:
             batch_size=evaluation.batch_size,
             max_new_tokens=evaluation.max_new_tokens,
             bucket=evaluation.prompt_bucket,
+        )
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first step."""
+        optimizer = make_optimizer(self.run.optimizer, self.run.training.steps)
+        return create_state(self.model, optimizer, self.run.seed)
+
+    def answer_held_out(self, variables: Any | None, description: str) -> list[runner.Answer]:
+        """Answers every held-out question.
+
+        Args:
+            variables: the adapted model's collections, or None for the base alone.
+            description: what the progress bar says.
+        """
+        return runner.answer_held_out(
+            self.generator(self.model if variables else Decoder(self.run.model)),
+            variables or {'params': self.base.params},
+            self.splits,
+            self.base.tokenizer,
+            self.template,
+            description,
         )
 
 

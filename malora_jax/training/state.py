@@ -1,5 +1,6 @@
 """What a run trains and carries from step to step."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ class TrainState(struct.PyTreeNode):
         }
 
 
+@functools.cache
 def abstract_variables(model: Decoder) -> Any:
     """Shapes of the decoder's collections, with their logical axis names (boxed)."""
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
