@@ -1,7 +1,8 @@
 """Held-out and training examples of a task, and the best that a constant answer can do."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from malora_jax.data.tasks import Example, Task, question_key
 from malora_jax.errors import UserError
@@ -11,23 +12,34 @@ MIN_DISTINCT = 1_000
 
 @dataclass(frozen=True)
 class Split:
-    """A task's examples in two parts that share no question.
+    """A task's examples in parts that share no question.
 
     Attributes:
-        task_name: the task.
+        task: the task.
         train: examples to train on.
-        held_out: examples to evaluate on.
-        distinct: how many distinct questions were drawn to choose from, at least `MIN_DISTINCT`.
+        held_out: examples to score.
+        distinct: how many distinct questions there were to choose from.
+        validation: examples to choose a checkpoint by; may be empty.
+        origin: for examples from a file, what is to be known of it; see `file_tasks.split_file`.
     """
 
-    task_name: str
+    task: Task
     train: list[Example]
     held_out: list[Example]
     distinct: int
+    validation: list[Example] = field(default_factory=list)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def task_name(self) -> str:
+        """The task's name."""
+        return self.task.name
 
 
-def split_task(task: Task, seed: int, train_examples: int, held_out: int) -> Split:
-    """The first `held_out` distinct questions are held out, the next ones train.
+def split_task(
+    task: Task, seed: int, train_examples: int, held_out: int, validation: int = 0
+) -> Split:
+    """The first `held_out` distinct questions are held out, the next `validation`, the rest trains.
 
     So the held-out questions of a seed stay the same when there are more to train on.
 
@@ -36,30 +48,36 @@ def split_task(task: Task, seed: int, train_examples: int, held_out: int) -> Spl
         seed: of the run; other seeds give other examples.
         train_examples: how many to train on, at least 1.
         held_out: how many to hold out, at least 1.
+        validation: how many to keep for choosing a checkpoint.
 
     Raises:
         UserError: the task has fewer than `MIN_DISTINCT` distinct questions, or fewer than asked
-            for, or a held-out question is in training too.
+            for, or a question that is kept is in training too.
     """
-    if train_examples < 1 or held_out < 1:
+    if train_examples < 1 or held_out < 1 or validation < 0:
         raise UserError(
-            f'train_examples and held_out must be at least 1, not {train_examples} and {held_out}.'
+            'train_examples and held_out must be at least 1 and validation at least 0, not '
+            f'{train_examples}, {held_out} and {validation}.'
         )
-    examples = task.source.examples(seed, max(MIN_DISTINCT, held_out + train_examples))
+    kept = held_out + validation
+    needed = max(MIN_DISTINCT, kept + train_examples)
+    examples = task.source.examples(seed, needed)
     distinct = len({question_key(example.question) for example in examples})
-    if distinct < max(MIN_DISTINCT, held_out + train_examples):
+    if distinct < needed:
         raise UserError(
-            f'Task {task.name!r} has {distinct:,} distinct questions; {held_out + train_examples:,}'
+            f'Task {task.name!r} has {distinct:,} distinct questions; {kept + train_examples:,}'
             f' are needed, and a task with fewer than {MIN_DISTINCT:,} does not count.'
         )
-    train = examples[held_out : held_out + train_examples]
-    _check_disjoint(task.name, train, examples[:held_out])
-    return Split(task.name, train, examples[:held_out], distinct)
+    train = examples[kept : kept + train_examples]
+    split = Split(task, train, examples[:held_out], distinct, examples[held_out:kept])
+    _check_disjoint(task.name, split.held_out, [*train, *split.validation])
+    _check_disjoint(task.name, split.validation, train)
+    return split
 
 
-def _check_disjoint(name: str, train: Sequence[Example], held_out: Sequence[Example]) -> None:
-    trained = {question_key(example.question) for example in train}
-    shared = [e.question for e in held_out if question_key(e.question) in trained]
+def _check_disjoint(name: str, kept: Sequence[Example], others: Sequence[Example]) -> None:
+    seen = {question_key(example.question) for example in others}
+    shared = [e.question for e in kept if question_key(e.question) in seen]
     if shared:
         raise UserError(
             f'Task {name!r}: {len(shared)} held-out questions are also in training, '

@@ -53,12 +53,14 @@ class Task:
     Attributes:
         name: how configs and results refer to the task.
         source: makes the examples.
-        score: score(prediction, example) is in [0, 1], and 1.0 for an exact match only.
+        score: score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
+        metric: what results call the share of right answers.
     """
 
     name: str
     source: Source
     score: Callable[[str, Example], float]
+    metric: str = 'exact_match'
 
 
 _TASKS: dict[str, Task] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import tqdm
 
-from malora_jax.data import Example, Split, Template, Tokenizer, encode_prompt, get_task
+from malora_jax.data import Example, Split, Task, Template, Tokenizer, encode_prompt
 from malora_jax.models.generate import Generator
 
 
@@ -71,14 +71,14 @@ def _answer_task(
     limit = longest_answer(split, tokenizer, template) + 4
     generated = generator(variables, prompts, limit)
     return [
-        _score(split.task_name, example, tokenizer.decode(ids).strip())
+        _score(split.task, example, tokenizer.decode(ids).strip())
         for example, ids in zip(split.held_out, generated, strict=True)
     ]
 
 
-def _score(name: str, example: Example, text: str) -> Answer:
-    score = float(get_task(name).score(text, example))
-    return Answer(name, example.question, example.answer, text, score)
+def _score(task: Task, example: Example, text: str) -> Answer:
+    score = float(task.score(text, example))
+    return Answer(task.name, example.question, example.answer, text, score)
 
 
 def share_exact(answers: Sequence[Answer]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         'step': step,
         'tasks': {
             split.task_name: {
-                'metric': 'exact_match',
+                'metric': split.task.metric,
                 'score': scores[split.task_name],
                 'examples': len(split.held_out),
             }

@@ -127,9 +127,9 @@ def _task_results(
     loss_G = np.asarray(held_out.nll) / np.asarray(held_out.loss_tokens)
     results = {}
     for split, loss in zip(setup.splits, loss_G, strict=True):
-        answer, share = data.best_constant(data.get_task(split.task_name), split.held_out)
+        answer, share = data.best_constant(split.task, split.held_out)
         results[split.task_name] = {
-            'metric': 'exact_match',
+            'metric': split.task.metric,
             'before': scores_before[split.task_name],
             'after': scores_after[split.task_name],
             'best_constant': share,

@@ -3,7 +3,7 @@ import random
 import pytest
 from data_helpers import ByteTokenizer
 
-from malora_jax.data import Example, Split
+from malora_jax.data import Example, Split, Task, exact_match
 
 
 @pytest.fixture
@@ -20,6 +20,11 @@ def splits() -> list[Split]:
         return [Example(f'{letter}{n}' * rng.randint(1, 6), f'{n}', {}) for n in numbers]
 
     return [
-        Split(letter, examples(letter, range(100, 140)), examples(letter, range(140, 150)), 1_000)
+        Split(
+            Task(letter, None, exact_match),
+            examples(letter, range(100, 140)),
+            examples(letter, range(140, 150)),
+            1_000,
+        )
         for letter in 'abc'
     ]

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from data_helpers import as_bytes, unpack
 
-from malora_jax.data import Example, Split, encode_example, get_template, train_iterator
+from malora_jax.data import (
+    Example,
+    Split,
+    Task,
+    encode_example,
+    exact_match,
+    get_template,
+    train_iterator,
+)
 from malora_jax.errors import UserError
 
 PLAIN = get_template('plain')
@@ -63,7 +71,9 @@ def test_rows_are_full(splits, tokenizer):
 
 def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(splits, tokenizer):
     # Rows of one example, so that the order is the order of drawing but for rows shuffled together.
-    alone = [Split('a', [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000)]
+    alone = [
+        Split(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000)
+    ]
     batches = take(iterate(alone, tokenizer), 64)
     answers = [tokenizer.decode(example['inputs'][-2:].tolist()) for example in unpack(batches)]
     epochs = [answers[i : i + 64] for i in range(0, 256, 64)]
@@ -118,6 +128,8 @@ def test_wrong_weights(splits, tokenizer, weights):
 
 
 def test_a_long_example_names_its_task_before_training_starts(splits, tokenizer):
-    splits.append(Split('poems', [Example('?', 'la' * 200, {})], [], 1_000))
+    splits.append(
+        Split(Task('poems', None, exact_match), [Example('?', 'la' * 200, {})], [], 1_000)
+    )
     with pytest.raises(UserError, match=r"^Task 'poems': data.sequence_length is 256; "):
         iterate(splits, tokenizer)

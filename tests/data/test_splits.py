@@ -57,6 +57,22 @@ def test_sizes_must_be_positive(train_examples, held_out):
         split_task(task([]), 0, train_examples, held_out)
 
 
+def test_validation_comes_between_and_moves_no_held_out_question():
+    questions = [f'q{i}' for i in range(2_000)]
+    split = split_task(task(questions), 0, train_examples=300, held_out=64, validation=32)
+    assert [e.question for e in split.held_out] == questions[:64]
+    assert [e.question for e in split.validation] == questions[64:96]
+    assert [e.question for e in split.train] == questions[96:396]
+
+
+@pytest.mark.parametrize('repeated', [3, 5], ids=['validation', 'training'])
+def test_a_held_out_question_elsewhere_is_caught(repeated):
+    questions = [f'q{i}' for i in range(1_100)]
+    questions[repeated] = 'Q0'
+    with pytest.raises(UserError, match="1 held-out questions are also in training, such as 'q0'"):
+        split_task(task(questions), 0, train_examples=300, held_out=2, validation=3)
+
+
 def test_best_constant_counts_exact_matches_under_the_tasks_own_scorer():
     def score(prediction: str, example: Example) -> float:
         return 1.0 if prediction.lower() == example.answer.lower() else 0.9

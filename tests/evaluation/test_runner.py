@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from malora_jax.data import Example, Split, Task, exact_match, get_template, register
+from malora_jax.data import Example, Split, Task, exact_match, get_template
 from malora_jax.evaluation.runner import Answer, answer_held_out, average
 from malora_jax.evaluation.runner import share_exact as share
 
@@ -31,8 +31,8 @@ def half_for_length(prediction: str, example: Example) -> float:
     return 1.0 if prediction == example.answer else 0.5 * (len(prediction) == len(example.answer))
 
 
-register(Task('runner_exact', NoSource(), exact_match))
-register(Task('runner_partial', NoSource(), half_for_length))
+EXACT = Task('runner_exact', NoSource(), exact_match)
+PARTIAL = Task('runner_partial', NoSource(), half_for_length)
 
 
 @dataclasses.dataclass
@@ -51,8 +51,8 @@ class Scripted:
 
 
 SPLITS = [
-    Split('runner_exact', [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
-    Split('runner_partial', [], [Example('c?', '77', {}), Example('d?', '88', {})], 1000),
+    Split(EXACT, [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
+    Split(PARTIAL, [], [Example('c?', '77', {}), Example('d?', '88', {})], 1000),
 ]
 SAYS = {
     'Question: a?\nAnswer:': ' 1 ',
