@@ -1,71 +1,102 @@
-"""The tokenizer that comes in a GGUF file: byte-level BPE built from its metadata."""
+"""The tokenizer that comes with a base model, from a Hugging Face directory or a GGUF file."""
+
+import pathlib
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
-from malora_jax import errors
+from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-_CONTROL = 3  # gguf.TokenType.CONTROL: matched before anything else, never split.
+# Before this, a text is encoded or decoded like one that goes on. SentencePiece has no token that
+# begins with a line break, so the two never grow together.
+_LINE_BREAK = '\n'
 
 
 class Tokenizer:
     """Text to token ids and back.
 
+    SentencePiece puts a space before a text and takes it away again when decoding. Both are wrong
+    in the middle of a conversation; `continues` says that a text follows another.
+
     Attributes:
-        eos_id: the token that ends an answer.
-        vocab_size: number of tokens.
+        eos_id: the token that ends a text.
+        bos_id: the token that every text starts with, or None. `encode` does not add it.
+        vocab_size: the highest id, plus 1.
+        chat_template: the model's own template in the language of Jinja, or None.
+        named_tokens: special tokens by the names that templates give them, such as `bos_token`.
+        special_tokens: the texts of all tokens that `decode` leaves out.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_id: int,
+        bos_id: int | None = None,
+        chat_template: str | None = None,
+        named_tokens: dict[str, str] | None = None,
+    ):
         self._backend = backend
         self.eos_id = eos_id
-        self.vocab_size = backend.get_vocab_size()
+        self.bos_id = bos_id
+        self.chat_template = chat_template
+        self.named_tokens = named_tokens or {}
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        added = backend.get_added_tokens_decoder().values()
+        self.special_tokens = frozenset(token.content for token in added if token.special)
+        self._line_break = self.encode(_LINE_BREAK)
+        # Whether a word is another token at the beginning of a text.
+        self._adds_space = self.encode('a') != self.encode(_LINE_BREAK + 'a')[-1:]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Token ids of the text; special tokens in it are recognised, none is added."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        if not continues or not self._adds_space:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode(_LINE_BREAK + text)[len(self._line_break) :]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], *, continues: bool = False) -> str:
         """The text of the ids, without special tokens."""
-        return self._backend.decode(ids, skip_special_tokens=True)
+        if not continues or not self._adds_space:
+            return self._backend.decode(ids, skip_special_tokens=True)
+        # Not after a line break: it is a byte there, and runs of bytes are decoded as one.
+        before = self.encode('a')
+        return self.decode(before + ids).removeprefix(self.decode(before))
 
     def token_to_id(self, token: str) -> int | None:
         """The id of one token by its text, or None."""
         return self._backend.token_to_id(token)
 
 
+def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
+    """Reads `tokenizer.json` and what the files beside it say about special tokens.
+
+    Raises:
+        UserError: a file is missing or broken, or names a token that the tokenizer lacks.
+    """
+    directory = pathlib.Path(directory)
+    backend = tokenizer_huggingface.backend(directory)
+    settings = tokenizer_huggingface.settings(directory)
+    named = tokenizer_huggingface.named_tokens(settings)
+    return Tokenizer(
+        backend,
+        eos_id=tokenizer_huggingface.eos_id(directory, backend, named),
+        bos_id=tokenizer_huggingface.bos_id(directory, backend, named, settings),
+        chat_template=tokenizer_huggingface.chat_template(directory, settings),
+        named_tokens=named,
+    )
+
+
 def from_gguf(file: GGUFFile) -> Tokenizer:
     """Builds the tokenizer from `tokenizer.ggml.*`.
 
     Raises:
-        UserError: a kind of tokenizer other than byte-level BPE that splits digits, or merges
-            that do not belong to the vocabulary.
+        UserError: a kind of tokenizer that is not known, or metadata that are missing or do not
+            fit together.
     """
-    kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
-    if (kind, split) != ('gpt2', 'smollm'):
-        raise errors.UserError(
-            f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {split!r}; '
-            "only 'gpt2' with 'smollm' can be read from GGUF."
-        )
-    tokens = file.field('tokenizer.ggml.tokens')
-    merges = [tuple(merge.split(' ')) for merge in file.field('tokenizer.ggml.merges')]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if not all({*merge, ''.join(merge)} <= vocabulary.keys() for merge in merges):
-        raise errors.UserError(
-            f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
-        )
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
+    return Tokenizer(
+        tokenizer_gguf.backend(file),
+        eos_id=tokenizer_gguf.eos_id(file),
+        bos_id=tokenizer_gguf.bos_id(file),
+        chat_template=file.field('tokenizer.chat_template'),
+        named_tokens=tokenizer_gguf.named_tokens(file),
     )
-    backend.decoder = decoders.ByteLevel()
-    kinds = file.field('tokenizer.ggml.token_type')
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    backend.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True, normalized=False) for token in control]
-    )
-    return Tokenizer(backend, file.field('tokenizer.ggml.eos_token_id'))

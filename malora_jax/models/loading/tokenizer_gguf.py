@@ -1,0 +1,180 @@
+"""Tokenizers from the metadata of a GGUF file, with the ids that llama.cpp gives.
+
+Two kinds are known: byte-level BPE ('gpt2'), which names how it splits text before merging, and
+SentencePiece BPE ('llama'), which has scores in place of merges.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from malora_jax import errors
+from malora_jax.models.loading.gguf_file import GGUFFile
+
+# gguf.TokenType.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+
+# What llama.cpp calls the way of splitting, and its pattern; None for single digits, then GPT-2's.
+_SPLITS = {
+    'smollm': None,
+    'llama-bpe': (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+    ),
+    'qwen2': (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+    ),
+}
+
+
+def backend(file: GGUFFile) -> tokenizers.Tokenizer:
+    """The tokenizer without special ids.
+
+    Raises:
+        UserError: another kind, or metadata that are missing or do not fit together.
+    """
+    kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
+    if kind == 'gpt2' and split in _SPLITS:
+        tokenizer = _byte_level(file, split)
+    elif kind == 'llama':
+        tokenizer = _sentence_piece(file)
+    else:
+        known = ', '.join(map(repr, _SPLITS))
+        raise errors.UserError(
+            f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {split!r}; only '
+            f"'llama', and 'gpt2' with one of {known}, can be read from GGUF."
+        )
+    tokens, kinds = _field(file, 'tokens'), _field(file, 'token_type')
+    _add(tokenizer, tokens, kinds, (_UNKNOWN, _CONTROL), special=True)
+    _add(tokenizer, tokens, kinds, (_USER_DEFINED,), special=False)
+    return tokenizer
+
+
+def eos_id(file: GGUFFile) -> int:
+    """The token that ends a text.
+
+    Raises:
+        UserError: the file names none.
+    """
+    return _field(file, 'eos_token_id')
+
+
+def bos_id(file: GGUFFile) -> int | None:
+    """The token that every text starts with, or None.
+
+    Raises:
+        UserError: texts start with one, but the file does not name it.
+    """
+    kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
+    # What llama.cpp does where the file is silent.
+    default = kind == 'llama' or split == 'llama-bpe'
+    adds = file.field('tokenizer.ggml.add_bos_token', default)
+    return _field(file, 'bos_token_id') if adds else None
+
+
+def named_tokens(file: GGUFFile) -> dict[str, str]:
+    """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
+    tokens = _field(file, 'tokens')
+    ids = {
+        'bos_token': file.field('tokenizer.ggml.bos_token_id'),
+        'eos_token': file.field('tokenizer.ggml.eos_token_id'),
+        'unk_token': file.field('tokenizer.ggml.unknown_token_id'),
+        'pad_token': file.field('tokenizer.ggml.padding_token_id'),
+    }
+    return {name: tokens[index] for name, index in ids.items() if index is not None}
+
+
+def _field(file: GGUFFile, key: str) -> Any:
+    value = file.field(f'tokenizer.ggml.{key}')
+    if value is None:
+        raise errors.UserError(
+            f'{file.path} has no tokenizer.ggml.{key}, without which it cannot be used.'
+        )
+    return value
+
+
+def _add(
+    tokenizer: tokenizers.Tokenizer,
+    tokens: Sequence[str],
+    kinds: Sequence[int],
+    which: Sequence[int],
+    special: bool,
+) -> None:
+    """Has the tokens of some kinds matched before anything else, never split."""
+    chosen = [token for token, kind in zip(tokens, kinds, strict=True) if kind in which]
+    tokenizer.add_tokens(
+        [tokenizers.AddedToken(token, special=special, normalized=False) for token in chosen]
+    )
+
+
+def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(_field(file, 'tokens'))}
+    merges = [tuple(merge.split(' ')) for merge in _field(file, 'merges')]
+    if not all({*merge, ''.join(merge)} <= vocabulary.keys() for merge in merges):
+        raise errors.UserError(
+            f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
+        )
+    # Llama 3 takes a piece that is a token as that token, whatever its merges lead to.
+    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split == 'llama-bpe')
+    tokenizer = tokenizers.Tokenizer(model)
+    if split == 'qwen2':
+        tokenizer.normalizer = normalizers.NFC()
+    pattern = _SPLITS[split]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True)
+            if pattern is None
+            else pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated'),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
+    tokens, kinds = _field(file, 'tokens'), _field(file, 'token_type')
+    scores = _field(file, 'scores')
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    normal = {
+        token: score
+        for token, kind, score in zip(tokens, kinds, scores, strict=True)
+        if kind == _NORMAL
+    }
+    unknown = next((t for t, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(normal),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    # The space before a text, also before the text after a special token, as in llama.cpp.
+    adds_space = file.field('tokenizer.ggml.add_space_prefix', True)
+    prepend = [normalizers.Prepend('▁')] if adds_space else []
+    strip = [decoders.Strip(' ', left=1)] if adds_space else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(' ', '▁')])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Every way to put a token together from two, the best token first.
+
+    SentencePiece joins the neighbours whose union has the highest score; BPE joins those that
+    stand first in a list.
+    """
+    best_first = sorted(scores, key=lambda token: -scores[token])
+    return [
+        (token[:cut], token[cut:])
+        for token in best_first
+        for cut in range(1, len(token))
+        if token[:cut] in scores and token[cut:] in scores
+    ]

@@ -1,0 +1,146 @@
+"""What the tokenizer files of a Hugging Face directory say.
+
+`tokenizer.json` holds the tokenizer itself. Which of its tokens begin and end a text, and the chat
+template, stand in the files beside it.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from malora_jax import errors
+
+# Files from which transformers makes a tokenizer.json.
+_OLDER = ('tokenizer.model', 'vocab.json')
+
+_NAMES = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token')
+
+
+def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of `tokenizer.json`, neither cutting texts off nor padding them.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    path = directory / 'tokenizer.json'
+    if not path.is_file():
+        found = [p.name for p in map(directory.joinpath, _OLDER) if p.is_file()]
+        if found:
+            raise errors.UserError(
+                f'{directory} has {found[0]} but no tokenizer.json: make one with transformers, '
+                'AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY).'
+            )
+        raise errors.UserError(f'There is no tokenizer.json in {directory}.')
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing more special.
+        raise errors.UserError(
+            f'{path} is not a tokenizer ({error}); download it again.'
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def settings(directory: pathlib.Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, completed from `special_tokens_map.json`.
+
+    Raises:
+        UserError: a file that is there is broken.
+    """
+    return {
+        **_read_json(directory / 'special_tokens_map.json'),
+        **_read_json(directory / 'tokenizer_config.json'),
+    }
+
+
+def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
+    texts = {
+        name: value.get('content') if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name in _NAMES
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict[str, str]) -> int:
+    """The token that ends a text: `eos_token`, or else the first of `generation_config.json`.
+
+    Raises:
+        UserError: none is named, it is not in the vocabulary, or a file is broken.
+    """
+    if 'eos_token' in named:
+        return _id(directory, tokenizer, named, 'eos_token')
+    for name in ('generation_config.json', 'config.json'):
+        found = _read_json(directory / name).get('eos_token_id')
+        if isinstance(found, list) and found:
+            found = found[0]
+        if isinstance(found, int):
+            return found
+    raise errors.UserError(
+        f'{directory} does not say which token ends a text: set eos_token in tokenizer_config.json.'
+    )
+
+
+def bos_id(
+    directory: pathlib.Path,
+    tokenizer: tokenizers.Tokenizer,
+    named: dict[str, str],
+    settings: dict[str, Any],
+) -> int | None:
+    """The token that every text starts with, or None.
+
+    `add_bos_token` decides; where it is not set, the post-processor in `tokenizer.json`.
+
+    Raises:
+        UserError: the token is not in the vocabulary.
+    """
+    adds = settings.get('add_bos_token')
+    if adds is None:
+        alone = tokenizer.encode('a', add_special_tokens=False).ids
+        whole = tokenizer.encode('a', add_special_tokens=True).ids
+        return whole[0] if whole[0] != alone[0] else None
+    return _id(directory, tokenizer, named, 'bos_token') if adds and 'bos_token' in named else None
+
+
+def _id(
+    directory: pathlib.Path,
+    tokenizer: tokenizers.Tokenizer,
+    named: dict[str, str],
+    name: str,
+) -> int:
+    found = tokenizer.token_to_id(named[name])
+    if found is None:
+        raise errors.UserError(
+            f'{directory} names {named[name]!r} as {name}, which tokenizer.json does not have.'
+        )
+    return found
+
+
+def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:
+    """The model's chat template, from a file of its own or from `tokenizer_config.json`.
+
+    Of several named ones it is the one that is called 'default'.
+    """
+    path = directory / 'chat_template.jinja'
+    if path.is_file():
+        return path.read_text('utf-8')
+    template = settings.get('chat_template')
+    if isinstance(template, list):
+        return {entry['name']: entry['template'] for entry in template}.get('default')
+    return template
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise errors.UserError(f'{path} is not JSON ({error}); download it again.') from error
+    if not isinstance(content, dict):
+        raise errors.UserError(f'{path} must hold one JSON object; download it again.')
+    return content
