@@ -4,19 +4,39 @@ Dimension letters: B batch, T queries, S keys, H query heads, K key/value heads,
 heads of one key/value head, C head width.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from malora_jax.models.config import Llama3Scaling
 
-def rotate(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+
+def rotate(
+    x_BTHC: jax.Array, positions_BT: jax.Array, theta: float, scaling: Llama3Scaling | None = None
+) -> jax.Array:
     """Rotary position embedding: entry i is paired with entry i + C / 2, angles in float32."""
     half = x_BTHC.shape[-1] // 2
     frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        frequency_C = stretch(frequency_C, scaling)
     angle_BT1C = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_C[None, None, None]
     cos, sin = jnp.cos(angle_BT1C), jnp.sin(angle_BT1C)
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHC.dtype)
+
+
+def stretch(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
+    """Llama 3's frequencies for a longer context: high ones as they were, low ones divided.
+
+    A frequency that turns n times within the original context keeps the share
+    (n - low) / (high - low), between 0 and 1, of itself; the rest is divided by the factor.
+    """
+    turns_C = scaling.original_context * frequency_C / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept_C = jnp.clip((turns_C - low) / (high - low), 0, 1)
+    return frequency_C * (kept_C + (1 - kept_C) / scaling.factor)
 
 
 def visible(
