@@ -8,7 +8,7 @@ heads, K key/value heads, C head width, V vocabulary, L layers, G groups of toke
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ class Cache(struct.PyTreeNode):
     length: jax.Array
 
 
-class Context(NamedTuple):
+class Context(struct.PyTreeNode):
     """What every layer is told about the tokens.
 
     Attributes:
@@ -50,7 +50,7 @@ class Context(NamedTuple):
     visible: jax.Array
     groups: jax.Array | None
     start: jax.Array
-    train: bool
+    train: bool = struct.field(pytree_node=False)
 
 
 def _parameter(
@@ -89,6 +89,7 @@ class AdaptedLinear(nn.Module):
     axes: tuple[str, str]
     dtype: str
     adapter: AdapterConfig | None
+    has_bias: bool = False
 
     def setup(self):
         """Puts the adapter's leaves under the linear's own name."""
@@ -106,6 +107,10 @@ class AdaptedLinear(nn.Module):
         y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if self.adapter is not None:
             y_NF += self.experts(x_ND, dropped_ND, groups_NG)
+        if self.has_bias:
+            zeros = nn.initializers.zeros_init()
+            bias_F = _parameter(self, 'bias', zeros, self.axes[1:], shape[1:], self.dtype)
+            y_NF += bias_F.astype(y_NF.dtype)[None]
         return y_NF
 
 
@@ -115,11 +120,12 @@ class _Part(nn.Module):
     config: ModelConfig
     adapter: AdapterConfig | None
 
-    def linear(self, name: str, features: int, axes: tuple[str, str]) -> AdaptedLinear:
+    def linear(
+        self, name: str, features: int, axes: tuple[str, str], has_bias: bool = False
+    ) -> AdaptedLinear:
         adapted = self.adapter is not None and name in self.adapter.targets
-        return AdaptedLinear(
-            features, axes, self.config.dtype, self.adapter if adapted else None, name=name
-        )
+        adapter = self.adapter if adapted else None
+        return AdaptedLinear(features, axes, self.config.dtype, adapter, has_bias, name=name)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         if self.adapter is None:
@@ -139,18 +145,24 @@ class Attention(_Part):
         dropped_ND = self.drop(x_ND, context.train)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            linear = self.linear(name, heads * config.head_width, ('embed', axis))
+            axes, features = ('embed', axis), heads * config.head_width
+            linear = self.linear(name, features, axes, config.qkv_bias)
             return linear(x_ND, dropped_ND, context.groups).reshape(B, T, heads, config.head_width)
 
-        q_BTHC = project('q', config.num_heads, 'heads')
-        k_BTKC = project('k', config.num_kv_heads, 'kv_heads')
+        def place(name: str, x_BTHC: jax.Array) -> jax.Array:
+            if config.qk_norm:
+                x_MC = x_BTHC.reshape(-1, config.head_width)
+                x_BTHC = RMSNorm(config, name=f'{name}_norm')(x_MC).reshape(x_BTHC.shape)
+            theta, scaling = config.rope_theta, config.rope_scaling
+            return attention.rotate(x_BTHC, context.positions, theta, scaling)
+
+        q_BTHC = place('q', project('q', config.num_heads, 'heads'))
+        k_BSKC = place('k', project('k', config.num_kv_heads, 'kv_heads'))
         v_BSKC = project('v', config.num_kv_heads, 'kv_heads')
-        q_BTHC = attention.rotate(q_BTHC, context.positions, config.rope_theta)
-        k_BSKC = attention.rotate(k_BTKC, context.positions, config.rope_theta)
         if cache is not None:
-            place = (0, context.start, 0, 0)
-            k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, place)
-            v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, place)
+            start = (0, context.start, 0, 0)
+            k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, start)
+            v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, start)
             cache = (k_BSKC, v_BSKC)
         out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.visible)
         out_NA = out_BTHC.reshape(B * T, -1)
@@ -198,10 +210,13 @@ class Decoder(nn.Module):
     Attributes:
         config: the base model.
         adapter: what is added to its linears; None for the base model alone.
+        remat: whether a layer's activations are computed anew in the backward pass, so that only
+            its input is kept.
     """
 
     config: ModelConfig
     adapter: AdapterConfig | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -251,8 +266,9 @@ class Decoder(nn.Module):
         return x_ND.reshape(B, T, config.width), cache
 
     def _layers(self, x_ND: jax.Array, context: Context, layers: Any) -> tuple[jax.Array, Any]:
+        # Within a scan nothing can be merged with the first pass: no need to prevent it.
         stack = nn.scan(
-            Block,
+            nn.remat(Block, prevent_cse=False) if self.remat else Block,
             variable_axes={name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'routing')},
             split_rngs={'params': True, 'dropout': True},
             in_axes=(nn.broadcast, 0),
