@@ -6,31 +6,24 @@ into a row never makes one predict the first token of the next.
 T is the number of tokens of a prompt and its completion, without the token that ends them.
 """
 
-from typing import Protocol
-
 import numpy as np
 
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
+from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
 
-class Tokenizer(Protocol):
-    """What the data need of a tokenizer."""
+class TooLongError(UserError):
+    """An example that does not fit.
 
-    eos_id: int
+    Attributes:
+        needed: the length that would do.
+    """
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text; special tokens written in it are recognised, none are added."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of some tokens."""
-        ...
-
-    def token_to_id(self, token: str) -> int | None:
-        """The token written so, or None."""
-        ...
+    def __init__(self, message: str, needed: int):
+        super().__init__(message)
+        self.needed = needed
 
 
 def end_id(tokenizer: Tokenizer, template: Template) -> int:
@@ -39,28 +32,49 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     Raises:
         UserError: the tokenizer does not have the template's.
     """
-    if template.end is None:
+    end = template.end(tokenizer)
+    if end is None:
         return tokenizer.eos_id
-    token = tokenizer.token_to_id(template.end)
+    token = tokenizer.token_to_id(end)
     if token is None:
         raise UserError(
-            f'Template {template.name!r} ends answers with {template.end!r}, '
+            f'Template {template.name!r} ends answers with {end!r}, '
             'which is not a token of this tokenizer.'
         )
     return token
 
 
 def encode_prompt(tokenizer: Tokenizer, template: Template, question: str) -> list[int]:
-    """The tokens that generation starts from, the same as in training."""
-    return tokenizer.encode(template.prompt(question))
+    """The tokens that generation starts from, the same as in training.
+
+    Where the tokenizer's texts start with a bos token, the prompt does, be it that the template
+    writes it or not.
+    """
+    prompt = tokenizer.encode(template.prompt(tokenizer, question))
+    if tokenizer.bos_id is None or prompt[:1] == [tokenizer.bos_id]:
+        return prompt
+    return [tokenizer.bos_id, *prompt]
+
+
+def encode_completion(tokenizer: Tokenizer, template: Template, example: Example) -> list[int]:
+    """The tokens that should follow those of the prompt, without the one that ends them.
+
+    They are what follows when both are encoded together, since SentencePiece marks the beginning
+    of a text that stands alone. If the last token of the prompt grew into the completion, though,
+    the completion is encoded apart, as generation has only the prompt.
+    """
+    prompt = template.prompt(tokenizer, example.question)
+    completion = template.completion(tokenizer, example.question, example.answer)
+    before, both = tokenizer.encode(prompt), tokenizer.encode(prompt + completion)
+    if both[: len(before)] == before:
+        return both[len(before) :]
+    return tokenizer.encode(completion, continues=True)
 
 
 def encode_example(
     tokenizer: Tokenizer, template: Template, example: Example, task_id: int, max_length: int
 ) -> dict[str, np.ndarray]:
     """One example as arrays of shape (T,), T ≤ `max_length`.
-
-    Prompt and completion are tokenised apart, as generation has only the prompt.
 
     Args:
         tokenizer: makes the tokens.
@@ -74,15 +88,16 @@ def encode_example(
         float32: 1 where the target belongs to the answer or ends it, else 0.
 
     Raises:
-        UserError: the example is longer than `max_length`.
+        TooLongError: the example is longer than `max_length`.
     """
     prompt = encode_prompt(tokenizer, template, example.question)
-    completion = tokenizer.encode(template.completion(example.answer))
+    completion = encode_completion(tokenizer, template, example)
     needed = len(prompt) + len(completion)
     if needed > max_length:
-        raise UserError(
+        raise TooLongError(
             f'data.sequence_length is {max_length}; it must be at least {needed} for the example '
-            f'{example.question[:40]!r}.'
+            f'{example.question[:40]!r}.',
+            needed,
         )
     tokens = np.array([*prompt, *completion, end_id(tokenizer, template)], np.int32)
     positions = np.arange(len(tokens) - 1)

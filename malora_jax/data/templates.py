@@ -1,48 +1,123 @@
 """Prompt templates by name: how a question and its answer become text."""
 
+import functools
 from dataclasses import dataclass
+from typing import Protocol
 
-from malora_jax.errors import unknown_name
+from malora_jax.data.chat import Chat
+from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.errors import UserError, unknown_name
+
+
+class Template(Protocol):
+    """The text around a question and its answer."""
+
+    @property
+    def name(self) -> str:
+        """How configs refer to it."""
+        ...
+
+    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+        """What the model is given."""
+        ...
+
+    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+        """What the model should say, without the token that ends it."""
+        ...
+
+    def end(self, tokenizer: Tokenizer) -> str | None:
+        """The token that ends the answer, or None for the tokenizer's own end of text."""
+        ...
 
 
 @dataclass(frozen=True)
-class Template:
-    """The text around a question and its answer.
+class FixedTemplate:
+    """A template that is the same for all models.
 
     Attributes:
         name: how configs refer to it.
         before: what precedes the question.
         between: what stands between the question and the answer; the model's turn starts after it.
         space: what the answer starts with.
-        end: the token that ends the answer, or None for the tokenizer's own end of text.
+        end_token: the token that ends the answer, or None for the tokenizer's own end of text.
     """
 
     name: str
     before: str
     between: str
     space: str
-    end: str | None
+    end_token: str | None
 
-    def prompt(self, question: str) -> str:
-        """What the model is given."""
+    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+        """See `Template`."""
         return self.before + question + self.between
 
-    def completion(self, answer: str) -> str:
-        """What the model should say, without the token that ends it."""
+    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+        """See `Template`."""
         return self.space + answer
 
+    def end(self, tokenizer: Tokenizer) -> str | None:
+        """See `Template`."""
+        return self.end_token
 
-_TEMPLATES = {
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The template that comes with the model's tokenizer.
+
+    Of its parameters, `enable_thinking` is False, and today is always 26 July 2024.
+
+    Attributes:
+        name: how configs refer to it.
+    """
+
+    name: str
+
+    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+        """See `Template`."""
+        return _chat(tokenizer).prompt(question)
+
+    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+        """See `Template`."""
+        return _chat(tokenizer).completion(question, answer)
+
+    def end(self, tokenizer: Tokenizer) -> str | None:
+        """See `Template`."""
+        return _chat(tokenizer).end
+
+
+def _chat(tokenizer: Tokenizer) -> Chat:
+    """The chat template of a tokenizer.
+
+    Raises:
+        UserError: it has none, or one that cannot be used.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "data.template is 'chat', but the model comes without a chat template: set it to "
+            "'plain' or 'chatml'."
+        )
+    named = tuple(tokenizer.named_tokens.items())
+    return _compiled(tokenizer.chat_template, named, tokenizer.special_tokens)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(source: str, named: tuple[tuple[str, str], ...], special: frozenset[str]) -> Chat:
+    return Chat(source, dict(named), special)
+
+
+_TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
-        Template(
+        FixedTemplate(
             'chatml',
             before='<|im_start|>user\n',
             between='<|im_end|>\n<|im_start|>assistant\n',
             space='',
-            end='<|im_end|>',
+            end_token='<|im_end|>',
         ),
-        Template('plain', before='Question: ', between='\nAnswer:', space=' ', end=None),
+        FixedTemplate('plain', before='Question: ', between='\nAnswer:', space=' ', end_token=None),
+        ChatTemplate('chat'),
     )
 }
 

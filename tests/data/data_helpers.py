@@ -1,5 +1,7 @@
 """A tokenizer to follow by hand, and the inverse of packing."""
 
+from typing import ClassVar
+
 import numpy as np
 
 KEYS = ['inputs', 'loss_mask', 'positions', 'segment_ids', 'targets', 'task_ids']
@@ -11,15 +13,19 @@ class ByteTokenizer:
 
     SPECIAL = ('<|im_start|>', '<|im_end|>', '<|end|>')
     eos_id = 258
+    bos_id: int | None = None
+    chat_template: str | None = None
+    named_tokens: ClassVar[dict[str, str]] = {'eos_token': '<|end|>'}
+    special_tokens = frozenset(SPECIAL)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
         for number, special in enumerate(self.SPECIAL):
             before, found, after = text.partition(special)
             if found:
                 return [*self.encode(before), 256 + number, *self.encode(after)]
         return list(text.encode())
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], *, continues: bool = False) -> str:
         return ''.join(self.SPECIAL[i - 256] if i >= 256 else chr(i) for i in ids)
 
     def token_to_id(self, token: str) -> int | None:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from malora_jax.data import Example, Template, encode_example, encode_prompt, end_id, get_template
+from malora_jax.data import Example, encode_example, encode_prompt, end_id, get_template
+from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 
-BRIEF = Template('brief', before='>', between=':', space='', end=None)
+BRIEF = FixedTemplate('brief', before='>', between=':', space='', end_token=None)
 
 
 def test_by_hand(tokenizer):
@@ -29,7 +30,7 @@ def test_training_sees_the_prompt_that_generation_starts_from(tokenizer, name):
     first = int(np.argmax(encoded['loss_mask']))
     assert encoded['inputs'][: first + 1].tolist() == prompt
     answer = encoded['targets'][encoded['loss_mask'] == 1].tolist()
-    assert tokenizer.decode(answer[:-1]) == template.completion('Because.')
+    assert tokenizer.decode(answer[:-1]) == template.completion(tokenizer, 'Why so?', 'Because.')
     assert answer[-1] == end_id(tokenizer, template)
 
 
@@ -45,4 +46,4 @@ def test_end_tokens(tokenizer):
     assert end_id(tokenizer, get_template('chatml')) == 257
     assert end_id(tokenizer, get_template('plain')) == tokenizer.eos_id
     with pytest.raises(UserError, match=r"'odd' ends answers with '</s>'"):
-        end_id(tokenizer, Template('odd', '', '', '', end='</s>'))
+        end_id(tokenizer, FixedTemplate('odd', '', '', '', end_token='</s>'))

@@ -4,24 +4,25 @@ from malora_jax.data import get_template
 from malora_jax.errors import UserError
 
 
-def test_chatml():
+def test_chatml(tokenizer):
     template = get_template('chatml')
-    assert template.prompt('Why?') == '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
-    assert template.completion('So.') == 'So.'
-    assert template.end == '<|im_end|>'
+    assert template.prompt(tokenizer, 'Why?') == '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
+    assert template.completion(tokenizer, 'Why?', 'So.') == 'So.'
+    assert template.end(tokenizer) == '<|im_end|>'
 
 
-def test_plain():
+def test_plain(tokenizer):
     template = get_template('plain')
-    assert template.prompt('Why?') == 'Question: Why?\nAnswer:'
-    assert template.completion('So.') == ' So.'
-    assert template.end is None
+    assert template.prompt(tokenizer, 'Why?') == 'Question: Why?\nAnswer:'
+    assert template.completion(tokenizer, 'Why?', 'So.') == ' So.'
+    assert template.end(tokenizer) is None
 
 
-def test_braces_in_a_question_are_text():
-    assert get_template('plain').prompt('{question} {}') == 'Question: {question} {}\nAnswer:'
+def test_braces_in_a_question_are_text(tokenizer):
+    prompt = get_template('plain').prompt(tokenizer, '{question} {}')
+    assert prompt == 'Question: {question} {}\nAnswer:'
 
 
 def test_a_misspelt_template():
-    with pytest.raises(UserError, match=r"^Unknown template 'chatlm': did you mean chatml\?$"):
+    with pytest.raises(UserError, match=r"^Unknown template 'chatlm': did you mean chatml or chat\?$"):
         get_template('chatlm')

@@ -11,11 +11,12 @@ PLAIN = get_template('plain')
 
 class ByteTokenizer:
     eos_id = 256
+    bos_id = None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], *, continues: bool = False) -> str:
         return bytes(ids).decode()
 
     def token_to_id(self, token: str) -> int | None:
