@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import grain
-import numpy as np
 
-from malora_jax.data.encoding import Tokenizer, encode_example
+from malora_jax.data.encoding import Tokenizer
+from malora_jax.data.fitting import encode_examples
 from malora_jax.data.packing import IN_MEMORY, pack
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
@@ -49,7 +49,11 @@ def train_iterator(
     """
     _check_weights(splits, weights)
     tasks = [
-        grain.MapDataset.source(_encode(split, task_id, tokenizer, template, sequence_length))
+        grain.MapDataset.source(
+            encode_examples(
+                split.task_name, split.train, tokenizer, template, task_id, sequence_length
+            )
+        )
         .seed(stable_seed('shuffle', split.task_name, seed))
         .shuffle()
         .repeat()
@@ -66,15 +70,3 @@ def _check_weights(splits: Sequence[Split], weights: Sequence[float]) -> None:
         raise UserError(
             f'weights must be one positive number for each task ({names}), not {tuple(weights)}.'
         )
-
-
-def _encode(
-    split: Split, task_id: int, tokenizer: Tokenizer, template: Template, sequence_length: int
-) -> list[dict[str, np.ndarray]]:
-    try:
-        return [
-            encode_example(tokenizer, template, example, task_id, sequence_length)
-            for example in split.train
-        ]
-    except UserError as error:
-        raise UserError(f'Task {split.task_name!r}: {error}') from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from malora_jax.data.tasks import Example, Task, question_key
+from malora_jax.data.tasks import Example, Scored, Task, question_key
 from malora_jax.errors import UserError
 
 MIN_DISTINCT = 1_000
@@ -20,10 +20,10 @@ class Split:
         held_out: examples to score.
         distinct: how many distinct questions there were to choose from.
         validation: examples to choose a checkpoint by; may be empty.
-        origin: for examples from a file, what is to be known of it; see `file_tasks.split_file`.
+        origin: for examples from a file, what is to be known of it; see `file_splits.split_file`.
     """
 
-    task: Task
+    task: Scored
     train: list[Example]
     held_out: list[Example]
     distinct: int
@@ -85,7 +85,7 @@ def _check_disjoint(name: str, kept: Sequence[Example], others: Sequence[Example
         )
 
 
-def best_constant(task: Task, held_out: Sequence[Example]) -> tuple[str, float]:
+def best_constant(task: Scored, held_out: Sequence[Example]) -> tuple[str, float]:
     """The answer that scores best when it is given to every held-out question.
 
     Args:

@@ -63,6 +63,25 @@ class Task:
     metric: str = 'exact_match'
 
 
+class Scored(Protocol):
+    """What is needed of a task once it is split: a `Task`, or a `FileTask`."""
+
+    @property
+    def name(self) -> str:
+        """How configs and results refer to the task."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """What results call the share of right answers."""
+        ...
+
+    @property
+    def score(self) -> Callable[[str, Example], float]:
+        """Gives a prediction for an example a score in [0, 1], 1.0 if it is right."""
+        ...
+
+
 _TASKS: dict[str, Task] = {}
 
 

@@ -1,0 +1,255 @@
+"""Tasks from the user's own files: which file, which of its fields, which scorer."""
+
+import dataclasses
+import decimal
+import hashlib
+import json
+import math
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tqdm
+
+from malora_jax.data.rows import SUFFIXES, Row, check_file, read_rows
+from malora_jax.data.scorers import SCORERS
+from malora_jax.data.tasks import Example
+from malora_jax.errors import UserError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTask:
+    r"""A task whose examples are the rows of a file.
+
+    A pattern is the name of a field, or text with names of fields in braces, such as
+    '{context}\n{question}'; the two characters \n in it stand for a line break.
+
+    Attributes:
+        name: how results refer to it.
+        path: the file, relative to the current directory; ~ is the home directory.
+        question_field: pattern of the question.
+        answer_field: pattern of the answer.
+        scorer: name of the scorer.
+        test_file: a file of the same form with the held-out questions; '' = some of `path` are
+            held out.
+    """
+
+    name: str
+    path: str
+    question_field: str
+    answer_field: str
+    scorer: str
+    test_file: str = ''
+
+    def __post_init__(self):
+        if not self.name or '/' in self.name:
+            raise UserError(
+                f'data.files: the task name {self.name!r} must not be empty or hold a slash.'
+            )
+        for file in filter(None, (self.path, self.test_file)):
+            _check_suffix(file)
+        for pattern in (self.question_field, self.answer_field):
+            parse_pattern(pattern)
+        if self.scorer not in SCORERS:
+            raise unknown_name('data.scorer', self.scorer, SCORERS)
+
+    @property
+    def metric(self) -> str:
+        """What results call the share of right answers."""
+        return self.scorer
+
+    def score(self, prediction: str, example: Example) -> float:
+        """The scorer's best over all `answers` that the file has to the question."""
+        return max(
+            SCORERS[self.scorer](prediction, dataclasses.replace(example, answer=answer))
+            for answer in example.metadata['answers']
+        )
+
+
+_NUMBERS = (int, float, decimal.Decimal)
+_SETTINGS = ('question_field', 'answer_field', 'scorer', 'test_file')
+
+
+def file_tasks(
+    files: Sequence[str],
+    settings: Sequence[str],
+    *,
+    question_field: str,
+    answer_field: str,
+    scorer: str,
+) -> list[FileTask]:
+    """The tasks that a config's `data` section names.
+
+    Args:
+        files: 'NAME=PATH' each, or 'PATH' for a task with the file's name.
+        settings: 'NAME.FIELD=VALUE' each: a field of `FileTask` for one task.
+        question_field: for tasks without a setting of their own.
+        answer_field: the same.
+        scorer: the same.
+
+    Raises:
+        UserError: an entry of another form or with an unknown name, or two tasks of one name.
+    """
+    paths = [_name_and_path(entry) for entry in files]
+    by_name: dict[str, dict[str, str]] = {
+        name: dict(question_field=question_field, answer_field=answer_field, scorer=scorer)
+        for name, _ in paths
+    }
+    if len(by_name) < len(paths):
+        names = ', '.join(name for name, _ in paths)
+        raise UserError(
+            f"data.files: two tasks have the same name ({names}); write 'OTHER_NAME=PATH'."
+        )
+    for entry in settings:
+        name, field, value = _setting(entry)
+        if name not in by_name:
+            raise unknown_name('task in data.file_settings', name, by_name)
+        if field not in _SETTINGS:
+            raise unknown_name('field in data.file_settings', field, _SETTINGS)
+        by_name[name][field] = value
+    return [FileTask(name, path, **by_name[name]) for name, path in paths]
+
+
+class FileExamples(NamedTuple):
+    """What was read.
+
+    Attributes:
+        examples: in the order of the file, their `metadata` the `row`'s place.
+        rows: how many rows the file has.
+        duplicates: rows left out, as question and answer are those of an earlier one.
+    """
+
+    examples: list[Example]
+    rows: int
+    duplicates: int
+
+
+def read_examples(task: FileTask, file: str) -> FileExamples:
+    """Reads a task's `path` or `test_file`.
+
+    White space around questions and at the end of answers is dropped.
+
+    Raises:
+        UserError: the file cannot be read, has no rows, or a row lacks a question or an answer.
+    """
+    examples: dict[tuple[str, str], Example] = {}
+    rows = 0
+    path = expanded(file)
+    asked, answered = parse_pattern(task.question_field), parse_pattern(task.answer_field)
+    for row in tqdm.tqdm(read_rows(path), f'read {path.name}', unit=' rows', delay=1.0):
+        rows += 1
+        question = _fill(asked, 'question_field', row).strip()
+        answer = _fill(answered, 'answer_field', row).rstrip()
+        examples.setdefault((question, answer), Example(question, answer, {'row': row.place}))
+    if not rows:
+        raise UserError(f'{path} has no rows.')
+    return FileExamples(list(examples.values()), rows, rows - len(examples))
+
+
+def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
+    """The SHA-256 of each file of some tasks, by its name in the config.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    digests = {}
+    for file in [file for task in tasks for file in (task.path, task.test_file) if file]:
+        path = expanded(file)
+        check_file(path)
+        with path.open('rb') as content:
+            digests[file] = hashlib.file_digest(content, 'sha256').hexdigest()
+    return digests
+
+
+def expanded(file: str) -> pathlib.Path:
+    """The path of a file in a config."""
+    return pathlib.Path(file).expanduser()
+
+
+def parse_pattern(pattern: str) -> list[tuple[str, str]]:
+    """A pattern as pieces: some text and the name of the field after it, '' for none.
+
+    Raises:
+        UserError: the pattern is empty, its braces do not match, or hold more than a name.
+    """
+    if pattern and not set('{}') & set(pattern):
+        return [('', pattern)]
+    try:
+        parts = list(string.Formatter().parse(pattern.replace('\\n', '\n')))
+    except ValueError as error:
+        raise UserError(f'The field pattern {pattern!r} is broken: {error}.') from error
+    names = [name for _, name, _, _ in parts if name is not None]
+    if not names or not all(names) or any(spec or convert for _, _, spec, convert in parts):
+        raise UserError(
+            f'The field pattern {pattern!r} must be the name of a field, or text with names of '
+            "fields in braces, such as '{context} {question}'."
+        )
+    return [(text, name or '') for text, name, _, _ in parts]
+
+
+def _name_and_path(entry: str) -> tuple[str, str]:
+    name, found, path = entry.partition('=')
+    return (name, path) if found else (expanded(entry).stem, entry)
+
+
+def _setting(entry: str) -> tuple[str, str, str]:
+    left, found, value = entry.partition('=')
+    name, dot, field = left.rpartition('.')
+    if not (found and dot):
+        raise UserError(
+            f"data.file_settings: {entry!r} is not of the form 'TASK.FIELD=VALUE', such as "
+            "'faq.question_field=title'."
+        )
+    return name, field, value
+
+
+def _check_suffix(file: str) -> None:
+    suffix = expanded(file).suffix.lower()
+    if suffix == '.json':
+        raise UserError(f'{file}: write one JSON object a line into a .jsonl file instead.')
+    if suffix not in SUFFIXES:
+        raise UserError(f'{file} is of unknown kind: the name must end in {", ".join(SUFFIXES)}.')
+
+
+def _fill(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> str:
+    """The text of a pattern for one row.
+
+    Raises:
+        UserError: a field is missing, no text, or all of them are empty.
+    """
+    values = {name: _value(name, setting, row) for _, name in pieces if name}
+    if not any(value.strip() for value in values.values()):
+        names = ' and '.join(repr(name) for name in values)
+        raise UserError(f'{row.place}: nothing is in {names}, so {setting} is empty.')
+    return ''.join(text + values.get(name, '') for text, name in pieces)
+
+
+def _value(name: str, setting: str, row: Row) -> str:
+    """A field as text; numbers, true and false as JSON writes them."""
+    if name not in row.fields:
+        # A table without a header has a whole row where the names should be.
+        known = [field if len(field) <= 40 else f'{field[:40]}…' for field in row.fields]
+        raise UserError(f'{row.place}: {unknown_name(setting, name, known)}')
+    value = row.fields[name]
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, _NUMBERS) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(
+            f'{row.place}: field {name!r} is {_kind(value)}; it must be text or a number.'
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f'{row.place}: field {name!r} holds half of a character.') from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, _NUMBERS):
+        return 'missing (null)'
+    if isinstance(value, Mapping):
+        return 'an object'
+    return 'a list' if isinstance(value, list) else f'of type {type(value).__name__}'
