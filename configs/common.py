@@ -29,6 +29,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.weights = ()  # All tasks the same.
     config.data.template = 'chatml'
+    config.data.validation = 0  # With more, and evaluate_every: the best checkpoint is chosen.
 
     # Tables 8 and 9 of the paper; it does not name the schedule.
     config.optimizer = ConfigDict()
@@ -37,9 +38,19 @@ def base_config(method_name: str) -> ConfigDict:
     config.optimizer.schedule = 'cosine'
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
+    # Multiples of learning_rate.
+    config.optimizer.router_rate = 1.0
+    config.optimizer.down_rate = 1.0
+    config.optimizer.core_rate = 1.0
+    config.optimizer.up_rate = 1.0
+    config.optimizer.magnitude_rate = 1.0
 
     config.training = ConfigDict()
     config.training.keep_checkpoints = 2
+    config.training.accumulate = 1
+    config.training.remat = False
+    config.training.evaluate_every = 0
+    config.training.patience = 0
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64

@@ -1,5 +1,8 @@
 """AdamW with warm-up and decay, over the adapter's tree and nothing else."""
 
+from typing import Any
+
+import jax
 import optax
 
 from malora_jax.training.config import OptimizerConfig
@@ -23,8 +26,29 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping of the global norm, then AdamW (β 0.9 and 0.999)."""
+    """Clipping of the global norm, AdamW (β 0.9 and 0.999), then the rate of each kind of leaf.
+
+    The updates are multiplied, not the gradients: clipping and moments are the same for all rates.
+
+    Raises:
+        ValueError: by `init`, if a leaf's name has no rate.
+    """
+    rates = {
+        'router': config.router_rate,
+        'down': config.down_rate,
+        'shared_down': config.down_rate,
+        'core': config.core_rate,
+        'up': config.up_rate,
+        'shared_up': config.up_rate,
+        'magnitude': config.magnitude_rate,
+    }
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+        optax.partition({name: optax.scale(rate) for name, rate in rates.items()}, _leaf_names),
     )
+
+
+def _leaf_names(tree: Any) -> Any:
+    """The tree with each leaf's own name in its place."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, tree)

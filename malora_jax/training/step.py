@@ -13,6 +13,7 @@ import optax
 from malora_jax.adapters import router
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
+from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.objective import cross_entropy
 from malora_jax.training.state import TrainState
 
@@ -89,25 +90,47 @@ def make_train_step(
     schedule: optax.Schedule,
     num_tasks: int,
     seed: int,
+    accumulate: int = 1,
 ) -> jax.stages.Wrapped:
     """Builds the compiled step: (state, params, batch) to (state, metrics).
 
     Only the adapter is differentiated; the state's buffers are reused. The dropout masks of a
-    step depend on the seed and the step's number alone, so a resumed run draws the same.
+    step depend on the seed, the step's number and the micro-batch's, so a resumed run draws the
+    same.
+
+    Args:
+        model: the decoder.
+        optimizer: updates the adapter.
+        schedule: the learning rate, for the metrics.
+        num_tasks: G.
+        seed: of dropout.
+        accumulate: A, micro-batches of a step, whose gradients are summed one after the other; a
+            batch has A · B rows. The loss is the mean over all tokens of the step that carry
+            loss, the same as in one large batch. The balance loss is that of each micro-batch,
+            averaged with their tokens as weights, as if each were on a device of its own.
     """
     balance_weight = model.adapter.balance_weight if model.adapter else 0.0
 
-    def objective(adapter: Any, state: TrainState, params: Any, batch: Batch):
+    def gradients_of(state: TrainState, params: Any, batch: Batch) -> tuple[Any, Any]:
+        real_BT = batch['segment_ids'] > 0
+        tokens = jnp.maximum(real_BT.sum(), 1)
+        loss_tokens = jnp.maximum((batch['loss_mask'] * real_BT).sum(), 1)
+
+        def objective(adapter: Any, part: Batch, key: jax.Array):
+            variables = state.replace(adapter=adapter).variables(params)
+            sums = losses(model, variables, part, num_tasks, key)
+            loss = sums.nll.sum() / loss_tokens
+            balance = mean_balance_loss(sums.routing)
+            if accumulate > 1:
+                balance *= sums.tokens / tokens
+            return loss + balance_weight * balance, (loss, balance, sums)
+
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        variables = state.replace(adapter=adapter).variables(params)
-        sums = losses(model, variables, batch, num_tasks, key)
-        loss = sums.nll.sum() / jnp.maximum(sums.loss_tokens.sum(), 1)
-        balance = mean_balance_loss(sums.routing)
-        return loss + balance_weight * balance, (loss, balance, sums)
+        keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
+        return summed_gradients(objective, state.adapter, batch, keys)
 
     def train_step(state: TrainState, params: Any, batch: Batch):
-        gradient_of = jax.value_and_grad(objective, has_aux=True)
-        (_, (loss, balance, sums)), gradients = gradient_of(state.adapter, state, params, batch)
+        gradients, (loss, balance, sums) = gradients_of(state, params, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.adapter)
         metrics = {
             'loss': loss,

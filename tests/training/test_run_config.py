@@ -47,8 +47,12 @@ NUMBERS = ['optimizer.learning_rate', 'optimizer.clip_norm']
 COUNTS = [
     *('data.train_examples', 'data.held_out', 'data.sequence_length', 'data.batch_size'),
     *('training.steps', 'training.checkpoint_every', 'training.keep_checkpoints'),
+    'training.accumulate',
     *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.prompt_bucket'),
 ]
+
+
+RATE = 'positive; adapter.frozen names the leaves that do not train'
 
 
 @pytest.mark.parametrize('field', NUMBERS)
@@ -69,8 +73,7 @@ def test_must_be_a_whole_number(field, value, right):
 @pytest.mark.parametrize(
     'field, value, right',
     [
-        ('data.tasks', (), 'at least one task name'),
-        ('data.tasks', ('gcd', 'gcd'), 'names without twins'),
+        ('data.tasks', (), 'at least one task name, unless data.files names files'),
         ('optimizer.warmup_ratio', 1.0, 'at least 0 and below 1'),
         ('optimizer.warmup_ratio', -0.1, 'at least 0 and below 1'),
         ('optimizer.warmup_ratio', math.nan, 'a finite number'),
@@ -90,6 +93,17 @@ def test_must_be_a_whole_number(field, value, right):
         ('data.sequence_length', 8193, 'at most the context of smollm2-135m, 8192'),
         ('model.weights', 3, 'text in quotes'),
         ('optimizer.weight_decay', -0.1, 'at least 0'),
+        ('data.validation', -1, 'at least 0'),
+        ('training.evaluate_every', -1, 'at least 0'),
+        ('training.evaluate_every', 2.5, 'a whole number'),
+        ('training.patience', -1, 'at least 0'),
+        ('training.patience', 3, '0 where training.evaluate_every is 0'),
+        ('training.remat', 1, 'True or False'),
+        *(
+            (f'optimizer.{kind}_rate', rate, RATE)
+            for kind in ('router', 'down', 'core', 'up', 'magnitude')
+            for rate in (0.0, -1.0)
+        ),
         ('adapter.rank', 0, 'at least 1'),
         ('adapter.top_k', 9, 'at most num_experts = 8'),
     ],
@@ -98,10 +112,16 @@ def test_out_of_range(field, value, right):
     assert message(changed(field, value)) == f'{field} is {value!r}; it must be {right}.'
 
 
+def test_choosing_a_checkpoint_needs_examples_to_choose_by():
+    assert message(changed('training.evaluate_every', 5)) == (
+        'data.validation is 0; it must be at least 1 where training.evaluate_every is not 0.'
+    )
+
+
 @pytest.mark.parametrize(
     'field, value, text',
     [
-        ('model.name', 'smollm2', "Unknown model 'smollm2': did you mean smollm2-135m?"),
+        ('model.name', 'smollm2-135', "Unknown model 'smollm2-135': did you mean smollm2-135m?"),
         (
             'model.dtype',
             'bfloat',
