@@ -2,5 +2,6 @@
 
 from malora_jax.adapters.config import METHODS, AdapterConfig, method
 from malora_jax.adapters.low_rank import LowRankExperts
+from malora_jax.adapters.magnitude import Magnitude
 
-__all__ = ['METHODS', 'AdapterConfig', 'LowRankExperts', 'method']
+__all__ = ['METHODS', 'AdapterConfig', 'LowRankExperts', 'Magnitude', 'method']

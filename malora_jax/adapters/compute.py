@@ -5,24 +5,33 @@ in shape and free of sorting, gathering and dispatch; the unchosen experts' acti
 multiplied by zero.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, S rank of the
-shared subspace, P = E · R stacked ranks.
+subspace, C inputs of an expert's own core, P = E · R stacked ranks.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 
-def project_down(x_ND: jax.Array, down_EDR: jax.Array) -> jax.Array:
-    """A_t x of every expert, stacked: (N, P)."""
-    return x_ND @ _stack_ranks(down_EDR).astype(x_ND.dtype)
+def hidden(x_ND: jax.Array, factors: Mapping[str, jax.Array], num_experts: int) -> jax.Array:
+    """The rank-R activations of every expert, stacked, as they are before gating: (N, P).
 
-
-def project_down_shared(
-    x_ND: jax.Array, shared_down_DS: jax.Array, core_ESR: jax.Array
-) -> jax.Array:
-    """P_t S_A x of every expert, stacked: (N, P). S_A x is computed once."""
-    shared_NS = x_ND @ shared_down_DS.astype(x_ND.dtype)
-    return shared_NS @ _stack_ranks(core_ESR).astype(x_ND.dtype)
+    A_t x; or P_t S_A x, P_t S_t x or A x (once for all) where the factors are such.
+    """
+    core_ECR = factors.get('core')
+    if 'shared_down' in factors:
+        shared_NS = x_ND @ factors['shared_down'].astype(x_ND.dtype)
+        if core_ECR is None:
+            return jnp.tile(shared_NS, (1, num_experts))
+        return shared_NS @ _stack_ranks(core_ECR).astype(x_ND.dtype)
+    hidden_NP = x_ND @ _stack_ranks(factors['down']).astype(x_ND.dtype)
+    if core_ECR is None or 'shared_up' in factors:
+        return hidden_NP
+    E, C, R = core_ECR.shape
+    hidden_NEC = hidden_NP.reshape(-1, E, C)
+    hidden_NER = jnp.einsum('NEC,ECR->NER', hidden_NEC, core_ECR.astype(x_ND.dtype))
+    return hidden_NER.reshape(-1, E * R)
 
 
 def gate(hidden_NP: jax.Array, gates_NE: jax.Array) -> jax.Array:
@@ -38,11 +47,37 @@ def gate(hidden_NP: jax.Array, gates_NE: jax.Array) -> jax.Array:
     return hidden_NP * gates_NP.astype(hidden_NP.dtype)
 
 
-def project_up(hidden_NP: jax.Array, up_ERF: jax.Array) -> jax.Array:
-    """Σ_t B_t h_t: (N, F)."""
-    return hidden_NP @ up_ERF.reshape(-1, up_ERF.shape[-1]).astype(hidden_NP.dtype)
+def output(hidden_NP: jax.Array, factors: Mapping[str, jax.Array]) -> jax.Array:
+    """Σ_t B_t h_t of stacked and gated activations, or S_B Σ_t P_t h_t: (N, F)."""
+    if 'shared_up' in factors:
+        shared_NS = _project(hidden_NP, factors['core'])
+        return shared_NS @ factors['shared_up'].astype(hidden_NP.dtype)
+    return _project(hidden_NP, factors['up'])
+
+
+def column_lengths(
+    kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float
+) -> jax.Array:
+    """Lengths of the columns of W + scale · B A, one an output: (F,) float32.
+
+    ‖w + s A b‖² = ‖w‖² + 2 s b · Aᵀ w + s² b · Aᵀ A b, so that no matrix of the kernel's size is
+    made. Lengths below 1e-6 are that: a column of zeros has no direction.
+    """
+    highest = jax.lax.Precision.HIGHEST
+    kernel_DF = kernel_DF.astype(jnp.float32)
+    cross_RF = jnp.matmul(down_DR.T, kernel_DF, precision=highest)
+    square_RF = jnp.matmul(
+        jnp.matmul(down_DR.T, down_DR, precision=highest), up_RF, precision=highest
+    )
+    added_F = (up_RF * (2 * scale * cross_RF + scale**2 * square_RF)).sum(axis=0)
+    return jnp.sqrt(jnp.maximum((kernel_DF**2).sum(axis=0) + added_F, 1e-12))
 
 
 def _stack_ranks(weights_EIR: jax.Array) -> jax.Array:
     """(E, I, R) to (I, P), expert after expert."""
     return weights_EIR.swapaxes(0, 1).reshape(weights_EIR.shape[1], -1)
+
+
+def _project(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
+    """The sum over experts of their own projections: (N, F)."""
+    return hidden_NP @ weights_ERF.reshape(-1, weights_ERF.shape[-1]).astype(hidden_NP.dtype)

@@ -1,13 +1,76 @@
 """How adapters start: Kaiming-uniform projections and the shared subspace of eq. (8)-(10).
 
-Dimension letters: E experts, D inputs of the linear, R rank of one expert, S rank of the shared
-subspace.
+Dimension letters: E experts, D inputs and F outputs of the linear, R rank of one expert, S rank of
+the subspace.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from malora_jax.adapters.config import AdapterConfig
+
+
+def start(
+    key: jax.Array, config: AdapterConfig, inputs: int, features: int
+) -> dict[str, jax.Array]:
+    """The leaves of one adapted linear before training, float32.
+
+    Whatever is last on the output's side is zero, so that the update is. The paper gives the start
+    of MALoRA's leaves. It does not say how W_g starts: Kaiming-uniform, as a linear layer does in
+    the paper's framework. Nor does it for two of the ablations. Where each expert has a subspace
+    of its own, it gets an orthonormal basis times β, as S_A, and a Kaiming-uniform core over β, so
+    that the rows of P_t S_t have MALoRA's scale. Where B_t is decomposed, everything but S_B
+    starts as a linear layer.
+
+    Args:
+        key: random key.
+        config: the settings.
+        inputs: D.
+        features: F.
+
+    Returns:
+        The router, if there is one, and the factors, by name; shapes as in `LowRankExperts`.
+    """
+    router_key, key = jax.random.split(key)
+    leaves = _factors(key, config, inputs, features)
+    if config.identical_start:
+        alike = ('core',) if 'shared_down' in leaves else ('down', 'core')
+        leaves |= {
+            name: jnp.broadcast_to(leaf[:1], leaf.shape)
+            for name, leaf in leaves.items()
+            if name in alike
+        }
+    if config.has_router:
+        leaves['router'] = kaiming_uniform(router_key, (inputs, config.num_experts))
+    return leaves
+
+
+def _factors(
+    key: jax.Array, config: AdapterConfig, inputs: int, features: int
+) -> dict[str, jax.Array]:
+    E, R, S = config.num_experts, config.rank, config.shared_rank
+    key, core_key = jax.random.split(key)
+    up_ERF = jnp.zeros((E, R, features))
+    match config.factors:
+        case ('shared_down', 'core', 'up'):
+            shared_down_DS, core_ESR = shared_subspace(
+                key, inputs=inputs, num_experts=E, rank=R, shared_rank=S, beta=config.beta
+            )
+            return {'shared_down': shared_down_DS, 'core': core_ESR, 'up': up_ERF}
+        case ('down', 'core', 'up'):
+            own_EDI, _, _ = _decompose(kaiming_uniform(key, (E, inputs, S // E)))
+            core_EIR = kaiming_uniform(core_key, (E, S // E, R)) / config.beta
+            return {'down': config.beta * own_EDI, 'core': core_EIR, 'up': up_ERF}
+        case ('down', 'core', 'shared_up'):
+            down_EDR = kaiming_uniform(key, (E, inputs, R))
+            core_ERS = kaiming_uniform(core_key, (E, R, S))
+            return {'down': down_EDR, 'core': core_ERS, 'shared_up': jnp.zeros((S, features))}
+        case ('shared_down', 'up'):
+            return {'shared_down': kaiming_uniform(key, (inputs, S)), 'up': up_ERF}
+        case _:
+            return {'down': kaiming_uniform(key, (E, inputs, R)), 'up': up_ERF}
 
 
 def kaiming_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -38,10 +101,15 @@ def shared_subspace(
     """
     k_EDS = kaiming_uniform(key, (num_experts, inputs, shared_rank))
     # K_t is the transpose of k_EDS[t]: k = V^T Σ U^T.
-    # One at a time: on CPU a batched decomposition waits for workers of the pool it runs on, and
-    # two of them at once on two cores wait for each other for ever (jaxlib's ParallelBatchMap).
-    v_EDS, sigma_ES, ut_ESS = jax.lax.map(
-        functools.partial(jnp.linalg.svd, full_matrices=False), k_EDS
-    )
+    v_EDS, sigma_ES, ut_ESS = _decompose(k_EDS)
     core_ESR = sigma_ES[:, :, None] * ut_ESS[:, :, :rank] / beta
     return beta * v_EDS[0], core_ESR
+
+
+def _decompose(k_EDS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The thin singular value decomposition of each expert's matrix.
+
+    One at a time: on CPU a batched decomposition waits for workers of the pool it runs on, and
+    two of them at once on two cores wait for each other for ever (jaxlib's ParallelBatchMap).
+    """
+    return jax.lax.map(functools.partial(jnp.linalg.svd, full_matrices=False), k_EDS)

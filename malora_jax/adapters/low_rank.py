@@ -1,12 +1,10 @@
 """LowRankExperts: the update (α / rank) · Δ(x) of one adapted linear, for the whole family."""
 
 import functools
-from collections.abc import Callable
 from typing import cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import compute, initializers, router
@@ -17,8 +15,15 @@ class LowRankExperts(nn.Module):
     """A router and low-rank experts over one linear with D inputs and F outputs.
 
     Leaves, float32, in collection `adapter`, or `adapter_frozen` if named in `config.frozen`:
-    `router` (D, E) with more than one expert; `down` (E, D, R), or `shared_down` (D, S) with
-    `core` (E, S, R) where `config.shared_rank` = S; `up` (E, R, F), which starts at zero.
+    `router` (D, E) with more than one expert, and the factors that `config.factors` names:
+
+    * without a subspace: `down` (E, D, R) and `up` (E, R, F);
+    * 'down': `shared_down` (D, S), `core` (E, S, R) and `up`;
+    * 'own': `down` (E, D, S / E), `core` (E, S / E, R) and `up`;
+    * 'up': `down`, `core` (E, R, S) and `shared_up` (S, F);
+    * 'heads': `shared_down` (D, S = R) and `up`.
+
+    The last factor starts at zero.
 
     Attributes:
         config: the settings.
@@ -54,68 +59,56 @@ class LowRankExperts(nn.Module):
             UserError: the shared subspace has more dimensions than the input.
         """
         config, inputs = self.config, x.shape[-1]
-        if config.shared_rank > inputs:
+        if config.subspace != 'up' and config.shared_rank > inputs:
             raise errors.UserError(
                 f'adapter.shared_rank is {config.shared_rank}; it must be at most {inputs}, '
                 f'the input width of linear {"/".join(self.path) or "adapted"}.'
             )
         x_ND = x.reshape(-1, inputs)
         dropped_ND = x_ND if dropped is None else dropped.reshape(-1, inputs)
-        hidden_NP = self._down(dropped_ND)
+        leaves = self._leaves(inputs)
+        hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
         if config.has_router:
-            hidden_NP = compute.gate(hidden_NP, self._gates(x_ND, groups))
-        up_ERF = self._leaf(
-            'up',
-            lambda: jnp.zeros((config.num_experts, config.rank, self.features)),
-            ('expert', 'rank', self.axes[1]),
-        )
-        update_NF = compute.project_up(config.scale * hidden_NP, up_ERF)
+            gates_NE = self._gates(x_ND, leaves['router'], groups)
+            hidden_NP = compute.gate(hidden_NP, gates_NE)
+        update_NF = compute.output(config.scale * hidden_NP, leaves)
         return update_NF.reshape(*x.shape[:-1], self.features)
 
-    def _gates(self, x_ND: jax.Array, groups_NG: jax.Array | None) -> jax.Array:
-        # The paper does not say how W_g starts; Kaiming-uniform is what a linear layer does in
-        # the paper's framework.
-        shape = (x_ND.shape[-1], self.config.num_experts)
-        router_DE = self._leaf(
-            'router',
-            lambda: initializers.kaiming_uniform(self.make_rng('params'), shape),
-            (self.axes[0], 'expert'),
+    def _leaves(self, inputs: int) -> dict[str, jax.Array]:
+        config, (in_axis, out_axis) = self.config, self.axes
+
+        @functools.cache
+        def start() -> dict[str, jax.Array]:
+            return initializers.start(self.make_rng('params'), config, inputs, self.features)
+
+        down, up = ('shared_rank', 'rank'), ('rank', 'shared_rank')
+        axes = {
+            'router': (in_axis, 'expert'),
+            'down': ('expert', in_axis, 'rank'),
+            'shared_down': (in_axis, 'shared_rank'),
+            'core': ('expert', *(up if config.subspace == 'up' else down)),
+            'up': ('expert', 'rank', out_axis),
+            'shared_up': ('shared_rank', out_axis),
+        }
+        leaves = {}
+        for name in (*(('router',) if config.has_router else ()), *config.factors):
+            collection = 'adapter_frozen' if name in config.frozen else 'adapter'
+            boxed = nn.with_logical_partitioning(lambda name=name: start()[name], axes[name])
+            leaves[name] = cast(jax.Array, self.variable(collection, name, boxed).value)
+        return leaves
+
+    def _gates(
+        self, x_ND: jax.Array, router_DE: jax.Array, groups_NG: jax.Array | None
+    ) -> jax.Array:
+        config = self.config
+        routing = router.route(
+            x_ND,
+            router_DE,
+            config.top_k,
+            renormalize=config.renormalize,
+            equal_gates=config.equal_gates,
         )
-        routing = router.route(x_ND, router_DE, self.config.top_k, self.config.renormalize)
         if groups_NG is not None:
             sums = router.sum_by_group(routing, groups_NG)
             self.sow('routing', 'sums', sums, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return routing.gates
-
-    def _down(self, x_ND: jax.Array) -> jax.Array:
-        config, inputs = self.config, x_ND.shape[-1]
-        if not config.shared_rank:
-            shape = (config.num_experts, inputs, config.rank)
-            down_EDR = self._leaf(
-                'down',
-                lambda: initializers.kaiming_uniform(self.make_rng('params'), shape),
-                ('expert', self.axes[0], 'rank'),
-            )
-            return compute.project_down(x_ND, down_EDR)
-
-        @functools.cache
-        def start() -> tuple[jax.Array, jax.Array]:
-            return initializers.shared_subspace(
-                self.make_rng('params'),
-                inputs=inputs,
-                num_experts=config.num_experts,
-                rank=config.rank,
-                shared_rank=config.shared_rank,
-                beta=config.beta,
-            )
-
-        shared_down_DS = self._leaf(
-            'shared_down', lambda: start()[0], (self.axes[0], 'shared_rank')
-        )
-        core_ESR = self._leaf('core', lambda: start()[1], ('expert', 'shared_rank', 'rank'))
-        return compute.project_down_shared(x_ND, shared_down_DS, core_ESR)
-
-    def _leaf(self, name: str, start: Callable[[], jax.Array], axes: tuple[str, ...]) -> jax.Array:
-        collection = 'adapter_frozen' if name in self.config.frozen else 'adapter'
-        leaf = self.variable(collection, name, nn.with_logical_partitioning(start, axes))
-        return cast(jax.Array, leaf.value)

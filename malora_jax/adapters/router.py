@@ -41,6 +41,8 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
     Exactly `top_k` ones, ties too (the lower index wins): K passes of arg-max, which fuse into
     one elementwise kernel where a sort would not.
     """
+    if top_k == scores_NE.shape[-1]:
+        return jnp.ones_like(scores_NE)
     mask_NE = jnp.zeros_like(scores_NE)
     for _ in range(top_k):
         best_N = jnp.argmax(jnp.where(mask_NE > 0, -jnp.inf, scores_NE), axis=-1)
@@ -48,8 +50,23 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
     return mask_NE
 
 
-def route(x_ND: jax.Array, router_DE: jax.Array, top_k: int, renormalize: bool) -> Routing:
-    """G(x) = TopK(Softmax(W_g x)), eq. (4), in float32 whatever the dtype of x."""
+def route(
+    x_ND: jax.Array,
+    router_DE: jax.Array,
+    top_k: int,
+    *,
+    renormalize: bool = False,
+    equal_gates: bool = False,
+) -> Routing:
+    """G(x) = TopK(Softmax(W_g x)), eq. (4), in float32 whatever the dtype of x.
+
+    Args:
+        x_ND: the tokens.
+        router_DE: the transpose of W_g.
+        top_k: K.
+        renormalize: whether the kept gates are scaled to sum to one.
+        equal_gates: whether each kept gate is 1/K, without a gradient.
+    """
     logits_NE = jnp.matmul(
         x_ND.astype(jnp.float32),
         router_DE.astype(jnp.float32),
@@ -60,6 +77,8 @@ def route(x_ND: jax.Array, router_DE: jax.Array, top_k: int, renormalize: bool) 
     gates_NE = probabilities_NE * selected_NE
     if renormalize:
         gates_NE /= gates_NE.sum(axis=-1, keepdims=True)
+    if equal_gates:
+        gates_NE = selected_NE / top_k
     return Routing(gates_NE, probabilities_NE, selected_NE)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from malora_jax.adapters import AdapterConfig, LowRankExperts
+from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
 
@@ -83,7 +83,11 @@ class RMSNorm(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """W x, plus the adapter's update where one is given; its leaves sit beside the kernel."""
+    """W x, plus the adapter's update where one is given; its leaves sit beside the kernel.
+
+    With a magnitude (DoRA), the sum is multiplied by a factor for each output. Dropout is in front
+    of the down-projection as in every method: W sees the whole input.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -96,6 +100,9 @@ class AdaptedLinear(nn.Module):
         if self.adapter is not None:
             self.experts = LowRankExperts(self.adapter, self.features, self.axes)
             nn.share_scope(self, self.experts)
+            if self.adapter.magnitude:
+                self.rescale = Magnitude(self.adapter, self.axes[1])
+                nn.share_scope(self, self.rescale)
 
     @nn.compact
     def __call__(
@@ -107,6 +114,9 @@ class AdaptedLinear(nn.Module):
         y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if self.adapter is not None:
             y_NF += self.experts(x_ND, dropped_ND, groups_NG)
+            if self.adapter.magnitude:
+                # In float32: bfloat16 would round a factor near 1 to a few values.
+                y_NF = (y_NF * self.rescale(kernel)[None]).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
             bias_F = _parameter(self, 'bias', zeros, self.axes[1:], shape[1:], self.dtype)

@@ -71,7 +71,7 @@ class Setup:
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
         optimizer = make_optimizer(self.run.optimizer, self.run.training.steps)
-        return create_state(self.model, optimizer, self.run.seed)
+        return create_state(self.model, optimizer, self.run.seed, self.base.params)
 
     def answer_held_out(self, variables: Any | None, description: str) -> list[runner.Answer]:
         """Answers every held-out question.

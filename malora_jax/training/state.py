@@ -39,15 +39,23 @@ class TrainState(struct.PyTreeNode):
 @functools.cache
 def abstract_variables(model: Decoder) -> Any:
     """Shapes of the decoder's collections, with their logical axis names (boxed)."""
-    return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+    one = jnp.ones((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), one, one, one))
 
 
-def create_state(model: Decoder, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state. The base's parameters are not made: the compiler drops them."""
+def create_state(
+    model: Decoder, optimizer: optax.GradientTransformation, seed: int, params: Any
+) -> TrainState:
+    """A fresh state for a base with these parameters, from which DoRA's magnitudes start."""
 
     @jax.jit
-    def create(key: jax.Array) -> TrainState:
-        variables = nn.unbox(_init(model, key))
+    def create(key: jax.Array, params: Any) -> TrainState:
+        one = jnp.ones((1, 1), jnp.int32)
+        made = ['adapter', 'adapter_frozen']
+        _, variables = model.apply(
+            {'params': params}, one, one, one, rngs={'params': key}, mutable=made
+        )
+        variables = nn.unbox(variables)
         adapter = variables.get('adapter', {})
         return TrainState(
             step=jnp.int32(0),
@@ -56,9 +64,4 @@ def create_state(model: Decoder, optimizer: optax.GradientTransformation, seed: 
             opt_state=optimizer.init(adapter),
         )
 
-    return create(jax.random.key(seed))
-
-
-def _init(model: Decoder, key: jax.Array) -> Any:
-    one = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, one, one, one)
+    return create(jax.random.key(seed), params)

@@ -14,33 +14,68 @@ def softmax(logits):
     return exponents / exponents.sum()
 
 
-def gates(x, W_g, K, renormalize=False):
+def gates(x, W_g, K, renormalize=False, equal_gates=False):
     """Eq. (4): G(x) = TopK(Softmax(W_g x)); ties go to the lower index."""
     probabilities = softmax(W_g @ x)
     kept = sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t))[:K]
     G = np.zeros_like(probabilities)
-    G[kept] = probabilities[kept]
+    G[kept] = 1 / K if equal_gates else probabilities[kept]
     return G / G.sum() if renormalize else G
 
 
-def delta(x, leaves, config: AdapterConfig):
-    """Δ(x) of section 2's table for one token x (n,)."""
-    E = config.num_experts
-    up = [leaves['up'][t].T for t in range(E)]  # B_t, m × r
-    if config.shared_rank:
-        S_A = leaves['shared_down'].T
-        down = [leaves['core'][t].T @ S_A for t in range(E)]  # P_t S_A
-    else:
-        down = [leaves['down'][t].T for t in range(E)]  # A_t
-    G = np.ones(1)
-    if E > 1:
-        G = gates(x, leaves['router'].T, config.top_k, config.renormalize)
-    return sum(G[t] * (up[t] @ (down[t] @ x)) for t in range(E))
+def expert(t, leaves, config: AdapterConfig):
+    """The m × n matrix of expert t, unscaled: section 2's table and section 3's ablations."""
+    if not config.shared_rank:
+        return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
+    match config.subspace:
+        case 'down':  # B_t P_t S_A
+            return leaves['up'][t].T @ leaves['core'][t].T @ leaves['shared_down'].T
+        case 'own':  # B_t P_t S_t
+            return leaves['up'][t].T @ leaves['core'][t].T @ leaves['down'][t].T
+        case 'up':  # S_B P_t A_t
+            return leaves['shared_up'].T @ leaves['core'][t].T @ leaves['down'][t].T
+        case 'heads':  # B_t A
+            return leaves['up'][t].T @ leaves['shared_down'].T
+        case _:
+            raise ValueError(config.subspace)
 
 
-def update(x_ND, leaves, config: AdapterConfig):
-    """(α / r) Δ(x) of every token."""
-    return np.stack([config.alpha / config.rank * delta(x, leaves, config) for x in x_ND])
+def token_gates(x, leaves, config: AdapterConfig):
+    """G(x) of one token x (n,); a single expert is always on."""
+    if config.num_experts == 1:
+        return np.ones(1)
+    W_g = leaves['router'].T
+    return gates(x, W_g, config.top_k, config.renormalize, config.equal_gates)
+
+
+def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
+    """(α / r) Δ(x) of every token, or (α / √r) Δ(x); the router sees x before dropout."""
+    scale = config.alpha / (np.sqrt(config.rank) if config.rank_stabilized else config.rank)
+    experts = [expert(t, leaves, config) for t in range(config.num_experts)]
+    rows = []
+    for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
+        G = token_gates(x, leaves, config)
+        rows.append(scale * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True)))
+    return np.stack(rows)
+
+
+def column_lengths(W, leaves, config: AdapterConfig):
+    """‖W + (α/r) B A‖ of DoRA: one length an output, whose weights are a row of W here."""
+    scale = config.alpha / config.rank
+    return np.linalg.norm(W + scale * expert(0, leaves, config), axis=1)
+
+
+def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):
+    """W x + (α / r) Δ(x) of every token; for DoRA m / ‖W + (α/r) B A‖ times that.
+
+    `lengths` stands for the norm, which has no gradient: finite differences hold it fixed.
+    """
+    y = x_ND @ W.T + update(x_ND, leaves, config)
+    if not config.magnitude:
+        return y
+    if lengths is None:
+        lengths = column_lengths(W, leaves, config)
+    return leaves['magnitude'] / lengths * y
 
 
 def balance_loss(x_ND, W_g, K):

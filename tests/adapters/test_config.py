@@ -17,8 +17,40 @@ def test_table_holds_the_papers_settings():
     small = method('malora_small')
     assert (small.rank, small.shared_rank) == (8, 22)
     assert (method('molora').rank, method('molora').shared_rank) == (8, 0)
+    assert (method('asylora').rank, method('asylora').frozen) == (128, ('down',))
+    assert (method('moasylora').rank, method('moasylora').frozen) == (16, ('down',))
     assert all(method(name).scale == 2 for name in METHODS)
     assert all('o' not in method(name).targets for name in METHODS)
+
+
+def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
+    assert method('lora', rank_stabilized=True).scale == 128 / 8
+    assert method('malora', rank=16, alpha=8.0, rank_stabilized=True).scale == 2
+
+
+def test_methods_differ():
+    """No two names stand for the same settings."""
+    settings = [method(name) for name in METHODS]
+    assert len(set(settings)) == len(METHODS) == 15
+
+
+@pytest.mark.parametrize(
+    ('name', 'overrides', 'message'),
+    [
+        ('malora', {'subspace': 'dwn'}, "Unknown adapter.subspace 'dwn': did you mean down"),
+        ('molora', {'subspace': 'up'}, 'shared_rank is 0; it must be positive where subspace is'),
+        ('malora_unshared', {'shared_rank': 20}, '0 or a multiple of num_experts = 8.'),
+        ('hydralora', {'rank': 8}, 'shared_rank is 12; it must be rank = 8, as heads share A.'),
+        ('molora', {'magnitude': True}, 'magnitude is True; it must be False where num_experts'),
+        ('malora', {'renormalize': True, 'equal_gates': True}, 'False with equal_gates'),
+        ('lora', {'identical_start': True}, 'identical_start is True; it must be False where'),
+        ('hydralora', {'identical_start': True}, 'identical_start is True; it must be False where'),
+        ('dora', {'frozen': ('magnitud',)}, "'magnitud': did you mean magnitude?"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        method(name, **overrides)
 
 
 def test_alpha_follows_the_rank_unless_given():

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from malora_jax.adapters import LowRankExperts, method
-from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace
+from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace, start
 
 INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
 
@@ -66,12 +66,14 @@ def test_product_does_not_depend_on_beta(beta):
         )
 
 
-def test_update_is_zero_at_the_start():
-    for name in ('lora', 'molora', 'malora', 'malora_small'):
-        experts = LowRankExperts(method(name), features=8)
-        x_ND = jax.random.normal(jax.random.key(1), (4, INPUTS))
-        update, _ = experts.init_with_output(jax.random.key(0), x_ND)
-        assert not np.any(update)
+@pytest.mark.parametrize('beta', [0.5, 1.0])
+def test_subspaces_of_their_own_start_orthonormal_and_with_maloras_scale(beta):
+    leaves = start(jax.random.key(0), method('malora_unshared', beta=beta), INPUTS, 8)
+    gram_EII = np.einsum('EDI,EDJ->EIJ', leaves['down'], leaves['down'])
+    np.testing.assert_allclose(gram_EII, beta**2 * np.eye(4)[None].repeat(8, 0), atol=1e-5)
+    product_EDR = np.einsum('EDI,EIR->EDR', leaves['down'], leaves['core'])
+    # 96 rows of 4 uniform entries: a mean within 10% of 1/3.
+    np.testing.assert_allclose((product_EDR**2).sum(axis=1).mean(), 1 / 3, rtol=0.1)
 
 
 @pytest.mark.parametrize('beta', [0.5, 1.25, 4.0])

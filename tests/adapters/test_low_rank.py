@@ -11,20 +11,51 @@ from hypothesis import strategies as st
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, AdapterConfig, LowRankExperts, method
+from malora_jax.adapters.config import SUBSPACES
 
-INPUTS, OUTPUTS, TOKENS = 48, 40, 14
+INPUTS, OUTPUTS, TOKENS = 72, 40, 14
 
 SMALL = {
     'lora': dict(rank=5),
+    'dora': dict(rank=5),
+    'asylora': dict(rank=7),
     'molora': dict(rank=3),
+    'moasylora': dict(rank=5),
     'malora': dict(rank=4, shared_rank=10),
     'malora_small': dict(rank=3, shared_rank=6),
+    'molora_r12': dict(rank=4),
+    'molora_same_down': dict(rank=4),
+    'malora_fixed_shared': dict(rank=5, shared_rank=10),
+    'malora_symmetric': dict(rank=3, shared_rank=20),
+    'malora_unshared': dict(rank=4, shared_rank=24),
+    'malora_fixed_core': dict(rank=4, shared_rank=10),
+    'malora_shared_up': dict(rank=4, shared_rank=10),
+    'hydralora': dict(rank=4, shared_rank=4),
 }
+# What the paper does not have: a name, the method that it changes, the change.
+OPTIONS = {
+    'renormalized': ('malora', dict(renormalize=True)),
+    'equal_gates': ('malora', dict(equal_gates=True)),
+    'rank_stabilized': ('lora', dict(rank_stabilized=True)),
+    'one_of_eight': ('molora', dict(top_k=1)),
+    'sparse_heads': ('hydralora', dict(top_k=3)),
+}
+CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
+    name: method(base, **SMALL[base], **change) for name, (base, change) in OPTIONS.items()
+}
+
+
+def collections_of(config: AdapterConfig, leaves):
+    """The leaves in the collections that the module looks for them in."""
+    frozen = {name: leaf for name, leaf in leaves.items() if name in config.frozen}
+    trained = {name: leaf for name, leaf in leaves.items() if name not in config.frozen}
+    return {'adapter': trained, 'adapter_frozen': frozen}
 
 
 def random_leaves(experts: LowRankExperts, inputs: int, seed: int = 0):
     """Every leaf, B too, replaced by normal values of a size that makes Δ of order one."""
-    shapes = nn.unbox(experts.init(jax.random.key(0), jnp.zeros((1, inputs))))['adapter']
+    made = nn.unbox(experts.init(jax.random.key(0), jnp.zeros((1, inputs))))
+    shapes = made['adapter'] | made.get('adapter_frozen', {})
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5, jnp.float32),
@@ -40,38 +71,39 @@ def float64(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_update_equals_the_equation(name):
-    config = method(name, **SMALL[name])
+    config = CONFIGS[name]
     experts = LowRankExperts(config, OUTPUTS)
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(TOKENS, INPUTS)
-    found = jax.jit(experts.apply)({'adapter': leaves}, x_ND)
+    assert {*leaves} == {*config.leaves} - {'magnitude'}
+    variables = collections_of(config, leaves)
+    found = jax.jit(experts.apply)(variables, x_ND)
     expected = reference.update(float64(x_ND), float64(leaves), config)
     assert np.abs(expected).mean() > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        experts.apply({'adapter': leaves}, x_ND), found, rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(experts.apply(variables, x_ND), found, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_gradients_equal_the_equations_central_differences(name):
     """Along random directions of every leaf and of x, in float64 numpy: step 1e-5, error 1e-4.
 
-    A kept set that changes within the step would make the function jump: a gap between the K-th
-    and the next probability of every token is asserted to rule it out.
+    Of frozen leaves too: what does not train is what the optimizer is not given. A kept set that
+    changes within the step would make the function jump: a gap between the K-th and the next
+    probability of every token is asserted to rule it out.
     """
-    config = method(name, **SMALL[name])
+    config = CONFIGS[name]
     experts = LowRankExperts(config, OUTPUTS)
     leaves, x_ND = random_leaves(experts, INPUTS, seed=3), tokens_of(TOKENS, INPUTS, seed=4)
     weights_NF = tokens_of(TOKENS, OUTPUTS, seed=5)
 
     def objective(leaves, x_ND):
-        return (experts.apply({'adapter': leaves}, x_ND) * weights_NF).sum()
+        return (experts.apply(collections_of(config, leaves), x_ND) * weights_NF).sum()
 
     gradients = float64(jax.jit(jax.grad(objective, argnums=(0, 1)))(leaves, x_ND))
     point = (float64(leaves), float64(x_ND))
-    if config.has_router:
+    if config.top_k < config.num_experts:
         for x in point[1]:
             ranked = np.sort(reference.softmax(point[0]['router'].T @ x))[::-1]
             assert ranked[config.top_k - 1] - ranked[config.top_k] > 1e-4
@@ -92,34 +124,58 @@ def test_gradients_equal_the_equations_central_differences(name):
             )
 
         expected = (value(moved(step)) - value(moved(-step))) / (2 * step)
+        if config.equal_gates and 'router' in str(path):
+            assert expected == 0
+            assert not gradient.any()
+            continue
         assert abs(expected) > 1e-2, path
         np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=2e-4, err_msg=path)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=30)
 @given(
     experts=st.integers(1, 5),
     rank=st.integers(1, 4),
     extra=st.integers(0, 3),
-    shared=st.booleans(),
+    subspace=st.sampled_from(['', *SUBSPACES]),
     data=st.data(),
 )
-def test_update_equals_the_equation_for_any_shape(experts, rank, extra, shared, data):
+def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace, data):
     top_k = data.draw(st.integers(1, experts))
     renormalize = data.draw(st.booleans()) and top_k > 1
+    shared_rank = {'': 0, 'own': experts, 'heads': rank}.get(subspace, rank + extra)
     config = AdapterConfig(
         num_experts=experts,
         top_k=top_k,
         rank=rank,
         alpha=3.0,
-        shared_rank=rank + extra if shared else 0,
+        shared_rank=shared_rank,
+        subspace=subspace or 'down',
+        rank_stabilized=data.draw(st.booleans()),
         renormalize=renormalize,
+        equal_gates=data.draw(st.booleans()) and not renormalize,
     )
     module = LowRankExperts(config, features=6)
     leaves, x_ND = random_leaves(module, 9), tokens_of(5, 9)
     expected = reference.update(float64(x_ND), float64(leaves), config)
     found = module.apply({'adapter': leaves}, x_ND)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_one_expert_and_one_left_of_several_are_the_same(top_k):
+    """With equal gates and twins for experts, K of them are one."""
+    alone = method('lora', rank=3)
+    several = method('molora', rank=3, top_k=top_k, equal_gates=True)
+    leaves, x_ND = random_leaves(LowRankExperts(alone, 6), 9), tokens_of(5, 9)
+    twins = {name: jnp.repeat(leaf, 8, axis=0) for name, leaf in leaves.items()}
+    twins['router'] = tokens_of(9, 8)
+    np.testing.assert_allclose(
+        LowRankExperts(several, 6).apply({'adapter': twins}, x_ND),
+        LowRankExperts(alone, 6).apply({'adapter': leaves}, x_ND),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_leading_axes_are_tokens():
@@ -136,58 +192,92 @@ def test_router_sees_the_input_without_dropout():
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(TOKENS, INPUTS)
     dropped_ND = x_ND * (tokens_of(TOKENS, INPUTS, seed=9) > 0)
     found = experts.apply({'adapter': leaves}, x_ND, dropped_ND)
-    exact = float64(leaves)
-    expected = []
-    for x, dropped in zip(float64(x_ND), float64(dropped_ND), strict=True):
-        G = reference.gates(x, exact['router'].T, config.top_k)
-        hidden = [exact['core'][t].T @ (exact['shared_down'].T @ dropped) for t in range(8)]
-        expected.append(2 * sum(G[t] * (exact['up'][t].T @ hidden[t]) for t in range(8)))
-    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-5)
+    expected = reference.update(float64(x_ND), float64(leaves), config, float64(dropped_ND))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found, experts.apply({'adapter': leaves}, dropped_ND), atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ('name', 'leaves'),
-    [
-        ('lora', {'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}),
-        ('molora', {'router': (INPUTS, 8), 'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}),
-        (
-            'malora',
-            {
-                'router': (INPUTS, 8),
-                'shared_down': (INPUTS, 32),
-                'core': (8, 32, 12),
-                'up': (8, 12, OUTPUTS),
-            },
-        ),
-    ],
-)
-def test_leaves_and_shapes_are_the_contract(name, leaves):
-    variables = LowRankExperts(method(name), OUTPUTS).init(jax.random.key(0), jnp.ones((2, INPUTS)))
-    assert set(variables) == {'adapter'}
-    found = {key: leaf.shape for key, leaf in nn.unbox(variables)['adapter'].items()}
-    assert found == leaves
+_ROUTER = {'router': (INPUTS, 8)}
+# Leaves and shapes of the methods at the paper's sizes: trained, then frozen.
+SHAPES = {
+    'lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
+    'dora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
+    'asylora': ({'up': (1, 128, OUTPUTS)}, {'down': (1, INPUTS, 128)}),
+    'molora': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
+    'moasylora': (_ROUTER | {'up': (8, 16, OUTPUTS)}, {'down': (8, INPUTS, 16)}),
+    'malora': (
+        _ROUTER | {'shared_down': (INPUTS, 32), 'core': (8, 32, 12), 'up': (8, 12, OUTPUTS)},
+        {},
+    ),
+    'malora_small': (
+        _ROUTER | {'shared_down': (INPUTS, 22), 'core': (8, 22, 8), 'up': (8, 8, OUTPUTS)},
+        {},
+    ),
+    'molora_r12': (_ROUTER | {'down': (8, INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
+    'molora_same_down': (_ROUTER | {'down': (8, INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
+    'malora_fixed_shared': (
+        _ROUTER | {'core': (8, 32, 16), 'up': (8, 16, OUTPUTS)},
+        {'shared_down': (INPUTS, 32)},
+    ),
+    'malora_symmetric': (
+        _ROUTER | {'shared_down': (INPUTS, 64), 'core': (8, 64, 8), 'up': (8, 8, OUTPUTS)},
+        {},
+    ),
+    'malora_unshared': (
+        _ROUTER | {'down': (8, INPUTS, 4), 'core': (8, 4, 12), 'up': (8, 12, OUTPUTS)},
+        {},
+    ),
+    'malora_fixed_core': (
+        _ROUTER | {'shared_down': (INPUTS, 32), 'up': (8, 12, OUTPUTS)},
+        {'core': (8, 32, 12)},
+    ),
+    'malora_shared_up': (
+        _ROUTER | {'down': (8, INPUTS, 12), 'core': (8, 12, 32), 'shared_up': (32, OUTPUTS)},
+        {},
+    ),
+    'hydralora': (_ROUTER | {'shared_down': (INPUTS, 12), 'up': (8, 12, OUTPUTS)}, {}),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_leaves_and_shapes_are_the_contract(name):
+    trained, frozen = SHAPES[name]
+    experts = LowRankExperts(method(name), OUTPUTS)
+    update, variables = experts.init_with_output(jax.random.key(0), jnp.ones((2, INPUTS)))
+    found = {
+        collection: {key: leaf.shape for key, leaf in leaves.items()}
+        for collection, leaves in nn.unbox(variables).items()
+    }
+    assert found.pop('adapter') == trained
+    assert found == ({'adapter_frozen': frozen} if frozen else {})
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    assert not np.any(nn.unbox(variables)['adapter']['up'])
+    assert not np.any(update), 'nothing is changed before training'
+    last = method(name).factors[-1]
+    for leaf, values in (nn.unbox(variables)['adapter']).items():
+        assert np.any(values) == (leaf != last), leaf
 
 
-def test_frozen_leaves_move_to_their_own_collection():
-    config = method('malora', frozen=('shared_down',), **SMALL['malora'])
-    variables = LowRankExperts(config, OUTPUTS).init(jax.random.key(0), jnp.ones((2, INPUTS)))
-    assert set(variables['adapter']) == {'router', 'core', 'up'}
-    assert set(variables['adapter_frozen']) == {'shared_down'}
+@pytest.mark.parametrize('name', [name for name in METHODS if method(name).has_router])
+def test_experts_start_different_and_seeds_matter(name):
+    experts = LowRankExperts(method(name), OUTPUTS)
+    first, second = (
+        nn.unbox(experts.init(jax.random.key(seed), jnp.ones((1, INPUTS)))) for seed in (0, 1)
+    )
+    distinct = 1 if name == 'molora_same_down' else 8
+    for collection in first:
+        for leaf, values in first[collection].items():
+            if leaf in ('down', 'core'):
+                assert len(np.unique(values.reshape(8, -1), axis=0)) == distinct, leaf
+            if leaf != method(name).factors[-1]:
+                assert not np.allclose(values, second[collection][leaf]), leaf
 
 
-def test_experts_start_different_and_seeds_matter():
-    for name in ('molora', 'malora'):
-        experts = LowRankExperts(method(name), OUTPUTS)
-        first, second = (
-            nn.unbox(experts.init(jax.random.key(seed), jnp.ones((1, INPUTS))))['adapter']
-            for seed in (0, 1)
-        )
-        leaf = 'core' if name == 'malora' else 'down'
-        flat = np.asarray(first[leaf]).reshape(8, -1)
-        assert len(np.unique(flat, axis=0)) == 8
-        assert not np.allclose(first[leaf], second[leaf])
+@pytest.mark.parametrize('name', ['malora', 'malora_unshared', 'malora_shared_up'])
+def test_identical_start_gives_every_expert_one_matrix(name):
+    experts = LowRankExperts(method(name, identical_start=True), OUTPUTS)
+    leaves = nn.unbox(experts.init(jax.random.key(0), jnp.ones((1, INPUTS))))['adapter']
+    for leaf in {'down', 'core'} & {*leaves}:
+        assert len(np.unique(leaves[leaf].reshape(8, -1), axis=0)) == 1, leaf
 
 
 def test_shared_subspace_wider_than_the_input_is_refused():

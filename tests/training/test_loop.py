@@ -20,6 +20,7 @@ from malora_jax.evaluation import runner
 from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
+from malora_jax.models.loading.weights import load_base
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.optimizer import make_optimizer
@@ -43,7 +44,8 @@ def last_state(tiny_weights):
     """The state in the newest checkpoint of a directory."""
     run = run_config(run_settings(tiny_weights))
     optimizer = make_optimizer(run.optimizer, run.training.steps)
-    fresh = create_state(Decoder(run.model, run.adapter), optimizer, run.seed)
+    params = load_base(run.model, run.weights).params
+    fresh = create_state(Decoder(run.model, run.adapter), optimizer, run.seed, params)
 
     def restore(workdir: pathlib.Path) -> TrainState:
         with Checkpoints(workdir / 'checkpoints', 2) as checkpoints:
