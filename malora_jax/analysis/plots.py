@@ -77,7 +77,7 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
         title: above the plot.
     """
     figure = Figure(figsize=(8, 4), layout='constrained')
-    axes = figure.add_subplot(ylabel='exact match', title=title, ylim=(0, 1))
+    axes = figure.add_subplot(ylabel='share of right answers', title=title, ylim=(0, 1))
     places = np.arange(len(tasks))
     series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
     for shift, (key, label) in enumerate(series):

@@ -17,13 +17,23 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        tasks: names in the task registry.
+        tasks: names in the task registry; may be () if there are files.
         weights: share of each task among the examples; () = all the same.
         template: name of the prompt template.
-        train_examples: distinct training questions of each task.
+        train_examples: distinct training questions of each task; of a file at most so many, and
+            0 = all.
         held_out: distinct questions of each task that are kept for scoring.
+        validation: distinct questions of each task, in neither of those, whose loss chooses the
+            best checkpoint; see `training.evaluate_every`.
         sequence_length: T, tokens of a packed row.
-        batch_size: B, rows of a step.
+        batch_size: B, rows that are computed together; a step has `training.accumulate` times as
+            many.
+        files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
+        question_field: pattern of the question in these files.
+        answer_field: pattern of the answer.
+        scorer: name of the scorer.
+        file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
+            `test_file`.
     """
 
     tasks: tuple[str, ...]
@@ -33,15 +43,25 @@ class DataConfig:
     sequence_length: int
     batch_size: int
     weights: tuple[float, ...] = ()
+    validation: int = 0
+    files: tuple[str, ...] = ()
+    question_field: str = 'question'
+    answer_field: str = 'answer'
+    scorer: str = 'exact_match'
+    file_settings: tuple[str, ...] = ()
 
     def __post_init__(self):
         errors.check_types('data', self)
-        _require(self.tasks, 'data.tasks', self.tasks, 'at least one task name')
+        names = [*self.tasks, *(task.name for task in self.file_tasks)]
+        if not names:
+            raise errors.UserError(
+                "data.tasks and data.files are both empty; name a task, or a file: ('mine.jsonl',)."
+            )
+        twins = sorted({name for name in names if names.count(name) > 1})
+        if twins:
+            raise errors.UserError(f'data.tasks and data.files name {twins[0]!r} twice.')
         _require(
-            len(set(self.tasks)) == len(self.tasks), 'data.tasks', self.tasks, 'names without twins'
-        )
-        _require(
-            len(self.weights) in (0, len(self.tasks)) and all(w > 0 for w in self.weights),
+            len(self.weights) in (0, len(names)) and all(w > 0 for w in self.weights),
             'data.weights',
             self.weights,
             'empty, or one positive number a task',
@@ -49,7 +69,26 @@ class DataConfig:
         for task in self.tasks:
             data.get_task(task)
         data.get_template(self.template)
-        _counts('data', self, 'train_examples', 'held_out', 'sequence_length', 'batch_size')
+        least = 1 if self.tasks else 0
+        _require(
+            self.train_examples >= least,
+            'data.train_examples',
+            self.train_examples,
+            f'at least {least}',
+        )
+        _counts('data', self, 'held_out', 'sequence_length', 'batch_size')
+        _require(self.validation >= 0, 'data.validation', self.validation, 'at least 0')
+
+    @property
+    def file_tasks(self) -> list[data.FileTask]:
+        """The tasks that come from files."""
+        return data.file_tasks(
+            self.files,
+            self.file_settings,
+            question_field=self.question_field,
+            answer_field=self.answer_field,
+            scorer=self.scorer,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +101,9 @@ class OptimizerConfig:
         schedule: how it falls to zero afterwards, 'cosine' or 'linear'.
         weight_decay: decoupled, times the learning rate.
         clip_norm: largest norm of the whole gradient.
+        router_rate, down_rate, core_rate, up_rate, magnitude_rate: what the rate of each kind of
+            leaf is multiplied by, decay included; `shared_down` and `shared_up` go with down and
+            up. LoRA+ (Hayou et al. 2024) is up_rate 16.
     """
 
     learning_rate: float
@@ -69,10 +111,19 @@ class OptimizerConfig:
     schedule: str
     weight_decay: float
     clip_norm: float
+    router_rate: float = 1.0
+    down_rate: float = 1.0
+    core_rate: float = 1.0
+    up_rate: float = 1.0
+    magnitude_rate: float = 1.0
 
     def __post_init__(self):
         errors.check_types('optimizer', self)
         _positive('optimizer', self, 'learning_rate', 'clip_norm')
+        for kind in ('router', 'down', 'core', 'up', 'magnitude'):
+            rate = getattr(self, f'{kind}_rate')
+            right = 'positive; adapter.frozen names the leaves that do not train'
+            _require(rate > 0, f'optimizer.{kind}_rate', rate, right)
         _require(
             0 <= self.warmup_ratio < 1,
             'optimizer.warmup_ratio',
@@ -86,21 +137,40 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long, and what is kept.
+    """How long, how, and what is kept.
 
     Attributes:
         steps: optimizer steps.
         checkpoint_every: steps between checkpoints; one more is made at the end.
-        keep_checkpoints: how many of the newest stay.
+        keep_checkpoints: how many of the newest stay; the best one stays besides.
+        accumulate: batches of `data.batch_size` rows whose gradients make one step.
+        remat: whether the layers are computed again for the gradient, which saves memory.
+        evaluate_every: steps between evaluations of the loss on `data.validation`; 0 = never. The
+            checkpoint with the lowest one is kept, and scored at the end.
+        patience: evaluations in a row without a lower loss after which the run stops; 0 = it does
+            not.
     """
 
     steps: int
     checkpoint_every: int
     keep_checkpoints: int
+    accumulate: int = 1
+    remat: bool = False
+    evaluate_every: int = 0
+    patience: int = 0
 
     def __post_init__(self):
         errors.check_types('training', self)
-        _counts('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints')
+        _counts('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints', 'accumulate')
+        for field in ('evaluate_every', 'patience'):
+            value = getattr(self, field)
+            _require(value >= 0, f'training.{field}', value, 'at least 0')
+        _require(
+            self.patience == 0 or self.evaluate_every > 0,
+            'training.patience',
+            self.patience,
+            '0 where training.evaluate_every is 0',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +225,12 @@ class RunConfig:
             'data.sequence_length',
             self.data.sequence_length,
             f'at most the context of {self.model.name}, {self.model.context}',
+        )
+        _require(
+            self.data.validation > 0 or self.training.evaluate_every == 0,
+            'data.validation',
+            self.data.validation,
+            'at least 1 where training.evaluate_every is not 0',
         )
 
     @property

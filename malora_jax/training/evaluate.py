@@ -4,11 +4,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from malora_jax.data import file_digests
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.workdir import check_config
+from malora_jax.training.workdir import check_config, check_data
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     run = run_config(config)
     if workdir:
         check_config(workdir, config)
+        check_data(workdir, file_digests(run.data.file_tasks))
     setup = build(run)
     step, variables = _restore(setup, workdir) if workdir else (None, None)
     answers = setup.answer_held_out(variables, 'score')

@@ -16,6 +16,7 @@ import jax
 import tqdm
 
 from malora_jax import files
+from malora_jax.data import describe_split, file_digests
 from malora_jax.training import results, step
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
@@ -25,7 +26,7 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.state import TrainState
-from malora_jax.training.workdir import check_config, locked
+from malora_jax.training.workdir import check_config, check_data, locked
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -44,8 +45,10 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     run = run_config(config)
+    digests = file_digests(run.data.file_tasks)
     if (workdir / 'config.json').exists():
         check_config(workdir, config)
+        check_data(workdir, digests)
         if (workdir / 'results.json').exists():
             print(f'{workdir} is finished; its results:')
             return files.read_json(workdir / 'results.json')
@@ -58,7 +61,12 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
     )
+    for split in setup.splits:
+        if split.origin:
+            print(describe_split(split))
     with locked(workdir):
+        if digests:
+            files.write_json(workdir / 'data.json', digests)
         files.write_json(workdir / 'config.json', config)
         return _train(setup, state, data, workdir, started)
 

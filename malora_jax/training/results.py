@@ -112,7 +112,9 @@ def format_table(results: Mapping[str, Any]) -> str:
         for row in rows
     ]
     rule = '-' * len(lines[0])
-    head = f'Exact match (%) of {results["method"]} on {results["model"]}, held-out questions'
+    exact = all(task['metric'] == 'exact_match' for task in results['tasks'].values())
+    measure = 'Exact match' if exact else 'Right answers'
+    head = f'{measure} (%) of {results["method"]} on {results["model"]}, held-out questions'
     parts = [head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1].rstrip(), rule]
     return '\n'.join(parts)
 
@@ -138,6 +140,7 @@ def _task_results(
             'loss_after': float(loss),
             'train_examples': len(split.train),
             'distinct_questions': split.distinct,
+            **split.origin,
         }
     return results
 

@@ -36,21 +36,28 @@ class Setup:
     template: data.Template
 
     def train_iterator(self) -> grain.DatasetIterator:
-        """A fresh iterator over training batches."""
+        """A fresh iterator over training batches, each with the rows of a whole step."""
         return data.train_iterator(
             self.splits,
             self.base.tokenizer,
             self.template,
             sequence_length=self.run.data.sequence_length,
-            batch_size=self.run.data.batch_size,
+            batch_size=self.run.data.batch_size * self.run.training.accumulate,
             weights=self.run.data.weights,
             seed=self.run.seed,
         )
 
     def held_out_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all held-out examples, each once."""
+        return self._batches([split.held_out for split in self.splits])
+
+    def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Packed batches of all validation examples, each once."""
+        return self._batches([split.validation for split in self.splits])
+
+    def _batches(self, by_task: list[list[data.Example]]) -> Iterator[dict[str, np.ndarray]]:
         return data.packed_batches(
-            [(e, task) for task, split in enumerate(self.splits) for e in split.held_out],
+            [(example, task) for task, examples in enumerate(by_task) for example in examples],
             self.base.tokenizer,
             self.template,
             self.run.data.sequence_length,
@@ -94,21 +101,37 @@ def build(run: RunConfig) -> Setup:
     """Loads the base and makes the data of a run.
 
     Raises:
-        UserError: an unknown task or template, too few questions, weights that do not load, or
-            answers that generation would cut off.
+        UserError: an unknown task or template, a broken file, too few questions, weights that do
+            not load, examples that do not fit, or answers that generation would cut off.
     """
-    tasks = [data.get_task(name) for name in run.data.tasks]
     template = data.get_template(run.data.template)
-    splits = [
-        data.split_task(task, run.seed, run.data.train_examples, run.data.held_out)
-        for task in tasks
-    ]
+    splits = _split(run)
     base = load_base(run.model, run.weights)
     for split in splits:
+        # Here only for whether they fit; the ones to train on are checked as they are encoded.
+        data.encode_examples(
+            split.task_name,
+            [*split.held_out, *split.validation],
+            base.tokenizer,
+            template,
+            0,
+            run.data.sequence_length,
+        )
         needed = runner.longest_answer(split, base.tokenizer, template)
         if run.evaluation.max_new_tokens < needed:
             raise errors.UserError(
                 f'evaluation.max_new_tokens is {run.evaluation.max_new_tokens}; it must be at '
                 f'least {needed} for the answers of task {split.task_name!r}.'
             )
-    return Setup(run, base, Decoder(run.model, run.adapter), splits, template)
+    model = Decoder(run.model, run.adapter, run.training.remat)
+    return Setup(run, base, model, splits, template)
+
+
+def _split(run: RunConfig) -> list[data.Split]:
+    """The examples of all tasks, those of files last."""
+    sizes = (run.seed, run.data.train_examples, run.data.held_out, run.data.validation)
+    splits = [data.split_task(data.get_task(name), *sizes) for name in run.data.tasks]
+    if not run.data.files:
+        return splits
+    splits += [data.split_file(task, *sizes) for task in run.data.file_tasks]
+    return data.without_kept_questions(splits)

@@ -57,6 +57,29 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def check_data(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:
+    """Checks that the run's data files are what they were when it began.
+
+    With other rows, held-out questions may have been trained on.
+
+    Args:
+        workdir: of a run with the same config.
+        digests: by file, as `data.file_digests` gives them now.
+
+    Raises:
+        UserError: the first file that differs.
+    """
+    if not digests:
+        return
+    found = files.read_json(workdir / 'data.json')
+    for file, digest in digests.items():
+        if found.get(file) != digest:
+            raise errors.UserError(
+                f'{file} has changed since the run in {workdir} began: restore it, or choose '
+                'another --workdir.'
+            )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}

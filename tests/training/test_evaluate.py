@@ -130,9 +130,23 @@ def test_the_table_to_the_letter():
         'method': 'malora',
         'model': 'tiny',
         'tasks': {
-            'sum': {'before': 0.0, 'best_constant': 0.125, 'after': 0.9987, 'examples': 64},
-            'letter_race': {'before': 1 / 3, 'best_constant': 1 / 64, 'after': 1, 'examples': 8},
+            'sum': {
+                'metric': 'exact_match',
+                'before': 0.0,
+                'best_constant': 0.125,
+                'after': 0.9987,
+                'examples': 64,
+            },
+            'letter_race': {
+                'metric': 'exact_match',
+                'before': 1 / 3,
+                'best_constant': 1 / 64,
+                'after': 1,
+                'examples': 8,
+            },
         },
         'average': {'before': 1 / 6, 'best_constant': 0.0703, 'after': 0.99935},
     }
     assert [line.rstrip() for line in format_table(results).split('\n')] == TABLE.split('\n')
+    results['tasks']['sum']['metric'] = 'choice'
+    assert format_table(results).startswith('Right answers (%) of malora on tiny, ')

@@ -73,7 +73,6 @@ def test_must_be_a_whole_number(field, value, right):
 @pytest.mark.parametrize(
     'field, value, right',
     [
-        ('data.tasks', (), 'at least one task name, unless data.files names files'),
         ('optimizer.warmup_ratio', 1.0, 'at least 0 and below 1'),
         ('optimizer.warmup_ratio', -0.1, 'at least 0 and below 1'),
         ('optimizer.warmup_ratio', math.nan, 'a finite number'),
@@ -181,6 +180,46 @@ def test_missing_fields(field):
     )
 
 
+FILES = ('help=a.jsonl', 'b.csv')
+
+
+@pytest.mark.parametrize(
+    'changes, text',
+    [
+        (
+            {'tasks': ()},
+            "data.tasks and data.files are both empty; name a task, or a file: ('mine.jsonl',).",
+        ),
+        ({'tasks': ('gcd', 'gcd')}, "data.tasks and data.files name 'gcd' twice."),
+        ({'files': ('gcd=a.csv',)}, "data.tasks and data.files name 'gcd' twice."),
+        (
+            {'files': FILES, 'weights': (1.0, 1.0)},
+            'data.weights is (1.0, 1.0); it must be empty, or one positive number a task.',
+        ),
+        (
+            {'files': FILES, 'train_examples': 0},
+            'data.train_examples is 0; it must be at least 1.',
+        ),
+        (
+            {'files': FILES, 'tasks': (), 'train_examples': -1},
+            'data.train_examples is -1; it must be at least 0.',
+        ),
+        ({'files': ('a.txt',)}, 'a.txt is of unknown kind'),
+    ],
+    ids=['nothing', 'twins', 'twins_of_both', 'weights', 'all_of_a_task', 'negative', 'kind'],
+)
+def test_mistakes_in_tasks_and_files(changes, text):
+    config = plain()
+    config['data'] |= {'tasks': ('gcd',)} | changes
+    assert message(config).startswith(text)
+
+
+def test_tasks_and_files_together():
+    config = plain()
+    config['data'] |= {'tasks': ('gcd',), 'files': FILES, 'weights': (1.0, 2.0, 3.0)}
+    assert [task.name for task in run_config(config).data.file_tasks] == ['help', 'b']
+
+
 def test_lists_become_tuples():
     config = plain()
     expected = run_config(config)
@@ -196,6 +235,14 @@ def test_the_config_is_not_changed():
 
 
 # What lies in configs/.
+
+
+def filled(name: str, *argument: str):
+    """A config as plain dicts, with a file where it wants the user's own."""
+    config = importlib.import_module(f'configs.{name}').get_config(*argument).to_dict()
+    if not config['data']['tasks']:
+        config['data']['files'] = FILES
+    return config
 
 
 @pytest.mark.parametrize('method_name', METHOD_NAMES)
@@ -217,8 +264,7 @@ def test_alpha_follows_an_overridden_rank(method_name):
 @pytest.mark.parametrize('method_name', METHOD_NAMES)
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_builds_a_model(name, method_name):
-    module = importlib.import_module(f'configs.{name}')
-    run = run_config(module.get_config(method_name).to_dict())
+    run = run_config(filled(name, method_name))
     assert isinstance(run, RunConfig)
     assert run.method == method_name
     assert run.adapter == method(method_name)
@@ -230,7 +276,7 @@ def test_every_config_builds_a_model(name, method_name):
 def test_every_config_has_a_recipe(name):
     module = importlib.import_module(f'configs.{name}')
     assert module.__doc__
-    run_config(module.get_config().to_dict())
+    run_config(filled(name))
 
 
 def test_title_tells_what_differs_from_the_named_method():
