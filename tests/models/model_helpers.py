@@ -9,18 +9,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from malora_jax.adapters import AdapterConfig, method
+from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import head
 from malora_jax.training.state import abstract_variables
 
-METHOD_NAMES = ('lora', 'molora', 'malora', 'malora_small')
+METHOD_NAMES = tuple(METHODS)
+# One method of each structure. The others differ in sizes, or in where their leaves are kept.
+STRUCTURES = (
+    'lora',
+    'dora',
+    'molora',
+    'malora',
+    'malora_unshared',
+    'malora_shared_up',
+    'hydralora',
+)
 _SIZES: dict[str, dict[str, int]] = {
     'lora': dict(rank=8),
+    'dora': dict(rank=8),
+    'asylora': dict(rank=8),
     'molora': dict(num_experts=4, rank=3),
+    'moasylora': dict(num_experts=4, rank=6),
     'malora': dict(num_experts=4, rank=4, shared_rank=9),
     'malora_small': dict(num_experts=4, rank=3, shared_rank=6),
+    'molora_r12': dict(num_experts=4, rank=4),
+    'molora_same_down': dict(num_experts=4, rank=4),
+    'malora_fixed_shared': dict(num_experts=4, rank=5, shared_rank=9),
+    'malora_symmetric': dict(num_experts=4, rank=3, shared_rank=12),
+    'malora_unshared': dict(num_experts=4, rank=4, shared_rank=8),
+    'malora_fixed_core': dict(num_experts=4, rank=4, shared_rank=9),
+    'malora_shared_up': dict(num_experts=4, rank=4, shared_rank=9),
+    'hydralora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
 }
 
 
@@ -34,7 +55,7 @@ def tiny_model(adapter: AdapterConfig | None = None, **overrides: Any) -> Decode
 
 
 def random_variables(model: Decoder, seed: int = 0) -> dict[str, Any]:
-    """All collections with random values: none is zero, `up` included.
+    """All collections with random values: none is zero, nor is the last factor.
 
     The base's values do not depend on the adapter.
     """
@@ -49,6 +70,8 @@ def _random_tree(shapes: Any, seed: tuple[int, ...]) -> Any:
         normal = rng.standard_normal(shape, np.float32)
         if name == 'scale':
             return 1 + 0.2 * normal
+        if name == 'magnitude':  # A kernel's columns are about 1.5 long.
+            return 1.5 + 0.3 * normal
         return normal * (1.5 * shape[-2] ** -0.5 if name == 'kernel' else 0.2)
 
     leaves = [

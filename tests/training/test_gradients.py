@@ -1,0 +1,241 @@
+"""Every method through a two-layer model: losses, gradients, and what one step changes."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
+from reference_decoder import Losses, Outputs, ReferenceDecoder, float64
+
+from malora_jax.adapters import trees
+from malora_jax.models import Decoder
+from malora_jax.models.config import Llama3Scaling
+from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.plan import parameter_counts
+from malora_jax.training.state import TrainState
+from malora_jax.training.step import make_train_step
+
+NUM_TASKS = 2
+SIZE, STEP = 0.2, 1e-5  # Of the values, and of the differences as a share of it.
+# Three examples and, in the second row, padding.
+BATCH = packed_batch([(4, 4), (6,)], 8)
+ADAMW = OptimizerConfig(
+    learning_rate=1e-3, warmup_ratio=0.0, schedule='cosine', weight_decay=0.01, clip_norm=1.0
+)
+# The leaves of each adapted linear: those that train, and those that do not.
+LEAVES = {
+    'lora': ({'down', 'up'}, set()),
+    'dora': ({'down', 'up', 'magnitude'}, set()),
+    'asylora': ({'up'}, {'down'}),
+    'molora': ({'router', 'down', 'up'}, set()),
+    'moasylora': ({'router', 'up'}, {'down'}),
+    'malora': ({'router', 'shared_down', 'core', 'up'}, set()),
+    'malora_small': ({'router', 'shared_down', 'core', 'up'}, set()),
+    'molora_r12': ({'router', 'down', 'up'}, set()),
+    'molora_same_down': ({'router', 'down', 'up'}, set()),
+    'malora_fixed_shared': ({'router', 'core', 'up'}, {'shared_down'}),
+    'malora_symmetric': ({'router', 'shared_down', 'core', 'up'}, set()),
+    'malora_unshared': ({'router', 'down', 'core', 'up'}, set()),
+    'malora_fixed_core': ({'router', 'shared_down', 'up'}, {'core'}),
+    'malora_shared_up': ({'router', 'down', 'core', 'shared_up'}, set()),
+    'hydralora': ({'router', 'shared_down', 'up'}, set()),
+}
+LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+class Trained(NamedTuple):
+    """One training step: where it started, what it was given, what it made of it."""
+
+    model: Decoder
+    before: dict[str, Any]
+    params: Any
+    metrics: dict[str, Any]
+    gradients: Any
+    after: TrainState
+
+
+def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, with the last gradients beside its state."""
+
+    def update(gradients, state, params):
+        updates, inner = optimizer.update(gradients, state[1], params)
+        return updates, (gradients, inner)
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params), optimizer.init(params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decided_variables(model: Decoder) -> dict[str, Any]:
+    """Random values with which no router is in two minds, so that rounding changes no choice."""
+    for seed in range(20):
+        variables = jax.tree.map(np.array, random_variables(model, seed))
+        reference = ReferenceDecoder(model.config, variables, model.adapter)
+        if margin(probabilities(reference.loss(BATCH).outputs), model.adapter.top_k) > 3e-4:
+            return variables
+    raise AssertionError('every seed has a router in two minds')
+
+
+@functools.cache
+def trained(name: str) -> Trained:
+    """A step of a model that has what any family has, from random values without a zero."""
+    model = tiny_model(
+        small_method(name, dropout=0.0, balance_weight=0.5),
+        qkv_bias=True,
+        qk_norm=True,
+        rope_scaling=Llama3Scaling(4.0, 1.0, 4.0, 16),
+        tied=False,
+    )
+    before = decided_variables(model)
+    params, adapter, frozen = (
+        jax.tree.map(jnp.array, before.get(key, {}))
+        for key in ('params', 'adapter', 'adapter_frozen')
+    )
+    optimizer = recording(make_optimizer(ADAMW, 10))
+    schedule = learning_rate_schedule(ADAMW, 10)
+    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+    state = TrainState(jnp.int32(0), adapter, frozen, optimizer.init(adapter))
+    after, metrics = train_step(state, params, BATCH)
+    return Trained(model, before, params, metrics, float64(after.opt_state[0]), after)
+
+
+# Values and gradients.
+
+
+def reference_losses(
+    step: Trained, variables: Any, lengths: dict[str, np.ndarray] | None = None
+) -> Losses:
+    return ReferenceDecoder(step.model.config, variables, step.model.adapter, lengths).loss(BATCH)
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_losses_against_the_reference(name):
+    step = trained(name)
+    losses = reference_losses(step, step.before)
+    assert losses.nll > 1
+    np.testing.assert_allclose(step.metrics['loss'], losses.nll, rtol=3e-6)
+    np.testing.assert_allclose(step.metrics['balance_loss'], losses.balance, rtol=3e-6)
+    assert (losses.balance > 0.5) == step.model.adapter.has_router
+
+
+def probabilities(outputs: Outputs) -> np.ndarray:
+    """Of every router and token that is not padding, (M, E); M is zero without routers."""
+    real = BATCH['segment_ids'].reshape(-1) > 0
+    each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
+    exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
+    """By how much the last chosen expert beats the first that is not, where they are closest."""
+    if probabilities_ME.shape[-1] == top_k:
+        return np.inf
+    ordered = -np.sort(-probabilities_ME, axis=-1)
+    return (ordered[:, top_k - 1] - ordered[:, top_k]).min()
+
+
+def moved(tree: Any, path: str, change: np.ndarray) -> Any:
+    """The tree with a change added to one leaf."""
+    key, _, rest = path.partition('/')
+    return tree | {key: moved(tree[key], rest, change) if rest else tree[key] + change}
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_gradients_are_central_differences_of_the_reference(name):
+    """Along a random direction in each leaf, to 5e-5; DoRA's lengths are held."""
+    step, top_k = trained(name), small_method(name).top_k
+    variables = {key: float64(tree) for key, tree in step.before.items()}
+    here = reference_losses(step, variables).outputs
+    chances = probabilities(here)
+    rng = np.random.default_rng(1)
+    for path, gradient in trees.named_leaves(step.gradients):
+        direction = SIZE * rng.standard_normal(gradient.shape)
+        ends = [
+            reference_losses(step, moved(variables, f'adapter/{path}', change), here.lengths)
+            for change in (STEP * direction, -STEP * direction)
+        ]
+        for end in ends:
+            change = np.abs(probabilities(end.outputs) - chances).max(initial=0)
+            assert 2 * change < margin(chances, top_k), f'{path}: the step may change a choice'
+        expected = (ends[0].total - ends[1].total) / (2 * STEP)
+        # How large a derivative in a random direction is.
+        size = SIZE * np.sqrt((gradient**2).sum())
+        assert size > 0.01, path
+        found = (gradient * direction).sum()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * size, err_msg=path)
+
+
+def test_lengths_of_dora_carry_no_gradient():
+    """With lengths that follow the weights, the differences are others: what is held matters."""
+    step = trained('dora')
+    variables = {key: float64(tree) for key, tree in step.before.items()}
+    here = reference_losses(step, variables).outputs
+    ((up, gradient),) = [
+        leaf for leaf in trees.named_leaves(step.gradients) if leaf[0] == 'layers/mlp/up/up'
+    ]
+
+    def difference(lengths: dict[str, np.ndarray] | None) -> float:
+        ends = [
+            reference_losses(step, moved(variables, f'adapter/{up}', change), lengths).total
+            for change in (STEP * gradient, -STEP * gradient)
+        ]
+        return (ends[0] - ends[1]) / (2 * STEP)
+
+    np.testing.assert_allclose((gradient**2).sum(), difference(here.lengths), rtol=5e-5)
+    assert difference(None) < 0.95 * difference(here.lengths)
+
+
+# What trains.
+
+
+def leaves_of(tree: Any) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in trees.named_leaves(tree)}
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_a_step_changes_the_trained_leaves_and_nothing_else(name):
+    step, (trained_names, frozen_names) = trained(name), LEAVES[name]
+
+    def expected(names: set[str]) -> set[str]:
+        return {f'layers/{linear}/{leaf}' for linear in LINEARS for leaf in names}
+
+    adapter, gradients = leaves_of(step.after.adapter), leaves_of(step.gradients)
+    frozen = leaves_of(step.after.adapter_frozen)
+    assert set(adapter) == set(gradients) == expected(trained_names)
+    assert set(frozen) == expected(frozen_names)
+    for path, old in leaves_of(step.before['adapter']).items():
+        for layer in range(step.model.config.num_layers):
+            assert gradients[path][layer].any(), f'{path} of layer {layer}'
+            changed = adapter[path][layer] != old[layer]
+            assert changed.mean() > 0.9, f'{path} of layer {layer}'
+    for path, old in leaves_of(step.before.get('adapter_frozen', {})).items():
+        np.testing.assert_array_equal(frozen[path], old, strict=True)
+    for path, old in leaves_of(step.before['params']).items():
+        np.testing.assert_array_equal(leaves_of(step.params)[path], old, strict=True)
+
+
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_moments_are_kept_of_the_trained_parameters_alone(name):
+    step = trained(name)
+    counts = parameter_counts(step.model)
+    assert trees.count(step.after.adapter) == counts['trainable']
+    assert trees.count(step.after.adapter_frozen) == counts['frozen_in_adapter']
+    shapes = {path: leaf.shape for path, leaf in leaves_of(step.after.adapter).items()}
+    for moment in ('mu', 'nu'):
+        moments = leaves_of(optax.tree.get(step.after.opt_state, moment))
+        assert {path: leaf.shape for path, leaf in moments.items()} == shapes
+        assert all(leaf.any() for leaf in moments.values())
+        assert trees.count(moments) == counts['trainable']
