@@ -1,6 +1,7 @@
-"""Scores a run's newest checkpoint on its held-out questions, or without a workdir the base model.
+"""Scores a run's checkpoint on its held-out questions, or without a workdir the base model.
 
-Prints one JSON object. The config must be the run's own: with another split, held-out questions
+Prints one JSON object; `step` says which checkpoint: the best by validation loss where that was
+measured, else the newest. The config must be the run's own: with another split, held-out questions
 may have been trained on.
 
 Example:

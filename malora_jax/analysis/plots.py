@@ -16,6 +16,8 @@ _COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Training loss of each task over steps: each step faint, a moving average on top.
 
+    Validation losses, where they were measured, are dashed, with a marker for each evaluation.
+
     Args:
         path: the PNG to write.
         records: of metrics.jsonl.
@@ -29,6 +31,9 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
         steps, losses = np.array(points).T
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
         axes.plot(steps, _smooth(losses), color=colour, label=task.removeprefix('loss/'))
+        points = [(r['step'], r[f'validation_{task}']) for r in records if 'validation_loss' in r]
+        if points:
+            axes.plot(*np.array(points).T, '--o', color=colour, markersize=3)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, ncols=2)

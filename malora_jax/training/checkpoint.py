@@ -1,7 +1,7 @@
 """Checkpoints of adapter, optimizer, step and data position; never of the base."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -11,11 +11,18 @@ from malora_jax import errors
 from malora_jax.training.state import TrainState
 
 
+class Best(NamedTuple):
+    """The checkpoint with the lowest validation loss, and that loss."""
+
+    step: int
+    loss: float
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager.
 
     Orbax writes to a temporary folder and renames it, so one that a kill interrupted does not
-    count; the oldest are removed once there are more than `keep`.
+    count; the oldest are removed once there are more than `keep`, the best one excepted.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int | None = None):
@@ -32,11 +39,14 @@ class Checkpoints:
         if keep is None and not directory.is_dir():
             raise errors.UserError(f'There are no checkpoints: {directory} does not exist.')
         policies = ocp.training.preservation_policies
+        newest = policies.LatestN(keep)
+        best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
+        kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             # The loop decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
+            preservation_policy=kept,
             cleanup_tmp_directories=keep is not None,
         )
 
@@ -52,11 +62,36 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
-        """Saves; returns when everything is on disk."""
+    @property
+    def best(self) -> Best | None:
+        """The best of the checkpoints there are, or None if none has a validation loss."""
+        measured = [each for each in self._checkpointer.checkpoints if each.metrics]
+        if not measured:
+            return None
+        # The last of equals, as Orbax has it.
+        best = sorted(measured, key=lambda each: _goodness(each.metrics))[-1]
+        return Best(best.step, best.metrics['validation_loss'])
+
+    @property
+    def chosen_step(self) -> int | None:
+        """The step whose state stands for the run: the best, or the newest if none was measured."""
+        return self.best.step if self.best else self.latest_step
+
+    def save(
+        self, state: TrainState, data: grain.DatasetIterator, validation_loss: float | None = None
+    ) -> None:
+        """Saves; returns when everything is on disk.
+
+        Args:
+            state: what is saved.
+            data: its position is saved with it.
+            validation_loss: of the state, if it was measured.
+        """
         step = int(state.step)
         if step != self.latest_step:
-            self._checkpointer.save_checkpointables(step, {'state': state, 'data': data})
+            metrics = None if validation_loss is None else {'validation_loss': validation_loss}
+            checkpoint = {'state': state, 'data': data}
+            self._checkpointer.save_checkpointables(step, checkpoint, metrics=metrics)
 
     def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
         """The newest checkpoint's state; `data` is moved to where it was.
@@ -68,27 +103,31 @@ class Checkpoints:
         Raises:
             UserError: there is no checkpoint, or it cannot be read.
         """
-        return self._load({'state': _shapes(state), 'data': data})['state']
+        return self._load(self.latest_step, {'state': _shapes(state), 'data': data})['state']
 
-    def restore_state(self, state: TrainState) -> TrainState:
-        """The newest checkpoint's state alone.
+    def restore_state(self, state: TrainState, step: int | None = None) -> TrainState:
+        """The state alone, of the newest checkpoint or another.
 
         Raises:
             UserError: there is no checkpoint, or it cannot be read.
         """
-        return self._load({'state': _shapes(state)})['state']
+        return self._load(step or self.latest_step, {'state': _shapes(state)})['state']
 
-    def _load(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        if self.latest_step is None:
+    def _load(self, step: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
+        if step is None:
             raise errors.UserError(f'There is no checkpoint in {self._checkpointer.directory}.')
         try:
-            return self._checkpointer.load_checkpointables(self.latest_step, wanted)
+            return self._checkpointer.load_checkpointables(step, wanted)
         except Exception as error:  # Whatever Orbax or the file system finds wrong.
-            folder = pathlib.Path(str(self._checkpointer.directory)) / str(self.latest_step)
+            folder = pathlib.Path(str(self._checkpointer.directory)) / str(step)
             raise errors.UserError(
                 f'Checkpoint {folder} cannot be read: remove that folder to continue from the one '
                 'before.'
             ) from error
+
+
+def _goodness(metrics: dict[str, float]) -> float:
+    return -metrics['validation_loss']
 
 
 def _shapes(state: TrainState) -> TrainState:

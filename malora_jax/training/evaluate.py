@@ -17,7 +17,8 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
     Args:
         config: as written in configs/.
-        workdir: of the run whose newest checkpoint is scored; None for the base model alone.
+        workdir: of the run whose best checkpoint is scored, by validation loss, or the newest if
+            none was measured; None for the base model alone.
 
     Returns:
         `step` of the checkpoint (None for the base), `tasks` by name and `average`.
@@ -49,5 +50,5 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
 def _restore(setup: Setup, workdir: pathlib.Path) -> tuple[int, Any]:
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        state = checkpoints.restore_state(setup.fresh_state())
+        state = checkpoints.restore_state(setup.fresh_state(), checkpoints.chosen_step)
     return int(state.step), state.variables(setup.base.params)

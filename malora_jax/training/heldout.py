@@ -1,6 +1,7 @@
-"""What the model does on held-out examples without an update: answer loss and routing."""
+"""What the model does on kept examples without an update: answer loss and routing."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from malora_jax.training.step import Batch, Losses, losses
 
 
 def held_out_losses(
-    model: Decoder, variables: Any, batches: Iterator[Batch], num_tasks: int
+    model: Decoder, variables: Any, batches: Iterable[Batch], num_tasks: int
 ) -> Losses:
     """Sums of `losses` over batches, dropout off, on the host.
 
@@ -21,9 +22,19 @@ def held_out_losses(
         batches: packed batches; at least one.
         num_tasks: G.
     """
-    one_batch = jax.jit(lambda variables, batch: losses(model, variables, batch, num_tasks))
     total: Any = None
     for batch in batches:
-        part = jax.tree.map(np.asarray, one_batch(variables, batch))
+        part = jax.tree.map(np.asarray, _one_batch(model, variables, batch, num_tasks))
         total = part if total is None else jax.tree.map(np.add, total, part)
     return total
+
+
+def loss_by_task(sums: Losses) -> np.ndarray:
+    """(G,): nats per token that carries loss, of each task."""
+    return np.asarray(sums.nll) / np.asarray(sums.loss_tokens)
+
+
+# Compiled once for a model, however often it is evaluated.
+@functools.partial(jax.jit, static_argnames=('model', 'num_tasks'))
+def _one_batch(model: Decoder, variables: Any, batch: Batch, num_tasks: int) -> Losses:
+    return losses(model, variables, batch, num_tasks)

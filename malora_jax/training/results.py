@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from malora_jax import data, files
+from malora_jax.adapters import router
 from malora_jax.adapters.config import LINEARS
 from malora_jax.analysis import plots
 from malora_jax.evaluation import runner
+from malora_jax.training.checkpoint import Best
+from malora_jax.training.heldout import loss_by_task
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup
 from malora_jax.training.step import Losses, mean_balance_loss, routing_metrics
+from malora_jax.training.validation import curve
 from malora_jax.training.workdir import versions
 
 
@@ -41,59 +45,72 @@ def scored(
     return answers
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a run has to report.
+
+    Attributes:
+        records: of metrics.jsonl.
+        best: the checkpoint that was scored, if it was chosen by its validation loss.
+        before, after: scored answers of the base and of the adapted model.
+        losses_before, losses_after: their sums over the held-out examples.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    best: Best | None
+    before: Sequence[runner.Answer]
+    after: Sequence[runner.Answer]
+    losses_before: Losses
+    losses_after: Losses
+
+
 def write_results(
-    setup: Setup,
-    workdir: pathlib.Path,
-    records: Sequence[Mapping[str, Any]],
-    before: Sequence[runner.Answer],
-    after: Sequence[runner.Answer],
-    held_out: Losses,
-    wall_time: float,
+    setup: Setup, workdir: pathlib.Path, found: Found, wall_time: float
 ) -> dict[str, Any]:
     """Writes the plots, then `results.json`, whose presence says that the run is finished.
 
     Args:
         setup: the run's parts.
         workdir: the run's directory.
-        records: of metrics.jsonl.
-        before: the base model's scored answers.
-        after: the adapted model's.
-        held_out: sums over the held-out examples, after training.
+        found: what there is to report.
         wall_time: seconds of the run, without what killed processes did between checkpoints.
 
     Returns:
         What was written to `results.json`.
     """
-    tasks = _task_results(setup, before, after, held_out)
-    run = setup.run
+    tasks = _task_results(setup, found)
+    run, last, routing = setup.run, found.records[-1], found.losses_after.routing
     keys = ('before', 'best_constant', 'after')
-    found = {
+    results = {
         'model': run.model.name,
         'method': run.method,
         'adapter': dataclasses.asdict(run.adapter),
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'parameters': parameter_counts(setup.model),
-        'routing': _routing_results(held_out),
-        'steps': run.training.steps,
-        'tokens': records[-1]['total_tokens'],
-        'train_time_s': records[-1]['train_time_s'],
+        'routing': _routing_results(routing),
+        'steps': last['step'],
+        'best_step': found.best.step if found.best else None,
+        'validation_loss': found.best.loss if found.best else None,
+        'validation_curve': curve(found.records),
+        'tokens': last['total_tokens'],
+        'train_time_s': last['train_time_s'],
         'wall_time_s': wall_time,
         'peak_memory_bytes': _peak_memory(),
         'seed': run.seed,
         'versions': versions(),
     }
-    plots.plot_losses(workdir / 'loss.png', records, f'{run.title}: training loss by task')
+    plots.plot_losses(workdir / 'loss.png', found.records, f'{run.title}: loss by task')
     plots.plot_scores(workdir / 'scores.png', tasks, f'{run.title}: held-out questions')
-    if held_out.routing:
+    if routing:
         plots.plot_expert_load(
             workdir / 'expert_load.png',
-            _load_by_linear(held_out),
+            _load_by_linear(routing),
             list(tasks),
             f'{run.title}: expert load on held-out questions',
         )
-    files.write_json(workdir / 'results.json', found)
-    return found
+    files.write_json(workdir / 'results.json', results)
+    return results
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -119,16 +136,11 @@ def format_table(results: Mapping[str, Any]) -> str:
     return '\n'.join(parts)
 
 
-def _task_results(
-    setup: Setup,
-    before: Sequence[runner.Answer],
-    after: Sequence[runner.Answer],
-    held_out: Losses,
-) -> dict[str, dict[str, Any]]:
-    scores_before, scores_after = runner.share_exact(before), runner.share_exact(after)
-    loss_G = np.asarray(held_out.nll) / np.asarray(held_out.loss_tokens)
+def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
+    scores_before, scores_after = runner.share_exact(found.before), runner.share_exact(found.after)
+    before_G, after_G = loss_by_task(found.losses_before), loss_by_task(found.losses_after)
     results = {}
-    for split, loss in zip(setup.splits, loss_G, strict=True):
+    for split, loss_before, loss_after in zip(setup.splits, before_G, after_G, strict=True):
         answer, share = data.best_constant(split.task, split.held_out)
         results[split.task_name] = {
             'metric': split.task.metric,
@@ -137,7 +149,8 @@ def _task_results(
             'best_constant': share,
             'best_constant_answer': answer,
             'examples': len(split.held_out),
-            'loss_after': float(loss),
+            'loss_before': float(loss_before),
+            'loss_after': float(loss_after),
             'train_examples': len(split.train),
             'distinct_questions': split.distinct,
             **split.origin,
@@ -145,20 +158,17 @@ def _task_results(
     return results
 
 
-def _routing_results(held_out: Losses) -> dict[str, float]:
+def _routing_results(routing: dict[str, router.RoutingSums]) -> dict[str, float]:
     """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
-    if not held_out.routing:
+    if not routing:
         return {}
-    metrics = {'balance_loss': mean_balance_loss(held_out.routing)}
-    metrics |= routing_metrics(held_out.routing)
+    metrics = {'balance_loss': mean_balance_loss(routing), **routing_metrics(routing)}
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _load_by_linear(held_out: Losses) -> dict[str, np.ndarray]:
+def _load_by_linear(routing: dict[str, router.RoutingSums]) -> dict[str, np.ndarray]:
     """By linear, (L, G, E): the share of token slots by layer, task and expert."""
-    loads = {
-        path.rsplit('/', 1)[-1]: np.asarray(sums.load) for path, sums in held_out.routing.items()
-    }
+    loads = {path.rsplit('/', 1)[-1]: np.asarray(sums.load) for path, sums in routing.items()}
     return {
         linear: loads[linear] / loads[linear].sum(axis=-1, keepdims=True)
         for linear in LINEARS

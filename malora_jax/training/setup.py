@@ -13,8 +13,10 @@ from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.config import RunConfig
+from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
+from malora_jax.training.step import Losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +49,15 @@ class Setup:
             seed=self.run.seed,
         )
 
-    def held_out_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches of all held-out examples, each once."""
-        return self._batches([split.held_out for split in self.splits])
+    def held_out_losses(self, variables: Any | None) -> Losses:
+        """Sums of the losses on all held-out examples.
+
+        Args:
+            variables: the adapted model's collections, or None for the base alone.
+        """
+        model, variables = self._adapted_or_base(variables)
+        batches = self._batches([split.held_out for split in self.splits])
+        return held_out_losses(model, variables, batches, len(self.splits))
 
     def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all validation examples, each once."""
@@ -87,14 +95,20 @@ class Setup:
             variables: the adapted model's collections, or None for the base alone.
             description: what the progress bar says.
         """
+        model, variables = self._adapted_or_base(variables)
         return runner.answer_held_out(
-            self.generator(self.model if variables else Decoder(self.run.model)),
-            variables or {'params': self.base.params},
+            self.generator(model),
+            variables,
             self.splits,
             self.base.tokenizer,
             self.template,
             description,
         )
+
+    def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
+        if variables:
+            return self.model, variables
+        return Decoder(self.run.model), {'params': self.base.params}
 
 
 def build(run: RunConfig) -> Setup:
