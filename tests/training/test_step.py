@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from model_helpers import (
-    METHOD_NAMES,
+    STRUCTURES,
     logits_of,
     packed_batch,
     random_variables,
@@ -24,7 +24,7 @@ from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.state import TrainState, abstract_variables, create_state
-from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
+from malora_jax.training.step import abstract_batch, make_train_step
 
 NUM_TASKS = 2
 # Five examples in two rows, and three rows of padding; every test has this shape.
@@ -77,7 +77,7 @@ def without_dropout(name: str, **overrides) -> Decoder:
     return tiny_model(small_method(name, dropout=0.0, balance_weight=0.5, **overrides))
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', STRUCTURES)
 def test_packed_equals_unpacked(name):
     model = without_dropout(name)
     variables = random_variables(model)
@@ -90,7 +90,7 @@ def test_packed_equals_unpacked(name):
     assert_close(gradients, gradients_alone, 5e-5)
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', STRUCTURES)
 def test_padding_changes_nothing(name):
     model = without_dropout(name)
     variables = random_variables(model)
@@ -110,7 +110,7 @@ def test_padding_changes_nothing(name):
         assert_close(gradients_padded, gradients, 5e-5)
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', STRUCTURES)
 def test_losses_of_each_task_by_hand(name):
     model = without_dropout(name)
     variables = random_variables(model)
@@ -126,7 +126,7 @@ def test_losses_of_each_task_by_hand(name):
         assert metrics['task_tokens'][task] == BATCH['loss_mask'][here].sum() > 0
     np.testing.assert_allclose(metrics['loss'], nll.sum() / BATCH['loss_mask'].sum(), rtol=1e-5)
     assert metrics['tokens'] == (BATCH['segment_ids'] > 0).sum()
-    assert (metrics['balance_loss'] > 1) == (name != 'lora')
+    assert (metrics['balance_loss'] > 0.9) == model.adapter.has_router
 
 
 def test_a_batch_without_loss_gives_no_nan():
@@ -141,55 +141,6 @@ def test_a_batch_without_loss_gives_no_nan():
         assert leaf[0].any() or path.endswith(('gate/up', 'up/up', 'down/up')), path
 
 
-# Gradients against differences.
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def objective_and_loads(model: Decoder, variables, batch):
-    """The training objective written out, and which experts were chosen how often."""
-    sums = losses(model, variables, batch, NUM_TASKS)
-    loss = sums.nll.sum() / sums.loss_tokens.sum()
-    balance = mean_balance_loss(sums.routing) * model.adapter.balance_weight
-    return loss + balance, {path: each.load for path, each in sums.routing.items()}
-
-
-@pytest.mark.parametrize(
-    'name, top_k, leaf',
-    [('lora', 1, leaf) for leaf in ('down', 'up')]
-    + [('molora', 2, leaf) for leaf in ('router', 'down', 'up')]
-    + [(n, 2, leaf) for n in METHOD_NAMES[2:] for leaf in ('router', 'shared_down', 'core', 'up')]
-    + [('malora', 4, leaf) for leaf in ('router', 'shared_down', 'core', 'up')],
-)
-def test_gradients_are_central_differences(name, top_k, leaf):
-    """In float32, along the gradient of one kind of leaf in both layers; to 1%.
-
-    Where only some experts are kept, the step is made so small that none is chosen anew.
-    """
-    model = without_dropout(name, top_k=top_k)
-    variables = random_variables(model, seed=2)
-    batch = packed_batch([(6, 5), (), (), (), ()], 24, seed=3)
-    _, gradients = metrics_and_gradients(model, variables, batch)
-    direction = jax.tree_util.tree_map_with_path(
-        lambda path, g: g if path[-1].key == leaf else np.zeros_like(g), gradients
-    )
-    norm = float(optax.tree.norm(direction))
-    for size in (2e-3, 5e-4, 1e-4):
-        ends = [
-            jax.tree.map(lambda a, d, s=s: a + s / norm * d, variables['adapter'], direction)
-            for s in (size, -size)
-        ]
-        (above, loads_above), (below, loads_below) = (
-            objective_and_loads(model, variables | {'adapter': end}, batch) for end in ends
-        )
-        if all(np.array_equal(loads_above[path], loads_below[path]) for path in loads_above):
-            break
-    else:
-        pytest.fail('an expert was chosen anew')
-    # The objective, about 8, is rounded to 1e-6; that must be below 1% of the difference.
-    assert size * norm > 5e-5, 'the gradient is too small to be seen'
-    np.testing.assert_allclose((above - below) / (2 * size), norm, rtol=1e-2)
-
-
 # The optimizer and what it may touch.
 
 
@@ -198,7 +149,7 @@ def bits(tree) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    'name, frozen', [(name, ()) for name in METHOD_NAMES] + [('malora', ('core', 'router'))]
+    'name, frozen', [('lora', ()), ('malora', ()), ('malora', ('core', 'router'))]
 )
 def test_only_the_adapter_is_trained(name, frozen):
     model = tiny_model(small_method(name, frozen=frozen))
