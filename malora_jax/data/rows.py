@@ -90,8 +90,8 @@ def _table(path: pathlib.Path, delimiter: str) -> Iterator[Row]:
         place = f'{path} line {number}'
         if len(cells) != len(names):
             raise UserError(
-                f'{place} has {len(cells)} cells and the header {len(names)}; a cell with '
-                f'{delimiter!r} or a line break in it must be in double quotes.'
+                f'{place} must have as many cells as the header, {len(names)}, not {len(cells)}; '
+                f'one with {delimiter!r} or a line break in it must be in double quotes.'
             )
         yield Row(place, dict(zip(names, cells, strict=True)))
 
