@@ -11,10 +11,6 @@ from ml_collections import config_flags
 
 from malora_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
-)
-
 
 def run(main: Callable[[dict[str, Any]], None]) -> None:
     """Parses the command line and calls `main` with the config as plain dicts.
@@ -23,6 +19,13 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
     (a loss that is not finite, a full disk); 130 when interrupted. All but 0 with one line on
     stderr; anything else is a bug and shows its traceback.
     """
+    text = 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
+    config = config_flags.DEFINE_config_file('config', None, text)
+    run_without_config(lambda: main(config.value.to_dict()))
+
+
+def run_without_config(main: Callable[[], None]) -> None:
+    """The same for a command that takes no config."""
     app.run(lambda _: _call(main), flags_parser=_parse)
 
 
@@ -37,9 +40,9 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return pathlib.Path(flag.value).expanduser()
 
 
-def _call(main: Callable[[dict[str, Any]], None]) -> None:
+def _call(main: Callable[[], None]) -> None:
     try:
-        main(_CONFIG.value.to_dict())
+        main()
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
@@ -52,7 +55,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     """Reads flags and config; whatever is wrong with them is the user's to mend."""
     try:
         rest = flags.FLAGS(list(arguments))
-        _check_config_file()
+        if 'config' in flags.FLAGS:
+            _check_config_file()
     except SystemExit:  # --help, after printing it; absl would report failure.
         sys.exit(0)
     except UserError as error:

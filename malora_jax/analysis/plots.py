@@ -73,6 +73,33 @@ def plot_expert_load(
     _save(figure, path)
 
 
+def plot_curves(
+    path: pathlib.Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str
+) -> None:
+    """A panel for each of several runs: its own curve in colour, the others' in grey behind it.
+
+    Args:
+        path: the PNG to write.
+        curves: steps and values by name.
+        label: what the values are.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.6 + 2 * rows), layout='constrained')
+    figure.supxlabel('step', fontsize=10)
+    figure.supylabel(label, fontsize=10)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for (name, curve), panel in zip(curves.items(), panels, strict=False):
+        for other in curves.values():
+            panel.plot(*other, color='0.85', linewidth=1)
+        panel.plot(*curve, color=_COLOURS[0], linewidth=2)
+        panel.set_title(name, fontsize=9)
+        panel.grid(alpha=0.3)
+    for panel in panels:  # Those that are left over.
+        panel.set_axis_off()
+    _save(figure, path)
+
+
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Bars of each task's score before and after, and of the best constant answer.
 

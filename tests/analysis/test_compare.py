@@ -1,0 +1,106 @@
+"""The table and curves of several runs, from directories as a run leaves them."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from malora_jax.analysis.compare import compare, read_runs
+from malora_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_run(directory: pathlib.Path, loss_after: float, validated=True, tasks='ab', model='tiny'):
+    directory.mkdir(parents=True)
+    task = {'loss_before': 4.0, 'loss_after': loss_after}
+    results = {
+        'model': model,
+        'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in tasks},
+        'average': {'before': 0.125, 'after': 0.75},
+        'parameters': {'trainable': 1234567},
+        'validation_curve': [{'step': 2}] if validated else [],
+        'steps': 4,
+        'train_time_s': 10.0,
+    }
+    (directory / 'results.json').write_text(json.dumps(results))
+    records = [{'step': step, 'loss': 5.0 - step} for step in (1, 2, 3, 4)]
+    for record in records[1::2] if validated else []:
+        record['validation_loss'] = loss_after + 1 / record['step']
+    lines = ''.join(f'{json.dumps(record)}\n' for record in records)
+    (directory / 'metrics.jsonl').write_text(lines)
+
+
+def test_the_table_has_a_row_for_each_run_best_first(tmp_path):
+    write_run(tmp_path / 'runs' / 'lora', 2.0)
+    write_run(tmp_path / 'runs' / 'malora', 1.5)
+    (tmp_path / 'runs' / 'unfinished').mkdir()
+    table = compare(tmp_path / 'runs', tmp_path / 'out')
+    assert table.splitlines()[2:] == [
+        '| `malora` | 1,234,567 | 5.000 | 1.500 | 12.5 | 75.0 | 2.50 |',
+        '| `lora` | 1,234,567 | 5.000 | 2.000 | 12.5 | 75.0 | 2.50 |',
+    ]
+    assert {line.count('|') for line in table.splitlines()} == {8}
+    assert (tmp_path / 'out' / 'comparison.md').read_text() == table + '\n'
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'comparison.md',
+        'comparison.png',
+    ]
+
+
+def test_a_run_has_a_panel_with_its_own_curve_on_the_others(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path, **_: _keep(figures, figure, path))
+    for number in range(4):
+        write_run(tmp_path / 'runs' / f'run{number}', 1.0 + number)
+    compare(tmp_path / 'runs', tmp_path / 'out')
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels] == ['run0', 'run1', 'run2', 'run3', '', '']
+    assert [panel.axison for panel in panels] == [True] * 4 + [False] * 2
+    np.testing.assert_allclose(panels[2].lines[-1].get_xydata(), [[2, 3.5], [4, 3.25]])
+    assert len(panels[2].lines) == 5
+    assert figures[0].get_supylabel() == 'validation loss (nats per token)'
+
+
+def _keep(figures, figure, path):
+    figures.append(figure)
+    pathlib.Path(path).write_bytes(b'png')
+
+
+def test_without_validation_the_training_loss_is_shown(tmp_path):
+    write_run(tmp_path / 'lora', 2.0, validated=False)
+    assert read_runs(tmp_path)[0].curve == ([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ({'tasks': 'ac'}, 'The runs lora and malora in {} have different tasks'),
+        ({'model': 'large'}, 'The runs lora and malora in {} have different model'),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, other, message):
+    write_run(tmp_path / 'lora', 2.0)
+    write_run(tmp_path / 'malora', 1.5, **other)
+    with pytest.raises(UserError, match=re.escape(message.format(tmp_path))):
+        compare(tmp_path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_command_says_that_there_is_no_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.compare', f'--workdirs={tmp_path}', '--output=out'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f'{tmp_path} holds no finished run: no directory in it has results.json.\n'
+    )
