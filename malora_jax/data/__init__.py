@@ -1,6 +1,6 @@
 """Text in, packed batches out: tasks, splits, templates, mixture. Knows no model."""
 
-from malora_jax.data.encoding import Tokenizer, encode_example, encode_prompt, end_id
+from malora_jax.data.encoding import encode_completion, encode_example, encode_prompt, end_id
 from malora_jax.data.file_splits import describe_split, split_file, without_kept_questions
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
 from malora_jax.data.fitting import encode_examples
@@ -20,6 +20,7 @@ from malora_jax.data.tasks import (
     task_names,
 )
 from malora_jax.data.templates import Template, get_template
+from malora_jax.data.tokenizer import Tokenizer
 
 __all__ = [
     'Example',
@@ -33,6 +34,7 @@ __all__ = [
     'Tokenizer',
     'best_constant',
     'describe_split',
+    'encode_completion',
     'encode_example',
     'encode_examples',
     'encode_prompt',

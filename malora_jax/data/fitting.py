@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from malora_jax.data.encoding import Tokenizer, TooLongError, encode_example
+from malora_jax.data.encoding import TooLongError, encode_example
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
+from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
 

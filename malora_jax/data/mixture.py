@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import grain
 
-from malora_jax.data.encoding import Tokenizer
 from malora_jax.data.fitting import encode_examples
 from malora_jax.data.packing import IN_MEMORY, pack
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
 from malora_jax.data.templates import Template
+from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 import grain
 import numpy as np
 
-from malora_jax.data.encoding import Tokenizer, encode_example
+from malora_jax.data.encoding import encode_example
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
+from malora_jax.data.tokenizer import Tokenizer
 
 # Reading from memory needs no threads.
 IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -6,7 +6,15 @@ from typing import Any
 
 import tqdm
 
-from malora_jax.data import Example, Split, Task, Template, Tokenizer, encode_prompt
+from malora_jax.data import (
+    Example,
+    Scored,
+    Split,
+    Template,
+    Tokenizer,
+    encode_completion,
+    encode_prompt,
+)
 from malora_jax.models.generate import Generator
 
 
@@ -61,7 +69,7 @@ def answer_held_out(
 
 def longest_answer(split: Split, tokenizer: Tokenizer, template: Template) -> int:
     """Tokens that the longest answer of a task's held-out examples takes."""
-    return max(len(tokenizer.encode(template.completion(e.answer))) for e in split.held_out)
+    return max(len(encode_completion(tokenizer, template, e)) for e in split.held_out)
 
 
 def _answer_task(
@@ -71,12 +79,12 @@ def _answer_task(
     limit = longest_answer(split, tokenizer, template) + 4
     generated = generator(variables, prompts, limit)
     return [
-        _score(split.task, example, tokenizer.decode(ids).strip())
+        _score(split.task, example, tokenizer.decode(ids, continues=True).strip())
         for example, ids in zip(split.held_out, generated, strict=True)
     ]
 
 
-def _score(task: Task, example: Example, text: str) -> Answer:
+def _score(task: Scored, example: Example, text: str) -> Answer:
     score = float(task.score(text, example))
     return Answer(task.name, example.question, example.answer, text, score)
 
