@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import SPECIAL_TOKENS, write_tiny_gguf
 
+from malora_jax.data import encode_example, encode_prompt, end_id, get_task, get_template
 from malora_jax.models import preset
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.tokenizer import Tokenizer, from_gguf
@@ -57,6 +58,35 @@ def test_every_text_comes_back(smollm2, tiny, text):
 def test_digits_stand_alone(smollm2, number):
     ids = smollm2.encode(str(number))
     assert [smollm2.decode([i]) for i in ids] == list(str(number))
+
+
+TASKS = ('word_sequence_reversal', 'number_filtering', 'decimal_chain_sum', 'needle_haystack')
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_chatml_as_the_quickstart_trains_it(smollm2, task):
+    """Prompt, answer and end are what they are when each is encoded alone."""
+    template = get_template('chatml')
+    assert end_id(smollm2, template) == 2
+    for example in get_task(task).source.examples(0, 25):
+        question = f'<|im_start|>user\n{example.question}<|im_end|>\n<|im_start|>assistant\n'
+        prompt, answer = smollm2.encode(question), smollm2.encode(example.answer)
+        assert encode_prompt(smollm2, template, example.question) == prompt
+        encoded = encode_example(smollm2, template, example, 0, 256)
+        assert encoded['inputs'].tolist() == [*prompt, *answer]
+        assert encoded['targets'].tolist() == [*prompt[1:], *answer, 2]
+
+
+def test_the_chat_template_that_came_with_smollm2(smollm2):
+    template = get_template('chat')
+    system = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+    assert template.prompt(smollm2, 'Why?') == (
+        f'<|im_start|>system\n{system}<|im_end|>\n'
+        '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
+    )
+    assert template.completion(smollm2, 'Why?', 'So.') == 'So.'
+    assert end_id(smollm2, template) == 2
+    assert encode_prompt(smollm2, template, 'Why?')[:2] == [1, 9690]
 
 
 def test_tiny_by_hand(tiny):
