@@ -36,9 +36,9 @@ class Llama3Scaling:
             if value <= 0:
                 raise errors.out_of_range(f'model.rope_scaling.{field.name}', value, 'positive')
         if self.high_frequency_factor <= self.low_frequency_factor:
-            field = 'model.rope_scaling.high_frequency_factor'
+            name = 'model.rope_scaling.high_frequency_factor'
             right = f'above low_frequency_factor = {self.low_frequency_factor}'
-            raise errors.out_of_range(field, self.high_frequency_factor, right)
+            raise errors.out_of_range(name, self.high_frequency_factor, right)
 
 
 @dataclasses.dataclass(frozen=True)

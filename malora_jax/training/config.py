@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, method
-from malora_jax.models import ModelConfig, preset
+from malora_jax.models import ModelConfig
+from malora_jax.models.loading.weights import model_config
 
 SCHEDULES = ('cosine', 'linear')
 Section = TypeVar('Section')
@@ -201,7 +202,7 @@ class RunConfig:
         seed: of data, initialisation and dropout.
         method: name of the method that the adapter's settings started from.
         model: the frozen base.
-        weights: path of the base's weights; '' = those that belong to the preset.
+        weights: a GGUF file, a directory or a name on the hub; '' = what belongs to the preset.
         adapter: what is trained.
         data, optimizer, training, evaluation: see there.
     """
@@ -248,7 +249,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """The `model` section as it is written; `name` stands for all sizes."""
+    """The `model` section as it is written; `name` stands for all sizes, or says 'auto'."""
 
     name: str
     weights: str
@@ -279,7 +280,7 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
             sections[name] = _section(name, kind, sections[name])
     if 'model' in sections:
         model = _section('model', _Model, sections['model'])
-        sections['model'] = preset(model.name, dtype=model.dtype)
+        sections['model'] = model_config(model.name, model.weights, model.dtype)
         sections['weights'] = model.weights
     return _section('config', RunConfig, sections)
 

@@ -11,7 +11,8 @@ from tiny_gguf import write_tiny_gguf
 
 from malora_jax.models import Decoder, preset
 from malora_jax.models.generate import Generator
-from malora_jax.models.loading.gguf_file import GGUFFile, load_params
+from malora_jax.models.loading.gguf_file import GGUFFile
+from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.weights import Base, find_weights, load_base
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'

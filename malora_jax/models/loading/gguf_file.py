@@ -1,31 +1,17 @@
-"""Base weights from a GGUF file: tensors dequantised one by one into our parameter tree."""
+"""A GGUF file: its metadata, and its tensors dequantised a block of rows at a time."""
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from malora_jax import errors
-from malora_jax.models.config import ModelConfig
+from malora_jax.models.loading.names import Format
 
-# Our path under `layers`, and llama.cpp's name of it in block i.
-_LAYER_TENSORS = {
-    ('attention_norm', 'scale'): 'attn_norm',
-    ('attention', 'q', 'kernel'): 'attn_q',
-    ('attention', 'k', 'kernel'): 'attn_k',
-    ('attention', 'v', 'kernel'): 'attn_v',
-    ('attention', 'o', 'kernel'): 'attn_output',
-    ('mlp_norm', 'scale'): 'ffn_norm',
-    ('mlp', 'gate', 'kernel'): 'ffn_gate',
-    ('mlp', 'up', 'kernel'): 'ffn_up',
-    ('mlp', 'down', 'kernel'): 'ffn_down',
-}
-
-# What the format means by a key that is absent.
-_DEFAULTS = {'rope.freq_base': 10000.0}
+# The tensor by whose values rotary frequencies are divided: part of the config, not of the weights.
+ROPE_DIVISORS = 'rope_freqs.weight'
 
 
 class GGUFFile:
@@ -34,6 +20,8 @@ class GGUFFile:
     Raises:
         UserError: the file is missing, truncated or not GGUF.
     """
+
+    file_format: Format = 'gguf'
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
@@ -47,122 +35,64 @@ class GGUFFile:
             ) from error
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.names = self._tensors.keys() - {ROPE_DIVISORS}
+        self.architecture = self.field('general.architecture')
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all metadata."""
+        return list(self._fields)
 
     def field(self, key: str, default: Any = None) -> Any:
         """The metadata value of that key, as Python objects."""
         return self._fields[key].contents() if key in self._fields else default
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The dequantised float32 tensor, rows of outputs first.
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, outputs first; None if there is no such tensor."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tuple(int(size) for size in reversed(tensor.shape))
 
-        Raises:
-            UserError: no such tensor, or another shape.
-        """
-        if name not in self._tensors:
+    def tensor(self, name: str) -> np.ndarray:
+        """A whole tensor, dequantised, as it lies in the file."""
+        return self._dequantize(name, self._tensors[name].data)
+
+    def blocks(self, name: str, shape: tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
+        """See `WeightFile`; float32, with the rows of a head in the order of `transformers`."""
+        found = self.shape(name)
+        if found is None:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
-        tensor = self._tensors[name]
+        if found != shape:
+            raise errors.UserError(
+                f'{self.path}: tensor {name!r} has shape {found}; the model needs {shape}.'
+            )
+        if len(shape) == 1:
+            yield self.tensor(name)[self._order(name, shape[0])]
+            return
+        data, order = self._tensors[name].data, self._order(name, shape[0])
+        for start in range(0, shape[0], rows):
+            yield self._dequantize(name, data[order[start : start + rows]])
+
+    def _dequantize(self, name: str, data: np.ndarray) -> np.ndarray:
+        kind = self._tensors[name].tensor_type
         try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            return gguf.dequantize(data, kind)
         except NotImplementedError as error:
             raise errors.UserError(
-                f'{self.path}: tensor {name!r} is stored as {tensor.tensor_type.name}, '
-                'which the gguf package cannot read.'
+                f'{self.path}: tensor {name!r} is stored as {kind.name}, which the gguf package '
+                'cannot read.'
             ) from error
-        if values.shape != shape:
-            raise errors.UserError(
-                f'{self.path}: tensor {name!r} has shape {values.shape}; the model needs {shape}.'
-            )
-        return values
 
+    def _order(self, name: str, rows: int) -> np.ndarray:
+        """Where in the file each row is.
 
-def load_params(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
-    """The decoder's `params` collection from a GGUF file of llama architecture.
-
-    At no time is there more than one tensor besides the tree itself.
-
-    Raises:
-        UserError: a tensor is missing or has another shape.
-    """
-    dtype = jnp.dtype(config.dtype)
-    layers: dict[str, Any] = {}
-    for path, name in _LAYER_TENSORS.items():
-        stacked: np.ndarray | None = None
-        for layer in range(config.num_layers):
-            values = _layer_tensor(file, config, name, layer)
-            if stacked is None:
-                kind = np.float32 if path[-1] == 'scale' else dtype
-                stacked = np.empty((config.num_layers, *values.shape), kind)
-            stacked[layer] = values
-        branch = layers
-        for key in path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[path[-1]] = jax.device_put(stacked)
-    vocabulary = (config.vocab_size, config.width)
-    params = {
-        'embedding': jax.device_put(file.tensor('token_embd.weight', vocabulary).astype(dtype)),
-        'final_norm': {'scale': jax.device_put(file.tensor('output_norm.weight', (config.width,)))},
-        'layers': layers,
-    }
-    if not config.tied:
-        params['head'] = jax.device_put(file.tensor('output.weight', vocabulary).astype(dtype))
-    return params
-
-
-def _layer_tensor(file: GGUFFile, config: ModelConfig, name: str, layer: int) -> np.ndarray:
-    """One tensor in our orientation: norms (D,), kernels (inputs, outputs)."""
-    D, F = config.width, config.hidden
-    queries = config.num_heads * config.head_width
-    keys = config.num_kv_heads * config.head_width
-    shapes = {
-        'attn_norm': (D,),
-        'ffn_norm': (D,),
-        'attn_q': (queries, D),
-        'attn_k': (keys, D),
-        'attn_v': (keys, D),
-        'attn_output': (D, queries),
-        'ffn_gate': (F, D),
-        'ffn_up': (F, D),
-        'ffn_down': (D, F),
-    }
-    values = file.tensor(f'blk.{layer}.{name}.weight', shapes[name])
-    if name in ('attn_q', 'attn_k'):
-        values = _unpermute(values, config.head_width)
-    return values.T
-
-
-def _unpermute(rows_AD: np.ndarray, head_width: int) -> np.ndarray:
-    """Undoes llama.cpp's order of a head's rows, in which rotary pairs are neighbours.
-
-    Here entry i is paired with entry i + C / 2.
-    """
-    pairs = rows_AD.reshape(-1, head_width // 2, 2, rows_AD.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(rows_AD.shape)
-
-
-def check_architecture(file: GGUFFile, config: ModelConfig) -> None:
-    """Checks that the file's metadata are those of the model.
-
-    Raises:
-        UserError: another architecture, or a size or constant that differs, named.
-    """
-    architecture = file.field('general.architecture')
-    if architecture != 'llama':
-        raise errors.UserError(
-            f'{file.path} holds a model of architecture {architecture!r}; '
-            "only 'llama' can be read from GGUF."
-        )
-    expected = {
-        'block_count': config.num_layers,
-        'embedding_length': config.width,
-        'feed_forward_length': config.hidden,
-        'attention.head_count': config.num_heads,
-        'attention.head_count_kv': config.num_kv_heads,
-        'rope.freq_base': config.rope_theta,
-        'attention.layer_norm_rms_epsilon': config.norm_epsilon,
-    }
-    for key, right in expected.items():
-        found = file.field(f'llama.{key}', _DEFAULTS.get(key))
-        if not isinstance(found, int | float) or not np.isclose(found, right, rtol=1e-6):
-            raise errors.UserError(
-                f'{file.path} has llama.{key} = {found}; model {config.name!r} needs {right}.'
-            )
+        For models of architecture llama, llama.cpp has the rows of a query's or key's head such
+        that rotary pairs are neighbours; here entry i is paired with entry i + C / 2.
+        """
+        order = np.arange(rows)
+        part = name.split('.')[-2]
+        if self.architecture != 'llama' or part not in ('attn_q', 'attn_k'):
+            return order
+        heads = self.field('llama.attention.head_count')
+        if part == 'attn_k':
+            heads = self.field('llama.attention.head_count_kv', heads)
+        return order.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)

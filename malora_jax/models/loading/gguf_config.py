@@ -1,0 +1,145 @@
+"""A model's shape from the metadata of a GGUF file.
+
+Every key of the architecture is either read here, known not to change what the model computes, or
+refused unless it is empty: what is not implemented is never approximated.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from malora_jax import errors
+from malora_jax.models import attention
+from malora_jax.models.config import Llama3Scaling, ModelConfig
+from malora_jax.models.loading.gguf_file import ROPE_DIVISORS, GGUFFile
+
+_ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+_EMBEDDING, _HEAD = 'token_embd.weight', 'output.weight'
+
+# What our fields are called in the file, after the architecture's name.
+_FIELDS = {
+    'width': 'embedding_length',
+    'hidden': 'feed_forward_length',
+    'num_layers': 'block_count',
+    'num_heads': 'attention.head_count',
+    'num_kv_heads': 'attention.head_count_kv',
+    'head_width': 'attention.key_length',
+    'context': 'context_length',
+    'rope_theta': 'rope.freq_base',
+    'norm_epsilon': 'attention.layer_norm_rms_epsilon',
+}
+_ALSO_READ = ('attention.sliding_window', 'attention.value_length', 'rope.dimension_count')
+_WITHOUT_EFFECT = ('vocab_size', 'tensor_data_layout', 'rope.scaling.original_context_length')
+# Keys that change the computation, with the one value that is implemented.
+_FIXED = {'rope.scaling.type': 'none', 'rope.scale_linear': 1.0, 'rope.scaling.factor': 1.0}
+
+
+def keys(file: GGUFFile) -> dict[str, str]:
+    """What our fields are called in the file, for messages."""
+    named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
+    return named | {
+        'vocab_size': f'rows of {_EMBEDDING}',
+        'rope_scaling': ROPE_DIVISORS,
+        'qkv_bias': 'biases of q, k and v',
+        'qk_norm': 'norms of q and k',
+    }
+
+
+def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
+    """The model that the metadata describe; see `huggingface_config.read_config`.
+
+    Raises:
+        UserError: another architecture, a missing key, or something that is not implemented.
+    """
+    if file.architecture not in _ARCHITECTURES:
+        raise errors.UserError(
+            f'{file.path} holds a model of architecture {file.architecture!r}; only '
+            f'{", ".join(_ARCHITECTURES)} can be read from GGUF.'
+        )
+    _check_known(file)
+    width, heads = _count(file, 'embedding_length'), _count(file, 'attention.head_count')
+    head_width = _count(file, 'attention.key_length', width // heads)
+    for key in ('attention.value_length', 'rope.dimension_count'):
+        if _count(file, key, head_width) != head_width:
+            raise _refuse(file, key, f'{head_width}, the width of a head')
+    vocabulary = file.shape(_EMBEDDING)
+    if vocabulary is None:
+        raise errors.UserError(f'{file.path} has no tensor {_EMBEDDING!r}.')
+    context = _count(file, 'context_length')
+    theta = _number(file, 'rope.freq_base', 10000.0)
+    return ModelConfig(
+        name=name,
+        vocab_size=vocabulary[0],
+        width=width,
+        hidden=_count(file, 'feed_forward_length'),
+        num_layers=_count(file, 'block_count'),
+        num_heads=heads,
+        num_kv_heads=_count(file, 'attention.head_count_kv', heads),
+        head_width=head_width,
+        # Within its window, sliding attention is plain attention.
+        context=min(context, _count(file, 'attention.sliding_window', context)),
+        rope_theta=theta,
+        rope_scaling=_scaling(file, head_width, theta),
+        norm_epsilon=_number(file, 'attention.layer_norm_rms_epsilon'),
+        qkv_bias=file.architecture == 'qwen2',
+        qk_norm=file.architecture == 'qwen3',
+        tied=_HEAD not in file.names,
+        dtype=dtype,
+    )
+
+
+def _check_known(file: GGUFFile) -> None:
+    for key, right in _FIXED.items():
+        if _field(file, key) not in (None, right):
+            raise _refuse(file, key, f'{right!r}, as nothing else is implemented')
+    known = {*_FIELDS.values(), *_ALSO_READ, *_WITHOUT_EFFECT, *_FIXED}
+    for key in file.keys:
+        section, _, rest = key.partition('.')
+        if section == file.architecture and rest not in known and file.field(key):
+            raise errors.UserError(
+                f'{file.path} sets {key} = {file.field(key)!r}, which is not implemented.'
+            )
+
+
+def _scaling(file: GGUFFile, head_width: int, theta: float) -> Llama3Scaling | None:
+    """Llama 3's scaling, of which a file has only what the frequencies are divided by."""
+    if file.shape(ROPE_DIVISORS) is None:
+        return None
+    divisors_C = file.tensor(ROPE_DIVISORS)
+    scaling = Llama3Scaling(float(divisors_C.max()), 1.0, 4.0, 8192)
+    frequency_C = theta ** (-jnp.arange(head_width // 2, dtype=jnp.float32) / (head_width // 2))
+    right_C = np.asarray(frequency_C / attention.stretch(frequency_C, scaling))
+    if right_C.shape != divisors_C.shape or not np.allclose(divisors_C, right_C, rtol=1e-4):
+        raise errors.UserError(
+            f'{file.path}: {ROPE_DIVISORS!r} is not the scaling of Llama 3 (low and high frequency '
+            'factors 1 and 4, original context 8192), which alone is implemented.'
+        )
+    return scaling
+
+
+def _field(file: GGUFFile, key: str) -> object:
+    return file.field(f'{file.architecture}.{key}')
+
+
+def _count(file: GGUFFile, key: str, default: int | None = None) -> int:
+    value = _field(file, key)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 1:
+        raise _refuse(file, key, 'a whole number from 1 on')
+    return value
+
+
+def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
+    value = _field(file, key)
+    value = default if value is None else value
+    if not isinstance(value, float) or not 0 < value < float('inf'):
+        raise _refuse(file, key, 'a positive number')
+    # The shortest decimal number that is the same in float32, as the file has it.
+    return float(str(np.float32(value)))
+
+
+def _refuse(file: GGUFFile, key: str, right: str) -> errors.UserError:
+    value = _field(file, key)
+    found = (
+        f'no {file.architecture}.{key}' if value is None else f'{file.architecture}.{key} = {value}'
+    )
+    return errors.UserError(f'{file.path} has {found}; it must be {right}.')

@@ -1,0 +1,69 @@
+"""Models of the Hugging Face hub: their names, and downloading them into its local cache."""
+
+import pathlib
+import re
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from malora_jax import errors
+
+# The hub's name of each preset.
+NAMES = {
+    'llama2-7b': 'meta-llama/Llama-2-7b-hf',
+    'llama2-13b': 'meta-llama/Llama-2-13b-hf',
+    'llama2-70b': 'meta-llama/Llama-2-70b-hf',
+    'llama3.1-8b': 'meta-llama/Llama-3.1-8B',
+    'llama3.1-70b': 'meta-llama/Llama-3.1-70B',
+    'llama3.2-1b': 'meta-llama/Llama-3.2-1B',
+    'llama3.2-3b': 'meta-llama/Llama-3.2-3B',
+    'qwen2.5-0.5b': 'Qwen/Qwen2.5-0.5B',
+    'qwen2.5-7b': 'Qwen/Qwen2.5-7B',
+    'qwen3-0.6b': 'Qwen/Qwen3-0.6B',
+    'qwen3-8b': 'Qwen/Qwen3-8B',
+    'mistral-7b': 'mistralai/Mistral-7B-v0.3',
+    'smollm2-135m': 'HuggingFaceTB/SmolLM2-135M-Instruct',
+    'smollm2-360m': 'HuggingFaceTB/SmolLM2-360M-Instruct',
+    'smollm2-1.7b': 'HuggingFaceTB/SmolLM2-1.7B-Instruct',
+}
+
+CONFIG = ('config.json',)
+# No pickles, no code, and not the copies in other formats that some models have.
+WHOLE_MODEL = ('model*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
+
+
+def is_name(text: str) -> bool:
+    """Whether a text could be a model's name, owner/name."""
+    return re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', text) is not None
+
+
+def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
+    """The local directory of a model, with the files that match downloaded if they are not there.
+
+    Raises:
+        UserError: the model does not exist, its licence was not accepted, or the hub cannot be
+            reached.
+    """
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, allow_patterns=list(patterns), ignore_patterns=['*/*']
+        )
+    except hub_errors.GatedRepoError as error:
+        raise errors.UserError(
+            f'{name} is gated: accept its licence at https://huggingface.co/{name} and set '
+            'HF_TOKEN to a token of your account.'
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise errors.UserError(
+            f'There is neither a directory {name} nor a public model of that name on the Hugging '
+            'Face hub; for a private one set HF_TOKEN.'
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise errors.UserError(
+            f'{name} is no directory and not in the local cache of the Hugging Face hub, which '
+            'cannot be reached: connect, or set model.weights to a directory or GGUF file.'
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        reason = ' '.join(str(error).split())
+        raise errors.UserError(f'The Hugging Face hub did not give {name}: {reason}') from error
+    return pathlib.Path(found)

@@ -1,0 +1,218 @@
+"""A model's shape from the `config.json` of `transformers`.
+
+Every key is either read here, known not to change what the model computes, or refused unless it is
+empty: what is not implemented is never approximated.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from malora_jax import errors, files
+from malora_jax.models.config import Llama3Scaling, ModelConfig
+
+# What `transformers` assumes of each architecture where the file is silent.
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    'LlamaForCausalLM': {},
+    'MistralForCausalLM': {'num_key_value_heads': 8, 'sliding_window': 4096},
+    'Qwen2ForCausalLM': {'num_key_value_heads': 32, 'sliding_window': 4096},
+    'Qwen3ForCausalLM': {'num_key_value_heads': 32, 'head_dim': 128, 'sliding_window': 4096},
+}
+
+# What our fields are called in the file.
+KEYS = {
+    'vocab_size': 'vocab_size',
+    'width': 'hidden_size',
+    'hidden': 'intermediate_size',
+    'num_layers': 'num_hidden_layers',
+    'num_heads': 'num_attention_heads',
+    'num_kv_heads': 'num_key_value_heads',
+    'head_width': 'head_dim',
+    'context': 'max_position_embeddings',
+    'rope_theta': 'rope_theta',
+    'rope_scaling': 'rope_scaling',
+    'norm_epsilon': 'rms_norm_eps',
+    'qkv_bias': 'biases of q, k and v',
+    'qk_norm': 'norms of q and k',
+}
+_ALSO_READ = (
+    'architectures',
+    'tie_word_embeddings',
+    'rope_parameters',
+    'sliding_window',
+    'use_sliding_window',
+    'layer_types',
+)
+
+# Keys that change the computation, with the one value that is implemented.
+_FIXED: dict[str, Any] = {
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'mlp_bias': False,
+    'attention_dropout': 0.0,
+    'partial_rotary_factor': 1.0,
+    'quantization_config': None,
+    'auto_map': None,
+}
+
+# Keys that change nothing: bookkeeping, generation, and what only training from scratch reads.
+_WITHOUT_EFFECT = """
+    model_type transformers_version torch_dtype dtype tokenizer_class use_cache return_dict
+    initializer_range pretraining_tp max_window_layers chunk_size_feed_forward id2label label2id
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
+    is_llama_config transformers.js_config unsloth_version unsloth_fixed
+    max_length min_length do_sample num_beams num_beam_groups diversity_penalty temperature
+    top_k top_p typical_p repetition_penalty length_penalty encoder_no_repeat_ngram_size
+    no_repeat_ngram_size num_return_sequences early_stopping
+"""
+
+_ROPE_KEYS: dict[str, tuple[str, ...]] = {
+    'default': (),
+    'llama3': (
+        'factor',
+        'low_freq_factor',
+        'high_freq_factor',
+        'original_max_position_embeddings',
+    ),
+}
+
+
+def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
+    """The model that a `config.json` describes.
+
+    Within its window, sliding attention is plain attention: the window bounds the context.
+
+    Args:
+        path: of the file.
+        name: what to call the model.
+        dtype: of activations and of the frozen weights.
+
+    Raises:
+        UserError: the file is missing or broken, or asks for something that is not implemented.
+    """
+    values = _Values(path)
+    values.check()
+    width, heads = values.count('hidden_size'), values.count('num_attention_heads')
+    return ModelConfig(
+        name=name,
+        vocab_size=values.count('vocab_size'),
+        width=width,
+        hidden=values.count('intermediate_size'),
+        num_layers=values.count('num_hidden_layers'),
+        num_heads=heads,
+        num_kv_heads=values.count('num_key_value_heads', heads),
+        head_width=values.count('head_dim', width // heads),
+        context=values.context(),
+        rope_theta=values.theta(),
+        rope_scaling=values.scaling(),
+        norm_epsilon=values.positive('rms_norm_eps', 1e-6),
+        qkv_bias=values.architecture == 'Qwen2ForCausalLM',
+        qk_norm=values.architecture == 'Qwen3ForCausalLM',
+        tied=bool(values.get('tie_word_embeddings')),
+        dtype=dtype,
+    )
+
+
+class _Values:
+    """The keys of the file, with the architecture's defaults."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        if not path.is_file():
+            raise errors.UserError(
+                f'There is no {path}: a directory of weights needs the config.json of the model.'
+            )
+        self._values = files.read_json(path)
+        if not isinstance(self._values, Mapping):
+            raise errors.UserError(f'{path} is no JSON object with the keys of a model.')
+        found = self._values.get('architectures')
+        if found not in [[architecture] for architecture in _ARCHITECTURES]:
+            raise self._refuse('architectures', f'a list of one of {", ".join(_ARCHITECTURES)}')
+        self.architecture: str = found[0]
+
+    def get(self, key: str) -> Any:
+        default = _ARCHITECTURES[self.architecture].get(key)
+        return self._values.get(key, default)
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number from 1 on; `default` where the key is missing or null."""
+        value = self.get(key)
+        value = default if value is None else value
+        if type(value) is not int or value < 1:
+            raise self._refuse(key, 'a whole number from 1 on')
+        return value
+
+    def positive(self, key: str, default: float) -> float:
+        value = self.get(key)
+        return self._positive(key, default if value is None else value)
+
+    def check(self) -> None:
+        """Refuses what is not implemented."""
+        for key, right in _FIXED.items():
+            if self._values.get(key) not in (None, right):
+                raise self._refuse(key, f'{right!r}, as nothing else is implemented')
+        known = {*KEYS.values(), *_ALSO_READ, *_FIXED, *_WITHOUT_EFFECT.split()}
+        for key, value in self._values.items():
+            if key not in known and value and not key.startswith('_'):
+                raise errors.UserError(
+                    f'{self._path} sets {key} = {value!r}, which is not implemented: remove the '
+                    'key if it does not change what the model computes.'
+                )
+
+    def context(self) -> int:
+        """Positions within which every query sees all earlier keys."""
+        context = self.count('max_position_embeddings')
+        window, kinds = self.get('sliding_window'), self.get('layer_types') or ['full_attention']
+        switch = self.architecture.startswith('Qwen')
+        if switch and not self.get('use_sliding_window'):
+            window = None
+        allowed = ['full_attention'] if window is None else ['full_attention', 'sliding_attention']
+        if not isinstance(kinds, list) or not all(kind in allowed for kind in kinds):
+            raise self._refuse('layer_types', f'of {" and ".join(allowed)} only')
+        if window is None:
+            return context
+        if self.architecture == 'LlamaForCausalLM':
+            raise self._refuse('sliding_window', 'null, as this architecture has none')
+        return min(context, self.count('sliding_window'))
+
+    def theta(self) -> float:
+        _, rope = self._rope()
+        theta = rope.get('rope_theta') or self.get('rope_theta')
+        return self._positive('rope_theta', 10000.0 if theta is None else theta)
+
+    def scaling(self) -> Llama3Scaling | None:
+        """The stretching of the rotary embedding, in the old or the new way of writing it."""
+        section, rope = self._rope()
+        kind = rope.get('rope_type') or rope.get('type') or 'default'
+        if kind not in _ROPE_KEYS:
+            raise self._refuse(section, f'of rope_type {" or ".join(_ROPE_KEYS)}')
+        keys = _ROPE_KEYS[kind]
+        for key, value in rope.items():
+            right = {'partial_rotary_factor': 1.0}.get(key)
+            if key not in (*keys, 'rope_type', 'type', 'rope_theta') and value not in (None, right):
+                raise self._refuse(section, f'without {key!r}, which is not implemented')
+        if not keys:
+            return None
+        factor, low, high, original = (self._positive(key, rope.get(key)) for key in keys)
+        return Llama3Scaling(factor, low, high, int(original))
+
+    def _rope(self) -> tuple[str, Mapping[str, Any]]:
+        given = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
+        given = {key: value for key, value in given.items() if value}
+        if len(given) > 1:
+            raise self._refuse('rope_scaling', 'absent beside rope_parameters')
+        section, rope = next(iter(given.items()), ('rope_scaling', {}))
+        if not isinstance(rope, Mapping):
+            raise self._refuse(section, 'an object')
+        return section, rope
+
+    def _positive(self, key: str, value: Any) -> float:
+        if type(value) not in (int, float) or not 0 < value < float('inf'):
+            raise errors.UserError(
+                f'{self._path} has {key} = {value!r}; it must be a positive number.'
+            )
+        return float(value)
+
+    def _refuse(self, key: str, right: str) -> errors.UserError:
+        found = f'{key} = {self._values[key]!r}' if key in self._values else f'no {key}'
+        return errors.UserError(f'{self._path} has {found}; it must be {right}.')

@@ -1,0 +1,93 @@
+"""Weights in the directory of a Hugging Face model: `model.safetensors`, whole or in shards."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from malora_jax import errors, files
+from malora_jax.models.loading.names import Format
+
+_WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
+_DTYPES = ('F32', 'BF16', 'F16')
+# Old files hold the rotary embedding's frequencies, which follow from the config.
+_DERIVED = 'rotary_emb.inv_freq'
+
+
+class SafetensorsFiles:
+    """The tensors of a model by name; files are mapped into memory, none is read as a whole.
+
+    Raises:
+        UserError: there are no such files, or one is missing, truncated or not what the index says.
+    """
+
+    file_format: Format = 'huggingface'
+
+    def __init__(self, directory: str | pathlib.Path):
+        self.path = pathlib.Path(directory)
+        if (self.path / _WHOLE).is_file():
+            whole = _open(self.path / _WHOLE)
+            self._files = dict.fromkeys(whole.keys(), whole)
+        elif (self.path / _INDEX).is_file():
+            self._files = self._shards()
+        else:
+            raise errors.UserError(self._nothing())
+        self.names = {name for name in self._files if not name.endswith(_DERIVED)}
+
+    def blocks(self, name: str, shape: tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
+        """See `WeightFile`."""
+        if name not in self._files:
+            raise errors.UserError(f'{self.path} has no tensor {name!r}.')
+        tensor = self._files[name].get_slice(name)
+        found, kind = tuple(tensor.get_shape()), tensor.get_dtype()
+        if found != shape:
+            raise errors.UserError(
+                f'{self.path}: tensor {name!r} has shape {found}; the model needs {shape}.'
+            )
+        if kind not in _DTYPES:
+            raise errors.UserError(
+                f'{self.path}: tensor {name!r} is stored as {kind}; only {", ".join(_DTYPES)} '
+                'can be read.'
+            )
+        for start in range(0, shape[0], rows):
+            yield tensor[start : start + rows]
+
+    def _shards(self) -> dict[str, Any]:
+        path = self.path / _INDEX
+        index = files.read_json(path)
+        shard_of = index.get('weight_map') if isinstance(index, Mapping) else None
+        if not isinstance(shard_of, Mapping):
+            raise errors.UserError(f'{path} has no weight_map that names the shards.')
+        shards = {}
+        for shard in sorted(set(map(str, shard_of.values()))):
+            if pathlib.PurePath(shard).name != shard or not (self.path / shard).is_file():
+                raise errors.UserError(
+                    f'{self.path} lacks the shard {shard!r} that {_INDEX} names.'
+                )
+            shards[shard] = _open(self.path / shard)
+        held = {shard: set(file.keys()) for shard, file in shards.items()}
+        for name, shard in shard_of.items():
+            if name not in held[shard]:
+                raise errors.UserError(
+                    f'{self.path / shard} has no tensor {name!r}, which {_INDEX} places there.'
+                )
+        return {name: shards[shard] for name, shard in shard_of.items()}
+
+    def _nothing(self) -> str:
+        if any(self.path.glob('*.bin')) or any(self.path.glob('*.pth')):
+            return (
+                f'{self.path} has its weights as pickles (*.bin), which are not read: save the '
+                'model as safetensors.'
+            )
+        return f'{self.path} has neither {_WHOLE} nor {_INDEX}.'
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        return safetensors.safe_open(path, 'numpy')
+    except safetensors.SafetensorError as error:
+        raise errors.UserError(
+            f'{path} is not a complete safetensors file ({error}); download it again.'
+        ) from error
