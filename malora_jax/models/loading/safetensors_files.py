@@ -52,7 +52,7 @@ class SafetensorsFiles:
                 'can be read.'
             )
         for start in range(0, shape[0], rows):
-            yield tensor[start : start + rows]
+            yield tensor[start : min(start + rows, shape[0])]
 
     def _shards(self) -> dict[str, Any]:
         path = self.path / _INDEX
