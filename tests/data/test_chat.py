@@ -1,14 +1,28 @@
 """Chat templates against transformers: see make_tokenizers.py."""
 
 import dataclasses
+import functools
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recorded_tokenizers import NAMES, from_directory, from_metadata, recorded
 
-from malora_jax.data import Example, encode_example, encode_prompt, end_id, get_template
+from malora_jax.data import (
+    Example,
+    encode_completion,
+    encode_example,
+    encode_prompt,
+    end_id,
+    get_template,
+)
 from malora_jax.data.chat import Chat
+from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
+from malora_jax.models.loading.tokenizer import Tokenizer
 
 CHAT = get_template('chat')
 CASES = [(name, chat['name']) for name in NAMES for chat in recorded(name)['chats']]
@@ -135,6 +149,29 @@ def test_a_prompt_that_would_grow_into_the_answer_stays_as_it_is(tmp_path, name)
     both = tokenizer.encode('Question: Is it?\nAnswer: yes')
     assert both[: len(prompt) - 1] != prompt[1:]
     assert tokenizer.decode([*prompt[1:], *trained]) == 'Question: Is it?\nAnswer: yes'
+
+
+@functools.cache
+def from_recorded(name: str) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return from_metadata(pathlib.Path(folder) / 'a.gguf', name)
+
+
+# Without special tokens, and the mark that SentencePiece uses for a space.
+TEXTS = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='<[▁'), max_size=20)
+
+
+# Not Qwen's, which composes letters, also across the two.
+@pytest.mark.parametrize('name', ['llama3', 'llama2', 'mistral'])
+@settings(deadline=None, max_examples=100)
+@given(question=TEXTS, between=TEXTS, answer=TEXTS)
+def test_prompt_and_answer_are_the_whole_text(name, question, between, answer):
+    tokenizer = from_recorded(name)
+    template = FixedTemplate('any', '?', between, '', None)
+    prompt = tokenizer.encode(template.prompt(tokenizer, question))
+    completion = encode_completion(tokenizer, template, Example(question, answer, {}))
+    assert tokenizer.decode([*prompt, *completion]) == '?' + question + between + answer
+    assert tokenizer.decode(completion, continues=True) == answer
 
 
 SPECIAL = frozenset({'<end>', '<end', '<s>'})

@@ -102,7 +102,7 @@ def bos_id(
     if adds is None:
         alone = tokenizer.encode('a', add_special_tokens=False).ids
         whole = tokenizer.encode('a', add_special_tokens=True).ids
-        return whole[0] if whole[0] != alone[0] else None
+        return whole[0] if whole[:1] != alone[:1] else None
     return _id(directory, tokenizer, named, 'bos_token') if adds and 'bos_token' in named else None
 
 
