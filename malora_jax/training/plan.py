@@ -38,17 +38,28 @@ def parameter_counts(model: Decoder) -> dict[str, Any]:
     }
 
 
-def flops_per_token(model: Decoder, sequence_length: int) -> dict[str, int]:
+def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> dict[str, int]:
     """Floating-point operations of one token of training, a multiply-add counting as two.
 
     The frozen base costs the forward pass and the gradient with respect to activations, about 4 per
-    parameter; only the adapter has weight gradients. Attention is counted over half of a full
-    row, as it is causal; norms, activations and the softmax are not counted. The head counts for
-    every token, although it runs only where there is loss.
+    parameter. In the adapter every factor and router, stacked over the experts, meets a token once:
+    forward, for the gradient with respect to its input (a frozen one's too, as earlier layers
+    train), and if it trains for its own gradient. Attention is counted over half of a full row, as
+    it is causal; elementwise work (norms, activations, the softmax, DoRA's magnitude) is not
+    counted, nor what `training.remat` computes again. The head counts for every token, although it
+    runs only where there is loss.
+
+    DoRA's column lengths depend on weights alone: they are computed in the forward pass of each
+    batch, without a gradient, and divided over its tokens.
+
+    Args:
+        model: the decoder.
+        sequence_length: T.
+        batch_size: B, rows that are computed together.
 
     Returns:
         `base_forward`, `base_backward`, `attention_forward`, `attention_backward`,
-        `adapter_forward`, `adapter_backward`, `total`.
+        `adapter_forward`, `adapter_backward`, `column_lengths`, `total`.
     """
     variables = nn.unbox(abstract_variables(model))
     config = model.config
@@ -61,22 +72,45 @@ def flops_per_token(model: Decoder, sequence_length: int) -> dict[str, int]:
     heads = config.num_heads * config.head_width
     # Scores and weighted values: two products of (T / 2) · H · C multiply-adds a layer.
     attention = 2 * 2 * config.num_layers * heads * sequence_length // 2
-    # In rank space a token meets every scalar of the adapter once.
-    adapter = 2 * trees.count([variables.get('adapter', {}), variables.get('adapter_frozen', {})])
-    trained = 2 * trees.count(variables.get('adapter', {}))
+    trained = _multiplied(variables.get('adapter', {}))
+    adapter = trained + _multiplied(variables.get('adapter_frozen', {}))
     parts = {
         'base_forward': base,
         'base_backward': base,
         'attention_forward': attention,
         'attention_backward': 2 * attention,
-        'adapter_forward': adapter,
-        'adapter_backward': adapter + trained,
+        'adapter_forward': 2 * adapter,
+        'adapter_backward': 2 * (adapter + trained),
+        'column_lengths': _column_lengths(variables) // (sequence_length * batch_size),
     }
     return parts | {'total': sum(parts.values())}
 
 
+def _multiplied(tree: Any) -> int:
+    """Scalars of the leaves that tokens are multiplied with as matrices."""
+    counts = trees.count_by_name(tree)
+    return sum(count for name, count in counts.items() if name != 'magnitude')
+
+
+def _column_lengths(variables: Any) -> int:
+    """Operations of `compute.column_lengths` in all linears with a magnitude, one expert each."""
+    leaves = {path: leaf for tree in variables.values() for path, leaf in trees.named_leaves(tree)}
+    total = 0
+    for path in leaves:
+        if path.endswith('/magnitude'):
+            layers, inputs, outputs = leaves[path.replace('magnitude', 'kernel')].shape
+            rank = leaves[path.replace('magnitude', 'down')].shape[-1]
+            # Aᵀ W and ‖w‖², then Aᵀ A and its product with B.
+            products = inputs * outputs * (rank + 1) + rank**2 * (inputs + outputs)
+            total += 2 * layers * products
+    return total
+
+
 def memory_bytes(model: Decoder) -> dict[str, int]:
-    """Bytes that stay allocated in training, on one device, without activations.
+    """Bytes that stay allocated in training, on one device.
+
+    Without activations, which `training.accumulate` and `training.remat` are for. A leaf that does
+    not train has neither gradient nor moments.
 
     Returns:
         `base`, `adapter`, `gradients` and `optimizer` (two moments), `total`.
@@ -95,14 +129,15 @@ def memory_bytes(model: Decoder) -> dict[str, int]:
 def plan(run: RunConfig) -> dict[str, Any]:
     """The plan of a run, as `experiments.plan` prints it."""
     model = Decoder(run.model, run.adapter)
+    sequence_length, batch_size = run.data.sequence_length, run.data.batch_size
     return {
         'model': run.model.name,
         'method': run.method,
         'adapter': dataclasses.asdict(run.adapter),
         'parameters': parameter_counts(model),
-        'flops_per_token': flops_per_token(model, run.data.sequence_length),
+        'flops_per_token': flops_per_token(model, sequence_length, batch_size),
         'memory_bytes': memory_bytes(model),
-        'tokens_per_step': run.data.sequence_length * run.data.batch_size,
+        'tokens_per_step': sequence_length * batch_size * run.training.accumulate,
     }
 
 
