@@ -1,0 +1,174 @@
+"""Each model family against `transformers`: see fixtures/make_families.py."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from family_weights import draw
+from model_helpers import logits_of
+from reference_decoder import ReferenceDecoder
+from safetensors.numpy import save_file
+
+from malora_jax.adapters.trees import named_leaves
+from malora_jax.models import Decoder, ModelConfig
+from malora_jax.models.decoder import empty_cache
+from malora_jax.models.loading.params import to_huggingface
+from malora_jax.models.loading.weights import Base, load_base, model_config
+
+FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
+FAMILIES = json.loads((FIXTURES / 'families.json').read_text())['families']
+LOGITS = np.load(FIXTURES / 'family_logits.npz')
+# Absolute, for logits whose standard deviation is 2; float32 itself is off by 1e-5.
+TOLERANCE = 1e-4
+
+
+class Recorded(NamedTuple):
+    """A family's tiny model as `transformers` saves it.
+
+    Attributes:
+        config: the content of config.json.
+        index: of model.safetensors.index.json.
+        weights: by name.
+        logits: (B, M, V), at M positions.
+    """
+
+    config: dict[str, Any]
+    index: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    logits: np.ndarray
+
+
+def recorded(family: str) -> Recorded:
+    found = FAMILIES[family]
+    weights = {name: draw(name, tuple(shape)) for name, shape in found['shapes'].items()}
+    return Recorded(found['config'], found['index'], weights, LOGITS[family])
+
+
+def write_directory(model: Recorded, path: pathlib.Path) -> None:
+    """What `save_pretrained` writes, and a tokenizer."""
+    (path / 'config.json').write_text(json.dumps(model.config))
+    (path / 'model.safetensors.index.json').write_text(json.dumps(model.index))
+    shard_of = model.index['weight_map']
+    for shard in set(shard_of.values()):
+        held = {name: model.weights[name] for name in shard_of if shard_of[name] == shard}
+        save_file(held, path / shard)
+    vocabulary = {f't{i}': i for i in range(model.config['vocab_size'])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='t0'))
+    tokenizer.save(str(path / 'tokenizer.json'))
+    (path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': 't2'}))
+
+
+@pytest.fixture(scope='module')
+def bases(tmp_path_factory) -> dict[str, Base]:
+    """Every family's model, its shape read from its own config.json."""
+    loaded = {}
+    for family in FAMILIES:
+        path = tmp_path_factory.mktemp(family)
+        write_directory(recorded(family), path)
+        loaded[family] = load_base(model_config('auto', str(path), 'float32'), str(path))
+    return loaded
+
+
+def logits_at_positions(config: ModelConfig, params: Any) -> np.ndarray:
+    logits = logits_of(Decoder(config), {'params': params}, LOGITS['tokens'])
+    return logits[:, LOGITS['positions']]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_logits_equal_those_of_transformers(bases, family):
+    """At positions past the context, or past the original one with scaling."""
+    base, expected = bases[family], recorded(family).logits
+    scaling = base.config.rope_scaling
+    context = scaling.original_context if scaling else base.config.context
+    assert LOGITS['positions'].max() > 2 * context
+    assert expected.std() > 1
+    logits = logits_at_positions(base.config, base.params)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_reference_decoder_agrees_with_transformers(bases, family):
+    base, tokens = bases[family], LOGITS['tokens']
+    reference = ReferenceDecoder(base.config, {'params': base.params})
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    logits = reference(tokens, positions, np.ones_like(tokens)).logits
+    found = logits[:, LOGITS['positions']]
+    np.testing.assert_allclose(found, recorded(family).logits, rtol=0, atol=TOLERANCE)
+
+
+SCALING = dict(factor=4.0, low_frequency_factor=2.0, high_frequency_factor=3.0, original_context=64)
+
+
+@pytest.mark.parametrize(
+    'family, changes',
+    [
+        ('llama', dict(rope_theta=10000.0)),
+        ('llama', dict(norm_epsilon=0.1)),
+        ('llama3', dict(rope_scaling=None)),
+        ('mistral', dict(rope_theta=10000.0)),
+        ('qwen2', dict(qkv_bias=False)),
+        ('qwen2_tied', dict(qkv_bias=False)),
+        ('qwen3', dict(qk_norm=False)),
+        ('qwen3_tied', dict(qk_norm=False)),
+    ]
+    + [('llama3', {field: value}) for field, value in SCALING.items()],
+)
+def test_nothing_that_a_family_has_is_without_effect(bases, family, changes):
+    """What the logits above prove: without it they would be others."""
+    base = bases[family]
+    if changes.keys() <= SCALING.keys():
+        changes = {'rope_scaling': dataclasses.replace(base.config.rope_scaling, **changes)}
+    config = dataclasses.replace(base.config, **changes)
+    difference = np.abs(logits_at_positions(config, base.params) - recorded(family).logits)
+    assert difference.max() > 1e-2
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_names_go_there_and_back(bases, family):
+    """Our tree has a place for every tensor of the file, and every leaf comes from the file."""
+    base, expected = bases[family], recorded(family).weights
+    tensors = to_huggingface(base.config, base.params)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, expected[name], err_msg=name, strict=True)
+    scalars = sum(leaf.size for _, leaf in named_leaves(base.params))
+    assert scalars == sum(tensor.size for tensor in expected.values())
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_configs_of_older_versions_say_the_same(bases, family, tmp_path):
+    """Before version 5 of `transformers`, theta stood by itself, and scaling in `rope_scaling`."""
+    config = dict(recorded(family).config)
+    rope = config.pop('rope_parameters')
+    config['rope_theta'] = rope.pop('rope_theta')
+    config['rope_scaling'] = rope if rope['rope_type'] != 'default' else None
+    config['torch_dtype'] = config.pop('dtype')
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    found = model_config('auto', str(tmp_path), 'float32')
+    assert dataclasses.replace(found, name=bases[family].config.name) == bases[family].config
+
+
+@pytest.mark.parametrize('family', ['llama3', 'qwen2', 'qwen3'])
+def test_logits_through_a_cache(bases, family):
+    """A prompt in one piece, then the rest through the cache."""
+    base, (B, T), prompt = bases[family], LOGITS['tokens'].shape, 100
+    model, variables = Decoder(base.config), {'params': base.params}
+    positions = np.broadcast_to(np.arange(T), (B, T))
+    ones = np.ones((B, T), np.int32)
+
+    @jax.jit
+    def run(cache, tokens, positions, segments):
+        return model.apply(variables, tokens, positions, segments, cache=cache)
+
+    arrays, cache, hidden = (LOGITS['tokens'], positions, ones), empty_cache(base.config, B, T), []
+    for piece in (slice(prompt), slice(prompt, T)):
+        part, cache = run(cache, *(array[:, piece] for array in arrays))
+        hidden.append(part)
+    head = base.params['embedding' if base.config.tied else 'head']
+    logits = np.concatenate(hidden, axis=1)[:, LOGITS['positions']] @ head.T
+    np.testing.assert_allclose(logits, recorded(family).logits, rtol=0, atol=TOLERANCE)
