@@ -59,15 +59,11 @@ def encode_prompt(tokenizer: Tokenizer, template: Template, question: str) -> li
 def encode_completion(tokenizer: Tokenizer, template: Template, example: Example) -> list[int]:
     """The tokens that should follow those of the prompt, without the one that ends them.
 
-    They are what follows when both are encoded together, since SentencePiece marks the beginning
-    of a text that stands alone. If the last token of the prompt grew into the completion, though,
-    the completion is encoded apart, as generation has only the prompt.
+    They are encoded apart from the prompt, whose last token could otherwise grow into the
+    completion: generation has only the prompt. But they go on, so that nothing marks the beginning
+    of a text.
     """
-    prompt = template.prompt(tokenizer, example.question)
     completion = template.completion(tokenizer, example.question, example.answer)
-    before, both = tokenizer.encode(prompt), tokenizer.encode(prompt + completion)
-    if both[: len(before)] == before:
-        return both[len(before) :]
     return tokenizer.encode(completion, continues=True)
 
 

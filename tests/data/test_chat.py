@@ -135,6 +135,15 @@ def test_an_answer_goes_on_where_the_prompt_ends(tmp_path, name, kind):
     assert trained == [*tokenizer.encode('yes'), tokenizer.eos_id]
 
 
+def test_an_answer_after_a_control_token_has_one_space_before_it(tmp_path):
+    """As Mistral was trained, though llama.cpp adds one when it encodes both together."""
+    source = chat_of('mistral', 'mistral-0.3')['template']
+    tokenizer = from_metadata(tmp_path / 'a.gguf', 'mistral', chat_template=source)
+    encoded = encode_example(tokenizer, CHAT, Example('Is it?', 'yes', {}), 0, 512)
+    trained = encoded['targets'][encoded['loss_mask'] == 1].tolist()
+    assert trained == [*tokenizer.encode('yes'), tokenizer.eos_id]
+
+
 @pytest.mark.parametrize('name', ['llama2', 'llama3'])
 def test_a_prompt_that_would_grow_into_the_answer_stays_as_it_is(tmp_path, name):
     """Generation sees the prompt's tokens alone, so training does."""

@@ -6,7 +6,8 @@ from malora_jax.errors import UserError
 
 def test_chatml(tokenizer):
     template = get_template('chatml')
-    assert template.prompt(tokenizer, 'Why?') == '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
+    prompt = template.prompt(tokenizer, 'Why?')
+    assert prompt == '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
     assert template.completion(tokenizer, 'Why?', 'So.') == 'So.'
     assert template.end(tokenizer) == '<|im_end|>'
 
@@ -24,5 +25,6 @@ def test_braces_in_a_question_are_text(tokenizer):
 
 
 def test_a_misspelt_template():
-    with pytest.raises(UserError, match=r"^Unknown template 'chatlm': did you mean chatml or chat\?$"):
+    right = r'did you mean chatml or chat\?$'
+    with pytest.raises(UserError, match=rf"^Unknown template 'chatlm': {right}"):
         get_template('chatlm')

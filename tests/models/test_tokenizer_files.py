@@ -94,6 +94,18 @@ def test_a_text_that_goes_on_has_no_space_before_it(tmp_path, name):
     assert tokenizer.decode(whole[len(start) :]) == 'yes'
 
 
+def test_line_breaks_that_grow_together(tmp_path):
+    metadata = recorded('llama2')['gguf']
+    changes = {
+        'tokens': [*metadata['tokens'], '\n', '\n\n'],
+        'token_type': [*metadata['token_type'], 1, 1],
+        'scores': [*metadata['scores'], -900.0, -901.0],
+    }
+    tokenizer = from_metadata(tmp_path / 'a.gguf', 'llama2', **changes)
+    assert tokenizer.encode('\nyes', continues=True) == tokenizer.encode('\nyes')
+    assert tokenizer.encode(' yes', continues=True) == tokenizer.encode('yes')
+
+
 @pytest.mark.parametrize('name', SENTENCE_PIECE)
 def test_bytes_that_are_no_text(tmp_path, name):
     """An answer that was cut off within a letter."""

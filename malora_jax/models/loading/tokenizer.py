@@ -7,8 +7,8 @@ import tokenizers
 from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-# Before this, a text is encoded or decoded like one that goes on. SentencePiece has no token that
-# begins with a line break, so the two never grow together.
+# After this, a text is encoded like one that goes on: in SentencePiece a line break is a byte, which
+# never grows together with what follows.
 _LINE_BREAK = '\n'
 
 
@@ -52,13 +52,16 @@ class Tokenizer:
         """Token ids of the text; special tokens in it are recognised, none is added."""
         if not continues or not self._adds_space:
             return self._backend.encode(text, add_special_tokens=False).ids
-        return self.encode(_LINE_BREAK + text)[len(self._line_break) :]
+        both = self.encode(_LINE_BREAK + text)
+        count = len(self._line_break)
+        # In a vocabulary with a token for several line breaks, it may grow after all.
+        return both[count:] if both[:count] == self._line_break else self.encode(text)
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
         """The text of the ids, without special tokens."""
         if not continues or not self._adds_space:
             return self._backend.decode(ids, skip_special_tokens=True)
-        # Not after a line break: it is a byte there, and runs of bytes are decoded as one.
+        # Not after a line break: runs of bytes are decoded together.
         before = self.encode('a')
         return self.decode(before + ids).removeprefix(self.decode(before))
 
