@@ -7,8 +7,8 @@ import tokenizers
 from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-# After this, a text is encoded like one that goes on: in SentencePiece a line break is a byte, which
-# never grows together with what follows.
+# After this, a text is encoded like one that goes on: in SentencePiece a line break is a byte, and
+# does not grow together with what follows.
 _LINE_BREAK = '\n'
 
 
