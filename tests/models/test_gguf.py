@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -14,10 +15,11 @@ from tiny_gguf import write_tiny_gguf
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.models import preset
+from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.loading import weights as weights_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
-from malora_jax.models.loading.weights import find_weights, load_base
+from malora_jax.models.loading.weights import find_weights, load_base, model_config
 from malora_jax.training.state import abstract_variables
 
 # Our path under `layers`, and the name in `transformers`, whose kernels are (outputs, inputs).
@@ -35,7 +37,16 @@ LAYER_NAMES = {
 MIXED = {'blk.0.attn_q.weight': 'Q8_0', 'blk.1.ffn_up.weight': 'Q4_1'}
 
 
-def expected_params(weights: dict[str, np.ndarray], tied: bool) -> dict[str, np.ndarray]:
+EXTRA_NAMES = {
+    'llama': {},
+    'qwen2': {f'attention/{part}/bias': f'self_attn.{part}_proj.bias' for part in 'qkv'},
+    'qwen3': {f'attention/{part}_norm/scale': f'self_attn.{part}_norm.weight' for part in 'qk'},
+}
+
+
+def expected_params(
+    weights: dict[str, np.ndarray], tied: bool, architecture: str = 'llama'
+) -> dict[str, np.ndarray]:
     expected = {
         'embedding': weights['model.embed_tokens.weight'],
         'final_norm/scale': weights['model.norm.weight'],
@@ -44,6 +55,9 @@ def expected_params(weights: dict[str, np.ndarray], tied: bool) -> dict[str, np.
         expected['head'] = weights['lm_head.weight']
     for ours, theirs in LAYER_NAMES.items():
         layers = [weights[f'model.layers.{layer}.{theirs}.weight'].T for layer in range(2)]
+        expected[f'layers/{ours}'] = np.stack(layers)
+    for ours, theirs in EXTRA_NAMES[architecture].items():
+        layers = [weights[f'model.layers.{layer}.{theirs}'] for layer in range(2)]
         expected[f'layers/{ours}'] = np.stack(layers)
     return expected
 
@@ -66,6 +80,96 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 def test_params_are_exactly_the_dequantised_weights(tmp_path, types, tied):
     weights = write_tiny_gguf(tmp_path / 'tiny.gguf', 3, types, tied=tied)
     assert_same(load(tmp_path / 'tiny.gguf', tied=tied), expected_params(weights, tied))
+
+
+@pytest.mark.parametrize('architecture, flag', [('qwen2', 'qkv_bias'), ('qwen3', 'qk_norm')])
+def test_other_architectures(tmp_path, architecture, flag):
+    path = tmp_path / 'tiny.gguf'
+    weights = write_tiny_gguf(path, 3, 'F32', architecture=architecture)
+    base = load_base(preset('tiny', **{flag: True}), str(path))
+    found = {name: np.asarray(leaf) for name, leaf in named_leaves(base.params)}
+    assert_same(found, expected_params(weights, True, architecture))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize(
+    'architecture, flag', [('llama', None), ('qwen2', 'qkv_bias'), ('qwen3', 'qk_norm')]
+)
+def test_the_shape_from_the_metadata(tmp_path, architecture, flag, tied, dtype):
+    path = tmp_path / 'some-model.gguf'
+    write_tiny_gguf(path, 0, 'F32', architecture=architecture, tied=tied)
+    flags = {flag: True} if flag else {}
+    expected = preset('tiny', tied=tied, dtype=dtype, **flags)
+    found = model_config('auto', str(path), dtype)
+    assert found == dataclasses.replace(expected, name='some-model')
+
+
+def test_what_a_file_is_silent_about(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_header(path, 'llama', 'gpt2', 'smollm', embedding=(2, 64))
+    config = model_config('auto', str(path), 'float32')
+    assert (config.num_kv_heads, config.head_width, config.rope_theta) == (4, 16, 10000.0)
+
+
+def test_a_window_bounds_the_context(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, metadata={'attention.sliding_window': 512})
+    assert model_config('auto', str(path), 'float32').context == 512
+    assert (
+        message(path) == f"{path} has llama.context_length = 512; model 'tiny' needs at least 2048."
+    )
+
+
+# Llama 3's scaling.
+
+
+def divisors(factor: float, theta: float = 5000.0, half: int = 8) -> np.ndarray:
+    """What llama.cpp's converter writes, one frequency at a time."""
+    found = []
+    for i in range(half):
+        wavelength = 2 * np.pi * theta ** (i / half)
+        share = (8192 / wavelength - 1) / (4 - 1)
+        if wavelength < 8192 / 4:
+            found.append(1.0)
+        elif wavelength > 8192:
+            found.append(factor)
+        else:
+            found.append(1 / ((1 - share) / factor + share))
+    return np.array(found, np.float32)
+
+
+def test_rotary_scaling(tmp_path):
+    path, theta = tmp_path / 'tiny.gguf', 50000.0
+    values = divisors(8.0, theta)
+    assert values.min() == 1 and ((values > 1) & (values < 8)).any() and values.max() == 8
+    write_tiny_gguf(
+        path, metadata={'rope.freq_base': theta}, extra_tensors={'rope_freqs.weight': values}
+    )
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    config = model_config('auto', str(path), 'float32')
+    assert (config.rope_scaling, config.rope_theta) == (scaling, theta)
+    load_base(config, str(path))
+    assert message(path, rope_theta=theta) == (
+        f"{path} has rope_freqs.weight = {scaling}; model 'tiny' needs None."
+    )
+    values[3] *= 1.01
+    write_tiny_gguf(
+        path, metadata={'rope.freq_base': theta}, extra_tensors={'rope_freqs.weight': values}
+    )
+    assert message(path, rope_theta=theta, rope_scaling=scaling) == (
+        f"{path}: 'rope_freqs.weight' is not the scaling of Llama 3 (low and high frequency "
+        'factors 1 and 4, original context 8192), which alone is implemented.'
+    )
+
+
+def test_a_model_with_scaling_from_a_file_without(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path)
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    assert message(path, rope_scaling=scaling) == (
+        f"{path} has rope_freqs.weight = None; model 'tiny' needs {scaling}."
+    )
 
 
 def test_bfloat16_rounds_the_weights_but_not_the_norms(tmp_path):
@@ -150,6 +254,39 @@ def test_missing_tensor(tmp_path, name):
     assert message(path) == f'{path} has no tensor {name!r}.'
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('name', ['token_embd.weight', 'blk.1.ffn_up.weight', 'output_norm.weight'])
+def test_a_value_that_is_not_finite(tmp_path, name, value):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, 0, 'F32')
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path, 'r+').tensors}
+    tensors[name].data.reshape(-1)[-1] = value
+    tensors[name].data.flush()
+    assert message(path) == (
+        f'{path}: tensor {name!r} has a value that is not finite (NaN or infinity).'
+    )
+
+
+@pytest.mark.parametrize('name', ['blk.0.attn_q.bias', 'blk.2.attn_q.weight', 'more.weight'])
+def test_tensors_that_have_no_place(tmp_path, name):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, extra_tensors={name: np.zeros(8, np.float32)})
+    assert message(path) == (f"{path} has a tensor {name!r}, for which model 'tiny' has no place.")
+
+
+def test_tied_model_from_a_file_with_a_head(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    weights = write_tiny_gguf(path, 0, 'F32')
+    embedding = weights['model.embed_tokens.weight']
+    write_tiny_gguf(path, 0, 'F32', extra_tensors={'output.weight': embedding})
+    assert_same(load(path), expected_params(weights, True))
+    write_tiny_gguf(path, 0, 'F32', tied=False)
+    assert message(path) == (
+        f"{path} has a head 'output.weight' that differs from the embedding; model 'tiny' has one "
+        'matrix for both.'
+    )
+
+
 def test_untied_model_from_a_file_without_head(tmp_path):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, 0, 'F32')
@@ -181,20 +318,60 @@ def test_another_vocabulary_than_the_presets(tmp_path):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, 0, 'F32')
     assert message(path, vocab_size=320) == (
-        f"{path} has the number of rows of token_embd.weight = 300; model 'tiny' needs 320."
+        f"{path} has rows of token_embd.weight = 300; model 'tiny' needs 320."
     )
 
 
 def test_more_tokens_than_the_model_has_room_for(tmp_path):
     path = tmp_path / 'tiny.gguf'
-    write_tiny_gguf(path, 0, 'F32')
-    assert message(path, vocab_size=200) == (
-        f"{path} has 300 tokens; model 'tiny' has room for 200."
-    )
+    write_tiny_gguf(path, extra_tokens=5)
+    assert message(path) == f"{path} has 305 tokens; model 'tiny' has room for 300."
 
 
-def write_header(path: pathlib.Path, architecture: str, model: str, split: str) -> None:
+@pytest.mark.parametrize(
+    'key, value, right',
+    [
+        ('rope.scaling.type', 'yarn', "'none', as nothing else is implemented"),
+        ('rope.scaling.type', 'linear', "'none', as nothing else is implemented"),
+        ('rope.scaling.factor', 4.0, '1.0, as nothing else is implemented'),
+        ('rope.dimension_count', 8, '16, the width of a head'),
+        ('attention.value_length', 32, '16, the width of a head'),
+        ('attention.head_count_kv', 0, 'a whole number from 1 on'),
+        ('attention.layer_norm_rms_epsilon', -0.5, 'a positive number'),
+    ],
+)
+def test_metadata_that_are_not_implemented(tmp_path, key, value, right):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, metadata={key: value})
+    text = message(path)
+    assert text == f'{path} has llama.{key} = {value}; it must be {right}.'
+
+
+def test_an_unknown_key(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, metadata={'expert_count': 8})
+    assert message(path) == f'{path} sets llama.expert_count = 8, which is not implemented.'
+    write_tiny_gguf(path, metadata={'expert_count': 0})
+    load(path)
+    load_base(preset('tiny'), str(path))
+
+
+def write_header(
+    path: pathlib.Path,
+    architecture: str,
+    model: str,
+    split: str,
+    embedding: tuple[int, int] | None = None,
+) -> None:
     writer = gguf.GGUFWriter(path, architecture)
+    if embedding:
+        writer.add_block_count(2)
+        writer.add_context_length(64)
+        writer.add_embedding_length(embedding[1])
+        writer.add_feed_forward_length(96)
+        writer.add_head_count(4)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_tensor('token_embd.weight', np.zeros(embedding, np.float32))
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(split)
     writer.add_token_list(['a', 'aa'])
@@ -209,17 +386,29 @@ def write_header(path: pathlib.Path, architecture: str, model: str, split: str) 
 
 def test_another_architecture(tmp_path):
     path = tmp_path / 'other.gguf'
+    write_header(path, 'gemma3', 'gpt2', 'smollm')
+    assert message(path) == (
+        f"{path} holds a model of architecture 'gemma3'; only llama, qwen2, qwen3 can be read from "
+        'GGUF.'
+    )
     write_header(path, 'qwen2', 'gpt2', 'smollm')
     assert message(path) == (
-        f"{path} holds a model of architecture 'qwen2'; only 'llama' can be read from GGUF."
+        f'{path} has no qwen2.embedding_length; it must be a whole number from 1 on.'
     )
+
+
+def test_another_architecture_than_the_presets(tmp_path):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path, architecture='qwen2')
+    assert message(path) == (f"{path} has biases of q, k and v = True; model 'tiny' needs False.")
 
 
 def test_a_preset_without_weights():
     with pytest.raises(UserError) as caught:
-        find_weights(preset('llama2-7b'), '')
+        find_weights(preset('tiny'), '')
     assert str(caught.value) == (
-        "Model 'llama2-7b' comes without weights: set model.weights to a GGUF file."
+        "Model 'tiny' comes without weights: set model.weights to a GGUF file, a Hugging Face "
+        "directory, or a model's name on the hub such as Qwen/Qwen3-8B."
     )
 
 
