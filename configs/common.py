@@ -28,7 +28,7 @@ def base_config(method_name: str) -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.weights = ()  # All tasks the same.
-    config.data.template = 'chatml'
+    config.data.template = 'chatml'  # Or 'plain', or 'chat', the model's own.
     config.data.validation = 0  # With more, and evaluate_every: the best checkpoint is chosen.
 
     # Tables 8 and 9 of the paper; it does not name the schedule.

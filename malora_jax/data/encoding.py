@@ -39,7 +39,7 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     if token is None:
         raise UserError(
             f'Template {template.name!r} ends answers with {end!r}, '
-            'which is not a token of this tokenizer.'
+            "which is not a token of this tokenizer: set data.template to 'chat' or 'plain'."
         )
     return token
 

@@ -20,7 +20,7 @@ class DataConfig:
     Attributes:
         tasks: names in the task registry; may be () if there are files.
         weights: share of each task among the examples; () = all the same.
-        template: name of the prompt template.
+        template: name of the prompt template: 'chatml', 'plain', or 'chat', the model's own.
         train_examples: distinct training questions of each task; of a file at most so many, and
             0 = all.
         held_out: distinct questions of each task that are kept for scoring.
