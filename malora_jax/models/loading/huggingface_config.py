@@ -184,7 +184,7 @@ class _Values:
         """The stretching of the rotary embedding, in the old or the new way of writing it."""
         section, rope = self._rope()
         kind = rope.get('rope_type') or rope.get('type') or 'default'
-        if kind not in _ROPE_KEYS:
+        if kind not in list(_ROPE_KEYS):
             raise self._refuse(section, f'of rope_type {" or ".join(_ROPE_KEYS)}')
         keys = _ROPE_KEYS[kind]
         for key, value in rope.items():
