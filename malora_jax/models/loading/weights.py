@@ -58,7 +58,7 @@ def model_config(name: str, weights: str, dtype: str) -> ModelConfig:
     if path.suffix == '.gguf':
         return gguf_config.read_config(GGUFFile(path), path.stem, dtype)
     # A downloaded model lies in a directory that is named after a version.
-    known_as = path.name if path == _local(weights) else weights
+    known_as = path.absolute().name if path == _local(weights) else weights
     return huggingface_config.read_config(path / _CONFIG, known_as, dtype)
 
 
