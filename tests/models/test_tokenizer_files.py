@@ -282,3 +282,20 @@ def test_merges_of_other_tokens(tmp_path):
     assert message(from_metadata, path, 'llama3', merges=['qq zz']) == (
         f'{path} has tokenizer merges of tokens that are not in its vocabulary.'
     )
+
+
+@pytest.mark.parametrize('name, key', [('llama3', 'token_type'), ('llama2', 'scores')])
+def test_lists_of_another_length(tmp_path, name, key):
+    path = tmp_path / 'a.gguf'
+    items = recorded(name)['gguf'][key]
+    assert message(from_metadata, path, name, **{key: items[:-1]}) == (
+        f'{path} has {len(items)} tokens but {len(items) - 1} items in tokenizer.ggml.{key}.'
+    )
+
+
+@pytest.mark.parametrize('key', ['eos_token_id', 'bos_token_id', 'unknown_token_id'])
+def test_ids_beyond_the_vocabulary(tmp_path, key):
+    path = tmp_path / 'a.gguf'
+    assert message(from_metadata, path, 'llama2', **{key: 700}) == (
+        f'{path} has tokenizer.ggml.{key} = 700, but 700 tokens.'
+    )

@@ -47,7 +47,7 @@ def backend(file: GGUFFile) -> tokenizers.Tokenizer:
             f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {split!r}; only '
             f"'llama', and 'gpt2' with one of {known}, can be read from GGUF."
         )
-    tokens, kinds = _field(file, 'tokens'), _field(file, 'token_type')
+    tokens, kinds = _field(file, 'tokens'), _one_each(file, 'token_type')
     _add(tokenizer, tokens, kinds, (_UNKNOWN, _CONTROL), special=True)
     _add(tokenizer, tokens, kinds, (_USER_DEFINED,), special=False)
     return tokenizer
@@ -57,34 +57,38 @@ def eos_id(file: GGUFFile) -> int:
     """The token that ends a text.
 
     Raises:
-        UserError: the file names none.
+        UserError: the file names none, or one that is not in its vocabulary.
     """
-    return _field(file, 'eos_token_id')
+    return _token_id(file, 'eos_token_id')
 
 
 def bos_id(file: GGUFFile) -> int | None:
     """The token that every text starts with, or None.
 
     Raises:
-        UserError: texts start with one, but the file does not name it.
+        UserError: texts start with one, but the file does not name it or does not have it.
     """
     kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
     # What llama.cpp does where the file is silent.
     default = kind == 'llama' or split == 'llama-bpe'
     adds = file.field('tokenizer.ggml.add_bos_token', default)
-    return _field(file, 'bos_token_id') if adds else None
+    return _token_id(file, 'bos_token_id') if adds else None
 
 
 def named_tokens(file: GGUFFile) -> dict[str, str]:
     """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
     tokens = _field(file, 'tokens')
-    ids = {
-        'bos_token': file.field('tokenizer.ggml.bos_token_id'),
-        'eos_token': file.field('tokenizer.ggml.eos_token_id'),
-        'unk_token': file.field('tokenizer.ggml.unknown_token_id'),
-        'pad_token': file.field('tokenizer.ggml.padding_token_id'),
+    keys = {
+        'bos_token': 'bos_token_id',
+        'eos_token': 'eos_token_id',
+        'unk_token': 'unknown_token_id',
+        'pad_token': 'padding_token_id',
     }
-    return {name: tokens[index] for name, index in ids.items() if index is not None}
+    return {
+        name: tokens[_token_id(file, key)]
+        for name, key in keys.items()
+        if file.field(f'tokenizer.ggml.{key}') is not None
+    }
 
 
 def _field(file: GGUFFile, key: str) -> Any:
@@ -94,6 +98,26 @@ def _field(file: GGUFFile, key: str) -> Any:
             f'{file.path} has no tokenizer.ggml.{key}, without which it cannot be used.'
         )
     return value
+
+
+def _token_id(file: GGUFFile, key: str) -> int:
+    index, count = _field(file, key), len(_field(file, 'tokens'))
+    if not 0 <= index < count:
+        raise errors.UserError(
+            f'{file.path} has tokenizer.ggml.{key} = {index}, but {count:,} tokens.'
+        )
+    return index
+
+
+def _one_each(file: GGUFFile, key: str) -> Any:
+    """The items of a list that says something of every token."""
+    items, tokens = _field(file, key), _field(file, 'tokens')
+    if len(items) != len(tokens):
+        raise errors.UserError(
+            f'{file.path} has {len(tokens):,} tokens but {len(items):,} items in '
+            f'tokenizer.ggml.{key}.'
+        )
+    return items
 
 
 def _add(
@@ -136,8 +160,8 @@ def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
 
 
 def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
-    tokens, kinds = _field(file, 'tokens'), _field(file, 'token_type')
-    scores = _field(file, 'scores')
+    tokens, kinds = _field(file, 'tokens'), _one_each(file, 'token_type')
+    scores = _one_each(file, 'scores')
     vocabulary = {token: index for index, token in enumerate(tokens)}
     normal = {
         token: score
