@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from malora_jax import errors
 from malora_jax.models.decoder import Cache, Decoder, empty_cache, head, logits
 
 
@@ -48,8 +49,17 @@ class Generator:
 
         Returns:
             Token ids of each answer, in the order of the prompts.
+
+        Raises:
+            UserError: a prompt and its answer might not fit into the model's context.
         """
         most = self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)
+        config, longest = self.model.config, max(map(len, prompts), default=0)
+        if longest + most > config.context:
+            raise errors.UserError(
+                f'A prompt of {longest} tokens and an answer of {most} do not fit into the context '
+                f'of {config.name}, {config.context}.'
+            )
         answers: list[list[int]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.batch_size):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from model_helpers import logits_of, random_variables, small_method, tiny_model
 
+from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 
@@ -93,3 +94,15 @@ def test_an_answer_may_be_empty():
 
 def test_no_prompts_no_answers():
     assert generate('malora', []) == []
+
+
+def test_prompt_and_answer_must_fit_into_the_context():
+    model = tiny_model(context=20)
+    generator = Generator(model, NO_END, batch_size=2, max_new_tokens=8, bucket=8)
+    assert len(generator(VARIABLES['base'], prompts(12, 3))[0]) == 8
+    assert len(generator(VARIABLES['base'], prompts(14), limit=6)[0]) == 6
+    with pytest.raises(UserError) as caught:
+        generator(VARIABLES['base'], prompts(3, 13))
+    assert str(caught.value) == (
+        'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
+    )
