@@ -183,6 +183,22 @@ class ReferenceDecoder:
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
 
 
+def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
+    """Of every router and token that is not padding, (M, E); M is zero without routers."""
+    real = segments.reshape(-1) > 0
+    each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
+    exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
+    """By how much the last chosen expert beats the first that is not, where they are closest."""
+    if probabilities_ME.shape[-1] == top_k:
+        return np.inf
+    ordered = -np.sort(-probabilities_ME, axis=-1)
+    return (ordered[:, top_k - 1] - ordered[:, top_k]).min()
+
+
 def _layer(stacked: Any, i: int) -> Any:
     if isinstance(stacked, dict):
         return {key: _layer(value, i) for key, value in stacked.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
-from reference_decoder import Losses, Outputs, ReferenceDecoder, float64
+from reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
@@ -83,8 +83,9 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
     """Random values with which no router is in two minds, so that rounding changes no choice."""
     for seed in range(20):
         variables = jax.tree.map(np.array, random_variables(model, seed))
-        reference = ReferenceDecoder(model.config, variables, model.adapter)
-        if margin(probabilities(reference.loss(BATCH).outputs), model.adapter.top_k) > 3e-4:
+        outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
+        chances = probabilities(outputs, BATCH['segment_ids'])
+        if margin(chances, model.adapter.top_k) > 3e-4:
             return variables
     raise AssertionError('every seed has a router in two minds')
 
@@ -131,22 +132,6 @@ def test_losses_against_the_reference(name):
     assert (losses.balance > 0.5) == step.model.adapter.has_router
 
 
-def probabilities(outputs: Outputs) -> np.ndarray:
-    """Of every router and token that is not padding, (M, E); M is zero without routers."""
-    real = BATCH['segment_ids'].reshape(-1) > 0
-    each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
-    exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
-
-
-def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
-    """By how much the last chosen expert beats the first that is not, where they are closest."""
-    if probabilities_ME.shape[-1] == top_k:
-        return np.inf
-    ordered = -np.sort(-probabilities_ME, axis=-1)
-    return (ordered[:, top_k - 1] - ordered[:, top_k]).min()
-
-
 def moved(tree: Any, path: str, change: np.ndarray) -> Any:
     """The tree with a change added to one leaf."""
     key, _, rest = path.partition('/')
@@ -159,7 +144,8 @@ def test_gradients_are_central_differences_of_the_reference(name):
     step, top_k = trained(name), small_method(name).top_k
     variables = {key: float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
-    chances = probabilities(here)
+    segments = BATCH['segment_ids']
+    chances = probabilities(here, segments)
     rng = np.random.default_rng(1)
     for path, gradient in trees.named_leaves(step.gradients):
         direction = SIZE * rng.standard_normal(gradient.shape)
@@ -168,7 +154,7 @@ def test_gradients_are_central_differences_of_the_reference(name):
             for change in (STEP * direction, -STEP * direction)
         ]
         for end in ends:
-            change = np.abs(probabilities(end.outputs) - chances).max(initial=0)
+            change = np.abs(probabilities(end.outputs, segments) - chances).max(initial=0)
             assert 2 * change < margin(chances, top_k), f'{path}: the step may change a choice'
         expected = (ends[0].total - ends[1].total) / (2 * STEP)
         # How large a derivative in a random direction is.
