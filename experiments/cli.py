@@ -1,5 +1,6 @@
 """What the command-line entries share: the config flag, and mistakes as one line of stderr."""
 
+import errno
 import os
 import pathlib
 import sys
@@ -46,6 +47,8 @@ def _call(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _fail('The disk is full: make room; the same command goes on from what it saved.', 1)
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail('Interrupted; the same command goes on from the last checkpoint.', 130)

@@ -1,6 +1,7 @@
 """Checkpoints of adapter, optimizer, step and data position; never of the base."""
 
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import grain
@@ -9,6 +10,9 @@ from orbax.checkpoint import v1 as ocp
 
 from malora_jax import errors
 from malora_jax.training.state import TrainState
+
+# Room for what is beside the arrays; they are compressed a little.
+_METADATA_BYTES = 1 << 20
 
 
 class Best(NamedTuple):
@@ -42,8 +46,9 @@ class Checkpoints:
         newest = policies.LatestN(keep)
         best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
         kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
+        self._directory = directory.absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            self._directory,
             # The loop decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=kept,
@@ -86,12 +91,41 @@ class Checkpoints:
             state: what is saved.
             data: its position is saved with it.
             validation_loss: of the state, if it was measured.
+
+        Raises:
+            OSError: it cannot be written; the checkpoints before it are as they were.
         """
         step = int(state.step)
-        if step != self.latest_step:
-            metrics = None if validation_loss is None else {'validation_loss': validation_loss}
-            checkpoint = {'state': state, 'data': data}
-            self._checkpointer.save_checkpointables(step, checkpoint, metrics=metrics)
+        if step == self.latest_step:
+            return
+        self.check_room(state)
+        metrics = None if validation_loss is None else {'validation_loss': validation_loss}
+        try:
+            self._checkpointer.save_checkpointables(
+                step, {'state': state, 'data': data}, metrics=metrics
+            )
+        except Exception as error:  # The storage's errors are of many types.
+            cause = str(error).rsplit(': ', 1)[-1] or type(error).__name__
+            raise OSError(
+                f'Checkpoint {self._directory / str(step)} cannot be written ({cause}); the same '
+                'command goes on from the one before.'
+            ) from error
+
+    def check_room(self, state: TrainState) -> None:
+        """Checks that a checkpoint of the state fits on the disk.
+
+        Where it does not, the storage would say so too, but with the tracebacks of its threads.
+
+        Raises:
+            OSError: it does not, in megabytes.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _METADATA_BYTES
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(
+                f'A checkpoint needs {needed / 1e6:.1f} MB and {self._directory} has '
+                f'{free / 1e6:.1f} MB free: make room; the same command goes on from the last one.'
+            )
 
     def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
         """The newest checkpoint's state; `data` is moved to where it was.
@@ -115,11 +149,11 @@ class Checkpoints:
 
     def _load(self, step: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
         if step is None:
-            raise errors.UserError(f'There is no checkpoint in {self._checkpointer.directory}.')
+            raise errors.UserError(f'There is no checkpoint in {self._directory}.')
         try:
             return self._checkpointer.load_checkpointables(step, wanted)
         except Exception as error:  # Whatever Orbax or the file system finds wrong.
-            folder = pathlib.Path(str(self._checkpointer.directory)) / str(step)
+            folder = self._directory / str(step)
             raise errors.UserError(
                 f'Checkpoint {folder} cannot be read: remove that folder to continue from the one '
                 'before.'

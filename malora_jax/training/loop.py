@@ -73,6 +73,8 @@ def _train(
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, data)
             print(f'Continuing {workdir} after step {int(state.step)}.')
+        if int(state.step) < setup.run.training.steps:
+            checkpoints.check_room(state)
         before = results.scored(setup, workdir, 'before', None)
         with MetricWriter(workdir, int(state.step)) as writer:
             earlier = writer.records[-1]['train_time_s'] if writer.records else 0.0

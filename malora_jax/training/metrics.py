@@ -3,13 +3,19 @@
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from malora_jax import files
 from malora_jax.errors import UserError
+
+# TensorBoard reads again every 30 seconds or so; each flush waits for the disk.
+_FLUSH_SECONDS = 10
 
 
 class MetricWriter:
@@ -41,9 +47,12 @@ class MetricWriter:
         self._file = path.open('a', encoding='utf-8')
         # Written anew: what a killed run's writer still held in memory is in the records too.
         shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-        self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
+        (workdir / 'tensorboard').mkdir()
+        # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting.
+        self._board = EventsWriter(str(workdir / 'tensorboard' / 'events'))
         for record in self.records:
             self._show(record)
+        self._flush_board()
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -58,8 +67,16 @@ class MetricWriter:
         self._file.flush()
         self.records.append(dict(record))
         self._show(record)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush_board()
 
     def _show(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():
             if name != 'step':
-                self._board.add_scalar(name, value, int(record['step']))
+                event = Event(step=int(record['step']), summary=scalar(name, value))
+                event.wall_time = time.time()
+                self._board.write_event(event)
+
+    def _flush_board(self) -> None:
+        self._board.flush()
+        self._flushed = time.monotonic()

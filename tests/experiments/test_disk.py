@@ -1,0 +1,128 @@
+"""A run on a file system that is full or read-only: one line, and nothing that was saved is lost.
+
+The file systems are real: a tmpfs of a few hundred kilobytes, mounted in a namespace of its own.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from tiny_gguf import write_tiny_gguf
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMAND = [
+    *(sys.executable, '-m', 'experiments.train', '--config=configs/quickstart.py'),
+    *('--config.model.name=tiny', "--config.data.tasks=('chain_sum',)"),
+    *('--config.data.train_examples=60', '--config.data.held_out=4', '--config.training.steps=6'),
+    *('--config.training.checkpoint_every=2', '--config.adapter.rank=2'),
+    *('--config.adapter.shared_rank=4', '--config.data.batch_size=1'),
+    *('--config.data.template=plain', '--config.evaluation.max_new_tokens=40'),
+]
+
+
+@functools.cache
+def can_mount() -> bool:
+    """Whether this machine lets an unprivileged user mount a tmpfs of their own."""
+    try:
+        probe = ['unshare', '--map-root-user', '--mount', 'mount', '-t', 'tmpfs', 'none', '/mnt']
+        return subprocess.run(probe, capture_output=True, timeout=10).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not can_mount(), reason='needs Linux user namespaces')
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'tiny.gguf'
+    write_tiny_gguf(path)
+    return path
+
+
+def on_disk(
+    tmp_path: pathlib.Path, weights: pathlib.Path, options: str, *commands: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs shell commands with a tmpfs at `$disk`; what is on it at the end is copied to `kept`.
+
+    `train` starts the run there.
+    """
+    disk, kept = tmp_path / 'disk', tmp_path / 'kept'
+    disk.mkdir()
+    command = shlex.join([*COMMAND, f'--config.model.weights={weights}', f'--workdir={disk}/run'])
+    script = [
+        f'cd {ROOT}; disk={disk}; train() {{ {command}; }}',
+        f'mount -t tmpfs -o {options} none $disk',
+        *commands,
+        f'status=$?; cp -r $disk {kept}; exit $status',
+    ]
+    return subprocess.run(
+        ['unshare', '--map-root-user', '--mount', 'bash', '-c', '\n'.join(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def only_line(done: subprocess.CompletedProcess[str]) -> str:
+    """What stands on stderr besides progress bars."""
+    lines = done.stderr.replace('\r', '\n').splitlines()
+    lines = [line for line in lines if line.strip() and '|' not in line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run_and_room_continues_it(tmp_path, weights):
+    """One checkpoint fits and a second does not; each takes 0.3 MB, and 1 MB must be free."""
+    done = on_disk(
+        tmp_path,
+        weights,
+        'size=1500k',
+        'train',
+        'echo "status $?"; ls $disk/run/checkpoints',
+        'mount -o remount,size=20m $disk',
+        'train',
+    )
+    assert done.returncode == 0, done.stderr
+    line = only_line(done)
+    assert re.fullmatch(
+        r'A checkpoint needs 1\.3 MB and \S+/run/checkpoints has \d\.\d MB free: make room; the '
+        r'same command goes on from the last one\.',
+        line,
+    )
+    assert 'status 1\n2\n' in done.stdout, 'the first checkpoint stays, and nothing beside it'
+    assert 'after step 2.' in done.stdout
+    records = [json.loads(line) for line in (tmp_path / 'kept/run/metrics.jsonl').open()]
+    assert [record['step'] for record in records] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_told_before_any_work(tmp_path, weights):
+    done = on_disk(tmp_path, weights, 'size=800k', 'train')
+    assert done.returncode == 1
+    line = only_line(done)
+    assert line.startswith('A checkpoint needs 1.3 MB')
+    assert '%' not in done.stderr, 'no progress bar: nothing was scored or trained'
+
+
+def test_a_file_that_fills_the_disk_is_one_line(tmp_path, weights):
+    """Full already: not even the config fits, and none is left half-written."""
+    fill = 'head -c 1M /dev/zero > $disk/filler 2> /dev/null'
+    done = on_disk(tmp_path, weights, 'size=800k', fill, 'train')
+    assert done.returncode == 1
+    message = 'The disk is full: make room; the same command goes on from what it saved.'
+    assert only_line(done) == message
+    assert not [path for path in (tmp_path / 'kept/run').rglob('*') if path.stat().st_size]
+
+
+def test_a_read_only_disk_is_told_before_any_work(tmp_path, weights):
+    done = on_disk(tmp_path, weights, 'ro,size=1m', 'train')
+    assert done.returncode == 1
+    line = only_line(done)
+    assert 'Read-only file system' in line
+    assert '/disk/run' in line
+    assert not [*(tmp_path / 'kept').iterdir()]
