@@ -13,6 +13,7 @@ from family_weights import draw
 from model_helpers import logits_of
 from reference_decoder import ReferenceDecoder
 from safetensors.numpy import save_file
+from tiny_gguf import SHAPE, write_tiny_gguf
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, ModelConfig
@@ -28,50 +29,51 @@ TOLERANCE = 1e-4
 
 
 class Recorded(NamedTuple):
-    """A family's tiny model as `transformers` saves it.
+    """A tiny model as `transformers` saves it.
 
     Attributes:
         config: the content of config.json.
-        index: of model.safetensors.index.json.
+        shards: the file of each tensor.
         weights: by name.
-        logits: (B, M, V), at M positions.
     """
 
     config: dict[str, Any]
-    index: dict[str, Any]
+    shards: dict[str, str]
     weights: dict[str, np.ndarray]
-    logits: np.ndarray
 
 
 def recorded(family: str) -> Recorded:
     found = FAMILIES[family]
     weights = {name: draw(name, tuple(shape)) for name, shape in found['shapes'].items()}
-    return Recorded(found['config'], found['index'], weights, LOGITS[family])
+    return Recorded(found['config'], found['index']['weight_map'], weights)
 
 
-def write_directory(model: Recorded, path: pathlib.Path) -> None:
-    """What `save_pretrained` writes, and a tokenizer."""
+def load_recorded(model: Recorded, path: pathlib.Path) -> Base:
+    """Writes what `save_pretrained` writes, and a tokenizer; loads it as what it says it is."""
     (path / 'config.json').write_text(json.dumps(model.config))
-    (path / 'model.safetensors.index.json').write_text(json.dumps(model.index))
-    shard_of = model.index['weight_map']
-    for shard in set(shard_of.values()):
-        held = {name: model.weights[name] for name in shard_of if shard_of[name] == shard}
-        save_file(held, path / shard)
+    index = {'metadata': {}, 'weight_map': model.shards}
+    (path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    for shard in set(model.shards.values()):
+        names = [name for name in model.shards if model.shards[name] == shard]
+        save_file({name: model.weights[name] for name in names}, path / shard)
     vocabulary = {f't{i}': i for i in range(model.config['vocab_size'])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='t0'))
     tokenizer.save(str(path / 'tokenizer.json'))
     (path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': 't2'}))
+    return load_auto(path)
+
+
+def load_auto(path: pathlib.Path) -> Base:
+    return load_base(model_config('auto', str(path), 'float32'), str(path))
 
 
 @pytest.fixture(scope='module')
 def bases(tmp_path_factory) -> dict[str, Base]:
-    """Every family's model, its shape read from its own config.json."""
-    loaded = {}
-    for family in FAMILIES:
-        path = tmp_path_factory.mktemp(family)
-        write_directory(recorded(family), path)
-        loaded[family] = load_base(model_config('auto', str(path), 'float32'), str(path))
-    return loaded
+    """Every family's model."""
+    return {
+        family: load_recorded(recorded(family), tmp_path_factory.mktemp(family))
+        for family in FAMILIES
+    }
 
 
 def logits_at_positions(config: ModelConfig, params: Any) -> np.ndarray:
@@ -82,7 +84,7 @@ def logits_at_positions(config: ModelConfig, params: Any) -> np.ndarray:
 @pytest.mark.parametrize('family', FAMILIES)
 def test_logits_equal_those_of_transformers(bases, family):
     """At positions past the context, or past the original one with scaling."""
-    base, expected = bases[family], recorded(family).logits
+    base, expected = bases[family], LOGITS[family]
     scaling = base.config.rope_scaling
     context = scaling.original_context if scaling else base.config.context
     assert LOGITS['positions'].max() > 2 * context
@@ -98,7 +100,7 @@ def test_the_reference_decoder_agrees_with_transformers(bases, family):
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     logits = reference(tokens, positions, np.ones_like(tokens)).logits
     found = logits[:, LOGITS['positions']]
-    np.testing.assert_allclose(found, recorded(family).logits, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(found, LOGITS[family], rtol=0, atol=TOLERANCE)
 
 
 SCALING = dict(factor=4.0, low_frequency_factor=2.0, high_frequency_factor=3.0, original_context=64)
@@ -124,7 +126,7 @@ def test_nothing_that_a_family_has_is_without_effect(bases, family, changes):
     if changes.keys() <= SCALING.keys():
         changes = {'rope_scaling': dataclasses.replace(base.config.rope_scaling, **changes)}
     config = dataclasses.replace(base.config, **changes)
-    difference = np.abs(logits_at_positions(config, base.params) - recorded(family).logits)
+    difference = np.abs(logits_at_positions(config, base.params) - LOGITS[family])
     assert difference.max() > 1e-2
 
 
@@ -153,6 +155,26 @@ def test_configs_of_older_versions_say_the_same(bases, family, tmp_path):
     assert dataclasses.replace(found, name=bases[family].config.name) == bases[family].config
 
 
+@pytest.mark.parametrize('family, tied', [('llama', False), ('qwen2', True), ('qwen3', False)])
+def test_a_gguf_file_holds_the_same_model(family, tied, tmp_path):
+    """Loaded from the two formats, a model is the same to the bit."""
+    path = tmp_path / 'model.gguf'
+    weights = write_tiny_gguf(path, 0, 'F32', tied=tied, architecture=family)
+    numbers = dataclasses.asdict(SHAPE)
+    rope = {'rope_type': 'default', 'rope_theta': numbers.pop('rope_theta')}
+    changes = {'rope_parameters': rope, 'tie_word_embeddings': tied}
+    config = FAMILIES[family]['config'] | numbers | changes
+    shards = dict.fromkeys(weights, 'model-00001-of-00001.safetensors')
+    expected, found = load_recorded(Recorded(config, shards, weights), tmp_path), load_auto(path)
+    # The file's metadata give a context of their own.
+    same = dict(name=expected.config.name, context=expected.config.context)
+    assert dataclasses.replace(found.config, **same) == expected.config
+    leaves = dict(named_leaves(expected.params))
+    assert [name for name, _ in named_leaves(found.params)] == [*leaves]
+    for name, leaf in named_leaves(found.params):
+        np.testing.assert_array_equal(leaf, leaves[name], err_msg=name, strict=True)
+
+
 @pytest.mark.parametrize('family', ['llama3', 'qwen2', 'qwen3'])
 def test_logits_through_a_cache(bases, family):
     """A prompt in one piece, then the rest through the cache."""
@@ -171,4 +193,4 @@ def test_logits_through_a_cache(bases, family):
         hidden.append(part)
     head = base.params['embedding' if base.config.tied else 'head']
     logits = np.concatenate(hidden, axis=1)[:, LOGITS['positions']] @ head.T
-    np.testing.assert_allclose(logits, recorded(family).logits, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits, LOGITS[family], rtol=0, atol=TOLERANCE)
