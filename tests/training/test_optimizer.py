@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import METHOD_NAMES, random_variables, small_method, tiny_model
+from step_helpers import ADAMW
 
 from malora_jax.adapters import trees
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
-ADAMW = OptimizerConfig(
-    learning_rate=1e-3, warmup_ratio=0.1, schedule='cosine', weight_decay=0.01, clip_norm=1.0
-)
 # Powers of two: a product with one is exact.
 RATES = {'router': 0.5, 'down': 2.0, 'core': 4.0, 'up': 16.0, 'magnitude': 0.25}
 

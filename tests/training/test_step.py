@@ -4,9 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from model_helpers import (
     STRUCTURES,
@@ -17,21 +15,18 @@ from model_helpers import (
     tiny_model,
     unpacked,
 )
+from step_helpers import ADAMW, RECORDER, assert_close, new_state
 
 from malora_jax.adapters import method, trees
 from malora_jax.models import Decoder, ModelConfig
-from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
-from malora_jax.training.state import TrainState, abstract_variables, create_state
+from malora_jax.training.state import abstract_variables, create_state
 from malora_jax.training.step import abstract_batch, make_train_step
 
 NUM_TASKS = 2
 # Five examples in two rows, and three rows of padding; every test has this shape.
 BATCH = packed_batch([(10, 9), (7, 8, 9), (), (), ()], 24)
-ADAMW = OptimizerConfig(
-    learning_rate=1e-3, warmup_ratio=0.1, schedule='cosine', weight_decay=0.01, clip_norm=1.0
-)
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +37,6 @@ def compile_quickly():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
-# An optimizer that keeps the gradients it is given, and changes nothing.
-RECORDER = optax.GradientTransformation(
-    init=lambda params: jax.tree.map(jnp.zeros_like, params),
-    update=lambda gradients, _, params: (jax.tree.map(jnp.zeros_like, params), gradients),
-)
-
-
 @functools.cache
 def recording_step(model: Decoder):
     return make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed=0)
@@ -56,21 +44,9 @@ def recording_step(model: Decoder):
 
 def metrics_and_gradients(model: Decoder, variables, batch) -> tuple[dict[str, Any], Any]:
     """What the compiled training step computes, before the optimizer."""
-    adapter = jax.tree.map(jnp.copy, variables['adapter'])  # The step reuses its state's memory.
-    frozen = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
-    state = TrainState(jnp.int32(0), adapter, frozen, RECORDER.init(adapter))
+    state = new_state(variables, RECORDER)
     state, metrics = recording_step(model)(state, variables['params'], batch)
-    return jax.tree.map(np.asarray, metrics), jax.tree.map(np.asarray, state.opt_state)
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    """Equal up to `tolerance` of each leaf's largest entry, which must not be zero."""
-    for (name, a), (_, b) in zip(
-        trees.named_leaves(found), trees.named_leaves(expected), strict=True
-    ):
-        scale = np.abs(b).max()
-        assert scale > 0, name
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
+    return jax.tree.map(np.asarray, metrics), jax.tree.map(np.asarray, state.opt_state[0])
 
 
 def without_dropout(name: str, **overrides) -> Decoder:
@@ -155,9 +131,7 @@ def test_only_the_adapter_is_trained(name, frozen):
     model = tiny_model(small_method(name, frozen=frozen))
     variables = random_variables(model)
     optimizer = make_optimizer(ADAMW, 10)
-    adapter = jax.tree.map(jnp.copy, variables['adapter'])
-    fixed = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
-    state = TrainState(jnp.int32(0), adapter, fixed, optimizer.init(adapter))
+    state = new_state(variables, optimizer)
     schedule = learning_rate_schedule(ADAMW, 10)
     train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
     before = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
@@ -240,8 +214,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     steps = [make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed) for seed in (0, 1)]
 
     def loss(seed: int, number: int) -> float:
-        adapter = jax.tree.map(jnp.copy, variables['adapter'])
-        state = TrainState(jnp.int32(number), adapter, {}, RECORDER.init(adapter))
+        state = new_state(variables, RECORDER, number)
         return float(steps[seed](state, variables['params'], BATCH)[1]['loss'])
 
     first = loss(0, 0)

@@ -1,0 +1,50 @@
+"""What the tests of a training step share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from malora_jax.adapters import trees
+from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.state import TrainState
+
+ADAMW = OptimizerConfig(
+    learning_rate=1e-3, warmup_ratio=0.1, schedule='cosine', weight_decay=0.01, clip_norm=1.0
+)
+
+
+def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, with the gradients that it was last given in its state: (gradients, own)."""
+
+    def update(gradients, state, params):
+        updates, own = optimizer.update(gradients, state[1], params)
+        return updates, (gradients, own)
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params), optimizer.init(params)
+
+    return optax.GradientTransformation(init, update)
+
+
+# Keeps the gradients that it is given, and changes nothing.
+RECORDER = recording(optax.set_to_zero())
+
+
+def new_state(variables: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
+    """A state from copies of the variables: a training step reuses its state's memory."""
+    adapter = jax.tree.map(jnp.copy, variables['adapter'])
+    frozen = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
+    return TrainState(jnp.int32(step), adapter, frozen, optimizer.init(adapter))
+
+
+def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """Equal up to `tolerance` of each leaf's largest entry, which must not be zero."""
+    for (name, a), (_, b) in zip(
+        trees.named_leaves(found), trees.named_leaves(expected), strict=True
+    ):
+        scale = np.abs(b).max()
+        assert scale > 0, name
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)

@@ -1,0 +1,148 @@
+"""A step in parts against the same rows at once, and against the formula written out."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from model_helpers import packed_batch, random_variables, small_method, tiny_model
+from step_helpers import ADAMW, assert_close, new_state, recording
+
+from malora_jax.adapters import method, trees
+from malora_jax.models import Decoder, preset
+from malora_jax.training.accumulation import summed_gradients
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.state import abstract_variables, create_state
+from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
+
+NUM_TASKS = 2
+# Parts of two rows that differ much in what they hold; the last has no token at all.
+BATCH = packed_batch([(10, 9), (7, 8, 9), (4,), (), (24,), (3, 3), (), ()], 24)
+PARTS = 4
+
+
+def parts(batch):
+    return [{key: rows[i : i + 2] for key, rows in batch.items()} for i in range(0, 8, 2)]
+
+
+def step_of(model, optimizer, accumulate: int):
+    return make_train_step(
+        model, optimizer, lambda _: 0.0, NUM_TASKS, seed=0, accumulate=accumulate
+    )
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """Compilation is most of the time here, and the memory that is planned is the same."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def small_model(name: str, **overrides):
+    return tiny_model(small_method(name, targets=('q', 'down'), **overrides))
+
+
+def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
+    """The state, the gradients and the metrics after a step of the batch."""
+    optimizer = recording(optimizer)
+    train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, 0, accumulate)
+    state = new_state(variables, optimizer, number)
+    state, metrics = train_step(state, variables['params'], BATCH)
+    return state, state.opt_state[0], metrics
+
+
+@pytest.mark.parametrize('name', ['dora', 'malora'])
+def test_parts_are_one_large_batch(name):
+    """Loss, gradient and update, where no balance loss is asked for.
+
+    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate, where
+    the gradient is not lost in rounding.
+    """
+    model = small_model(name, dropout=0.0, balance_weight=0.0)
+    variables, optimizer = random_variables(model), make_optimizer(ADAMW, 10)
+    (whole, gradients, expected), (in_parts, found, metrics) = (
+        one_step(model, variables, optimizer, accumulate) for accumulate in (1, PARTS)
+    )
+    assert metrics.keys() == expected.keys()
+    for key in metrics.keys() - {'balance_loss'}:
+        np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5, err_msg=key)
+    assert metrics['task_tokens'].sum() == BATCH['loss_mask'].sum()
+    assert metrics['tokens'] == (BATCH['segment_ids'] > 0).sum()
+    assert_close(found, gradients, 2e-5)
+    assert int(in_parts.step) == 1
+    leaves = (trees.named_leaves(state.adapter) for state in (whole, in_parts))
+    for (path, a), (_, b), gradient in zip(*leaves, jax.tree.leaves(gradients), strict=True):
+        clear = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
+        assert clear.mean() > 0.5, path
+        np.testing.assert_allclose(a[clear], b[clear], rtol=0, atol=1e-7, err_msg=path)
+
+
+def gradient_written_out(model, variables, keys):
+    """Of the objective as the docstring of `make_train_step` has it."""
+    loss_tokens, tokens = BATCH['loss_mask'].sum(), (BATCH['segment_ids'] > 0).sum()
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(adapter, part, key, share):
+        sums = losses(model, variables | {'adapter': adapter}, part, NUM_TASKS, key)
+        balance = share * mean_balance_loss(sums.routing)
+        return sums.nll.sum() / loss_tokens + model.adapter.balance_weight * balance
+
+    each = []
+    for number, key in enumerate(keys):
+        part = {name: rows[2 * number : 2 * number + 2] for name, rows in BATCH.items()}
+        share = (part['segment_ids'] > 0).sum() / tokens
+        each.append(gradient_of(variables['adapter'], part, key, share))
+    return jax.tree.map(lambda *leaves: sum(leaves), *each)
+
+
+def test_balance_loss_and_dropout_are_those_of_each_part():
+    model = small_model('malora', dropout=0.3, balance_weight=0.5)
+    variables = random_variables(model)
+    _, found, metrics = one_step(model, variables, optax.set_to_zero(), PARTS, number=3)
+    assert metrics['balance_loss'] > 1
+    step_key = jax.random.fold_in(jax.random.key(0), 3)
+    keys = jax.random.split(step_key, PARTS)
+    assert_close(found, gradient_written_out(model, variables, keys), 2e-5)
+    # The same masks in each part are far from it.
+    with pytest.raises(AssertionError):
+        assert_close(found, gradient_written_out(model, variables, [step_key] * PARTS), 1e-2)
+
+
+def test_sums_over_parts_in_order():
+    def objective(w, rows, key):
+        value = (w * rows['x']).sum() * rows['y'].sum()
+        return value, (value, jax.random.uniform(key))
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    rows = {'x': np.arange(6.0).reshape(6, 1), 'y': np.arange(1.0, 7.0)}
+    gradients, (value, draws) = summed_gradients(objective, jnp.float32(2.0), rows, keys)
+    expected = 1 * 3 + 5 * 7 + 9 * 11
+    assert gradients == expected
+    assert value == 2 * expected
+    np.testing.assert_allclose(draws, sum(jax.random.uniform(key) for key in keys), rtol=1e-6)
+
+
+# Memory, as the compiler plans it.
+
+
+def temporary_bytes(rows: int, accumulate: int, remat: bool) -> int:
+    config = preset('tiny', num_layers=6)
+    adapter = method('lora', rank=2, targets=('q',))
+    model, optimizer = Decoder(config, adapter, remat), make_optimizer(ADAMW, 10)
+    params = nn.unbox(abstract_variables(model))['params']
+    state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
+    train_step = make_train_step(
+        model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, 0, accumulate
+    )
+    lowered = train_step.lower(state, params, abstract_batch(rows, 128))
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_parts_need_the_memory_of_one_part_and_remat_less():
+    one, in_parts, whole = (temporary_bytes(*sizes, False) for sizes in ((1, 1), (8, 8), (8, 1)))
+    assert in_parts < 1.2 * one
+    assert whole > 5 * one
+    assert temporary_bytes(1, 1, True) < 0.5 * one
