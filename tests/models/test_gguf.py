@@ -16,6 +16,7 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.models import preset
 from malora_jax.models.config import Llama3Scaling
+from malora_jax.models.loading import params as params_lib
 from malora_jax.models.loading import weights as weights_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
@@ -73,11 +74,13 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
+@pytest.mark.parametrize('block', [2**18, 500])
 @pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize(
     'types', ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', MIXED], ids=lambda t: str(t)[:5]
 )
-def test_params_are_exactly_the_dequantised_weights(tmp_path, types, tied):
+def test_params_are_exactly_the_dequantised_weights(tmp_path, monkeypatch, types, tied, block):
+    monkeypatch.setattr(params_lib, '_BLOCK', block)
     weights = write_tiny_gguf(tmp_path / 'tiny.gguf', 3, types, tied=tied)
     assert_same(load(tmp_path / 'tiny.gguf', tied=tied), expected_params(weights, tied))
 

@@ -7,14 +7,13 @@ import pathlib
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from model_helpers import random_variables, tiny_model
 from safetensors.numpy import load_file, save_file
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.models import ModelConfig, preset
+from malora_jax.models.loading import params as params_lib
 from malora_jax.models.loading.params import load_params, to_huggingface
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
 
@@ -34,6 +33,12 @@ def write_shards(path: pathlib.Path, weights: dict[str, np.ndarray], count: int 
         save_file(held, path / shard)
         shard_of |= dict.fromkeys(held, shard)
     (path / INDEX).write_text(json.dumps({'metadata': {}, 'weight_map': shard_of}))
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Every matrix is read in many blocks, that do not divide its rows."""
+    monkeypatch.setattr(params_lib, '_BLOCK', 500)
 
 
 def load(path: pathlib.Path, config: ModelConfig = CONFIG) -> dict[str, np.ndarray]:
@@ -136,15 +141,13 @@ def test_no_weights(tmp_path):
     )
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.floats(0, 1, exclude_max=True))
-def test_a_truncated_file_never_gives_weights(tmp_path_factory, share):
-    path = tmp_path_factory.mktemp('cut')
-    file = path / 'model.safetensors'
+@pytest.mark.parametrize('share', [0, 0.0001, 0.001, 0.01, 0.5, 0.9999])
+def test_a_truncated_file(tmp_path, share):
+    file = tmp_path / 'model.safetensors'
     save_file(WEIGHTS, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    text = message(path)
+    text = message(tmp_path)
     assert text.startswith('/model.safetensors is not a complete safetensors file (')
     assert text.endswith('); download it again.')
 
