@@ -57,7 +57,7 @@ def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
 def test_parts_are_one_large_batch(name):
     """Loss, gradient and update, where no balance loss is asked for.
 
-    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate, where
+    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate and a rounding, where
     the gradient is not lost in rounding.
     """
     model = small_model(name, dropout=0.0, balance_weight=0.0)
@@ -76,7 +76,7 @@ def test_parts_are_one_large_batch(name):
     for (path, a), (_, b), gradient in zip(*leaves, jax.tree.leaves(gradients), strict=True):
         clear = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
         assert clear.mean() > 0.5, path
-        np.testing.assert_allclose(a[clear], b[clear], rtol=0, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(a[clear], b[clear], rtol=2e-7, atol=1e-7, err_msg=path)
 
 
 def gradient_written_out(model, variables, keys):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,13 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import METHOD_NAMES, random_variables, small_method, tiny_model
+from model_helpers import METHOD_NAMES, small_method, tiny_model
 from step_helpers import ADAMW
 
 from malora_jax.adapters import trees
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.state import abstract_variables
 
 # Powers of two: a product with one is exact.
 RATES = {'router': 0.5, 'down': 2.0, 'core': 4.0, 'up': 16.0, 'magnitude': 0.25}
@@ -39,48 +41,47 @@ def test_clipping_and_weight_decay():
 
 # The rate of each kind of leaf.
 
+LEAVES = ('router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude')
+ADAPTER = {'q': {name: 0.1 * jnp.arange(1.0, 4.0) for name in LEAVES}}
 
-def updates_of(config: OptimizerConfig, adapter, steps: int = 3) -> tuple[list, optax.OptState]:
-    """Each step's updates, and the last state; the gradients are random, the same each time."""
-    optimizer, rng = make_optimizer(config, 10), np.random.default_rng(0)
-    state, made = optimizer.init(adapter), []
-    for _ in range(steps):
-        gradients = jax.tree.map(lambda a: jnp.float32(rng.standard_normal(a.shape)), adapter)
-        updates, state = optimizer.update(gradients, state, adapter)
+
+def updates_of(optimizer: optax.GradientTransformation) -> tuple[list, optax.OptState]:
+    """The updates of three steps with random gradients, and the last state."""
+    state, made = optimizer.init(ADAPTER), []
+    for seed in range(3):
+        draws = np.random.default_rng(seed).standard_normal((len(LEAVES), 3))
+        gradients = {'q': dict(zip(LEAVES, jnp.float32(draws), strict=True))}
+        updates, state = optimizer.update(gradients, state, ADAPTER)
         made.append(updates)
     return made, state
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
-def test_each_leafs_update_is_multiplied_by_its_rate_and_nothing_else_changes(name):
-    adapter = random_variables(tiny_model(small_method(name)))['adapter']
-    rated = dataclasses.replace(ADAMW, **{f'{kind}_rate': rate for kind, rate in RATES.items()})
-    plain, plain_state = updates_of(ADAMW, adapter)
-    found, state = updates_of(rated, adapter)
-    for one, other in zip(plain, found, strict=True):
-        for (path, a), (_, b) in zip(
-            trees.named_leaves(one), trees.named_leaves(other), strict=True
-        ):
-            kind = path.rsplit('/', 1)[-1].removeprefix('shared_')
-            assert np.asarray(a).all()
-            np.testing.assert_array_equal(RATES[kind] * a, b, err_msg=path)
+PLAIN = optax.chain(
+    optax.clip_by_global_norm(ADAMW.clip_norm),
+    optax.adamw(learning_rate_schedule(ADAMW, 10), weight_decay=ADAMW.weight_decay),
+)
+
+
+@pytest.mark.parametrize('rates', [RATES, dict.fromkeys(RATES, 1.0)], ids=['rates', 'none'])
+def test_each_update_of_adamw_is_multiplied_by_its_rate_and_nothing_else_changes(rates):
+    """To the bit."""
+    config = dataclasses.replace(ADAMW, **{f'{kind}_rate': rate for kind, rate in rates.items()})
+    expected, plain_state = updates_of(PLAIN)
+    found, state = updates_of(make_optimizer(config, 10))
+    for plain, made in zip(expected, found, strict=True):
+        for name in LEAVES:
+            update = rates[name.removeprefix('shared_')] * plain['q'][name]
+            assert np.asarray(update).all()
+            np.testing.assert_array_equal(made['q'][name], update, err_msg=name)
     for a, b in zip(jax.tree.leaves(plain_state), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_without_rates_the_updates_are_those_of_adamw_to_the_bit():
-    adapter = random_variables(tiny_model(small_method('malora')))['adapter']
-    plain = optax.chain(
-        optax.clip_by_global_norm(ADAMW.clip_norm),
-        optax.adamw(learning_rate_schedule(ADAMW, 10), weight_decay=ADAMW.weight_decay),
-    )
-    found, state = updates_of(ADAMW, adapter, steps=1)
-    rng = np.random.default_rng(0)
-    gradients = jax.tree.map(lambda a: jnp.float32(rng.standard_normal(a.shape)), adapter)
-    expected, plain_state = plain.update(gradients, plain.init(adapter), adapter)
-    for made, other in ((found[0], expected), (state, plain_state)):
-        for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(other), strict=True):
-            np.testing.assert_array_equal(a, b)
+@pytest.mark.parametrize('name', METHOD_NAMES)
+def test_every_leaf_of_every_method_has_a_rate(name):
+    adapter = nn.unbox(abstract_variables(tiny_model(small_method(name))))['adapter']
+    moments = jax.eval_shape(make_optimizer(ADAMW, 10).init, adapter)
+    assert trees.count(moments) == 2 * trees.count(adapter) + 2
 
 
 def test_a_leaf_without_a_rate_is_refused():
