@@ -17,8 +17,8 @@ def base_config(method_name: str) -> ConfigDict:
     config.method = method_name
 
     config.model = ConfigDict()
-    config.model.name = 'smollm2-135m'
-    config.model.weights = ''  # The file that belongs to the model.
+    config.model.name = 'smollm2-135m'  # A preset, or 'auto' for what the weights are.
+    config.model.weights = ''  # The preset's own; else a GGUF file, a directory or a hub name.
     config.model.dtype = 'float32'
 
     settings = dataclasses.asdict(method(method_name))

@@ -11,7 +11,7 @@ from model_helpers import METHOD_NAMES
 from configs.common import base_config
 from malora_jax.adapters import method, trees
 from malora_jax.errors import UserError
-from malora_jax.models import Decoder
+from malora_jax.models import Decoder, preset
 from malora_jax.training import RunConfig, run_config
 from malora_jax.training.state import abstract_variables
 
@@ -218,6 +218,17 @@ def test_tasks_and_files_together():
     config = plain()
     config['data'] |= {'tasks': ('gcd',), 'files': FILES, 'weights': (1.0, 2.0, 3.0)}
     assert [task.name for task in run_config(config).data.file_tasks] == ['help', 'b']
+
+
+def test_the_shape_of_the_weights(tiny_weights):
+    config = plain()
+    config['model'] |= {'name': 'auto', 'weights': str(tiny_weights)}
+    run = run_config(config)
+    assert run.model == preset('tiny') and run.weights == str(tiny_weights)
+    config['model'] |= {'weights': ''}
+    assert message(config).startswith("model.weights is ''; it must be a GGUF file, ")
+    config['model'] |= {'name': 'auot'}
+    assert message(config) == "Unknown model 'auot': did you mean auto?"
 
 
 def test_lists_become_tuples():

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from malora_jax import errors
-from malora_jax.models.config import ModelConfig, preset
+from malora_jax.models.config import PRESETS, ModelConfig, preset
 from malora_jax.models.loading import gguf_config, hub, huggingface_config
 from malora_jax.models.loading import tokenizer as tokenizer_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
@@ -50,6 +50,8 @@ def model_config(name: str, weights: str, dtype: str) -> ModelConfig:
     Raises:
         UserError: no such preset, or weights that do not say, or say what is not implemented.
     """
+    if name not in (*PRESETS, AUTO):
+        raise errors.unknown_name('model', name, (*PRESETS, AUTO))
     if name != AUTO:
         return preset(name, dtype=dtype)
     if not weights:
