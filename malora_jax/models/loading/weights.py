@@ -96,16 +96,13 @@ def load_base(config: ModelConfig, weights: str = '') -> Base:
     file: WeightFile
     if path.suffix == '.gguf':
         gguf = GGUFFile(path)
-        found, keys = (
-            gguf_config.read_config(gguf, config.name, config.dtype),
-            gguf_config.keys(gguf),
-        )
+        found = gguf_config.read_config(gguf, config.name, config.dtype)
+        _check_shape(path, found, config, gguf_config.keys(gguf))
         file, tokenizer = gguf, tokenizer_lib.from_gguf(gguf)
     else:
         found = huggingface_config.read_config(path / _CONFIG, config.name, config.dtype)
-        keys = huggingface_config.KEYS
+        _check_shape(path, found, config, huggingface_config.KEYS)
         file, tokenizer = SafetensorsFiles(path), tokenizer_lib.from_huggingface(path)
-    _check_shape(path, found, config, keys)
     if tokenizer.vocab_size > config.vocab_size:
         raise errors.UserError(
             f'{path} has {tokenizer.vocab_size} tokens; model {config.name!r} has room for '
