@@ -48,21 +48,26 @@ def token_gates(x, leaves, config: AdapterConfig):
     return gates(x, W_g, config.top_k, config.renormalize, config.equal_gates)
 
 
+def scale(config: AdapterConfig):
+    """α / r, or α / √r."""
+    return config.alpha / (np.sqrt(config.rank) if config.rank_stabilized else config.rank)
+
+
 def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     """(α / r) Δ(x) of every token, or (α / √r) Δ(x); the router sees x before dropout."""
-    scale = config.alpha / (np.sqrt(config.rank) if config.rank_stabilized else config.rank)
     experts = [expert(t, leaves, config) for t in range(config.num_experts)]
     rows = []
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
         G = token_gates(x, leaves, config)
-        rows.append(scale * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True)))
+        rows.append(
+            scale(config) * sum(g * (D_t @ dropped) for g, D_t in zip(G, experts, strict=True))
+        )
     return np.stack(rows)
 
 
 def column_lengths(W, leaves, config: AdapterConfig):
     """‖W + (α/r) B A‖ of DoRA: one length an output, whose weights are a row of W here."""
-    scale = config.alpha / config.rank
-    return np.linalg.norm(W + scale * expert(0, leaves, config), axis=1)
+    return np.linalg.norm(W + scale(config) * expert(0, leaves, config), axis=1)
 
 
 def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):

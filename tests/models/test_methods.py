@@ -89,6 +89,7 @@ def adapters(draw) -> AdapterConfig:
         alpha=2.0 * rank,
         shared_rank=shared_rank,
         subspace=subspace or 'down',
+        rank_stabilized=draw(st.booleans()),
         magnitude=num_experts == 1 and subspace is None and draw(st.booleans()),
         **{key: True for key in [draw(st.sampled_from(gates))] if key != 'plain'},
         targets=tuple(draw(st.sets(st.sampled_from(LINEARS), min_size=1))),
