@@ -139,7 +139,7 @@ class Trainer:
         if state is not None and self._validation and self._evaluates_after(number):
             record |= self._validation(state.variables(self.setup.base.params))
             bar.write(f'Step {number}: validation loss {record[LOSS]:.4f}.')
-        _check_finite(record)
+        check_finite(record)
         self.writer.write(record)
         self._show(record, bar)
 
@@ -180,7 +180,12 @@ class Trainer:
         }
 
 
-def _check_finite(record: Mapping[str, float]) -> None:
+def check_finite(record: Mapping[str, float]) -> None:
+    """Checks the losses and the gradient of a step's record.
+
+    Raises:
+        FloatingPointError: the first that is not finite, with the step's number.
+    """
     for name in ('loss', 'gradient_norm', LOSS):
         if not math.isfinite(record.get(name, 0.0)):
             raise FloatingPointError(

@@ -2,10 +2,12 @@
 
 Its model learns next to nothing, so one task is scored such that any answer may be right.
 
-As a script, it starts such a run and kills it by SIGKILL in the middle of writing a step's record:
-`python loop_helpers.py WEIGHTS WORKDIR STEP`.
+As a script, it starts such a run and kills it by SIGKILL in the middle of writing a step's record,
+or, with `--saved`, when that step's checkpoint is on disk:
+`python loop_helpers.py WEIGHTS WORKDIR STEP [METHOD [JSON of changes [--saved]]]`.
 """
 
+import json
 import os
 import pathlib
 import random
@@ -76,19 +78,34 @@ def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) 
     return config.to_dict()
 
 
-def main(weights: str, workdir: str, step: str) -> None:
-    """Trains until the record of `step` is half written."""
-    from malora_jax.training import metrics, train
+def main(
+    weights: str,
+    workdir: str,
+    step: str,
+    method: str = 'malora',
+    changes: str = '{}',
+    when: str = '',
+) -> None:
+    """Trains until the record of `step` is half written, or its checkpoint is saved."""
+    from malora_jax.training import checkpoint, metrics, train
 
     def write(self, record):
-        if record['step'] == int(step):
+        if not when and record['step'] == int(step):
             self._file.write('{"step": ' + step + ', "lo')
             self._file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        original(self, record)
+        original_write(self, record)
 
-    original, metrics.MetricWriter.write = metrics.MetricWriter.write, write
-    train(run_settings(pathlib.Path(weights)), pathlib.Path(workdir))
+    def save(self, state, *rest):
+        number = int(state.step)
+        original_save(self, state, *rest)
+        if when == '--saved' and number == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    original_write, metrics.MetricWriter.write = metrics.MetricWriter.write, write
+    original_save, checkpoint.Checkpoints.save = checkpoint.Checkpoints.save, save
+    settings = run_settings(pathlib.Path(weights), method, **json.loads(changes))
+    train(settings, pathlib.Path(workdir))
 
 
 if __name__ == '__main__':

@@ -57,8 +57,8 @@ def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
 def test_parts_are_one_large_batch(name):
     """Loss, gradient and update, where no balance loss is asked for.
 
-    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate and a rounding, where
-    the gradient is not lost in rounding.
+    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate and
+    one rounding of the value, where the gradient is not lost in rounding.
     """
     model = small_model(name, dropout=0.0, balance_weight=0.0)
     variables, optimizer = random_variables(model), make_optimizer(ADAMW, 10)

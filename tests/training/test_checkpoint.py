@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -107,6 +108,65 @@ def test_a_step_is_saved_once(tmp_path, new_data):
         checkpoints.save(random_state(1, 0), new_data())
         checkpoints.save(random_state(1, 1), new_data())
         assert_bit_equal(checkpoints.restore_state(random_state(0, 2)), random_state(1, 0))
+
+
+# The best one.
+
+
+def saved_steps(directory) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+@pytest.fixture
+def save_all(tmp_path, new_data):
+    """Saves a state for each loss of a dict by step, in a new `Checkpoints` for each."""
+
+    def save(losses: dict[int, float | None], keep: int) -> None:
+        for step, loss in losses.items():
+            with Checkpoints(tmp_path / 'c', keep) as checkpoints:
+                checkpoints.save(random_state(step, step), new_data(), loss)
+
+    return save
+
+
+def test_the_best_one_stays_whatever_is_newer_and_however_often_it_is_opened(tmp_path, save_all):
+    save_all({1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: None, 7: 4.0}, keep=2)
+    assert saved_steps(tmp_path / 'c') == [2, 5, 7]
+    for keep in (2, None):
+        with Checkpoints(tmp_path / 'c', keep) as checkpoints:
+            assert checkpoints.best == (2, 1.0)
+            assert (checkpoints.chosen_step, checkpoints.latest_step) == (2, 7)
+            state = checkpoints.restore_state(random_state(0, 0), checkpoints.chosen_step)
+            assert_bit_equal(state, random_state(2, 2))
+            assert_bit_equal(checkpoints.restore_state(random_state(0, 0)), random_state(7, 7))
+    save_all({8: 0.5}, keep=2)
+    assert saved_steps(tmp_path / 'c') == [7, 8]
+
+
+def test_going_on_from_an_older_checkpoint_keeps_the_best(tmp_path, save_all):
+    save_all({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5}, keep=1)
+    assert saved_steps(tmp_path / 'c') == [2, 4]
+    # As the message about a checkpoint that cannot be read has it.
+    shutil.rmtree(tmp_path / 'c' / '4')
+    with Checkpoints(tmp_path / 'c', 1) as checkpoints:
+        assert checkpoints.latest_step == 2
+        assert checkpoints.best == (2, 1.0)
+    save_all({3: 2.0, 4: 2.5}, keep=1)
+    assert saved_steps(tmp_path / 'c') == [2, 4]
+
+
+def test_the_last_of_equals_is_the_best(tmp_path, save_all):
+    save_all({1: 1.0, 2: 1.0, 3: None}, keep=1)
+    assert saved_steps(tmp_path / 'c') == [2, 3]
+    with Checkpoints(tmp_path / 'c', 1) as checkpoints:
+        assert checkpoints.best == (2, 1.0)
+
+
+def test_without_a_loss_the_newest_is_chosen(tmp_path, save_all):
+    save_all({1: None, 2: None}, keep=1)
+    with Checkpoints(tmp_path / 'c', 1) as checkpoints:
+        assert checkpoints.best is None
+        assert checkpoints.chosen_step == 2
 
 
 def test_no_checkpoint(tmp_path, new_data):
