@@ -38,6 +38,24 @@ def test_losses_of_each_task_where_the_batch_had_the_task(tmp_path, saved):
     assert imread(tmp_path / 'loss.png').std() > 0
 
 
+def test_validation_losses_are_dashed_in_the_colour_of_their_task(tmp_path, saved):
+    records = [
+        {'step': 1, 'loss/a': 4.0, 'loss/b': 2.0},
+        {'step': 2, 'loss/b': 1.0, **dict.fromkeys(['validation_loss', 'validation_loss/a'], 3.0)},
+        {'step': 3, 'loss/b': 1.0, 'validation_loss': 2.0, 'validation_loss/a': 2.5},
+    ]
+    records[1]['validation_loss/b'] = 3.5
+    records[2]['validation_loss/b'] = 1.5
+    plots.plot_losses(tmp_path / 'loss.png', records, 'title')
+    axes = saved[0].axes[0]
+    raw_a, _, dashed_a, raw_b, _, dashed_b = axes.lines
+    np.testing.assert_array_equal(dashed_a.get_xydata(), [[2, 3], [3, 2.5]])
+    np.testing.assert_array_equal(dashed_b.get_xydata(), [[2, 3.5], [3, 1.5]])
+    assert dashed_a.get_linestyle() == '--'
+    assert dashed_a.get_color() == raw_a.get_color() != raw_b.get_color() == dashed_b.get_color()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['a', 'b']
+
+
 def test_expert_load_has_a_panel_for_each_linear_and_task(tmp_path, saved):
     loads = {
         name: np.random.default_rng(seed).dirichlet(np.ones(4), size=(3, 2))

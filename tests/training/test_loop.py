@@ -31,10 +31,13 @@ RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
     *('tokens', 'total_tokens', 'train_time_s', 'effective_experts', 'max_expert_share'),
 }
-TASK_KEYS = {'metric', 'before', 'after', 'best_constant', 'examples', 'loss_after'}
+TASK_KEYS = {
+    *('metric', 'before', 'after', 'best_constant', 'examples', 'loss_before', 'loss_after')
+}
 RESULT_KEYS = {
     *('tasks', 'average', 'parameters', 'wall_time_s', 'seed', 'versions', 'model', 'method'),
     *('steps', 'tokens', 'train_time_s', 'peak_memory_bytes', 'routing', 'adapter'),
+    *('best_step', 'validation_loss', 'validation_curve'),
 }
 TIMES = ('tokens_per_second', 'train_time_s')
 
@@ -93,7 +96,9 @@ def test_results(finished, results):
         assert task['metric'] == 'exact_match'
         assert task['examples'] == 6
         assert 0 <= task['before'] <= 1 and 0 <= task['after'] <= 1
-        assert 0 < task['loss_after'] < 20
+        assert 0 < task['loss_after'] < task['loss_before'] < 20
+    chosen = [results[key] for key in ('best_step', 'validation_loss', 'validation_curve')]
+    assert chosen == [None, None, []]
     assert results['tasks']['toy_copy']['best_constant'] == pytest.approx(1 / 6)
     # Of six answers, three or more have the same parity.
     assert 1 / 2 <= results['tasks']['toy_reverse']['best_constant'] <= 1
