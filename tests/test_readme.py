@@ -1,0 +1,49 @@
+"""Numbers in the README are those that the commands print."""
+
+import importlib
+import pathlib
+import re
+import sys
+
+import pytest
+
+from malora_jax.adapters import METHODS, method
+from malora_jax.training import run_config
+from malora_jax.training.plan import plan
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
+README = (ROOT / 'README.md').read_text('utf-8')
+
+
+def planned_row(name: str) -> list[str]:
+    """A row of the README's table of methods, without its equation."""
+    config = importlib.import_module('configs.quickstart').get_config(name)
+    config.model.name = 'llama2-7b'
+    config.model.dtype = 'bfloat16'
+    found, settings = plan(run_config(config.to_dict())), method(name)
+    parameters, flops = found['parameters'], found['flops_per_token']
+    size = str(settings.rank)
+    if settings.has_router:
+        size += f', {settings.top_k} of {settings.num_experts}'
+    if 'core' in settings.factors:
+        size += f', d {settings.shared_rank}'
+    return [
+        size,
+        f'{parameters["trainable"]:,}',
+        f'{parameters["frozen_in_adapter"]:,}',
+        f'{parameters["percent_of_base"]:.3f}',
+        f'{(flops["adapter_forward"] + flops["adapter_backward"]) / 1e9:.2f}',
+        f'{found["memory_bytes"]["total"] / 1e9:.2f}',
+    ]
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_the_table_of_methods_is_the_plans(name):
+    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', README, re.MULTILINE)
+    assert [cell.strip() for cell in row.split('|')][1:] == planned_row(name)
+
+
+def test_methods_stand_in_the_table_in_order():
+    rows = re.findall(r'^\| `(\w+)` \|(?:[^|]*\|){7}$', README, re.MULTILINE)
+    assert rows == list(METHODS)
