@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import threading
 from typing import Any, NamedTuple
 
 import grain
@@ -47,6 +48,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
         kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
         self._directory = directory.absolute()
+        threads = {*threading.enumerate()}
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             # The loop decides when to save.
@@ -54,6 +56,11 @@ class Checkpoints:
             preservation_policy=kept,
             cleanup_tmp_directories=keep is not None,
         )
+        # Orbax removes them in a thread that close() does not wait for: a run that ends at once
+        # with a message would end with that thread's traceback too.
+        for thread in {*threading.enumerate()} - threads:
+            if thread.is_alive():
+                thread.join()
 
     def __enter__(self) -> 'Checkpoints':
         return self

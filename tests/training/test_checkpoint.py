@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import flax.linen as nn
 import jax
@@ -178,3 +179,10 @@ def test_no_checkpoint(tmp_path, new_data):
             with pytest.raises(UserError) as caught:
                 restore()
             assert str(caught.value) == f'There is no checkpoint in {tmp_path / "c"}.'
+
+
+def test_nothing_runs_in_the_background_once_it_is_open(tmp_path):
+    """Or a run that ends at once with a message would end with a thread's traceback too."""
+    threads = {*threading.enumerate()}
+    with Checkpoints(tmp_path / 'checkpoints', keep=2):
+        assert not {*threading.enumerate()} - threads
