@@ -7,9 +7,9 @@ decimals, finding who likes what, family relationships.
 Command:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 
-The argument is the method: lora, molora, malora (the default) or malora_small, with the paper's
-ranks. Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of
-128 tokens (about 2,800 examples), for the small model and the short time.
+The argument is the method, malora by default, with the paper's ranks: any of the README's table.
+Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of 128
+tokens (about 2,800 examples), for the small model and the short time.
 
 Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory, 8 minutes: 6.2 of training at
 300 tokens a second, the rest for scoring and compilation. JAX 0.10.2.

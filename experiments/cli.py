@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -60,16 +61,25 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(arguments))
         if 'config' in flags.FLAGS:
             _check_config_file()
+            _check_overrides()
     except SystemExit:  # --help, after printing it; absl would report failure.
         sys.exit(0)
     except UserError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        # An override loads the file before it was looked for; the last line says what was tried.
+        _fail(f'--config: {str(error).splitlines()[-1].strip()} (from {os.getcwd()}).', 2)
+    except SyntaxError as error:
+        _fail(f'--config: that file is no Python: {error}.', 2)
     except (KeyError, AttributeError) as error:
         text = ' '.join(_innermost(error).split())
         if 'get_config' in text:
             _fail('--config: that file defines no get_config, so it is no config.', 2)
         _fail(f'The config does not have the field of an override: {text}', 2)
-    except (flags.Error, SyntaxError, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError) as error:
+        section = re.match(r'flag --(\S+?)=.* as a ConfigDict', str(error))
+        if section:
+            _fail(f'{section[1]} has fields: set each as --{section[1]}.FIELD=VALUE.', 2)
         # What goes wrong within a config file comes as the text of its traceback: a mistake that
         # the user can mend is told in its last line, a bug in the file needs all of it.
         _fail(str(error).rsplit('UserError: ')[-1], 2)
@@ -89,9 +99,22 @@ def _innermost(error: BaseException) -> str:
 def _check_config_file() -> None:
     if flags.FLAGS['config'].value is None and not flags.FLAGS['config'].present:
         raise UserError('--config is required, such as --config=configs/quickstart.py.')
-    path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    path = _config_path()
     if not pathlib.Path(path).is_file():
         raise UserError(f'--config: there is no file {path} (looked for in {os.getcwd()}).')
+
+
+def _config_path() -> str:
+    return config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+
+
+def _check_overrides() -> None:
+    # The method has set the adapter's fields by now, and would only be another name for them.
+    method = config_flags.get_override_values(flags.FLAGS['config']).get('method')
+    if method is not None:
+        raise UserError(
+            f'config.method cannot be overridden: write --config={_config_path()}:{method}.'
+        )
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -16,25 +16,31 @@ class Run:
 
     Attributes:
         name: of its directory.
-        results: what its results.json holds.
+        config: what its config.json holds.
+        results: of its results.json.
         records: of its metrics.jsonl.
+        answers: of its answers_after.jsonl.
     """
 
     name: str
+    config: Mapping[str, Any]
     results: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    answers: Sequence[Mapping[str, Any]]
 
     @property
     def setting(self) -> dict[str, Any]:
-        """What runs must share to be comparable."""
-        return {'tasks': list(self.results['tasks']), 'model': self.results['model']}
+        """What runs must share for their held-out losses and scores to be comparable."""
+        return {
+            'model': (self.config['model']['name'], self.config['model']['weights']),
+            'template': self.config['data']['template'],
+            'held-out questions': [(answer['task'], answer['question']) for answer in self.answers],
+        }
 
-    @property
-    def curve(self) -> tuple[list[int], list[float]]:
-        """Steps and validation losses; training losses where nothing was validated."""
-        name = 'validation_loss' if self.results['validation_curve'] else 'loss'
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, where it was taken."""
         points = [(record['step'], record[name]) for record in self.records if name in record]
-        return [step for step, _ in points], [loss for _, loss in points]
+        return [step for step, _ in points], [value for _, value in points]
 
 
 def compare(directory: pathlib.Path, output: pathlib.Path) -> str:
@@ -48,15 +54,18 @@ def compare(directory: pathlib.Path, output: pathlib.Path) -> str:
         The table, in Markdown.
 
     Raises:
-        UserError: there is no finished run, or two runs have other tasks or another base.
+        UserError: there is no finished run, a file of one is broken, or two runs have other
+            held-out questions, another template or another base.
     """
     runs = read_runs(directory)
     table = format_comparison(runs)
     output.mkdir(parents=True, exist_ok=True)
-    measured = [bool(run.results['validation_curve']) for run in runs]
-    label = 'validation loss' if all(measured) else 'loss'
-    curves = {run.name: run.curve for run in runs}
-    plots.plot_curves(output / 'comparison.png', curves, f'{label} (nats per token)')
+    # The validation loss if all runs have one: it is on the same examples at each step.
+    validated = all(run.curve('validation_loss')[0] for run in runs)
+    metric = 'validation_loss' if validated else 'loss'
+    curves = {run.name: run.curve(metric) for run in runs}
+    label = f'{metric.replace("_", " ")} (nats per token)'
+    plots.plot_curves(output / 'comparison.png', curves, label)
     with files.replacing(output / 'comparison.md') as temporary:
         temporary.write_text(table + '\n', 'utf-8')
     return table
@@ -71,22 +80,32 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
     paths = sorted(path.parent for path in directory.glob('*/results.json'))
     if not paths:
         raise UserError(f'{directory} holds no finished run: no directory in it has results.json.')
-    runs = [
-        Run(
-            path.name,
-            files.read_json(path / 'results.json'),
-            files.read_json_lines(path / 'metrics.jsonl'),
-        )
-        for path in paths
-    ]
+    runs = [_read_run(path) for path in paths]
     for run in runs[1:]:
         for what, value in run.setting.items():
             if value != runs[0].setting[what]:
                 raise UserError(
-                    f'The runs {runs[0].name} and {run.name} in {directory} have different {what}: '
-                    'only runs on the same tasks and base can be compared.'
+                    f'The runs {runs[0].name} and {run.name} in {directory} differ in their '
+                    f'{what}: they cannot be compared.'
                 )
     return sorted(runs, key=lambda run: _mean(run, 'loss_after'))
+
+
+def _read_run(path: pathlib.Path) -> Run:
+    try:
+        run = Run(
+            path.name,
+            files.read_json(path / 'config.json'),
+            files.read_json(path / 'results.json'),
+            files.read_json_lines(path / 'metrics.jsonl'),
+            files.read_json_lines(path / 'answers_after.jsonl'),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f'{path} is no whole run: {error.filename} is missing.') from error
+    for key in ('tasks', 'average', 'parameters', 'steps', 'train_time_s'):
+        if key not in run.results:
+            raise UserError(f'{path}/results.json is not that of a run: it has no {key!r}.')
+    return run
 
 
 def format_comparison(runs: Sequence[Run]) -> str:
@@ -96,19 +115,21 @@ def format_comparison(runs: Sequence[Run]) -> str:
         ' seconds a step |',
         '|---|---|---|---|---|---|---|',
     ]
-    for run in runs:
-        results, average = run.results, run.results['average']
-        cells = (
-            f'`{run.name}`',
-            f'{results["parameters"]["trainable"]:,}',
-            f'{_mean(run, "loss_before"):.3f}',
-            f'{_mean(run, "loss_after"):.3f}',
-            f'{100 * average["before"]:.1f}',
-            f'{100 * average["after"]:.1f}',
-            f'{results["train_time_s"] / results["steps"]:.2f}',
-        )
-        rows.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(rows)
+    return '\n'.join([*rows, *map(_row, runs)])
+
+
+def _row(run: Run) -> str:
+    results, average = run.results, run.results['average']
+    cells = (
+        f'`{run.name}`',
+        f'{results["parameters"]["trainable"]:,}',
+        f'{_mean(run, "loss_before"):.3f}',
+        f'{_mean(run, "loss_after"):.3f}',
+        f'{100 * average["before"]:.1f}',
+        f'{100 * average["after"]:.1f}',
+        f'{results["train_time_s"] / results["steps"]:.2f}',
+    )
+    return f'| {" | ".join(cells)} |'
 
 
 def _mean(run: Run, key: str) -> float:

@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 
 from malora_jax import files
 
+# Names of tasks and runs are shown as they are, a dollar sign too.
+_literally = matplotlib.rc_context({'text.parse_math': False})
 _COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
 
+@_literally
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Training loss of each task over steps: each step faint, a moving average on top.
 
@@ -40,6 +43,7 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
     _save(figure, path)
 
 
+@_literally
 def plot_expert_load(
     path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
 ) -> None:
@@ -73,6 +77,7 @@ def plot_expert_load(
     _save(figure, path)
 
 
+@_literally
 def plot_curves(
     path: pathlib.Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str
 ) -> None:
@@ -100,6 +105,7 @@ def plot_curves(
     _save(figure, path)
 
 
+@_literally
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Bars of each task's score before and after, and of the best constant answer.
 

@@ -67,14 +67,15 @@ def split_file(
 def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
     """Takes the questions that any task keeps out of the training of all tasks.
 
-    Two files may share questions; `origin` then says how many examples were left out, as
-    `dropped_shared`.
+    Likewise those that any task holds out are taken out of the validation of all tasks. Two files
+    may share questions; `origin` then says how many examples were left out, as `dropped_shared`.
 
     Raises:
-        UserError: a task has nothing left to train on.
+        UserError: a task has nothing left to train on, or to validate on.
     """
-    kept = {question_key(e.question) for s in splits for e in [*s.held_out, *s.validation]}
-    return [_without(split, kept) for split in splits]
+    held_out = {question_key(e.question) for s in splits for e in s.held_out}
+    validation = {question_key(e.question) for s in splits for e in s.validation}
+    return [_without(split, held_out, validation) for split in splits]
 
 
 def describe_split(split: Split) -> str:
@@ -93,16 +94,18 @@ def describe_split(split: Split) -> str:
     return f'{split.task_name}: {", ".join(parts)}, {len(split.held_out):,} questions held out.'
 
 
-def _without(split: Split, kept: set[str]) -> Split:
-    train = [example for example in split.train if question_key(example.question) not in kept]
-    if not train:
-        raise UserError(
-            f'Task {split.task_name!r} has nothing to train on: all its questions are held out in '
-            'another task.'
-        )
-    dropped = len(split.train) - len(train)
+def _without(split: Split, held_out: set[str], validation: set[str]) -> Split:
+    train = [e for e in split.train if question_key(e.question) not in held_out | validation]
+    chosen = [e for e in split.validation if question_key(e.question) not in held_out]
+    for kept, given, purpose in ((train, True, 'train'), (chosen, split.validation, 'validate')):
+        if given and not kept:
+            raise UserError(
+                f'Task {split.task_name!r} has nothing to {purpose} on: all its questions for that '
+                'are held out in another task.'
+            )
+    dropped = len(split.train) + len(split.validation) - len(train) - len(chosen)
     origin = {**split.origin, 'dropped_shared': dropped} if dropped else split.origin
-    return dataclasses.replace(split, train=train, origin=origin)
+    return dataclasses.replace(split, train=train, validation=chosen, origin=origin)
 
 
 def _by_question(examples: Sequence[Example]) -> dict[str, list[Example]]:

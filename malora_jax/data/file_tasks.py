@@ -131,7 +131,8 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
     White space around questions and at the end of answers is dropped.
 
     Raises:
-        UserError: the file cannot be read, has no rows, or a row lacks a question or an answer.
+        UserError: the file cannot be read, has no rows, or a row lacks a question or an answer, or
+            has one that the scorer would count as wrong.
     """
     examples: dict[tuple[str, str], Example] = {}
     rows = 0
@@ -141,7 +142,13 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
         rows += 1
         question = _fill(asked, 'question_field', row).strip()
         answer = _fill(answered, 'answer_field', row).rstrip()
-        examples.setdefault((question, answer), Example(question, answer, {'row': row.place}))
+        example = Example(question, answer, {'row': row.place})
+        if not SCORERS[task.scorer](answer, example):
+            raise UserError(
+                f'{row.place}: scorer {task.scorer!r} would never count the answer {answer!r} as '
+                "right; mend the row, or take scorer 'exact_match'."
+            )
+        examples.setdefault((question, answer), example)
     if not rows:
         raise UserError(f'{path} has no rows.')
     return FileExamples(list(examples.values()), rows, rows - len(examples))

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from malora_jax.errors import UserError
 
+# A cell may be as long as the file; the default is 128 KB. No larger number fits everywhere.
+csv.field_size_limit(2**31 - 1)
+
 SUFFIXES = ('.jsonl', '.csv', '.tsv', '.parquet')
 
 

@@ -1,6 +1,7 @@
 """Scorers by name: how what the model says is compared with the right answer."""
 
-import re
+import itertools
+import unicodedata
 from collections.abc import Callable
 
 from malora_jax.data.tasks import Example, exact_match
@@ -10,7 +11,8 @@ def choice(prediction: str, example: Example) -> float:
     """1.0 if prediction and answer begin with the same word, else 0.0.
 
     Case and what is no letter or digit do not count: 'B', '(b)' and 'B. Wet palms' are one choice,
-    and so are 'Yes' and 'yes, because'. Not for numbers: of '3.5', the first word is '3'.
+    and so are 'Yes' and 'yes, because'. Not for numbers and code: of '-3.5' and 'C++', the first
+    words are '3' and 'C'.
     """
     right = _first_word(example.answer)
     return float(right != '' and _first_word(prediction) == right)
@@ -23,5 +25,10 @@ SCORERS: dict[str, Callable[[str, Example], float]] = {
 
 
 def _first_word(text: str) -> str:
-    word = re.search(r'[^\W_]+', text)
-    return word.group().casefold() if word else ''
+    start = itertools.dropwhile(lambda character: not character.isalnum(), text)
+    return ''.join(itertools.takewhile(_is_of_a_word, start)).casefold()
+
+
+def _is_of_a_word(character: str) -> bool:
+    """Letters, digits, and the marks on them, such as the vowel signs of Hindi and Thai."""
+    return unicodedata.category(character)[0] in 'LNM'

@@ -16,15 +16,24 @@ from malora_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def write_run(directory: pathlib.Path, loss_after: float, validated=True, tasks='ab', model='tiny'):
+def write_run(
+    directory: pathlib.Path,
+    loss_after: float,
+    validated: bool = True,
+    question: str = 'Why?',
+    model: str = 'tiny',
+    template: str = 'plain',
+) -> None:
     directory.mkdir(parents=True)
     task = {'loss_before': 4.0, 'loss_after': loss_after}
+    config = {'model': {'name': model, 'weights': ''}, 'data': {'template': template}}
+    (directory / 'config.json').write_text(json.dumps(config))
+    answer = {'task': 'a', 'question': question, 'answer': str(loss_after)}
+    (directory / 'answers_after.jsonl').write_text(f'{json.dumps(answer)}\n')
     results = {
-        'model': model,
-        'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in tasks},
+        'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in 'ab'},
         'average': {'before': 0.125, 'after': 0.75},
         'parameters': {'trainable': 1234567},
-        'validation_curve': [{'step': 2}] if validated else [],
         'steps': 4,
         'train_time_s': 10.0,
     }
@@ -72,16 +81,23 @@ def _keep(figures, figure, path):
     pathlib.Path(path).write_bytes(b'png')
 
 
-def test_without_validation_the_training_loss_is_shown(tmp_path):
-    write_run(tmp_path / 'lora', 2.0, validated=False)
-    assert read_runs(tmp_path)[0].curve == ([1, 2, 3, 4], [4.0, 3.0, 2.0, 1.0])
+def test_where_one_run_was_not_validated_the_training_losses_are_shown(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path, **_: _keep(figures, figure, path))
+    write_run(tmp_path / 'runs' / 'lora', 2.0, validated=False)
+    write_run(tmp_path / 'runs' / 'malora', 3.0)
+    compare(tmp_path / 'runs', tmp_path / 'out')
+    assert figures[0].get_supylabel() == 'loss (nats per token)'
+    for panel in figures[0].axes[:2]:
+        np.testing.assert_allclose(panel.lines[-1].get_xydata(), [[1, 4], [2, 3], [3, 2], [4, 1]])
 
 
 @pytest.mark.parametrize(
     ('other', 'message'),
     [
-        ({'tasks': 'ac'}, 'The runs lora and malora in {} have different tasks'),
-        ({'model': 'large'}, 'The runs lora and malora in {} have different model'),
+        ({'question': 'How?'}, 'The runs lora and malora in {} differ in their held-out questions'),
+        ({'model': 'large'}, 'The runs lora and malora in {} differ in their model'),
+        ({'template': 'chatml'}, 'The runs lora and malora in {} differ in their template'),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, other, message):
@@ -90,6 +106,18 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, other, message):
     with pytest.raises(UserError, match=re.escape(message.format(tmp_path))):
         compare(tmp_path, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_no_whole_run_is_refused(tmp_path):
+    write_run(tmp_path / 'lora', 2.0)
+    (tmp_path / 'lora' / 'results.json').write_text('{"tasks": {}}')
+    with pytest.raises(
+        UserError, match=r"/results\.json is not that of a run: it has no 'average'"
+    ):
+        read_runs(tmp_path)
+    (tmp_path / 'lora' / 'config.json').unlink()
+    with pytest.raises(UserError, match=r'lora is no whole run: \S+/lora/config\.json is missing'):
+        read_runs(tmp_path)
 
 
 def test_the_command_says_that_there_is_no_run(tmp_path):

@@ -56,6 +56,18 @@ def test_validation_losses_are_dashed_in_the_colour_of_their_task(tmp_path, save
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ['a', 'b']
 
 
+def test_names_are_shown_as_they_are(tmp_path, saved):
+    """A broken formula, to matplotlib, which would end a run without its results."""
+    records = [{'step': 1, 'loss/us$_^^$': 4.0}]
+    plots.plot_losses(tmp_path / 'loss.png', records, 'us$_^^$')
+    scores = {'us$_^^$': {'before': 0.0, 'best_constant': 0.25, 'after': 0.75}}
+    plots.plot_scores(tmp_path / 'scores.png', scores, 'us$_^^$')
+    load = {'q': np.ones((1, 1, 2))}
+    plots.plot_expert_load(tmp_path / 'load.png', load, ['us$_^^$'], 'us$_^^$')
+    plots.plot_curves(tmp_path / 'curves.png', {'us$_^^$': ([1], [2.0])}, 'loss')
+    assert len(saved) == 4
+
+
 def test_expert_load_has_a_panel_for_each_linear_and_task(tmp_path, saved):
     loads = {
         name: np.random.default_rng(seed).dirichlet(np.ones(4), size=(3, 2))

@@ -196,8 +196,21 @@ def test_a_question_that_one_task_keeps_trains_no_other():
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
     assert message(without_kept_questions, splits) == (
-        "Task 'two' has nothing to train on: all its questions are held out in another task."
+        "Task 'two' has nothing to train on: all its questions for that are held out in another "
+        'task.'
     )
+
+
+def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
+    first, second = without_kept_questions(
+        [split_of('one', 'ab', 'c', 'd'), split_of('two', 'ef', 'g', 'Chd')]
+    )
+    assert questions(first.validation) == ['d']
+    assert questions(second.validation) == ['h', 'd']
+    assert [split.origin.get('dropped_shared') for split in (first, second)] == [None, 1]
+    assert questions(second.train) == ['e', 'f']
+    splits = [split_of('one', 'ab', 'c', 'd'), split_of('two', 'ef', 'g', 'C')]
+    assert "Task 'two' has nothing to validate on" in message(without_kept_questions, splits)
 
 
 def test_what_is_told_of_a_split():

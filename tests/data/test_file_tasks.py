@@ -1,5 +1,6 @@
 """What the `data` section says of files, and what is read from them."""
 
+import dataclasses
 import hashlib
 import json
 from decimal import Decimal
@@ -224,6 +225,15 @@ def test_mistakes_in_a_row(here, fields, pattern, expected):
     write(here, GOOD | {'r': 'z'}, fields)
     found = message(read_examples, task(**pattern), 'a.jsonl')
     assert found == f'a.jsonl line 2: {expected}'
+
+
+def test_an_answer_that_could_never_be_right(here):
+    write(here, GOOD, GOOD | {'a': '?!'})
+    choice = dataclasses.replace(task(), scorer='choice')
+    assert message(read_examples, choice, 'a.jsonl') == (
+        "a.jsonl line 2: scorer 'choice' would never count the answer '?!' as right; mend the "
+        "row, or take scorer 'exact_match'."
+    )
 
 
 def test_mistakes_in_parquet(here):

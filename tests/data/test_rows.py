@@ -60,6 +60,11 @@ def test_a_table_numbered_by_the_first_line_of_each_row(write):
     ]
 
 
+def test_a_cell_of_any_length(write):
+    long = 'x' * 200_000
+    assert rows(write('a.csv', f'q,a\n{long},4\n')) == [('a.csv line 2', {'q': long, 'a': '4'})]
+
+
 def test_tabs(write):
     path = write('a.TSV', 'q\ta\nit, "is"\t4\n')
     assert rows(path) == [('a.TSV line 2', {'q': 'it, "is"', 'a': '4'})]

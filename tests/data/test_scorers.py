@@ -19,6 +19,9 @@ from malora_jax.data.scorers import SCORERS
         ('choice', 'Banana', 'B', 0.0),
         ('choice', '', 'B', 0.0),
         ('choice', '?', '!', 0.0),
+        ('choice', 'हिन्दी', 'हाँ', 0.0),
+        ('choice', 'हाँ, क्योंकि', 'हाँ', 1.0),
+        ('choice', 'ไม่ใช่', 'ไม้', 0.0),
     ],
 )
 def test_scores(name, prediction, answer, score):

@@ -71,10 +71,27 @@ def mistake(command: str, *arguments: str) -> str:
         ),
         ([], ['--config is required, such as --config=configs/quickstart.py.']),
         (['--config=configs/quikstart.py'], ['--config: there is no file configs/quikstart.py']),
+        (
+            ['--config=configs/quikstart.py', '--config.seed=1'],
+            ["--config: [Errno 2] No such file or directory: 'configs/quikstart.py' (from /"],
+        ),
+        (
+            ['--config=README.md', '--config.seed=1'],
+            ['--config: that file is no Python: ', 'README.md'],
+        ),
+        (
+            [QUICKSTART, '--config.model=tiny'],
+            ['config.model has fields: set each as --config.model.FIELD=VALUE.'],
+        ),
+        (
+            [QUICKSTART, '--config.method=lora'],
+            ['config.method cannot be overridden: write --config=configs/quickstart.py:lora.'],
+        ),
     ],
     ids=[
         *('method', 'field', 'top_k', 'rank', 'shared_rank', 'model', 'type', 'flag', 'words'),
-        *('no_config', 'wrong_path'),
+        *('no_config', 'wrong_path', 'wrong_path_with_override', 'no_python', 'section'),
+        'method_overridden',
     ],
 )
 def test_mistakes_in_a_plan(arguments, expected):

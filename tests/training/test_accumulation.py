@@ -9,10 +9,11 @@ import pytest
 from model_helpers import packed_batch, random_variables, small_method, tiny_model
 from step_helpers import ADAMW, assert_close, new_state, recording
 
-from malora_jax.adapters import method, trees
+from malora_jax.adapters import AdapterConfig, method, trees
 from malora_jax.models import Decoder, preset
 from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.plan import memory_bytes
 from malora_jax.training.state import abstract_variables, create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
 
@@ -128,16 +129,20 @@ def test_sums_over_parts_in_order():
 # Memory, as the compiler plans it.
 
 
-def temporary_bytes(rows: int, accumulate: int, remat: bool) -> int:
+SMALL = method('lora', rank=2, targets=('q',))
+
+
+def temporary_bytes(
+    rows: int, accumulate: int, remat: bool, adapter: AdapterConfig = SMALL, length: int = 128
+) -> int:
     config = preset('tiny', num_layers=6)
-    adapter = method('lora', rank=2, targets=('q',))
     model, optimizer = Decoder(config, adapter, remat), make_optimizer(ADAMW, 10)
     params = nn.unbox(abstract_variables(model))['params']
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
     train_step = make_train_step(
         model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, 0, accumulate
     )
-    lowered = train_step.lower(state, params, abstract_batch(rows, 128))
+    lowered = train_step.lower(state, params, abstract_batch(rows, length))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
@@ -146,3 +151,12 @@ def test_parts_need_the_memory_of_one_part_and_remat_less():
     assert in_parts < 1.2 * one
     assert whole > 5 * one
     assert temporary_bytes(1, 1, True) < 0.5 * one
+
+
+def test_the_sum_of_gradients_takes_the_place_of_the_updates():
+    """Where the adapter is large against everything else, which the test above cannot see."""
+    adapter = method('lora', rank=60)
+    one, two, four = (temporary_bytes(n, n, True, adapter, length=16) for n in (1, 2, 4))
+    gradients = memory_bytes(Decoder(preset('tiny', num_layers=6), adapter))['gradients']
+    assert two < one + gradients / 2
+    assert four == pytest.approx(two, rel=0.01)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
 from reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
+from step_helpers import recording
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
@@ -64,19 +65,6 @@ class Trained(NamedTuple):
     metrics: dict[str, Any]
     gradients: Any
     after: TrainState
-
-
-def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer, with the last gradients beside its state."""
-
-    def update(gradients, state, params):
-        updates, inner = optimizer.update(gradients, state[1], params)
-        return updates, (gradients, inner)
-
-    def init(params):
-        return jax.tree.map(jnp.zeros_like, params), optimizer.init(params)
-
-    return optax.GradientTransformation(init, update)
 
 
 def decided_variables(model: Decoder) -> dict[str, Any]:
