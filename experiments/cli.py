@@ -118,5 +118,7 @@ def _check_overrides() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(message.strip(), file=sys.stderr)
-    sys.exit(status)
+    sys.stdout.flush()
+    print(message.strip(), file=sys.stderr, flush=True)
+    # At once: libraries' threads that the mistake cut off would add their tracebacks to the line.
+    os._exit(status)

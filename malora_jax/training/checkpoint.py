@@ -1,8 +1,11 @@
 """Checkpoints of adapter, optimizer, step and data position; never of the base."""
 
+import contextlib
 import pathlib
 import shutil
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -158,13 +161,32 @@ class Checkpoints:
         if step is None:
             raise errors.UserError(f'There is no checkpoint in {self._directory}.')
         try:
-            return self._checkpointer.load_checkpointables(step, wanted)
+            with _quiet_if_it_fails():
+                return self._checkpointer.load_checkpointables(step, wanted)
         except Exception as error:  # Whatever Orbax or the file system finds wrong.
             folder = self._directory / str(step)
             raise errors.UserError(
                 f'Checkpoint {folder} cannot be read: remove that folder to continue from the one '
                 'before.'
             ) from error
+
+
+@contextlib.contextmanager
+def _quiet_if_it_fails() -> Iterator[None]:
+    """Keeps the threads of a load that fails from printing tracebacks beside its error.
+
+    Orbax closes its event loop at the first array that cannot be read, and the reads of the others
+    then find it closed.
+    """
+    hook = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if 'Event loop is closed' not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    yield
+    sys.unraisablehook = hook  # After an error it stays: their threads still run.
 
 
 def _goodness(metrics: dict[str, float]) -> float:
