@@ -8,7 +8,11 @@ WORKDIR ?= runs/quickstart
 # More arguments for the run, such as ARGS='--config.training.steps=20'.
 ARGS ?=
 
-.PHONY: setup train test lint format clean
+# Tests of whole runs, many of them in processes of their own.
+RUNS := tests/experiments tests/training/test_loop.py tests/training/test_validation.py
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: setup train test test-runs lint format clean
 
 setup: $(VENV)/ready
 
@@ -28,7 +32,10 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) $(addprefix --ignore=,$(RUNS))
+
+test-runs: setup
+	$(PYTEST) $(RUNS)
 
 # Style and types.
 lint: setup

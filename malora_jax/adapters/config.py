@@ -128,6 +128,17 @@ class AdapterConfig:
             if name not in self.leaves:
                 raise errors.unknown_name('leaf in adapter.frozen', name, self.leaves)
         require(set(self.frozen) < set(self.leaves), 'frozen', 'short of every leaf')
+        require(
+            self.factors[-1] not in self.frozen or self.magnitude,
+            'frozen',
+            f'without {self.factors[-1]!r}, which starts at zero: the update would stay zero',
+        )
+        require(
+            not self.equal_gates or (self.has_router and self._router_learns_from_balance),
+            'equal_gates',
+            "False, or 'router' frozen: with equal gates, a router learns from the balance loss "
+            'alone, and here gets no gradient',
+        )
         require(len(self.targets) > 0, 'targets', 'at least one linear')
         for name in self.targets:
             if name not in LINEARS:
@@ -148,6 +159,12 @@ class AdapterConfig:
         """Names of the leaves that an adapted linear has."""
         router = ('router',) if self.has_router else ()
         return (*router, *self.factors, *(('magnitude',) if self.magnitude else ()))
+
+    @property
+    def _router_learns_from_balance(self) -> bool:
+        """Whether the balance loss moves the router; with all experts chosen it is constant."""
+        moves = self.balance_weight > 0 and self.top_k < self.num_experts
+        return moves or 'router' in self.frozen
 
     @property
     def has_router(self) -> bool:

@@ -43,6 +43,11 @@ def test_methods_differ():
         ('hydralora', {'rank': 8}, 'shared_rank is 12; it must be rank = 8, as heads share A.'),
         ('molora', {'magnitude': True}, 'magnitude is True; it must be False where num_experts'),
         ('malora', {'renormalize': True, 'equal_gates': True}, 'False with equal_gates'),
+        ('malora', {'frozen': ('up',)}, "without 'up', which starts at zero"),
+        ('malora_shared_up', {'frozen': ('shared_up',)}, "without 'shared_up', which starts at"),
+        ('hydralora', {'equal_gates': True}, 'equal_gates is True; it must be False, or'),
+        ('molora', {'equal_gates': True, 'balance_weight': 0.0}, 'equal_gates is True; it must'),
+        ('lora', {'equal_gates': True}, 'equal_gates is True; it must be False, or'),
         ('lora', {'identical_start': True}, 'identical_start is True; it must be False where'),
         ('hydralora', {'identical_start': True}, 'identical_start is True; it must be False where'),
         ('dora', {'frozen': ('magnitud',)}, "'magnitud': did you mean magnitude?"),
@@ -51,6 +56,11 @@ def test_methods_differ():
 def test_settings_that_contradict_each_other_are_refused(name, overrides, message):
     with pytest.raises(errors.UserError, match=re.escape(message)):
         method(name, **overrides)
+
+
+def test_equal_gates_with_a_router_that_learns_or_is_frozen():
+    assert method('malora', equal_gates=True).equal_gates
+    assert method('hydralora', equal_gates=True, frozen=('router',)).equal_gates
 
 
 def test_alpha_follows_the_rank_unless_given():

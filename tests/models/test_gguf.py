@@ -337,6 +337,8 @@ def test_more_tokens_than_the_model_has_room_for(tmp_path):
         ('rope.scaling.type', 'yarn', "'none', as nothing else is implemented"),
         ('rope.scaling.type', 'linear', "'none', as nothing else is implemented"),
         ('rope.scaling.factor', 4.0, '1.0, as nothing else is implemented'),
+        ('attention.causal', False, 'True, as nothing else is implemented'),
+        ('expert_count', 8, '0, as nothing else is implemented'),
         ('rope.dimension_count', 8, '16, the width of a head'),
         ('attention.value_length', 32, '16, the width of a head'),
         ('attention.head_count_kv', 0, 'a whole number from 1 on'),
@@ -350,10 +352,17 @@ def test_metadata_that_are_not_implemented(tmp_path, key, value, right):
     assert text == f'{path} has llama.{key} = {value}; it must be {right}.'
 
 
-def test_an_unknown_key(tmp_path):
+@pytest.mark.parametrize('value', [8, 0])
+def test_an_unknown_key(tmp_path, value):
     path = tmp_path / 'tiny.gguf'
-    write_tiny_gguf(path, metadata={'expert_count': 8})
-    assert message(path) == f'{path} sets llama.expert_count = 8, which is not implemented.'
+    write_tiny_gguf(path, metadata={'nextn_predict_layers': value})
+    assert message(path) == (
+        f'{path} sets llama.nextn_predict_layers = {value}, which is not implemented.'
+    )
+
+
+def test_a_model_without_experts_may_say_so(tmp_path):
+    path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, metadata={'expert_count': 0})
     load(path)
     load_base(preset('tiny'), str(path))

@@ -213,13 +213,34 @@ def test_scaling_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'key, value', [('clip_qkv', 8.0), ('num_local_experts', 8), ('rope_interleaved', True)]
+    'key, value',
+    [
+        *(('clip_qkv', 8.0), ('num_local_experts', 8), ('rope_interleaved', True)),
+        *(('is_causal', False), ('use_rope', False), ('residual_multiplier', 0)),
+    ],
 )
 def test_unknown_keys(tmp_path, key, value):
     assert message(tmp_path, LLAMA | {key: value}) == (
         f'sets {key} = {value!r}, which is not implemented: remove the key if it does not change '
         'what the model computes.'
     )
+
+
+def test_what_is_off_or_empty_changes_nothing(tmp_path):
+    nothing = {'rope_interleaved': False, 'use_mrope': False, 'clip_qkv': None, 'task_params': {}}
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(LLAMA | nothing))
+    plain = tmp_path / 'plain.json'
+    plain.write_text(json.dumps(LLAMA))
+    assert read_config(path, 'tiny', 'float32') == read_config(plain, 'tiny', 'float32')
+
+
+def test_values_of_another_type(tmp_path):
+    assert message(tmp_path, LLAMA | {'tie_word_embeddings': 'false'}) == (
+        "has tie_word_embeddings = 'false'; it must be true or false."
+    )
+    text = message(tmp_path, LLAMA | {'rope_parameters': {'rope_theta': 0}})
+    assert text == 'has rope_theta = 0; it must be a positive number.'
 
 
 @pytest.mark.parametrize('content', ['{"hidden_size": 64', '', '\x00'])

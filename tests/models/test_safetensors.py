@@ -186,6 +186,13 @@ def test_an_index_that_names_a_tensor_that_is_not_there(tmp_path):
     assert message(tmp_path) == (f'/{shard.name} has no tensor {Q!r}, which {INDEX} places there.')
 
 
+def test_a_tensor_that_the_index_does_not_name(tmp_path):
+    write_shards(tmp_path, WEIGHTS)
+    shard = sorted(tmp_path.glob('*.safetensors'))[0]
+    save_file(load_file(shard) | {'a.bias': np.ones(3, np.float32)}, shard)
+    assert message(tmp_path) == f"/{shard.name} has a tensor 'a.bias' that {INDEX} does not name."
+
+
 @pytest.mark.parametrize('index', [{}, [], {'weight_map': None}, {'weight_map': []}])
 def test_an_index_without_a_map(tmp_path, index):
     (tmp_path / INDEX).write_text(json.dumps(index))

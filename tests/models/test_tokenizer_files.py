@@ -165,6 +165,25 @@ def test_where_the_end_of_a_text_is_looked_for(tmp_path):
     assert from_huggingface(tmp_path).eos_id == 482
 
 
+@pytest.mark.parametrize('value', [999_999, -1, True, 'x', [999_999, 2]])
+def test_an_end_that_is_no_token(tmp_path, value):
+    write_directory(tmp_path, 'llama3', eos_token=None)
+    (tmp_path / 'config.json').write_text(json.dumps({'eos_token_id': value}))
+    with pytest.raises(UserError) as caught:
+        from_huggingface(tmp_path)
+    found = value[0] if isinstance(value, list) else value
+    assert str(caught.value) == (
+        f'{tmp_path}/config.json has eos_token_id = {found!r}, which is no token of tokenizer.json.'
+    )
+
+
+@pytest.mark.parametrize('template', [[{'name': 'default'}], ['x'], {'default': 'x'}, 3])
+def test_a_chat_template_that_is_no_text(tmp_path, template):
+    write_directory(tmp_path, 'llama3', chat_template=template)
+    with pytest.raises(UserError, match=f'The chat template in {tmp_path} is '):
+        from_huggingface(tmp_path)
+
+
 def test_special_tokens_map(tmp_path):
     write_directory(tmp_path, 'llama3')
     config = json.loads((tmp_path / 'tokenizer_config.json').read_text())

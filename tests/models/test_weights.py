@@ -256,6 +256,21 @@ def test_what_the_hub_refuses(monkeypatch, error, expected):
     assert message(model_config, 'auto', 'owner/model', 'float32') == expected
 
 
+@pytest.mark.parametrize('name', ['owner/model..x', 'owner/model--x', 'owner/model.git'])
+def test_what_no_model_can_be_called(name):
+    assert message(find_weights, preset('tiny'), name) == (
+        f'{name} is neither a directory nor a name that a model on the hub can have.'
+    )
+
+
+def test_a_size_that_no_memory_holds(tmp_path):
+    path = write_directory(tmp_path / 'large', vocab_size=10**9)
+    config = model_config('auto', str(path), 'float32')
+    assert 'has shape (300, 64); the model needs (1000000000, 64)' in message(
+        load_base, config, str(path)
+    )
+
+
 def test_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))

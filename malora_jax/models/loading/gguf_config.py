@@ -30,7 +30,14 @@ _FIELDS = {
 _ALSO_READ = ('attention.sliding_window', 'attention.value_length', 'rope.dimension_count')
 _WITHOUT_EFFECT = ('vocab_size', 'tensor_data_layout', 'rope.scaling.original_context_length')
 # Keys that change the computation, with the one value that is implemented.
-_FIXED = {'rope.scaling.type': 'none', 'rope.scale_linear': 1.0, 'rope.scaling.factor': 1.0}
+_FIXED = {
+    'rope.scaling.type': 'none',
+    'rope.scale_linear': 1.0,
+    'rope.scaling.factor': 1.0,
+    'attention.causal': True,
+    'expert_count': 0,
+    'expert_used_count': 0,
+}
 
 
 def keys(file: GGUFFile) -> dict[str, str]:
@@ -94,7 +101,7 @@ def _check_known(file: GGUFFile) -> None:
     known = {*_FIELDS.values(), *_ALSO_READ, *_WITHOUT_EFFECT, *_FIXED}
     for key in file.keys:
         section, _, rest = key.partition('.')
-        if section == file.architecture and rest not in known and file.field(key):
+        if section == file.architecture and rest not in known and file.field(key) not in ('', []):
             raise errors.UserError(
                 f'{file.path} sets {key} = {file.field(key)!r}, which is not implemented.'
             )

@@ -41,13 +41,17 @@ def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
     """The local directory of a model, with the files that match downloaded if they are not there.
 
     Raises:
-        UserError: the model does not exist, its licence was not accepted, or the hub cannot be
-            reached.
+        UserError: the name cannot be one, the model does not exist, its licence was not accepted,
+            or the hub cannot be reached.
     """
     try:
         found = huggingface_hub.snapshot_download(
             name, allow_patterns=list(patterns), ignore_patterns=['*/*']
         )
+    except hub_errors.HFValidationError as error:
+        raise errors.UserError(
+            f'{name} is neither a directory nor a name that a model on the hub can have.'
+        ) from error
     except hub_errors.GatedRepoError as error:
         raise errors.UserError(
             f'{name} is gated: accept its licence at https://huggingface.co/{name} and set '

@@ -66,6 +66,14 @@ _WITHOUT_EFFECT = """
     no_repeat_ngram_size num_return_sequences early_stopping
 """
 
+# Keys that change nothing where they are false.
+_OFF = """
+    use_mrope rope_interleaved use_qk_norm is_decoder is_encoder_decoder add_cross_attention
+    tie_encoder_decoder output_attentions output_hidden_states output_scores output_router_logits
+    return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss remove_invalid_values
+    gradient_checkpointing use_parallel_residual
+"""
+
 _ROPE_KEYS: dict[str, tuple[str, ...]] = {
     'default': (),
     'llama3': (
@@ -108,7 +116,7 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
         norm_epsilon=values.positive('rms_norm_eps', 1e-6),
         qkv_bias=values.architecture == 'Qwen2ForCausalLM',
         qk_norm=values.architecture == 'Qwen3ForCausalLM',
-        tied=bool(values.get('tie_word_embeddings')),
+        tied=values.flag('tie_word_embeddings'),
         dtype=dtype,
     )
 
@@ -142,6 +150,13 @@ class _Values:
             raise self._refuse(key, 'a whole number from 1 on')
         return value
 
+    def flag(self, key: str) -> bool:
+        """True or false; false where the key is missing or null."""
+        value = self.get(key)
+        if value not in (None, True, False):
+            raise self._refuse(key, 'true or false')
+        return bool(value)
+
     def positive(self, key: str, default: float) -> float:
         value = self.get(key)
         return self._positive(key, default if value is None else value)
@@ -153,7 +168,9 @@ class _Values:
                 raise self._refuse(key, f'{right!r}, as nothing else is implemented')
         known = {*KEYS.values(), *_ALSO_READ, *_FIXED, *_WITHOUT_EFFECT.split()}
         for key, value in self._values.items():
-            if key not in known and value and not key.startswith('_'):
+            if value is False and key in _OFF.split():
+                continue
+            if key not in known and not _is_empty(value) and not key.startswith('_'):
                 raise errors.UserError(
                     f'{self._path} sets {key} = {value!r}, which is not implemented: remove the '
                     'key if it does not change what the model computes.'
@@ -177,7 +194,7 @@ class _Values:
 
     def theta(self) -> float:
         _, rope = self._rope()
-        theta = rope.get('rope_theta') or self.get('rope_theta')
+        theta = rope.get('rope_theta', self.get('rope_theta'))
         return self._positive('rope_theta', 10000.0 if theta is None else theta)
 
     def scaling(self) -> Llama3Scaling | None:
@@ -216,3 +233,8 @@ class _Values:
     def _refuse(self, key: str, right: str) -> errors.UserError:
         found = f'{key} = {self._values[key]!r}' if key in self._values else f'no {key}'
         return errors.UserError(f'{self._path} has {found}; it must be {right}.')
+
+
+def _is_empty(value: Any) -> bool:
+    """Null and empty say nothing; false and zero may switch something off."""
+    return value is None or value in ('', [], {})

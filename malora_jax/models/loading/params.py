@@ -54,6 +54,9 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
     """
     leaves = names_lib.leaves(config, file.file_format)
     _check_names(file, config, leaves)
+    for leaf in leaves:  # All shapes before any memory: a wrong size may be a very large one.
+        for name in leaf.names:
+            next(file.blocks(name, leaf.tensor_shape, 1))
     params: dict[str, Any] = {}
     for leaf in leaves:
         array = _aligned(leaf.shape, leaf.dtype)

@@ -73,6 +73,12 @@ class SafetensorsFiles:
                 raise errors.UserError(
                     f'{self.path / shard} has no tensor {name!r}, which {_INDEX} places there.'
                 )
+        for shard, names in held.items():
+            extra = sorted(names - shard_of.keys())
+            if extra:
+                raise errors.UserError(
+                    f'{self.path / shard} has a tensor {extra[0]!r} that {_INDEX} does not name.'
+                )
         return {name: shards[shard] for name, shard in shard_of.items()}
 
     def _nothing(self) -> str:

@@ -78,8 +78,15 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
         found = _read_json(directory / name).get('eos_token_id')
         if isinstance(found, list) and found:
             found = found[0]
-        if isinstance(found, int):
-            return found
+        if found is None or found == []:
+            continue
+        count = tokenizer.get_vocab_size(with_added_tokens=True)
+        if type(found) is not int or tokenizer.id_to_token(found if found >= 0 else count) is None:
+            raise errors.UserError(
+                f'{directory / name} has eos_token_id = {found!r}, which is no token of '
+                'tokenizer.json.'
+            )
+        return found
     raise errors.UserError(
         f'{directory} does not say which token ends a text: set eos_token in tokenizer_config.json.'
     )
@@ -124,13 +131,23 @@ def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | No
     """The model's chat template, from a file of its own or from `tokenizer_config.json`.
 
     Of several named ones it is the one that is called 'default'.
+
+    Raises:
+        UserError: it is no text.
     """
     path = directory / 'chat_template.jinja'
-    if path.is_file():
-        return path.read_text('utf-8')
-    template = settings.get('chat_template')
-    if isinstance(template, list):
-        return {entry['name']: entry['template'] for entry in template}.get('default')
+    try:
+        if path.is_file():
+            return path.read_text('utf-8')
+        template = settings.get('chat_template')
+        if isinstance(template, list):
+            template = {entry['name']: entry['template'] for entry in template}.get('default')
+    except (UnicodeDecodeError, KeyError, TypeError) as error:
+        raise errors.UserError(
+            f'The chat template in {directory} is broken ({error!r}).'
+        ) from error
+    if template is not None and not isinstance(template, str):
+        raise errors.UserError(f'The chat template in {directory} is no text: {template!r:.60}.')
     return template
 
 
