@@ -29,8 +29,7 @@ the message says which sequence_length or max_new_tokens is needed. A run that i
 files unchanged.
 
 Hardware and time: two CPU cores and 3.5 GB of memory; at the quickstart's 300 tokens a second, 200
-steps of 4 packed rows of 256 tokens take 12 minutes, scoring apart. docs/your_tasks.md has an
-example from end to end.
+steps of 4 packed rows of 256 tokens take 12 minutes, scoring apart.
 """
 
 from ml_collections import ConfigDict

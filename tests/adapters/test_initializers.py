@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from malora_jax.adapters import LowRankExperts, method
+from malora_jax.adapters import METHODS, LowRankExperts, method
 from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace, start
 
 INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
@@ -135,3 +135,17 @@ def test_many_subspaces_at_once_do_not_deadlock():
         timeout=120,
     )
     assert done.stdout == 'done\n', done.stderr
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
+    config = method(name)
+    leaves = start(jax.random.key(0), config, INPUTS, 96)
+    as_linear = {'router', 'down'} & leaves.keys() if name != 'malora_unshared' else {'router'}
+    as_linear |= {'hydralora': {'shared_down'}, 'malora_shared_up': {'core'}}.get(name, set())
+    for leaf in as_linear:
+        values = np.asarray(leaves[leaf])
+        bound = values.shape[-2] ** -0.5
+        assert 0.98 * bound < np.abs(values).max() <= bound, leaf
+        np.testing.assert_allclose(values.var(), bound**2 / 3, rtol=0.06, err_msg=leaf)
+    assert not np.asarray(leaves[config.factors[-1]]).any()

@@ -212,6 +212,24 @@ def test_linears_with_one_input_share_one_dropout_mask(kind):
         np.testing.assert_array_equal(dropped[name], dropped[names[0]])
 
 
+@pytest.mark.parametrize('kind, name', [(Attention, 'o'), (MLP, 'down')])
+def test_the_last_linear_has_dropout_before_its_adapter(kind, name):
+    """It alone is adapted, so that its input is the same with dropout and without."""
+    model = tiny_model(small_method('malora', dropout=0.5, targets=(name,)))
+    part = kind(model.config, model.adapter)
+    place = 'attention' if kind is Attention else 'mlp'
+    variables = {
+        collection: jax.tree.map(lambda leaf: leaf[0], tree['layers'][place])
+        for collection, tree in random_variables(model).items()
+        if 'layers' in tree
+    }
+    x_ND = jax.random.normal(jax.random.key(0), (6, model.config.width))
+    dropped, whole = (part_outputs(part, variables, x_ND, train) for train in (True, False))
+    assert np.abs(dropped[name] - whole[name]).max() > 0.01
+    for other in dropped.keys() - {name}:
+        np.testing.assert_array_equal(dropped[other], whole[other])
+
+
 def test_routers_see_the_input_without_dropout():
     model, variables = dropout_model(0.5), VARIABLES['malora']
     plain = jax.jit(lambda batch: losses(model, variables, batch, 2))(BATCH)
