@@ -81,7 +81,8 @@ def adapters(draw) -> AdapterConfig:
         'own': num_experts * draw(st.integers(1, 2)),
         'heads': rank,
     }.get(subspace, rank + draw(st.integers(0, 3)))
-    gates = ['plain', 'equal_gates'] + ['renormalize'] * (top_k > 1)
+    gates = ['plain'] + ['equal_gates'] * (num_experts > 1) + ['renormalize'] * (top_k > 1)
+    chosen = draw(st.sampled_from(gates))
     return AdapterConfig(
         num_experts=num_experts,
         top_k=top_k,
@@ -91,7 +92,9 @@ def adapters(draw) -> AdapterConfig:
         subspace=subspace or 'down',
         rank_stabilized=draw(st.booleans()),
         magnitude=num_experts == 1 and subspace is None and draw(st.booleans()),
-        **{key: True for key in [draw(st.sampled_from(gates))] if key != 'plain'},
+        **({} if chosen == 'plain' else {chosen: True}),
+        # With equal gates for all experts it would get no gradient.
+        frozen=('router',) if chosen == 'equal_gates' and top_k == num_experts else (),
         targets=tuple(draw(st.sets(st.sampled_from(LINEARS), min_size=1))),
     )
 
