@@ -11,8 +11,8 @@ The argument is the method, malora by default, with the paper's ranks: any of th
 Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of 128
 tokens (about 2,800 examples), for the small model and the short time.
 
-Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory, 8 minutes: 6.2 of training at
-300 tokens a second, the rest for scoring and compilation. JAX 0.10.2.
+Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory; 6 to 10 minutes of training at 190
+to 300 tokens a second, and 2 or more for scoring and compilation. JAX 0.10.2.
 Expected: 67% exact match on average with seed 0, from 0% before; the best constant answers get 7%.
 """
 
