@@ -59,11 +59,12 @@ class Checkpoints:
             preservation_policy=kept,
             cleanup_tmp_directories=keep is not None,
         )
-        # Orbax removes them in a thread that close() does not wait for: a run that ends at once
-        # with a message would end with that thread's traceback too.
-        for thread in {*threading.enumerate()} - threads:
-            if thread.is_alive():
-                thread.join()
+        # Orbax removes them in a thread that close() does not wait for, and that starts others: a
+        # run that ends at once with a message would end with a thread's traceback too.
+        while started := {*threading.enumerate()} - threads:
+            for thread in started:
+                if thread.is_alive():  # One that is just starting cannot be waited for yet.
+                    thread.join()
 
     def __enter__(self) -> 'Checkpoints':
         return self
