@@ -1,24 +1,31 @@
-"""Rows of JSONL, CSV, TSV and Parquet files, each with its place for messages.
+"""Rows of JSON, JSONL, CSV, TSV and Parquet files, each with its place for messages.
 
-Text files are UTF-8, with or without a byte order mark. Tables have one header line; a cell in
-double quotes may hold delimiters and line breaks. Blank lines are skipped.
+Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. Tables
+have one header line, unless the caller names the columns; a cell in double quotes may hold
+delimiters and line breaks. Blank lines are skipped. A .json file is an array of objects, or one
+object a line: public datasets have both.
 """
 
 import csv
-import importlib
-import importlib.util
+import gzip
 import io
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import pyarrow
+from pyarrow import parquet
 
 from malora_jax.errors import UserError
 
 # A cell may be as long as the file; the default is 128 KB. No larger number fits everywhere.
 csv.field_size_limit(2**31 - 1)
 
+# Of the files that users bring.
 SUFFIXES = ('.jsonl', '.csv', '.tsv', '.parquet')
+_DELIMITERS = {'.csv': ',', '.tsv': '\t'}
 
 
 class Row(NamedTuple):
@@ -33,22 +40,35 @@ class Row(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def read_rows(path: pathlib.Path) -> Iterator[Row]:
+def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a file, read by its suffix.
 
     Args:
-        path: a file whose suffix is one of `SUFFIXES`, in any case.
+        path: a file whose suffix is one of `SUFFIXES` or .json, in any case; all but .parquet may
+            have .gz after it.
+        columns: the names of a table's columns, if it has no header line.
 
     Raises:
         UserError: the file is missing, not of its kind, or broken, with the line at fault.
     """
     check_file(path)
-    suffix = path.suffix.lower()
-    if suffix == '.parquet':
+    kind = file_kind(path)
+    if kind == '.parquet' and path.suffix.lower() != '.gz':
         return _parquet(path)
-    if suffix == '.jsonl':
-        return _json_lines(path)
-    return _table(path, ',' if suffix == '.csv' else '\t')
+    if kind == '.jsonl':
+        return _json_lines(path, _text(path))
+    if kind == '.json':
+        return _json(path)
+    if kind in _DELIMITERS:
+        return _table(path, _DELIMITERS[kind], columns)
+    known = ', '.join(sorted({*SUFFIXES, '.json'}))
+    raise UserError(f'{path} is of unknown kind: the name must end in {known}.')
+
+
+def file_kind(path: pathlib.Path) -> str:
+    """The suffix in lower case; that before .gz, if it has been compressed."""
+    suffix = path.suffix.lower()
+    return path.with_suffix('').suffix.lower() if suffix == '.gz' else suffix
 
 
 def check_file(path: pathlib.Path) -> None:
@@ -63,15 +83,33 @@ def check_file(path: pathlib.Path) -> None:
         raise UserError(f'There is no data file {path} (looked for in {pathlib.Path.cwd()}).')
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[Row]:
+def _json(path: pathlib.Path) -> Iterator[Row]:
+    text = _text(path)
+    if not text.lstrip().startswith('['):
+        yield from _json_lines(path, text)
+        return
+    try:
+        objects = _loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'{path} line {error.lineno} is not valid JSON ({error.msg} at column {error.colno}).'
+        ) from error
+    except RecursionError as error:
+        raise UserError(f'{path} is nested too deeply.') from error
+    for number, fields in enumerate(objects, start=1):
+        place = f'{path} row {number}'
+        _check_object(place, fields)
+        yield Row(place, fields)
+
+
+def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
     # Only a line feed ends a line here: str.splitlines would also split within JSON strings.
-    for number, line in enumerate(_text(path).split('\n'), start=1):
+    for number, line in enumerate(text.split('\n'), start=1):
         if not line.strip():
             continue
         place = f'{path} line {number}'
         try:
-            # Numbers stay as they were written; NaN, which is not JSON, is a missing value.
-            fields = json.loads(line, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+            fields = _loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
                 f'{place} is not valid JSON ({error.msg} at column {error.colno}); each line must '
@@ -79,21 +117,30 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
             ) from error
         except RecursionError as error:
             raise UserError(f'{place} is nested too deeply.') from error
-        if not isinstance(fields, dict):
-            raise UserError(f'{place} is not a JSON object, such as {{"question": "…"}}.')
+        _check_object(place, fields)
         yield Row(place, fields)
 
 
-def _table(path: pathlib.Path, delimiter: str) -> Iterator[Row]:
+def _loads(text: str) -> Any:
+    # Numbers stay as they were written; NaN, which is not JSON, is a missing value.
+    return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+
+
+def _check_object(place: str, fields: Any) -> None:
+    if not isinstance(fields, dict):
+        raise UserError(f'{place} is not a JSON object, such as {{"question": "…"}}.')
+
+
+def _table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
     lines = _cells(path, delimiter)
-    _, header = next(lines, (1, []))
-    names = [name.strip() for name in header]
+    names = list(columns) or [name.strip() for name in next(lines, (1, []))[1]]
     _check_twins(path, names)
+    wanted = 'there are columns' if columns else 'the header'
     for number, cells in lines:
         place = f'{path} line {number}'
         if len(cells) != len(names):
             raise UserError(
-                f'{place} must have as many cells as the header, {len(names)}, not {len(cells)}; '
+                f'{place} must have as many cells as {wanted}, {len(names)}, not {len(cells)}; '
                 f'one with {delimiter!r} or a line break in it must be in double quotes.'
             )
         yield Row(place, dict(zip(names, cells, strict=True)))
@@ -111,16 +158,13 @@ def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]
             return
         except csv.Error as error:
             raise UserError(
-                f'{path} line {number} is not valid {path.suffix[1:].upper()} ({error}).'
+                f'{path} line {number} is not valid {file_kind(path)[1:].upper()} ({error}).'
             ) from error
         if cells:
             yield number, cells
 
 
 def _parquet(path: pathlib.Path) -> Iterator[Row]:
-    if importlib.util.find_spec('pyarrow') is None:
-        raise UserError(f"{path} needs the package pyarrow: pip install '.[parquet]'.")
-    arrow, parquet = (importlib.import_module(name) for name in ('pyarrow', 'pyarrow.parquet'))
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -129,9 +173,11 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(f'{path} row {number}', fields)
-    except (arrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         first_line = str(error).partition('\n')[0]
         raise UserError(f'{path} is not a complete Parquet file ({first_line}).') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} row {number + 1} or a later one is not UTF-8.') from error
 
 
 def _check_twins(path: pathlib.Path, names: Sequence[str]) -> None:
@@ -142,6 +188,11 @@ def _check_twins(path: pathlib.Path, names: Sequence[str]) -> None:
 
 def _text(path: pathlib.Path) -> str:
     content = path.read_bytes()
+    if path.suffix.lower() == '.gz':
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f'{path} is not a complete gzip file ({error}).') from error
     try:
         return content.decode('utf-8-sig')
     except UnicodeDecodeError as error:

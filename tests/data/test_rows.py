@@ -1,8 +1,9 @@
 import csv
-import importlib.util
+import gzip
 import json
 import string
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -25,14 +26,15 @@ def write(tmp_path):
     return write
 
 
-def rows(path) -> list[tuple[str, dict]]:
+def rows(path, *columns: str) -> list[tuple[str, dict]]:
     """Place, without the directory, and fields of each row."""
-    return [(row.place.removeprefix(f'{path.parent}/'), row.fields) for row in read_rows(path)]
+    found = read_rows(path, columns)
+    return [(row.place.removeprefix(f'{path.parent}/'), row.fields) for row in found]
 
 
-def mistake(path) -> str:
+def mistake(path, *columns: str) -> str:
     with pytest.raises(UserError) as caught:
-        list(read_rows(path))
+        list(read_rows(path, columns))
     assert '\n' not in str(caught.value)
     return str(caught.value).replace(f'{path.parent}/', '')
 
@@ -70,6 +72,50 @@ def test_tabs(write):
     assert rows(path) == [('a.TSV line 2', {'q': 'it, "is"', 'a': '4'})]
 
 
+def test_a_table_without_header(write):
+    path = write('a.tsv', '\ufeffone "x"\t4\n\ntwo\t5\n')
+    assert rows(path, 'q', 'a') == [
+        ('a.tsv line 1', {'q': 'one "x"', 'a': '4'}),
+        ('a.tsv line 3', {'q': 'two', 'a': '5'}),
+    ]
+    assert mistake(path, 'q', 'a', 'b') == (
+        "a.tsv line 1 must have as many cells as there are columns, 3, not 2; one with '\\t' or a "
+        'line break in it must be in double quotes.'
+    )
+
+
+def test_an_array_of_objects(write):
+    path = write(
+        'a.JSON', '\ufeff\n[\n {"q": "one\u2028", "n": 1.50},\n {"b": [true], "c": NaN}]\n'
+    )
+    assert rows(path) == [
+        ('a.JSON row 1', {'q': 'one\u2028', 'n': '1.50'}),
+        ('a.JSON row 2', {'b': [True], 'c': None}),
+    ]
+
+
+def test_a_json_file_may_have_an_object_a_line(write):
+    path = write('a.json', '\n{"q": "one"}\n{"q": 2}')
+    assert rows(path) == [('a.json line 2', {'q': 'one'}), ('a.json line 3', {'q': '2'})]
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('a.jsonl.gz', '{"q": "é"}'),
+        ('a.json.gz', '[{"q": "é"}]'),
+        ('a.csv.gz', 'q\né\n'),
+        ('a.TSV.GZ', 'q\né\n'),
+    ],
+)
+def test_compressed_files(write, name, content):
+    path = write(name, gzip.compress(content.encode()))
+    assert [fields for _, fields in rows(path)] == [{'q': 'é'}]
+    whole = path.read_bytes()
+    for broken in (whole[:-9], whole[:-4] + bytes(4), whole[:12] + b'\xff' + whole[13:], b'{}'):
+        assert mistake(write(name, broken)).startswith(f'{name} is not a complete gzip file (')
+
+
 def test_parquet(tmp_path):
     path = tmp_path / 'a.parquet'
     pyarrow.parquet.write_table(pyarrow.table({'q': ['one', None], 'n': [1, 2]}), path)
@@ -86,7 +132,7 @@ def test_rows_are_read_group_by_group(tmp_path):
     assert rows(path) == [(f'a.parquet row {n + 1}', {'n': n}) for n in range(1_000)]
 
 
-@pytest.mark.parametrize('name', ['a.jsonl', 'a.csv', 'a.tsv'])
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json', 'a.csv', 'a.tsv'])
 @pytest.mark.parametrize('content', ['', '\n\n', '\ufeff'])
 def test_an_empty_file_has_no_rows(write, name, content):
     assert rows(write(name, content)) == []
@@ -171,10 +217,34 @@ def test_no_file(tmp_path, monkeypatch):
         ('a.csv', 'q,a\n1,"2\n3,4\n', 'a.csv line 2 is not valid CSV (unexpected end of data).'),
         ('a.csv', 'q,a\n"1"2,3\n', "a.csv line 2 is not valid CSV (',' expected after '\"')."),
         ('a.csv', 'q,a, q\n', "a.csv has more than one column 'q'."),
+        (
+            'a.json',
+            '[{"q": 1},\n{"q" 2}]',
+            "a.json line 2 is not valid JSON (Expecting ':' delimiter at column 6).",
+        ),
+        ('a.json', '[{}, [1]]', 'a.json row 2 is not a JSON object, such as {"question": "…"}.'),
+        ('a.json', '[' * 10**6, 'a.json is nested too deeply.'),
+        (
+            'a.csv.gz',
+            gzip.compress(b'q,a\n1,"2\n'),
+            'a.csv.gz line 2 is not valid CSV (unexpected end of data).',
+        ),
+        (
+            'a.txt',
+            'q',
+            'a.txt is of unknown kind: the name must end in .csv, .json, .jsonl, .parquet, .tsv.',
+        ),
+        (
+            'a.parquet.gz',
+            'q',
+            'a.parquet.gz is of unknown kind: the name must end in .csv, .json, .jsonl, .parquet, '
+            '.tsv.',
+        ),
     ],
     ids=[
         *('colon', 'line_break', 'array', 'deep', 'latin', 'utf16', 'cells', 'few_cells'),
-        *('quote', 'after_quote', 'twins'),
+        *('quote', 'after_quote', 'twins', 'array_colon', 'array_array', 'array_deep'),
+        *('gzip_quote', 'unknown', 'gzip_parquet'),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(write, name, content, message):
@@ -196,14 +266,15 @@ def test_parquet_damaged_in_its_data(tmp_path):
     assert mistake(path).startswith('a.parquet is not a complete Parquet file (')
 
 
+def test_text_of_parquet_that_is_not_utf8(tmp_path):
+    path = tmp_path / 'a.parquet'
+    offsets, letters = np.array([0, 1, 3], np.int32), b'a\xff\xfe'
+    column = pyarrow.StringArray.from_buffers(2, *map(pyarrow.py_buffer, (offsets, letters)))
+    pyarrow.parquet.write_table(pyarrow.table({'q': column}), path)
+    assert mistake(path) == 'a.parquet row 1 or a later one is not UTF-8.'
+
+
 def test_twin_columns_of_parquet(tmp_path):
     path = tmp_path / 'a.parquet'
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays([[1], [2]], names=['q', 'q']), path)
     assert mistake(path) == "a.parquet has more than one column 'q'."
-
-
-def test_parquet_without_pyarrow(write, monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    assert mistake(write('a.parquet', 'PAR1')) == (
-        "a.parquet needs the package pyarrow: pip install '.[parquet]'."
-    )

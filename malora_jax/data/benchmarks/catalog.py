@@ -1,0 +1,239 @@
+"""The public datasets of the MALoRA paper, and MGSM: where they are and how their rows are read.
+
+The hub converts each dataset, whatever its own files or loading script, to Parquet files on the
+branch `refs/convert/parquet`, named CONFIG/SPLIT/0000.parquet and so on. So only the names of the
+repository, its config and its splits have to be known. (Of very large datasets only a part is
+converted; those here are small.)
+
+Our split 'test' is what the paper scores. PIQA, BoolQ and MedMCQA publish no labels of their test
+split, so it is their validation split, as the paper's counts confirm. Financial PhraseBank has one
+split only.
+
+The paper scores 2,802 'cleaned' rows of MedMCQA's 4,183. UltraEval keeps those of `choice_type`
+'single' with four distinct options; so does `scored` here. Whether they are 2,802 has
+not been counted. Of E2E NLG it trains on 34K rows and scores 4,693 references: that is the cleaned
+version (Dušek et al. 2019), as the original one has 42,061 to train on.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from malora_jax.data.benchmarks import generation, instructions, multiple_choice
+from malora_jax.data.benchmarks.item import Item
+from malora_jax.data.benchmarks.mgsm import WORDS, mgsm, read_mgsm
+from malora_jax.data.benchmarks.phrasebank import phrasebank, read_phrasebank
+from malora_jax.data.rows import Row, read_rows
+from malora_jax.errors import unknown_name
+
+
+def _every(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on the Hugging Face hub; local files with the same columns are read as well.
+
+    Attributes:
+        name: how configs refer to it.
+        repository: owner/name on the hub.
+        config: the hub's name of the part that is meant.
+        splits: the hub's split for each of ours, 'train', 'validation' and 'test' at most.
+        parse: makes an item of a row, or raises `BrokenRowError`.
+        checked: what these facts were read from.
+        read: the rows of one file.
+        scored: whether a row of 'test' is one of those to score; the others are left out.
+        grouped: whether `group_answers` makes one item of the rows with one question, in
+            'validation' and 'test'.
+    """
+
+    revision: ClassVar[str] = 'refs/convert/parquet'
+
+    name: str
+    repository: str
+    config: str
+    splits: Mapping[str, str]
+    parse: Callable[[Row], Item]
+    checked: str
+    read: Callable[[pathlib.Path], Iterator[Row]] = read_rows
+    scored: Callable[[Row], bool] = _every
+    grouped: bool = False
+
+    @property
+    def patterns(self) -> dict[str, list[str]]:
+        """Patterns of the files of each split, in the repository at `revision`."""
+        return {
+            split: [f'{self.config}/{of_hub}/*.parquet'] for split, of_hub in self.splits.items()
+        }
+
+
+_TRAIN = {'train': 'train'}
+_TRAIN_TEST = {'train': 'train', 'test': 'test'}
+_ALL = {'train': 'train', 'validation': 'validation', 'test': 'test'}
+_NO_TEST_LABELS = {'train': 'train', 'test': 'validation'}
+
+# In `checked`, the card is the dataset's README in huggingface/datasets: columns, types, splits and
+# their sizes; the branch is the converted one; and rows were parsed with the parser named.
+_DATASETS = (
+    Dataset(
+        'medmcqa',
+        'openlifescienceai/medmcqa',
+        'default',
+        _NO_TEST_LABELS,
+        multiple_choice.medmcqa,
+        'Card and loading script, which takes 1 from the original cop and has -1 in test; config: '
+        'the commit that replaced the script by Parquet files. No rows were seen.',
+        scored=multiple_choice.cleaned,
+    ),
+    # The 110K rows that the paper counts.
+    Dataset(
+        'magicoder_evol',
+        'ise-uiuc/Magicoder-Evol-Instruct-110K',
+        'default',
+        _TRAIN,
+        instructions.pair('instruction', 'response'),
+        'Columns: programs that load it; config and split: files of the branch. No rows were seen.',
+    ),
+    # The other part of Magicoder's data.
+    Dataset(
+        'magicoder_oss',
+        'ise-uiuc/Magicoder-OSS-Instruct-75K',
+        'default',
+        _TRAIN,
+        instructions.pair('problem', 'solution'),
+        'Columns: the card of a copy, and programs that load it; config and split: files of the '
+        'branch. No rows were seen.',
+    ),
+    Dataset(
+        'finance_alpaca',
+        'gbharti/finance-alpaca',
+        'default',
+        _TRAIN,
+        instructions.alpaca,
+        'Columns and split: programs that load it. The branch exists; that the config is '
+        "'default', as of any dataset without one, was not seen. No rows were seen.",
+    ),
+    Dataset(
+        'metamathqa',
+        'meta-math/MetaMathQA',
+        'default',
+        _TRAIN,
+        instructions.pair('query', 'response'),
+        'Columns: programs that load it; config and split: files of the branch. No rows were seen.',
+    ),
+    Dataset(
+        'alpaca_gpt4',
+        'vicgalle/alpaca-gpt4',
+        'default',
+        _TRAIN,
+        instructions.alpaca,
+        'Columns and split: programs that load it. The branch, and that the config is '
+        "'default', as of any dataset without one, was not seen. No rows were seen.",
+    ),
+    Dataset(
+        'e2e_nlg',
+        'tuetschek/e2e_nlg_cleaned',
+        'default',
+        _ALL,
+        generation.e2e,
+        'Card and loading script: 33,525, 4,299 and 4,693 rows. Rows of its CSV were seen; all '
+        '42,061 and 4,672 of train and dev of the original version were parsed.',
+        grouped=True,
+    ),
+    Dataset(
+        'humaneval',
+        'openai/openai_humaneval',
+        'openai_humaneval',
+        {'test': 'test'},
+        generation.humaneval,
+        'Card. All 164 rows of the original file were parsed.',
+    ),
+    Dataset(
+        'phrasebank',
+        'takala/financial_phrasebank',
+        'sentences_75agree',
+        {'test': 'train'},
+        phrasebank,
+        'Card and loading script: 3,453 rows, as in the paper; config and split: files of the '
+        'branch. No rows were seen.',
+        read=read_phrasebank,
+    ),
+    Dataset(
+        'gsm8k',
+        'openai/gsm8k',
+        'main',
+        _TRAIN_TEST,
+        generation.gsm8k,
+        'Card; splits: programs that load it. All 7,473 rows of train were parsed.',
+    ),
+    Dataset(
+        'arc_challenge',
+        'allenai/ai2_arc',
+        'ARC-Challenge',
+        _ALL,
+        multiple_choice.arc,
+        'Card; files of the branch. All 1,119 and 299 rows of train and validation were parsed.',
+    ),
+    Dataset(
+        'arc_easy',
+        'allenai/ai2_arc',
+        'ARC-Easy',
+        _ALL,
+        multiple_choice.arc,
+        'Card; files of the branch. All 2,251 and 570 rows of train and validation were parsed.',
+    ),
+    Dataset(
+        'piqa',
+        'ybisk/piqa',
+        'plain_text',
+        _NO_TEST_LABELS,
+        multiple_choice.piqa,
+        'Card and loading script, which has -1 in test; config and split: a program that loads '
+        'files of the branch. All 16,113 and 1,838 rows of train and validation were parsed.',
+    ),
+    Dataset(
+        'openbookqa',
+        'allenai/openbookqa',
+        'main',
+        _ALL,
+        multiple_choice.openbookqa,
+        'Card. All 4,957 and 500 rows of train and validation were parsed; 3 of train are broken, '
+        'with the same wrong option twice.',
+    ),
+    Dataset(
+        'boolq',
+        'google/boolq',
+        'default',
+        _NO_TEST_LABELS,
+        multiple_choice.boolq,
+        'Card. All 3,270 passages, questions and answers of validation were parsed, from a file '
+        'with other columns.',
+    ),
+    *(
+        Dataset(
+            f'mgsm_{language}',
+            'juletxara/mgsm',
+            language,
+            _TRAIN_TEST,
+            mgsm,
+            'Loading script. The branch was not seen. The 250 rows of the original TSV in each of '
+            'en, es, fr, ru and zh were parsed.',
+            read=read_mgsm,
+        )
+        for language in WORDS
+    ),
+)
+DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _DATASETS}
+
+
+def get_dataset(name: str) -> Dataset:
+    """The dataset of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in DATASETS:
+        raise unknown_name('dataset', name, DATASETS)
+    return DATASETS[name]

@@ -1,0 +1,68 @@
+"""MGSM: 250 questions of GSM8K in eleven languages, and eight worked examples in each."""
+
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from malora_jax.data.benchmarks import fields
+from malora_jax.data.benchmarks.item import BrokenRowError, Item
+from malora_jax.data.rows import Row, file_kind, read_rows
+
+
+class Words(NamedTuple):
+    """What precedes a question and its answer in one language."""
+
+    question: str
+    answer: str
+
+
+# The words of the worked examples.
+WORDS = {
+    'bn': Words('প্রশ্ন:', 'ধাপে ধাপে উত্তর:'),
+    'de': Words('Frage:', 'Schritt-für-Schritt-Antwort:'),
+    'en': Words('Question:', 'Step-by-Step Answer:'),
+    'es': Words('Pregunta:', 'Respuesta paso a paso:'),
+    'fr': Words('Question :', 'Réponse étape par étape :'),
+    'ja': Words('問題：', 'ステップごとの答え：'),
+    'ru': Words('Задача:', 'Пошаговое решение:'),
+    'sw': Words('Swali:', 'Jibu la Hatua kwa Hatua:'),
+    'te': Words('ప్రశ్న:', 'దశలవారీగా సమాధానం:'),
+    'th': Words('โจทย์:', 'คำตอบทีละขั้นตอน:'),
+    'zh': Words('问题：', '逐步解答：'),
+}
+
+
+def mgsm(row: Row) -> Item:
+    """`question` and `answer_number`; a worked example also has `answer`, its solution.
+
+    In worked examples, question and answer begin with the language's words and a colon; these are
+    taken off, as the forms put them there.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    question, number = fields.text(row, 'question'), fields.whole_number(row, 'answer_number')
+    if fields.optional_text(row, 'answer'):
+        return Item(_after_colon(row, 'question'), answers=(_after_colon(row, 'answer'),))
+    return Item(question, answers=(str(number),))
+
+
+def read_mgsm(path: pathlib.Path) -> Iterator[Row]:
+    """The rows of a local file: an original TSV without a header, or any that `read_rows` reads.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    original = file_kind(path) == '.tsv'
+    return read_rows(path, ('question', 'answer_number') if original else ())
+
+
+def _after_colon(row: Row, name: str) -> str:
+    # Japanese and Chinese have a wide colon.
+    found = re.match(r'[^:：]{1,40}[:：]\s*(.+)', fields.text(row, name), re.DOTALL)
+    if not found:
+        raise BrokenRowError(
+            f"{row.place}: field {name!r} must begin with a word and a colon, such as 'Question:'."
+        )
+    return found[1]

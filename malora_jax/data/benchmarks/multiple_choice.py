@@ -1,0 +1,103 @@
+"""Rows with options, one of which is right: MedMCQA, ARC, OpenBookQA, PIQA, BoolQ."""
+
+from malora_jax.data.benchmarks import fields
+from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
+from malora_jax.data.rows import Row
+from malora_jax.errors import UserError
+
+_MEDMCQA_OPTIONS = ('opa', 'opb', 'opc', 'opd')
+# In UltraEval's order.
+BOOLQ_OPTIONS = ('Yes', 'No')
+
+
+def medmcqa(row: Row) -> Item:
+    """`question`, the options `opa` to `opd`, and `cop`, the index of the right one, from 0.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+        UserError: `cop` is 4. The original files count from 1 where the hub counts from 0, so all
+            labels of such a file would be wrong; no row of it may be used.
+    """
+    options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
+    if fields.whole_number(row, 'cop') == 4:
+        raise UserError(
+            f"{row.place}: field 'cop' is 4, so this is an original file, which counts the options "
+            'from 1; take the rows of the hub, which count from 0.'
+        )
+    label = fields.index(row, 'cop', len(options), ' (the test split has no labels)')
+    return choice(row.place, fields.text(row, 'question'), options, label)
+
+
+def cleaned(row: Row) -> bool:
+    """Whether MedMCQA calls the question one with a single right option, and no two are the same.
+
+    UltraEval scores these only. In the others, an option may be a combination of several.
+
+    Raises:
+        BrokenRowError: `choice_type` is neither 'single' nor 'multi'.
+    """
+    kind = fields.text(row, 'choice_type')
+    if kind not in ('single', 'multi'):
+        raise BrokenRowError(
+            f"{row.place}: field 'choice_type' is {kind!r}; it must be 'single' or 'multi'."
+        )
+    options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
+    return kind == 'single' and len(set(options)) == len(options)
+
+
+def arc(row: Row) -> Item:
+    """`question`, `choices` with `text` and `label`, and `answerKey`, one of the labels.
+
+    There are 3 to 5 options; their labels are letters, or numbers in some rows.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    return _labelled(row, 'question')
+
+
+def openbookqa(row: Row) -> Item:
+    """`question_stem`, and `choices` and `answerKey` as in ARC.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    return _labelled(row, 'question_stem')
+
+
+def piqa(row: Row) -> Item:
+    """`goal`, the options `sol1` and `sol2`, and `label`, 0 or 1.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    options = [fields.text(row, 'sol1'), fields.text(row, 'sol2')]
+    label = fields.index(row, 'label', len(options), ' (the test split has no labels)')
+    return choice(row.place, fields.text(row, 'goal'), options, label)
+
+
+def boolq(row: Row) -> Item:
+    """`passage`, `question`, and `answer`, true or false.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    label = 0 if fields.boolean(row, 'answer') else 1
+    question, passage = fields.text(row, 'question'), fields.text(row, 'passage')
+    return choice(row.place, question, BOOLQ_OPTIONS, label, passage)
+
+
+def _labelled(row: Row, question: str) -> Item:
+    options = fields.texts(row, 'text', within='choices')
+    labels = fields.texts(row, 'label', within='choices')
+    if labels not in (list('ABCDE'[: len(options)]), list('12345'[: len(options)])):
+        raise BrokenRowError(
+            f"{row.place}: the labels in 'choices' are {', '.join(labels)} for {len(options)} "
+            'options; they must be A to E or 1 to 5 in order, one for each.'
+        )
+    key = fields.text(row, 'answerKey')
+    if key not in labels:
+        raise BrokenRowError(
+            f"{row.place}: field 'answerKey' is {key!r}; it must be one of {', '.join(labels)}."
+        )
+    return choice(row.place, fields.text(row, question), options, labels.index(key))

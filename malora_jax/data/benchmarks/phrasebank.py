@@ -1,0 +1,71 @@
+"""Financial PhraseBank: sentences of financial news and their sentiment."""
+
+import io
+import pathlib
+import zipfile
+from collections.abc import Iterator
+
+from malora_jax.data.benchmarks import fields
+from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
+from malora_jax.data.rows import Row, check_file, file_kind, read_rows
+from malora_jax.errors import UserError
+
+# In the hub's order.
+SENTIMENTS = ('negative', 'neutral', 'positive')
+# 3,453 sentences: those on which at least three in four annotators agree.
+_MEMBER = 'Sentences_75Agree.txt'
+
+
+def phrasebank(row: Row) -> Item:
+    """`sentence`, and `label`: a sentiment or, as on the hub, its index.
+
+    Raises:
+        BrokenRowError: the row cannot be used.
+    """
+    label = row.fields.get('label')
+    named = isinstance(label, str) and label.isalpha()
+    if named and label not in SENTIMENTS:
+        raise BrokenRowError(
+            f"{row.place}: field 'label' is {label!r}; it must be {', '.join(SENTIMENTS)} or the "
+            'index of one.'
+        )
+    index = SENTIMENTS.index(label) if named else fields.index(row, 'label', len(SENTIMENTS))
+    return choice(row.place, fields.text(row, 'sentence'), SENTIMENTS, index)
+
+
+def read_phrasebank(path: pathlib.Path) -> Iterator[Row]:
+    """The rows of a local file: the released zip, a .txt of it, or any that `read_rows` reads.
+
+    A line of a .txt is 'sentence@label' in Latin-1, as released, or in UTF-8.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    check_file(path)
+    kind = file_kind(path)
+    if kind == '.zip':
+        return _lines(path, _member(path))
+    return _lines(path, path.read_bytes()) if kind == '.txt' else read_rows(path)
+
+
+def _member(path: pathlib.Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f'/{_MEMBER}')]
+            if len(names) != 1:
+                raise UserError(f'{path} must hold one file {_MEMBER}, not {len(names)}.')
+            return archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise UserError(f'{path} is not a complete zip file ({error}).') from error
+
+
+def _lines(path: pathlib.Path, content: bytes) -> Iterator[Row]:
+    try:
+        text = content.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        text = content.decode('latin-1')
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if line.strip():
+            # A sentence may hold the sign itself.
+            sentence, _, label = line.strip().rpartition('@')
+            yield Row(f'{path} line {number}', {'sentence': sentence, 'label': label})

@@ -1,0 +1,67 @@
+"""How each dataset is scored by default, in each form.
+
+UltraEval takes the option whose text has the largest log-probability, or the letter that is
+generated. It generates up to 300 tokens, unless the dataset says otherwise, and has no stop strings
+but for HumanEval, which it cuts at them. As it scores only the beginning of a text where the answer
+is a letter, and the number after the first '####' of GSM8K, stopping early there only saves time.
+GSM8K has 8 shots. UltraEval's settings for HumanEval could not be read; they, and those of datasets
+that it does not have, are chosen here.
+"""
+
+import dataclasses
+
+from malora_jax.data.benchmarks.forms import FORMS
+from malora_jax.data.benchmarks.mgsm import WORDS
+from malora_jax.data.tasks import Scoring
+from malora_jax.errors import unknown_name
+
+_LIKELIHOOD = Scoring('likelihood')
+_LETTER = Scoring('letter', stop=('\n',), max_new_tokens=8)
+_OPTIONS = {'completion': _LIKELIHOOD, 'sectioned': _LETTER}
+
+_SCORING: dict[str, dict[str, Scoring]] = {
+    **dict.fromkeys(
+        ('medmcqa', 'arc_challenge', 'arc_easy', 'piqa', 'openbookqa', 'boolq'), _OPTIONS
+    ),
+    'phrasebank': {
+        'completion': Scoring('label', stop=('\n',), max_new_tokens=32),
+        'sectioned': _LETTER,
+    },
+    # The next question would bring other numbers.
+    'gsm8k': dict.fromkeys(
+        FORMS, Scoring('number', shots=8, stop=('\nQuestion:',), max_new_tokens=300)
+    ),
+    **{
+        # Most tokenizers need more tokens for other scripts than for English.
+        f'mgsm_{language}': dict.fromkeys(
+            FORMS, Scoring('number', stop=(f'\n{words.question}',), max_new_tokens=512)
+        )
+        for language, words in WORDS.items()
+    },
+    'e2e_nlg': dict.fromkeys(FORMS, Scoring('rouge_l', stop=('\n',), max_new_tokens=128)),
+    'humaneval': dict.fromkeys(
+        FORMS,
+        Scoring(
+            'code',
+            stop=('\nclass', '\ndef', '\n#', '\n@', '\nprint', '\nif'),
+            max_new_tokens=512,
+        ),
+    ),
+}
+
+
+def default_scoring(name: str, form: str) -> Scoring:
+    """How a dataset is scored by default.
+
+    Args:
+        name: of the dataset.
+        form: of the prompts.
+
+    Raises:
+        UserError: there is no such form, or the dataset is only trained on.
+    """
+    if name not in _SCORING:
+        raise unknown_name('dataset that is scored', name, _SCORING)
+    if form not in FORMS:
+        raise unknown_name('form', form, FORMS)
+    return dataclasses.replace(_SCORING[name][form], form=form)

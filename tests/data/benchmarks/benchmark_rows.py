@@ -1,0 +1,117 @@
+"""A row of each public dataset, with the columns and types of the hub, written for the tests."""
+
+from typing import Any
+
+import pytest
+
+from malora_jax.data.benchmarks import BrokenRowError
+from malora_jax.data.rows import Row
+
+PLACE = 'a.jsonl line 3'
+
+_LETTERED = {'text': ['milk', 'sand', 'iron', 'wool'], 'label': ['A', 'B', 'C', 'D']}
+_SOLVED = 'Two bags hold 2*3 = <<2*3=6>>6 pears.\nThat makes 6+1,000 = 1,006.\n#### 1,006'
+_PROGRAM = {
+    'task_id': 'Test/0',
+    'prompt': '\n\ndef twice(n):\n    """ Doubles n.\n    """\n',
+    'canonical_solution': '    return 2 * n\n',
+    'test': '\n\ndef check(candidate):\n    assert candidate(2) == 4\n',
+    'entry_point': 'twice',
+}
+
+ROWS: dict[str, dict[str, Any]] = {
+    'medmcqa': {
+        'id': 'x',
+        'question': 'Which one is a vitamin?',
+        'opa': 'Thiamine',
+        'opb': 'Glucose',
+        'opc': 'Keratin',
+        'opd': 'Water',
+        'cop': 0,
+        'choice_type': 'single',
+        'exp': None,
+    },
+    'magicoder_evol': {'instruction': 'Print 1 in Python.', 'response': 'print(1)'},
+    'magicoder_oss': {'lang': 'python', 'problem': 'Print 2.', 'solution': 'print(2)'},
+    'finance_alpaca': {
+        'instruction': 'What is a bond?',
+        'input': '',
+        'output': 'A loan that can be traded.',
+        'text': '',
+    },
+    'metamathqa': {
+        'type': 'GSM_Rephrased',
+        'query': 'What is 1 + 1?',
+        'original_question': 'What is 1 + 1?',
+        'response': '1 + 1 = 2.\n#### 2\nThe answer is: 2',
+    },
+    'alpaca_gpt4': {
+        'instruction': 'Translate into German.',
+        'input': 'house',
+        'output': 'Haus',
+        'text': 'Below is an instruction …',
+    },
+    'e2e_nlg': {
+        'meaning_representation': 'name[Aroma], area[riverside]',
+        'human_reference': 'Aroma is by the river.',
+    },
+    'humaneval': _PROGRAM,
+    'phrasebank': {'sentence': 'Profit rose to EUR 3 mn .', 'label': 2},
+    'gsm8k': {'question': 'How many pears are there?', 'answer': _SOLVED},
+    'arc_challenge': {
+        'id': 'x',
+        'question': 'Which one rusts?',
+        'choices': _LETTERED,
+        'answerKey': 'C',
+    },
+    'arc_easy': {
+        'id': 'y',
+        'question': 'Which one is wet?',
+        'choices': {'text': ['sand', 'rain', 'dust'], 'label': ['1', '2', '3']},
+        'answerKey': '2',
+    },
+    'piqa': {
+        'goal': 'To cool tea,',
+        'sol1': 'blow on it.',
+        'sol2': 'boil it.',
+        'label': 0,
+    },
+    'openbookqa': {
+        'id': 'z',
+        'question_stem': 'A sheep gives',
+        'choices': _LETTERED,
+        'answerKey': 'D',
+    },
+    'boolq': {
+        'question': 'is tea a drink',
+        'passage': 'Tea -- Tea is a drink made of leaves.',
+        'answer': True,
+    },
+    'mgsm_en': {
+        'question': 'A robe takes 2 bolts of 500 ells. How many ells is that?',
+        'answer': None,
+        'answer_number': 1000,
+        'equation_solution': None,
+    },
+    'mgsm_zh': {
+        'question': '问题：一包有 3 个梨。两包有多少个？',
+        'answer': '逐步解答：2 * 3 = 6。答案是：6。',
+        'answer_number': 6,
+        'equation_solution': '2 * 3 = 6.',
+    },
+}
+
+
+def row(name: str, **changes: Any) -> Row:
+    """The dataset's row with some fields changed; `...` takes a field away."""
+    fields = {**ROWS[name], **changes}
+    return Row(PLACE, {field: value for field, value in fields.items() if value is not ...})
+
+
+def broken(parse, changed: Row) -> str:
+    """What a parser says of a broken row, without the place that it must begin with."""
+    with pytest.raises(BrokenRowError) as caught:
+        parse(changed)
+    message = str(caught.value)
+    assert message.startswith(PLACE) and '\n' not in message
+    return message.removeprefix(PLACE)

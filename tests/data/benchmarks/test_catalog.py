@@ -1,0 +1,94 @@
+"""The catalogue: each dataset's rows read from the files that the hub and users have."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from benchmark_rows import PLACE, ROWS, row
+
+from malora_jax.data.benchmarks import DATASETS, FORMS, default_scoring, get_dataset
+from malora_jax.data.rows import Row
+from malora_jax.errors import UserError
+
+PAPER = {
+    *('medmcqa', 'magicoder_evol', 'magicoder_oss', 'finance_alpaca', 'metamathqa', 'alpaca_gpt4'),
+    *('e2e_nlg', 'humaneval', 'phrasebank', 'gsm8k', 'arc_challenge', 'arc_easy', 'piqa'),
+    *('openbookqa', 'boolq'),
+}
+LANGUAGES = ('bn', 'de', 'en', 'es', 'fr', 'ja', 'ru', 'sw', 'te', 'th', 'zh')
+
+
+def sample(name: str) -> dict:
+    return ROWS.get(name, ROWS['mgsm_en'])
+
+
+def test_all_datasets_are_there():
+    assert set(DATASETS) == PAPER | {f'mgsm_{language}' for language in LANGUAGES}
+    assert all(get_dataset(name).name == name for name in DATASETS)
+
+
+def test_an_unknown_dataset():
+    with pytest.raises(UserError) as caught:
+        get_dataset('gsm')
+    assert str(caught.value).startswith("Unknown dataset 'gsm': did you mean gsm8k")
+
+
+def test_every_dataset_is_trained_on_or_scored():
+    for dataset in DATASETS.values():
+        assert set(dataset.splits) <= {'train', 'validation', 'test'}
+        assert {'train', 'test'} & set(dataset.splits)
+        assert dataset.checked.endswith('.')
+
+
+def test_public_labels_decide_what_is_scored():
+    scored = {name: dataset.splits.get('test') for name, dataset in DATASETS.items()}
+    assert {name for name, split in scored.items() if split == 'validation'} == {
+        *('medmcqa', 'piqa', 'boolq')
+    }
+    assert scored['phrasebank'] == 'train'
+    assert {name for name, split in scored.items() if split is None} == {
+        *('magicoder_evol', 'magicoder_oss', 'finance_alpaca', 'metamathqa', 'alpaca_gpt4')
+    }
+
+
+def test_files_are_those_of_the_converted_branch():
+    dataset = get_dataset('piqa')
+    assert (dataset.repository, dataset.revision) == ('ybisk/piqa', 'refs/convert/parquet')
+    assert dataset.patterns == {
+        'train': ['plain_text/train/*.parquet'],
+        'test': ['plain_text/validation/*.parquet'],
+    }
+
+
+@pytest.mark.parametrize('name', sorted(DATASETS))
+def test_parquet_and_json_give_the_same_item(tmp_path, name):
+    """In the one a number is an int, in the other it is text."""
+    dataset, fields = get_dataset(name), sample(name)
+    table, lines = tmp_path / 'a.parquet', tmp_path / 'a.jsonl'
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([fields]), table)
+    lines.write_text(json.dumps(fields), 'utf-8')
+    items = [dataset.parse(row) for path in (table, lines) for row in dataset.read(path)]
+    assert items[0] == items[1]
+    assert bool(items[0].options) != bool(items[0].answers)
+
+
+def test_only_medmcqa_leaves_rows_out():
+    multi = row('medmcqa', choice_type='multi')
+    for name, dataset in DATASETS.items():
+        assert dataset.scored(Row(PLACE, sample(name)))
+        assert dataset.scored(multi) == (name != 'medmcqa')
+
+
+def test_only_e2e_has_several_rows_for_one_question():
+    assert [name for name, dataset in DATASETS.items() if dataset.grouped] == ['e2e_nlg']
+
+
+@pytest.mark.parametrize('form', sorted(FORMS))
+def test_what_has_a_test_split_has_a_scoring(form):
+    for name, dataset in DATASETS.items():
+        if 'test' in dataset.splits:
+            default_scoring(name, form)
+        else:
+            with pytest.raises(UserError, match=f"Unknown dataset that is scored '{name}'"):
+                default_scoring(name, form)
