@@ -1,1 +1,1 @@
-"""Plots of runs."""
+"""Tables and plots of runs."""

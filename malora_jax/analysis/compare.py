@@ -19,22 +19,30 @@ class Run:
         config: what its config.json holds.
         results: of its results.json.
         records: of its metrics.jsonl.
-        answers: of its answers_after.jsonl.
+        before, after: of its answers_before.jsonl and answers_after.jsonl.
     """
 
     name: str
     config: Mapping[str, Any]
     results: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
-    answers: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]]
+    after: Sequence[Mapping[str, Any]]
 
     @property
     def setting(self) -> dict[str, Any]:
-        """What runs must share for their held-out losses and scores to be comparable."""
+        """What runs must share, where both have it, for losses and scores to be comparable."""
+        questions: dict[str, list[str]] = {}
+        for answer in self.after:
+            questions.setdefault(answer['task'], []).append(answer['question'])
         return {
             'model': (self.config['model']['name'], self.config['model']['weights']),
             'template': self.config['data']['template'],
-            'held-out questions': [(answer['task'], answer['question']) for answer in self.answers],
+            **{f'held-out questions of {task}': asked for task, asked in questions.items()},
+            **{
+                f'scoring of {task}': _without_sandbox(result.get('scoring', {}))
+                for task, result in self.results['tasks'].items()
+            },
         }
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
@@ -54,10 +62,12 @@ def compare(directory: pathlib.Path, output: pathlib.Path) -> str:
         The table, in Markdown.
 
     Raises:
-        UserError: there is no finished run, a file of one is broken, or two runs have other
-            held-out questions, another template or another base.
+        UserError: as `read_runs`, or two runs are scored on other tasks.
     """
     runs = read_runs(directory)
+    for run in runs[1:]:
+        if run.results['tasks'].keys() != runs[0].results['tasks'].keys():
+            raise _incomparable(directory, runs[0], run, 'tasks')
     table = format_comparison(runs)
     output.mkdir(parents=True, exist_ok=True)
     # The validation loss if all runs have one: it is on the same examples at each step.
@@ -75,20 +85,32 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
     """The finished runs in a directory, the one with the lowest held-out loss first.
 
     Raises:
-        UserError: as `compare`.
+        UserError: there is no finished run, a file of one is broken, or two runs have another base
+            or template, or for the same task other held-out questions or another scoring.
     """
     paths = sorted(path.parent for path in directory.glob('*/results.json'))
     if not paths:
         raise UserError(f'{directory} holds no finished run: no directory in it has results.json.')
     runs = [_read_run(path) for path in paths]
-    for run in runs[1:]:
+    first: dict[str, tuple[Run, Any]] = {}
+    for run in runs:
         for what, value in run.setting.items():
-            if value != runs[0].setting[what]:
-                raise UserError(
-                    f'The runs {runs[0].name} and {run.name} in {directory} differ in their '
-                    f'{what}: they cannot be compared.'
-                )
+            other, known = first.setdefault(what, (run, value))
+            if value != known:
+                raise _incomparable(directory, other, run, what)
     return sorted(runs, key=lambda run: _mean(run, 'loss_after'))
+
+
+def _incomparable(directory: pathlib.Path, one: Run, other: Run, what: str) -> UserError:
+    return UserError(
+        f'The runs {one.name} and {other.name} in {directory} differ in their {what}: they cannot '
+        'be compared.'
+    )
+
+
+def _without_sandbox(scoring: Mapping[str, Any]) -> dict[str, Any]:
+    """What a machine offers to confine programs does not decide whether they are right."""
+    return {key: value for key, value in scoring.items() if key != 'sandbox'}
 
 
 def _read_run(path: pathlib.Path) -> Run:
@@ -98,6 +120,7 @@ def _read_run(path: pathlib.Path) -> Run:
             files.read_json(path / 'config.json'),
             files.read_json(path / 'results.json'),
             files.read_json_lines(path / 'metrics.jsonl'),
+            files.read_json_lines(path / 'answers_before.jsonl'),
             files.read_json_lines(path / 'answers_after.jsonl'),
         )
     except FileNotFoundError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from malora_jax import files
+from malora_jax.analysis.statistics import Difference
 
 # Names of tasks and runs are shown as they are, a dollar sign too.
 _literally = matplotlib.rc_context({'text.parse_math': False})
@@ -34,7 +35,8 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
         steps, losses = np.array(points).T
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
         axes.plot(steps, _smooth(losses), color=colour, label=task.removeprefix('loss/'))
-        points = [(r['step'], r[f'validation_{task}']) for r in records if 'validation_loss' in r]
+        key = f'validation_{task}'
+        points = [(r['step'], r[key]) for r in records if key in r]
         if points:
             axes.plot(*np.array(points).T, '--o', color=colour, markersize=3)
     axes.set_ylim(bottom=0)
@@ -106,6 +108,82 @@ def plot_curves(
 
 
 @_literally
+def plot_task_curves(
+    path: pathlib.Path, records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
+) -> None:
+    """A panel for each task: the smoothed training losses of several methods, a line for each run.
+
+    Validation losses, where they were measured, are dashed, with a marker for each evaluation.
+
+    Args:
+        path: the PNG to write.
+        records: of each run's metrics.jsonl, by method.
+        title: above the plot.
+    """
+    everything = [record for runs in records.values() for run in runs for record in run]
+    tasks = sorted({key for record in everything for key in record if key.startswith('loss/')})
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(4 * columns, 1 + 2.4 * rows), layout='constrained')
+    figure.suptitle(title)
+    figure.supxlabel('step', fontsize=10)
+    figure.supylabel('answer loss (nats per token)', fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for task, panel in zip(tasks, panels, strict=False):
+        for colour, (method, runs) in zip(_cycle(len(records)), records.items(), strict=True):
+            for label, run in zip([method, *['_'] * len(runs)], runs, strict=False):
+                steps, losses = _curve(run, task)
+                window = max(9, len(losses) // 20)
+                panel.plot(steps, _smooth(losses, window), color=colour, label=label)
+                panel.plot(*_curve(run, f'validation_{task}'), '--o', color=colour, markersize=3)
+        panel.set_title(task.removeprefix('loss/'), fontsize=9)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    for panel in panels:  # Those that are left over.
+        panel.set_axis_off()
+    _save(figure, path)
+
+
+@_literally
+def plot_changes(
+    path: pathlib.Path, changes: Mapping[str, Mapping[str, Difference]], title: str
+) -> None:
+    """Bars of each task's change against training on it alone, with 95% intervals.
+
+    Args:
+        path: the PNG to write.
+        changes: by method and task.
+        title: above the plot.
+    """
+    tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
+    figure = Figure(figsize=(2 + 1.6 * len(tasks), 4), layout='constrained')
+    label = 'change against single-task training (points)'
+    axes = figure.add_subplot(ylabel=label, title=title)
+    width = 0.8 / len(changes)
+    for number, (method, by_task) in enumerate(changes.items()):
+        shift = (number - (len(changes) - 1) / 2) * width
+        means = 100 * np.array([found.mean for found in by_task.values()])
+        low, high = 100 * np.array([found.interval for found in by_task.values()]).T
+        axes.bar(
+            [tasks.index(task) + shift for task in by_task],
+            means,
+            width,
+            # Rounding may put a mean outside of an interval without width.
+            yerr=np.maximum((means - low, high - means), 0),
+            label=method,
+            color=_COLOURS[number % len(_COLOURS)],
+            error_kw={'linewidth': 1, 'alpha': 0.6},
+        )
+    axes.axhline(0, color='black', linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xticks(np.arange(len(tasks)), tasks, rotation=15)
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend(frameon=False, ncols=2)
+    _save(figure, path)
+
+
+@_literally
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Bars of each task's score before and after, and of the best constant answer.
 
@@ -125,6 +203,13 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
     axes.grid(axis='y', alpha=0.3)
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric, where it was taken."""
+    points = [(record['step'], record[name]) for record in records if name in record]
+    steps, values = np.array(points).reshape(-1, 2).T
+    return steps, values
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:

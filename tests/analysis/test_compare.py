@@ -5,6 +5,8 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +25,18 @@ def write_run(
     question: str = 'Why?',
     model: str = 'tiny',
     template: str = 'plain',
+    tasks: str = 'ab',
+    scoring: Mapping[str, Any] | None = None,
 ) -> None:
     directory.mkdir(parents=True)
-    task = {'loss_before': 4.0, 'loss_after': loss_after}
+    task = {'loss_before': 4.0, 'loss_after': loss_after, 'scoring': scoring or {}}
     config = {'model': {'name': model, 'weights': ''}, 'data': {'template': template}}
     (directory / 'config.json').write_text(json.dumps(config))
     answer = {'task': 'a', 'question': question, 'answer': str(loss_after)}
-    (directory / 'answers_after.jsonl').write_text(f'{json.dumps(answer)}\n')
+    for when in ('before', 'after'):
+        (directory / f'answers_{when}.jsonl').write_text(f'{json.dumps(answer)}\n')
     results = {
-        'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in 'ab'},
+        'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in tasks},
         'average': {'before': 0.125, 'after': 0.75},
         'parameters': {'trainable': 1234567},
         'steps': 4,
@@ -98,14 +103,29 @@ def test_where_one_run_was_not_validated_the_training_losses_are_shown(tmp_path,
         ({'question': 'How?'}, 'The runs lora and malora in {} differ in their held-out questions'),
         ({'model': 'large'}, 'The runs lora and malora in {} differ in their model'),
         ({'template': 'chatml'}, 'The runs lora and malora in {} differ in their template'),
+        ({'tasks': 'a'}, 'The runs malora and lora in {} differ in their tasks'),
+        ({'scoring': {'shots': 8}}, 'The runs lora and malora in {} differ in their scoring of a'),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, other, message):
-    write_run(tmp_path / 'lora', 2.0)
-    write_run(tmp_path / 'malora', 1.5, **other)
+    write_run(tmp_path / 'lora', 2.0, scoring={'shots': 0})
+    write_run(tmp_path / 'malora', 1.5, **({'scoring': {'shots': 0}} | other))
     with pytest.raises(UserError, match=re.escape(message.format(tmp_path))):
         compare(tmp_path, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_how_programs_are_confined_makes_no_difference(tmp_path):
+    write_run(tmp_path / 'lora', 2.0, scoring={'shots': 0, 'sandbox': {'network': True}})
+    write_run(tmp_path / 'malora', 1.5, scoring={'shots': 0, 'sandbox': {'network': False}})
+    assert len(read_runs(tmp_path)) == 2
+
+
+def test_runs_of_other_tasks_can_be_read_together(tmp_path):
+    """What they share is comparable."""
+    write_run(tmp_path / 'lora', 2.0, scoring={'shots': 0})
+    write_run(tmp_path / 'lora-b', 1.5, scoring={'shots': 0}, tasks='b')
+    assert [run.name for run in read_runs(tmp_path)] == ['lora-b', 'lora']
 
 
 def test_what_is_no_whole_run_is_refused(tmp_path):

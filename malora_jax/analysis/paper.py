@@ -1,0 +1,211 @@
+"""The paper's results, and which of our runs belongs beside each.
+
+Wang, Zhao, Wang, Wang and Liu, MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced
+Multi-Task Learning, Findings of NAACL 2025. Scores of LLaMA-2 7B in %: ROUGE-L for E2E NLG, pass@1
+for HumanEval, accuracy elsewhere.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from malora_jax.adapters import method
+
+BASE_MODEL = 'llama2-7b'
+_INTER = ('medmcqa', 'humaneval', 'gsm8k', 'phrasebank', 'arc_challenge', 'arc_easy', 'e2e_nlg')
+_INTRA = ('piqa', 'openbookqa', 'boolq', 'arc_challenge', 'arc_easy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        label: what it is called there.
+        average: over the tasks.
+        method: our name of it; '' for the base model.
+        scores: by task, where we have them.
+        settings: fields of the adapter that differ from the method's own.
+        single_task: whether each task was trained on alone.
+        printed: the average as printed, where it is not the mean of its row.
+    """
+
+    label: str
+    average: float
+    method: str = ''
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    single_task: bool = False
+    printed: float | None = None
+
+    def adapter(self, **sizes: int) -> dict[str, Any]:
+        """What the row asks of a run's adapter, perhaps in other sizes than the paper's."""
+        return _material(dataclasses.asdict(method(self.method, **{**self.settings, **sizes})))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: what it shows.
+        tasks: its columns.
+        rows: by the names that our sweeps give to the runs.
+    """
+
+    title: str
+    tasks: tuple[str, ...]
+    rows: Mapping[str, Row]
+
+    def row_of(self, config: Mapping[str, Any]) -> str | None:
+        """The name of the row that a run belongs to, or None.
+
+        On another base model, ranks may differ from the paper's where that leaves no doubt.
+
+        Args:
+            config: what the run's config.json holds.
+        """
+        adapter = _material(config['adapter'])
+        rows = {
+            name: row
+            for name, row in self.rows.items()
+            if (row.method, row.single_task) == (config['method'], is_single_task(config))
+        }
+        for name, row in rows.items():
+            if row.adapter() == adapter:
+                return name
+        if config['model']['name'] != BASE_MODEL and len(rows) == 1:
+            ((name, row),) = rows.items()
+            sizes = {key: adapter[key] for key in ('rank', 'shared_rank')}
+            if row.adapter(**sizes) == adapter:
+                return name
+        return None
+
+
+def is_single_task(config: Mapping[str, Any]) -> bool:
+    """Whether a run is trained on one task."""
+    return len(config['data']['tasks']) == 1
+
+
+def _material(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's settings as plain values, without a β that has no effect."""
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
+    if not plain['shared_rank'] or plain['subspace'] not in ('down', 'own'):
+        del plain['beta']
+    return plain
+
+
+# MedMCQA, HumanEval, GSM8K, PhraseBank, ARC-C, ARC-E, E2E NLG; average.
+_TABLE_1 = {
+    'base': (34.2, 14.6, 13.2, 57.6, 43.1, 75.5, 21.7, 37.1),
+    'lora_single': (42.5, 34.8, 36.5, 77.4, 62.4, 79.3, 66.4, 57.0),
+    'asylora_single': (42.6, 30.5, 33.1, 78.8, 61.2, 77.4, 66.0, 55.7),
+    'lora': (43.2, 34.8, 34.0, 69.6, 59.1, 76.5, 65.9, 54.7),
+    'asylora': (43.3, 31.1, 27.6, 74.2, 59.8, 77.8, 65.5, 54.2),
+    'dora': (41.3, 32.3, 32.6, 74.0, 60.0, 75.6, 66.5, 54.6),
+    'moasylora': (40.6, 24.4, 23.9, 73.0, 58.5, 76.0, 65.8, 51.7),
+    'molora': (42.1, 29.3, 33.1, 78.1, 61.1, 78.1, 65.6, 55.3),
+    'malora_small': (41.0, 29.9, 34.0, 80.3, 59.4, 77.2, 65.7, 55.4),
+    'malora': (42.3, 32.9, 34.1, 79.8, 60.0, 78.5, 66.3, 56.3),
+}
+_TABLE_3 = {
+    'molora': ('MoLoRA', 55.3),
+    'molora_r12': ('MoLoRA r = 12', 56.0),
+    'molora_same_down': ('same A_t', 56.0),
+    'malora': ('MALoRA', 56.3),
+    'malora_fixed_shared': ('fixed S_A', 54.3),
+    'malora_symmetric': ('w/o asymmetry', 55.8),
+    'malora_unshared': ('w/o shared S_A', 53.3),
+    'malora_fixed_core': ('w/o fine-tuning P_t', 55.5),
+    'malora_shared_up': ('decomposing B_t', 54.8),
+}
+# By r̄ and d, then β.
+_TABLE_12 = {
+    (14, 16): {0.5: 78.80, 1.0: 79.08, 1.25: 79.70, 2.0: 78.95},
+    (12, 32): {0.5: 79.64, 1.0: 80.03, 1.25: 80.47, 2.0: 79.24},
+    (10, 48): {0.5: 79.48, 1.0: 79.72, 1.25: 80.79, 2.0: 80.50},
+    (8, 64): {0.5: 78.43, 1.0: 79.09, 1.25: 78.91, 2.0: 78.97},
+}
+_LABELS = {
+    'base': 'base',
+    'lora': 'LoRA',
+    'asylora': 'AsyLoRA',
+    'dora': 'DoRA',
+    'moasylora': 'MoAsyLoRA',
+    'molora': 'MoLoRA',
+    'malora_small': 'MALoRA-Small',
+    'malora': 'MALoRA',
+}
+
+
+def _scored(name: str, scores: Mapping[str, float], average: float) -> Row:
+    method_name = name.removesuffix('_single')
+    single_task = name != method_name
+    label = _LABELS[method_name] + (' (single task)' if single_task else '')
+    return Row(
+        label, average, method_name if name != 'base' else '', scores, single_task=single_task
+    )
+
+
+def _molora(average: float, rank: int, printed: float | None = None) -> Row:
+    label = f'MoLoRA r = {rank}'
+    return Row(label, average, 'molora', settings={'rank': rank}, printed=printed)
+
+
+def _malora(average: float, rank: int, shared_rank: int, beta: float) -> Row:
+    label = f'MALoRA r̄ = {rank}, d = {shared_rank}, β {beta:g}'
+    settings = {'rank': rank, 'shared_rank': shared_rank, 'beta': beta}
+    return Row(label, average, 'malora', settings=settings)
+
+
+TABLES = {
+    'table1': Table(
+        'Table 1, inter-domain',
+        _INTER,
+        {
+            name: _scored(name, dict(zip(_INTER, scores, strict=True)), average)
+            for name, (*scores, average) in _TABLE_1.items()
+        },
+    ),
+    'table2': Table(
+        'Table 2, intra-domain',
+        _INTRA,
+        {
+            'lora': Row('LoRA', 78.48, 'lora'),
+            'asylora': Row('AsyLoRA', 79.42, 'asylora'),
+            'dora': Row('DoRA', 79.56, 'dora'),
+            'molora': Row('MoLoRA', 79.69, 'molora'),
+            'malora': Row('MALoRA', 80.47, 'malora', settings={'beta': 1.25}),
+        },
+    ),
+    'table3': Table(
+        'Table 3, ablations',
+        _INTER,
+        {name: Row(label, average, name) for name, (label, average) in _TABLE_3.items()},
+    ),
+    'table11': Table(
+        'Table 11, robustness to the rank',
+        _INTER,
+        {
+            'molora_r4': _molora(53.12, 4),
+            'molora': _molora(55.33, 8),
+            'molora_r16': _molora(56.37, 16, printed=56.19),
+            'molora_r32': _molora(55.74, 32),
+            'malora_r6': _malora(54.28, 6, 16, 0.3),
+            'malora': _malora(56.27, 12, 32, 1.0),
+            'malora_r24': _malora(56.61, 24, 64, 3.5),
+            'malora_r48': _malora(56.69, 48, 128, 5.0),
+        },
+    ),
+    'table12': Table(
+        'Table 12, ranks and β',
+        _INTRA,
+        {
+            f'malora_d{shared_rank}_beta{round(100 * beta):03}': _malora(
+                average, rank, shared_rank, beta
+            )
+            for (rank, shared_rank), averages in _TABLE_12.items()
+            for beta, average in averages.items()
+        },
+    ),
+}

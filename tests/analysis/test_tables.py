@@ -1,0 +1,428 @@
+"""Tables of the paper from directories as runs leave them, made up here."""
+
+import importlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy import stats
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
+
+from configs import inter_domain, intra_domain, intra_domain_small  # noqa: E402
+from configs.sweeps import expand  # noqa: E402
+from malora_jax.analysis import paper, plots  # noqa: E402
+from malora_jax.analysis.statistics import Difference, Interval  # noqa: E402
+from malora_jax.analysis.tables import make_table  # noqa: E402
+from malora_jax.errors import UserError  # noqa: E402
+
+QUESTIONS = 40
+TASKS = intra_domain.TASKS
+
+
+def write_run(
+    directory: pathlib.Path,
+    config,
+    right: Mapping[str, int] | int,
+    *,
+    seed: int = 0,
+    loss: float = 1.0,
+    questions: str = 'What is {}?',
+    scoring: str = 'likelihood',
+    before: int = 10,
+) -> None:
+    """A finished run that answers the first `right` of 40 questions of each task."""
+    directory.mkdir(parents=True)
+    config.seed = seed
+    tasks = config.evaluation.tasks
+    right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
+
+    def write_answers(when: str, right: Mapping[str, int]) -> None:
+        rows = [
+            {'task': task, 'question': questions.format(q), 'score': float(q < right[task])}
+            for task in tasks
+            for q in range(QUESTIONS)
+        ]
+        lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
+        (directory / f'answers_{when}.jsonl').write_text(lines)
+
+    write_answers('before', dict.fromkeys(tasks, before))
+    write_answers('after', right)
+    (directory / 'config.json').write_text(json.dumps(config.to_dict()))
+    results = {
+        'model': config.model.name,
+        'tasks': {
+            task: {
+                'metric': 'accuracy',
+                'before': before / QUESTIONS,
+                'after': right[task] / QUESTIONS,
+                'examples': QUESTIONS,
+                'loss_before': 3.0,
+                'loss_after': loss + number,
+                'scoring': {'rule': scoring, 'form': 'completion', 'shots': 0},
+            }
+            for number, task in enumerate(tasks)
+        },
+        'average': {},
+        'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
+        'steps': 3,
+        'train_time_s': 1.0,
+    }
+    (directory / 'results.json').write_text(json.dumps(results))
+    trained = [f'loss/{task}' for task in config.data.tasks]
+    records = [{'step': step, **dict.fromkeys(trained, loss + 1 / step)} for step in (1, 2, 3)]
+    records[2]['validation_loss/' + config.data.tasks[0]] = loss
+    lines = ''.join(f'{json.dumps(record)}\n' for record in records)
+    (directory / 'metrics.jsonl').write_text(lines)
+
+
+def small(method: str):
+    return intra_domain_small.get_config(method)
+
+
+def seven(method: str):
+    return inter_domain.get_config(method)
+
+
+def rows_of(text: str, heading: str = '') -> dict[str, list[str]]:
+    """Cells by row of the first table below a heading."""
+    lines = text[text.index(heading) :].splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith('|---'))
+    found: dict[str, list[str]] = {}
+    name = ''
+    for line in lines[first + 1 :]:
+        if not line.startswith('|'):
+            break
+        label, *cells = [cell.strip() for cell in line.strip('|').split('|')]
+        name = f'{name} (paper)' if label == '*in the paper*' else label
+        found[name] = cells
+    return found
+
+
+def refused(table: str, directory: pathlib.Path) -> str:
+    with pytest.raises(UserError) as caught:
+        make_table(table, directory, directory)
+    assert not (directory / 'table.md').exists()
+    return str(caught.value).replace(str(directory), 'DIR')
+
+
+AVERAGES, ALONE = '## What the averages', '## What each task'
+
+
+# Scores.
+
+
+def test_scores_stand_above_the_paper_s_with_wilson_s_interval(tmp_path):
+    right = dict(zip(TASKS, (40, 0, 10, 20, 30), strict=True))
+    write_run(tmp_path / 'anything', small('malora'), right)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path))
+    assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
+    for cell, count in zip(rows['MALoRA'], right.values(), strict=False):
+        low, high = stats.binomtest(count, QUESTIONS).proportion_ci(method='wilson')
+        assert cell == f'{100 * count / QUESTIONS:.1f} [{100 * low:.1f}, {100 * high:.1f}]'
+    assert rows['MALoRA'][-1].startswith('50.0 [')
+    assert rows['MALoRA (paper)'] == ['–'] * 5 + ['*80.47*']
+    assert rows['base'][0] == '25.0 [14.2, 40.2]'
+
+
+def test_the_average_s_interval_takes_tasks_as_they_are(tmp_path):
+    """Only the third task is uncertain: its bootstrap interval, divided by five."""
+    write_run(
+        tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 0), 'piqa': 40, 'boolq': 20}
+    )
+    cell = rows_of(make_table('table2', tmp_path, tmp_path))['MALoRA'][-1]
+    mean, low, high = map(float, re.findall(r'[\d.]+', cell))
+    sides = stats.binom.ppf([0.025, 0.975], QUESTIONS, 0.5) / QUESTIONS
+    assert mean == 30.0
+    np.testing.assert_allclose([low, high], 100 * (1 + sides) / 5, atol=0.51)
+
+
+def test_seeds_are_averaged(tmp_path):
+    write_run(tmp_path / 'a', small('malora'), 20, seed=0, loss=1.0)
+    write_run(tmp_path / 'b', small('malora'), 30, seed=7, loss=2.0)
+    text = make_table('table2', tmp_path, tmp_path)
+    rows = rows_of(text)
+    assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
+    assert [cell.split()[0] for cell in rows['MALoRA']] == ['62.5'] * 6
+    # Losses are 1 to 5 and 2 to 6.
+    assert rows_of(text, AVERAGES)['MALoRA'][:3] == [
+        '1,234,567 (2.1%)',
+        '3.500',
+        '0: 50.0, 7: 75.0',
+    ]
+
+
+def test_the_rows_of_single_tasks_are_put_together(tmp_path):
+    for task, right in zip(TASKS, (4, 8, 12, 16, 20), strict=True):
+        write_run(
+            tmp_path / f'malora-{task}-seed1', small(f'malora,task={task}'), {task: right}, seed=1
+        )
+    text = make_table('table2', tmp_path, tmp_path)
+    cells = rows_of(text)['`malora_single`']
+    assert [cell.split()[0] for cell in cells] == ['10.0', '20.0', '30.0', '40.0', '50.0', '30.0']
+    assert rows_of(text, AVERAGES)['`malora_single`'][2] == '1: 30.0'
+
+
+def test_an_average_needs_all_tasks(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 30)
+    text = make_table('table2', tmp_path, tmp_path)
+    cells = rows_of(text)['`lora_single`']
+    assert [cell.split()[0] for cell in cells] == ['–', '–', '75.0', '–', '–', '–']
+    assert rows_of(text, AVERAGES)['`lora_single`'][1:] == ['–', '–', '–', '–']
+
+
+# Differences.
+
+
+def test_differences_to_lora_and_molora(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 0)
+    write_run(tmp_path / 'molora', small('molora'), 40)
+    write_run(tmp_path / 'malora', small('malora'), 40, before=40)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)
+    none = '+0.0 [+0.0, +0.0], not distinguishable'
+    assert rows['LoRA'][3:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
+    assert rows['MoLoRA'][3:] == ['+100.0 [+100.0, +100.0]', '*+1.21*', '–', '–']
+    assert rows['MALoRA'][3:] == ['+100.0 [+100.0, +100.0]', '*+1.99*', none, '*+0.78*']
+
+
+def test_differences_are_paired(tmp_path):
+    """MALoRA knows what LoRA knows and a few more: apart, their intervals overlap widely."""
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    write_run(tmp_path / 'malora', small('malora'), 23)
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][3]
+    mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
+    assert mean == 7.5 and 0 < low < mean < high
+    assert 'distinguishable' not in cell
+
+
+def test_one_question_makes_no_difference(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    write_run(tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 20), 'piqa': 21})
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][3]
+    assert cell == '+0.5 [+0.0, +1.5], not distinguishable'
+
+
+def test_the_seesaw(tmp_path):
+    """Against single-task LoRA, and MALoRA against its own; the paper's next to LoRA's."""
+    columns = list(inter_domain.TRAINED_ON)
+    for task in columns:
+        write_run(tmp_path / f'lora-{task}', seven(f'lora,task={task}'), {task: 20})
+    write_run(tmp_path / 'malora-gsm8k', seven('malora,task=gsm8k'), {'gsm8k': 0})
+    write_run(
+        tmp_path / 'lora', seven('lora'), dict.fromkeys(columns, 20) | {'gsm8k': 0, 'e2e_nlg': 40}
+    )
+    write_run(tmp_path / 'malora', seven('malora'), 20)
+    text = make_table('table1', tmp_path, tmp_path)
+    rows = rows_of(text, ALONE)
+    assert list(rows) == ['LoRA', 'LoRA (paper)', 'MALoRA']
+    against, *cells, count = rows['LoRA']
+    assert against == 'LoRA (single task)' and count == '1 : 1'
+    assert [float(re.match(r'[+-][\d.]+', cell)[0]) for cell in cells] == [0, 0, -50, 0, 0, 0, 50]
+    assert [cell.endswith(', not distinguishable') for cell in cells] == [
+        *(True, True, False, True, True, True, False)
+    ]
+    assert rows['LoRA (paper)'] == [
+        *('*LoRA (single task)*', '*+0.7*', '*+0.0*', '*-2.5*', '*-7.8*', '*-3.3*', '*-2.8*'),
+        *('*-0.5*', '–'),
+    ]
+    against, *cells, count = rows['MALoRA']
+    assert against == '`malora_single`' and count == '1 : 0'
+    assert [cell.split()[0] for cell in cells] == ['–', '–', '+50.0', '–', '–', '–', '–']
+
+
+def test_without_single_tasks_there_is_no_seesaw(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    assert ALONE not in make_table('table2', tmp_path, tmp_path)
+    assert not (tmp_path / 'changes.png').exists()
+
+
+# Which row a run belongs to.
+
+
+@pytest.mark.parametrize('name', paper.TABLES)
+def test_every_run_of_a_sweep_belongs_to_the_row_of_its_name(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = paper.TABLES[name]
+    sweep = importlib.import_module(f'configs.sweeps.{name}').get_config().to_dict()
+    found = {
+        (re.sub(r'-seed\d+$', '', run), table.row_of(config))
+        for run, config in expand(sweep).items()
+    }
+    for run, row in found:
+        method, dash, task = run.partition('-')
+        assert row == (f'{method}_single' if dash else run)
+        assert not dash or task in table.tasks
+    assert {row for _, row in found} == table.rows.keys() - {'base'}
+
+
+def test_written_and_read_again_a_run_belongs_to_its_row():
+    config = json.loads(json.dumps(seven('malora_fixed_core').to_dict()))
+    assert paper.TABLES['table3'].row_of(config) == 'malora_fixed_core'
+
+
+def test_on_another_base_the_method_decides_where_only_ranks_differ():
+    config = small('malora')
+    assert paper.TABLES['table2'].row_of(config) == 'malora'
+    assert paper.TABLES['table12'].row_of(config) is None
+    config.adapter.renormalize = True
+    assert paper.TABLES['table2'].row_of(config) is None
+    config = intra_domain.get_config('malora')
+    config.adapter.rank = 10
+    assert paper.TABLES['table2'].row_of(config) is None
+    config.adapter.shared_rank = 48
+    assert paper.TABLES['table12'].row_of(config) == 'malora_d48_beta125'
+
+
+def test_beta_counts_where_it_has_an_effect():
+    table = paper.TABLES['table2']
+    for method, row in (('lora', 'lora'), ('molora', 'molora'), ('malora', None)):
+        config = intra_domain.get_config(method)
+        config.adapter.beta = 3.0
+        assert table.row_of(config) == row
+
+
+def test_other_runs_have_rows_of_their_own(tmp_path):
+    write_run(tmp_path / 'wide-seed0', small('lora'), 20)
+    config = small('lora')
+    config.adapter.dropout = 0.0
+    write_run(tmp_path / 'no_dropout-seed0', config, 30)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path))
+    assert list(rows) == ['base', 'LoRA', 'LoRA (paper)', '`no_dropout`']
+
+
+# What is said, and what is refused.
+
+
+def test_what_is_missing_and_what_else_differs_is_told(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    config = small('malora')
+    config.optimizer.learning_rate = 0.002
+    config.training.checkpoint_every = 7
+    write_run(tmp_path / 'malora', config, 20)
+    text = make_table('table2', tmp_path, tmp_path)
+    assert '\nWithout a finished run: AsyLoRA, DoRA, MoLoRA.\n' in text
+    assert (
+        '\nThe rows differ in `optimizer.learning_rate`: 0.001 for lora; 0.002 for malora.\n'
+        in text
+    )
+    assert text.count('The rows differ') == 1
+    assert (
+        '\n- boolq: accuracy of 40 questions; rule likelihood, form completion, shots 0\n' in text
+    )
+    assert (tmp_path / 'table.md').read_text('utf-8') == text + '\n'
+
+
+def test_an_average_that_is_not_its_row_s_mean_is_told(tmp_path):
+    config = seven('molora')
+    config.adapter.rank = 16
+    write_run(tmp_path / 'molora_r16', config, 20)
+    rows = rows_of(make_table('table11', tmp_path, tmp_path))
+    assert rows['MoLoRA r = 16 (paper)'][-1] == '*56.37 (printed: 56.19)*'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'seed': 0}, 'The runs a and b in DIR are of one row but have the same seed: '),
+        (
+            {'seed': 1, 'steps': 9},
+            'The runs a and b in DIR are of one row but differ in training.steps',
+        ),
+        (
+            {'seed': 1, 'questions': 'Who is {}?'},
+            'The runs a and b in DIR differ in their held-out ',
+        ),
+        (
+            {'seed': 1, 'scoring': 'letter'},
+            'The runs a and b in DIR differ in their scoring of piqa',
+        ),
+    ],
+)
+def test_what_is_no_other_seed_of_a_run_is_refused(tmp_path, changes, message):
+    write_run(tmp_path / 'a', small('malora'), 20)
+    config = small('malora')
+    config.training.steps = changes.pop('steps', config.training.steps)
+    write_run(tmp_path / 'b', config, 20, **changes)
+    assert refused('table2', tmp_path).startswith(message)
+
+
+def test_single_tasks_are_asked_the_same_questions(tmp_path):
+    write_run(tmp_path / 'lora', small('lora'), 20)
+    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20, questions='Is it {}?')
+    assert refused('table2', tmp_path).startswith(
+        'The runs lora and lora-boolq in DIR differ in their held-out questions of boolq: '
+    )
+
+
+def test_other_tasks_are_refused(tmp_path):
+    config = small('lora')
+    config.evaluation.tasks = ('boolq', 'piqa')
+    write_run(tmp_path / 'lora', config, 20)
+    assert refused('table2', tmp_path) == (
+        'The run lora in DIR is scored on boolq, piqa; for Table 2, intra-domain, it must be all '
+        'of piqa, openbookqa, boolq, arc_challenge, arc_easy.'
+    )
+
+
+def test_a_name_that_says_another_row_is_refused(tmp_path):
+    config = intra_domain.get_config('malora')
+    config.adapter.rank = 16
+    write_run(tmp_path / 'malora-seed0', config, 20)
+    assert refused('table2', tmp_path) == (
+        'The run malora-seed0 in DIR has another adapter than the row malora of Table 2, '
+        'intra-domain: rename its directory to give it a row of its own.'
+    )
+
+
+# Plots and command.
+
+
+def test_curves_and_changes_are_plotted(tmp_path, monkeypatch):
+    figures = {}
+    save = Figure.savefig
+
+    def keep(figure, path, **options):
+        figures[path.name] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
+    for seed in (0, 1):
+        write_run(tmp_path / f'lora-{seed}', small('lora'), 20, seed=seed, loss=2.0)
+    write_run(tmp_path / 'malora', small('malora'), 30)
+    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20)
+    make_table('table2', tmp_path, tmp_path / 'out')
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        *('table.md', 'curves.png', 'changes.png')
+    }
+    curves, changes = figures['.curves.tmp.png'], figures['.changes.tmp.png']
+    assert [axes.get_title() for axes in curves.axes][:2] == ['arc_challenge', 'arc_easy']
+    losses = [line.get_ydata()[0] for line in curves.axes[0].lines if len(line.get_ydata())]
+    np.testing.assert_allclose(losses, [2.75, 2.75, 1.75])
+    (axes,) = changes.axes
+    assert [bar.get_height() for bar in axes.patches] == [0.0, 25.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['LoRA', 'MALoRA']
+
+
+def test_the_command(tmp_path):
+    write_run(tmp_path / 'malora', small('malora'), 20)
+    command = [sys.executable, '-m', 'experiments.table', f'--workdirs={tmp_path}']
+    options = {'cwd': ROOT, 'capture_output': True, 'text': True, 'timeout': 120}
+    done = subprocess.run([*command, '--table=table2'], **options)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout == (tmp_path / 'table.md').read_text('utf-8')
+    done = subprocess.run([*command, '--table=table4'], **options)
+    assert done.returncode == 2 and 'table1|table2|table3' in done.stderr
+
+
+def test_a_mean_that_rounding_puts_outside_its_interval_is_plotted(tmp_path):
+    change = Difference(0.1, Interval(0.1 + 1e-12, 0.1 + 1e-12), 0.1)
+    plots.plot_changes(tmp_path / 'changes.png', {'LoRA': {'boolq': change}}, 'title')
+    assert (tmp_path / 'changes.png').exists()
