@@ -1,20 +1,74 @@
-"""Greedy generation with a key/value cache, batched, compiled once for each prompt length bucket.
+"""Generation with a key/value cache, batched, compiled once for each prompt length bucket.
 
 Prompts are padded on the left, so that all rows of a batch stand at the same place of the cache.
+Texts that end an answer are looked for on the host, every few tokens: a token may hold part of one.
 
-Dimension letters: B batch, T prompt places, M most new tokens.
+Dimension letters: B batch, T prompt places, M most new tokens, V vocabulary.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
+from flax import struct
 
 from malora_jax import errors
 from malora_jax.models.decoder import Cache, Decoder, empty_cache, head, logits
+
+# New tokens between two looks at the texts.
+STRIDE = 16
+
+
+class TextDecoder(Protocol):
+    """What generation needs of a tokenizer."""
+
+    def decode(self, ids: list[int], *, continues: bool = False) -> str:
+        """The text of some tokens, without special tokens."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None:
+        """The token written so, or None."""
+        ...
+
+
+class Draws(struct.PyTreeNode):
+    """How tokens are drawn.
+
+    Attributes:
+        keys: (B,), a random key for each answer.
+        temperature: () float32, what logits are divided by; positive.
+        top_p: () float32; tokens are drawn from the most probable ones, as few as together have at
+            least this probability (nucleus sampling, Holtzman et al. 2020).
+    """
+
+    keys: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+
+
+class _State(struct.PyTreeNode):
+    """How far a batch is.
+
+    Attributes:
+        step: () int32, tokens written to each row.
+        token: (B,) int32, the next ones.
+        done: (B,) bool, rows to which only end tokens are written.
+        new: (B, M) int32, what is written.
+        length: (B,) int32, tokens of the prompts.
+        cache: of the prompts and what is written.
+    """
+
+    step: jax.Array
+    token: jax.Array
+    done: jax.Array
+    new: jax.Array
+    length: jax.Array
+    cache: Cache
 
 
 class Generator:
@@ -38,14 +92,25 @@ class Generator:
         self.bucket = bucket
 
     def __call__(
-        self, variables: Any, prompts: Sequence[Sequence[int]], limit: int | None = None
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        limit: int | None = None,
+        *,
+        draws: Draws | None = None,
+        over: Callable[[list[int]], bool] | None = None,
+        description: str | None = None,
     ) -> list[list[int]]:
-        """The most probable continuation, token by token, of each prompt.
+        """The continuation of each prompt.
 
         Args:
             variables: the model's collections.
             prompts: token ids; none is empty.
             limit: new tokens at most, if fewer than `max_new_tokens`.
+            draws: how tokens are drawn; None = each is the most probable one.
+            over: what says that an answer is over, beside the end token. It is asked after every
+                STRIDE tokens, so the answer may go on for a few.
+            description: what the progress bar says; None = there is none.
 
         Returns:
             Token ids of each answer, in the order of the prompts.
@@ -62,22 +127,100 @@ class Generator:
             )
         answers: list[list[int]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(prompts), self.batch_size):
-            indices = by_length[start : start + self.batch_size]
-            tokens_BT, segments_BT = self._pad([prompts[i] for i in indices])
-            new = _generate(
-                self.model,
-                self.max_new_tokens,
-                variables,
-                tokens_BT,
-                segments_BT,
-                jnp.int32(self.end_id),
-                jnp.int32(most),
-            )
-            new_BM, count_B = jax.device_get(new)
-            for row, i in enumerate(indices):
-                answers[i] = new_BM[row, : count_B[row]].tolist()
+        silent = description is None
+        with tqdm.tqdm(total=len(prompts), desc=description, unit='answer', disable=silent) as bar:
+            for start in range(0, len(prompts), self.batch_size):
+                indices = by_length[start : start + self.batch_size]
+                batch = [prompts[i] for i in indices]
+                # Rows without a prompt get any key.
+                rows = np.resize(indices, self.batch_size)
+                part = None if draws is None else draws.replace(keys=draws.keys[rows])
+                found = self._answer_batch(variables, batch, most, part, over)
+                for i, answer in zip(indices, found, strict=True):
+                    answers[i] = answer
+                bar.update(len(indices))
         return answers
+
+    def texts(
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: TextDecoder,
+        *,
+        limit: int | None = None,
+        stop: Sequence[str] = (),
+        samples: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        description: str = '',
+    ) -> list[list[str]]:
+        """Texts that continue each prompt.
+
+        What is drawn depends on the seed, the number of the prompt, that of the sample and the
+        place in the text; not on the batch that the prompt is in, nor on how many samples there
+        are.
+
+        Args:
+            variables: the model's collections.
+            prompts: token ids; none is empty.
+            tokenizer: of the model.
+            limit: new tokens at most, if fewer than `max_new_tokens`.
+            stop: a text ends before the first of these. One that is a special token ends it too.
+            samples: texts for each prompt.
+            temperature: what logits are divided by before a token is drawn; 0 = each token is the
+                most probable one.
+            top_p: see `Draws`.
+            seed: of what is drawn.
+            description: what the progress bar says.
+
+        Returns:
+            The texts of each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: as for `__call__`, or a value out of range.
+        """
+        _check_sampling(samples, temperature, top_p)
+        ending = _Ending(tokenizer, tuple(stop))
+        draws = None
+        if temperature > 0:
+            keys = _keys(seed, len(prompts), samples)
+            draws = Draws(keys, jnp.float32(temperature), jnp.float32(top_p))
+        answers = self(
+            variables,
+            [prompt for prompt in prompts for _ in range(samples)],
+            limit,
+            draws=draws,
+            over=ending.is_met if stop else None,
+            description=description,
+        )
+        texts = [ending.text(answer) for answer in answers]
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+    def _answer_batch(
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        draws: Draws | None,
+        over: Callable[[list[int]], bool] | None,
+    ) -> list[list[int]]:
+        """Answers of at most B prompts."""
+        end_id, until = jnp.int32(self.end_id), 0
+        state = _start(
+            self.model, self.max_new_tokens, variables, *self._pad(prompts), draws, end_id
+        )
+        while True:
+            until = most if over is None else min(until + STRIDE, most)
+            state = _extend(self.model, variables, state, draws, end_id, jnp.int32(until))
+            # Copies, since the next call takes the state's memory.
+            new_BS, done_B = np.array(state.new)[:, : int(state.step)], np.array(state.done)
+            answers = [row[row != self.end_id].tolist() for row in new_BS[: len(prompts)]]
+            if over is not None:
+                done_B[: len(prompts)] |= [over(answer) for answer in answers]
+            if until == most or done_B.all():
+                return answers
+            state = state.replace(done=jnp.asarray(done_B))
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         longest = max(len(prompt) for prompt in prompts)
@@ -90,47 +233,168 @@ class Generator:
         return tokens_BT, segments_BT
 
 
+@dataclasses.dataclass
+class _Ending:
+    """Where a text ends before its end token."""
+
+    tokenizer: TextDecoder
+    stop: tuple[str, ...]
+
+    def __post_init__(self):
+        if '' in self.stop:
+            raise errors.out_of_range('stop', self.stop, 'texts that are not empty')
+        # Special tokens are not in the text.
+        self.ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
+
+    def is_met(self, ids: list[int]) -> bool:
+        """Whether the text has come to its end."""
+        text = self.tokenizer.decode(ids, continues=True)
+        return not self.ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
+
+    def text(self, ids: list[int]) -> str:
+        """The text up to its end."""
+        count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
+        text = self.tokenizer.decode(ids[:count], continues=True)
+        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=None)]
+
+
+def _check_sampling(samples: int, temperature: float, top_p: float) -> None:
+    if samples < 1:
+        raise errors.out_of_range('samples', samples, 'at least 1')
+    if not temperature >= 0:
+        raise errors.out_of_range('temperature', temperature, 'at least 0')
+    if not 0 < top_p <= 1:
+        raise errors.out_of_range('top_p', top_p, 'above 0 and at most 1')
+    if samples > 1 and temperature == 0:
+        raise errors.out_of_range('temperature', temperature, f'positive for {samples} samples')
+
+
+def _keys(seed: int, prompts: int, samples: int) -> jax.Array:
+    """(prompts · samples,) keys; one does not depend on how many there are."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    of_prompts = fold(jax.random.key(seed), jnp.arange(prompts))
+    return jax.vmap(fold, (0, None))(of_prompts, jnp.arange(samples)).reshape(-1)
+
+
+def sample(logits_BV: jax.Array, draws: Draws, place: jax.Array) -> jax.Array:
+    """Draws the next token of each row.
+
+    Args:
+        logits_BV: float32.
+        draws: how.
+        place: () int32, the number of the token in its answer.
+
+    Returns:
+        (B,) int32.
+    """
+    scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / draws.temperature
+    scaled_BV = jax.lax.cond(
+        draws.top_p < 1, lambda x: _nucleus(x, draws.top_p), lambda x: x, scaled_BV
+    )
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(draws.keys, place)
+    return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+
+
+def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Logits, −inf outside of the nucleus. As probable as its last token is within it.
+
+    The least probability is found by bisection over bit patterns, which are in the order of the
+    floats they stand for: to sort a vocabulary takes ten times as long on CPU.
+    """
+    chance_BV = jax.nn.softmax(logits_BV, axis=-1)
+    bits_BV = jax.lax.bitcast_convert_type(chance_BV, jnp.int32)
+
+    def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_B1, high_B1 = bounds
+        middle_B1 = (low_B1 + high_B1) // 2
+        sum_B1 = jnp.where(bits_BV >= middle_B1, chance_BV, 0).sum(axis=-1, keepdims=True)
+        enough_B1 = sum_B1 >= top_p
+        return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
+
+    low_B1 = jnp.zeros_like(bits_BV[:, :1])
+    high_B1 = jnp.full_like(low_B1, 1 << 30)  # The bits of 2.0.
+    least_B1, _ = jax.lax.fori_loop(0, 30, halve, (low_B1, high_B1))
+    return jnp.where(bits_BV < least_B1, -jnp.inf, logits_BV)
+
+
+def _next_token(
+    model: Decoder,
+    variables: Any,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    cache: Cache,
+    draws: Draws | None,
+    place: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    hidden_BTD, cache = cast(
+        tuple[jax.Array, Cache],
+        model.apply(variables, tokens_BT, positions_BT, segments_BT, cache=cache),
+    )
+    logits_BV = logits(hidden_BTD[:, -1], head(model.config, variables['params']))
+    if draws is None:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
+    return sample(logits_BV, draws, place), cache
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(
+def _start(
     model: Decoder,
     max_new_tokens: int,
     variables: Any,
     tokens_BT: jax.Array,
     segments_BT: jax.Array,
+    draws: Draws | None,
     end_id: jax.Array,
-    limit: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """New tokens (B, M) and how many of them are the answer (B,)."""
+) -> _State:
+    """Reads the prompts."""
     B, T = tokens_BT.shape
-    head_VD = head(model.config, variables['params'])
     length_B = segments_BT.sum(axis=1)
     positions_BT = jnp.maximum(jnp.arange(T)[None] - (T - length_B)[:, None], 0)
-
-    def next_token(tokens, positions, segments, cache: Cache) -> tuple[jax.Array, Cache]:
-        hidden, cache = cast(
-            tuple[jax.Array, Cache],
-            model.apply(variables, tokens, positions, segments, cache=cache),
-        )
-        return jnp.argmax(logits(hidden[:, -1], head_VD), axis=-1).astype(jnp.int32), cache
-
-    cache = empty_cache(model.config, B, T + max_new_tokens)
-    token_B, cache = next_token(tokens_BT, positions_BT, segments_BT, cache)
+    cache, step = empty_cache(model.config, B, T + max_new_tokens), jnp.int32(0)
+    token_B, cache = _next_token(
+        model, variables, tokens_BT, positions_BT, segments_BT, cache, draws, step
+    )
     # Rows without a prompt are done before they begin.
     done_B = (token_B == end_id) | (length_B == 0)
-    start = (jnp.int32(0), token_B, done_B, jnp.zeros((B, max_new_tokens), jnp.int32), cache)
+    new_BM = jnp.zeros((B, max_new_tokens), jnp.int32)
+    return _State(step=step, token=token_B, done=done_B, new=new_BM, length=length_B, cache=cache)
 
-    def unfinished(carry) -> jax.Array:
-        i, _, done_B, _, _ = carry
-        return (i < limit) & ~done_B.all()
 
-    def extend(carry):
-        i, token_B, done_B, new_BM, cache = carry
-        new_BM = new_BM.at[:, i].set(jnp.where(done_B, end_id, token_B))
-        token_B, cache = next_token(
-            token_B[:, None], (length_B + i)[:, None], jnp.ones((B, 1), jnp.int32), cache
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _extend(
+    model: Decoder,
+    variables: Any,
+    state: _State,
+    draws: Draws | None,
+    end_id: jax.Array,
+    until: jax.Array,
+) -> _State:
+    """Writes tokens until there are `until`, or all rows are done."""
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.step < until) & ~state.done.all()
+
+    def write(state: _State) -> _State:
+        new_BM = state.new.at[:, state.step].set(jnp.where(state.done, end_id, state.token))
+        ones_B1 = jnp.ones_like(state.token)[:, None]
+        positions_B1 = (state.length + state.step)[:, None]
+        token_B, cache = _next_token(
+            model,
+            variables,
+            state.token[:, None],
+            positions_B1,
+            ones_B1,
+            state.cache,
+            draws,
+            state.step + 1,
         )
-        return i + 1, token_B, done_B | (token_B == end_id), new_BM, cache
+        return state.replace(
+            step=state.step + 1,
+            token=token_B,
+            done=state.done | (token_B == end_id),
+            new=new_BM,
+            cache=cache,
+        )
 
-    steps, _, _, new_BM, _ = jax.lax.while_loop(unfinished, extend, start)
-    written_BM = (jnp.arange(max_new_tokens) < steps)[None] & (new_BM != end_id)
-    return new_BM, written_BM.sum(axis=1)
+    return jax.lax.while_loop(unfinished, write, state)

@@ -1,14 +1,20 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_helpers import logits_of, random_variables, small_method, tiny_model
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
-from malora_jax.models.generate import Generator
+from malora_jax.models import generate as generation
+from malora_jax.models.generate import STRIDE, Draws, Generator
 
 NO_END = 300  # No token of the vocabulary: generation runs to its limit.
 PLACES = 40
+LONG = 2 * STRIDE + 5
 MODELS = {
     name: tiny_model(small_method(name) if name != 'base' else None)
     for name in ('base', 'lora', 'malora')
@@ -16,12 +22,25 @@ MODELS = {
 VARIABLES = {name: random_variables(model, seed=1) for name, model in MODELS.items()}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compile_quickly():
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, 300, length).tolist() for length in lengths]
 
 
-def uncached(model: Decoder, variables, prompt: list[int], count: int) -> list[int]:
+def most_probable(logits: np.ndarray, place: int) -> int:
+    return logits.argmax()
+
+
+def uncached(
+    model: Decoder, variables, prompt: list[int], count: int, pick=most_probable
+) -> list[int]:
     """The continuation by running the whole sequence anew for each token."""
     tokens = list(prompt)
     for _ in range(count):
@@ -29,7 +48,7 @@ def uncached(model: Decoder, variables, prompt: list[int], count: int) -> list[i
         row[0, : len(tokens)] = tokens
         segments = (jnp.arange(PLACES) < len(tokens)).astype(jnp.int32)[None]
         logits = logits_of(model, variables, row, segments=segments)
-        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+        tokens.append(int(pick(logits[0, len(tokens) - 1], len(tokens) - len(prompt))))
     return tokens[len(prompt) :]
 
 
@@ -106,3 +125,214 @@ def test_prompt_and_answer_must_fit_into_the_context():
     assert str(caught.value) == (
         'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
     )
+
+
+class Letters:
+    """Two letters a token; 7 is special and not in the text."""
+
+    def decode(self, ids: list[int], *, continues: bool = False) -> str:
+        assert continues
+        return ''.join(chr(97 + i // 26) + chr(97 + i % 26) for i in ids if i != 7)
+
+    def token_to_id(self, token: str) -> int | None:
+        return 7 if token == '<7>' else None
+
+
+LETTERS = Letters()
+
+
+def texts(
+    questions, *, end=NO_END, batch=4, new=12, bucket=16, tokenizer=LETTERS, **how
+) -> list[list[str]]:
+    generator = Generator(
+        MODELS['malora'], end, batch_size=batch, max_new_tokens=new, bucket=bucket
+    )
+    return generator.texts(VARIABLES['malora'], questions, tokenizer, **how)
+
+
+def test_texts_are_those_of_the_most_probable_tokens():
+    questions = prompts(4, 8, 6, 2, 9)
+    tokens = generate('malora', questions, limit=9)
+    assert texts(questions, limit=9) == [[LETTERS.decode(t, continues=True)] for t in tokens]
+
+
+def test_looking_at_the_texts_changes_nothing():
+    questions = prompts(4, 8, 6, 2, 9)
+    whole = texts(questions, new=LONG)
+    assert [len(text) for (text,) in whole] == [2 * LONG] * 5
+    assert texts(questions, new=LONG, stop=('never',)) == whole
+    end = generate('malora', questions[:1], new=LONG)[0][STRIDE + 3]
+    ended = texts(questions, new=LONG, end=end)
+    assert ended != whole
+    assert texts(questions, new=LONG, end=end, stop=('never',)) == ended
+
+
+@pytest.mark.parametrize(
+    'start, batch', [(1, 4), (8, 1), (2 * STRIDE - 1, 4), (2 * STRIDE + 4, 4)]
+)
+def test_a_text_ends_before_a_stop_string(start, batch):
+    """That begins and ends within a token; at odd places of it, or from one look to the next."""
+    questions = prompts(4, 8, 6, 2, 9)
+    whole = [text for (text,) in texts(questions, new=LONG)]
+    stop = whole[1][start : start + 5]
+    expected = [[text.split(stop)[0]] for text in whole]
+    assert len(expected[1][0]) <= start
+    assert texts(questions, new=LONG, batch=batch, stop=(stop, 'never')) == expected
+
+
+def test_the_first_stop_string_counts():
+    (question,) = prompts(8)
+    ((whole,),) = texts([question])
+    assert texts([question], stop=(whole[15:18], whole[9:12])) == [[whole[:9]]]
+
+
+def test_a_stop_string_may_be_a_special_token():
+    questions = prompts(4, 8, 6, 2, 9)
+    tokens = generate('malora', questions, new=LONG)
+    # Takes the place of a token that the model says: all other ids are as they were.
+    special = tokens[2][STRIDE + 2]
+
+    class Special(Letters):
+        def decode(self, ids, *, continues=False):
+            return super().decode([i for i in ids if i != special], continues=continues)
+
+        def token_to_id(self, token):
+            return special if token == '<end>' else None
+
+    found = texts(questions, new=LONG, tokenizer=Special(), stop=('<end>',))
+    cut = [t[: t.index(special)] if special in t else t for t in tokens]
+    assert len(cut[2]) <= STRIDE + 2
+    assert found == [[LETTERS.decode(t, continues=True)] for t in cut]
+
+
+def test_a_batch_is_over_when_all_its_texts_are(monkeypatch):
+    until = []
+    extend = generation._extend
+
+    def spied(*arguments):
+        until.append(int(arguments[-1]))
+        return extend(*arguments)
+
+    monkeypatch.setattr(generation, '_extend', spied)
+    questions = prompts(4, 8)
+    (first,), (second,) = texts(questions, new=LONG)
+    assert until == [LONG]
+    until.clear()
+    texts(questions, new=LONG, stop=(first[6:9], second[40:43]))
+    assert until == [STRIDE, 2 * STRIDE]
+
+
+def test_the_progress_bar(capsys):
+    texts(prompts(4, 8), samples=3, temperature=1.0, description='programs')
+    assert 'programs: 100%|██████████| 6/6' in capsys.readouterr().err
+    generate('malora', prompts(4, 8))
+    assert capsys.readouterr().err == ''
+
+
+SAMPLED = dict(temperature=0.8, top_p=0.9, samples=3, seed=5)
+
+
+def test_what_is_drawn_depends_on_no_batch():
+    questions = prompts(9, 2, 15, 1, 7)
+    expected = texts(questions, **SAMPLED)
+    assert len({text for three in expected for text in three}) == 15
+    for batch, bucket in [(1, 32), (7, 16)]:
+        assert texts(questions, batch=batch, bucket=bucket, **SAMPLED) == expected
+    assert texts(questions[:2], **SAMPLED) == expected[:2]
+
+
+def test_what_is_drawn_depends_on_no_other_sample():
+    questions = prompts(9, 2)
+    three, two = texts(questions, **SAMPLED), texts(questions, **SAMPLED | {'samples': 2})
+    assert [drawn[:2] for drawn in three] == two
+
+
+def test_what_is_drawn_depends_on_the_seed_and_on_the_place():
+    (question,) = prompts(9)
+    found = texts([question] * 2, **SAMPLED) + texts([question], **SAMPLED | {'seed': 6})
+    assert len({text for three in found for text in three}) == 9
+
+
+def test_sampled_with_a_cache_equals_sampled_without():
+    sample, expected = jax.jit(generation.sample), []
+    questions = prompts(5, 16, 1)
+    for i, prompt in enumerate(questions):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 0)
+        draws = Draws(key[None], jnp.float32(0.8), jnp.float32(0.9))
+
+        def pick(logits, place, draws=draws):
+            return sample(logits[None], draws, place)[0]
+
+        tokens = uncached(MODELS['malora'], VARIABLES['malora'], prompt, 12, pick)
+        expected.append([LETTERS.decode(tokens, continues=True)])
+    assert texts(questions, **SAMPLED | {'samples': 1}) == expected
+
+
+def test_without_heat_it_is_the_most_probable():
+    questions = prompts(4, 8, 6)
+    greedy = texts(questions)
+    for temperature in (1e-3, 1e-30):
+        assert texts(questions, temperature=temperature) == greedy
+    assert texts(questions, temperature=1.0, top_p=1e-6) == greedy
+    assert texts(questions, temperature=1.0) != greedy
+
+
+@pytest.mark.parametrize('temperature, top_p', [(1.0, 1.0), (0.5, 1.0), (1.3, 0.8)])
+def test_frequencies_are_those_of_the_softmax(temperature, top_p):
+    """By a chi-square test, which 1 in 10,000 seeds would fail."""
+    count, (prompt,) = 4000, prompts(6)
+    logits = logits_of(MODELS['malora'], VARIABLES['malora'], [prompt])[0, -1].astype(float)
+    chances = np.exp(logits / temperature)
+    chances = nucleus(chances / chances.sum(), top_p)
+    expected = count * chances / chances.sum()
+    how = dict(samples=count, temperature=temperature, top_p=top_p)
+    (drawn,) = texts([prompt], batch=1000, new=1, bucket=6, **how)
+    # The special token is no text.
+    tokens = [26 * ord(text[0]) + ord(text[1]) - 27 * 97 if text else 7 for text in drawn]
+    found = np.bincount(tokens, minlength=300)
+    assert not found[expected == 0].any()
+    rare = expected < 5
+    found = [found[rare].sum(), *found[~rare]]
+    expected = [expected[rare].sum(), *expected[~rare]]
+    first = int(expected[0] == 0)
+    assert len(expected) > 20
+    assert scipy.stats.chisquare(found[first:], expected[first:]).pvalue > 1e-4
+
+
+def nucleus(chances: np.ndarray, top_p: float) -> np.ndarray:
+    """The chances of the nucleus, from the definition; zero outside."""
+    order = np.argsort(-chances, kind='stable')
+    count = 1 + int((np.cumsum(chances[order]) < top_p).sum())
+    return np.where(chances >= chances[order[min(count, len(order)) - 1]], chances, 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(-30, 30), min_size=12, max_size=12), st.floats(0.01, 0.99))
+def test_the_nucleus(eighths, top_p):
+    """With ties, since logits are multiples of 1/8."""
+    logits = np.array(eighths) / 8
+    chances = np.exp(logits) / np.exp(logits).sum()
+    found = jax.jit(generation._nucleus)(jnp.float32(logits)[None], top_p)[0]
+    sums = np.cumsum(-np.sort(-chances))
+    if np.abs(sums - top_p).min() > 1e-5:  # Else rounding decides.
+        np.testing.assert_array_equal(np.isfinite(found), nucleus(chances, top_p) > 0)
+
+
+@pytest.mark.parametrize(
+    'setting, message',
+    [
+        ({'stop': ('x', '')}, "stop is ('x', ''); it must be texts that are not empty."),
+        ({'samples': 0}, 'samples is 0; it must be at least 1.'),
+        ({'temperature': -0.1}, 'temperature is -0.1; it must be at least 0.'),
+        ({'top_p': 0.0}, 'top_p is 0.0; it must be above 0 and at most 1.'),
+        ({'samples': 2}, 'temperature is 0.0; it must be positive for 2 samples.'),
+    ],
+)
+def test_what_cannot_be_sampled(setting, message):
+    with pytest.raises(UserError) as caught:
+        texts(prompts(3), **setting)
+    assert str(caught.value) == message
+
+
+def test_no_prompts_no_texts():
+    assert texts([], **SAMPLED) == []

@@ -160,7 +160,7 @@ def downloads(monkeypatch, tmp_path) -> list[tuple[str, list[str]]]:
     """What is asked of the hub, which has the tiny model under every name."""
     asked: list[tuple[str, list[str]]] = []
 
-    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+    def snapshot_download(name, *, repo_type, revision, allow_patterns, ignore_patterns):
         assert ignore_patterns == ['*/*']
         asked.append((name, allow_patterns))
         return str(write_directory(tmp_path / 'snapshots' / '0123abc'))

@@ -1,12 +1,9 @@
-"""Models of the Hugging Face hub: their names, and downloading them into its local cache."""
+"""Models of the Hugging Face hub: their names, and which of their files are wanted."""
 
 import pathlib
 import re
 
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-
-from malora_jax import errors
+from malora_jax import hub
 
 # The hub's name of each preset.
 NAMES = {
@@ -44,30 +41,10 @@ def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
         UserError: the name cannot be one, the model does not exist, its licence was not accepted,
             or the hub cannot be reached.
     """
-    try:
-        found = huggingface_hub.snapshot_download(
-            name, allow_patterns=list(patterns), ignore_patterns=['*/*']
-        )
-    except hub_errors.HFValidationError as error:
-        raise errors.UserError(
-            f'{name} is neither a directory nor a name that a model on the hub can have.'
-        ) from error
-    except hub_errors.GatedRepoError as error:
-        raise errors.UserError(
-            f'{name} is gated: accept its licence at https://huggingface.co/{name} and set '
-            'HF_TOKEN to a token of your account.'
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise errors.UserError(
-            f'There is neither a directory {name} nor a public model of that name on the Hugging '
-            'Face hub; for a private one set HF_TOKEN.'
-        ) from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        raise errors.UserError(
-            f'{name} is no directory and not in the local cache of the Hugging Face hub, which '
-            'cannot be reached: connect, or set model.weights to a directory or GGUF file.'
-        ) from error
-    except hub_errors.HfHubHTTPError as error:
-        reason = ' '.join(str(error).split())
-        raise errors.UserError(f'The Hugging Face hub did not give {name}: {reason}') from error
-    return pathlib.Path(found)
+    return hub.snapshot(
+        name,
+        patterns,
+        kind='model',
+        instead='set model.weights to a directory or GGUF file',
+        ignore=['*/*'],
+    )

@@ -1,0 +1,104 @@
+r"""Runs EleutherAI's evaluation harness on a run's checkpoint, or on a base model.
+
+The arguments are those of `lm_eval run`, such as --num_fewshot, --limit, --output_path with
+--log_samples, or --include_path for tasks of one's own. The harness comes with the extra `harness`:
+pip install 'malora_jax[harness]'.
+
+Examples:
+    python -m experiments.harness --model_args workdir=runs/quickstart --tasks arc_easy,piqa
+    python -m experiments.harness --model_args model=smollm2-135m --tasks gsm8k --batch_size 32
+
+What --model_args takes:
+    workdir     directory of a run: its best checkpoint, or the newest if none was measured
+    model       instead of it, name of a base model, and
+    weights     its weights, if they are not the preset's own, and
+    dtype       float32 or bfloat16
+    max_length  positions to use, if fewer than the model has: attention needs their square
+    seed        of what is drawn in tasks that sample
+"""
+
+import importlib.util
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from experiments import cli
+from malora_jax import data, errors, files
+from malora_jax.models import Decoder
+from malora_jax.models.loading.weights import load_base, model_config
+from malora_jax.training import run_config
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.state import create_state
+
+# What the command line begins with; what is given later takes its place.
+_ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
+
+_Subject = tuple[Decoder, Any, data.Tokenizer, str | None]
+
+
+def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32') -> _Subject:
+    """The model that --model_args names, as `evaluation.harness.Subject` has it.
+
+    Raises:
+        UserError: not exactly one of run and base model is named, or it cannot be loaded.
+    """
+    if bool(workdir) == bool(model):
+        raise errors.UserError(
+            '--model_args must name a run, workdir=DIR, or a base model, model=NAME.'
+        )
+    if workdir:
+        return _load_run(pathlib.Path(str(workdir)).expanduser())
+    config = model_config(str(model), str(weights), dtype)
+    base = load_base(config, str(weights))
+    return Decoder(config), {'params': base.params}, base.tokenizer, None
+
+
+def _load_run(workdir: pathlib.Path) -> _Subject:
+    path = workdir / 'config.json'
+    if not path.exists():
+        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
+    run = run_config(files.read_json(path))
+    base = load_base(run.model, run.weights)
+    model = Decoder(run.model, run.adapter)
+    # For its shapes, which do not depend on the number of steps.
+    fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
+        state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
+    end = data.get_template(run.data.template).end(base.tokenizer)
+    return model, state.variables(base.params), base.tokenizer, end
+
+
+def main() -> None:
+    """Runs the harness's command line with our model.
+
+    Raises:
+        UserError: the harness is not installed, or refuses what it is given.
+    """
+    if importlib.util.find_spec('lm_eval') is None:
+        raise errors.UserError("lm_eval is not installed: run pip install 'malora_jax[harness]'.")
+    from lm_eval.__main__ import cli_evaluate
+
+    from malora_jax.evaluation import harness
+
+    harness.register(load)
+    if {'-h', '--help'} & {*sys.argv}:
+        print(__doc__)
+    sys.argv[1:1] = _ARGUMENTS
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if _raised_in(error).startswith('lm_eval.'):
+            raise errors.UserError(str(error)) from error
+        raise
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals['__name__']
+
+
+if __name__ == '__main__':
+    cli._call(main)

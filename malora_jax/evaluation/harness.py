@@ -1,0 +1,265 @@
+"""The model as EleutherAI's evaluation harness asks it; needs the extra `harness`.
+
+The harness makes tokens of a context and a continuation together and then cuts them, where training
+and our own scores make those of each apart. The two are the same wherever a token cannot reach
+across, as before a continuation that begins with white space.
+
+Nothing else of this package imports `lm_eval`.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from malora_jax import errors
+from malora_jax.data import Tokenizer
+from malora_jax.data.chat import Chat
+from malora_jax.evaluation.likelihood import log_likelihoods, rolling_log_likelihoods
+from malora_jax.models import Decoder
+from malora_jax.models.generate import Generator
+
+NAME = 'malora_jax'
+BATCH_SIZE = 16  # What 'auto' means.
+BUCKET = 128  # Of prompts, and of rows that several texts share.
+MAX_NEW_TOKENS = 256  # Where a task does not say, as for the harness's own models.
+
+# What a task may set of generation; and what it may say too, but not otherwise.
+_SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_p')
+_FIXED = {'num_beams': 1}
+
+
+class Subject(NamedTuple):
+    """Who is examined.
+
+    Attributes:
+        model: the decoder.
+        variables: its collections.
+        tokenizer: of the model.
+        end: a text that ends an answer beside the tokenizer's end of text; None = there is none.
+    """
+
+    model: Decoder
+    variables: Any
+    tokenizer: Tokenizer
+    end: str | None = None
+
+
+class HarnessModel(TemplateLM):
+    """A model for `lm_eval.simple_evaluate`.
+
+    Contexts that are too long are cut on the left, as in the harness's own models.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        seed: int = 0,
+    ):
+        """Wraps a model.
+
+        Args:
+            subject: the model.
+            batch_size: rows of BUCKET positions, or prompts, that are computed together.
+            max_length: positions to use, if fewer than the model has.
+            seed: of what is drawn in tasks that sample.
+        """
+        super().__init__()
+        config = subject.model.config
+        if max_length is not None:
+            if not 1 <= max_length <= config.context:
+                right = f'from 1 to {config.context}, the context of {config.name}'
+                raise errors.out_of_range('max_length', max_length, right)
+            config = dataclasses.replace(config, context=max_length)
+        self.subject = subject._replace(model=subject.model.clone(config=config))
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def max_length(self) -> int:
+        """Positions that are used."""
+        return self.subject.model.config.context
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.subject.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What the first token of a text is predicted from: bos, or eos where there is no bos."""
+        tokenizer = self.subject.tokenizer
+        bos = tokenizer.token_to_id(tokenizer.named_tokens.get('bos_token', ''))
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Tokens of a text, after a bos token where texts start with one."""
+        tokenizer = self.subject.tokenizer
+        ids, bos_id = tokenizer.encode(string), tokenizer.bos_id
+        if add_special_tokens is False or bos_id is None or ids[:1] == [bos_id]:
+            return ids
+        return [bos_id, *ids]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        found = log_likelihoods(
+            self.subject.model,
+            self.subject.variables,
+            [(context, continuation) for _, context, continuation in requests],
+            batch_size=self.batch_size,
+            bucket=BUCKET,
+            description='log-likelihoods',
+        )
+        return [(likelihood.log_probability, likelihood.greedy) for likelihood in found]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-likelihood of whole texts, in nats."""
+        found = rolling_log_likelihoods(
+            self.subject.model,
+            self.subject.variables,
+            [self.tok_encode(text, add_special_tokens=False) for (text,) in _arguments(requests)],
+            self.prefix_token_id,
+            batch_size=self.batch_size,
+            bucket=BUCKET,
+            description='log-likelihoods',
+        )
+        return [likelihood.log_probability for likelihood in found]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Texts that continue contexts, each by its own settings of generation.
+
+        Raises:
+            UserError: a setting that is not known, or leaves no room for a context.
+        """
+        texts = [''] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, (_, settings) in enumerate(_arguments(requests)):
+            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(i)
+        for key, numbers in groups.items():
+            contexts = [requests[i].args[0] for i in numbers]
+            for i, text in zip(numbers, self._generate(contexts, json.loads(key)), strict=True):
+                texts[i] = text
+        return texts
+
+    def _generate(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+        settings = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
+        for name, value in settings.items():
+            if name not in _SETTINGS and _FIXED.get(name) != value:
+                raise errors.UserError(
+                    f'generation_kwargs has {name} = {value!r}; it may have {", ".join(_SETTINGS)}.'
+                )
+        model, variables, tokenizer, end = self.subject
+        limit = settings['max_gen_toks']
+        room = self.max_length - limit
+        if room < 1:
+            right = f'below {self.max_length}, the positions that are used of {model.config.name}'
+            raise errors.out_of_range('generation_kwargs.max_gen_toks', limit, right)
+        generator = Generator(
+            model,
+            self.eot_token_id,
+            batch_size=min(self.batch_size, len(contexts)),
+            max_new_tokens=limit,
+            bucket=BUCKET,
+        )
+        texts = generator.texts(
+            variables,
+            [(self.tok_encode(text) or [self.prefix_token_id])[-room:] for text in contexts],
+            tokenizer,
+            stop=[text for text in (*settings['until'], end) if text],
+            temperature=settings.get('temperature', 0.0),
+            top_p=settings.get('top_p', 1.0),
+            seed=self.seed,
+            description='answers',
+        )
+        return [text for (text,) in texts]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness knows prompts of the chat template by, where it keeps them."""
+        return self.subject.model.config.name
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The source of the model's own chat template, for the results."""
+        return self.subject.tokenizer.chat_template or ''
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation in the model's own chat template.
+
+        Args:
+            chat_history: messages, each with a `role` and a `content`.
+            add_generation_prompt: whether the model's turn begins at the end; else it is the last
+                message, which is left open.
+
+        Raises:
+            UserError: the model has no chat template, or one that cannot be used.
+        """
+        tokenizer = self.subject.tokenizer
+        if tokenizer.chat_template is None:
+            raise errors.UserError(
+                'The model comes without a chat template: leave out --apply_chat_template.'
+            )
+        chat = Chat(tokenizer.chat_template, tokenizer.named_tokens, tokenizer.special_tokens)
+        text = chat._render(*chat_history)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]['content'].strip()
+        return text[: text.rindex(last) + len(last)]
+
+
+def register(load: Callable[..., tuple[Decoder, Any, Tokenizer, str | None]]) -> None:
+    """Makes `malora_jax` a model of the harness's command line.
+
+    Of --model_args, `max_length` and `seed` are those of `HarnessModel`. The harness's --device is
+    not looked at: JAX chooses.
+
+    Args:
+        load: makes a `Subject`'s parts from the other arguments; what looks like a number is one.
+    """
+    parameters = inspect.signature(load).parameters
+
+    class Registered(HarnessModel):
+        def __init__(
+            self,
+            batch_size: int | str = 'auto',
+            max_length: int | None = None,
+            seed: int = 0,
+            device: str | None = None,
+            max_batch_size: int | None = None,
+            **arguments: Any,
+        ):
+            for name in arguments:
+                if name not in parameters:
+                    known = (*parameters, 'max_length', 'seed')
+                    raise errors.unknown_name('model argument', name, known)
+            size, subject = _batch_size(batch_size), Subject(*load(**arguments))
+            super().__init__(subject, batch_size=size, max_length=max_length, seed=seed)
+
+    register_model(NAME)(Registered)
+
+
+def _batch_size(given: int | str) -> int:
+    if str(given).startswith('auto'):
+        return BATCH_SIZE
+    if not str(given).isdigit() or int(given) < 1:
+        raise errors.out_of_range('--batch_size', given, "at least 1, or 'auto'")
+    return int(given)
+
+
+def _arguments(requests: Sequence[Instance]) -> list[tuple[Any, ...]]:
+    return [request.args for request in requests]
