@@ -33,7 +33,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
         'family_relationships',
     )
     config.optimizer.learning_rate = 1e-3
-    config.data.train_examples = 4000
+    config.data.max_per_task = 4000
     config.data.held_out = 64
     config.data.sequence_length = 128
     config.data.batch_size = 4

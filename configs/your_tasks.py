@@ -17,7 +17,7 @@ The argument is the method, as in configs/quickstart.py. All that can be said of
     file_settings   'NAME.FIELD=VALUE': one of the three above for one task, or its test_file
     held_out        questions of each task that are scored before and after
     validation      questions of each task whose loss chooses the best checkpoint
-    train_examples  at most how many questions of each task to train on; 0 = all the others
+    max_per_task  at most how many questions of each task to train on; 0 = all the others
 
 A held-out question is never trained on: the split is by question, all rows of one are on the same
 side, and their answers are all right. Exact repetitions of a row are left out. Adding rows moves no
@@ -46,7 +46,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.data.answer_field = 'answer'
     config.data.scorer = 'exact_match'
     config.data.file_settings = ()
-    config.data.train_examples = 0
+    config.data.max_per_task = 0
     config.data.held_out = 64
     config.data.validation = 32
     config.data.sequence_length = 256

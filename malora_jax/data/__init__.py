@@ -1,16 +1,27 @@
 """Text in, packed batches out: tasks, splits, templates, mixture. Knows no model."""
 
+from malora_jax.data.benchmark_tasks import (
+    Benchmark,
+    benchmark,
+    benchmark_settings,
+    is_benchmark,
+    split_benchmark,
+)
+from malora_jax.data.benchmarks import get_dataset
+from malora_jax.data.describe import describe_split
 from malora_jax.data.encoding import encode_completion, encode_example, encode_prompt, end_id
-from malora_jax.data.file_splits import describe_split, split_file, without_kept_questions
+from malora_jax.data.file_splits import split_file, without_kept_questions
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
-from malora_jax.data.fitting import encode_examples
-from malora_jax.data.mixture import train_iterator
-from malora_jax.data.packing import packed_batches
+from malora_jax.data.fitting import Size, measure_examples
+from malora_jax.data.mixture import mixture_shares, train_iterator
+from malora_jax.data.packing import FILLED, packed_batches
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
 from malora_jax.data.splits import Split, best_constant, split_task
+from malora_jax.data.store import Store, check_sources, open_store
 from malora_jax.data.tasks import (
     Example,
     Scored,
+    Scoring,
     Source,
     Task,
     exact_match,
@@ -23,29 +34,42 @@ from malora_jax.data.templates import Template, get_template
 from malora_jax.data.tokenizer import Tokenizer
 
 __all__ = [
+    'FILLED',
+    'Benchmark',
     'Example',
     'FileTask',
     'ReasoningGymSource',
     'Scored',
+    'Scoring',
+    'Size',
     'Source',
     'Split',
+    'Store',
     'Task',
     'Template',
     'Tokenizer',
+    'benchmark',
+    'benchmark_settings',
     'best_constant',
+    'check_sources',
     'describe_split',
     'encode_completion',
     'encode_example',
-    'encode_examples',
     'encode_prompt',
     'end_id',
     'exact_match',
     'file_digests',
     'file_tasks',
+    'get_dataset',
     'get_task',
     'get_template',
+    'is_benchmark',
+    'measure_examples',
+    'mixture_shares',
+    'open_store',
     'packed_batches',
     'register',
+    'split_benchmark',
     'split_file',
     'split_task',
     'take_distinct',

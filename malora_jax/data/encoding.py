@@ -68,9 +68,17 @@ def encode_completion(tokenizer: Tokenizer, template: Template, example: Example
 
 
 def encode_example(
-    tokenizer: Tokenizer, template: Template, example: Example, task_id: int, max_length: int
+    tokenizer: Tokenizer,
+    template: Template,
+    example: Example,
+    task_id: int,
+    max_length: int,
+    truncate: bool = False,
 ) -> dict[str, np.ndarray]:
     """One example as arrays of shape (T,), T ≤ `max_length`.
+
+    Truncation leaves the answer at least half of the positions. It is cut at its end, and then no
+    token ends it; the prompt is cut at its beginning, after a bos token.
 
     Args:
         tokenizer: makes the tokens.
@@ -78,24 +86,28 @@ def encode_example(
         example: the question and its answer.
         task_id: the number of its task in the mixture.
         max_length: the most positions that the example may take.
+        truncate: whether to cut one that is longer, or refuse it.
 
     Returns:
         `inputs`, `targets` (the next token of each) and `task_ids` in int32, and `loss_mask` in
         float32: 1 where the target belongs to the answer or ends it, else 0.
 
     Raises:
-        TooLongError: the example is longer than `max_length`.
+        TooLongError: the example is longer than `max_length`, and is not to be cut.
     """
     prompt = encode_prompt(tokenizer, template, example.question)
-    completion = encode_completion(tokenizer, template, example)
-    needed = len(prompt) + len(completion)
+    answer = encode_completion(tokenizer, template, example)
+    needed = len(prompt) + len(answer)
+    answer.append(end_id(tokenizer, template))
     if needed > max_length:
-        raise TooLongError(
-            f'data.sequence_length is {max_length}; it must be at least {needed} for the example '
-            f'{example.question[:40]!r}.',
-            needed,
-        )
-    tokens = np.array([*prompt, *completion, end_id(tokenizer, template)], np.int32)
+        if not truncate:
+            raise TooLongError(
+                f'data.sequence_length is {max_length}; it must be at least {needed} for the '
+                f'example {example.question[:40]!r}.',
+                needed,
+            )
+        prompt, answer = _cut(prompt, answer, max_length + 1, tokenizer.bos_id)
+    tokens = np.array(prompt + answer, np.int32)
     positions = np.arange(len(tokens) - 1)
     return {
         'inputs': tokens[:-1],
@@ -103,3 +115,13 @@ def encode_example(
         'loss_mask': (positions >= len(prompt) - 1).astype(np.float32),
         'task_ids': np.full(positions.shape, task_id, np.int32),
     }
+
+
+def _cut(
+    prompt: list[int], answer: list[int], length: int, bos_id: int | None
+) -> tuple[list[int], list[int]]:
+    """A prompt and an answer of `length` tokens together, fewer than they have."""
+    answer = answer[: max(length - len(prompt), length // 2)]
+    kept = length - len(answer)
+    start = prompt[:1] if prompt[0] == bos_id else []
+    return start + prompt[len(prompt) - kept + len(start) :], answer

@@ -22,7 +22,7 @@ _Groups = Mapping[str, Sequence[Example]]
 
 
 def split_file(
-    task: FileTask, seed: int, train_examples: int, held_out: int, validation: int = 0
+    task: FileTask, seed: int, max_per_task: int, held_out: int, validation: int = 0
 ) -> Split:
     """Reads a task's file, or its two, and splits it.
 
@@ -32,7 +32,7 @@ def split_file(
     Args:
         task: the task.
         seed: of the run; other seeds hold out other questions.
-        train_examples: at most how many questions to train on, with all their rows; 0 = all.
+        max_per_task: at most how many questions to train on, with all their rows; 0 = all.
         held_out: how many questions to hold out; of a `test_file`, at most how many to use.
         validation: how many questions to keep for choosing a checkpoint.
 
@@ -59,7 +59,7 @@ def split_file(
         kept = held_out
     _check_size(task, len(order), kept, validation)
     chosen = [_asked(questions[key]) for key in order[kept : kept + validation]]
-    rest = order[kept + validation :][: train_examples or None]
+    rest = order[kept + validation :][: max_per_task or None]
     train = [example for key in rest for example in questions[key]]
     return Split(task, train, held, len(order), chosen, origin)
 
@@ -76,22 +76,6 @@ def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
     held_out = {question_key(e.question) for s in splits for e in s.held_out}
     validation = {question_key(e.question) for s in splits for e in s.validation}
     return [_without(split, held_out, validation) for split in splits]
-
-
-def describe_split(split: Split) -> str:
-    """What was read from a task's file and how it was split, in one line."""
-    origin = split.origin
-    parts = [f'{origin["rows"]:,} rows of {origin["file"]}']
-    if 'test_file' in origin:
-        parts.append(f'{origin["test_rows"]:,} rows of {origin["test_file"]}')
-    if origin['dropped_duplicates']:
-        parts.append(f'{origin["dropped_duplicates"]:,} exact duplicates dropped')
-    if 'dropped_shared' in origin:
-        parts.append(f'{origin["dropped_shared"]:,} held out in another task dropped')
-    parts.append(f'{len(split.train):,} examples to train on')
-    if split.validation:
-        parts.append(f'{len(split.validation):,} questions for validation')
-    return f'{split.task_name}: {", ".join(parts)}, {len(split.held_out):,} questions held out.'
 
 
 def _without(split: Split, held_out: set[str], validation: set[str]) -> Split:

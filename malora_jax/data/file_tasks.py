@@ -14,7 +14,7 @@ import tqdm
 
 from malora_jax.data.rows import SUFFIXES, Row, check_file, read_rows
 from malora_jax.data.scorers import SCORERS
-from malora_jax.data.tasks import Example
+from malora_jax.data.tasks import Example, Scoring
 from malora_jax.errors import UserError, unknown_name
 
 
@@ -56,13 +56,18 @@ class FileTask:
 
     @property
     def metric(self) -> str:
-        """What results call the share of right answers."""
+        """What results call the mean score."""
         return self.scorer
+
+    @property
+    def scoring(self) -> Scoring:
+        """A generated answer, in the run's template."""
+        return Scoring(self.scorer)
 
     def score(self, prediction: str, example: Example) -> float:
         """The scorer's best over all `answers` that the file has to the question."""
         return max(
-            SCORERS[self.scorer](prediction, dataclasses.replace(example, answer=answer))
+            SCORERS[self.scorer](prediction, _with_answer(example, answer))
             for answer in example.metadata['answers']
         )
 
@@ -193,6 +198,11 @@ def parse_pattern(pattern: str) -> list[tuple[str, str]]:
             "fields in braces, such as '{context} {question}'."
         )
     return [(text, name or '') for text, name, _, _ in parts]
+
+
+def _with_answer(example: Example, answer: str) -> Example:
+    metadata = {**example.metadata, 'answers': (answer,)}
+    return dataclasses.replace(example, answer=answer, metadata=metadata)
 
 
 def _name_and_path(entry: str) -> tuple[str, str]:

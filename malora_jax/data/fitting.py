@@ -1,51 +1,74 @@
-"""All examples of a task as arrays, or what it takes that they fit."""
+"""How many tokens a task's examples take, and whether they fit into a row."""
 
+import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import tqdm
 
-from malora_jax.data.encoding import TooLongError, encode_example
+from malora_jax.data.encoding import encode_completion, encode_prompt
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
 
-def encode_examples(
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What some examples take; padding is not counted.
+
+    Attributes:
+        examples: how many there are.
+        tokens: positions that all of them take, after truncation.
+        answer_tokens: those among them that carry loss.
+        truncated: examples that were too long.
+    """
+
+    examples: int
+    tokens: int
+    answer_tokens: int
+    truncated: int
+
+
+def measure_examples(
     name: str,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
     template: Template,
-    task_id: int,
     sequence_length: int,
-) -> list[dict[str, np.ndarray]]:
-    """Encodes examples of one task by `encode_example`.
+    truncate: bool = False,
+) -> Size:
+    """Tokenises examples of one task and counts.
 
     Args:
         name: of the task, for messages.
         examples: any number.
         tokenizer: makes the tokens.
         template: the text around questions and answers.
-        task_id: the number of the task in the mixture.
-        sequence_length: T; no example is cut.
+        sequence_length: T.
+        truncate: whether `encode_example` cuts examples that are longer.
 
     Raises:
-        UserError: some do not fit: how many, the longest with its row if it is from a file, and
-            the sequence length that would do.
+        UserError: some do not fit and are not to be cut: how many, the longest with its row if it
+            is from a file, and the sequence length that would do.
     """
-    encoded, too_long = [], []
+    tokens = answer_tokens = 0
+    too_long: list[tuple[int, Example]] = []
     for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
-        try:
-            encoded.append(encode_example(tokenizer, template, example, task_id, sequence_length))
-        except TooLongError as error:
-            too_long.append((error.needed, example))
-    if not too_long:
-        return encoded
-    needed, longest = max(too_long, key=lambda item: item[0])
-    row = f'{longest.metadata["row"]}, ' if 'row' in longest.metadata else ''
-    raise UserError(
-        f'Task {name!r}: data.sequence_length is {sequence_length}; it must be at least {needed} '
-        f'for the longest ({row}{longest.question[:40]!r}) of {len(too_long):,} examples that do '
-        'not fit.'
-    )
+        prompt = len(encode_prompt(tokenizer, template, example.question))
+        answer = len(encode_completion(tokenizer, template, example)) + 1
+        positions = prompt + answer - 1
+        if positions > sequence_length:
+            too_long.append((positions, example))
+            positions = sequence_length
+            answer = min(answer, max(positions + 1 - prompt, (positions + 1) // 2))
+        tokens += positions
+        answer_tokens += answer
+    if too_long and not truncate:
+        needed, example = max(too_long, key=lambda item: item[0])
+        row = f'{example.metadata["row"]}, ' if 'row' in example.metadata else ''
+        raise UserError(
+            f'Task {name!r}: data.sequence_length is {sequence_length}; it must be at least '
+            f'{needed} for the longest ({row}{example.question[:40]!r}) of {len(too_long):,} '
+            'examples that do not fit, or data.truncate True.'
+        )
+    return Size(len(examples), tokens, answer_tokens, len(too_long))

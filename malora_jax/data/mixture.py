@@ -1,16 +1,40 @@
-"""The training mixture: tasks shuffled, repeated, mixed by weight, packed and batched."""
+"""The training mixture: tasks shuffled, repeated, mixed, tokenised, packed and batched."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import grain
+import numpy as np
 
-from malora_jax.data.fitting import encode_examples
+from malora_jax.data.encoding import encode_example
 from malora_jax.data.packing import IN_MEMORY, pack
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
+from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode(grain.transforms.Map):
+    """`encode_example` as a step of Grain, so that examples are tokenised when they are drawn."""
+
+    tokenizer: Tokenizer
+    template: Template
+    task_id: int
+    sequence_length: int
+    truncate: bool
+
+    def map(self, example: Example) -> dict[str, np.ndarray]:
+        return encode_example(
+            self.tokenizer,
+            self.template,
+            example,
+            self.task_id,
+            self.sequence_length,
+            self.truncate,
+        )
 
 
 def train_iterator(
@@ -20,53 +44,79 @@ def train_iterator(
     *,
     sequence_length: int,
     batch_size: int,
-    weights: Sequence[float],
+    shares: Sequence[float],
     seed: int,
+    truncate: bool = False,
+    workers: int = 0,
 ) -> grain.DatasetIterator:
     """Endless batches of the training examples of several tasks.
 
     Every task is reshuffled each time it has been gone through. Everything is decided by the
-    arguments, and the iterator's `get_state()`, a small dict that JSON can hold, continues exactly
-    where it was in a new iterator's `set_state()`.
+    arguments but `workers`, and the iterator's `get_state()`, a small dict that JSON can hold,
+    continues exactly where it was in a new iterator's `set_state()`.
 
     Args:
-        splits: the tasks; a task's number, in `task_ids`, is its place in this list.
+        splits: the tasks; a task's number, in `task_ids`, is its place in this list. Those without
+            training examples are not drawn.
         tokenizer: makes the tokens.
         template: the text around questions and answers.
         sequence_length: T, the length of a row.
         batch_size: B, the number of rows.
-        weights: how often an example of each task is drawn, relative to the others; empty for
-            equally often.
+        shares: how often an example of each task is drawn, as `mixture_shares` gives them.
         seed: of the shuffling.
+        truncate: whether longer examples are cut.
+        workers: processes that tokenise; 0 = this one does. The order is the same.
 
     Returns:
         An iterator over dicts of arrays of shape (B, T): `inputs`, `targets`, `task_ids`,
         `segment_ids` and `positions` in int32, `loss_mask` in float32. `segment_ids` is 0 exactly
         at padding, where everything else is 0 too.
-
-    Raises:
-        UserError: the weights are not one positive number a task, or an example does not fit.
     """
-    _check_weights(splits, weights)
+    trained = [(task_id, split) for task_id, split in enumerate(splits) if split.train]
     tasks = [
-        grain.MapDataset.source(
-            encode_examples(
-                split.task_name, split.train, tokenizer, template, task_id, sequence_length
-            )
-        )
+        grain.MapDataset.source(split.train)
         .seed(stable_seed('shuffle', split.task_name, seed))
         .shuffle()
         .repeat()
-        for task_id, split in enumerate(splits)
+        .map(_Encode(tokenizer, template, task_id, sequence_length, truncate))
+        for task_id, split in trained
     ]
-    mixed = grain.MapDataset.mix(tasks, weights or None).to_iter_dataset(IN_MEMORY)
-    rows = pack(mixed, sequence_length, seed=stable_seed('rows', seed), shuffle=True)
+    mixed = grain.MapDataset.mix(tasks, [shares[task_id] for task_id, _ in trained])
+    encoded = mixed.to_iter_dataset(IN_MEMORY)
+    if workers:
+        # Before packing, whose rows would depend on how the examples are divided.
+        encoded = encoded.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    rows = pack(encoded, sequence_length, seed=stable_seed('rows', seed), shuffle=True)
     return iter(rows.batch(batch_size, drop_remainder=True))
 
 
-def _check_weights(splits: Sequence[Split], weights: Sequence[float]) -> None:
-    if weights and (len(weights) != len(splits) or min(weights) <= 0):
-        names = ', '.join(split.task_name for split in splits)
+def mixture_shares(
+    splits: Sequence[Split], weights: Sequence[float], size_exponent: float
+) -> list[float]:
+    """The share of each task among the examples that are drawn.
+
+    Args:
+        splits: the tasks.
+        weights: relative shares of the tasks that have training examples; empty for shares by size.
+        size_exponent: the share of a task of n examples is proportional to n to this power: 0 is
+            the uniform blend of the paper, 1 is proportional, 1 / τ is what is called temperature τ
+            (Raffel et al. 2020, section 3.5.2).
+
+    Returns:
+        A number for each split, 0 for one without training examples; their sum is 1.
+
+    Raises:
+        UserError: the weights are not one positive number a task.
+    """
+    trained = [split.task_name for split in splits if split.train]
+    if weights and (len(weights) != len(trained) or min(weights) <= 0):
         raise UserError(
-            f'weights must be one positive number for each task ({names}), not {tuple(weights)}.'
+            f'weights must be one positive number for each task ({", ".join(trained)}), not '
+            f'{tuple(weights)}.'
         )
+    given = dict(zip(trained, weights, strict=True)) if weights else {}
+    relative = [
+        given.get(split.task_name, len(split.train) ** size_exponent) if split.train else 0.0
+        for split in splits
+    ]
+    return [share / sum(relative) for share in relative]

@@ -103,13 +103,16 @@ class ReasoningGymSource:
         return take_distinct(self.name, map(_example, entries), count)
 
     def score(self, prediction: str, example: Example) -> float:
-        """The data set's own score in [0, 1]; white space around the prediction is ignored."""
+        """1.0 if the data set's own scorer calls the prediction right, else 0.0.
+
+        White space around it is ignored; so is what scorers give to answers that are nearly right.
+        """
         entry = {
             'question': example.question,
             'answer': example.answer,
             'metadata': example.metadata,
         }
-        return float(self._scorer.score_answer(answer=prediction.strip(), entry=entry))
+        return float(self._scorer.score_answer(answer=prediction.strip(), entry=entry) == 1.0)
 
     @functools.cached_property
     def _scorer(self) -> Any:

@@ -34,6 +34,26 @@ class Example:
     metadata: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How the held-out questions of a task are answered; it stands beside every score.
+
+    Attributes:
+        rule: 'likelihood': the model takes the most probable of the options; 'code': it writes
+            programs that are run; else the name of the scorer of what it says.
+        form: of the prompt; '' = the question in the run's template, and nothing else.
+        shots: solved examples in front of the question.
+        stop: texts before which a generated answer ends.
+        max_new_tokens: where it is cut off; 0 = a little after the longest right answer.
+    """
+
+    rule: str
+    form: str = ''
+    shots: int = 0
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+
 class Source(Protocol):
     """Anything that makes examples."""
 
@@ -54,7 +74,7 @@ class Task:
         name: how configs and results refer to the task.
         source: makes the examples.
         score: score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
-        metric: what results call the share of right answers.
+        metric: what results call the mean score.
     """
 
     name: str
@@ -62,9 +82,14 @@ class Task:
     score: Callable[[str, Example], float]
     metric: str = 'exact_match'
 
+    @property
+    def scoring(self) -> Scoring:
+        """A generated answer, in the run's template."""
+        return Scoring(self.metric)
+
 
 class Scored(Protocol):
-    """What is needed of a task once it is split: a `Task`, or a `FileTask`."""
+    """What is needed of a task once it is split: a `Task`, a `FileTask` or a `Benchmark`."""
 
     @property
     def name(self) -> str:
@@ -73,7 +98,12 @@ class Scored(Protocol):
 
     @property
     def metric(self) -> str:
-        """What results call the share of right answers."""
+        """What results call the mean score."""
+        ...
+
+    @property
+    def scoring(self) -> Scoring:
+        """How its held-out questions are answered."""
         ...
 
     @property

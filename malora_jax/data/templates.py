@@ -116,6 +116,8 @@ _TEMPLATES: dict[str, Template] = {
             space='',
             end_token='<|im_end|>',
         ),
+        # For public datasets, whose forms are whole prompts.
+        FixedTemplate('bare', before='', between='', space='', end_token=None),
         FixedTemplate('plain', before='Question: ', between='\nAnswer:', space=' ', end_token=None),
         ChatTemplate('chat'),
     )

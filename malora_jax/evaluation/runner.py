@@ -1,33 +1,38 @@
-"""Scoring held-out questions: generate an answer to each, ask the task's own scorer."""
+"""Scoring held-out questions, each task by the rule that it names."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
+from malora_jax.analysis import statistics
 from malora_jax.data import (
     Example,
-    Scored,
     Split,
     Template,
     Tokenizer,
     encode_completion,
     encode_prompt,
 )
+from malora_jax.evaluation import choices, code
+from malora_jax.evaluation.likelihood import log_likelihoods
 from malora_jax.models.generate import Generator
+
+# After the longest right answer.
+SPARE_TOKENS = 4
+_OPTION_BUCKETS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One generated answer.
+    """One question and what the model made of it.
 
     Attributes:
         task: name of the task.
         question: what was asked.
         expected: the answer of the data.
-        answer: what the model said.
-        score: what the task's scorer gives it, in [0, 1].
+        answer: what the model said, or the option that it took.
+        score: in [0, 1].
+        more: other scores of the same answer, by name.
     """
 
     task: str
@@ -35,68 +40,183 @@ class Answer:
     expected: str
     answer: str
     score: float
+    more: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def answer_held_out(
-    generator: Generator,
-    variables: Any,
-    splits: Sequence[Split],
-    tokenizer: Tokenizer,
-    template: Template,
-    description: str,
-) -> list[Answer]:
-    """Answers every held-out question, greedily.
+@dataclasses.dataclass(frozen=True)
+class Examinee:
+    """A model with what it takes to ask it.
 
-    An answer may be as long as the longest one that the task's held-out examples need, plus a few
-    tokens; what comes later cannot be an exact match.
+    Attributes:
+        generator: of the model's continuations.
+        variables: the model's collections.
+        tokenizer: of the model.
+        template: around the questions, the one trained with.
+        samples: programs for each question of a task that runs them.
+        temperature: of these samples, if there is more than one.
+    """
+
+    generator: Generator
+    variables: Any
+    tokenizer: Tokenizer
+    template: Template
+    samples: int = 1
+    temperature: float = 0.0
+
+
+def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: str) -> list[Answer]:
+    """Answers every held-out question.
 
     Args:
-        generator: the model.
-        variables: its collections.
-        splits: the tasks.
-        tokenizer: of the model.
-        template: the prompt's form, the one trained with.
-        description: what the progress bar says.
+        examinee: who is asked.
+        splits: the tasks; those without held-out questions are left out.
+        description: what the progress bars say.
     """
-    answers = []
-    total = sum(len(split.held_out) for split in splits)
-    with tqdm.tqdm(total=total, desc=description, unit='question', dynamic_ncols=True) as bar:
-        for split in splits:
-            answers += _answer_task(generator, variables, split, tokenizer, template)
-            bar.update(len(split.held_out))
-    return answers
-
-
-def longest_answer(split: Split, tokenizer: Tokenizer, template: Template) -> int:
-    """Tokens that the longest answer of a task's held-out examples takes."""
-    return max(len(encode_completion(tokenizer, template, e)) for e in split.held_out)
-
-
-def _answer_task(
-    generator: Generator, variables: Any, split: Split, tokenizer: Tokenizer, template: Template
-) -> list[Answer]:
-    prompts = [encode_prompt(tokenizer, template, example.question) for example in split.held_out]
-    limit = longest_answer(split, tokenizer, template) + 4
-    generated = generator(variables, prompts, limit)
     return [
-        _score(split.task, example, tokenizer.decode(ids, continues=True).strip())
-        for example, ids in zip(split.held_out, generated, strict=True)
+        answer
+        for split in splits
+        if split.held_out
+        for answer in _answer_task(examinee, split, f'{description} {split.task_name}')
     ]
 
 
-def _score(task: Scored, example: Example, text: str) -> Answer:
-    score = float(task.score(text, example))
-    return Answer(task.name, example.question, example.answer, text, score)
+def answer_limit(split: Split, tokenizer: Tokenizer, template: Template) -> int:
+    """Tokens that an answer to a held-out question may take.
+
+    Where the task does not say, those of its longest right answer and a few more: what comes later
+    cannot be an exact match.
+    """
+    if split.task.scoring.max_new_tokens:
+        return split.task.scoring.max_new_tokens
+    if split.task.scoring.rule == 'likelihood':
+        return 1  # Nothing is generated.
+    return SPARE_TOKENS + max(
+        len(encode_completion(tokenizer, template, e)) for e in split.held_out
+    )
 
 
-def share_exact(answers: Sequence[Answer]) -> dict[str, float]:
-    """The share of answers of each task that its scorer calls entirely right."""
-    by_task: dict[str, list[bool]] = {}
+def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """The answers of each task."""
+    grouped: dict[str, list[Answer]] = {}
     for answer in answers:
-        by_task.setdefault(answer.task, []).append(answer.score == 1.0)
-    return {task: sum(right) / len(right) for task, right in by_task.items()}
+        grouped.setdefault(answer.task, []).append(answer)
+    return grouped
+
+
+def mean_score(answers: Sequence[Answer]) -> float:
+    """The mean score of one task's answers, at least one."""
+    return sum(answer.score for answer in answers) / len(answers)
+
+
+def more_scores(answers: Sequence[Answer]) -> dict[str, float]:
+    """The means of the other scores of one task's answers."""
+    names = answers[0].more
+    return {name: sum(a.more[name] for a in answers) / len(answers) for name in names}
+
+
+def interval(answers: Sequence[Answer]) -> list[float]:
+    """95% interval of one task's mean score, for other questions of its kind.
+
+    Wilson's for scores that are 0 or 1, else by bootstrap.
+    """
+    scores = [answer.score for answer in answers]
+    if {*scores} <= {0.0, 1.0}:
+        return list(statistics.wilson_interval(sum(scores), len(scores)))
+    return list(statistics.bootstrap_interval(scores))
 
 
 def average(values: Mapping[str, float]) -> float:
     """The mean over tasks."""
     return sum(values.values()) / len(values)
+
+
+def _answer_task(examinee: Examinee, split: Split, description: str) -> list[Answer]:
+    if split.task.scoring.rule == 'likelihood':
+        return _take_options(examinee, split, description)
+    if split.task.scoring.rule == 'code':
+        return _write_programs(examinee, split, description)
+    texts = [text.strip() for (text,) in _generate(examinee, split, description)]
+    return [
+        _answer(split, example, text, split.task.score(text, example))
+        for example, text in zip(split.held_out, texts, strict=True)
+    ]
+
+
+def _take_options(examinee: Examinee, split: Split, description: str) -> list[Answer]:
+    generator = examinee.generator
+    requests = [
+        choices.option_requests(examinee.tokenizer, examinee.template, example)
+        for example in split.held_out
+    ]
+    found = iter(
+        log_likelihoods(
+            generator.model,
+            examinee.variables,
+            [request for of_question in requests for request in of_question],
+            # Options are short: rows that hold several leave less padding.
+            batch_size=max(1, generator.batch_size // _OPTION_BUCKETS),
+            bucket=generator.bucket * _OPTION_BUCKETS,
+            description=description,
+        )
+    )
+    answers = []
+    for example, of_question in zip(split.held_out, requests, strict=True):
+        options = example.metadata['options']
+        nats = [next(found).log_probability for _ in of_question]
+        choice = choices.choose(nats, options)
+        scores = choices.choice_scores(choice, example.metadata)
+        answers.append(_answer(split, example, options[choice.raw], scores.pop('accuracy'), scores))
+    return answers
+
+
+def _write_programs(examinee: Examinee, split: Split, description: str) -> list[Answer]:
+    """The score is pass@1; pass@k, where there are k samples, stands beside it."""
+    texts = _generate(examinee, split, description, examinee.samples, examinee.temperature)
+    in_chat = examinee.template.end(examinee.tokenizer) is not None
+    completion = code.chat_completion if in_chat else code.cut_completion
+    problems = [
+        code.Problem(e.question, e.metadata['test'], e.metadata['entry_point'])
+        for e in split.held_out
+    ]
+    programs = [
+        [completion(problem, text) for text in written]
+        for problem, written in zip(problems, texts, strict=True)
+    ]
+    outcomes = code.score_completions(problems, programs)
+    answers = []
+    for example, written, of_problem in zip(split.held_out, texts, outcomes, strict=True):
+        right, samples = sum(outcome.passed for outcome in of_problem), len(of_problem)
+        more = {f'pass@{samples}': code.pass_at_k(samples, right, samples)} if samples > 1 else {}
+        pass_at_1 = code.pass_at_k(samples, right, 1)
+        answers.append(_answer(split, example, written[0], pass_at_1, more))
+    return answers
+
+
+def _generate(
+    examinee: Examinee, split: Split, description: str, samples: int = 1, temperature: float = 0.0
+) -> list[list[str]]:
+    """The texts that the model says to each held-out question."""
+    tokenizer, template = examinee.tokenizer, examinee.template
+    prompts = [encode_prompt(tokenizer, template, example.question) for example in split.held_out]
+    return examinee.generator.texts(
+        examinee.variables,
+        prompts,
+        tokenizer,
+        limit=answer_limit(split, tokenizer, template),
+        stop=split.task.scoring.stop,
+        samples=samples,
+        temperature=temperature,
+        description=description,
+    )
+
+
+def _answer(
+    split: Split,
+    example: Example,
+    text: str,
+    score: float,
+    more: Mapping[str, float] | None = None,
+) -> Answer:
+    return Answer(
+        split.task_name, example.question, example.answer, text, float(score), dict(more or {})
+    )

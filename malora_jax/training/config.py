@@ -18,15 +18,22 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        tasks: names in the task registry; may be () if there are files.
-        weights: share of each task among the examples; () = all the same.
-        template: name of the prompt template: 'chatml', 'plain', or 'chat', the model's own.
-        train_examples: distinct training questions of each task; of a file at most so many, and
-            0 = all.
-        held_out: distinct questions of each task that are kept for scoring.
+        tasks: names of public datasets and in the task registry; may be () if there are files.
+        weights: share of each task among the examples; () = by `size_exponent`.
+        size_exponent: the share of a task is proportional to its size to this power: 0 = all the
+            same, 1 = proportional, 1 / τ for what is called temperature τ.
+        template: name of the prompt template: 'chatml', 'plain', 'chat', the model's own, or
+            'bare', nothing around the question.
+        max_per_task: at most how many distinct questions of each task to train on; 0 = all. Of a
+            task whose examples are made rather than stored, just so many.
+        held_out: distinct questions of each task that are kept for scoring; of a public dataset
+            with a test split, at most how many of it, and 0 = all.
         validation: distinct questions of each task, in neither of those, whose loss chooses the
             best checkpoint; see `training.evaluate_every`.
         sequence_length: T, tokens of a packed row.
+        truncate: whether examples that are longer are cut, as `data.encode_example` says, or
+            refused.
+        workers: processes that read and tokenise; 0 = the one that trains.
         batch_size: B, rows that are computed together; a step has `training.accumulate` times as
             many.
         files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
@@ -35,21 +42,35 @@ class DataConfig:
         scorer: name of the scorer.
         file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
             `test_file`.
+        form: of the prompts of public datasets; see `data.benchmarks.forms`.
+        task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form`, `shots`
+            or `rule`; see `data.Benchmark`.
+        directory: where public datasets are prepared; '' = TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        sources: 'DATASET/SPLIT=PATH' each: splits to prepare from a local file.
+        skip_broken: whether a broken row of a public dataset is left out and listed, or an error.
     """
 
     tasks: tuple[str, ...]
     template: str
-    train_examples: int
+    max_per_task: int
     held_out: int
     sequence_length: int
     batch_size: int
     weights: tuple[float, ...] = ()
+    size_exponent: float = 0.0
     validation: int = 0
+    truncate: bool = False
+    workers: int = 0
     files: tuple[str, ...] = ()
     question_field: str = 'question'
     answer_field: str = 'answer'
     scorer: str = 'exact_match'
     file_settings: tuple[str, ...] = ()
+    form: str = 'completion'
+    task_settings: tuple[str, ...] = ()
+    directory: str = ''
+    sources: tuple[str, ...] = ()
+    skip_broken: bool = False
 
     def __post_init__(self):
         errors.check_types('data', self)
@@ -67,18 +88,17 @@ class DataConfig:
             self.weights,
             'empty, or one positive number a task',
         )
-        for task in self.tasks:
+        made = [task for task in self.tasks if not data.is_benchmark(task)]
+        for task in made:
             data.get_task(task)
         data.get_template(self.template)
-        least = 1 if self.tasks else 0
-        _require(
-            self.train_examples >= least,
-            'data.train_examples',
-            self.train_examples,
-            f'at least {least}',
-        )
-        _counts('data', self, 'held_out', 'sequence_length', 'batch_size')
-        _require(self.validation >= 0, 'data.validation', self.validation, 'at least 0')
+        least = 1 if made else 0
+        _at_least(least, 'data', self, 'max_per_task')
+        _at_least(1 if made or self.files else 0, 'data', self, 'held_out')
+        _at_least(1, 'data', self, 'sequence_length', 'batch_size')
+        _at_least(0, 'data', self, 'validation', 'workers', 'size_exponent')
+        data.check_sources(self.sources)
+        data.benchmark_settings(self.form, self.task_settings)
 
     @property
     def file_tasks(self) -> list[data.FileTask]:
@@ -131,7 +151,7 @@ class OptimizerConfig:
             self.warmup_ratio,
             'at least 0 and below 1',
         )
-        _require(self.weight_decay >= 0, 'optimizer.weight_decay', self.weight_decay, 'at least 0')
+        _at_least(0, 'optimizer', self, 'weight_decay')
         if self.schedule not in SCHEDULES:
             raise errors.unknown_name('optimizer.schedule', self.schedule, SCHEDULES)
 
@@ -141,7 +161,9 @@ class TrainingConfig:
     """How long, how, and what is kept.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 = what `epochs` come to.
+        epochs: how often to draw as many examples as there are in all tasks together; 0 = by
+            `steps`. It becomes a number of steps by the tokens of the examples.
         checkpoint_every: steps between checkpoints; one more is made at the end.
         keep_checkpoints: how many of the newest stay; the best one stays besides.
         accumulate: batches of `data.batch_size` rows whose gradients make one step.
@@ -159,13 +181,18 @@ class TrainingConfig:
     remat: bool = False
     evaluate_every: int = 0
     patience: int = 0
+    epochs: float = 0.0
 
     def __post_init__(self):
         errors.check_types('training', self)
-        _counts('training', self, 'steps', 'checkpoint_every', 'keep_checkpoints', 'accumulate')
-        for field in ('evaluate_every', 'patience'):
-            value = getattr(self, field)
-            _require(value >= 0, f'training.{field}', value, 'at least 0')
+        _at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
+        _at_least(0, 'training', self, 'steps', 'epochs', 'evaluate_every', 'patience')
+        _require(
+            (self.steps > 0) != (self.epochs > 0),
+            'training.steps',
+            self.steps,
+            f'at least 1 where training.epochs is 0, and else 0; that is {self.epochs}',
+        )
         _require(
             self.patience == 0 or self.evaluate_every > 0,
             'training.patience',
@@ -183,15 +210,30 @@ class EvaluationConfig:
         max_new_tokens: where an answer is cut off.
         prompt_bucket: prompts are padded to a multiple of this many tokens; generation is compiled
             once for each.
+        tasks: which tasks are scored, ones that are not trained on too; () = all of `data.tasks`
+            and `data.files`.
+        samples: programs for each question of a task that runs them; more than 1 are drawn at
+            `temperature`, and pass@1 and pass@samples are estimated.
+        temperature: of these samples; 0 = the most probable tokens.
     """
 
     batch_size: int
     max_new_tokens: int
     prompt_bucket: int
+    tasks: tuple[str, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
 
     def __post_init__(self):
         errors.check_types('evaluation', self)
-        _counts('evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket')
+        _at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket', 'samples')
+        _at_least(0, 'evaluation', self, 'temperature')
+        _require(
+            self.samples == 1 or self.temperature > 0,
+            'evaluation.temperature',
+            self.temperature,
+            'positive where evaluation.samples is more than 1',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +275,10 @@ class RunConfig:
             self.data.validation,
             'at least 1 where training.evaluate_every is not 0',
         )
+        for task in self.evaluation.tasks:
+            known = [*self.data.tasks, *(task.name for task in self.data.file_tasks)]
+            if task not in known and not data.is_benchmark(task):
+                raise errors.unknown_name('task in evaluation.tasks', task, known)
 
     @property
     def title(self) -> str:
@@ -310,10 +356,10 @@ def _positive(section: str, values: Any, *fields: str) -> None:
         _require(value > 0, f'{section}.{field}', value, 'positive')
 
 
-def _counts(section: str, values: Any, *fields: str) -> None:
+def _at_least(least: int, section: str, values: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(values, field)
-        _require(value >= 1, f'{section}.{field}', value, 'at least 1')
+        _require(value >= least, f'{section}.{field}', value, f'at least {least}')
 
 
 def _require(right: Any, field: str, value: Any, description: str) -> None:

@@ -4,16 +4,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from malora_jax.data import file_digests
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
+from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.workdir import check_config, check_data
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
-    """Exact match on the held-out questions of every task.
+    """Mean scores on the held-out questions of every task.
 
     Args:
         config: as written in configs/.
@@ -29,22 +29,26 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     run = run_config(config)
     if workdir:
         check_config(workdir, config)
-        check_data(workdir, file_digests(run.data.file_tasks))
+        check_data(workdir, data_digests(run))
     setup = build(run)
     step, variables = _restore(setup, workdir) if workdir else (None, None)
     answers = setup.answer_held_out(variables, 'score')
-    scores = runner.share_exact(answers)
+    by_task = runner.by_task(answers)
     return {
         'step': step,
         'tasks': {
             split.task_name: {
                 'metric': split.task.metric,
-                'score': scores[split.task_name],
+                'score': runner.mean_score(by_task[split.task_name]),
+                'interval': runner.interval(by_task[split.task_name]),
+                'more': runner.more_scores(by_task[split.task_name]),
                 'examples': len(split.held_out),
+                'scoring': setup.scoring(split),
             }
             for split in setup.splits
+            if split.held_out
         },
-        'average': runner.average(scores),
+        'average': runner.average({name: runner.mean_score(a) for name, a in by_task.items()}),
     }
 
 

@@ -30,8 +30,9 @@ def held_out_losses(
 
 
 def loss_by_task(sums: Losses) -> np.ndarray:
-    """(G,): nats per token that carries loss, of each task."""
-    return np.asarray(sums.nll) / np.asarray(sums.loss_tokens)
+    """(G,): nats per token that carries loss, of each task; nan for a task without any."""
+    tokens_G = np.asarray(sums.loss_tokens)
+    return np.divide(sums.nll, tokens_G, out=np.full(tokens_G.shape, np.nan), where=tokens_G > 0)
 
 
 # Compiled once for a model, however often it is evaluated.

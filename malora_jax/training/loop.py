@@ -8,12 +8,13 @@ from typing import Any
 import grain
 
 from malora_jax import files
-from malora_jax.data import describe_split, file_digests
+from malora_jax.data import describe_split
 from malora_jax.training import results
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import parameter_counts
+from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.state import TrainState
 from malora_jax.training.trainer import Trainer
@@ -36,7 +37,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     run = run_config(config)
-    digests = file_digests(run.data.file_tasks)
+    digests = data_digests(run)
     if (workdir / 'config.json').exists():
         check_config(workdir, config)
         check_data(workdir, digests)
@@ -52,9 +53,9 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
     )
-    for split in setup.splits:
+    for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
-            print(describe_split(split))
+            print(describe_split(split, size))
     with locked(workdir):
         if digests:
             files.write_json(workdir / 'data.json', digests)
@@ -73,7 +74,7 @@ def _train(
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, data)
             print(f'Continuing {workdir} after step {int(state.step)}.')
-        if int(state.step) < setup.run.training.steps:
+        if int(state.step) < setup.steps:
             checkpoints.check_room(state)
         before = results.scored(setup, workdir, 'before', None)
         with MetricWriter(workdir, int(state.step)) as writer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax import data, files
+from malora_jax import files
 from malora_jax.adapters import router
 from malora_jax.adapters.config import LINEARS
 from malora_jax.analysis import plots
@@ -93,6 +93,8 @@ def write_results(
         'best_step': found.best.step if found.best else None,
         'validation_loss': found.best.loss if found.best else None,
         'validation_curve': curve(found.records),
+        'epochs': last['epoch'],
+        'training_data': _training_data(setup, last),
         'tokens': last['total_tokens'],
         'train_time_s': last['train_time_s'],
         'wall_time_s': wall_time,
@@ -103,9 +105,10 @@ def write_results(
     plots.plot_losses(workdir / 'loss.png', found.records, f'{run.title}: loss by task')
     plots.plot_scores(workdir / 'scores.png', tasks, f'{run.title}: held-out questions')
     if routing:
+        scored = [bool(split.held_out) for split in setup.splits]
         plots.plot_expert_load(
             workdir / 'expert_load.png',
-            _load_by_linear(routing),
+            _load_by_linear(routing, scored),
             list(tasks),
             f'{run.title}: expert load on held-out questions',
         )
@@ -137,25 +140,44 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 
 def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
-    scores_before, scores_after = runner.share_exact(found.before), runner.share_exact(found.after)
+    before, after = (runner.by_task(answers) for answers in (found.before, found.after))
     before_G, after_G = loss_by_task(found.losses_before), loss_by_task(found.losses_after)
     results = {}
     for split, loss_before, loss_after in zip(setup.splits, before_G, after_G, strict=True):
-        answer, share = data.best_constant(split.task, split.held_out)
-        results[split.task_name] = {
+        if not split.held_out:
+            continue
+        name = split.task_name
+        answer, share = split.constant()
+        results[name] = {
             'metric': split.task.metric,
-            'before': scores_before[split.task_name],
-            'after': scores_after[split.task_name],
+            'before': runner.mean_score(before[name]),
+            'after': runner.mean_score(after[name]),
+            'before_interval': runner.interval(before[name]),
+            'after_interval': runner.interval(after[name]),
+            'more_before': runner.more_scores(before[name]),
+            'more_after': runner.more_scores(after[name]),
             'best_constant': share,
             'best_constant_answer': answer,
             'examples': len(split.held_out),
             'loss_before': float(loss_before),
             'loss_after': float(loss_after),
-            'train_examples': len(split.train),
+            'scoring': setup.scoring(split),
+        }
+    return results
+
+
+def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each task was trained on."""
+    return {
+        split.task_name: {
+            **dataclasses.asdict(size),
+            'epochs': last[f'examples/{split.task_name}'] / size.examples,
             'distinct_questions': split.distinct,
             **split.origin,
         }
-    return results
+        for split, size in zip(setup.splits, setup.sizes, strict=True)
+        if split.train
+    }
 
 
 def _routing_results(routing: dict[str, router.RoutingSums]) -> dict[str, float]:
@@ -166,9 +188,13 @@ def _routing_results(routing: dict[str, router.RoutingSums]) -> dict[str, float]
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _load_by_linear(routing: dict[str, router.RoutingSums]) -> dict[str, np.ndarray]:
-    """By linear, (L, G, E): the share of token slots by layer, task and expert."""
-    loads = {path.rsplit('/', 1)[-1]: np.asarray(sums.load) for path, sums in routing.items()}
+def _load_by_linear(
+    routing: dict[str, router.RoutingSums], scored: Sequence[bool]
+) -> dict[str, np.ndarray]:
+    """By linear, (L, G, E): the share of token slots by layer, task that is scored, and expert."""
+    loads = {
+        path.rsplit('/', 1)[-1]: np.asarray(sums.load)[:, scored] for path, sums in routing.items()
+    }
     return {
         linear: loads[linear] / loads[linear].sum(axis=-1, keepdims=True)
         for linear in LINEARS

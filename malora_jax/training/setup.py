@@ -1,14 +1,15 @@
 """What every command that runs a model builds from a config: base, data, model, generator."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from malora_jax import data, errors
-from malora_jax.evaluation import runner
+from malora_jax.evaluation import runner, sandbox
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
@@ -28,14 +29,46 @@ class Setup:
         base: frozen model and tokenizer.
         model: the decoder with the adapter.
         splits: training and held-out examples of each task.
-        template: the prompt's form.
+        sizes: of the training examples of each task.
+        template: the text around questions and answers.
     """
 
     run: RunConfig
     base: Base
     model: Decoder
     splits: list[data.Split]
+    sizes: list[data.Size]
     template: data.Template
+
+    @property
+    def epoch_examples(self) -> int:
+        """Training examples of all tasks together."""
+        return sum(size.examples for size in self.sizes)
+
+    @functools.cached_property
+    def shares(self) -> list[float]:
+        """The share of each task among the examples that are drawn."""
+        section = self.run.data
+        return data.mixture_shares(self.splits, section.weights, section.size_exponent)
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Optimizer steps: those of the config, or what its epochs come to.
+
+        An epoch draws `epoch_examples` by the shares; each takes its task's mean number of tokens,
+        and packing leaves a few positions empty. `epoch` in metrics.jsonl counts what was drawn.
+        """
+        training, section = self.run.training, self.run.data
+        if training.steps:
+            return training.steps
+        mean_tokens = sum(
+            share * size.tokens / size.examples
+            for share, size in zip(self.shares, self.sizes, strict=True)
+            if size.examples
+        )
+        positions = section.sequence_length * section.batch_size * training.accumulate
+        tokens = training.epochs * self.epoch_examples * mean_tokens
+        return max(1, round(tokens / (positions * data.FILLED)))
 
     def train_iterator(self) -> grain.DatasetIterator:
         """A fresh iterator over training batches, each with the rows of a whole step."""
@@ -45,8 +78,10 @@ class Setup:
             self.template,
             sequence_length=self.run.data.sequence_length,
             batch_size=self.run.data.batch_size * self.run.training.accumulate,
-            weights=self.run.data.weights,
+            shares=self.shares,
             seed=self.run.seed,
+            truncate=self.run.data.truncate,
+            workers=self.run.data.workers,
         )
 
     def held_out_losses(self, variables: Any | None) -> Losses:
@@ -63,29 +98,33 @@ class Setup:
         """Packed batches of all validation examples, each once."""
         return self._batches([split.validation for split in self.splits])
 
-    def _batches(self, by_task: list[list[data.Example]]) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(
+        self, by_task: Sequence[Sequence[data.Example]]
+    ) -> Iterator[dict[str, np.ndarray]]:
         return data.packed_batches(
             [(example, task) for task, examples in enumerate(by_task) for example in examples],
             self.base.tokenizer,
             self.template,
             self.run.data.sequence_length,
             self.run.data.batch_size,
+            self.run.data.truncate,
         )
 
     def generator(self, model: Decoder) -> Generator:
         """A generator for the adapted model or the base alone."""
         evaluation = self.run.evaluation
+        limits = [split.task.scoring.max_new_tokens for split in self.splits if split.held_out]
         return Generator(
             model,
             data.end_id(self.base.tokenizer, self.template),
             batch_size=evaluation.batch_size,
-            max_new_tokens=evaluation.max_new_tokens,
+            max_new_tokens=max([evaluation.max_new_tokens, *limits]),
             bucket=evaluation.prompt_bucket,
         )
 
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
-        optimizer = make_optimizer(self.run.optimizer, self.run.training.steps)
+        optimizer = make_optimizer(self.run.optimizer, self.steps)
         return create_state(self.model, optimizer, self.run.seed, self.base.params)
 
     def answer_held_out(self, variables: Any | None, description: str) -> list[runner.Answer]:
@@ -96,14 +135,42 @@ class Setup:
             description: what the progress bar says.
         """
         model, variables = self._adapted_or_base(variables)
-        return runner.answer_held_out(
+        evaluation = self.run.evaluation
+        examinee = runner.Examinee(
             self.generator(model),
             variables,
-            self.splits,
             self.base.tokenizer,
             self.template,
-            description,
+            evaluation.samples,
+            evaluation.temperature,
         )
+        return runner.answer_held_out(examinee, self.splits, description)
+
+    def scoring(self, split: data.Split) -> dict[str, Any]:
+        """How a task's held-out questions are answered and scored, for results."""
+        scoring, evaluation = split.task.scoring, self.run.evaluation
+        if scoring.rule == 'likelihood':
+            decoding: dict[str, Any] = {'normalized_by': 'characters of the option'}
+        else:
+            sampled = scoring.rule == 'code' and evaluation.samples > 1
+            decoding = {
+                'decoding': f'{evaluation.samples} samples' if sampled else 'greedy',
+                'temperature': evaluation.temperature if sampled else 0.0,
+                'max_new_tokens': runner.answer_limit(split, self.base.tokenizer, self.template),
+                'stop': scoring.stop,
+            }
+        return {
+            'rule': scoring.rule,
+            'form': scoring.form,
+            'template': self.template.name,
+            'shots': scoring.shots,
+            **decoding,
+            **(
+                {'sandbox': dataclasses.asdict(sandbox.protections())}
+                if scoring.rule == 'code'
+                else {}
+            ),
+        }
 
     def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
         if variables:
@@ -122,30 +189,72 @@ def build(run: RunConfig) -> Setup:
     splits = _split(run)
     base = load_base(run.model, run.weights)
     for split in splits:
-        # Here only for whether they fit; the ones to train on are checked as they are encoded.
-        data.encode_examples(
-            split.task_name,
-            [*split.held_out, *split.validation],
-            base.tokenizer,
-            template,
-            0,
-            run.data.sequence_length,
-        )
-        needed = runner.longest_answer(split, base.tokenizer, template)
-        if run.evaluation.max_new_tokens < needed:
-            raise errors.UserError(
-                f'evaluation.max_new_tokens is {run.evaluation.max_new_tokens}; it must be at '
-                f'least {needed} for the answers of task {split.task_name!r}.'
-            )
+        _check_answers_fit(run, split, base.tokenizer, template)
+    sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
     model = Decoder(run.model, run.adapter, run.training.remat)
-    return Setup(run, base, model, splits, template)
+    return Setup(run, base, model, splits, sizes, template)
+
+
+def _check_answers_fit(
+    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
+) -> None:
+    """Checks that generation does not cut off a right answer, where the task sets no limit."""
+    if not split.held_out or split.task.scoring.max_new_tokens:
+        return
+    needed = runner.answer_limit(split, tokenizer, template) - runner.SPARE_TOKENS
+    if run.evaluation.max_new_tokens < needed:
+        raise errors.UserError(
+            f'evaluation.max_new_tokens is {run.evaluation.max_new_tokens}; it must be at least '
+            f'{needed} for the answers of task {split.task_name!r}.'
+        )
+
+
+def _measured(
+    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
+) -> data.Size:
+    """The size of a task's training examples; the kept ones have to fit too."""
+    size = functools.partial(
+        data.measure_examples,
+        split.task_name,
+        tokenizer=tokenizer,
+        template=template,
+        sequence_length=run.data.sequence_length,
+        truncate=run.data.truncate,
+    )
+    size([*split.held_out, *split.validation])
+    return size(split.train)
 
 
 def _split(run: RunConfig) -> list[data.Split]:
-    """The examples of all tasks, those of files last."""
-    sizes = (run.seed, run.data.train_examples, run.data.held_out, run.data.validation)
-    splits = [data.split_task(data.get_task(name), *sizes) for name in run.data.tasks]
-    if not run.data.files:
-        return splits
-    splits += [data.split_file(task, *sizes) for task in run.data.file_tasks]
-    return data.without_kept_questions(splits)
+    """The examples of all tasks that are trained on or scored, those of files last."""
+    names = dict.fromkeys([*run.data.tasks, *run.evaluation.tasks])
+    files = [task for task in run.data.file_tasks]
+    splits = [_split_named(run, name) for name in names if name not in {f.name for f in files}]
+    splits += [data.split_file(task, *_sizes(run)) for task in files]
+    if files:
+        splits = data.without_kept_questions(splits)
+    return [
+        split if _is_scored(run, split.task_name) else dataclasses.replace(split, held_out=[])
+        for split in splits
+    ]
+
+
+def _split_named(run: RunConfig, name: str) -> data.Split:
+    if not data.is_benchmark(name):
+        return data.split_task(data.get_task(name), *_sizes(run))
+    section = run.data
+    return data.split_benchmark(
+        data.benchmark(name, section.form, section.task_settings),
+        data.open_store(section.directory, section.sources, section.skip_broken),
+        *_sizes(run),
+        trained=name in section.tasks,
+        scored=_is_scored(run, name),
+    )
+
+
+def _sizes(run: RunConfig) -> tuple[int, int, int, int]:
+    return run.seed, run.data.max_per_task, run.data.held_out, run.data.validation
+
+
+def _is_scored(run: RunConfig, name: str) -> bool:
+    return not run.evaluation.tasks or name in run.evaluation.tasks

@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import tqdm
 
 from malora_jax.training import step
@@ -41,6 +42,7 @@ class Trainer:
         past = writer.records[-1] if writer.records else {}
         self._train_time = past.get('train_time_s', 0.0)
         self._tokens = past.get('total_tokens', 0)
+        self._drawn_G = np.array([past.get(f'examples/{task}', 0) for task in self._tasks])
         self._clock = time.perf_counter()
 
     def run_steps(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
@@ -56,7 +58,7 @@ class Trainer:
         Raises:
             FloatingPointError: a loss or its gradient is not finite, with the step's number.
         """
-        steps, first = self.setup.run.training.steps, int(state.step)
+        steps, first = self.setup.steps, int(state.step)
         if first == steps or self._is_out_of_patience():
             return state
         train_step = self._compile(state)
@@ -69,7 +71,7 @@ class Trainer:
                 batch = next(data)
                 state, metrics = train_step(state, self.setup.base.params, batch)
                 self._report(unreported, bar)
-                unreported = (number, metrics)
+                unreported = (number, {**metrics, 'examples': self._examples(batch)})
                 if self._evaluates_after(number) or self._saves_after(number):
                     self._report(unreported, bar, state)
                     unreported = None
@@ -87,8 +89,8 @@ class Trainer:
         run = self.setup.run
         train_step = step.make_train_step(
             self.setup.model,
-            make_optimizer(run.optimizer, run.training.steps),
-            learning_rate_schedule(run.optimizer, run.training.steps),
+            make_optimizer(run.optimizer, self.setup.steps),
+            learning_rate_schedule(run.optimizer, self.setup.steps),
             len(self._tasks),
             run.seed,
             run.training.accumulate,
@@ -97,15 +99,18 @@ class Trainer:
         batch = step.abstract_batch(rows, run.data.sequence_length)
         return train_step.lower(state, self.setup.base.params, batch).compile()
 
+    def _examples(self, batch: step.Batch) -> np.ndarray:
+        """(G,): how many examples of each task begin in a batch."""
+        begins = (batch['positions'] == 0) & (batch['segment_ids'] > 0)
+        return np.bincount(batch['task_ids'][begins], minlength=len(self._tasks))
+
     def _evaluates_after(self, number: int) -> bool:
-        training = self.setup.run.training
-        return self._validation is not None and (
-            number % training.evaluate_every == 0 or number == training.steps
-        )
+        every = self.setup.run.training.evaluate_every
+        return self._validation is not None and (number % every == 0 or number == self.setup.steps)
 
     def _saves_after(self, number: int) -> bool:
-        training = self.setup.run.training
-        return number % training.checkpoint_every == 0 or number == training.steps
+        every = self.setup.run.training.checkpoint_every
+        return number % every == 0 or number == self.setup.steps
 
     def _is_out_of_patience(self) -> bool:
         patience = self.setup.run.training.patience
@@ -164,6 +169,12 @@ class Trainer:
         seconds, self._clock = now - self._clock, now
         self._train_time += seconds
         self._tokens += int(metrics['tokens'])
+        self._drawn_G += metrics.pop('examples')
+        drawn = {
+            f'examples/{split.task_name}': int(count)
+            for split, count in zip(self.setup.splits, self._drawn_G, strict=True)
+            if split.train
+        }
         nll_G, tokens_G = metrics.pop('task_nll'), metrics.pop('task_tokens')
         by_task = {
             f'loss/{task}': float(nll / tokens)
@@ -174,6 +185,8 @@ class Trainer:
             'step': number,
             **{name: float(value) for name, value in metrics.items()},
             **by_task,
+            **drawn,
+            'epoch': sum(drawn.values()) / self.setup.epoch_examples,
             'tokens_per_second': float(metrics['tokens']) / seconds,
             'total_tokens': self._tokens,
             'train_time_s': self._train_time,

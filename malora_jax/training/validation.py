@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from malora_jax.training.heldout import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
 
@@ -33,8 +35,9 @@ class Validation:
         by_task = {
             f'{LOSS}/{split.task_name}': float(loss)
             for split, loss in zip(splits, loss_G, strict=True)
+            if split.validation
         }
-        return {LOSS: float(loss_G.mean()), **by_task}
+        return {LOSS: float(np.nanmean(loss_G)), **by_task}
 
 
 def evaluations_without_progress(records: Sequence[Mapping[str, Any]]) -> int:

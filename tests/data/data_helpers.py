@@ -1,8 +1,11 @@
 """A tokenizer to follow by hand, and the inverse of packing."""
 
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
+
+from malora_jax.data import get_template, mixture_shares, train_iterator
 
 KEYS = ['inputs', 'loss_mask', 'positions', 'segment_ids', 'targets', 'task_ids']
 FEATURES = ['inputs', 'targets', 'loss_mask', 'task_ids']
@@ -53,3 +56,26 @@ def unpack(batches) -> list[dict[str, np.ndarray]]:
 
 def as_bytes(examples) -> list[bytes]:
     return sorted(b'|'.join(example[key].tobytes() for key in FEATURES) for example in examples)
+
+
+def iterate(splits, tokenizer, weights=(), seed=0, **settings):
+    return train_iterator(
+        splits,
+        tokenizer,
+        get_template('plain'),
+        sequence_length=256,
+        batch_size=4,
+        shares=mixture_shares(splits, weights, size_exponent=0.0),
+        seed=seed,
+        **settings,
+    )
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def take(iterator, count):
+    return list(islice(iterator, count))

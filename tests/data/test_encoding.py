@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from data_helpers import ByteTokenizer
 
 from malora_jax.data import Example, encode_example, encode_prompt, end_id, get_template
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 
+BARE = get_template('bare')
 BRIEF = FixedTemplate('brief', before='>', between=':', space='', end_token=None)
 
 
@@ -47,3 +49,42 @@ def test_end_tokens(tokenizer):
     assert end_id(tokenizer, get_template('plain')) == tokenizer.eos_id
     with pytest.raises(UserError, match=r"'odd' ends answers with '</s>'.*'chat' or 'plain'\.$"):
         end_id(tokenizer, FixedTemplate('odd', '', '', '', end_token='</s>'))
+
+
+def cut(tokenizer, prompt, answer, length):
+    """How many 'p' and 'a' are left of a prompt and an answer, and whether the answer is ended."""
+    encoded = encode_example(
+        tokenizer, BARE, Example('p' * prompt, 'a' * answer, {}), 0, length, truncate=True
+    )
+    assert len(encoded['inputs']) == min(length, prompt + answer)
+    tokens = [*encoded['inputs'].tolist(), int(encoded['targets'][-1])]
+    assert (encoded['targets'][:-1] == encoded['inputs'][1:]).all()
+    # Just the answer and what ends it are targets that carry loss.
+    assert (encoded['loss_mask'].astype(bool) == (encoded['targets'] != ord('p'))).all()
+    return tokens.count(ord('p')), tokens.count(ord('a')), tokens[-1] == tokenizer.eos_id
+
+
+@pytest.mark.parametrize(
+    ('prompt', 'answer', 'left'),
+    [
+        (4, 4, (4, 4, True)),  # Fits.
+        (6, 4, (6, 4, True)),
+        (7, 4, (6, 4, True)),  # The prompt loses its beginning.
+        (100, 1, (9, 1, True)),
+        (4, 100, (4, 7, False)),  # The answer loses its end, and what would end it.
+        (100, 100, (6, 5, False)),  # Half for the answer.
+        (6, 5, (6, 5, False)),
+    ],
+)
+def test_truncation(tokenizer, prompt, answer, left):
+    assert cut(tokenizer, prompt, answer, 10) == left
+
+
+def test_a_cut_prompt_keeps_its_end_and_its_bos_token():
+    tokenizer = ByteTokenizer()
+    tokenizer.bos_id = 256
+    example = Example('abcdefghij', 'xy', {})
+    encoded = encode_example(tokenizer, BARE, example, 0, 6, truncate=True)
+    assert encoded['inputs'].tolist() == [256, *b'hijxy']
+    assert encoded['targets'].tolist() == [*b'hijxy', tokenizer.eos_id]
+    assert encoded['loss_mask'].tolist() == [0, 0, 0, 1, 1, 1]

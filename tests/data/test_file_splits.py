@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from malora_jax.data import Example, FileTask, split_file, without_kept_questions
-from malora_jax.data.file_splits import describe_split
+from malora_jax.data import Example, FileTask, Size, split_file, without_kept_questions
+from malora_jax.data.describe import describe_split
 from malora_jax.data.splits import Split
 from malora_jax.data.tasks import question_key
 from malora_jax.errors import UserError
@@ -83,11 +83,11 @@ PAIRS = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(PAIRS, PAIRS, st.integers(1, 3), st.integers(0, 2), st.integers(0, 4), st.integers(0, 9))
 def test_no_question_is_in_two_parts_and_growth_holds_out_nothing_trained_on(
-    pairs, more, held_out, validation, train_examples, seed
+    pairs, more, held_out, validation, max_per_task, seed
 ):
     write(pairs)
     distinct = len({question_key(question) for question, _ in pairs})
-    sizes = (seed, train_examples, held_out, validation)
+    sizes = (seed, max_per_task, held_out, validation)
     if distinct < 2 * (held_out + validation):
         assert f'a.tsv has {distinct} distinct questions; it needs ' in message(
             split_file, TASK, *sizes
@@ -97,7 +97,7 @@ def test_no_question_is_in_two_parts_and_growth_holds_out_nothing_trained_on(
     parts = [keys(split.train), keys(split.held_out), keys(split.validation)]
     assert [len(part) for part in parts[1:]] == [held_out, validation]
     left = distinct - held_out - validation
-    assert len(parts[0]) == min(train_examples or left, left)
+    assert len(parts[0]) == min(max_per_task or left, left)
     assert sum(map(len, parts)) == len(set.union(*parts))
     for example in split.train:
         assert (example.question, example.answer) in [(q.strip(), a) for q, a in pairs]
@@ -216,15 +216,15 @@ def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
 def test_what_is_told_of_a_split():
     write([*numbered(3_000), ('q1', 'a1')])
     split = split_file(TASK, 0, 0, 8)
-    assert describe_split(split) == (
-        'mine: 3,001 rows of a.tsv, 1 exact duplicates dropped, 2,992 examples to train on, 8 '
-        'questions held out.'
+    assert describe_split(split, Size(2_992, 12_345, 678, 0)) == (
+        'mine: 3,001 rows of a.tsv, 1 exact duplicates dropped, 2,992 examples of 12,345 tokens to '
+        'train on, 8 questions held out.'
     )
     write(numbered(9, start=3_000), 't.tsv')
     tested = split_file(TESTED, 0, 0, 8, 4)
     shared = dataclasses.replace(tested, origin={**tested.origin, 'dropped_shared': 7})
-    assert describe_split(shared) == (
+    assert describe_split(shared, Size(2_996, 23_456, 789, 2)) == (
         'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 held out in '
-        'another task dropped, 2,996 examples to train on, 4 questions for validation, 8 questions '
-        'held out.'
+        'another task dropped, 2,996 examples of 23,456 tokens to train on, 2 of them truncated, 4 '
+        'questions for validation, 8 questions held out.'
     )

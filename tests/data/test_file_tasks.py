@@ -11,6 +11,7 @@ import pytest
 
 from malora_jax.data import Example, FileTask, file_digests, file_tasks
 from malora_jax.data.file_tasks import parse_pattern, read_examples
+from malora_jax.data.scorers import SCORERS
 from malora_jax.errors import UserError
 
 
@@ -274,6 +275,33 @@ def test_digests(here):
 
 
 # What is right.
+
+
+@pytest.mark.parametrize(
+    'scorer, answer, wrong',
+    [('number', 'So #### 18', 'none'), ('rouge_l', 'A dog.', '猫'), ('letter', '(B) a dog', 'dog')],
+)
+def test_scorers_that_read_an_answer(here, scorer, answer, wrong):
+    mine = dataclasses.replace(task(), scorer=scorer)
+    write(here, {'q': 'x', 'a': answer})
+    [example] = read_examples(mine, 'a.jsonl').examples
+    answered = dataclasses.replace(example, metadata={'answers': (answer,)})
+    assert [mine.score(said, answered) for said in (answer, wrong)] == [1.0, 0.0]
+    write(here, {'q': 'x', 'a': answer}, {'q': 'y', 'a': wrong})
+    assert f'scorer {scorer!r} would never count' in message(read_examples, mine, 'a.jsonl')
+
+
+def test_each_answer_is_compared_once(monkeypatch):
+    seen = []
+
+    def compare(said: str, example: Example) -> float:
+        seen.append((example.answer, example.metadata))
+        return 0.0
+
+    monkeypatch.setitem(SCORERS, 'choice', compare)
+    chosen = dataclasses.replace(task(), scorer='choice')
+    chosen.score('x', Example('?', 'four', {'answers': ('four', '4'), 'row': 'line 1'}))
+    assert seen == [(a, {'answers': (a,), 'row': 'line 1'}) for a in ('four', '4')]
 
 
 def test_any_answer_that_the_file_has_is_right():

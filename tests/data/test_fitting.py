@@ -1,37 +1,50 @@
-import numpy as np
 import pytest
+from data_helpers import ByteTokenizer
 
-from malora_jax.data import Example, encode_example, encode_examples, get_template
+from malora_jax.data import Example, Size, encode_example, get_template, measure_examples
 from malora_jax.errors import UserError
 
 PLAIN = get_template('plain')
+FRAME = len('Question: \nAnswer: ')
 
 
-def test_all_are_encoded(tokenizer, capfd):
-    examples = [Example('a', 'b', {}), Example('cd', 'e', {})]
-    found = encode_examples('mine', examples, tokenizer, PLAIN, 3, 64)
-    for encoded, example in zip(found, examples, strict=True):
-        expected = encode_example(tokenizer, PLAIN, example, 3, 64)
-        for key in expected:
-            np.testing.assert_array_equal(encoded[key], expected[key])
+def example(length: int, answer: str = 'a', **metadata) -> Example:
+    return Example('q' * length, answer, metadata)
+
+
+def test_all_are_measured(tokenizer, capfd):
+    found = measure_examples('mine', [example(1, 'bc'), example(2)], tokenizer, PLAIN, 64)
+    # The space before an answer belongs to it; the token that ends it is a target and no input.
+    assert found == Size(2, 2 * FRAME + 3 + 3, 4 + 3, 0)
     assert capfd.readouterr() == ('', '')
 
 
-def test_those_that_do_not_fit_are_counted_and_the_length_named_would_do(tokenizer):
-    def example(length: int, **metadata) -> Example:
-        return Example('q' * length, 'a', metadata)
+@pytest.mark.parametrize('bos_id', [None, 258])
+def test_what_is_measured_is_what_is_encoded(bos_id):
+    tokenizer = ByteTokenizer()
+    tokenizer.bos_id = bos_id
+    lengths = [(q, a) for q in (1, 20, 60, 300) for a in (1, 20, 60, 300)]
+    examples = [example(q, 'a' * a) for q, a in lengths]
+    found = measure_examples('mine', examples, tokenizer, PLAIN, 64, truncate=True)
+    encoded = [encode_example(tokenizer, PLAIN, e, 0, 64, truncate=True) for e in examples]
+    assert found.tokens == sum(len(e['inputs']) for e in encoded)
+    assert found.answer_tokens == sum(e['loss_mask'].sum() for e in encoded)
+    start = FRAME + (bos_id is not None)
+    assert found.truncated == sum(q + a + start > 64 for q, a in lengths) > 0
 
+
+def test_those_that_do_not_fit_are_counted_and_the_length_named_would_do(tokenizer):
     examples = [example(n, row=f'a.csv line {n}') for n in (8, 99, 200, 64)]
-    frame = len('Question: \nAnswer: a')
     with pytest.raises(UserError) as caught:
-        encode_examples('mine', examples, tokenizer, PLAIN, 0, 64)
+        measure_examples('mine', examples, tokenizer, PLAIN, 64)
     assert str(caught.value) == (
-        f"Task 'mine': data.sequence_length is 64; it must be at least {200 + frame} for the "
-        f"longest (a.csv line 200, '{'q' * 40}') of 3 examples that do not fit."
+        f"Task 'mine': data.sequence_length is 64; it must be at least {201 + FRAME} for the "
+        f"longest (a.csv line 200, '{'q' * 40}') of 3 examples that do not fit, or data.truncate "
+        'True.'
     )
-    assert len(encode_examples('mine', examples, tokenizer, PLAIN, 0, 200 + frame)) == 4
+    assert measure_examples('mine', examples, tokenizer, PLAIN, 201 + FRAME).examples == 4
 
 
 def test_examples_without_a_row(tokenizer):
     with pytest.raises(UserError, match=r"for the longest \('qqq'\) of 1 examples that do not fit"):
-        encode_examples('mine', [Example('qqq', 'a', {})], tokenizer, PLAIN, 0, 8)
+        measure_examples('mine', [Example('qqq', 'a', {})], tokenizer, PLAIN, 8)

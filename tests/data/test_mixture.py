@@ -1,10 +1,10 @@
+import dataclasses
 import json
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
-from data_helpers import as_bytes, unpack
+from data_helpers import as_bytes, assert_same, iterate, take, unpack
 
 from malora_jax.data import (
     Example,
@@ -13,27 +13,11 @@ from malora_jax.data import (
     encode_example,
     exact_match,
     get_template,
-    train_iterator,
+    mixture_shares,
 )
 from malora_jax.errors import UserError
 
 PLAIN = get_template('plain')
-
-
-def iterate(splits, tokenizer, weights=(), seed=0):
-    return train_iterator(
-        splits, tokenizer, PLAIN, sequence_length=256, batch_size=4, weights=weights, seed=seed
-    )
-
-
-def assert_same(left, right):
-    for a, b in zip(left, right, strict=True):
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
-
-
-def take(iterator, count):
-    return list(islice(iterator, count))
 
 
 def tasks_drawn(batches) -> Counter:
@@ -122,14 +106,62 @@ def test_any_stretch_of_the_mixture_is_balanced(splits, tokenizer):
 
 
 @pytest.mark.parametrize('weights', [(1.0,), (1.0, 1.0, 0.0), (1.0, -1.0, 1.0)])
-def test_wrong_weights(splits, tokenizer, weights):
+def test_wrong_weights(splits, weights):
     with pytest.raises(UserError, match=r'one positive number for each task \(a, b, c\)'):
-        iterate(splits, tokenizer, weights=weights)
+        mixture_shares(splits, weights, 0.0)
 
 
-def test_a_long_example_names_its_task_before_training_starts(splits, tokenizer):
-    splits.append(
-        Split(Task('poems', None, exact_match), [Example('?', 'la' * 200, {})], [], 1_000)
-    )
-    with pytest.raises(UserError, match=r"^Task 'poems': data.sequence_length is 256; "):
-        iterate(splits, tokenizer)
+def sized(*sizes):
+    example = Example('a', 'b', {})
+    return [Split(Task(f'task{n}', None, exact_match), [example] * n, [example], n) for n in sizes]
+
+
+@pytest.mark.parametrize(
+    ('exponent', 'shares'),
+    [
+        (0.0, [1 / 3, 1 / 3, 0, 1 / 3]),
+        (1.0, [100 / 410, 10 / 410, 0, 300 / 410]),
+        (0.5, [10 / (10 + 10**0.5 + 300**0.5), None, 0, None]),
+    ],
+)
+def test_shares_by_size(exponent, shares):
+    found = mixture_shares(sized(100, 10, 0, 300), (), exponent)
+    for share, expected in zip(found, shares, strict=True):
+        assert expected is None or share == pytest.approx(expected)
+    assert sum(found) == pytest.approx(1)
+
+
+def test_weights_are_those_of_the_tasks_that_are_trained_on():
+    assert mixture_shares(sized(5, 0, 7), (1.0, 3.0), 1.0) == [0.25, 0.0, 0.75]
+
+
+def test_a_task_without_training_examples_is_not_drawn(splits, tokenizer):
+    splits[1] = dataclasses.replace(splits[1], train=[])
+    drawn = tasks_drawn(take(iterate(splits, tokenizer), 16))
+    assert set(drawn) == {0, 2}
+    assert 0.45 < drawn[0] / drawn.total() < 0.55
+
+
+def test_examples_are_tokenised_when_they_are_drawn(splits, tokenizer):
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counted.reads += 1
+            return super().__getitem__(index)
+
+    many = Counted(Example(f'{n}' * 20, 'x', {}) for n in range(100_000))
+    one = [Split(Task('many', None, exact_match), many, [], len(many))]
+    take(iterate(one, tokenizer), 2)
+    assert 0 < Counted.reads < 2_000
+
+
+def test_long_examples_are_cut_if_so_wished(splits, tokenizer):
+    poems = Task('poems', None, exact_match)
+    splits.append(Split(poems, [Example('?', 'la' * 200, {})], [], 1_000))
+    lengths = {
+        len(example['inputs'])
+        for example in unpack(take(iterate(splits, tokenizer, truncate=True), 8))
+        if example['task_ids'][0] == 3
+    }
+    assert lengths == {256}

@@ -1,10 +1,13 @@
 import dataclasses
+import math
 
 import pytest
 
-from malora_jax.data import Example, Split, Task, exact_match, get_template
-from malora_jax.evaluation.runner import Answer, answer_held_out, average
-from malora_jax.evaluation.runner import share_exact as share
+from malora_jax.data import Example, Scoring, Split, Task, exact_match, get_template
+from malora_jax.evaluation import runner
+from malora_jax.evaluation.code import Outcome
+from malora_jax.evaluation.likelihood import Likelihood
+from malora_jax.evaluation.runner import Answer, Examinee, answer_held_out
 
 PLAIN = get_template('plain')
 
@@ -25,53 +28,72 @@ class ByteTokenizer:
 
 class NoSource:
     def examples(self, seed: int, count: int) -> list[Example]:
-        raise NotImplementedError
+        raise AssertionError
 
 
 def half_for_length(prediction: str, example: Example) -> float:
     return 1.0 if prediction == example.answer else 0.5 * (len(prediction) == len(example.answer))
 
 
+@dataclasses.dataclass
+class Benchmark:
+    """A task with a rule of its own."""
+
+    name: str
+    scoring: Scoring
+    metric: str = 'accuracy'
+
+    def score(self, prediction: str, example: Example) -> float:
+        return float(prediction == example.answer.strip())
+
+
 EXACT = Task('runner_exact', NoSource(), exact_match)
 PARTIAL = Task('runner_partial', NoSource(), half_for_length)
+NUMBER = Benchmark('runner_number', Scoring('number', stop=('\n',), max_new_tokens=99, shots=3))
+OPTIONS = Benchmark('runner_options', Scoring('likelihood'))
+CODE = Benchmark('runner_code', Scoring('code', stop=('\ndef',), max_new_tokens=50), 'pass@1')
 
 
 @dataclasses.dataclass
 class Scripted:
     """A generator that says what it is told to, and remembers what it was asked."""
 
-    says: dict[str, str]
+    says: dict[str, list[str]]
+    model = 'model'
+    batch_size = 8
+    bucket = 16
     max_new_tokens: int = 16
-    asked: list[tuple[list[str], int]] = dataclasses.field(default_factory=list)
+    asked: list[tuple[list[str], dict]] = dataclasses.field(default_factory=list)
 
-    def __call__(self, variables, prompts, limit):
+    def texts(self, variables, prompts, tokenizer, *, description, **settings):
         assert variables == 'variables'
         texts = [bytes(prompt).decode() for prompt in prompts]
-        self.asked.append((texts, limit))
-        return [list(self.says[text].encode()) for text in texts]
+        self.asked.append((texts, settings))
+        return [self.says[text] for text in texts]
 
 
+GREEDY = {'samples': 1, 'temperature': 0.0}
 SPLITS = [
     Split(EXACT, [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
+    Split(NUMBER, [Example('trained on only', '1', {})], [], 1000),
     Split(PARTIAL, [], [Example('c?', '77', {}), Example('d?', '88', {})], 1000),
 ]
 SAYS = {
-    'Question: a?\nAnswer:': ' 1 ',
-    'Question: b?\nAnswer:': ' 12346',
-    'Question: c?\nAnswer:': '77',
-    'Question: d?\nAnswer:': ' 89',
+    'Question: a?\nAnswer:': [' 1 '],
+    'Question: b?\nAnswer:': [' 12346'],
+    'Question: c?\nAnswer:': ['77'],
+    'Question: d?\nAnswer:': [' 89'],
+    'Question: e?\nAnswer:': [' 5'],
 }
 
 
-@pytest.fixture
-def asked_and_answers():
-    generator = Scripted(SAYS)
-    answers = answer_held_out(generator, 'variables', SPLITS, ByteTokenizer(), PLAIN, 'test')
-    return generator.asked, answers
+def ask(generator, splits, template=PLAIN, **settings):
+    examinee = Examinee(generator, 'variables', ByteTokenizer(), template, **settings)
+    return answer_held_out(examinee, splits, 'test')
 
 
-def test_every_question_is_answered_and_scored_by_its_task(asked_and_answers):
-    assert asked_and_answers[1] == [
+def test_every_question_is_answered_and_scored_by_its_task():
+    assert ask(Scripted(SAYS), SPLITS) == [
         Answer('runner_exact', 'a?', '1', '1', 1.0),
         Answer('runner_exact', 'b?', '12345', '12346', 0.0),
         Answer('runner_partial', 'c?', '77', '77', 1.0),
@@ -79,13 +101,90 @@ def test_every_question_is_answered_and_scored_by_its_task(asked_and_answers):
     ]
 
 
-def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it(asked_and_answers):
+def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
+    generator = Scripted(SAYS)
+    ask(generator, SPLITS)
     prompts = list(SAYS)
     # The longest answer with the space before it, and four more.
-    assert asked_and_answers[0] == [(prompts[:2], 6 + 4), (prompts[2:], 3 + 4)]
+    first, second = ({'limit': n + 4, 'stop': (), **GREEDY} for n in (6, 3))
+    assert generator.asked == [(prompts[:2], first), (prompts[2:4], second)]
 
 
-def test_a_partial_score_is_no_exact_match(asked_and_answers):
-    found = share(asked_and_answers[1])
-    assert found == {'runner_exact': 0.5, 'runner_partial': 0.5}
-    assert average(found | {'other': 0.2}) == pytest.approx(0.4)
+def test_a_task_may_set_its_own_limit_and_stops():
+    generator = Scripted(SAYS)
+    (answer,) = ask(generator, [Split(NUMBER, [], [Example('e?', ' 5', {})], 1)])
+    assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0)
+    assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',), **GREEDY}
+
+
+def test_options_are_taken_by_their_likelihood(monkeypatch):
+    questions = [
+        Example('x?', ' ab', {'options': (' ab', ' abcdefgh'), 'label': 0}),
+        Example('y?', ' c', {'options': (' b', ' c', ' d'), 'label': 1}),
+    ]
+    # Per character, the second option of the first question is ahead.
+    nats = {' ab': -2.0, ' abcdefgh': -4.0, ' b': -1.0, ' c': -1.0, ' d': -3.0}
+    asked = []
+
+    def log_likelihoods(model, variables, requests, *, batch_size, bucket, description):
+        assert (model, variables, description) == ('model', 'variables', 'test runner_options')
+        assert batch_size * bucket == 8 * 16
+        pairs = [(bytes(c).decode(), bytes(o).decode()) for c, o in requests]
+        asked.extend(pairs)
+        return [Likelihood(nats[option], 1, False) for _, option in pairs]
+
+    monkeypatch.setattr(runner, 'log_likelihoods', log_likelihoods)
+    bare = get_template('bare')
+    found = ask(Scripted({}), [Split(OPTIONS, [], questions, 2)], bare)
+    assert asked == [(e.question, o) for e in questions for o in e.metadata['options']]
+    name = 'runner_options'
+    assert found == [
+        Answer(name, 'x?', ' ab', ' ab', 1.0, {'accuracy_normalized': 0.0}),
+        Answer(name, 'y?', ' c', ' b', 0.0, {'accuracy_normalized': 0.0}),
+    ]
+
+
+@pytest.mark.parametrize('template', ['bare', 'chatml'])
+def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
+    prompt = 'def one():\n    """One."""'
+    example = Example(prompt, ' 1', {'test': 'check', 'entry_point': 'one'})
+    body = '    return 1'
+    said = {'bare': f'\n{body}', 'chatml': f'```python\ndef one():\n{body}\n```'}[template]
+    ran = []
+
+    def score_completions(problems, programs):
+        ran.extend(zip(problems, programs, strict=True))
+        return [[Outcome(passed) for passed in (True, False, False, True)] for _ in programs]
+
+    monkeypatch.setattr(runner.code, 'score_completions', score_completions)
+    template = get_template(template)
+    shown = template.prompt(ByteTokenizer(), prompt)
+    generator = Scripted({shown: [said] * 4})
+    (answer,) = ask(
+        generator, [Split(CODE, [], [example], 1)], template, samples=4, temperature=0.8
+    )
+    assert generator.asked[0][1]['samples'] == 4
+    assert generator.asked[0][1]['temperature'] == 0.8
+    assert (answer.score, answer.more) == (0.5, {'pass@4': 1.0})
+    ((problem, programs),) = ran
+    assert (problem.prompt, problem.test, problem.entry_point) == (prompt, 'check', 'one')
+    for program in programs:
+        scope = {}
+        exec(problem.prompt + program, scope)
+        assert scope['one']() == 1
+
+
+def test_means_and_intervals():
+    binary = [Answer('t', 'q', 'e', 'a', s, {'n': s / 2}) for s in (1.0, 0.0, 1.0, 1.0)]
+    assert runner.mean_score(binary) == 0.75
+    assert runner.more_scores(binary) == {'n': 0.375}
+    # Wilson's interval of 3 in 4, by its formula.
+    z = 1.959963984540054
+    middle = (0.75 + z**2 / 8) / (1 + z**2 / 4)
+    half = z * math.sqrt(0.75 * 0.25 / 4 + z**2 / 64) / (1 + z**2 / 4)
+    assert runner.interval(binary) == pytest.approx([middle - half, middle + half])
+    graded = [Answer('t', 'q', 'e', 'a', s) for s in (0.2, 0.4, 0.5, 0.9)]
+    low, high = runner.interval(graded)
+    assert 0.2 <= low < 0.5 < high <= 0.9
+    assert runner.by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0)]).keys() == {'t', 'u'}
+    assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)

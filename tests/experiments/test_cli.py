@@ -17,7 +17,7 @@ SMALL = (
     QUICKSTART,
     '--config.model.name=tiny',
     "--config.data.tasks=('chain_sum',)",
-    '--config.data.train_examples=10',
+    '--config.data.max_per_task=10',
 )
 
 

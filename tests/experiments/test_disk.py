@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [
     *(sys.executable, '-m', 'experiments.train', '--config=configs/quickstart.py'),
     *('--config.model.name=tiny', "--config.data.tasks=('chain_sum',)"),
-    *('--config.data.train_examples=60', '--config.data.held_out=4', '--config.training.steps=6'),
+    *('--config.data.max_per_task=60', '--config.data.held_out=4', '--config.training.steps=6'),
     *('--config.training.checkpoint_every=2', '--config.adapter.rank=2'),
     *('--config.adapter.shared_rank=4', '--config.data.batch_size=1'),
     *('--config.data.template=plain', '--config.evaluation.max_new_tokens=40'),

@@ -88,9 +88,9 @@ def test_what_was_read_is_printed_and_kept(home, finished):
     assert tasks['letters']['best_constant'] == 1.0
     sums, more = tasks['sums'], tasks['more']
     assert (sums['rows'], sums['dropped_duplicates']) == (41, 1)
-    assert (more['rows'], more['test_rows'], more['train_examples']) == (9, 3, 7)
+    assert (more['rows'], more['test_rows'], more['max_per_task']) == (9, 3, 7)
     # '7 + 1?' is held out in 'more'.
-    assert (sums['train_examples'], sums['dropped_shared']) == (33, 1)
+    assert (sums['max_per_task'], sums['dropped_shared']) == (33, 1)
 
 
 def answers(workdir: pathlib.Path) -> list[dict]:

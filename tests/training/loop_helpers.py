@@ -64,7 +64,7 @@ def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) 
     if method.startswith('malora'):
         config.adapter.shared_rank = 8
     config.data.tasks = TASKS
-    config.data.train_examples = 30
+    config.data.max_per_task = 30
     config.data.held_out = 6
     config.data.sequence_length = 96
     config.data.batch_size = 2

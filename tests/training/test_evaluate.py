@@ -28,7 +28,18 @@ def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:
 def scores_of(results, when: str):
     """What `evaluate` finds, taken from the results of a run."""
     tasks = {
-        name: {'metric': 'exact_match', 'score': task[when], 'examples': task['examples']}
+        name: {
+            'metric': 'exact_match',
+            'score': task[when],
+            'interval': task[f'{when}_interval'],
+            'more': {},
+            'examples': task['examples'],
+            'scoring': {
+                **{'rule': 'exact_match', 'form': '', 'template': 'chatml', 'shots': 0},
+                **{'decoding': 'greedy', 'temperature': 0.0, 'stop': ()},
+                'max_new_tokens': task['scoring']['max_new_tokens'],
+            },
+        }
         for name, task in results['tasks'].items()
     }
     return {'tasks': tasks, 'average': pytest.approx(results['average'][when])}
