@@ -28,7 +28,7 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 def run_without_config(main: Callable[[], None]) -> None:
     """The same for a command that takes no config."""
-    app.run(lambda _: _call(main), flags_parser=_parse)
+    app.run(lambda _: call(main), flags_parser=_parse)
 
 
 def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
@@ -42,7 +42,8 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return pathlib.Path(flag.value).expanduser()
 
 
-def _call(main: Callable[[], None]) -> None:
+def call(main: Callable[[], None]) -> None:
+    """Calls `main` and ends the process with the status that `run` tells of."""
     try:
         main()
     except UserError as error:

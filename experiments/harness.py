@@ -24,13 +24,10 @@ import traceback
 from typing import Any
 
 from experiments import cli
-from malora_jax import data, errors, files
+from malora_jax import data, errors
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import load_base, model_config
-from malora_jax.training import run_config
-from malora_jax.training.checkpoint import Checkpoints
-from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.state import create_state
+from malora_jax.training.restore import load_run
 
 # What the command line begins with; what is given later takes its place.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
@@ -49,25 +46,11 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
             '--model_args must name a run, workdir=DIR, or a base model, model=NAME.'
         )
     if workdir:
-        return _load_run(pathlib.Path(str(workdir)).expanduser())
+        found = load_run(pathlib.Path(str(workdir)).expanduser())
+        return found.model, found.variables, found.base.tokenizer, found.end
     config = model_config(str(model), str(weights), dtype)
     base = load_base(config, str(weights))
     return Decoder(config), {'params': base.params}, base.tokenizer, None
-
-
-def _load_run(workdir: pathlib.Path) -> _Subject:
-    path = workdir / 'config.json'
-    if not path.exists():
-        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    run = run_config(files.read_json(path))
-    base = load_base(run.model, run.weights)
-    model = Decoder(run.model, run.adapter)
-    # For its shapes, which do not depend on the number of steps.
-    fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
-    end = data.get_template(run.data.template).end(base.tokenizer)
-    return model, state.variables(base.params), base.tokenizer, end
 
 
 def main() -> None:
@@ -101,4 +84,4 @@ def _raised_in(error: BaseException) -> str:
 
 
 if __name__ == '__main__':
-    cli._call(main)
+    cli.call(main)

@@ -69,7 +69,7 @@ class Chat:
         Raises:
             UserError: the template cannot be rendered.
         """
-        return self._render({'role': 'user', 'content': question})
+        return self.render({'role': 'user', 'content': question})
 
     def completion(self, question: str, answer: str) -> str:
         """What the model should say, without the token that ends it and what comes later.
@@ -88,7 +88,7 @@ class Chat:
 
     def _rest(self, question: str, answer: str) -> str:
         prompt = self.prompt(question)
-        whole = self._render(
+        whole = self.render(
             {'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}
         )
         if not whole.startswith(prompt):
@@ -98,7 +98,15 @@ class Chat:
             )
         return whole.removeprefix(prompt)
 
-    def _render(self, *messages: dict[str, str]) -> str:
+    def render(self, *messages: dict[str, str]) -> str:
+        """A conversation as text; after a message of the user, up to where the model's turn begins.
+
+        Args:
+            messages: each with its `role` and `content`.
+
+        Raises:
+            UserError: the template cannot be rendered.
+        """
         prompts = messages[-1]['role'] == 'user'
         try:
             return self._template.render(

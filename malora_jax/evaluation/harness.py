@@ -215,7 +215,7 @@ class HarnessModel(TemplateLM):
                 'The model comes without a chat template: leave out --apply_chat_template.'
             )
         chat = Chat(tokenizer.chat_template, tokenizer.named_tokens, tokenizer.special_tokens)
-        text = chat._render(*chat_history)
+        text = chat.render(*chat_history)
         if add_generation_prompt:
             return text
         last = chat_history[-1]['content'].strip()

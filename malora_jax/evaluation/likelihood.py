@@ -24,7 +24,6 @@ from malora_jax.models.decoder import head, logits
 
 CHUNK = 256  # P: large enough for full speed, small in memory.
 
-
 # Token ids of a context and of what may follow it; neither is empty.
 Request = tuple[Sequence[int], Sequence[int]]
 

@@ -19,7 +19,9 @@ from malora_jax.models.generate import Generator
 
 # After the longest right answer.
 SPARE_TOKENS = 4
-_OPTION_BUCKETS = 4
+# Positions of a row of questions with options, which holds several; of more positions, attention
+# takes longer, and fewer leave more padding.
+_OPTION_BUCKET = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +155,8 @@ def _take_options(examinee: Examinee, split: Split, description: str) -> list[An
             generator.model,
             examinee.variables,
             [request for of_question in requests for request in of_question],
-            # Options are short: rows that hold several leave less padding.
-            batch_size=max(1, generator.batch_size // _OPTION_BUCKETS),
-            bucket=generator.bucket * _OPTION_BUCKETS,
+            batch_size=max(1, generator.batch_size * generator.bucket // _OPTION_BUCKET),
+            bucket=_OPTION_BUCKET,
             description=description,
         )
     )

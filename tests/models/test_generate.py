@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from model_helpers import logits_of, random_variables, small_method, tiny_model
 
 from malora_jax.errors import UserError
-from malora_jax.models import Decoder
+from malora_jax.models import Decoder, sampling
 from malora_jax.models import generate as generation
-from malora_jax.models.generate import STRIDE, Draws, Generator
+from malora_jax.models.generate import STRIDE, Generator
+from malora_jax.models.sampling import Draws
 
 NO_END = 300  # No token of the vocabulary: generation runs to its limit.
 PLACES = 40
@@ -167,9 +168,7 @@ def test_looking_at_the_texts_changes_nothing():
     assert texts(questions, new=LONG, end=end, stop=('never',)) == ended
 
 
-@pytest.mark.parametrize(
-    'start, batch', [(1, 4), (8, 1), (2 * STRIDE - 1, 4), (2 * STRIDE + 4, 4)]
-)
+@pytest.mark.parametrize('start, batch', [(1, 4), (8, 1), (2 * STRIDE - 1, 4), (2 * STRIDE + 4, 4)])
 def test_a_text_ends_before_a_stop_string(start, batch):
     """That begins and ends within a token; at odd places of it, or from one look to the next."""
     questions = prompts(4, 8, 6, 2, 9)
@@ -254,7 +253,7 @@ def test_what_is_drawn_depends_on_the_seed_and_on_the_place():
 
 
 def test_sampled_with_a_cache_equals_sampled_without():
-    sample, expected = jax.jit(generation.sample), []
+    sample, expected = jax.jit(sampling.sample), []
     questions = prompts(5, 16, 1)
     for i, prompt in enumerate(questions):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 0)
@@ -312,7 +311,7 @@ def test_the_nucleus(eighths, top_p):
     """With ties, since logits are multiples of 1/8."""
     logits = np.array(eighths) / 8
     chances = np.exp(logits) / np.exp(logits).sum()
-    found = jax.jit(generation._nucleus)(jnp.float32(logits)[None], top_p)[0]
+    found = jax.jit(sampling._nucleus)(jnp.float32(logits)[None], top_p)[0]
     sums = np.cumsum(-np.sort(-chances))
     if np.abs(sums - top_p).min() > 1e-5:  # Else rounding decides.
         np.testing.assert_array_equal(np.isfinite(found), nucleus(chances, top_p) > 0)
