@@ -402,6 +402,11 @@ def _write(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Dataset {dataset.name!r} has a split of more than 1 GB; what does not fit into TFDS's "
+            'buffer would need TensorFlow.'
+        ) from error
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
