@@ -18,6 +18,7 @@ from malora_jax.analysis.paper import Row, Table, is_single_task
 from malora_jax.analysis.statistics import (
     Difference,
     Interval,
+    average_interval,
     bootstrap_interval,
     paired_bootstrap,
     wilson_interval,
@@ -83,12 +84,11 @@ class Entry:
         return float(scores_SQ.mean()), interval
 
     def average(self) -> tuple[float, Interval] | None:
-        """The mean over tasks, with its interval: of the difference to no right answer."""
+        """The mean over tasks, with its interval."""
         if not self.is_whole:
             return None
-        nothing = {task: np.zeros(scores.shape[1]) for task, scores in self.scores.items()}
-        found = paired_bootstrap(self.scores, nothing)
-        return found.mean, found.interval
+        mean = float(np.mean([scores.mean() for scores in self.scores.values()]))
+        return mean, average_interval(self.scores)
 
     def average_loss(self) -> float | None:
         """The mean over tasks, in nats per answer token."""

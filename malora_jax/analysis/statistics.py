@@ -91,6 +91,23 @@ def bootstrap_interval(
     return _percentiles(_resampled_means(_by_question(values), samples, rng), level)
 
 
+def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> Interval:
+    """Interval of confidence for the mean over tasks of their mean scores.
+
+    Stratified bootstrap: the questions of each task are drawn anew, and every task weighs the same.
+
+    Args:
+        scores: of each task, (Q,) or (S, Q).
+        level: how often such intervals hold the true mean.
+
+    Raises:
+        ValueError: as `paired_bootstrap`.
+    """
+    # That of the difference to no right answer.
+    nothing = {task: np.zeros_like(_by_question(values)) for task, values in scores.items()}
+    return paired_bootstrap(scores, nothing, level).interval
+
+
 def paired_bootstrap(
     scores: Mapping[str, ArrayLike],
     baseline: Mapping[str, ArrayLike],

@@ -127,6 +127,12 @@ def interval(answers: Sequence[Answer]) -> list[float]:
     return list(statistics.bootstrap_interval(scores))
 
 
+def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
+    """95% interval of the mean over tasks of their mean scores."""
+    scores = {task: [a.score for a in of_task] for task, of_task in answers.items()}
+    return list(statistics.average_interval(scores))
+
+
 def average(values: Mapping[str, float]) -> float:
     """The mean over tasks."""
     return sum(values.values()) / len(values)

@@ -21,7 +21,8 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
             none was measured; None for the base model alone.
 
     Returns:
-        `step` of the checkpoint (None for the base), `tasks` by name and `average`.
+        `step` of the checkpoint (None for the base), `tasks` by name, `average` and its
+        interval.
 
     Raises:
         UserError: the directory holds no run with this config, or no checkpoint.
@@ -49,6 +50,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
             if split.held_out
         },
         'average': runner.average({name: runner.mean_score(a) for name, a in by_task.items()}),
+        'average_interval': runner.average_interval(by_task),
     }
 
 

@@ -87,6 +87,10 @@ def write_results(
         'adapter': dataclasses.asdict(run.adapter),
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
+        'average_interval': {
+            when: runner.average_interval(runner.by_task(answers))
+            for when, answers in (('before', found.before), ('after', found.after))
+        },
         'parameters': parameter_counts(setup.model),
         'routing': _routing_results(routing),
         'steps': last['step'],

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from malora_jax.analysis.statistics import (
+    average_interval,
     bootstrap_interval,
     paired_bootstrap,
     wilson_interval,
@@ -209,3 +210,12 @@ def test_how_often_it_sees_a_difference_that_is_not_there():
 def test_what_cannot_be_compared(scores, baseline, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(scores, baseline)
+
+
+def test_the_interval_of_an_average_over_tasks():
+    rng = np.random.default_rng(0)
+    scores = {'a': rng.integers(2, size=400) * 1.0, 'b': rng.random(900)}
+    low, high = average_interval(scores)
+    mean = (scores['a'].mean() + scores['b'].mean()) / 2
+    error = np.sqrt(scores['a'].var() / 400 + scores['b'].var() / 900) / 2
+    assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=2e-3)

@@ -42,7 +42,11 @@ def scores_of(results, when: str):
         }
         for name, task in results['tasks'].items()
     }
-    return {'tasks': tasks, 'average': pytest.approx(results['average'][when])}
+    return {
+        'tasks': tasks,
+        'average': pytest.approx(results['average'][when]),
+        'average_interval': results['average_interval'][when],
+    }
 
 
 @pytest.fixture
