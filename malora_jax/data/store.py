@@ -214,17 +214,16 @@ class Store:
         """Numbered items; the messages of those that are left out are appended to `broken`."""
         rows = (row for path in paths for row in dataset.read(path))
         title, count, earlier = f'prepare {dataset.name}/{split}', 0, len(broken)
-        with tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True) as bar:
-            for row in bar:
-                try:
-                    if split != 'test' or dataset.scored(row):
-                        yield count, dataclasses.asdict(dataset.parse(row))
-                        count += 1
-                except BrokenRowError as error:
-                    if not self.skip_broken:
-                        hint = '; data.skip_broken = True would leave such rows out.'
-                        raise BrokenRowError(str(error).rstrip('.') + hint) from error
-                    broken.append(str(error))
+        for row in tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True):
+            try:
+                if split != 'test' or dataset.scored(row):
+                    yield count, dataclasses.asdict(dataset.parse(row))
+                    count += 1
+            except BrokenRowError as error:
+                if not self.skip_broken:
+                    hint = '; data.skip_broken = True would leave such rows out.'
+                    raise BrokenRowError(str(error).rstrip('.') + hint) from error
+                broken.append(str(error))
         if not count:
             reason = broken[earlier] if broken[earlier:] else f'{paths[0]} has none to use.'
             raise UserError(f'The split {split!r} of {dataset.name!r} would have no row: {reason}')
@@ -369,7 +368,7 @@ def _write(
 ) -> dict[str, int]:
     """Writes numbered items as a dataset of TFDS; returns how many there are of each split.
 
-    TFDS's own bars and messages are kept back, and its bucket is not asked.
+    TFDS's own bars and messages are kept back.
     """
     tfds = _tfds()
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
@@ -397,15 +396,14 @@ def _write(
             raise AssertionError('Splits are given whole.')
 
     builder = Builder(data_dir=directory, file_format='array_record')
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=config)
+            builder.download_and_prepare()
     except ModuleNotFoundError as error:
         raise UserError(
-            f"Dataset {dataset.name!r} has a split of more than 1 GB; what does not fit into TFDS's "
-            'buffer would need TensorFlow.'
+            f'Dataset {dataset.name!r} has a split of more than 1 GB, which is more than TFDS can '
+            'hold without TensorFlow.'
         ) from error
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):

@@ -1,0 +1,200 @@
+"""experiments.prepare as a user calls it: from local files, and from a hub on this machine."""
+
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+import urllib.parse
+from typing import ClassVar
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from configs import intra_domain_small
+from malora_jax.errors import UserError
+from malora_jax.training.prepare import prepare
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMIT = 'c' * 40
+
+
+def piqa(*numbers: int) -> list[dict]:
+    return [{'goal': f'goal {n}', 'sol1': 'this', 'sol2': 'that', 'label': n % 2} for n in numbers]
+
+
+ROWS = {'train': piqa(*range(12)), 'test': piqa(20, 21)}
+
+
+@pytest.fixture
+def sources(tmp_path) -> list[str]:
+    """PIQA in local files, the third row of train broken."""
+    rows = {'train': [*ROWS['train'][:2], {'goal': ''}, *ROWS['train'][2:]], 'test': ROWS['test']}
+    for split, of_split in rows.items():
+        lines = ''.join(json.dumps(row) + '\n' for row in of_split)
+        (tmp_path / f'{split}.jsonl').write_text(lines)
+    return [f'piqa/{split}={tmp_path}/{split}.jsonl' for split in rows]
+
+
+def run(
+    directory: pathlib.Path, *overrides: str, **environment: str
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'experiments.prepare']
+    config = '--config=configs/intra_domain_small.py:malora,task=piqa'
+    return subprocess.run(
+        [*command, config, f'--config.data.directory={directory}', *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def besides_bars(stderr: str) -> list[str]:
+    """The lines of stderr that are no progress bar."""
+    lines = stderr.replace('\r', '\n').replace('\x1b[A', '').splitlines()
+    return [line for line in lines if line.strip() and not re.search(r'\[\d\d:\d\d[,<]', line)]
+
+
+def config(**changes) -> dict:
+    found = intra_domain_small.get_config('malora,task=piqa')
+    found.data.update(changes)
+    return found.to_dict()
+
+
+def test_local_files(tmp_path, sources):
+    expected = (
+        f'Prepared in {tmp_path}/data, with malora_jax.lock.json:\n'
+        f'  piqa: 12 train, 2 test, from test={tmp_path}/test.jsonl, '
+        f'train={tmp_path}/train.jsonl; broken and left out: 1\n'
+    )
+    override = f'--config.data.sources={tuple(sources)!r}'
+    first = run(tmp_path / 'data', override)
+    assert (first.returncode, first.stdout) == (0, expected), first.stderr
+    assert 'prepare piqa/train: 13 rows' in first.stderr
+    assert 'prepare piqa/test: 2 rows' in first.stderr
+    lines = first.stderr.replace('\r', '\n').replace('\x1b[A', '').split('\n')
+    bar = re.compile(r'prepare piqa/(train|test): \d+ rows \[.*\]')
+    assert [line for line in lines if line and not bar.fullmatch(line)] == [], 'TFDS is silent'
+    lock = json.loads((tmp_path / 'data' / 'malora_jax.lock.json').read_text())['piqa']
+    assert lock['left_out'] == [
+        f"{tmp_path}/train.jsonl line 3 has no field 'sol1'; it has 'goal'."
+    ]
+    again = run(tmp_path / 'data', override)
+    assert (again.returncode, again.stdout, again.stderr) == (0, expected, '')
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers what the hub's client asks of a repository."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        content = self.files.get(path.partition(f'/resolve/{COMMIT}/')[2], b'')
+        if path == '/api/datasets/ybisk/piqa/revision/refs/convert/parquet':
+            content = json.dumps({'id': 'ybisk/piqa', 'sha': COMMIT}).encode()
+        elif path == f'/api/datasets/ybisk/piqa/tree/{COMMIT}':
+            content = json.dumps(
+                [
+                    {'type': 'file', 'path': name, 'size': len(file), 'oid': '0' * 40}
+                    for name, file in self.files.items()
+                ]
+            ).encode()
+        self.send_response(200 if content else 404)
+        self.send_header('ETag', f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header('X-Repo-Commit', COMMIT)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        if self.command == 'GET':
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The address of a hub with PIQA, and with a part of it that nobody wants."""
+    for split, of_hub in (('train', 'train'), ('test', 'validation')):
+        path = tmp_path / f'{split}.parquet'
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[split]), path)
+        Hub.files[f'plain_text/{of_hub}/0000.parquet'] = path.read_bytes()
+    Hub.files['plain_text/test/0000.parquet'] = b'without labels'
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_the_hub_and_then_no_network(tmp_path, hub):
+    """The second run is without the store and without a hub: the downloaded files stay."""
+    expected = (
+        'Prepared in {}, with malora_jax.lock.json:\n'
+        f'  piqa: 12 train, 2 test, from ybisk/piqa at {COMMIT}\n'
+    )
+    cache = {'HF_HOME': str(tmp_path / 'cache'), 'HF_HUB_DISABLE_XET': '1'}
+    done = run(tmp_path / 'data', **cache, HF_ENDPOINT=hub)
+    assert (done.returncode, done.stdout) == (0, expected.format(tmp_path / 'data')), done.stderr
+    assert besides_bars(done.stderr) == []
+    downloaded = (tmp_path / 'cache').rglob('0000.parquet')
+    assert {path.parent.name for path in downloaded} == {'train', 'validation'}
+    again = run(tmp_path / 'again', **cache, HF_HUB_OFFLINE='1')
+    assert (again.returncode, again.stdout) == (0, expected.format(tmp_path / 'again'))
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path, sources):
+    """After a progress bar, on a line of its own."""
+    overrides = [f'--config.data.sources={tuple(sources)!r}', '--config.data.skip_broken=False']
+    done = run(tmp_path / 'data', *overrides)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert besides_bars(done.stderr) == [
+        f"{tmp_path}/train.jsonl line 3 has no field 'sol1'; it has 'goal'; data.skip_broken = "
+        'True would leave such rows out.'
+    ]
+    assert done.stderr.splitlines()[-1].startswith(str(tmp_path))
+
+
+def test_every_dataset_of_a_config_once(tmp_path, sources):
+    """Those that are trained on, then those that are only scored; other tasks are not."""
+    for split in ('train', 'test'):
+        row = {'question': 'q', 'answer': '#### 1'}
+        (tmp_path / f'gsm-{split}.jsonl').write_text(json.dumps(row))
+        sources.append(f'gsm8k/{split}={tmp_path}/gsm-{split}.jsonl')
+    where = {'directory': str(tmp_path / 'data'), 'sources': tuple(sources)}
+    changed = config(**where, tasks=('chain_sum', 'piqa'), max_per_task=1)
+    changed['evaluation']['tasks'] = ('piqa', 'gsm8k')
+    lines = prepare(changed).splitlines()[1:]
+    assert [line.partition(':')[0].strip() for line in lines] == ['piqa', 'gsm8k']
+
+
+def test_a_config_without_public_datasets(tmp_path):
+    changed = config(directory=str(tmp_path / 'data'), tasks=('chain_sum',), max_per_task=1)
+    changed['evaluation']['tasks'] = ()
+    assert prepare(changed) == 'Nothing to prepare: this config names no public dataset.'
+    assert not (tmp_path / 'data').exists()
+
+
+@pytest.mark.parametrize(
+    'changes, expected',
+    [
+        ({'sources': ('piqa=a',)}, "data.sources holds 'piqa=a'; write 'DATASET/SPLIT=PATH'"),
+        ({'sources': ('piqa/train=none.jsonl',)}, 'There is no data file none.jsonl (looked for '),
+        ({'task_settings': ('piqa.shots=x',)}, "'piqa.shots=x' must give a number of shots"),
+        ({'directory': __file__}, f'data.directory: {__file__} is not a directory.'),
+    ],
+)
+def test_mistakes(tmp_path, sources, changes, expected):
+    where = {'directory': str(tmp_path / 'data'), 'sources': tuple(sources)}
+    with pytest.raises(UserError) as caught:
+        prepare(config(**where | changes))
+    assert expected in str(caught.value) and '\n' not in str(caught.value)
