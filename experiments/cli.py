@@ -53,7 +53,7 @@ def call(main: Callable[[], None]) -> None:
             _fail('The disk is full: make room; the same command goes on from what it saved.', 1)
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail('Interrupted; the same command goes on from the last checkpoint.', 130)
+        _fail('Interrupted; the same command goes on from what it saved.', 130)
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from malora_jax.data.rows import SUFFIXES, Row, check_file, read_rows
+from malora_jax.data.rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
 from malora_jax.data.scorers import SCORERS
 from malora_jax.data.tasks import Example, Scoring
 from malora_jax.errors import UserError, unknown_name
@@ -257,10 +257,8 @@ def _value(name: str, setting: str, row: Row) -> str:
         raise UserError(
             f'{row.place}: field {name!r} is {_kind(value)}; it must be text or a number.'
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f'{row.place}: field {name!r} holds half of a character.') from error
+    if not is_utf_8(value):
+        raise UserError(f'{row.place}: field {name!r} is not UTF-8: save the file as UTF-8.')
     return value
 
 

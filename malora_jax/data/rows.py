@@ -1,9 +1,10 @@
 """Rows of JSON, JSONL, CSV, TSV and Parquet files, each with its place for messages.
 
-Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. Tables
-have one header line, unless the caller names the columns; a cell in double quotes may hold
-delimiters and line breaks. Blank lines are skipped. A .json file is an array of objects, or one
-object a line: public datasets have both.
+Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. Of a row
+that is not UTF-8, the fields at fault are text for which `is_utf_8` is false. Tables have one
+header line, unless the caller names the columns; a cell in double quotes may hold delimiters and
+line breaks. Blank lines are skipped. A .json file is an array of objects, or one object a line:
+public datasets have both.
 """
 
 import csv
@@ -135,6 +136,8 @@ def _table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> Iterat
     lines = _cells(path, delimiter)
     names = list(columns) or [name.strip() for name in next(lines, (1, []))[1]]
     _check_twins(path, names)
+    if not is_utf_8(''.join(names)):
+        raise UserError(f'{path} line 1 is not UTF-8: save the file as UTF-8.')
     wanted = 'there are columns' if columns else 'the header'
     for number, cells in lines:
         place = f'{path} line {number}'
@@ -193,8 +196,13 @@ def _text(path: pathlib.Path) -> str:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f'{path} is not a complete gzip file ({error}).') from error
+    return content.decode('utf-8-sig', 'surrogateescape')
+
+
+def is_utf_8(text: str) -> bool:
+    """Whether text is whole characters, without halves of some or bytes in another encoding."""
     try:
-        return content.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b'\n') + 1
-        raise UserError(f'{path} line {number} is not UTF-8: save the file as UTF-8.') from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

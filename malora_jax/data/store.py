@@ -13,24 +13,21 @@ it does not name is not prepared.
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
-import importlib
-import io
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tqdm
 
 from malora_jax import files, hub
-from malora_jax.data.benchmarks import BrokenRowError, Dataset, Item, get_dataset
+from malora_jax.data.benchmarks import BrokenRowError, Dataset, get_dataset
 from malora_jax.data.rows import check_file
+from malora_jax.data.stored_items import Items, read_items, write_items
 from malora_jax.errors import UserError, unknown_name
 
 # Of the stored form; another one is prepared anew beside it.
@@ -39,22 +36,6 @@ LOCK = 'malora_jax.lock.json'
 _LOCKED = ('source', 'revision', 'sha256', 'rows', 'left_out')
 
 _Paths = Mapping[str, Sequence[pathlib.Path]]
-
-
-class Items(Sequence[Item]):
-    """The items of a split, read from disk by index."""
-
-    def __init__(self, records: Sequence[Mapping[str, Any]]):
-        """Wraps what `tfds.data_source` gives."""
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # Which ends an iteration.
-        return Item(**{name: _text(value) for name, value in self._records[index].items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +93,7 @@ class Store:
                 f'{path} has no split {split!r}, only {" and ".join(rows)}: name a file for it in '
                 f"data.sources, '{dataset.name}/{split}=PATH'."
             )
-        items = _read(path, split)
+        items = read_items(path, split)
         if len(items) != rows[split]:
             raise UserError(
                 f'{path} has {len(items):,} rows in its split {split!r}, and {LOCK} says '
@@ -166,7 +147,7 @@ class Store:
         broken: list[str] = []
         parsed = {split: self._parsed(dataset, split, paths[split], broken) for split in paths}
         with _scratch(self.directory) as scratch:
-            rows = _write(dataset, scratch, parsed)
+            rows = write_items(dataset, scratch, VERSION, parsed)
             self._check_locked(dataset, lock, 'rows', rows)
             path = self._path(dataset)
             shutil.rmtree(path, ignore_errors=True)  # One that the lock file does not name.
@@ -330,83 +311,3 @@ def _digest(path: pathlib.Path) -> str:
     check_file(path)
     with path.open('rb') as content:
         return hashlib.file_digest(content, 'sha256').hexdigest()
-
-
-def _text(value: Any) -> Any:
-    """Text of what TFDS stores as bytes, and tuples of its lists."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, np.ndarray | list):
-        return tuple(_text(item) for item in value)
-    return int(value)
-
-
-def _tfds() -> Any:
-    """TFDS, imported on first use, which takes half a second."""
-    return importlib.import_module('tensorflow_datasets')
-
-
-def _read(path: pathlib.Path, split: str) -> Items:
-    """Opens a split and reads its ends, as far as a file that was cut off is noticed."""
-    tfds = _tfds()
-    try:
-        items = Items(tfds.builder_from_directory(path).as_data_source(split))
-        for index in {0, len(items) - 1}:
-            items[index]
-    except Exception as error:  # TFDS, protobuf and ArrayRecord have many kinds.
-        reason = str(error).partition('\n')[0].rstrip('.')
-        raise UserError(
-            f'{path} is damaged ({reason}): remove that directory, and it is prepared anew.'
-        ) from error
-    return items
-
-
-def _write(
-    dataset: Dataset,
-    directory: pathlib.Path,
-    splits: Mapping[str, Iterable[tuple[int, dict[str, Any]]]],
-) -> dict[str, int]:
-    """Writes numbered items as a dataset of TFDS; returns how many there are of each split.
-
-    TFDS's own bars and messages are kept back.
-    """
-    tfds = _tfds()
-    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
-    kinds: dict[Any, Any] = {str: text, tuple[str, ...]: texts, int: np.int64}
-    features = {field.name: kinds[field.type] for field in dataclasses.fields(Item)}
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]
-        """The items of a public dataset."""
-
-        VERSION = tfds.core.Version(VERSION)
-        name = f'malora_{dataset.name}'
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=f'{dataset.repository}, {dataset.config}. {dataset.checked}',
-                features=tfds.features.FeaturesDict(features),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            return dict(splits)
-
-        def _generate_examples(self, **_: Any) -> Any:
-            raise AssertionError('Splits are given whole.')
-
-    builder = Builder(data_dir=directory, file_format='array_record')
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f'Dataset {dataset.name!r} has a split of more than 1 GB, which is more than TFDS can '
-            'hold without TensorFlow.'
-        ) from error
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, str(error)) from error  # ArrayRecord raises no such thing.
-    return {split: info.num_examples for split, info in builder.info.splits.items()}

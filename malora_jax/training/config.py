@@ -43,8 +43,8 @@ class DataConfig:
         file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
             `test_file`.
         form: of the prompts of public datasets; see `data.benchmarks.forms`.
-        task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form`, `shots`
-            or `rule`; see `data.Benchmark`.
+        task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form` or
+            `shots`; see `data.Benchmark`.
         directory: where public datasets are prepared; '' = TFDS_DATA_DIR, or ~/tensorflow_datasets.
         sources: 'DATASET/SPLIT=PATH' each: splits to prepare from a local file.
         skip_broken: whether a broken row of a public dataset is left out and listed, or an error.

@@ -21,7 +21,7 @@ from malora_jax.data import (
     measure_examples,
     packed_batches,
     split_benchmark,
-    store,
+    stored_items,
     train_iterator,
 )
 from malora_jax.data.tasks import question_key
@@ -85,13 +85,13 @@ def questions(examples) -> list[str]:
 def reads(monkeypatch) -> collections.Counter:
     """How often an item was read from disk."""
     counter: collections.Counter = collections.Counter()
-    read = store.Items.__getitem__
+    read = stored_items.Items.__getitem__
 
     def counted(self, index):
         counter['items'] += 1
         return read(self, index)
 
-    monkeypatch.setattr(store.Items, '__getitem__', counted)
+    monkeypatch.setattr(stored_items.Items, '__getitem__', counted)
     return counter
 
 

@@ -219,7 +219,7 @@ BOTH = dict(question='{q}\\n{r}')
             BOTH,
             "field 'r' is missing (null); it must be text or a number.",
         ),
-        ({'q': 'x\ud800', 'a': 'y'}, {}, "field 'q' holds half of a character."),
+        ({'q': 'x\ud800', 'a': 'y'}, {}, "field 'q' is not UTF-8: save the file as UTF-8."),
     ],
 )
 def test_mistakes_in_a_row(here, fields, pattern, expected):

@@ -472,7 +472,7 @@ def with_rows(tmp_path: pathlib.Path, rows: list[dict], **settings) -> tuple[Sto
         (EMPTY, ": field 'answer' is empty; it must be text"),
         (
             HALF,
-            ": field 'question' holds half of a character, so it is not UTF-8; it must be text",
+            ": field 'question' is not UTF-8: save the file as UTF-8",
         ),
     ],
 )
@@ -526,8 +526,12 @@ def test_a_file_that_is_not_utf_8(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"question": "\xe9", "answer": "#### 1"}\n')
     store = Store(tmp_path / 'store', (f'gsm8k/train={path}',))
     told = message(store.prepare, GSM8K)
-    assert told.startswith(f'{path} line 2') and 'not UTF-8' in told
+    assert told.startswith(f"{path} line 2: field 'question' is not UTF-8: save the file as UTF-8")
     assert left(store) == []
+    tolerant = dataclasses.replace(store, skip_broken=True)
+    tolerant.prepare(GSM8K)
+    assert len(tolerant.items(GSM8K, 'train')) == 1
+    assert tolerant.lock(GSM8K)['left_out'] == [told.partition('; data.skip_broken')[0] + '.']
 
 
 def test_a_split_needs_a_row(tmp_path):

@@ -199,8 +199,8 @@ _DATASETS = (
         'main',
         _ALL,
         multiple_choice.openbookqa,
-        'Card. All 4,957 and 500 rows of train and validation were parsed; 3 of train are broken, '
-        'with the same wrong option twice.',
+        'Card. All 4,957 and 500 rows of train and validation were parsed; 3 of train have the '
+        'same wrong option twice.',
     ),
     Dataset(
         'boolq',

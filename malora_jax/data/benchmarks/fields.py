@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax.data.benchmarks.item import BrokenRowError
-from malora_jax.data.rows import Row
+from malora_jax.data.rows import Row, is_utf_8
 
 
 def text(row: Row, name: str) -> str:
@@ -121,12 +121,8 @@ def _checked(place: str, what: str, value: Any) -> str:
         raise BrokenRowError(f'{place}: {what} is {_shown(value)}; it must be text.')
     if not value.strip():
         raise BrokenRowError(f'{place}: {what} is empty; it must be text.')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BrokenRowError(
-            f'{place}: {what} holds half of a character, so it is not UTF-8; it must be text.'
-        ) from error
+    if not is_utf_8(value):
+        raise BrokenRowError(f'{place}: {what} is not UTF-8: save the file as UTF-8.')
     return value
 
 

@@ -170,7 +170,7 @@ def test_what_is_no_text_is_named(value, shown):
 
 def test_half_a_character_is_no_text():
     assert broken(parsers.piqa, row('piqa', goal='tea \ud83d')) == (
-        ": field 'goal' holds half of a character, so it is not UTF-8; it must be text."
+        ": field 'goal' is not UTF-8: save the file as UTF-8."
     )
 
 

@@ -1,0 +1,135 @@
+"""Items of public datasets in TFDS's form: ArrayRecord files, read by index.
+
+TensorFlow is not imported.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import importlib
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from malora_jax.data.benchmarks import Dataset, Item
+from malora_jax.errors import UserError
+
+
+class Items(Sequence[Item]):
+    """The items of a split, read from disk by index."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]):
+        """Wraps what `tfds.data_source` gives."""
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # Which ends an iteration.
+        return Item(**{name: _text(value) for name, value in self._records[index].items()})
+
+
+def read_items(path: pathlib.Path, split: str) -> Items:
+    """Opens a split and reads its ends, so that a file which was cut off is noticed.
+
+    Args:
+        path: of the dataset's version.
+        split: one that it has.
+
+    Raises:
+        UserError: the dataset is damaged.
+    """
+    tfds = _tfds()
+    try:
+        items = Items(tfds.builder_from_directory(path).as_data_source(split))
+        for index in {0, len(items) - 1}:
+            items[index]
+    except Exception as error:  # TFDS, protobuf and ArrayRecord have many kinds.
+        reason = str(error).partition('\n')[0].rstrip('.')
+        raise UserError(
+            f'{path} is damaged ({reason}): remove that directory, and it is prepared anew.'
+        ) from error
+    return items
+
+
+def write_items(
+    dataset: Dataset,
+    directory: pathlib.Path,
+    version: str,
+    splits: Mapping[str, Iterable[tuple[int, dict[str, Any]]]],
+) -> dict[str, int]:
+    """Writes items as a dataset of TFDS, without its own bars and messages.
+
+    Args:
+        dataset: what they are of.
+        directory: the dataset gets a directory `malora_NAME/VERSION` there.
+        version: of the stored form.
+        splits: the numbered items of each split, as dicts.
+
+    Returns:
+        How many there are of each split.
+
+    Raises:
+        UserError: a split is too large.
+        OSError: the disk is full.
+    """
+    tfds = _tfds()
+    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+    kinds: dict[Any, Any] = {str: text, tuple[str, ...]: texts, int: np.int64}
+    features = {field.name: kinds[field.type] for field in dataclasses.fields(Item)}
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]
+        """The items of a public dataset."""
+
+        VERSION = tfds.core.Version(version)
+        name = f'malora_{dataset.name}'
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f'{dataset.repository}, {dataset.config}. {dataset.checked}',
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return dict(splits)
+
+        def _generate_examples(self, **_: Any) -> Any:
+            raise AssertionError('Splits are given whole.')
+
+    builder = Builder(data_dir=directory, file_format='array_record')
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'Dataset {dataset.name!r} has a split of more than 1 GB, which is more than TFDS can '
+            'hold without TensorFlow.'
+        ) from error
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, str(error)) from error  # ArrayRecord raises no such thing.
+    return {split: info.num_examples for split, info in builder.info.splits.items()}
+
+
+def _text(value: Any) -> Any:
+    """Text of what TFDS stores as bytes, and tuples of its lists."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | list):
+        return tuple(_text(item) for item in value)
+    return int(value)
+
+
+def _tfds() -> Any:
+    """TFDS, imported on first use, which takes half a second."""
+    return importlib.import_module('tensorflow_datasets')
