@@ -27,8 +27,17 @@ def base_config(method_name: str) -> ConfigDict:
     config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
 
     config.data = ConfigDict()
-    config.data.weights = ()  # All tasks the same.
+    config.data.weights = ()  # By size_exponent: 0 = all tasks the same, 1 = by size.
+    config.data.size_exponent = 0.0
     config.data.template = 'chatml'  # Or 'plain', or 'chat', the model's own.
+    config.data.truncate = False
+    config.data.workers = 0
+    # Of public datasets.
+    config.data.form = 'completion'  # Or 'sectioned'.
+    config.data.task_settings = ()  # Such as ('gsm8k.shots=0', 'boolq.form=sectioned').
+    config.data.directory = ''  # Where they are stored; '' = TFDS_DATA_DIR, or TFDS's own.
+    config.data.sources = ()  # 'DATASET/SPLIT=PATH' each, to read local files instead of the hub.
+    config.data.skip_broken = False
     config.data.validation = 0  # With more, and evaluate_every: the best checkpoint is chosen.
 
     # Tables 8 and 9 of the paper; it does not name the schedule.
@@ -46,6 +55,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.optimizer.magnitude_rate = 1.0
 
     config.training = ConfigDict()
+    config.training.epochs = 0.0  # By steps.
     config.training.keep_checkpoints = 2
     config.training.accumulate = 1
     config.training.remat = False
@@ -56,4 +66,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.evaluation.batch_size = 64
     config.evaluation.max_new_tokens = 32
     config.evaluation.prompt_bucket = 64
+    config.evaluation.tasks = ()  # All that are trained on.
+    config.evaluation.samples = 1
+    config.evaluation.temperature = 0.0
     return config

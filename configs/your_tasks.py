@@ -13,20 +13,22 @@ The argument is the method, as in configs/quickstart.py. All that can be said of
     files           'NAME=PATH' or just 'PATH' each, in quotes, in a tuple
     question_field  the name of a field, or text with names in braces: '{context}\n{question}'
     answer_field    the same for the answer
-    scorer          exact_match, or choice: the first word decides ('B' is right in '(b) palms')
+    scorer          exact_match; choice: the first word decides ('B' is right in '(b) palms');
+                    letter: '(B)' wherever it stands; number: the last one; rouge_l: longest common
+                    subsequence of words
     file_settings   'NAME.FIELD=VALUE': one of the three above for one task, or its test_file
     held_out        questions of each task that are scored before and after
     validation      questions of each task whose loss chooses the best checkpoint
-    max_per_task  at most how many questions of each task to train on; 0 = all the others
+    max_per_task    at most how many questions of each task to train on; 0 = all the others
 
 A held-out question is never trained on: the split is by question, all rows of one are on the same
 side, and their answers are all right. Exact repetitions of a row are left out. Adding rows moves no
 question from training to the held-out ones; data/file_splits.py says how. A task may bring its own
 held-out file, 'faq.test_file=faq_test.csv'. --config.data.tasks adds tasks of reasoning-gym.
 
-Everything is checked before the model is trained, and said with file and line. No example is cut:
-the message says which sequence_length or max_new_tokens is needed. A run that is resumed wants its
-files unchanged.
+Everything is checked before the model is trained, and said with file and line. No example is cut,
+unless data.truncate says so: the message tells which sequence_length or max_new_tokens is needed. A
+run that is resumed wants its files unchanged.
 
 Hardware and time: two CPU cores and 3.5 GB of memory; at the quickstart's 300 tokens a second, 200
 steps of 4 packed rows of 256 tokens take 12 minutes, scoring apart.

@@ -14,7 +14,7 @@ prints ours beside them.
 The paper leaves open, and here is (configs/intra_domain.py and configs/paper.py say why):
 - α: twice the rank of one expert;
 - sequence length: 512 tokens, packed; schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, about four examples;
+- the batch: 2 on one A100 is a whole step; a step is one packed row, 7 examples or so;
 - the blend of the tasks: by their sizes;
 - how often each was run: one seed. Neighbours differ by less than a point: what other seeds change
   can be read off Table 2.

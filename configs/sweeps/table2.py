@@ -14,7 +14,7 @@ comparisons for two CPU cores.
 The paper leaves open, and here is (configs/intra_domain.py and configs/paper.py say why):
 - sequence length: 512 tokens, packed;
 - schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, about four examples;
+- the batch: 2 on one A100 is a whole step; a step is one packed row, 7 examples or so;
 - the blend of the tasks: by their sizes, as when all rows are shuffled together;
 - how often each row was run: three seeds.
 MALoRA-Small, whose α it leaves open too, is not in this table.

@@ -25,12 +25,16 @@ from malora_jax.analysis.statistics import (
 )
 from malora_jax.errors import UserError
 
+_Answers = Sequence[Mapping[str, Any]]
+
 BASE = 'base'
 # What a run does not depend on, but for rounding.
 _IMMATERIAL = (
     *('data.directory', 'data.workers', 'evaluation.batch_size', 'training.checkpoint_every'),
     *('training.keep_checkpoints', 'training.remat'),
 )
+# Which tasks a run is about, and what can only be said of these.
+_OF_TASKS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')
 # What the rows of a table differ in by their nature.
 _OF_A_ROW = ('seed', 'method', 'data.tasks', 'evaluation.tasks')
 
@@ -45,7 +49,9 @@ class Entry:
         runs: what it is made from: a run for each seed, and for each task if alone; the base model
             has none.
         scores: of each task that is scored, (S, Q).
-        losses: of each task, in nats per answer token, the mean over seeds.
+        losses: of each task, in nats per token of the right answers, the mean over seeds.
+        question_losses: of each task whose answers all say how likely the right one was, (S, Q)
+            with that mean: the nats of a question by the tokens that its task's have on average.
         paper: the paper's row, if it has one.
     """
 
@@ -54,6 +60,7 @@ class Entry:
     runs: Sequence[Run]
     scores: Mapping[str, np.ndarray]
     losses: Mapping[str, float]
+    question_losses: Mapping[str, np.ndarray]
     paper: Row | None
 
     @property
@@ -91,7 +98,7 @@ class Entry:
         return mean, average_interval(self.scores)
 
     def average_loss(self) -> float | None:
-        """The mean over tasks, in nats per answer token."""
+        """The mean over tasks, in nats per token of the right answers."""
         return sum(self.losses.values()) / len(self.tasks) if self.is_whole else None
 
     def average_by_seed(self) -> dict[int, float]:
@@ -112,6 +119,12 @@ class Entry:
             return None
         return paired_bootstrap(self.scores, other.scores)
 
+    def loss_change_from(self, other: 'Entry') -> Difference | None:
+        """By how much the average loss differs, if every answer of both says its own."""
+        if not {*self.tasks} == self.question_losses.keys() == other.question_losses.keys():
+            return None
+        return paired_bootstrap(self.question_losses, other.question_losses)
+
     def changes_from(self, other: 'Entry') -> dict[str, Difference]:
         """By how much each task that both have differs from another row's."""
         return {
@@ -131,7 +144,7 @@ def make_entries(table: Table, runs: Sequence[Run], directory: pathlib.Path) -> 
 
     Raises:
         UserError: a run is not scored on the table's tasks, is named as a row that it is not, or
-            differs from another of its row in more than the seed.
+            differs from another of its row in more than seed and tasks.
     """
     grouped: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.config['seed'], run.name)):
@@ -140,7 +153,7 @@ def make_entries(table: Table, runs: Sequence[Run], directory: pathlib.Path) -> 
     entries = {BASE: _base_entry(table, runs)}
     for name in names:
         if name in grouped:
-            _check_alike_but_seed(grouped[name], directory)
+            _check_alike(grouped[name], directory)
             entries[name] = _entry(table, name, grouped[name])
     return entries
 
@@ -186,41 +199,59 @@ def _name(table: Table, run: Run, directory: pathlib.Path) -> str:
 
 def _entry(table: Table, name: str, runs: Sequence[Run]) -> Entry:
     row = table.rows.get(name)
-    scores: dict[str, list[list[float]]] = {}
+    answers: dict[str, list[_Answers]] = {}
     losses: dict[str, list[float]] = {}
     for run in runs:
         for task, result in run.results['tasks'].items():
-            scores.setdefault(task, []).append(_scores(run.after, task))
+            answers.setdefault(task, []).append(_of_task(run.after, task))
             losses.setdefault(task, []).append(result['loss_after'])
-    return Entry(
-        row.label if row else f'`{name}`',
-        table.tasks,
-        runs,
-        {task: np.array(scores[task]) for task in table.tasks if task in scores},
-        {task: sum(of_task) / len(of_task) for task, of_task in losses.items()},
-        row,
-    )
+    label = row.label if row else f'`{name}`'
+    return Entry(label, table.tasks, runs, *_measures(table, answers, losses), row)
 
 
 def _base_entry(table: Table, runs: Sequence[Run]) -> Entry:
     """What the runs began with, which is the same for all."""
     asked = {task: run for run in reversed(runs) for task in run.results['tasks']}
-    return Entry(
-        BASE,
-        table.tasks,
-        (),
-        {
-            task: np.array([_scores(asked[task].before, task)])
-            for task in table.tasks
-            if task in asked
-        },
-        {task: run.results['tasks'][task]['loss_before'] for task, run in asked.items()},
-        table.rows.get(BASE),
+    answers = {task: [_of_task(run.before, task)] for task, run in asked.items()}
+    losses = {task: [run.results['tasks'][task]['loss_before']] for task, run in asked.items()}
+    return Entry(BASE, table.tasks, (), *_measures(table, answers, losses), table.rows.get(BASE))
+
+
+def _of_task(answers: _Answers, task: str) -> _Answers:
+    return [answer for answer in answers if answer['task'] == task]
+
+
+def _measures(
+    table: Table, answers: Mapping[str, Sequence[_Answers]], losses: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, np.ndarray]]:
+    """`scores`, `losses` and `question_losses` of an entry.
+
+    Args:
+        table: whose columns they are.
+        answers: of each task, those of each run.
+        losses: of each task, that of each run, where the answers have none.
+    """
+    tasks = [task for task in table.tasks if task in answers]
+    scores = {
+        task: np.array([[answer['score'] for answer in of_run] for of_run in answers[task]])
+        for task in tasks
+    }
+    by_question = {
+        task: _question_losses(answers[task])
+        for task in tasks
+        if all(answer.get('nats') is not None for of_run in answers[task] for answer in of_run)
+    }
+    mean = {task: float(np.mean(by_question.get(task, losses[task]))) for task in tasks}
+    return scores, mean, by_question
+
+
+def _question_losses(answers: Sequence[_Answers]) -> np.ndarray:
+    """(S, Q): so scaled that a run's mean is all its nats by all its tokens."""
+    nats_SQ, tokens_SQ = (
+        np.array([[answer[field] for answer in of_run] for of_run in answers], np.float64)
+        for field in ('nats', 'tokens')
     )
-
-
-def _scores(answers: Sequence[Mapping[str, Any]], task: str) -> list[float]:
-    return [answer['score'] for answer in answers if answer['task'] == task]
+    return nats_SQ / tokens_SQ.mean(axis=1, keepdims=True)
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -229,19 +260,18 @@ def _settings(run: Run) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if field not in _IMMATERIAL}
 
 
-def _check_alike_but_seed(runs: Sequence[Run], directory: pathlib.Path) -> None:
+def _check_alike(runs: Sequence[Run], directory: pathlib.Path) -> None:
     """Checks runs of one row, in the order of their seeds."""
-    by_tasks: dict[frozenset[str], list[Run]] = {}
-    for run in runs:
-        by_tasks.setdefault(frozenset(run.results['tasks']), []).append(run)
-    for one, other in (pair for alike in by_tasks.values() for pair in itertools.pairwise(alike)):
-        settings, others = _settings(one), _settings(other)
-        fields = sorted({*settings, *others})
+    with_settings = [(run, _settings(run)) for run in runs]
+    for (one, settings), (other, others) in itertools.combinations(with_settings, 2):
+        same_tasks = one.results['tasks'].keys() == other.results['tasks'].keys()
+        free = {'seed'} if same_tasks else {'seed', *_OF_TASKS}
+        fields = sorted({*settings, *others} - free)
         differ = [field for field in fields if settings.get(field) != others.get(field)]
-        if differ != ['seed']:
-            more = [field for field in differ if field != 'seed']
-            what = f'differ in {more[0]}' if more else 'have the same seed'
-            raise UserError(
-                f'The runs {one.name} and {other.name} in {directory} are of one row but {what}: '
-                'move one of them away.'
-            )
+        if not differ and not (same_tasks and settings['seed'] == others['seed']):
+            continue
+        what = f'differ in {differ[0]}' if differ else 'have the same seed'
+        raise UserError(
+            f'The runs {one.name} and {other.name} in {directory} are of one row but {what}: '
+            'move one of them away.'
+        )

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much better one set of scores is than another.
+    """How much higher one set of scores, or of losses, is than another.
 
     Attributes:
         mean: the difference of the means.

@@ -14,6 +14,7 @@ from malora_jax.analysis.statistics import Difference, Interval
 _BASELINES = ('lora', 'molora')
 _CURVES = ('lora', 'malora')
 _NONE = '–'
+_LOSS = 'answer loss (nats per token)'
 
 
 def make_table(name: str, directory: pathlib.Path, output: pathlib.Path) -> str:
@@ -79,6 +80,8 @@ def _format(
         _scores(table, entries),
         '## What the averages differ in',
         _comparison(entries),
+        '## What the answer losses differ in',
+        _losses(entries),
     ]
     if changes:
         parts += [
@@ -105,24 +108,40 @@ def _paper_scores(table: Table, row: Row) -> list[str]:
 
 
 def _comparison(entries: Mapping[str, Entry]) -> str:
-    """Size, loss, what seeds change, and the differences to the baselines that there are."""
-    baselines = [entries[name] for name in _BASELINES if name in entries]
-    rows = [['', 'trained parameters', 'answer loss (nats per token)', 'average by seed']]
+    """Size, what seeds change, and the differences to the baselines that there are."""
+    baselines = _baselines(entries)
+    rows = [['', 'trained parameters', 'average by seed']]
     for baseline in baselines:
         rows[0] += [f'average − {baseline.label}', '*in the paper*']
     for entry in entries.values():
         seeds = (f'{seed}: {100 * mean:.1f}' for seed, mean in entry.average_by_seed().items())
-        loss = entry.average_loss()
-        row = [
-            entry.label,
-            _parameters(entry),
-            _NONE if loss is None else f'{loss:.3f}',
-            ', '.join(seeds) or _NONE,
-        ]
+        row = [entry.label, _parameters(entry), ', '.join(seeds) or _NONE]
         for baseline in baselines:
             row += _against(entry, baseline) if entry is not baseline else [_NONE, _NONE]
         rows.append(row)
     return _table(rows)
+
+
+def _losses(entries: Mapping[str, Entry]) -> str:
+    """Losses, and their differences to the baselines where a row's answers say theirs."""
+    changes = {
+        baseline.label: [
+            entry.loss_change_from(baseline) if entry is not baseline else None
+            for entry in entries.values()
+        ]
+        for baseline in _baselines(entries)
+    }
+    changes = {label: found for label, found in changes.items() if any(found)}
+    rows = [['', _LOSS, *(f'loss − {label}' for label in changes)]]
+    for entry, *found in zip(entries.values(), *changes.values(), strict=True):
+        loss = entry.average_loss()
+        cells = [_loss_difference(change) if change else _NONE for change in found]
+        rows.append([entry.label, _NONE if loss is None else f'{loss:.3f}', *cells])
+    return _table(rows)
+
+
+def _baselines(entries: Mapping[str, Entry]) -> list[Entry]:
+    return [entries[name] for name in _BASELINES if name in entries]
 
 
 def _against(entry: Entry, baseline: Entry) -> list[str]:
@@ -163,11 +182,15 @@ def _changes(
 def _notes(table: Table, entries: Mapping[str, Entry]) -> list[str]:
     """What the numbers are of, and what is missing."""
     notes = [
-        'A difference is in points, with its 95% interval by a paired bootstrap over the held-out '
-        'questions, every task weighing the same; it is not distinguishable where the interval '
-        'holds 0. Scores of several seeds are averaged by question first, so that intervals are '
-        'about other questions; what other seeds would change shows in the averages by seed. Of '
-        'many differences, one in twenty leaves out 0 by chance.',
+        'A difference of scores is in points, with its 95% interval by a paired bootstrap over the '
+        'held-out questions, every task weighing the same; it is not distinguishable where the '
+        'interval holds 0. Scores of several seeds are averaged by question first, so that '
+        'intervals are about other questions; what other seeds would change shows in the averages '
+        'by seed. Of many differences, one in twenty leaves out 0 by chance.',
+        'The answer loss is that of the right answers to the held-out questions, all nats of a '
+        'task by all its tokens, then the mean over tasks; lower is better, so that a difference '
+        'below 0 is a gain. Its intervals are made like those of scores; there are none where an '
+        'answer does not say how likely the right one was, as in tasks without options.',
     ]
     missing = [row.label for name, row in table.rows.items() if name not in entries]
     if missing:
@@ -195,9 +218,19 @@ def _score(mean: float, interval: Interval) -> str:
 
 
 def _difference(found: Difference) -> str:
+    """Of scores, in points."""
     low, high = found.interval
     text = f'{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]'
-    return text if found.distinguishable else f'{text}, not distinguishable'
+    return text + _verdict(found)
+
+
+def _loss_difference(found: Difference) -> str:
+    low, high = found.interval
+    return f'{found.mean:+.3f} [{low:+.3f}, {high:+.3f}]' + _verdict(found)
+
+
+def _verdict(found: Difference) -> str:
+    return '' if found.distinguishable else ', not distinguishable'
 
 
 def _in_italics(cells: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from malora_jax.data.benchmark_tasks import (
     is_benchmark,
     split_benchmark,
 )
-from malora_jax.data.benchmarks import get_dataset
+from malora_jax.data.benchmarks import DATASETS, get_dataset
 from malora_jax.data.describe import describe_split
 from malora_jax.data.encoding import encode_completion, encode_example, encode_prompt, end_id
 from malora_jax.data.file_splits import split_file, without_kept_questions
@@ -34,6 +34,7 @@ from malora_jax.data.templates import Template, get_template
 from malora_jax.data.tokenizer import Tokenizer
 
 __all__ = [
+    'DATASETS',
     'FILLED',
     'Benchmark',
     'Example',

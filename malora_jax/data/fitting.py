@@ -21,12 +21,14 @@ class Size:
         tokens: positions that all of them take, after truncation.
         answer_tokens: those among them that carry loss.
         truncated: examples that were too long.
+        longest: positions of the longest, before truncation.
     """
 
     examples: int
     tokens: int
     answer_tokens: int
     truncated: int
+    longest: int
 
 
 def measure_examples(
@@ -51,12 +53,13 @@ def measure_examples(
         UserError: some do not fit and are not to be cut: how many, the longest with its row if it
             is from a file, and the sequence length that would do.
     """
-    tokens = answer_tokens = 0
+    tokens = answer_tokens = longest = 0
     too_long: list[tuple[int, Example]] = []
     for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
         prompt = len(encode_prompt(tokenizer, template, example.question))
         answer = len(encode_completion(tokenizer, template, example)) + 1
         positions = prompt + answer - 1
+        longest = max(longest, positions)
         if positions > sequence_length:
             too_long.append((positions, example))
             positions = sequence_length
@@ -71,4 +74,4 @@ def measure_examples(
             f'{needed} for the longest ({row}{example.question[:40]!r}) of {len(too_long):,} '
             'examples that do not fit, or data.truncate True.'
         )
-    return Size(len(examples), tokens, answer_tokens, len(too_long))
+    return Size(len(examples), tokens, answer_tokens, len(too_long), longest)

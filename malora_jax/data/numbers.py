@@ -5,7 +5,7 @@ Which number counts, the first rule that finds one:
 1. the number right after the first '####': it ends an answer of GSM8K, and what a model writes
    after it is another question;
 2. the number soon after the last 'answer is', in any of the languages, or the last '\boxed{': the
-   first one within 80 characters on the line;
+   first one within 80 characters on the line, or of a sum such as '3 * 4 = 12' what it comes to;
 3. the last number, but for those that count lines, such as 'Step 2:' and '2. '.
 
 UltraEval and lm-evaluation-harness also take the first '####' ('strict'). Without one, UltraEval
@@ -91,6 +91,10 @@ _UNITS = {'万': 10**4, '萬': 10**4, '亿': 10**8, '億': 10**8}
 _LINE_LABEL = re.compile(
     r'^[^\w\n]*(?:[^\W\d]+[^\S\n]?\d+\s?步?\s?[:：]|\d+[.):](?=[^\S\n]+\S))', re.MULTILINE
 )
+# What may stand between the first number of a sum and its result, on one line.
+_EQUATION = re.compile(
+    r'[ \t]*[-−–+*/×÷=(][-−–+*/×÷=()\d.,$€£% \t]*=[ \t]*[$€£]?|[ \t]*=[ \t]*[$€£]?'
+)
 _FULL_WIDTH = str.maketrans('，．', ',.')
 _LATEX_SPACE = re.compile(r'\\[,!]')
 _LATEX_FRACTION = re.compile(r'\\[dt]?frac\{(\d+)\}\{(\d+)\}')
@@ -114,11 +118,18 @@ def final_number(text: str, language: str = 'en') -> Decimal | None:
     patterns, text = _PATTERNS[language], _plain(text)
     found = (
         patterns.ending.search(text)
-        or _last(patterns.announced, text)
+        or _result(patterns, text)
         or _last(patterns.number, _LINE_LABEL.sub(' ', text))
         or _last(patterns.number, text)
     )
     return _value(found) if found else None
+
+
+def _result(patterns: _Patterns, text: str) -> re.Match[str] | None:
+    """The number that is announced; where a sum is, the one after its last equals sign."""
+    found = _last(patterns.announced, text)
+    equation = _EQUATION.match(text, found.end()) if found else None
+    return (equation and patterns.number.match(text, equation.end())) or found
 
 
 def _plain(text: str) -> str:

@@ -16,13 +16,14 @@ _MAX_SCORES = 20_000
 
 @dataclass(frozen=True)
 class Split:
-    """A task's examples in parts that share no question.
+    """A task's examples in parts that share no question; those of public datasets are as published.
 
     Attributes:
         task: the task.
         train: examples to train on; empty for a task that is only scored.
         held_out: examples to score; empty for a task that is only trained on.
-        distinct: how many distinct questions there were to choose from.
+        distinct: how many distinct questions, or rows of a public dataset, there were to choose
+            from.
         validation: examples to choose a checkpoint by; may be empty.
         origin: for examples from a file, what is to be known of it; see `file_splits.split_file`.
     """

@@ -54,7 +54,8 @@ class FixedTemplate:
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """See `Template`."""
-        return self.space + answer
+        # The space before an answer that goes on a prompt has no place in a turn of its own.
+        return answer.lstrip(' ') if self.end_token else self.space + answer
 
     def end(self, tokenizer: Tokenizer) -> str | None:
         """See `Template`."""
@@ -79,7 +80,7 @@ class ChatTemplate:
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """See `Template`."""
-        return _chat(tokenizer).completion(question, answer)
+        return _chat(tokenizer).completion(question, answer.lstrip(' '))
 
     def end(self, tokenizer: Tokenizer) -> str | None:
         """See `Template`."""

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import textwrap
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ def humaneval_passes(
         limits: of the candidate, and of the test.
 
     Raises:
-        UserError, RuntimeError: the sandbox does not work, see `sandbox.protections`.
+        UserError, OSError: the sandbox does not work, see `sandbox.protections`.
     """
     limits = limits or sandbox.Limits()
     name = problem.entry_point
@@ -90,7 +89,7 @@ def humaneval_passes(
     ready, _, verdict = output.decode().partition('\n')
     if ready != roles.READY:
         status = f'status {candidate.returncode} and {examiner.returncode}'
-        raise RuntimeError(f'The sandbox did not start within {limits.wall_seconds} s ({status}).')
+        raise OSError(f'The sandbox did not start within {limits.wall_seconds} s ({status}).')
     if not verdict:
         return Outcome(False, 'no verdict in time')
     reason = json.loads(verdict)
@@ -123,7 +122,7 @@ def score_completions(
         For each problem, the outcomes of its completions.
 
     Raises:
-        UserError, RuntimeError: the sandbox does not work, see `sandbox.protections`.
+        UserError, OSError: the sandbox does not work, see `sandbox.protections`.
     """
     sandbox.protections()  # Fails here rather than in a thread.
     jobs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
@@ -154,12 +153,6 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise UserError(f'pass@{k} of {samples} samples is not defined: k must be 1 to {samples}.')
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def mean_pass_at_k(outcomes: Sequence[Sequence[Outcome]], k: int) -> float:
-    """`pass_at_k`, the mean over problems; the outcomes are those of `score_completions`."""
-    right = [sum(outcome.passed for outcome in group) for group in outcomes]
-    return statistics.fmean(map(pass_at_k, map(len, outcomes), right, itertools.repeat(k)))
 
 
 def cut_completion(problem: Problem, text: str) -> str:

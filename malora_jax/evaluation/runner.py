@@ -35,6 +35,8 @@ class Answer:
         answer: what the model said, or the option that it took.
         score: in [0, 1].
         more: other scores of the same answer, by name.
+        nats: of a question with options, minus the log-probability of the right one.
+        tokens: how many tokens that one has.
     """
 
     task: str
@@ -43,6 +45,8 @@ class Answer:
     answer: str
     score: float
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    nats: float | None = None
+    tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Examinee:
         tokenizer: of the model.
         template: around the questions, the one trained with.
         samples: programs for each question of a task that runs them.
-        temperature: of these samples, if there is more than one.
+        temperature: of these samples; 0 = the most probable tokens.
+        seed: of these samples.
     """
 
     generator: Generator
@@ -64,6 +69,7 @@ class Examinee:
     template: Template
     samples: int = 1
     temperature: float = 0.0
+    seed: int = 0
 
 
 def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: str) -> list[Answer]:
@@ -110,10 +116,13 @@ def mean_score(answers: Sequence[Answer]) -> float:
     return sum(answer.score for answer in answers) / len(answers)
 
 
-def more_scores(answers: Sequence[Answer]) -> dict[str, float]:
-    """The means of the other scores of one task's answers."""
-    names = answers[0].more
-    return {name: sum(a.more[name] for a in answers) / len(answers) for name in names}
+def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """The other scores of one task's answers: by name, their mean `score` and its `interval`."""
+    found = {}
+    for name in answers[0].more:
+        others = [dataclasses.replace(answer, score=answer.more[name]) for answer in answers]
+        found[name] = {'score': mean_score(others), 'interval': interval(others)}
+    return found
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
@@ -143,7 +152,8 @@ def _answer_task(examinee: Examinee, split: Split, description: str) -> list[Ans
         return _take_options(examinee, split, description)
     if split.task.scoring.rule == 'code':
         return _write_programs(examinee, split, description)
-    texts = [text.strip() for (text,) in _generate(examinee, split, description)]
+    stop = split.task.scoring.stop
+    texts = [text.strip() for (text,) in _generate(examinee, split, description, stop)]
     return [
         _answer(split, example, text, split.task.score(text, example))
         for example, text in zip(split.held_out, texts, strict=True)
@@ -169,17 +179,30 @@ def _take_options(examinee: Examinee, split: Split, description: str) -> list[An
     answers = []
     for example, of_question in zip(split.held_out, requests, strict=True):
         options = example.metadata['options']
-        nats = [next(found).log_probability for _ in of_question]
-        choice = choices.choose(nats, options)
+        likelihoods = [next(found) for _ in of_question]
+        choice = choices.choose([each.log_probability for each in likelihoods], options)
         scores = choices.choice_scores(choice, example.metadata)
-        answers.append(_answer(split, example, options[choice.raw], scores.pop('accuracy'), scores))
+        answer = _answer(split, example, options[choice.raw], scores.pop('accuracy'), scores)
+        right = likelihoods[example.metadata['label']]
+        answers.append(
+            dataclasses.replace(answer, nats=-right.log_probability, tokens=right.tokens)
+        )
     return answers
 
 
 def _write_programs(examinee: Examinee, split: Split, description: str) -> list[Answer]:
     """The score is pass@1; pass@k, where there are k samples, stands beside it."""
-    texts = _generate(examinee, split, description, examinee.samples, examinee.temperature)
+    # What ends a completed function may well stand in a chat's answer before it.
     in_chat = examinee.template.end(examinee.tokenizer) is not None
+    texts = _generate(
+        examinee,
+        split,
+        description,
+        () if in_chat else split.task.scoring.stop,
+        samples=examinee.samples,
+        temperature=examinee.temperature,
+        seed=examinee.seed,
+    )
     completion = code.chat_completion if in_chat else code.cut_completion
     problems = [
         code.Problem(e.question, e.metadata['test'], e.metadata['entry_point'])
@@ -200,9 +223,9 @@ def _write_programs(examinee: Examinee, split: Split, description: str) -> list[
 
 
 def _generate(
-    examinee: Examinee, split: Split, description: str, samples: int = 1, temperature: float = 0.0
+    examinee: Examinee, split: Split, description: str, stop: Sequence[str], **drawn: Any
 ) -> list[list[str]]:
-    """The texts that the model says to each held-out question."""
+    """The texts that the model says to each held-out question, drawn as `Generator.texts` does."""
     tokenizer, template = examinee.tokenizer, examinee.template
     prompts = [encode_prompt(tokenizer, template, example.question) for example in split.held_out]
     return examinee.generator.texts(
@@ -210,10 +233,9 @@ def _generate(
         prompts,
         tokenizer,
         limit=answer_limit(split, tokenizer, template),
-        stop=split.task.scoring.stop,
-        samples=samples,
-        temperature=temperature,
+        stop=stop,
         description=description,
+        **drawn,
     )
 
 

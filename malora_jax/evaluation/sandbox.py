@@ -98,7 +98,7 @@ def protections() -> Protections:
 
     Raises:
         UserError: this would run generated code as root without protection.
-        RuntimeError: confined processes do not work here.
+        OSError: confined processes do not work here.
     """
     layers = _layers()
     seccomp = 'seccomp' in layers
@@ -114,7 +114,7 @@ def _layers() -> tuple[str, ...]:
     with _started('probe', arguments, limits, (), (), stdout=pipe, stderr=pipe) as process:
         output, errors = process.communicate()
     if process.returncode:
-        raise RuntimeError(f'A confined process does not work here: {errors.decode()}')
+        raise OSError(f'A confined process does not work here: {errors.decode()}')
     layers = tuple(json.loads(output))
     if 'seccomp' not in layers and os.geteuid() == 0:
         raise UserError('This system cannot confine root: score generated code as another user.')
@@ -138,7 +138,7 @@ def confined(
         stdout: where its output goes, as for `subprocess.Popen`.
 
     Raises:
-        UserError, RuntimeError: as `protections`.
+        UserError, OSError: as `protections`.
     """
     arguments = {**arguments, 'channel': channel}
     return _started(role, arguments, limits, _layers(), (channel,), stdout, subprocess.DEVNULL)

@@ -23,6 +23,8 @@ from malora_jax.models.sampling import Draws, check_sampling, keys_of, sample
 
 # New tokens between two looks at the texts.
 STRIDE = 16
+# What the room for new tokens is a multiple of; generation is compiled once for each room.
+ROOM = 64
 
 
 class TextDecoder(Protocol):
@@ -64,7 +66,8 @@ class Generator:
         model: the decoder.
         end_id: the token after which an answer is over; it is not part of the answer.
         batch_size: B; the last batch is filled up with empty rows.
-        max_new_tokens: M.
+        max_new_tokens: the most new tokens; M is the limit of a call, rounded up to a multiple of
+            ROOM, if that is less.
         bucket: T is the longest prompt's length, rounded up to a multiple of this.
     """
 
@@ -198,9 +201,8 @@ class Generator:
     ) -> list[list[int]]:
         """Answers of at most B prompts."""
         end_id, until = jnp.int32(self.end_id), 0
-        state = _start(
-            self.model, self.max_new_tokens, variables, *self._pad(prompts), draws, end_id
-        )
+        room = min(self.max_new_tokens, -(-most // ROOM) * ROOM)
+        state = _start(self.model, room, variables, *self._pad(prompts), draws, end_id)
         while True:
             until = most if over is None else min(until + STRIDE, most)
             state = _extend(self.model, variables, state, draws, end_id, jnp.int32(until))

@@ -1,7 +1,7 @@
 """A run as frozen dataclasses: what a `ConfigDict` becomes at the entry, validated."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from malora_jax import data, errors
@@ -20,12 +20,13 @@ class DataConfig:
     Attributes:
         tasks: names of public datasets and in the task registry; may be () if there are files.
         weights: share of each task among the examples; () = by `size_exponent`.
-        size_exponent: the share of a task is proportional to its size to this power: 0 = all the
-            same, 1 = proportional, 1 / τ for what is called temperature τ.
+        size_exponent: the share of a task is proportional to its size to this power, 0 to 1: 0 =
+            all the same, 1 = proportional, 1 / τ for what is called temperature τ.
         template: name of the prompt template: 'chatml', 'plain', 'chat', the model's own, or
-            'bare', nothing around the question.
-        max_per_task: at most how many distinct questions of each task to train on; 0 = all. Of a
-            task whose examples are made rather than stored, just so many.
+            'bare', nothing around the whole prompts of public datasets.
+        max_per_task: at most how many distinct questions of each task, or rows of a public
+            dataset, to train on; 0 = all. Of a task whose examples are made rather than stored,
+            just so many.
         held_out: distinct questions of each task that are kept for scoring; of a public dataset
             with a test split, at most how many of it, and 0 = all.
         validation: distinct questions of each task, in neither of those, whose loss chooses the
@@ -33,7 +34,7 @@ class DataConfig:
         sequence_length: T, tokens of a packed row.
         truncate: whether examples that are longer are cut, as `data.encode_example` says, or
             refused.
-        workers: processes that read and tokenise; 0 = the one that trains.
+        workers: threads that read and tokenise ahead of the training; 0 = none.
         batch_size: B, rows that are computed together; a step has `training.accumulate` times as
             many.
         files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
@@ -86,19 +87,42 @@ class DataConfig:
             len(self.weights) in (0, len(names)) and all(w > 0 for w in self.weights),
             'data.weights',
             self.weights,
-            'empty, or one positive number a task',
+            f'empty, or one positive number a task ({", ".join(names)})',
         )
+        _require(
+            0 <= self.size_exponent <= (0 if self.weights else 1),
+            'data.size_exponent',
+            self.size_exponent,
+            '0 where data.weights are given' if self.weights else 'from 0 to 1',
+        )
+        for task in self.tasks:
+            check_task('data.tasks', task)
         made = [task for task in self.tasks if not data.is_benchmark(task)]
-        for task in made:
-            data.get_task(task)
         data.get_template(self.template)
+        self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
         least = 1 if made else 0
         _at_least(least, 'data', self, 'max_per_task')
         _at_least(1 if made or self.files else 0, 'data', self, 'held_out')
         _at_least(1, 'data', self, 'sequence_length', 'batch_size')
-        _at_least(0, 'data', self, 'validation', 'workers', 'size_exponent')
+        _at_least(0, 'data', self, 'validation', 'workers')
         data.check_sources(self.sources)
         data.benchmark_settings(self.form, self.task_settings)
+
+    def _check_template(self, asked: Collection[str], whole: Collection[str]) -> None:
+        """Checks that the template suits questions, and the whole prompts of public datasets."""
+        _require(
+            not asked or self.template != 'bare',
+            'data.template',
+            self.template,
+            "'plain', 'chatml' or 'chat', which tell a question from its answer, for "
+            f'{", ".join(asked)}',
+        )
+        _require(
+            not whole or self.template != 'plain',
+            'data.template',
+            self.template,
+            "'bare', 'chatml' or 'chat' for public datasets, whose prompts are whole",
+        )
 
     @property
     def file_tasks(self) -> list[data.FileTask]:
@@ -275,10 +299,19 @@ class RunConfig:
             self.data.validation,
             'at least 1 where training.evaluate_every is not 0',
         )
+        files = [task.name for task in self.data.file_tasks]
         for task in self.evaluation.tasks:
-            known = [*self.data.tasks, *(task.name for task in self.data.file_tasks)]
-            if task not in known and not data.is_benchmark(task):
-                raise errors.unknown_name('task in evaluation.tasks', task, known)
+            check_task('evaluation.tasks', task, files)
+        for task in data.benchmark_settings(self.data.form, self.data.task_settings):
+            if task not in self.benchmarks:
+                raise errors.unknown_name('dataset in data.task_settings', task, self.benchmarks)
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The public datasets that are trained on or scored."""
+        files = {task.name for task in self.data.file_tasks}
+        names = dict.fromkeys([*self.data.tasks, *self.evaluation.tasks])
+        return [name for name in names if name not in files and data.is_benchmark(name)]
 
     @property
     def title(self) -> str:
@@ -291,6 +324,22 @@ class RunConfig:
         ]
         settings = f' ({", ".join(changes)})' if changes else ''
         return f'{self.method}{settings} on {self.model.name}'
+
+
+def check_task(field: str, name: str, files: Collection[str] = ()) -> None:
+    """Checks the name of a task in a config.
+
+    Args:
+        field: where it stands.
+        name: of a public dataset or in the task registry.
+        files: names of the config's own files, which are known too.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    known = {*data.DATASETS, *data.task_names(), *files}
+    if name not in known:
+        raise errors.unknown_name(f'task in {field}', name, known)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ def prepare(config: Mapping[str, Any]) -> str:
         UserError: a mistake in the config, or a dataset that cannot be prepared.
     """
     run = run_config(config)
-    store, names = _store(run), _benchmarks(run)
+    store, names = _store(run), run.benchmarks
     if not names:
         return 'Nothing to prepare: this config names no public dataset.'
     lines = [_line(name, _prepared(store, name)) for name in names]
@@ -36,17 +36,12 @@ def data_digests(run: RunConfig) -> dict[str, Any]:
         UserError: a file is missing, or a dataset cannot be prepared.
     """
     store = _store(run)
-    locks = {name: _prepared(store, name)['sha256'] for name in _benchmarks(run)}
+    locks = {name: _prepared(store, name)['sha256'] for name in run.benchmarks}
     return data.file_digests(run.data.file_tasks) | locks
 
 
 def _store(run: RunConfig) -> data.Store:
     return data.open_store(run.data.directory, run.data.sources, run.data.skip_broken)
-
-
-def _benchmarks(run: RunConfig) -> list[str]:
-    names = dict.fromkeys([*run.data.tasks, *run.evaluation.tasks])
-    return [name for name in names if data.is_benchmark(name)]
 
 
 def _prepared(store: data.Store, name: str) -> dict[str, Any]:

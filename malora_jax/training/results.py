@@ -176,7 +176,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
         split.task_name: {
             **dataclasses.asdict(size),
             'epochs': last[f'examples/{split.task_name}'] / size.examples,
-            'distinct_questions': split.distinct,
+            'available': split.distinct,
             **split.origin,
         }
         for split, size in zip(setup.splits, setup.sizes, strict=True)

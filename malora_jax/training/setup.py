@@ -30,6 +30,7 @@ class Setup:
         model: the decoder with the adapter.
         splits: training and held-out examples of each task.
         sizes: of the training examples of each task.
+        held_out_length: positions of a row of held-out examples, which are never cut.
         template: the text around questions and answers.
     """
 
@@ -38,6 +39,7 @@ class Setup:
     model: Decoder
     splits: list[data.Split]
     sizes: list[data.Size]
+    held_out_length: int
     template: data.Template
 
     @property
@@ -91,21 +93,23 @@ class Setup:
             variables: the adapted model's collections, or None for the base alone.
         """
         model, variables = self._adapted_or_base(variables)
-        batches = self._batches([split.held_out for split in self.splits])
+        examples = [split.held_out for split in self.splits]
+        batches = self._batches(examples, self.held_out_length)
         return held_out_losses(model, variables, batches, len(self.splits))
 
     def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all validation examples, each once."""
-        return self._batches([split.validation for split in self.splits])
+        examples = [split.validation for split in self.splits]
+        return self._batches(examples, self.run.data.sequence_length)
 
     def _batches(
-        self, by_task: Sequence[Sequence[data.Example]]
+        self, by_task: Sequence[Sequence[data.Example]], length: int
     ) -> Iterator[dict[str, np.ndarray]]:
         return data.packed_batches(
             [(example, task) for task, examples in enumerate(by_task) for example in examples],
             self.base.tokenizer,
             self.template,
-            self.run.data.sequence_length,
+            length,
             self.run.data.batch_size,
             self.run.data.truncate,
         )
@@ -143,6 +147,7 @@ class Setup:
             self.template,
             evaluation.samples,
             evaluation.temperature,
+            self.run.seed,
         )
         return runner.answer_held_out(examinee, self.splits, description)
 
@@ -152,10 +157,10 @@ class Setup:
         if scoring.rule == 'likelihood':
             decoding: dict[str, Any] = {'normalized_by': 'characters of the option'}
         else:
-            sampled = scoring.rule == 'code' and evaluation.samples > 1
+            sampled = scoring.rule == 'code' and evaluation.temperature > 0
+            drawn = {'temperature': evaluation.temperature, 'samples': evaluation.samples}
             decoding = {
-                'decoding': f'{evaluation.samples} samples' if sampled else 'greedy',
-                'temperature': evaluation.temperature if sampled else 0.0,
+                **({'decoding': 'sampled', **drawn} if sampled else {'decoding': 'greedy'}),
                 'max_new_tokens': runner.answer_limit(split, self.base.tokenizer, self.template),
                 'stop': scoring.stop,
             }
@@ -165,12 +170,9 @@ class Setup:
             'template': self.template.name,
             'shots': scoring.shots,
             **decoding,
-            **(
-                {'sandbox': dataclasses.asdict(sandbox.protections())}
-                if scoring.rule == 'code'
-                else {}
-            ),
-        }
+        } | (
+            {'sandbox': dataclasses.asdict(sandbox.protections())} if scoring.rule == 'code' else {}
+        )
 
     def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
         if variables:
@@ -191,8 +193,9 @@ def build(run: RunConfig) -> Setup:
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
     sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
+    length = max(_held_out_length(run, split, base.tokenizer, template) for split in splits)
     model = Decoder(run.model, run.adapter, run.training.remat)
-    return Setup(run, base, model, splits, sizes, template)
+    return Setup(run, base, model, splits, sizes, length, template)
 
 
 def _check_answers_fit(
@@ -212,7 +215,7 @@ def _check_answers_fit(
 def _measured(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> data.Size:
-    """The size of a task's training examples; the kept ones have to fit too."""
+    """The size of a task's training examples; those for validation have to fit too."""
     size = functools.partial(
         data.measure_examples,
         split.task_name,
@@ -221,35 +224,57 @@ def _measured(
         sequence_length=run.data.sequence_length,
         truncate=run.data.truncate,
     )
-    size([*split.held_out, *split.validation])
+    size(split.validation)
     return size(split.train)
+
+
+def _held_out_length(
+    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
+) -> int:
+    """Positions for the longest held-out example of a task, shots included, or a training row."""
+    name, context = split.task_name, run.model.context
+    size = data.measure_examples(name, split.held_out, tokenizer, template, context, truncate=True)
+    if size.truncated:
+        raise errors.UserError(
+            f'Task {name!r}: {size.truncated:,} held-out questions with their answers take more '
+            f'than the context of {run.model.name}, {context} tokens, such as {size.longest}: give '
+            'them fewer shots, or take a model with a longer context.'
+        )
+    return max(run.data.sequence_length, size.longest)
 
 
 def _split(run: RunConfig) -> list[data.Split]:
     """The examples of all tasks that are trained on or scored, those of files last."""
-    names = dict.fromkeys([*run.data.tasks, *run.evaluation.tasks])
-    files = [task for task in run.data.file_tasks]
-    splits = [_split_named(run, name) for name in names if name not in {f.name for f in files}]
-    splits += [data.split_file(task, *_sizes(run)) for task in files]
+    files, section = run.data.file_tasks, run.data
+    names = dict.fromkeys([*section.tasks, *run.evaluation.tasks])
+    made = [name for name in names if name not in {*run.benchmarks, *(f.name for f in files)}]
+    own = [data.split_task(data.get_task(name), *_sizes(run)) for name in made]
+    own += [data.split_file(task, *_sizes(run)) for task in files]
     if files:
-        splits = data.without_kept_questions(splits)
-    return [
-        split if _is_scored(run, split.task_name) else dataclasses.replace(split, held_out=[])
-        for split in splits
+        own = data.without_kept_questions(own)
+    trained = {*section.tasks, *(task.name for task in files)}
+    own = [
+        dataclasses.replace(
+            split,
+            train=split.train if split.task_name in trained else [],
+            held_out=split.held_out if _is_scored(run, split.task_name) else [],
+        )
+        for split in own
     ]
-
-
-def _split_named(run: RunConfig, name: str) -> data.Split:
-    if not data.is_benchmark(name):
-        return data.split_task(data.get_task(name), *_sizes(run))
-    section = run.data
-    return data.split_benchmark(
-        data.benchmark(name, section.form, section.task_settings),
-        data.open_store(section.directory, section.sources, section.skip_broken),
-        *_sizes(run),
-        trained=name in section.tasks,
-        scored=_is_scored(run, name),
-    )
+    # These stay as they were published, even where training and test questions look alike.
+    store = data.open_store(section.directory, section.sources, section.skip_broken)
+    public = [
+        data.split_benchmark(
+            data.benchmark(name, section.form, section.task_settings),
+            store,
+            *_sizes(run),
+            trained=name in section.tasks,
+            scored=_is_scored(run, name),
+        )
+        for name in run.benchmarks
+    ]
+    by_name = {split.task_name: split for split in [*own, *public]}
+    return [by_name[name] for name in dict.fromkeys([*names, *by_name])]
 
 
 def _sizes(run: RunConfig) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -37,24 +37,36 @@ def write_run(
     questions: str = 'What is {}?',
     scoring: str = 'likelihood',
     before: int = 10,
+    nats: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """A finished run that answers the first `right` of 40 questions of each task."""
+    """A finished run that answers the first `right` of 40 questions of each task.
+
+    With `nats`, the right options of these tasks have 1, 3, 1, 3, ... tokens and, before, 8 nats.
+    """
     directory.mkdir(parents=True)
     config.seed = seed
     tasks = config.evaluation.tasks
     right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
 
-    def write_answers(when: str, right: Mapping[str, int]) -> None:
+    nats = nats or {}
+
+    def write_answers(when: str, right: Mapping[str, int], nats) -> None:
         rows = [
-            {'task': task, 'question': questions.format(q), 'score': float(q < right[task])}
+            {
+                'task': task,
+                'question': questions.format(q),
+                'score': float(q < right[task]),
+                'nats': nats[task][q] if task in nats else None,
+                'tokens': 1 + q % 2 * 2 if task in nats else None,
+            }
             for task in tasks
             for q in range(QUESTIONS)
         ]
         lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
         (directory / f'answers_{when}.jsonl').write_text(lines)
 
-    write_answers('before', dict.fromkeys(tasks, before))
-    write_answers('after', right)
+    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(nats, [8.0] * QUESTIONS))
+    write_answers('after', right, nats)
     (directory / 'config.json').write_text(json.dumps(config.to_dict()))
     results = {
         'model': config.model.name,
@@ -113,7 +125,7 @@ def refused(table: str, directory: pathlib.Path) -> str:
     return str(caught.value).replace(str(directory), 'DIR')
 
 
-AVERAGES, ALONE = '## What the averages', '## What each task'
+AVERAGES, LOSSES, ALONE = '## What the averages', '## What the answer', '## What each task'
 
 
 # Scores.
@@ -152,11 +164,8 @@ def test_seeds_are_averaged(tmp_path):
     assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
     assert [cell.split()[0] for cell in rows['MALoRA']] == ['62.5'] * 6
     # Losses are 1 to 5 and 2 to 6.
-    assert rows_of(text, AVERAGES)['MALoRA'][:3] == [
-        '1,234,567 (2.1%)',
-        '3.500',
-        '0: 50.0, 7: 75.0',
-    ]
+    assert rows_of(text, LOSSES)['MALoRA'] == ['3.500']
+    assert rows_of(text, AVERAGES)['MALoRA'] == ['1,234,567 (2.1%)', '0: 50.0, 7: 75.0']
 
 
 def test_the_rows_of_single_tasks_are_put_together(tmp_path):
@@ -167,7 +176,7 @@ def test_the_rows_of_single_tasks_are_put_together(tmp_path):
     text = make_table('table2', tmp_path, tmp_path)
     cells = rows_of(text)['`malora_single`']
     assert [cell.split()[0] for cell in cells] == ['10.0', '20.0', '30.0', '40.0', '50.0', '30.0']
-    assert rows_of(text, AVERAGES)['`malora_single`'][2] == '1: 30.0'
+    assert rows_of(text, AVERAGES)['`malora_single`'][1] == '1: 30.0'
 
 
 def test_an_average_needs_all_tasks(tmp_path):
@@ -176,7 +185,8 @@ def test_an_average_needs_all_tasks(tmp_path):
     text = make_table('table2', tmp_path, tmp_path)
     cells = rows_of(text)['`lora_single`']
     assert [cell.split()[0] for cell in cells] == ['–', '–', '75.0', '–', '–', '–']
-    assert rows_of(text, AVERAGES)['`lora_single`'][1:] == ['–', '–', '–', '–']
+    assert rows_of(text, AVERAGES)['`lora_single`'][1:] == ['–', '–', '–']
+    assert rows_of(text, LOSSES)['`lora_single`'] == ['–']
 
 
 # Differences.
@@ -188,16 +198,16 @@ def test_differences_to_lora_and_molora(tmp_path):
     write_run(tmp_path / 'malora', small('malora'), 40, before=40)
     rows = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)
     none = '+0.0 [+0.0, +0.0], not distinguishable'
-    assert rows['LoRA'][3:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
-    assert rows['MoLoRA'][3:] == ['+100.0 [+100.0, +100.0]', '*+1.21*', '–', '–']
-    assert rows['MALoRA'][3:] == ['+100.0 [+100.0, +100.0]', '*+1.99*', none, '*+0.78*']
+    assert rows['LoRA'][2:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
+    assert rows['MoLoRA'][2:] == ['+100.0 [+100.0, +100.0]', '*+1.21*', '–', '–']
+    assert rows['MALoRA'][2:] == ['+100.0 [+100.0, +100.0]', '*+1.99*', none, '*+0.78*']
 
 
 def test_differences_are_paired(tmp_path):
     """MALoRA knows what LoRA knows and a few more: apart, their intervals overlap widely."""
     write_run(tmp_path / 'lora', small('lora'), 20)
     write_run(tmp_path / 'malora', small('malora'), 23)
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][3]
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][2]
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     assert mean == 7.5 and 0 < low < mean < high
     assert 'distinguishable' not in cell
@@ -206,8 +216,74 @@ def test_differences_are_paired(tmp_path):
 def test_one_question_makes_no_difference(tmp_path):
     write_run(tmp_path / 'lora', small('lora'), 20)
     write_run(tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 20), 'piqa': 21})
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][3]
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][2]
     assert cell == '+0.5 [+0.0, +1.5], not distinguishable'
+
+
+def same_nats(value: float, tasks=TASKS) -> dict[str, list[float]]:
+    return {task: [value] * QUESTIONS for task in tasks}
+
+
+def test_a_loss_is_all_nats_by_all_tokens(tmp_path):
+    """One question in two has 1 nat for its token, the other 9 for its three; seeds differ."""
+    one = dict.fromkeys(TASKS, [1.0, 9.0] * (QUESTIONS // 2))
+    write_run(tmp_path / 'lora-0', small('lora'), 20, nats=same_nats(4.0))
+    write_run(tmp_path / 'malora-0', small('malora'), 20, seed=0, nats=one)
+    write_run(tmp_path / 'malora-1', small('malora'), 20, seed=1, nats=same_nats(2.0))
+    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
+    assert rows['LoRA'] == ['2.000', '–']
+    # (20 · 1 + 20 · 9) / 80 = 2.5 and 80 / 80 = 1; not the mean of ratios, 2 and 4/3.
+    loss, change = rows['MALoRA']
+    assert loss == '1.750'
+    mean, low, high = map(float, re.findall(r'[+-][\d.]+', change))
+    # By question the seeds' mean is 0.75 or 2.75: a deviation of 1 over 200 questions.
+    half = stats.norm.ppf(0.975) / (QUESTIONS * len(TASKS)) ** 0.5
+    assert mean == -0.25
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.006)
+    assert rows['base'] == ['4.000', '+2.000 [+2.000, +2.000]']
+
+
+def test_differences_of_losses_are_paired(tmp_path):
+    """Questions cost 0 to 39 nats, and all a quarter less with MALoRA: there is no doubt."""
+    for name, less in (('lora', 0.0), ('molora', 0.0), ('malora', 0.25)):
+        nats = {task: [q - less for q in range(QUESTIONS)] for task in TASKS}
+        write_run(tmp_path / name, small(name), 20, nats=nats)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
+    same, lower = '+0.000 [+0.000, +0.000], not distinguishable', '-0.125 [-0.125, -0.125]'
+    assert rows['LoRA'] == ['9.750', '–', same]
+    assert rows['MoLoRA'] == ['9.750', same, '–']
+    assert rows['MALoRA'] == ['9.625', lower, lower]
+
+
+def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
+    """Of each task's questions one half is 1 nat above LoRA, the other below: binomial."""
+    nats = dict.fromkeys(TASKS, [3.0, 1.0] * (QUESTIONS // 2))
+    write_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
+    write_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)['MALoRA'][1]
+    mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
+    questions = QUESTIONS * len(TASKS)
+    expected = stats.binom.ppf([0.025, 0.975], questions, 0.5) / questions
+    assert mean == 0 and cell.endswith('], not distinguishable')
+    np.testing.assert_allclose([low, high], expected - 0.5, atol=0.006)
+
+
+@pytest.mark.parametrize(
+    ('nats', 'loss'),
+    [
+        (None, '5.000'),
+        (same_nats(2.0, TASKS[1:]), '1.400'),
+        (same_nats(2.0) | {TASKS[2]: [None] + [2.0] * (QUESTIONS - 1)}, '1.800'),
+    ],
+)
+def test_without_all_nats_losses_have_no_difference(tmp_path, nats, loss):
+    """By results.json the tasks have 3 to 7 nats per token; by the answers, where whole, 1."""
+    write_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
+    write_run(tmp_path / 'molora', small('molora'), 20, nats=same_nats(2.0))
+    write_run(tmp_path / 'malora', small('malora'), 20, loss=3.0, nats=nats)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
+    assert rows['MALoRA'] == [loss, '–', '–']
+    assert rows['MoLoRA'] == ['1.000', '+0.000 [+0.000, +0.000], not distinguishable', '–']
 
 
 def test_the_seesaw(tmp_path):
@@ -352,6 +428,22 @@ def test_what_is_no_other_seed_of_a_run_is_refused(tmp_path, changes, message):
     config.training.steps = changes.pop('steps', config.training.steps)
     write_run(tmp_path / 'b', config, 20, **changes)
     assert refused('table2', tmp_path).startswith(message)
+
+
+def test_single_tasks_are_trained_alike(tmp_path):
+    for number, task in enumerate(TASKS):
+        config = small(f'lora,task={task}')
+        config.data.weights = (1.0 + number,)
+        config.data.task_settings = (f'{task}.form=sectioned',)
+        write_run(tmp_path / f'lora-{task}', config, {task: 20}, seed=number)
+    assert '`lora_single`' in rows_of(make_table('table2', tmp_path, tmp_path / 'out'))
+    config = small('lora,task=boolq')
+    config.optimizer.learning_rate = 0.002
+    write_run(tmp_path / 'lora-boolq-seed5', config, {'boolq': 20}, seed=5)
+    assert refused('table2', tmp_path) == (
+        'The runs lora-piqa and lora-boolq-seed5 in DIR are of one row but differ in '
+        'optimizer.learning_rate: move one of them away.'
+    )
 
 
 def test_single_tasks_are_asked_the_same_questions(tmp_path):

@@ -216,14 +216,14 @@ def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
 def test_what_is_told_of_a_split():
     write([*numbered(3_000), ('q1', 'a1')])
     split = split_file(TASK, 0, 0, 8)
-    assert describe_split(split, Size(2_992, 12_345, 678, 0)) == (
+    assert describe_split(split, Size(2_992, 12_345, 678, 0, 90)) == (
         'mine: 3,001 rows of a.tsv, 1 exact duplicates dropped, 2,992 examples of 12,345 tokens to '
         'train on, 8 questions held out.'
     )
     write(numbered(9, start=3_000), 't.tsv')
     tested = split_file(TESTED, 0, 0, 8, 4)
     shared = dataclasses.replace(tested, origin={**tested.origin, 'dropped_shared': 7})
-    assert describe_split(shared, Size(2_996, 23_456, 789, 2)) == (
+    assert describe_split(shared, Size(2_996, 23_456, 789, 2, 90)) == (
         'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 held out in '
         'another task dropped, 2,996 examples of 23,456 tokens to train on, 2 of them truncated, 4 '
         'questions for validation, 8 questions held out.'

@@ -15,7 +15,7 @@ def example(length: int, answer: str = 'a', **metadata) -> Example:
 def test_all_are_measured(tokenizer, capfd):
     found = measure_examples('mine', [example(1, 'bc'), example(2)], tokenizer, PLAIN, 64)
     # The space before an answer belongs to it; the token that ends it is a target and no input.
-    assert found == Size(2, 2 * FRAME + 3 + 3, 4 + 3, 0)
+    assert found == Size(2, 2 * FRAME + 3 + 3, 4 + 3, 0, FRAME + 3)
     assert capfd.readouterr() == ('', '')
 
 
@@ -31,6 +31,7 @@ def test_what_is_measured_is_what_is_encoded(bos_id):
     assert found.answer_tokens == sum(e['loss_mask'].sum() for e in encoded)
     start = FRAME + (bos_id is not None)
     assert found.truncated == sum(q + a + start > 64 for q, a in lengths) > 0
+    assert found.longest == 600 + start
 
 
 def test_those_that_do_not_fit_are_counted_and_the_length_named_would_do(tokenizer):

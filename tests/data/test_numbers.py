@@ -208,3 +208,20 @@ def test_every_text_is_read(text, language):
 def test_an_unknown_language():
     with pytest.raises(UserError, match=r"Unknown language of numbers 'fre': did you mean fr?"):
         final_number('18', 'fre')
+
+
+@pytest.mark.parametrize(
+    ('text', 'number'),
+    [
+        ('The answer is 3*4 = 12', 12),
+        ('The final answer is 20 - 5 = 15.', 15),
+        ('The answer is $1,200 / 4 = $300, as 300 * 4 = 1200', 300),
+        ('The answer is 2 + 2 = 1 + 3 = 4', 4),
+        ('The answer is 7. 3 + 4 = 8 is wrong', 7),
+        ('The answer is 7\n= 9', 7),
+        ('The answer is 5 = five', 5),
+        ('The answer is 6 apples = 2 bags', 6),
+    ],
+)
+def test_of_a_sum_the_result_counts(text, number):
+    assert final_number(text) == number

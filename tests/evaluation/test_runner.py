@@ -72,7 +72,6 @@ class Scripted:
         return [self.says[text] for text in texts]
 
 
-GREEDY = {'samples': 1, 'temperature': 0.0}
 SPLITS = [
     Split(EXACT, [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
     Split(NUMBER, [Example('trained on only', '1', {})], [], 1000),
@@ -106,7 +105,7 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
     ask(generator, SPLITS)
     prompts = list(SAYS)
     # The longest answer with the space before it, and four more.
-    first, second = ({'limit': n + 4, 'stop': (), **GREEDY} for n in (6, 3))
+    first, second = ({'limit': n + 4, 'stop': ()} for n in (6, 3))
     assert generator.asked == [(prompts[:2], first), (prompts[2:4], second)]
 
 
@@ -114,7 +113,7 @@ def test_a_task_may_set_its_own_limit_and_stops():
     generator = Scripted(SAYS)
     (answer,) = ask(generator, [Split(NUMBER, [], [Example('e?', ' 5', {})], 1)])
     assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0)
-    assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',), **GREEDY}
+    assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',)}
 
 
 def test_options_are_taken_by_their_likelihood(monkeypatch):
@@ -131,7 +130,7 @@ def test_options_are_taken_by_their_likelihood(monkeypatch):
         assert batch_size * bucket == 8 * 16
         pairs = [(bytes(c).decode(), bytes(o).decode()) for c, o in requests]
         asked.extend(pairs)
-        return [Likelihood(nats[option], 1, False) for _, option in pairs]
+        return [Likelihood(nats[option], len(option), False) for _, option in pairs]
 
     monkeypatch.setattr(runner, 'log_likelihoods', log_likelihoods)
     bare = get_template('bare')
@@ -139,8 +138,8 @@ def test_options_are_taken_by_their_likelihood(monkeypatch):
     assert asked == [(e.question, o) for e in questions for o in e.metadata['options']]
     name = 'runner_options'
     assert found == [
-        Answer(name, 'x?', ' ab', ' ab', 1.0, {'accuracy_normalized': 0.0}),
-        Answer(name, 'y?', ' c', ' b', 0.0, {'accuracy_normalized': 0.0}),
+        Answer(name, 'x?', ' ab', ' ab', 1.0, {'accuracy_normalized': 0.0}, 2.0, 3),
+        Answer(name, 'y?', ' c', ' b', 0.0, {'accuracy_normalized': 0.0}, 1.0, 2),
     ]
 
 
@@ -161,10 +160,13 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
     shown = template.prompt(ByteTokenizer(), prompt)
     generator = Scripted({shown: [said] * 4})
     (answer,) = ask(
-        generator, [Split(CODE, [], [example], 1)], template, samples=4, temperature=0.8
+        generator, [Split(CODE, [], [example], 1)], template, samples=4, temperature=0.8, seed=3
     )
-    assert generator.asked[0][1]['samples'] == 4
-    assert generator.asked[0][1]['temperature'] == 0.8
+    assert generator.asked[0][1] == {
+        **{'samples': 4, 'temperature': 0.8, 'seed': 3, 'limit': 50},
+        # In a chat's answer, a definition may follow another, or an import, or a sentence.
+        'stop': () if template.name == 'chatml' else ('\ndef',),
+    }
     assert (answer.score, answer.more) == (0.5, {'pass@4': 1.0})
     ((problem, programs),) = ran
     assert (problem.prompt, problem.test, problem.entry_point) == (prompt, 'check', 'one')
@@ -177,7 +179,9 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
 def test_means_and_intervals():
     binary = [Answer('t', 'q', 'e', 'a', s, {'n': s / 2}) for s in (1.0, 0.0, 1.0, 1.0)]
     assert runner.mean_score(binary) == 0.75
-    assert runner.more_scores(binary) == {'n': 0.375}
+    (more,) = runner.more_scores(binary).values()
+    assert more['score'] == 0.375
+    assert more['interval'][0] < 0.375 < more['interval'][1]
     # Wilson's interval of 3 in 4, by its formula.
     z = 1.959963984540054
     middle = (0.75 + z**2 / 8) / (1 + z**2 / 4)

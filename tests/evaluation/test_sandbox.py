@@ -325,10 +325,10 @@ def test_the_least_memory_is_enough():
 
 
 def test_a_sandbox_that_does_not_start_is_no_failure_of_the_candidate(monkeypatch):
-    with pytest.raises(RuntimeError, match='did not start within'):
+    with pytest.raises(OSError, match='did not start within'):
         run('return 2 * x', limits=sandbox.Limits(wall_seconds=0.001))
     monkeypatch.setattr(sandbox, '_START', 'raise SystemExit("broken")')
-    with pytest.raises(RuntimeError, match='does not work here: broken'):
+    with pytest.raises(OSError, match='does not work here: broken'):
         sandbox._layers.__wrapped__()
 
 

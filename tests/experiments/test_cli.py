@@ -104,7 +104,7 @@ def test_unknown_task(tmp_path):
     line = mistake(
         'train', *SMALL, "--config.data.tasks=('chain_sun',)", f'--workdir={tmp_path / "run"}'
     )
-    assert line == "Unknown task 'chain_sun': did you mean chain_sum or decimal_chain_sum?"
+    assert line.startswith("Unknown task in data.tasks 'chain_sun': did you mean chain_sum or ")
 
 
 def test_missing_weights(tmp_path):

@@ -53,6 +53,7 @@ COUNTS = [
 ]
 
 
+TASKS = ', '.join(plain()['data']['tasks'])
 RATE = 'positive; adapter.frozen names the leaves that do not train'
 
 
@@ -96,11 +97,11 @@ def test_must_be_a_whole_number(field, value, right):
         ('adapter.targets', (1,), 'a tuple, each item text in quotes'),
         ('adapter.targets', (), 'at least one linear'),
         ('adapter.frozen', ('router', 'shared_down', 'core', 'up'), 'short of every leaf'),
-        ('data.weights', (1.0,), 'empty, or one positive number a task'),
+        ('data.weights', (1.0,), f'empty, or one positive number a task ({TASKS})'),
         (
             'data.weights',
             (1.0, 1.0, 0.0, 1.0, 1.0, 1.0),
-            'empty, or one positive number a task',
+            f'empty, or one positive number a task ({TASKS})',
         ),
         ('data.sequence_length', 8193, 'at most the context of smollm2-135m, 8192'),
         ('model.weights', 3, 'text in quotes'),
@@ -152,7 +153,11 @@ def test_choosing_a_checkpoint_needs_examples_to_choose_by():
         ('model.widht', 3, "Unknown field of model 'widht'"),
         ('method', 'malroa', "Unknown method 'malroa': did you mean malora"),
         ('data.template', 'chatm', "Unknown template 'chatm': did you mean chatml"),
-        ('data.tasks', ('chain_sun',), "Unknown task 'chain_sun': did you mean chain_sum"),
+        (
+            'data.tasks',
+            ('chain_sun',),
+            "Unknown task in data.tasks 'chain_sun': did you mean chain_sum",
+        ),
         (
             'adapter.frozen',
             ('down',),
@@ -207,7 +212,8 @@ FILES = ('help=a.jsonl', 'b.csv')
         ({'files': ('gcd=a.csv',)}, "data.tasks and data.files name 'gcd' twice."),
         (
             {'files': FILES, 'weights': (1.0, 1.0)},
-            'data.weights is (1.0, 1.0); it must be empty, or one positive number a task.',
+            'data.weights is (1.0, 1.0); it must be empty, or one positive number a task '
+            '(gcd, help, b).',
         ),
         (
             {'files': FILES, 'max_per_task': 0},
@@ -309,3 +315,66 @@ def test_title_tells_what_differs_from_the_named_method():
     assert run_config(plain()).title == 'malora on smollm2-135m'
     title = run_config(changed('adapter.dropout', 0.1)).title
     assert title == 'malora (dropout=0.1) on smollm2-135m'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'text'),
+    [
+        (
+            {'tasks': ('boolqq',)},
+            "Unknown task in data.tasks 'boolqq': did you mean boolq or openbookqa?",
+        ),
+        (
+            {'tasks': ('boolq', 'gcd'), 'template': 'bare'},
+            "data.template is 'bare'; it must be 'plain', 'chatml' or 'chat', which tell a "
+            'question from its answer, for gcd.',
+        ),
+        (
+            {'tasks': ('boolq',), 'template': 'plain'},
+            "data.template is 'plain'; it must be 'bare', 'chatml' or 'chat' for public datasets, "
+            'whose prompts are whole.',
+        ),
+        (
+            {'tasks': ('boolq',), 'task_settings': ('gsm8k.shots=0',)},
+            "Unknown dataset in data.task_settings 'gsm8k': known are boolq.",
+        ),
+        ({'size_exponent': 1.5}, 'data.size_exponent is 1.5; it must be from 0 to 1.'),
+        (
+            {'tasks': ('gcd', 'boolq'), 'weights': (1.0, 2.0), 'size_exponent': 1.0},
+            'data.size_exponent is 1.0; it must be 0 where data.weights are given.',
+        ),
+    ],
+)
+def test_mistakes_in_public_datasets(changes, text):
+    config = plain()
+    config['data'] |= changes
+    assert message(config) == text
+
+
+def test_mistakes_in_what_is_scored():
+    config = plain()
+    config['evaluation']['tasks'] = ('gsm8',)
+    assert message(config).startswith("Unknown task in evaluation.tasks 'gsm8': did you mean gsm8k")
+    config['evaluation'] |= {'tasks': ('gsm8k', 'chain_sum'), 'samples': 4}
+    assert message(config) == (
+        'evaluation.temperature is 0.0; it must be positive where evaluation.samples is more than '
+        '1.'
+    )
+    config['evaluation']['samples'] = 1
+    assert run_config(config).benchmarks == ['gsm8k']
+    # A file may have a dataset's name, which then means the file.
+    config['data']['files'] = ('gsm8k=mine.jsonl',)
+    assert run_config(config).benchmarks == []
+
+
+@pytest.mark.parametrize('arg', ['lora,', 'lora,task=', 'lora,boolq', 'lora,task'])
+def test_an_argument_that_is_no_task_is_refused(arg):
+    with pytest.raises(UserError, match=r'must be task=NAME, such as :lora,task=gsm8k\.$'):
+        importlib.import_module('configs.intra_domain').get_config(arg)
+
+
+def test_one_task_alone():
+    config = importlib.import_module('configs.inter_domain').get_config('lora,task=arc_easy')
+    assert (config.data.tasks, config.evaluation.tasks) == (('alpaca_gpt4',), ('arc_easy',))
+    with pytest.raises(UserError, match=r"^Unknown task 'metamathqa'"):
+        importlib.import_module('configs.inter_domain').get_config('lora,task=metamathqa')
