@@ -9,8 +9,8 @@ WORKDIR ?= runs/quickstart
 ARGS ?=
 
 # Tests of whole runs, many of them in processes of their own.
-RUNS := tests/experiments tests/training/test_loop.py tests/training/test_epochs.py tests/training/test_validation.py \
-  tests/data/test_workers.py
+RUNS := tests/experiments tests/training/test_loop.py tests/training/test_epochs.py \
+  tests/training/test_validation.py tests/training/test_public_run.py tests/evaluation/test_harness.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: setup train test test-runs lint format clean

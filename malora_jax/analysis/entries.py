@@ -49,9 +49,11 @@ class Entry:
         runs: what it is made from: a run for each seed, and for each task if alone; the base model
             has none.
         scores: of each task that is scored, (S, Q).
-        losses: of each task, in nats per token of the right answers, the mean over seeds.
-        question_losses: of each task whose answers all say how likely the right one was, (S, Q)
-            with that mean: the nats of a question by the tokens that its task's have on average.
+        losses: of each task, in nats per answer token and the one that ends it, the mean over
+            seeds.
+        option_losses: of each task whose answers all have the nats of the right option, (S, Q): by
+            the tokens that it has on average, so that a run's mean is all nats by all tokens.
+            Nothing ends an option, which `losses` are not to be compared with.
         paper: the paper's row, if it has one.
     """
 
@@ -60,7 +62,7 @@ class Entry:
     runs: Sequence[Run]
     scores: Mapping[str, np.ndarray]
     losses: Mapping[str, float]
-    question_losses: Mapping[str, np.ndarray]
+    option_losses: Mapping[str, np.ndarray]
     paper: Row | None
 
     @property
@@ -98,8 +100,14 @@ class Entry:
         return mean, average_interval(self.scores)
 
     def average_loss(self) -> float | None:
-        """The mean over tasks, in nats per token of the right answers."""
+        """The mean over tasks, in nats per token."""
         return sum(self.losses.values()) / len(self.tasks) if self.is_whole else None
+
+    def average_option_loss(self) -> float | None:
+        """The mean over tasks, in nats per token, if all have it."""
+        if self.option_losses.keys() != {*self.tasks}:
+            return None
+        return float(np.mean([losses.mean() for losses in self.option_losses.values()]))
 
     def average_by_seed(self) -> dict[int, float]:
         """The mean over tasks of each seed that every task has."""
@@ -119,11 +127,11 @@ class Entry:
             return None
         return paired_bootstrap(self.scores, other.scores)
 
-    def loss_change_from(self, other: 'Entry') -> Difference | None:
-        """By how much the average loss differs, if every answer of both says its own."""
-        if not {*self.tasks} == self.question_losses.keys() == other.question_losses.keys():
+    def option_loss_change_from(self, other: 'Entry') -> Difference | None:
+        """By how much the average loss of the right options differs from another row's."""
+        if not {*self.tasks} == self.option_losses.keys() == other.option_losses.keys():
             return None
-        return paired_bootstrap(self.question_losses, other.question_losses)
+        return paired_bootstrap(self.option_losses, other.option_losses)
 
     def changes_from(self, other: 'Entry') -> dict[str, Difference]:
         """By how much each task that both have differs from another row's."""
@@ -205,53 +213,52 @@ def _entry(table: Table, name: str, runs: Sequence[Run]) -> Entry:
         for task, result in run.results['tasks'].items():
             answers.setdefault(task, []).append(_of_task(run.after, task))
             losses.setdefault(task, []).append(result['loss_after'])
-    label = row.label if row else f'`{name}`'
-    return Entry(label, table.tasks, runs, *_measures(table, answers, losses), row)
+    return Entry(
+        row.label if row else f'`{name}`',
+        table.tasks,
+        runs,
+        {task: _scores(answers[task]) for task in table.tasks if task in answers},
+        {task: sum(of_task) / len(of_task) for task, of_task in losses.items()},
+        _option_losses(answers),
+        row,
+    )
 
 
 def _base_entry(table: Table, runs: Sequence[Run]) -> Entry:
     """What the runs began with, which is the same for all."""
     asked = {task: run for run in reversed(runs) for task in run.results['tasks']}
     answers = {task: [_of_task(run.before, task)] for task, run in asked.items()}
-    losses = {task: [run.results['tasks'][task]['loss_before']] for task, run in asked.items()}
-    return Entry(BASE, table.tasks, (), *_measures(table, answers, losses), table.rows.get(BASE))
+    return Entry(
+        BASE,
+        table.tasks,
+        (),
+        {task: _scores(answers[task]) for task in table.tasks if task in answers},
+        {task: run.results['tasks'][task]['loss_before'] for task, run in asked.items()},
+        _option_losses(answers),
+        table.rows.get(BASE),
+    )
 
 
 def _of_task(answers: _Answers, task: str) -> _Answers:
     return [answer for answer in answers if answer['task'] == task]
 
 
-def _measures(
-    table: Table, answers: Mapping[str, Sequence[_Answers]], losses: Mapping[str, Sequence[float]]
-) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, np.ndarray]]:
-    """`scores`, `losses` and `question_losses` of an entry.
-
-    Args:
-        table: whose columns they are.
-        answers: of each task, those of each run.
-        losses: of each task, that of each run, where the answers have none.
-    """
-    tasks = [task for task in table.tasks if task in answers]
-    scores = {
-        task: np.array([[answer['score'] for answer in of_run] for of_run in answers[task]])
-        for task in tasks
-    }
-    by_question = {
-        task: _question_losses(answers[task])
-        for task in tasks
-        if all(answer.get('nats') is not None for of_run in answers[task] for answer in of_run)
-    }
-    mean = {task: float(np.mean(by_question.get(task, losses[task]))) for task in tasks}
-    return scores, mean, by_question
+def _scores(answers: Sequence[_Answers]) -> np.ndarray:
+    """(S, Q): from the answers of S runs."""
+    return np.array([[answer['score'] for answer in of_run] for of_run in answers])
 
 
-def _question_losses(answers: Sequence[_Answers]) -> np.ndarray:
-    """(S, Q): so scaled that a run's mean is all its nats by all its tokens."""
-    nats_SQ, tokens_SQ = (
-        np.array([[answer[field] for answer in of_run] for of_run in answers], np.float64)
-        for field in ('nats', 'tokens')
-    )
-    return nats_SQ / tokens_SQ.mean(axis=1, keepdims=True)
+def _option_losses(answers: Mapping[str, Sequence[_Answers]]) -> dict[str, np.ndarray]:
+    """`Entry.option_losses`, from the answers of S runs to each task."""
+    found = {}
+    for task, of_task in answers.items():
+        nats_SQ, tokens_SQ = (
+            np.array([[answer.get(field) for answer in of_run] for of_run in of_task], np.float64)
+            for field in ('nats', 'tokens')
+        )
+        if not np.isnan(nats_SQ).any():
+            found[task] = nats_SQ / tokens_SQ.mean(axis=1, keepdims=True)
+    return found
 
 
 def _settings(run: Run) -> dict[str, Any]:

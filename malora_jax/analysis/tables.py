@@ -14,7 +14,6 @@ from malora_jax.analysis.statistics import Difference, Interval
 _BASELINES = ('lora', 'molora')
 _CURVES = ('lora', 'malora')
 _NONE = '–'
-_LOSS = 'answer loss (nats per token)'
 
 
 def make_table(name: str, directory: pathlib.Path, output: pathlib.Path) -> str:
@@ -123,20 +122,19 @@ def _comparison(entries: Mapping[str, Entry]) -> str:
 
 
 def _losses(entries: Mapping[str, Entry]) -> str:
-    """Losses, and their differences to the baselines where a row's answers say theirs."""
-    changes = {
-        baseline.label: [
-            entry.loss_change_from(baseline) if entry is not baseline else None
-            for entry in entries.values()
-        ]
-        for baseline in _baselines(entries)
-    }
-    changes = {label: found for label, found in changes.items() if any(found)}
-    rows = [['', _LOSS, *(f'loss − {label}' for label in changes)]]
-    for entry, *found in zip(entries.values(), *changes.values(), strict=True):
-        loss = entry.average_loss()
-        cells = [_loss_difference(change) if change else _NONE for change in found]
-        rows.append([entry.label, _NONE if loss is None else f'{loss:.3f}', *cells])
+    """Of answers; and of the right options, where a row has them, held against the baselines."""
+    rows = [['', 'answer loss (nats per token)']]
+    rows += [[entry.label, _loss(entry.average_loss())] for entry in entries.values()]
+    options = [entry.average_option_loss() for entry in entries.values()]
+    if all(loss is None for loss in options):
+        return _table(rows)
+    baselines = _baselines(entries)
+    rows[0] += ['option loss', *(f'option loss − {baseline.label}' for baseline in baselines)]
+    for row, entry, loss in zip(rows[1:], entries.values(), options, strict=True):
+        row.append(_loss(loss))
+        for baseline in baselines:
+            found = entry.option_loss_change_from(baseline) if entry is not baseline else None
+            row.append(_loss_difference(found) if found else _NONE)
     return _table(rows)
 
 
@@ -187,10 +185,11 @@ def _notes(table: Table, entries: Mapping[str, Entry]) -> list[str]:
         'interval holds 0. Scores of several seeds are averaged by question first, so that '
         'intervals are about other questions; what other seeds would change shows in the averages '
         'by seed. Of many differences, one in twenty leaves out 0 by chance.',
-        'The answer loss is that of the right answers to the held-out questions, all nats of a '
-        'task by all its tokens, then the mean over tasks; lower is better, so that a difference '
-        'below 0 is a gain. Its intervals are made like those of scores; there are none where an '
-        'answer does not say how likely the right one was, as in tasks without options.',
+        'The answer loss is that of the right answers to the held-out questions and of the token '
+        'that ends each: all nats of a task by all its tokens, then the mean over tasks. The '
+        'option loss, where every task has options, is that of the right options by themselves; '
+        'intervals of its differences are made like those of scores. A lower loss is better: a '
+        'difference below 0 is a gain.',
     ]
     missing = [row.label for name, row in table.rows.items() if name not in entries]
     if missing:
@@ -222,6 +221,10 @@ def _difference(found: Difference) -> str:
     low, high = found.interval
     text = f'{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]'
     return text + _verdict(found)
+
+
+def _loss(mean: float | None) -> str:
+    return _NONE if mean is None else f'{mean:.3f}'
 
 
 def _loss_difference(found: Difference) -> str:

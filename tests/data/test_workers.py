@@ -1,21 +1,18 @@
-"""Processes that tokenise: the same batches, and the same ones again after a resume."""
+"""Threads that tokenise ahead: the same batches, and the same ones again after a resume."""
 
-import contextlib
 import json
 
+import pytest
 from data_helpers import assert_same, iterate, take
 
 
-def test_one_worker(splits, tokenizer):
-    with contextlib.closing(iterate(splits, tokenizer, (1.0, 2.0, 3.0), workers=1)) as helped:
-        assert_same(take(iterate(splits, tokenizer, (1.0, 2.0, 3.0)), 20), take(helped, 20))
-
-
-def test_two_workers_that_go_on(splits, tokenizer):
-    alone = iterate(splits, tokenizer)
-    with contextlib.closing(iterate(splits, tokenizer, workers=2)) as helped:
-        assert_same(take(alone, 21), take(helped, 21))
-        state = json.loads(json.dumps(helped.get_state()))
-    with contextlib.closing(iterate(splits, tokenizer, workers=2)) as helped:
-        helped.set_state(state)
-        assert_same(take(alone, 20), take(helped, 20))
+@pytest.mark.parametrize('before, after', [(0, 1), (1, 2), (2, 2), (2, 0)])
+def test_workers_change_nothing(splits, tokenizer, before, after):
+    """Nor does going on with another number of them."""
+    alone = iterate(splits, tokenizer, (1.0, 2.0, 3.0))
+    helped = iterate(splits, tokenizer, (1.0, 2.0, 3.0), workers=before)
+    assert_same(take(alone, 21), take(helped, 21))
+    state = json.loads(json.dumps(helped.get_state()))
+    fresh = iterate(splits, tokenizer, (1.0, 2.0, 3.0), workers=after)
+    fresh.set_state(state)
+    assert_same(take(alone, 20), take(fresh, 20))

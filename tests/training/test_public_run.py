@@ -5,6 +5,7 @@ One task is trained on and scored, one trained on only, and three are scored onl
 
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from loop_helpers import ROOT, STEPS, run_settings
@@ -91,6 +93,16 @@ class Public(NamedTuple):
         return self.folder / f'{place.replace("/", "-")}.jsonl'
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compile_quickly():
+    """What others compiled is not used, as a run that is killed has a process of its own."""
+    jax.clear_caches()
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='module')
 def public(tiny_weights, tmp_path_factory) -> Public:
     folder = tmp_path_factory.mktemp('public')
@@ -104,6 +116,7 @@ def public(tiny_weights, tmp_path_factory) -> Public:
         'data__validation': 3,
         'training__evaluate_every': 3,
         'evaluation__tasks': SCORED,
+        'evaluation__prompt_bucket': 256,
     }
     files = Public(folder, changes, tiny_weights)
     for place in FILES:
@@ -315,7 +328,9 @@ def killed(public, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp('public_killed') / 'run'
     script = ROOT / 'tests' / 'training' / 'loop_helpers.py'
     arguments = [public.weights, workdir, '4', 'malora', json.dumps(public.changes), '--saved']
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    environment = {**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # As here.
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (workdir / 'results.json').exists()
     assert len(read_json_lines(workdir / 'metrics.jsonl')) == 4
