@@ -27,8 +27,9 @@ sys.path += [str(TESTS / 'models'), str(TESTS / 'training')]
 from loop_helpers import run_settings  # noqa: E402
 
 from experiments import harness as command  # noqa: E402
+from malora_jax.data import Example, get_template  # noqa: E402
 from malora_jax.errors import UserError  # noqa: E402
-from malora_jax.evaluation import harness  # noqa: E402
+from malora_jax.evaluation import choices, harness  # noqa: E402
 from malora_jax.evaluation.harness import HarnessModel, Subject  # noqa: E402
 from malora_jax.evaluation.likelihood import (  # noqa: E402
     log_likelihoods,
@@ -151,32 +152,28 @@ def test_a_run_is_loaded_with_its_best_checkpoint(subject):
 def test_our_scores_are_the_harness_s(model, subject, folder):
     """Ours make tokens of context and continuation apart, as training does."""
     found = run_tasks(model, folder, 'our_choice')
-    tokenizer = subject.tokenizer
-    right = {'acc': [], 'acc_norm': [], 'acc_bytes': []}
+    ours = {'acc': [], 'acc_norm': []}
     for row, sample in zip(QUESTIONS, found['samples']['our_choice'], strict=True):
-        context = tokenizer.encode(f'Question: {row["question"]}\nAnswer:')
-        ours = log_likelihoods(
-            subject.model,
-            subject.variables,
-            [(context, tokenizer.encode(' ' + o, continues=True)) for o in row['options']],
-            batch_size=2,
-            bucket=16,
+        options = tuple(f' {option}' for option in row['options'])
+        metadata = {'options': options, 'label': row['label']}
+        example = Example(f'Question: {row["question"]}\nAnswer:', options[row['label']], metadata)
+        requests = choices.option_requests(subject.tokenizer, get_template('bare'), example)
+        likelihoods = log_likelihoods(
+            subject.model, subject.variables, requests, batch_size=2, bucket=16
         )
         theirs = sample['filtered_resps']
-        nats = np.array([score.log_probability for score in ours])
+        nats = [each.log_probability for each in likelihoods]
         np.testing.assert_allclose([score for score, _ in theirs], nats, rtol=0, atol=1e-4)
-        assert [greedy for _, greedy in theirs] == [score.greedy for score in ours]
-        lengths = {
-            'acc': 1,
-            'acc_norm': np.array([len(o) for o in row['options']]),
-            'acc_bytes': np.array([len(o.encode()) for o in row['options']]),
-        }
-        for metric, length in lengths.items():
-            right[metric].append((nats / length).argmax() == row['label'])
-            assert sample[metric] == right[metric][-1]
-    for metric, each in right.items():
+        assert [greedy for _, greedy in theirs] == [each.greedy for each in likelihoods]
+        scores = choices.choice_scores(choices.choose(nats, options), metadata)
+        assert sample['acc'] == scores['accuracy']
+        assert sample['acc_norm'] == scores['accuracy_normalized']
+        ours['acc'].append(scores['accuracy'])
+        ours['acc_norm'].append(scores['accuracy_normalized'])
+    for metric, each in ours.items():
         assert found['results']['our_choice'][f'{metric},none'] == np.mean(each)
-    assert len({tuple(each) for each in right.values()}) > 1, 'the lengths matter'
+        assert 0 < np.mean(each) < 1
+    assert ours['acc'] != ours['acc_norm'], 'the lengths matter'
 
 
 def test_texts_end_before_until(model, folder):
