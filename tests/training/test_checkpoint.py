@@ -34,7 +34,7 @@ def new_data(tiny_base, splits):
             get_template('chatml'),
             sequence_length=64,
             batch_size=2,
-            weights=(2.0, 1.0),
+            shares=(2.0, 1.0),
             seed=0,
         )
 

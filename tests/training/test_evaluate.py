@@ -36,7 +36,7 @@ def scores_of(results, when: str):
             'examples': task['examples'],
             'scoring': {
                 **{'rule': 'exact_match', 'form': '', 'template': 'chatml', 'shots': 0},
-                **{'decoding': 'greedy', 'temperature': 0.0, 'stop': ()},
+                **{'decoding': 'greedy', 'stop': ()},
                 'max_new_tokens': task['scoring']['max_new_tokens'],
             },
         }
