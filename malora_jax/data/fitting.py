@@ -11,6 +11,8 @@ from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
+_ROW = 'data.sequence_length'
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -38,6 +40,7 @@ def measure_examples(
     template: Template,
     sequence_length: int,
     truncate: bool = False,
+    room: str = _ROW,
 ) -> Size:
     """Tokenises examples of one task and counts.
 
@@ -48,6 +51,7 @@ def measure_examples(
         template: the text around questions and answers.
         sequence_length: T.
         truncate: whether `encode_example` cuts examples that are longer.
+        room: what `sequence_length` is, for messages.
 
     Raises:
         UserError: some do not fit and are not to be cut: how many, the longest with its row if it
@@ -70,8 +74,8 @@ def measure_examples(
         needed, example = max(too_long, key=lambda item: item[0])
         row = f'{example.metadata["row"]}, ' if 'row' in example.metadata else ''
         raise UserError(
-            f'Task {name!r}: data.sequence_length is {sequence_length}; it must be at least '
-            f'{needed} for the longest ({row}{example.question[:40]!r}) of {len(too_long):,} '
-            'examples that do not fit, or data.truncate True.'
+            f'Task {name!r}: {room} is {sequence_length}; it must be at least {needed} for the '
+            f'longest ({row}{example.question[:40]!r}) of {len(too_long):,} examples that do not '
+            f'fit{", or data.truncate True" if room == _ROW else ""}.'
         )
     return Size(len(examples), tokens, answer_tokens, len(too_long), longest)

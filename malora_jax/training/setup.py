@@ -232,14 +232,14 @@ def _held_out_length(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> int:
     """Positions for the longest held-out example of a task, shots included, or a training row."""
-    name, context = split.task_name, run.model.context
-    size = data.measure_examples(name, split.held_out, tokenizer, template, context, truncate=True)
-    if size.truncated:
-        raise errors.UserError(
-            f'Task {name!r}: {size.truncated:,} held-out questions with their answers take more '
-            f'than the context of {run.model.name}, {context} tokens, such as {size.longest}: give '
-            'them fewer shots, or take a model with a longer context.'
-        )
+    size = data.measure_examples(
+        split.task_name,
+        split.held_out,
+        tokenizer,
+        template,
+        run.model.context,
+        room=f'the context of {run.model.name}',
+    )
     return max(run.data.sequence_length, size.longest)
 
 

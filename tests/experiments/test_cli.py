@@ -163,11 +163,16 @@ def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):
 
     done = run('evaluate', *arguments)
     assert done.returncode == 0, done.stderr
-    task = {'metric': 'exact_match', 'score': results['tasks']['chain_sum']['after'], 'examples': 4}
+    after = results['tasks']['chain_sum']
+    task = {
+        **{'metric': 'exact_match', 'score': after['after'], 'interval': after['after_interval']},
+        **{'more': {}, 'examples': 4, 'scoring': after['scoring']},
+    }
     assert json.loads(done.stdout) == {
         'step': 2,
         'tasks': {'chain_sum': task},
         'average': results['average']['after'],
+        'average_interval': results['average_interval']['after'],
     }
 
 

@@ -52,7 +52,8 @@ def run(
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, **environment},
+        # Another test's setting may stand in this process.
+        env={**os.environ, 'HF_HUB_OFFLINE': '0', **environment},
     )
 
 
@@ -171,14 +172,16 @@ def test_every_dataset_of_a_config_once(tmp_path, sources):
         (tmp_path / f'gsm-{split}.jsonl').write_text(json.dumps(row))
         sources.append(f'gsm8k/{split}={tmp_path}/gsm-{split}.jsonl')
     where = {'directory': str(tmp_path / 'data'), 'sources': tuple(sources)}
-    changed = config(**where, tasks=('chain_sum', 'piqa'), max_per_task=1)
+    changed = config(**where, tasks=('chain_sum', 'piqa'), template='chatml', max_per_task=1)
     changed['evaluation']['tasks'] = ('piqa', 'gsm8k')
     lines = prepare(changed).splitlines()[1:]
     assert [line.partition(':')[0].strip() for line in lines] == ['piqa', 'gsm8k']
 
 
 def test_a_config_without_public_datasets(tmp_path):
-    changed = config(directory=str(tmp_path / 'data'), tasks=('chain_sum',), max_per_task=1)
+    changed = config(
+        directory=str(tmp_path / 'data'), tasks=('chain_sum',), template='chatml', max_per_task=1
+    )
     changed['evaluation']['tasks'] = ()
     assert prepare(changed) == 'Nothing to prepare: this config names no public dataset.'
     assert not (tmp_path / 'data').exists()

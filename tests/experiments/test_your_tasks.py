@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -81,16 +82,17 @@ def test_what_was_read_is_printed_and_kept(home, finished):
     workdir, printed = finished
     assert f'sums: 41 rows of {home}/sums.jsonl, 1 exact duplicates dropped, ' in printed
     assert 'Right answers (%) of malora on tiny, held-out questions' in printed
-    tasks = json.loads((workdir / 'results.json').read_text('utf-8'))['tasks']
+    results = json.loads((workdir / 'results.json').read_text('utf-8'))
+    tasks, data = results['tasks'], results['training_data']
     assert [task['metric'] for task in tasks.values()] == ['exact_match', 'choice', 'exact_match']
     assert [task['examples'] for task in tasks.values()] == [4, 4, 3]
-    assert tasks['letters']['file'] == f'{home}/letters.csv'
+    assert data['letters']['file'] == f'{home}/letters.csv'
     assert tasks['letters']['best_constant'] == 1.0
-    sums, more = tasks['sums'], tasks['more']
+    sums, more = data['sums'], data['more']
     assert (sums['rows'], sums['dropped_duplicates']) == (41, 1)
-    assert (more['rows'], more['test_rows'], more['max_per_task']) == (9, 3, 7)
+    assert (more['rows'], more['test_rows'], more['examples']) == (9, 3, 7)
     # '7 + 1?' is held out in 'more'.
-    assert (sums['max_per_task'], sums['dropped_shared']) == (33, 1)
+    assert (sums['examples'], sums['dropped_shared']) == (33, 1)
 
 
 def answers(workdir: pathlib.Path) -> list[dict]:
@@ -150,13 +152,13 @@ def test_mistakes_are_one_line(tmp_path, arguments, expected):
 
 
 def test_a_held_out_question_that_does_not_fit(home, files, tmp_path):
-    """Said before anything is trained, although it is only looked at afterwards."""
+    """Said before anything is trained; a held-out question may be longer than a training row."""
     path = tmp_path / 'long.jsonl'
-    path.write_text('{"prompt": "' + 'x' * 200 + '", "completion": "y"}', 'utf-8')
+    path.write_text('{"prompt": "' + 'x' * 99_999 + '", "completion": "y"}', 'utf-8')
     own = [f'--config.data.files=("more={home}/more.parquet",)', *files[1:3], files[-1]]
     own.append(f'--config.data.file_settings=("more.test_file={path}",)')
     done = run(*own, *SMALL, f'--workdir={tmp_path}/run')
     assert done.returncode == 2
-    assert done.stderr.startswith("Task 'more': data.sequence_length is 128; it must be at least ")
+    assert re.match(r"Task 'more': the context of tiny is \d+; it must be at least \d", done.stderr)
     assert f'({path} line 1, ' in done.stderr
     assert not (tmp_path / 'run').exists()
