@@ -29,7 +29,8 @@ from malora_jax.errors import UserError, unknown_name
 
 _SCORERS = {**SCORERS, 'label': label}
 _SETTINGS = ('form', 'shots')
-_METRICS = {'likelihood': 'accuracy', 'letter': 'accuracy', 'label': 'accuracy', 'code': 'pass@1'}
+_ACCURACY = dict.fromkeys(('likelihood', 'letter', 'label', 'number'), 'accuracy')
+_METRICS = {**_ACCURACY, 'code': 'pass@1'}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -321,7 +321,7 @@ def test_forms_and_shots_of_one_dataset():
     ]
     assert [task.scoring.shots for task in tasks] == [0, 0, 0]
     assert [task.scoring.rule for task in tasks] == ['number', 'letter', 'likelihood']
-    assert [task.metric for task in tasks] == ['number', 'accuracy', 'accuracy']
+    assert [task.metric for task in tasks] == ['accuracy'] * 3
     assert benchmark('gsm8k', 'completion', ()).scoring.shots == 8
 
 

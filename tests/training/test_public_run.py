@@ -160,7 +160,7 @@ def test_what_is_scored_has_results(results):
     metrics = {name: task['metric'] for name, task in results['tasks'].items()}
     assert metrics == {
         **dict.fromkeys(['arc_easy', 'boolq', 'openbookqa'], 'accuracy'),
-        'gsm8k': 'number',
+        'gsm8k': 'accuracy',
     }
     for when in ('before', 'after'):
         mean = np.mean([task[when] for task in results['tasks'].values()])
