@@ -1,139 +1,18 @@
 """A run as frozen dataclasses: what a `ConfigDict` becomes at the entry, validated."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading.weights import model_config
+from malora_jax.training.checks import at_least, positive, require
+from malora_jax.training.data_config import DataConfig, check_task
 
 SCHEDULES = ('cosine', 'linear')
 Section = TypeVar('Section')
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is trained on.
-
-    Attributes:
-        tasks: names of public datasets and in the task registry; may be () if there are files.
-        weights: share of each task among the examples; () = by `size_exponent`.
-        size_exponent: the share of a task is proportional to its size to this power, 0 to 1: 0 =
-            all the same, 1 = proportional, 1 / τ for what is called temperature τ.
-        template: name of the prompt template: 'chatml', 'plain', 'chat', the model's own, or
-            'bare', nothing around the whole prompts of public datasets.
-        max_per_task: at most how many distinct questions of each task, or rows of a public
-            dataset, to train on; 0 = all. Of a task whose examples are made rather than stored,
-            just so many.
-        held_out: distinct questions of each task that are kept for scoring; of a public dataset
-            with a test split, at most how many of it, and 0 = all.
-        validation: distinct questions of each task, in neither of those, whose loss chooses the
-            best checkpoint; see `training.evaluate_every`.
-        sequence_length: T, tokens of a packed row.
-        truncate: whether examples that are longer are cut, as `data.encode_example` says, or
-            refused.
-        workers: threads that read and tokenise ahead of the training; 0 = none.
-        batch_size: B, rows that are computed together; a step has `training.accumulate` times as
-            many.
-        files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
-        question_field: pattern of the question in these files.
-        answer_field: pattern of the answer.
-        scorer: name of the scorer.
-        file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
-            `test_file`.
-        form: of the prompts of public datasets; see `data.benchmarks.forms`.
-        task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form` or
-            `shots`; see `data.Benchmark`.
-        directory: where public datasets are prepared; '' = TFDS_DATA_DIR, or ~/tensorflow_datasets.
-        sources: 'DATASET/SPLIT=PATH' each: splits to prepare from a local file.
-        skip_broken: whether a broken row of a public dataset is left out and listed, or an error.
-    """
-
-    tasks: tuple[str, ...]
-    template: str
-    max_per_task: int
-    held_out: int
-    sequence_length: int
-    batch_size: int
-    weights: tuple[float, ...] = ()
-    size_exponent: float = 0.0
-    validation: int = 0
-    truncate: bool = False
-    workers: int = 0
-    files: tuple[str, ...] = ()
-    question_field: str = 'question'
-    answer_field: str = 'answer'
-    scorer: str = 'exact_match'
-    file_settings: tuple[str, ...] = ()
-    form: str = 'completion'
-    task_settings: tuple[str, ...] = ()
-    directory: str = ''
-    sources: tuple[str, ...] = ()
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        errors.check_types('data', self)
-        names = [*self.tasks, *(task.name for task in self.file_tasks)]
-        if not names:
-            raise errors.UserError(
-                "data.tasks and data.files are both empty; name a task, or a file: ('mine.jsonl',)."
-            )
-        twins = sorted({name for name in names if names.count(name) > 1})
-        if twins:
-            raise errors.UserError(f'data.tasks and data.files name {twins[0]!r} twice.')
-        _require(
-            len(self.weights) in (0, len(names)) and all(w > 0 for w in self.weights),
-            'data.weights',
-            self.weights,
-            f'empty, or one positive number a task ({", ".join(names)})',
-        )
-        _require(
-            0 <= self.size_exponent <= (0 if self.weights else 1),
-            'data.size_exponent',
-            self.size_exponent,
-            '0 where data.weights are given' if self.weights else 'from 0 to 1',
-        )
-        for task in self.tasks:
-            check_task('data.tasks', task)
-        made = [task for task in self.tasks if not data.is_benchmark(task)]
-        data.get_template(self.template)
-        self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
-        least = 1 if made else 0
-        _at_least(least, 'data', self, 'max_per_task')
-        _at_least(1 if made or self.files else 0, 'data', self, 'held_out')
-        _at_least(1, 'data', self, 'sequence_length', 'batch_size')
-        _at_least(0, 'data', self, 'validation', 'workers')
-        data.check_sources(self.sources)
-        data.benchmark_settings(self.form, self.task_settings)
-
-    def _check_template(self, asked: Collection[str], whole: Collection[str]) -> None:
-        """Checks that the template suits questions, and the whole prompts of public datasets."""
-        _require(
-            not asked or self.template != 'bare',
-            'data.template',
-            self.template,
-            "'plain', 'chatml' or 'chat', which tell a question from its answer, for "
-            f'{", ".join(asked)}',
-        )
-        _require(
-            not whole or self.template != 'plain',
-            'data.template',
-            self.template,
-            "'bare', 'chatml' or 'chat' for public datasets, whose prompts are whole",
-        )
-
-    @property
-    def file_tasks(self) -> list[data.FileTask]:
-        """The tasks that come from files."""
-        return data.file_tasks(
-            self.files,
-            self.file_settings,
-            question_field=self.question_field,
-            answer_field=self.answer_field,
-            scorer=self.scorer,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,18 +43,18 @@ class OptimizerConfig:
 
     def __post_init__(self):
         errors.check_types('optimizer', self)
-        _positive('optimizer', self, 'learning_rate', 'clip_norm')
+        positive('optimizer', self, 'learning_rate', 'clip_norm')
         for kind in ('router', 'down', 'core', 'up', 'magnitude'):
             rate = getattr(self, f'{kind}_rate')
             right = 'positive; adapter.frozen names the leaves that do not train'
-            _require(rate > 0, f'optimizer.{kind}_rate', rate, right)
-        _require(
+            require(rate > 0, f'optimizer.{kind}_rate', rate, right)
+        require(
             0 <= self.warmup_ratio < 1,
             'optimizer.warmup_ratio',
             self.warmup_ratio,
             'at least 0 and below 1',
         )
-        _at_least(0, 'optimizer', self, 'weight_decay')
+        at_least(0, 'optimizer', self, 'weight_decay')
         if self.schedule not in SCHEDULES:
             raise errors.unknown_name('optimizer.schedule', self.schedule, SCHEDULES)
 
@@ -209,15 +88,15 @@ class TrainingConfig:
 
     def __post_init__(self):
         errors.check_types('training', self)
-        _at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
-        _at_least(0, 'training', self, 'steps', 'epochs', 'evaluate_every', 'patience')
-        _require(
+        at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
+        at_least(0, 'training', self, 'steps', 'epochs', 'evaluate_every', 'patience')
+        require(
             (self.steps > 0) != (self.epochs > 0),
             'training.steps',
             self.steps,
             f'at least 1 where training.epochs is 0, and else 0; that is {self.epochs}',
         )
-        _require(
+        require(
             self.patience == 0 or self.evaluate_every > 0,
             'training.patience',
             self.patience,
@@ -250,9 +129,9 @@ class EvaluationConfig:
 
     def __post_init__(self):
         errors.check_types('evaluation', self)
-        _at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket', 'samples')
-        _at_least(0, 'evaluation', self, 'temperature')
-        _require(
+        at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket', 'samples')
+        at_least(0, 'evaluation', self, 'temperature')
+        require(
             self.samples == 1 or self.temperature > 0,
             'evaluation.temperature',
             self.temperature,
@@ -287,13 +166,13 @@ class RunConfig:
         errors.check_types('config', self)
         if self.method not in METHODS:
             raise errors.unknown_name('method', self.method, METHODS)
-        _require(
+        require(
             self.data.sequence_length <= self.model.context,
             'data.sequence_length',
             self.data.sequence_length,
             f'at most the context of {self.model.name}, {self.model.context}',
         )
-        _require(
+        require(
             self.data.validation > 0 or self.training.evaluate_every == 0,
             'data.validation',
             self.data.validation,
@@ -324,22 +203,6 @@ class RunConfig:
         ]
         settings = f' ({", ".join(changes)})' if changes else ''
         return f'{self.method}{settings} on {self.model.name}'
-
-
-def check_task(field: str, name: str, files: Collection[str] = ()) -> None:
-    """Checks the name of a task in a config.
-
-    Args:
-        field: where it stands.
-        name: of a public dataset or in the task registry.
-        files: names of the config's own files, which are known too.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    known = {*data.DATASETS, *data.task_names(), *files}
-    if name not in known:
-        raise errors.unknown_name(f'task in {field}', name, known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,20 +260,3 @@ def _section(name: str, kind: type[Section], values: Any) -> Section:
         if field.name not in values and field.default is dataclasses.MISSING:
             raise errors.UserError(f'{name}.{field.name} is missing from the config.')
     return kind(**values)
-
-
-def _positive(section: str, values: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(values, field)
-        _require(value > 0, f'{section}.{field}', value, 'positive')
-
-
-def _at_least(least: int, section: str, values: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(values, field)
-        _require(value >= least, f'{section}.{field}', value, f'at least {least}')
-
-
-def _require(right: Any, field: str, value: Any, description: str) -> None:
-    if not right:
-        raise errors.out_of_range(field, value, description)
