@@ -19,9 +19,8 @@ from malora_jax.analysis.statistics import (
     Difference,
     Interval,
     average_interval,
-    bootstrap_interval,
     paired_bootstrap,
-    wilson_interval,
+    score_interval,
 )
 from malora_jax.errors import UserError
 
@@ -85,12 +84,7 @@ class Entry:
         if task not in self.scores:
             return None
         scores_SQ = self.scores[task]
-        if np.isin(scores_SQ, (0.0, 1.0)).all():
-            right = float(scores_SQ.mean(axis=0).sum())
-            interval = wilson_interval(right, scores_SQ.shape[1])
-        else:
-            interval = bootstrap_interval(scores_SQ)
-        return float(scores_SQ.mean()), interval
+        return float(scores_SQ.mean()), score_interval(scores_SQ)
 
     def average(self) -> tuple[float, Interval] | None:
         """The mean over tasks, with its interval."""

@@ -91,6 +91,18 @@ def bootstrap_interval(
     return _percentiles(_resampled_means(_by_question(values), samples, rng), level)
 
 
+def score_interval(scores: ArrayLike) -> Interval:
+    """95% interval of confidence for a mean score: Wilson's if all are 0 or 1, else by bootstrap.
+
+    Args:
+        scores: (Q,) or (S, Q).
+    """
+    if np.isin(scores, (0.0, 1.0)).all():
+        mean_Q = _by_question(scores)
+        return wilson_interval(float(mean_Q.sum()), len(mean_Q))
+    return bootstrap_interval(scores)
+
+
 def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> Interval:
     """Interval of confidence for the mean over tasks of their mean scores.
 

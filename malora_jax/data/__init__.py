@@ -9,7 +9,13 @@ from malora_jax.data.benchmark_tasks import (
 )
 from malora_jax.data.benchmarks import DATASETS, get_dataset
 from malora_jax.data.describe import describe_split
-from malora_jax.data.encoding import encode_completion, encode_example, encode_prompt, end_id
+from malora_jax.data.encoding import (
+    encode_completion,
+    encode_example,
+    encode_prompt,
+    end_id,
+    with_bos,
+)
 from malora_jax.data.file_splits import split_file, without_kept_questions
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
 from malora_jax.data.fitting import Size, measure_examples
@@ -76,5 +82,6 @@ __all__ = [
     'take_distinct',
     'task_names',
     'train_iterator',
+    'with_bos',
     'without_kept_questions',
 ]

@@ -14,18 +14,6 @@ from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
 
-class TooLongError(UserError):
-    """An example that does not fit.
-
-    Attributes:
-        needed: the length that would do.
-    """
-
-    def __init__(self, message: str, needed: int):
-        super().__init__(message)
-        self.needed = needed
-
-
 def end_id(tokenizer: Tokenizer, template: Template) -> int:
     """The token that ends an answer.
 
@@ -50,10 +38,14 @@ def encode_prompt(tokenizer: Tokenizer, template: Template, question: str) -> li
     Where the tokenizer's texts start with a bos token, the prompt does, be it that the template
     writes it or not.
     """
-    prompt = tokenizer.encode(template.prompt(tokenizer, question))
-    if tokenizer.bos_id is None or prompt[:1] == [tokenizer.bos_id]:
-        return prompt
-    return [tokenizer.bos_id, *prompt]
+    return with_bos(tokenizer, tokenizer.encode(template.prompt(tokenizer, question)))
+
+
+def with_bos(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """The tokens of a text, after a bos token where texts start with one."""
+    if tokenizer.bos_id is None or tokens[:1] == [tokenizer.bos_id]:
+        return tokens
+    return [tokenizer.bos_id, *tokens]
 
 
 def encode_completion(tokenizer: Tokenizer, template: Template, example: Example) -> list[int]:
@@ -93,7 +85,7 @@ def encode_example(
         float32: 1 where the target belongs to the answer or ends it, else 0.
 
     Raises:
-        TooLongError: the example is longer than `max_length`, and is not to be cut.
+        UserError: the example is longer than `max_length`, and is not to be cut.
     """
     prompt = encode_prompt(tokenizer, template, example.question)
     answer = encode_completion(tokenizer, template, example)
@@ -101,10 +93,9 @@ def encode_example(
     answer.append(end_id(tokenizer, template))
     if needed > max_length:
         if not truncate:
-            raise TooLongError(
+            raise UserError(
                 f'data.sequence_length is {max_length}; it must be at least {needed} for the '
-                f'example {example.question[:40]!r}.',
-                needed,
+                f'example {example.question[:40]!r}.'
             )
         prompt, answer = _cut(prompt, answer, max_length + 1, tokenizer.bos_id)
     tokens = np.array(prompt + answer, np.int32)
@@ -117,11 +108,21 @@ def encode_example(
     }
 
 
+def answer_room(prompt_length: int, length: int) -> int:
+    """How many tokens of an answer truncation leaves at most.
+
+    Args:
+        prompt_length: tokens of the prompt.
+        length: of prompt and answer together, after truncation.
+    """
+    return max(length - prompt_length, length // 2)
+
+
 def _cut(
     prompt: list[int], answer: list[int], length: int, bos_id: int | None
 ) -> tuple[list[int], list[int]]:
     """A prompt and an answer of `length` tokens together, fewer than they have."""
-    answer = answer[: max(length - len(prompt), length // 2)]
+    answer = answer[: answer_room(len(prompt), length)]
     kept = length - len(answer)
     start = prompt[:1] if prompt[0] == bos_id else []
     return start + prompt[len(prompt) - kept + len(start) :], answer

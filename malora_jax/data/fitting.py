@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tqdm
 
-from malora_jax.data.encoding import encode_completion, encode_prompt
+from malora_jax.data.encoding import answer_room, encode_completion, encode_prompt
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def measure_examples(
         if positions > sequence_length:
             too_long.append((positions, example))
             positions = sequence_length
-            answer = min(answer, max(positions + 1 - prompt, (positions + 1) // 2))
+            answer = min(answer, answer_room(prompt, positions + 1))
         tokens += positions
         answer_tokens += answer
     if too_long and not truncate:

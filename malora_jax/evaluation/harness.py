@@ -19,7 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from malora_jax import errors
-from malora_jax.data import Tokenizer
+from malora_jax.data import Tokenizer, with_bos
 from malora_jax.data.chat import Chat
 from malora_jax.evaluation.likelihood import log_likelihoods, rolling_log_likelihoods
 from malora_jax.models import Decoder
@@ -105,11 +105,8 @@ class HarnessModel(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Tokens of a text, after a bos token where texts start with one."""
-        tokenizer = self.subject.tokenizer
-        ids, bos_id = tokenizer.encode(string), tokenizer.bos_id
-        if add_special_tokens is False or bos_id is None or ids[:1] == [bos_id]:
-            return ids
-        return [bos_id, *ids]
+        ids = self.subject.tokenizer.encode(string)
+        return ids if add_special_tokens is False else with_bos(self.subject.tokenizer, ids)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any

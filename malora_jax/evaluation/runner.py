@@ -126,14 +126,8 @@ def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
-    """95% interval of one task's mean score, for other questions of its kind.
-
-    Wilson's for scores that are 0 or 1, else by bootstrap.
-    """
-    scores = [answer.score for answer in answers]
-    if {*scores} <= {0.0, 1.0}:
-        return list(statistics.wilson_interval(sum(scores), len(scores)))
-    return list(statistics.bootstrap_interval(scores))
+    """95% interval of one task's mean score, for other questions of its kind."""
+    return list(statistics.score_interval([answer.score for answer in answers]))
 
 
 def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
@@ -182,10 +176,17 @@ def _take_options(examinee: Examinee, split: Split, description: str) -> list[An
         likelihoods = [next(found) for _ in of_question]
         choice = choices.choose([each.log_probability for each in likelihoods], options)
         scores = choices.choice_scores(choice, example.metadata)
-        answer = _answer(split, example, options[choice.raw], scores.pop('accuracy'), scores)
         right = likelihoods[example.metadata['label']]
         answers.append(
-            dataclasses.replace(answer, nats=-right.log_probability, tokens=right.tokens)
+            _answer(
+                split,
+                example,
+                options[choice.raw],
+                scores.pop('accuracy'),
+                more=scores,
+                nats=-right.log_probability,
+                tokens=right.tokens,
+            )
         )
     return answers
 
@@ -218,7 +219,7 @@ def _write_programs(examinee: Examinee, split: Split, description: str) -> list[
         right, samples = sum(outcome.passed for outcome in of_problem), len(of_problem)
         more = {f'pass@{samples}': code.pass_at_k(samples, right, samples)} if samples > 1 else {}
         pass_at_1 = code.pass_at_k(samples, right, 1)
-        answers.append(_answer(split, example, written[0], pass_at_1, more))
+        answers.append(_answer(split, example, written[0], pass_at_1, more=more))
     return answers
 
 
@@ -239,13 +240,5 @@ def _generate(
     )
 
 
-def _answer(
-    split: Split,
-    example: Example,
-    text: str,
-    score: float,
-    more: Mapping[str, float] | None = None,
-) -> Answer:
-    return Answer(
-        split.task_name, example.question, example.answer, text, float(score), dict(more or {})
-    )
+def _answer(split: Split, example: Example, text: str, score: float, **found: Any) -> Answer:
+    return Answer(split.task_name, example.question, example.answer, text, float(score), **found)

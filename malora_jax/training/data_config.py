@@ -94,8 +94,7 @@ class DataConfig:
         made = [task for task in self.tasks if not data.is_benchmark(task)]
         data.get_template(self.template)
         self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
-        least = 1 if made else 0
-        at_least(least, 'data', self, 'max_per_task')
+        at_least(1 if made else 0, 'data', self, 'max_per_task')
         at_least(1 if made or self.files else 0, 'data', self, 'held_out')
         at_least(1, 'data', self, 'sequence_length', 'batch_size')
         at_least(0, 'data', self, 'validation', 'workers')

@@ -3,13 +3,14 @@
 import pathlib
 from typing import Any, NamedTuple
 
-from malora_jax import data, errors, files
+from malora_jax import data
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
+from malora_jax.training.workdir import read_config
 
 
 class Restored(NamedTuple):
@@ -35,10 +36,7 @@ def load_run(workdir: pathlib.Path) -> Restored:
     Raises:
         UserError: the directory holds no run or no checkpoint, or the base cannot be loaded.
     """
-    path = workdir / 'config.json'
-    if not path.exists():
-        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    run = run_config(files.read_json(path))
+    run = run_config(read_config(workdir))
     base = load_base(run.model, run.weights)
     model = Decoder(run.model, run.adapter)
     # For its shapes, which do not depend on the number of steps.

@@ -32,6 +32,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in a directory, as written in configs/.
+
+    Raises:
+        UserError: there is no run.
+    """
+    path = workdir / 'config.json'
+    if not path.exists():
+        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
+    return files.read_json(path)
+
+
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Checks that the directory holds a run with this very config.
 
@@ -40,10 +52,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: there is no run, or the first field that differs.
     """
-    path = workdir / 'config.json'
-    if not path.exists():
-        raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    found = dict(_leaves(files.read_json(path)))
+    found = dict(_leaves(read_config(workdir)))
     for field, value in _leaves(json.loads(json.dumps(config))):
         if found.pop(field, None) != value:
             raise errors.UserError(

@@ -4,7 +4,6 @@ The hub is a directory for each commit, with Parquet files written by the test.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mounts import can_mount
 
 from malora_jax.data import check_sources, open_store
 from malora_jax.data.benchmarks import BrokenRowError, Dataset, Item, get_dataset
@@ -730,16 +730,6 @@ def test_no_network_for_what_is_prepared_and_no_tensorflow_at_all(hub, store, lo
     assert done.returncode == 0, done.stderr
     questions = [row['question'] for row in sums(*range(5))]
     assert done.stdout == f'{questions}\n' * 2
-
-
-@functools.cache
-def can_mount() -> bool:
-    """Whether this machine lets an unprivileged user mount a tmpfs of their own."""
-    try:
-        probe = ['unshare', '--map-root-user', '--mount', 'mount', '-t', 'tmpfs', 'none', '/mnt']
-        return subprocess.run(probe, capture_output=True, timeout=10).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 DISK = """

@@ -3,7 +3,6 @@
 The file systems are real: a tmpfs of a few hundred kilobytes, mounted in a namespace of its own.
 """
 
-import functools
 import json
 import pathlib
 import re
@@ -12,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from mounts import can_mount
 from tiny_gguf import write_tiny_gguf
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,16 +23,6 @@ COMMAND = [
     *('--config.adapter.shared_rank=4', '--config.data.batch_size=1'),
     *('--config.data.template=plain', '--config.evaluation.max_new_tokens=40'),
 ]
-
-
-@functools.cache
-def can_mount() -> bool:
-    """Whether this machine lets an unprivileged user mount a tmpfs of their own."""
-    try:
-        probe = ['unshare', '--map-root-user', '--mount', 'mount', '-t', 'tmpfs', 'none', '/mnt']
-        return subprocess.run(probe, capture_output=True, timeout=10).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 pytestmark = pytest.mark.skipif(not can_mount(), reason='needs Linux user namespaces')
