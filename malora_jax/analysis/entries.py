@@ -48,11 +48,8 @@ class Entry:
         runs: what it is made from: a run for each seed, and for each task if alone; the base model
             has none.
         scores: of each task that is scored, (S, Q).
-        losses: of each task, in nats per answer token and the one that ends it, the mean over
-            seeds.
-        option_losses: of each task whose answers all have the nats of the right option, (S, Q): by
-            the tokens that it has on average, so that a run's mean is all nats by all tokens.
-            Nothing ends an option, which `losses` are not to be compared with.
+        losses: of each of these tasks, (S, Q): nats of the right answers by the tokens that these
+            have on average, so that a run's mean is all nats by all tokens.
         paper: the paper's row, if it has one.
     """
 
@@ -60,8 +57,7 @@ class Entry:
     tasks: Sequence[str]
     runs: Sequence[Run]
     scores: Mapping[str, np.ndarray]
-    losses: Mapping[str, float]
-    option_losses: Mapping[str, np.ndarray]
+    losses: Mapping[str, np.ndarray]
     paper: Row | None
 
     @property
@@ -95,13 +91,9 @@ class Entry:
 
     def average_loss(self) -> float | None:
         """The mean over tasks, in nats per token."""
-        return sum(self.losses.values()) / len(self.tasks) if self.is_whole else None
-
-    def average_option_loss(self) -> float | None:
-        """The mean over tasks, in nats per token, if all have it."""
-        if self.option_losses.keys() != {*self.tasks}:
+        if not self.is_whole:
             return None
-        return float(np.mean([losses.mean() for losses in self.option_losses.values()]))
+        return float(np.mean([losses.mean() for losses in self.losses.values()]))
 
     def average_by_seed(self) -> dict[int, float]:
         """The mean over tasks of each seed that every task has."""
@@ -121,11 +113,11 @@ class Entry:
             return None
         return paired_bootstrap(self.scores, other.scores)
 
-    def option_loss_change_from(self, other: 'Entry') -> Difference | None:
-        """By how much the average loss of the right options differs from another row's."""
-        if not {*self.tasks} == self.option_losses.keys() == other.option_losses.keys():
+    def loss_change_from(self, other: 'Entry') -> Difference | None:
+        """By how much the average loss differs from another row's."""
+        if not (self.is_whole and other.is_whole):
             return None
-        return paired_bootstrap(self.option_losses, other.option_losses)
+        return paired_bootstrap(self.losses, other.losses)
 
     def changes_from(self, other: 'Entry') -> dict[str, Difference]:
         """By how much each task that both have differs from another row's."""
@@ -202,57 +194,36 @@ def _name(table: Table, run: Run, directory: pathlib.Path) -> str:
 def _entry(table: Table, name: str, runs: Sequence[Run]) -> Entry:
     row = table.rows.get(name)
     answers: dict[str, list[_Answers]] = {}
-    losses: dict[str, list[float]] = {}
     for run in runs:
-        for task, result in run.results['tasks'].items():
+        for task in run.results['tasks']:
             answers.setdefault(task, []).append(_of_task(run.after, task))
-            losses.setdefault(task, []).append(result['loss_after'])
-    return Entry(
-        row.label if row else f'`{name}`',
-        table.tasks,
-        runs,
-        {task: _scores(answers[task]) for task in table.tasks if task in answers},
-        {task: sum(of_task) / len(of_task) for task, of_task in losses.items()},
-        _option_losses(answers),
-        row,
-    )
+    return Entry(row.label if row else f'`{name}`', table.tasks, runs, *_found(table, answers), row)
 
 
 def _base_entry(table: Table, runs: Sequence[Run]) -> Entry:
     """What the runs began with, which is the same for all."""
     asked = {task: run for run in reversed(runs) for task in run.results['tasks']}
     answers = {task: [_of_task(run.before, task)] for task, run in asked.items()}
-    return Entry(
-        BASE,
-        table.tasks,
-        (),
-        {task: _scores(answers[task]) for task in table.tasks if task in answers},
-        {task: run.results['tasks'][task]['loss_before'] for task, run in asked.items()},
-        _option_losses(answers),
-        table.rows.get(BASE),
-    )
+    return Entry(BASE, table.tasks, (), *_found(table, answers), table.rows.get(BASE))
 
 
 def _of_task(answers: _Answers, task: str) -> _Answers:
     return [answer for answer in answers if answer['task'] == task]
 
 
-def _scores(answers: Sequence[_Answers]) -> np.ndarray:
-    """(S, Q): from the answers of S runs."""
-    return np.array([[answer['score'] for answer in of_run] for of_run in answers])
-
-
-def _option_losses(answers: Mapping[str, Sequence[_Answers]]) -> dict[str, np.ndarray]:
-    """`Entry.option_losses`, from the answers of S runs to each task."""
-    found = {}
-    for task, of_task in answers.items():
-        nats_SQ, tokens_SQ = (
-            np.array([[answer.get(field) for answer in of_run] for of_run in of_task], np.float64)
-            for field in ('nats', 'tokens')
-        )
-        if not np.isnan(nats_SQ).any():
-            found[task] = nats_SQ / tokens_SQ.mean(axis=1, keepdims=True)
-    return found
+def _found(
+    table: Table, answers: Mapping[str, Sequence[_Answers]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`scores` and `losses` of an entry, from the answers of S runs to each task."""
+    scores, losses = {}, {}
+    for task in table.tasks:
+        if task in answers:
+            scores[task], nats_SQ, tokens_SQ = (
+                np.array([[answer[field] for answer in of_run] for of_run in answers[task]])
+                for field in ('score', 'nats', 'tokens')
+            )
+            losses[task] = nats_SQ / tokens_SQ.mean(axis=1, keepdims=True)
+    return scores, losses
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -122,19 +122,15 @@ def _comparison(entries: Mapping[str, Entry]) -> str:
 
 
 def _losses(entries: Mapping[str, Entry]) -> str:
-    """Of answers; and of the right options, where a row has them, held against the baselines."""
-    rows = [['', 'answer loss (nats per token)']]
-    rows += [[entry.label, _loss(entry.average_loss())] for entry in entries.values()]
-    options = [entry.average_option_loss() for entry in entries.values()]
-    if all(loss is None for loss in options):
-        return _table(rows)
+    """Answer losses, held against the baselines."""
     baselines = _baselines(entries)
-    rows[0] += ['option loss', *(f'option loss − {baseline.label}' for baseline in baselines)]
-    for row, entry, loss in zip(rows[1:], entries.values(), options, strict=True):
-        row.append(_loss(loss))
+    rows = [['', 'answer loss (nats per token)', *(f'loss − {other.label}' for other in baselines)]]
+    for entry in entries.values():
+        row = [entry.label, _loss(entry.average_loss())]
         for baseline in baselines:
-            found = entry.option_loss_change_from(baseline) if entry is not baseline else None
+            found = entry.loss_change_from(baseline) if entry is not baseline else None
             row.append(_loss_difference(found) if found else _NONE)
+        rows.append(row)
     return _table(rows)
 
 
@@ -186,10 +182,9 @@ def _notes(table: Table, entries: Mapping[str, Entry]) -> list[str]:
         'intervals are about other questions; what other seeds would change shows in the averages '
         'by seed. Of many differences, one in twenty leaves out 0 by chance.',
         'The answer loss is that of the right answers to the held-out questions and of the token '
-        'that ends each: all nats of a task by all its tokens, then the mean over tasks. The '
-        'option loss, where every task has options, is that of the right options by themselves; '
-        'intervals of its differences are made like those of scores. A lower loss is better: a '
-        'difference below 0 is a gain.',
+        'that ends each: all nats of a task by all its tokens, then the mean over tasks. Intervals '
+        'of its differences are made like those of scores. A lower loss is better: a difference '
+        'below 0 is a gain.',
     ]
     missing = [row.label for name, row in table.rows.items() if name not in entries]
     if missing:

@@ -1,7 +1,8 @@
 """Scoring held-out questions, each task by the rule that it names."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import statistics
@@ -12,16 +13,17 @@ from malora_jax.data import (
     Tokenizer,
     encode_completion,
     encode_prompt,
+    end_id,
 )
 from malora_jax.evaluation import choices, code
-from malora_jax.evaluation.likelihood import log_likelihoods
+from malora_jax.evaluation.likelihood import Likelihood, Request, log_likelihoods
 from malora_jax.models.generate import Generator
 
 # After the longest right answer.
 SPARE_TOKENS = 4
-# Positions of a row of questions with options, which holds several; of more positions, attention
-# takes longer, and fewer leave more padding.
-_OPTION_BUCKET = 128
+# Positions of a row of texts, which holds several; of more positions, attention takes longer, and
+# fewer leave more padding.
+_TEXT_BUCKET = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,10 @@ class Answer:
         expected: the answer of the data.
         answer: what the model said, or the option that it took.
         score: in [0, 1].
+        nats: the loss on the expected answer, as in training: minus the log-probability of its
+            tokens and of the one that ends it.
+        tokens: how many these are.
         more: other scores of the same answer, by name.
-        nats: of a question with options, minus the log-probability of the right one.
-        tokens: how many tokens that one has.
     """
 
     task: str
@@ -44,9 +47,9 @@ class Answer:
     expected: str
     answer: str
     score: float
+    nats: float
+    tokens: int
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    nats: float | None = None
-    tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,11 @@ def mean_score(answers: Sequence[Answer]) -> float:
     return sum(answer.score for answer in answers) / len(answers)
 
 
+def mean_loss(answers: Sequence[Answer]) -> float:
+    """Nats per token of one task's expected answers: all nats by all tokens."""
+    return sum(answer.nats for answer in answers) / sum(answer.tokens for answer in answers)
+
+
 def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
     """The other scores of one task's answers: by name, their mean `score` and its `interval`."""
     found = {}
@@ -149,45 +157,31 @@ def _answer_task(examinee: Examinee, split: Split, description: str) -> list[Ans
     stop = split.task.scoring.stop
     texts = [text.strip() for (text,) in _generate(examinee, split, description, stop)]
     return [
-        _answer(split, example, text, split.task.score(text, example))
-        for example, text in zip(split.held_out, texts, strict=True)
+        _answer(split, example, text, split.task.score(text, example), right)
+        for example, text, right in zip(
+            split.held_out, texts, _right_answers(examinee, split, description), strict=True
+        )
     ]
 
 
 def _take_options(examinee: Examinee, split: Split, description: str) -> list[Answer]:
-    generator = examinee.generator
+    # The right answer costs next to nothing: its text is that of an option and one token more.
     requests = [
-        choices.option_requests(examinee.tokenizer, examinee.template, example)
+        [
+            *choices.option_requests(examinee.tokenizer, examinee.template, example),
+            _right_request(examinee, example),
+        ]
         for example in split.held_out
     ]
-    found = iter(
-        log_likelihoods(
-            generator.model,
-            examinee.variables,
-            [request for of_question in requests for request in of_question],
-            batch_size=max(1, generator.batch_size * generator.bucket // _OPTION_BUCKET),
-            bucket=_OPTION_BUCKET,
-            description=description,
-        )
-    )
+    found = iter(_log_likelihoods(examinee, itertools.chain.from_iterable(requests), description))
     answers = []
     for example, of_question in zip(split.held_out, requests, strict=True):
         options = example.metadata['options']
-        likelihoods = [next(found) for _ in of_question]
+        *likelihoods, right = [next(found) for _ in of_question]
         choice = choices.choose([each.log_probability for each in likelihoods], options)
         scores = choices.choice_scores(choice, example.metadata)
-        right = likelihoods[example.metadata['label']]
-        answers.append(
-            _answer(
-                split,
-                example,
-                options[choice.raw],
-                scores.pop('accuracy'),
-                more=scores,
-                nats=-right.log_probability,
-                tokens=right.tokens,
-            )
-        )
+        score = scores.pop('accuracy')
+        answers.append(_answer(split, example, options[choice.raw], score, right, more=scores))
     return answers
 
 
@@ -215,11 +209,17 @@ def _write_programs(examinee: Examinee, split: Split, description: str) -> list[
     ]
     outcomes = code.score_completions(problems, programs)
     answers = []
-    for example, written, of_problem in zip(split.held_out, texts, outcomes, strict=True):
+    for example, written, of_problem, loss in zip(
+        split.held_out,
+        texts,
+        outcomes,
+        _right_answers(examinee, split, description),
+        strict=True,
+    ):
         right, samples = sum(outcome.passed for outcome in of_problem), len(of_problem)
         more = {f'pass@{samples}': code.pass_at_k(samples, right, samples)} if samples > 1 else {}
         pass_at_1 = code.pass_at_k(samples, right, 1)
-        answers.append(_answer(split, example, written[0], pass_at_1, more=more))
+        answers.append(_answer(split, example, written[0], pass_at_1, loss, more=more))
     return answers
 
 
@@ -240,5 +240,50 @@ def _generate(
     )
 
 
-def _answer(split: Split, example: Example, text: str, score: float, **found: Any) -> Answer:
-    return Answer(split.task_name, example.question, example.answer, text, float(score), **found)
+def _right_answers(examinee: Examinee, split: Split, description: str) -> list[Likelihood]:
+    """How likely the model finds the expected answer to each held-out question."""
+    requests = [_right_request(examinee, example) for example in split.held_out]
+    return _log_likelihoods(examinee, requests, f'{description}: loss')
+
+
+def _right_request(examinee: Examinee, example: Example) -> Request:
+    """Prompt and expected answer, with the token that ends it."""
+    tokenizer, template = examinee.tokenizer, examinee.template
+    return (
+        encode_prompt(tokenizer, template, example.question),
+        [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)],
+    )
+
+
+def _log_likelihoods(
+    examinee: Examinee, requests: Iterable[Request], description: str
+) -> list[Likelihood]:
+    generator = examinee.generator
+    return log_likelihoods(
+        generator.model,
+        examinee.variables,
+        list(requests),
+        batch_size=max(1, generator.batch_size * generator.bucket // _TEXT_BUCKET),
+        bucket=_TEXT_BUCKET,
+        description=description,
+    )
+
+
+def _answer(
+    split: Split,
+    example: Example,
+    text: str,
+    score: float,
+    right: Likelihood,
+    more: Mapping[str, float] | None = None,
+) -> Answer:
+    return Answer(
+        split.task_name,
+        example.question,
+        example.answer,
+        text,
+        float(score),
+        -right.log_probability,
+        right.tokens,
+        more or {},
+    )

@@ -13,7 +13,7 @@ from malora_jax.training.workdir import check_config, check_data
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
-    """Mean scores on the held-out questions of every task.
+    """Mean scores and losses on the held-out questions of every task.
 
     Args:
         config: as written in configs/.
@@ -43,6 +43,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
                 'score': runner.mean_score(by_task[split.task_name]),
                 'interval': runner.interval(by_task[split.task_name]),
                 'more': runner.more_scores(by_task[split.task_name]),
+                'loss': runner.mean_loss(by_task[split.task_name]),
                 'examples': len(split.held_out),
                 'scoring': setup.scoring(split),
             }

@@ -90,8 +90,7 @@ def _train(
         best=best,
         before=before,
         after=after,
-        losses_before=setup.held_out_losses(None),
-        losses_after=setup.held_out_losses(variables),
+        routing=setup.held_out_routing(variables),
     )
     wall_time = earlier + time.perf_counter() - started
     return results.write_results(setup, workdir, found, wall_time)

@@ -15,10 +15,9 @@ from malora_jax.adapters.config import LINEARS
 from malora_jax.analysis import plots
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Best
-from malora_jax.training.heldout import loss_by_task
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup
-from malora_jax.training.step import Losses, mean_balance_loss, routing_metrics
+from malora_jax.training.step import mean_balance_loss, routing_metrics
 from malora_jax.training.validation import curve
 from malora_jax.training.workdir import versions
 
@@ -53,15 +52,14 @@ class Found:
         records: of metrics.jsonl.
         best: the checkpoint that was scored, if it was chosen by its validation loss.
         before, after: scored answers of the base and of the adapted model.
-        losses_before, losses_after: their sums over the held-out examples.
+        routing: what the routers did with the held-out examples; empty without routers.
     """
 
     records: Sequence[Mapping[str, Any]]
     best: Best | None
     before: Sequence[runner.Answer]
     after: Sequence[runner.Answer]
-    losses_before: Losses
-    losses_after: Losses
+    routing: Mapping[str, router.RoutingSums]
 
 
 def write_results(
@@ -79,7 +77,7 @@ def write_results(
         What was written to `results.json`.
     """
     tasks = _task_results(setup, found)
-    run, last, routing = setup.run, found.records[-1], found.losses_after.routing
+    run, last, routing = setup.run, found.records[-1], found.routing
     keys = ('before', 'best_constant', 'after')
     results = {
         'model': run.model.name,
@@ -145,9 +143,8 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
     before, after = (runner.by_task(answers) for answers in (found.before, found.after))
-    before_G, after_G = loss_by_task(found.losses_before), loss_by_task(found.losses_after)
     results = {}
-    for split, loss_before, loss_after in zip(setup.splits, before_G, after_G, strict=True):
+    for split in setup.splits:
         if not split.held_out:
             continue
         name = split.task_name
@@ -163,8 +160,8 @@ def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
             'best_constant': share,
             'best_constant_answer': answer,
             'examples': len(split.held_out),
-            'loss_before': float(loss_before),
-            'loss_after': float(loss_after),
+            'loss_before': runner.mean_loss(before[name]),
+            'loss_after': runner.mean_loss(after[name]),
             'scoring': setup.scoring(split),
         }
     return results
@@ -184,7 +181,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     }
 
 
-def _routing_results(routing: dict[str, router.RoutingSums]) -> dict[str, float]:
+def _routing_results(routing: Mapping[str, router.RoutingSums]) -> dict[str, float]:
     """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
     if not routing:
         return {}
@@ -193,7 +190,7 @@ def _routing_results(routing: dict[str, router.RoutingSums]) -> dict[str, float]
 
 
 def _load_by_linear(
-    routing: dict[str, router.RoutingSums], scored: Sequence[bool]
+    routing: Mapping[str, router.RoutingSums], scored: Sequence[bool]
 ) -> dict[str, np.ndarray]:
     """By linear, (L, G, E): the share of token slots by layer, task that is scored, and expert."""
     loads = {

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from malora_jax import data, errors
+from malora_jax.adapters.router import RoutingSums
 from malora_jax.evaluation import runner, sandbox
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
@@ -17,7 +18,6 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
-from malora_jax.training.step import Losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Setup:
         model: the decoder with the adapter.
         splits: training and held-out examples of each task.
         sizes: of the training examples of each task.
-        held_out_length: positions of a row of held-out examples, which are never cut.
         template: the text around questions and answers.
     """
 
@@ -39,7 +38,6 @@ class Setup:
     model: Decoder
     splits: list[data.Split]
     sizes: list[data.Size]
-    held_out_length: int
     template: data.Template
 
     @property
@@ -86,32 +84,35 @@ class Setup:
             workers=self.run.data.workers,
         )
 
-    def held_out_losses(self, variables: Any | None) -> Losses:
-        """Sums of the losses on all held-out examples.
+    def held_out_routing(self, variables: Any) -> dict[str, RoutingSums]:
+        """What the routers do with the held-out examples, cut to rows of training.
 
         Args:
-            variables: the adapted model's collections, or None for the base alone.
+            variables: the adapted model's collections.
+
+        Returns:
+            As in `Losses`; empty without routers.
         """
-        model, variables = self._adapted_or_base(variables)
-        examples = [split.held_out for split in self.splits]
-        batches = self._batches(examples, self.held_out_length)
-        return held_out_losses(model, variables, batches, len(self.splits))
+        if not self.run.adapter.has_router:
+            return {}
+        batches = self._batches([split.held_out for split in self.splits], truncate=True)
+        return held_out_losses(self.model, variables, batches, len(self.splits)).routing
 
     def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all validation examples, each once."""
         examples = [split.validation for split in self.splits]
-        return self._batches(examples, self.run.data.sequence_length)
+        return self._batches(examples, self.run.data.truncate)
 
     def _batches(
-        self, by_task: Sequence[Sequence[data.Example]], length: int
+        self, by_task: Sequence[Sequence[data.Example]], truncate: bool
     ) -> Iterator[dict[str, np.ndarray]]:
         return data.packed_batches(
             [(example, task) for task, examples in enumerate(by_task) for example in examples],
             self.base.tokenizer,
             self.template,
-            length,
+            self.run.data.sequence_length,
             self.run.data.batch_size,
-            self.run.data.truncate,
+            truncate,
         )
 
     def generator(self, model: Decoder) -> Generator:
@@ -193,15 +194,25 @@ def build(run: RunConfig) -> Setup:
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
     sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
-    length = max(_held_out_length(run, split, base.tokenizer, template) for split in splits)
     model = Decoder(run.model, run.adapter, run.training.remat)
-    return Setup(run, base, model, splits, sizes, length, template)
+    return Setup(run, base, model, splits, sizes, template)
 
 
 def _check_answers_fit(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> None:
-    """Checks that generation does not cut off a right answer, where the task sets no limit."""
+    """Checks that held-out questions fit into the context with their answers, shots included.
+
+    And that generation does not cut off a right answer, where the task sets no limit.
+    """
+    data.measure_examples(
+        split.task_name,
+        split.held_out,
+        tokenizer,
+        template,
+        run.model.context,
+        room=f'the context of {run.model.name}',
+    )
     if not split.held_out or split.task.scoring.max_new_tokens:
         return
     needed = runner.answer_limit(split, tokenizer, template) - runner.SPARE_TOKENS
@@ -226,21 +237,6 @@ def _measured(
     )
     size(split.validation)
     return size(split.train)
-
-
-def _held_out_length(
-    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
-) -> int:
-    """Positions for the longest held-out example of a task, shots included, or a training row."""
-    size = data.measure_examples(
-        split.task_name,
-        split.held_out,
-        tokenizer,
-        template,
-        run.model.context,
-        room=f'the context of {run.model.name}',
-    )
-    return max(run.data.sequence_length, size.longest)
 
 
 def _split(run: RunConfig) -> list[data.Split]:

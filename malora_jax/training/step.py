@@ -78,7 +78,7 @@ def losses(
     return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
 
 
-def mean_balance_loss(routing: dict[str, router.RoutingSums]) -> jax.Array:
+def mean_balance_loss(routing: Mapping[str, router.RoutingSums]) -> jax.Array:
     """The balance loss averaged over all routers; 1 = balanced. Zero without routers."""
     each = [router.balance_loss(sums) for sums in routing.values()]
     return jnp.stack(each).mean() if each else jnp.float32(0)
@@ -160,7 +160,7 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     return {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in dtypes.items()}
 
 
-def routing_metrics(routing: dict[str, router.RoutingSums]) -> dict[str, jax.Array]:
+def routing_metrics(routing: Mapping[str, router.RoutingSums]) -> dict[str, jax.Array]:
     """Means over routers: how many experts are in use, and the share of the busiest."""
     load = jnp.stack([router.expert_load(sums) for sums in routing.values()])
     return {

@@ -41,14 +41,14 @@ def write_run(
 ) -> None:
     """A finished run that answers the first `right` of 40 questions of each task.
 
-    With `nats`, the right options of these tasks have 1, 3, 1, 3, ... tokens and, before, 8 nats.
+    The right answers of each task have 1, 3, 1, 3, ... tokens and, before, 8 nats; afterwards
+    `nats`, or as many as make the losses of the tasks `loss`, `loss` + 1, ...
     """
     directory.mkdir(parents=True)
     config.seed = seed
     tasks = config.evaluation.tasks
     right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
-
-    nats = nats or {}
+    nats = nats or {task: [2.0 * (loss + number)] * QUESTIONS for number, task in enumerate(tasks)}
 
     def write_answers(when: str, right: Mapping[str, int], nats) -> None:
         rows = [
@@ -56,8 +56,8 @@ def write_run(
                 'task': task,
                 'question': questions.format(q),
                 'score': float(q < right[task]),
-                'nats': nats[task][q] if task in nats else None,
-                'tokens': 1 + q % 2 * 2 if task in nats else None,
+                'nats': nats[task][q],
+                'tokens': 1 + q % 2 * 2,
             }
             for task in tasks
             for q in range(QUESTIONS)
@@ -65,7 +65,7 @@ def write_run(
         lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
         (directory / f'answers_{when}.jsonl').write_text(lines)
 
-    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(nats, [8.0] * QUESTIONS))
+    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(tasks, [8.0] * QUESTIONS))
     write_answers('after', right, nats)
     (directory / 'config.json').write_text(json.dumps(config.to_dict()))
     results = {
@@ -76,8 +76,8 @@ def write_run(
                 'before': before / QUESTIONS,
                 'after': right[task] / QUESTIONS,
                 'examples': QUESTIONS,
-                'loss_before': 3.0,
-                'loss_after': loss + number,
+                'loss_before': 4.0,
+                'loss_after': sum(nats[task]) / (2 * QUESTIONS),
                 'scoring': {'rule': scoring, 'form': 'completion', 'shots': 0},
             }
             for number, task in enumerate(tasks)
@@ -186,7 +186,7 @@ def test_an_average_needs_all_tasks(tmp_path):
     cells = rows_of(text)['`lora_single`']
     assert [cell.split()[0] for cell in cells] == ['–', '–', '75.0', '–', '–', '–']
     assert rows_of(text, AVERAGES)['`lora_single`'][1:] == ['–', '–', '–']
-    assert rows_of(text, LOSSES)['`lora_single`'] == ['–']
+    assert rows_of(text, LOSSES)['`lora_single`'] == ['–', '–']
 
 
 # Differences.
@@ -220,70 +220,52 @@ def test_one_question_makes_no_difference(tmp_path):
     assert cell == '+0.5 [+0.0, +1.5], not distinguishable'
 
 
-def same_nats(value: float, tasks=TASKS) -> dict[str, list[float]]:
-    return {task: [value] * QUESTIONS for task in tasks}
+def same_nats(value: float) -> dict[str, list[float]]:
+    return {task: [value] * QUESTIONS for task in TASKS}
 
 
-def test_an_option_loss_is_all_nats_by_all_tokens(tmp_path):
+def test_a_loss_is_all_nats_by_all_tokens(tmp_path):
     """One question in two has 1 nat for its token, the other 9 for its three; seeds differ."""
     one = dict.fromkeys(TASKS, [1.0, 9.0] * (QUESTIONS // 2))
     write_run(tmp_path / 'lora-0', small('lora'), 20, nats=same_nats(4.0))
     write_run(tmp_path / 'malora-0', small('malora'), 20, seed=0, nats=one)
     write_run(tmp_path / 'malora-1', small('malora'), 20, seed=1, nats=same_nats(2.0))
     rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
-    assert rows['LoRA'] == ['3.000', '2.000', '–']
+    assert rows['LoRA'] == ['2.000', '–']
     # (20 · 1 + 20 · 9) / 80 = 2.5 and 80 / 80 = 1; not the mean of ratios, 2 and 4/3.
-    _, loss, change = rows['MALoRA']
+    loss, change = rows['MALoRA']
     assert loss == '1.750'
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', change))
     # By question the seeds' mean is 0.75 or 2.75: a deviation of 1 over 200 questions.
     half = stats.norm.ppf(0.975) / (QUESTIONS * len(TASKS)) ** 0.5
     assert mean == -0.25
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.006)
-    assert rows['base'] == ['3.000', '4.000', '+2.000 [+2.000, +2.000]']
+    assert rows['base'] == ['4.000', '+2.000 [+2.000, +2.000]']
 
 
-def test_differences_of_option_losses_are_paired(tmp_path):
+def test_differences_of_losses_are_paired(tmp_path):
     """Questions cost 0 to 39 nats, and all a quarter less with MALoRA: there is no doubt."""
     for name, less in (('lora', 0.0), ('molora', 0.0), ('malora', 0.25)):
         nats = {task: [q - less for q in range(QUESTIONS)] for task in TASKS}
         write_run(tmp_path / name, small(name), 20, nats=nats)
     rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
     same, lower = '+0.000 [+0.000, +0.000], not distinguishable', '-0.125 [-0.125, -0.125]'
-    assert rows['LoRA'][1:] == ['9.750', '–', same]
-    assert rows['MoLoRA'][1:] == ['9.750', same, '–']
-    assert rows['MALoRA'][1:] == ['9.625', lower, lower]
+    assert rows['LoRA'] == ['9.750', '–', same]
+    assert rows['MoLoRA'] == ['9.750', same, '–']
+    assert rows['MALoRA'] == ['9.625', lower, lower]
 
 
-def test_the_interval_of_an_option_loss_is_that_of_other_questions(tmp_path):
+def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
     """Of each task's questions one half is 1 nat above LoRA, the other below: binomial."""
     nats = dict.fromkeys(TASKS, [3.0, 1.0] * (QUESTIONS // 2))
     write_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
     write_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)['MALoRA'][2]
+    cell = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)['MALoRA'][1]
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     questions = QUESTIONS * len(TASKS)
     expected = stats.binom.ppf([0.025, 0.975], questions, 0.5) / questions
     assert mean == 0 and cell.endswith('], not distinguishable')
     np.testing.assert_allclose([low, high], expected - 0.5, atol=0.006)
-
-
-@pytest.mark.parametrize(
-    'nats',
-    [
-        None,
-        same_nats(2.0, TASKS[1:]),
-        same_nats(2.0) | {TASKS[2]: [None] + [2.0] * (QUESTIONS - 1)},
-    ],
-)
-def test_an_option_loss_needs_all_nats(tmp_path, nats):
-    write_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
-    write_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
-    write_run(tmp_path / 'molora', small('molora'), 20, nats=same_nats(2.0))
-    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
-    assert rows['MALoRA'] == ['3.000', '–', '–', '–']
-    same = '+0.000 [+0.000, +0.000], not distinguishable'
-    assert rows['MoLoRA'] == ['3.000', '1.000', same, '–']
 
 
 def test_the_seesaw(tmp_path):

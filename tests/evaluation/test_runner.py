@@ -23,7 +23,7 @@ class ByteTokenizer:
         return bytes(ids).decode()
 
     def token_to_id(self, token: str) -> int | None:
-        return None
+        return 257
 
 
 class NoSource:
@@ -86,18 +86,46 @@ SAYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def asked(monkeypatch) -> list[tuple[str, str, bool]]:
+    """Finds texts as likely as the text's `NATS` say, and remembers them and whether they end."""
+    requests = []
+
+    def log_likelihoods(model, variables, of_batch, *, batch_size, bucket, description):
+        assert (model, variables) == ('model', 'variables') and 'test runner' in description
+        assert batch_size * bucket == 8 * 16
+        found = []
+        for context, tokens in of_batch:
+            ends = tokens[-1] > 255
+            text = bytes(tokens[: len(tokens) - ends]).decode()
+            requests.append((bytes(context).decode(), text, ends))
+            nats = NATS.get(text, 0.5 * len(text)) + 0.25 * ends
+            found.append(Likelihood(-nats, len(tokens), False))
+        return found
+
+    monkeypatch.setattr(runner, 'log_likelihoods', log_likelihoods)
+    return requests
+
+
+# Per character, the second option of the first question is ahead.
+NATS = {' ab': 2.0, ' abcdefgh': 4.0, ' b': 1.0, ' c': 1.0, ' d': 3.0}
+
+
 def ask(generator, splits, template=PLAIN, **settings):
     examinee = Examinee(generator, 'variables', ByteTokenizer(), template, **settings)
     return answer_held_out(examinee, splits, 'test')
 
 
-def test_every_question_is_answered_and_scored_by_its_task():
+def test_every_question_is_answered_and_scored_by_its_task(asked):
+    """The loss is that of the expected answer, a space before it and the token that ends it."""
     assert ask(Scripted(SAYS), SPLITS) == [
-        Answer('runner_exact', 'a?', '1', '1', 1.0),
-        Answer('runner_exact', 'b?', '12345', '12346', 0.0),
-        Answer('runner_partial', 'c?', '77', '77', 1.0),
-        Answer('runner_partial', 'd?', '88', '89', 0.5),
+        Answer('runner_exact', 'a?', '1', '1', 1.0, 1.25, 3),
+        Answer('runner_exact', 'b?', '12345', '12346', 0.0, 3.25, 7),
+        Answer('runner_partial', 'c?', '77', '77', 1.0, 1.75, 4),
+        Answer('runner_partial', 'd?', '88', '89', 0.5, 1.75, 4),
     ]
+    prompts, answers = list(SAYS), (' 1', ' 12345', ' 77', ' 88')
+    assert asked == [(p, a, True) for p, a in zip(prompts, answers, strict=False)]
 
 
 def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
@@ -112,34 +140,25 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
 def test_a_task_may_set_its_own_limit_and_stops():
     generator = Scripted(SAYS)
     (answer,) = ask(generator, [Split(NUMBER, [], [Example('e?', ' 5', {})], 1)])
-    assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0)
+    assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0, 1.75, 4)
     assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',)}
 
 
-def test_options_are_taken_by_their_likelihood(monkeypatch):
+def test_options_are_taken_by_their_likelihood(asked):
     questions = [
         Example('x?', ' ab', {'options': (' ab', ' abcdefgh'), 'label': 0}),
         Example('y?', ' c', {'options': (' b', ' c', ' d'), 'label': 1}),
     ]
-    # Per character, the second option of the first question is ahead.
-    nats = {' ab': -2.0, ' abcdefgh': -4.0, ' b': -1.0, ' c': -1.0, ' d': -3.0}
-    asked = []
-
-    def log_likelihoods(model, variables, requests, *, batch_size, bucket, description):
-        assert (model, variables, description) == ('model', 'variables', 'test runner_options')
-        assert batch_size * bucket == 8 * 16
-        pairs = [(bytes(c).decode(), bytes(o).decode()) for c, o in requests]
-        asked.extend(pairs)
-        return [Likelihood(nats[option], len(option), False) for _, option in pairs]
-
-    monkeypatch.setattr(runner, 'log_likelihoods', log_likelihoods)
     bare = get_template('bare')
     found = ask(Scripted({}), [Split(OPTIONS, [], questions, 2)], bare)
-    assert asked == [(e.question, o) for e in questions for o in e.metadata['options']]
+    texts = [[*((o, False) for o in e.metadata['options']), (e.answer, True)] for e in questions]
+    assert asked == [
+        (e.question, *t) for e, of_e in zip(questions, texts, strict=True) for t in of_e
+    ]
     name = 'runner_options'
     assert found == [
-        Answer(name, 'x?', ' ab', ' ab', 1.0, {'accuracy_normalized': 0.0}, 2.0, 3),
-        Answer(name, 'y?', ' c', ' b', 0.0, {'accuracy_normalized': 0.0}, 1.0, 2),
+        Answer(name, 'x?', ' ab', ' ab', 1.0, 2.25, 4, {'accuracy_normalized': 0.0}),
+        Answer(name, 'y?', ' c', ' b', 0.0, 1.25, 3, {'accuracy_normalized': 0.0}),
     ]
 
 
@@ -168,6 +187,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
         'stop': () if template.name == 'chatml' else ('\ndef',),
     }
     assert (answer.score, answer.more) == (0.5, {'pass@4': 1.0})
+    assert answer.tokens == len(template.completion(ByteTokenizer(), prompt, ' 1')) + 1
     ((problem, programs),) = ran
     assert (problem.prompt, problem.test, problem.entry_point) == (prompt, 'check', 'one')
     for program in programs:
@@ -177,7 +197,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
 
 
 def test_means_and_intervals():
-    binary = [Answer('t', 'q', 'e', 'a', s, {'n': s / 2}) for s in (1.0, 0.0, 1.0, 1.0)]
+    binary = [Answer('t', 'q', 'e', 'a', s, 1.0, 1, {'n': s / 2}) for s in (1.0, 0.0, 1.0, 1.0)]
     assert runner.mean_score(binary) == 0.75
     (more,) = runner.more_scores(binary).values()
     assert more['score'] == 0.375
@@ -187,8 +207,11 @@ def test_means_and_intervals():
     middle = (0.75 + z**2 / 8) / (1 + z**2 / 4)
     half = z * math.sqrt(0.75 * 0.25 / 4 + z**2 / 64) / (1 + z**2 / 4)
     assert runner.interval(binary) == pytest.approx([middle - half, middle + half])
-    graded = [Answer('t', 'q', 'e', 'a', s) for s in (0.2, 0.4, 0.5, 0.9)]
+    graded = [Answer('t', 'q', 'e', 'a', s, 1.0, 1) for s in (0.2, 0.4, 0.5, 0.9)]
     low, high = runner.interval(graded)
     assert 0.2 <= low < 0.5 < high <= 0.9
-    assert runner.by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0)]).keys() == {'t', 'u'}
+    assert runner.by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {'t', 'u'}
+    # All nats by all tokens, not the mean of 1 and 3.
+    uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
+    assert runner.mean_loss(uneven) == 2.5
     assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)

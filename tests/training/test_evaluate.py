@@ -33,6 +33,7 @@ def scores_of(results, when: str):
             'score': task[when],
             'interval': task[f'{when}_interval'],
             'more': {},
+            'loss': task[f'loss_{when}'],
             'examples': task['examples'],
             'scoring': {
                 **{'rule': 'exact_match', 'form': '', 'template': 'chatml', 'shots': 0},
