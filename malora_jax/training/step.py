@@ -3,7 +3,7 @@
 Dimension letters: B batch, T sequence, N = B · T tokens, G tasks, L layers, E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -109,25 +109,7 @@ def make_train_step(
             loss, the same as in one large batch. The balance loss is that of each micro-batch,
             averaged with their tokens as weights, as if each were on a device of its own.
     """
-    balance_weight = model.adapter.balance_weight if model.adapter else 0.0
-
-    def gradients_of(state: TrainState, params: Any, batch: Batch) -> tuple[Any, Any]:
-        real_BT = batch['segment_ids'] > 0
-        tokens = jnp.maximum(real_BT.sum(), 1)
-        loss_tokens = jnp.maximum((batch['loss_mask'] * real_BT).sum(), 1)
-
-        def objective(adapter: Any, part: Batch, key: jax.Array):
-            variables = state.replace(adapter=adapter).variables(params)
-            sums = losses(model, variables, part, num_tasks, key)
-            loss = sums.nll.sum() / loss_tokens
-            balance = mean_balance_loss(sums.routing)
-            if accumulate > 1:
-                balance *= sums.tokens / tokens
-            return loss + balance_weight * balance, (loss, balance, sums)
-
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
-        return summed_gradients(objective, state.adapter, batch, keys)
+    gradients_of = make_gradients(model, num_tasks, seed, accumulate)
 
     def train_step(state: TrainState, params: Any, batch: Batch):
         gradients, (loss, balance, sums) = gradients_of(state, params, batch)
@@ -151,6 +133,38 @@ def make_train_step(
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def make_gradients(
+    model: Decoder, num_tasks: int, seed: int, accumulate: int = 1
+) -> Callable[[TrainState, Any, Batch], tuple[Any, tuple[jax.Array, jax.Array, Losses]]]:
+    """The part of `make_train_step` before the update, with its arguments.
+
+    Returns:
+        A function of state, params and batch: the gradient with respect to the adapter, and the
+        loss, the balance loss and the sums that these come from.
+    """
+    balance_weight = model.adapter.balance_weight if model.adapter else 0.0
+
+    def gradients_of(state: TrainState, params: Any, batch: Batch) -> tuple[Any, Any]:
+        real_BT = batch['segment_ids'] > 0
+        tokens = jnp.maximum(real_BT.sum(), 1)
+        loss_tokens = jnp.maximum((batch['loss_mask'] * real_BT).sum(), 1)
+
+        def objective(adapter: Any, part: Batch, key: jax.Array):
+            variables = state.replace(adapter=adapter).variables(params)
+            sums = losses(model, variables, part, num_tasks, key)
+            loss = sums.nll.sum() / loss_tokens
+            balance = mean_balance_loss(sums.routing)
+            if accumulate > 1:
+                balance *= sums.tokens / tokens
+            return loss + balance_weight * balance, (loss, balance, sums)
+
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
+        return summed_gradients(objective, state.adapter, batch, keys)
+
+    return gradients_of
 
 
 def abstract_batch(batch_size: int, sequence_length: int) -> Batch:

@@ -1,0 +1,1 @@
+"""Measuring methods side by side: what is timed, how, and what is reported."""

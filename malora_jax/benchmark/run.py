@@ -1,0 +1,95 @@
+"""A benchmark from a config: what takes turns, on which rows, and what came of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from malora_jax import errors
+from malora_jax.adapters import METHODS, method
+from malora_jax.benchmark import report, rows, timing
+from malora_jax.benchmark.subjects import BASE, base_subject, method_subject
+from malora_jax.models import Decoder
+from malora_jax.training.config import RunConfig, run_config
+from malora_jax.training.setup import build
+
+# Batches that rounds go through; more would not be other work.
+_BATCHES = 8
+
+
+def benchmark(
+    config: Mapping[str, Any], methods: Sequence[str], rounds: int, packed: bool
+) -> dict[str, Any]:
+    """Measures methods side by side in this process.
+
+    Each has its own settings, as `METHODS` has them, with the config's dropout and adapted linears.
+
+    Args:
+        config: as written in configs/.
+        methods: their names; 'base' is the frozen model alone.
+        rounds: how many steps of each are timed, at least.
+        packed: whether the rows are those of the config's tasks; else random ones, which need no
+            weights either.
+
+    Returns:
+        `methods` by name, `machine`, and what was run: `model`, `dtype`, `rows`, `tokens_per_step`,
+        `loss_tokens_per_step`, `positions_per_step`, `dropout`, `remat`.
+
+    Raises:
+        UserError: no such method, one that is named twice, or a mistake in the config.
+    """
+    for name in methods:
+        if name not in (BASE, *METHODS):
+            raise errors.unknown_name('method', name, (BASE, *METHODS))
+    if len({*methods}) < len(methods) or not methods:
+        raise errors.out_of_range('--methods', ','.join(methods), 'one name or more, each once')
+    run = run_config(config)
+    if packed:
+        setup = build(run)
+        params, tasks = setup.base.params, len(setup.splits)
+        batches = rows.packed(setup, _BATCHES)
+    else:
+        params, tasks = random_base(run), rows.SYNTHETIC_TASKS
+        batches = rows.synthetic(run, _BATCHES)
+    subjects = []
+    for name in methods:
+        print(f'Compiling {name} …', flush=True)
+        if name == BASE:
+            subjects.append(base_subject(run, params, batches[0], tasks))
+        else:
+            subjects.append(method_subject(name, with_method(run, name), params, batches[0], tasks))
+    times = timing.measure(subjects, batches, rounds)
+    tokens, positions = rows.real_tokens(batches), batches[0]['inputs'].size
+    return {
+        'model': run.model.name,
+        'dtype': run.model.dtype,
+        'rows': 'packed' if packed else 'synthetic',
+        'tokens_per_step': tokens,
+        'loss_tokens_per_step': rows.loss_tokens(batches),
+        'positions_per_step': positions,
+        'sequence_length': run.data.sequence_length,
+        'dropout': run.adapter.dropout,
+        'remat': run.training.remat,
+        'methods': report.summarize(subjects, times, tokens, positions),
+        'machine': report.machine(),
+    }
+
+
+def with_method(run: RunConfig, name: str) -> RunConfig:
+    """The run with another method, and the dropout and adapted linears that it has."""
+    adapter = method(name, dropout=run.adapter.dropout, targets=run.adapter.targets)
+    return dataclasses.replace(run, method=name, adapter=adapter)
+
+
+def random_base(run: RunConfig) -> Any:
+    """Parameters of the base's shapes, as the decoder starts them without weights."""
+
+    @jax.jit
+    def make(key: jax.Array) -> Any:
+        one = jnp.ones((1, 1), jnp.int32)
+        return nn.unbox(Decoder(run.model).init(key, one, one, one)['params'])
+
+    return make(jax.random.key(run.seed))

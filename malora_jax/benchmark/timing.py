@@ -1,0 +1,70 @@
+"""Timing several subjects against each other, on a machine that others may use too.
+
+Subjects take turns, a step each, in an order that moves on from round to round: what slows the
+machine for a while slows them all. Ratios are those of one round.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from malora_jax.benchmark.subjects import PARTS, Subject
+from malora_jax.training.step import Batch
+
+# A median is steady where the middle half of the times is within this share of it.
+STEADY = 0.03
+# Rounds until all are steady, as a multiple of those asked for.
+_PATIENCE = 2
+# Parts of a step are timed in one round of so many.
+_PARTS_EVERY = 4
+
+# By subject and part, seconds of each round; nan where a round has none.
+Times = dict[str, dict[str, np.ndarray]]
+
+
+def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) -> Times:
+    """Times each subject's step in every round, and the parts of it in some.
+
+    Args:
+        subjects: what takes turns; their programs are run once before, which is not timed.
+        batches: of the same shape; a round uses one, all subjects the same.
+        rounds: at least so many; up to twice as many, until all steps are steady.
+    """
+    for subject in subjects:
+        for part in PARTS:
+            subject.run_part(part, batches[0])
+    seconds: dict[tuple[str, str], list[float]] = {
+        (subject.name, part): [] for subject in subjects for part in PARTS
+    }
+    with tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True) as bar:
+        for number in range(_PATIENCE * rounds):
+            if number >= rounds and all(
+                is_steady(np.array(seconds[subject.name, 'step'])) for subject in subjects
+            ):
+                break
+            parts = PARTS if number % _PARTS_EVERY == 0 else PARTS[-1:]
+            batch, first = batches[number % len(batches)], number % len(subjects)
+            for subject in (*subjects[first:], *subjects[:first]):
+                for part in PARTS:
+                    spent = _timed(subject, part, batch) if part in parts else np.nan
+                    seconds[subject.name, part].append(spent)
+            bar.total = max(bar.total, number + 1)
+            bar.update()
+    return {
+        subject.name: {part: np.array(seconds[subject.name, part]) for part in PARTS}
+        for subject in subjects
+    }
+
+
+def is_steady(seconds: np.ndarray) -> bool:
+    """Whether the quartile range is within `STEADY` of the median."""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return bool(high - low < STEADY * middle)
+
+
+def _timed(subject: Subject, part: str, batch: Batch) -> float:
+    started = time.perf_counter()
+    subject.run_part(part, batch)
+    return time.perf_counter() - started
