@@ -58,7 +58,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.training.epochs = 0.0  # By steps.
     config.training.keep_checkpoints = 2
     config.training.accumulate = 1
-    config.training.remat = False
+    config.training.remat = 'light'  # Or 'full', or 'none'.
     config.training.evaluate_every = 0
     config.training.patience = 0
 

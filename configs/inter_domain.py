@@ -20,7 +20,7 @@ The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 5
 DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m experiments.table
 --table=table1 --workdirs=runs/table1` prints the runs beside them.
 
-Hardware: one GPU or TPU with 40 GB, for bfloat16 weights and training.remat as it is here. Not yet
+Hardware: one GPU or TPU with 40 GB, for bfloat16 weights and training.remat='light'. Not yet
 run at this size; no time or score of ours can be told.
 """
 

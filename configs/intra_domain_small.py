@@ -53,5 +53,4 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.training.epochs = 0.0
     config.training.steps = 120
     config.training.checkpoint_every = 30
-    config.training.remat = False
     return config

@@ -32,7 +32,6 @@ def paper_config(method: str) -> ConfigDict:
 
     config.training.steps = 0  # By the epochs.
     config.training.checkpoint_every = 500
-    config.training.remat = True
 
     config.evaluation.batch_size = 16  # 16 prompts of eight shots take 17 GB of keys and values.
     return config

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 def hidden(x_ND: jax.Array, factors: Mapping[str, jax.Array], num_experts: int) -> jax.Array:
@@ -21,17 +22,17 @@ def hidden(x_ND: jax.Array, factors: Mapping[str, jax.Array], num_experts: int) 
     """
     core_ECR = factors.get('core')
     if 'shared_down' in factors:
-        shared_NS = x_ND @ factors['shared_down'].astype(x_ND.dtype)
+        shared_NS = _named(x_ND @ factors['shared_down'].astype(x_ND.dtype))
         if core_ECR is None:
             return jnp.tile(shared_NS, (1, num_experts))
-        return shared_NS @ _stack_ranks(core_ECR).astype(x_ND.dtype)
-    hidden_NP = x_ND @ _stack_ranks(factors['down']).astype(x_ND.dtype)
+        return _named(shared_NS @ _stack_ranks(core_ECR).astype(x_ND.dtype))
+    hidden_NP = _named(x_ND @ _stack_ranks(factors['down']).astype(x_ND.dtype))
     if core_ECR is None or 'shared_up' in factors:
         return hidden_NP
     E, C, R = core_ECR.shape
     hidden_NEC = hidden_NP.reshape(-1, E, C)
     hidden_NER = jnp.einsum('NEC,ECR->NER', hidden_NEC, core_ECR.astype(x_ND.dtype))
-    return hidden_NER.reshape(-1, E * R)
+    return _named(hidden_NER.reshape(-1, E * R))
 
 
 def gate(hidden_NP: jax.Array, gates_NE: jax.Array) -> jax.Array:
@@ -71,6 +72,11 @@ def column_lengths(
     )
     added_F = (up_RF * (2 * scale * cross_RF + scale**2 * square_RF)).sum(axis=0)
     return jnp.sqrt(jnp.maximum((kernel_DF**2).sum(axis=0) + added_F, 1e-12))
+
+
+def _named(hidden: jax.Array) -> jax.Array:
+    """Named to be kept for the backward pass: small beside what it is made from."""
+    return checkpoint_name(hidden, 'rank')
 
 
 def _stack_ranks(weights_EIR: jax.Array) -> jax.Array:

@@ -68,6 +68,7 @@ class LowRankExperts(nn.Module):
         dropped_ND = x_ND if dropped is None else dropped.reshape(-1, inputs)
         leaves = self._leaves(inputs)
         hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
+
         if config.has_router:
             gates_NE = self._gates(x_ND, leaves['router'], groups)
             hidden_NP = compute.gate(hidden_NP, gates_NE)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 class Routing(NamedTuple):
@@ -72,7 +73,7 @@ def route(
         router_DE.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
+    probabilities_NE = jax.nn.softmax(checkpoint_name(logits_NE, 'router'), axis=-1)
     selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), top_k)
     gates_NE = probabilities_NE * selected_NE
     if renormalize:

@@ -130,9 +130,7 @@ def plot(path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: st
 
 def _split(times: Times, subject: Subject) -> list[tuple[str, np.ndarray]]:
     """The parts of the step, in the rounds that have them."""
-    forward, gradient, step = (
-        times[subject.name][part] for part in ('forward', 'gradient', 'step')
-    )
+    forward, gradient, step = (times[subject.name][part] for part in PARTS)
     # The base's step is its gradient: what is left over is noise.
     update = np.zeros_like(step) if subject.name == BASE else np.maximum(step - gradient, 0)
     return list(zip(_STACKED, (forward, gradient - forward, update), strict=True))

@@ -144,7 +144,11 @@ def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subje
     started = time.perf_counter()
     compiled = jax.jit(gradient).lower(params, batch).compile()
     compile_s = time.perf_counter() - started
-    parts = {'forward': jax.jit(forward), 'gradient': compiled, 'step': compiled}
+    parts: dict[str, Callable[..., Any]] = {
+        'forward': jax.jit(forward),
+        'gradient': compiled,
+        'step': compiled,
+    }
 
     def run_part(part: str, batch: Batch) -> None:
         jax.block_until_ready(parts[part](params, batch))
@@ -162,5 +166,5 @@ def _seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) ->
 
 def _memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
     """Bytes of temporaries, and of arguments, by the compiler's account."""
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     return found.temp_size_in_bytes, found.argument_size_in_bytes

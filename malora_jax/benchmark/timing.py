@@ -50,7 +50,7 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
                 for part in PARTS:
                     spent = _timed(subject, part, batch) if part in parts else np.nan
                     seconds[subject.name, part].append(spent)
-            bar.total = max(bar.total, number + 1)
+            bar.total = max(rounds, number + 1)
             bar.update()
     return {
         subject.name: {part: np.array(seconds[subject.name, part]) for part in PARTS}

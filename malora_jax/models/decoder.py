@@ -14,10 +14,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
+
+# What the backward pass has of a layer besides its input, by how much of it is computed anew:
+# nothing; what is cheap, between the linears; everything.
+REMAT = {
+    'none': jax.checkpoint_policies.everything_saveable,
+    'light': jax.checkpoint_policies.save_only_these_names(
+        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'rank', 'router')
+    ),
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Cache(struct.PyTreeNode):
@@ -121,7 +132,7 @@ class AdaptedLinear(nn.Module):
             zeros = nn.initializers.zeros_init()
             bias_F = _parameter(self, 'bias', zeros, self.axes[1:], shape[1:], self.dtype)
             y_NF += bias_F.astype(y_NF.dtype)[None]
-        return y_NF
+        return checkpoint_name(y_NF, self.name)
 
 
 class _Part(nn.Module):
@@ -175,7 +186,7 @@ class Attention(_Part):
             v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, start)
             cache = (k_BSKC, v_BSKC)
         out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.visible)
-        out_NA = out_BTHC.reshape(B * T, -1)
+        out_NA = checkpoint_name(out_BTHC.reshape(B * T, -1), 'attended')
         output = self.linear('o', config.width, ('heads', 'embed'))
         return output(out_NA, self.drop(out_NA, context.train), context.groups), cache
 
@@ -220,13 +231,13 @@ class Decoder(nn.Module):
     Attributes:
         config: the base model.
         adapter: what is added to its linears; None for the base model alone.
-        remat: whether a layer's activations are computed anew in the backward pass, so that only
-            its input is kept.
+        remat: which of a layer's activations are computed anew in the backward pass; one of
+            `REMAT`.
     """
 
     config: ModelConfig
     adapter: AdapterConfig | None = None
-    remat: bool = False
+    remat: str = 'none'
 
     @nn.compact
     def __call__(
@@ -276,9 +287,12 @@ class Decoder(nn.Module):
         return x_ND.reshape(B, T, config.width), cache
 
     def _layers(self, x_ND: jax.Array, context: Context, layers: Any) -> tuple[jax.Array, Any]:
-        # Within a scan nothing can be merged with the first pass: no need to prevent it.
+        block = Block
+        if self.remat != 'none':
+            # Within a scan nothing can be merged with the first pass: no need to prevent it.
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            block,
             variable_axes={name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'routing')},
             split_rngs={'params': True, 'dropout': True},
             in_axes=(nn.broadcast, 0),

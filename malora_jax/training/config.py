@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.models import ModelConfig
+from malora_jax.models.decoder import REMAT
 from malora_jax.models.loading.weights import model_config
 from malora_jax.training.checks import at_least, positive, require
 from malora_jax.training.data_config import DataConfig, check_task
@@ -70,7 +71,8 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints; one more is made at the end.
         keep_checkpoints: how many of the newest stay; the best one stays besides.
         accumulate: batches of `data.batch_size` rows whose gradients make one step.
-        remat: whether the layers are computed again for the gradient, which saves memory.
+        remat: which activations are computed again for the gradient instead of being kept: 'light',
+            those between the linears; 'full', all of a layer; 'none'.
         evaluate_every: steps between evaluations of the loss on `data.validation`; 0 = never. The
             checkpoint with the lowest one is kept, and scored at the end.
         patience: evaluations in a row without a lower loss after which the run stops; 0 = it does
@@ -81,7 +83,7 @@ class TrainingConfig:
     checkpoint_every: int
     keep_checkpoints: int
     accumulate: int = 1
-    remat: bool = False
+    remat: str = 'light'
     evaluate_every: int = 0
     patience: int = 0
     epochs: float = 0.0
@@ -90,6 +92,8 @@ class TrainingConfig:
         errors.check_types('training', self)
         at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
         at_least(0, 'training', self, 'steps', 'epochs', 'evaluate_every', 'patience')
+        if self.remat not in REMAT:
+            raise errors.unknown_name('training.remat', self.remat, REMAT)
         require(
             (self.steps > 0) != (self.epochs > 0),
             'training.steps',

@@ -1,24 +1,27 @@
 """Rematerialised layers give what kept activations give: loss, routing and gradients."""
 
+import collections
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from model_helpers import packed_batch, random_variables, small_method, tiny_model
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
+from malora_jax.models.decoder import REMAT
 from malora_jax.training.step import losses, mean_balance_loss
 
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(10, 9), (7, 8, 9)], 24))
 
 
-def models(name: str, **overrides) -> tuple[Decoder, Decoder]:
-    """The model as it is and with rematerialised layers, with dropout on."""
-    kept = tiny_model(small_method(name, dropout=0.5), **overrides)
-    return kept, Decoder(kept.config, kept.adapter, remat=True)
+def models(name: str, **overrides) -> dict[str, Decoder]:
+    """The model with each way to rematerialise layers, with dropout on."""
+    model = tiny_model(small_method(name, dropout=0.5), **overrides)
+    return {remat: Decoder(model.config, model.adapter, remat) for remat in REMAT}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -30,9 +33,10 @@ def loss_and_gradients(model: Decoder, variables):
     return jax.value_and_grad(total, has_aux=True)(variables['adapter'])
 
 
+@pytest.mark.parametrize('remat', ['light', 'full'])
 @pytest.mark.parametrize('name', ['lora', 'dora', 'molora', 'malora', 'malora_shared_up'])
-def test_remat_equals_no_remat(name):
-    kept, again = models(name)
+def test_remat_equals_no_remat(name, remat):
+    kept, again = (models(name)[key] for key in ('none', remat))
     variables = random_variables(kept)
     assert jax.tree.structure(random_variables(again)) == jax.tree.structure(variables)
     (expected, expected_sums), right_gradients = loss_and_gradients(kept, variables)
@@ -52,9 +56,39 @@ def test_remat_equals_no_remat(name):
         )
 
 
+def compiled(model: Decoder) -> jax.stages.Compiled:
+    return loss_and_gradients.lower(model, random_variables(model)).compile()
+
+
 def test_remat_keeps_less_in_memory():
-    kept, again = (
-        loss_and_gradients.lower(model, random_variables(model)).compile().memory_analysis()
-        for model in models('lora', num_layers=12)
+    none, light, full = (
+        compiled(model).memory_analysis().temp_size_in_bytes
+        for model in models('lora', num_layers=12).values()
     )
-    assert again.temp_size_in_bytes < 0.5 * kept.temp_size_in_bytes
+    assert full < 0.7 * light < 0.5 * none
+
+
+def products(model: Decoder) -> collections.Counter[str]:
+    """How many matrix products there are of each shape, in the gradient of a layer."""
+    closed = jax.make_jaxpr(lambda v: loss_and_gradients(model, v))(random_variables(model))
+    found: collections.Counter[str] = collections.Counter()
+
+    def count(jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == 'dot_general':
+                found[' '.join(str(v.aval) for v in (*equation.invars, *equation.outvars))] += 1
+            for inner in jaxprs_in_params(equation.params):
+                count(inner)
+
+    count(closed.jaxpr)
+    return found
+
+
+@pytest.mark.parametrize('name', ['lora', 'malora'])
+def test_light_computes_no_product_of_a_linear_again(name):
+    """Only attention's scores, and gates that are widened; full has the linears' again."""
+    none, light, full = (products(model) for model in models(name).values())
+    scores = 'float32[2,24,2,16] float32[2,24,2,2,16] float32[2,2,24,24,2]'
+    widened = {'malora': {'float32[48,4] float32[4,16] float32[48,16]': 6}}
+    assert light - none == {scores: 1} | widened.get(name, {})
+    assert (full - none)['float32[48,64] float32[64,96] float32[48,96]'] == 2  # Gate and up.

@@ -133,7 +133,7 @@ SMALL = method('lora', rank=2, targets=('q',))
 
 
 def temporary_bytes(
-    rows: int, accumulate: int, remat: bool, adapter: AdapterConfig = SMALL, length: int = 128
+    rows: int, accumulate: int, remat: str, adapter: AdapterConfig = SMALL, length: int = 128
 ) -> int:
     config = preset('tiny', num_layers=6)
     model, optimizer = Decoder(config, adapter, remat), make_optimizer(ADAMW, 10)
@@ -147,16 +147,16 @@ def temporary_bytes(
 
 
 def test_parts_need_the_memory_of_one_part_and_remat_less():
-    one, in_parts, whole = (temporary_bytes(*sizes, False) for sizes in ((1, 1), (8, 8), (8, 1)))
+    one, in_parts, whole = (temporary_bytes(*sizes, 'none') for sizes in ((1, 1), (8, 8), (8, 1)))
     assert in_parts < 1.2 * one
     assert whole > 5 * one
-    assert temporary_bytes(1, 1, True) < 0.5 * one
+    assert temporary_bytes(1, 1, 'full') < 0.5 * one
 
 
 def test_the_sum_of_gradients_takes_the_place_of_the_updates():
     """Where the adapter is large against everything else, which the test above cannot see."""
     adapter = method('lora', rank=60)
-    one, two, four = (temporary_bytes(n, n, True, adapter, length=16) for n in (1, 2, 4))
+    one, two, four = (temporary_bytes(n, n, 'full', adapter, length=16) for n in (1, 2, 4))
     gradients = memory_bytes(Decoder(preset('tiny', num_layers=6), adapter))['gradients']
     assert two < one + gradients / 2
     assert four == pytest.approx(two, rel=0.01)

@@ -75,7 +75,7 @@ def test_a_run_trains_evaluates_and_generates(tiny_weights, tmp_path):
         training__steps=1,
         training__evaluate_every=1,
         training__accumulate=2,
-        training__remat=True,
+        training__remat='full',
     )
     results = training.train(config, tmp_path)
     assert results['best_step'] == 1

@@ -143,7 +143,7 @@ def test_a_step_has_the_tokens_of_all_its_batches():
     config = importlib.import_module('configs.quickstart').get_config()
     alone = plan(run_config(config.to_dict()))
     config.training.accumulate = 3
-    config.training.remat = True
+    config.training.remat = 'full'
     found = plan(run_config(config.to_dict()))
     assert found.pop('tokens_per_step') == 3 * alone.pop('tokens_per_step') == 3 * 4 * 128
     assert found == alone
