@@ -25,7 +25,7 @@ from malora_jax.models.config import ModelConfig
 REMAT = {
     'none': jax.checkpoint_policies.everything_saveable,
     'light': jax.checkpoint_policies.save_only_these_names(
-        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'rank', 'router')
+        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'mask', 'rank', 'router')
     ),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -51,14 +51,16 @@ class Context(struct.PyTreeNode):
 
     Attributes:
         positions: (B, T) int32, for the rotary embedding.
-        visible: (B, T, S) bool, which keys each query sees.
+        segments: (B, T) int32; tokens see only tokens of their own segment.
+        visible: (B, T, S) bool, which keys of the cache each query sees; None without a cache.
         groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
         start: () int32, where the T tokens stand in the cache.
         train: whether dropout is on.
     """
 
     positions: jax.Array
-    visible: jax.Array
+    segments: jax.Array
+    visible: jax.Array | None
     groups: jax.Array | None
     start: jax.Array
     train: bool = struct.field(pytree_node=False)
@@ -135,6 +137,21 @@ class AdaptedLinear(nn.Module):
         return checkpoint_name(y_NF, self.name)
 
 
+class Dropout(nn.Module):
+    """Inverted dropout; the mask is named, as drawing it again costs more than keeping it."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x, in training with a share of its entries zero and the others scaled up."""
+        if not train or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
+        return jnp.where(checkpoint_name(mask, 'mask'), x / keep, 0)
+
+
 class _Part(nn.Module):
     """What attention and MLP share: adapted linears, and one dropout mask for each input."""
 
@@ -151,7 +168,7 @@ class _Part(nn.Module):
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         if self.adapter is None:
             return x
-        return nn.Dropout(self.adapter.dropout)(x, deterministic=not train)
+        return Dropout(self.adapter.dropout)(x, train)
 
 
 class Attention(_Part):
@@ -185,8 +202,10 @@ class Attention(_Part):
             k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, start)
             v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, start)
             cache = (k_BSKC, v_BSKC)
-        out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.visible)
-        out_NA = checkpoint_name(out_BTHC.reshape(B * T, -1), 'attended')
+            out_BTHC = attention.attend_cached(q_BTHC, k_BSKC, v_BSKC, context.visible)
+        else:
+            out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.segments)
+        out_NA = out_BTHC.reshape(B * T, -1)
         output = self.linear('o', config.width, ('heads', 'embed'))
         return output(out_NA, self.drop(out_NA, context.train), context.groups), cache
 
@@ -270,13 +289,13 @@ class Decoder(nn.Module):
             _parameter(self, 'head', start, axes, shape, config.dtype)
 
         (B, T), first = tokens_BT.shape, jnp.int32(0)
-        key_segments_BS, layers = segments_BT, None
+        visible_BTS, layers = None, None
         if cache is not None:
             first = cache.length
             key_segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, first))
             layers = (cache.k, cache.v)
-        visible_BTS = attention.visible(first + jnp.arange(T), segments_BT, key_segments_BS)
-        context = Context(positions_BT, visible_BTS, groups_NG, first, train)
+            visible_BTS = attention.visible(first + jnp.arange(T), segments_BT, key_segments_BS)
+        context = Context(positions_BT, segments_BT, visible_BTS, groups_NG, first, train)
 
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
         x_ND, layers = self._layers(x_ND, context, layers)

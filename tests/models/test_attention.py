@@ -1,0 +1,125 @@
+"""Attention in blocks, against the one over a whole cache and against plain numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malora_jax.models.attention import attend, attend_cached, visible
+
+HEADS, KV_HEADS, WIDTH = 6, 2, 8
+
+
+def inputs(length: int, dtype=jnp.float32, rows: int = 2) -> tuple[jax.Array, ...]:
+    """Random queries, keys and values, and a cotangent of the output."""
+    rng = np.random.default_rng(length)
+    shapes = [(rows, length, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def segments_of(lengths: list[list[int]], total: int) -> np.ndarray:
+    """Packed examples of these lengths, the rest padding."""
+    segments_BT = np.zeros((len(lengths), total), np.int32)
+    for row, of_row in zip(segments_BT, lengths, strict=True):
+        found = np.repeat(np.arange(1, len(of_row) + 1), of_row)[:total]
+        row[: len(found)] = found
+    return segments_BT
+
+
+def by_numpy(q_BTHC, k_BTKC, v_BTKC, segments_BT) -> np.ndarray:
+    """One query at a time, in float64, over the keys that it may see."""
+    q_BTHC, k_BTKC, v_BTKC = (np.float64(x) for x in (q_BTHC, k_BTKC, v_BTKC))
+    out_BTHC = np.zeros_like(q_BTHC)
+    for b, t, h in np.ndindex(q_BTHC.shape[:3]):
+        of_keys = (b, np.flatnonzero(segments_BT[b, : t + 1] == segments_BT[b, t]))
+        keys, values = (x[(*of_keys, h // (HEADS // KV_HEADS))] for x in (k_BTKC, v_BTKC))
+        scores = keys @ q_BTHC[b, t, h] / np.sqrt(WIDTH)
+        weights = np.exp(scores - scores.max())
+        out_BTHC[b, t, h] = weights @ values / weights.sum()
+    return out_BTHC
+
+
+def over_a_cache(q_BTHC, k_BTKC, v_BTKC, segments_BT):
+    T = segments_BT.shape[1]
+    return attend_cached(q_BTHC, k_BTKC, v_BTKC, visible(jnp.arange(T), segments_BT, segments_BT))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def with_gradients(function, q, k, v, cotangent, segments):
+    out, pull = jax.vjp(lambda q, k, v: function(q, k, v, segments), q, k, v)
+    return (out, *pull(cotangent))
+
+
+@pytest.mark.parametrize('length', [1, 7, 128, 129, 300])
+def test_each_query_sees_the_earlier_ones_of_its_segment(length):
+    q, k, v, _ = inputs(length)
+    segments = segments_of([[3, 60, 100], [length]], length)
+    found = jax.jit(attend)(q, k, v, segments)
+    np.testing.assert_allclose(found, by_numpy(q, k, v, segments), atol=2e-6)
+
+
+@pytest.mark.parametrize('length', [1, 128, 129, 257, 1100])
+def test_values_and_gradients_are_those_over_a_whole_cache(length):
+    *arrays, cotangent = inputs(length)
+    segments = segments_of([[length // 3, length // 2], [1, 130, 5]], length)
+    found = with_gradients(attend, *arrays, cotangent, segments)
+    right = with_gradients(over_a_cache, *arrays, cotangent, segments)
+    for ours, expected in zip(found, right, strict=True):
+        # Gradients of a single token are zero, but for rounding.
+        scale = max(1, np.abs(expected).max())
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=3e-6 * scale)
+
+
+def test_in_bfloat16_as_exact_as_its_rounding():
+    """Against float32 on the same rounded inputs: errors of a few units of the last place."""
+    *arrays, cotangent = inputs(200, jnp.bfloat16)
+    segments = segments_of([[60, 140], [150]], 200)
+    found = with_gradients(attend, *arrays, cotangent, segments)
+    exact = with_gradients(
+        over_a_cache, *(x.astype(jnp.float32) for x in (*arrays, cotangent)), segments
+    )
+    for ours, expected in zip(found, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        error = np.abs(np.float32(ours) - expected)
+        assert error.max() < 2**-6 * np.abs(expected).max()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_packed_equals_alone(lengths, random):
+    """Every example of a row gives, in value and gradient, what it gives in a row of its own."""
+    total = 260
+    *arrays, cotangent = inputs(total, rows=1)
+    segments = segments_of([lengths], total)
+    packed = with_gradients(attend, *arrays, cotangent, segments)
+    number = random.randrange(len(lengths))
+    start, length = sum(lengths[:number]), lengths[number]
+    here = slice(start, min(start + length, total))
+    # Shifted to the front of a row whose rest is padding.
+    alone = [jnp.roll(x, -start, axis=1) for x in (*arrays, cotangent)]
+    one = segments_of([[here.stop - here.start]], total)
+    found = with_gradients(attend, *alone, one)
+    for ours, expected in zip(packed, found, strict=True):
+        np.testing.assert_allclose(
+            ours[:, here], expected[:, : here.stop - here.start], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_scores_far_apart_do_not_overflow():
+    q, k, v, cotangent = inputs(140)
+    segments = np.ones((2, 140), np.int32)
+    found = with_gradients(attend, 300 * q, 300 * k, v, cotangent, segments)
+    assert all(np.isfinite(array).all() for array in found)
+    np.testing.assert_allclose(found[0], by_numpy(300 * q, 300 * k, v, segments), atol=1e-4)
+
+
+def test_no_scores_are_kept_for_the_gradient():
+    q, k, v, _ = inputs(512, rows=1)
+    segments = np.ones((1, 512), np.int32)
+    for function, most in ((attend, q.size), (over_a_cache, HEADS * 512**2)):
+        _, pull = jax.vjp(lambda *x, f=function: f(*x, segments), q, k, v)
+        assert max(np.size(kept) for kept in jax.tree.leaves(pull)) == most
