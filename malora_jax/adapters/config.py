@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from malora_jax import errors
+from malora_jax.adapters.dispatch import PRODUCTS
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
@@ -47,6 +48,8 @@ class AdapterConfig:
         frozen: names of the leaves that do not train, among `leaves`. With ('router',) the
             routing stays random: a control.
         targets: names of the adapted linears, among `LINEARS`.
+        dispatch: how the experts are computed; '' in rank space, else by one of
+            `dispatch.PRODUCTS`, which gives the same and is there to be compared with.
 
     Raises:
         UserError: a field is out of its range.
@@ -68,6 +71,7 @@ class AdapterConfig:
     equal_gates: bool = False
     frozen: tuple[str, ...] = ()
     targets: tuple[str, ...] = ('q', 'k', 'v', 'gate', 'up', 'down')
+    dispatch: str = ''
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -139,6 +143,14 @@ class AdapterConfig:
             "False, or 'router' frozen: with equal gates, a router learns from the balance loss "
             'alone, and here gets no gradient',
         )
+        if self.dispatch and self.dispatch not in PRODUCTS:
+            raise errors.unknown_name('adapter.dispatch', self.dispatch, PRODUCTS)
+        require(
+            not self.dispatch
+            or (self.has_router and self.factors in (('down', 'up'), SUBSPACES['down'])),
+            'dispatch',
+            "'' but for routed experts whose subspace, if there is one, is 'down'",
+        )
         require(len(self.targets) > 0, 'targets', 'at least one linear')
         for name in self.targets:
             if name not in LINEARS:
@@ -191,6 +203,9 @@ METHODS: dict[str, dict[str, Any]] = {
     'malora_unshared': dict(_EIGHT, rank=12, shared_rank=32, subspace='own'),
     'malora_fixed_core': dict(_EIGHT, rank=12, shared_rank=32, frozen=('core',)),
     'malora_shared_up': dict(_EIGHT, rank=12, shared_rank=32, subspace='up'),
+    # The same as molora and malora, computed as the paper does.
+    'molora_dispatch': dict(_EIGHT, rank=8, dispatch='batched'),
+    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch='batched'),
     # Not in the paper. A dense router, so loads are equal and a balance loss would be constant.
     # HydraLoRA's own script has 4 heads of rank 4; these are MALoRA's number and rank.
     'hydralora': dict(

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from malora_jax import errors
-from malora_jax.adapters import compute, initializers, router
+from malora_jax.adapters import compute, dispatch, initializers, router
 from malora_jax.adapters.config import AdapterConfig
 
 
@@ -67,12 +67,16 @@ class LowRankExperts(nn.Module):
         x_ND = x.reshape(-1, inputs)
         dropped_ND = x_ND if dropped is None else dropped.reshape(-1, inputs)
         leaves = self._leaves(inputs)
-        hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
-
-        if config.has_router:
-            gates_NE = self._gates(x_ND, leaves['router'], groups)
-            hidden_NP = compute.gate(hidden_NP, gates_NE)
-        update_NF = compute.output(config.scale * hidden_NP, leaves)
+        routing = self._route(x_ND, leaves['router'], groups) if config.has_router else None
+        if routing is not None and config.dispatch:
+            update_NF = config.scale * dispatch.update(
+                dropped_ND, routing.gates, routing.selected, leaves, config.top_k, config.dispatch
+            )
+        else:
+            hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
+            if routing is not None:
+                hidden_NP = compute.gate(hidden_NP, routing.gates)
+            update_NF = compute.output(config.scale * hidden_NP, leaves)
         return update_NF.reshape(*x.shape[:-1], self.features)
 
     def _leaves(self, inputs: int) -> dict[str, jax.Array]:
@@ -98,9 +102,9 @@ class LowRankExperts(nn.Module):
             leaves[name] = cast(jax.Array, self.variable(collection, name, boxed).value)
         return leaves
 
-    def _gates(
+    def _route(
         self, x_ND: jax.Array, router_DE: jax.Array, groups_NG: jax.Array | None
-    ) -> jax.Array:
+    ) -> router.Routing:
         config = self.config
         routing = router.route(
             x_ND,
@@ -112,4 +116,4 @@ class LowRankExperts(nn.Module):
         if groups_NG is not None:
             sums = router.sum_by_group(routing, groups_NG)
             self.sow('routing', 'sums', sums, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-        return routing.gates
+        return routing

@@ -202,7 +202,8 @@ class Attention(_Part):
             k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, start)
             v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, start)
             cache = (k_BSKC, v_BSKC)
-            out_BTHC = attention.attend_cached(q_BTHC, k_BSKC, v_BSKC, context.visible)
+            visible_BTS = cast(jax.Array, context.visible)
+            out_BTHC = attention.attend_cached(q_BTHC, k_BSKC, v_BSKC, visible_BTS)
         else:
             out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.segments)
         out_NA = out_BTHC.reshape(B * T, -1)

@@ -1,5 +1,7 @@
 """Each method's update and gradients against its equation in float64 numpy, with B non-zero."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax import errors
-from malora_jax.adapters import METHODS, AdapterConfig, LowRankExperts, method
+from malora_jax.adapters import METHODS, AdapterConfig, LowRankExperts, dispatch, method
 from malora_jax.adapters.config import SUBSPACES
+from malora_jax.adapters.dispatch import PRODUCTS
 
 INPUTS, OUTPUTS, TOKENS = 72, 40, 14
 
@@ -30,6 +33,8 @@ SMALL = {
     'malora_unshared': dict(rank=4, shared_rank=24),
     'malora_fixed_core': dict(rank=4, shared_rank=10),
     'malora_shared_up': dict(rank=4, shared_rank=10),
+    'molora_dispatch': dict(rank=3),
+    'malora_dispatch': dict(rank=4, shared_rank=10),
     'hydralora': dict(rank=4, shared_rank=4),
 }
 # What the paper does not have: a name, the method that it changes, the change.
@@ -39,6 +44,11 @@ OPTIONS = {
     'rank_stabilized': ('lora', dict(rank_stabilized=True)),
     'one_of_eight': ('molora', dict(top_k=1)),
     'sparse_heads': ('hydralora', dict(top_k=3)),
+    'renormalized_dispatch': ('malora_dispatch', dict(renormalize=True)),
+} | {
+    f'{name}_{how}': (name, dict(dispatch=how))
+    for name in ('molora_dispatch', 'malora_dispatch')
+    for how in PRODUCTS
 }
 CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
     name: method(base, **SMALL[base], **change) for name, (base, change) in OPTIONS.items()
@@ -200,6 +210,59 @@ def test_router_sees_the_input_without_dropout():
     assert not np.allclose(found, experts.apply({'adapter': leaves}, dropped_ND), atol=1e-2)
 
 
+@pytest.mark.parametrize('how', PRODUCTS)
+@pytest.mark.parametrize('name', ['molora', 'malora'])
+def test_dispatch_equals_rank_space_over_many_tiles(name, how):
+    """Several tiles an expert, one expert without a token and one with most; values, gradients."""
+    config = method(name, **SMALL[name])
+    experts, dispatched = (
+        LowRankExperts(c, OUTPUTS)
+        for c in (config, dataclasses.replace(config, top_k=2, dispatch=how))
+    )
+    leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(700, INPUTS) + 0.5
+    router_DE = leaves['router']
+    leaves['router'] = router_DE.at[:, 3].set(-1.0).at[:, 5].set(jnp.abs(router_DE[:, 5]))
+    selected = experts.apply({'adapter': leaves}, x_ND, None, jnp.ones((700, 1)), mutable='routing')
+    load_E = selected[1]['routing']['sums'].load[0]
+    assert load_E[3] == 0 and load_E[5] > 500
+
+    def value_and_gradients(module):
+        def objective(leaves, x_ND):
+            out_NF = module.apply({'adapter': leaves}, x_ND)
+            return (out_NF * tokens_of(700, OUTPUTS, seed=5)).sum(), out_NF
+
+        found, out_NF = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))(leaves, x_ND)
+        return {'out': out_NF, 'x': found[1]} | found[0]
+
+    ours, right = value_and_gradients(dispatched), value_and_gradients(experts)
+    for key, expected in right.items():
+        scale = np.abs(expected).max()
+        assert scale > 0.1, key
+        np.testing.assert_allclose(ours[key], expected, rtol=1e-4, atol=1e-5 * scale, err_msg=key)
+
+
+@settings(deadline=None, max_examples=30)
+@given(tokens=st.integers(1, 400), num_experts=st.integers(2, 9), data=st.data())
+def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_experts, data):
+    top_k = data.draw(st.integers(1, num_experts))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    # Experts of very different popularity.
+    ranked_NE = np.argsort(rng.normal(size=(tokens, num_experts)) - np.arange(num_experts), axis=1)
+    chosen_NK = np.sort(ranked_NE[:, :top_k], axis=1)
+    selected_NE = np.zeros((tokens, num_experts), np.float32)
+    np.put_along_axis(selected_NE, chosen_NK, 1, axis=1)
+    slots, expert_NK = dispatch.assign(jnp.asarray(selected_NE), top_k)
+    np.testing.assert_array_equal(expert_NK, chosen_NK)
+    places = np.asarray(slots.place)
+    assert len(np.unique(places)) == tokens * top_k
+    np.testing.assert_array_equal(slots.token[places], np.arange(tokens)[:, None] + 0 * places)
+    assert (np.asarray(slots.token) == tokens).sum() == len(slots.token) - tokens * top_k
+    np.testing.assert_array_equal(slots.expert[places // dispatch._TILE], chosen_NK)
+    assert slots.sizes.sum() == len(slots.token)
+    ends = np.cumsum(slots.sizes)
+    np.testing.assert_array_equal(np.searchsorted(ends, places, side='right'), chosen_NK)
+
+
 _ROUTER = {'router': (INPUTS, 8)}
 # Leaves and shapes of the methods at the paper's sizes: trained, then frozen.
 SHAPES = {
@@ -209,6 +272,11 @@ SHAPES = {
     'molora': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
     'moasylora': (_ROUTER | {'up': (8, 16, OUTPUTS)}, {'down': (8, INPUTS, 16)}),
     'malora': (
+        _ROUTER | {'shared_down': (INPUTS, 32), 'core': (8, 32, 12), 'up': (8, 12, OUTPUTS)},
+        {},
+    ),
+    'molora_dispatch': (_ROUTER | {'down': (8, INPUTS, 8), 'up': (8, 8, OUTPUTS)}, {}),
+    'malora_dispatch': (
         _ROUTER | {'shared_down': (INPUTS, 32), 'core': (8, 32, 12), 'up': (8, 12, OUTPUTS)},
         {},
     ),
