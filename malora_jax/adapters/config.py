@@ -203,14 +203,14 @@ METHODS: dict[str, dict[str, Any]] = {
     'malora_unshared': dict(_EIGHT, rank=12, shared_rank=32, subspace='own'),
     'malora_fixed_core': dict(_EIGHT, rank=12, shared_rank=32, frozen=('core',)),
     'malora_shared_up': dict(_EIGHT, rank=12, shared_rank=32, subspace='up'),
-    # The same as molora and malora, computed as the paper does.
-    'molora_dispatch': dict(_EIGHT, rank=8, dispatch='batched'),
-    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch='batched'),
     # Not in the paper. A dense router, so loads are equal and a balance loss would be constant.
     # HydraLoRA's own script has 4 heads of rank 4; these are MALoRA's number and rank.
     'hydralora': dict(
         num_experts=8, top_k=8, rank=12, shared_rank=12, subspace='heads', balance_weight=0.0
     ),
+    # The same as molora and malora, computed as the paper does.
+    'molora_dispatch': dict(_EIGHT, rank=8, dispatch='batched'),
+    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch='batched'),
 }
 
 

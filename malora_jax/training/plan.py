@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from malora_jax.adapters import trees
+from malora_jax.adapters import AdapterConfig, trees
 from malora_jax.models import Decoder
 from malora_jax.training.config import RunConfig
 from malora_jax.training.state import abstract_variables
@@ -50,7 +50,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     runs only where there is loss.
 
     DoRA's column lengths depend on weights alone: they are computed in the forward pass of each
-    batch, without a gradient, and divided over its tokens.
+    batch, without a gradient, and divided over its tokens. With dispatch a token meets its K experts
+    alone; that is its least, as the padding of groups is not counted.
 
     Args:
         model: the decoder.
@@ -72,8 +73,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     heads = config.num_heads * config.head_width
     # Scores and weighted values: two products of (T / 2) · H · C multiply-adds a layer.
     attention = 2 * 2 * config.num_layers * heads * sequence_length // 2
-    trained = _multiplied(variables.get('adapter', {}))
-    adapter = trained + _multiplied(variables.get('adapter_frozen', {}))
+    trained = _multiplied(variables.get('adapter', {}), model.adapter)
+    adapter = trained + _multiplied(variables.get('adapter_frozen', {}), model.adapter)
     parts = {
         'base_forward': base,
         'base_backward': base,
@@ -86,9 +87,12 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     return parts | {'total': sum(parts.values())}
 
 
-def _multiplied(tree: Any) -> int:
-    """Scalars of the leaves that tokens are multiplied with as matrices."""
+def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
+    """Scalars of the leaves that a token is multiplied with as matrices."""
     counts = trees.count_by_name(tree)
+    if adapter is not None and adapter.dispatch:
+        for name in counts.keys() & {'down', 'core', 'up'}:
+            counts[name] = counts[name] * adapter.top_k // adapter.num_experts
     return sum(count for name, count in counts.items() if name != 'magnitude')
 
 

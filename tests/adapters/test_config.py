@@ -31,7 +31,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 def test_methods_differ():
     """No two names stand for the same settings."""
     settings = [method(name) for name in METHODS]
-    assert len(set(settings)) == len(METHODS) == 15
+    assert len(set(settings)) == len(METHODS) == 17
 
 
 @pytest.mark.parametrize(

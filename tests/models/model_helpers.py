@@ -25,6 +25,7 @@ STRUCTURES = (
     'malora_unshared',
     'malora_shared_up',
     'hydralora',
+    'malora_dispatch',
 )
 _SIZES: dict[str, dict[str, int]] = {
     'lora': dict(rank=8),
@@ -42,6 +43,8 @@ _SIZES: dict[str, dict[str, int]] = {
     'malora_fixed_core': dict(num_experts=4, rank=4, shared_rank=9),
     'malora_shared_up': dict(num_experts=4, rank=4, shared_rank=9),
     'hydralora': dict(num_experts=4, top_k=4, rank=5, shared_rank=5),
+    'molora_dispatch': dict(num_experts=4, rank=3),
+    'malora_dispatch': dict(num_experts=4, rank=4, shared_rank=9),
 }
 
 

@@ -30,6 +30,8 @@ ROWS = [
     ('malora_unshared', {}, 158_343_168, 0, 2.350, 2.296),
     ('malora_shared_up', {}, 144_703_488, 0, 2.147, 2.102),
     ('malora_fixed_core', {}, 158_269_440, 589_824, 2.349, 2.295),
+    ('molora_dispatch', {}, 151_191_552, 0, 2.244, 2.194),
+    ('malora_dispatch', {}, 158_859_264, 0, 2.358, 2.303),
     # r̄ = 13 fits the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
@@ -113,6 +115,9 @@ PRODUCTS = {
     'malora_unshared': (4 * 416 + 4 * 2 * 416 + 6 * 4 * 2 * 4 + 16 * 384, 0),
     'malora_shared_up': (4 * 416 + 16 * 416 + 6 * 4 * 4 * 9 + 9 * 384, 0),
     'hydralora': (4 * 416 + 5 * 416 + 20 * 384, 0),
+    # Two of four experts.
+    'molora_dispatch': (4 * 416 + 2 * 3 * (416 + 384), 0),
+    'malora_dispatch': (4 * 416 + 9 * 416 + 6 * 2 * 9 * 4 + 8 * 384, 0),
 }
 
 
