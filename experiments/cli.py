@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import compilation_cache
 from malora_jax.errors import UserError
 
 
@@ -28,7 +29,7 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 def run_without_config(main: Callable[[], None]) -> None:
     """The same for a command that takes no config."""
-    app.run(lambda _: call(main), flags_parser=_parse)
+    app.run(lambda _: call(lambda: _start(main)), flags_parser=_parse)
 
 
 def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
@@ -54,6 +55,11 @@ def call(main: Callable[[], None]) -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail('Interrupted; the same command goes on from what it saved.', 130)
+
+
+def _start(main: Callable[[], None]) -> None:
+    compilation_cache.enable()
+    main()
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,9 @@
 """What all tests share."""
 
+import os
 import pathlib
 import sys
+import tempfile
 
 import jax
 from absl import flags
@@ -12,3 +14,6 @@ sys.path.insert(0, str(ROOT / 'tests' / 'fixtures'))
 # Broadcasting arrays of different rank by accident is an error; so is a flag read before parsing.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+# Commands that tests run keep what they compile for each other, and nowhere else.
+_compiled = tempfile.TemporaryDirectory()
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name

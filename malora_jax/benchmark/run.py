@@ -47,6 +47,8 @@ def benchmark(
     if len({*methods}) < len(methods) or not methods:
         raise errors.out_of_range('--methods', ','.join(methods), 'one name or more, each once')
     run = run_config(config)
+    # Compile times are those of a first start.
+    jax.config.update('jax_enable_compilation_cache', False)
     if packed:
         setup = build(run)
         params, tasks = setup.base.params, len(setup.splits)

@@ -50,8 +50,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     runs only where there is loss.
 
     DoRA's column lengths depend on weights alone: they are computed in the forward pass of each
-    batch, without a gradient, and divided over its tokens. With dispatch a token meets its K experts
-    alone; that is its least, as the padding of groups is not counted.
+    batch, without a gradient, and divided over its tokens. With dispatch a token meets its K
+    experts alone; that is the least, as the padding of groups is not counted.
 
     Args:
         model: the decoder.
