@@ -1,6 +1,6 @@
 """What is timed: the training step of each method, its parts, and the frozen model alone.
 
-Dimension letters: B rows, T positions, N = B · T tokens, D model.
+Dimension letters: B rows, T positions, N = B · T tokens, D model, G tasks.
 """
 
 import dataclasses
@@ -111,35 +111,16 @@ def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subje
         batch: one to compile for and to take the first step on.
         tasks: how many tasks the batches have.
     """
+    loss = base_loss(run, tasks)
 
-    def loss(embedded_ND: jax.Array, params: Any, batch: Batch) -> jax.Array:
-        # Each token gets its own row of the embedding, so that the gradient is that of the output.
-        shape = batch['inputs'].shape
-        config = dataclasses.replace(run.model, vocab_size=batch['inputs'].size, tied=True)
-        given = {**params, 'embedding': embedded_ND}
-        given.pop('head', None)
-        hidden_BTD, _ = Decoder(config, None, run.training.remat).apply(
-            {'params': given},
-            jnp.arange(batch['inputs'].size).reshape(shape),
-            batch['positions'],
-            batch['segment_ids'],
-        )
-        task_NG = jax.nn.one_hot(batch['task_ids'].reshape(-1), tasks)
-        weights_NG = task_NG * (batch['loss_mask'] * (batch['segment_ids'] > 0)).reshape(-1, 1)
-        nll_G = cross_entropy(
-            hidden_BTD.reshape(embedded_ND.shape),
-            head(run.model, params),
-            batch['targets'].reshape(-1),
-            weights_NG,
-        )
-        return nll_G.sum() / weights_NG.sum()
+    def embedded(params, batch):
+        return params['embedding'][batch['inputs'].reshape(-1)]
 
     def forward(params, batch):
-        return loss(params['embedding'][batch['inputs'].reshape(-1)], params, batch)
+        return loss(embedded(params, batch), params, batch)
 
     def gradient(params, batch):
-        embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
-        return jax.value_and_grad(loss)(embedded_ND, params, batch)
+        return jax.value_and_grad(loss)(embedded(params, batch), params, batch)
 
     started = time.perf_counter()
     compiled = jax.jit(gradient).lower(params, batch).compile()
@@ -155,7 +136,39 @@ def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subje
 
     flops = flops_per_token(Decoder(run.model), run.data.sequence_length, run.data.batch_size)
     first_step_s = _seconds(run_part, 'step', batch)
-    return Subject(BASE, run_part, compile_s, first_step_s, *_memory(compiled), flops['total'], 0)
+    memory = _memory(compiled)
+    return Subject(BASE, run_part, compile_s, first_step_s, *memory, flops['total'], 0)
+
+
+def base_loss(run: RunConfig, tasks: int) -> Callable[[jax.Array, Any, Batch], jax.Array]:
+    """The mean loss of the model without an adapter, as a function of the embedding's output.
+
+    Returns:
+        A function of the embedded tokens (N, D), params and batch.
+    """
+
+    def loss(embedded_ND: jax.Array, params: Any, batch: Batch) -> jax.Array:
+        # Each token has a row of the embedding to itself.
+        tokens_BT = jnp.arange(embedded_ND.shape[0]).reshape(batch['inputs'].shape)
+        config = dataclasses.replace(run.model, vocab_size=embedded_ND.shape[0], tied=True)
+        given = {name: leaf for name, leaf in params.items() if name != 'head'}
+        hidden_BTD, _ = Decoder(config, None, run.training.remat).apply(
+            {'params': given | {'embedding': embedded_ND}},
+            tokens_BT,
+            batch['positions'],
+            batch['segment_ids'],
+        )
+        task_NG = jax.nn.one_hot(batch['task_ids'].reshape(-1), tasks)
+        weights_NG = task_NG * (batch['loss_mask'] * (batch['segment_ids'] > 0)).reshape(-1, 1)
+        nll_G = cross_entropy(
+            hidden_BTD.reshape(embedded_ND.shape),
+            head(run.model, params),
+            batch['targets'].reshape(-1),
+            weights_NG,
+        )
+        return nll_G.sum() / weights_NG.sum()
+
+    return loss
 
 
 def _seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:

@@ -1,0 +1,247 @@
+"""The benchmark: what it times, in which order, what it reports, and the command."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
+
+from malora_jax.benchmark import report, rows, timing  # noqa: E402
+from malora_jax.benchmark.run import random_base, with_method  # noqa: E402
+from malora_jax.benchmark.subjects import (  # noqa: E402
+    PARTS,
+    Subject,
+    base_loss,
+    base_subject,
+    method_subject,
+)
+from malora_jax.models import Decoder  # noqa: E402
+from malora_jax.training import run_config  # noqa: E402
+from malora_jax.training.step import losses  # noqa: E402
+
+TASKS = rows.SYNTHETIC_TASKS
+
+
+def tiny_run(**overrides):
+    config = importlib.import_module('configs.quickstart').get_config('malora')
+    config.model.name = 'tiny'
+    config.data.sequence_length, config.data.batch_size = 24, 4
+    config.update_from_flattened_dict(overrides)
+    return run_config(config.to_dict())
+
+
+# Rows.
+
+
+def test_synthetic_rows_are_full_and_predict_the_next_token():
+    run = tiny_run()
+    first, second = rows.synthetic(run, 2)
+    assert all(array.shape == (4, 24) for array in first.values())
+    np.testing.assert_array_equal(first['inputs'][:, 1:], first['targets'][:, :-1])
+    assert first['inputs'].max() < run.model.vocab_size
+    assert (first['inputs'] != second['inputs']).mean() > 0.9
+    assert rows.real_tokens([first, second]) == rows.loss_tokens([first, second]) == 96
+    assert [set(row) for row in first['task_ids'].tolist()] == [{0}, {1}, {2}, {3}]
+
+
+# Subjects.
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_the_base_s_loss_is_the_model_s_without_an_adapter(tied):
+    run = tiny_run()
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, tied=tied))
+    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    batch['loss_mask'][:, ::3] = 0
+    batch['segment_ids'][1, 15:] = 0
+    embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
+    found = jax.jit(base_loss(run, TASKS))(embedded_ND, params, batch)
+    sums = jax.jit(losses, static_argnums=(0, 3))(
+        Decoder(run.model), {'params': params}, batch, TASKS
+    )
+    np.testing.assert_allclose(found, sums.nll.sum() / sums.loss_tokens.sum(), rtol=1e-6)
+
+
+def test_the_base_s_gradient_is_its_loss_s_slope():
+    run = tiny_run()
+    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
+    loss = jax.jit(base_loss(run, TASKS))
+    gradient_ND = jax.grad(loss)(embedded_ND, params, batch)
+    step_ND = 2e-4 * gradient_ND / np.abs(gradient_ND).max()
+    slope = loss(embedded_ND + step_ND, params, batch) - loss(embedded_ND - step_ND, params, batch)
+    np.testing.assert_allclose(slope / 2, (gradient_ND * step_ND).sum(), rtol=2e-2)
+
+
+def test_a_method_s_subject_trains():
+    """Each of its steps starts from the state of the one before."""
+    run = tiny_run()
+    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    for name in ('lora', 'malora'):
+        subject = method_subject(name, with_method(run, name), params, batch, TASKS)
+        for part in PARTS:
+            subject.run_part(part, batch)
+        assert subject.trained_parameters > 0 and subject.temporary_bytes > 0
+        assert subject.first_step_s > 0 and subject.compile_s > 0
+
+
+def test_methods_have_their_own_settings_and_the_run_s_dropout_and_linears():
+    run = tiny_run(**{'adapter.dropout': 0.25, 'adapter.targets': ('q', 'up'), 'adapter.rank': 3})
+    adapter = with_method(run, 'molora').adapter
+    assert (adapter.rank, adapter.dropout, adapter.targets) == (8, 0.25, ('q', 'up'))
+
+
+# Timing.
+
+
+def fake(name: str, log: list, seconds) -> Subject:
+    def run_part(part, batch):
+        log.append((name, part, batch))
+
+    return Subject(name, run_part, 1.0, 0.5, 100, 200, 7, 3)
+
+
+def test_subjects_take_turns_from_another_first_one(monkeypatch):
+    log: list = []
+    subjects = [fake(name, log, 1.0) for name in ('a', 'b', 'c')]
+    monkeypatch.setattr(timing, 'is_steady', lambda seconds: True)
+    times = timing.measure(subjects, ['x', 'y'], 5)
+    warm, rest = log[:9], log[9:]
+    assert {(name, part) for name, part, _ in warm} == {(n, p) for n in 'abc' for p in PARTS}
+    steps = [(name, batch) for name, part, batch in rest if part == 'step']
+    assert ''.join(name for name, _ in steps) == 'abcbcacababcbca'
+    assert ''.join(batch for _, batch in steps) == 'xxxyyyxxxyyyxxx'
+    # The parts in the first round and the fifth.
+    assert sum(part == 'forward' for _, part, _ in rest) == 6
+    assert np.isnan(times['b']['gradient']).tolist() == [False, True, True, True, False]
+    assert all(len(times[name]['step']) == 5 for name in 'abc')
+
+
+@pytest.mark.parametrize('steady_after, rounds', [(0, 4), (6, 6), (99, 8)])
+def test_rounds_go_on_until_times_are_steady_or_twice_as_many(monkeypatch, steady_after, rounds):
+    monkeypatch.setattr(timing, 'is_steady', lambda seconds: len(seconds) >= steady_after)
+    times = timing.measure([fake('a', [], 1.0)], ['x'], 4)
+    assert len(times['a']['step']) == rounds
+
+
+def test_steady_is_a_narrow_middle_half():
+    assert timing.is_steady(np.array([0.2, 1.0, 1.01, 1.02, 9.0]))
+    assert not timing.is_steady(np.array([1.0, 1.05, 1.1, 1.15]))
+
+
+# Report.
+
+
+def example_times() -> timing.Times:
+    nan = np.nan
+    return {
+        'base': {
+            'forward': np.array([0.4, nan, nan]),
+            'gradient': np.array([1.0, nan, nan]),
+            'step': np.array([1.0, 2.0, 1.0]),
+        },
+        'lora': {
+            'forward': np.array([0.5, nan, nan]),
+            'gradient': np.array([1.8, nan, nan]),
+            'step': np.array([2.0, 3.0, 2.2]),
+        },
+    }
+
+
+def test_figures_by_hand():
+    subjects = [fake('base', [], 0), fake('lora', [], 0)]
+    found = report.summarize(subjects, example_times(), real_tokens=300, positions=400)
+    lora = found['lora']
+    assert lora['step_s'] == 2.2 and lora['rounds'] == 3 and not lora['steady']
+    # Round by round 2, 1.5 and 2.2: not 2.2 / 1.
+    assert (lora['ratio_to_base'], lora['ratio_to_lora']) == (2.0, 1.0)
+    assert lora['forward_s'] == 0.5
+    assert lora['backward_s'] == pytest.approx(1.3)
+    assert lora['optimizer_s'] == pytest.approx(0.2)
+    assert lora['tokens_per_s'] == pytest.approx(300 / 2.2)
+    assert lora['flops_per_s'] == pytest.approx(7 * 400 / 2.2)
+    assert lora['first_step_s'] == 1.5
+    base = found['base']
+    assert (base['ratio_to_base'], base['ratio_to_lora']) == (1.0, 0.5)
+    assert base['optimizer_s'] == 0
+    json.dumps(found)
+
+
+def test_the_table_says_what_is_not_steady_and_what_is_missing():
+    subjects = [fake('lora', [], 0)]
+    found = report.summarize(subjects, {'lora': example_times()['lora']}, 300, 400)
+    text = report.format_table(found)
+    cells = [cell.strip() for cell in text.splitlines()[2].strip('|').split('|')]
+    assert cells[:2] == ['lora', '2.20'] and cells[2].endswith(' *')
+    assert cells[7:9] == ['–', '1.000']
+    assert text.splitlines()[-1].startswith('\\* The middle half')
+
+
+# The command.
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.benchmark', *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_command_prints_and_writes(tmp_path):
+    output = tmp_path / 'new' / 'found.json'
+    done = command(
+        *('--config=configs/quickstart.py', '--methods=base,lora,malora,malora_dispatch'),
+        *('--model=tiny', '--tokens=64', '--rounds=2', f'--output={output}'),
+        '--config.adapter.dropout=0.0',
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert {path.name for path in output.parent.iterdir()} == {
+        *('found.json', 'found.md', 'found.png')
+    }
+    assert list(found['methods']) == ['base', 'lora', 'malora', 'malora_dispatch']
+    assert found['tokens_per_step'] == found['positions_per_step'] == 64
+    assert (found['model'], found['dropout'], found['rows']) == ('tiny', 0.0, 'synthetic')
+    for figures in found['methods'].values():
+        assert figures['step_s'] > 0 and figures['ratio_to_base'] > 0
+        assert figures['rounds'] in (2, 3, 4)
+    assert found['methods']['lora']['ratio_to_lora'] == 1
+    assert {'device', 'processor', 'cores', 'versions'} <= found['machine'].keys()
+    assert output.with_suffix('.md').read_text() in done.stdout
+
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (['--methods=lora,malorra'], "Unknown method 'malorra': did you mean malora"),
+        (
+            ['--methods=lora,lora'],
+            "--methods is 'lora,lora'; it must be one name or more, each once",
+        ),
+        (['--rounds=0'], 'rounds'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, expected):
+    done = command('--config=configs/quickstart.py', '--model=tiny', *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_base_subject_runs_all_parts():
+    run = tiny_run()
+    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    subject = base_subject(run, params, batch, TASKS)
+    for part in PARTS:
+        subject.run_part(part, batch)
+    assert subject.trained_parameters == 0
