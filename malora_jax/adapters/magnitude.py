@@ -4,6 +4,7 @@ from typing import cast
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import compute
 from malora_jax.adapters.config import AdapterConfig
@@ -34,6 +35,8 @@ class Magnitude(nn.Module):
         lengths_F = jax.lax.stop_gradient(
             compute.column_lengths(kernel_DF, down_DR, up_RF, self.config.scale)
         )
+        # Named to be kept for the backward pass: they cost a product of the kernel's size.
+        lengths_F = checkpoint_name(lengths_F, 'lengths')
         boxed = nn.with_logical_partitioning(lambda: lengths_F, (self.axis,))
         leaf = self.variable(self._collection('magnitude'), 'magnitude', boxed)
         return cast(jax.Array, leaf.value) / lengths_F

@@ -25,7 +25,7 @@ from malora_jax.models.config import ModelConfig
 REMAT = {
     'none': jax.checkpoint_policies.everything_saveable,
     'light': jax.checkpoint_policies.save_only_these_names(
-        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'mask', 'rank', 'router')
+        *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'down', 'mask', 'rank', 'router', 'lengths')
     ),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -127,14 +127,15 @@ class AdaptedLinear(nn.Module):
         y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if self.adapter is not None:
             y_NF += self.experts(x_ND, dropped_ND, groups_NG)
-            if self.adapter.magnitude:
-                # In float32: bfloat16 would round a factor near 1 to a few values.
-                y_NF = (y_NF * self.rescale(kernel)[None]).astype(x_ND.dtype)
+        y_NF = checkpoint_name(y_NF, self.name)
+        if self.adapter is not None and self.adapter.magnitude:
+            # In float32: bfloat16 would round a factor near 1 to a few values.
+            y_NF = (y_NF * self.rescale(kernel)[None]).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
             bias_F = _parameter(self, 'bias', zeros, self.axes[1:], shape[1:], self.dtype)
             y_NF += bias_F.astype(y_NF.dtype)[None]
-        return checkpoint_name(y_NF, self.name)
+        return y_NF
 
 
 class Dropout(nn.Module):
