@@ -6,6 +6,8 @@ Prints a table; with --output it writes FILE as JSON, and beside it the table an
 Example:
     python -m experiments.benchmark --config=configs/quickstart.py \
       --methods=base,lora,dora,molora,malora --output=runs/benchmark/synthetic.json
+    python -m experiments.benchmark --config=configs/quickstart.py --model=llama2-7b \
+      --config.model.dtype=bfloat16 --tokens=4096 --topology=v6e:2x2
 """
 
 import pathlib
@@ -15,8 +17,8 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
-from malora_jax.benchmark import report
-from malora_jax.benchmark.run import benchmark
+from malora_jax.benchmark import compiled, report
+from malora_jax.benchmark.run import benchmark, estimate
 
 _METHODS = flags.DEFINE_list(
     'methods', ['base', 'lora', 'molora', 'malora'], 'Names of methods, and base.'
@@ -29,6 +31,9 @@ _TOKENS = flags.DEFINE_integer(
     'tokens', None, 'Positions of a step, instead of config.data.batch_size rows.', lower_bound=1
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Steps of each method, at least.', lower_bound=1)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None, 'A TPU such as v5e:2x2: what its compiler estimates for one layer, instead.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 
 
@@ -40,19 +45,34 @@ def main(config: dict[str, Any]) -> None:
         data, accumulate = config['data'], config['training']['accumulate']
         data['sequence_length'] = min(data['sequence_length'], _TOKENS.value)
         data['batch_size'] = max(1, _TOKENS.value // data['sequence_length'] // accumulate)
+    if _TOPOLOGY.value is not None:
+        found = estimate(config, _METHODS.value, _TOPOLOGY.value)
+        table = compiled.format_table(found['methods'])
+        _write(found, table)
+        print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
+        print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
+        return
     found = benchmark(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed')
     machine = found['machine']
     title = f'{found["model"]}, {found["dtype"]}, {found["tokens_per_step"]:,.0f} tokens a step'
     table = report.format_table(found['methods'])
+    output = _write(found, table)
+    if output is not None:
+        report.plot(output.with_suffix('.png'), found['methods'], title)
     print(f'{title}, {found["rows"]} rows, dropout {found["dropout"]}')
     print(f'{machine["device"]}, {machine["processor"]}, {machine["cores"]} cores\n\n{table}')
-    if _OUTPUT.value is not None:
-        output = pathlib.Path(_OUTPUT.value).expanduser()
-        output.parent.mkdir(parents=True, exist_ok=True)
-        report.plot(output.with_suffix('.png'), found['methods'], title)
-        with files.replacing(output.with_suffix('.md')) as temporary:
-            temporary.write_text(table + '\n', 'utf-8')
-        files.write_json(output, found)
+
+
+def _write(found: dict[str, Any], table: str) -> pathlib.Path | None:
+    """Writes the figures and the table, if there is to be a file, and tells which."""
+    if _OUTPUT.value is None:
+        return None
+    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(output.with_suffix('.md')) as temporary:
+        temporary.write_text(table + '\n', 'utf-8')
+    files.write_json(output, found)
+    return output
 
 
 if __name__ == '__main__':

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.benchmark import report, rows, timing
+from malora_jax.benchmark import compiled, report, rows, timing
 from malora_jax.benchmark.subjects import BASE, base_subject, method_subject
 from malora_jax.models import Decoder
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import build
+from malora_jax.training.workdir import versions
 
 # Batches that rounds go through; more would not be other work.
 _BATCHES = 8
@@ -41,11 +42,7 @@ def benchmark(
     Raises:
         UserError: no such method, one that is named twice, or a mistake in the config.
     """
-    for name in methods:
-        if name not in (BASE, *METHODS):
-            raise errors.unknown_name('method', name, (BASE, *METHODS))
-    if len({*methods}) < len(methods) or not methods:
-        raise errors.out_of_range('--methods', ','.join(methods), 'one name or more, each once')
+    _check_names(methods)
     run = run_config(config)
     # Compile times are those of a first start.
     jax.config.update('jax_enable_compilation_cache', False)
@@ -78,6 +75,44 @@ def benchmark(
         'methods': report.summarize(subjects, times, tokens, positions),
         'machine': report.machine(),
     }
+
+
+def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -> dict[str, Any]:
+    """What the TPU compiler estimates for one layer with each method; nothing is run.
+
+    Args:
+        config: as written in configs/.
+        methods: their names; 'base' is the layer alone.
+        topology: such as 'v5e:2x2'; one of its chips.
+
+    Returns:
+        `methods` by name (see `compiled.estimates`), and what it was asked of.
+
+    Raises:
+        UserError: as `benchmark`, or no such topology.
+    """
+    _check_names(methods)
+    run = run_config(config)
+    adapters = {name: None if name == BASE else with_method(run, name).adapter for name in methods}
+    return {
+        'model': run.model.name,
+        'dtype': run.model.dtype,
+        'positions': run.data.batch_size * run.data.sequence_length,
+        'sequence_length': run.data.sequence_length,
+        'dropout': run.adapter.dropout,
+        'remat': run.training.remat,
+        'topology': topology,
+        'methods': compiled.estimates(run, adapters, topology),
+        'versions': versions(),
+    }
+
+
+def _check_names(methods: Sequence[str]) -> None:
+    for name in methods:
+        if name not in (BASE, *METHODS):
+            raise errors.unknown_name('method', name, (BASE, *METHODS))
+    if len({*methods}) < len(methods) or not methods:
+        raise errors.out_of_range('--methods', ','.join(methods), 'one name or more, each once')
 
 
 def with_method(run: RunConfig, name: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The training run: resume, score before, train, score after, write what was found."""
+"""The training run: resume, train, score base and adapted model, write what was found."""
 
 import pathlib
 import time
@@ -76,7 +76,6 @@ def _train(
             print(f'Continuing {workdir} after step {int(state.step)}.')
         if int(state.step) < setup.steps:
             checkpoints.check_room(state)
-        before = results.scored(setup, workdir, 'before', None)
         with MetricWriter(workdir, int(state.step)) as writer:
             earlier = writer.records[-1]['train_time_s'] if writer.records else 0.0
             state = Trainer(setup, writer, checkpoints).run_steps(state, data)
@@ -84,6 +83,8 @@ def _train(
         if best and best.step != int(state.step):
             state = checkpoints.restore_state(state, best.step)
     variables = state.variables(setup.base.params)
+    # Not before training, which would keep the user waiting: the base is still the same.
+    before = results.scored(setup, workdir, 'before', None)
     after = results.scored(setup, workdir, 'after', variables)
     found = results.Found(
         records=writer.records,

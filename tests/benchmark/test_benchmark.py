@@ -1,7 +1,7 @@
 """The benchmark: what it times, in which order, what it reports, and the command."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 
-from malora_jax.benchmark import report, rows, timing  # noqa: E402
+from malora_jax.benchmark import compiled, report, rows, timing  # noqa: E402
 from malora_jax.benchmark.run import random_base, with_method  # noqa: E402
 from malora_jax.benchmark.subjects import (  # noqa: E402
     PARTS,
@@ -245,3 +245,36 @@ def test_base_subject_runs_all_parts():
     for part in PARTS:
         subject.run_part(part, batch)
     assert subject.trained_parameters == 0
+
+
+# What the TPU compiler says.
+
+
+def test_without_a_compiler_for_the_topology_it_is_said():
+    done = command(
+        *('--config=configs/quickstart.py', '--model=tiny', '--topology=v5e:nonsense'),
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith('--topology=v5e:nonsense cannot be compiled for (')
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu')
+def test_estimates_of_the_tpu_s_compiler(tmp_path):
+    output = tmp_path / 'found.json'
+    done = command(
+        *('--config=configs/quickstart.py', '--model=tiny', '--topology=v5e:2x2'),
+        *('--methods=base,lora,malora', f'--output={output}'),
+    )
+    assert done.returncode == 0, done.stderr
+    methods = json.loads(output.read_text())['methods']
+    assert 0 < methods['base']['flops'] < methods['lora']['flops'] < methods['malora']['flops']
+    assert 0 < methods['base']['cycles'] < methods['lora']['cycles']
+
+
+def test_the_table_of_estimates():
+    figures = {'cycles': 2_000_000, 'temporary_bytes': 3e6, 'flops': 4e9}
+    found = {'lora': figures, 'malora': figures | {'cycles': 2_100_000}}
+    assert compiled.format_table(found).splitlines()[2:] == [
+        '| lora | 2,000,000 | 1.000 | 3 | 4 |',
+        '| malora | 2,100,000 | 1.050 | 3 | 4 |',
+    ]

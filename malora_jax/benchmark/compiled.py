@@ -1,0 +1,135 @@
+"""What the TPU compiler says of one layer, without a TPU: estimated cycles, memory, operations.
+
+Needs the package `libtpu`. The compiler's estimates are good for ratios and no promise of seconds.
+
+Dimension letters: N tokens, D model, G tasks.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from malora_jax import errors
+from malora_jax.adapters import AdapterConfig
+from malora_jax.benchmark.rows import SYNTHETIC_TASKS
+from malora_jax.models.decoder import REMAT, Block, Context
+from malora_jax.training.config import RunConfig
+
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+
+
+def estimates(
+    run: RunConfig, adapters: Mapping[str, AdapterConfig | None], topology: str
+) -> dict[str, dict[str, float]]:
+    """Compiles the forward and backward pass of one layer for one chip.
+
+    The gradient is that of the trained leaves and of the layer's input, as in the middle of a
+    model; balance losses are left out.
+
+    Args:
+        run: model, rows, rematerialisation.
+        adapters: by name; None for the base alone.
+        topology: such as 'v5e:2x2'; see `jax.experimental.topologies`.
+
+    Returns:
+        By name: `cycles` (a loop's body counts once), `temporary_bytes`, `flops`.
+
+    Raises:
+        UserError: no such topology, or no compiler for it.
+    """
+    try:
+        chip = topologies.get_topology_desc(topology, 'tpu').devices[0]
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise errors.UserError(
+            f'--topology={topology} cannot be compiled for ({str(error).splitlines()[0]}); it must '
+            'be one that the TPU compiler knows, such as v5e:2x2 or v6e:2x2, with the package '
+            'libtpu installed.'
+        ) from error
+    place = jax.sharding.SingleDeviceSharding(chip)
+    return {name: _estimate(run, adapter, place) for name, adapter in adapters.items()}
+
+
+def _estimate(
+    run: RunConfig, adapter: AdapterConfig | None, place: jax.sharding.Sharding
+) -> dict[str, float]:
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        _shapes(run, adapter),
+    )
+    compiled = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes).compile()
+    memory: Any = compiled.memory_analysis()
+    costs: Any = compiled.cost_analysis()
+    return {
+        'cycles': sum(int(cycles) for cycles in _CYCLES.findall(compiled.as_text() or '')),
+        'temporary_bytes': memory.temp_size_in_bytes,
+        'flops': costs['flops'],
+    }
+
+
+def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
+    """Of trained leaves, the others, the layer's input, a cotangent of its output, segments."""
+    B, T = run.data.batch_size, run.data.sequence_length
+    x_ND = jax.ShapeDtypeStruct((B * T, run.model.width), run.model.dtype)
+    segments_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    variables = nn.unbox(
+        jax.eval_shape(
+            lambda x_ND, segments_BT: Block(run.model, adapter).init(
+                jax.random.key(0), x_ND, _context(segments_BT, train=False), None
+            ),
+            x_ND,
+            segments_BT,
+        )
+    )
+    trained = variables.pop('adapter', {})
+    variables.pop('routing', None)
+    return trained, variables, x_ND, x_ND, segments_BT
+
+
+def _context(segments_BT: jax.Array, train: bool) -> Context:
+    B, T = segments_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    groups_NG = jax.nn.one_hot(jnp.arange(B * T) % SYNTHETIC_TASKS, SYNTHETIC_TASKS)
+    return Context(positions_BT, segments_BT, None, groups_NG, jnp.int32(0), train)
+
+
+def _layer_gradient(
+    run: RunConfig, adapter: AdapterConfig | None, trained, others, x_ND, cotangent_ND, segments_BT
+):
+    """The gradient with respect to the trained leaves and the layer's input."""
+    block = nn.remat(Block, policy=REMAT[run.training.remat])(run.model, adapter)
+
+    def objective(trained, x_ND):
+        (out_ND, _), _ = block.apply(
+            {**others, 'adapter': trained},
+            x_ND,
+            _context(segments_BT, train=True),
+            None,
+            rngs={'dropout': jax.random.key(0)},
+            mutable=['routing'],
+        )
+        return jnp.vdot(out_ND.astype(jnp.float32), cotangent_ND.astype(jnp.float32))
+
+    return jax.grad(objective, argnums=(0, 1))(trained, x_ND)
+
+
+def format_table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table, with ratios to the base and to LoRA where they are there."""
+    against = [name for name in ('base', 'lora') if name in found]
+    head = ['', 'cycles', *(f'× {name}' for name in against), 'temporary, MB', 'GFLOP']
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    for name, figures in found.items():
+        cells = [
+            name,
+            f'{figures["cycles"]:,.0f}',
+            *(f'{figures["cycles"] / found[other]["cycles"]:.3f}' for other in against),
+            f'{figures["temporary_bytes"] / 1e6:,.0f}',
+            f'{figures["flops"] / 1e9:,.0f}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
