@@ -1,7 +1,7 @@
 """Times our training step beside HF PEFT's and MoE-PEFT's, in turns on the same examples.
 
 Prints tables in Markdown. Before anything is timed, losses and gradients are compared where the
-methods are the same; experiments/peers/__init__.py tells what is the same, and what to install. All
+methods are the same; experiments/peers/README.md tells what is the same, and what to install. All
 systems use as many threads as the process may use cores: `taskset` lets it use fewer.
 
 Examples:
@@ -21,7 +21,9 @@ from experiments.peers.systems import PAIRS
 from malora_jax import errors, files
 
 _PAIRS = flags.DEFINE_list('pairs', [*PAIRS], 'What is held against each other, by our methods.')
-_ROWS = flags.DEFINE_list('rows', [*KINDS], 'Full rows of random tokens, and the data of the config.')
+_ROWS = flags.DEFINE_list(
+    'rows', [*KINDS], 'Full rows of random tokens, and the data of the config.'
+)
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every system.', lower_bound=1)
 _WARMUP = flags.DEFINE_integer('warmup', 2, 'Steps before them.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was measured.')

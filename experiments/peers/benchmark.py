@@ -78,7 +78,7 @@ def _check_adapter(run: RunConfig) -> None:
 def _differences(
     setup: Setup, pairs: Sequence[str], kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Compares the pairs that are the same method, without dropout, on the first step's examples."""
+    """Compares the pairs that are the same method, without dropout, on the first examples."""
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in pairs:
         pair = PAIRS[name]

@@ -4,18 +4,22 @@ Its own trainer recomputes each layer in the backward pass (`gradient_checkpoint
 which takes longer; here nothing is recomputed, for any system.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import moe_peft
 import torch
 from moe_peft import models
 
+from experiments.peers.links import linear_names, make_links
 from experiments.peers.ours import Leaves
-from experiments.peers.torch_system import Loss, TorchSystem, linear_names, links, llama
+from experiments.peers.torch_system import Loss, TorchSystem, llama
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
 from malora_jax.training.setup import Setup
 
-# MoE-PEFT insists on some dropout when an adapter is made, and so do the LoRAs of MixLoRA when they
-# are used.
+# MoE-PEFT makes no adapter without dropout. It can be taken away afterwards, but not from the plain
+# LoRAs of MixLoRA, which check it each time.
 _ANY_DROPOUT = 0.5
 
 _MOLA_NAMES = {
@@ -26,54 +30,44 @@ _MOLA_NAMES = {
 
 
 def mola(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
-    """A router and LoRA experts on each linear, with our weights: our `molora`, renormalised.
+    """A router and LoRA experts on each linear, with our settings and weights.
 
     Args:
         setup: whose base and optimizer are used.
         adapter: of `molora`.
         leaves: of our adapter.
     """
-    model = _model(setup, adapter, 'MOLA', 'mola')
+    model = _model(setup, adapter, 'mola')
     if adapter.dropout == 0:
-        for layer in model.model_.layers_:
-            for part in layer.state_dict():
-                for linear in part.values():
-                    for lora in linear.loras_.values():
-                        lora.dropout_.p = 0.0
-    system = TorchSystem(
+        _drop_nothing(model)
+    return TorchSystem(
         _loss(model, 'mola'),
         model.get_adapter_weight_dict('mola'),
-        links(leaves, setup.run.model, _MOLA_NAMES),
         setup.run.optimizer,
+        leaves,
+        make_links(leaves, setup.run.model, _MOLA_NAMES),
     )
-    system.copy(leaves)
-    return system
 
 
 def mixlora(setup: Setup, adapter: AdapterConfig) -> TorchSystem:
-    """A router and LoRA experts on each MLP, plain LoRA on attention; nothing of ours is the same.
-
-    Its experts of an MLP share the products with the frozen gate and up, and its balance loss is
-    on, as it is by default.
+    """A router and LoRA experts on each MLP, plain LoRA of one expert's rank on attention.
 
     Raises:
         UserError: there is no dropout.
     """
     if adapter.dropout == 0:
         raise errors.out_of_range('adapter.dropout', adapter.dropout, 'positive for MixLoRA')
-    model = _model(setup, adapter, 'MIXLORA', 'mixlora')
-    weights = model.get_adapter_weight_dict('mixlora')
-    return TorchSystem(_loss(model, 'mixlora'), weights, [], setup.run.optimizer)
+    model = _model(setup, adapter, 'mixlora')
+    trained = model.get_adapter_weight_dict('mixlora')
+    return TorchSystem(_loss(model, 'mixlora'), trained, setup.run.optimizer, {}, [])
 
 
-def _model(
-    setup: Setup, adapter: AdapterConfig, kind: str, name: str
-) -> moe_peft.LLMModel:
+def _model(setup: Setup, adapter: AdapterConfig, kind: str) -> Any:
     model = moe_peft.LLMModel(models.from_pretrained(llama(setup.base), device='cpu'))
     config = moe_peft.adapter_factory(
+        kind.upper(),
         kind,
-        name,
-        routing_strategy=name,
+        routing_strategy=kind,
         num_experts=adapter.num_experts,
         top_k=adapter.top_k,
         r=adapter.rank,
@@ -85,17 +79,23 @@ def _model(
     return model
 
 
-def _loss(model: moe_peft.LLMModel, name: str) -> Loss:
-    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        count = len(batch['input_ids'])
-        (output,) = model.forward(
-            moe_peft.LLMModelInput(
-                batch_configs_=[moe_peft.LLMBatchConfig(name, 0, count)],
-                batch_tokens_=batch['input_ids'],
-                batch_labels_=batch['labels'],
-                batch_masks_=batch['attention_mask'],
-            )
+def _drop_nothing(model: Any) -> None:
+    for layer in model.model_.layers_:
+        for linears in layer.state_dict():
+            for linear in linears.values():
+                for lora in linear.loras_.values():
+                    lora.dropout_.p = 0.0
+
+
+def _loss(model: Any, name: str) -> Loss:
+    def loss(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        inputs = moe_peft.LLMModelInput(
+            batch_configs_=[moe_peft.LLMBatchConfig(name, 0, len(batch['input_ids']))],
+            batch_tokens_=batch['input_ids'],
+            batch_labels_=batch['labels'],
+            batch_masks_=batch['attention_mask'],
         )
+        (output,) = model.forward(inputs)
         return output.loss if output.aux_loss is None else output.loss + output.aux_loss
 
     return loss

@@ -38,9 +38,7 @@ class Ours:
         self._state = state.replace(adapter=_filled(state.adapter, adapter.factors[-1], run.seed))
         self.leaves = _as_numpy(self._state.adapter)
         schedule = learning_rate_schedule(run.optimizer, setup.steps)
-        self._step = make_train_step(
-            self._model, optimizer, schedule, self._num_tasks, run.seed
-        )
+        self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks, run.seed)
 
     def step(self, rows: Rows) -> None:
         """One training step, to its end."""

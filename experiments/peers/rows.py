@@ -76,9 +76,7 @@ def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarra
     return examples
 
 
-def pad(
-    examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int
-) -> dict[str, np.ndarray]:
+def pad(examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int) -> dict[str, np.ndarray]:
     """Examples as one batch, each padded on the right to the longest: see `Rows.padded`."""
     shape = (len(examples), max(len(tokens) for tokens, _ in examples))
     padded = {

@@ -80,7 +80,7 @@ def make(name: str, setup: Setup, dropout: float) -> System:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise errors.UserError(
-                f'{package} is not installed: experiments/peers/__init__.py says how.'
+                f'{package} is not installed: experiments/peers/README.md says how.'
             )
     import torch
 
