@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterable, Mapping
 
@@ -44,7 +45,7 @@ def compare(ours: System, peer: System, rows: Rows) -> Difference:
         for path, leaf in our_gradients.items()
         for layer, (g, h) in enumerate(zip(leaf, gradients[path], strict=True))
     }
-    leaf = max(apart, key=apart.__getitem__)
+    leaf = max(apart, key=lambda name: (math.isnan(apart[name]), apart[name]))
     found = Difference(abs(our_loss - loss), apart[leaf], leaf)
     if not (found.loss <= LOSS_TOLERANCE and found.gradient <= GRADIENT_TOLERANCE):
         raise UserError(

@@ -1,8 +1,4 @@
-"""MoLA and MixLoRA of MoE-PEFT, without its recomputation of activations.
-
-Its own trainer recomputes each layer in the backward pass (`gradient_checkpoint_` is 'recompute'),
-which takes longer; here nothing is recomputed, for any system.
-"""
+"""MoLA and MixLoRA of MoE-PEFT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,19 +25,23 @@ _MOLA_NAMES = {
 }
 
 
-def mola(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
+def mola(
+    setup: Setup, adapter: AdapterConfig, leaves: Leaves, recompute: bool = False
+) -> TorchSystem:
     """A router and LoRA experts on each linear, with our settings and weights.
 
     Args:
         setup: whose base and optimizer are used.
         adapter: of `molora`.
         leaves: of our adapter.
+        recompute: whether each layer is computed again in the backward pass, as MoE-PEFT's own
+            trainer always does.
     """
     model = _model(setup, adapter, 'mola')
     if adapter.dropout == 0:
         _drop_nothing(model)
     return TorchSystem(
-        _loss(model, 'mola'),
+        _loss(model, 'mola', recompute),
         model.get_adapter_weight_dict('mola'),
         setup.run.optimizer,
         leaves,
@@ -87,13 +87,14 @@ def _drop_nothing(model: Any) -> None:
                     lora.dropout_.p = 0.0
 
 
-def _loss(model: Any, name: str) -> Loss:
+def _loss(model: Any, name: str, recompute: bool = False) -> Loss:
     def loss(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         inputs = moe_peft.LLMModelInput(
             batch_configs_=[moe_peft.LLMBatchConfig(name, 0, len(batch['input_ids']))],
             batch_tokens_=batch['input_ids'],
             batch_labels_=batch['labels'],
             batch_masks_=batch['attention_mask'],
+            gradient_checkpoint_='recompute' if recompute else 'none',
         )
         (output,) = model.forward(inputs)
         return output.loss if output.aux_loss is None else output.loss + output.aux_loss

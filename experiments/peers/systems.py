@@ -22,9 +22,18 @@ PEERS = {
     'peft_lora': 'HF PEFT: LoRA',
     'peft_dora': 'HF PEFT: DoRA',
     'mola': 'MoE-PEFT: MoLA',
+    'mola_trainer': 'MoE-PEFT: MoLA, recomputing as its trainer does',
     'mixlora': 'MoE-PEFT: MixLoRA',
 }
 TITLES = OURS | PEERS
+# Whose settings and weights each peer gets.
+_TWINS = {
+    'peft_lora': 'lora',
+    'peft_dora': 'dora',
+    'mola': 'molora',
+    'mola_trainer': 'molora',
+    'mixlora': 'molora',
+}
 _PACKAGES = ('torch', 'transformers', 'peft', 'moe_peft')
 
 
@@ -60,6 +69,7 @@ PAIRS = {
     'dora': Pair('dora', 'peft_dora', True, {}),
     'molora': Pair('molora', 'mola', True, {}),
     'malora': Pair('malora', 'mola', False, {'synthetic': 2.5, 'real': 3.5}),
+    'trainer': Pair('malora', 'mola_trainer', False, {}),
     'mixlora': Pair('malora', 'mixlora', False, {}),
 }
 
@@ -87,12 +97,13 @@ def make(name: str, setup: Setup, dropout: float) -> System:
     from experiments.peers import hf_peft, mixtures
 
     torch.set_num_threads(threads())
+    adapter = _adapter(_TWINS[name], setup, dropout)
     if name == 'mixlora':
-        return mixtures.mixlora(setup, _adapter('molora', setup, dropout))
-    (ours,) = [pair.ours for pair in PAIRS.values() if pair.same and pair.peer == name]
-    adapter = _adapter(ours, setup, dropout)
-    copy = mixtures.mola if name == 'mola' else hf_peft.make
-    return copy(setup, adapter, Ours(setup, adapter).leaves)
+        return mixtures.mixlora(setup, adapter)
+    leaves = Ours(setup, adapter).leaves
+    if name in ('peft_lora', 'peft_dora'):
+        return hf_peft.make(setup, adapter, leaves)
+    return mixtures.mola(setup, adapter, leaves, recompute=name == 'mola_trainer')
 
 
 def threads() -> int:

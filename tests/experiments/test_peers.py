@@ -18,6 +18,7 @@ from experiments.peers.benchmark import benchmark
 from experiments.peers.links import linear_names, make_links
 from experiments.peers.measure import Difference, compare, time_in_turns
 from experiments.peers.report import summary, tables
+from experiments.peers.systems import PAIRS
 from malora_jax.errors import UserError
 from malora_jax.models import preset
 
@@ -162,13 +163,13 @@ def config(tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize('pair', ['lora', 'dora', 'molora', 'mixlora'])
+@pytest.mark.parametrize('pair', ['lora', 'dora', 'molora', 'trainer', 'mixlora'])
 def test_peers_compute_the_same(config, pair):
     for package in ('peft', 'moe_peft'):
         pytest.importorskip(package)
     report = benchmark(config.to_dict(), [pair], ['synthetic', 'real'], warmup=1, steps=1)
     for by_pair in report['differences'].values():
-        assert list(by_pair) == ([pair] if pair != 'mixlora' else [])
+        assert list(by_pair) == ([pair] if PAIRS[pair].same else [])
         for found in by_pair.values():
             assert found['loss'] < 1e-5
             assert found['gradient'] < 1e-4
