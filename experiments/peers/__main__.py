@@ -24,8 +24,8 @@ _PAIRS = flags.DEFINE_list('pairs', [*PAIRS], 'What is held against each other, 
 _ROWS = flags.DEFINE_list(
     'rows', [*KINDS], 'Full rows of random tokens, and the data of the config.'
 )
-_STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of every system.', lower_bound=1)
-_WARMUP = flags.DEFINE_integer('warmup', 2, 'Steps before them.', lower_bound=1)
+_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn, after an untimed one.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was measured.')
 
 
@@ -33,7 +33,7 @@ def main(config: dict[str, Any]) -> None:
     """Measures, prints the tables, and writes the file."""
     _check(_PAIRS, PAIRS)
     _check(_ROWS, KINDS)
-    report = benchmark(config, _PAIRS.value, _ROWS.value, _WARMUP.value, _STEPS.value)
+    report = benchmark(config, _PAIRS.value, _ROWS.value, _TURNS.value, _STEPS.value)
     print(tables(report))
     if _OUTPUT.value is not None:
         path = pathlib.Path(_OUTPUT.value).expanduser()

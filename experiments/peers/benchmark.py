@@ -26,7 +26,7 @@ def benchmark(
     config: Mapping[str, Any],
     pairs: Sequence[str],
     kinds: Sequence[str],
-    warmup: int,
+    turns: int,
     steps: int,
 ) -> dict[str, Any]:
     """Compares and times pairs of systems.
@@ -36,8 +36,8 @@ def benchmark(
             used; ranks and experts are those of the methods' names.
         pairs: names in `PAIRS`.
         kinds: of rows, names in `KINDS`.
-        warmup: steps before the timed ones.
-        steps: timed steps of every system.
+        turns: how often each system gets its turn.
+        steps: timed steps of a turn.
 
     Returns:
         Versions and settings; `differences` by rows and pair; `rows`, a `summary` of each kind.
@@ -60,7 +60,7 @@ def benchmark(
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         'differences': differences,
         'rows': {
-            kind: summary(kind, *time_in_turns(systems, KINDS[kind](setup), warmup, steps), pairs)
+            kind: summary(kind, *time_in_turns(systems, KINDS[kind](setup), turns, steps), pairs)
             for kind in kinds
         },
     }

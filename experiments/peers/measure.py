@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tqdm
@@ -56,27 +56,37 @@ def compare(ours: System, peer: System, rows: Rows) -> Difference:
 
 
 def time_in_turns(
-    systems: Mapping[str, System], rows: Iterable[Rows], warmup: int, steps: int
+    systems: Mapping[str, System], rows: Iterator[Rows], turns: int, steps: int
 ) -> tuple[dict[str, list[float]], list[Rows]]:
-    """Trains all systems side by side: each step's examples go through every one of them.
+    """Trains all systems side by side, each of them on the same examples.
 
-    Each step starts with another system, so that none always follows the same one.
+    In each turn a system makes some steps in a row. The first is not timed: it compiles, or has to
+    get back memory that the other systems' steps have used since. Each turn starts with another
+    system, so that none always follows the same one.
 
     Args:
         systems: by name.
         rows: what they are trained on.
-        warmup: steps before the timed ones; the first compiles.
-        steps: timed steps.
+        turns: how often each system gets its turn.
+        steps: timed steps of a turn.
 
     Returns:
         Seconds of each timed step, by system, and the examples of these steps.
     """
-    names, timed = list(systems), list(itertools.islice(rows, warmup + steps))
+    names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn, step in enumerate(tqdm.tqdm(timed, 'steps of every system')):
+    timed: list[Rows] = []
+    for turn in tqdm.trange(turns, desc='turns of every system'):
+        untimed, *rest = itertools.islice(rows, 1 + steps)
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            systems[name].step(step)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: each[warmup:] for name, each in seconds.items()}, timed[warmup:]
+            systems[name].step(untimed)
+            seconds[name] += [_seconds(systems[name], step) for step in rest]
+        timed += rest
+    return seconds, timed
+
+
+def _seconds(system: System, step: Rows) -> float:
+    start = time.perf_counter()
+    system.step(step)
+    return time.perf_counter() - start

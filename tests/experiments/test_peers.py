@@ -111,10 +111,11 @@ def test_what_differs_is_not_timed(peer):
 def test_systems_take_turns_on_the_same_rows():
     log = []
     systems = {name: Fixed(name=name, log=log) for name in 'ab'}
-    seconds, timed = time_in_turns(systems, iter('xyzw'), warmup=1, steps=2)
-    assert [''.join(entry) for entry in log] == ['ax', 'bx', 'by', 'ay', 'az', 'bz']
-    assert timed == ['y', 'z']
-    assert {name: len(each) for name, each in seconds.items()} == {'a': 2, 'b': 2}
+    seconds, timed = time_in_turns(systems, iter('uvwxyz'), turns=2, steps=2)
+    steps = [''.join(entry) for entry in log]
+    assert ' '.join(steps) == 'au av aw bu bv bw bx by bz ax ay az'
+    assert timed == ['v', 'w', 'y', 'z']
+    assert {name: len(each) for name, each in seconds.items()} == {'a': 4, 'b': 4}
 
 
 def test_report():
@@ -167,7 +168,7 @@ def config(tmp_path_factory):
 def test_peers_compute_the_same(config, pair):
     for package in ('peft', 'moe_peft'):
         pytest.importorskip(package)
-    report = benchmark(config.to_dict(), [pair], ['synthetic', 'real'], warmup=1, steps=1)
+    report = benchmark(config.to_dict(), [pair], ['synthetic', 'real'], turns=1, steps=1)
     for by_pair in report['differences'].values():
         assert list(by_pair) == ([pair] if PAIRS[pair].same else [])
         for found in by_pair.values():
@@ -185,7 +186,7 @@ def test_command(config, tmp_path):
         *("--config.data.tasks=('chain_sum',)", '--config.data.max_per_task=40'),
         *('--config.data.held_out=4', '--config.data.sequence_length=256'),
     ]
-    done = run(*overrides, '--pairs=lora', '--rows=real', '--steps=1', f'--output={output}')
+    done = run(*overrides, '--pairs=lora', '--rows=real', '--turns=1', f'--output={output}')
     assert done.returncode == 0, done.stderr
     assert '| real | ours: LoRA / HF PEFT: LoRA |' in done.stdout
     report = json.loads(output.read_text('utf-8'))
