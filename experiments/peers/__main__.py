@@ -1,0 +1,53 @@
+"""Times our training step beside HF PEFT's and MoE-PEFT's, in turns on the same examples.
+
+Prints tables in Markdown. Before anything is timed, losses and gradients are compared where the
+methods are the same; experiments/peers/README.md tells what is the same, and what to install. All
+systems use as many threads as the process may use cores: `taskset` lets it use fewer.
+
+Examples:
+    python -m experiments.peers --config=configs/quickstart.py --output=runs/peers.json
+    python -m experiments.peers --config=configs/quickstart.py --pairs=lora --rows=real
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from experiments.peers.benchmark import KINDS, benchmark
+from experiments.peers.report import tables
+from experiments.peers.systems import PAIRS
+from malora_jax import errors, files
+
+_PAIRS = flags.DEFINE_list('pairs', [*PAIRS], 'What is held against each other, by our methods.')
+_ROWS = flags.DEFINE_list(
+    'rows', [*KINDS], 'Full rows of random tokens, and the data of the config.'
+)
+_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn, after an untimed one.', lower_bound=1)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was measured.')
+
+
+def main(config: dict[str, Any]) -> None:
+    """Measures, prints the tables, and writes the file."""
+    _check(_PAIRS, PAIRS)
+    _check(_ROWS, KINDS)
+    report = benchmark(config, _PAIRS.value, _ROWS.value, _TURNS.value, _STEPS.value)
+    print(tables(report))
+    if _OUTPUT.value is not None:
+        path = pathlib.Path(_OUTPUT.value).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, report)
+
+
+def _check(flag: flags.FlagHolder, known: Any) -> None:
+    for name in flag.value:
+        if name not in known:
+            raise errors.unknown_name(f'item of --{flag.name}', name, known)
+    if not flag.value:
+        raise errors.UserError(f'--{flag.name} is empty; it must name some of {", ".join(known)}.')
+
+
+if __name__ == '__main__':
+    cli.run(main)

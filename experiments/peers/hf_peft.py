@@ -1,0 +1,43 @@
+"""LoRA and DoRA of Hugging Face's PEFT, on LlamaForCausalLM with its default attention (SDPA)."""
+
+import peft
+import torch.distributed.tensor  # noqa: F401 - peft uses it, and leaves its import to others.
+
+from experiments.peers.links import linear_names, make_links
+from experiments.peers.ours import Leaves
+from experiments.peers.torch_system import TorchSystem, llama
+from malora_jax.adapters import AdapterConfig
+from malora_jax.training.setup import Setup
+
+_NAMES = {
+    'down': 'base_model.model.model.{linear}.lora_A.default.weight',
+    'up': 'base_model.model.model.{linear}.lora_B.default.weight',
+    'magnitude': 'base_model.model.model.{linear}.lora_magnitude_vector.default.weight',
+}
+
+
+def make(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
+    """The system with our settings and weights.
+
+    Args:
+        setup: whose base and optimizer are used.
+        adapter: of `lora` or `dora`.
+        leaves: of our adapter.
+    """
+    config = setup.run.model
+    settings = peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_dora=adapter.magnitude,
+        target_modules=linear_names(config, adapter.targets),
+    )
+    model = peft.get_peft_model(llama(setup.base), settings).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return TorchSystem(
+        lambda batch: model(**batch).loss,
+        trained,
+        setup.run.optimizer,
+        leaves,
+        make_links(leaves, config, _NAMES),
+    )

@@ -1,0 +1,102 @@
+"""MoLA and MixLoRA of MoE-PEFT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import moe_peft
+import torch
+from moe_peft import models
+
+from experiments.peers.links import linear_names, make_links
+from experiments.peers.ours import Leaves
+from experiments.peers.torch_system import Loss, TorchSystem, llama
+from malora_jax import errors
+from malora_jax.adapters import AdapterConfig
+from malora_jax.training.setup import Setup
+
+# MoE-PEFT makes no adapter without dropout. It can be taken away afterwards, but not from the plain
+# LoRAs of MixLoRA, which check it each time.
+_ANY_DROPOUT = 0.5
+
+_MOLA_NAMES = {
+    'router': 'mola.{linear}.moe_gate.weight',
+    'down': 'mola.{linear}.experts.{expert}.lora_A.weight',
+    'up': 'mola.{linear}.experts.{expert}.lora_B.weight',
+}
+
+
+def mola(
+    setup: Setup, adapter: AdapterConfig, leaves: Leaves, recompute: bool = False
+) -> TorchSystem:
+    """A router and LoRA experts on each linear, with our settings and weights.
+
+    Args:
+        setup: whose base and optimizer are used.
+        adapter: of `molora`.
+        leaves: of our adapter.
+        recompute: whether each layer is computed again in the backward pass, as MoE-PEFT's own
+            trainer always does.
+    """
+    model = _model(setup, adapter, 'mola')
+    if adapter.dropout == 0:
+        _drop_nothing(model)
+    return TorchSystem(
+        _loss(model, 'mola', recompute),
+        model.get_adapter_weight_dict('mola'),
+        setup.run.optimizer,
+        leaves,
+        make_links(leaves, setup.run.model, _MOLA_NAMES),
+    )
+
+
+def mixlora(setup: Setup, adapter: AdapterConfig) -> TorchSystem:
+    """A router and LoRA experts on each MLP, plain LoRA of one expert's rank on attention.
+
+    Raises:
+        UserError: there is no dropout.
+    """
+    if adapter.dropout == 0:
+        raise errors.out_of_range('adapter.dropout', adapter.dropout, 'positive for MixLoRA')
+    model = _model(setup, adapter, 'mixlora')
+    trained = model.get_adapter_weight_dict('mixlora')
+    return TorchSystem(_loss(model, 'mixlora'), trained, setup.run.optimizer, {}, [])
+
+
+def _model(setup: Setup, adapter: AdapterConfig, kind: str) -> Any:
+    model = moe_peft.LLMModel(models.from_pretrained(llama(setup.base), device='cpu'))
+    config = moe_peft.adapter_factory(
+        kind.upper(),
+        kind,
+        routing_strategy=kind,
+        num_experts=adapter.num_experts,
+        top_k=adapter.top_k,
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha),
+        lora_dropout=adapter.dropout or _ANY_DROPOUT,
+        target_modules=linear_names(setup.run.model, adapter.targets),
+    )
+    model.init_adapter(config)
+    return model
+
+
+def _drop_nothing(model: Any) -> None:
+    for layer in model.model_.layers_:
+        for linears in layer.state_dict():
+            for linear in linears.values():
+                for lora in linear.loras_.values():
+                    lora.dropout_.p = 0.0
+
+
+def _loss(model: Any, name: str, recompute: bool = False) -> Loss:
+    def loss(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        inputs = moe_peft.LLMModelInput(
+            batch_configs_=[moe_peft.LLMBatchConfig(name, 0, len(batch['input_ids']))],
+            batch_tokens_=batch['input_ids'],
+            batch_labels_=batch['labels'],
+            batch_masks_=batch['attention_mask'],
+            gradient_checkpoint_='recompute' if recompute else 'none',
+        )
+        (output,) = model.forward(inputs)
+        return output.loss if output.aux_loss is None else output.loss + output.aux_loss
+
+    return loss

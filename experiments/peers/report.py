@@ -1,0 +1,114 @@
+"""What was measured, as JSON and as tables in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.peers.rows import Rows
+from experiments.peers.systems import PAIRS, TITLES
+
+Seconds = Mapping[str, Sequence[float]]
+
+
+def summary(kind: str, seconds: Seconds, rows: Sequence[Rows], pairs: Sequence[str]) -> dict:
+    """Medians and quartiles of one kind of rows.
+
+    Args:
+        kind: of the rows.
+        seconds: of each step, by system.
+        rows: the examples of each step.
+        pairs: names of the pairs to compare.
+
+    Returns:
+        `tokens`, `examples` and the `positions` of packed and padded rows, means of a step;
+        `systems`, each with tokens_per_second and step_s; `pairs`, each with the ratio of the
+        medians, the quartiles of the ratios of single steps, and the target.
+    """
+    tokens = np.array([step.tokens for step in rows])
+    rates = {name: tokens / np.array(each) for name, each in seconds.items()}
+    padded = [step.padded['input_ids'] for step in rows]
+    return {
+        'tokens': float(tokens.mean()),
+        'examples': float(np.mean([len(ids) for ids in padded])),
+        'positions': {
+            'packed': float(np.mean([step.packed['inputs'].size for step in rows])),
+            'padded': float(np.mean([ids.size for ids in padded])),
+        },
+        'systems': {
+            name: {'tokens_per_second': _quartiles(rates[name]), 'step_s': list(each)}
+            for name, each in seconds.items()
+        },
+        'pairs': {name: _ratio(name, kind, rates) for name in pairs},
+    }
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """The report for readers."""
+    parts = []
+    if report['differences']:
+        header = ['rows', 'ours and peer', 'losses', 'gradients, ‖g − g′‖ / ‖g‖', 'worst leaf']
+        parts += ['Largest differences:', _table(header, _differences(report))]
+    header = ['rows', 'system', 'tokens/s', 'quartiles', 'seconds a step']
+    parts.append(_table(header, _systems(report)))
+    header = ['rows', 'ours / peer', 'ratio', 'quartiles by step', 'target']
+    parts.append(_table(header, _pairs(report)))
+    return '\n\n'.join(parts)
+
+
+def _ratio(name: str, kind: str, rates: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    pair = PAIRS[name]
+    ours, peer = rates[pair.ours], rates[pair.peer]
+    return {
+        'ratio': float(np.median(ours) / np.median(peer)),
+        'by_step': _quartiles(ours / peer),
+        'target': pair.targets.get(kind),
+    }
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float]:
+    lower, median, upper = np.percentile(values, [25, 50, 75])
+    return {'lower': float(lower), 'median': float(median), 'upper': float(upper)}
+
+
+def _differences(report: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [kind, _title(name), f'{found["loss"]:.1e}', f'{found["gradient"]:.1e}', found['leaf']]
+        for kind, by_pair in report['differences'].items()
+        for name, found in by_pair.items()
+    ]
+
+
+def _systems(report: Mapping[str, Any]) -> list[list[str]]:
+    lines = []
+    for kind, found in report['rows'].items():
+        for name, measured in found['systems'].items():
+            rate = measured['tokens_per_second']
+            quartiles, step = _between(rate, '.1f'), float(np.median(measured['step_s']))
+            lines.append([kind, TITLES[name], f'{rate["median"]:.1f}', quartiles, f'{step:.2f}'])
+    return lines
+
+
+def _pairs(report: Mapping[str, Any]) -> list[list[str]]:
+    lines = []
+    for kind, found in report['rows'].items():
+        for name, measured in found['pairs'].items():
+            target, ratio = measured['target'], measured['ratio']
+            verdict = f'≥ {target:g}: {"met" if ratio >= target else "missed"}' if target else '–'
+            quartiles = _between(measured['by_step'], '.2f')
+            lines.append([kind, _title(name), f'{ratio:.2f}', quartiles, verdict])
+    return lines
+
+
+def _title(name: str) -> str:
+    pair = PAIRS[name]
+    return f'{TITLES[pair.ours]} / {TITLES[pair.peer]}'
+
+
+def _between(quartiles: Mapping[str, float], form: str) -> str:
+    return f'{quartiles["lower"]:{form}} to {quartiles["upper"]:{form}}'
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ['---'] * len(header), *lines]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)

@@ -1,0 +1,91 @@
+"""What each system is given for a step: the same examples, packed for us and padded for the peers.
+
+B is the number of packed rows of a batch, T their length, N the number of examples in them, S the
+length of the longest.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# What torch's cross-entropy passes over.
+NO_LOSS = -100
+
+SYNTHETIC_SHAPE = (4, 256)
+
+
+class Rows(NamedTuple):
+    """The examples of one step.
+
+    Attributes:
+        packed: what our step takes, arrays (B, T).
+        padded: `input_ids`, `labels` and `attention_mask` (N, S) int64, padded on the right, as the
+            peers' own data collators make them.
+        tokens: how many inputs of ours are not padding. This is what tokens per second count, for
+            every system; the peers also read the last token of each example.
+    """
+
+    packed: Mapping[str, np.ndarray]
+    padded: Mapping[str, np.ndarray]
+    tokens: int
+
+
+def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
+    """Endless full rows of random tokens, each predicting the next."""
+    rng = np.random.default_rng(seed)
+    B, T = SYNTHETIC_SHAPE
+    while True:
+        tokens_BT = rng.integers(vocab_size, size=(B, T), dtype=np.int32)
+        packed = {
+            'inputs': tokens_BT,
+            'targets': np.roll(tokens_BT, -1, axis=1),
+            # The last token has nothing to predict: the peers shift labels within a row.
+            'loss_mask': np.broadcast_to(np.arange(T) < T - 1, (B, T)).astype(np.float32),
+            'task_ids': np.zeros((B, T), np.int32),
+            'segment_ids': np.ones((B, T), np.int32),
+            'positions': np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+        }
+        ids = tokens_BT.astype(np.int64)
+        padded = {'input_ids': ids, 'labels': ids, 'attention_mask': np.ones_like(ids)}
+        yield Rows(packed, padded, tokens_BT.size)
+
+
+def real(batches: Iterator[Mapping[str, np.ndarray]], padding_id: int) -> Iterator[Rows]:
+    """The examples of packed batches, for the peers one a row."""
+    for packed in batches:
+        padded = pad(unpack(packed), padding_id)
+        yield Rows(packed, padded, int((packed['segment_ids'] > 0).sum()))
+
+
+def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and labels of each example of a packed batch, with the token that ends it.
+
+    Labels are the tokens themselves where they are predicted, else `NO_LOSS`.
+    """
+    examples = []
+    for row in range(len(packed['inputs'])):
+        segments_T = packed['segment_ids'][row]
+        for segment in range(1, segments_T.max() + 1):
+            inputs, targets, mask = (
+                packed[name][row][segments_T == segment]
+                for name in ('inputs', 'targets', 'loss_mask')
+            )
+            tokens = np.append(inputs, targets[-1])
+            examples.append((tokens, np.append(NO_LOSS, np.where(mask > 0, targets, NO_LOSS))))
+    return examples
+
+
+def pad(examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int) -> dict[str, np.ndarray]:
+    """Examples as one batch, each padded on the right to the longest: see `Rows.padded`."""
+    shape = (len(examples), max(len(tokens) for tokens, _ in examples))
+    padded = {
+        'input_ids': np.full(shape, padding_id, np.int64),
+        'labels': np.full(shape, NO_LOSS, np.int64),
+        'attention_mask': np.zeros(shape, np.int64),
+    }
+    for row, (tokens, labels) in enumerate(examples):
+        padded['input_ids'][row, : len(tokens)] = tokens
+        padded['labels'][row, : len(tokens)] = labels
+        padded['attention_mask'][row, : len(tokens)] = 1
+    return padded

@@ -1,0 +1,106 @@
+"""A peer: a model in torch on our base weights, with our adapter's weights copied into it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from experiments.peers.links import Link
+from experiments.peers.ours import Leaves
+from experiments.peers.rows import Rows
+from malora_jax import errors
+from malora_jax.models.loading.params import to_huggingface
+from malora_jax.models.loading.weights import Base
+from malora_jax.training.config import OptimizerConfig
+
+# The loss of a padded batch.
+Loss = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+class TorchSystem:
+    """A model in torch, trained as its library does: autograd and AdamW, nothing compiled."""
+
+    def __init__(
+        self,
+        loss: Loss,
+        parameters: Mapping[str, torch.nn.Parameter],
+        optimizer: OptimizerConfig,
+        leaves: Leaves,
+        links: Sequence[Link],
+    ):
+        """Copies our weights.
+
+        Args:
+            loss: of the model.
+            parameters: what is trained, by name.
+            optimizer: learning rate and weight decay.
+            leaves: of our adapter; {} for a peer that starts as it does on its own.
+            links: what to copy where.
+        """
+        self._loss, self._parameters = loss, parameters
+        self._leaves, self._links = leaves, links
+        with torch.no_grad():
+            for name, path, part in links:
+                parameters[name].copy_(torch.from_numpy(leaves[path][part].T.copy()))
+        self._optimizer = torch.optim.AdamW(
+            parameters.values(),
+            lr=optimizer.learning_rate,
+            weight_decay=optimizer.weight_decay,
+            fused=True,  # Not the default, but faster.
+        )
+
+    def step(self, rows: Rows) -> None:
+        """One training step."""
+        self._loss(_tensors(rows)).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def gradients(self, rows: Rows) -> tuple[float, Leaves]:
+        """The loss, and its gradient in the shapes of our leaves."""
+        loss = self._loss(_tensors(rows))
+        loss.backward()
+        gradients = {path: np.empty_like(leaf) for path, leaf in self._leaves.items()}
+        for name, path, part in self._links:
+            gradients[path][part] = self._parameters[name].grad.numpy().T
+        self._optimizer.zero_grad()
+        return loss.item(), gradients
+
+
+def llama(base: Base) -> Any:
+    """The frozen base as `transformers` has it.
+
+    Raises:
+        UserError: the base is not of the family that all peers know.
+    """
+    config = base.config
+    if config.qkv_bias or config.qk_norm or config.rope_scaling:
+        raise errors.out_of_range('model.name', config.name, 'a plain Llama, such as smollm2-135m')
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            intermediate_size=config.hidden,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_width,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_epsilon,
+            rope_theta=config.rope_theta,
+            tie_word_embeddings=config.tied,
+            pad_token_id=base.tokenizer.eos_id,
+            use_cache=False,
+        )
+    )
+    tensors = to_huggingface(config, base.params)
+    # Of a tied model, the head is no tensor of its own.
+    model.load_state_dict(
+        {name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=not config.tied
+    )
+    return model.requires_grad_(False)
+
+
+def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in rows.padded.items()}
