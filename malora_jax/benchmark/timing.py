@@ -30,30 +30,39 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
     Args:
         subjects: what takes turns; their programs are run once before, which is not timed.
         batches: of the same shape; a round uses one, all subjects the same.
-        rounds: at least so many; up to twice as many, until all steps are steady.
+        rounds: at least so many; up to twice as many, until all steps are steady. Ctrl-C ends it
+            after the last whole round.
     """
     for subject in subjects:
         for part in PARTS:
             subject.run_part(part, batches[0])
-    seconds: dict[tuple[str, str], list[float]] = {
-        (subject.name, part): [] for subject in subjects for part in PARTS
-    }
+    found: list[dict[tuple[str, str], float]] = []
     with tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True) as bar:
         for number in range(_PATIENCE * rounds):
             if number >= rounds and all(
-                is_steady(np.array(seconds[subject.name, 'step'])) for subject in subjects
+                is_steady(np.array([seconds[subject.name, 'step'] for seconds in found]))
+                for subject in subjects
             ):
                 break
             parts = PARTS if number % _PARTS_EVERY == 0 else PARTS[-1:]
             batch, first = batches[number % len(batches)], number % len(subjects)
-            for subject in (*subjects[first:], *subjects[:first]):
-                for part in PARTS:
-                    spent = _timed(subject, part, batch) if part in parts else np.nan
-                    seconds[subject.name, part].append(spent)
+            turns = (*subjects[first:], *subjects[:first])
+            try:
+                found.append(
+                    {(s.name, part): _timed(s, part, batch) for s in turns for part in parts}
+                )
+            except KeyboardInterrupt:
+                if not found:
+                    raise
+                bar.write(f'Interrupted: {len(found)} whole rounds count.')
+                break
             bar.total = max(rounds, number + 1)
             bar.update()
     return {
-        subject.name: {part: np.array(seconds[subject.name, part]) for part in PARTS}
+        subject.name: {
+            part: np.array([seconds.get((subject.name, part), np.nan) for seconds in found])
+            for part in PARTS
+        }
         for subject in subjects
     }
 

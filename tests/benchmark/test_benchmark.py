@@ -132,6 +132,26 @@ def test_rounds_go_on_until_times_are_steady_or_twice_as_many(monkeypatch, stead
     assert len(times['a']['step']) == rounds
 
 
+def test_an_interrupt_leaves_the_whole_rounds(monkeypatch):
+    log: list = []
+    subjects = [fake('a', log, 1.0), fake('b', log, 1.0)]
+    interrupted = subjects[1].run_part
+
+    def run_part(part, batch):
+        interrupted(part, batch)
+        # After three warm-ups, and three parts in the first round: the third round's step.
+        if sum(name == 'b' for name, _, _ in log) == 8:
+            raise KeyboardInterrupt
+
+    subjects[1].run_part = run_part
+    times = timing.measure(subjects, ['x'], 9)
+    assert len(times['a']['step']) == len(times['b']['step']) == 2
+    log.clear()
+    subjects[1].run_part = lambda part, batch: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        timing.measure(subjects, ['x'], 9)
+
+
 def test_steady_is_a_narrow_middle_half():
     assert timing.is_steady(np.array([0.2, 1.0, 1.01, 1.02, 9.0]))
     assert not timing.is_steady(np.array([1.0, 1.05, 1.1, 1.15]))
