@@ -45,6 +45,8 @@ LEAVES = {
     'malora_fixed_core': ({'router', 'shared_down', 'up'}, {'core'}),
     'malora_shared_up': ({'router', 'down', 'core', 'shared_up'}, set()),
     'hydralora': ({'router', 'shared_down', 'up'}, set()),
+    'molora_dispatch': ({'router', 'down', 'up'}, set()),
+    'malora_dispatch': ({'router', 'shared_down', 'core', 'up'}, set()),
 }
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
 

@@ -111,7 +111,7 @@ def test_must_be_a_whole_number(field, value, right):
         ('training.evaluate_every', 2.5, 'a whole number'),
         ('training.patience', -1, 'at least 0'),
         ('training.patience', 3, '0 where training.evaluate_every is 0'),
-        ('training.remat', 1, 'a string'),
+        ('training.remat', 1, 'text in quotes'),
         *(
             (f'optimizer.{kind}_rate', rate, RATE)
             for kind in ('router', 'down', 'core', 'up', 'magnitude')
