@@ -166,7 +166,7 @@ def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):
     after = results['tasks']['chain_sum']
     task = {
         **{'metric': 'exact_match', 'score': after['after'], 'interval': after['after_interval']},
-        **{'more': {}, 'examples': 4, 'scoring': after['scoring']},
+        **{'more': {}, 'loss': after['loss_after'], 'examples': 4, 'scoring': after['scoring']},
     }
     assert json.loads(done.stdout) == {
         'step': 2,
