@@ -31,7 +31,7 @@ from malora_jax.training.validation import curve, evaluations_without_progress
 
 CHANGES = dict(
     data__validation=5,
-    optimizer__learning_rate=0.8,
+    optimizer__learning_rate=0.45,
     optimizer__warmup_ratio=0.99,
     training__steps=7,
     training__evaluate_every=1,
