@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
+from malora_jax.analysis import plots
 from malora_jax.benchmark import compiled, report
 from malora_jax.benchmark.run import benchmark, estimate
 
@@ -58,7 +59,7 @@ def main(config: dict[str, Any]) -> None:
     table = report.format_table(found['methods'])
     output = _write(found, table)
     if output is not None:
-        report.plot(output.with_suffix('.png'), found['methods'], title)
+        plots.plot_step_times(output.with_suffix('.png'), found['methods'], title)
     print(f'{title}, {found["rows"]} rows, dropout {found["dropout"]}')
     print(f'{machine["device"]}, {machine["processor"]}, {machine["cores"]} cores\n\n{table}')
 
@@ -69,8 +70,7 @@ def _write(found: dict[str, Any], table: str) -> pathlib.Path | None:
         return None
     output = pathlib.Path(_OUTPUT.value).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(output.with_suffix('.md')) as temporary:
-        temporary.write_text(table + '\n', 'utf-8')
+    files.write_text(output.with_suffix('.md'), table)
     files.write_json(output, found)
     return output
 

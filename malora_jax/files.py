@@ -27,10 +27,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text, and a line feed after it."""
+    with replacing(path) as temporary:
+        temporary.write_text(text + '\n', 'utf-8')
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes an indented JSON file."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def write_json_lines(path: pathlib.Path, rows: list[Any]) -> None:

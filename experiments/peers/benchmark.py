@@ -8,9 +8,10 @@ from typing import Any
 from experiments.peers import rows
 from experiments.peers.measure import compare, time_in_turns
 from experiments.peers.report import summary
-from experiments.peers.systems import PAIRS, make, threads
+from experiments.peers.systems import PAIRS, make
 from malora_jax import errors
 from malora_jax.adapters import method
+from malora_jax.benchmark.machine import cores
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import Setup, build
 
@@ -56,7 +57,7 @@ def benchmark(
         'model': run.model.name,
         'dropout': run.adapter.dropout,
         'targets': run.adapter.targets,
-        'threads': threads(),
+        'threads': cores(),
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         'differences': differences,
         'rows': {

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.peers.rows import Rows
 from experiments.peers.systems import PAIRS, TITLES
+from malora_jax.analysis.markdown import table
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -48,11 +49,11 @@ def tables(report: Mapping[str, Any]) -> str:
     parts = []
     if report['differences']:
         header = ['rows', 'ours and peer', 'losses', 'gradients, ‖g − g′‖ / ‖g‖', 'worst leaf']
-        parts += ['Largest differences:', _table(header, _differences(report))]
+        parts += ['Largest differences:', table([header, *_differences(report)])]
     header = ['rows', 'system', 'tokens/s', 'quartiles', 'seconds a step']
-    parts.append(_table(header, _systems(report)))
+    parts.append(table([header, *_systems(report)]))
     header = ['rows', 'ours / peer', 'ratio', 'quartiles by step', 'target']
-    parts.append(_table(header, _pairs(report)))
+    parts.append(table([header, *_pairs(report)]))
     return '\n\n'.join(parts)
 
 
@@ -107,8 +108,3 @@ def _title(name: str) -> str:
 
 def _between(quartiles: Mapping[str, float], form: str) -> str:
     return f'{quartiles["lower"]:{form}} to {quartiles["upper"]:{form}}'
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ['---'] * len(header), *lines]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)

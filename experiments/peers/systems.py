@@ -1,7 +1,6 @@
 """Which systems are held against each other, and how each is made."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -9,6 +8,7 @@ from experiments.peers.ours import Leaves, Ours
 from experiments.peers.rows import Rows
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig, method
+from malora_jax.benchmark.machine import cores
 from malora_jax.training.setup import Setup
 
 # What they are called in reports. The peers' packages are those that have to be installed.
@@ -96,7 +96,7 @@ def make(name: str, setup: Setup, dropout: float) -> System:
 
     from experiments.peers import hf_peft, mixtures
 
-    torch.set_num_threads(threads())
+    torch.set_num_threads(cores())
     adapter = _adapter(_TWINS[name], setup, dropout)
     if name == 'mixlora':
         return mixtures.mixlora(setup, adapter)
@@ -104,13 +104,6 @@ def make(name: str, setup: Setup, dropout: float) -> System:
     if name in ('peft_lora', 'peft_dora'):
         return hf_peft.make(setup, adapter, leaves)
     return mixtures.mola(setup, adapter, leaves, recompute=name == 'mola_trainer')
-
-
-def threads() -> int:
-    """The cores that this process may use: XLA starts a thread on each, and torch is told to."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _adapter(name: str, setup: Setup, dropout: float) -> AdapterConfig:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
-from malora_jax.analysis import plots
+from malora_jax.analysis import markdown, plots
 from malora_jax.errors import UserError
 
 
@@ -76,8 +76,7 @@ def compare(directory: pathlib.Path, output: pathlib.Path) -> str:
     curves = {run.name: run.curve(metric) for run in runs}
     label = f'{metric.replace("_", " ")} (nats per token)'
     plots.plot_curves(output / 'comparison.png', curves, label)
-    with files.replacing(output / 'comparison.md') as temporary:
-        temporary.write_text(table + '\n', 'utf-8')
+    files.write_text(output / 'comparison.md', table)
     return table
 
 
@@ -133,17 +132,16 @@ def _read_run(path: pathlib.Path) -> Run:
 
 def format_comparison(runs: Sequence[Run]) -> str:
     """A Markdown table with a row for each run."""
-    rows = [
-        '| run | trained parameters | held-out loss before | after | right before (%) | after |'
-        ' seconds a step |',
-        '|---|---|---|---|---|---|---|',
+    head = [
+        *('run', 'trained parameters', 'held-out loss before', 'after'),
+        *('right before (%)', 'after', 'seconds a step'),
     ]
-    return '\n'.join([*rows, *map(_row, runs)])
+    return markdown.table([head, *map(_row, runs)])
 
 
-def _row(run: Run) -> str:
+def _row(run: Run) -> list[str]:
     results, average = run.results, run.results['average']
-    cells = (
+    return [
         f'`{run.name}`',
         f'{results["parameters"]["trainable"]:,}',
         f'{_mean(run, "loss_before"):.3f}',
@@ -151,8 +149,7 @@ def _row(run: Run) -> str:
         f'{100 * average["before"]:.1f}',
         f'{100 * average["after"]:.1f}',
         f'{results["train_time_s"] / results["steps"]:.2f}',
-    )
-    return f'| {" | ".join(cells)} |'
+    ]
 
 
 def _mean(run: Run, key: str) -> float:

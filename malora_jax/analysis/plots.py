@@ -205,6 +205,37 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
     _save(figure, path)
 
 
+@_literally
+def plot_step_times(
+    path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
+) -> None:
+    """Bars of each step: forward, backward, optimizer on top of each other, as in Figure 4(c).
+
+    Args:
+        path: the PNG to write.
+        methods: `methods` of a benchmark.
+        title: above the plot.
+    """
+    figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
+    axes = figure.add_subplot(ylabel='seconds per step', title=title)
+    places = np.arange(len(methods))
+    bottom = np.zeros(len(methods))
+    for part in ('forward', 'backward', 'optimizer'):
+        heights = np.array([found[f'{part}_s'] for found in methods.values()])
+        axes.bar(places, heights, 0.6, bottom=bottom, label=part)
+        bottom += heights
+    for place, found in zip(places, methods.values(), strict=True):
+        ratio = found['ratio_to_base']
+        text = '' if ratio is None else f'{ratio:.2f} × base'
+        axes.annotate(text, (place, bottom[place]), ha='center', va='bottom', fontsize=8)
+    axes.set_xticks(places, list(methods), rotation=20)
+    axes.margins(y=0.12)
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, ncols=3, fontsize=8)
+    _save(figure, path)
+
+
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it was taken."""
     points = [(record['step'], record[name]) for record in records if name in record]

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 
 from malora_jax import files
-from malora_jax.analysis import plots
+from malora_jax.analysis import markdown, plots
 from malora_jax.analysis.compare import read_runs
 from malora_jax.analysis.entries import Entry, make_entries, other_settings
 from malora_jax.analysis.paper import TABLES, Row, Table
@@ -40,8 +40,7 @@ def make_table(name: str, directory: pathlib.Path, output: pathlib.Path) -> str:
     changes = {name: entries[name].changes_from(other) for name, other in alone.items()}
     text = _format(table, entries, alone, changes)
     output.mkdir(parents=True, exist_ok=True)
-    with files.replacing(output / 'table.md') as temporary:
-        temporary.write_text(text + '\n', 'utf-8')
+    files.write_text(output / 'table.md', text)
     if {*_CURVES} <= entries.keys():
         records = {
             entries[name].label: [run.records for run in entries[name].runs] for name in _CURVES
@@ -97,7 +96,7 @@ def _scores(table: Table, entries: Mapping[str, Entry]) -> str:
         rows.append([entry.label, *(_score(*cell) if cell else _NONE for cell in found)])
         if entry.paper:
             rows.append(_in_italics(['in the paper', *_paper_scores(table, entry.paper)]))
-    return _table(rows)
+    return markdown.table(rows)
 
 
 def _paper_scores(table: Table, row: Row) -> list[str]:
@@ -118,7 +117,7 @@ def _comparison(entries: Mapping[str, Entry]) -> str:
         for baseline in baselines:
             row += _against(entry, baseline) if entry is not baseline else [_NONE, _NONE]
         rows.append(row)
-    return _table(rows)
+    return markdown.table(rows)
 
 
 def _losses(entries: Mapping[str, Entry]) -> str:
@@ -131,7 +130,7 @@ def _losses(entries: Mapping[str, Entry]) -> str:
             found = entry.loss_change_from(baseline) if entry is not baseline else None
             row.append(_loss_difference(found) if found else _NONE)
         rows.append(row)
-    return _table(rows)
+    return markdown.table(rows)
 
 
 def _baselines(entries: Mapping[str, Entry]) -> list[Entry]:
@@ -170,7 +169,7 @@ def _changes(
         if ours and other and ours.scores and other.scores:
             theirs = [f'{ours.scores[task] - other.scores[task]:+.1f}' for task in table.tasks]
             rows.append(_in_italics(['in the paper', other.label, *theirs, _NONE]))
-    return _table(rows)
+    return markdown.table(rows)
 
 
 def _notes(table: Table, entries: Mapping[str, Entry]) -> list[str]:
@@ -233,8 +232,3 @@ def _verdict(found: Difference) -> str:
 
 def _in_italics(cells: list[str]) -> list[str]:
     return [cell if cell == _NONE else f'*{cell}*' for cell in cells]
-
-
-def _table(rows: list[list[str]]) -> str:
-    head, *rest = [f'| {" | ".join(row)} |' for row in rows]
-    return '\n'.join([head, '|---' * len(rows[0]) + '|', *rest])

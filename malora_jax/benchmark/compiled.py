@@ -17,6 +17,7 @@ from jax.experimental import topologies
 
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
+from malora_jax.analysis import markdown
 from malora_jax.benchmark.rows import SYNTHETIC_TASKS
 from malora_jax.models.decoder import REMAT, Block, Context
 from malora_jax.training.config import RunConfig
@@ -122,14 +123,15 @@ def format_table(found: Mapping[str, Mapping[str, float]]) -> str:
     """A Markdown table, with ratios to the base and to LoRA where they are there."""
     against = [name for name in ('base', 'lora') if name in found]
     head = ['', 'cycles', *(f'× {name}' for name in against), 'temporary, MB', 'GFLOP']
-    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    rows = [head]
     for name, figures in found.items():
-        cells = [
-            name,
-            f'{figures["cycles"]:,.0f}',
-            *(f'{figures["cycles"] / found[other]["cycles"]:.3f}' for other in against),
-            f'{figures["temporary_bytes"] / 1e6:,.0f}',
-            f'{figures["flops"] / 1e9:,.0f}',
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        rows.append(
+            [
+                name,
+                f'{figures["cycles"]:,.0f}',
+                *(f'{figures["cycles"] / found[other]["cycles"]:.3f}' for other in against),
+                f'{figures["temporary_bytes"] / 1e6:,.0f}',
+                f'{figures["flops"] / 1e9:,.0f}',
+            ]
+        )
+    return markdown.table(rows)

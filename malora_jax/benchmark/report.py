@@ -1,23 +1,17 @@
-"""What a benchmark found: figures, the table, the plot."""
+"""What a benchmark found: figures and the table."""
 
-import os
-import pathlib
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from malora_jax import files
+from malora_jax.analysis import markdown
 from malora_jax.benchmark.subjects import BASE, PARTS, Subject
 from malora_jax.benchmark.timing import STEADY, Times, is_steady
-from malora_jax.training.workdir import versions
 
 _REFERENCE = 'lora'
-# As in Figure 4(c) and Table 10 of the paper.
-_STACKED = ('forward_s', 'backward_s', 'optimizer_s')
+# As in Table 10 of the paper.
+_SPLIT = ('forward_s', 'backward_s', 'optimizer_s')
 
 
 def summarize(
@@ -60,21 +54,6 @@ def summarize(
     return found
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    device = jax.devices()[0]
-    return {
-        'device': device.device_kind,
-        'platform': device.platform,
-        'processor': _processor(),
-        'cores': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
-        'system': platform.system(),
-        'versions': versions(),
-    }
-
-
 def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table of the figures."""
     head = [
@@ -89,7 +68,7 @@ def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
                 name,
                 _seconds(found['step_s']),
                 f'{_seconds(low)}–{_seconds(high)}' + ('' if found['steady'] else ' *'),
-                *(_seconds(found[part]) for part in _STACKED),
+                *(_seconds(found[part]) for part in _SPLIT),
                 f'{found["tokens_per_s"]:,.0f}',
                 *(_times(found[key]) for key in ('ratio_to_base', 'ratio_to_lora')),
                 f'{found["flops_per_s"] / 1e9:,.0f}',
@@ -98,34 +77,10 @@ def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
                 f'{found["first_step_s"]:.1f}',
             ]
         )
-    lines = [f'| {" | ".join(row)} |' for row in rows]
-    lines.insert(1, '|---' * len(head) + '|')
+    table = markdown.table(rows)
     if not all(found['steady'] for found in methods.values()):
-        lines += ['', f'\\* The middle half of the times is wider than {STEADY:.0%} of the median.']
-    return '\n'.join(lines)
-
-
-def plot(path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Bars of each step, forward, backward and optimizer on top of each other, as Figure 4(c)."""
-    figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
-    axes = figure.add_subplot(ylabel='seconds per step', title=title)
-    places = np.arange(len(methods))
-    bottom = np.zeros(len(methods))
-    for part in _STACKED:
-        heights = np.array([found[part] for found in methods.values()])
-        axes.bar(places, heights, 0.6, bottom=bottom, label=part.removesuffix('_s'))
-        bottom += heights
-    for place, found in zip(places, methods.values(), strict=True):
-        ratio = found['ratio_to_base']
-        text = '' if ratio is None else f'{ratio:.2f} × base'
-        axes.annotate(text, (place, bottom[place]), ha='center', va='bottom', fontsize=8)
-    axes.set_xticks(places, list(methods), rotation=20)
-    axes.margins(y=0.12)
-    axes.grid(axis='y', alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        table += f'\n\n\\* The middle half of the times is wider than {STEADY:.0%} of the median.'
+    return table
 
 
 def _split(times: Times, subject: Subject) -> list[tuple[str, np.ndarray]]:
@@ -133,7 +88,7 @@ def _split(times: Times, subject: Subject) -> list[tuple[str, np.ndarray]]:
     forward, gradient, step = (times[subject.name][part] for part in PARTS)
     # The base's step is its gradient: what is left over is noise.
     update = np.zeros_like(step) if subject.name == BASE else np.maximum(step - gradient, 0)
-    return list(zip(_STACKED, (forward, gradient - forward, update), strict=True))
+    return list(zip(_SPLIT, (forward, gradient - forward, update), strict=True))
 
 
 def _ratio(times: Times, name: str, other: str) -> float | None:
@@ -141,20 +96,6 @@ def _ratio(times: Times, name: str, other: str) -> float | None:
     if other not in times:
         return None
     return float(np.median(times[name]['step'] / times[other]['step']))
-
-
-def _cores() -> int | None:
-    """Those that this process may use, where the system says."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _processor() -> str:
-    path = pathlib.Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
 
 
 def _seconds(value: float) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
 from malora_jax.benchmark import compiled, report, rows, timing
+from malora_jax.benchmark.machine import machine
 from malora_jax.benchmark.subjects import BASE, base_subject, method_subject
 from malora_jax.models import Decoder
 from malora_jax.training.config import RunConfig, run_config
@@ -57,7 +58,7 @@ def benchmark(
     for name in methods:
         print(f'Compiling {name} …', flush=True)
         if name == BASE:
-            subjects.append(base_subject(run, params, batches[0], tasks))
+            subjects.append(base_subject(run, params, batches[0]))
         else:
             subjects.append(method_subject(name, with_method(run, name), params, batches[0], tasks))
     times = timing.measure(subjects, batches, rounds)
@@ -73,7 +74,7 @@ def benchmark(
         'dropout': run.adapter.dropout,
         'remat': run.training.remat,
         'methods': report.summarize(subjects, times, tokens, positions),
-        'machine': report.machine(),
+        'machine': machine(),
     }
 
 

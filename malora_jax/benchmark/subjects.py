@@ -1,6 +1,6 @@
 """What is timed: the training step of each method, its parts, and the frozen model alone.
 
-Dimension letters: B rows, T positions, N = B · T tokens, D model, G tasks.
+Dimension letters: B rows, T positions, N = B · T tokens, D model.
 """
 
 import dataclasses
@@ -93,14 +93,14 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
         name,
         run_part,
         compile_s,
-        _seconds(run_part, 'step', batch),
+        seconds(run_part, 'step', batch),
         *_memory(compiled),
         flops['total'],
         parameter_counts(model)['trainable'],
     )
 
 
-def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subject:
+def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
     """The frozen model alone: its loss, and the gradient with respect to the embedding's output.
 
     What every method must compute; there is nothing to update, so the step is the gradient.
@@ -109,9 +109,8 @@ def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subje
         run: whose base it is.
         params: the frozen base.
         batch: one to compile for and to take the first step on.
-        tasks: how many tasks the batches have.
     """
-    loss = base_loss(run, tasks)
+    loss = base_loss(run)
 
     def embedded(params, batch):
         return params['embedding'][batch['inputs'].reshape(-1)]
@@ -135,12 +134,12 @@ def base_subject(run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subje
         jax.block_until_ready(parts[part](params, batch))
 
     flops = flops_per_token(Decoder(run.model), run.data.sequence_length, run.data.batch_size)
-    first_step_s = _seconds(run_part, 'step', batch)
+    first_step_s = seconds(run_part, 'step', batch)
     memory = _memory(compiled)
     return Subject(BASE, run_part, compile_s, first_step_s, *memory, flops['total'], 0)
 
 
-def base_loss(run: RunConfig, tasks: int) -> Callable[[jax.Array, Any, Batch], jax.Array]:
+def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
     """The mean loss of the model without an adapter, as a function of the embedding's output.
 
     Returns:
@@ -158,20 +157,20 @@ def base_loss(run: RunConfig, tasks: int) -> Callable[[jax.Array, Any, Batch], j
             batch['positions'],
             batch['segment_ids'],
         )
-        task_NG = jax.nn.one_hot(batch['task_ids'].reshape(-1), tasks)
-        weights_NG = task_NG * (batch['loss_mask'] * (batch['segment_ids'] > 0)).reshape(-1, 1)
-        nll_G = cross_entropy(
+        weights_N1 = (batch['loss_mask'] * (batch['segment_ids'] > 0)).reshape(-1, 1)
+        nll_1 = cross_entropy(
             hidden_BTD.reshape(embedded_ND.shape),
             head(run.model, params),
             batch['targets'].reshape(-1),
-            weights_NG,
+            weights_N1,
         )
-        return nll_G.sum() / weights_NG.sum()
+        return nll_1.sum() / weights_N1.sum()
 
     return loss
 
 
-def _seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
+def seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
+    """How long a part takes on a batch."""
     started = time.perf_counter()
     run_part(part, batch)
     return time.perf_counter() - started

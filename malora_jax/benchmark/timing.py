@@ -4,13 +4,12 @@ Subjects take turns, a step each, in an order that moves on from round to round:
 machine for a while slows them all. Ratios are those of one round.
 """
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import tqdm
 
-from malora_jax.benchmark.subjects import PARTS, Subject
+from malora_jax.benchmark.subjects import PARTS, Subject, seconds
 from malora_jax.training.step import Batch
 
 # A median is steady where the middle half of the times is within this share of it.
@@ -40,7 +39,7 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
     with tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True) as bar:
         for number in range(_PATIENCE * rounds):
             if number >= rounds and all(
-                is_steady(np.array([seconds[subject.name, 'step'] for seconds in found]))
+                is_steady(np.array([times[subject.name, 'step'] for times in found]))
                 for subject in subjects
             ):
                 break
@@ -49,7 +48,11 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
             turns = (*subjects[first:], *subjects[:first])
             try:
                 found.append(
-                    {(s.name, part): _timed(s, part, batch) for s in turns for part in parts}
+                    {
+                        (s.name, part): seconds(s.run_part, part, batch)
+                        for s in turns
+                        for part in parts
+                    }
                 )
             except KeyboardInterrupt:
                 if not found:
@@ -60,7 +63,7 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
             bar.update()
     return {
         subject.name: {
-            part: np.array([seconds.get((subject.name, part), np.nan) for seconds in found])
+            part: np.array([times.get((subject.name, part), np.nan) for times in found])
             for part in PARTS
         }
         for subject in subjects
@@ -71,9 +74,3 @@ def is_steady(seconds: np.ndarray) -> bool:
     """Whether the quartile range is within `STEADY` of the median."""
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return bool(high - low < STEADY * middle)
-
-
-def _timed(subject: Subject, part: str, batch: Batch) -> float:
-    started = time.perf_counter()
-    subject.run_part(part, batch)
-    return time.perf_counter() - started

@@ -166,13 +166,12 @@ def _answer_task(examinee: Examinee, split: Split, description: str) -> list[Ans
 
 def _take_options(examinee: Examinee, split: Split, description: str) -> list[Answer]:
     # The right answer costs next to nothing: its text is that of an option and one token more.
-    requests = [
-        [
-            *choices.option_requests(examinee.tokenizer, examinee.template, example),
-            _right_request(examinee, example),
-        ]
-        for example in split.held_out
-    ]
+    tokenizer, template = examinee.tokenizer, examinee.template
+    requests = []
+    for example in split.held_out:
+        options = choices.option_requests(tokenizer, template, example)
+        prompt, right = options[example.metadata['label']]
+        requests.append([*options, (prompt, [*right, end_id(tokenizer, template)])])
     found = iter(_log_likelihoods(examinee, itertools.chain.from_iterable(requests), description))
     answers = []
     for example, of_question in zip(split.held_out, requests, strict=True):
@@ -242,17 +241,15 @@ def _generate(
 
 def _right_answers(examinee: Examinee, split: Split, description: str) -> list[Likelihood]:
     """How likely the model finds the expected answer to each held-out question."""
-    requests = [_right_request(examinee, example) for example in split.held_out]
-    return _log_likelihoods(examinee, requests, f'{description}: loss')
-
-
-def _right_request(examinee: Examinee, example: Example) -> Request:
-    """Prompt and expected answer, with the token that ends it."""
     tokenizer, template = examinee.tokenizer, examinee.template
-    return (
-        encode_prompt(tokenizer, template, example.question),
-        [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)],
-    )
+    requests = [
+        (
+            encode_prompt(tokenizer, template, example.question),
+            [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)],
+        )
+        for example in split.held_out
+    ]
+    return _log_likelihoods(examinee, requests, f'{description}: loss')
 
 
 def _log_likelihoods(

@@ -11,22 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
-
-from malora_jax.benchmark import compiled, report, rows, timing  # noqa: E402
-from malora_jax.benchmark.run import random_base, with_method  # noqa: E402
-from malora_jax.benchmark.subjects import (  # noqa: E402
+from malora_jax.benchmark import compiled, report, rows, timing
+from malora_jax.benchmark.run import random_base, with_method
+from malora_jax.benchmark.subjects import (
     PARTS,
     Subject,
     base_loss,
     base_subject,
     method_subject,
 )
-from malora_jax.models import Decoder  # noqa: E402
-from malora_jax.training import run_config  # noqa: E402
-from malora_jax.training.step import losses  # noqa: E402
+from malora_jax.models import Decoder
+from malora_jax.training import run_config
+from malora_jax.training.step import losses
 
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 TASKS = rows.SYNTHETIC_TASKS
 
 
@@ -63,7 +62,7 @@ def test_the_base_s_loss_is_the_model_s_without_an_adapter(tied):
     batch['loss_mask'][:, ::3] = 0
     batch['segment_ids'][1, 15:] = 0
     embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
-    found = jax.jit(base_loss(run, TASKS))(embedded_ND, params, batch)
+    found = jax.jit(base_loss(run))(embedded_ND, params, batch)
     sums = jax.jit(losses, static_argnums=(0, 3))(
         Decoder(run.model), {'params': params}, batch, TASKS
     )
@@ -74,7 +73,7 @@ def test_the_base_s_gradient_is_its_loss_s_slope():
     run = tiny_run()
     params, (batch,) = random_base(run), rows.synthetic(run, 1)
     embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
-    loss = jax.jit(base_loss(run, TASKS))
+    loss = jax.jit(base_loss(run))
     gradient_ND = jax.grad(loss)(embedded_ND, params, batch)
     step_ND = 2e-4 * gradient_ND / np.abs(gradient_ND).max()
     slope = loss(embedded_ND + step_ND, params, batch) - loss(embedded_ND - step_ND, params, batch)
@@ -261,7 +260,7 @@ def test_mistakes_are_one_line(arguments, expected):
 def test_base_subject_runs_all_parts():
     run = tiny_run()
     params, (batch,) = random_base(run), rows.synthetic(run, 1)
-    subject = base_subject(run, params, batch, TASKS)
+    subject = base_subject(run, params, batch)
     for part in PARTS:
         subject.run_part(part, batch)
     assert subject.trained_parameters == 0
