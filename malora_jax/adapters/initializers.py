@@ -60,7 +60,7 @@ def _factors(
             )
             return {'shared_down': shared_down_DS, 'core': core_ESR, 'up': up_ERF}
         case ('down', 'core', 'up'):
-            own_EDI, _, _ = _decompose(kaiming_uniform(key, (E, inputs, S // E)))
+            own_EDI, _, _ = jax.lax.map(_decompose, kaiming_uniform(key, (E, inputs, S // E)))
             core_EIR = kaiming_uniform(core_key, (E, S // E, R)) / config.beta
             return {'down': config.beta * own_EDI, 'core': core_EIR, 'up': up_ERF}
         case ('down', 'core', 'shared_up'):
@@ -101,15 +101,14 @@ def shared_subspace(
     """
     k_EDS = kaiming_uniform(key, (num_experts, inputs, shared_rank))
     # K_t is the transpose of k_EDS[t]: k = V^T Σ U^T.
-    v_EDS, sigma_ES, ut_ESS = _decompose(k_EDS)
-    core_ESR = sigma_ES[:, :, None] * ut_ESS[:, :, :rank] / beta
-    return beta * v_EDS[0], core_ESR
+    v_DS, sigma_S, ut_SS = _decompose(k_EDS[0])
+    # Without V_t there is a way that takes a tenth of the time: K_t K_t^T = U_t Σ_t² U_t^T.
+    square_ES, u_ESS = jax.lax.map(lambda k_DS: jnp.linalg.eigh(k_DS.T @ k_DS), k_EDS[1:])
+    scaled_ESS = jnp.sqrt(jnp.maximum(square_ES, 0))[:, :, None] * u_ESS.swapaxes(1, 2)
+    scaled_ESS = jnp.concatenate([(sigma_S[:, None] * ut_SS)[None], scaled_ESS[:, ::-1]])
+    return beta * v_DS, scaled_ESS[:, :, :rank] / beta
 
 
-def _decompose(k_EDS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The thin singular value decomposition of each expert's matrix.
-
-    One at a time: on CPU a batched decomposition waits for workers of the pool it runs on, and
-    two of them at once on two cores wait for each other for ever (jaxlib's ParallelBatchMap).
-    """
-    return jax.lax.map(functools.partial(jnp.linalg.svd, full_matrices=False), k_EDS)
+# One at a time: on CPU a batched decomposition waits for workers of the pool it runs on, and two
+# of them at once on two cores wait for each other for ever (jaxlib's ParallelBatchMap).
+_decompose = functools.partial(jnp.linalg.svd, full_matrices=False)

@@ -47,6 +47,16 @@ def test_first_expert_starts_as_its_own_kaiming_matrix():
     np.testing.assert_allclose(shared_down_DS @ core_ESR[0], k_EDS[0, :, :RANK], atol=1e-6)
 
 
+def test_cores_are_those_of_a_singular_value_decomposition():
+    """P_t = (U_t Σ_t)[:r̄] / β for every expert; a singular vector's sign is free."""
+    _, core_ESR = subspace(beta=0.7)
+    k_EDS = np.asarray(kaiming_uniform(jax.random.key(0), (EXPERTS, INPUTS, SHARED)))
+    for core_SR, k_DS in zip(core_ESR, k_EDS, strict=True):
+        u_SS, sigma_S, _ = np.linalg.svd(k_DS.T.astype(np.float64), full_matrices=False)
+        right_SR = (u_SS * sigma_S)[:RANK].T / 0.7
+        np.testing.assert_allclose(np.abs(core_SR), np.abs(right_SR), atol=1e-4)
+
+
 def test_rows_of_the_product_keep_the_kaiming_scale():
     shared_down_DS, core_ESR = subspace(beta=1.0)
     product_EDR = np.einsum('DS,ESR->EDR', shared_down_DS, core_ESR)

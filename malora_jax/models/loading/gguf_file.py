@@ -14,6 +14,19 @@ from malora_jax.models.loading.names import Format
 ROPE_DIVISORS = 'rope_freqs.weight'
 
 
+class _Reader(gguf.GGUFReader):
+    """Reads through a plain array: slicing `numpy.memmap` a million times takes seconds."""
+
+    @property
+    def data(self) -> np.ndarray:
+        """The bytes of the file, still mapped."""
+        return self._bytes
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self._bytes = np.asarray(value)
+
+
 class GGUFFile:
     """A GGUF file, memory-mapped; its metadata and its tensors by name.
 
@@ -28,7 +41,7 @@ class GGUFFile:
         if not self.path.is_file():
             raise errors.UserError(f'There is no weight file {self.path}.')
         try:
-            reader = gguf.GGUFReader(self.path)
+            reader = _Reader(self.path)
         except Exception as error:  # It fails in many ways on a cut file.
             raise errors.UserError(
                 f'{self.path} is not a complete GGUF file ({error}); download it again.'

@@ -1,5 +1,7 @@
 """The decoder's `params` from a weight file, a block of rows at a time, and back into tensors."""
 
+import concurrent.futures
+import functools
 import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any, Protocol
@@ -15,6 +17,8 @@ from malora_jax.models.loading import names as names_lib
 # About so many scalars are read at once.
 _BLOCK = 2**18
 _ALIGNMENT = 64
+# So many tensors are read at the same time.
+_READERS = 4
 
 
 class WeightFile(Protocol):
@@ -46,7 +50,7 @@ class WeightFile(Protocol):
 def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
     """The decoder's `params` collection.
 
-    At no time is there more than a block of rows besides the tree itself.
+    At no time is there more than a few blocks of rows besides the tree itself.
 
     Raises:
         UserError: a tensor is missing, has another shape or a value that is not finite, or belongs
@@ -57,13 +61,13 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
     for leaf in leaves:  # All shapes before any memory: a wrong size may be a very large one.
         for name in leaf.names:
             next(file.blocks(name, leaf.tensor_shape, 1))
+    arrays = [_aligned(leaf.shape, leaf.dtype) for leaf in leaves]
+    fills = [fill for pair in zip(leaves, arrays, strict=True) for fill in _fills(*pair)]
+    # Most of the time memory is touched for the first time: a matter for several cores.
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(functools.partial(_fill, file), *zip(*fills, strict=True)))
     params: dict[str, Any] = {}
-    for leaf in leaves:
-        array = _aligned(leaf.shape, leaf.dtype)
-        # One target for each tensor: a layer, or the leaf itself.
-        targets = array if leaf.path.startswith('layers/') else array[None]
-        for name, target in zip(leaf.names, targets, strict=True):
-            _fill(target.T if leaf.transposed else target, file, name)
+    for leaf, array in zip(leaves, arrays, strict=True):
         branch = params
         *parents, last = leaf.path.split('/')
         for key in parents:
@@ -110,7 +114,14 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[names_lib.L
         )
 
 
-def _fill(target: np.ndarray, file: WeightFile, name: str) -> None:
+def _fills(leaf: names_lib.Leaf, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a leaf, and where each goes: into a layer, or into the leaf itself."""
+    layers = array if leaf.path.startswith('layers/') else array[None]
+    for name, layer in zip(leaf.names, layers, strict=True):
+        yield name, layer.T if leaf.transposed else layer
+
+
+def _fill(file: WeightFile, name: str, target: np.ndarray) -> None:
     start = 0
     for block in file.blocks(name, target.shape, _rows(target.shape)):
         block = block.astype(np.float32, copy=False)
