@@ -13,7 +13,7 @@ from malora_jax.training import results
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.metrics import MetricWriter
-from malora_jax.training.plan import parameter_counts
+from malora_jax.training.plan import count_parameters
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.state import TrainState
@@ -48,7 +48,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     setup = build(run)
     data = setup.train_iterator()
     state = setup.fresh_state()
-    parameters = parameter_counts(setup.model)
+    parameters = count_parameters(state.variables(setup.base.params))
     print(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
@@ -71,14 +71,16 @@ def _train(
     started: float,
 ) -> dict[str, Any]:
     with Checkpoints(workdir / 'checkpoints', setup.run.training.keep_checkpoints) as checkpoints:
-        if checkpoints.latest_step is not None:
+        # Not `state.step`, which is there only once the whole state is.
+        done = checkpoints.latest_step or 0
+        if done:
             state = checkpoints.restore(state, data)
-            print(f'Continuing {workdir} after step {int(state.step)}.')
-        if int(state.step) < setup.steps:
-            checkpoints.check_room(state)
-        with MetricWriter(workdir, int(state.step)) as writer:
+            print(f'Continuing {workdir} after step {done}.')
+        with MetricWriter(workdir, done) as writer:
             earlier = writer.records[-1]['train_time_s'] if writer.records else 0.0
-            state = Trainer(setup, writer, checkpoints).run_steps(state, data)
+            if done < setup.steps:
+                checkpoints.check_room(state)
+                state = Trainer(setup, writer, checkpoints).run_steps(state, data)
         best = checkpoints.best
         if best and best.step != int(state.step):
             state = checkpoints.restore_state(state, best.step)

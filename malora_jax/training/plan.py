@@ -17,14 +17,21 @@ from malora_jax.training.state import abstract_variables
 
 
 def parameter_counts(model: Decoder) -> dict[str, Any]:
+    """Parameters of a model that need not exist yet, as `count_parameters` does."""
+    return count_parameters(nn.unbox(abstract_variables(model)))
+
+
+def count_parameters(variables: Any) -> dict[str, Any]:
     """Parameters of base and adapter.
+
+    Args:
+        variables: the decoder's collections, as arrays or their shapes, without boxes.
 
     Returns:
         `base`, `trainable`, `frozen_in_adapter` (scalars), `percent_of_base` and `percent_of_all`
         (trainable ones as a share of the base, and of base and adapter together), `by_group`
         (scalars in the adapter by kind of leaf).
     """
-    variables = nn.unbox(abstract_variables(model))
     adapter, frozen = variables.get('adapter', {}), variables.get('adapter_frozen', {})
     base = trees.count(variables['params'])
     trainable, fixed = trees.count(adapter), trees.count(frozen)

@@ -12,7 +12,6 @@ import numpy as np
 from malora_jax import files
 from malora_jax.adapters import router
 from malora_jax.adapters.config import LINEARS
-from malora_jax.analysis import plots
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Best
 from malora_jax.training.plan import parameter_counts
@@ -104,6 +103,8 @@ def write_results(
         'seed': run.seed,
         'versions': versions(),
     }
+    from malora_jax.analysis import plots  # Not above: a start need not wait for matplotlib.
+
     plots.plot_losses(workdir / 'loss.png', found.records, f'{run.title}: loss by task')
     plots.plot_scores(workdir / 'scores.png', tasks, f'{run.title}: held-out questions')
     if routing:

@@ -49,7 +49,7 @@ class Trainer:
         """Trains from the state's step to the last, or until patience is out, and saves that.
 
         Args:
-            state: where to start; its buffers are reused.
+            state: where to start, before the last step; its buffers are reused.
             data: training batches, as far as the state.
 
         Returns:
@@ -58,10 +58,11 @@ class Trainer:
         Raises:
             FloatingPointError: a loss or its gradient is not finite, with the step's number.
         """
-        steps, first = self.setup.steps, int(state.step)
-        if first == steps or self._is_out_of_patience():
+        if self._is_out_of_patience():
             return state
+        # Before `state.step` is asked for, which may wait for a state that is still being made.
         train_step = self._compile(state)
+        steps, first = self.setup.steps, int(state.step)
         unreported = None
         with tqdm.tqdm(
             total=steps, initial=first, desc='train', unit='step', dynamic_ncols=True
