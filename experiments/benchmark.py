@@ -6,11 +6,15 @@ Prints a table; with --output it writes FILE as JSON, and beside it the table an
 Example:
     python -m experiments.benchmark --config=configs/quickstart.py \
       --methods=base,lora,dora,molora,malora --output=runs/benchmark/synthetic.json
+    python -m experiments.benchmark --config=configs/quickstart.py --grow=num_experts \
+      --methods=malora,malora_dispatch --rounds=5 --output=runs/benchmark/experts.json
     python -m experiments.benchmark --config=configs/quickstart.py --model=llama2-7b \
       --config.model.dtype=bfloat16 --tokens=4096 --topology=v6e:2x2
 """
 
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -18,8 +22,8 @@ from absl import flags
 from experiments import cli
 from malora_jax import files
 from malora_jax.analysis import plots
-from malora_jax.benchmark import compiled, report
-from malora_jax.benchmark.run import benchmark, estimate
+from malora_jax.benchmark import compiled, growth, report
+from malora_jax.benchmark.run import benchmark, estimate, grow
 
 _METHODS = flags.DEFINE_list(
     'methods', ['base', 'lora', 'molora', 'malora'], 'Names of methods, and base.'
@@ -35,6 +39,9 @@ _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Steps of each method, at least.', 
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'A TPU such as v5e:2x2: what its compiler estimates for one layer, instead.'
 )
+_GROW = flags.DEFINE_enum(
+    'grow', None, list(growth.SIZES), 'Measure at more and more of these, instead of at one size.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 
 
@@ -47,19 +54,41 @@ def main(config: dict[str, Any]) -> None:
         data['sequence_length'] = min(data['sequence_length'], _TOKENS.value)
         data['batch_size'] = max(1, _TOKENS.value // data['sequence_length'] // accumulate)
     if _TOPOLOGY.value is not None:
-        found = estimate(config, _METHODS.value, _TOPOLOGY.value)
-        table = compiled.format_table(found['methods'])
-        _write(found, table)
-        print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
-        print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
-        return
+        _estimate(config)
+    elif _GROW.value is not None:
+        _grow(config)
+    else:
+        _compare(config)
+
+
+def _estimate(config: dict[str, Any]) -> None:
+    found = estimate(config, _METHODS.value, _TOPOLOGY.value)
+    table = compiled.format_table(found['methods'])
+    _write(found, table)
+    print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
+    print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
+
+
+def _grow(config: dict[str, Any]) -> None:
+    found = grow(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', _GROW.value)
+    sizes = found['sizes']
+    plot = functools.partial(plots.plot_growth, curves=growth.curves(sizes), field=_GROW.value)
+    _tell(found, growth.format_table(_GROW.value, sizes), plot)
+
+
+def _compare(config: dict[str, Any]) -> None:
     found = benchmark(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed')
+    plot = functools.partial(plots.plot_step_times, methods=found['methods'])
+    _tell(found, report.format_table(found['methods']), plot)
+
+
+def _tell(found: dict[str, Any], table: str, plot: Callable[..., None]) -> None:
+    """Writes what was measured, with a plot, and prints it."""
     machine = found['machine']
     title = f'{found["model"]}, {found["dtype"]}, {found["tokens_per_step"]:,.0f} tokens a step'
-    table = report.format_table(found['methods'])
     output = _write(found, table)
     if output is not None:
-        plots.plot_step_times(output.with_suffix('.png'), found['methods'], title)
+        plot(output.with_suffix('.png'), title=title)
     print(f'{title}, {found["rows"]} rows, dropout {found["dropout"]}')
     print(f'{machine["device"]}, {machine["processor"]}, {machine["cores"]} cores\n\n{table}')
 

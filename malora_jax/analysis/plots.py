@@ -236,6 +236,35 @@ def plot_step_times(
     _save(figure, path)
 
 
+def plot_growth(
+    path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[float]]], field: str, title: str
+) -> None:
+    """Time and memory of a step over the number of experts or their rank, and the least possible.
+
+    Args:
+        path: the PNG to write.
+        curves: by method, as `benchmark.growth.curves` has them.
+        field: what grows.
+        title: above the plots.
+    """
+    figure = Figure(figsize=(9, 4), layout='constrained')
+    figure.suptitle(title, fontsize=10)
+    panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
+    for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+        for colour, (name, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+            values, least = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
+            axes.plot(curve['size'], values, 'o-', color=colour, label=name)
+            axes.plot(curve['size'], least, '--', color=colour, linewidth=1, label=f'{name}, floor')
+        axes.set_xscale('log', base=2)
+        sizes = next(iter(curves.values()))['size']
+        axes.set_xticks(sizes, [f'{size:g}' for size in sizes])
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel=field, ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a metric, where it was taken."""
     points = [(record['step'], record[name]) for record in records if name in record]

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from malora_jax.benchmark import compiled, report, rows, timing
+from malora_jax.adapters import method
+from malora_jax.benchmark import compiled, growth, report, rows, timing
 from malora_jax.benchmark.run import random_base, with_method
 from malora_jax.benchmark.subjects import (
     PARTS,
@@ -204,6 +205,45 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
     assert text.splitlines()[-1].startswith('\\* The middle half')
 
 
+# Growth.
+
+
+@pytest.mark.parametrize(
+    'name, field, size, expected',
+    [
+        ('malora', 'num_experts', 64, (64, 12, 256)),
+        ('malora', 'rank', 24, (8, 24, 64)),
+        ('malora', 'rank', 128, (8, 128, 300)),
+        ('molora', 'rank', 128, (8, 128, 0)),
+        ('lora', 'rank', 8, (1, 8, 0)),
+        ('lora', 'num_experts', 64, (1, 64, 0)),
+    ],
+)
+def test_what_grows_keeps_its_share_of_the_subspace(name, field, size, expected):
+    found = growth.grown(method(name), field, size, width=300)
+    assert (found.num_experts, found.rank, found.shared_rank) == expected
+    assert found.top_k == method(name).top_k
+
+
+def grown_figures() -> dict:
+    base = {'flops_per_token': 4, 'resident_bytes': 6_000_000, 'temporary_bytes': 2_000_000}
+    of_malora = {
+        **{'step_s': 3.0, 'steady': False, 'ratio_to_base': 1.5, 'flops_per_token': 5},
+        **{'resident_bytes': 9_000_000, 'temporary_bytes': 3_000_000, 'trained_parameters': 10**5},
+    }
+    return {4: {'base': base, 'malora': of_malora}, 8: {'base': base, 'malora': of_malora}}
+
+
+def test_growth_by_hand():
+    text = growth.format_table('rank', grown_figures())
+    # Five operations for four; 8 MB of the base, and 16 bytes for each trained parameter.
+    assert text.splitlines()[2] == '| 4 | malora | 3.00 * | 1.50 | 1.25 | 12 | 10 |'
+    assert len(text.splitlines()) == 4
+    curve = growth.curves(grown_figures())['malora']
+    assert curve['size'] == [4, 8] and curve['time_floor'] == [1.25, 1.25]
+    assert curve['bytes'] == [12e6, 12e6] and curve['bytes_floor'] == [9.6e6, 9.6e6]
+
+
 # The command.
 
 
@@ -238,6 +278,22 @@ def test_the_command_prints_and_writes(tmp_path):
     assert found['methods']['lora']['ratio_to_lora'] == 1
     assert {'device', 'processor', 'cores', 'versions'} <= found['machine'].keys()
     assert output.with_suffix('.md').read_text() in done.stdout
+
+
+def test_the_command_measures_growth(tmp_path):
+    output = tmp_path / 'grown.json'
+    done = command(
+        *('--config=configs/quickstart.py', '--model=tiny', '--tokens=32', '--rounds=1'),
+        *('--methods=malora', '--grow=num_experts', f'--output={output}'),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert list(found['sizes']) == ['4', '8', '16', '32', '64']
+    parameters = [methods['malora']['trained_parameters'] for methods in found['sizes'].values()]
+    assert parameters == sorted(parameters) and parameters[-1] > 8 * parameters[0]
+    assert all(methods['base']['step_s'] > 0 for methods in found['sizes'].values())
+    assert output.with_suffix('.md').read_text() in done.stdout
+    assert output.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
 
 
 @pytest.mark.parametrize(
