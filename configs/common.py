@@ -65,7 +65,6 @@ def base_config(method_name: str) -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64
     config.evaluation.max_new_tokens = 32
-    config.evaluation.prompt_bucket = 64
     config.evaluation.tasks = ()  # All that are trained on.
     config.evaluation.samples = 1
     config.evaluation.temperature = 0.0

@@ -27,7 +27,7 @@ from malora_jax.models.generate import Generator
 
 NAME = 'malora_jax'
 BATCH_SIZE = 16  # What 'auto' means.
-BUCKET = 128  # Of prompts, and of rows that several texts share.
+BUCKET = 128  # Positions of a row, which holds several texts.
 MAX_NEW_TOKENS = 256  # Where a task does not say, as for the harness's own models.
 
 # What a task may set of generation; and what it may say too, but not otherwise.
@@ -170,7 +170,6 @@ class HarnessModel(TemplateLM):
             self.eot_token_id,
             batch_size=min(self.batch_size, len(contexts)),
             max_new_tokens=limit,
-            bucket=BUCKET,
         )
         texts = generator.texts(
             variables,

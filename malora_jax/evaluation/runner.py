@@ -21,9 +21,9 @@ from malora_jax.models.generate import Generator
 
 # After the longest right answer.
 SPARE_TOKENS = 4
-# Positions of a row of texts, which holds several; of more positions, attention takes longer, and
-# fewer leave more padding.
-_TEXT_BUCKET = 128
+# Positions of a row of texts, which holds about so many; of more positions, attention takes longer,
+# and fewer leave more padding.
+_TEXT_BUCKET, _TEXTS = 128, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ def _log_likelihoods(
         generator.model,
         examinee.variables,
         list(requests),
-        batch_size=max(1, generator.batch_size * generator.bucket // _TEXT_BUCKET),
+        batch_size=-(-generator.batch_size // _TEXTS),
         bucket=_TEXT_BUCKET,
         description=description,
     )

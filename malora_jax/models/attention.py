@@ -1,6 +1,6 @@
 """Rotary embeddings and masked attention, as plain functions of arrays.
 
-Dimension letters: B batch, T tokens, S keys of a cache, I queries of a block, J their keys, H query
+Dimension letters: B batch, T tokens, S places of a cache, I queries of a block, J their keys, H query
 heads, K key/value heads, G = H / K query heads of one key/value head, C head width.
 """
 
@@ -162,20 +162,39 @@ def visible(
     return causal_TS[None] & same_BTS
 
 
-def attend_cached(
-    q_BTHC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, visible_BTS: jax.Array
+def attend_past(
+    q_BTHC: jax.Array,
+    k_BKTC: jax.Array,
+    v_BKTC: jax.Array,
+    past_k_BKSC: jax.Array,
+    past_v_BKSC: jax.Array,
+    length_B: jax.Array,
 ) -> jax.Array:
-    """Grouped-query attention with softmax in float32; (B, T, H, C) in the dtype of q.
+    """Causal attention of new tokens over those before them; (B, T, H, C) in the dtype of q.
 
-    A query that sees no key (there is none: each sees itself) would average over all.
+    Softmax in float32.
+
+    Args:
+        q_BTHC: rotated queries of the new tokens.
+        k_BKTC, v_BKTC: their rotated keys, each for H / K heads, and values.
+        past_k_BKSC, past_v_BKSC: of the tokens before them.
+        length_B: how many of the S places are filled in each row.
     """
     B, T, H, C = q_BTHC.shape
-    K = k_BSKC.shape[2]
-    q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C) * C**-0.5
-    scores_BKGTS = jnp.einsum(
-        'BTKGC,BSKC->BKGTS', q_BTKGC, k_BSKC, preferred_element_type=jnp.float32
+    K, S = past_k_BKSC.shape[1:3]
+    q_BKGTC = q_BTHC.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    filled_BS = jnp.arange(S)[None] < length_B[:, None]
+    causal_TJ = jnp.tril(jnp.ones((T, T), bool))
+    scores_BKGTX = jnp.concatenate(
+        [
+            _product('BKGTC,BKSC->BKGTS', q_BKGTC, past_k_BKSC)
+            + jnp.where(filled_BS, 0, _HIDDEN)[:, None, None, None],
+            _product('BKGTC,BKJC->BKGTJ', q_BKGTC, k_BKTC)
+            + jnp.where(causal_TJ, 0, _HIDDEN)[None, None, None],
+        ],
+        axis=-1,
     )
-    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, _HIDDEN)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKC.dtype)
-    out_BTKGC = jnp.einsum('BKGTS,BSKC->BTKGC', weights_BKGTS, v_BSKC)
-    return out_BTKGC.reshape(B, T, H, C)
+    weights_BKGTX = jax.nn.softmax(scores_BKGTX * C**-0.5, axis=-1)
+    out_BKGTC = _product('BKGTS,BKSC->BKGTC', weights_BKGTX[..., :S], past_v_BKSC)
+    out_BKGTC += _product('BKGTJ,BKJC->BKGTC', weights_BKGTX[..., S:], v_BKTC)
+    return out_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C).astype(q_BTHC.dtype)

@@ -4,7 +4,8 @@ Linears run over tokens flattened to (N, D), N = B · T: weight gradients then c
 which is twice as fast on CPU.
 
 Dimension letters: B batch, T sequence, N = B · T tokens, D model, F hidden of the MLP, H query
-heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S keys.
+heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S places
+of earlier tokens.
 """
 
 from collections.abc import Callable
@@ -31,18 +32,16 @@ REMAT = {
 }
 
 
-class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far.
+class Past(struct.PyTreeNode):
+    """Keys and values of earlier tokens.
 
     Attributes:
-        k, v: (L, B, S, K, C).
-        segments: (B, S) int32; segment of each key, 0 where there is none.
-        length: () int32, how many of the S places are filled.
+        k, v: (L, B, K, S, C); of one layer, without L.
+        length: (B,) int32, how many of the S places are filled in each row.
     """
 
     k: jax.Array
     v: jax.Array
-    segments: jax.Array
     length: jax.Array
 
 
@@ -52,18 +51,22 @@ class Context(struct.PyTreeNode):
     Attributes:
         positions: (B, T) int32, for the rotary embedding.
         segments: (B, T) int32; tokens see only tokens of their own segment.
-        visible: (B, T, S) bool, which keys of the cache each query sees; None without a cache.
         groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
-        start: () int32, where the T tokens stand in the cache.
+        past_length: (B,) int32, as in `Past`; None where no tokens go before these.
+        keep: whether keys and values of the tokens are returned.
         train: whether dropout is on.
     """
 
     positions: jax.Array
     segments: jax.Array
-    visible: jax.Array | None
-    groups: jax.Array | None
-    start: jax.Array
-    train: bool = struct.field(pytree_node=False)
+    groups: jax.Array | None = None
+    past_length: jax.Array | None = None
+    keep: bool = struct.field(pytree_node=False, default=False)
+    train: bool = struct.field(pytree_node=False, default=False)
+
+
+# Keys and values of some tokens, (B, K, T, C) for each layer.
+KeysValues = tuple[jax.Array, jax.Array]
 
 
 def _parameter(
@@ -177,9 +180,9 @@ class Attention(_Part):
 
     @nn.compact
     def __call__(
-        self, x_ND: jax.Array, context: Context, cache: tuple[jax.Array, jax.Array] | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """(N, D) and this layer's part of the cache, filled, if one was given."""
+        self, x_ND: jax.Array, context: Context, past: KeysValues | None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """(N, D), and the keys and values of the tokens if the context says so."""
         config, (B, T) = self.config, context.positions.shape
         dropped_ND = self.drop(x_ND, context.train)
 
@@ -196,20 +199,19 @@ class Attention(_Part):
             return attention.rotate(x_BTHC, context.positions, theta, scaling)
 
         q_BTHC = place('q', project('q', config.num_heads, 'heads'))
-        k_BSKC = place('k', project('k', config.num_kv_heads, 'kv_heads'))
-        v_BSKC = project('v', config.num_kv_heads, 'kv_heads')
-        if cache is not None:
-            start = (0, context.start, 0, 0)
-            k_BSKC = jax.lax.dynamic_update_slice(cache[0], k_BSKC, start)
-            v_BSKC = jax.lax.dynamic_update_slice(cache[1], v_BSKC, start)
-            cache = (k_BSKC, v_BSKC)
-            visible_BTS = cast(jax.Array, context.visible)
-            out_BTHC = attention.attend_cached(q_BTHC, k_BSKC, v_BSKC, visible_BTS)
+        k_BTKC = place('k', project('k', config.num_kv_heads, 'kv_heads'))
+        v_BTKC = project('v', config.num_kv_heads, 'kv_heads')
+        new = None
+        if context.keep or past is not None:
+            new = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
+        if past is None or new is None:
+            out_BTHC = attention.attend(q_BTHC, k_BTKC, v_BTKC, context.segments)
         else:
-            out_BTHC = attention.attend(q_BTHC, k_BSKC, v_BSKC, context.segments)
+            length_B = cast(jax.Array, context.past_length)
+            out_BTHC = attention.attend_past(q_BTHC, *new, *past, length_B)
         out_NA = out_BTHC.reshape(B * T, -1)
         output = self.linear('o', config.width, ('heads', 'embed'))
-        return output(out_NA, self.drop(out_NA, context.train), context.groups), cache
+        return output(out_NA, self.drop(out_NA, context.train), context.groups), new
 
 
 class MLP(_Part):
@@ -235,15 +237,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_ND: jax.Array, context: Context, cache: tuple[jax.Array, jax.Array] | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """The residual stream after this layer, and its part of the cache."""
+        self, x_ND: jax.Array, context: Context, past: KeysValues | None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """The residual stream after this layer; and what `Attention` returns besides."""
         attend = Attention(self.config, self.adapter, name='attention')
-        update_ND, cache = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, cache)
+        update_ND, new = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
         mlp = MLP(self.config, self.adapter, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
-        return x_ND, cache
+        return x_ND, new
 
 
 class Decoder(nn.Module):
@@ -267,9 +269,10 @@ class Decoder(nn.Module):
         positions_BT: jax.Array,
         segments_BT: jax.Array,
         groups_NG: jax.Array | None = None,
-        cache: Cache | None = None,
+        past: Past | None = None,
+        keep: bool = False,
         train: bool = False,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, KeysValues | None]:
         """Runs the decoder.
 
         Args:
@@ -277,11 +280,13 @@ class Decoder(nn.Module):
             positions_BT: int32 position of each token in its example.
             segments_BT: int32; tokens see only tokens of their own segment. 0 is padding.
             groups_NG: see `LowRankExperts`.
-            cache: earlier tokens, for generation; the T tokens are appended to it.
+            past: what goes before the tokens of each row; they are all of its segment.
+            keep: whether keys and values are returned; with a past they always are.
             train: whether dropout is on; needs an rng named `dropout`.
 
         Returns:
-            Hidden states (B, T, D) after the last norm, and the filled cache if one was given.
+            Hidden states (B, T, D) after the last norm, and keys and values of the tokens,
+            (L, B, K, T, C) each, or None.
         """
         config = self.config
         shape, start = (config.vocab_size, config.width), nn.initializers.normal(0.02)
@@ -290,24 +295,15 @@ class Decoder(nn.Module):
         if not config.tied:  # Used by whoever wants logits: see `head`.
             _parameter(self, 'head', start, axes, shape, config.dtype)
 
-        (B, T), first = tokens_BT.shape, jnp.int32(0)
-        visible_BTS, layers = None, None
-        if cache is not None:
-            first = cache.length
-            key_segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, first))
-            layers = (cache.k, cache.v)
-            visible_BTS = attention.visible(first + jnp.arange(T), segments_BT, key_segments_BS)
-        context = Context(positions_BT, segments_BT, visible_BTS, groups_NG, first, train)
-
+        B, T = tokens_BT.shape
+        length_B = None if past is None else past.length
+        context = Context(positions_BT, segments_BT, groups_NG, length_B, keep, train)
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
-        x_ND, layers = self._layers(x_ND, context, layers)
+        x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))
         x_ND = RMSNorm(config, name='final_norm')(x_ND)
-        if cache is not None and layers is not None:
-            k, v = layers
-            cache = Cache(k=k, v=v, segments=key_segments_BS, length=first + T)
-        return x_ND.reshape(B, T, config.width), cache
+        return x_ND.reshape(B, T, config.width), new
 
-    def _layers(self, x_ND: jax.Array, context: Context, layers: Any) -> tuple[jax.Array, Any]:
+    def _layers(self, x_ND: jax.Array, context: Context, past: Any) -> tuple[jax.Array, Any]:
         block = Block
         if self.remat != 'none':
             # Within a scan nothing can be merged with the first pass: no need to prevent it.
@@ -320,7 +316,7 @@ class Decoder(nn.Module):
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        return stack(self.config, self.adapter, name='layers')(x_ND, context, layers)
+        return stack(self.config, self.adapter, name='layers')(x_ND, context, past)
 
 
 def head(config: ModelConfig, params: Any) -> jax.Array:
@@ -333,11 +329,3 @@ def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
     return jax.lax.dot_general(
         hidden_ND, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )
-
-
-def empty_cache(config: ModelConfig, batch: int, places: int) -> Cache:
-    """A cache with room for `places` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, places, config.num_kv_heads, config.head_width)
-    zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
-    segments = jnp.zeros((batch, places), jnp.int32)
-    return Cache(k=zeros, v=zeros, segments=segments, length=jnp.int32(0))

@@ -1,30 +1,18 @@
-"""Generation with a key/value cache, batched, compiled once for each prompt length bucket.
+"""Answers to many prompts at once, as tokens or as texts.
 
-Prompts are padded on the left, so that all rows of a batch stand at the same place of the cache.
 Texts that end an answer are looked for on the host, every few tokens: a token may hold part of one.
-
-Dimension letters: B batch, T prompt places, M most new tokens, V vocabulary.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm
-from flax import struct
 
 from malora_jax import errors
-from malora_jax.models.decoder import Cache, Decoder, empty_cache, head, logits
-from malora_jax.models.sampling import Draws, check_sampling, keys_of, sample
-
-# New tokens between two looks at the texts.
-STRIDE = 16
-# What the room for new tokens is a multiple of; generation is compiled once for each room.
-ROOM = 64
+from malora_jax.models.decoder import Decoder
+from malora_jax.models.engine import Engine, Request
+from malora_jax.models.sampling import check_sampling, keys_of
 
 
 class TextDecoder(Protocol):
@@ -39,46 +27,21 @@ class TextDecoder(Protocol):
         ...
 
 
-class _State(struct.PyTreeNode):
-    """How far a batch is.
-
-    Attributes:
-        step: () int32, tokens written to each row.
-        token: (B,) int32, the next ones.
-        done: (B,) bool, rows to which only end tokens are written.
-        new: (B, M) int32, what is written.
-        length: (B,) int32, tokens of the prompts.
-        cache: of the prompts and what is written.
-    """
-
-    step: jax.Array
-    token: jax.Array
-    done: jax.Array
-    new: jax.Array
-    length: jax.Array
-    cache: Cache
-
-
 class Generator:
     """Answers prompts with a model.
 
     Attributes:
         model: the decoder.
         end_id: the token after which an answer is over; it is not part of the answer.
-        batch_size: B; the last batch is filled up with empty rows.
-        max_new_tokens: the most new tokens; M is the limit of a call, rounded up to a multiple of
-            ROOM, if that is less.
-        bucket: T is the longest prompt's length, rounded up to a multiple of this.
+        batch_size: answers that are written side by side.
+        max_new_tokens: the most new tokens.
     """
 
-    def __init__(
-        self, model: Decoder, end_id: int, *, batch_size: int, max_new_tokens: int, bucket: int
-    ):
+    def __init__(self, model: Decoder, end_id: int, *, batch_size: int, max_new_tokens: int):
         self.model = model
         self.end_id = end_id
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
-        self.bucket = bucket
 
     def __call__(
         self,
@@ -86,19 +49,14 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         limit: int | None = None,
         *,
-        draws: Draws | None = None,
-        over: Callable[[list[int]], bool] | None = None,
         description: str | None = None,
     ) -> list[list[int]]:
-        """The continuation of each prompt.
+        """The most probable continuation of each prompt.
 
         Args:
             variables: the model's collections.
             prompts: token ids; none is empty.
             limit: new tokens at most, if fewer than `max_new_tokens`.
-            draws: how tokens are drawn; None = each is the most probable one.
-            over: what says that an answer is over, beside the end token. It is asked after every
-                STRIDE tokens, so the answer may go on for a few.
             description: what the progress bar says; None = there is none.
 
         Returns:
@@ -107,33 +65,8 @@ class Generator:
         Raises:
             UserError: a prompt and its answer might not fit into the model's context.
         """
-        most = self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)
-        config, longest = self.model.config, max(map(len, prompts), default=0)
-        if longest + most > config.context:
-            raise errors.UserError(
-                f'A prompt of {longest} tokens and an answer of {most} do not fit into the context '
-                f'of {config.name}, {config.context}.'
-            )
-        answers: list[list[int]] = [[] for _ in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        with tqdm.tqdm(
-            total=len(prompts),
-            desc=description,
-            unit='answer',
-            dynamic_ncols=True,
-            disable=description is None,
-        ) as bar:
-            for start in range(0, len(prompts), self.batch_size):
-                indices = by_length[start : start + self.batch_size]
-                batch = [prompts[i] for i in indices]
-                # Rows without a prompt get any key.
-                rows = np.resize(indices, self.batch_size)
-                part = None if draws is None else draws.replace(keys=draws.keys[rows])
-                found = self._answer_batch(variables, batch, most, part, over)
-                for i, answer in zip(indices, found, strict=True):
-                    answers[i] = answer
-                bar.update(len(indices))
-        return answers
+        most = self._most(limit)
+        return self._write(variables, [Request(p, most) for p in prompts], None, description)
 
     def texts(
         self,
@@ -145,6 +78,7 @@ class Generator:
         stop: Sequence[str] = (),
         samples: int = 1,
         temperature: float = 0.0,
+        top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
         description: str = '',
@@ -152,8 +86,7 @@ class Generator:
         """Texts that continue each prompt.
 
         What is drawn depends on the seed, the number of the prompt, that of the sample and the
-        place in the text; not on the batch that the prompt is in, nor on how many samples there
-        are.
+        place in the text; not on what else is written beside it, nor on how many samples there are.
 
         Args:
             variables: the model's collections.
@@ -164,7 +97,8 @@ class Generator:
             samples: texts for each prompt.
             temperature: what logits are divided by before a token is drawn; 0 = each token is the
                 most probable one.
-            top_p: see `Draws`.
+            top_k: see `Draws`.
+            top_p: see there.
             seed: of what is drawn.
             description: what the progress bar says.
 
@@ -174,56 +108,54 @@ class Generator:
         Raises:
             UserError: as for `__call__`, or a value out of range.
         """
-        check_sampling(samples, temperature, top_p)
+        check_sampling(samples, temperature, top_k, top_p)
         ending = _Ending(tokenizer, tuple(stop))
-        draws = None
-        if temperature > 0:
-            keys = keys_of(seed, len(prompts), samples)
-            draws = Draws(keys, jnp.float32(temperature), jnp.float32(top_p))
-        answers = self(
-            variables,
-            [prompt for prompt in prompts for _ in range(samples)],
-            limit,
-            draws=draws,
-            over=ending.is_met if stop else None,
-            description=description,
-        )
+        count = len(prompts) * samples
+        keys = keys_of(seed, len(prompts), samples) if temperature > 0 else [None] * count
+        requests = [
+            Request(prompts[i // samples], self._most(limit), temperature, top_k, top_p, keys[i])
+            for i in range(count)
+        ]
+        over = ending.is_met if stop else None
+        answers = self._write(variables, requests, over, description)
         texts = [ending.text(answer) for answer in answers]
-        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+        return [texts[i : i + samples] for i in range(0, count, samples)]
 
-    def _answer_batch(
+    def _most(self, limit: int | None) -> int:
+        return self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)
+
+    def _write(
         self,
         variables: Any,
-        prompts: Sequence[Sequence[int]],
-        most: int,
-        draws: Draws | None,
+        requests: Sequence[Request],
         over: Callable[[list[int]], bool] | None,
+        description: str | None,
     ) -> list[list[int]]:
-        """Answers of at most B prompts."""
-        end_id, until = jnp.int32(self.end_id), 0
-        room = min(self.max_new_tokens, -(-most // ROOM) * ROOM)
-        state = _start(self.model, room, variables, *self._pad(prompts), draws, end_id)
-        while True:
-            until = most if over is None else min(until + STRIDE, most)
-            state = _extend(self.model, variables, state, draws, end_id, jnp.int32(until))
-            # Copies, since the next call takes the state's memory.
-            new_BS, done_B = np.array(state.new)[:, : int(state.step)], np.array(state.done)
-            answers = [row[row != self.end_id].tolist() for row in new_BS[: len(prompts)]]
-            if over is not None:
-                done_B[: len(prompts)] |= [over(answer) for answer in answers]
-            if until == most or done_B.all():
-                return answers
-            state = state.replace(done=jnp.asarray(done_B))
-
-    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        longest = max(len(prompt) for prompt in prompts)
-        places = -(-longest // self.bucket) * self.bucket
-        tokens_BT = np.zeros((self.batch_size, places), np.int32)
-        segments_BT = np.zeros_like(tokens_BT)
-        for row, prompt in enumerate(prompts):
-            tokens_BT[row, places - len(prompt) :] = prompt
-            segments_BT[row, places - len(prompt) :] = 1
-        return tokens_BT, segments_BT
+        """The answers; `over` says of one that it has come to its end, some tokens ago perhaps."""
+        engine = Engine(
+            self.model, variables, [self.end_id], max(1, min(self.batch_size, len(requests)))
+        )
+        # The longest first, so that there is room for the others.
+        longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
+        index_of = {engine.submit(requests[i]): i for i in longest_first}
+        answers: list[list[int]] = [[] for _ in requests]
+        with tqdm.tqdm(
+            total=len(requests),
+            desc=description,
+            unit='answer',
+            dynamic_ncols=True,
+            disable=description is None,
+        ) as bar:
+            while not engine.is_idle:
+                for news in engine.step():
+                    answer = answers[index_of[news.number]]
+                    answer += [token.id for token in news.tokens]
+                    is_over = news.finish is not None
+                    if not is_over and over is not None and over(answer):
+                        engine.cancel(news.number)
+                        is_over = True
+                    bar.update(is_over)
+        return answers
 
 
 @dataclasses.dataclass
@@ -249,86 +181,3 @@ class _Ending:
         count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
         text = self.tokenizer.decode(ids[:count], continues=True)
         return text[: min((text.index(stop) for stop in self.stop if stop in text), default=None)]
-
-
-def _next_token(
-    model: Decoder,
-    variables: Any,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    cache: Cache,
-    draws: Draws | None,
-    place: jax.Array,
-) -> tuple[jax.Array, Cache]:
-    hidden_BTD, cache = cast(
-        tuple[jax.Array, Cache],
-        model.apply(variables, tokens_BT, positions_BT, segments_BT, cache=cache),
-    )
-    logits_BV = logits(hidden_BTD[:, -1], head(model.config, variables['params']))
-    if draws is None:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), cache
-    return sample(logits_BV, draws, place), cache
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(
-    model: Decoder,
-    max_new_tokens: int,
-    variables: Any,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    draws: Draws | None,
-    end_id: jax.Array,
-) -> _State:
-    """Reads the prompts."""
-    B, T = tokens_BT.shape
-    length_B = segments_BT.sum(axis=1)
-    positions_BT = jnp.maximum(jnp.arange(T)[None] - (T - length_B)[:, None], 0)
-    cache, step = empty_cache(model.config, B, T + max_new_tokens), jnp.int32(0)
-    token_B, cache = _next_token(
-        model, variables, tokens_BT, positions_BT, segments_BT, cache, draws, step
-    )
-    # Rows without a prompt are done before they begin.
-    done_B = (token_B == end_id) | (length_B == 0)
-    new_BM = jnp.zeros((B, max_new_tokens), jnp.int32)
-    return _State(step=step, token=token_B, done=done_B, new=new_BM, length=length_B, cache=cache)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _extend(
-    model: Decoder,
-    variables: Any,
-    state: _State,
-    draws: Draws | None,
-    end_id: jax.Array,
-    until: jax.Array,
-) -> _State:
-    """Writes tokens until there are `until`, or all rows are done."""
-
-    def unfinished(state: _State) -> jax.Array:
-        return (state.step < until) & ~state.done.all()
-
-    def write(state: _State) -> _State:
-        new_BM = state.new.at[:, state.step].set(jnp.where(state.done, end_id, state.token))
-        ones_B1 = jnp.ones_like(state.token)[:, None]
-        positions_B1 = (state.length + state.step)[:, None]
-        token_B, cache = _next_token(
-            model,
-            variables,
-            state.token[:, None],
-            positions_B1,
-            ones_B1,
-            state.cache,
-            draws,
-            state.step + 1,
-        )
-        return state.replace(
-            step=state.step + 1,
-            token=token_B,
-            done=state.done | (token_B == end_id),
-            new=new_BM,
-            cache=cache,
-        )
-
-    return jax.lax.while_loop(unfinished, write, state)

@@ -1,4 +1,4 @@
-"""Drawing tokens: temperature and nucleus, with a random key for each answer.
+"""Drawing tokens: temperature, top k and nucleus, with a random key for each answer.
 
 Dimension letters: B batch, V vocabulary.
 """
@@ -11,21 +11,24 @@ from malora_jax import errors
 
 
 class Draws(struct.PyTreeNode):
-    """How tokens are drawn.
+    """How the tokens of each row are drawn.
 
     Attributes:
         keys: (B,), a random key for each answer.
-        temperature: () float32, what logits are divided by; positive.
-        top_p: () float32; tokens are drawn from the most probable ones, as few as together have at
-            least this probability (nucleus sampling, Holtzman et al. 2020).
+        temperature: (B,) float32, what logits are divided by; 0 = the most probable token.
+        top_k: (B,) int32; tokens are drawn from so many, the most probable ones, and those as
+            probable as the last of them; 0 = from all.
+        top_p: (B,) float32; tokens are drawn from the most probable of these, as few as together
+            have at least this probability (nucleus sampling, Holtzman et al. 2020).
     """
 
     keys: jax.Array
     temperature: jax.Array
+    top_k: jax.Array
     top_p: jax.Array
 
 
-def check_sampling(samples: int, temperature: float, top_p: float) -> None:
+def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -> None:
     """Checks how many answers are drawn for a prompt, and how.
 
     Raises:
@@ -35,6 +38,8 @@ def check_sampling(samples: int, temperature: float, top_p: float) -> None:
         raise errors.out_of_range('samples', samples, 'at least 1')
     if not temperature >= 0:
         raise errors.out_of_range('temperature', temperature, 'at least 0')
+    if top_k < 0:
+        raise errors.out_of_range('top_k', top_k, 'at least 0')
     if not 0 < top_p <= 1:
         raise errors.out_of_range('top_p', top_p, 'above 0 and at most 1')
     if samples > 1 and temperature == 0:
@@ -48,27 +53,49 @@ def keys_of(seed: int, prompts: int, samples: int) -> jax.Array:
     return jax.vmap(fold, (0, None))(of_prompts, jnp.arange(samples)).reshape(-1)
 
 
-def sample(logits_BV: jax.Array, draws: Draws, place: jax.Array) -> jax.Array:
-    """Draws the next token of each row.
+def sample(logits_BV: jax.Array, draws: Draws, place_B: jax.Array) -> jax.Array:
+    """Chooses the next token of each row.
 
     Args:
         logits_BV: float32.
         draws: how.
-        place: () int32, the number of the token in its answer.
+        place_B: int32, the number of the token in its answer.
 
     Returns:
         (B,) int32.
     """
-    scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / draws.temperature
-    scaled_BV = jax.lax.cond(
-        draws.top_p < 1, lambda x: _nucleus(x, draws.top_p), lambda x: x, scaled_BV
-    )
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(draws.keys, place)
-    return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    def draw() -> jax.Array:
+        # A row without heat is not drawn; any other temperature will do.
+        heat_B = jnp.where(draws.temperature > 0, draws.temperature, 1)
+        scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / heat_B[:, None]
+        for restrict, limit_B, limits in (
+            (_top_k, draws.top_k, draws.top_k > 0),
+            (_nucleus, draws.top_p, draws.top_p < 1),
+        ):
+            scaled_BV = jax.lax.cond(limits.any(), restrict, lambda x, _: x, scaled_BV, limit_B)
+        keys_B = jax.vmap(jax.random.fold_in)(draws.keys, place_B)
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+        return jnp.where(draws.temperature > 0, drawn_B, greedy_B)
+
+    return jax.lax.cond((draws.temperature > 0).any(), draw, lambda: greedy_B)
 
 
-def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Logits, −inf outside of the nucleus. As probable as its last token is within it.
+def _top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
+    """Logits, −inf outside of the k most probable; of all where k is 0."""
+    count_B = jnp.where(top_k_B > 0, top_k_B, logits_BV.shape[-1])
+    ones_BV = jnp.ones_like(logits_BV, jnp.int32)
+    return _keep_enough(logits_BV, ones_BV, count_B)
+
+
+def _nucleus(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """Logits, −inf outside of the nucleus."""
+    return _keep_enough(logits_BV, jax.nn.softmax(logits_BV, axis=-1), top_p_B)
+
+
+def _keep_enough(logits_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:
+    """The most probable tokens that together weigh enough, and all as probable as the last.
 
     The least probability is found by bisection over bit patterns, which are in the order of the
     floats they stand for: to sort a vocabulary takes ten times as long on CPU.
@@ -79,8 +106,8 @@ def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
     def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B1, high_B1 = bounds
         middle_B1 = (low_B1 + high_B1) // 2
-        sum_B1 = jnp.where(bits_BV >= middle_B1, chance_BV, 0).sum(axis=-1, keepdims=True)
-        enough_B1 = sum_B1 >= top_p
+        sum_B1 = jnp.where(bits_BV >= middle_B1, weight_BV, 0).sum(axis=-1, keepdims=True)
+        enough_B1 = sum_B1 >= enough_B[:, None]
         return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
 
     low_B1 = jnp.zeros_like(bits_BV[:, :1])

@@ -113,10 +113,8 @@ class EvaluationConfig:
     """How answers are generated and scored.
 
     Attributes:
-        batch_size: prompts that are answered together.
+        batch_size: answers that are written side by side.
         max_new_tokens: where an answer is cut off.
-        prompt_bucket: prompts are padded to a multiple of this many tokens; generation is compiled
-            once for each.
         tasks: which tasks are scored, ones that are not trained on too; () = all of `data.tasks`
             and `data.files`.
         samples: programs for each question of a task that runs them; more than 1 are drawn at
@@ -126,14 +124,13 @@ class EvaluationConfig:
 
     batch_size: int
     max_new_tokens: int
-    prompt_bucket: int
     tasks: tuple[str, ...] = ()
     samples: int = 1
     temperature: float = 0.0
 
     def __post_init__(self):
         errors.check_types('evaluation', self)
-        at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'prompt_bucket', 'samples')
+        at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'samples')
         at_least(0, 'evaluation', self, 'temperature')
         require(
             self.samples == 1 or self.temperature > 0,

@@ -124,7 +124,6 @@ class Setup:
             data.end_id(self.base.tokenizer, self.template),
             batch_size=evaluation.batch_size,
             max_new_tokens=max([evaluation.max_new_tokens, *limits]),
-            bucket=evaluation.prompt_bucket,
         )
 
     def fresh_state(self) -> TrainState:

@@ -222,7 +222,7 @@ def test_a_text_ends_with_a_text_or_with_a_turn(subject, model):
     turn = HarnessModel(subject._replace(end=whole[5:8]), batch_size=4)
     assert ask(turn, 'Two', max_gen_toks=12) == [whole[:5]]
     tokenizer = copy.copy(subject.tokenizer)
-    generator = Generator(subject.model, 2, batch_size=4, max_new_tokens=12, bucket=harness.BUCKET)
+    generator = Generator(subject.model, 2, batch_size=4, max_new_tokens=12)
     (ids,) = generator(subject.variables, [tokenizer.encode('Two')])
     tokenizer.eos_id = ids[7]
     text = HarnessModel(subject._replace(tokenizer=tokenizer), batch_size=4)

@@ -61,7 +61,6 @@ class Scripted:
     says: dict[str, list[str]]
     model = 'model'
     batch_size = 8
-    bucket = 16
     max_new_tokens: int = 16
     asked: list[tuple[list[str], dict]] = dataclasses.field(default_factory=list)
 
@@ -93,7 +92,7 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
 
     def log_likelihoods(model, variables, of_batch, *, batch_size, bucket, description):
         assert (model, variables) == ('model', 'variables') and 'test runner' in description
-        assert batch_size * bucket == 8 * 16
+        assert batch_size * bucket == 8 * 64
         found = []
         for context, tokens in of_batch:
             ends = tokens[-1] > 255

@@ -1,4 +1,4 @@
-"""Attention in blocks, against the one over a whole cache and against plain numpy."""
+"""Attention in blocks and after a past, against all scores at once and against plain numpy."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.models.attention import attend, attend_cached, visible
+from malora_jax.models.attention import attend, attend_past, visible
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 
@@ -43,9 +43,14 @@ def by_numpy(q_BTHC, k_BTKC, v_BTKC, segments_BT) -> np.ndarray:
     return out_BTHC
 
 
-def over_a_cache(q_BTHC, k_BTKC, v_BTKC, segments_BT):
-    T = segments_BT.shape[1]
-    return attend_cached(q_BTHC, k_BTKC, v_BTKC, visible(jnp.arange(T), segments_BT, segments_BT))
+def all_at_once(q_BTHC, k_BTKC, v_BTKC, segments_BT):
+    """With all scores in memory, and JAX's own derivative."""
+    B, T, H, C = q_BTHC.shape
+    k_BTHC, v_BTHC = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKC, v_BTKC))
+    scores_BHTS = jnp.einsum('BTHC,BSHC->BHTS', q_BTHC, k_BTHC) * C**-0.5
+    visible_BTS = visible(jnp.arange(T), segments_BT, segments_BT)
+    weights_BHTS = jax.nn.softmax(jnp.where(visible_BTS[:, None], scores_BHTS, -1e30))
+    return jnp.einsum('BHTS,BSHC->BTHC', weights_BHTS, v_BTHC)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -63,11 +68,11 @@ def test_each_query_sees_the_earlier_ones_of_its_segment(length):
 
 
 @pytest.mark.parametrize('length', [1, 128, 129, 257, 1100])
-def test_values_and_gradients_are_those_over_a_whole_cache(length):
+def test_values_and_gradients_are_those_of_all_scores_at_once(length):
     *arrays, cotangent = inputs(length)
     segments = segments_of([[length // 3, length // 2], [1, 130, 5]], length)
     found = with_gradients(attend, *arrays, cotangent, segments)
-    right = with_gradients(over_a_cache, *arrays, cotangent, segments)
+    right = with_gradients(all_at_once, *arrays, cotangent, segments)
     for ours, expected in zip(found, right, strict=True):
         # Gradients of a single token are zero, but for rounding.
         scale = max(1, np.abs(expected).max())
@@ -80,7 +85,7 @@ def test_in_bfloat16_as_exact_as_its_rounding():
     segments = segments_of([[60, 140], [150]], 200)
     found = with_gradients(attend, *arrays, cotangent, segments)
     exact = with_gradients(
-        over_a_cache, *(x.astype(jnp.float32) for x in (*arrays, cotangent)), segments
+        all_at_once, *(x.astype(jnp.float32) for x in (*arrays, cotangent)), segments
     )
     for ours, expected in zip(found, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -120,6 +125,25 @@ def test_scores_far_apart_do_not_overflow():
 def test_no_scores_are_kept_for_the_gradient():
     q, k, v, _ = inputs(512, rows=1)
     segments = np.ones((1, 512), np.int32)
-    for function, most in ((attend, q.size), (over_a_cache, HEADS * 512**2)):
+    for function, most in ((attend, q.size), (all_at_once, HEADS * 512**2)):
         _, pull = jax.vjp(lambda *x, f=function: f(*x, segments), q, k, v)
         assert max(np.size(kept) for kept in jax.tree.leaves(pull)) == most
+
+
+@pytest.mark.parametrize('dtype, atol', [('float32', 2e-6), ('bfloat16', 2e-2)])
+def test_new_tokens_see_their_row_s_past_and_those_before_them(dtype, atol):
+    """Rows with 5 and 11 tokens before 4 new ones, in 16 places: as the last 4 of 9 and of 15."""
+    q, k, v, _ = (x.astype(dtype) for x in inputs(15))
+    lengths, new = np.array([5, 11]), 4
+    places = lengths[:, None] + np.arange(new)
+    at = (np.arange(2)[:, None], places)
+    rest = jnp.full((2, k.shape[2], 16, WIDTH), 1e3)
+    past_k, past_v = (rest.at[:, :, :15].set(x.transpose(0, 2, 1, 3)).astype(dtype) for x in (k, v))
+    for row, length in enumerate(lengths):
+        past_k = past_k.at[row, :, length:].set(1e3)
+        past_v = past_v.at[row, :, length:].set(1e3)
+    new_k, new_v = (x[at].transpose(0, 2, 1, 3) for x in (k, v))
+    found = jax.jit(attend_past)(q[at], new_k, new_v, past_k, past_v, lengths)
+    assert found.dtype == dtype
+    whole = by_numpy(*(np.asarray(x, np.float32) for x in (q, k, v)), np.ones((2, 15), np.int32))
+    np.testing.assert_allclose(np.asarray(found, np.float32), whole[at], atol=atol)

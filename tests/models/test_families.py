@@ -17,7 +17,7 @@ from tiny_gguf import SHAPE, write_tiny_gguf
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, ModelConfig
-from malora_jax.models.decoder import empty_cache
+from malora_jax.models.decoder import Past
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.weights import Base, load_base, model_config
 
@@ -176,21 +176,22 @@ def test_a_gguf_file_holds_the_same_model(family, tied, tmp_path):
 
 
 @pytest.mark.parametrize('family', ['llama3', 'qwen2', 'qwen3'])
-def test_logits_through_a_cache(bases, family):
-    """A prompt in one piece, then the rest through the cache."""
+def test_logits_after_a_past(bases, family):
+    """A prompt in one piece, then the rest after it, with more places than are filled."""
     base, (B, T), prompt = bases[family], LOGITS['tokens'].shape, 100
     model, variables = Decoder(base.config), {'params': base.params}
     positions = np.broadcast_to(np.arange(T), (B, T))
     ones = np.ones((B, T), np.int32)
 
     @jax.jit
-    def run(cache, tokens, positions, segments):
-        return model.apply(variables, tokens, positions, segments, cache=cache)
+    def run(past, tokens, positions, segments):
+        return model.apply(variables, tokens, positions, segments, past=past, keep=True)
 
-    arrays, cache, hidden = (LOGITS['tokens'], positions, ones), empty_cache(base.config, B, T), []
-    for piece in (slice(prompt), slice(prompt, T)):
-        part, cache = run(cache, *(array[:, piece] for array in arrays))
-        hidden.append(part)
+    arrays = (LOGITS['tokens'], positions, ones)
+    first, (k, v) = run(None, *(array[:, :prompt] for array in arrays))
+    k, v = (np.pad(x, [(0, 0)] * 3 + [(0, 7), (0, 0)], constant_values=9.0) for x in (k, v))
+    past = Past(k, v, np.full(B, prompt))
+    hidden = [first, run(past, *(array[:, prompt:] for array in arrays))[0]]
     head = base.params['embedding' if base.config.tied else 'head']
     logits = np.concatenate(hidden, axis=1)[:, LOGITS['positions']] @ head.T
     np.testing.assert_allclose(logits, LOGITS[family], rtol=0, atol=TOLERANCE)

@@ -9,8 +9,8 @@ from model_helpers import logits_of, random_variables, small_method, tiny_model
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, sampling
-from malora_jax.models import generate as generation
-from malora_jax.models.generate import STRIDE, Generator
+from malora_jax.models.engine import STRIDE, Engine
+from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import Draws
 
 NO_END = 300  # No token of the vocabulary: generation runs to its limit.
@@ -53,8 +53,8 @@ def uncached(
     return tokens[len(prompt) :]
 
 
-def generate(name: str, questions, *, end=NO_END, batch=4, new=12, bucket=16, limit=None):
-    generator = Generator(MODELS[name], end, batch_size=batch, max_new_tokens=new, bucket=bucket)
+def generate(name: str, questions, *, end=NO_END, batch=4, new=12, limit=None):
+    generator = Generator(MODELS[name], end, batch_size=batch, max_new_tokens=new)
     return generator(VARIABLES[name], questions, limit)
 
 
@@ -78,13 +78,6 @@ def test_batched_equals_single(name):
     batched = generate(name, questions)
     assert [len(answer) for answer in batched] == [12] * 6
     assert batched == [generate(name, [prompt], batch=1)[0] for prompt in questions]
-
-
-def test_the_bucket_changes_nothing():
-    questions = prompts(9, 2, 5)
-    expected = generate('malora', questions, bucket=9)
-    for bucket in (1, 32):
-        assert generate('malora', questions, bucket=bucket) == expected
 
 
 def test_limit():
@@ -118,7 +111,7 @@ def test_no_prompts_no_answers():
 
 def test_prompt_and_answer_must_fit_into_the_context():
     model = tiny_model(context=20)
-    generator = Generator(model, NO_END, batch_size=2, max_new_tokens=8, bucket=8)
+    generator = Generator(model, NO_END, batch_size=2, max_new_tokens=8)
     assert len(generator(VARIABLES['base'], prompts(12, 3))[0]) == 8
     assert len(generator(VARIABLES['base'], prompts(14), limit=6)[0]) == 6
     with pytest.raises(UserError) as caught:
@@ -143,11 +136,9 @@ LETTERS = Letters()
 
 
 def texts(
-    questions, *, end=NO_END, batch=4, new=12, bucket=16, tokenizer=LETTERS, **how
+    questions, *, end=NO_END, batch=4, new=12, tokenizer=LETTERS, **how
 ) -> list[list[str]]:
-    generator = Generator(
-        MODELS['malora'], end, batch_size=batch, max_new_tokens=new, bucket=bucket
-    )
+    generator = Generator(MODELS['malora'], end, batch_size=batch, max_new_tokens=new)
     return generator.texts(VARIABLES['malora'], questions, tokenizer, **how)
 
 
@@ -204,21 +195,25 @@ def test_a_stop_string_may_be_a_special_token():
     assert found == [[LETTERS.decode(t, continues=True)] for t in cut]
 
 
-def test_a_batch_is_over_when_all_its_texts_are(monkeypatch):
-    until = []
-    extend = generation._extend
+def test_an_answer_is_over_when_its_text_is(monkeypatch):
+    """Its row goes to the next one; nothing more is written when all are over."""
+    steps = []
+    step = Engine.step
 
-    def spied(*arguments):
-        until.append(int(arguments[-1]))
-        return extend(*arguments)
+    def spied(engine):
+        news = step(engine)
+        steps.append([each.number for each in news])
+        return news
 
-    monkeypatch.setattr(generation, '_extend', spied)
-    questions = prompts(4, 8)
-    (first,), (second,) = texts(questions, new=LONG)
-    assert until == [LONG]
-    until.clear()
-    texts(questions, new=LONG, stop=(first[6:9], second[40:43]))
-    assert until == [STRIDE, 2 * STRIDE]
+    monkeypatch.setattr(Engine, 'step', spied)
+    questions = prompts(8, 6, 4)
+    (first,), (second,), (third,) = texts(questions, new=LONG)
+    whole = len(steps)
+    steps.clear()
+    stop = (first[6:9], second[2 * STRIDE : 2 * STRIDE + 5], third[6:9])
+    texts(questions, new=LONG, batch=2, stop=stop)
+    assert len(steps) < whole
+    assert steps[0] == [1, 2] and 3 in steps[1]
 
 
 def test_the_progress_bar(capsys):
@@ -235,8 +230,8 @@ def test_what_is_drawn_depends_on_no_batch():
     questions = prompts(9, 2, 15, 1, 7)
     expected = texts(questions, **SAMPLED)
     assert len({text for three in expected for text in three}) == 15
-    for batch, bucket in [(1, 32), (7, 16)]:
-        assert texts(questions, batch=batch, bucket=bucket, **SAMPLED) == expected
+    for batch in (1, 7):
+        assert texts(questions, batch=batch, **SAMPLED) == expected
     assert texts(questions[:2], **SAMPLED) == expected[:2]
 
 
@@ -257,10 +252,10 @@ def test_sampled_with_a_cache_equals_sampled_without():
     questions = prompts(5, 16, 1)
     for i, prompt in enumerate(questions):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 0)
-        draws = Draws(key[None], jnp.float32(0.8), jnp.float32(0.9))
+        draws = Draws(key[None], *(jnp.array([x]) for x in (0.8, 0, 0.9)))
 
         def pick(logits, place, draws=draws):
-            return sample(logits[None], draws, place)[0]
+            return sample(logits[None], draws, jnp.array([place]))[0]
 
         tokens = uncached(MODELS['malora'], VARIABLES['malora'], prompt, 12, pick)
         expected.append([LETTERS.decode(tokens, continues=True)])
@@ -273,6 +268,7 @@ def test_without_heat_it_is_the_most_probable():
     for temperature in (1e-3, 1e-30):
         assert texts(questions, temperature=temperature) == greedy
     assert texts(questions, temperature=1.0, top_p=1e-6) == greedy
+    assert texts(questions, temperature=1.0, top_k=1) == greedy
     assert texts(questions, temperature=1.0) != greedy
 
 
@@ -285,7 +281,7 @@ def test_frequencies_are_those_of_the_softmax(temperature, top_p):
     chances = nucleus(chances / chances.sum(), top_p)
     expected = count * chances / chances.sum()
     how = dict(samples=count, temperature=temperature, top_p=top_p)
-    (drawn,) = texts([prompt], batch=1000, new=1, bucket=6, **how)
+    (drawn,) = texts([prompt], batch=1000, new=1, **how)
     # The special token is no text.
     tokens = [26 * ord(text[0]) + ord(text[1]) - 27 * 97 if text else 7 for text in drawn]
     found = np.bincount(tokens, minlength=300)
@@ -311,10 +307,20 @@ def test_the_nucleus(eighths, top_p):
     """With ties, since logits are multiples of 1/8."""
     logits = np.array(eighths) / 8
     chances = np.exp(logits) / np.exp(logits).sum()
-    found = jax.jit(sampling._nucleus)(jnp.float32(logits)[None], top_p)[0]
+    found = jax.jit(sampling._nucleus)(jnp.float32(logits)[None], jnp.float32([top_p]))[0]
     sums = np.cumsum(-np.sort(-chances))
     if np.abs(sums - top_p).min() > 1e-5:  # Else rounding decides.
         np.testing.assert_array_equal(np.isfinite(found), nucleus(chances, top_p) > 0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-30, 30), min_size=12, max_size=12), st.integers(0, 14))
+def test_the_most_probable_ones(eighths, top_k):
+    """The k most probable and those as probable as the last of them; all if k is 0."""
+    logits = np.array(eighths) / 8
+    found = jax.jit(sampling._top_k)(jnp.float32(logits)[None], jnp.array([top_k]))[0]
+    least = np.sort(logits)[::-1][min(top_k, 12) - 1] if top_k else -np.inf
+    np.testing.assert_array_equal(np.isfinite(found), logits >= least)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +329,7 @@ def test_the_nucleus(eighths, top_p):
         ({'stop': ('x', '')}, "stop is ('x', ''); it must be texts that are not empty."),
         ({'samples': 0}, 'samples is 0; it must be at least 1.'),
         ({'temperature': -0.1}, 'temperature is -0.1; it must be at least 0.'),
+        ({'top_k': -1}, 'top_k is -1; it must be at least 0.'),
         ({'top_p': 0.0}, 'top_p is 0.0; it must be above 0 and at most 1.'),
         ({'samples': 2}, 'temperature is 0.0; it must be positive for 2 samples.'),
     ],

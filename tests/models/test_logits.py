@@ -82,7 +82,7 @@ def test_smollm2_chat_logits(smollm2, expected):
 def test_smollm2_answers_a_question(smollm2, expected):
     end = smollm2.tokenizer.token_to_id('<|im_end|>')
     continuation = expected['chat_continuation'].tolist()
-    generator = Generator(Decoder(smollm2.config), end, batch_size=1, max_new_tokens=12, bucket=32)
+    generator = Generator(Decoder(smollm2.config), end, batch_size=1, max_new_tokens=12)
     prompt = smollm2.tokenizer.encode(str(expected['chat_text']))
     assert prompt == expected['chat_tokens'].tolist()
     (answer,) = generator({'params': smollm2.params}, [prompt])

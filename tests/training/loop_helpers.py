@@ -73,7 +73,6 @@ def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) 
     config.training.checkpoint_every = 2
     config.evaluation.batch_size = 4
     config.evaluation.max_new_tokens = 6
-    config.evaluation.prompt_bucket = 64
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     return config.to_dict()
 

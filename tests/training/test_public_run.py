@@ -116,7 +116,6 @@ def public(tiny_weights, tmp_path_factory) -> Public:
         'data__validation': 3,
         'training__evaluate_every': 3,
         'evaluation__tasks': SCORED,
-        'evaluation__prompt_bucket': 256,
     }
     files = Public(folder, changes, tiny_weights)
     for place in FILES:

@@ -49,7 +49,7 @@ COUNTS = [
     *('data.max_per_task', 'data.held_out', 'data.sequence_length', 'data.batch_size'),
     *('training.checkpoint_every', 'training.keep_checkpoints'),
     'training.accumulate',
-    *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.prompt_bucket'),
+    *('evaluation.batch_size', 'evaluation.max_new_tokens'),
 ]
 
 
@@ -171,9 +171,9 @@ def test_choosing_a_checkpoint_needs_examples_to_choose_by():
         ),
         ('training.step', 3, "Unknown field of training 'step': did you mean steps?"),
         (
-            'evaluation.bucket',
+            'evaluation.batch',
             3,
-            "Unknown field of evaluation 'bucket': did you mean prompt_bucket?",
+            "Unknown field of evaluation 'batch': did you mean batch_size?",
         ),
         ('sed', 3, "Unknown field of config 'sed': did you mean seed?"),
     ],

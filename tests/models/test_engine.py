@@ -1,0 +1,187 @@
+"""Texts written side by side: each as if alone, in whatever row and whenever it begins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_helpers import STRUCTURES, logits_of, random_variables, small_method, tiny_model
+
+from malora_jax.errors import UserError
+from malora_jax.models import rows as rows_lib
+from malora_jax.models.engine import STRIDE, Engine, Request
+
+NO_END = 300
+MODEL = tiny_model(small_method('malora'))
+VARIABLES = random_variables(MODEL, seed=1)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compile_quickly():
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 300, length).tolist() for length in lengths]
+
+
+def engine_of(name: str = 'malora', rows: int = 2, ends=(NO_END,), variables=None) -> Engine:
+    model = MODEL if name == 'malora' else tiny_model(small_method(name))
+    return Engine(model, variables or random_variables(model, seed=1), ends, rows)
+
+
+def finish(engine: Engine) -> dict[int, tuple[list, str]]:
+    """By number of each request, its tokens and why they end."""
+    tokens, reasons = {}, {}
+    while not engine.is_idle:
+        for news in engine.step():
+            tokens.setdefault(news.number, []).extend(news.tokens)
+            if news.finish:
+                assert news.number not in reasons
+                reasons[news.number] = news.finish
+    return {number: (found, reasons[number]) for number, found in tokens.items()}
+
+
+def ids(tokens) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def alone(prompt: list[int], limit: int, **how) -> list[int]:
+    engine = engine_of(rows=1, variables=VARIABLES)
+    engine.submit(Request(prompt, limit, **how))
+    ((found, _),) = finish(engine).values()
+    return ids(found)
+
+
+@pytest.mark.parametrize('name', STRUCTURES)
+def test_stacked_layers_write_what_those_apart_do(name, monkeypatch):
+    """The way of accelerators and that of CPUs."""
+    found = []
+    for backend in ('cpu', 'tpu'):
+        monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
+        engine = engine_of(name)
+        for prompt in prompts(5, 9, 3):
+            engine.submit(Request(prompt, 2 * STRIDE))
+        assert (engine._layers is None) == (backend == 'tpu')
+        found.append({number: ids(tokens) for number, (tokens, _) in finish(engine).items()})
+    assert found[0] == found[1]
+    assert all(len(tokens) == 2 * STRIDE for tokens in found[0].values())
+
+
+def test_log_probabilities_are_those_of_the_whole_text():
+    (prompt,) = prompts(7)
+    engine = engine_of(rows=3, variables=VARIABLES)
+    engine.submit(Request(prompt, STRIDE + 3, alternatives=True))
+    ((tokens, _),) = finish(engine).values()
+    logits = logits_of(MODEL, VARIABLES, [prompt + ids(tokens)])[0, len(prompt) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    for token, of_place in zip(tokens, expected, strict=True):
+        np.testing.assert_allclose(token.log_probability, of_place[token.id], atol=2e-5)
+        best = np.argsort(-of_place)[: rows_lib.ALTERNATIVES]
+        assert [other for other, _ in token.alternatives] == best.tolist()
+        found = [log_probability for _, log_probability in token.alternatives]
+        np.testing.assert_allclose(found, of_place[best], atol=2e-5)
+
+
+def test_heat_changes_no_log_probability():
+    (prompt,) = prompts(7)
+    engine = engine_of(rows=1, variables=VARIABLES)
+    engine.submit(Request(prompt, 4, temperature=3.0, top_k=50, top_p=0.9, key=jax.random.key(3)))
+    ((tokens, _),) = finish(engine).values()
+    assert ids(tokens) != alone(prompt, 4)
+    logits = logits_of(MODEL, VARIABLES, [prompt + ids(tokens)])[0, len(prompt) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))[np.arange(4), ids(tokens)]
+    np.testing.assert_allclose([t.log_probability for t in tokens], expected, atol=2e-5)
+    assert tokens[0].alternatives == []
+
+
+def test_each_text_has_its_own_settings():
+    """Greedy ones beside drawn ones, of uneven lengths, in two rows."""
+    questions, limits = prompts(5, 16, 1, 11, 4), (3, 30, 12, 1, 20)
+    hows = [
+        {},
+        dict(temperature=0.8, top_p=0.9, key=jax.random.key(1)),
+        dict(temperature=1.5, top_k=5, key=jax.random.key(2)),
+        {},
+        dict(temperature=0.8, key=jax.random.key(1)),
+    ]
+    expected = [alone(q, n, **how) for q, n, how in zip(questions, limits, hows, strict=True)]
+    engine = engine_of(variables=VARIABLES)
+    for question, limit, how in zip(questions, limits, hows, strict=True):
+        engine.submit(Request(question, limit, **how))
+    found = finish(engine)
+    assert [ids(found[number][0]) for number in range(1, 6)] == expected
+    assert {reason for _, reason in found.values()} == {'length'}
+    assert [len(tokens) for tokens in expected] == list(limits)
+
+
+def test_rows_grow_under_what_is_being_written():
+    short, long = prompts(5, 200)
+    expected = alone(short, 40), alone(long, 5)
+    engine = engine_of(variables=VARIABLES)
+    first = engine.submit(Request(short, 40))
+    begun = engine.step()[0].tokens
+    second = engine.submit(Request(long, 5))
+    found = finish(engine)
+    assert (ids(begun + found[first][0]), ids(found[second][0])) == expected
+
+
+def test_an_end_token_is_not_told():
+    (prompt,) = prompts(6)
+    whole = alone(prompt, 12)
+    for place in (0, 5):
+        end = whole[place]
+        engine = engine_of(ends=(NO_END, end), variables=VARIABLES)
+        engine.submit(Request(prompt, 12))
+        ((found, reason),) = finish(engine).values()
+        assert (ids(found), reason) == (whole[: whole.index(end)], 'stop')
+
+
+def test_what_is_cancelled_makes_room():
+    questions = prompts(5, 6, 7)
+    engine = engine_of(rows=1, variables=VARIABLES)
+    numbers = [engine.submit(Request(question, 50)) for question in questions]
+    assert [news.number for news in engine.step()] == [numbers[0]]
+    engine.cancel(numbers[0])
+    engine.cancel(numbers[1])
+    found = finish(engine)
+    assert found.keys() == {numbers[2]}
+    assert ids(found[numbers[2]][0]) == alone(questions[2], 50)
+    engine.cancel(numbers[2])
+    assert engine.is_idle and engine.step() == []
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny_model(context=20)
+    engine = Engine(model, random_variables(model), [NO_END], 1)
+    engine.submit(Request([5] * 12, 8))
+    with pytest.raises(UserError) as caught:
+        engine.submit(Request([5] * 13, 8))
+    assert str(caught.value) == (
+        'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
+    )
+
+
+def test_apart_layers_share_the_memory_of_the_stack():
+    layers = rows_lib.by_layer(MODEL.config, VARIABLES)
+    kernel = VARIABLES['params']['layers']['mlp']['up']['kernel']
+    own = layers[1]['params']['mlp']['up']['kernel']
+    np.testing.assert_array_equal(own, kernel[1])
+    assert own.unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer() + own.nbytes
+
+
+def test_padding_of_the_prompt_is_no_past():
+    """What a row held before, and what the prompt was filled up with, are not seen."""
+    (prompt,) = prompts(5)
+    engine = engine_of(rows=1, variables=VARIABLES)
+    engine.submit(Request(prompts(60, seed=3)[0], 4))
+    finish(engine)
+    engine.submit(Request(prompt, 30))
+    ((found, _),) = finish(engine).values()
+    tokens = list(prompt)
+    for _ in range(30):
+        logits = logits_of(MODEL, VARIABLES, jnp.asarray([tokens + [0] * (40 - len(tokens))]))
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+    assert ids(found) == tokens[5:]
