@@ -54,26 +54,26 @@ def main(config: dict[str, Any]) -> None:
         data['sequence_length'] = min(data['sequence_length'], _TOKENS.value)
         data['batch_size'] = max(1, _TOKENS.value // data['sequence_length'] // accumulate)
     if _TOPOLOGY.value is not None:
-        _estimate(config)
+        _estimate(config, _TOPOLOGY.value)
     elif _GROW.value is not None:
-        _grow(config)
+        _grow(config, _GROW.value)
     else:
         _compare(config)
 
 
-def _estimate(config: dict[str, Any]) -> None:
-    found = estimate(config, _METHODS.value, _TOPOLOGY.value)
+def _estimate(config: dict[str, Any], topology: str) -> None:
+    found = estimate(config, _METHODS.value, topology)
     table = compiled.format_table(found['methods'])
     _write(found, table)
     print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
     print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
 
 
-def _grow(config: dict[str, Any]) -> None:
-    found = grow(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', _GROW.value)
+def _grow(config: dict[str, Any], field: str) -> None:
+    found = grow(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
     sizes = found['sizes']
-    plot = functools.partial(plots.plot_growth, curves=growth.curves(sizes), field=_GROW.value)
-    _tell(found, growth.format_table(_GROW.value, sizes), plot)
+    plot = functools.partial(plots.plot_growth, curves=growth.curves(sizes), field=field)
+    _tell(found, growth.format_table(field, sizes), plot)
 
 
 def _compare(config: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
         )
     if workdir:
         found = load_run(pathlib.Path(str(workdir)).expanduser())
-        return found.model, found.variables, found.base.tokenizer, found.end
+        tokenizer = found.base.tokenizer
+        return found.model, found.variables, tokenizer, found.template.end(tokenizer)
     config = model_config(str(model), str(weights), dtype)
     base = load_base(config, str(weights))
     return Decoder(config), {'params': base.params}, base.tokenizer, None

@@ -1,6 +1,7 @@
 """Prompt templates by name: how a question and its answer become text."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,18 @@ class Template(Protocol):
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """What the model should say, without the token that ends it."""
+        ...
+
+    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """What the model is given after some turns.
+
+        Args:
+            tokenizer: of the model.
+            messages: each with its `role` and `content`; the last is the user's.
+
+        Raises:
+            UserError: a role that the template has no place for.
+        """
         ...
 
     def end(self, tokenizer: Tokenizer) -> str | None:
@@ -57,6 +70,25 @@ class FixedTemplate:
         # The space before an answer that goes on a prompt has no place in a turn of its own.
         return answer.lstrip(' ') if self.end_token else self.space + answer
 
+    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """See `Template`. The turns before the last stand in front of it, a line break after each.
+
+        A template without an end token was trained on single turns: nothing marks their end here.
+        """
+        text = ''
+        for message in messages:
+            if message['role'] == 'user':
+                text += self.prompt(tokenizer, message['content'])
+            elif message['role'] == 'assistant':
+                answer = self.completion(tokenizer, '', message['content'])
+                text += answer + (self.end_token or '') + '\n'
+            else:
+                raise UserError(
+                    f'Template {self.name!r} has no place for a message of role '
+                    f"{message['role']!r}, only for 'user' and 'assistant'."
+                )
+        return text
+
     def end(self, tokenizer: Tokenizer) -> str | None:
         """See `Template`."""
         return self.end_token
@@ -81,6 +113,10 @@ class ChatTemplate:
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """See `Template`."""
         return _chat(tokenizer).completion(question, answer.lstrip(' '))
+
+    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """See `Template`."""
+        return _chat(tokenizer).render(*map(dict, messages))
 
     def end(self, tokenizer: Tokenizer) -> str | None:
         """See `Template`."""

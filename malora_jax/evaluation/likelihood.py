@@ -61,7 +61,7 @@ def log_likelihoods(
     *,
     batch_size: int,
     bucket: int,
-    description: str = '',
+    description: str | None = None,
 ) -> list[Likelihood]:
     """The log-likelihood of each continuation, given its context.
 
@@ -76,7 +76,7 @@ def log_likelihoods(
             as have no more positions.
         bucket: T is a multiple of this; the decoder is compiled once for each T that occurs. A few
             times the usual length of a request leaves little padding.
-        description: what the progress bar says.
+        description: what the progress bar says; None = there is none.
 
     Returns:
         One for each request; up to rounding, whatever else is computed beside it.
@@ -88,7 +88,13 @@ def log_likelihoods(
     texts = [_text(i, request, model.config.context) for i, request in enumerate(requests)]
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     head_VD = head(model.config, variables['params'])
-    with tqdm.tqdm(total=len(requests), desc=description, unit='text', dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+        total=len(requests),
+        desc=description,
+        unit='text',
+        dynamic_ncols=True,
+        disable=description is None,
+    ) as bar:
         for batch in _batches(texts, batch_size, bucket):
             places: list[int] = []
             targets: list[int] = []
@@ -117,7 +123,7 @@ def rolling_log_likelihoods(
     *,
     batch_size: int,
     bucket: int,
-    description: str = '',
+    description: str | None = None,
 ) -> list[Likelihood]:
     """The log-likelihood of each whole text, which may be longer than the model's context.
 

@@ -1,7 +1,7 @@
 """Rotary embeddings and masked attention, as plain functions of arrays.
 
-Dimension letters: B batch, T tokens, S places of a cache, I queries of a block, J their keys, H query
-heads, K key/value heads, G = H / K query heads of one key/value head, C head width.
+Dimension letters: B batch, T tokens, S places of a past, X = S + T, I queries of a block, J their
+keys, H query heads, K key/value heads, G = H / K query heads of one key/value head, C head width.
 """
 
 import math
@@ -176,8 +176,10 @@ def attend_past(
 
     Args:
         q_BTHC: rotated queries of the new tokens.
-        k_BKTC, v_BKTC: their rotated keys, each for H / K heads, and values.
-        past_k_BKSC, past_v_BKSC: of the tokens before them.
+        k_BKTC: their rotated keys, each for H / K heads.
+        v_BKTC: their values.
+        past_k_BKSC: keys of the tokens before them.
+        past_v_BKSC: values of these.
         length_B: how many of the S places are filled in each row.
     """
     B, T, H, C = q_BTHC.shape

@@ -18,7 +18,7 @@ from malora_jax.models.decoder import Decoder
 from malora_jax.models.sampling import Draws
 
 # Tokens that are chosen in each row between two looks at them.
-STRIDE = 8
+STRIDE = 4
 # What places are a multiple of, and prompts are filled up to; then it doubles: each is compiled.
 _LEAST_PLACES = 64
 _LEAST_PROMPT = 16
@@ -182,12 +182,12 @@ class Engine:
         tokens_T[:length] = request.prompt
         draws = Draws(
             jax.random.key(0) if request.key is None else request.key,
-            np.float32(request.temperature),
-            np.int32(request.top_k),
-            np.float32(request.top_p),
+            jnp.float32(request.temperature),
+            jnp.int32(request.top_k),
+            jnp.float32(request.top_p),
         )
         order = rows_lib.Order(
-            np.int32(row), np.int32(request.limit), np.bool_(request.alternatives), draws
+            jnp.int32(row), jnp.int32(request.limit), jnp.bool_(request.alternatives), draws
         )
         self._rows, chosen = rows_lib.read(
             self.model,
@@ -202,7 +202,9 @@ class Engine:
 
 
 def _token(chosen: rows_lib.Chosen, at: tuple[int, ...], tells: bool) -> Token:
-    others = zip(chosen.others[at].tolist(), chosen.others_log_probability[at].tolist(), strict=True)
+    others = zip(
+        chosen.others[at].tolist(), chosen.others_log_probability[at].tolist(), strict=True
+    )
     return Token(
         int(chosen.token[at]), float(chosen.log_probability[at]), list(others) if tells else []
     )

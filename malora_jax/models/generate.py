@@ -1,30 +1,14 @@
-"""Answers to many prompts at once, as tokens or as texts.
+"""Answers to many prompts at once, as tokens or as texts."""
 
-Texts that end an answer are looked for on the host, every few tokens: a token may hold part of one.
-"""
-
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tqdm
 
-from malora_jax import errors
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.sampling import check_sampling, keys_of
-
-
-class TextDecoder(Protocol):
-    """What generation needs of a tokenizer."""
-
-    def decode(self, ids: list[int], *, continues: bool = False) -> str:
-        """The text of some tokens, without special tokens."""
-        ...
-
-    def token_to_id(self, token: str) -> int | None:
-        """The token written so, or None."""
-        ...
+from malora_jax.models.texts import Ending, TextDecoder
 
 
 class Generator:
@@ -66,7 +50,9 @@ class Generator:
             UserError: a prompt and its answer might not fit into the model's context.
         """
         most = self._most(limit)
-        return self._write(variables, [Request(p, most) for p in prompts], None, description)
+        requests = [Request(prompt, most) for prompt in prompts]
+        found = dict(self.finished(variables, requests, None, description))
+        return [found[i] for i in range(len(requests))]
 
     def texts(
         self,
@@ -81,7 +67,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        description: str = '',
+        description: str | None = None,
     ) -> list[list[str]]:
         """Texts that continue each prompt.
 
@@ -100,7 +86,7 @@ class Generator:
             top_k: see `Draws`.
             top_p: see there.
             seed: of what is drawn.
-            description: what the progress bar says.
+            description: what the progress bar says; None = there is none.
 
         Returns:
             The texts of each prompt, in the order of the prompts.
@@ -109,7 +95,7 @@ class Generator:
             UserError: as for `__call__`, or a value out of range.
         """
         check_sampling(samples, temperature, top_k, top_p)
-        ending = _Ending(tokenizer, tuple(stop))
+        ending = Ending(tokenizer, tuple(stop))
         count = len(prompts) * samples
         keys = keys_of(seed, len(prompts), samples) if temperature > 0 else [None] * count
         requests = [
@@ -117,24 +103,30 @@ class Generator:
             for i in range(count)
         ]
         over = ending.is_met if stop else None
-        answers = self._write(variables, requests, over, description)
-        texts = [ending.text(answer) for answer in answers]
+        answers = dict(self.finished(variables, requests, over, description))
+        texts = [ending.text(answers[i]) for i in range(count)]
         return [texts[i : i + samples] for i in range(0, count, samples)]
 
-    def _most(self, limit: int | None) -> int:
-        return self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)
-
-    def _write(
+    def finished(
         self,
         variables: Any,
         requests: Sequence[Request],
-        over: Callable[[list[int]], bool] | None,
-        description: str | None,
-    ) -> list[list[int]]:
-        """The answers; `over` says of one that it has come to its end, some tokens ago perhaps."""
-        engine = Engine(
-            self.model, variables, [self.end_id], max(1, min(self.batch_size, len(requests)))
-        )
+        over: Callable[[list[int]], bool] | None = None,
+        description: str | None = None,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Answers in the order in which they end, each with the number of its request.
+
+        Args:
+            variables: the model's collections.
+            requests: what is to be answered.
+            over: what says of an answer that it has come to its end, some tokens ago perhaps.
+            description: what the progress bar says; None = there is none.
+
+        Raises:
+            UserError: as for `__call__`.
+        """
+        rows = max(1, min(self.batch_size, len(requests)))
+        engine = Engine(self.model, variables, [self.end_id], rows)
         # The longest first, so that there is room for the others.
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         index_of = {engine.submit(requests[i]): i for i in longest_first}
@@ -148,36 +140,14 @@ class Generator:
         ) as bar:
             while not engine.is_idle:
                 for news in engine.step():
-                    answer = answers[index_of[news.number]]
-                    answer += [token.id for token in news.tokens]
-                    is_over = news.finish is not None
-                    if not is_over and over is not None and over(answer):
+                    index = index_of[news.number]
+                    answers[index] += [token.id for token in news.tokens]
+                    if news.finish is None:
+                        if over is None or not over(answers[index]):
+                            continue
                         engine.cancel(news.number)
-                        is_over = True
-                    bar.update(is_over)
-        return answers
+                    bar.update()
+                    yield index, answers[index]
 
-
-@dataclasses.dataclass
-class _Ending:
-    """Where a text ends before its end token."""
-
-    tokenizer: TextDecoder
-    stop: tuple[str, ...]
-
-    def __post_init__(self):
-        if '' in self.stop:
-            raise errors.out_of_range('stop', self.stop, 'texts that are not empty')
-        # Special tokens are not in the text.
-        self.ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
-
-    def is_met(self, ids: list[int]) -> bool:
-        """Whether the text has come to its end."""
-        text = self.tokenizer.decode(ids, continues=True)
-        return not self.ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
-
-    def text(self, ids: list[int]) -> str:
-        """The text up to its end."""
-        count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
-        text = self.tokenizer.decode(ids[:count], continues=True)
-        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=None)]
+    def _most(self, limit: int | None) -> int:
+        return self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)

@@ -27,7 +27,7 @@ ALTERNATIVES = 20
 
 
 # What each layer has of something, stacked or apart.
-_Stack = jax.Array | tuple[jax.Array, ...]
+_Stack = Any
 
 
 class Rows(struct.PyTreeNode):
@@ -179,9 +179,8 @@ def read(
     """
     T = tokens_T.shape[0]
     inside_1T = (jnp.arange(T) < length).astype(jnp.int32)[None]
-    hidden_1TD, new = model.apply(
-        variables, tokens_T[None], jnp.arange(T)[None], inside_1T, keep=True
-    )
+    outputs: Any = model.apply(variables, tokens_T[None], jnp.arange(T)[None], inside_1T, keep=True)
+    hidden_1TD, new = outputs
 
     def copied(cache: _Stack, new_L1KTC: jax.Array) -> _Stack:
         if not isinstance(cache, tuple):
@@ -197,7 +196,7 @@ def read(
     chosen = _choose(model, variables, last_1D, draws_1, first, order.tells)
     writes = (chosen.token != ends).all(axis=-1, keepdims=True) & (order.limit > one)
 
-    def put(array_B: jax.Array, value: jax.Array) -> jax.Array:
+    def put(array_B: jax.Array, value: Any) -> jax.Array:
         return array_B.at[order.row].set(value)
 
     rows = rows.replace(
@@ -276,13 +275,9 @@ def _append(
     positions_B1, ones_B1 = rows.length[:, None], jnp.ones((B, 1), jnp.int32)
     row_B, place_B = jnp.arange(B), jnp.minimum(rows.length, rows.places - 1)
     if layers is None:
-        hidden_B1D, new = model.apply(
-            variables,
-            rows.token[:, None],
-            positions_B1,
-            ones_B1,
-            past=Past(rows.k, rows.v, rows.length),
-        )
+        past = Past(rows.k, rows.v, rows.length)
+        outputs: Any = model.apply(variables, rows.token[:, None], positions_B1, ones_B1, past=past)
+        hidden_B1D, new = outputs
         k, v = (
             cache.at[:, row_B, :, place_B].set(new_LBK1C[..., 0, :].swapaxes(0, 1))
             for cache, new_LBK1C in zip((rows.k, rows.v), new, strict=True)
@@ -290,15 +285,18 @@ def _append(
         return hidden_B1D[:, 0], k, v
     params, context = variables['params'], Context(positions_B1, ones_B1, None, rows.length)
     block, norm = Block(config, model.adapter), RMSNorm(config)
-    x_BD, caches = params['embedding'][rows.token], []
+    x_BD: Any = params['embedding'][rows.token]
+    caches = []
     for layer, *own in zip(layers, rows.k, rows.v, strict=True):
-        x_BD, new = block.apply(layer, x_BD, context, tuple(own))
+        outputs = block.apply(layer, x_BD, context, tuple(own))
+        x_BD, new = outputs
         caches.append(
             cache_BKSC.at[row_B, :, place_B].set(new_BK1C[:, :, 0])
             for cache_BKSC, new_BK1C in zip(own, new, strict=True)
         )
     k, v = zip(*caches, strict=True)
-    return norm.apply({'params': params['final_norm']}, x_BD), k, v
+    x_BD = norm.apply({'params': params['final_norm']}, x_BD)
+    return x_BD, k, v
 
 
 def _choose(

@@ -20,14 +20,13 @@ class Restored(NamedTuple):
         base: frozen model and tokenizer.
         model: the decoder with the adapter.
         variables: its collections.
-        end: the text that ends an answer in the template that was trained with; None for the
-            tokenizer's own end of text.
+        template: around questions and answers, the one that was trained with.
     """
 
     base: Base
     model: Decoder
     variables: Any
-    end: str | None
+    template: data.Template
 
 
 def load_run(workdir: pathlib.Path) -> Restored:
@@ -43,5 +42,5 @@ def load_run(workdir: pathlib.Path) -> Restored:
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
-    end = data.get_template(run.data.template).end(base.tokenizer)
-    return Restored(base, model, state.variables(base.params), end)
+    template = data.get_template(run.data.template)
+    return Restored(base, model, state.variables(base.params), template)

@@ -45,7 +45,7 @@ def by_numpy(q_BTHC, k_BTKC, v_BTKC, segments_BT) -> np.ndarray:
 
 def all_at_once(q_BTHC, k_BTKC, v_BTKC, segments_BT):
     """With all scores in memory, and JAX's own derivative."""
-    B, T, H, C = q_BTHC.shape
+    T, H, C = q_BTHC.shape[1:]
     k_BTHC, v_BTHC = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKC, v_BTKC))
     scores_BHTS = jnp.einsum('BTHC,BSHC->BHTS', q_BTHC, k_BTHC) * C**-0.5
     visible_BTS = visible(jnp.arange(T), segments_BT, segments_BT)

@@ -135,9 +135,7 @@ class Letters:
 LETTERS = Letters()
 
 
-def texts(
-    questions, *, end=NO_END, batch=4, new=12, tokenizer=LETTERS, **how
-) -> list[list[str]]:
+def texts(questions, *, end=NO_END, batch=4, new=12, tokenizer=LETTERS, **how) -> list[list[str]]:
     generator = Generator(MODELS['malora'], end, batch_size=batch, max_new_tokens=new)
     return generator.texts(VARIABLES['malora'], questions, tokenizer, **how)
 

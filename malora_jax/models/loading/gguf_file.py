@@ -17,7 +17,7 @@ ROPE_DIVISORS = 'rope_freqs.weight'
 class _Reader(gguf.GGUFReader):
     """Reads through a plain array: slicing `numpy.memmap` a million times takes seconds."""
 
-    @property
+    @property  # type: ignore[override]
     def data(self) -> np.ndarray:
         """The bytes of the file, still mapped."""
         return self._bytes

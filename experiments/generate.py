@@ -1,0 +1,101 @@
+r"""Talks with a trained model, or has it answer a file of prompts.
+
+Without --input, a chat: an empty line begins a new conversation, Ctrl-D ends. With --input, a JSON
+Lines file whose rows have a `prompt` or `messages`; --output gets the rows with an `answer`. What
+is answered is kept, and the same command goes on from there.
+
+Example:
+    python -m experiments.generate --workdir=runs/quickstart
+    python -m experiments.generate --workdir=runs/quickstart --input=prompts.jsonl \
+      --output=answers.jsonl --max_new_tokens=64
+"""
+
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import errors, inference
+from malora_jax.inference.batch import answer_file
+from malora_jax.inference.language_model import LanguageModel, Sampling
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+_INPUT = flags.DEFINE_string('input', None, 'JSON Lines file of prompts; none for a chat.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON Lines file to write.')
+_BATCH = flags.DEFINE_integer('batch_size', 8, 'Answers side by side.', lower_bound=1)
+_MOST = flags.DEFINE_integer('max_new_tokens', 256, 'The most tokens of an answer.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, '0 = the most probable tokens.')
+_TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from so many tokens; 0 = from all.')
+_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from the tokens that together are so probable.')
+_STOP = flags.DEFINE_multi_string('stop', [], 'An answer ends before this text; may be repeated.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.')
+
+
+def main() -> None:
+    """Chats, or answers a file.
+
+    Raises:
+        UserError: only one of input and output is named, a setting is out of range, or as
+            `answer_file`.
+    """
+    if (_INPUT.value is None) != (_OUTPUT.value is None):
+        raise errors.UserError('--input and --output must be given together, or neither to chat.')
+    sampling = Sampling(
+        _MOST.value,
+        _TEMPERATURE.value,
+        _TOP_K.value,
+        _TOP_P.value,
+        tuple(_STOP.value),
+        _SEED.value,
+    )
+    model = inference.load(cli.directory(_WORKDIR))
+    model.batch_size = _BATCH.value
+    if _INPUT.value is None or _OUTPUT.value is None:
+        _chat(model, sampling)
+        return
+    target = pathlib.Path(_OUTPUT.value).expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    written = answer_file(model, pathlib.Path(_INPUT.value).expanduser(), target, sampling)
+    seconds = time.perf_counter() - started
+    print(
+        f'{target}: {written.answers:,} answers, {written.tokens:,} tokens in {seconds:.1f} s, '
+        f'{written.tokens / seconds:.1f} tokens/s.'
+    )
+
+
+def _chat(model: LanguageModel, sampling: Sampling) -> None:
+    """Reads questions and shows answers as they are written, until the input ends."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # Lines can be edited, and earlier ones had back.
+
+        print(f'{model.name}: an empty line begins a new conversation, Ctrl-D ends.')
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            question = input('> ' if sys.stdin.isatty() else '').strip()
+        except EOFError:
+            return
+        if not question:
+            messages = []
+            continue
+        messages.append({'role': 'user', 'content': question})
+        answer = ''
+        try:
+            for piece in model.stream(messages, sampling):
+                print(piece, end='', flush=True)
+                answer += piece
+        except KeyboardInterrupt:
+            pass  # The answer is as long as the user wants it.
+        except errors.UserError as error:
+            print(f'{error} A new conversation begins.')
+            messages = []
+            continue
+        print()
+        messages.append({'role': 'assistant', 'content': answer.strip()})
+
+
+if __name__ == '__main__':
+    cli.run_without_config(main)

@@ -1,0 +1,150 @@
+"""Answers, chats and scores of a model with random weights, by bytes."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+for part in ('data', 'models'):
+    sys.path.insert(0, str(Path(__file__).parents[1] / part))
+from data_helpers import ByteTokenizer  # noqa: E402
+from model_helpers import logits_of, random_variables, small_method, tiny_model  # noqa: E402
+
+from malora_jax.data import get_template  # noqa: E402
+from malora_jax.errors import UserError  # noqa: E402
+from malora_jax.inference import LanguageModel  # noqa: E402
+from malora_jax.inference.language_model import Sampling  # noqa: E402
+
+MODEL = tiny_model(small_method('malora'))
+VARIABLES = random_variables(MODEL, seed=1)
+
+
+class Tokenizer(ByteTokenizer):
+    """Leaves special tokens and what is no byte out of texts."""
+
+    def decode(self, ids, *, continues=False):
+        return bytes(i for i in ids if i < 128).decode()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compile_quickly():
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def language_model(template: str = 'chatml', tokenizer=None) -> LanguageModel:
+    tokenizer = tokenizer or Tokenizer()
+    return LanguageModel('tiny', MODEL, VARIABLES, tokenizer, get_template(template), 2)
+
+
+def test_a_question_is_put_into_the_template():
+    model = language_model('plain')
+    assert bytes(model.prompt('Why?')) == b'Question: Why?\nAnswer:'
+    assert model.prompt([{'role': 'user', 'content': 'Why?'}]) == model.prompt('Why?')
+
+
+def test_a_conversation_in_turns():
+    turns = [('user', 'Hi'), ('assistant', 'Yes?'), ('user', 'Why?')]
+    messages = [{'role': role, 'content': content} for role, content in turns]
+    expected = (
+        '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n'
+        '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
+    )
+    assert language_model().prompt(messages) == Tokenizer().encode(expected)
+    plain = bytes(language_model('plain').prompt(messages)).decode()
+    assert plain == 'Question: Hi\nAnswer: Yes?\nQuestion: Why?\nAnswer:'
+
+
+def test_a_text_that_starts_with_a_bos_token():
+    class Bos(Tokenizer):
+        bos_id = 256
+
+    prompt = language_model('plain', Bos()).prompt([{'role': 'user', 'content': 'Why?'}])
+    assert prompt[0] == 256 and bytes(prompt[1:]) == b'Question: Why?\nAnswer:'
+
+
+@pytest.mark.parametrize(
+    'messages, expected',
+    [
+        ([], "A conversation must end with a message of role 'user'."),
+        (
+            [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}],
+            "A conversation must end with a message of role 'user'.",
+        ),
+        (
+            [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}],
+            "Template 'chatml' has no place for a message of role 'system', only for 'user' and "
+            "'assistant'.",
+        ),
+        (
+            [{'role': 'user', 'content': 3}],
+            'Message 1 must have a role and a content, both texts.',
+        ),
+        ([{'role': 'user'}], 'Message 1 must have a role and a content, both texts.'),
+        (['Why?'], 'Message 1 must have a role and a content, both texts.'),
+    ],
+)
+def test_what_is_no_conversation(messages, expected):
+    with pytest.raises(UserError) as caught:
+        language_model().prompt(messages)
+    assert str(caught.value) == expected
+
+
+def test_answers_are_those_of_a_chat():
+    model = language_model()
+    questions = ['Why?', 'Where is it?', 'Who?']
+    answers = model.generate(questions, max_new_tokens=30)
+    assert len({*answers}) == 3
+    assert answers == [model.chat(question, max_new_tokens=30) for question in questions]
+    pieces = list(model.stream('Why?', Sampling(max_new_tokens=30)))
+    assert len(pieces) > 2 and ''.join(pieces).strip() == answers[0]
+
+
+def test_a_stop_ends_a_stream():
+    model = language_model()
+    whole = model.chat('Why?', max_new_tokens=60)
+    stop = whole[8:11]
+    assert model.chat('Why?', max_new_tokens=60, stop=(stop,)) == whole.split(stop)[0].strip()
+
+
+def test_what_is_drawn_depends_on_the_seed():
+    model = language_model()
+    how = dict(max_new_tokens=30, temperature=1.0, top_k=80)
+    assert model.chat('Why?', seed=3, **how) == model.chat('Why?', seed=3, **how)
+    assert model.chat('Why?', seed=3, **how) != model.chat('Why?', seed=4, **how)
+    assert len({*model.generate(['Why?', 'Why?'], **how)}) == 2
+
+
+def test_scores_are_log_probabilities_of_the_answer_and_its_end():
+    model = language_model()
+    found = model.score(['Why?', 'Who?'], ['So.', 'Me'])
+    for question, answer, likelihood in zip(['Why?', 'Who?'], ['So.', 'Me'], found, strict=True):
+        tokens = model.prompt(question) + Tokenizer().encode(answer) + [model.end_id]
+        count = len(answer) + 1
+        logits = logits_of(MODEL, VARIABLES, [tokens])[0, -count - 1 : -1]
+        expected = jax.nn.log_softmax(logits)[np.arange(count), tokens[-count:]].sum()
+        np.testing.assert_allclose(likelihood.log_probability, expected, atol=1e-4)
+        assert likelihood.tokens == count
+
+
+@pytest.mark.parametrize(
+    'field, value, right',
+    [
+        ('max_new_tokens', 0, 'at least 1'),
+        ('temperature', -1.0, 'at least 0'),
+        ('top_k', -1, 'at least 0'),
+        ('top_p', 1.5, 'above 0 and at most 1'),
+    ],
+)
+def test_settings_out_of_range(field, value, right):
+    with pytest.raises(UserError) as caught:
+        language_model().chat('Why?', **{field: value})
+    assert str(caught.value) == f'{field} is {value}; it must be {right}.'
+
+
+def test_one_question_is_no_list():
+    with pytest.raises(TypeError, match='list of questions'):
+        language_model().generate('Why?')
