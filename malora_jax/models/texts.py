@@ -49,10 +49,12 @@ class Ending:
         return not self.ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
 
     def text(self, ids: list[int]) -> str:
-        """The text up to its end."""
+        """The text up to its end: what ends it is the stop that is complete first."""
         count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
         text = self.tokenizer.decode(ids[:count], continues=True)
-        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=None)]
+        found = [(text.index(stop), stop) for stop in self.stop if stop in text]
+        ends = [(start + len(stop), start) for start, stop in found]
+        return text[: min(ends)[1]] if ends else text
 
 
 class TextStream:
