@@ -1,5 +1,5 @@
 """Using what was trained: answers, scores and chats."""
 
-from malora_jax.inference.language_model import LanguageModel, load
+from malora_jax.inference.language_model import LanguageModel, load, load_all
 
-__all__ = ['LanguageModel', 'load']
+__all__ = ['LanguageModel', 'load', 'load_all']

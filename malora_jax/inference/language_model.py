@@ -17,7 +17,7 @@ from malora_jax.models.generate import Generator
 from malora_jax.models.loading.tokenizer import Tokenizer
 from malora_jax.models.sampling import check_sampling
 from malora_jax.models.texts import Ending, TextStream
-from malora_jax.training.restore import load_run
+from malora_jax.training.restore import load_runs
 
 # Texts are scored several a row of so many positions.
 _ROW = 128
@@ -80,6 +80,13 @@ class LanguageModel:
         self.batch_size = batch_size
         self.end_id = data.end_id(tokenizer, template)
 
+    def base(self) -> 'LanguageModel':
+        """The base model alone, by its own name, in the same template."""
+        config, params = self.model.config, self.variables['params']
+        return LanguageModel(
+            config.name, Decoder(config), {'params': params}, self.tokenizer, self.template
+        )
+
     def prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
         """The tokens that an answer goes on from.
 
@@ -93,7 +100,10 @@ class LanguageModel:
         if isinstance(question, str):
             return data.encode_prompt(self.tokenizer, self.template, question)
         _check_conversation(question)
-        text = self.template.conversation(self.tokenizer, question)
+        return self.tokens(self.template.conversation(self.tokenizer, question))
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text as it stands, after a bos token where texts start with one."""
         return data.with_bos(self.tokenizer, self.tokenizer.encode(text))
 
     def generate(
@@ -185,11 +195,26 @@ def load(directory: str | os.PathLike[str]) -> LanguageModel:
     Raises:
         UserError: the directory holds no run or no checkpoint, or the base cannot be loaded.
     """
-    path = pathlib.Path(directory).expanduser()
-    found = load_run(path)
-    return LanguageModel(
-        path.resolve().name, found.model, found.variables, found.base.tokenizer, found.template
-    )
+    return load_all([directory])[0]
+
+
+def load_all(directories: Sequence[str | os.PathLike[str]]) -> list[LanguageModel]:
+    """The models of several runs with one base, each named by its directory.
+
+    Raises:
+        UserError: as `load`, or the runs have different bases.
+    """
+    paths = [pathlib.Path(directory).expanduser() for directory in directories]
+    return [
+        LanguageModel(
+            path.resolve().name,
+            found.model,
+            found.variables,
+            found.base.tokenizer,
+            found.template,
+        )
+        for path, found in zip(paths, load_runs(paths), strict=True)
+    ]
 
 
 def _pieces(engine: Engine, text: TextStream) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""An HTTP endpoint that speaks as OpenAI's does; needs the extra `serve`."""
