@@ -9,25 +9,24 @@ Examples:
     python -m experiments.harness --model_args model=smollm2-135m --tasks gsm8k --batch_size 32
 
 What --model_args takes:
-    workdir     directory of a run: its best checkpoint, or the newest if none was measured
+    workdir     directory of a run: its best checkpoint, or the newest if none was measured; or of
+                an exported adapter
     model       instead of it, name of a base model, and
-    weights     its weights, if they are not the preset's own, and
+    weights     the base's weights, if they are not the preset's own or where they were, and
     dtype       float32 or bfloat16
     max_length  positions to use, if fewer than the model has: attention needs their square
     seed        of what is drawn in tasks that sample
 """
 
 import importlib.util
-import pathlib
 import sys
 import traceback
 from typing import Any
 
 from experiments import cli
-from malora_jax import data, errors
+from malora_jax import data, errors, inference
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import load_base, model_config
-from malora_jax.training.restore import load_run
 
 # What the command line begins with; what is given later takes its place.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
@@ -46,9 +45,9 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
             '--model_args must name a run, workdir=DIR, or a base model, model=NAME.'
         )
     if workdir:
-        found = load_run(pathlib.Path(str(workdir)).expanduser())
-        tokenizer = found.base.tokenizer
-        return found.model, found.variables, tokenizer, found.template.end(tokenizer)
+        found = inference.load(str(workdir), str(weights) or None)
+        end = found.template.end(found.tokenizer)
+        return found.model, found.variables, found.tokenizer, end
     config = model_config(str(model), str(weights), dtype)
     base = load_base(config, str(weights))
     return Decoder(config), {'params': base.params}, base.tokenizer, None

@@ -13,6 +13,7 @@ Example:
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 
 from absl import flags
@@ -57,6 +58,9 @@ def main() -> None:
     )
     address, port = listener.getsockname()[:2]
     print(f'Serving {", ".join(models)} at http://{address}:{port}/v1', flush=True)
+    # uvicorn raises the signal that ended it once more, when all is done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=30)
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 
-def load(directory: str | os.PathLike[str]) -> 'LanguageModel':
-    """The model of a run, to generate, score and chat with: see `inference.load`."""
+def load(directory: str | os.PathLike[str], weights: str | None = None) -> 'LanguageModel':
+    """A trained model to generate, score and chat with: see `inference.load`."""
     from malora_jax import inference  # Not above: whoever wants a part need not wait for all.
 
-    return inference.load(directory)
+    return inference.load(directory, weights)

@@ -11,13 +11,15 @@ import jax
 from malora_jax import data, errors
 from malora_jax.data import Example, Template
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
+from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.models import Decoder
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.tokenizer import Tokenizer
+from malora_jax.models.loading.weights import load_base
 from malora_jax.models.sampling import check_sampling
 from malora_jax.models.texts import Ending, TextStream
-from malora_jax.training.restore import load_runs
+from malora_jax.training.restore import Saved, saved_run
 
 # Texts are scored several a row of so many positions.
 _ROW = 128
@@ -186,35 +188,52 @@ class LanguageModel:
         )
 
 
-def load(directory: str | os.PathLike[str]) -> LanguageModel:
-    """The model of a run: its best checkpoint by validation loss, else its newest.
+def load(directory: str | os.PathLike[str], weights: str | None = None) -> LanguageModel:
+    """A trained model: that of a run, its best checkpoint or its newest; or an exported adapter.
 
     Args:
-        directory: what --workdir named.
+        directory: what --workdir named, or --output of an export as `adapter`.
+        weights: where the base's weights are, if not where they were in training.
 
     Raises:
-        UserError: the directory holds no run or no checkpoint, or the base cannot be loaded.
+        UserError: the directory holds neither, or the base cannot be loaded, or is another one.
     """
-    return load_all([directory])[0]
+    return load_all([directory], weights)[0]
 
 
-def load_all(directories: Sequence[str | os.PathLike[str]]) -> list[LanguageModel]:
-    """The models of several runs with one base, each named by its directory.
+def load_all(
+    directories: Sequence[str | os.PathLike[str]], weights: str | None = None
+) -> list[LanguageModel]:
+    """Trained models on one base, which is in memory once; each is named by its directory.
 
     Raises:
-        UserError: as `load`, or the runs have different bases.
+        UserError: as `load`, or the models have different bases.
     """
     paths = [pathlib.Path(directory).expanduser() for directory in directories]
-    return [
-        LanguageModel(
-            path.resolve().name,
-            found.model,
-            found.variables,
-            found.base.tokenizer,
-            found.template,
+    saved = [saved_adapter(path) if is_adapter(path) else saved_run(path) for path in paths]
+    if weights is not None:
+        saved = [each._replace(weights=weights) for each in saved]
+    first = saved[0]
+    for each in saved:
+        if (each.model, each.weights) != (first.model, first.weights):
+            raise errors.UserError(
+                f'{first.path} and {each.path} have different bases: {_base_name(first)} and '
+                f'{_base_name(each)}.'
+            )
+    base = load_base(first.model, first.weights)
+    models = []
+    for path, each in zip(paths, saved, strict=True):
+        found = each.restore(base)
+        name = path.resolve().name
+        models.append(
+            LanguageModel(name, found.model, found.variables, base.tokenizer, found.template)
         )
-        for path, found in zip(paths, load_runs(paths), strict=True)
-    ]
+    return models
+
+
+def _base_name(saved: Saved) -> str:
+    where = f' from {saved.weights}' if saved.weights else ''
+    return f'{saved.model.name} in {saved.model.dtype}{where}'
 
 
 def _pieces(engine: Engine, text: TextStream) -> Iterator[str]:

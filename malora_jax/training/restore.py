@@ -1,11 +1,12 @@
 """The models of runs, from their directories alone; no data are read."""
 
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from malora_jax import data, errors
-from malora_jax.models import Decoder
+from malora_jax import data
+from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
@@ -22,12 +23,34 @@ class Restored(NamedTuple):
         model: the decoder with the adapter.
         variables: its collections.
         template: around questions and answers, the one that was trained with.
+        method: name of the method.
+        weights: where the base's weights are, as configs say it.
+        step: optimizer steps that were made.
     """
 
     base: Base
     model: Decoder
     variables: Any
     template: data.Template
+    method: str
+    weights: str
+    step: int
+
+
+class Saved(NamedTuple):
+    """A trained model in a directory, without its base.
+
+    Attributes:
+        path: the directory.
+        model: the base's shape.
+        weights: where its weights are, as configs say it.
+        restore: makes the model, given the base.
+    """
+
+    path: pathlib.Path
+    model: ModelConfig
+    weights: str
+    restore: Callable[[Base], Restored]
 
 
 def load_run(workdir: pathlib.Path) -> Restored:
@@ -36,35 +59,32 @@ def load_run(workdir: pathlib.Path) -> Restored:
     Raises:
         UserError: the directory holds no run or no checkpoint, or the base cannot be loaded.
     """
-    return load_runs([workdir])[0]
+    saved = saved_run(workdir)
+    return saved.restore(load_base(saved.model, saved.weights))
 
 
-def load_runs(workdirs: Sequence[pathlib.Path]) -> list[Restored]:
-    """Loads runs that have one base, which is in memory once.
+def saved_run(workdir: pathlib.Path) -> Saved:
+    """What a run's directory holds.
 
     Raises:
-        UserError: as `load_run`, or two runs have different bases.
+        UserError: it holds no run.
     """
-    runs = [run_config(read_config(workdir)) for workdir in workdirs]
-    for workdir, run in zip(workdirs, runs, strict=True):
-        if (run.model, run.weights) != (runs[0].model, runs[0].weights):
-            raise errors.UserError(
-                f'The runs in {workdirs[0]} and {workdir} have different bases '
-                f'({_base_name(runs[0])} and {_base_name(run)}).'
-            )
-    base = load_base(runs[0].model, runs[0].weights)
-    return [_restored(*each, base) for each in zip(workdirs, runs, strict=True)]
+    run = run_config(read_config(workdir))
+    return Saved(workdir, run.model, run.weights, functools.partial(_restore, workdir, run))
 
 
-def _restored(workdir: pathlib.Path, run: RunConfig, base: Base) -> Restored:
+def _restore(workdir: pathlib.Path, run: RunConfig, base: Base) -> Restored:
     model = Decoder(run.model, run.adapter)
     # For its shapes, which do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
-    template = data.get_template(run.data.template)
-    return Restored(base, model, state.variables(base.params), template)
-
-
-def _base_name(run: RunConfig) -> str:
-    return f'{run.model.name} in {run.model.dtype}' + (run.weights and f' from {run.weights}')
+    return Restored(
+        base,
+        model,
+        state.variables(base.params),
+        data.get_template(run.data.template),
+        run.method,
+        run.weights,
+        int(state.step),
+    )

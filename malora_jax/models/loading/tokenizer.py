@@ -65,6 +65,11 @@ class Tokenizer:
         before = self.encode('a')
         return self.decode(before + ids).removeprefix(self.decode(before))
 
+    @property
+    def definition(self) -> str:
+        """What `tokenizer.json` holds for this tokenizer."""
+        return self._backend.to_str()
+
     def token_to_id(self, token: str) -> int | None:
         """The id of one token by its text, or None."""
         return self._backend.token_to_id(token)

@@ -1,0 +1,169 @@
+"""A trained adapter as two files: safetensors, and a manifest that says what it belongs to."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from malora_jax import __version__, data, errors, files
+from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.trees import named_leaves
+from malora_jax.export import identity
+from malora_jax.export.directory import new_directory
+from malora_jax.models import Decoder, ModelConfig
+from malora_jax.models.config import Llama3Scaling
+from malora_jax.models.loading.weights import Base
+from malora_jax.training.restore import Restored, Saved
+from malora_jax.training.state import abstract_variables
+
+_FORMAT, _VERSION = 'malora_jax adapter', 1
+_MANIFEST, _WEIGHTS = 'manifest.json', 'adapter.safetensors'
+_COLLECTIONS = ('adapter', 'adapter_frozen')
+
+
+def is_adapter(directory: pathlib.Path) -> bool:
+    """Whether a directory holds an exported adapter."""
+    return (directory / _MANIFEST).is_file()
+
+
+def write_adapter(trained: Restored, output: pathlib.Path) -> None:
+    """Exports a trained model; what is written is read again and compared.
+
+    Args:
+        trained: the model.
+        output: a new directory.
+
+    Raises:
+        UserError: the directory is not new.
+    """
+    tensors = {
+        f'{name}/{path}': np.asarray(leaf)
+        for name in _COLLECTIONS
+        for path, leaf in named_leaves(trained.variables.get(name, {}))
+    }
+    content = safetensors.numpy.save(tensors)
+    model, adapter = trained.model.config, trained.model.adapter
+    manifest = {
+        'format': _FORMAT,
+        'version': _VERSION,
+        'made_by': f'malora_jax {__version__}',
+        'method': trained.method,
+        'step': trained.step,
+        'template': trained.template.name,
+        'adapter': dataclasses.asdict(adapter) if adapter else None,
+        'model': dataclasses.asdict(model),
+        'weights': trained.weights,
+        'base': identity.base_fingerprint(trained.base.params),
+        'tokenizer': identity.text_fingerprint(trained.base.tokenizer.definition),
+        'sha256': identity.file_digest(content),
+        'leaves': {path: list(array.shape) for path, array in tensors.items()},
+    }
+    with new_directory(output) as temporary:
+        (temporary / _WEIGHTS).write_bytes(content)
+        files.write_json(temporary / _MANIFEST, manifest)
+        again = saved_adapter(temporary).restore(trained.base)
+        for name in _COLLECTIONS:
+            before, after = (
+                dict(named_leaves(each.variables.get(name, {}))) for each in (trained, again)
+            )
+            if before.keys() != after.keys() or not all(
+                np.array_equal(before[path], after[path]) for path in before
+            ):
+                raise OSError(f'{output}: what was written is not what is read again.')
+
+
+def saved_adapter(directory: pathlib.Path) -> Saved:
+    """What an exported adapter holds.
+
+    Raises:
+        UserError: its manifest is broken or of a newer version.
+    """
+    path = directory / _MANIFEST
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict) or manifest.get('format') != _FORMAT:
+        raise errors.UserError(f'{path} is not that of an exported adapter.')
+    if manifest['version'] > _VERSION:
+        raise errors.UserError(
+            f'{path} has version {manifest["version"]}, made by {manifest.get("made_by")}; this '
+            f'malora_jax {__version__} reads up to {_VERSION}: upgrade it.'
+        )
+    try:
+        scaling = manifest['model']['rope_scaling']
+        model = ModelConfig(
+            **manifest['model'] | {'rope_scaling': Llama3Scaling(**scaling) if scaling else None}
+        )
+        fields: dict[str, Any] = {
+            field: tuple(value) if isinstance(value, list) else value
+            for field, value in manifest['adapter'].items()
+        }
+        adapter = AdapterConfig(**fields)
+        weights = manifest['weights']
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.UserError(f'{path} is broken: {error!r}.') from error
+    restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
+    return Saved(directory, model, weights, restore)
+
+
+def _restore(
+    directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: Base
+) -> Restored:
+    _check_base(directory, manifest, base)
+    content = (directory / _WEIGHTS).read_bytes() if (directory / _WEIGHTS).is_file() else b''
+    if identity.file_digest(content) != manifest['sha256']:
+        raise errors.UserError(
+            f'{directory / _WEIGHTS} is missing or not the file that {_MANIFEST} was written with: '
+            'export it again.'
+        )
+    tensors = safetensors.numpy.load(content)
+    shapes = nn.unbox(abstract_variables(model))
+    variables = {'params': base.params}
+    for name in _COLLECTIONS:
+        if name in shapes:
+            variables[name] = _tree(directory, name, shapes[name], tensors)
+    return Restored(
+        base,
+        model,
+        variables,
+        data.get_template(manifest['template']),
+        manifest['method'],
+        manifest['weights'],
+        manifest['step'],
+    )
+
+
+def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """A collection in the form of `shapes`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in named_leaves(shapes):
+        found = tensors.get(f'{name}/{path}')
+        if found is None or found.shape != leaf.shape:
+            what = 'is missing' if found is None else f'has shape {found.shape}'
+            raise errors.UserError(
+                f'{directory / _WEIGHTS}: {name}/{path} {what}; it must have {leaf.shape}.'
+            )
+        *parents, last = path.split('/')
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        branch[last] = jnp.asarray(found)
+    return tree
+
+
+def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: Base) -> None:
+    name, ours = manifest['model']['name'], identity.base_fingerprint(base.params)
+    if ours != manifest['base']:
+        raise errors.UserError(
+            f'{directory} was trained on another base than these weights of {name} (fingerprint '
+            f'{manifest["base"]}, not {ours}).'
+        )
+    tokenizer = identity.text_fingerprint(base.tokenizer.definition)
+    if tokenizer != manifest['tokenizer']:
+        raise errors.UserError(
+            f'{directory} was trained with another tokenizer than that of these weights of {name} '
+            f'(fingerprint {manifest["tokenizer"]}, not {tokenizer}).'
+        )

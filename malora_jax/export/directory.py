@@ -1,0 +1,28 @@
+"""A directory that is there as a whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from malora_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary directory to write to, which gets the name `path` at the end.
+
+    Raises:
+        UserError: there is something at `path` already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f'--output: {path} exists already; choose a new directory.')
+    temporary = path.with_name(f'.{path.name}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

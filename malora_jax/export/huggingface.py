@@ -1,0 +1,149 @@
+"""Directories that `transformers` and `peft` load: a merged model, or LoRA beside its base."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from malora_jax import files
+from malora_jax.errors import UserError
+from malora_jax.export import merge
+from malora_jax.export.directory import new_directory
+from malora_jax.models import ModelConfig
+from malora_jax.models.loading import hub
+from malora_jax.models.loading.params import to_huggingface
+from malora_jax.models.loading.tokenizer import Tokenizer
+from malora_jax.training.restore import Restored
+
+# What `transformers` calls each adapted linear.
+_LINEARS = {
+    'q': 'self_attn.q_proj',
+    'k': 'self_attn.k_proj',
+    'v': 'self_attn.v_proj',
+    'o': 'self_attn.o_proj',
+    'gate': 'mlp.gate_proj',
+    'up': 'mlp.up_proj',
+    'down': 'mlp.down_proj',
+}
+
+
+def write_merged(trained: Restored, output: pathlib.Path) -> None:
+    """The base with the update in its weights: config, safetensors and tokenizer.
+
+    Args:
+        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
+        output: a new directory.
+
+    Raises:
+        UserError: another method, an update of zero, or the directory is not new.
+    """
+    params = merge.merged_params(trained)
+    config = trained.model.config
+    tensors = to_huggingface(config, params)
+    if config.tied:
+        tensors.pop('lm_head.weight', None)
+    with new_directory(output) as temporary:
+        safetensors.numpy.save_file(
+            tensors, temporary / 'model.safetensors', metadata={'format': 'pt'}
+        )
+        tokenizer = trained.base.tokenizer
+        files.write_json(temporary / 'config.json', config_json(config, tokenizer))
+        _write_tokenizer(temporary, config, tokenizer)
+
+
+def write_peft(trained: Restored, output: pathlib.Path) -> None:
+    """The update as `peft` keeps LoRA: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
+        output: a new directory.
+
+    Raises:
+        UserError: another method, an update of zero, or the directory is not new.
+    """
+    adapter = merge.check_static(trained, 'peft')
+    tensors = {}
+    for target in adapter.targets:
+        leaves = merge.linear_leaves(trained, target)
+        for layer in range(trained.model.config.num_layers):
+            name = f'base_model.model.model.layers.{layer}.{_LINEARS[target]}'
+            tensors[f'{name}.lora_A.weight'] = np.asarray(leaves['down'][layer, 0]).T.copy()
+            tensors[f'{name}.lora_B.weight'] = np.asarray(leaves['up'][layer, 0]).T.copy()
+            if adapter.magnitude:
+                magnitude_F = np.asarray(leaves['magnitude'][layer]).copy()
+                tensors[f'{name}.lora_magnitude_vector'] = magnitude_F
+    config = {
+        'peft_type': 'LORA',
+        'task_type': 'CAUSAL_LM',
+        'base_model_name_or_path': hub.NAMES.get(trained.model.config.name, trained.weights),
+        'r': adapter.rank,
+        'lora_alpha': adapter.alpha,
+        'lora_dropout': adapter.dropout,
+        'target_modules': [_LINEARS[target].split('.')[1] for target in adapter.targets],
+        'use_rslora': adapter.rank_stabilized,
+        'use_dora': adapter.magnitude,
+        'bias': 'none',
+        'fan_in_fan_out': False,
+        'inference_mode': True,
+    }
+    with new_directory(output) as temporary:
+        safetensors.numpy.save_file(
+            tensors, temporary / 'adapter_model.safetensors', metadata={'format': 'pt'}
+        )
+        files.write_json(temporary / 'adapter_config.json', config)
+
+
+def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `transformers` is told of a model's shape.
+
+    Raises:
+        UserError: norms of q and k together with biases, which no architecture has.
+    """
+    if config.qkv_bias and config.qk_norm:
+        raise UserError(f'{config.name} has biases and norms of q and k: no architecture has both.')
+    name = 'Qwen3' if config.qk_norm else 'Qwen2' if config.qkv_bias else 'Llama'
+    found = {
+        'architectures': [f'{name}ForCausalLM'],
+        'model_type': name.lower(),
+        'vocab_size': config.vocab_size,
+        'hidden_size': config.width,
+        'intermediate_size': config.hidden,
+        'num_hidden_layers': config.num_layers,
+        'num_attention_heads': config.num_heads,
+        'num_key_value_heads': config.num_kv_heads,
+        'head_dim': config.head_width,
+        'max_position_embeddings': config.context,
+        'rope_theta': config.rope_theta,
+        'rms_norm_eps': config.norm_epsilon,
+        'hidden_act': 'silu',
+        'tie_word_embeddings': config.tied,
+        'torch_dtype': config.dtype,
+        'bos_token_id': tokenizer.bos_id,
+        'eos_token_id': tokenizer.eos_id,
+    }
+    scaling = config.rope_scaling
+    if scaling is not None:
+        found['rope_scaling'] = {
+            'rope_type': 'llama3',
+            'factor': scaling.factor,
+            'low_freq_factor': scaling.low_frequency_factor,
+            'high_freq_factor': scaling.high_frequency_factor,
+            'original_max_position_embeddings': scaling.original_context,
+        }
+    return found
+
+
+def _write_tokenizer(directory: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    definition = json.loads(tokenizer.definition)
+    files.write_json(directory / 'tokenizer.json', definition)
+    settings: dict[str, Any] = {
+        **tokenizer.named_tokens,
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'model_max_length': config.context,
+        'add_bos_token': tokenizer.bos_id is not None,
+    }
+    if tokenizer.chat_template is not None:
+        settings['chat_template'] = tokenizer.chat_template
+    files.write_json(directory / 'tokenizer_config.json', settings)
