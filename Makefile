@@ -11,7 +11,7 @@ ARGS ?=
 # Tests of whole runs, many of them in processes of their own.
 RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/training/test_epochs.py \
   tests/training/test_validation.py tests/training/test_public_run.py tests/evaluation/test_harness.py \
-  tests/models/test_generate.py tests/training/test_bfloat16.py tests/training/test_evaluate.py
+  tests/models/test_generate.py tests/models/test_engine.py tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: setup train test test-runs lint format clean

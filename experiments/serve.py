@@ -26,7 +26,7 @@ _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address; 0.0.0.0 for all of th
 _PORT = flags.DEFINE_integer('port', 8000, 'Port.', lower_bound=0, upper_bound=65535)
 _BATCH = flags.DEFINE_integer('batch_size', 8, 'Texts side by side, of each model.', lower_bound=1)
 _WAITING = flags.DEFINE_integer('most_waiting', 256, 'Requests that may wait.', lower_bound=0)
-_TIMEOUT = flags.DEFINE_float('timeout', 600.0, 'Seconds after which a request is given up.')
+_TIMEOUT = flags.DEFINE_float('timeout', 600.0, 'Seconds for a request.', lower_bound=0.0)
 _KEY = 'MALORA_JAX_KEY'
 
 

@@ -173,7 +173,8 @@ class Engine:
         length = len(request.prompt)
         padded = _doubled(_LEAST_PROMPT, length)
         places = _doubled(_LEAST_PLACES, max(padded, length + request.limit))
-        if self._rows is None:
+        # With nothing else written, the rows need be no longer than this text.
+        if self._rows is None or (not self._at and self._rows.places != places):
             apart = self._layers is not None
             self._rows = rows_lib.empty_rows(self.model.config, self._count, places, apart)
         elif self._rows.places < places:

@@ -230,12 +230,12 @@ def write(
     Returns:
         The rows; the tokens, (B, W) and more; and how many of each row count, (B,).
     """
-    B = rows.token.shape[0]
+    B, A = rows.token.shape[0], _alternatives(model)
     out = Chosen(
         jnp.zeros((count, B), jnp.int32),
         jnp.zeros((count, B), jnp.float32),
-        jnp.zeros((count, B, ALTERNATIVES), jnp.int32),
-        jnp.zeros((count, B, ALTERNATIVES), jnp.float32),
+        jnp.zeros((count, B, A), jnp.int32),
+        jnp.zeros((count, B, A), jnp.float32),
     )
     before_B = rows.chosen
 
@@ -262,6 +262,10 @@ def write(
 
     _, rows, out = jax.lax.while_loop(unfinished, one_more, (jnp.int32(0), rows, out))
     return rows, jax.tree.map(lambda x: x.swapaxes(0, 1), out), rows.chosen - before_B
+
+
+def _alternatives(model: Decoder) -> int:
+    return min(ALTERNATIVES, model.config.vocab_size)
 
 
 def _append(
@@ -312,7 +316,7 @@ def _choose(
     token_B = sample(logits_BV, draws, place_B)
     log_total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
     own_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)
-    count = min(ALTERNATIVES, logits_BV.shape[-1])
+    count = _alternatives(model)
 
     def most_probable() -> tuple[jax.Array, jax.Array]:
         values_BA, tokens_BA = jax.lax.top_k(logits_BV, count)

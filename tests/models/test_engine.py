@@ -128,6 +128,25 @@ def test_rows_grow_under_what_is_being_written():
     assert (ids(begun + found[first][0]), ids(found[second][0])) == expected
 
 
+def test_rows_shrink_when_nothing_else_is_written():
+    short, long = prompts(5, 200)
+    engine = engine_of(rows=1, variables=VARIABLES)
+    engine.submit(Request(long, 5))
+    finish(engine)
+    assert engine._rows.places == 256
+    engine.submit(Request(short, 40))
+    ((found, _),) = finish(engine).values()
+    assert ids(found) == alone(short, 40) and engine._rows.places == 64
+
+
+def test_a_vocabulary_smaller_than_the_alternatives():
+    model = tiny_model(vocab_size=16)
+    engine = Engine(model, random_variables(model), [99], 1)
+    engine.submit(Request([3, 4], 6, alternatives=True))
+    ((found, _),) = finish(engine).values()
+    assert [len(token.alternatives) for token in found] == [16] * 6
+
+
 def test_an_end_token_is_not_told():
     (prompt,) = prompts(6)
     whole = alone(prompt, 12)
