@@ -6,6 +6,7 @@ import sys
 import tempfile
 
 import jax
+import pytest
 from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,3 +18,11 @@ flags.FLAGS.mark_as_parsed()
 # Commands that tests run keep what they compile for each other, and nowhere else.
 _compiled = tempfile.TemporaryDirectory()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+
+
+@pytest.fixture(scope='module')
+def compile_quickly():
+    """For tests whose time is that of the compiler."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterConfig
@@ -138,7 +139,7 @@ def _restore(
 
 def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:
     """A collection in the form of `shapes`."""
-    tree: dict[str, Any] = {}
+    arrays = {}
     for path, leaf in named_leaves(shapes):
         found = tensors.get(f'{name}/{path}')
         if found is None or found.shape != leaf.shape:
@@ -146,12 +147,8 @@ def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np
             raise errors.UserError(
                 f'{directory / _WEIGHTS}: {name}/{path} {what}; it must have {leaf.shape}.'
             )
-        *parents, last = path.split('/')
-        branch = tree
-        for key in parents:
-            branch = branch.setdefault(key, {})
-        branch[last] = jnp.asarray(found)
-    return tree
+        arrays[path] = jnp.asarray(found)
+    return unflatten_dict(arrays, sep='/')
 
 
 def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: Base) -> None:

@@ -12,21 +12,10 @@ from malora_jax.errors import UserError
 from malora_jax.export import merge
 from malora_jax.export.directory import new_directory
 from malora_jax.models import ModelConfig
-from malora_jax.models.loading import hub
+from malora_jax.models.loading import hub, names
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.tokenizer import Tokenizer
 from malora_jax.training.restore import Restored
-
-# What `transformers` calls each adapted linear.
-_LINEARS = {
-    'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj',
-    'v': 'self_attn.v_proj',
-    'o': 'self_attn.o_proj',
-    'gate': 'mlp.gate_proj',
-    'up': 'mlp.up_proj',
-    'down': 'mlp.down_proj',
-}
 
 
 def write_merged(trained: Restored, output: pathlib.Path) -> None:
@@ -68,7 +57,7 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
     for target in adapter.targets:
         leaves = merge.linear_leaves(trained, target)
         for layer in range(trained.model.config.num_layers):
-            name = f'base_model.model.model.layers.{layer}.{_LINEARS[target]}'
+            name = f'base_model.model.{_module(target).format(layer)}'
             tensors[f'{name}.lora_A.weight'] = np.asarray(leaves['down'][layer, 0]).T.copy()
             tensors[f'{name}.lora_B.weight'] = np.asarray(leaves['up'][layer, 0]).T.copy()
             if adapter.magnitude:
@@ -81,7 +70,7 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
         'r': adapter.rank,
         'lora_alpha': adapter.alpha,
         'lora_dropout': adapter.dropout,
-        'target_modules': [_LINEARS[target].split('.')[1] for target in adapter.targets],
+        'target_modules': [_module(target).split('.')[-1] for target in adapter.targets],
         'use_rslora': adapter.rank_stabilized,
         'use_dora': adapter.magnitude,
         'bias': 'none',
@@ -93,6 +82,12 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
             tensors, temporary / 'adapter_model.safetensors', metadata={'format': 'pt'}
         )
         files.write_json(temporary / 'adapter_config.json', config)
+
+
+def _module(target: str) -> str:
+    """What `transformers` calls an adapted linear; {} is the layer."""
+    path = f'layers/{merge.part_of(target)}/{target}'
+    return names.name(path, 'huggingface').removesuffix('.weight')
 
 
 def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -7,13 +7,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from malora_jax import files
 from malora_jax.data.rows import check_file
 from malora_jax.errors import UserError
 from malora_jax.inference.language_model import LanguageModel, Sampling
-from malora_jax.models.engine import Request
 from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import keys_of
 from malora_jax.models.texts import Ending
@@ -56,7 +53,7 @@ def answer_file(
     done = _begun(partial, head, rows)
     todo = [i for i in range(len(rows)) if i not in done]
     keys = keys_of(sampling.seed, len(rows), 1) if sampling.temperature > 0 else None
-    requests = [_request(prompts[i], sampling, None if keys is None else keys[i]) for i in todo]
+    requests = [sampling.request(prompts[i], None if keys is None else keys[i]) for i in todo]
     generator = Generator(
         model.model,
         model.end_id,
@@ -105,17 +102,6 @@ def _prompt(model: LanguageModel, place: str, row: Mapping[str, Any]) -> list[in
         return model.prompt(row['prompt'] if 'prompt' in row else row['messages'])
     except UserError as error:
         raise UserError(f'{place}: {error}') from error
-
-
-def _request(prompt: list[int], sampling: Sampling, key: jax.Array | None) -> Request:
-    return Request(
-        prompt,
-        sampling.max_new_tokens,
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        key,
-    )
 
 
 def _begun(

@@ -52,6 +52,10 @@ class Sampling:
             raise errors.out_of_range('max_new_tokens', self.max_new_tokens, 'at least 1')
         check_sampling(1, self.temperature, self.top_k, self.top_p)
 
+    def request(self, prompt: Sequence[int], key: jax.Array | None) -> Request:
+        """What is asked of an engine; without heat no key is needed."""
+        return Request(prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, key)
+
 
 class LanguageModel:
     """A model with its tokenizer and the template that it was trained with.
@@ -165,9 +169,7 @@ class LanguageModel:
         """
         prompt = self.prompt(messages)
         engine = Engine(self.model, self.variables, [self.end_id], 1)
-        key = jax.random.key(how.seed)
-        request = Request(prompt, how.max_new_tokens, how.temperature, how.top_k, how.top_p, key)
-        engine.submit(request)
+        engine.submit(how.request(prompt, jax.random.key(how.seed)))
         text = TextStream(Ending(self.tokenizer, tuple(how.stop)))
         return _pieces(engine, text)
 

@@ -156,8 +156,9 @@ class Engine:
             self.model, STRIDE, self._variables, self._layers, self._rows, self._ends
         )
         self._rows = rows
-        begun, chosen, count_B, writes_B = jax.device_get((begun, chosen, count_B, rows.writes))
-        tells_B = np.asarray(rows.tells)
+        begun, chosen, count_B, writes_B, tells_B = jax.device_get(
+            (begun, chosen, count_B, rows.writes, rows.tells)
+        )
         news = []
         for row, number in list(self._at.items()):
             tokens = [_token(begun[row], (), tells_B[row])] if row in begun else []

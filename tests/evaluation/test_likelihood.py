@@ -3,7 +3,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,11 +27,7 @@ MODELS = {
 VARIABLES = {name: random_variables(model, seed=2) for name, model in MODELS.items()}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 def tokens(rng: np.random.Generator, count: int) -> list[int]:

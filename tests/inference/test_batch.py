@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,11 +23,7 @@ ROWS = [
 HOW = Sampling(max_new_tokens=20, temperature=0.7, seed=2)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 @pytest.fixture

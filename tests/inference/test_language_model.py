@@ -28,11 +28,7 @@ class Tokenizer(ByteTokenizer):
         return bytes(i for i in ids if i < 128).decode()
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 def language_model(template: str = 'chatml', tokenizer=None) -> LanguageModel:

@@ -84,6 +84,12 @@ def _random_tree(shapes: Any, seed: tuple[int, ...]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random tokens, none of them special."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 300, length).tolist() for length in lengths]
+
+
 def packed_batch(
     rows: Sequence[Sequence[int]], length: int, *, num_tasks: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_helpers import STRUCTURES, logits_of, random_variables, small_method, tiny_model
+from model_helpers import (
+    STRUCTURES,
+    logits_of,
+    prompts,
+    random_variables,
+    small_method,
+    tiny_model,
+)
 
 from malora_jax.errors import UserError
 from malora_jax.models import rows as rows_lib
@@ -15,16 +22,7 @@ MODEL = tiny_model(small_method('malora'))
 VARIABLES = random_variables(MODEL, seed=1)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
-def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, 300, length).tolist() for length in lengths]
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 def engine_of(name: str = 'malora', rows: int = 2, ends=(NO_END,), variables=None) -> Engine:

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import logits_of, random_variables, small_method, tiny_model
+from model_helpers import logits_of, prompts, random_variables, small_method, tiny_model
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, sampling
@@ -23,16 +23,7 @@ MODELS = {
 VARIABLES = {name: random_variables(model, seed=1) for name, model in MODELS.items()}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
-def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, 300, length).tolist() for length in lengths]
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 def most_probable(logits: np.ndarray, place: int) -> int:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import httpx
-import jax
 import numpy as np
 import openai
 import pytest
@@ -26,11 +25,7 @@ from malora_jax.serving.app import MOST_BYTES, make_app
 QUESTION = [{'role': 'user', 'content': 'Why?'}]
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 @contextlib.contextmanager

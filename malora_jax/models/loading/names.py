@@ -70,7 +70,7 @@ def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
 
 
 def name(module: str, file_format: Format) -> str:
-    """The name of a tensor outside the layers."""
+    """The name of a module's weight; {} is the layer, if it is in one."""
     return _MODULES[module][file_format == 'gguf'] + '.weight'
 
 

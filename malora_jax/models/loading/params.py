@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from malora_jax import errors
 from malora_jax.adapters.trees import named_leaves
@@ -66,14 +67,8 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
     # Most of the time memory is touched for the first time: a matter for several cores.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(functools.partial(_fill, file), *zip(*fills, strict=True)))
-    params: dict[str, Any] = {}
-    for leaf, array in zip(leaves, arrays, strict=True):
-        branch = params
-        *parents, last = leaf.path.split('/')
-        for key in parents:
-            branch = branch.setdefault(key, {})
-        branch[last] = jax.device_put(array)
-    return params
+    paths = [leaf.path for leaf in leaves]
+    return unflatten_dict(dict(zip(paths, map(jax.device_put, arrays), strict=True)), sep='/')
 
 
 def to_huggingface(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
