@@ -20,6 +20,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.model.name = 'smollm2-135m'  # A preset, or 'auto' for what the weights are.
     config.model.weights = ''  # The preset's own; else a GGUF file, a directory or a hub name.
     config.model.dtype = 'float32'
+    config.model.quantize = ''  # Or 'int8', 'w8a8', 'int4', 'nf4': the kernels of the frozen base.
 
     settings = dataclasses.asdict(method(method_name))
     del settings['alpha']
@@ -32,6 +33,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.data.template = 'chatml'  # Or 'plain', or 'chat', the model's own.
     config.data.truncate = False
     config.data.workers = 0
+    config.data.streams = 1  # As many as there are hosts, and each reads its share alone.
     # Of public datasets.
     config.data.form = 'completion'  # Or 'sectioned'.
     config.data.task_settings = ()  # Such as ('gsm8k.shots=0', 'boolq.form=sectioned').
@@ -61,6 +63,15 @@ def base_config(method_name: str) -> ConfigDict:
     config.training.remat = 'light'  # Or 'full', or 'none'.
     config.training.evaluate_every = 0
     config.training.patience = 0
+    config.training.skip_nonfinite = 0  # Stops at the first loss or gradient that is not finite.
+    config.training.start_from = ''  # An exported adapter, or a LoRA that `peft` saved.
+
+    # Devices along each axis; -1 = all that are left.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # Rows of their own, and all of the model.
+    config.mesh.fsdp = 1  # Rows of their own, and a share of the model.
+    config.mesh.tensor = 1  # Some heads and hidden units of the same rows.
+    config.mesh.expert = 1  # Some of the experts.
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64

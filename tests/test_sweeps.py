@@ -15,15 +15,16 @@ from malora_jax.adapters import trees
 from malora_jax.analysis.paper import TABLES
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import run_config
 from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.state import abstract_variables, create_state
+from malora_jax.training.state import create_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 
 from configs import intra_domain_small  # noqa: E402
-from configs.sweeps import expand  # noqa: E402
+from malora_jax.sweeps import expand  # noqa: E402
 
 # Trained parameters on LLaMA-2 7B, counted by hand from the shapes.
 LLAMA2_7B = {
@@ -63,6 +64,8 @@ LLAMA2_7B |= {
     for rank, d in ((14, 16), (12, 32), (10, 48), (8, 64))
     for beta in ('050', '100', '125', '200')
 }
+# How many runs the other sweeps have.
+OWN_SWEEPS = {'rank': 16, 'experts': 12, 'learning_rate': 12}
 # Of the method that each config has by default: MALoRA.
 CONFIGS = {
     'inter_domain': LLAMA2_7B['malora'],
@@ -114,9 +117,9 @@ def count_trained(model: Decoder) -> int:
 
 def test_every_config_is_checked_here():
     files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
-    assert files == {*CONFIGS, '__init__', 'common', 'paper'}
+    assert files == {*CONFIGS, '__init__', 'common', 'paper', 'saved'}
     files = {path.stem for path in (ROOT / 'configs' / 'sweeps').glob('*.py')}
-    assert files == {*TABLES, '__init__'}
+    assert files == {*TABLES, *OWN_SWEEPS, '__init__'}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -128,9 +131,20 @@ def test_every_config_has_its_state(name):
 def test_every_run_of_a_sweep_has_its_state(name):
     configs = expand(sweep(name))
     assert configs
-    for run, config in configs.items():
-        row = re.sub(r'(-\w+)?-seed\d+$', '', run)
-        assert trained(config) == LLAMA2_7B[row], run
+    for name, run in configs.items():
+        row = re.sub(r'(-\w+)?-seed\d+$', '', name)
+        assert trained(run.config) == LLAMA2_7B[row], name
+
+
+@pytest.mark.parametrize('name', OWN_SWEEPS)
+def test_every_other_sweep_is_valid(name):
+    assert len(expand(sweep(name))) == OWN_SWEEPS[name]
+
+
+def test_the_sweep_over_ranks_has_the_runs_of_table_11():
+    table = TABLES['table11']
+    found = expand(sweep('rank') | {'base': 'configs/inter_domain.py', 'seeds': (0,)})
+    assert {table.row_of(run.config) for run in found.values()} == table.rows.keys()
 
 
 def test_the_small_config_tells_what_its_methods_train():
@@ -150,12 +164,15 @@ def test_a_run_for_each_name_and_seed():
     assert len(found) == 5 * 3
     expected = get_config('intra_domain', 'dora')
     expected.seed = 2
-    assert found['dora-seed2'] == expected.to_dict()
+    assert found['dora-seed2'].config == expected.to_dict()
 
 
 def test_single_tasks_train_on_what_their_column_is_of():
     found = expand(sweep('table1'))
-    data = {run: (c['data']['tasks'], c['evaluation']['tasks']) for run, c in found.items()}
+    data = {
+        name: (run.config['data']['tasks'], run.config['evaluation']['tasks'])
+        for name, run in found.items()
+    }
     assert data['lora-humaneval-seed1'] == (('magicoder_evol',), ('humaneval',))
     assert data['asylora-arc_easy-seed0'] == (('alpaca_gpt4',), ('arc_easy',))
     assert len(data['malora-seed0'][0]) == 6 and len(data['malora-seed0'][1]) == 7
@@ -164,15 +181,15 @@ def test_single_tasks_train_on_what_their_column_is_of():
 
 def test_overrides_reach_what_follows_from_them():
     found = expand(sweep('table11'))['malora_r48-seed0']
-    adapter = found['adapter']
+    adapter = found.config['adapter']
     assert (adapter['rank'], adapter['shared_rank'], adapter['beta']) == (48, 128, 5.0)
     assert adapter['alpha'] == 96.0
-    assert expand(sweep('table12'))['malora_d48_beta050-seed0']['adapter']['alpha'] == 20.0
+    assert expand(sweep('table12'))['malora_d48_beta050-seed0'].config['adapter']['alpha'] == 20.0
 
 
 def test_a_sweep_with_another_base():
     changed = sweep('table2') | {'base': 'configs/intra_domain_small.py', 'seeds': (5,)}
-    found = expand(changed)
+    found = {name: run.config for name, run in expand(changed).items()}
     assert found['malora-seed5']['model']['name'] == 'smollm2-135m'
     assert found['malora-seed5']['adapter']['rank'] == 3
 
@@ -185,7 +202,10 @@ def test_what_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^base is '\S+other.py', which defines no get_config\.$"):
         expand(sweep('table2') | {'base': str(other)})
     runs = {'a': {'arg': 'lora', 'overrides': {'adapter': {'rank': 'all'}}}}
-    with pytest.raises(UserError, match=r"^runs\.a\.overrides does not fit: .*'rank'"):
+    with pytest.raises(
+        UserError,
+        match=r"^adapter\.rank cannot be 'all' in runs\.a\.overrides: the base has 64 there\.$",
+    ):
         expand(sweep('table2') | {'runs': runs})
 
 

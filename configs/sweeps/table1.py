@@ -45,4 +45,5 @@ def get_config() -> ConfigDict:
         for task in TRAINED_ON
     }
     config.runs = alone | {method: {'arg': method} for method in METHODS}
+    config.report = {'table': 'table1'}
     return config

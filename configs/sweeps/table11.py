@@ -50,4 +50,5 @@ def get_config() -> ConfigDict:
         }
         for name, (rank, shared_rank, beta) in MALORA.items()
     }
+    config.report = {'table': 'table11', 'plots': ('adapter.rank',)}
     return config

@@ -42,4 +42,5 @@ def get_config() -> ConfigDict:
         for shared_rank, rank in RANKS.items()
         for beta in BETAS
     }
+    config.report = {'table': 'table12'}
     return config

@@ -33,4 +33,5 @@ def get_config() -> ConfigDict:
     config.base = 'configs/intra_domain.py'
     config.seeds = (0, 1, 2)
     config.runs = {method: {'arg': method} for method in METHODS}
+    config.report = {'table': 'table2'}
     return config

@@ -47,4 +47,5 @@ def get_config() -> ConfigDict:
     config.base = 'configs/inter_domain.py'
     config.seeds = (0, 1, 2)
     config.runs = {method: {'arg': method} for method in METHODS}
+    config.report = {'table': 'table3'}
     return config

@@ -1,0 +1,34 @@
+"""The config of a run that there is: to repeat it, or to change what it says.
+
+Command:
+    python -m experiments.train --config=configs/saved.py:runs/quickstart/config.json \
+      --workdir=runs/again --config.seed=1
+
+The argument is the run's config.json. A sweep starts its runs so, from the configs in DIR/sweep.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from malora_jax import files
+from malora_jax.errors import UserError
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """The config in the file named by `arg`."""
+    path = pathlib.Path(arg).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f'There is no file {arg!r}: name a config.json, --config=configs/saved.py:PATH.'
+        )
+    return ConfigDict(_plain(files.read_json(path)))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list) else value

@@ -1,0 +1,27 @@
+"""Numbers of experts: MoLoRA and MALoRA with four, eight and sixteen, as in Figure 4(b).
+
+The rank stays, r = 8; two experts are active for each token. With subspace_share = 1/2, MALoRA's
+subspace grows with the experts, d = r N / 2 = 16, 32, 64, and r̄ = 12; --config.subspace_share=0.0
+keeps d = 32. Both then have about as many parameters as MoLoRA at each N. (Two experts would make
+d = 8, which is less than r̄.)
+
+Commands:
+    python -m experiments.sweep --config=configs/sweeps/experts.py --workdir=runs/experts
+    python -m experiments.sweep --config=configs/sweeps/experts.py --workdir=runs/experts-llama2 \
+      --config.base=configs/inter_domain.py --launcher=slurm
+
+Hardware: 12 runs, each as in configs/quickstart.py: on two CPU cores about 3 hours. Not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The sweep."""
+    config = ConfigDict()
+    config.base = 'configs/quickstart.py'
+    config.seeds = (0, 1)
+    config.runs = {method: {'arg': method} for method in ('molora', 'malora')}
+    config.grid = {'adapter': {'num_experts': (4, 8, 16)}}
+    config.subspace_share = 0.5
+    return config

@@ -1,0 +1,32 @@
+"""Learning rates of LoRA, MoLoRA and MALoRA, so that none is compared at another's best.
+
+The runs of a method differ in the learning rate and the seed alone: those train together, on one
+copy of the base, where their memory allows.
+
+Commands:
+    python -m experiments.sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates
+    python -m experiments.sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates-7b \
+      --config.base=configs/intra_domain.py --launcher=slurm
+
+Another grid is --config.grid.optimizer.learning_rate="(0.001,0.01)". For a random one, put
+    config.random = {
+        'draws': 8, 'seed': 0,
+        'fields': {'optimizer': {'learning_rate': {'low': 1e-4, 'high': 1e-2, 'scale': 'log'}}},
+    }
+in the place of the grid. Choose by the loss on data.validation, not by the scores that are to be
+reported, where the difference matters.
+
+Hardware: 12 runs, each as in configs/quickstart.py: on two CPU cores about 3 hours. Not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The sweep."""
+    config = ConfigDict()
+    config.base = 'configs/quickstart.py'
+    config.seeds = (0,)
+    config.runs = {method: {'arg': method} for method in ('lora', 'molora', 'malora')}
+    config.grid = {'optimizer': {'learning_rate': (3e-4, 1e-3, 3e-3, 1e-2)}}
+    return config

@@ -1,0 +1,82 @@
+"""Makes the runs of a sweep and reports on them; the same command again goes on.
+
+Finished runs are skipped, interrupted ones go on, and what fails is tried once more. Runs that
+differ in seed, ranks, learning rate, α, β, dropout or balance alone train together where they fit
+into memory and that is faster; --together=1 makes each alone. The report is DIR/report.md with
+DIR/runs.csv and plots; every run is a directory of its own in DIR. Exit status 1 if a run has
+failed.
+
+Examples:
+    python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
+    python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank --jobs=4
+    python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank \
+      --launcher=slurm --sbatch="--gpus=1 --time=12:00:00"
+"""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import buckets, sweeps
+from malora_jax.errors import UserError
+from malora_jax.sweeps.runner import Job
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
+_JOBS = flags.DEFINE_integer(
+    'jobs', None, 'How many processes at once; default: one, and under SLURM all.', lower_bound=1
+)
+_GPUS = flags.DEFINE_list('gpus', [], 'GPUs to share out, such as 0,1,2,3: a process on each.')
+_TOGETHER = flags.DEFINE_integer(
+    'together',
+    0,
+    'How many runs that are alike one process may train at once; 0 = as many as fit into memory, '
+    '1 = each alone.',
+    lower_bound=0,
+)
+_LAUNCHER = flags.DEFINE_enum(
+    'launcher', 'local', ['local', 'slurm'], 'Here, or as an array job that is submitted.'
+)
+_SBATCH = flags.DEFINE_string('sbatch', '', 'More options for the array: "--gpus=1".')
+_REPORT = flags.DEFINE_boolean('report', False, 'Only report on the runs that are finished.')
+
+
+def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
+    """The process of one run, or of several together."""
+    if len(names) > 1:
+        command = [
+            'experiments.train_together',
+            f'--workdir={workdir}',
+            f'--runs={",".join(names)}',
+        ]
+    else:
+        config = f'--config=configs/saved.py:{sweeps.config_path(workdir, names[0])}'
+        command = ['experiments.train', config, f'--workdir={workdir / names[0]}']
+    return Job(tuple(names), [sys.executable, '-m', *command])
+
+
+def main(config: dict[str, Any]) -> None:
+    """Sweeps, and prints the report."""
+    workdir = cli.directory(_WORKDIR)
+    if buckets.home(workdir) != workdir:
+        raise UserError(
+            f'--workdir={_WORKDIR.value}: the runs of a sweep need a directory on a disk.'
+        )
+    sweep = sweeps.Sweeping(config, workdir, _process, _TOGETHER.value)
+    if _REPORT.value:
+        print(sweep.report())
+    elif _LAUNCHER.value == 'slurm':
+        print(sweep.launch(_JOBS.value or 0, shlex.split(_SBATCH.value)))
+    else:
+        at_once = _JOBS.value or len(_GPUS.value) or 1
+        print(sweep.run(at_once, _GPUS.value))
+    if sweep.errors:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,34 @@
+"""Trains runs of a sweep that are alike in one process, on one copy of the base.
+
+experiments.sweep starts it; every run has its own directory, as experiments.train makes it. Exit
+status 1 if a run has failed: the last line of its log in DIR/sweep/logs tells why.
+
+Example:
+    python -m experiments.train_together --workdir=runs/rates --runs=malora-seed0,malora-seed1
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import files, sweeps
+from malora_jax.sweeps.together import train_together
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
+_RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
+
+
+def main() -> None:
+    """Trains, and tells which runs failed."""
+    workdir = cli.directory(_WORKDIR)
+    configs = {name: files.read_json(sweeps.config_path(workdir, name)) for name in _RUNS.value}
+    errors = train_together(configs, workdir)
+    for name, error in errors.items():
+        print(f'{name}: {error}', file=sys.stderr, flush=True)
+    if errors:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    cli.run_without_config(main)

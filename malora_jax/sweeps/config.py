@@ -1,0 +1,250 @@
+"""A sweep as frozen dataclasses: what a config of configs/sweeps becomes, validated."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from malora_jax import errors
+from malora_jax.analysis.paper import TABLES
+
+METRICS = ('score', 'loss')
+# What names a directory on any file system.
+_NAME = re.compile(r'[A-Za-z0-9][\w.+=-]*')
+# Fields of a run that have their own place in a sweep.
+_ELSEWHERE = {'seed': 'seeds', 'method': 'runs, by arg'}
+
+Fields = Mapping[str, tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Where random values of a field are drawn from.
+
+    Attributes:
+        low, high: the least and the largest; whole numbers if both are.
+        scale: 'linear', or 'log' for as many draws in each order of magnitude.
+    """
+
+    low: float
+    high: float
+    scale: str = 'linear'
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Random values.
+
+    Attributes:
+        count: how many points are drawn.
+        seed: of the draws.
+        fields: by dotted name, a range or the values to choose among.
+    """
+
+    count: int
+    seed: int
+    fields: Mapping[str, Range | tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What is told of the runs.
+
+    Attributes:
+        metrics: among `METRICS`, in plots.
+        plots: dotted fields to plot the metrics against; () = all that change and are numbers.
+        table: name of the paper's table whose numbers stand beside ours; '' = none.
+    """
+
+    metrics: tuple[str, ...] = METRICS
+    plots: tuple[str, ...] = ()
+    table: str = ''
+
+    def __post_init__(self):
+        errors.check_types('report', self)
+        if not self.metrics:
+            raise errors.out_of_range('report.metrics', (), f'some of {", ".join(METRICS)}')
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise errors.unknown_name('metric in report.metrics', metric, METRICS)
+        if self.table and self.table not in TABLES:
+            raise errors.unknown_name('report.table', self.table, TABLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep.
+
+    Attributes:
+        base: the config file that the runs start from.
+        seeds: every run is made with each.
+        runs: by name, `arg` for that file and `overrides` by section.
+        grid: by dotted field, values of which every combination is a run.
+        zipped: by dotted field, values that go together.
+        draws: random values, or None.
+        subspace_share: λ, if d follows the rank as d = λ r N; 0 = it stays; None = not said.
+        report: what is told.
+    """
+
+    base: str
+    seeds: tuple[int, ...]
+    runs: Mapping[str, Mapping[str, Any]]
+    grid: Fields
+    zipped: Fields
+    draws: Draws | None
+    subspace_share: float | None
+    report: Report
+
+    @property
+    def fields(self) -> list[str]:
+        """The dotted fields that change, besides what `runs` override."""
+        return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
+
+
+def sweep_config(config: Mapping[str, Any]) -> Sweep:
+    """Converts a sweep as it is written in configs/sweeps.
+
+    Raises:
+        UserError: an unknown, missing or empty field, or a value of the wrong type, named.
+    """
+    known = ('base', 'seeds', 'runs', 'grid', 'zip', 'random', 'subspace_share', 'report')
+    if 'base' not in config:
+        raise errors.UserError(
+            'base is missing: a sweep names the config file that its runs start from.'
+        )
+    _check_names('sweep', config, known)
+    for field in ('seeds', 'runs'):
+        if field not in config:
+            raise errors.UserError(f'{field} is missing from the sweep.')
+    report = _section('report', config.get('report', {}))
+    _check_names('report', report, [field.name for field in dataclasses.fields(Report)])
+    sweep = Sweep(
+        base=_text('base', config['base']),
+        seeds=_seeds(config['seeds']),
+        runs=_runs(config['runs']),
+        grid=_values('grid', config),
+        zipped=_values('zip', config),
+        draws=_draws(config['random']) if 'random' in config else None,
+        subspace_share=_share(config.get('subspace_share')),
+        report=Report(**report),
+    )
+    lengths = {len(values) for values in sweep.zipped.values()}
+    if len(lengths) > 1:
+        described = ', '.join(f'{name} {len(values)}' for name, values in sweep.zipped.items())
+        raise errors.UserError(f'zip: all fields need as many values, not {described}.')
+    for name in sweep.fields:
+        if sweep.fields.count(name) > 1:
+            raise errors.UserError(f'{name} is in several of grid, zip and random: keep one.')
+        if name in _ELSEWHERE:
+            raise errors.UserError(f'{name} cannot be in grid, zip or random: {_ELSEWHERE[name]}.')
+    return sweep
+
+
+def _check_names(section: str, values: Mapping[str, Any], known: Any) -> None:
+    for name in values:
+        if name not in known:
+            raise errors.unknown_name(f'field of the {section}', name, known)
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise errors.out_of_range(name, value, 'a section with fields')
+    return dict(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise errors.out_of_range(name, value, 'text in quotes')
+    return value
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, tuple) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise errors.out_of_range(
+            'seeds', value, 'a tuple of different whole numbers, such as (0,)'
+        )
+    return value
+
+
+def _runs(value: Any) -> dict[str, dict[str, Any]]:
+    runs = {name: _section(f'runs.{name}', run) for name, run in _section('runs', value).items()}
+    if not runs:
+        raise errors.UserError('runs is empty: name at least one, with its arg.')
+    for name, run in runs.items():
+        if not _NAME.fullmatch(name):
+            raise errors.out_of_range('A name in runs', name, 'letters, digits and any of _.+=-')
+        _check_names(f'run {name}', run, ('arg', 'overrides'))
+        _text(f'runs.{name}.arg', run.get('arg'))
+        _section(f'runs.{name}.overrides', run.get('overrides', {}))
+    return runs
+
+
+def _values(section: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The fields of a section by dotted name, with their values."""
+    if section not in config:
+        return {}
+    fields = _flat(section, config[section])
+    for name, values in fields.items():
+        if not isinstance(values, tuple):
+            raise errors.out_of_range(f'{section}.{name}', values, 'a tuple of values')
+        if not values:
+            raise errors.UserError(f'{section}.{name} is empty: give it at least one value.')
+    return fields
+
+
+def _draws(value: Any) -> Draws:
+    section = _section('random', value)
+    _check_names('random section', section, ('draws', 'seed', 'fields'))
+    for name, least in (('draws', 1), ('seed', 0)):
+        number = section.get(name)
+        if type(number) is not int or number < least:
+            right = f'a whole number of at least {least}'
+            raise errors.out_of_range(f'random.{name}', number, right)
+    fields = _flat('random.fields', section.get('fields', {}), leaf=lambda node: 'low' in node)
+    ranges = {name: _range(f'random.fields.{name}', spec) for name, spec in fields.items()}
+    return Draws(section['draws'], section['seed'], ranges)
+
+
+def _range(name: str, spec: Any) -> Range | tuple[Any, ...]:
+    if isinstance(spec, tuple) and spec:
+        return spec
+    if not isinstance(spec, Mapping) or not {'low', 'high'} <= spec.keys() <= {
+        *('low', 'high', 'scale')
+    }:
+        right = "a tuple of values, or low, high and scale ('linear' or 'log')"
+        raise errors.out_of_range(name, spec, right)
+    found = Range(**spec)
+    for bound in (found.low, found.high):
+        if type(bound) not in (int, float) or not math.isfinite(bound):
+            raise errors.out_of_range(f'{name}.low or high', bound, 'a finite number')
+    if found.scale not in ('linear', 'log'):
+        raise errors.unknown_name(f'{name}.scale', found.scale, ('linear', 'log'))
+    if not found.low < found.high or (found.scale == 'log' and found.low <= 0):
+        right = 'below high, and positive where the scale is log'
+        raise errors.out_of_range(f'{name}.low', found.low, right)
+    return found
+
+
+def _share(value: Any) -> float | None:
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < 1):
+        raise errors.out_of_range('subspace_share', value, 'at least 0 and below 1')
+    return value
+
+
+def _flat(section: str, value: Any, leaf: Any = lambda _: False) -> dict[str, Any]:
+    """A nested section by dotted name."""
+    tree = _section(section, value)
+    if not tree:
+        raise errors.UserError(
+            f'{section} is empty: name a field with its values, or leave it out.'
+        )
+    found: dict[str, Any] = {}
+    for name, node in tree.items():
+        if isinstance(node, Mapping) and not leaf(node):
+            inner = _flat(f'{section}.{name}', node, leaf)
+            found |= {f'{name}.{field}': values for field, values in inner.items()}
+        else:
+            found[name] = node
+    return found

@@ -1,0 +1,71 @@
+"""The points of a sweep: which values its fields have together."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from malora_jax.errors import UserError
+from malora_jax.sweeps.config import Draws, Range, Sweep
+
+Point = dict[str, Any]
+
+
+def points(sweep: Sweep) -> list[Point]:
+    """Every combination of the grid with every row of `zip` and every random draw.
+
+    Raises:
+        UserError: fewer different points can be drawn than are asked for, or two are the same.
+    """
+    grid = [
+        dict(zip(sweep.grid, values, strict=True))
+        for values in itertools.product(*sweep.grid.values())
+    ]
+    rows = [
+        dict(zip(sweep.zipped, values, strict=True))
+        for values in zip(*sweep.zipped.values(), strict=True)
+    ]
+    drawn = _drawn(sweep.draws) if sweep.draws else []
+    found = [
+        grid_point | row | draw
+        for grid_point, row, draw in itertools.product(grid, rows or [{}], drawn or [{}])
+    ]
+    for number, point in enumerate(found):
+        if point in found[:number]:
+            described = ', '.join(f'{name} = {value!r}' for name, value in point.items())
+            raise UserError(f'The sweep has the same values twice: {described}.')
+    return found
+
+
+def _drawn(draws: Draws) -> list[Point]:
+    """Different points, as many as are asked for."""
+    found: list[Point] = []
+    for point in itertools.islice(_endless(draws), 100 * draws.count):
+        if point not in found:
+            found.append(point)
+        if len(found) == draws.count:
+            return found
+    raise UserError(
+        f'random.draws is {draws.count}; only {len(found)} different points were found in these '
+        'ranges.'
+    )
+
+
+def _endless(draws: Draws) -> Iterator[Point]:
+    rng = random.Random(draws.seed)
+    while True:
+        yield {name: _draw(rng, spec) for name, spec in draws.fields.items()}
+
+
+def _draw(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
+    """A choice; or a number of three significant digits, which a run's name can tell in full."""
+    if isinstance(spec, tuple):
+        return rng.choice(spec)
+    if spec.scale == 'log':
+        value = math.exp(rng.uniform(math.log(spec.low), math.log(spec.high)))
+    else:
+        value = rng.uniform(spec.low, spec.high)
+    if type(spec.low) is int and type(spec.high) is int:
+        return round(value)
+    return min(max(float(f'{value:.3g}'), spec.low), spec.high)

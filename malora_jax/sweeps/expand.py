@@ -1,0 +1,132 @@
+"""The runs of a sweep, each with its whole config."""
+
+import collections
+import dataclasses
+import re
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from malora_jax import errors
+from malora_jax.sweeps.config import Sweep, sweep_config
+from malora_jax.sweeps.draw import Point, points
+from malora_jax.sweeps.subspace import check_said, follow
+from malora_jax.training import run_config
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep.
+
+    Attributes:
+        name: of its directory, ROW-seedN.
+        row: runs that differ in their seed alone share it.
+        variant: the name in `runs` that it is of.
+        seed: its seed.
+        values: of the fields that change, by dotted name, as the sweep has them.
+        config: as written in configs/, in plain dicts.
+    """
+
+    name: str
+    row: str
+    variant: str
+    seed: int
+    values: Point
+    config: dict[str, Any]
+
+
+def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
+    """The runs of a sweep, by the names of their directories.
+
+    Args:
+        config: of configs/sweeps, as plain dicts.
+
+    Raises:
+        UserError: a mistake in the sweep; the base is no config file; or a run that would not be
+            valid, with its name.
+    """
+    sweep = sweep_config(config)
+    get_config = _get_config(sweep.base)
+    labels = _labels(sweep.fields)
+    runs = {}
+    for variant in sweep.runs:
+        for point in points(sweep):
+            parts = [f'{labels[name]}{_text(value)}' for name, value in point.items()]
+            row = '-'.join([variant, *parts])
+            whole = _config(sweep, get_config, variant, point)
+            for seed in sweep.seeds:
+                name = f'{row}-seed{seed}'
+                if name in runs:
+                    raise errors.UserError(f'Two runs of the sweep would be named {name}.')
+                whole.seed = seed
+                runs[name] = SweepRun(name, row, variant, seed, point, whole.to_dict())
+            _check(row, whole)
+    return runs
+
+
+def _get_config(path: str) -> Callable[[str], ConfigDict]:
+    try:
+        return runpy.run_path(path)['get_config']
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise errors.UserError(f'base is {path!r}: there is no such file.') from error
+    except KeyError as error:
+        raise errors.UserError(f'base is {path!r}, which defines no get_config.') from error
+
+
+def _config(
+    sweep: Sweep, get_config: Callable[[str], ConfigDict], variant: str, point: Point
+) -> ConfigDict:
+    """The config of a run but for its seed."""
+    run = sweep.runs[variant]
+    config = get_config(run['arg'])
+    for name, value in flatten_dict(dict(run.get('overrides', {})), sep='.').items():
+        _set(config, name, value, f'runs.{variant}.overrides')
+    for name, value in point.items():
+        _set(config, name, value, 'the sweep')
+    check_said(sweep, config)
+    if sweep.subspace_share:
+        follow(config, sweep.subspace_share, point)
+    return config
+
+
+def _set(config: ConfigDict, name: str, value: Any, where: str) -> None:
+    known = flatten_dict(config.to_dict(), sep='.')
+    if name not in known:
+        raise errors.unknown_name(f'field of a run in {where}', name, known)
+    *sections, field = name.split('.')
+    section = config
+    for part in sections:
+        section = section[part]
+    try:
+        section[field] = value
+    except (TypeError, ValueError) as error:
+        raise errors.UserError(
+            f'{name} cannot be {value!r} in {where}: the base has {known[name]!r} there.'
+        ) from error
+
+
+def _check(row: str, config: ConfigDict) -> None:
+    try:
+        run_config(config.to_dict())
+    except errors.UserError as error:
+        raise errors.UserError(f'{row}: {error}') from error
+
+
+def _labels(fields: Iterable[str]) -> dict[str, str]:
+    """What fields are called in names: their last part where that leaves no doubt."""
+    fields = list(fields)
+    last = collections.Counter(name.rsplit('.', 1)[-1] for name in fields)
+    short = {name: name.rsplit('.', 1)[-1] for name in fields}
+    return {name: part if last[part] == 1 else name for name, part in short.items()}
+
+
+def _text(value: Any) -> str:
+    """A value as it stands in a name."""
+    if isinstance(value, float):
+        return f'{value:.6g}'
+    if isinstance(value, (tuple, list)):
+        return '+'.join(map(_text, value))
+    return re.sub(r'[^\w.+-]', '_', str(value))

@@ -1,0 +1,89 @@
+"""A table of a sweep's runs that is redrawn in a terminal; elsewhere a line when one changes."""
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from malora_jax.sweeps.status import Status
+
+# What there may be most of comes last, where a small terminal cuts it off.
+_ORDER = ('running', 'failed', 'stopped', 'waiting', 'finished')
+_STYLES = {'running': 'bold', 'failed': 'red', 'waiting': 'dim', 'finished': 'green'}
+# Of a terminal, what the table's head, frame and title take.
+_FRAME_LINES = 7
+
+
+class Progress:
+    """Shows how far runs are; a context manager."""
+
+    def __init__(self, console: Console | None = None):
+        """Shows it on a console, by default on stdout."""
+        self._console = console or Console()
+        self._live: Live | None = None
+        self._known: dict[str, str] = {}
+
+    def __enter__(self) -> 'Progress':
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, statuses: Mapping[str, Status]) -> None:
+        """Redraws the table, or tells which runs have changed."""
+        if self._live:
+            rows = max(1, self._console.height - _FRAME_LINES)
+            self._live.update(_table(statuses, rows), refresh=True)
+            return
+        for name, status in statuses.items():
+            if self._known.get(name) != status.state:
+                self._known[name] = status.state
+                self._tell(name, status)
+
+    def _tell(self, name: str, status: Status) -> None:
+        if status.state != 'waiting':
+            detail = _detail(status)
+            text = f'{name}: {status.state}' + (f', {detail}' if detail else '')
+            print(text, file=self._console.file, flush=True)
+
+
+def summary(statuses: Mapping[str, Status]) -> str:
+    """How many runs are in which state."""
+    counts = collections.Counter(status.state for status in statuses.values())
+    return ', '.join(f'{counts[state]} {state}' for state in reversed(_ORDER) if counts[state])
+
+
+def _table(statuses: Mapping[str, Status], rows: int) -> Table:
+    table = Table('run', 'state', 'step', 'loss', 'score', 'tokens/s', title=summary(statuses))
+    ordered = sorted(statuses.items(), key=lambda item: _ORDER.index(item[1].state))
+    for name, status in ordered[:rows]:
+        style = _STYLES.get(status.state)
+        table.add_row(name, status.error or status.state, *_cells(status), style=style)
+    if len(ordered) > rows:
+        table.caption = f'and {len(ordered) - rows} more'
+    return table
+
+
+def _cells(status: Status) -> list[str]:
+    step = f'{status.step}/{status.steps}' if status.steps else str(status.step or '')
+    return [
+        step,
+        '' if status.loss is None else f'{status.loss:.3f}',
+        '' if status.score is None else f'{100 * status.score:.1f}%',
+        '' if status.speed is None else f'{status.speed:,.0f}',
+    ]
+
+
+def _detail(status: Status) -> str:
+    if status.error:
+        return status.error
+    if status.state == 'finished':
+        return f'score {100 * (status.score or 0):.1f}%, loss {status.loss:.3f}'
+    return f'step {status.step}' if status.step else ''

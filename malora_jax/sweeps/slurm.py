@@ -1,0 +1,85 @@
+"""A sweep as an array job of SLURM."""
+
+import pathlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from malora_jax import files
+from malora_jax.errors import UserError
+from malora_jax.sweeps.runner import Job
+
+_SCRIPT = """#!/usr/bin/env bash
+# The runs of a sweep that were not finished, as an array: sbatch {path}
+# Afterwards the command that wrote this reports on them, or writes those that are still missing.
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}{at_once}
+#SBATCH --output={logs}/slurm-%A_%a.txt
+#SBATCH --requeue
+# SIGTERM two minutes before the end: a run saves, and goes on when it is queued again.
+#SBATCH --signal=TERM@120
+{options}set -euo pipefail
+
+cd {directory}
+case "$SLURM_ARRAY_TASK_ID" in
+{cases}
+esac
+# What fails is tried once more.
+srun "${{command[@]}}" || srun "${{command[@]}}"
+"""
+
+
+def write_array(
+    workdir: pathlib.Path, jobs: Sequence[Job], at_once: int, options: Sequence[str]
+) -> pathlib.Path:
+    """Writes `sweep/array.sbatch`.
+
+    Args:
+        workdir: of the sweep.
+        jobs: that are to be made.
+        at_once: how many at the same time; 0 = as many as there is room for.
+        options: of sbatch, such as '--gpus=1'.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: something else among the options.
+    """
+    for option in options:
+        if not option.startswith('--') or '\n' in option:
+            raise UserError(
+                f'--sbatch has {option!r}; it must be options of sbatch, such as "--gpus=1 '
+                '--time=12:00:00".'
+            )
+    path = workdir / 'sweep' / 'array.sbatch'
+    cases = '\n'.join(
+        f'  {number}) command=({shlex.join(job.command)}) ;;' for number, job in enumerate(jobs)
+    )
+    text = _SCRIPT.format(
+        path=path,
+        name=workdir.name,
+        last=len(jobs) - 1,
+        at_once=f'%{at_once}' if at_once else '',
+        logs=(workdir / 'sweep' / 'logs').absolute(),
+        options=''.join(f'#SBATCH {option}\n' for option in options),
+        directory=shlex.quote(str(pathlib.Path.cwd())),
+        cases=cases,
+    )
+    files.write_text(path, text.rstrip())
+    return path
+
+
+def submit(path: pathlib.Path) -> str:
+    """Submits an array where SLURM is; what came of it, in one sentence.
+
+    Raises:
+        UserError: SLURM refuses it.
+    """
+    if shutil.which('sbatch') is None:
+        return f'Wrote {path}; there is no sbatch here: submit it where SLURM is.'
+    done = subprocess.run(['sbatch', str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f'sbatch refuses {path}: {done.stderr.strip() or done.stdout.strip()}')
+    return f'{done.stdout.strip()} ({path})'

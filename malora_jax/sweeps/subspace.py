@@ -1,0 +1,63 @@
+"""The rank of MALoRA's subspace in sweeps over ranks and numbers of experts.
+
+Section 3.3 of the paper: a budget of rank r an expert, as MoLoRA would have it, becomes a shared
+subspace of d = λ r N dimensions and experts of rank r̄ = r + (1 − λ) r.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from malora_jax.errors import UserError
+from malora_jax.sweeps.config import Sweep
+
+_RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.shared_rank'
+
+
+def check_said(sweep: Sweep, config: ConfigDict) -> None:
+    """Checks that a sweep whose ranks change says what becomes of d, once.
+
+    Raises:
+        UserError: it does not, or says two things.
+    """
+    changes = {_RANK, _EXPERTS} & {*sweep.fields}
+    is_open = sweep.subspace_share is None and _SUBSPACE not in sweep.fields
+    if changes and is_open and _has_subspace(config):
+        raise UserError(
+            f'{min(changes)} changes and the sweep does not say whether shared_rank follows: set '
+            'subspace_share to λ of d = λ r N, or to 0.0 if d stays.'
+        )
+    if sweep.subspace_share and _SUBSPACE in sweep.fields:
+        raise UserError(f'{_SUBSPACE} cannot change by itself where subspace_share is set.')
+
+
+def follow(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
+    """Sets r̄ and d of a run that has a subspace.
+
+    Args:
+        config: of the run, changed in place.
+        share: λ.
+        values: what the sweep sets; `adapter.rank` is r there. Without it r is what the run's r̄
+            is made of.
+
+    Raises:
+        UserError: r̄, d or r would be no whole number.
+    """
+    if not _has_subspace(config):
+        return
+    adapter = config.adapter
+    budget = values.get(_RANK, adapter.rank / (2 - share))
+    rank, shared_rank = (2 - share) * budget, share * budget * adapter.num_experts
+    for name, symbol, value in ((_RANK, 'r̄', rank), (_SUBSPACE, 'd', shared_rank)):
+        if abs(value - round(value)) > 1e-6:
+            raise UserError(
+                f'subspace_share {share:g} with r = {budget:g} and N = {adapter.num_experts} '
+                f'makes {symbol} {value:g}; {name} must be a whole number.'
+            )
+    adapter.rank, adapter.shared_rank = round(rank), round(shared_rank)
+
+
+def _has_subspace(config: ConfigDict) -> bool:
+    """Whether experts share a subspace on the side of the input, with cores of their own."""
+    return config.adapter.shared_rank > 0 and config.adapter.subspace == 'down'

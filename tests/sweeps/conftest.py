@@ -1,0 +1,10 @@
+import pytest
+from sweep_helpers import ROOT  # noqa: F401  (puts the tests of training on the path)
+from tiny_gguf import write_tiny_gguf
+
+
+@pytest.fixture(scope='session')
+def tiny_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'tiny.gguf'
+    write_tiny_gguf(path)
+    return path

@@ -1,0 +1,66 @@
+"""Array jobs, as far as they can be checked without SLURM."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from malora_jax.errors import UserError
+from malora_jax.sweeps import slurm
+from malora_jax.sweeps.runner import Job
+
+JOBS = [
+    Job(('a',), ['python', '-c', 'print("a b")', "it's"]),
+    Job(('b',), ['false']),
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / 'sweep').mkdir()
+    return slurm.write_array(tmp_path, JOBS, 3, ['--gpus=1', '--time=12:00:00'])
+
+
+def test_the_array_is_bash_and_has_a_task_for_each_process(path):
+    subprocess.run(['bash', '-n', path], check=True)
+    options = dict(re.findall(r'^#SBATCH --([\w-]+)(?:=(.*))?$', path.read_text(), re.MULTILINE))
+    assert options['array'] == '0-1%3'
+    assert options['gpus'] == '1' and options['time'] == '12:00:00'
+    assert 'requeue' in options and options['signal'] == 'TERM@120'
+
+
+def run_task(path: pathlib.Path, number: int) -> tuple[int, list[str]]:
+    """Runs a task with an `srun` that tells its arguments and then starts them."""
+    srun = path.parent / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexec "$@"\n')
+    srun.chmod(0o755)
+    env = os.environ | {
+        'SLURM_ARRAY_TASK_ID': str(number),
+        'PATH': f'{path.parent}:{os.environ["PATH"]}',
+    }
+    done = subprocess.run(['bash', path], env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_a_task_starts_its_own_command_and_one_that_fails_twice(path):
+    assert run_task(path, 0) == (0, [*JOBS[0].command, 'a b'])
+    assert run_task(path, 1) == (1, ['false', 'false'])
+
+
+def test_it_is_submitted_where_slurm_is(path, monkeypatch):
+    assert 'there is no sbatch here' in slurm.submit(path)
+    sbatch = path.parent / 'sbatch'
+    sbatch.write_text('#!/bin/sh\necho "Submitted batch job 7 of $1"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{path.parent}:{os.environ["PATH"]}')
+    assert slurm.submit(path) == f'Submitted batch job 7 of {path} ({path})'
+    sbatch.write_text('#!/bin/sh\necho "no such partition" >&2\nexit 1\n')
+    with pytest.raises(UserError, match=r'sbatch refuses .*: no such partition'):
+        slurm.submit(path)
+
+
+def test_an_option_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="--sbatch has 'gpus=1'"):
+        slurm.write_array(tmp_path, JOBS, 0, ['gpus=1'])

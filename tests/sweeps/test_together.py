@@ -1,0 +1,231 @@
+"""Whole runs that train together against the same runs alone."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from loop_helpers import STEPS, TASKS, run_settings
+
+from malora_jax import training
+from malora_jax.adapters import trees
+from malora_jax.errors import UserError
+from malora_jax.files import read_json, read_json_lines
+from malora_jax.sweeps import group, memory, together
+from malora_jax.sweeps.together import train_together
+from malora_jax.training import metrics, run_config
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.plan import memory_bytes
+from malora_jax.training.preemption import Preempted
+from malora_jax.training.setup import build
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+TIMES = ('tokens_per_second', 'train_time_s')
+
+
+def configs(weights, **changes):
+    """Three runs: the second learns at another rate, the third has a seed and a rank of its own."""
+    changes = {'data__validation': 4, 'training__evaluate_every': 3} | changes
+    return {
+        'a': run_settings(weights, **changes),
+        'b': run_settings(weights, **changes, optimizer__learning_rate=1e-3, adapter__dropout=0.3),
+        'c': run_settings(weights, **changes, seed=2, adapter__rank=3),
+    }
+
+
+@pytest.fixture(scope='module')
+def alone(tiny_weights, tmp_path_factory):
+    """The directory of the runs, each trained alone."""
+    workdir = tmp_path_factory.mktemp('alone')
+    for name, config in configs(tiny_weights).items():
+        training.train(config, workdir / name)
+    return workdir
+
+
+def last_state(workdir, config):
+    setup = build(run_config(config))
+    with Checkpoints(workdir / 'checkpoints') as checkpoints:
+        return checkpoints.restore_state(setup.fresh_state())
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def assert_same(workdir, alone, configs):
+    """Each run's metrics, adapter, moments, position in the data and files."""
+    for name, config in configs.items():
+        ours, theirs = (
+            without_times(read_json_lines(directory / name / 'metrics.jsonl'))
+            for directory in (workdir, alone)
+        )
+        assert [r.keys() for r in ours] == [r.keys() for r in theirs]
+        for record, expected in zip(ours, theirs, strict=True):
+            assert record == pytest.approx(expected, rel=1e-4), name
+        state, expected = (last_state(each / name, config) for each in (workdir, alone))
+        assert int(state.step) == STEPS
+        leaves = zip(trees.named_leaves(state), trees.named_leaves(expected), strict=True)
+        for (path, a), (_, b) in leaves:
+            scale = max(np.abs(b).max(), 1e-12)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * scale, err_msg=path)
+        assert read_json(workdir / name / 'config.json') == read_json(alone / name / 'config.json')
+        files = [{path.name for path in (each / name).iterdir()} for each in (workdir, alone)]
+        assert files[0] == files[1]
+        found, wanted = (read_json(each / name / 'results.json') for each in (workdir, alone))
+        for task in TASKS:
+            loss = wanted['tasks'][task]['loss_after']
+            assert found['tasks'][task]['loss_after'] == pytest.approx(loss, rel=1e-3)
+            for key in ('before', 'loss_before', 'examples', 'scoring'):
+                assert found['tasks'][task][key] == wanted['tasks'][task][key]
+        assert found['best_step'] == wanted['best_step']
+        assert found.keys() == wanted.keys()
+
+
+def test_runs_are_as_they_would_be_alone(alone, tiny_weights, tmp_path, capsys):
+    assert train_together(configs(tiny_weights), tmp_path, measure=False) == {}
+    assert_same(tmp_path, alone, configs(tiny_weights))
+    # The runs differ from each other.
+    losses = {read_json(tmp_path / name / 'results.json')['validation_loss'] for name in 'abc'}
+    assert len(losses) == 3
+    # And each is finished for the ordinary command.
+    training.train(configs(tiny_weights)['b'], tmp_path / 'b')
+    assert 'is finished; its results' in capsys.readouterr().out
+
+
+def test_from_different_steps_they_go_on(alone, tiny_weights, tmp_path, monkeypatch):
+    """All are stopped in step 4; then the first one is made alone, up to a checkpoint at step 4."""
+    write = metrics.MetricWriter.write
+
+    def fail(self, record):
+        if self._file.name.startswith(str(tmp_path / 'c')) and record['step'] == 4:
+            raise KeyboardInterrupt
+        write(self, record)
+
+    monkeypatch.setattr(metrics.MetricWriter, 'write', fail)
+    with pytest.raises(KeyboardInterrupt):
+        train_together(configs(tiny_weights), tmp_path, measure=False)
+    monkeypatch.undo()
+    training.train(configs(tiny_weights)['a'], tmp_path / 'a')
+    (tmp_path / 'a' / 'results.json').unlink()
+    shutil.rmtree(tmp_path / 'a' / 'checkpoints' / '6')
+    newest = [
+        max(int(path.name) for path in (tmp_path / name / 'checkpoints').glob('[0-9]*'))
+        for name in 'abc'
+    ]
+    assert newest == [4, 3, 3]
+    assert train_together(configs(tiny_weights), tmp_path, measure=False) == {}
+    assert_same(tmp_path, alone, configs(tiny_weights))
+
+
+def test_sigterm_saves_all(tiny_weights, tmp_path, monkeypatch):
+    next_batch = group.Replica.next_batch
+
+    def ask(self):
+        if self.name == 'b' and self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_batch(self)
+
+    monkeypatch.setattr(group.Replica, 'next_batch', ask)
+    with pytest.raises(Preempted):
+        train_together(configs(tiny_weights), tmp_path, measure=False)
+    for name in 'abc':
+        assert (tmp_path / name / 'checkpoints' / '3').is_dir()
+        assert not (tmp_path / name / 'results.json').exists()
+
+
+def test_a_run_that_fails_leaves_the_others(alone, tiny_weights, tmp_path):
+    """Two of four have a loss that is not finite; the others are put together anew."""
+    wild = {
+        name: run_settings(
+            tiny_weights,
+            optimizer__learning_rate=rate,
+            data__validation=4,
+            training__evaluate_every=3,
+        )
+        for name, rate in (('wild', 1e30), ('wilder', 1e32))
+    }
+    good = {name: config for name, config in configs(tiny_weights).items() if name != 'b'}
+    errors = train_together(wild | good, tmp_path, measure=False)
+    assert errors.keys() == wild.keys()
+    assert 'at step 2; it was not saved' in errors['wild']
+    assert not (tmp_path / 'wild' / 'results.json').exists()
+    assert_same(tmp_path, alone, good)
+
+
+def test_what_is_finished_is_left_alone(tiny_weights, tmp_path, monkeypatch):
+    for name in 'abc':
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'results.json').write_text('{}')
+    monkeypatch.setattr(together, 'build', None)
+    assert train_together(configs(tiny_weights), tmp_path) == {}
+
+
+def test_a_directory_of_another_run_is_refused(tiny_weights, tmp_path):
+    (tmp_path / 'b').mkdir()
+    other = run_settings(tiny_weights, adapter__beta=3.0)
+    (tmp_path / 'b' / 'config.json').write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r'b holds a run with another adapter\.beta'):
+        train_together(configs(tiny_weights), tmp_path)
+    assert not (tmp_path / 'a').exists()
+
+
+# How many at once.
+
+
+@pytest.mark.parametrize('fit, sizes', [(0, [1, 1, 1]), (1, [1, 1, 1]), (2, [2, 1]), (9, [3])])
+def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
+    trained = []
+
+    def note(some, *_):
+        trained.append(len(some))
+        return {}
+
+    def note_alone(some, *_):
+        trained.extend([1] * len(some))
+        return {}
+
+    monkeypatch.setattr(together, 'that_fit', lambda *_: fit)
+    monkeypatch.setattr(together, '_train', note)
+    monkeypatch.setattr(together, '_alone', note_alone)
+    train_together(configs(tiny_weights), tmp_path)
+    assert trained == sizes
+
+
+def test_the_base_counts_once(tiny_weights):
+    run = run_config(configs(tiny_weights)['a'])
+    base = memory_bytes(build(run).model.clone(adapter=None))['base']
+    total = 10**9
+    fit = memory.that_fit(run, total)
+    each = (0.9 * total - base) / (fit + 0.5)
+    # With twice the memory, and no second base, more than twice as many.
+    assert memory.that_fit(run, 2 * total) == pytest.approx((1.8 * total - base) / each, rel=0.1)
+    assert memory.that_fit(run, base) == 0
+    assert memory.available() > 2**27
+
+
+def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
+    """A step of three together is as long as ten alone: so they are trained alone."""
+    ways = []
+    monkeypatch.setattr(together, '_alone', lambda some, _: ways.append(list(some)) or {})
+    from malora_jax.sweeps import against
+
+    compared = against.compare
+
+    def slowly(*args):
+        found, step = compared(*args)
+        assert found.together_bytes < 3 * found.alone_bytes
+        assert found.together_bytes > found.alone_bytes
+        assert found.runs == 3 and found.together_s > 0 and found.alone_s > 0
+        return found._replace(together_s=2.0, alone_s=0.2), step
+
+    monkeypatch.setattr(together, 'compare', slowly)
+    train_together(configs(tiny_weights), tmp_path)
+    out = capsys.readouterr().out
+    # 3 · 2 rows of 96 positions in two seconds, against 2 rows in 0.2.
+    assert '3 runs together: 288 tokens/s and ' in out
+    assert 'one alone: 960 tokens/s' in out
+    assert 'Together they take 3.33 of the time' in out
+    assert 'So they are trained one after another.' in out
+    assert ways == [['a', 'b', 'c']]

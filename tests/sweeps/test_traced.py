@@ -1,0 +1,197 @@
+"""Steps of several runs at once against the steps of each alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loop_helpers import run_settings
+
+from malora_jax.adapters import trees
+from malora_jax.sweeps.padding import cut, pad, shapes
+from malora_jax.sweeps.step import lowered_step, make_starts, stack, take
+from malora_jax.sweeps.traced import NAMES, alike, common, differing, with_values
+from malora_jax.training import run_config
+from malora_jax.training.setup import build
+from malora_jax.training.step import lowered_step as lowered_alone
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+STEPS = 3
+# What each of three runs has; the second has no dropout.
+DIFFERENT = {
+    'seed': (0, 5, 0),
+    'optimizer__learning_rate': (1e-2, 3e-3, 1e-3),
+    'optimizer__weight_decay': (0.01, 0.1, 0.0),
+    'optimizer__clip_norm': (1.0, 0.1, 1e3),
+    'optimizer__router_rate': (1.0, 2.0, 0.5),
+    'optimizer__down_rate': (1.0, 3.0, 1.0),
+    'optimizer__core_rate': (1.0, 1.0, 2.0),
+    'optimizer__up_rate': (4.0, 1.0, 16.0),
+    'optimizer__magnitude_rate': (1.0, 2.0, 3.0),
+    'adapter__alpha': (8.0, 4.0, 3.0),
+    'adapter__beta': (1.0, 0.5, 2.0),
+    'adapter__dropout': (0.1, 0.0, 0.3),
+    'adapter__balance_weight': (0.01, 0.1, 0.5),
+}
+
+
+def settings(weights, method, **changes):
+    """Configs of three runs that differ in everything that may."""
+    if method == 'dora':
+        changes |= {'adapter__num_experts': 1}
+    return [
+        run_settings(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
+        for values in zip(*DIFFERENT.values(), strict=True)
+    ]
+
+
+# Ranks of an expert and of the subspace.
+MOLORA_RANKS = ({'rank': 3}, {'rank': 4}, {'rank': 1})
+MALORA_RANKS = (
+    {'rank': 3, 'shared_rank': 8},
+    {'rank': 5, 'shared_rank': 6},
+    {'rank': 2, 'shared_rank': 4},
+)
+
+
+@pytest.mark.parametrize(
+    'method, ranks',
+    [
+        *(('lora', ()), ('dora', ()), ('malora', ())),
+        *(('molora', MOLORA_RANKS), ('malora', MALORA_RANKS)),
+    ],
+    ids=['lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'],
+)
+def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
+    """Adapters are random: with B = 0 half of the gradients would be zero."""
+    configs = settings(tiny_weights, method)
+    for config, changes in zip(configs, ranks, strict=False):
+        config['adapter'] |= changes
+    runs = [run_config(config) for config in configs]
+    base = build(runs[0]).base
+    setups = [build(run, base) for run in runs]
+    first, params = setups[0], base.params
+    states = [_random(setup.fresh_state(), seed) for seed, setup in enumerate(setups)]
+    alone = [
+        lowered_alone(s.run, s.model, s.steps, 2, state, params).compile()
+        for s, state in zip(setups, states, strict=True)
+    ]
+    values, run = differing(runs), common(runs)
+    whole = jax.eval_shape(make_starts(run, first.steps), take(values, 0), params)
+    stacked = stack([pad(state, whole) for state in states])
+    together = lowered_step(run, first.steps, 2, stacked, params, values).compile()
+    data = [setup.train_iterator() for setup in setups]
+    for _ in range(STEPS):
+        batches = [next(rows) for rows in data]
+        rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        stacked, metrics = together(stacked, params, rows, values)
+        for index, batch in enumerate(batches):
+            states[index], expected = alone[index](states[index], params, batch)
+            for name, value in expected.items():
+                np.testing.assert_allclose(
+                    np.asarray(metrics[name])[index], value, rtol=2e-5, err_msg=name
+                )
+    for index, state in enumerate(states):
+        _assert_close(cut(take(stacked, index), shapes(state)), state)
+    # They are not the same by accident.
+    finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
+    assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
+    # What was padded is zero still.
+    for leaf, whole_leaf in zip(
+        jax.tree.leaves(cut(take(stacked, 0), shapes(states[0]))),
+        jax.tree.leaves(take(stacked, 0)),
+        strict=True,
+    ):
+        assert np.count_nonzero(leaf) == np.count_nonzero(whole_leaf)
+
+
+def _random(state, seed):
+    rng = np.random.default_rng(seed)
+    return state.replace(
+        adapter=jax.tree.map(
+            lambda leaf: leaf + jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype),
+            state.adapter,
+        )
+    )
+
+
+def _assert_close(found, expected):
+    """Moments up to 1e-4 of each leaf's largest entry, what Adam makes of them up to 1e-3.
+
+    It divides by roots of moments, some of which are little more than rounding.
+    """
+    leaves = zip(trees.named_leaves(found), trees.named_leaves(expected), strict=True)
+    for (name, a), (_, b) in leaves:
+        scale = max(np.abs(b).max(), 1e-12) * (1e-3 if 'adapter' in name else 1e-4)
+        np.testing.assert_allclose(a, b, rtol=0, atol=scale, err_msg=name)
+
+
+def test_the_activations_keep_their_dtype(tiny_weights):
+    """A traced α or dropout is float32, and would make everything behind it so."""
+    runs = [
+        run_config(config) for config in settings(tiny_weights, 'malora', model__dtype='bfloat16')
+    ]
+    setup, values = build(runs[0]), differing(runs)
+    states = stack([setup.fresh_state()] * 3)
+    step = lowered_step(runs[0], setup.steps, 2, states, setup.base.params, values)
+    alone = lowered_alone(
+        runs[0], setup.model, setup.steps, 2, setup.fresh_state(), setup.base.params
+    )
+    counts = [_products_in_float32(lowered.as_text()) for lowered in (step, alone)]
+    assert counts[0] == counts[1] > 0
+
+
+def _products_in_float32(text: str) -> int:
+    lines = [line for line in text.splitlines() if 'dot_general' in line]
+    return sum('bf16' not in line.split(':', 1)[1] for line in lines)
+
+
+@pytest.mark.parametrize('method', ['malora', 'molora'])
+def test_starts_are_those_of_the_runs_alone(method, tiny_weights):
+    runs = [run_config(config) for config in settings(tiny_weights, method)]
+    base = build(runs[0]).base
+    values = differing(runs)
+    start = make_starts(runs[0], 6)
+    for index, run in enumerate(runs):
+        found = start(take(values, index), base.params)
+        expected = build(run, base).fresh_state()
+        for (name, a), (_, b) in zip(
+            trees.named_leaves(found), trees.named_leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_runs_that_are_alike(tiny_weights):
+    one, two, three = settings(tiny_weights, 'malora')
+    other = run_settings(tiny_weights, 'malora', adapter__rank=2)
+    longer = run_settings(tiny_weights, 'malora', training__steps=7)
+    plain = run_settings(tiny_weights, 'molora')
+    plain['method'] = 'malora'  # By its settings alone.
+    found = alike({'a': one, 'b': plain, 'c': two, 'd': longer, 'e': three, 'f': other})
+    assert found == [['a', 'c', 'e', 'f'], ['b'], ['d']]
+
+
+def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
+    """α / r of 16 / 4 and 12 / 2: at rank 4 the second is 24 / 4."""
+    runs = [
+        run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
+        for rank, alpha in ((4, 16.0), (2, 12.0))
+    ]
+    assert list(differing(runs)['adapter.alpha']) == [16.0, 24.0]
+    assert common(runs[::-1]).adapter.rank == 4
+    assert common(runs[::-1]).adapter.scale == 6.0
+    same = [
+        run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=2.0 * rank))
+        for rank in (4, 2)
+    ]
+    assert 'adapter.alpha' not in differing(same)
+
+
+def test_only_what_differs_is_traced(tiny_weights):
+    runs = [run_config(run_settings(tiny_weights, seed=seed)) for seed in (3, 4)]
+    assert differing(runs).keys() == {'seed'}
+    changed = with_values(runs[0], {'seed': 7, 'adapter.alpha': 'traced'})
+    assert (changed.seed, changed.adapter.alpha) == (7, 'traced')
+    assert (runs[0].seed, runs[0].adapter.alpha) == (3, 8.0)
+    assert changed.optimizer == runs[0].optimizer
+    every = [run_config(config) for config in settings(tiny_weights, 'malora')]
+    assert differing(every).keys() == {*NAMES}
