@@ -36,7 +36,9 @@ class Run:
         for answer in self.after:
             questions.setdefault(answer['task'], []).append(answer['question'])
         return {
-            'model': (self.config['model']['name'], self.config['model']['weights']),
+            'model': tuple(
+                self.config['model'].get(field, '') for field in ('name', 'weights', 'quantize')
+            ),
             'template': self.config['data']['template'],
             **{f'held-out questions of {task}': asked for task, asked in questions.items()},
             **{

@@ -23,6 +23,7 @@ from malora_jax.analysis.statistics import (
     score_interval,
 )
 from malora_jax.errors import UserError
+from malora_jax.training.config import defaults
 
 _Answers = Sequence[Mapping[str, Any]]
 
@@ -228,7 +229,7 @@ def _found(
 
 def _settings(run: Run) -> dict[str, Any]:
     """All fields of a run's config that it depends on, by their paths."""
-    fields = flatten_dict(run.config, sep='.')
+    fields = defaults() | flatten_dict(run.config, sep='.')
     return {field: value for field, value in fields.items() if field not in _IMMATERIAL}
 
 

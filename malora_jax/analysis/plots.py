@@ -4,19 +4,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from malora_jax import files
+from malora_jax.analysis.figures import COLOURS, cycle, literally, points, save, smooth
 from malora_jax.analysis.statistics import Difference
 
-# Names of tasks and runs are shown as they are, a dollar sign too.
-_literally = matplotlib.rc_context({'text.parse_math': False})
-_COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
-
-@_literally
+@literally
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Training loss of each task over steps: each step faint, a moving average on top.
 
@@ -30,11 +25,11 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
     tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.add_subplot(xlabel='step', ylabel='answer loss (nats per token)', title=title)
-    for colour, task in zip(_cycle(len(tasks)), tasks, strict=True):
+    for colour, task in zip(cycle(len(tasks)), tasks, strict=True):
         points = [(record['step'], record[task]) for record in records if task in record]
         steps, losses = np.array(points).T
         axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
-        axes.plot(steps, _smooth(losses), color=colour, label=task.removeprefix('loss/'))
+        axes.plot(steps, smooth(losses), color=colour, label=task.removeprefix('loss/'))
         key = f'validation_{task}'
         points = [(r['step'], r[key]) for r in records if key in r]
         if points:
@@ -42,10 +37,10 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_expert_load(
     path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
 ) -> None:
@@ -76,10 +71,10 @@ def plot_expert_load(
         panel.set_xticks(range(experts))
     label = f'share of token slots (balanced: {1 / experts:.3f}; the top is twice that or more)'
     figure.colorbar(image, ax=panels, label=label, extend='max', shrink=0.6)
-    _save(figure, path)
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_curves(
     path: pathlib.Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str
 ) -> None:
@@ -99,15 +94,15 @@ def plot_curves(
     for (name, curve), panel in zip(curves.items(), panels, strict=False):
         for other in curves.values():
             panel.plot(*other, color='0.85', linewidth=1)
-        panel.plot(*curve, color=_COLOURS[0], linewidth=2)
+        panel.plot(*curve, color=COLOURS[0], linewidth=2)
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.3)
     for panel in panels:  # Those that are left over.
         panel.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_task_curves(
     path: pathlib.Path, records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
 ) -> None:
@@ -130,22 +125,22 @@ def plot_task_curves(
     figure.supylabel('answer loss (nats per token)', fontsize=10)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for task, panel in zip(tasks, panels, strict=False):
-        for colour, (method, runs) in zip(_cycle(len(records)), records.items(), strict=True):
+        for colour, (method, runs) in zip(cycle(len(records)), records.items(), strict=True):
             for label, run in zip([method, *['_'] * len(runs)], runs, strict=False):
-                steps, losses = _curve(run, task)
+                steps, losses = points(run, task)
                 window = max(9, len(losses) // 20)
-                panel.plot(steps, _smooth(losses, window), color=colour, label=label)
-                panel.plot(*_curve(run, f'validation_{task}'), '--o', color=colour, markersize=3)
+                panel.plot(steps, smooth(losses, window), color=colour, label=label)
+                panel.plot(*points(run, f'validation_{task}'), '--o', color=colour, markersize=3)
         panel.set_title(task.removeprefix('loss/'), fontsize=9)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     for panel in panels:  # Those that are left over.
         panel.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_changes(
     path: pathlib.Path, changes: Mapping[str, Mapping[str, Difference]], title: str
 ) -> None:
@@ -157,7 +152,7 @@ def plot_changes(
         title: above the plot.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
-    figure = Figure(figsize=(2 + 1.6 * len(tasks), 4), layout='constrained')
+    figure = Figure(figsize=(3.5 + 1.6 * len(tasks), 4), layout='constrained')
     label = 'change against single-task training (points)'
     axes = figure.add_subplot(ylabel=label, title=title)
     width = 0.8 / len(changes)
@@ -172,18 +167,18 @@ def plot_changes(
             # Rounding may put a mean outside of an interval without width.
             yerr=np.maximum((means - low, high - means), 0),
             label=method,
-            color=_COLOURS[number % len(_COLOURS)],
+            color=COLOURS[number % len(COLOURS)],
             error_kw={'linewidth': 1, 'alpha': 0.6},
         )
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xticks(np.arange(len(tasks)), tasks, rotation=15)
     axes.grid(axis='y', alpha=0.3)
-    axes.legend(frameon=False, ncols=2)
-    _save(figure, path)
+    figure.legend(frameon=False, loc='outside right upper')
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Bars of each task's score before and after, and of the best constant answer.
 
@@ -198,14 +193,14 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
     series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
     for shift, (key, label) in enumerate(series):
         heights = [task[key] for task in tasks.values()]
-        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=_COLOURS[shift])
+        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=COLOURS[shift])
     axes.set_xticks(places, list(tasks), rotation=15)
     axes.grid(axis='y', alpha=0.3)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-@_literally
+@literally
 def plot_step_times(
     path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
@@ -233,7 +228,7 @@ def plot_step_times(
     axes.grid(axis='y', alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=3, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_growth(
@@ -251,7 +246,7 @@ def plot_growth(
     figure.suptitle(title, fontsize=10)
     panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
     for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
-        for colour, (name, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        for colour, (name, curve) in zip(cycle(len(curves)), curves.items(), strict=True):
             values, least = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
             axes.plot(curve['size'], values, 'o-', color=colour, label=name)
             axes.plot(curve['size'], least, '--', color=colour, linewidth=1, label=f'{name}, floor')
@@ -262,27 +257,4 @@ def plot_growth(
         axes.set(xlabel=field, ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, where it was taken."""
-    points = [(record['step'], record[name]) for record in records if name in record]
-    steps, values = np.array(points).reshape(-1, 2).T
-    return steps, values
-
-
-def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Centred moving average, over what there is of the window at the ends."""
-    ones = np.ones(min(window, len(values)))
-    count = np.convolve(np.ones(len(values)), ones, mode='same')
-    return np.convolve(values, ones, mode='same') / count
-
-
-def _cycle(count: int) -> list[Any]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save(figure, path)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 # Of a chunk of resamples, so that memory does not grow with their number: 8 MB of int64.
 _CHUNK_ITEMS = 2**20
@@ -118,6 +119,27 @@ def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> In
     # That of the difference to no right answer.
     nothing = {task: np.zeros_like(_by_question(values)) for task, values in scores.items()}
     return paired_bootstrap(scores, nothing, level).interval
+
+
+def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
+    """Interval of confidence for the mean over all seeds, from some: Student's t.
+
+    What is uncertain here is which seeds were drawn, and with them data, start and dropout.
+
+    Args:
+        values: (S,), a number of each seed's run.
+        level: how often such intervals hold the true mean.
+
+    Returns:
+        None for a single seed, which says nothing of others.
+    """
+    _check_level(level)
+    values_S = np.asarray(values, np.float64)
+    count = len(values_S)
+    if count < 2:
+        return None
+    half = stats.t.ppf(0.5 + level / 2, count - 1) * values_S.std(ddof=1) / math.sqrt(count)
+    return Interval(float(values_S.mean() - half), float(values_S.mean() + half))
 
 
 def paired_bootstrap(

@@ -17,11 +17,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 
 from configs import inter_domain, intra_domain, intra_domain_small  # noqa: E402
-from configs.sweeps import expand  # noqa: E402
 from malora_jax.analysis import paper, plots  # noqa: E402
 from malora_jax.analysis.statistics import Difference, Interval  # noqa: E402
 from malora_jax.analysis.tables import make_table  # noqa: E402
 from malora_jax.errors import UserError  # noqa: E402
+from malora_jax.sweeps import expand  # noqa: E402
 
 QUESTIONS = 40
 TASKS = intra_domain.TASKS
@@ -310,10 +310,7 @@ def test_every_run_of_a_sweep_belongs_to_the_row_of_its_name(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     table = paper.TABLES[name]
     sweep = importlib.import_module(f'configs.sweeps.{name}').get_config().to_dict()
-    found = {
-        (re.sub(r'-seed\d+$', '', run), table.row_of(config))
-        for run, config in expand(sweep).items()
-    }
+    found = {(run.row, table.row_of(run.config)) for run in expand(sweep).values()}
     for run, row in found:
         method, dash, task = run.partition('-')
         assert row == (f'{method}_single' if dash else run)
@@ -482,7 +479,8 @@ def test_curves_and_changes_are_plotted(tmp_path, monkeypatch):
     np.testing.assert_allclose(losses, [2.75, 2.75, 1.75])
     (axes,) = changes.axes
     assert [bar.get_height() for bar in axes.patches] == [0.0, 25.0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['LoRA', 'MALoRA']
+    (legend,) = changes.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['LoRA', 'MALoRA']
 
 
 def test_the_command(tmp_path):

@@ -1,0 +1,178 @@
+"""Figure 2: how alike the projections of experts are, within a run and across runs.
+
+Dimension letters: J linears, L layers, E and G experts.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from malora_jax.analysis.projections import down_projections, up_projections
+from malora_jax.analysis.similarity import (
+    Subspaces,
+    distinct_pairs,
+    independent,
+    similarity,
+    subspaces,
+)
+
+SIDES = ('A', 'B')
+_PROJECTIONS = {'A': down_projections, 'B': up_projections}
+
+
+class Side(NamedTuple):
+    """Similarities of A or of B, each the mean over the pairs that were compared.
+
+    Attributes:
+        trained: (J, L); nan where an expert's update is still zero.
+        start: (J, L), of the same pairs before training; None if that is not known, or all zero.
+        independent: (J, L), of subspaces that have nothing to do with each other.
+    """
+
+    trained: np.ndarray
+    start: np.ndarray | None
+    independent: np.ndarray
+
+
+class Alike(NamedTuple):
+    """What was compared.
+
+    Attributes:
+        label: for legends.
+        pairs: how many pairs there are for each linear and layer, by side.
+        sides: by name; 'A' is missing where the experts share one.
+    """
+
+    label: str
+    pairs: int
+    sides: dict[str, Side]
+
+
+class Comparison(NamedTuple):
+    """Which runs to compare.
+
+    Attributes:
+        label: for legends.
+        pairs: numbers of runs; of a run with itself, its experts are compared with each other.
+    """
+
+    label: str
+    pairs: Sequence[tuple[int, int]]
+
+
+class Candidate(NamedTuple):
+    """What decides which runs are compared.
+
+    Attributes:
+        name: of the run.
+        method: its method, with whatever else must be the same.
+        tasks: that it was trained on.
+        experts: how many each linear has.
+    """
+
+    name: str
+    method: str
+    tasks: frozenset[str]
+    experts: int
+
+
+def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
+    """The paper's three settings, as far as there are runs for them.
+
+    Experts within a run with several; runs of one method and the same tasks (ST(S) in the paper,
+    where they differ in their seeds); and of one method and different tasks (ST(D)). A run of one
+    task is not compared with one of several.
+    """
+    found = [
+        Comparison(f'experts within {run.name}', [(i, i)])
+        for i, run in enumerate(runs)
+        if run.experts > 1
+    ]
+    across: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for (i, one), (j, other) in itertools.combinations(enumerate(runs), 2):
+        if one.method != other.method or (len(one.tasks) == 1) != (len(other.tasks) == 1):
+            continue
+        kind = 'the same tasks' if one.tasks == other.tasks else 'different tasks'
+        across.setdefault((one.method, kind), []).append((i, j))
+    for (method, kind), pairs in across.items():
+        found.append(Comparison(f'{method} runs of {kind}', pairs))
+    return found
+
+
+# By run: the leaves of a linear, as trained and as they started (None if that is not known).
+Leaves = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
+
+
+def measure(wanted: Sequence[Comparison], linears: Iterable[Leaves]) -> list[Alike]:
+    """Compares; what the experts of a run have in common is left out.
+
+    Args:
+        wanted: at least one.
+        linears: J times the leaves of all runs.
+    """
+    rows: dict[int, dict[str, list[Side]]] = {number: {} for number in range(len(wanted))}
+    counts: dict[int, int] = {}
+    for runs in linears:
+        for side in SIDES:
+            trained = [subspaces(_PROJECTIONS[side](leaves)) for leaves, _ in runs]
+            start = _starts(runs, side)
+            for number, (_, pairs) in enumerate(wanted):
+                values = _pairs(similarity, trained, pairs)
+                if not values.shape[1]:
+                    continue
+                counts[number] = values.shape[1]
+                before = None
+                if all(i in start and j in start for i, j in pairs):
+                    before = mean(_pairs(similarity, start, pairs), axis=1)
+                expected = mean(_pairs(independent, trained, pairs), axis=1)
+                one = Side(mean(values, axis=1), before, expected)
+                rows[number].setdefault(side, []).append(one)
+    return [
+        Alike(
+            wanted[number].label,
+            pairs,
+            {side: _stacked(each) for side, each in rows[number].items()},
+        )
+        for number, pairs in counts.items()
+    ]
+
+
+def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Over what is known; nan where nothing is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return np.nanmean(values, axis=axis)
+
+
+def _starts(runs: Leaves, side: str) -> dict[int, Subspaces]:
+    """By run, where the start is known; the last factors, B, start at zero."""
+    if side == 'B':
+        return {}
+    return {
+        i: subspaces(_PROJECTIONS[side](leaves))
+        for i, (_, leaves) in enumerate(runs)
+        if leaves is not None
+    }
+
+
+def _stacked(linears: Sequence[Side]) -> Side:
+    trained, start, expected = zip(*linears, strict=True)
+    known = None if any(each is None for each in start) else np.stack(start)
+    return Side(np.stack(trained), known, np.stack(expected))
+
+
+def _pairs(
+    function: Callable[[Subspaces, Subspaces], np.ndarray],
+    runs: Sequence[Subspaces] | Mapping[int, Subspaces],
+    pairs: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    """(L, all pairs of experts of all pairs of runs)."""
+    found = []
+    for i, j in pairs:
+        values_LEG = function(runs[i], runs[j])
+        own = distinct_pairs(values_LEG) if i == j else values_LEG.reshape(len(values_LEG), -1)
+        found.append(own)
+    return np.concatenate(found, axis=1)

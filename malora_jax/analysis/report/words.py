@@ -1,0 +1,60 @@
+"""Which tokens go to which expert: examples."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from malora_jax.analysis import routing
+from malora_jax.analysis.report.page import Table
+from malora_jax.analysis.routed import Questions, Routed
+from malora_jax.analysis.router_state import RouterState, choices, is_dense
+from malora_jax.analysis.weights import linears
+from malora_jax.data import Tokenizer
+from malora_jax.training.config import RunConfig
+
+# Tokens named for each expert.
+_MOST = 6
+
+
+def word_tables(
+    run: RunConfig, state: RouterState, routed: Routed, asked: Questions, tokenizer: Tokenizer
+) -> list[Table]:
+    """For each linear, of the layer whose experts tell most of the task; none if all are chosen."""
+    adapter = run.adapter
+    if not len(asked.words) or is_dense(adapter):
+        return []
+    texts = _shown(tokenizer, asked.words.tolist())
+    evenly = adapter.top_k / adapter.num_experts
+    tables = []
+    for j, linear in enumerate(linears(run)):
+        layer = int(state.information[j].argmax())
+        load_WE = np.asarray(routed.words[linear][layer], np.float64)
+        found = routing.expert_words(load_WE, asked.counts, evenly, _MOST)
+        share_E = routing.shares(choices(adapter, routed.questions[linear])[:, layer].sum(axis=0))
+        rows = [
+            [
+                f'expert {expert}',
+                f'{100 * share:.0f}%',
+                ', '.join(f'“{texts[w.number]}” {100 * w.share:.0f}%' for w in words) or 'none',
+            ]
+            for expert, (share, words) in enumerate(zip(share_E, found, strict=True))
+        ]
+        caption = (
+            f'{linear} of layer {layer}: the tokens that most often go to each expert when they '
+            f'occur, of {len(texts)} frequent ones, if more often than evenly '
+            f'({100 * evenly:.0f}%). ␣ is a space, ⏎ a new line'
+        )
+        tables.append(Table(caption, ['', 'slots', 'tokens'], rows, texts=(2,)))
+    return tables
+
+
+def _shown(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """Tokens as one can read them; parts of letters by their number."""
+    special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
+    texts = []
+    for token in tokens:
+        text = special.get(token) or tokenizer.decode([token], continues=True)
+        if not text or '\N{REPLACEMENT CHARACTER}' in text:
+            text = f'token {token}'
+        texts.append(text.replace(' ', '␣').replace('\n', '⏎').replace('\t', '⇥'))
+    return texts

@@ -1,0 +1,132 @@
+"""Plots of what routers do.
+
+Dimension letters: L layers, J linears, G tasks, E experts.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from malora_jax.analysis.figures import PHONE_DPI, literally, points, save, small_figure, wrapped
+
+_GREY = '0.4'
+
+
+@literally
+def plot_load(
+    path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, most: float
+) -> None:
+    """A heat map for each task: the share that each expert of a linear gets, by layer.
+
+    Args:
+        path: the PNG to write.
+        load_LGE: shares by layer, task and expert, which sum to one over E.
+        tasks: the G names.
+        linear: whose routers these are.
+        most: the largest share that an expert can get.
+    """
+    experts = load_LGE.shape[-1]
+    rows = -(-len(tasks) // 2)
+    figure = small_figure(1.3 + 1.7 * rows)
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
+    for load_LE, task, panel in zip(load_LGE.swapaxes(0, 1), tasks, panels, strict=False):
+        image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=most)
+        panel.set_title(wrapped(task, 24), fontsize=9)
+        panel.set_xticks(range(experts))
+        panel.tick_params(labelsize=8)
+    for panel in panels:  # Those that are left over.
+        panel.set_axis_off()
+    for panel in figure.axes[max(0, len(tasks) - 2) : len(tasks)]:
+        panel.set_xlabel(f'expert of {linear}', fontsize=9)
+        panel.tick_params(labelbottom=True)
+    figure.supylabel('layer', fontsize=9)
+    bar = figure.colorbar(image, ax=figure.axes, location='bottom', shrink=0.8)
+    labels = ['0', f'{1 / experts:.3g}: balanced', f'{most:.3g}: the most']
+    bar.set_ticks([0, 1 / experts, most], labels=labels)
+    bar.ax.tick_params(labelsize=8)
+    save(figure, path, PHONE_DPI)
+
+
+@literally
+def plot_routers(
+    path: pathlib.Path,
+    information_JL: np.ndarray,
+    effective_JL: np.ndarray,
+    linears: Sequence[str],
+    chance: float,
+    experts: int,
+) -> None:
+    """Two heat maps, layer by linear: how much experts tell of the task; how many are in use.
+
+    Args:
+        path: the PNG to write.
+        information_JL: bits.
+        effective_JL: effective experts.
+        linears: the J names.
+        chance: bits that chance gives.
+        experts: E.
+    """
+    figure = small_figure(4.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    top = max(float(information_JL.max()), 2 * chance, 1e-3)
+    shown = (
+        ('task information (bits)', information_JL, 'viridis', 0.0, top, chance, 'chance'),
+        ('effective experts', effective_JL, 'cividis', 1.0, experts, experts, 'balanced'),
+    )
+    for panel, (title, values_JL, colours, low, high, mark, name) in zip(
+        panels, shown, strict=True
+    ):
+        image = panel.imshow(values_JL.T, aspect='auto', cmap=colours, vmin=low, vmax=high)
+        panel.set_title(title, fontsize=9)
+        panel.set_xticks(range(len(linears)), linears, rotation=60, fontsize=8)
+        bar = figure.colorbar(image, ax=panel, location='bottom', pad=0.02)
+        bar.ax.axvline(mark, color='tab:red', linewidth=2)
+        bar.ax.tick_params(labelsize=8)
+        bar.set_label(f'red: {name} ({mark:.2g})', fontsize=8)
+    panels[0].set_ylabel('layer', fontsize=9)
+    save(figure, path, PHONE_DPI)
+
+
+@literally
+def plot_evolution(
+    path: pathlib.Path,
+    records: Sequence[Mapping[str, Any]],
+    held_out: Mapping[str, Sequence[float]],
+    lines: Mapping[str, tuple[float, str]],
+) -> None:
+    """Routing over training: a panel for each measure, with its reference line.
+
+    Args:
+        path: the PNG to write.
+        records: of metrics.jsonl: each step's own batch, faint, and a moving average.
+        held_out: on held-out questions, by measure; with `step`, of the checkpoints.
+        lines: by measure: where its reference line is, and what that is.
+    """
+    names = {
+        'balance_loss': 'balance',
+        'effective_experts': 'effective experts',
+        'max_expert_share': 'largest share',
+        'task_information': 'task information (bits)',
+    }
+    figure = small_figure(5.2)
+    panels = figure.subplots(2, 2, sharex=True)
+    for panel, (measure, title) in zip(panels.flat, names.items(), strict=True):
+        steps, values = points(records, measure)
+        if len(steps):
+            panel.plot(steps, values, color='tab:blue', linewidth=1, label='each step, in training')
+        panel.plot(
+            *(held_out[key] for key in ('step', measure)), 'o', color='tab:orange', label='held-out'
+        )
+        place, what = lines[measure]
+        panel.axhline(place, color=_GREY, linestyle='--', linewidth=1)
+        panel.margins(y=0.15)
+        panel.set_title(f'{title}\n(dashed: {what}, {place:.3g})', fontsize=8.5)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel('step', fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=2, fontsize=8, frameon=False)
+    save(figure, path, PHONE_DPI)

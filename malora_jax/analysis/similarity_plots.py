@@ -1,0 +1,130 @@
+"""Plots of what experts' projections have in common: Figures 2 and 3 of the paper.
+
+Dimension letters: J linears, L layers, K singular values.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from malora_jax.analysis.alike import SIDES, Alike, mean
+from malora_jax.analysis.figures import PHONE_DPI, cycle, literally, save, small_figure
+from malora_jax.analysis.spread import Spread
+
+_GREY = '0.55'
+
+
+@literally
+def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str]) -> None:
+    """A panel each for A and B: by linear, the mean over layers and the range of layers.
+
+    Hollow markers are the same at the start, grey dashes what independent subspaces would have.
+
+    Args:
+        path: the PNG to write.
+        found: what was compared, in one colour each.
+        linears: J names.
+    """
+    figure = small_figure(5.6 + 0.25 * len(found))
+    panels = figure.subplots(len(SIDES), 1, sharex=True)
+    places = np.arange(len(linears))
+    width = 0.7 / len(found)
+    for panel, side in zip(panels, SIDES, strict=True):
+        for number, (colour, alike) in enumerate(zip(cycle(len(found)), found, strict=True)):
+            if side not in alike.sides:
+                continue
+            x = places + (number - (len(found) - 1) / 2) * width
+            one = alike.sides[side]
+            low, high = np.nanmin(one.trained, axis=1), np.nanmax(one.trained, axis=1)
+            panel.vlines(x, low, high, color=colour, alpha=0.35, linewidth=3)
+            panel.plot(x, mean(one.trained, axis=1), 'o', color=colour, markersize=5)
+            if one.start is not None:
+                start_J = mean(one.start, axis=1)
+                panel.plot(x, start_J, 'o', color=colour, markersize=9, fillstyle='none')
+            half = 0.45 * width
+            independent_J = mean(one.independent, axis=1)
+            panel.hlines(independent_J, x - half, x + half, color=_GREY, linestyle='--')
+        panel.set_title(f'{side}', loc='left', fontsize=11, fontweight='bold')
+        panel.set_ylabel('similarity (1 = the same)', fontsize=9)
+        panel.set_ylim(0, None)
+        panel.margins(y=0.1)
+        panel.grid(axis='y', alpha=0.3)
+    panels[-1].set_xticks(places, linears)
+    panels[-1].set_xlabel('linear', fontsize=9)
+    named = zip(cycle(len(found)), found, strict=True)
+    handles = [Line2D([], [], color=c, marker='o', linestyle='', label=a.label) for c, a in named]
+    handles.append(
+        Line2D([], [], color='k', marker='o', fillstyle='none', linestyle='', label='at the start')
+    )
+    handles.append(Line2D([], [], color=_GREY, linestyle='--', label='independent'))
+    figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)
+    save(figure, path, PHONE_DPI)
+
+
+@literally
+def plot_similarity_by_layer(
+    path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str], side: str
+) -> None:
+    """A panel for each linear: similarity over layers; dotted at the start, dashed independent."""
+    found = [alike for alike in found if side in alike.sides]
+    rows = -(-len(linears) // 2)
+    figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(found))
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
+    for j, (linear, panel) in enumerate(zip(linears, panels, strict=False)):
+        for colour, alike in zip(cycle(len(found)), found, strict=True):
+            one = alike.sides[side]
+            panel.plot(one.trained[j], color=colour, label=alike.label if j == 0 else None)
+            if one.start is not None:
+                panel.plot(one.start[j], ':', color=colour)
+            panel.plot(one.independent[j], '--', color=_GREY, linewidth=1)
+        panel.set_title(linear, fontsize=10)
+        panel.grid(alpha=0.3)
+    figure.axes[0].set_ylim(0, None)
+    for panel in panels:  # Those that are left over.
+        panel.set_axis_off()
+    for panel in figure.axes[max(0, len(linears) - 2) : len(linears)]:
+        panel.set_xlabel('layer', fontsize=9)
+        panel.tick_params(labelbottom=True)
+    figure.supylabel(f'similarity of {side}', fontsize=9)
+    figure.legend(loc='outside lower center', fontsize=8, frameon=False)
+    save(figure, path, PHONE_DPI)
+
+
+@literally
+def plot_spectra(path: pathlib.Path, spread: Mapping[str, Mapping[str, Spread]]) -> None:
+    """A row of panels for each linear: singular values of the concatenated A, and of B.
+
+    The median over layers with the range of layers; a control dashed; a line where 90% of the
+    squared norm is reached.
+
+    Args:
+        path: the PNG to write.
+        spread: by linear, then by side.
+    """
+    figure = small_figure(1.0 + 1.25 * len(spread))
+    panels = figure.subplots(len(spread), 2, squeeze=False)
+    for row, (linear, by_side) in zip(panels, spread.items(), strict=True):
+        for panel, (side, one) in zip(row, by_side.items(), strict=True):
+            number_K = np.arange(1, one.trained.shape[1] + 1)
+            panel.fill_between(
+                number_K, one.trained.min(axis=0), one.trained.max(axis=0), alpha=0.2
+            )
+            panel.plot(number_K, np.median(one.trained, axis=0))
+            panel.plot(number_K, np.median(one.control, axis=0), '--', color=_GREY)
+            panel.axvline(one.directions.mean(), color='tab:red', linewidth=1)
+            panel.set_ylim(0, None)
+            panel.set_title(f'{side} of {linear}', fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel('number of the singular value', fontsize=9)
+    figure.supylabel('singular value', fontsize=9)
+    handles = [
+        Line2D([], [], color='tab:blue', label='trained: median and range of layers'),
+        Line2D([], [], color=_GREY, linestyle='--', label='control (A: the start; B: random)'),
+        Line2D([], [], color='tab:red', label='so many directions carry 90%'),
+    ]
+    figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)
+    save(figure, path, PHONE_DPI)

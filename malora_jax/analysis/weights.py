@@ -1,0 +1,60 @@
+"""A run's adapter as arrays, from its checkpoints or as it started; the base is not needed."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from malora_jax.adapters.config import LINEARS
+from malora_jax.buckets import home
+from malora_jax.export.merge import linear_leaves
+from malora_jax.models import Decoder
+from malora_jax.models.decoder import abstract_variables
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.config import RunConfig
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.state import abstract_state, starting_adapter
+
+# An adapter's collections.
+Adapter = dict[str, Any]
+
+
+def read_adapter(workdir: pathlib.Path, run: RunConfig, step: int) -> Adapter:
+    """The adapter's collections of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    model = Decoder(run.model, run.adapter)
+    params = nn.unbox(abstract_variables(Decoder(run.model)))['params']
+    # For its shapes, which do not depend on the number of steps; on one device, wherever they were.
+    shapes = abstract_state(model, make_optimizer(run.optimizer, 1), params)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    fresh = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+    )
+    with Checkpoints(home(workdir / 'checkpoints')) as checkpoints:
+        state = checkpoints.restore_state(fresh, step)
+    return {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
+
+
+def start_adapter(run: RunConfig) -> Adapter | None:
+    """The adapter's collections before the first step.
+
+    None where they came from another run: the start then says nothing of what training made.
+    """
+    if run.training.start_from:
+        return None
+    return starting_adapter(Decoder(run.model, run.adapter), run.seed)
+
+
+def leaves_of(adapter: Adapter, linear: str) -> dict[str, np.ndarray]:
+    """The leaves of one linear in all layers."""
+    return {name: np.asarray(leaf) for name, leaf in linear_leaves(adapter, linear).items()}
+
+
+def linears(run: RunConfig) -> list[str]:
+    """The adapted linears, in the order of a layer."""
+    return [linear for linear in LINEARS if linear in run.adapter.targets]

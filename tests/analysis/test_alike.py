@@ -1,0 +1,120 @@
+"""Which runs are compared, and what of them: on leaves whose likeness is planted."""
+
+import numpy as np
+import pytest
+import reference
+from loop_helpers import run_settings
+from model_helpers import STRUCTURES, random_variables, small_method, tiny_model
+
+from malora_jax.analysis.alike import Candidate, comparisons, measure
+from malora_jax.analysis.projections import down_projections, up_projections
+from malora_jax.analysis.weights import leaves_of, start_adapter
+from malora_jax.models import Decoder, preset
+from malora_jax.training import run_config
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.state import create_state
+
+
+@pytest.mark.parametrize('name', STRUCTURES)
+def test_the_projections_of_an_expert_multiply_to_its_update(name):
+    """Against the paper's equations of one expert, in every layer."""
+    config = small_method(name)
+    leaves = leaves_of(random_variables(tiny_model(config)), 'k')
+    down_LEDR, up_LEFR = down_projections(leaves), up_projections(leaves)
+    for layer in range(len(up_LEFR)):
+        own = {key: np.asarray(leaf[layer], np.float64) for key, leaf in leaves.items()}
+        for t in range(config.num_experts):
+            shared = 0 if down_LEDR.shape[1] == 1 else t
+            found = up_LEFR[layer, t] @ down_LEDR[layer, shared].T
+            expected = reference.expert(t, own, config)
+            assert np.abs(expected).max() > 0.01
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def candidate(name: str, method: str, tasks: str, experts: int = 1) -> Candidate:
+    return Candidate(name, method, frozenset(tasks), experts)
+
+
+def test_the_settings_of_the_paper():
+    runs = [
+        candidate('mixed', 'malora', 'ab', 8),
+        candidate('a0', 'lora', 'a'),
+        candidate('a1', 'lora', 'a'),
+        candidate('b0', 'lora', 'b'),
+        candidate('other', 'dora', 'a'),
+        candidate('both', 'lora', 'ab'),
+    ]
+    found = {each.label: each.pairs for each in comparisons(runs)}
+    assert found == {
+        'experts within mixed': [(0, 0)],
+        'lora runs of the same tasks': [(1, 2)],
+        'lora runs of different tasks': [(1, 3), (2, 3)],
+    }
+    assert comparisons(runs[3:5]) == []
+
+
+def leaves(seed: int, experts: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    down, up = ((2, experts, 10, 2), (2, experts, 2, 12))
+    return {'down': rng.standard_normal(down), 'up': rng.standard_normal(up)}
+
+
+def test_experts_are_held_against_their_start_and_against_independent_ones():
+    """All A start from one draw, and training turns one of three away from it."""
+    one = leaves(0)
+    one['down'][:] = one['down'][:, :1]
+    trained = {key: leaf.copy() for key, leaf in one.items()}
+    orthonormal, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((10, 4)))
+    trained['down'][:, :2] = orthonormal[:, :2]
+    trained['down'][:, 2] = orthonormal[:, 2:]
+    wanted = comparisons([candidate('run', 'molora', 'ab', 3)])
+    (found,) = measure(wanted, [[(trained, one)]] * 2)
+    assert found.pairs == 3
+    np.testing.assert_allclose(found.sides['A'].trained, np.full((2, 2), 1 / 3), atol=1e-12)
+    np.testing.assert_allclose(found.sides['A'].start, np.ones((2, 2)))
+    np.testing.assert_allclose(found.sides['A'].independent, np.full((2, 2), 2 / 10))
+    assert found.sides['B'].start is None
+    np.testing.assert_allclose(found.sides['B'].independent, np.full((2, 2), 2 / 12))
+
+
+def test_runs_are_compared_expert_with_expert():
+    same, other = leaves(0, 1), leaves(1, 1)
+    wanted = comparisons([candidate(name, 'lora', 'a') for name in 'xyz'])
+    (found,) = measure(wanted, [[(same, same), (same, same), (other, None)]])
+    assert found.pairs == 3
+    (both,) = measure(wanted[:1], [[(same, same), (same, same), (same, same)]])
+    np.testing.assert_allclose(both.sides['A'].trained, np.ones((1, 2)))
+    assert 1 / 3 < found.sides['A'].trained[0, 0] < 0.9
+    # One of them started from an adapter.
+    assert found.sides['A'].start is None and both.sides['A'].start is not None
+
+
+def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
+    hydra = {'shared_down': leaves(0)['down'][:, 0], 'up': leaves(0)['up'].copy()}
+    hydra['up'][:, 0] = 0.0
+    wanted = comparisons([candidate('run', 'hydralora', 'ab', 3)])
+    (found,) = measure(wanted, [[(hydra, hydra)]])
+    assert {*found.sides} == {'B'}
+    one = found.sides['B'].trained.copy()
+    # Two pairs have an expert without an update, and one remains.
+    own = {key: leaf[:, 1:] if key == 'up' else leaf for key, leaf in hydra.items()}
+    (rest,) = measure(wanted, [[(own, own)]])
+    np.testing.assert_allclose(rest.sides['B'].trained, one)
+    hydra['up'][:] = 0.0
+    (empty,) = measure(wanted, [[(hydra, hydra)]])
+    assert np.isnan(empty.sides['B'].trained).all()
+
+
+@pytest.mark.usefixtures('compile_quickly')
+def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path):
+    run = run_config(run_settings(tmp_path / 'nowhere.gguf', 'malora', seed=3))
+    found = start_adapter(run)
+    model = Decoder(run.model, run.adapter)
+    params = random_variables(Decoder(preset('tiny')), seed=5)['params']
+    state = create_state(model, make_optimizer(run.optimizer, 1), 3, params)
+    whole = {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
+    for linear in run.adapter.targets:
+        one, other = leaves_of(found, linear), leaves_of(whole, linear)
+        assert one.keys() == other.keys() == {*run.adapter.leaves}
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])

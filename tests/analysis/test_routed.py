@@ -1,0 +1,94 @@
+"""Sums of routing by question and by token, against the sums that training makes and by hand."""
+
+import collections
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_helpers import packed_batch, random_variables, small_method, tiny_model
+
+from malora_jax.analysis import routed
+from malora_jax.analysis.routing import by_task
+from malora_jax.training.heldout import held_out_losses
+from malora_jax.training.step import by_path
+
+MODEL = tiny_model(small_method('malora'))
+LENGTHS = [[9, 5, 4], [12], [8, 8]], [[7], [6, 6, 5], []]
+
+
+@pytest.fixture(scope='module')
+def batches():
+    """Six and four questions; few different tokens, so that some are frequent."""
+    made = [packed_batch(rows, 20, seed=seed) for seed, rows in enumerate(LENGTHS)]
+    for batch in made:
+        batch['inputs'] = np.where(batch['segment_ids'] > 0, batch['inputs'] % 7 + 3, 0)
+    return made
+
+
+@pytest.fixture(scope='module')
+def variables():
+    return random_variables(MODEL)
+
+
+@pytest.fixture(scope='module')
+def asked(batches):
+    return routed.questions(batches)
+
+
+@pytest.fixture(scope='module')
+def found(variables, asked):
+    return routed.route(MODEL, variables, asked)
+
+
+def test_questions_are_numbered_and_padding_is_none(asked):
+    assert asked.per_batch == [6, 4]
+    assert asked.task.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+    for batch, rows in zip(asked.batches, LENGTHS, strict=True):
+        sizes = [size for row in rows for size in row]
+        counts = collections.Counter(batch['groups'].ravel().tolist())
+        assert [counts[number] for number in range(len(sizes))] == sizes
+        assert counts[-1] == 60 - sum(sizes)
+
+
+def test_frequent_tokens_are_counted(asked, batches):
+    tokens = np.concatenate([b['inputs'][b['segment_ids'] > 0] for b in batches])
+    counts = collections.Counter(tokens.tolist())
+    kept = {word: count for word, count in counts.items() if count >= 8}
+    assert 0 < len(kept) < len(counts)
+    assert dict(zip(asked.words.tolist(), asked.counts.tolist(), strict=True)) == kept
+    assert sorted(asked.counts, reverse=True) == asked.counts.tolist()
+
+
+def test_by_task_they_are_the_sums_of_training(found, asked, batches, variables):
+    expected = held_out_losses(MODEL, variables, batches, 2).routing
+    assert len(expected) == len(found.questions) == 6
+    for path, sums in expected.items():
+        own = found.questions[path.rsplit('/', 1)[-1]]
+        for ours, theirs in zip(own, sums, strict=True):
+            np.testing.assert_allclose(by_task(ours, asked.task), theirs, rtol=1e-5)
+
+
+def test_every_token_of_a_question_counts(found):
+    sizes = [size for rows in LENGTHS for row in rows for size in row]
+    for sums in found.questions.values():
+        slots_QL = np.asarray(sums.load).sum(axis=-1)
+        np.testing.assert_array_equal(slots_QL, 2 * np.tile(sizes, (len(slots_QL.T), 1)).T)
+
+
+def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variables):
+    """Each token as a group of its own, added up by hand."""
+    expected: dict[str, np.ndarray] = {}
+    for batch in batches:
+        alone_NN = jnp.eye(batch['inputs'].size)
+        inputs = (batch[key] for key in ('inputs', 'positions', 'segment_ids'))
+        _, sown = MODEL.apply(variables, *inputs, alone_NN, mutable=['routing'])
+        for path, sums in by_path(sown['routing']).items():
+            name = path.rsplit('/', 1)[-1]
+            for w, word in enumerate(asked.words):
+                here_N = ((batch['inputs'] == word) & (batch['segment_ids'] > 0)).ravel()
+                shape = (len(sums.load), len(asked.words), sums.load.shape[-1])
+                total = expected.setdefault(name, np.zeros(shape))
+                total[:, w] += np.asarray(sums.load)[:, here_N].sum(axis=1)
+    for name, load_LWE in expected.items():
+        np.testing.assert_array_equal(found.words[name], load_LWE)
+        np.testing.assert_array_equal(load_LWE[0].sum(axis=-1), 2 * asked.counts)

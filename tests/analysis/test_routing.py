@@ -1,0 +1,97 @@
+"""Information and entropy against cases by hand and scipy; tokens of experts by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from malora_jax.analysis.routing import (
+    Word,
+    by_task,
+    chance_information,
+    entropy,
+    expert_words,
+    most_information,
+    shares,
+    task_information,
+)
+
+
+def test_entropy_is_in_bits():
+    shares = np.array([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.25, 0.25, 0.0]])
+    np.testing.assert_allclose(entropy(shares), [2.0, 0.0, 1.5])
+
+
+@pytest.mark.parametrize(
+    'load_GE, expected',
+    [
+        ([[4, 0], [0, 4]], 1.0),  # An expert for each task.
+        ([[400, 0], [0, 4]], 1.0),  # However many tokens each has.
+        ([[1, 3], [2, 6]], 0.0),  # The same shares.
+        # H(5/8, 3/8) - (H(1/4) + 0) / 2, as shares are (3/4, 1/4) and (1/2, 1/2), by hand below.
+        ([[3, 1], [1, 1]], 0.954434 - (0.811278 + 1.0) / 2),
+        ([[2, 2, 0, 0], [0, 0, 2, 2]], 1.0),  # Two experts for each task.
+        ([[5, 5], [0, 0]], 0.0),  # A task without a token.
+    ],
+)
+def test_task_information_by_hand(load_GE, expected):
+    found = task_information(np.array([load_GE]))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_task_information_is_the_sum_over_the_joint_distribution():
+    """Σ p(g, e) log₂ p(g, e) / (p(g) p(e)), with every task weighing the same."""
+    load_LGE = np.random.default_rng(0).integers(1, 50, (5, 3, 4)).astype(float)
+    for found, load_GE in zip(task_information(load_LGE), load_LGE, strict=True):
+        joint_GE = load_GE / load_GE.sum(axis=1, keepdims=True) / 3
+        apart_GE = np.outer(joint_GE.sum(axis=1), joint_GE.sum(axis=0))
+        assert found == pytest.approx(stats.entropy(joint_GE.ravel(), apart_GE.ravel(), base=2))
+
+
+@pytest.mark.parametrize('tasks, experts, top_k, expected', [(4, 8, 2, 2.0), (2, 8, 2, 1.0)])
+def test_the_most_information_is_that_of_tasks_with_experts_of_their_own(
+    tasks, experts, top_k, expected
+):
+    load_GE = np.zeros((tasks, experts))
+    for task in range(tasks):
+        load_GE[task, top_k * task : top_k * (task + 1)] = 3.0
+    assert most_information(tasks, experts, top_k) == expected
+    assert task_information(load_GE[None]).item() == pytest.approx(expected)
+
+
+def test_loads_of_questions_are_summed_by_task():
+    load_QLE = np.arange(12.0).reshape(3, 2, 2)
+    found = by_task(load_QLE, np.array([1, 0, 1]))
+    np.testing.assert_array_equal(found[:, 0], load_QLE[1])
+    np.testing.assert_array_equal(found[:, 1], load_QLE[0] + load_QLE[2])
+    np.testing.assert_allclose(shares(found).sum(axis=-1), 1.0)
+    np.testing.assert_array_equal(shares(np.zeros((1, 2))), [[0.0, 0.0]])
+
+
+def test_chance_is_what_dealt_tasks_give():
+    """Questions that differ by chance: chance explains all; tasks with own experts: little."""
+    rng = np.random.default_rng(1)
+    task_Q = np.repeat([0, 1], 30)
+    alike_QLE = rng.multinomial(20, [0.25] * 4, size=(60, 1)).astype(float)
+    chance = chance_information(alike_QLE, task_Q, draws=200)
+    found = task_information(by_task(alike_QLE, task_Q)).item()
+    assert chance.shape == (200, 1)
+    assert 0 < chance.mean() < 0.01 and found < np.quantile(chance, 0.999)
+    # One question of each task: dealt either way, it says all.
+    apart = np.array([[[9.0, 0.0]], [[0.0, 9.0]]])
+    np.testing.assert_allclose(chance_information(apart, np.array([0, 1])), 1.0)
+    apart_QLE = np.repeat(apart, 30, axis=0)
+    assert task_information(by_task(apart_QLE, task_Q)).item() == pytest.approx(1.0)
+    assert chance_information(apart_QLE, task_Q).max() < 0.3
+
+
+def test_the_tokens_of_each_expert():
+    load_WE = np.array([[8.0, 0.0, 8.0], [10.0, 5.0, 5.0], [3.0, 4.0, 1.0]])
+    count_W = np.array([8, 10, 4])
+    first, second, third = expert_words(load_WE, count_W, 0.0, 2)
+    # Of equals the more frequent one.
+    assert first == [Word(1, 1.0), Word(0, 1.0)]
+    assert second == [Word(2, 1.0), Word(1, 0.5)]
+    assert third == [Word(0, 1.0), Word(1, 0.5)]
+    # A token that goes there no more often than it must is no example.
+    assert expert_words(load_WE, count_W, 0.5, 3)[1:] == [[Word(2, 1.0)], [Word(0, 1.0)]]
+    assert expert_words(load_WE[:1], count_W[:1], 0.0, 2)[1] == []
