@@ -1,20 +1,47 @@
 """Prints what a run would cost, as one JSON object: parameters, operations, memory.
 
+With --memory, prints instead what fits into that much of it: how the base is kept (model.quantize),
+what is computed anew (training.remat), and how many rows a batch may have.
+
+With --topology, adds what the TPU compiler says of the training step on these chips. No TPU is
+needed, but pip install 'malora_jax[tpu-plan]'.
+
 Example:
     python -m experiments.plan --config=configs/quickstart.py:malora --config.model.name=llama2-7b
+    python -m experiments.plan --config=configs/intra_domain.py:malora --memory=24GB
+    python -m experiments.plan --config=configs/intra_domain.py:malora --topology=v5e:4x4 \
+      --config.mesh.fsdp=16 --config.data.batch_size=16
 """
 
 import json
 from typing import Any
 
+from absl import flags
+
 from experiments import cli
+from malora_jax.distributed.topology import use_compiler_alone
 from malora_jax.training import run_config
+from malora_jax.training.fit import describe, memory_size, options
 from malora_jax.training.plan import plan
+from malora_jax.training.topology import compiled_for
+
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU chips, such as v5e:4x4 or v5p:2x2x2.')
+_MEMORY = flags.DEFINE_string('memory', None, 'Of the device, such as 24GB.')
 
 
 def main(config: dict[str, Any]) -> None:
     """Plans, and prints the plan."""
-    print(json.dumps(plan(run_config(config)), indent=2))
+    if _TOPOLOGY.value is not None:
+        use_compiler_alone()
+    run = run_config(config)
+    if _MEMORY.value is None:
+        found = plan(run)
+        if _TOPOLOGY.value is not None:
+            found['topology'] = compiled_for(run, _TOPOLOGY.value)
+        print(json.dumps(found, indent=2))
+        return
+    memory = memory_size(_MEMORY.value)
+    print(describe(run, options(run, memory), memory))
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from malora_jax.data.packing import FILLED, packed_batches
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
 from malora_jax.data.splits import Split, best_constant, split_task
 from malora_jax.data.store import Store, check_sources, open_store
+from malora_jax.data.streams import RowStreams
 from malora_jax.data.tasks import (
     Example,
     Scored,
@@ -46,6 +47,7 @@ __all__ = [
     'Example',
     'FileTask',
     'ReasoningGymSource',
+    'RowStreams',
     'Scored',
     'Scoring',
     'Size',

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from malora_jax import buckets
 from malora_jax.data.rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
 from malora_jax.data.scorers import SCORERS
 from malora_jax.data.tasks import Example, Scoring
@@ -27,7 +28,8 @@ class FileTask:
 
     Attributes:
         name: how results refer to it.
-        path: the file, relative to the current directory; ~ is the home directory.
+        path: the file, relative to the current directory; ~ is the home directory; or
+            gs://BUCKET/PATH.
         question_field: pattern of the question.
         answer_field: pattern of the answer.
         scorer: name of the scorer.
@@ -175,8 +177,8 @@ def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
 
 
 def expanded(file: str) -> pathlib.Path:
-    """The path of a file in a config."""
-    return pathlib.Path(file).expanduser()
+    """The path of a file in a config, or of its copy if it is in a bucket."""
+    return buckets.local(file)
 
 
 def parse_pattern(pattern: str) -> list[tuple[str, str]]:
@@ -207,7 +209,7 @@ def _with_answer(example: Example, answer: str) -> Example:
 
 def _name_and_path(entry: str) -> tuple[str, str]:
     name, found, path = entry.partition('=')
-    return (name, path) if found else (expanded(entry).stem, entry)
+    return (name, path) if found else (pathlib.PurePath(entry).stem, entry)
 
 
 def _setting(entry: str) -> tuple[str, str, str]:
@@ -222,7 +224,7 @@ def _setting(entry: str) -> tuple[str, str, str]:
 
 
 def _check_suffix(file: str) -> None:
-    suffix = expanded(file).suffix.lower()
+    suffix = pathlib.PurePath(file).suffix.lower()
     if suffix == '.json':
         raise UserError(f'{file}: write one JSON object a line into a .jsonl file instead.')
     if suffix not in SUFFIXES:

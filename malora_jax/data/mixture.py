@@ -1,7 +1,7 @@
 """The training mixture: tasks shuffled, repeated, mixed, tokenised, packed and batched."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import grain
 import numpy as np
@@ -10,6 +10,7 @@ from malora_jax.data.encoding import encode_example
 from malora_jax.data.packing import pack
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
+from malora_jax.data.streams import RowStreams
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
@@ -51,7 +52,10 @@ def train_iterator(
     seed: int,
     truncate: bool = False,
     workers: int = 0,
-) -> grain.DatasetIterator:
+    streams: int = 1,
+    read: Collection[int] | None = None,
+    saved: Collection[int] | None = None,
+) -> RowStreams:
     """Endless batches of the training examples of several tasks.
 
     Every task is reshuffled each time it has been gone through. Everything is decided by the
@@ -70,6 +74,10 @@ def train_iterator(
         truncate: whether longer examples are cut.
         workers: threads that read and tokenise ahead; 0 = nothing is done ahead. The order is the
             same, and so is the state.
+        streams: S, to which examples are dealt one by one, and which make rows of their own; a
+            divisor of B.
+        read: which of them are read here; all by default.
+        saved: the position of which is saved from here; that of all that are read by default.
 
     Returns:
         An iterator over dicts of arrays of shape (B, T): `inputs`, `targets`, `task_ids`,
@@ -87,10 +95,18 @@ def train_iterator(
     ]
     mixed = grain.MapDataset.mix(tasks, [shares[task_id] for task_id, _ in trained])
     # Threads: the tokenizer runs beside them, and none is left behind by a kill.
-    read = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_READ_AHEAD * workers)
-    encoded = mixed.to_iter_dataset(read)
-    rows = pack(encoded, sequence_length, seed=stable_seed('rows', seed), shuffle=True)
-    return iter(rows.batch(batch_size, drop_remainder=True))
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_READ_AHEAD * workers)
+
+    def stream(number: int) -> grain.DatasetIterator:
+        dealt = mixed if streams == 1 else mixed[number::streams]
+        own_seed = stable_seed('rows', seed, *([number] if number else []))
+        rows = pack(dealt.to_iter_dataset(options), sequence_length, seed=own_seed, shuffle=True)
+        return iter(rows.batch(batch_size // streams, drop_remainder=True))
+
+    wanted = range(streams) if read is None else read
+    return RowStreams(
+        {number: stream(number) for number in wanted}, streams, None if saved is None else {*saved}
+    )
 
 
 def mixture_shares(

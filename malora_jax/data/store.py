@@ -24,7 +24,7 @@ from typing import Any
 
 import tqdm
 
-from malora_jax import files, hub
+from malora_jax import buckets, files, hub
 from malora_jax.data.benchmarks import BrokenRowError, Dataset, get_dataset
 from malora_jax.data.rows import check_file
 from malora_jax.data.stored_items import Items, read_items, write_items
@@ -73,6 +73,7 @@ class Store:
             with _alone(self.directory):
                 if not self._is_prepared(dataset):
                     self._prepare(dataset)
+                    buckets.push()
         self._check_prepared(dataset)
 
     def items(self, dataset: Dataset, split: str) -> Items:
@@ -165,7 +166,7 @@ class Store:
         """The files of each split, and the commit that they are of."""
         local = self._local(dataset)
         if local:
-            return {split: [pathlib.Path(path)] for split, path in local.items()}, None
+            return {split: [buckets.local(path)] for split, path in local.items()}, None
         patterns = dataset.patterns
         instead = f"name local files in data.sources, such as '{dataset.name}/train=PATH'"
         if revision:
@@ -212,7 +213,7 @@ class Store:
     def _check_prepared(self, dataset: Dataset) -> None:
         lock = self.lock(dataset)
         self._check_source(dataset, lock)
-        local = {split: [pathlib.Path(path)] for split, path in self._local(dataset).items()}
+        local = {split: [buckets.local(path)] for split, path in self._local(dataset).items()}
         moved = lock['source'] != self._source(dataset)
         # What was prepared does not need its files any more, but other ones would be other data.
         if local and (moved or all(path.exists() for [path] in local.values())):
@@ -275,7 +276,7 @@ def check_sources(sources: Sequence[str]) -> None:
 def open_store(directory: str, sources: Sequence[str] = (), skip_broken: bool = False) -> Store:
     """The store of a config; without a directory, where TFDS has its datasets."""
     path = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    return Store(pathlib.Path(os.path.expanduser(path)), tuple(sources), skip_broken)
+    return Store(buckets.local(path), tuple(sources), skip_broken)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from malora_jax.distributed import rules
+
 Rows = Mapping[str, Any]
 
 
@@ -38,6 +40,10 @@ def summed_gradients(
         return jax.tree.map(jnp.add, total, gradients), found
 
     parts = {name: rows.reshape(len(keys_A), -1, *rows.shape[1:]) for name, rows in batch.items()}
+    parts = {
+        name: rules.constrain(x, 'parts', 'rows', *['features'] * (x.ndim - 2))
+        for name, x in parts.items()
+    }
     zeros = jax.tree.map(jnp.zeros_like, trained)
     gradients, each = jax.lax.scan(add, zeros, (parts, keys_A))
     return gradients, jax.tree.map(lambda values: values.sum(axis=0), each)

@@ -1,18 +1,23 @@
 """Checkpoints of adapter, optimizer, step and data position; never of the base."""
 
 import contextlib
+import hashlib
+import itertools
+import json
 import pathlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
-import grain
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from malora_jax import errors
+from malora_jax.data import RowStreams
+from malora_jax.distributed import hosts, rules
 from malora_jax.training.state import TrainState
 
 # Room for what is beside the arrays; they are compressed a little.
@@ -24,6 +29,13 @@ class Best(NamedTuple):
 
     step: int
     loss: float
+
+
+class _Writing(NamedTuple):
+    """A checkpoint that is being written: its step, and Orbax's answer when it is."""
+
+    step: int
+    response: Any
 
 
 class Checkpoints:
@@ -50,7 +62,9 @@ class Checkpoints:
         newest = policies.LatestN(keep)
         best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
         kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
-        self._directory = directory.absolute()
+        # In a bucket (see `buckets.home`) it is absolute, and no Path.
+        self._is_on_disk = isinstance(directory, pathlib.Path)
+        self._directory = directory.absolute() if self._is_on_disk else directory
         threads = {*threading.enumerate()}
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
@@ -59,9 +73,11 @@ class Checkpoints:
             preservation_policy=kept,
             cleanup_tmp_directories=keep is not None,
         )
+        self._writing: _Writing | None = None
         # Orbax removes them in a thread that close() does not wait for, and that starts others: a
         # run that ends at once with a message would end with a thread's traceback too.
-        while started := {*threading.enumerate()} - threads:
+        # Threads of a bucket's client never end; there the first save waits for the removal.
+        while self._is_on_disk and (started := {*threading.enumerate()} - threads):
             for thread in started:
                 if thread.is_alive():  # One that is just starting cannot be waited for yet.
                     thread.join()
@@ -69,8 +85,21 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:  # Else there is an error to tell of already.
+                raise
+        finally:
+            # It tells once more of what could not be written.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in their order."""
+        return sorted(each.step for each in self._checkpointer.checkpoints)
 
     @property
     def latest_step(self) -> int | None:
@@ -94,9 +123,11 @@ class Checkpoints:
         return self.best.step if self.best else self.latest_step
 
     def save(
-        self, state: TrainState, data: grain.DatasetIterator, validation_loss: float | None = None
+        self, state: TrainState, data: RowStreams, validation_loss: float | None = None
     ) -> None:
-        """Saves; returns when everything is on disk.
+        """Begins to save; returns when the state is copied and its buffers may be used again.
+
+        It is written while the next steps are made; `wait` tells that it is on disk.
 
         Args:
             state: what is saved.
@@ -104,23 +135,42 @@ class Checkpoints:
             validation_loss: of the state, if it was measured.
 
         Raises:
-            OSError: it cannot be written; the checkpoints before it are as they were.
+            OSError: it, or the one before, cannot be written; those before are as they were.
         """
+        self.wait()
         step = int(state.step)
         if step == self.latest_step:
             return
         self.check_room(state)
+        sums = {'state': _sums(state), 'data': _positions(data)}
         metrics = None if validation_loss is None else {'validation_loss': validation_loss}
         try:
-            self._checkpointer.save_checkpointables(
-                step, {'state': state, 'data': data}, metrics=metrics
+            response = self._checkpointer.save_checkpointables_async(
+                step, {'state': state, 'data': data, 'sums': sums}, metrics=metrics
             )
         except Exception as error:  # The storage's errors are of many types.
-            cause = str(error).rsplit(': ', 1)[-1] or type(error).__name__
-            raise OSError(
-                f'Checkpoint {self._directory / str(step)} cannot be written ({cause}); the same '
-                'command goes on from the one before.'
-            ) from error
+            self._fail(step, error)
+        self._writing = _Writing(step, response)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+            OSError: it cannot be written; the checkpoints before it are as they were.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                writing.response.result()
+            except Exception as error:
+                self._fail(writing.step, error)
+
+    def _fail(self, step: int, error: Exception) -> NoReturn:
+        cause = str(error).rsplit(': ', 1)[-1] or type(error).__name__
+        raise OSError(
+            f'Checkpoint {self._directory / str(step)} cannot be written ({cause}); the same '
+            'command goes on from the one before.'
+        ) from error
 
     def check_room(self, state: TrainState) -> None:
         """Checks that a checkpoint of the state fits on the disk.
@@ -130,6 +180,8 @@ class Checkpoints:
         Raises:
             OSError: it does not, in megabytes.
         """
+        if not self._is_on_disk:
+            return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _METADATA_BYTES
         free = shutil.disk_usage(self._directory).free
         if free < needed:
@@ -138,17 +190,51 @@ class Checkpoints:
                 f'{free / 1e6:.1f} MB free: make room; the same command goes on from the last one.'
             )
 
-    def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The newest checkpoint's state; `data` is moved to where it was.
+    def restore(self, state: TrainState, data: RowStreams) -> TrainState:
+        """The state of the newest checkpoint that is whole; `data` is moved to where it was.
+
+        Newer ones, which are broken, are put aside as `broken-STEP`; but only once an older one is
+        read: what keeps all of them from being read is no fault of theirs.
 
         Args:
             state: a fresh state of the same run, for its shapes.
             data: a fresh iterator of the same run.
 
         Raises:
-            UserError: there is no checkpoint, or it cannot be read.
+            UserError: there is no checkpoint, or none can be read.
         """
-        return self._load(self.latest_step, {'state': _shapes(state), 'data': data})['state']
+        wanted = {'state': _shapes(state), 'data': data}
+        steps = self.steps[::-1]
+        broken: dict[int, errors.UserError] = {}
+        for step in steps:
+            try:
+                found = self._load(step, wanted)['state']
+            except errors.UserError as error:
+                broken[step] = error
+                continue
+            self._put_aside(broken)
+            return found
+        raise broken[steps[0]] if steps else self._nothing()
+
+    def _put_aside(self, broken: Mapping[int, errors.UserError]) -> None:
+        for step, error in broken.items():
+            again = (f'broken-{step}-{number}' for number in itertools.count(2))
+            names = itertools.chain([f'broken-{step}'], again)
+            aside = next(name for name in names if not (self._directory / name).exists())
+            hosts.meet(f'put aside {step}')
+            if hosts.is_first():
+                (self._directory / str(step)).rename(self._directory / aside)
+            hosts.say(f'{error} It is put aside as {aside}; the one before is taken.')
+        if broken:
+            hosts.meet('put aside')
+            self._checkpointer.reload()
+
+    def best_state(self, state: TrainState) -> TrainState:
+        """The state of the best checkpoint; the given one if that is it, or none was measured."""
+        best = self.best
+        if best is None or best.step == int(state.step):
+            return state
+        return self.restore_state(state, best.step)
 
     def restore_state(self, state: TrainState, step: int | None = None) -> TrainState:
         """The state alone, of the newest checkpoint or another.
@@ -156,20 +242,38 @@ class Checkpoints:
         Raises:
             UserError: there is no checkpoint, or it cannot be read.
         """
-        return self._load(step or self.latest_step, {'state': _shapes(state)})['state']
-
-    def _load(self, step: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
+        step = step or self.latest_step
         if step is None:
-            raise errors.UserError(f'There is no checkpoint in {self._directory}.')
+            raise self._nothing()
+        try:
+            return self._load(step, {'state': _shapes(state)})['state']
+        except errors.UserError as error:
+            raise errors.UserError(f'{error} Without that folder another one is taken.') from error
+
+    def _nothing(self) -> errors.UserError:
+        return errors.UserError(f'There is no checkpoint in {self._directory}.')
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        self.wait()
+        folder = self._directory / str(step)
+        # Runs older than sums have none.
+        sums = {'sums': None} if (folder / 'sums').exists() else {}
         try:
             with _quiet_if_it_fails():
-                return self._checkpointer.load_checkpointables(step, wanted)
+                found = self._checkpointer.load_checkpointables(step, wanted | sums)
         except Exception as error:  # Whatever Orbax or the file system finds wrong.
-            folder = self._directory / str(step)
-            raise errors.UserError(
-                f'Checkpoint {folder} cannot be read: remove that folder to continue from the one '
-                'before.'
-            ) from error
+            raise errors.UserError(f'Checkpoint {folder} cannot be read.') from error
+        if sums:
+            _check_sums(folder, found['sums'], found['state'], wanted.get('data'))
+        return found
+
+
+def has_checkpoint(directory: pathlib.Path) -> bool:
+    """Whether there is a checkpoint in a directory, which need not exist."""
+    if not directory.is_dir():
+        return False
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.latest_step is not None
 
 
 @contextlib.contextmanager
@@ -188,6 +292,46 @@ def _quiet_if_it_fails() -> Iterator[None]:
     sys.unraisablehook = report
     yield
     sys.unraisablehook = hook  # After an error it stays: their threads still run.
+
+
+def _check_sums(folder: pathlib.Path, sums: dict[str, Any], state: TrainState, data: Any) -> None:
+    """Checks that what was read is what was saved: files may be of the right size and yet rotten.
+
+    Raises:
+        UserError: it is not, with the first leaf at fault.
+    """
+    wrong = [name for name, value in _sums(state).items() if sums['state'].get(name) != value]
+    if data is not None:
+        # Those that the first process read: the others have none.
+        found = _positions(data)
+        known = found.keys() & sums['data'].keys()
+        if any(found[number] != sums['data'][number] for number in known):
+            wrong.append('the position in the data')
+    if wrong:
+        raise errors.UserError(f'Checkpoint {folder} is damaged: {wrong[0]} is not as saved.')
+
+
+def _sums(state: TrainState) -> dict[str, int]:
+    """By leaf, the sum of its words modulo 2³²: no single bit changes without it."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): int(value)
+        for path, value in jax.tree_util.tree_leaves_with_path(jax.device_get(_leaf_sums(state)))
+    }
+
+
+@jax.jit
+def _leaf_sums(state: TrainState) -> Any:
+    def of_words(leaf: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint32).sum(dtype=jnp.uint32)
+
+    return rules.replicate(jax.tree.map(of_words, state))
+
+
+def _positions(data: RowStreams) -> dict[str, str]:
+    return {
+        number: hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        for number, state in data.get_state().items()
+    }
 
 
 def _goodness(metrics: dict[str, float]) -> float:

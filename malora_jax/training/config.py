@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, method
+from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig
 from malora_jax.models.decoder import REMAT
 from malora_jax.models.loading.weights import model_config
@@ -77,6 +78,10 @@ class TrainingConfig:
             checkpoint with the lowest one is kept, and scored at the end.
         patience: evaluations in a row without a lower loss after which the run stops; 0 = it does
             not.
+        start_from: directory of an exported adapter, or of a LoRA that `peft` saved, whose values
+            the adapter starts from; '' = at random.
+        skip_nonfinite: how many steps in a row are left out because their loss or gradient is not
+            finite; the run stops at the next.
     """
 
     steps: int
@@ -87,11 +92,14 @@ class TrainingConfig:
     evaluate_every: int = 0
     patience: int = 0
     epochs: float = 0.0
+    start_from: str = ''
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
         errors.check_types('training', self)
         at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
-        at_least(0, 'training', self, 'steps', 'epochs', 'evaluate_every', 'patience')
+        counts = ('steps', 'epochs', 'evaluate_every', 'patience', 'skip_nonfinite')
+        at_least(0, 'training', self, *counts)
         if self.remat not in REMAT:
             raise errors.unknown_name('training.remat', self.remat, REMAT)
         require(
@@ -150,7 +158,7 @@ class RunConfig:
         model: the frozen base.
         weights: a GGUF file, a directory or a name on the hub; '' = what belongs to the preset.
         adapter: what is trained.
-        data, optimizer, training, evaluation: see there.
+        data, optimizer, training, evaluation, mesh: see there.
     """
 
     seed: int
@@ -162,6 +170,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    mesh: MeshConfig
 
     def __post_init__(self):
         errors.check_types('config', self)
@@ -213,6 +222,7 @@ class _Model:
     name: str
     weights: str
     dtype: str
+    quantize: str = ''
 
     def __post_init__(self):
         errors.check_types('model', self)
@@ -224,7 +234,21 @@ _SECTIONS: dict[str, type] = {
     'optimizer': OptimizerConfig,
     'training': TrainingConfig,
     'evaluation': EvaluationConfig,
+    'mesh': MeshConfig,
 }
+
+
+def defaults() -> dict[str, Any]:
+    """By dotted name, what a config.json that lacks a field means: those that came later."""
+    sections = _SECTIONS | {'model': _Model}
+    return {
+        f'{section}.{field.name}': list(field.default)
+        if isinstance(field.default, tuple)
+        else field.default
+        for section, kind in sections.items()
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
 
 
 def run_config(config: Mapping[str, Any]) -> RunConfig:
@@ -233,13 +257,15 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: an unknown or missing field, or a value out of range, named.
     """
-    sections = {key: _plain(value) for key, value in config.items()}
+    # Runs older than meshes say nothing of them.
+    sections: dict[str, Any] = {'mesh': {}}
+    sections |= {key: _plain(value) for key, value in config.items()}
     for name, kind in _SECTIONS.items():
         if name in sections:
             sections[name] = _section(name, kind, sections[name])
     if 'model' in sections:
         model = _section('model', _Model, sections['model'])
-        sections['model'] = model_config(model.name, model.weights, model.dtype)
+        sections['model'] = model_config(model.name, model.weights, model.dtype, model.quantize)
         sections['weights'] = model.weights
     return _section('config', RunConfig, sections)
 

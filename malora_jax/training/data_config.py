@@ -29,8 +29,10 @@ class DataConfig:
         truncate: whether examples that are longer are cut, as `data.encode_example` says, or
             refused.
         workers: threads that read and tokenise ahead of the training; 0 = none.
-        batch_size: B, rows that are computed together; a step has `training.accumulate` times as
-            many.
+        batch_size: B, rows that are computed together, on all devices; a step has
+            `training.accumulate` times as many.
+        streams: in how many streams rows are read. Of several hosts each reads those that its rows
+            come from; with fewer streams than hosts some read more than their share.
         files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
         question_field: pattern of the question in these files.
         answer_field: pattern of the answer.
@@ -40,7 +42,8 @@ class DataConfig:
         form: of the prompts of public datasets; see `data.benchmarks.forms`.
         task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form` or
             `shots`; see `data.Benchmark`.
-        directory: where public datasets are prepared; '' = TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        directory: where public datasets are prepared, a path or gs://BUCKET/PATH; '' =
+            TFDS_DATA_DIR, or ~/tensorflow_datasets.
         sources: 'DATASET/SPLIT=PATH' each: splits to prepare from a local file.
         skip_broken: whether a broken row of a public dataset is left out and listed, or an error.
     """
@@ -66,6 +69,7 @@ class DataConfig:
     directory: str = ''
     sources: tuple[str, ...] = ()
     skip_broken: bool = False
+    streams: int = 1
 
     def __post_init__(self):
         errors.check_types('data', self)
@@ -96,7 +100,13 @@ class DataConfig:
         self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
         at_least(1 if made else 0, 'data', self, 'max_per_task')
         at_least(1 if made or self.files else 0, 'data', self, 'held_out')
-        at_least(1, 'data', self, 'sequence_length', 'batch_size')
+        at_least(1, 'data', self, 'sequence_length', 'batch_size', 'streams')
+        require(
+            self.batch_size % self.streams == 0,
+            'data.streams',
+            self.streams,
+            f'a divisor of data.batch_size, {self.batch_size}',
+        )
         at_least(0, 'data', self, 'validation', 'workers')
         data.check_sources(self.sources)
         data.benchmark_settings(self.form, self.task_settings)

@@ -4,12 +4,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from malora_jax import buckets
+from malora_jax.distributed.mesh import on_all_devices
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.workdir import check_config, check_data
+from malora_jax.training.workdir import check_base, check_config, check_data
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
@@ -25,15 +27,17 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         interval.
 
     Raises:
-        UserError: the directory holds no run with this config, or no checkpoint.
+        UserError: the directory holds no run with this config, or no checkpoint; or the base is
+            another.
     """
     run = run_config(config)
     if workdir:
         check_config(workdir, config)
         check_data(workdir, data_digests(run))
-    setup = build(run)
-    step, variables = _restore(setup, workdir) if workdir else (None, None)
-    answers = setup.answer_held_out(variables, 'score')
+    with on_all_devices(run.mesh, run.data.batch_size):
+        setup = build(run)
+        step, variables = _restore(setup, workdir) if workdir else (None, None)
+        answers = setup.answer_held_out(variables, 'score')
     by_task = runner.by_task(answers)
     return {
         'step': step,
@@ -56,6 +60,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
 
 def _restore(setup: Setup, workdir: pathlib.Path) -> tuple[int, Any]:
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    check_base(workdir, setup.run, setup.base.params)
+    with Checkpoints(buckets.home(workdir / 'checkpoints')) as checkpoints:
         state = checkpoints.restore_state(setup.fresh_state(), checkpoints.chosen_step)
     return int(state.step), state.variables(setup.base.params)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from malora_jax.distributed import rules
 from malora_jax.models import Decoder
 from malora_jax.training.step import Batch, Losses, losses
 
@@ -38,4 +39,4 @@ def loss_by_task(sums: Losses) -> np.ndarray:
 # Compiled once for a model, however often it is evaluated.
 @functools.partial(jax.jit, static_argnames=('model', 'num_tasks'))
 def _one_batch(model: Decoder, variables: Any, batch: Batch, num_tasks: int) -> Losses:
-    return losses(model, variables, batch, num_tasks)
+    return rules.replicate(losses(model, variables, batch, num_tasks))

@@ -2,23 +2,26 @@
 
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import grain
-
-from malora_jax import files
-from malora_jax.data import describe_split
-from malora_jax.training import results
-from malora_jax.training.checkpoint import Checkpoints
-from malora_jax.training.config import run_config
+from malora_jax import buckets, files
+from malora_jax.data import RowStreams, describe_split
+from malora_jax.distributed import hosts
+from malora_jax.distributed.mesh import on_all_devices
+from malora_jax.training import goodput, results
+from malora_jax.training.checkpoint import Best, Checkpoints, has_checkpoint
+from malora_jax.training.config import RunConfig, run_config
+from malora_jax.training.goodput import Goodput
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
+from malora_jax.training.preemption import Preemption, watched
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
+from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
 from malora_jax.training.trainer import Trainer
-from malora_jax.training.workdir import check_config, check_data, locked
+from malora_jax.training.workdir import begun, check_base, check_config, check_data
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the config or its files.
         FloatingPointError: the loss or its gradient is not finite, with the step's number.
+        Preempted: SIGTERM came; what there was is saved.
     """
     started = time.perf_counter()
     run = run_config(config)
@@ -42,58 +46,131 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         check_config(workdir, config)
         check_data(workdir, digests)
         if (workdir / 'results.json').exists():
-            print(f'{workdir} is finished; its results:')
+            hosts.say(f'{buckets.home(workdir)} is finished; its results:')
             return files.read_json(workdir / 'results.json')
+    record = Goodput()
+    with record.phase('start'):
+        devices = on_all_devices(run.mesh, run.data.batch_size)
+    with devices, watched() as preemption:
+        return _train(run, config, digests, workdir, _Watch(started, record, preemption))
+
+
+class _Watch(NamedTuple):
+    """What looks on: when the run was started, where its time goes, and whether it is to stop."""
+
+    started: float
+    goodput: Goodput
+    preemption: Preemption
+
+
+def _train(
+    run: RunConfig,
+    config: Mapping[str, Any],
+    digests: Mapping[str, str],
+    workdir: pathlib.Path,
+    watch: _Watch,
+) -> dict[str, Any]:
     # Everything that may be wrong with the config shows here, before anything is written.
-    setup = build(run)
-    data = setup.train_iterator()
-    state = setup.fresh_state()
-    parameters = count_parameters(state.variables(setup.base.params))
-    print(
+    with watch.goodput.phase('load'):
+        setup = build(run)
+        base = check_base(workdir, run, setup.base.params)
+        data = setup.train_iterator()
+        state = started(setup, setup.fresh_state(), workdir)
+    # Not `parameter_counts`, which would trace the model once more before the first step.
+    parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
+    hosts.say(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
     )
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
-            print(describe_split(split, size))
-    with locked(workdir):
-        if digests:
-            files.write_json(workdir / 'data.json', digests)
-        files.write_json(workdir / 'config.json', config)
-        return _train(setup, state, data, workdir, started)
+            hosts.say(describe_split(split, size))
+    if not hosts.is_first():
+        hosts.meet('begun')
+        return _run(setup, state, data, workdir, watch)
+    with begun(workdir, config, digests, base):
+        watch.goodput.open(workdir)
+        buckets.push()
+        hosts.meet('begun')
+        try:
+            return _run(setup, state, data, workdir, watch)
+        finally:
+            watch.goodput.close()
+            buckets.push()
+            print(goodput.describe(goodput.accounts(goodput.read(workdir))))
 
 
-def _train(
+def started(setup: Setup, state: TrainState, workdir: pathlib.Path) -> TrainState:
+    """A fresh state, from another adapter if `training.start_from` names one and nothing is saved.
+
+    Raises:
+        UserError: as `started_from`.
+    """
+    start_from = setup.run.training.start_from
+    if not start_from or has_checkpoint(buckets.home(workdir / 'checkpoints')):
+        return state
+    return started_from(buckets.local(start_from), state, setup.model, setup.base)
+
+
+def _run(
     setup: Setup,
     state: TrainState,
-    data: grain.DatasetIterator,
+    data: RowStreams,
     workdir: pathlib.Path,
-    started: float,
+    watch: _Watch,
 ) -> dict[str, Any]:
-    with Checkpoints(workdir / 'checkpoints', setup.run.training.keep_checkpoints) as checkpoints:
-        # Not `state.step`, which is there only once the whole state is.
-        done = checkpoints.latest_step or 0
-        if done:
-            state = checkpoints.restore(state, data)
-            print(f'Continuing {workdir} after step {done}.')
+    saved = buckets.home(workdir / 'checkpoints')
+    with Checkpoints(saved, setup.run.training.keep_checkpoints) as checkpoints:
+        # Not `state.step` of a fresh state, which is there only once the whole state is.
+        done = 0
+        if checkpoints.latest_step:
+            with watch.goodput.phase('load'):
+                state = checkpoints.restore(state, data)
+                done = int(state.step)
+            hosts.say(f'Continuing {buckets.home(workdir)} after step {done}.')
         with MetricWriter(workdir, done) as writer:
             earlier = writer.records[-1]['train_time_s'] if writer.records else 0.0
             if done < setup.steps:
                 checkpoints.check_room(state)
-                state = Trainer(setup, writer, checkpoints).run_steps(state, data)
-        best = checkpoints.best
-        if best and best.step != int(state.step):
-            state = checkpoints.restore_state(state, best.step)
+                trainer = Trainer(setup, writer, checkpoints, watch.goodput, watch.preemption)
+                state = trainer.run_steps(state, data)
+        best, state = checkpoints.best, checkpoints.best_state(state)
+    began = watch.started - earlier
+    return finish(setup, workdir, state, writer.records, best, watch.goodput, began)
+
+
+def finish(
+    setup: Setup,
+    workdir: pathlib.Path,
+    state: TrainState,
+    records: Sequence[Mapping[str, Any]],
+    best: Best | None,
+    record: Goodput,
+    began: float,
+) -> dict[str, Any]:
+    """Scores base and adapted model, and writes what a run has found.
+
+    Args:
+        setup: the run's parts.
+        workdir: the run's directory.
+        state: that stands for the run.
+        records: of metrics.jsonl.
+        best: the checkpoint that the state is of, if it was chosen by its validation loss.
+        record: where the time goes.
+        began: when the run would have been started, had it never been interrupted; by
+            `time.perf_counter`.
+
+    Returns:
+        What is in `results.json`.
+    """
     variables = state.variables(setup.base.params)
-    # Not before training, which would keep the user waiting: the base is still the same.
-    before = results.scored(setup, workdir, 'before', None)
-    after = results.scored(setup, workdir, 'after', variables)
-    found = results.Found(
-        records=writer.records,
-        best=best,
-        before=before,
-        after=after,
-        routing=setup.held_out_routing(variables),
-    )
-    wall_time = earlier + time.perf_counter() - started
-    return results.write_results(setup, workdir, found, wall_time)
+    with record.phase('evaluate'):
+        # Not before training, which would keep the user waiting: the base is still the same.
+        found = results.Found(
+            records=records,
+            best=best,
+            before=results.scored(setup, workdir, 'before', None),
+            after=results.scored(setup, workdir, 'after', variables),
+            routing=setup.held_out_routing(variables),
+        )
+    return results.write_results(setup, workdir, found, time.perf_counter() - began)

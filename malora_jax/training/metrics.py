@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from malora_jax import files
+from malora_jax import buckets, files
+from malora_jax.distributed import hosts
 from malora_jax.errors import UserError
 
 # TensorBoard reads again every 30 seconds or so; each flush waits for the disk.
@@ -20,6 +20,8 @@ _FLUSH_SECONDS = 10
 
 class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's event files; a context manager.
+
+    Of several processes the first one writes, and the others only remember.
 
     Attributes:
         records: what the file held up to the step that the run continues from.
@@ -43,10 +45,13 @@ class MetricWriter:
                 f'{path} has {len(self.records)} of the {step} steps of the newest checkpoint: '
                 'restore it, or start anew in another --workdir.'
             )
+        self._writes = hosts.is_first()
+        if not self._writes:
+            return
         files.write_json_lines(path, self.records)
         self._file = path.open('a', encoding='utf-8')
         # Written anew: what a killed run's writer still held in memory is in the records too.
-        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+        buckets.rmtree(workdir / 'tensorboard')
         (workdir / 'tensorboard').mkdir()
         # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting.
         self._board = EventsWriter(str(workdir / 'tensorboard' / 'events'))
@@ -58,17 +63,26 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def write(self, record: Mapping[str, float]) -> None:
         """Writes one step's record, which names its `step`."""
+        self.records.append(dict(record))
+        if not self._writes:
+            return
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
-        self.records.append(dict(record))
         self._show(record)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush_board()
+
+    def push(self) -> None:
+        """If the run is in a bucket, puts all there; before a checkpoint, which needs its steps."""
+        if self._writes:
+            self._flush_board()
+            buckets.push()
 
     def _show(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():

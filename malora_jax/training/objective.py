@@ -11,13 +11,14 @@ chunk.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from malora_jax.distributed import rules
 from malora_jax.models.decoder import logits
 
 CHUNK = 256  # Tokens of one head product: large enough for full speed, small in memory.
 
 
-@jax.custom_vjp
 def cross_entropy(
     hidden_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
 ) -> jax.Array:
@@ -33,6 +34,22 @@ def cross_entropy(
     Returns:
         (G,) float32: Σ_n weights[n, g] · (−log p(target_n)).
     """
+    if not rules.is_mesh_set():
+        return _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
+    # Devices with rows of their own sort and walk these alone.
+    over = rules.RULES['rows']
+    tokens, whole = PartitionSpec(over), PartitionSpec()
+    return jax.shard_map(
+        lambda *own: jax.lax.psum(_cross_entropy(*own), over),
+        in_specs=(tokens, whole, tokens, tokens),
+        out_specs=whole,
+        axis_names=set(over),
+        check_vma=False,
+    )(hidden_ND, head_VD, targets_N, weights_NG)
+
+
+@jax.custom_vjp
+def _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG):
     return _forward(hidden_ND, head_VD, targets_N, weights_NG)[0]
 
 
@@ -77,4 +94,4 @@ def _backward(residuals, cotangent_G):
     return (gradient_ND * scale_N1).astype(like.dtype), None, None, None
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)

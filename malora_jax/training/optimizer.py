@@ -51,4 +51,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _leaf_names(tree: Any) -> Any:
     """The tree with each leaf's own name in its place."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, tree)
+
+    def name(path: Any, _: Any) -> str:
+        # A boxed leaf, whose axes have names, is one step further down.
+        return next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
+
+    return jax.tree_util.tree_map_with_path(name, tree)

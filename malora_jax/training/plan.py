@@ -11,29 +11,32 @@ import flax.linen as nn
 import jax
 
 from malora_jax.adapters import AdapterConfig, trees
-from malora_jax.models import Decoder
+from malora_jax.models import Decoder, ModelConfig
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
-from malora_jax.training.state import abstract_variables
 
 
 def parameter_counts(model: Decoder) -> dict[str, Any]:
     """Parameters of a model that need not exist yet, as `count_parameters` does."""
-    return count_parameters(nn.unbox(abstract_variables(model)))
+    variables = _unquantized(model)
+    adapter, frozen = variables.get('adapter', {}), variables.get('adapter_frozen', {})
+    return count_parameters(model.config, adapter, frozen)
 
 
-def count_parameters(variables: Any) -> dict[str, Any]:
-    """Parameters of base and adapter.
+def count_parameters(config: ModelConfig, adapter: Any, frozen: Any) -> dict[str, Any]:
+    """Parameters of base and adapter; a quantised kernel has those that it stands for.
 
     Args:
-        variables: the decoder's collections, as arrays or their shapes, without boxes.
+        config: the base.
+        adapter: the adapter's trained leaves, as arrays or their shapes, without boxes.
+        frozen: its leaves that do not train.
 
     Returns:
         `base`, `trainable`, `frozen_in_adapter` (scalars), `percent_of_base` and `percent_of_all`
         (trainable ones as a share of the base, and of base and adapter together), `by_group`
         (scalars in the adapter by kind of leaf).
     """
-    adapter, frozen = variables.get('adapter', {}), variables.get('adapter_frozen', {})
-    base = trees.count(variables['params'])
+    base = trees.count(_unquantized(Decoder(config))['params'])
     trainable, fixed = trees.count(adapter), trees.count(frozen)
     return {
         'base': base,
@@ -69,8 +72,7 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
         `base_forward`, `base_backward`, `attention_forward`, `attention_backward`,
         `adapter_forward`, `adapter_backward`, `column_lengths`, `total`.
     """
-    variables = nn.unbox(abstract_variables(model))
-    config = model.config
+    variables, config = _unquantized(model), model.config
     linears = sum(
         math.prod(leaf.shape)
         for path, leaf in trees.named_leaves(variables['params'])
@@ -127,10 +129,10 @@ def memory_bytes(model: Decoder) -> dict[str, int]:
         `base`, `adapter`, `gradients` and `optimizer` (two moments), `total`.
     """
     variables = nn.unbox(abstract_variables(model))
-    adapter = _bytes(variables.get('adapter', {}))
+    adapter = tree_bytes(variables.get('adapter', {}))
     parts = {
-        'base': _bytes(variables['params']),
-        'adapter': adapter + _bytes(variables.get('adapter_frozen', {})),
+        'base': tree_bytes(variables['params']),
+        'adapter': adapter + tree_bytes(variables.get('adapter_frozen', {})),
         'gradients': adapter,
         'optimizer': 2 * adapter,
     }
@@ -152,5 +154,16 @@ def plan(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree of arrays or shapes; keys of random numbers count as eight."""
+    return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def _unquantized(model: Decoder) -> Any:
+    """Shapes of the decoder's collections, with kernels as they are before they are quantised."""
+    config = dataclasses.replace(model.config, quantize='')
+    return nn.unbox(abstract_variables(model.clone(config=config)))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax import files
+from malora_jax import buckets, files
 from malora_jax.adapters import router
 from malora_jax.adapters.config import LINEARS
+from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Best
 from malora_jax.training.plan import parameter_counts
@@ -36,10 +37,12 @@ def scored(
         The answers, task by task.
     """
     path = workdir / f'answers_{when}.jsonl'
-    if path.exists():
+    if hosts.agree(path.exists()):
         return [runner.Answer(**row) for row in files.read_json_lines(path)]
     answers = setup.answer_held_out(variables, f'score {when}')
-    files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
+    if hosts.is_first():
+        files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
+        buckets.push()
     return answers
 
 
@@ -103,6 +106,8 @@ def write_results(
         'seed': run.seed,
         'versions': versions(),
     }
+    if not hosts.is_first():
+        return results
     from malora_jax.analysis import plots  # Not above: a start need not wait for matplotlib.
 
     plots.plot_losses(workdir / 'loss.png', found.records, f'{run.title}: loss by task')

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import grain
+import jax
 import numpy as np
 
 from malora_jax import data, errors
 from malora_jax.adapters.router import RoutingSums
+from malora_jax.distributed import rules
 from malora_jax.evaluation import runner, sandbox
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
@@ -70,18 +71,32 @@ class Setup:
         tokens = training.epochs * self.epoch_examples * mean_tokens
         return max(1, round(tokens / (positions * data.FILLED)))
 
-    def train_iterator(self) -> grain.DatasetIterator:
-        """A fresh iterator over training batches, each with the rows of a whole step."""
+    def train_iterator(self) -> data.RowStreams:
+        """A fresh iterator over training batches, each with the rows of a whole step.
+
+        Of several processes each reads the streams that its devices' rows come from.
+        """
+        section = self.run.data
+        rows = section.batch_size * self.run.training.accumulate
+        readers_of_row, each = rules.row_readers(rows), rows // section.streams
+        readers = {
+            number: set().union(*readers_of_row[number * each : (number + 1) * each])
+            for number in range(section.streams)
+        }
+        own = jax.process_index()
         return data.train_iterator(
             self.splits,
             self.base.tokenizer,
             self.template,
-            sequence_length=self.run.data.sequence_length,
-            batch_size=self.run.data.batch_size * self.run.training.accumulate,
+            sequence_length=section.sequence_length,
+            batch_size=rows,
             shares=self.shares,
             seed=self.run.seed,
-            truncate=self.run.data.truncate,
-            workers=self.run.data.workers,
+            truncate=section.truncate,
+            workers=section.workers,
+            streams=section.streams,
+            read=[number for number, processes in readers.items() if own in processes],
+            saved=[number for number, processes in readers.items() if own == min(processes)],
         )
 
     def held_out_routing(self, variables: Any) -> dict[str, RoutingSums]:
@@ -95,8 +110,26 @@ class Setup:
         """
         if not self.run.adapter.has_router:
             return {}
-        batches = self._batches([split.held_out for split in self.splits], truncate=True)
+        batches = self.held_out_batches()
         return held_out_losses(self.model, variables, batches, len(self.splits)).routing
+
+    def held_out_batches(self, most: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Packed batches of held-out examples, each once, cut to rows of training.
+
+        Args:
+            most: of each task, evenly spread; 0 = all.
+        """
+        examples = [_evenly(split.held_out, most) for split in self.splits]
+        return self._batches(examples, truncate=True)
+
+    def training_batches(
+        self, tasks: Collection[str], most: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Packed batches of training examples; of each task at most so many, evenly spread."""
+        examples = [
+            _evenly(split.train, most) if split.task_name in tasks else [] for split in self.splits
+        ]
+        return self._batches(examples, truncate=True)
 
     def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches of all validation examples, each once."""
@@ -180,21 +213,32 @@ class Setup:
         return Decoder(self.run.model), {'params': self.base.params}
 
 
-def build(run: RunConfig) -> Setup:
+def build(run: RunConfig, base: Base | None = None) -> Setup:
     """Loads the base and makes the data of a run.
+
+    Args:
+        run: the config.
+        base: if it is there already.
 
     Raises:
         UserError: an unknown task or template, a broken file, too few questions, weights that do
             not load, examples that do not fit, or answers that generation would cut off.
     """
     template = data.get_template(run.data.template)
+    rules.check_rows('data.batch_size', run.data.batch_size)
     splits = _split(run)
-    base = load_base(run.model, run.weights)
+    base = base or load_base(run.model, run.weights)
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
     sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
     model = Decoder(run.model, run.adapter, run.training.remat)
     return Setup(run, base, model, splits, sizes, template)
+
+
+def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
+    """At most so many of the examples, evenly spread; all if `most` is 0."""
+    step = -(-len(examples) // most) if most else 1
+    return [examples[i] for i in range(0, len(examples), max(step, 1))]
 
 
 def _check_answers_fit(

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from malora_jax.adapters import router
+from malora_jax.distributed import rules
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
 from malora_jax.training.accumulation import summed_gradients
+from malora_jax.training.config import RunConfig
 from malora_jax.training.objective import cross_entropy
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]
@@ -74,7 +77,7 @@ def losses(
         batch['targets'].reshape(-1),
         weights_NG,
     )
-    routing = _by_path(collections.get('routing', {}))
+    routing = by_path(collections.get('routing', {}))
     return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
 
 
@@ -91,12 +94,37 @@ def make_train_step(
     num_tasks: int,
     seed: int,
     accumulate: int = 1,
+    shardings: Any = None,
+    skip_nonfinite: bool = False,
 ) -> jax.stages.Wrapped:
-    """Builds the compiled step: (state, params, batch) to (state, metrics).
+    """Builds the compiled `step_function`, which reuses the state's buffers.
 
-    Only the adapter is differentiated; the state's buffers are reused. The dropout masks of a
-    step depend on the seed, the step's number and the micro-batch's, so a resumed run draws the
-    same.
+    The new state is put where `shardings` say; None = wherever the compiler puts it.
+    """
+    train_step = step_function(
+        model, optimizer, schedule, num_tasks, seed, accumulate, skip_nonfinite
+    )
+
+    def with_whole_metrics(state: TrainState, params: Any, batch: Batch):
+        state, metrics = train_step(state, params, batch)
+        return state, rules.replicate(metrics)
+
+    return jax.jit(with_whole_metrics, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def step_function(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    num_tasks: int,
+    seed: int | jax.Array,
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step itself: (state, params, batch) to (state, metrics).
+
+    Only the adapter is differentiated. The dropout masks of a step depend on the seed, the step's
+    number and the micro-batch's, so a resumed run draws the same.
 
     Args:
         model: the decoder.
@@ -108,6 +136,8 @@ def make_train_step(
             batch has A · B rows. The loss is the mean over all tokens of the step that carry
             loss, the same as in one large batch. The balance loss is that of each micro-batch,
             averaged with their tokens as weights, as if each were on a device of its own.
+        skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing but the
+            numbers of steps, the optimizer's too; the metric `skipped` is then 1.
     """
     gradients_of = make_gradients(model, num_tasks, seed, accumulate)
 
@@ -122,21 +152,58 @@ def make_train_step(
             'gradient_norm': optax.tree.norm(gradients),
             'learning_rate': schedule(state.step),
             'balance_loss': balance,
+            'examples': _examples(batch, num_tasks),
         }
         if sums.routing:
             metrics |= routing_metrics(sums.routing)
-        state = state.replace(
+        new = state.replace(
             step=state.step + 1,
             adapter=optax.apply_updates(state.adapter, updates),
             opt_state=opt_state,
         )
-        return state, metrics
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics['gradient_norm'])
+            metrics['skipped'] = (~finite).astype(jnp.int32)
+            # But the counts of steps go on, and with them the learning rate.
+            new = jax.tree.map(
+                lambda now, then: now if now.dtype == jnp.int32 else jnp.where(finite, now, then),
+                new,
+                state,
+            )
+        return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
+
+
+def lowered_step(
+    run: RunConfig, model: Decoder, steps: int, num_tasks: int, state: TrainState, params: Any
+) -> jax.stages.Lowered:
+    """The step of a run, ready to be compiled ahead.
+
+    Args:
+        run: the config.
+        model: the decoder with the adapter.
+        steps: of the whole run.
+        num_tasks: G.
+        state: arrays or shapes with shardings; the new state is to be where this one is.
+        params: of the base, arrays or shapes.
+    """
+    train_step = make_train_step(
+        model,
+        make_optimizer(run.optimizer, steps),
+        learning_rate_schedule(run.optimizer, steps),
+        num_tasks,
+        run.seed,
+        run.training.accumulate,
+        jax.tree.map(lambda leaf: leaf.sharding, state),
+        run.training.skip_nonfinite > 0,
+    )
+    rows = run.data.batch_size * run.training.accumulate
+    return train_step.lower(state, params, abstract_batch(rows, run.data.sequence_length))
 
 
 def make_gradients(
-    model: Decoder, num_tasks: int, seed: int, accumulate: int = 1
+    model: Decoder, num_tasks: int, seed: int | jax.Array, accumulate: int = 1
 ) -> Callable[[TrainState, Any, Batch], tuple[Any, tuple[jax.Array, jax.Array, Losses]]]:
     """The part of `make_train_step` before the update, with its arguments.
 
@@ -170,8 +237,10 @@ def make_gradients(
 def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     """Shapes of a packed batch, to compile for."""
     dtypes = dict.fromkeys(BATCH_KEYS, jnp.int32) | {'loss_mask': jnp.float32}
-    shape = (batch_size, sequence_length)
-    return {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in dtypes.items()}
+    shape, where = (batch_size, sequence_length), rules.rows_sharding()
+    return {
+        key: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for key, dtype in dtypes.items()
+    }
 
 
 def routing_metrics(routing: Mapping[str, router.RoutingSums]) -> dict[str, jax.Array]:
@@ -183,7 +252,14 @@ def routing_metrics(routing: Mapping[str, router.RoutingSums]) -> dict[str, jax.
     }
 
 
-def _by_path(routing: Any) -> dict[str, router.RoutingSums]:
+def _examples(batch: Batch, num_tasks: int) -> jax.Array:
+    """(G,) int32: how many examples of each task begin in a batch."""
+    begins_BT = (batch['positions'] == 0) & (batch['segment_ids'] > 0)
+    task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.int32)
+    return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
+
+
+def by_path(routing: Any) -> dict[str, router.RoutingSums]:
     """{'layers/attention/q': sums, …} from the sown collection."""
     leaves = jax.tree_util.tree_leaves_with_path(
         routing, is_leaf=lambda node: isinstance(node, router.RoutingSums)

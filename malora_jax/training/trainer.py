@@ -10,15 +10,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import tqdm
 
+from malora_jax.data import RowStreams
+from malora_jax.distributed import hosts, rules
 from malora_jax.training import step
 from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.goodput import Goodput
 from malora_jax.training.metrics import MetricWriter
-from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.preemption import Preempted, Preemption
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
 from malora_jax.training.validation import LOSS, Validation, evaluations_without_progress
@@ -33,10 +35,19 @@ class Trainer:
         checkpoints: where states go.
     """
 
-    def __init__(self, setup: Setup, writer: MetricWriter, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        setup: Setup,
+        writer: MetricWriter,
+        checkpoints: Checkpoints,
+        goodput: Goodput,
+        preemption: Preemption,
+    ):
         self.setup = setup
         self.writer = writer
         self.checkpoints = checkpoints
+        self._goodput = goodput
+        self._preemption = preemption
         self._tasks = [split.task_name for split in setup.splits]
         self._validation = Validation(setup) if setup.run.training.evaluate_every else None
         past = writer.records[-1] if writer.records else {}
@@ -45,7 +56,7 @@ class Trainer:
         self._drawn_G = np.array([past.get(f'examples/{task}', 0) for task in self._tasks])
         self._clock = time.perf_counter()
 
-    def run_steps(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+    def run_steps(self, state: TrainState, data: RowStreams) -> TrainState:
         """Trains from the state's step to the last, or until patience is out, and saves that.
 
         Args:
@@ -57,26 +68,44 @@ class Trainer:
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite, with the step's number.
+            Preempted: SIGTERM came; the step that was at work is done and saved.
         """
         if self._is_out_of_patience():
             return state
+        setup = self.setup
         # Before `state.step` is asked for, which may wait for a state that is still being made.
-        train_step = self._compile(state)
-        steps, first = self.setup.steps, int(state.step)
+        with self._goodput.phase('compile'):
+            # Ahead, so that no step's time has the compiler's in it.
+            train_step = step.lowered_step(
+                setup.run, setup.model, setup.steps, len(self._tasks), state, setup.base.params
+            ).compile()
+        steps, first = setup.steps, int(state.step)
         unreported = None
-        with tqdm.tqdm(
-            total=steps, initial=first, desc='train', unit='step', dynamic_ncols=True
-        ) as bar:
+        bar = tqdm.tqdm(
+            total=steps,
+            initial=first,
+            desc='train',
+            unit='step',
+            dynamic_ncols=True,
+            disable=not hosts.is_first(),
+        )
+        with self._preemption.deferred(), bar:
             self._clock = time.perf_counter()
             for number in range(first + 1, steps + 1):
-                batch = next(data)
-                state, metrics = train_step(state, self.setup.base.params, batch)
+                with self._goodput.phase('data wait'):
+                    batch = next(data)
+                self._goodput.step(number)
+                state, metrics = train_step(state, setup.base.params, rules.place_rows(batch))
                 self._report(unreported, bar)
-                unreported = (number, {**metrics, 'examples': self._examples(batch)})
-                if self._evaluates_after(number) or self._saves_after(number):
+                unreported = (number, metrics)
+                stops = self._preemption.reached(number)
+                if stops or self._evaluates_after(number) or self._saves_after(number):
                     self._report(unreported, bar, state)
                     unreported = None
-                    self._save(state, data)
+                    self._save(state, data, stops)
+                    if stops:
+                        hosts.say(f'Stopped by SIGTERM after step {number}, which is saved.')
+                        raise Preempted
                     if self._is_out_of_patience():
                         bar.write(
                             f'The validation loss falls no more: stopped after step {number}.'
@@ -84,26 +113,6 @@ class Trainer:
                         break
                     self._clock = time.perf_counter()
         return state
-
-    def _compile(self, state: TrainState) -> Any:
-        """Compiles the step ahead, so that no step's time has the compiler's in it."""
-        run = self.setup.run
-        train_step = step.make_train_step(
-            self.setup.model,
-            make_optimizer(run.optimizer, self.setup.steps),
-            learning_rate_schedule(run.optimizer, self.setup.steps),
-            len(self._tasks),
-            run.seed,
-            run.training.accumulate,
-        )
-        rows = run.data.batch_size * run.training.accumulate
-        batch = step.abstract_batch(rows, run.data.sequence_length)
-        return train_step.lower(state, self.setup.base.params, batch).compile()
-
-    def _examples(self, batch: step.Batch) -> np.ndarray:
-        """(G,): how many examples of each task begin in a batch."""
-        begins = (batch['positions'] == 0) & (batch['segment_ids'] > 0)
-        return np.bincount(batch['task_ids'][begins], minlength=len(self._tasks))
 
     def _evaluates_after(self, number: int) -> bool:
         every = self.setup.run.training.evaluate_every
@@ -117,13 +126,18 @@ class Trainer:
         patience = self.setup.run.training.patience
         return 0 < patience <= evaluations_without_progress(self.writer.records)
 
-    def _save(self, state: TrainState, data: grain.DatasetIterator) -> None:
-        """Saves what was just reported, if it is due, the best so far, or the last."""
+    def _save(self, state: TrainState, data: RowStreams, anyhow: bool) -> None:
+        """Saves what was just reported, anyhow or if it is due, the best so far, or the last."""
         record, best = self.writer.records[-1], self.checkpoints.best
         loss = record.get(LOSS)
         is_best = loss is not None and (best is None or loss <= best.loss)
-        if is_best or self._saves_after(record['step']) or self._is_out_of_patience():
-            self.checkpoints.save(state, data, loss)
+        is_end = anyhow or record['step'] == self.setup.steps or self._is_out_of_patience()
+        if is_best or is_end or self._saves_after(record['step']):
+            with self._goodput.phase('save'):
+                self.writer.push()
+                self.checkpoints.save(state, data, loss)
+                if is_end:
+                    self.checkpoints.wait()
 
     def _report(
         self,
@@ -143,11 +157,30 @@ class Trainer:
         number, arrays = done
         record = self._record(number, jax.device_get(arrays))
         if state is not None and self._validation and self._evaluates_after(number):
-            record |= self._validation(state.variables(self.setup.base.params))
+            with self._goodput.phase('evaluate'):
+                record |= self._validation(state.variables(self.setup.base.params))
             bar.write(f'Step {number}: validation loss {record[LOSS]:.4f}.')
+        self._check_skipped(record)
         check_finite(record)
-        self.writer.write(record)
+        # JSON has no word for what is not finite.
+        self.writer.write({k: value for k, value in record.items() if math.isfinite(value)})
         self._show(record, bar)
+
+    def _check_skipped(self, record: Mapping[str, float]) -> None:
+        """Checks that not too many steps in a row were left out.
+
+        Raises:
+            FloatingPointError: they were.
+        """
+        if not record.get('skipped'):
+            return
+        most = self.setup.run.training.skip_nonfinite
+        last = self.writer.records[-most:]
+        if len(last) == most and all(each['skipped'] for each in last):
+            raise FloatingPointError(
+                f'{most + 1} steps in a row, up to step {record["step"]}, had a loss or gradient '
+                f'that is not finite; training.skip_nonfinite allows {most}.'
+            )
 
     def _show(self, record: Mapping[str, float], bar: tqdm.tqdm) -> None:
         by_task = [
@@ -200,7 +233,8 @@ def check_finite(record: Mapping[str, float]) -> None:
     Raises:
         FloatingPointError: the first that is not finite, with the step's number.
     """
-    for name in ('loss', 'gradient_norm', LOSS):
+    own = () if record.get('skipped') else ('loss', 'gradient_norm')
+    for name in (*own, LOSS):
         if not math.isfinite(record.get(name, 0.0)):
             raise FloatingPointError(
                 f'The {name} is {record[name]} at step {record["step"]}; it was not saved. Lower '

@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from malora_jax import errors, files
+from malora_jax.export.identity import base_fingerprint
+from malora_jax.training.config import RunConfig, defaults
 
+BASE = 'base.json'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -32,6 +35,29 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def begun(
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    digests: Mapping[str, str],
+    base: Mapping[str, str],
+) -> Iterator[None]:
+    """A run's directory with what it says of the run; locked within.
+
+    Args:
+        workdir: the directory.
+        config: as written in configs/.
+        digests: as `data_digests` gives them.
+        base: as `check_base` gives it.
+    """
+    with locked(workdir):
+        if digests:
+            files.write_json(workdir / 'data.json', digests)
+        files.write_json(workdir / BASE, base)
+        files.write_json(workdir / 'config.json', config)
+        yield
+
+
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The config of the run in a directory, as written in configs/.
 
@@ -48,13 +74,19 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Checks that the directory holds a run with this very config.
 
     The data's fields count too: with another split, held-out questions may have been trained on.
+    Those of the mesh do not: a run goes on with other devices.
 
     Raises:
         UserError: there is no run, or the first field that differs.
     """
-    found = dict(_leaves(read_config(workdir)))
-    for field, value in _leaves(json.loads(json.dumps(config))):
-        if found.pop(field, None) != value:
+    found, ours = (
+        {name: value for name, value in _leaves(each) if not name.startswith('mesh.')}
+        for each in (read_config(workdir), json.loads(json.dumps(config)))
+    )
+    newer, missing = defaults(), object()
+    for field, value in ours.items():
+        # A field that is newer than the run has the value without which it did.
+        if found.pop(field, newer.get(field, missing)) != value:
             raise errors.UserError(
                 f'{workdir} holds a run with another {field}: continue that one with its own '
                 'config, or choose another --workdir.'
@@ -64,6 +96,38 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             f'{workdir} holds a run with fields that this config lacks ({", ".join(found)}): '
             'choose another --workdir.'
         )
+
+
+def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> dict[str, str]:
+    """Checks that the base is the one that the run in a directory began with.
+
+    Args:
+        workdir: of a run; nothing is checked where it has not begun, or is older than such files.
+        run: names the base.
+        params: its parameters, as they were loaded now.
+
+    Returns:
+        What is to be in `base.json`.
+
+    Raises:
+        UserError: it is another, with both named.
+    """
+    now = {
+        'name': run.model.name,
+        'weights': run.weights,
+        'fingerprint': base_fingerprint(params),
+    }
+    path = workdir / BASE
+    began = files.read_json(path) if path.exists() else now
+    if began['fingerprint'] != now['fingerprint']:
+        theirs, ours = (
+            f'{base["weights"] or base["name"]} ({base["fingerprint"]})' for base in (began, now)
+        )
+        raise errors.UserError(
+            f'{workdir} was trained on the base {theirs}, and these weights are {ours}: set '
+            'model.weights to the former, or choose another --workdir.'
+        )
+    return now
 
 
 def check_data(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mounts import can_mount
 
+from malora_jax import buckets
 from malora_jax.data import check_sources, open_store
 from malora_jax.data.benchmarks import BrokenRowError, Dataset, Item, get_dataset
 from malora_jax.data.rows import Row, read_rows
@@ -757,3 +758,26 @@ def test_a_disk_that_is_full_and_then_larger_and_then_read_only(local, tmp_path)
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "28 ['.malora_jax.busy']\n5\n5\n"
+
+
+def test_what_one_machine_prepares_in_a_bucket_another_reads(bucket, tmp_path):
+    """One and the same source, which is in the bucket too."""
+    buckets.local(f'{bucket}/sources').mkdir(parents=True)
+    write_lines(buckets.local(f'{bucket}/sources') / 'train.jsonl', sums(1, 2))
+    buckets.push()
+    sources = (f'gsm8k/train={bucket}/sources/train.jsonl',)
+    open_store(f'{bucket}/data', sources).prepare(GSM8K)
+    buckets.remove_copies()
+    store = open_store(f'{bucket}/data', sources)
+    assert [*store.items(GSM8K, 'train')] == items(GSM8K, *sums(1, 2))
+    assert store.lock(GSM8K)['source'] == f'train={bucket}/sources/train.jsonl'
+    before = {blob.name: blob.generation for blob in stored(bucket)}
+    store.prepare(GSM8K)
+    assert {blob.name: blob.generation for blob in stored(bucket)} == before
+    buckets.remove_copies()
+
+
+def stored(bucket):
+    from google.cloud import storage
+
+    return storage.Client().list_blobs(bucket.removeprefix('gs://'), prefix='data/')

@@ -86,6 +86,7 @@ def main(
     when: str = '',
 ) -> None:
     """Trains until the record of `step` is half written, or its checkpoint is saved."""
+    from malora_jax import buckets
     from malora_jax.training import checkpoint, metrics, train
 
     def write(self, record):
@@ -99,12 +100,13 @@ def main(
         number = int(state.step)
         original_save(self, state, *rest)
         if when == '--saved' and number == int(step):
+            self.wait()
             os.kill(os.getpid(), signal.SIGKILL)
 
     original_write, metrics.MetricWriter.write = metrics.MetricWriter.write, write
     original_save, checkpoint.Checkpoints.save = checkpoint.Checkpoints.save, save
     settings = run_settings(pathlib.Path(weights), method, **json.loads(changes))
-    train(settings, pathlib.Path(workdir))
+    train(settings, buckets.local(workdir))
 
 
 if __name__ == '__main__':

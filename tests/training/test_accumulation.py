@@ -11,10 +11,11 @@ from step_helpers import ADAMW, assert_close, new_state, recording
 
 from malora_jax.adapters import AdapterConfig, method, trees
 from malora_jax.models import Decoder, preset
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import memory_bytes
-from malora_jax.training.state import abstract_variables, create_state
+from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
 
 NUM_TASKS = 2
@@ -33,12 +34,7 @@ def step_of(model, optimizer, accumulate: int):
     )
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """Compilation is most of the time here, and the memory that is planned is the same."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 def small_model(name: str, **overrides):

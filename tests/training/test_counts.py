@@ -11,9 +11,10 @@ from model_helpers import METHOD_NAMES, small_method
 from step_helpers import ADAMW
 
 from malora_jax.models import Decoder, preset
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import flops_per_token
-from malora_jax.training.state import abstract_variables, create_state
+from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_gradients, make_train_step
 
 ROWS, LENGTH, TASKS, LAYERS = 4, 32, 2, 6

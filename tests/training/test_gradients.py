@@ -51,11 +51,7 @@ LEAVES = {
 LINEARS = ('attention/q', 'attention/k', 'attention/v', 'mlp/gate', 'mlp/up', 'mlp/down')
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 class Trained(NamedTuple):

@@ -2,6 +2,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,17 @@ def test_another_config_in_the_same_directory_is_refused(finished, tiny_weights,
         f'{finished} holds a run with another {field}: continue that one with its own config, '
         'or choose another --workdir.'
     )
+
+
+def test_a_run_from_before_a_field_had_its_default(finished, results, tiny_weights, tmp_path):
+    shutil.copytree(finished, tmp_path / 'older')
+    path = tmp_path / 'older' / 'config.json'
+    config = json.loads(path.read_text())
+    del config['training']['start_from'], config['model']['quantize'], config['data']['sources']
+    path.write_text(json.dumps(config))
+    assert training.train(run_settings(tiny_weights), tmp_path / 'older') == results
+    with pytest.raises(UserError, match=r'holds a run with another training\.start_from'):
+        training.train(run_settings(tiny_weights, training__start_from='mine'), tmp_path / 'older')
 
 
 def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weights):

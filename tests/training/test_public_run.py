@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from loop_helpers import ROOT, STEPS, run_settings
@@ -30,7 +29,7 @@ from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training.evaluate import evaluate
-from malora_jax.training.restore import load_run
+from malora_jax.training.restore import saved_model
 
 TRAINED = ('arc_easy', 'e2e_nlg')
 SCORED = ('arc_easy', 'boolq', 'gsm8k', 'openbookqa')
@@ -93,14 +92,7 @@ class Public(NamedTuple):
         return self.folder / f'{place.replace("/", "-")}.jsonl'
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compile_quickly():
-    """What others compiled is not used, as a run that is killed has a process of its own."""
-    jax.clear_caches()
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 @pytest.fixture(scope='module')
@@ -234,7 +226,7 @@ def test_scores_are_the_means_of_the_answers(workdir, results, when):
 @pytest.fixture(scope='module')
 def likelihoods(workdir) -> Callable[..., list[Likelihood]]:
     """Finds how likely the base before, or the best checkpoint after, finds some texts."""
-    run = load_run(workdir)
+    run = saved_model(workdir).load()
     models = {
         'before': (Decoder(run.model.config), {'params': run.base.params}),
         'after': (run.model, run.variables),

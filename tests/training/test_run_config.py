@@ -13,13 +13,14 @@ from configs.common import base_config
 from malora_jax.adapters import method, trees
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import RunConfig, run_config
-from malora_jax.training.state import abstract_variables
 
 CONFIGS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
-    if path.stem not in ('__init__', 'common', 'paper')
+    # `saved` takes a run's config.json, not a method; tests/experiments/test_sweep.py has it.
+    if path.stem not in ('__init__', 'common', 'paper', 'saved')
 )
 
 

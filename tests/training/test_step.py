@@ -19,9 +19,10 @@ from step_helpers import ADAMW, RECORDER, assert_close, new_state
 
 from malora_jax.adapters import method, trees
 from malora_jax.models import Decoder, ModelConfig
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
-from malora_jax.training.state import abstract_variables, create_state
+from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
 
 NUM_TASKS = 2
@@ -29,12 +30,14 @@ NUM_TASKS = 2
 BATCH = packed_batch([(10, 9), (7, 8, 9), (), (), ()], 24)
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """Compilation is most of the time here, and the losses are of toys."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
+
+@pytest.fixture
+def compile_well():
     jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @functools.cache
@@ -159,9 +162,9 @@ def num_bytes(tree) -> int:
     [method('lora', rank=1), method('malora', num_experts=2, rank=1, shared_rank=2)],
     ids=['lora', 'malora'],
 )
+@pytest.mark.usefixtures('compile_well')
 def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
     """What the compiled step allocates, where the base is large against everything else."""
-    jax.config.update('jax_disable_most_optimizations', False)
     config = ModelConfig(
         name='wide',
         vocab_size=512,

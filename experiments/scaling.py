@@ -1,0 +1,34 @@
+"""Prints what a run's step takes on TPU slices of several sizes, compiled without a TPU.
+
+Needs pip install 'malora_jax[tpu-plan]'. A program takes a minute or two; those that the output
+has are not compiled again.
+
+Example:
+    python -m experiments.scaling \
+      --config=configs/intra_domain.py:malora --config.model.dtype=bfloat16 \
+      --models=llama2-7b,llama3.1-8b --topologies=v5e:2x2,v5e:4x4,v5e:8x8 --output=scaling.json
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from malora_jax.distributed.topology import use_compiler_alone
+from malora_jax.training.scaling import scaling_table
+
+_MODELS = flags.DEFINE_list('models', None, 'Values of config.model.name.', required=True)
+_TOPOLOGIES = flags.DEFINE_list('topologies', None, 'TPU chips, each a slice.', required=True)
+_ROWS = flags.DEFINE_integer('rows_per_chip', 4, 'Rows of a batch a chip.', lower_bound=1)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file of what was found.', required=True)
+
+
+def main(config: dict[str, Any]) -> None:
+    """Compiles what is missing, and prints the table."""
+    use_compiler_alone()
+    path = cli.directory(_OUTPUT)
+    print(scaling_table(config, _MODELS.value, _TOPOLOGIES.value, _ROWS.value, path))
+
+
+if __name__ == '__main__':
+    cli.run(main)

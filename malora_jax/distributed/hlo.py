@@ -1,0 +1,153 @@
+"""What a compiled program's text says of its cost: estimated cycles, and what devices send.
+
+A loop's body counts as often as it is run, where the program's text says how often, and else once.
+"""
+
+import collections
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ('all-reduce', 'reduce-scatter', 'all-gather', 'all-to-all', 'collective-permute')
+
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_INSTRUCTION = re.compile(r'^ +(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
+_COMMENT = re.compile(r'/\*.*?\*/')
+_CALLED = re.compile(
+    r'(?:calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)'
+)
+_CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# Of a condition: one number counts up to another.
+_LAST = re.compile(r' s32\[\]\S* constant\((\d+)\)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
+_BITS = re.compile(r'\d+')
+
+
+class Array(NamedTuple):
+    """An array of a program: its dtype as the compiler calls it, and its shape on one device."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Its size; one of fewer than eight bits an entry is counted as if they were packed."""
+        bits = _BITS.search(self.dtype)
+        return -(-math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8)
+
+
+class Collective(NamedTuple):
+    """What devices exchange.
+
+    Attributes:
+        kind: among `KINDS`.
+        arrays: what each device has afterwards.
+        times: how often.
+    """
+
+    kind: str
+    arrays: list[Array]
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays, all times."""
+        return self.times * sum(array.bytes for array in self.arrays)
+
+
+class _Instruction(NamedTuple):
+    result: str
+    operation: str
+    line: str
+
+
+class Program:
+    """A compiled program, by its text."""
+
+    def __init__(self, text: str):
+        """Reads what `jax.stages.Compiled.as_text` returns."""
+        self._computations: dict[str, list[_Instruction]] = {}
+        self._entry = name = ''
+        for line in text.splitlines():
+            if head := _COMPUTATION.match(line):
+                name = head[2]
+                self._computations[name] = []
+                self._entry = name if head[1] else self._entry
+            elif found := _INSTRUCTION.match(_COMMENT.sub('', line)):
+                self._computations[name].append(_Instruction(found[1], found[2], line))
+
+    def cycles(self) -> int:
+        """The compiler's estimate, where it makes one, as on TPUs; good for ratios only."""
+        return sum(
+            times * int(found[1])
+            for instruction, times in self._run(self._entry)
+            if (found := _CYCLES.search(instruction.line))
+        )
+
+    def arrays(self) -> set[Array]:
+        """All that an instruction makes."""
+        instructions = itertools.chain.from_iterable(self._computations.values())
+        return {array for each in instructions for array in _arrays(each.result)}
+
+    def collectives(self) -> list[Collective]:
+        """All that are run."""
+        found: list[Collective] = []
+        on_channel = set()
+        for instruction, times in self._run(self._entry):
+            kind = instruction.operation.removesuffix('-start')
+            if kind not in KINDS:
+                continue
+            arrays = _arrays(instruction.result)
+            if instruction.operation != kind and kind in ('all-gather', 'collective-permute'):
+                # Operands, results, and a context of scalars.
+                arrays = [array for array in arrays if array.dtype != 'u32' or array.shape]
+                arrays = arrays[len(arrays) // 2 :]
+            if channel := _CHANNEL.search(instruction.line):
+                # One that runs beside other work is there several times, on one channel.
+                same = (channel[1], kind, tuple(arrays))
+                if same in on_channel:
+                    continue
+                on_channel.add(same)
+            found.append(Collective(kind, arrays, times))
+        return found
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of collectives, by kind."""
+        total: collections.Counter[str] = collections.Counter()
+        for each in self.collectives():
+            total[each.kind] += each.bytes
+        return dict(total)
+
+    def _run(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
+        """Every instruction, with how often it is run."""
+        for instruction in self._computations.get(name, ()):
+            yield instruction, times
+            called = [
+                name
+                for group in _CALLED.findall(instruction.line)
+                for name in re.findall(r'[\w.\-]+', group)
+            ]
+            turns = self._turns(instruction) if instruction.operation == 'while' else 1
+            for each in called:
+                yield from self._run(each, times * turns)
+
+    def _turns(self, loop: _Instruction) -> int:
+        if found := _TURNS.search(loop.line):
+            return int(found[1])
+        condition = _CONDITION.search(loop.line)
+        found_lines = self._computations.get(condition[1], []) if condition else []
+        lines = [instruction.line for instruction in found_lines]
+        lasts = [int(found[1]) for line in lines if (found := _LAST.search(line))]
+        return lasts[0] if len(lasts) == 1 and 'direction=LT' in lines[-1] else 1
+
+
+def _arrays(result: str) -> list[Array]:
+    return [
+        Array(dtype, tuple(int(size) for size in shape.split(',') if size))
+        for dtype, shape in _ARRAY.findall(result)
+    ]

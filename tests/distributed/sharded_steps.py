@@ -1,0 +1,119 @@
+"""Five training steps on a mesh of eight fake devices and on one, method by method.
+
+`python sharded_steps.py DATA FSDP TENSOR EXPERT METHOD…` prints a JSON line for each method: the
+largest differences of losses, of the fifth step's gradients and of the adapter, each as a share of
+what it is compared with, and the shapes of what collectives carry.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+TESTS = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / 'models'), str(TESTS / 'training')]
+
+from model_helpers import packed_batch, random_variables, small_method, tiny_model  # noqa: E402
+from step_helpers import recording  # noqa: E402
+
+from malora_jax.adapters import AdapterConfig  # noqa: E402
+from malora_jax.distributed import hlo, rules  # noqa: E402
+from malora_jax.distributed.mesh import MeshConfig, on_all_devices  # noqa: E402
+from malora_jax.models.decoder import Decoder, abstract_variables  # noqa: E402
+from malora_jax.training.state import create_state  # noqa: E402
+from malora_jax.training.step import make_train_step  # noqa: E402
+
+DEVICES, STEPS, TASKS = 8, 5, 2
+# No activation has the shape of a kernel; and few tokens have few choices of experts that are so
+# close that the rounding of a sum may turn them.
+LENGTH = 20
+ROWS = [[10, 6], [15], [4, 4, 4], [15, 5], [5, 10], [20], [8, 8], [2, 3, 4]]
+# Plain steps, unlike Adam's, keep what rounding makes of a gradient as small as it is.
+OPTIMIZER = optax.sgd(1e-3)
+
+
+def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[float], Any, Any, str]:
+    """Losses, the last gradients, the adapter, and the compiled step's text."""
+    optimizer = recording(OPTIMIZER)
+    boxed = rules.shardings(abstract_variables(model))
+    params = variables['params']
+    if boxed is not None:
+        params = jax.device_put(params, boxed['params'])
+    state = create_state(model, optimizer, seed, params)
+
+    def placed(like: Any, values: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, new: jax.device_put(jnp.copy(new), leaf.sharding), like, values
+        )
+
+    state = state.replace(
+        adapter=placed(state.adapter, variables['adapter']),
+        adapter_frozen=placed(state.adapter_frozen, variables.get('adapter_frozen', {})),
+    )
+    train_step = make_train_step(
+        model,
+        optimizer,
+        optax.constant_schedule(1e-3),
+        TASKS,
+        seed,
+        shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    )
+    batch = rules.place_rows(packed_batch(ROWS, LENGTH, num_tasks=TASKS))
+    compiled = train_step.lower(state, params, batch).compile()
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = compiled(state, params, batch)
+        losses.append(float(metrics['loss']))
+    gradients, _ = state.opt_state
+    return losses, jax.device_get(gradients), jax.device_get(state.adapter), compiled.as_text()
+
+
+def difference(found: Any, expected: Any) -> float:
+    """The largest one of all leaves, as a share of the leaf's largest entry."""
+    return max(
+        float(np.abs(a - b).max() / np.abs(b).max())
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
+    """By kind, the shapes of what collectives put out."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for each in hlo.Program(text).collectives():
+        found.setdefault(each.kind, []).extend(array.shape for array in each.arrays)
+    return found
+
+
+def sized(name: str) -> AdapterConfig:
+    """The method, with ranks that no part of a kernel has: shapes then tell what is sent."""
+    shared = small_method(name).shared_rank
+    if shared:
+        shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 11)
+    return small_method(name, dropout=0.05, rank=7, shared_rank=shared)
+
+
+def main(mesh: MeshConfig, methods: list[str]) -> None:
+    for name in methods:
+        model = tiny_model(sized(name), vocab_size=320).clone(remat='light')
+        variables = random_variables(model)
+        expected = five_steps(model, variables)
+        with on_all_devices(mesh, len(ROWS)):
+            found = five_steps(model, variables)
+        line = {
+            'method': name,
+            'losses': difference(jnp.array(found[0]), jnp.array(expected[0])),
+            'gradients': difference(found[1], expected[1]),
+            'adapter': difference(found[2], expected[2]),
+            'collectives': collectives(found[3]),
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == '__main__':
+    jax.config.update('jax_num_cpu_devices', DEVICES)
+    main(MeshConfig(*map(int, sys.argv[1:5])), sys.argv[5:])

@@ -1,0 +1,64 @@
+"""Whole runs on several fake devices, each in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from malora_jax import files
+
+TRAINING = pathlib.Path(__file__).parents[1] / 'training'
+
+
+def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
+    """Starts a run of six steps, killed after one of them; `mesh` has the sizes of its axes."""
+    changes = {f'mesh__{axis}': size for axis, size in mesh.items()} | {'data__batch_size': 4}
+    script = [sys.executable, str(TRAINING / 'loop_helpers.py'), str(weights), str(workdir)]
+    return subprocess.run(
+        [*script, str(stop_after), 'malora', json.dumps(changes), '--saved'],
+        env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def losses(workdir) -> list[float]:
+    return [record['loss'] for record in files.read_json_lines(workdir / 'metrics.jsonl')]
+
+
+def test_a_run_goes_on_with_other_devices(weights, tmp_path):
+    """Four devices, then one, then two in another mesh: the losses of one device throughout."""
+    alone, moved = tmp_path / 'alone', tmp_path / 'moved'
+    done = start(weights, alone, 1)
+    assert done.returncode == 0, done.stderr
+    for devices, stop_after, mesh in (
+        (4, 2, dict(fsdp=2, tensor=2)),
+        (1, 4, {}),
+        (2, 99, dict(expert=2)),
+    ):
+        done = start(weights, moved, devices, stop_after, **mesh)
+        assert done.returncode == (0 if stop_after == 99 else -9), done.stderr
+    # Adam, at a learning rate of 0.01, makes the most of how sums are rounded.
+    assert losses(moved) == pytest.approx(losses(alone), rel=1e-4)
+    assert len(losses(moved)) == 6
+
+
+@pytest.mark.parametrize(
+    'mesh, message',
+    [
+        (dict(data=8), 'data.batch_size is 4; it must be a multiple of mesh.data · mesh.fsdp, 8.'),
+        (dict(data=1, fsdp=3), 'data.batch_size is 4; it must be a multiple of'),
+        (dict(data=1, fsdp=16), 'does not fit 8 devices'),
+        (dict(data=1, tensor=8), 'embedding has an axis of 300, which cannot be split over'),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_run_is_refused(weights, tmp_path, mesh, message):
+    done = start(weights, tmp_path / 'run', 8, **mesh)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,100 @@
+"""Training on eight devices is training on one, for every method and kind of mesh.
+
+Each mesh in a process of its own: the number of devices is fixed when JAX starts.
+"""
+
+import functools
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from model_helpers import METHOD_NAMES, STRUCTURES
+
+HERE = pathlib.Path(__file__).parent
+
+MESHES = {
+    'data': (8, 1, 1, 1),
+    'fsdp': (1, 8, 1, 1),
+    'tensor': (2, 1, 4, 1),
+    'expert': (2, 1, 1, 4),
+    'mixed': (1, 2, 2, 2),
+}
+# Inputs and outputs of the tiny model's adapted linears.
+LINEARS = {
+    'q': (64, 64),
+    'k': (64, 32),
+    'v': (64, 32),
+    'gate': (64, 96),
+    'up': (64, 96),
+    'down': (96, 64),
+}
+KERNELS = set(LINEARS.values())
+
+
+@functools.cache
+def measured(mesh: str) -> dict[str, dict]:
+    """What sharded_steps.py prints of each method on a mesh; all methods on the mixed one."""
+    methods = METHOD_NAMES if mesh == 'mixed' else STRUCTURES
+    done = subprocess.run(
+        [sys.executable, str(HERE / 'sharded_steps.py'), *map(str, MESHES[mesh]), *methods],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line['method'] for line in lines] == list(methods)
+    return {line['method']: line for line in lines}
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_losses_gradients_and_adapter_are_those_of_one_device(mesh):
+    """After five steps from B ≠ 0, in float32, dropout on.
+
+    As shares of the largest loss or of a leaf's largest entry: 1e-6, 2e-4 for the fifth step's
+    gradients, and 1e-5 for the adapter.
+    """
+    for method, found in measured(mesh).items():
+        assert found['losses'] < 1e-6, method
+        assert found['gradients'] < 2e-4, method
+        assert found['adapter'] < 1e-5, method
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_no_gradient_of_the_base_is_sent(mesh):
+    """Neither a whole kernel nor a part of one is summed over devices: the base is frozen."""
+    _, fsdp, tensor, _ = MESHES[mesh]
+    parts = {
+        (D // rows, F // columns)
+        for D, F in KERNELS
+        for rows, columns in itertools.product({1, fsdp, tensor}, repeat=2)
+    }
+    for method, found in measured(mesh).items():
+        summed = found['collectives'].get('all-reduce', [])
+        summed = summed + found['collectives'].get('reduce-scatter', [])
+        assert summed, method
+        for shape in summed:
+            layered = [shape, shape[1:]] if len(shape) == 3 else [shape]
+            assert not any(tuple(each) in parts for each in layered), (method, shape)
+
+
+def test_only_fsdp_gathers_kernels():
+    def gathered(mesh: str) -> bool:
+        shapes = measured(mesh)['lora']['collectives'].get('all-gather', [])
+        return any(tuple(shape[-2:]) in KERNELS for shape in shapes)
+
+    assert gathered('fsdp')
+    assert not gathered('data')
+
+
+def test_adapter_gradients_are_summed_over_rows():
+    """And nothing else but sums of numbers: both factors of LoRA's six linears, in the loop."""
+    collectives = measured('data')['lora']['collectives']
+    assert list(collectives) == ['all-reduce']
+    factors = [shape for shape in collectives['all-reduce'] if len(shape) > 1]
+    inputs_and_outputs = [n for name in LINEARS for n in LINEARS[name]]
+    assert sorted(map(sorted, factors)) == sorted(sorted((7, n)) for n in inputs_and_outputs)

@@ -1,0 +1,142 @@
+"""Kills a small run again and again, and shows that nothing came of it.
+
+`python tests/training/kill_often.py [KILLS [SEED]]` trains the tiny model twice: once undisturbed,
+and once killed by SIGKILL at random moments, every third time within a save, and started again. It
+prints the step and the phase of each kill, and whether metrics and the final state are bit-equal;
+if they are not, the exit status is 1.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
+
+from tiny_gguf import write_tiny_gguf  # noqa: E402
+
+from malora_jax.files import read_json_lines  # noqa: E402
+from malora_jax.training import goodput  # noqa: E402
+
+CHANGES = {'training__steps': 2000, 'training__checkpoint_every': 20}
+# These tell of time; all else of metrics.jsonl must be equal.
+TIMES = ('tokens_per_second', 'train_time_s')
+
+
+def start(weights: pathlib.Path, workdir: pathlib.Path, cache: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            HERE / 'loop_helpers.py',
+            weights,
+            workdir,
+            '-1',
+            'malora',
+            json.dumps(CHANGES),
+        ],
+        env=os.environ | {'JAX_COMPILATION_CACHE_DIR': cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def events(workdir: pathlib.Path) -> list[dict]:
+    return goodput.read(workdir) if (workdir / goodput.FILE).exists() else []
+
+
+def is_writing(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is begun and not yet whole: Orbax renames it when it is."""
+    return any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*'))
+
+
+def where(workdir: pathlib.Path) -> tuple[int, str]:
+    """The step that was the last to begin, and what was under way."""
+    found = events(workdir)
+    step = next((event['step_count'] for event in reversed(found) if 'step_count' in event), 0)
+    if is_writing(workdir):
+        return step, 'save'
+    last = found[-1]
+    if 'step_count' in last:
+        return step, 'step'
+    name = last.get('custom_badput_event_type') or next(iter(last)).rsplit('_', 2)[0]
+    return step, name if next(reversed(last)).endswith('start_time') else f'after {name}'
+
+
+def kill_once(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Random, in_save: bool):
+    """Kills at a random moment after the first step, or within a save that begins after a while.
+
+    Returns:
+        As `where`; None if the run came to its end before.
+    """
+    known, moment = len(events(workdir)), None
+    patience = rng.uniform(0.0, 4.0)
+    while process.poll() is None:
+        found = events(workdir)
+        now = time.monotonic()
+        if moment is None and any('step_count' in event for event in found[known:]):
+            moment = now + patience
+        if moment is not None and now >= moment and (not in_save or is_writing(workdir)):
+            time.sleep(rng.uniform(0.0, 0.02) if in_save else 0)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return where(workdir)
+        time.sleep(0.001)
+    return None
+
+
+def adapter(workdir: pathlib.Path):
+    """The last checkpoint's arrays, as Orbax reads them without being told their shapes."""
+    from orbax.checkpoint import v1 as ocp
+
+    last = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name))
+    return ocp.load_checkpointables(last, {'state': None})['state']
+
+
+def main(kills: int, seed: int) -> int:
+    import jax
+    import numpy as np
+
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as made:
+        root = pathlib.Path(made)
+        weights, alone, killed = root / 'tiny.gguf', root / 'alone', root / 'killed'
+        write_tiny_gguf(weights)
+        assert start(weights, alone, str(root / 'cache')).wait() == 0
+        counts: dict[str, int] = {}
+        for number in range(1, kills + 1):
+            process = start(weights, killed, str(root / 'cache'))
+            found = kill_once(process, killed, rng, in_save=number % 3 == 0)
+            if found is None:
+                print(f'The run came to its end after {number - 1} kills: give it more steps.')
+                return 1
+            counts[found[1]] = counts.get(found[1], 0) + 1
+            print(f'kill {number}: step {found[0]}, {found[1]}', flush=True)
+        assert start(weights, killed, str(root / 'cache')).wait() == 0
+        records = [
+            [
+                {k: v for k, v in each.items() if k not in TIMES}
+                for each in read_json_lines(d / 'metrics.jsonl')
+            ]
+            for d in (alone, killed)
+        ]
+        states = [jax.tree.leaves(adapter(workdir)) for workdir in (alone, killed)]
+        same = [
+            records[0] == records[1],
+            all(np.array_equal(a, b) for a, b in zip(*states, strict=True)),
+        ]
+        by_phase = ', '.join(f'{name} {count}' for name, count in sorted(counts.items()))
+        print(f'{kills} kills ({by_phase}).')
+        print(f'Metrics of {len(records[0])} steps bit-equal: {same[0]}; final state: {same[1]}.')
+        print(goodput.describe(goodput.accounts(goodput.read(killed))))
+        return 0 if all(same) else 1
+
+
+if __name__ == '__main__':
+    given = [int(word) for word in sys.argv[1:]]
+    sys.exit(main(*(given + [21, 0][len(given) :])))

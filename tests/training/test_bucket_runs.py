@@ -1,0 +1,89 @@
+"""Runs in a bucket, killed and resumed, beside a run on a disk."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from loop_helpers import run_settings
+
+from malora_jax import buckets, inference, training
+from malora_jax.files import read_json, read_json_lines
+from malora_jax.training import metrics
+
+HERE = pathlib.Path(__file__).parent
+# These tell of time; all else must be equal.
+TIMES = ('tokens_per_second', 'train_time_s')
+
+
+def records(workdir):
+    found = read_json_lines(workdir / 'metrics.jsonl')
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in found]
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir() if not path.name.startswith('.'))
+
+
+def kill(weights, address, step, *when):
+    """Trains in a process of its own until it kills itself."""
+    command = [HERE / 'loop_helpers.py', weights, address, step, 'malora', '{}', *when]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture(scope='module')
+def ended(bucket, tiny_weights):
+    """The address of a run that was killed in a step after a save and in a save, and went on."""
+    address = f'{bucket}/runs/killed'
+    # Within step 4 that of step 2, which is written beside the next steps, may be there or not.
+    for step, when, newest in ((4, [], (0, 2)), (4, ['--saved'], (4,))):
+        kill(tiny_weights, address, step, *when)
+        workdir = buckets.local(address)
+        whole = buckets.home(workdir / 'checkpoints').glob('*/commit_success.txt')
+        last = max((int(path.parent.name) for path in whole), default=0)
+        assert last in newest
+        # No checkpoint without its steps.
+        assert len(read_json_lines(workdir / 'metrics.jsonl')) >= last
+    training.train(run_settings(tiny_weights), workdir)
+    return address
+
+
+def test_a_run_that_was_killed_goes_on_as_on_a_disk(ended, finished):
+    buckets.remove_copies()
+    workdir = buckets.local(ended)  # As another machine sees it.
+    assert records(workdir) == records(finished)
+    found, expected = (read_json(each / 'results.json')['tasks'] for each in (workdir, finished))
+    assert found == expected
+    assert names(buckets.home(workdir)) == names(finished)
+    assert len(names(workdir / 'tensorboard')) == 1
+
+
+def test_its_model_is_that_of_the_run_on_a_disk(ended, finished):
+    answers = [inference.load(each).generate(['0123 toy_copy']) for each in (ended, finished)]
+    assert answers[0] == answers[1]
+
+
+def test_of_two_runs_the_one_that_began_first_stops_and_saves_no_more(
+    bucket, tiny_weights, monkeypatch
+):
+    address = f'{bucket}/runs/two'
+    original = metrics.MetricWriter.write
+
+    def write(self, record):
+        original(self, record)
+        if record['step'] == 3:
+            other = buckets._Copy(*address.removeprefix('gs://').split('/', 1))
+            other.pull()
+            with (other.path / 'goodput.jsonl').open('a') as file:
+                file.write('{"job_start_time": 0.0}\n')
+            other.push()
+
+    monkeypatch.setattr(metrics.MetricWriter, 'write', write)
+    workdir = buckets.local(address)
+    with pytest.raises(OSError, match=f'Another command has written to {address}'):
+        training.train(run_settings(tiny_weights), workdir)
+    assert names(buckets.home(workdir / 'checkpoints')) == ['2']
+    buckets.remove_copies()
+    assert len(read_json_lines(buckets.local(address) / 'metrics.jsonl')) == 2

@@ -1,0 +1,88 @@
+"""What is said to fit into a memory, against what the compiler needs."""
+
+import dataclasses
+import importlib
+
+import flax.linen as nn
+import jax
+import optax
+import pytest
+from model_helpers import small_method
+
+from malora_jax.errors import UserError
+from malora_jax.models import Decoder, preset
+from malora_jax.models.decoder import abstract_variables
+from malora_jax.training import run_config
+from malora_jax.training.fit import describe, memory_size, options, row_bytes
+from malora_jax.training.state import create_state
+from malora_jax.training.step import abstract_batch, make_train_step
+
+
+def run(model: str = 'llama2-7b', **data):
+    config = importlib.import_module('configs.intra_domain').get_config('malora')
+    config.model.name = model
+    config.data.update(data)
+    return run_config(config.to_dict())
+
+
+def compiled_bytes(model: Decoder, rows: int, length: int) -> int:
+    params = nn.unbox(abstract_variables(model))['params']
+    optimizer = optax.adamw(1e-3)
+    state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
+    step = make_train_step(model, optimizer, optax.constant_schedule(1e-3), 1, 0)
+    found = step.lower(state, params, abstract_batch(rows, length)).compile().memory_analysis()
+    return found.temp_size_in_bytes
+
+
+@pytest.mark.parametrize('remat', ['light', 'full'])
+def test_a_row_takes_what_the_compiler_gives_it(remat):
+    """In float32: XLA computes bfloat16 in float32 on a CPU."""
+    config = preset('tiny', width=256, hidden=768, num_layers=12)
+    model = Decoder(config, small_method('malora'), remat)
+    two, six = (compiled_bytes(model, rows, 256) for rows in (2, 6))
+    assert row_bytes(model, 256) == pytest.approx((six - two) / 4, rel=0.15)
+
+
+def test_options_for_llama2_7b():
+    """The base alone is 13.5 GB in bfloat16; its linears are 6.5 of its 6.7 billion parameters."""
+    found = {(option.kept, option.remat): option for option in options(run(), 24 * 10**9)}
+    assert len(found) == 6
+    for remat in ('light', 'full'):
+        bfloat16, int8, int4 = (found[kept, remat] for kept in ('bfloat16', 'int8', 'int4'))
+        linears = 32 * 4096 * (4 * 4096 + 3 * 11008)
+        scales = 4 * 32 * (5 * 4096 + 2 * 11008)
+        assert bfloat16.resident - int8.resident == linears - scales
+        assert bfloat16.resident - int4.resident == linears * 3 // 2 - 4 * linears // 64
+        assert bfloat16.row == int8.row == int4.row
+        assert bfloat16.rows < int8.rows < int4.rows
+        for option in (bfloat16, int8, int4):
+            if option.rows:
+                assert option.total <= 0.9 * 24e9 < option.total + option.row
+    assert found['int8', 'full'].rows > found['int8', 'light'].rows
+    # Each layer's input alone is 32 · 512 · 4096 · 2 bytes.
+    assert found['int8', 'full'].row > 32 * 512 * 4096 * 2
+
+
+def test_advice():
+    small = run(batch_size=1)
+    found = options(small, 24 * 10**9)
+    text = describe(small, found, 24 * 10**9)
+    assert text.startswith('malora on llama2-7b in bfloat16, rows of 512 tokens, 24.0 GB')
+    assert text.endswith(
+        "A batch of 1 fits with --config.model.quantize='' --config.training.remat=light, and up "
+        f'to {found[0].rows} would.'
+    )
+    large = dataclasses.replace(small, data=dataclasses.replace(small.data, batch_size=10**6))
+    best = max(found, key=lambda option: option.rows)
+    assert f'--config.data.batch_size={best.rows} does' in describe(large, found, 24 * 10**9)
+    huge = describe(run('tiny', batch_size=10**6), options(run('tiny'), 10**9), 10**9)
+    assert "fits. --config.model.quantize='' --config.training.remat=" in huge
+    nothing = options(small, 10**9)
+    assert describe(small, nothing, 10**9).endswith('data.sequence_length or the adapter smaller.')
+
+
+def test_sizes_of_memory():
+    assert memory_size('24GB') == 24 * 10**9 and memory_size('1.5 GiB') == 3 * 2**29
+    for text in ('24', 'GB', '0GB', '24TB'):
+        with pytest.raises(UserError, match='it must be a size such as 24GB or 16GiB'):
+            memory_size(text)

@@ -1,0 +1,92 @@
+"""A whole step of LLaMA-2 7B on sixteen chips, by the TPU compiler; `make test-tpu` brings it."""
+
+import functools
+import math
+
+import pytest
+
+from configs import intra_domain
+from malora_jax.distributed import hlo
+from malora_jax.distributed.mesh import make_mesh
+from malora_jax.distributed.topology import tpu_devices, use_compiler_alone
+from malora_jax.models import preset
+from malora_jax.sweeps.memory import step_bytes
+from malora_jax.training import run_config
+from malora_jax.training.topology import compiled_step
+
+CHIPS = 16
+# Of one chip, and of no other size in the model.
+TOKENS = 640
+MODEL = preset('llama2-7b')
+EXPERTS = 8
+
+
+use_compiler_alone()
+
+
+@functools.cache
+def compiled(method: str):
+    config = intra_domain.get_config(method)
+    config.model.name = MODEL.name
+    config.model.dtype = 'bfloat16'
+    config.mesh.fsdp = CHIPS
+    config.data.batch_size = CHIPS
+    config.data.sequence_length = TOKENS
+    run = run_config(config.to_dict())
+    assert method == 'lora' or run.adapter.num_experts == EXPERTS
+    return compiled_step(run, make_mesh(run.mesh, tpu_devices('v5e:4x4')))
+
+
+@functools.cache
+def program(method: str) -> hlo.Program:
+    return hlo.Program(compiled(method).as_text())
+
+
+def bytes_per_chip(method: str) -> int:
+    return step_bytes(compiled(method))
+
+
+def too_large(arrays) -> list[hlo.Array]:
+    """Those with a token's entry for each expert and feature; scan stacks what layers keep."""
+    most = max(TOKENS * MODEL.hidden, MODEL.num_heads * TOKENS**2)
+    assert most < TOKENS * EXPERTS * MODEL.width
+    return [
+        array
+        for array in arrays
+        if TOKENS in array.shape
+        and math.prod(array.shape[array.shape[0] == MODEL.num_layers :]) > most
+    ]
+
+
+def test_what_is_too_large():
+    """The check itself, on arrays of which one is tokens by experts by features."""
+    shapes = [(TOKENS, MODEL.hidden), (MODEL.num_layers, TOKENS, MODEL.width)]
+    wrong = [(TOKENS, EXPERTS, MODEL.width), (MODEL.num_layers, EXPERTS, TOKENS, MODEL.width)]
+    found = too_large([hlo.Array('bf16', shape) for shape in (*shapes, *wrong)])
+    assert [array.shape for array in found] == wrong
+
+
+def test_it_fits_with_room():
+    """Of 16 GB: a sixteenth of the base, what layers keep, and two layers gathered."""
+    assert bytes_per_chip('malora') < 6.6e9
+
+
+def test_what_it_costs_beside_lora():
+    """One row a chip, with dropout: factors and their update weigh more than with many rows."""
+    assert bytes_per_chip('malora') < 1.2 * bytes_per_chip('lora')
+    assert program('malora').cycles() < 1.15 * program('lora').cycles()
+
+
+def test_no_buffer_has_tokens_by_experts_by_features():
+    assert any(TOKENS in array.shape for array in program('malora').arrays())
+    assert not too_large(program('malora').arrays())
+
+
+@pytest.mark.parametrize('method', ['malora', 'lora'])
+def test_no_sum_over_chips_has_a_kernel(method):
+    """Nor a part of one: the frozen base has no gradient."""
+    sizes = {MODEL.width * MODEL.width, MODEL.width * MODEL.hidden}
+    for each in program(method).collectives():
+        if each.kind in ('all-reduce', 'reduce-scatter'):
+            for array in each.arrays:
+                assert math.prod(array.shape) not in sizes | {size // CHIPS for size in sizes}
