@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import compilation_cache
+from malora_jax import buckets
 from malora_jax.errors import UserError
 
 
@@ -32,21 +33,28 @@ def run_without_config(main: Callable[[], None]) -> None:
     app.run(lambda _: call(lambda: _start(main)), flags_parser=_parse)
 
 
+def define_weights() -> flags.FlagHolder[str | None]:
+    """The flag of commands that use a trained model."""
+    text = "Where the base's weights are, if not where they were in training."
+    return flags.DEFINE_string('weights', None, text)
+
+
 def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
-    """The path that a flag names.
+    """The path that a flag names, or that of a copy of what it names in a bucket.
 
     Raises:
-        UserError: it names none, as --workdir="$UNSET" does.
+        UserError: it names none, as --workdir="$UNSET" does, or as `buckets.local`.
     """
     if not flag.value:
         raise UserError(f'--{flag.name} is empty; it must name a directory.')
-    return pathlib.Path(flag.value).expanduser()
+    return buckets.local(flag.value)
 
 
 def call(main: Callable[[], None]) -> None:
     """Calls `main` and ends the process with the status that `run` tells of."""
     try:
         main()
+        buckets.push()
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
@@ -126,6 +134,7 @@ def _check_overrides() -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(message.strip(), file=sys.stderr, flush=True)
+    print(buckets.readable(message.strip()), file=sys.stderr, flush=True)
+    buckets.remove_copies()
     # At once: libraries' threads that the mistake cut off would add their tracebacks to the line.
     os._exit(status)

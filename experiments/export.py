@@ -4,35 +4,101 @@
              take the directory in place of a run's, on any machine that has the base
     peft     LoRA, rsLoRA, DoRA and AsyLoRA as `peft` keeps them
     merged   the base with the update of these methods in its weights, for `transformers`
+    static   a plain LoRA that approximates a routed mixture, as `adapter`, from which `peft` and
+             `merged` can be made: experts count with their mean gates over the training examples
+             of all tasks or of --task; exactly, or by a singular value decomposition to --rank
 
 Example:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
+    python -m experiments.export --workdir=runs/quickstart --format=static --output=exports/static
+    python -m experiments.export --workdir=exports/static --format=peft --output=exports/peft
 """
+
+import pathlib
 
 from absl import flags
 
 from experiments import cli
-from malora_jax.export import adapter, huggingface
-from malora_jax.training.restore import load_run
+from malora_jax.analysis import markdown
+from malora_jax.buckets import home
+from malora_jax.errors import UserError
+from malora_jax.export import adapter, huggingface, peft
+from malora_jax.export.adapter import is_adapter
+from malora_jax.export.directory import check_new
+from malora_jax.export.static import static
+from malora_jax.export.trained import Restored, Saved
+from malora_jax.training.prepare import data_digests
+from malora_jax.training.restore import config_of, saved_model
+from malora_jax.training.setup import build
+from malora_jax.training.workdir import check_data
 
 _WRITERS = {
     'adapter': adapter.write_adapter,
-    'peft': huggingface.write_peft,
+    'peft': peft.write_peft,
     'merged': huggingface.write_merged,
 }
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
-_FORMAT = flags.DEFINE_enum('format', 'adapter', list(_WRITERS), 'See above.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run, or of an exported adapter.', required=True
+)
+_WEIGHTS = cli.define_weights()
+_FORMAT = flags.DEFINE_enum('format', 'adapter', [*_WRITERS, 'static'], 'See above.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make.', required=True)
+_TASK = flags.DEFINE_string('task', '', 'Of static: for this task alone.')
+_RANK = flags.DEFINE_integer('rank', 0, 'Of static: its rank; 0 = the one that is exact.')
+_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Export a run that has not ended.')
 
 
 def main() -> None:
     """Loads the run, and writes it."""
-    trained = load_run(cli.directory(_WORKDIR))
-    output = cli.directory(_OUTPUT)
-    _WRITERS[_FORMAT.value](trained, output)
+    workdir, output = cli.directory(_WORKDIR), cli.directory(_OUTPUT)
+    saved = saved_model(workdir, _WEIGHTS.value)
+    _check_flags(workdir)
+    check_new(output)  # Not after all the work.
+    if _FORMAT.value == 'static':
+        trained = _write_static(saved, output)
+    else:
+        trained = saved.load()
+        _WRITERS[_FORMAT.value](trained, output)
     size = sum(file.stat().st_size for file in output.iterdir())
     model = f'{trained.method} on {trained.model.config.name}'
-    print(f'{output}: {model} after {trained.step:,} steps, {size / 1e6:.1f} MB.')
+    print(f'{home(output)}: {model} after {trained.step:,} steps, {size / 1e6:.1f} MB.')
+
+
+def _check_flags(workdir: pathlib.Path) -> None:
+    if is_adapter(workdir):
+        if _FORMAT.value == 'static':
+            raise UserError(
+                f'{workdir} is an exported adapter; --format=static needs the directory of the '
+                'run, whose data it is measured on.'
+            )
+    elif not _UNFINISHED.value and not (workdir / 'results.json').exists():
+        raise UserError(
+            f'The run in {workdir} has not ended: there is no results.json. Continue it, or export '
+            'what it has so far with --unfinished.'
+        )
+    if _FORMAT.value != 'static' and (_TASK.value or _RANK.value):
+        raise UserError('--task and --rank are for --format=static.')
+
+
+def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
+    """Writes the approximation, and prints what it loses."""
+    run = config_of(saved.path, _WEIGHTS.value)
+    check_data(saved.path, data_digests(run))
+    setup = build(run)
+    found = static(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
+    adapter.write_adapter(found.trained, output, found.about | {'held_out_loss': found.losses})
+    rows = [
+        ['nats per token of the held-out answers', 'base', found.about['approximates'], 'static']
+    ]
+    for task, losses in found.losses.items():
+        rows.append([task, *(f'{losses[model]:.4f}' for model in ('base', 'mixture', 'static'))])
+    print(markdown.table(rows))
+    print(
+        f'Rank {found.about["rank"]} of {found.about["exact_rank"]}, which holds '
+        f'{100 * (1 - found.about["lost_by_rank"] ** 2):.1f}% of the square of the mean update; '
+        f'gates of {", ".join(found.about["gates_of"])}.'
+    )
+    return found.trained
 
 
 if __name__ == '__main__':

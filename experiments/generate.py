@@ -10,18 +10,18 @@ Example:
       --output=answers.jsonl --max_new_tokens=64
 """
 
-import pathlib
 import sys
 import time
 
 from absl import flags
 
 from experiments import cli
-from malora_jax import errors, inference
+from malora_jax import buckets, errors, inference
 from malora_jax.inference.batch import answer_file
 from malora_jax.inference.language_model import LanguageModel, Sampling
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run or an exported adapter.', required=True)
+_WEIGHTS = cli.define_weights()
 _INPUT = flags.DEFINE_string('input', None, 'JSON Lines file of prompts; none for a chat.')
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON Lines file to write.')
 _BATCH = flags.DEFINE_integer('batch_size', 8, 'Answers side by side.', lower_bound=1)
@@ -50,19 +50,19 @@ def main() -> None:
         tuple(_STOP.value),
         _SEED.value,
     )
-    model = inference.load(cli.directory(_WORKDIR))
+    model = inference.load(cli.directory(_WORKDIR), _WEIGHTS.value)
     model.batch_size = _BATCH.value
     if _INPUT.value is None or _OUTPUT.value is None:
         _chat(model, sampling)
         return
-    target = pathlib.Path(_OUTPUT.value).expanduser()
+    target = buckets.local(_OUTPUT.value)
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    written = answer_file(model, pathlib.Path(_INPUT.value).expanduser(), target, sampling)
+    written = answer_file(model, buckets.local(_INPUT.value), target, sampling)
     seconds = time.perf_counter() - started
     print(
-        f'{target}: {written.answers:,} answers, {written.tokens:,} tokens in {seconds:.1f} s, '
-        f'{written.tokens / seconds:.1f} tokens/s.'
+        f'{buckets.home(target)}: {written.answers:,} answers, {written.tokens:,} tokens in '
+        f'{seconds:.1f} s, {written.tokens / seconds:.1f} tokens/s.'
     )
 
 

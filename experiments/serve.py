@@ -12,7 +12,6 @@ Example:
 
 import importlib.util
 import os
-import pathlib
 import signal
 import socket
 
@@ -21,7 +20,8 @@ from absl import flags
 from experiments import cli
 from malora_jax import errors, inference
 
-_WORKDIR = flags.DEFINE_list('workdir', None, 'Directories of runs on one base.', required=True)
+_WORKDIR = flags.DEFINE_list('workdir', None, 'Of runs or exported adapters.', required=True)
+_WEIGHTS = cli.define_weights()
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address; 0.0.0.0 for all of this machine.')
 _PORT = flags.DEFINE_integer('port', 8000, 'Port.', lower_bound=0, upper_bound=65535)
 _BATCH = flags.DEFINE_integer('batch_size', 8, 'Texts side by side, of each model.', lower_bound=1)
@@ -48,7 +48,7 @@ def main() -> None:
     from malora_jax.serving.app import make_app
 
     listener = _listen(_HOST.value, _PORT.value)
-    models = _by_name(inference.load_all([pathlib.Path(path) for path in _WORKDIR.value]))
+    models = _by_name(inference.load_all(_WORKDIR.value, _WEIGHTS.value))
     app = make_app(
         models,
         rows=_BATCH.value,

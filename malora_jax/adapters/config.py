@@ -183,6 +183,11 @@ class AdapterConfig:
         """Whether tokens are routed: a single expert is always chosen."""
         return self.num_experts > 1
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the update is B A x for every token: one expert of two factors."""
+        return not self.has_router and self.factors == ('down', 'up')
+
 
 _EIGHT = dict(num_experts=8, top_k=2)
 

@@ -5,10 +5,12 @@ from typing import cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import compute, dispatch, initializers, router
 from malora_jax.adapters.config import AdapterConfig
+from malora_jax.distributed import rules
 
 
 class LowRankExperts(nn.Module):
@@ -69,15 +71,22 @@ class LowRankExperts(nn.Module):
         leaves = self._leaves(inputs)
         routing = self._route(x_ND, leaves['router'], groups) if config.has_router else None
         if routing is not None and config.dispatch:
-            update_NF = config.scale * dispatch.update(
-                dropped_ND, routing.gates, routing.selected, leaves, config.top_k, config.dispatch
+            update_NF = self._scaled(
+                dispatch.update(
+                    *(dropped_ND, routing.gates, routing.selected, leaves),
+                    *(config.top_k, config.dispatch),
+                )
             )
         else:
             hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
             if routing is not None:
                 hidden_NP = compute.gate(hidden_NP, routing.gates)
-            update_NF = compute.output(config.scale * hidden_NP, leaves)
+            update_NF = compute.output(self._scaled(hidden_NP), leaves)
         return update_NF.reshape(*x.shape[:-1], self.features)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        """Times α / rank, in x's dtype even where α is traced, for runs that train together."""
+        return jnp.asarray(self.config.scale, x.dtype) * x
 
     def _leaves(self, inputs: int) -> dict[str, jax.Array]:
         config, (in_axis, out_axis) = self.config, self.axes
@@ -99,7 +108,8 @@ class LowRankExperts(nn.Module):
         for name in (*(('router',) if config.has_router else ()), *config.factors):
             collection = 'adapter_frozen' if name in config.frozen else 'adapter'
             boxed = nn.with_logical_partitioning(lambda name=name: start()[name], axes[name])
-            leaves[name] = cast(jax.Array, self.variable(collection, name, boxed).value)
+            value = cast(jax.Array, self.variable(collection, name, boxed).value)
+            leaves[name] = rules.gather(value, axes[name])
         return leaves
 
     def _route(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from malora_jax.distributed import rules
+
 
 class Routing(NamedTuple):
     """What the router decided for each token; all (N, E), float32.
@@ -30,10 +32,12 @@ class RoutingSums(NamedTuple):
     Attributes:
         load: (..., G, E), token slots that each group of tokens gave to each expert.
         probability: (..., G, E), router probabilities summed over the tokens of each group.
+        gate: (..., G, E), gates summed over the tokens of each group.
     """
 
     load: jax.Array
     probability: jax.Array
+    gate: jax.Array
 
 
 def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
@@ -73,7 +77,10 @@ def route(
         router_DE.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    probabilities_NE = jax.nn.softmax(checkpoint_name(logits_NE, 'router'), axis=-1)
+    # Where the inputs are split over devices the logits are summed here: a softmax of parts of
+    # them would be another router.
+    logits_NE = checkpoint_name(rules.constrain(logits_NE, 'rows', 'expert'), 'router')
+    probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
     selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), top_k)
     gates_NE = probabilities_NE * selected_NE
     if renormalize:
@@ -94,7 +101,7 @@ def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
     def sums(values_NE: jax.Array) -> jax.Array:
         return jnp.matmul(groups_NG.T, values_NE, precision=jax.lax.Precision.HIGHEST)
 
-    return RoutingSums(sums(routing.selected), sums(routing.probabilities))
+    return RoutingSums(*map(sums, (routing.selected, routing.probabilities, routing.gates)))
 
 
 def balance_loss(sums: RoutingSums) -> jax.Array:

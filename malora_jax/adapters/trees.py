@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 
+# The collections that an adapter's leaves are in: those that train, and those that do not.
+COLLECTIONS = ('adapter', 'adapter_frozen')
+
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """Pairs of slash-separated path and leaf, in tree order."""

@@ -6,23 +6,20 @@ Dimension letters: N tokens, D model, G tasks.
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
-from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
 from malora_jax.analysis import markdown
 from malora_jax.benchmark.rows import SYNTHETIC_TASKS
+from malora_jax.distributed import hlo
+from malora_jax.distributed.topology import tpu_devices
 from malora_jax.models.decoder import REMAT, Block, Context
 from malora_jax.training.config import RunConfig
-
-_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 
 
 def estimates(
@@ -39,20 +36,12 @@ def estimates(
         topology: such as 'v5e:2x2'; see `jax.experimental.topologies`.
 
     Returns:
-        By name: `cycles` (a loop's body counts once), `temporary_bytes`, `flops`.
+        By name: `cycles`, `temporary_bytes`, `flops`.
 
     Raises:
         UserError: no such topology, or no compiler for it.
     """
-    try:
-        chip = topologies.get_topology_desc(topology, 'tpu').devices[0]
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise errors.UserError(
-            f'--topology={topology} cannot be compiled for ({str(error).splitlines()[0]}); it must '
-            'be one that the TPU compiler knows, such as v5e:2x2 or v6e:2x2, with the package '
-            'libtpu installed.'
-        ) from error
-    place = jax.sharding.SingleDeviceSharding(chip)
+    place = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
     return {name: _estimate(run, adapter, place) for name, adapter in adapters.items()}
 
 
@@ -67,7 +56,7 @@ def _estimate(
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
     return {
-        'cycles': sum(int(cycles) for cycles in _CYCLES.findall(compiled.as_text() or '')),
+        'cycles': hlo.Program(compiled.as_text() or '').cycles(),
         'temporary_bytes': memory.temp_size_in_bytes,
         'flops': costs['flops'],
     }
@@ -96,7 +85,7 @@ def _context(segments_BT: jax.Array, train: bool) -> Context:
     B, T = segments_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     groups_NG = jax.nn.one_hot(jnp.arange(B * T) % SYNTHETIC_TASKS, SYNTHETIC_TASKS)
-    return Context(positions_BT, segments_BT, None, groups_NG, jnp.int32(0), train)
+    return Context(positions_BT, segments_BT, groups_NG, train=train)
 
 
 def _layer_gradient(

@@ -111,6 +111,7 @@ def _conditions(rig: _Rig) -> dict[str, Any]:
     return {
         'model': run.model.name,
         'dtype': run.model.dtype,
+        'quantize': run.model.quantize,
         'rows': 'packed' if rig.packed else 'synthetic',
         'tokens_per_step': rows.real_tokens(rig.batches),
         'loss_tokens_per_step': rows.loss_tokens(rig.batches),
@@ -157,6 +158,7 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
     return {
         'model': run.model.name,
         'dtype': run.model.dtype,
+        'quantize': run.model.quantize,
         'positions': run.data.batch_size * run.data.sequence_length,
         'sequence_length': run.data.sequence_length,
         'dropout': run.adapter.dropout,

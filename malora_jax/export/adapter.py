@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,18 +14,17 @@ from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.trees import named_leaves
+from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.export import identity
 from malora_jax.export.directory import new_directory
+from malora_jax.export.trained import Restored, Saved
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.config import Llama3Scaling
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.models.loading.weights import Base
-from malora_jax.training.restore import Restored, Saved
-from malora_jax.training.state import abstract_variables
 
 _FORMAT, _VERSION = 'malora_jax adapter', 1
 _MANIFEST, _WEIGHTS = 'manifest.json', 'adapter.safetensors'
-_COLLECTIONS = ('adapter', 'adapter_frozen')
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
@@ -32,19 +32,22 @@ def is_adapter(directory: pathlib.Path) -> bool:
     return (directory / _MANIFEST).is_file()
 
 
-def write_adapter(trained: Restored, output: pathlib.Path) -> None:
+def write_adapter(
+    trained: Restored, output: pathlib.Path, static: Mapping[str, Any] | None = None
+) -> None:
     """Exports a trained model; what is written is read again and compared.
 
     Args:
         trained: the model.
         output: a new directory.
+        static: what the manifest tells of a mixture that this one stands for.
 
     Raises:
         UserError: the directory is not new.
     """
     tensors = {
         f'{name}/{path}': np.asarray(leaf)
-        for name in _COLLECTIONS
+        for name in COLLECTIONS
         for path, leaf in named_leaves(trained.variables.get(name, {}))
     }
     content = safetensors.numpy.save(tensors)
@@ -63,12 +66,12 @@ def write_adapter(trained: Restored, output: pathlib.Path) -> None:
         'tokenizer': identity.text_fingerprint(trained.base.tokenizer.definition),
         'sha256': identity.file_digest(content),
         'leaves': {path: list(array.shape) for path, array in tensors.items()},
-    }
+    } | ({'static': static} if static else {})
     with new_directory(output) as temporary:
         (temporary / _WEIGHTS).write_bytes(content)
         files.write_json(temporary / _MANIFEST, manifest)
         again = saved_adapter(temporary).restore(trained.base)
-        for name in _COLLECTIONS:
+        for name in COLLECTIONS:
             before, after = (
                 dict(named_leaves(each.variables.get(name, {}))) for each in (trained, again)
             )
@@ -78,8 +81,12 @@ def write_adapter(trained: Restored, output: pathlib.Path) -> None:
                 raise OSError(f'{output}: what was written is not what is read again.')
 
 
-def saved_adapter(directory: pathlib.Path) -> Saved:
+def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
     """What an exported adapter holds.
+
+    Args:
+        directory: of the export.
+        weights: where the base's weights are, if not where they were in training.
 
     Raises:
         UserError: its manifest is broken or of a newer version.
@@ -103,11 +110,11 @@ def saved_adapter(directory: pathlib.Path) -> Saved:
             for field, value in manifest['adapter'].items()
         }
         adapter = AdapterConfig(**fields)
-        weights = manifest['weights']
+        manifest['weights'] = manifest['weights'] if weights is None else weights
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(f'{path} is broken: {error!r}.') from error
     restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
-    return Saved(directory, model, weights, restore)
+    return Saved(directory, model, manifest['weights'], restore)
 
 
 def _restore(
@@ -123,7 +130,7 @@ def _restore(
     tensors = safetensors.numpy.load(content)
     shapes = nn.unbox(abstract_variables(model))
     variables = {'params': base.params}
-    for name in _COLLECTIONS:
+    for name in COLLECTIONS:
         if name in shapes:
             variables[name] = _tree(directory, name, shapes[name], tensors)
     return Restored(

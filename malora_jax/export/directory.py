@@ -9,6 +9,16 @@ from collections.abc import Iterator
 from malora_jax.errors import UserError
 
 
+def check_new(path: pathlib.Path) -> None:
+    """Checks that there is nothing at `path` yet, or an empty directory.
+
+    Raises:
+        UserError: there is something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f'--output: {path} exists already; choose a new directory.')
+
+
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory to write to, which gets the name `path` at the end.
@@ -16,8 +26,7 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         UserError: there is something at `path` already.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f'--output: {path} exists already; choose a new directory.')
+    check_new(path)
     temporary = path.with_name(f'.{path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

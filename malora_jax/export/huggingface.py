@@ -1,21 +1,19 @@
-"""Directories that `transformers` and `peft` load: a merged model, or LoRA beside its base."""
+"""Directories that `transformers` loads: the base with the update in its weights."""
 
 import json
 import pathlib
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.export import merge
 from malora_jax.export.directory import new_directory
+from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
-from malora_jax.models.loading import hub, names
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.tokenizer import Tokenizer
-from malora_jax.training.restore import Restored
 
 
 def write_merged(trained: Restored, output: pathlib.Path) -> None:
@@ -40,54 +38,6 @@ def write_merged(trained: Restored, output: pathlib.Path) -> None:
         tokenizer = trained.base.tokenizer
         files.write_json(temporary / 'config.json', config_json(config, tokenizer))
         _write_tokenizer(temporary, config, tokenizer)
-
-
-def write_peft(trained: Restored, output: pathlib.Path) -> None:
-    """The update as `peft` keeps LoRA: adapter_config.json and adapter_model.safetensors.
-
-    Args:
-        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
-        output: a new directory.
-
-    Raises:
-        UserError: another method, an update of zero, or the directory is not new.
-    """
-    adapter = merge.check_static(trained, 'peft')
-    tensors = {}
-    for target in adapter.targets:
-        leaves = merge.linear_leaves(trained, target)
-        for layer in range(trained.model.config.num_layers):
-            name = f'base_model.model.{_module(target).format(layer)}'
-            tensors[f'{name}.lora_A.weight'] = np.asarray(leaves['down'][layer, 0]).T.copy()
-            tensors[f'{name}.lora_B.weight'] = np.asarray(leaves['up'][layer, 0]).T.copy()
-            if adapter.magnitude:
-                magnitude_F = np.asarray(leaves['magnitude'][layer]).copy()
-                tensors[f'{name}.lora_magnitude_vector'] = magnitude_F
-    config = {
-        'peft_type': 'LORA',
-        'task_type': 'CAUSAL_LM',
-        'base_model_name_or_path': hub.NAMES.get(trained.model.config.name, trained.weights),
-        'r': adapter.rank,
-        'lora_alpha': adapter.alpha,
-        'lora_dropout': adapter.dropout,
-        'target_modules': [_module(target).split('.')[-1] for target in adapter.targets],
-        'use_rslora': adapter.rank_stabilized,
-        'use_dora': adapter.magnitude,
-        'bias': 'none',
-        'fan_in_fan_out': False,
-        'inference_mode': True,
-    }
-    with new_directory(output) as temporary:
-        safetensors.numpy.save_file(
-            tensors, temporary / 'adapter_model.safetensors', metadata={'format': 'pt'}
-        )
-        files.write_json(temporary / 'adapter_config.json', config)
-
-
-def _module(target: str) -> str:
-    """What `transformers` calls an adapted linear; {} is the layer."""
-    path = f'layers/{merge.part_of(target)}/{target}'
-    return names.name(path, 'huggingface').removesuffix('.weight')
 
 
 def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import hashlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from malora_jax.adapters.trees import named_leaves
+from malora_jax.distributed import rules
 
 # Values of each leaf that are looked at, spread evenly.
 _SAMPLES = 1024
@@ -19,11 +21,20 @@ def base_fingerprint(params: Any) -> str:
     shape, such as those of another version, have another.
     """
     digest = hashlib.sha256()
-    for path, leaf in named_leaves(params):
-        places = np.linspace(0, leaf.size - 1, min(leaf.size, _SAMPLES)).astype(np.int64)
-        sample = np.asarray(leaf.reshape(-1)[places].astype(jnp.bfloat16))
+    samples = jax.device_get(_samples(params))
+    for (path, leaf), sample in zip(named_leaves(params), jax.tree.leaves(samples), strict=True):
         digest.update(f'{path} {leaf.shape}'.encode() + sample.tobytes())
     return digest.hexdigest()[:32]
+
+
+@jax.jit
+def _samples(params: Any) -> Any:
+    def sample(leaf: jax.Array) -> jax.Array:
+        places = np.linspace(0, leaf.size - 1, min(leaf.size, _SAMPLES)).astype(np.int64)
+        # By axis: flat, a leaf that is split over devices would have to be joined.
+        return leaf[np.unravel_index(places, leaf.shape)].astype(jnp.bfloat16)
+
+    return rules.replicate(jax.tree.map(sample, params))
 
 
 def text_fingerprint(text: str) -> str:

@@ -3,15 +3,20 @@
 Dimension letters: L layers, D inputs and F outputs of a linear, R rank.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax.adapters import AdapterConfig, compute
+from malora_jax.adapters.trees import COLLECTIONS
 from malora_jax.errors import UserError
-from malora_jax.training.restore import Restored
+from malora_jax.export.trained import Restored
+from malora_jax.models import ModelConfig
+from malora_jax.models.quantize import Quantized
 
 _PARTS = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
 
@@ -28,17 +33,30 @@ def check_static(trained: Restored, what: str) -> AdapterConfig:
             trained, so that nothing would change.
     """
     adapter = trained.model.adapter
-    if adapter is None or adapter.has_router or adapter.shared_rank:
+    if adapter is None or not adapter.is_plain:
         raise UserError(
-            f'{trained.method} cannot be exported as {what}: its experts are chosen token by '
-            "token; use --format=adapter, or train 'lora', 'dora' or 'asylora'."
+            f'{trained.method} cannot be exported as {what}: its update is not that of one LoRA; '
+            "use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
         )
-    if trained.step == 0 or not any(np.any(up) for up in _leaves_named(trained, 'up')):
+    check_trained(trained, what)
+    return adapter
+
+
+def check_trained(trained: Restored, what: str) -> None:
+    """Checks that the update is not zero.
+
+    Raises:
+        UserError: it is, so that nothing would change.
+    """
+    adapter = trained.model.adapter
+    targets = adapter.targets if adapter else ()
+    variables = trained.variables
+    last = [linear_leaves(variables, name)[adapter.factors[-1]] for name in targets if adapter]
+    if trained.step == 0 or not any(np.any(leaf) for leaf in last):
         raise UserError(
             f'The run has made {trained.step} steps and its update is zero: an export as {what} '
             'would change nothing.'
         )
-    return adapter
 
 
 def merged_params(trained: Restored) -> Any:
@@ -48,22 +66,34 @@ def merged_params(trained: Restored) -> Any:
         UserError: as `check_static`.
     """
     adapter = check_static(trained, 'merged')
-    layers = dict(trained.base.params['layers'])
+    params = plain_params(trained.model.config, trained.base.params)
+    layers = dict(params['layers'])
     for target in adapter.targets:
         part = part_of(target)
-        leaves = linear_leaves(trained, target)
+        leaves = linear_leaves(trained.variables, target)
         kernel_LDF = layers[part][target]['kernel']
         new = jax.vmap(lambda k, leaves: _merge(adapter, k, leaves))(kernel_LDF, leaves)
         linear = layers[part][target] | {'kernel': new.astype(kernel_LDF.dtype)}
         layers[part] = layers[part] | {target: linear}
-    return trained.base.params | {'layers': layers}
+    return params | {'layers': layers}
 
 
-def linear_leaves(trained: Restored, target: str) -> dict[str, jax.Array]:
+def plain_params(config: ModelConfig, params: Any) -> Any:
+    """The base's `params` with every quantised kernel as numbers in the model's dtype."""
+    if not config.quantize:
+        return params
+    flat = flatten_dict(params, sep='/')
+    for path in [path for path in flat if path.endswith('/kernel')]:
+        kernel = Quantized(flat[path], flat.pop(f'{path}_scale'), config.quantize)
+        flat[path] = jax.vmap(Quantized.values)(kernel).astype(config.dtype)
+    return unflatten_dict(flat, sep='/')
+
+
+def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:
     """The adapter's leaves of one linear in all layers, whichever collection they are in."""
     found: dict[str, jax.Array] = {}
-    for name in ('adapter', 'adapter_frozen'):
-        tree = trained.variables.get(name, {}).get('layers', {})
+    for name in COLLECTIONS:
+        tree = variables.get(name, {}).get('layers', {})
         found |= tree.get(part_of(target), {}).get(target, {})
     return found
 
@@ -81,8 +111,3 @@ def _merge(adapter: AdapterConfig, kernel_DF: jax.Array, leaves: dict[str, jax.A
         return merged_DF
     lengths_F = compute.column_lengths(kernel_DF, down_DR, up_RF, adapter.scale)
     return merged_DF * (leaves['magnitude'] / lengths_F)[None]
-
-
-def _leaves_named(trained: Restored, name: str) -> list[jax.Array]:
-    adapter = trained.model.adapter
-    return [linear_leaves(trained, target)[name] for target in (adapter.targets if adapter else ())]

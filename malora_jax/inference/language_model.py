@@ -2,16 +2,15 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from malora_jax import data, errors
+from malora_jax import buckets, data, errors
 from malora_jax.data import Example, Template
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
-from malora_jax.export.adapter import is_adapter, saved_adapter
+from malora_jax.export.trained import Saved
 from malora_jax.models import Decoder
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.generate import Generator
@@ -19,7 +18,7 @@ from malora_jax.models.loading.tokenizer import Tokenizer
 from malora_jax.models.loading.weights import load_base
 from malora_jax.models.sampling import check_sampling
 from malora_jax.models.texts import Ending, TextStream
-from malora_jax.training.restore import Saved, saved_run
+from malora_jax.training.restore import saved_model
 
 # Texts are scored several a row of so many positions.
 _ROW = 128
@@ -211,10 +210,8 @@ def load_all(
     Raises:
         UserError: as `load`, or the models have different bases.
     """
-    paths = [pathlib.Path(directory).expanduser() for directory in directories]
-    saved = [saved_adapter(path) if is_adapter(path) else saved_run(path) for path in paths]
-    if weights is not None:
-        saved = [each._replace(weights=weights) for each in saved]
+    paths = [buckets.local(directory) for directory in directories]
+    saved = [saved_model(path, weights) for path in paths]
     first = saved[0]
     for each in saved:
         if (each.model, each.weights) != (first.model, first.weights):
@@ -235,7 +232,8 @@ def load_all(
 
 def _base_name(saved: Saved) -> str:
     where = f' from {saved.weights}' if saved.weights else ''
-    return f'{saved.model.name} in {saved.model.dtype}{where}'
+    kept = saved.model.quantize or saved.model.dtype
+    return f'{saved.model.name} in {kept}{where}'
 
 
 def _pieces(engine: Engine, text: TextStream) -> Iterator[str]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from malora_jax import errors
+from malora_jax.models.quantize import KINDS
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -62,10 +63,12 @@ class ModelConfig:
         qk_norm: whether each head of q and k is normalised before its rotation (Qwen3).
         tied: whether the head is the embedding.
         dtype: of activations and of the frozen weights. Adapters and router stay float32.
+        quantize: how the kernels of the linears are kept instead, one of `quantize.KINDS`;
+            '' = as the other weights.
 
     Raises:
         UserError: a number that is not positive, heads that do not divide, an odd head width, or
-            an unknown dtype.
+            an unknown dtype or way to quantise.
     """
 
     name: str
@@ -84,6 +87,7 @@ class ModelConfig:
     qk_norm: bool = False
     tied: bool = False
     dtype: str = 'float32'
+    quantize: str = ''
 
     def __post_init__(self):
         errors.check_types('model', self)
@@ -98,6 +102,8 @@ class ModelConfig:
             raise errors.out_of_range('model.head_width', self.head_width, 'even')
         if self.dtype not in DTYPES:
             raise errors.unknown_name('model.dtype', self.dtype, DTYPES)
+        if self.quantize not in ('', *KINDS):
+            raise errors.unknown_name('model.quantize', self.quantize, KINDS)
 
 
 _COLUMNS = (

@@ -8,6 +8,7 @@ heads, K key/value heads, C head width, V vocabulary, L layers, G groups of toke
 of earlier tokens.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,13 +19,22 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
+from malora_jax.distributed import rules
 from malora_jax.models import attention
+from malora_jax.models import quantize as quantize_lib
 from malora_jax.models.config import ModelConfig
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Keeps everything but gathered kernels, which are a constraint with a name."""
+    is_name = primitive.name == 'name' and params['name'] == rules.GATHERED
+    return not is_name and primitive.name != 'sharding_constraint'
+
 
 # What the backward pass has of a layer besides its input, by how much of it is computed anew:
 # nothing; what is cheap, between the linears; everything.
 REMAT = {
-    'none': jax.checkpoint_policies.everything_saveable,
+    'none': _all_but_gathered,
     'light': jax.checkpoint_policies.save_only_these_names(
         *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'down', 'mask', 'rank', 'router', 'lengths')
     ),
@@ -75,11 +85,12 @@ def _parameter(
     start: Callable[..., jax.Array],
     axes: tuple[str, ...],
     shape: tuple[int, ...],
-    dtype: str,
+    dtype: Any,
 ) -> jax.Array:
-    """A parameter of the base, with the logical names of its axes."""
+    """A parameter of the base, with the logical names of its axes, as it is used."""
     boxed = nn.with_logical_partitioning(start, axes)
-    return cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
+    value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
+    return rules.gather(value, axes)
 
 
 class RMSNorm(nn.Module):
@@ -110,6 +121,7 @@ class AdaptedLinear(nn.Module):
     dtype: str
     adapter: AdapterConfig | None
     has_bias: bool = False
+    quantize: str = ''
 
     def setup(self):
         """Puts the adapter's leaves under the linear's own name."""
@@ -125,20 +137,37 @@ class AdaptedLinear(nn.Module):
         self, x_ND: jax.Array, dropped_ND: jax.Array, groups_NG: jax.Array | None
     ) -> jax.Array:
         """(N, features). `dropped_ND` and `groups_NG` are for the adapter alone."""
-        shape, start = (x_ND.shape[-1], self.features), nn.initializers.lecun_normal()
-        kernel = _parameter(self, 'kernel', start, self.axes, shape, self.dtype)
-        y_NF = x_ND @ kernel.astype(x_ND.dtype)
+        kernel = self._kernel(x_ND.shape[-1])
+        if isinstance(kernel, quantize_lib.Quantized):
+            y_NF = quantize_lib.product(x_ND, kernel)
+        else:
+            y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if self.adapter is not None:
             y_NF += self.experts(x_ND, dropped_ND, groups_NG)
-        y_NF = checkpoint_name(y_NF, self.name)
+        outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
+        y_NF = checkpoint_name(rules.constrain(y_NF, 'rows', outputs), self.name)
         if self.adapter is not None and self.adapter.magnitude:
             # In float32: bfloat16 would round a factor near 1 to a few values.
-            y_NF = (y_NF * self.rescale(kernel)[None]).astype(x_ND.dtype)
+            kernel_DF = kernel.values() if isinstance(kernel, quantize_lib.Quantized) else kernel
+            y_NF = (y_NF * self.rescale(kernel_DF)[None]).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
-            bias_F = _parameter(self, 'bias', zeros, self.axes[1:], shape[1:], self.dtype)
+            bias_F = _parameter(self, 'bias', zeros, self.axes[1:], (self.features,), self.dtype)
             y_NF += bias_F.astype(y_NF.dtype)[None]
         return y_NF
+
+    def _kernel(self, inputs: int) -> jax.Array | quantize_lib.Quantized:
+        """(D, F), as numbers or as codes."""
+        shape = (inputs, self.features)
+        if not self.quantize:
+            start = nn.initializers.lecun_normal()
+            return _parameter(self, 'kernel', start, self.axes, shape, self.dtype)
+        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+        of_codes, of_scale = quantize_lib.shapes(self.quantize, *shape)
+        dtype, axes = quantize_lib.codes_dtype(self.quantize), ('tile', self.axes[1])
+        codes = _parameter(self, 'kernel', zeros, self.axes, of_codes, dtype)
+        scale = _parameter(self, 'kernel_scale', ones, axes, of_scale, 'float32')
+        return quantize_lib.Quantized(codes, scale, self.quantize)
 
 
 class Dropout(nn.Module):
@@ -149,11 +178,13 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x, in training with a share of its entries zero and the others scaled up."""
-        if not train or self.rate == 0:
+        # Of runs that train together the rate may be traced: it is then not known to be zero.
+        is_known = isinstance(self.rate, (int, float))
+        if not train or (is_known and self.rate == 0):
             return x
         keep = 1 - self.rate
         mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
-        return jnp.where(checkpoint_name(mask, 'mask'), x / keep, 0)
+        return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
 
 
 class _Part(nn.Module):
@@ -167,7 +198,10 @@ class _Part(nn.Module):
     ) -> AdaptedLinear:
         adapted = self.adapter is not None and name in self.adapter.targets
         adapter = self.adapter if adapted else None
-        return AdaptedLinear(features, axes, self.config.dtype, adapter, has_bias, name=name)
+        config = self.config
+        return AdaptedLinear(
+            features, axes, config.dtype, adapter, has_bias, config.quantize, name=name
+        )
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         if self.adapter is None:
@@ -245,7 +279,7 @@ class Block(nn.Module):
         x_ND += update_ND
         mlp = MLP(self.config, self.adapter, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
-        return x_ND, new
+        return rules.constrain(x_ND, 'rows', 'features'), new
 
 
 class Decoder(nn.Module):
@@ -299,13 +333,15 @@ class Decoder(nn.Module):
         length_B = None if past is None else past.length
         context = Context(positions_BT, segments_BT, groups_NG, length_B, keep, train)
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
+        x_ND = rules.constrain(x_ND, 'rows', 'features')
         x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))
         x_ND = RMSNorm(config, name='final_norm')(x_ND)
         return x_ND.reshape(B, T, config.width), new
 
     def _layers(self, x_ND: jax.Array, context: Context, past: Any) -> tuple[jax.Array, Any]:
         block = Block
-        if self.remat != 'none':
+        # On a mesh not even 'none' keeps the kernels that a layer has gathered.
+        if self.remat != 'none' or rules.is_mesh_set():
             # Within a scan nothing can be merged with the first pass: no need to prevent it.
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
@@ -319,9 +355,16 @@ class Decoder(nn.Module):
         return stack(self.config, self.adapter, name='layers')(x_ND, context, past)
 
 
+@functools.cache
+def abstract_variables(model: Decoder) -> Any:
+    """Shapes of the decoder's collections, with their logical axis names (boxed)."""
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(lambda one: model.init(jax.random.key(0), one, one, one), one)
+
+
 def head(config: ModelConfig, params: Any) -> jax.Array:
     """The output projection (V, D): the embedding where the two are tied."""
-    return params['embedding' if config.tied else 'head']
+    return rules.gather(params['embedding' if config.tied else 'head'], ('vocab', 'embed'))
 
 
 def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 import tqdm
 
+from malora_jax.distributed import hosts
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.sampling import check_sampling, keys_of
@@ -136,7 +137,7 @@ class Generator:
             desc=description,
             unit='answer',
             dynamic_ncols=True,
-            disable=description is None,
+            disable=description is None or not hosts.is_first(),
         ) as bar:
             while not engine.is_idle:
                 for news in engine.step():

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from malora_jax.distributed import rules
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Block, Context, Decoder, Past, RMSNorm, head, logits
 from malora_jax.models.sampling import Draws, sample
@@ -210,7 +211,7 @@ def read(
         tells=put(rows.tells, order.tells),
         draws=jax.tree.map(put, rows.draws, order.draws),
     )
-    return rows, jax.tree.map(lambda x: x[0], chosen)
+    return rows, rules.replicate(jax.tree.map(lambda x: x[0], chosen))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -261,7 +262,10 @@ def write(
         return step + 1, rows, jax.tree.map(lambda o, c: o.at[step].set(c), out, chosen)
 
     _, rows, out = jax.lax.while_loop(unfinished, one_more, (jnp.int32(0), rows, out))
-    return rows, jax.tree.map(lambda x: x.swapaxes(0, 1), out), rows.chosen - before_B
+    # Whole on every device: each process looks at all of them.
+    rows = rows.replace(writes=rules.replicate(rows.writes), tells=rules.replicate(rows.tells))
+    out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
+    return rows, *rules.replicate((out, rows.chosen - before_B))
 
 
 def _alternatives(model: Decoder) -> int:

@@ -86,16 +86,16 @@ def test_balance_loss_equals_its_definition():
 @pytest.mark.parametrize('top_k', [1, 2, 4])
 def test_balanced_routing_has_loss_one_and_collapse_has_experts_over_k(top_k):
     even = jnp.full((1, 8), 5.0)
-    assert router.balance_loss(router.RoutingSums(even, even)) == pytest.approx(1)
+    assert router.balance_loss(router.RoutingSums(even, even, even)) == pytest.approx(1)
     collapsed = jnp.where(jnp.arange(8) < top_k, 5.0, 0.0)[None]
-    collapse = router.balance_loss(router.RoutingSums(collapsed, collapsed))
+    collapse = router.balance_loss(router.RoutingSums(collapsed, collapsed, collapsed))
     assert collapse == pytest.approx(8 / top_k)
 
 
 def test_layers_that_collapse_on_different_experts_are_not_balanced():
     """Averaging over routers, not concatenating: four layers each on a pair of their own."""
     load_LGE = jnp.eye(4).repeat(2, axis=1)[:, None, :]
-    loss_L = router.balance_loss(router.RoutingSums(load_LGE, load_LGE))
+    loss_L = router.balance_loss(router.RoutingSums(load_LGE, load_LGE, load_LGE))
     np.testing.assert_allclose(loss_L, 4)
 
 
@@ -125,8 +125,12 @@ def test_sums_are_kept_apart_by_group():
     groups_NG = jax.nn.one_hot(jnp.arange(40) % 3, 3)
     sums = router.sum_by_group(routing, groups_NG)
     for group in range(3):
-        expected = np.asarray(routing.selected)[np.arange(40) % 3 == group].sum(axis=0)
-        np.testing.assert_allclose(sums.load[group], expected)
+        own = np.arange(40) % 3 == group
+        for found, each in zip(
+            sums, (routing.selected, routing.probabilities, routing.gates), strict=True
+        ):
+            expected = np.asarray(each)[own].sum(axis=0)
+            np.testing.assert_allclose(found[group], expected, rtol=1e-6)
     np.testing.assert_allclose(sums.load.sum(), 80)
 
 

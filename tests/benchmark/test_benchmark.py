@@ -346,6 +346,14 @@ def test_estimates_of_the_tpu_s_compiler(tmp_path):
     assert 0 < methods['base']['cycles'] < methods['lora']['cycles']
 
 
+def test_the_layer_that_is_estimated_compiles_on_any_backend():
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    small, large = (
+        compiled._estimate(tiny_run(), method('lora', rank=rank), place) for rank in (2, 32)
+    )
+    assert 0 < small['flops'] < large['flops'] and small['temporary_bytes'] > 0
+
+
 def test_the_table_of_estimates():
     figures = {'cycles': 2_000_000, 'temporary_bytes': 3e6, 'flops': 4e9}
     found = {'lora': figures, 'malora': figures | {'cycles': 2_100_000}}

@@ -1,16 +1,13 @@
 """The command line as a user meets it: mistakes are one line of stderr and status 2."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from command_helpers import mistake, run
 from tiny_gguf import write_tiny_gguf
 
 from malora_jax.training.results import format_table
 
-ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = '--config=configs/quickstart.py'
 # A run that has little to prepare before it needs its weights.
 SMALL = (
@@ -19,27 +16,6 @@ SMALL = (
     "--config.data.tasks=('chain_sum',)",
     '--config.data.max_per_task=10',
 )
-
-
-def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, '-m', f'experiments.{command}', *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def mistake(command: str, *arguments: str) -> str:
-    """The one line that a mistake gives."""
-    done = run(command, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert 'Traceback' not in done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert not done.stdout
-    return lines[0]
 
 
 @pytest.mark.parametrize(

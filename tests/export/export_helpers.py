@@ -10,9 +10,9 @@ from model_helpers import random_variables, small_method, tiny_model  # noqa: E4
 from tiny_gguf import write_tiny_gguf  # noqa: E402
 
 from malora_jax.data import get_template  # noqa: E402
+from malora_jax.export.trained import Restored  # noqa: E402
 from malora_jax.models import preset  # noqa: E402
 from malora_jax.models.loading.weights import Base, load_base  # noqa: E402
-from malora_jax.training.restore import Restored  # noqa: E402
 
 # Of a name: the method, and what is changed of it.
 VARIANTS = {

@@ -18,7 +18,9 @@ import malora_jax
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
-from malora_jax.export.huggingface import write_merged, write_peft
+from malora_jax.export.huggingface import write_merged
+from malora_jax.export.peft import write_peft
+from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.weights import load_base
 
@@ -63,6 +65,18 @@ def test_the_base_may_lie_elsewhere(base, tmp_path):
     message = refused(malora_jax.load, tmp_path / 'out')
     assert '/nowhere/tiny.gguf' in message
     assert malora_jax.load(tmp_path / 'out', base[1]).model.adapter.num_experts == 4
+
+
+def test_bases_that_are_kept_in_other_ways_are_told_apart(base, tmp_path):
+    found = trained('malora', *base)
+    write_adapter(found, tmp_path / 'plain')
+    write_adapter(found, tmp_path / 'int8')
+    path = tmp_path / 'int8' / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    manifest['model']['quantize'] = 'int8'
+    path.write_text(json.dumps(manifest))
+    message = refused(load_all, [tmp_path / 'plain', tmp_path / 'int8'])
+    assert f'tiny in float32 from {base[1]} and tiny in int8 from {base[1]}.' in message
 
 
 def test_another_base_is_refused(base, tmp_path):
@@ -151,8 +165,8 @@ def test_peft_says_what_we_do(base, tmp_path, name):
 @pytest.mark.parametrize('write, what', [(write_peft, 'peft'), (write_merged, 'merged')])
 def test_what_cannot_be_merged_is_refused(base, tmp_path, write, what):
     assert refused(write, trained('malora', *base), tmp_path / 'out') == (
-        f'malora cannot be exported as {what}: its experts are chosen token by token; use '
-        "--format=adapter, or train 'lora', 'dora' or 'asylora'."
+        f'malora cannot be exported as {what}: its update is not that of one LoRA; use '
+        "--format=adapter or static, or train 'lora', 'dora' or 'asylora'."
     )
     found = trained('lora', *base)
     zero = jax.tree_util.tree_map_with_path(

@@ -12,8 +12,7 @@ import numpy as np
 from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, preset
-from malora_jax.models.decoder import head
-from malora_jax.training.state import abstract_variables
+from malora_jax.models.decoder import abstract_variables, head
 
 METHOD_NAMES = tuple(METHODS)
 # One method of each structure. The others differ in sizes, or in where their leaves are kept.

@@ -19,8 +19,7 @@ from model_helpers import (
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.models.decoder import MLP, AdaptedLinear, Attention, Context
-from malora_jax.training.state import abstract_variables
+from malora_jax.models.decoder import MLP, AdaptedLinear, Attention, Context, abstract_variables
 from malora_jax.training.step import losses
 
 # Two examples and padding in the first row, three and no padding in the second.
@@ -171,7 +170,7 @@ def part_outputs(part: nn.Module, variables, x_ND, train: bool) -> dict[str, np.
     """The outputs of the linears of an attention or an MLP outside the scan."""
     T = x_ND.shape[0]
     one_1T = jnp.ones((1, T), jnp.int32)
-    context = Context(jnp.arange(T)[None], one_1T, None, None, jnp.int32(0), train)
+    context = Context(jnp.arange(T)[None], one_1T, train=train)
     extra = (context, None) if isinstance(part, Attention) else (context,)
     _, captured = part.apply(
         variables,

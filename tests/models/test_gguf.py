@@ -16,12 +16,12 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.models import preset
 from malora_jax.models.config import Llama3Scaling
+from malora_jax.models.decoder import abstract_variables
 from malora_jax.models.loading import params as params_lib
 from malora_jax.models.loading import weights as weights_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.weights import find_weights, load_base, model_config
-from malora_jax.training.state import abstract_variables
 
 # Our path under `layers`, and the name in `transformers`, whose kernels are (outputs, inputs).
 LAYER_NAMES = {

@@ -29,7 +29,10 @@ def write(path: pathlib.Path, kind: str, rows: np.ndarray) -> GGUFFile:
 
 
 def read(file: GGUFFile, rows: int) -> np.ndarray:
-    return np.concatenate(list(file.blocks('some.weight', (ROWS, COLUMNS), rows)))
+    shape = (ROWS, COLUMNS)
+    starts = range(0, ROWS, rows)
+    blocks = [file.rows('some.weight', shape, at, min(at + rows, ROWS)) for at in starts]
+    return np.concatenate(blocks)
 
 
 # How far apart the values of a block of 32 are that a quantisation tells apart, at most, as a share

@@ -1,7 +1,6 @@
 """A GGUF file: its metadata, and its tensors dequantised a block of rows at a time."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import gguf
@@ -69,7 +68,7 @@ class GGUFFile:
         """A whole tensor, dequantised, as it lies in the file."""
         return self._dequantize(name, self._tensors[name].data)
 
-    def blocks(self, name: str, shape: tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
+    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """See `WeightFile`; float32, with the rows of a head in the order of `transformers`."""
         found = self.shape(name)
         if found is None:
@@ -78,12 +77,10 @@ class GGUFFile:
             raise errors.UserError(
                 f'{self.path}: tensor {name!r} has shape {found}; the model needs {shape}.'
             )
+        order = self._order(name, shape[0])[start:stop]
         if len(shape) == 1:
-            yield self.tensor(name)[self._order(name, shape[0])]
-            return
-        data, order = self._tensors[name].data, self._order(name, shape[0])
-        for start in range(0, shape[0], rows):
-            yield self._dequantize(name, data[order[start : start + rows]])
+            return self.tensor(name)[order]
+        return self._dequantize(name, self._tensors[name].data[order])
 
     def _dequantize(self, name: str, data: np.ndarray) -> np.ndarray:
         kind = self._tensors[name].tensor_type

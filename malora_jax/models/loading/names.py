@@ -4,15 +4,15 @@ Files hold a tensor for each layer, outputs before inputs; the tree stacks layer
 outputs.
 """
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models.config import ModelConfig
-from malora_jax.models.decoder import Decoder
+from malora_jax.models.decoder import Decoder, abstract_variables
 
 Format = Literal['huggingface', 'gguf']
 
@@ -58,14 +58,21 @@ class Leaf(NamedTuple):
         shape = self.shape[1:] if self.path.startswith('layers/') else self.shape
         return shape[::-1] if self.transposed else shape
 
+    @property
+    def row_axis(self) -> int:
+        """The axis of the leaf along which its tensors' rows lie."""
+        if self.transposed:
+            return len(self.shape) - 1
+        return 1 if self.path.startswith('layers/') else 0
+
 
 def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
-    """All leaves of the decoder's `params`, in tree order."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(Decoder(config).init, jax.random.key(0), one, one, one)
+    """All leaves of the decoder's `params` before kernels are quantised, in tree order."""
+    config = dataclasses.replace(config, quantize='')
+    params = nn.unbox(abstract_variables(Decoder(config))['params'])
     return [
         Leaf(path, leaf.shape, leaf.dtype, _names(path, config, file_format), 'kernel' in path)
-        for path, leaf in named_leaves(nn.unbox(variables['params']))
+        for path, leaf in named_leaves(params)
     ]
 
 

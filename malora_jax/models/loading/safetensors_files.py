@@ -1,7 +1,7 @@
 """Weights in the directory of a Hugging Face model: `model.safetensors`, whole or in shards."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class SafetensorsFiles:
             raise errors.UserError(self._nothing())
         self.names = {name for name in self._files if not name.endswith(_DERIVED)}
 
-    def blocks(self, name: str, shape: tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
+    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """See `WeightFile`."""
         if name not in self._files:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
@@ -51,8 +51,7 @@ class SafetensorsFiles:
                 f'{self.path}: tensor {name!r} is stored as {kind}; only {", ".join(_DTYPES)} '
                 'can be read.'
             )
-        for start in range(0, shape[0], rows):
-            yield tensor[start : min(start + rows, shape[0])]
+        return tensor[start:stop]
 
     def _shards(self) -> dict[str, Any]:
         path = self.path / _INDEX

@@ -1,5 +1,6 @@
 """The base model that a config names: its shape, weights and tokenizer, from where they are."""
 
+import dataclasses
 import importlib.metadata
 import math
 import pathlib
@@ -38,7 +39,7 @@ class Base(NamedTuple):
     tokenizer: tokenizer_lib.Tokenizer
 
 
-def model_config(name: str, weights: str, dtype: str) -> ModelConfig:
+def model_config(name: str, weights: str, dtype: str, quantize: str = '') -> ModelConfig:
     """The shape of the model that a config names.
 
     Args:
@@ -46,6 +47,7 @@ def model_config(name: str, weights: str, dtype: str) -> ModelConfig:
             is downloaded.
         weights: see `find_weights`.
         dtype: of activations and of the frozen weights.
+        quantize: how its kernels are kept; see `ModelConfig`.
 
     Raises:
         UserError: no such preset, or weights that do not say, or say what is not implemented.
@@ -53,15 +55,17 @@ def model_config(name: str, weights: str, dtype: str) -> ModelConfig:
     if name not in (*PRESETS, AUTO):
         raise errors.unknown_name('model', name, (*PRESETS, AUTO))
     if name != AUTO:
-        return preset(name, dtype=dtype)
+        return preset(name, dtype=dtype, quantize=quantize)
     if not weights:
         raise errors.out_of_range('model.weights', weights, f'{_RIGHT}, as model.name is {AUTO!r}')
     path = _locate(weights, hub.CONFIG)
     if path.suffix == '.gguf':
-        return gguf_config.read_config(GGUFFile(path), path.stem, dtype)
-    # A downloaded model lies in a directory that is named after a version.
-    known_as = path.absolute().name if path == _local(weights) else weights
-    return huggingface_config.read_config(path / _CONFIG, known_as, dtype)
+        found = gguf_config.read_config(GGUFFile(path), path.stem, dtype)
+    else:
+        # A downloaded model lies in a directory that is named after a version.
+        known_as = path.absolute().name if path == _local(weights) else weights
+        found = huggingface_config.read_config(path / _CONFIG, known_as, dtype)
+    return dataclasses.replace(found, quantize=quantize)
 
 
 def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:

@@ -1,0 +1,148 @@
+"""Times how fast one text is written, by us and by llama.cpp, in turns on the same weights.
+
+Both write the same number of tokens after the same prompt, greedily, with a cache, on as many
+threads as the process may use cores. llama.cpp gets the preset's weights as float16 and as float32,
+dequantised into GGUF files of their own; ours are float32. Prints a table in Markdown. Needs the
+package `xllamacpp`; see experiments/peers/README.md.
+
+Example:
+    python -m experiments.peers.decoding --new_tokens=128 --turns=5
+"""
+
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import gguf
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from malora_jax import errors
+from malora_jax.analysis import markdown
+from malora_jax.models import Decoder, preset
+from malora_jax.models.engine import Engine, Request
+from malora_jax.models.loading.weights import Base, find_weights, load_base
+
+_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'A preset whose weights are a GGUF file.')
+_PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'What the text continues.')
+_NEW_TOKENS = flags.DEFINE_integer('new_tokens', 128, 'Tokens of a turn.', lower_bound=16)
+_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
+
+# What a GGUF file's metadata call a file of such numbers.
+_FILE_TYPES = {'float32': 0, 'float16': 1}
+
+# A turn: the text that was written, and how many tokens a second came after the first ones.
+Turn = Callable[[], tuple[str, float]]
+
+
+def main() -> None:
+    """Measures, and prints the table."""
+    config = preset(_MODEL.value)
+    path = find_weights(config, '')
+    if path.suffix != '.gguf':
+        raise errors.out_of_range('--model', _MODEL.value, 'one whose weights are a GGUF file')
+    with tempfile.TemporaryDirectory() as directory:
+        turns: dict[str, Turn] = {'ours, float32': _ours(load_base(config))}
+        for kind in _FILE_TYPES:
+            file = pathlib.Path(directory) / f'{kind}.gguf'
+            _dequantized(path, file, kind)
+            turns[f'llama.cpp, {kind}'] = _llama_cpp(file)
+        for turn in turns.values():  # Compiles, and touches all memory for the first time.
+            turn()
+        found = [{name: turn() for name, turn in turns.items()} for _ in range(_TURNS.value)]
+    print(_table({name: [each[name] for each in found] for name in turns}))
+
+
+def _ours(base: Base) -> Turn:
+    model, variables = Decoder(base.config), {'params': base.params}
+    prompt = base.tokenizer.encode(_PROMPT.value)
+
+    def turn() -> tuple[str, float]:
+        engine = Engine(model, variables, ends=[], rows=1)
+        engine.submit(Request(prompt, _NEW_TOKENS.value))
+        # The first look comes with the prompt's time.
+        ids = [token.id for token in engine.step()[0].tokens]
+        first, began = len(ids), time.perf_counter()
+        while not engine.is_idle:
+            ids += [token.id for news in engine.step() for token in news.tokens]
+        rate = (len(ids) - first) / (time.perf_counter() - began)
+        return base.tokenizer.decode(ids), rate
+
+    return turn
+
+
+def _llama_cpp(path: pathlib.Path) -> Turn:
+    try:
+        import xllamacpp
+    except ModuleNotFoundError as error:
+        raise errors.UserError('llama.cpp comes with a package: pip install xllamacpp.') from error
+    params = xllamacpp.CommonParams()
+    params.model.path, params.verbosity = str(path), -1
+    params.n_ctx, params.n_parallel = 2048, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    server = xllamacpp.Server(params)
+
+    def turn() -> tuple[str, float]:
+        request = {
+            'prompt': _PROMPT.value,
+            'max_tokens': _NEW_TOKENS.value,
+            'temperature': 0,
+            'ignore_eos': True,
+        }
+        answer = server.handle_completions(request)
+        return answer['choices'][0]['text'], answer['timings']['predicted_per_second']
+
+    return turn
+
+
+def _dequantized(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
+    """Writes a GGUF file with the same metadata and tensors, vectors in float32 as always."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields['general.architecture'].contents())
+    for field in reader.fields.values():
+        # The writer makes those of the file's layout itself.
+        if field.name == 'general.architecture' or field.name.startswith('GGUF.'):
+            continue
+        value = field.contents()
+        if field.name == 'general.file_type':
+            value = _FILE_TYPES[kind]
+        of_items = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, field.types[0], sub_type=of_items)
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        writer.add_tensor(tensor.name, values.astype(kind) if values.ndim > 1 else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _table(found: dict[str, Sequence[tuple[str, float]]]) -> str:
+    ours, *_ = found
+    lines = [['', 'tokens/s', 'quartiles', 'ours / it', 'the text begins as ours for']]
+    median = float(np.median([rate for _, rate in found[ours]]))
+    for name, turns in found.items():
+        low, middle, high = np.percentile([rate for _, rate in turns], [25, 50, 75])
+        same = _shared_start(found[ours][0][0], turns[0][0])
+        lines.append(
+            [
+                name,
+                f'{middle:.1f}',
+                f'{low:.1f}–{high:.1f}',
+                f'{median / middle:.2f}',
+                f'{same} of {len(turns[0][0])} characters',
+            ]
+        )
+    return markdown.table(lines)
+
+
+def _shared_start(ours: str, theirs: str) -> int:
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+
+
+if __name__ == '__main__':
+    cli.run_without_config(main)

@@ -1,0 +1,167 @@
+"""LoRA as `peft` keeps it, beside its base: adapter_config.json and adapter_model.safetensors.
+
+Dimension letters: L layers, D inputs and F outputs of a linear, R rank.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from malora_jax import files
+from malora_jax.adapters.config import LINEARS
+from malora_jax.errors import UserError
+from malora_jax.export import merge
+from malora_jax.export.directory import new_directory
+from malora_jax.export.trained import Restored
+from malora_jax.models import ModelConfig
+from malora_jax.models.loading import hub, names
+
+_CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+_PREFIX = 'base_model.model.'
+# Our leaf, the end of its tensor's name, and how many axes it has in one layer.
+_LEAVES = {
+    'down': ('lora_A.weight', 2),
+    'up': ('lora_B.weight', 2),
+    'magnitude': ('lora_magnitude_vector', 1),
+}
+# Settings that change what the tensors mean, and the values with which they do not.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    'peft_type': ('LORA',),
+    'bias': ('none',),
+    'fan_in_fan_out': (False,),
+    'lora_bias': (False,),
+    'rank_pattern': ({},),
+    'alpha_pattern': ({},),
+    'modules_to_save': (None, []),
+    'trainable_token_indices': (None,),
+    'layer_replication': (None,),
+    'use_qalora': (False,),
+    'use_bdlora': (None, False),
+    'target_parameters': (None, []),
+    'alora_invocation_tokens': (None,),
+    'arrow_config': (None,),
+    'kasa_config': (None,),
+    'monteclora_config': (None,),
+    # The others change the base.
+    'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
+}
+
+
+def is_peft(directory: pathlib.Path) -> bool:
+    """Whether a directory holds an adapter of `peft`'s."""
+    return (directory / _CONFIG).is_file()
+
+
+def write_peft(trained: Restored, output: pathlib.Path) -> None:
+    """The update as `peft` keeps LoRA.
+
+    Args:
+        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
+        output: a new directory.
+
+    Raises:
+        UserError: another method, an update of zero, or the directory is not new.
+    """
+    adapter = merge.check_static(trained, 'peft')
+    tensors = {}
+    for target in adapter.targets:
+        leaves = merge.linear_leaves(trained.variables, target)
+        for leaf, (suffix, _) in _LEAVES.items():
+            if leaf in leaves:
+                layers = np.asarray(leaves[leaf])
+                for layer, array in enumerate(layers if leaf == 'magnitude' else layers[:, 0]):
+                    name = f'{_PREFIX}{_module(target).format(layer)}.{suffix}'
+                    tensors[name] = array.T.copy()
+    config = {
+        'peft_type': 'LORA',
+        'task_type': 'CAUSAL_LM',
+        'base_model_name_or_path': hub.NAMES.get(trained.model.config.name, trained.weights),
+        'r': adapter.rank,
+        'lora_alpha': adapter.alpha,
+        'lora_dropout': adapter.dropout,
+        'target_modules': [_module(target).split('.')[-1] for target in adapter.targets],
+        'use_rslora': adapter.rank_stabilized,
+        'use_dora': adapter.magnitude,
+        'bias': 'none',
+        'fan_in_fan_out': False,
+        'inference_mode': True,
+    }
+    with new_directory(output) as temporary:
+        safetensors.numpy.save_file(tensors, temporary / _WEIGHTS, metadata={'format': 'pt'})
+        files.write_json(temporary / _CONFIG, config)
+
+
+def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
+    """What `peft` trained, as leaves of ours.
+
+    Args:
+        directory: with the two files.
+        model: whose layers they are.
+
+    Returns:
+        By path, such as 'layers/attention/q/down', all layers in one: `down` (L, 1, D, R), `up`
+        (L, 1, R, F) and, of DoRA, `magnitude` (L, F); and what their product is multiplied by.
+
+    Raises:
+        UserError: a file is missing or broken, a setting that is not implemented, a tensor that
+            belongs to no linear of the model, or a linear that not every layer has.
+    """
+    config = files.read_json(directory / _CONFIG)
+    if not isinstance(config, Mapping) or not all(key in config for key in ('r', 'lora_alpha')):
+        raise UserError(f"{directory / _CONFIG} is not that of a LoRA: it lacks 'r', 'lora_alpha'.")
+    for field, plain in _PLAIN.items():
+        if field in config and config[field] not in plain:
+            raise UserError(
+                f'{directory / _CONFIG} has {field} = {config[field]!r}, which is not implemented; '
+                f'it must be {plain[0]!r}.'
+            )
+    rank, alpha = config['r'], config['lora_alpha']
+    if not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and alpha > 0):
+        raise UserError(
+            f'{directory / _CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}; they must be a '
+            'whole number and a number, both positive.'
+        )
+    tensors = dict(_tensors(directory))
+    leaves = {}
+    for target in LINEARS:
+        for leaf, (suffix, axes) in _LEAVES.items():
+            name = f'{_PREFIX}{_module(target)}.{suffix}'
+            own = [name.format(layer) for layer in range(model.num_layers)]
+            if all(each in tensors for each in own):
+                array = np.stack([tensors.pop(each).T for each in own])
+                path = f'layers/{merge.part_of(target)}/{target}/{leaf}'
+                leaves[path] = array[:, None] if axes == 2 else array
+    if tensors:
+        raise UserError(
+            f'{directory / _WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear which '
+            f'all {model.num_layers} layers of {model.name} have.'
+        )
+    ranks = {leaf.shape[-1] for path, leaf in leaves.items() if path.endswith('/down')}
+    if ranks != {rank}:
+        raise UserError(
+            f'{directory / _CONFIG} has r = {rank}; the tensors beside it have '
+            f'{", ".join(map(str, sorted(ranks))) or "none"}.'
+        )
+    return leaves, alpha / rank ** (0.5 if config.get('use_rslora') else 1)
+
+
+def _tensors(directory: pathlib.Path) -> Mapping[str, np.ndarray]:
+    path = directory / _WEIGHTS
+    if not path.is_file():
+        raise UserError(
+            f'{directory} has no {_WEIGHTS}; pickles (*.bin) are not read: save it as safetensors.'
+        )
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f'{path} is not a complete safetensors file ({error}).') from error
+    return {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def _module(target: str) -> str:
+    """What `transformers` calls an adapted linear; {} is the layer."""
+    path = f'layers/{merge.part_of(target)}/{target}'
+    return names.name(path, 'huggingface').removesuffix('.weight')

@@ -1,0 +1,80 @@
+"""A leaf as the parts of it that the devices of this process have, filled block by block."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+_ALIGNMENT = 64
+
+# Where a part begins and ends, axis by axis.
+_Bounds = tuple[tuple[int, int], ...]
+
+
+class Parts:
+    """A leaf that is being read: memory for the parts that are wanted here, and for no others."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None):
+        """Takes the memory.
+
+        Args:
+            shape: of the whole leaf.
+            dtype: of the leaf.
+            sharding: where it goes; None = whole, to the default device.
+        """
+        self._shape, self._sharding = shape, sharding
+        self._of: dict[Any, _Bounds] = {None: tuple((0, size) for size in shape)}
+        if sharding is not None:
+            indices = sharding.addressable_devices_indices_map(shape)
+            self._of = {device: _bounds(index or (), shape) for device, index in indices.items()}
+        # Devices that have the same part share it.
+        self._arrays = {
+            bounds: _empty(tuple(end - start for start, end in bounds), dtype)
+            for bounds in set(self._of.values())
+        }
+
+    def wants(self, axis: int, start: int, stop: int) -> bool:
+        """Whether a part here has some of what lies between two places along an axis."""
+        spans = [bounds[axis] for bounds in self._arrays]
+        return any(start < last and first < stop for first, last in spans)
+
+    def put(self, block: np.ndarray, corner: tuple[int, ...]) -> None:
+        """Copies a block of the leaf into the parts that have some of it.
+
+        Args:
+            block: with as many axes as the leaf.
+            corner: where in the leaf it begins.
+        """
+        for bounds, array in self._arrays.items():
+            common = [
+                (max(start, first), min(end, first + size))
+                for (start, end), first, size in zip(bounds, corner, block.shape, strict=True)
+            ]
+            if all(start < end for start, end in common):
+                to = _slices(common, [start for start, _ in bounds])
+                array[to] = block[_slices(common, corner)]
+
+    def array(self) -> jax.Array:
+        """The leaf, on its devices."""
+        if self._sharding is None:
+            return jax.device_put(self._arrays[self._of[None]])
+        placed = [jax.device_put(self._arrays[bounds], at) for at, bounds in self._of.items()]
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, placed)
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Bounds:
+    return tuple(each.indices(size)[:2] for each, size in zip(index, shape, strict=True))
+
+
+def _slices(common: list[tuple[int, int]], origin: Any) -> tuple[slice, ...]:
+    return tuple(
+        slice(start - zero, end - zero) for (start, end), zero in zip(common, origin, strict=True)
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array whose memory JAX takes over as it is on a CPU, instead of copying it."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,168 @@
+"""The plain LoRA that stands for a mixture: exact where gates are the same for all tokens."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
+from export_helpers import TOKENS, tiny_base, trained
+from loop_helpers import TASKS, run_settings
+from model_helpers import STRUCTURES, logits_of, random_variables, small_method
+
+import malora_jax
+from malora_jax.errors import UserError
+from malora_jax.export.adapter import write_adapter
+from malora_jax.export.huggingface import write_merged
+from malora_jax.export.peft import write_peft
+from malora_jax.export.static import static, truncated
+from malora_jax.models import Decoder, preset
+from malora_jax.models.loading.weights import load_base
+from malora_jax.training import run_config
+from malora_jax.training.setup import build
+
+ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
+
+
+@pytest.fixture(scope='module')
+def setup(tmp_path_factory):
+    _, weights = tiny_base(tmp_path_factory.mktemp('base'))
+    return build(run_config(run_settings(weights)))
+
+
+def mixture(setup, name: str, **changes):
+    """Random experts; with a router of zeros and all experts chosen, gates are constant."""
+    found = trained(name, setup.base, setup.run.weights)
+    if not changes:
+        return found
+    adapter = found.model.adapter
+    model = Decoder(found.model.config, adapter.__class__(**vars(adapter) | changes))
+    still = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * 0 if 'router' in str(path[-1]) else x, found.variables['adapter']
+    )
+    return found._replace(model=model, variables=found.variables | {'adapter': still})
+
+
+def difference(one, other) -> float:
+    logits = [logits_of(each.model, each.variables, TOKENS) for each in (one, other)]
+    return float(np.abs(logits[0] - logits[1]).max())
+
+
+@pytest.mark.parametrize('name', ROUTED)
+def test_with_constant_gates_it_is_the_mixture(setup, name):
+    same = mixture(setup, name, top_k=4)
+    found = static(setup, same)
+    assert difference(found.trained, same) < 2e-4
+    assert difference(found.trained, same._replace(model=Decoder(same.model.config))) > 0.1
+    adapter = found.trained.model.adapter
+    assert adapter.num_experts == 1 and adapter.rank == found.about['exact_rank']
+    assert adapter.scale == pytest.approx(same.model.adapter.scale)
+    assert found.about['lost_by_rank'] == 0
+    for losses in found.losses.values():
+        assert losses['static'] == pytest.approx(losses['mixture'], abs=1e-4)
+        assert abs(losses['base'] - losses['mixture']) > 0.01
+
+
+def test_a_routed_mixture_is_only_approximated(setup):
+    found = static(setup, mixture(setup, 'malora'))
+    assert found.losses.keys() == {*TASKS}
+    assert any(abs(each['static'] - each['mixture']) > 1e-3 for each in found.losses.values())
+
+
+def test_the_gates_of_all_tasks_are_the_mean_of_each(setup):
+    """The subspace of MALoRA is shared, so up-projections are linear in the gates."""
+    mixed = mixture(setup, 'malora')
+    both, *each = (static(setup, mixed, task) for task in ('', *TASKS))
+    assert both.about['gates_of'] == [*TASKS] and each[0].about['gates_of'] == [TASKS[0]]
+    ups = [
+        found.trained.variables['adapter']['layers']['mlp']['up']['up'] for found in (both, *each)
+    ]
+    assert np.abs(ups[1] - ups[2]).max() > 1e-4
+    np.testing.assert_allclose(ups[0], (ups[1] + ups[2]) / 2, atol=1e-6)
+
+
+def test_truncation_is_that_of_the_whole_matrix():
+    rng = np.random.default_rng(0)
+    down, up = rng.normal(size=(2, 20, 6)), rng.normal(size=(2, 6, 15))
+    for rank in (1, 3, 6):
+        a, b = truncated(down, up, rank)
+        assert a.shape == (2, 20, rank) and b.shape == (2, rank, 15)
+        u, sigma, vt = np.linalg.svd(down @ up)
+        expected = u[:, :, :rank] * sigma[:, None, :rank] @ vt[:, :rank]
+        np.testing.assert_allclose(a @ b, expected, atol=1e-12)
+
+
+def test_a_lower_rank_says_what_it_loses(setup):
+    mixed = mixture(setup, 'molora')
+    whole, cut = static(setup, mixed), static(setup, mixed, rank=2)
+    assert whole.about['rank'] == whole.about['exact_rank'] == 12 and cut.about['rank'] == 2
+    lost = total = 0.0
+    for part, targets in whole.trained.variables['adapter']['layers'].items():
+        for target, leaves in targets.items():
+            other = cut.trained.variables['adapter']['layers'][part][target]
+            full = leaves['down'][:, 0] @ leaves['up'][:, 0]
+            lost += ((full - other['down'][:, 0] @ other['up'][:, 0]) ** 2).sum()
+            total += (full**2).sum()
+    assert cut.about['lost_by_rank'] == pytest.approx((lost / total) ** 0.5, rel=1e-4)
+    assert 0.1 < cut.about['lost_by_rank'] < 1
+
+
+def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
+    found = static(setup, mixture(setup, 'malora'))
+    about = found.about | {'held_out_loss': found.losses}
+    write_adapter(found.trained, tmp_path / 'static', about)
+    assert json.loads((tmp_path / 'static' / 'manifest.json').read_text())['static'] == about
+    again = malora_jax.load(tmp_path / 'static')
+    assert again.model.adapter == found.trained.model.adapter
+    write_peft(found.trained, tmp_path / 'peft')
+    config = json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())
+    assert config['r'] == 9 and config['lora_alpha'] / 9 == pytest.approx(2)
+    write_merged(found.trained, tmp_path / 'merged')
+    merged = load_base(preset('tiny'), str(tmp_path / 'merged'))
+    logits = logits_of(Decoder(merged.config), {'params': merged.params}, TOKENS)
+    expected = logits_of(found.trained.model, found.trained.variables, TOKENS)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'name, arguments, expected',
+    [
+        ('lora', {}, 'lora is one LoRA already and needs no approximation: use --format=peft, '),
+        ('malora', {'rank': 10}, '--rank is 10; it must be 0 or at most 9, which is exact.'),
+        ('malora', {'task': 'toy'}, "Unknown --task 'toy': did you mean toy_copy?"),
+    ],
+)
+def test_mistakes(setup, name, arguments, expected):
+    with pytest.raises(UserError) as caught:
+        static(setup, trained(name, setup.base), **arguments)
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_rank_above_a_linear_s_shorter_side(setup):
+    """Of the tiny model, k has 32 outputs."""
+    adapter = small_method('molora', num_experts=8, rank=8)
+    model = Decoder(setup.base.config, adapter)
+    variables = random_variables(model, seed=3) | {'params': setup.base.params}
+    mixed = trained('molora', setup.base)._replace(model=model, variables=variables)
+    found = static(setup, mixed, rank=48)
+    assert found.about['exact_rank'] == 64 and found.trained.model.adapter.rank == 48
+    k = found.trained.variables['adapter']['layers']['attention']['k']
+    assert k['down'].shape == (2, 1, 64, 48) and k['up'].shape == (2, 1, 48, 32)
+    assert np.abs(k['down'][..., :32]).max() > 0 and not np.any(k['down'][..., 32:])
+
+
+def test_a_subspace_with_one_expert_needs_no_gates(setup):
+    adapter = small_method('malora', num_experts=1, top_k=1)
+    model = Decoder(setup.base.config, adapter)
+    variables = random_variables(model, seed=3) | {'params': setup.base.params}
+    one = trained('malora', setup.base)._replace(model=model, variables=variables)
+    assert difference(static(setup, one).trained, one) < 2e-4
+
+
+def test_an_untrained_mixture_is_refused(setup):
+    with pytest.raises(UserError, match='would change nothing'):
+        static(setup, mixture(setup, 'malora')._replace(step=0))
