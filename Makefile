@@ -11,10 +11,17 @@ ARGS ?=
 # Tests of whole runs, many of them in processes of their own.
 RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/training/test_epochs.py \
   tests/training/test_validation.py tests/training/test_public_run.py tests/evaluation/test_harness.py \
-  tests/models/test_generate.py tests/models/test_engine.py tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py
+  tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py \
+  tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
+  tests/analysis/test_alike.py tests/analysis/test_routed.py \
+  tests/sweeps/test_traced.py tests/sweeps/test_together.py
+# Tests on several devices and in several processes.
+DEVICES := $(addprefix tests/distributed/test_,sharded_steps.py sharded_runs.py hosts.py)
+# Tests with the TPU's compiler.
+COMPILED := tests/training/test_topology.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu lint format clean
 
 setup: $(VENV)/ready
 
@@ -34,10 +41,20 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) $(addprefix --ignore=,$(RUNS))
+	$(PYTEST) $(addprefix --ignore=,$(RUNS) $(DEVICES) $(COMPILED))
 
 test-runs: setup
 	$(PYTEST) $(RUNS)
+
+test-devices: setup
+	$(PYTEST) $(DEVICES)
+
+# No TPU is needed. The compiler lies beside the environment, in which JAX would look for a TPU at
+# every start; its version is the one that JAX names.
+test-tpu: setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/tpu \
+	  "$$($(BIN)/python -c 'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
+	PYTHONPATH=$(VENV)/tpu $(PYTEST) $(COMPILED)
 
 # Style and types.
 lint: setup

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice of several hosts: docs/launch/cloud_tpu.sh NAME ZONE
+# The slice exists (gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-16 …), and its
+# hosts see one file system at /mnt/shared that holds this repository, the datasets and the runs.
+set -euo pipefail
+
+name=$1
+zone=$2
+# Every host runs the same command; JAX finds the others by itself. Four hosts, four streams of rows.
+gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command='
+  cd /mnt/shared/malora_jax
+  python3 -m venv /tmp/venv && /tmp/venv/bin/pip install --quiet ".[tpu]"
+  /tmp/venv/bin/python -m experiments.train --distributed \
+    --config=configs/inter_domain.py:malora --workdir=/mnt/shared/runs/table1/malora \
+    --config.model.dtype=bfloat16 --config.mesh.fsdp=16 \
+    --config.data.batch_size=16 --config.data.streams=4'
