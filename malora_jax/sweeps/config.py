@@ -80,6 +80,7 @@ class Sweep:
         base: the config file that the runs start from.
         seeds: every run is made with each.
         runs: by name, `arg` for that file and `overrides` by section.
+        own: by name of a run, the values that go together of those that have their own `zip`.
         grid: by dotted field, values of which every combination is a run.
         zipped: by dotted field, values that go together.
         draws: random values, or None.
@@ -90,6 +91,7 @@ class Sweep:
     base: str
     seeds: tuple[int, ...]
     runs: Mapping[str, Mapping[str, Any]]
+    own: Mapping[str, Fields]
     grid: Fields
     zipped: Fields
     draws: Draws | None
@@ -98,8 +100,27 @@ class Sweep:
 
     @property
     def fields(self) -> list[str]:
-        """The dotted fields that change, besides what `runs` override."""
+        """The dotted fields that change in runs without a `zip` of their own."""
         return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
+
+    def fields_of(self, variant: str) -> list[str]:
+        """The dotted fields that change in the runs of a name, besides what it overrides."""
+        return [*self.own[variant]] if variant in self.own else self.fields
+
+    @property
+    def all_fields(self) -> list[str]:
+        """The dotted fields that change in any run."""
+        return list(
+            dict.fromkeys([*self.fields, *(name for own in self.own.values() for name in own)])
+        )
+
+    def together(self, variant: str, field: str) -> set[str]:
+        """A field and those whose values go together with it, in the runs of a name."""
+        drawn = self.draws.fields if self.draws else {}
+        for section in (self.own.get(variant, {}), self.zipped, drawn):
+            if field in section:
+                return {*section}
+        return {field}
 
 
 def sweep_config(config: Mapping[str, Any]) -> Sweep:
@@ -119,23 +140,30 @@ def sweep_config(config: Mapping[str, Any]) -> Sweep:
             raise errors.UserError(f'{field} is missing from the sweep.')
     report = _section('report', config.get('report', {}))
     _check_names('report', report, [field.name for field in dataclasses.fields(Report)])
+    runs = _runs(config['runs'])
     sweep = Sweep(
         base=_text('base', config['base']),
         seeds=_seeds(config['seeds']),
-        runs=_runs(config['runs']),
+        runs=runs,
+        own={
+            name: _values('zip', run, f'runs.{name}.') for name, run in runs.items() if 'zip' in run
+        },
         grid=_values('grid', config),
         zipped=_values('zip', config),
         draws=_draws(config['random']) if 'random' in config else None,
         subspace_share=_share(config.get('subspace_share')),
         report=Report(**report),
     )
-    lengths = {len(values) for values in sweep.zipped.values()}
-    if len(lengths) > 1:
-        described = ', '.join(f'{name} {len(values)}' for name, values in sweep.zipped.items())
-        raise errors.UserError(f'zip: all fields need as many values, not {described}.')
+    for where, fields in [('zip', sweep.zipped)] + [
+        (f'runs.{name}.zip', fields) for name, fields in sweep.own.items()
+    ]:
+        if len({len(values) for values in fields.values()}) > 1:
+            described = ', '.join(f'{name} {len(values)}' for name, values in fields.items())
+            raise errors.UserError(f'{where}: all fields need as many values, not {described}.')
     for name in sweep.fields:
         if sweep.fields.count(name) > 1:
             raise errors.UserError(f'{name} is in several of grid, zip and random: keep one.')
+    for name in sweep.all_fields:
         if name in _ELSEWHERE:
             raise errors.UserError(f'{name} cannot be in grid, zip or random: {_ELSEWHERE[name]}.')
     return sweep
@@ -175,22 +203,22 @@ def _runs(value: Any) -> dict[str, dict[str, Any]]:
     for name, run in runs.items():
         if not _NAME.fullmatch(name):
             raise errors.out_of_range('A name in runs', name, 'letters, digits and any of _.+=-')
-        _check_names(f'run {name}', run, ('arg', 'overrides'))
+        _check_names(f'run {name}', run, ('arg', 'overrides', 'zip'))
         _text(f'runs.{name}.arg', run.get('arg'))
         _section(f'runs.{name}.overrides', run.get('overrides', {}))
     return runs
 
 
-def _values(section: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+def _values(section: str, config: Mapping[str, Any], place: str = '') -> Fields:
     """The fields of a section by dotted name, with their values."""
     if section not in config:
         return {}
-    fields = _flat(section, config[section])
+    fields = _flat(place + section, config[section])
     for name, values in fields.items():
         if not isinstance(values, tuple):
-            raise errors.out_of_range(f'{section}.{name}', values, 'a tuple of values')
+            raise errors.out_of_range(f'{place}{section}.{name}', values, 'a tuple of values')
         if not values:
-            raise errors.UserError(f'{section}.{name} is empty: give it at least one value.')
+            raise errors.UserError(f'{place}{section}.{name} is empty: give it at least one value.')
     return fields
 
 

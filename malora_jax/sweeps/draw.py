@@ -7,30 +7,43 @@ from collections.abc import Iterator
 from typing import Any
 
 from malora_jax.errors import UserError
-from malora_jax.sweeps.config import Draws, Range, Sweep
+from malora_jax.sweeps.config import Draws, Fields, Range, Sweep
 
 Point = dict[str, Any]
 
 
-def points(sweep: Sweep) -> list[Point]:
+def points(sweep: Sweep, variant: str) -> list[Point]:
     """Every combination of the grid with every row of `zip` and every random draw.
+
+    Args:
+        sweep: what changes.
+        variant: a name in `runs`; one that has a `zip` of its own has these points and no others.
 
     Raises:
         UserError: fewer different points can be drawn than are asked for, or two are the same.
     """
+    if variant in sweep.own:
+        return _distinct(_rows(sweep.own[variant]))
     grid = [
         dict(zip(sweep.grid, values, strict=True))
         for values in itertools.product(*sweep.grid.values())
     ]
-    rows = [
-        dict(zip(sweep.zipped, values, strict=True))
-        for values in zip(*sweep.zipped.values(), strict=True)
-    ]
-    drawn = _drawn(sweep.draws) if sweep.draws else []
-    found = [
-        grid_point | row | draw
-        for grid_point, row, draw in itertools.product(grid, rows or [{}], drawn or [{}])
-    ]
+    drawn = _drawn(sweep.draws) if sweep.draws else [{}]
+    return _distinct(
+        [
+            grid_point | row | draw
+            for grid_point, row, draw in itertools.product(grid, _rows(sweep.zipped), drawn)
+        ]
+    )
+
+
+def _rows(zipped: Fields) -> list[Point]:
+    """The values that go together; a single empty point where there are none."""
+    rows = zip(*zipped.values(), strict=True)
+    return [dict(zip(zipped, values, strict=True)) for values in rows] or [{}]
+
+
+def _distinct(found: list[Point]) -> list[Point]:
     for number, point in enumerate(found):
         if point in found[:number]:
             described = ', '.join(f'{name} = {value!r}' for name, value in point.items())

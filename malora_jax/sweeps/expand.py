@@ -50,10 +50,10 @@ def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
     """
     sweep = sweep_config(config)
     get_config = _get_config(sweep.base)
-    labels = _labels(sweep.fields)
+    labels = _labels(sweep.all_fields)
     runs = {}
     for variant in sweep.runs:
-        for point in points(sweep):
+        for point in points(sweep, variant):
             parts = [f'{labels[name]}{_text(value)}' for name, value in point.items()]
             row = '-'.join([variant, *parts])
             whole = _config(sweep, get_config, variant, point)
@@ -86,7 +86,7 @@ def _config(
         _set(config, name, value, f'runs.{variant}.overrides')
     for name, value in point.items():
         _set(config, name, value, 'the sweep')
-    check_said(sweep, config)
+    check_said(sweep, variant, config)
     if sweep.subspace_share:
         follow(config, sweep.subspace_share, point)
     return config

@@ -43,10 +43,10 @@ def plot(path: pathlib.Path, field: str, sweep: Sweep, found: Sequence[Group]) -
         sweep: which fields go together, and what is to be told.
         found: the finished runs.
     """
-    report, together = sweep.report, _together(sweep, field)
+    report = sweep.report
     lines: dict[str, list[Group]] = {}
     for group in found:
-        lines.setdefault(_line(group, together), []).append(group)
+        lines.setdefault(_line(group, sweep.together(group.variant, field)), []).append(group)
     style = 'o' if sweep.draws and field in sweep.draws.fields else 'o-'
     figure = Figure(figsize=(4.6 * len(report.metrics) + 1.5, 4), layout='constrained')
     panels = figure.subplots(1, len(report.metrics), squeeze=False)[0]
@@ -105,14 +105,6 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_xscale('log')
         axes.minorticks_off()
     axes.set_xticks(values, [f'{value:g}' for value in values])
-
-
-def _together(sweep: Sweep, field: str) -> set[str]:
-    """A field and those that it goes together with."""
-    for section in (sweep.zipped, sweep.draws.fields if sweep.draws else {}):
-        if field in section:
-            return {*section}
-    return {field}
 
 
 def _line(group: Group, together: set[str]) -> str:

@@ -125,12 +125,12 @@ def _format(
 
 
 def _averages(report: Report, found: Sequence[Group]) -> str:
-    fields = list(found[0].values)
+    fields = list(dict.fromkeys(name for group in found for name in group.values))
     papers = [group.paper(report) for group in found]
     rows = [['', *fields, 'trained parameters', 'seeds', 'score', 'loss']]
     rows[0] += ['*in the paper*'] if any(papers) else []
     for group, paper in zip(found, papers, strict=True):
-        row = [f'`{group.row}`', *(f'{value}' for value in group.values.values())]
+        row = [f'`{group.row}`', *(f'{group.values.get(name, _NONE)}' for name in fields)]
         row += [f'{group.parameters:,}', ', '.join(map(str, group.seeds))]
         row += [_score(group.mean('score'), group.interval('score'))]
         row += [_loss(group.mean('loss'), group.interval('loss'))]

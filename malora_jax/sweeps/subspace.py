@@ -15,20 +15,26 @@ from malora_jax.sweeps.config import Sweep
 _RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.shared_rank'
 
 
-def check_said(sweep: Sweep, config: ConfigDict) -> None:
+def check_said(sweep: Sweep, variant: str, config: ConfigDict) -> None:
     """Checks that a sweep whose ranks change says what becomes of d, once.
+
+    Args:
+        sweep: what changes.
+        variant: a name in its runs.
+        config: of one of these.
 
     Raises:
         UserError: it does not, or says two things.
     """
-    changes = {_RANK, _EXPERTS} & {*sweep.fields}
-    is_open = sweep.subspace_share is None and _SUBSPACE not in sweep.fields
+    fields = {*sweep.fields_of(variant)}
+    changes = {_RANK, _EXPERTS} & fields
+    is_open = sweep.subspace_share is None and _SUBSPACE not in fields
     if changes and is_open and _has_subspace(config):
         raise UserError(
             f'{min(changes)} changes and the sweep does not say whether shared_rank follows: set '
             'subspace_share to λ of d = λ r N, or to 0.0 if d stays.'
         )
-    if sweep.subspace_share and _SUBSPACE in sweep.fields:
+    if sweep.subspace_share and _SUBSPACE in fields:
         raise UserError(f'{_SUBSPACE} cannot change by itself where subspace_share is set.')
 
 

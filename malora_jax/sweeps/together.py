@@ -3,19 +3,18 @@
 import contextlib
 import functools
 import pathlib
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from malora_jax import files
 from malora_jax.sweeps.against import compare
+from malora_jax.sweeps.base_answers import take_base_answers
 from malora_jax.sweeps.directory import is_finished
 from malora_jax.sweeps.group import Group
 from malora_jax.sweeps.memory import available, that_fit
-from malora_jax.sweeps.replica import Replica, open_replica
+from malora_jax.sweeps.replica import open_replica
 from malora_jax.sweeps.step import make_starts, take
 from malora_jax.sweeps.traced import common, differing
 from malora_jax.training import loop
@@ -71,6 +70,7 @@ def _chunks(names: list[str], most: int) -> list[list[str]]:
 def _alone(configs: Configs, workdir: pathlib.Path) -> dict[str, str]:
     errors = {}
     for name, config in configs.items():
+        take_base_answers(workdir, name, config)
         try:
             loop.train(config, workdir / name)
         except FloatingPointError as error:
@@ -121,7 +121,10 @@ def _train(configs: Configs, workdir: pathlib.Path, measure: bool) -> dict[str, 
         del states, state  # Their memory: the group has its own, of all.
         group.train()
         del group
-        _finish(replicas, started)
+        for replica in replicas:
+            if not replica.error:
+                take_base_answers(workdir, replica.name, configs[replica.name])
+                replica.finish(started)
     return {replica.name: replica.error for replica in replicas if replica.error}
 
 
@@ -135,18 +138,3 @@ def _setups(configs: Configs, workdir: pathlib.Path) -> list[Setup]:
             check_data(workdir / name, data_digests(run))
         setups.append(build(run, setups[0].base if setups else None))
     return setups
-
-
-def _finish(replicas: Sequence[Replica], started: float) -> None:
-    """Scores each; the base only once for a seed, which decides the questions."""
-    scored: dict[int, pathlib.Path] = {}
-    for replica in replicas:
-        if replica.error:
-            continue
-        answers = replica.workdir / 'answers_before.jsonl'
-        seed = replica.setup.run.seed
-        if seed in scored and not answers.exists():
-            with files.replacing(answers) as temporary:
-                shutil.copy(scored[seed], temporary)
-        replica.finish(started)
-        scored[seed] = answers

@@ -50,6 +50,25 @@ def test_zipped_values_go_together_and_with_every_point_of_the_grid():
     ]
 
 
+def test_a_run_with_values_of_its_own_has_no_others():
+    ranks = {'adapter': {'rank': (3, 5), 'num_experts': (4, 2)}}
+    runs = {'malora': {'arg': 'malora'}, 'molora': {'arg': 'molora', 'zip': ranks}}
+    found = expand(sweep(runs=runs, seeds=(0,)))
+    assert list(found) == [
+        *('malora-learning_rate0.001-seed0', 'malora-learning_rate0.01-seed0'),
+        *('molora-rank3-num_experts4-seed0', 'molora-rank5-num_experts2-seed0'),
+    ]
+    assert found['molora-rank5-num_experts2-seed0'].config['adapter']['rank'] == 5
+    assert found['malora-learning_rate0.01-seed0'].config['adapter']['rank'] == 12
+
+
+def test_values_of_a_run_that_go_together_are_as_many():
+    ranks = {'adapter': {'rank': (3, 5), 'num_experts': (4,)}}
+    with pytest.raises(UserError) as caught:
+        expand(sweep(runs={'molora': {'arg': 'molora', 'zip': ranks}}))
+    assert 'runs.molora.zip: all fields need as many values' in str(caught.value)
+
+
 def random_sweep(draws: int = 40, seed: int = 0, **fields):
     section = {'draws': draws, 'seed': seed, 'fields': fields}
     made = sweep(random=section, seeds=(0,))

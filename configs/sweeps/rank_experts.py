@@ -1,0 +1,44 @@
+"""Ranks and numbers of experts at once: MALoRA at nine shapes, and MoLoRA at three of their sizes.
+
+MALoRA has r̄ = 6, 12, 24 with two, four and eight experts, of which two are active for each token;
+its subspace stays, d = 32. MoLoRA has the ranks with which it trains as many parameters as MALoRA
+on the diagonal, within 3%:
+
+    MALoRA r̄, N   6, 2    12, 4   24, 8
+    MoLoRA r, N   11, 2   10, 4   15, 8
+
+Commands:
+    python -m experiments.sweep --config=configs/sweeps/rank_experts.py --workdir=runs/rank_experts
+    python -m experiments.sweep --config=configs/sweeps/rank_experts.py \
+      --workdir=runs/rank_experts-llama2 --config.base=configs/intra_domain.py --launcher=slurm
+
+SmolLM2-135M learns ARC-C, ARC-E, PIQA and OpenBookQA, 32 steps of 4 packed rows of 256 tokens; both
+seeds of a shape train together. docs/sweeps.md shows what came of it.
+
+Hardware: 24 runs of about 31,000 tokens; two CPU cores, HOURS, 4 GB of memory.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The sweep."""
+    config = ConfigDict()
+    config.base = 'configs/intra_domain_small.py'
+    config.seeds = (0, 1)
+    small = {
+        'data': {'tasks': ('arc_challenge', 'arc_easy', 'piqa', 'openbookqa'), 'held_out': 24},
+        'training': {'steps': 32},
+    }
+    config.runs = {
+        'malora': {'arg': 'malora', 'overrides': small | {'adapter': {'shared_rank': 32}}},
+        'molora': {
+            'arg': 'molora',
+            'overrides': small,
+            'zip': {'adapter': {'rank': (11, 10, 15), 'num_experts': (2, 4, 8)}},
+        },
+    }
+    config.grid = {'adapter': {'rank': (6, 12, 24), 'num_experts': (2, 4, 8)}}
+    config.subspace_share = 0.0
+    config.report = {'plots': ('adapter.num_experts',)}
+    return config
