@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     small = {
         'data': {'tasks': ('arc_challenge', 'arc_easy', 'piqa', 'openbookqa'), 'held_out': 24},
         'training': {'steps': 32},
+        'evaluation': {'tasks': ()},  # Those that are learnt.
     }
     config.runs = {
         'malora': {'arg': 'malora', 'overrides': small | {'adapter': {'shared_rank': 32}}},

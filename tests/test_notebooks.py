@@ -1,0 +1,109 @@
+"""The notebooks from top to bottom, with the tiny model and few steps."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from tiny_gguf import write_tiny_gguf
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Tasks whose questions are short, in tokens of a few bytes.
+SMALL = {
+    'model.name': 'tiny',
+    'adapter.dropout': 0.0,
+    'data.held_out': 4,
+    'data.max_per_task': 40,
+    'data.batch_size': 2,
+    'optimizer.learning_rate': 1e-2,
+}
+PARAMETERS = {
+    'quickstart': {
+        'SETTINGS': {
+            'data.tasks': ('chain_sum', 'number_filtering'),
+            'data.sequence_length': 256,
+            'training.steps': 12,
+            'training.checkpoint_every': 6,
+        },
+    },
+    'your_own_tasks': {
+        'SETTINGS': {
+            'data.sequence_length': 160,
+            'data.validation': 4,
+            'training.steps': 12,
+            'training.evaluate_every': 6,
+            'training.checkpoint_every': 6,
+        },
+        'ROWS': 60,
+    },
+    'paper_figures': {
+        'SETTINGS': {'data.sequence_length': 256, 'training.checkpoint_every': 6},
+        'STEPS': 12,
+        'SWEEP_STEPS': 6,
+        'RANKS': (4, 8),
+        'EXPERTS': (4, 8),
+        'ROUNDS': 2,
+    },
+}
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory) -> pathlib.Path:
+    """The code as a clone has it, so that what the notebooks write is nowhere else."""
+    home = tmp_path_factory.mktemp('clone')
+    for name in ('malora_jax', 'configs', 'experiments', 'notebooks'):
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns('__pycache__'))
+    write_tiny_gguf(home / 'tiny.gguf')
+    return home
+
+
+def with_parameters(book: nbformat.NotebookNode, values: dict) -> None:
+    """Sets names after the cell that is tagged for it, as papermill does."""
+    (number,) = [i for i, c in enumerate(book.cells) if 'parameters' in c.metadata.get('tags', ())]
+    given = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
+    book.cells.insert(number + 1, nbformat.v4.new_code_cell(given))
+
+
+def assert_loss_falls(metrics: pathlib.Path) -> None:
+    """The last quarter of the steps is below the first."""
+    losses = [json.loads(line)['loss'] for line in metrics.open(encoding='utf-8')]
+    quarter = max(1, len(losses) // 4)
+    assert np.mean(losses[-quarter:]) < np.mean(losses[:quarter]), metrics
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(home), os.environ.get('PYTHONPATH', '')]))
+    book = nbformat.read(home / 'notebooks' / f'{name}.ipynb', as_version=4)
+    values = PARAMETERS[name]
+    settings = SMALL | {'model.weights': str(home / 'tiny.gguf')} | values['SETTINGS']
+    with_parameters(book, values | {'SETTINGS': settings, 'WORKDIR': f'runs/{name}'})
+    nbclient.NotebookClient(
+        book, timeout=600, resources={'metadata': {'path': str(home / 'notebooks')}}
+    ).execute()
+    metrics = sorted((home / 'runs' / name).rglob('metrics.jsonl'))
+    # A run each; seven and eight more for the figures.
+    assert len(metrics) == (4 + 4 + 4 if name == 'paper_figures' else 1)
+    for path in metrics:
+        assert_loss_falls(path)
+    pictures = [
+        output
+        for cell in book.cells
+        for output in cell.get('outputs', ())
+        if 'image/png' in output.get('data', {})
+    ]
+    assert len(pictures) == {'quickstart': 2, 'your_own_tasks': 2, 'paper_figures': 5}[name]
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_its_saved_outputs_are_of_one_run_from_top_to_bottom(name):
+    book = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
+    cells = [cell for cell in book.cells if cell.cell_type == 'code']
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output.output_type for cell in cells for output in cell.outputs}
+    assert 'error' not in kinds
+    assert 'display_data' in kinds
