@@ -20,7 +20,6 @@ KINDS: dict[str, Callable[[Setup], Iterator[rows.Rows]]] = {
     'synthetic': lambda setup: rows.synthetic(setup.run.model.vocab_size, setup.run.seed),
     'real': lambda setup: rows.real(setup.train_iterator(), setup.base.tokenizer.eos_id),
 }
-_MIXTURE_POSITIONS = 128
 _PACKAGES = ('jax', 'flax', 'torch', 'transformers', 'peft', 'moe-peft')
 
 
@@ -80,20 +79,13 @@ def _check_adapter(run: RunConfig) -> None:
 def _differences(
     setup: Setup, pairs: Sequence[str], kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Compares the pairs that are the same method, without dropout, on the first examples.
-
-    Of mixtures, on few of them: among many tokens there is one whose second and third expert are as
-    probable but for rounding, and a router that two systems ask differently has another gradient.
-    """
+    """Compares the pairs that are the same method, without dropout, on the first examples."""
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in pairs:
         pair = PAIRS[name]
         if pair.same:
             ours, peer = (make(side, setup, 0.0) for side in (pair.ours, pair.peer))
             for kind in kinds:
-                examples = next(KINDS[kind](setup))
-                if method(pair.ours).num_experts > 1:
-                    examples = rows.beginning(examples, _MIXTURE_POSITIONS)
-                difference = compare(ours, peer, examples)
+                difference = compare(ours, peer, next(KINDS[kind](setup)))
                 found[kind][name] = dataclasses.asdict(difference)
     return found

@@ -58,13 +58,6 @@ def real(batches: Iterator[Mapping[str, np.ndarray]], padding_id: int) -> Iterat
         yield Rows(packed, padded, int((packed['segment_ids'] > 0).sum()))
 
 
-def beginning(step: Rows, positions: int) -> Rows:
-    """The examples in the first positions of the first row, of which the last may be cut."""
-    packed = {name: array_BT[:1, :positions] for name, array_BT in step.packed.items()}
-    padded = pad(unpack(packed), padding_id=0)
-    return Rows(packed, padded, int((packed['segment_ids'] > 0).sum()))
-
-
 def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens and labels of each example of a packed batch, with the token that ends it.
 

@@ -55,15 +55,6 @@ def test_real_rows_hold_the_same_examples():
     assert step.padded['attention_mask'].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
 
 
-def test_the_beginning_is_of_the_first_row_and_may_cut_an_example():
-    (step,) = rows.real(iter([PACKED]), padding_id=99)
-    first = rows.beginning(step, 4)
-    assert first.tokens == 4
-    assert first.padded['input_ids'].tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
-    assert first.padded['labels'].tolist() == [[-100, -100, 3, 4], [-100, -100, -100, -100]]
-    assert first.packed['inputs'].tolist() == [[1, 2, 3, 5]]
-
-
 def test_synthetic_rows_are_full():
     step = next(rows.synthetic(vocab_size=50, seed=1))
     again = next(rows.synthetic(vocab_size=50, seed=1))
