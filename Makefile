@@ -14,7 +14,7 @@ RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/trai
   tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
   tests/analysis/test_alike.py tests/analysis/test_routed.py \
-  tests/sweeps/test_traced.py tests/sweeps/test_together.py
+  tests/sweeps/test_traced.py tests/sweeps/test_together.py tests/test_notebooks.py
 # Tests on several devices and in several processes.
 DEVICES := $(addprefix tests/distributed/test_,sharded_steps.py sharded_runs.py hosts.py)
 # Tests with the TPU's compiler.
