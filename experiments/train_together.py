@@ -17,13 +17,16 @@ from malora_jax.sweeps.together import train_together
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
 _RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
+_MEASURE = flags.DEFINE_boolean(
+    'measure', True, 'Find out first whether it pays; if not, train one after another.'
+)
 
 
 def main() -> None:
     """Trains, and tells which runs failed."""
     workdir = cli.directory(_WORKDIR)
     configs = {name: files.read_json(sweeps.config_path(workdir, name)) for name in _RUNS.value}
-    errors = train_together(configs, workdir)
+    errors = train_together(configs, workdir, _MEASURE.value)
     for name, error in errors.items():
         print(f'{name}: {error}', file=sys.stderr, flush=True)
     if errors:
