@@ -16,7 +16,9 @@ The argument is the method, as in configs/quickstart.py. All that can be said of
     scorer          exact_match; choice: the first word decides ('B' is right in '(b) palms');
                     letter: '(B)' wherever it stands; number: the last one; rouge_l: longest common
                     subsequence of words
-    file_settings   'NAME.FIELD=VALUE': one of the three above for one task, or its test_file
+    turns_field     instead of question and answer: the name of a field with a list of texts, the
+                    user's and the model's in turn; every answer is learnt, the last one is scored
+    file_settings   'NAME.FIELD=VALUE': one of the four above for one task, or its test_file
     held_out        questions of each task that are scored before and after
     validation      questions of each task whose loss chooses the best checkpoint
     max_per_task    at most how many questions of each task to train on; 0 = all the others
@@ -47,6 +49,7 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.data.question_field = 'question'
     config.data.answer_field = 'answer'
     config.data.scorer = 'exact_match'
+    config.data.turns_field = ''
     config.data.file_settings = ()
     config.data.max_per_task = 0
     config.data.held_out = 64

@@ -86,6 +86,26 @@ class Chat:
             )
         return rest.removesuffix(self._after)
 
+    def next_prompt(self, *messages: dict[str, str]) -> str:
+        """What stands between the end of the last answer and where the model's next turn begins.
+
+        Args:
+            messages: of user and assistant in turn; the last is the user's, and not the first.
+
+        Raises:
+            UserError: the template cannot be rendered, or writes earlier turns in another way.
+        """
+        *earlier, answer, _ = messages
+        said = self.completion(earlier[-1]['content'], answer['content'].lstrip(' '))
+        start = self.render(*earlier) + said + self.end
+        whole = self.render(*messages)
+        if not whole.startswith(start):
+            raise UserError(
+                "The model's chat template writes an answer in another way when a question "
+                f'follows: {_INSTEAD}.'
+            )
+        return whole.removeprefix(start)
+
     def _rest(self, question: str, answer: str) -> str:
         prompt = self.prompt(question)
         whole = self.render(

@@ -3,8 +3,11 @@
 Inputs and targets are shifted against each other here, example by example, so that packing several
 into a row never makes one predict the first token of the next.
 
-T is the number of tokens of a prompt and its completion, without the token that ends them.
+T is the number of tokens of an example, without the one that ends its last answer.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,12 +35,39 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     return token
 
 
-def encode_prompt(tokenizer: Tokenizer, template: Template, question: str) -> list[int]:
+class Turn(NamedTuple):
+    """A part of an example.
+
+    Attributes:
+        prompt: tokens that are given.
+        answer: those that follow and are learnt, with the one that ends them.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def encode_prompt(
+    tokenizer: Tokenizer,
+    template: Template,
+    question: str,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> list[int]:
     """The tokens that generation starts from, the same as in training.
 
     Where the tokenizer's texts start with a bos token, the prompt does, be it that the template
     writes it or not.
+
+    Args:
+        tokenizer: makes the tokens.
+        template: the text around question and answer.
+        question: that is to be answered.
+        earlier: the questions and answers before.
     """
+    if earlier:
+        turns = encode_turns(tokenizer, template, Example(question, '', {}, tuple(earlier)))
+        *before, last = turns
+        return [token for turn in before for part in turn for token in part] + last.prompt
     return with_bos(tokenizer, tokenizer.encode(template.prompt(tokenizer, question)))
 
 
@@ -59,6 +89,48 @@ def encode_completion(tokenizer: Tokenizer, template: Template, example: Example
     return tokenizer.encode(completion, continues=True)
 
 
+def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> list[Turn]:
+    """All turns of an example, the first one's prompt from the beginning of the text.
+
+    Raises:
+        UserError: the template does not suit the tokenizer, or several turns.
+    """
+    end = end_id(tokenizer, template)
+    turns: list[Turn] = []
+    messages: list[dict[str, str]] = []
+    for question, answer in (*example.earlier, (example.question, example.answer)):
+        messages.append({'role': 'user', 'content': question})
+        if turns:
+            text = template.next_prompt(tokenizer, messages)
+            prompt = tokenizer.encode(text, continues=True)
+        else:
+            prompt = encode_prompt(tokenizer, template, question)
+        completion = encode_completion(tokenizer, template, Example(question, answer, {}))
+        turns.append(Turn(prompt, [*completion, end]))
+        messages.append({'role': 'assistant', 'content': answer})
+    return turns
+
+
+def positions_of(turns: Sequence[Turn]) -> int:
+    """T of the turns together."""
+    return sum(len(part) for turn in turns for part in turn) - 1
+
+
+def cut_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
+    """As much of some turns as fits into `max_length` positions.
+
+    Later turns are left out, as what they are about is said in earlier ones. Of a first turn that
+    is too long by itself the answer keeps at least half of the positions: it is cut at its end, and
+    then no token ends it; the prompt is cut at its beginning, after a bos token.
+    """
+    kept = list(turns)
+    while len(kept) > 1 and positions_of(kept) > max_length:
+        kept.pop()
+    if positions_of(kept) > max_length:
+        kept = [Turn(*_cut(*kept[0], max_length + 1, bos_id))]
+    return kept
+
+
 def encode_example(
     tokenizer: Tokenizer,
     template: Template,
@@ -69,60 +141,45 @@ def encode_example(
 ) -> dict[str, np.ndarray]:
     """One example as arrays of shape (T,), T ≤ `max_length`.
 
-    Truncation leaves the answer at least half of the positions. It is cut at its end, and then no
-    token ends it; the prompt is cut at its beginning, after a bos token.
-
     Args:
         tokenizer: makes the tokens.
         template: the text around question and answer.
-        example: the question and its answer.
+        example: the question and its answer, and the turns before, if any.
         task_id: the number of its task in the mixture.
         max_length: the most positions that the example may take.
-        truncate: whether to cut one that is longer, or refuse it.
+        truncate: whether to cut one that is longer as `cut_turns` does, or refuse it.
 
     Returns:
         `inputs`, `targets` (the next token of each) and `task_ids` in int32, and `loss_mask` in
-        float32: 1 where the target belongs to the answer or ends it, else 0.
+        float32: 1 where the target belongs to an answer or ends it, else 0.
 
     Raises:
         UserError: the example is longer than `max_length`, and is not to be cut.
     """
-    prompt = encode_prompt(tokenizer, template, example.question)
-    answer = encode_completion(tokenizer, template, example)
-    needed = len(prompt) + len(answer)
-    answer.append(end_id(tokenizer, template))
+    turns = encode_turns(tokenizer, template, example)
+    needed = positions_of(turns)
     if needed > max_length:
         if not truncate:
             raise UserError(
                 f'data.sequence_length is {max_length}; it must be at least {needed} for the '
-                f'example {example.question[:40]!r}.'
+                f'example {example.opening[:40]!r}.'
             )
-        prompt, answer = _cut(prompt, answer, max_length + 1, tokenizer.bos_id)
-    tokens = np.array(prompt + answer, np.int32)
-    positions = np.arange(len(tokens) - 1)
+        turns = cut_turns(turns, max_length, tokenizer.bos_id)
+    tokens = np.array([token for turn in turns for part in turn for token in part], np.int32)
+    learnt = [np.repeat(np.array([0, 1], np.float32), [*map(len, turn)]) for turn in turns]
     return {
         'inputs': tokens[:-1],
         'targets': tokens[1:],
-        'loss_mask': (positions >= len(prompt) - 1).astype(np.float32),
-        'task_ids': np.full(positions.shape, task_id, np.int32),
+        'loss_mask': np.concatenate(learnt)[1:],
+        'task_ids': np.full(len(tokens) - 1, task_id, np.int32),
     }
-
-
-def answer_room(prompt_length: int, length: int) -> int:
-    """How many tokens of an answer truncation leaves at most.
-
-    Args:
-        prompt_length: tokens of the prompt.
-        length: of prompt and answer together, after truncation.
-    """
-    return max(length - prompt_length, length // 2)
 
 
 def _cut(
     prompt: list[int], answer: list[int], length: int, bos_id: int | None
 ) -> tuple[list[int], list[int]]:
     """A prompt and an answer of `length` tokens together, fewer than they have."""
-    answer = answer[: answer_room(len(prompt), length)]
+    answer = answer[: max(length - len(prompt), length // 2)]
     kept = length - len(answer)
     start = prompt[:1] if prompt[0] == bos_id else []
     return start + prompt[len(prompt) - kept + len(start) :], answer

@@ -6,7 +6,8 @@ files work; and a question's rank can only rise when rows are added, so that one
 trained on is never held out later. A new question may push the last held-out one into training:
 for a test set that stays the same for good, name a `test_file`.
 
-All rows with one question are on the same side, whatever their answers.
+All rows with one question are on the same side, whatever their answers; of several turns, the first
+question counts.
 """
 
 import dataclasses
@@ -73,14 +74,14 @@ def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
     Raises:
         UserError: a task has nothing left to train on, or to validate on.
     """
-    held_out = {question_key(e.question) for s in splits for e in s.held_out}
-    validation = {question_key(e.question) for s in splits for e in s.validation}
+    held_out = {question_key(e.opening) for s in splits for e in s.held_out}
+    validation = {question_key(e.opening) for s in splits for e in s.validation}
     return [_without(split, held_out, validation) for split in splits]
 
 
 def _without(split: Split, held_out: set[str], validation: set[str]) -> Split:
-    train = [e for e in split.train if question_key(e.question) not in held_out | validation]
-    chosen = [e for e in split.validation if question_key(e.question) not in held_out]
+    train = [e for e in split.train if question_key(e.opening) not in held_out | validation]
+    chosen = [e for e in split.validation if question_key(e.opening) not in held_out]
     for kept, given, purpose in ((train, True, 'train'), (chosen, split.validation, 'validate')):
         if given and not kept:
             raise UserError(
@@ -95,7 +96,7 @@ def _without(split: Split, held_out: set[str], validation: set[str]) -> Split:
 def _by_question(examples: Sequence[Example]) -> dict[str, list[Example]]:
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(question_key(example.question), []).append(example)
+        groups.setdefault(question_key(example.opening), []).append(example)
     return groups
 
 
@@ -106,7 +107,8 @@ def _ranked(questions: _Groups, seed: int) -> list[str]:
 def _asked(rows: Sequence[Example]) -> Example:
     """The first row's question with the answers of all rows that ask just this."""
     first = rows[0]
-    answers = tuple(row.answer for row in rows if row.question == first.question)
+    same = [row for row in rows if (row.earlier, row.question) == (first.earlier, first.question)]
+    answers = tuple(row.answer for row in same)
     return dataclasses.replace(first, metadata={**first.metadata, 'answers': answers})
 
 

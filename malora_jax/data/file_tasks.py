@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tqdm
@@ -35,6 +35,8 @@ class FileTask:
         scorer: name of the scorer.
         test_file: a file of the same form with the held-out questions; '' = some of `path` are
             held out.
+        turns_field: name of a field with a list of texts, the user's and the model's in turn, in
+            place of question and answer; '' = each row is a single turn. The last answer is scored.
     """
 
     name: str
@@ -43,6 +45,7 @@ class FileTask:
     answer_field: str
     scorer: str
     test_file: str = ''
+    turns_field: str = ''
 
     def __post_init__(self):
         if not self.name or '/' in self.name:
@@ -75,7 +78,7 @@ class FileTask:
 
 
 _NUMBERS = (int, float, decimal.Decimal)
-_SETTINGS = ('question_field', 'answer_field', 'scorer', 'test_file')
+_SETTINGS = ('question_field', 'answer_field', 'scorer', 'test_file', 'turns_field')
 
 
 def file_tasks(
@@ -85,6 +88,7 @@ def file_tasks(
     question_field: str,
     answer_field: str,
     scorer: str,
+    turns_field: str = '',
 ) -> list[FileTask]:
     """The tasks that a config's `data` section names.
 
@@ -94,13 +98,19 @@ def file_tasks(
         question_field: for tasks without a setting of their own.
         answer_field: the same.
         scorer: the same.
+        turns_field: the same.
 
     Raises:
         UserError: an entry of another form or with an unknown name, or two tasks of one name.
     """
     paths = [_name_and_path(entry) for entry in files]
     by_name: dict[str, dict[str, str]] = {
-        name: dict(question_field=question_field, answer_field=answer_field, scorer=scorer)
+        name: {
+            'question_field': question_field,
+            'answer_field': answer_field,
+            'scorer': scorer,
+            'turns_field': turns_field,
+        }
         for name, _ in paths
     }
     if len(by_name) < len(paths):
@@ -141,24 +151,57 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
         UserError: the file cannot be read, has no rows, or a row lacks a question or an answer, or
             has one that the scorer would count as wrong.
     """
-    examples: dict[tuple[str, str], Example] = {}
+    examples: dict[tuple[tuple[str, str], ...], Example] = {}
     rows = 0
     path = expanded(file)
-    asked, answered = parse_pattern(task.question_field), parse_pattern(task.answer_field)
+    read_row = _turns_reader(task) if task.turns_field else _pattern_reader(task)
     for row in tqdm.tqdm(read_rows(path), f'read {path.name}', unit=' rows', delay=1.0):
         rows += 1
-        question = _fill(asked, 'question_field', row).strip()
-        answer = _fill(answered, 'answer_field', row).rstrip()
-        example = Example(question, answer, {'row': row.place})
-        if not SCORERS[task.scorer](answer, example):
+        example = read_row(row)
+        if not SCORERS[task.scorer](example.answer, example):
             raise UserError(
-                f'{row.place}: scorer {task.scorer!r} would never count the answer {answer!r} as '
-                "right; mend the row, or take scorer 'exact_match'."
+                f'{row.place}: scorer {task.scorer!r} would never count the answer '
+                f"{example.answer!r} as right; mend the row, or take scorer 'exact_match'."
             )
-        examples.setdefault((question, answer), example)
+        examples.setdefault((*example.earlier, (example.question, example.answer)), example)
     if not rows:
         raise UserError(f'{path} has no rows.')
     return FileExamples(list(examples.values()), rows, rows - len(examples))
+
+
+def _pattern_reader(task: FileTask) -> Callable[[Row], Example]:
+    asked, answered = parse_pattern(task.question_field), parse_pattern(task.answer_field)
+
+    def read(row: Row) -> Example:
+        question = _fill(asked, 'question_field', row).strip()
+        answer = _fill(answered, 'answer_field', row).rstrip()
+        return Example(question, answer, {'row': row.place})
+
+    return read
+
+
+def _turns_reader(task: FileTask) -> Callable[[Row], Example]:
+    def read(row: Row) -> Example:
+        texts = row.fields.get(task.turns_field)
+        if not isinstance(texts, list) or not texts or len(texts) % 2:
+            raise UserError(
+                f'{row.place}: field {task.turns_field!r} must be a list of texts, of the user and '
+                'the model in turn, so an even number of them.'
+            )
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str) or not text.strip() or not is_utf_8(text):
+                raise UserError(
+                    f'{row.place}: text {number} of {task.turns_field!r} must be text, not empty, '
+                    'and UTF-8.'
+                )
+        turns = [
+            (question.strip(), answer.rstrip())
+            for question, answer in zip(texts[::2], texts[1::2], strict=True)
+        ]
+        *earlier, (question, answer) = turns
+        return Example(question, answer, {'row': row.place}, tuple(earlier))
+
+    return read
 
 
 def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:

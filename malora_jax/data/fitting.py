@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tqdm
 
-from malora_jax.data.encoding import answer_room, encode_completion, encode_prompt
+from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
 from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
@@ -60,22 +60,20 @@ def measure_examples(
     tokens = answer_tokens = longest = 0
     too_long: list[tuple[int, Example]] = []
     for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
-        prompt = len(encode_prompt(tokenizer, template, example.question))
-        answer = len(encode_completion(tokenizer, template, example)) + 1
-        positions = prompt + answer - 1
+        turns = encode_turns(tokenizer, template, example)
+        positions = positions_of(turns)
         longest = max(longest, positions)
         if positions > sequence_length:
             too_long.append((positions, example))
-            positions = sequence_length
-            answer = min(answer, answer_room(prompt, positions + 1))
-        tokens += positions
-        answer_tokens += answer
+            turns = cut_turns(turns, sequence_length, tokenizer.bos_id)
+        tokens += positions_of(turns)
+        answer_tokens += sum(len(turn.answer) for turn in turns)
     if too_long and not truncate:
         needed, example = max(too_long, key=lambda item: item[0])
         row = f'{example.metadata["row"]}, ' if 'row' in example.metadata else ''
         raise UserError(
             f'Task {name!r}: {room} is {sequence_length}; it must be at least {needed} for the '
-            f'longest ({row}{example.question[:40]!r}) of {len(too_long):,} examples that do not '
+            f'longest ({row}{example.opening[:40]!r}) of {len(too_long):,} examples that do not '
             f'fit{", or data.truncate True" if room == _ROW else ""}.'
         )
     return Size(len(examples), tokens, answer_tokens, len(too_long), longest)

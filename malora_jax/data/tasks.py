@@ -21,17 +21,25 @@ from malora_jax.errors import UserError, unknown_name
 
 @dataclass(frozen=True)
 class Example:
-    """A question and its answer.
+    """A question and its answer, perhaps after others.
 
     Attributes:
         question: what the user asks, without any template.
         answer: what the model should say; there may be other right answers, see `Task.score`.
         metadata: what the task's scorer needs besides the answer.
+        earlier: the turns before, each a question and its answer. In training these answers are
+            learnt too; where the question is put to a model, they are what it has said.
     """
 
     question: str
     answer: str
     metadata: Mapping[str, Any]
+    earlier: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def opening(self) -> str:
+        """The question that it all begins with."""
+        return self.earlier[0][0] if self.earlier else self.question
 
 
 @dataclass(frozen=True)

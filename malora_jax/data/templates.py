@@ -26,6 +26,18 @@ class Template(Protocol):
         """What the model should say, without the token that ends it."""
         ...
 
+    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """What the model is given after the end of its last answer: the rest of `conversation`.
+
+        Args:
+            tokenizer: of the model.
+            messages: of user and assistant in turn; the last is the user's, and not the first.
+
+        Raises:
+            UserError: the template writes earlier turns otherwise once there is a later one.
+        """
+        ...
+
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
         """What the model is given after some turns.
 
@@ -53,6 +65,7 @@ class FixedTemplate:
         between: what stands between the question and the answer; the model's turn starts after it.
         space: what the answer starts with.
         end_token: the token that ends the answer, or None for the tokenizer's own end of text.
+        gap: what stands between the end of an answer and the next question.
     """
 
     name: str
@@ -60,6 +73,7 @@ class FixedTemplate:
     between: str
     space: str
     end_token: str | None
+    gap: str = '\n'
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> str:
         """See `Template`."""
@@ -68,10 +82,14 @@ class FixedTemplate:
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """See `Template`."""
         # The space before an answer that goes on a prompt has no place in a turn of its own.
-        return answer.lstrip(' ') if self.end_token else self.space + answer
+        return self.space + (answer.lstrip(' ') if self.end_token else answer)
+
+    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """See `Template`."""
+        return self.gap + self.prompt(tokenizer, messages[-1]['content'])
 
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """See `Template`. The turns before the last stand in front of it, a line break after each.
+        """See `Template`. The turns before the last stand in front of it, a gap after each.
 
         A template without an end token was trained on single turns: nothing marks their end here.
         """
@@ -81,7 +99,7 @@ class FixedTemplate:
                 text += self.prompt(tokenizer, message['content'])
             elif message['role'] == 'assistant':
                 answer = self.completion(tokenizer, '', message['content'])
-                text += answer + (self.end_token or '') + '\n'
+                text += answer + (self.end_token or '') + self.gap
             else:
                 raise UserError(
                     f'Template {self.name!r} has no place for a message of role '
@@ -113,6 +131,10 @@ class ChatTemplate:
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
         """See `Template`."""
         return _chat(tokenizer).completion(question, answer.lstrip(' '))
+
+    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+        """See `Template`."""
+        return _chat(tokenizer).next_prompt(*map(dict, messages))
 
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
         """See `Template`."""
@@ -152,6 +174,15 @@ _TEMPLATES: dict[str, Template] = {
             between='<|im_end|>\n<|im_start|>assistant\n',
             space='',
             end_token='<|im_end|>',
+        ),
+        # Llama 2's without a system message, as UltraLink-LM has it.
+        FixedTemplate(
+            'inst',
+            before='[INST] ',
+            between=' [/INST]',
+            space=' ',
+            end_token='</s>',
+            gap='<s>',
         ),
         # For public datasets, whose forms are whole prompts.
         FixedTemplate('bare', before='', between='', space='', end_token=None),

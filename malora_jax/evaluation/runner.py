@@ -227,7 +227,7 @@ def _generate(
 ) -> list[list[str]]:
     """The texts that the model says to each held-out question, drawn as `Generator.texts` does."""
     tokenizer, template = examinee.tokenizer, examinee.template
-    prompts = [encode_prompt(tokenizer, template, example.question) for example in split.held_out]
+    prompts = [encode_prompt(tokenizer, template, e.question, e.earlier) for e in split.held_out]
     return examinee.generator.texts(
         examinee.variables,
         prompts,
@@ -244,7 +244,7 @@ def _right_answers(examinee: Examinee, split: Split, description: str) -> list[L
     tokenizer, template = examinee.tokenizer, examinee.template
     requests = [
         (
-            encode_prompt(tokenizer, template, example.question),
+            encode_prompt(tokenizer, template, example.question, example.earlier),
             [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)],
         )
         for example in split.held_out

@@ -33,10 +33,11 @@ class DataConfig:
             `training.accumulate` times as many.
         streams: in how many streams rows are read. Of several hosts each reads those that its rows
             come from; with fewer streams than hosts some read more than their share.
-        files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these five.
+        files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these six.
         question_field: pattern of the question in these files.
         answer_field: pattern of the answer.
         scorer: name of the scorer.
+        turns_field: name of the field with the turns of a chat, instead of question and answer.
         file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
             `test_file`.
         form: of the prompts of public datasets; see `data.benchmarks.forms`.
@@ -63,6 +64,7 @@ class DataConfig:
     question_field: str = 'question'
     answer_field: str = 'answer'
     scorer: str = 'exact_match'
+    turns_field: str = ''
     file_settings: tuple[str, ...] = ()
     form: str = 'completion'
     task_settings: tuple[str, ...] = ()
@@ -136,6 +138,7 @@ class DataConfig:
             question_field=self.question_field,
             answer_field=self.answer_field,
             scorer=self.scorer,
+            turns_field=self.turns_field,
         )
 
 
