@@ -65,7 +65,13 @@ LLAMA2_7B |= {
     for beta in ('050', '100', '125', '200')
 }
 # How many runs the other sweeps have.
-OWN_SWEEPS = {'rank': 16, 'experts': 12, 'learning_rate': 12}
+OWN_SWEEPS = {
+    'rank': 16,
+    'experts': 12,
+    'rank_experts': 24,
+    'learning_rate': 12,
+    'ultralink_pruning': 10,
+}
 # Of the method that each config has by default: MALoRA.
 CONFIGS = {
     'inter_domain': LLAMA2_7B['malora'],
@@ -73,6 +79,8 @@ CONFIGS = {
     'intra_domain_small': 5_472_000,
     'quickstart': 19_123_200,
     'your_tasks': 19_123_200,
+    'ultralink_lm': 248_627_200,  # 40 layers of widths 5,120 and 13,824.
+    'ultralink_lm_small': 19_123_200,
 }
 
 
@@ -84,7 +92,7 @@ def at_root(monkeypatch):
 
 def get_config(name: str, *argument: str):
     config = importlib.import_module(f'configs.{name}').get_config(*argument)
-    if name == 'your_tasks':
+    if 'files' in config.get('data', {}):
         config.data.files = ('mine.jsonl',)
     return config
 
