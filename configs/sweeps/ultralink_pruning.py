@@ -1,21 +1,21 @@
 """How many translations are enough: growing amounts of one language, with and without English.
 
 UltraLink's experiment on pruning (Wang et al., ACL 2024): a skill that was learnt in English needs
-few translations. One arm starts from an adapter that was trained on English, the
-other from the base; each then learns 2K to 32K examples of the other language.
+few translations. One arm starts from an adapter that was trained on English, the other from the
+base; each then learns 2K to 32K examples of the other language.
 
 Commands:
     python -m experiments.train --config=configs/ultralink_lm.py --workdir=runs/english \
       --config.model.name=llama2-7b --config.data.files="('en=en_math.jsonl',)"
     python -m experiments.export --workdir=runs/english --output=runs/english/adapter
-    python -m experiments.sweep --config=configs/sweeps/ultralink_pruning.py \
-      --workdir=runs/pruning --config.runs.english.overrides.training.start_from=runs/english/adapter
+    python -m experiments.sweep --config=configs/sweeps/ultralink_pruning.py --workdir=runs/pruning
 
-The file of the other language is `zh_math.jsonl` of the current directory;
---config.runs.english.overrides.data.files="('fr=fr_math.jsonl',)" and the same for
-runs.base is another. The paper's finding, LLaMA-2 7B, all weights: with 2K Chinese examples
-MGSM-zh is 45.6% from the English model and 22.0% from the base. It never compared its budgets of
-32K and 16K with all translations; `--config.grid.data.max_per_task="(32000,0)"` does (0 = all).
+The file of the other language is `zh_math.jsonl` of the current directory. Fields such as
+--config.runs.english.overrides.data.files name others, for each arm.
+
+The paper's finding, LLaMA-2 7B, all weights: with 2K Chinese examples MGSM-zh is 45.6% from the
+English model and 22.0% from the base. It never compared its budgets of 32K and 16K with all
+translations; `--config.grid.data.max_per_task="(32000,0)"` does (0 = all).
 
 Hardware: 10 runs, each as configs/ultralink_lm.py says for a 7B model. Not yet run.
 """
