@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import translated
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.ultralink import checks, languages
@@ -112,6 +112,7 @@ def written(cents: int, way: str) -> str:
     return f'{"-" if cents < 0 else ""}{whole}{decimals}'
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(10**11), 10**11), min_size=1, max_size=6), st.sampled_from([*WAYS]))
 def test_numbers_are_the_same_however_they_are_written(cents, way):
     english, other = (' ; '.join(written(n, w) for n in cents) for w in ('en', way))
@@ -122,6 +123,7 @@ def test_numbers_are_the_same_however_they_are_written(cents, way):
     assert quantities.same(english, wide.translate(digits)) == ([], [])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 10**11), min_size=1, max_size=6),
     st.sampled_from([*WAYS]),
@@ -218,6 +220,7 @@ def test_names_of_code():
     assert spans.identifiers(spans.split(prose)) == {'str.to_upper', 'myName', 'MAX_LEN'}
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='`~$\\[](){}ab_1 \n.#'))
 def test_any_text_keeps_itself(text):
     """Whatever is written, an untouched text has no fault."""

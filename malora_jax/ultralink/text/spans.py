@@ -1,9 +1,9 @@
 r"""The parts of a text that no translator touches, and the prose between them.
 
 Code is what stands in fences of three or more backticks or tildes (CommonMark, section 4.5), or
-between one or two backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$` where
-the dollars touch what is between them and no digit follows, so that prices are none (the rule of
-Pandoc's `tex_math_dollars`).
+between one or two backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$`
+where the dollars touch what is between them and no digit follows, so that prices are none (the rule
+of Pandoc's `tex_math_dollars`).
 """
 
 import re

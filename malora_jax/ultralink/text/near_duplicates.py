@@ -1,0 +1,96 @@
+"""Near-duplicates: texts that share most of their shingles, by MinHash and LSH (datasketch).
+
+A shingle is two words in a row, or in Chinese, which has no spaces, two characters; case,
+punctuation and spaces do not count. Two texts are near-duplicates if the estimated Jaccard
+similarity of their sets of shingles is at least a threshold. If 5, 10 or 20% of the words of a
+question of GSM8K are replaced, removed or added to, it is 0.85, 0.72 or 0.53 on average, while
+every second question is at most 0.09 from the nearest of 1,500 others, and 99% at most 0.23.
+
+The hashes are seeded: the same texts give the same answer on every machine.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from malora_jax.errors import out_of_range
+from malora_jax.ultralink.extra import require
+
+THRESHOLD = 0.35
+# Texts are compared if one of 42 bands of three hashes is the same: of similarity 0.35, 0.5 and
+# 0.05 in 84%, 99.6% and 0.5% of cases.
+_BANDS, _ROWS = 42, 3
+_PERMUTATIONS, _SEED = 128, 1
+_WORD = re.compile(r'\w+')
+
+
+def near_duplicates(
+    texts: Iterable[tuple[str, str]], language: str, threshold: float = THRESHOLD
+) -> dict[str, str]:
+    """Finds the texts that are nearly the same as one before them, in the order of their ids.
+
+    The numbers in ids count as numbers. What is itself left out makes nothing else a duplicate.
+    Takes about 12 KB of memory and half a millisecond a text of a hundred words.
+
+    Args:
+        texts: ids, no two the same, and texts, in any order. One without a word resembles none.
+        language: of all texts; decides what a shingle is.
+        threshold: least similarity of near-duplicates, above 0 and at most 1.
+
+    Returns:
+        By the id of each text that is to be left out, that of the most similar one that stays.
+
+    Raises:
+        UserError: the threshold is out of range, or the extra `ultralink` is not installed.
+    """
+    if not 0 < threshold <= 1:
+        raise out_of_range('near_duplicates', threshold, 'above 0 and at most 1')
+    datasketch = require('datasketch')
+    sketches = {}
+    for key, text in texts:
+        shingles = _shingles(text, language)
+        if shingles:
+            sketches[key] = _sketch(datasketch, shingles)
+    index = datasketch.MinHashLSH(num_perm=_PERMUTATIONS, params=(_BANDS, _ROWS))
+    found = {}
+    for key in sorted(sketches, key=by_id):
+        sketch = sketches[key]
+        near = _nearest(sketch, {other: sketches[other] for other in index.query(sketch)})
+        if near and near[0] >= threshold:
+            found[key] = near[1]
+        else:
+            index.insert(key, sketch)
+    return found
+
+
+def by_id(key: str) -> list[tuple[str, int]]:
+    """A key to sort ids by, their numbers as numbers: zh_math_9 before zh_math_10."""
+    parts = re.split(r'(\d+)', key)
+    numbers = [*map(int, parts[1::2]), -1]
+    return list(zip(parts[::2], numbers, strict=True))
+
+
+def _shingles(text: str, language: str) -> set[bytes]:
+    words = _WORD.findall(text.lower())
+    units = list(''.join(words)) if language == 'zh' else words
+    pairs = itertools.pairwise(units) if len(units) > 1 else [tuple(units)]
+    return {' '.join(pair).encode() for pair in pairs if pair}
+
+
+def _sketch(datasketch: Any, shingles: set[bytes]) -> Any:
+    sketch = datasketch.MinHash(_PERMUTATIONS, seed=_SEED)
+    sketch.update_batch(shingles)
+    return sketch
+
+
+def _nearest(sketch: Any, others: dict[str, Any]) -> tuple[float, str] | None:
+    """The largest similarity and whose it is; of several, the first in the order of ids."""
+    if not others:
+        return None
+    keys = sorted(others, key=by_id)
+    hashes = np.array([others[key].hashvalues for key in keys])
+    similarities = (hashes == sketch.hashvalues).mean(axis=1)
+    return float(similarities.max()), keys[int(similarities.argmax())]
