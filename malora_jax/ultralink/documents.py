@@ -64,7 +64,7 @@ async def documents(
     output: pathlib.Path,
     *,
     done: Sequence[pathlib.Path] = (),
-    words: pathlib.Path | None = None,
+    words: Sequence[pathlib.Path] = (),
     shard_items: int = stage.SHARD_ITEMS,
 ) -> Manifest:
     """Makes the segments of documents.
@@ -75,7 +75,7 @@ async def documents(
         inputs: as `wikipedia.read` takes them.
         output: directory for the rows.
         done: rows with titles, as `shards.read` takes them; documents of these are left out.
-        words: file with a word or phrase a line; documents with any of them are left out.
+        words: files with a word or phrase a line; documents with any of them are left out.
         shard_items: see `stage.run`.
 
     Raises:
@@ -175,15 +175,18 @@ def _titles(done: Sequence[pathlib.Path]) -> frozenset[str]:
     return frozenset(text_field(row, 'title') for row in shards.read(done))
 
 
-def _listed(path: pathlib.Path, language: str) -> re.Pattern[str]:
-    """What matches any word of a list, in small or capital letters."""
-    check_file(path)
-    try:
-        words = sorted({line.strip() for line in path.read_text('utf-8').split('\n')} - {''})
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8.') from error
-    if not words:
-        raise UserError(f'{path} has no words.')
-    any_of = '|'.join(map(re.escape, words))
+def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
+    """What matches any word of some lists, in small or capital letters."""
+    words: set[str] = set()
+    for path in paths:
+        check_file(path)
+        try:
+            found = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path} is not UTF-8.') from error
+        if not found:
+            raise UserError(f'{path} has no words.')
+        words |= found
+    any_of = '|'.join(map(re.escape, sorted(words)))
     # Chinese has no spaces between words.
     return re.compile(any_of if language == 'zh' else rf'(?<!\w)(?:{any_of})(?!\w)', re.IGNORECASE)

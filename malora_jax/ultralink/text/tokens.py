@@ -1,7 +1,7 @@
 """How many tokens a text has: for the tokenizer of the model that is to be trained."""
 
+import dataclasses
 import pathlib
-from typing import NamedTuple
 
 from malora_jax.errors import unknown_name
 from malora_jax.export.identity import text_fingerprint
@@ -11,7 +11,8 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.weights import find_weights
 
 
-class Counter(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Counter:
     """Counts the tokens of texts.
 
     Attributes:
