@@ -63,8 +63,8 @@ async def run(
     """Runs a stage, or goes on with it after the last finished shard.
 
     The files of the output have the same bytes whatever the concurrency and wherever it was killed,
-    if what `process` does depends on its item alone. After a UserError nothing new is begun, but
-    what is begun is finished: its answers are paid for.
+    if what `process` does depends on its item alone. After an error nothing new is begun, but what
+    is begun is finished: its answers are paid for.
 
     Args:
         stage: its name.
@@ -166,7 +166,7 @@ async def _in_order(
                 yield await window.popleft()
         while window:
             yield await window.popleft()
-    except UserError:
+    except Exception:
         await asyncio.gather(*window, return_exceptions=True)
         raise
     finally:
