@@ -5,9 +5,17 @@ import random
 import re
 from collections.abc import Sequence
 
-from malora_jax.ultralink.text.near_duplicates import near_duplicates
+from malora_jax.ultralink.text.near_duplicates import Sketches
 
 RATES = (0.05, 0.1, 0.2)
+
+
+def near_duplicates(rows: Sequence[tuple[str, str]], language: str) -> dict[str, str]:
+    """The near-duplicates among texts with ids."""
+    sketches = Sketches(language)
+    for key, text in rows:
+        sketches.add(key, text)
+    return sketches.near_duplicates()
 
 
 def edited(text: str, rate: float, words: Sequence[str], by: str, random_: random.Random) -> str:

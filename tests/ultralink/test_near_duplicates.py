@@ -2,13 +2,13 @@
 
 import random
 
-import edits
 import pytest
+from edits import measure, near_duplicates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.text.near_duplicates import by_id, near_duplicates
+from malora_jax.ultralink.text.near_duplicates import Sketches, by_id
 
 TEXT = 'The quick brown fox jumps over the lazy dog near the old stone bridge at noon.'
 
@@ -24,7 +24,7 @@ def texts(language: str, count: int) -> list[str]:
 
 @pytest.mark.parametrize('language', ['en', 'zh'])
 def test_recall_and_precision(language):
-    found = edits.measure(texts(language, 200), language, 100)
+    found = measure(texts(language, 200), language, 100)
     for rate, (recall, precision) in found.items():
         print(f'{language}, {rate:.0%} edited: recall {recall:.3f}, precision {precision:.3f}')
         assert recall >= {0.05: 1, 0.1: 0.99, 0.2: 0.95}[rate]
@@ -75,4 +75,4 @@ def test_numbers_in_ids_count_as_numbers():
 @pytest.mark.parametrize('threshold', [0, -0.5, 1.5])
 def test_a_threshold_out_of_range(threshold):
     with pytest.raises(UserError, match='above 0 and at most 1'):
-        near_duplicates([], 'en', threshold)
+        Sketches('en').near_duplicates(threshold)

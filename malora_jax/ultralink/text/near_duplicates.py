@@ -27,43 +27,71 @@ _PERMUTATIONS, _SEED = 128, 1
 _WORD = re.compile(r'\w+')
 
 
-def near_duplicates(
-    texts: Iterable[tuple[str, str]], language: str, threshold: float = THRESHOLD
-) -> dict[str, str]:
-    """Finds the texts that are nearly the same as one before them, in the order of their ids.
+class Sketches:
+    """What is kept of texts in one language to compare them: half a kilobyte each."""
 
-    The numbers in ids count as numbers. What is itself left out makes nothing else a duplicate.
-    Takes about 12 KB of memory and half a millisecond a text of a hundred words.
+    def __init__(self, language: str):
+        """None so far.
 
-    Args:
-        texts: ids, no two the same, and texts, in any order. One without a word resembles none.
-        language: of all texts; decides what a shingle is.
-        threshold: least similarity of near-duplicates, above 0 and at most 1.
+        Args:
+            language: of the texts; decides what a shingle is.
 
-    Returns:
-        By the id of each text that is to be left out, that of the most similar one that stays.
+        Raises:
+            UserError: the extra `ultralink` is not installed.
+        """
+        self._datasketch = require('datasketch')
+        self._language = language
+        self._sketches: dict[str, Any] = {}
 
-    Raises:
-        UserError: the threshold is out of range, or the extra `ultralink` is not installed.
-    """
-    if not 0 < threshold <= 1:
-        raise out_of_range('near_duplicates', threshold, 'above 0 and at most 1')
-    datasketch = require('datasketch')
-    sketches = {}
-    for key, text in texts:
-        shingles = _shingles(text, language)
+    def add(self, key: str, text: str) -> None:
+        """Keeps a text's sketch; one without a word resembles none.
+
+        Args:
+            key: its id, not given before.
+            text: the text.
+        """
+        shingles = _shingles(text, self._language)
         if shingles:
-            sketches[key] = _sketch(datasketch, shingles)
-    index = datasketch.MinHashLSH(num_perm=_PERMUTATIONS, params=(_BANDS, _ROWS))
-    found = {}
-    for key in sorted(sketches, key=by_id):
-        sketch = sketches[key]
-        near = _nearest(sketch, {other: sketches[other] for other in index.query(sketch)})
-        if near and near[0] >= threshold:
-            found[key] = near[1]
-        else:
-            index.insert(key, sketch)
-    return found
+            sketch = self._datasketch.MinHash(_PERMUTATIONS, seed=_SEED)
+            sketch.update_batch(shingles)
+            self._sketches[key] = sketch
+
+    def near_duplicates(self, threshold: float = THRESHOLD) -> dict[str, str]:
+        """Finds the texts that are nearly the same as one before them, in the order of their ids.
+
+        The numbers in ids count as numbers. A text that is left out makes no other one a duplicate.
+        Takes some 12 KB of memory a text meanwhile.
+
+        Args:
+            threshold: least similarity of near-duplicates, above 0 and at most 1.
+
+        Returns:
+            By the id of each text that is to be left out, that of the most similar one that stays.
+
+        Raises:
+            UserError: the threshold is out of range.
+        """
+        if not 0 < threshold <= 1:
+            raise out_of_range('least_similarity', threshold, 'above 0 and at most 1')
+        index = self._datasketch.MinHashLSH(num_perm=_PERMUTATIONS, params=(_BANDS, _ROWS))
+        found = {}
+        for key in sorted(self._sketches, key=by_id):
+            sketch = self._sketches[key]
+            similarity, nearest = self._nearest(sketch, index.query(sketch))
+            if similarity >= threshold:
+                found[key] = nearest
+            else:
+                index.insert(key, sketch)
+        return found
+
+    def _nearest(self, sketch: Any, keys: Iterable[str]) -> tuple[float, str]:
+        """The largest similarity and whose it is; of several, the first in the order of ids."""
+        keys = sorted(keys, key=by_id)
+        if not keys:
+            return 0.0, ''
+        hashes = np.array([self._sketches[key].hashvalues for key in keys])
+        similarities = (hashes == sketch.hashvalues).mean(axis=1)
+        return float(similarities.max()), keys[int(similarities.argmax())]
 
 
 def by_id(key: str) -> list[tuple[str, int]]:
@@ -78,19 +106,3 @@ def _shingles(text: str, language: str) -> set[bytes]:
     units = list(''.join(words)) if language == 'zh' else words
     pairs = itertools.pairwise(units) if len(units) > 1 else [tuple(units)]
     return {' '.join(pair).encode() for pair in pairs if pair}
-
-
-def _sketch(datasketch: Any, shingles: set[bytes]) -> Any:
-    sketch = datasketch.MinHash(_PERMUTATIONS, seed=_SEED)
-    sketch.update_batch(shingles)
-    return sketch
-
-
-def _nearest(sketch: Any, others: dict[str, Any]) -> tuple[float, str] | None:
-    """The largest similarity and whose it is; of several, the first in the order of ids."""
-    if not others:
-        return None
-    keys = sorted(others, key=by_id)
-    hashes = np.array([others[key].hashvalues for key in keys])
-    similarities = (hashes == sketch.hashvalues).mean(axis=1)
-    return float(similarities.max()), keys[int(similarities.argmax())]
