@@ -77,7 +77,7 @@ def data_fault(fields: Mapping[str, Any]) -> str:
     if not isinstance(data, list) or not data:
         return "'data' must be a list of texts, the user's and the assistant's in turn"
     if len(data) % 2:
-        return f"'data' has {len(data)} texts, and one must answer each question"
+        return f"'data' has an odd number of texts ({len(data)}); each question needs an answer"
     for number, text in enumerate(data, 1):
         if not isinstance(text, str) or not text.strip():
             return f"text {number} of 'data' is {'empty' if isinstance(text, str) else 'no text'}"
