@@ -53,6 +53,7 @@ class Endpoint:
         Raises:
             UserError: the extra `ultralink` is not installed, or there is no key.
         """
+        require('aiohttp')
         self._openai = require('openai')
         key = os.environ.get(KEY)
         if not key:
