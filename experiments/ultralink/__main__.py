@@ -1,4 +1,4 @@
-"""Makes multilingual data for fine-tuning, stage by stage; needs the extra `ultralink`.
+r"""Makes multilingual data for fine-tuning, stage by stage; needs the extra `ultralink`.
 
 Each stage reads JSON Lines and writes a directory of them with a manifest; the same command goes on
 after an interruption, and ends with the same bytes.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 Count = Callable[[str], int]
 
 # Where a line that is too long alone may be cut, the best places first: after a sentence, after
-# white space, anywhere.
-_PLACES = (re.compile(r'(?<=[.!?…])(?=\s)|(?<=[。！？；])'), re.compile(r'(?<=\s)'), re.compile(''))
+# a word, anywhere.
+_PLACES = (re.compile(r'(?<=[.!?…])(?=\s)|(?<=[。！？；])'), re.compile(r'(?=\s)'), re.compile(''))
 
 
 def segments(text: str, most: int, count: Count) -> list[str]:
