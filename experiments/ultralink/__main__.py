@@ -17,7 +17,12 @@ import sys
 from experiments import cli
 from malora_jax.errors import UserError, unknown_name
 
-STAGES = ('documents', 'dialogues')
+STAGES = (
+    *('documents', 'dialogues', 'criteria', 'translate', 'prune', 'export', 'import', 'report'),
+    *('check_humaneval', 'mgsm', 'judge'),
+)
+# A module cannot be called import.
+_MODULES = {'import': 'import_released'}
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
         raise UserError(f'Name a stage first: {", ".join(STAGES)}.')
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
-    stage = importlib.import_module(f'experiments.ultralink.{name}')
+    stage = importlib.import_module(f'experiments.ultralink.{_MODULES.get(name, name)}')
     # What --help shows: the stage's own text and flags.
     sys.modules['__main__'].__doc__ = stage.__doc__
     sys.argv[:] = [stage.__name__, *map(_with_underscores, sys.argv[2:])]
