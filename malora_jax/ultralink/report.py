@@ -67,22 +67,18 @@ def conversations_table(counts: Mapping[Group, Counts]) -> str:
     languages = [code for code in LANGUAGES if any(code in group for group in counts)]
     rows = [['language', *SUBSETS, 'all']]
     for code in (*languages, 'all'):
-        of_language = {
-            subset: sum(
+        ours = [
+            sum(
                 each.conversations
-                for group, each in counts.items()
-                if group[1] == subset and code in (group[0], 'all')
+                for (language, other), each in counts.items()
+                if other == subset and code in (language, 'all')
             )
             for subset in SUBSETS
-        }
-        theirs = [
-            sum(of[subset] for key, of in paper.THOUSANDS.items() if code in (key, 'all'))
-            for subset in SUBSETS
         ]
-        ours = [*of_language.values(), sum(of_language.values())]
-        cells = zip(ours, [*theirs, sum(theirs)], strict=True)
+        theirs = [paper.THOUSANDS[code][subset] for subset in SUBSETS]
+        cells = zip([*ours, sum(ours)], [*theirs, sum(theirs)], strict=True)
         rows.append([code, *(f'{number:,} ({thousands:,}K)' for number, thousands in cells)])
-    assert together(counts).conversations == ours[-1]
+    assert together(counts).conversations == sum(ours)
     return markdown.table(rows)
 
 
@@ -95,7 +91,7 @@ def turns_table(counts: Mapping[Group, Counts]) -> str:
             rows.append((code, 'all', *_means(together(counts, code))))
     rows.append(('all', 'all', *_means(together(counts))))
     paper_turn = paper.QUESTION_TOKENS + paper.ANSWER_TOKENS
-    conversations = sum(sum(of.values()) for of in paper.THOUSANDS.values())
+    conversations = sum(paper.THOUSANDS['all'].values())
     rows.append(
         (
             '*in the paper*',

@@ -4,7 +4,8 @@ import asyncio
 import random
 
 import pytest
-from ultralink_rows import conversation, write, written
+from ultralink_helpers import rows_of, write_rows
+from ultralink_rows import conversation
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prune
@@ -28,11 +29,11 @@ def rows():
 def run(path, made, config=CONFIG, seed=0, shard_items=1000):
     """The ids that are kept, and the manifest."""
     output = path / f'pruned-{len(list(path.iterdir()))}'
-    source = write(path / f'{output.name}.jsonl', made)
+    source = write_rows(path / f'{output.name}.jsonl', made)
     manifest = asyncio.run(
         prune.prune(config, [source], output, seed=seed, shard_items=shard_items)
     )
-    return written(output), manifest
+    return rows_of(output), manifest
 
 
 def kept(found, language, subset):

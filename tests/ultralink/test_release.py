@@ -6,7 +6,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ultralink_rows import conversation, read, write, written
+from ultralink_helpers import rows_of, write_rows
+from ultralink_rows import conversation
 
 from malora_jax import hub
 from malora_jax.errors import UserError
@@ -25,6 +26,10 @@ DIALOGUE = {
 }
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.open(encoding='utf-8')]
+
+
 def rows():
     return [
         conversation(language, subset, n, turns=1 + n)
@@ -37,13 +42,13 @@ def rows():
 def import_(path, folder, **options):
     output = path / 'imported'
     manifest = asyncio.run(released.import_(released.find(folder), output, **options))
-    return written(output), manifest
+    return rows_of(output), manifest
 
 
 def test_the_document_is_in_the_first_turn(tmp_path):
-    source = write(tmp_path / 'dialogues.jsonl', [DIALOGUE])
+    source = write_rows(tmp_path / 'dialogues.jsonl', [DIALOGUE])
     assert release.export([source], tmp_path / 'out') == {'fr_chat_specific.jsonl': 1}
-    assert read([tmp_path / 'out' / 'fr_chat_specific.jsonl']) == [
+    assert lines_of(tmp_path / 'out' / 'fr_chat_specific.jsonl') == [
         {
             'id': 'fr_chat_specific_0',
             'data': [
@@ -61,9 +66,9 @@ def test_the_document_is_in_the_first_turn(tmp_path):
 def test_what_the_trainer_reads(tmp_path):
     from malora_jax.data.file_tasks import file_tasks, read_examples
 
-    source = write(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
     release.export([source], tmp_path / 'out')
-    first, second = read([tmp_path / 'out' / 'training' / 'fr.jsonl'])
+    first, second = lines_of(tmp_path / 'out' / 'training' / 'fr.jsonl')
     assert [message['role'] for message in first['messages']] == 2 * ['user', 'assistant']
     contents = [message['content'] for message in first['messages']]
     assert contents[1:] == DIALOGUE['data'][1:]
@@ -81,7 +86,7 @@ def test_what_the_trainer_reads(tmp_path):
 
 
 def test_what_is_exported_is_imported_as_it_was(tmp_path):
-    source = write(tmp_path / 'rows.jsonl', rows())
+    source = write_rows(tmp_path / 'rows.jsonl', rows())
     counts = release.export([source], tmp_path / 'out')
     assert counts == dict.fromkeys(release.NAMES, 3)
     assert len(release.NAMES) == 20
@@ -133,7 +138,7 @@ def test_every_bad_row_is_named_and_counted(tmp_path, capsys):
     folder = tmp_path / 'released'
     folder.mkdir()
     for name in release.NAMES:
-        write(folder / name, [{**GOOD, 'id': f'{name.removesuffix(".jsonl")}_1'}])
+        write_rows(folder / name, [{**GOOD, 'id': f'{name.removesuffix(".jsonl")}_1'}])
     lines = [json.dumps(GOOD), *BAD, json.dumps({**GOOD, 'id': 'zh_math_3'})]
     (folder / 'zh_math.jsonl').write_text('\n'.join(lines) + '\n', 'utf-8')
     found, manifest = import_(tmp_path, folder)
@@ -158,19 +163,19 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match='There is no folder'):
         released.find(tmp_path / 'none')
     for name in release.NAMES[2:]:
-        write(tmp_path / name, [])
+        write_rows(tmp_path / name, [])
     with pytest.raises(UserError, match='lacks 2 of the 20 files: en_chat_specific'):
         released.find(tmp_path)
     for name in release.NAMES[:2]:
-        write(tmp_path / name, [])
+        write_rows(tmp_path / name, [])
     (tmp_path / 'fr').mkdir()
-    write(tmp_path / 'fr' / 'fr_math.jsonl', [])
+    write_rows(tmp_path / 'fr' / 'fr_math.jsonl', [])
     with pytest.raises(UserError, match='have the same name: remove one'):
         released.find(tmp_path)
 
 
 def test_a_file_of_another_name(tmp_path):
-    path = write(tmp_path / 'de_math.jsonl', [])
+    path = write_rows(tmp_path / 'de_math.jsonl', [])
     with pytest.raises(UserError, match='is none of the 20 files'):
         asyncio.run(released.import_([path], tmp_path / 'imported'))
 
@@ -188,15 +193,15 @@ def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
 
 
 def test_an_export_overwrites_nothing(tmp_path):
-    source = write(tmp_path / 'rows.jsonl', [DIALOGUE])
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE])
     (tmp_path / 'out').mkdir()
-    write(tmp_path / 'out' / 'mine.jsonl', [])
+    write_rows(tmp_path / 'out' / 'mine.jsonl', [])
     with pytest.raises(UserError, match='is there already and not empty'):
         release.export([source], tmp_path / 'out')
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):
-    source = write(tmp_path / 'rows.jsonl', [DIALOGUE, {'id': '2'}])
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, {'id': '2'}])
     with pytest.raises(UserError, match="jsonl:2 has no 'language'"):
         release.export([source], tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
