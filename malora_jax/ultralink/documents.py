@@ -115,7 +115,7 @@ class _Documents:
 
     async def __call__(self, row: Row) -> Outcome:
         identifier = _identifier(row)
-        title, text = text_field(row, 'title'), text_field(row, 'text')
+        title, text = text_field(row, 'title'), text_field(row, 'text').strip()
         if self._config.language == 'zh':
             title, text = to_simplified(title), to_simplified(text)
         fault = self._fault(title, text)
@@ -142,7 +142,7 @@ class _Documents:
     def _fault(self, title: str, text: str) -> str:
         """Why a document is dropped, cheap reasons first; '' for one that is kept."""
         config = self._config
-        if not text.strip():
+        if not text:
             return 'empty'
         if title in self._done:
             return 'done already'
