@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from malora_jax import errors
 from malora_jax.data.rows import Row, check_file
@@ -115,29 +114,35 @@ class _Documents:
         self._listed = listed
 
     async def __call__(self, row: Row) -> Outcome:
-        identifier, title, text = (
-            _identifier(row),
-            text_field(row, 'title'),
-            text_field(row, 'text'),
-        )
+        identifier = _identifier(row)
+        title, text = text_field(row, 'title'), text_field(row, 'text').strip()
         if self._config.language == 'zh':
             title, text = to_simplified(title), to_simplified(text)
         fault = self._fault(title, text)
         if fault:
             return Outcome(reason=fault)
         pieces = segments(text, self._config.segment_tokens, self._count)
-        sized = [(piece.strip('\n'), self._count(piece)) for piece in pieces if piece.strip()]
-        counts = {}
-        if sized[-1][1] < self._config.least_segment_tokens:
-            counts = {'last segments dropped': 1, 'tokens in them': sized.pop()[1]}
-        return Outcome(
-            [self._row(identifier, title, i, *each) for i, each in enumerate(sized)], '', counts
-        )
+        texts = [piece.strip('\n') for piece in pieces if piece.strip()]
+        tokens, counts = [self._count(text) for text in texts], {}
+        if tokens[-1] < self._config.least_segment_tokens:
+            counts = {'last segments dropped': 1, 'tokens in them': tokens.pop()}
+        language = self._config.language
+        rows = [
+            {
+                'id': f'{language}-{identifier}-{number}',
+                'language': language,
+                'title': title,
+                'text': text,
+                'tokens': size,
+            }
+            for number, (text, size) in enumerate(zip(texts, tokens, strict=False))
+        ]
+        return Outcome(rows, '', counts)
 
     def _fault(self, title: str, text: str) -> str:
         """Why a document is dropped, cheap reasons first; '' for one that is kept."""
         config = self._config
-        if not text.strip():
+        if not text:
             return 'empty'
         if title in self._done:
             return 'done already'
@@ -152,18 +157,6 @@ class _Documents:
         if tokens < config.least_tokens:
             return 'short'
         return 'long' if tokens > config.most_tokens else ''
-
-    def _row(
-        self, identifier: str, title: str, number: int, text: str, tokens: int
-    ) -> dict[str, Any]:
-        language = self._config.language
-        return {
-            'id': f'{language}-{identifier}-{number}',
-            'language': language,
-            'title': title,
-            'text': text,
-            'tokens': tokens,
-        }
 
 
 def _identifier(row: Row) -> str:

@@ -8,7 +8,6 @@ was killed, the manifest is true, and the stage goes on after the shards that it
 the directory tells of time or of how often it was begun.
 """
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -21,74 +20,16 @@ from typing import Any
 from malora_jax import files
 from malora_jax.data.rows import Row, check_file
 from malora_jax.errors import UserError
+from malora_jax.ultralink import manifest as manifest_lib
+from malora_jax.ultralink.manifest import (
+    Manifest,
+    Shard,
+    check_same,
+    read_manifest,
+    write_manifest,
+)
 
-_MANIFEST = 'manifest.json'
 _LOCK = '.lock'
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The counts of a shard, or of several together.
-
-    Attributes:
-        items: taken from the input.
-        kept: items with rows.
-        rows: that were written.
-        dropped: items without rows, by reason.
-        first: the place of the first item that was dropped for each reason.
-        counts: of whatever else the stage counts.
-        sha256: of the file; '' of several together.
-    """
-
-    items: int = 0
-    kept: int = 0
-    rows: int = 0
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    first: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    sha256: str = ''
-
-    def __post_init__(self):
-        assert self.items == self.kept + sum(self.dropped.values()), self
-
-    def __add__(self, other: 'Shard') -> 'Shard':
-        """Both together; `first` is that of the left one where both have it."""
-        return Shard(
-            self.items + other.items,
-            self.kept + other.kept,
-            self.rows + other.rows,
-            _sum(self.dropped, other.dropped),
-            {**other.first, **self.first},
-            _sum(self.counts, other.counts),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a directory holds.
-
-    Attributes:
-        stage: the stage that writes it.
-        settings: whatever the rows depend on beside the inputs and the seed, as JSON has it.
-        seed: of what is drawn.
-        inputs: digest of the inputs' content.
-        shard_items: items of each shard but the last.
-        shards: those that are written.
-        complete: whether all items are.
-    """
-
-    stage: str
-    settings: Mapping[str, Any]
-    seed: int
-    inputs: str
-    shard_items: int
-    shards: tuple[Shard, ...] = ()
-    complete: bool = False
-
-    @property
-    def total(self) -> Shard:
-        """The counts of all shards together."""
-        return sum(self.shards, Shard())
 
 
 class Shards:
@@ -116,10 +57,7 @@ class Shards:
 
     def _write(self, **changes: Any) -> None:
         self.manifest = dataclasses.replace(self.manifest, **changes)
-        total = dataclasses.asdict(self.manifest.total)
-        del total['sha256']
-        fields = dataclasses.asdict(self.manifest)
-        files.write_json(self.path / _MANIFEST, {**fields, 'total': total})
+        write_manifest(self.path, self.manifest)
 
 
 @contextlib.contextmanager
@@ -144,9 +82,9 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f'Another process writes to {path}.') from error
-        if (path / _MANIFEST).exists():
+        if (path / manifest_lib.NAME).exists():
             found = read_manifest(path)
-            _check_same(path, found, manifest)
+            check_same(path, found, manifest)
             yield Shards(path, found)
             return
         if any(other.name != _LOCK and '.tmp' not in other.name for other in path.iterdir()):
@@ -154,26 +92,6 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
         shards = Shards(path, manifest)
         shards._write()
         yield shards
-
-
-def read_manifest(path: pathlib.Path) -> Manifest:
-    """The manifest of a stage's directory, complete or not.
-
-    Raises:
-        UserError: there is none, or it is broken.
-    """
-    file = path / _MANIFEST
-    if not file.exists():
-        raise UserError(f'{path} holds no stage of UltraLink: there is no {file}.')
-    fields = files.read_json(file)
-    try:
-        del fields['total']
-        fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-        return Manifest(**fields)
-    except (KeyError, TypeError, AssertionError) as error:
-        raise UserError(
-            f'{file} is no manifest of a stage: restore it, or remove {path}.'
-        ) from error
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
@@ -256,7 +174,7 @@ def digest(paths: Sequence[pathlib.Path]) -> str:
         if not path.is_dir():
             check_file(path)
             parts.append(_digest(path))
-        elif (path / _MANIFEST).exists():
+        elif (path / manifest_lib.NAME).exists():
             parts += [shard.sha256 for shard in _complete(path).shards]
         else:
             parts += [_digest(file) for file in sorted(path.rglob('*')) if file.is_file()]
@@ -272,38 +190,6 @@ def _complete(path: pathlib.Path) -> Manifest:
     return manifest
 
 
-def _check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
-    """Checks that a directory may be gone on with."""
-    if found.stage != wanted.stage:
-        raise UserError(
-            f'{path} was made by the stage {found.stage!r}, not by {wanted.stage!r}: choose '
-            'another --output.'
-        )
-    ours, theirs = (
-        {'seed': each.seed, 'shard_items': each.shard_items, **_flat(each.settings)}
-        for each in (wanted, found)
-    )
-    for name in sorted({*ours, *theirs}):
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f'{path} was made with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}: '
-                'choose another --output.'
-            )
-    if found.inputs != wanted.inputs:
-        raise UserError(f'{path} was made from other inputs: choose another --output.')
-
-
-def _flat(settings: Mapping[str, Any], before: str = '') -> dict[str, Any]:
-    """Settings in settings by names with dots."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f'{before}{name}.')
-        else:
-            flat[before + name] = value
-    return flat
-
-
 def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:
     return path / f'rows-{number:05d}.jsonl'
 
@@ -311,9 +197,3 @@ def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:
 def _digest(path: pathlib.Path) -> str:
     with path.open('rb') as content:
         return hashlib.file_digest(content, 'sha256').hexdigest()
-
-
-def _sum(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    both = collections.Counter(left)
-    both.update(right)
-    return dict(sorted(both.items()))

@@ -21,7 +21,7 @@ def run(*arguments, **environment):
         env={**os.environ, 'OPENAI_API_KEY': 'sk-secret', **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
 

@@ -12,7 +12,7 @@ from ultralink_helpers import Told, Words, contents, rows_of, write_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, turn_checks
 from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
-from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.languages import LANGUAGES, identify
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.llm.opened import Choice, opened
 
@@ -242,11 +242,12 @@ RATES = {
 def quick(monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', 'any')
     monkeypatch.setattr('openai._base_client.INITIAL_RETRY_DELAY', 0.01)
+    identify('Its model is loaded here, which takes longer than requests may.')
 
 
 def through(address, source, output, cache, concurrency=16, **choice):
     async def main():
-        how = Choice('m', cache, concurrency, address, timeout_s=0.4, **choice)
+        how = Choice('m', cache, concurrency, address, timeout_s=1.5, **choice)
         async with opened(how) as model:
             return await dialogues(
                 DialoguesConfig(),
@@ -270,7 +271,7 @@ def replies(cache):
 def test_five_languages_through_an_endpoint_that_fails(tmp_path):
     source = segments(tmp_path / 'in.jsonl', 60, tuple(LANGUAGES))
     cache = tmp_path / 'c.sqlite'
-    with serving(Plan(RATES, hang_s=0.8)) as stub:
+    with serving(Plan(RATES, hang_s=4.0)) as stub:
         found = through(stub.address, source, tmp_path / 'out', cache)
     rows = rows_of(tmp_path / 'out')
     # Nothing is lost and nothing is there twice.

@@ -25,7 +25,7 @@ def request(text='Why?', max_tokens=10, sample=0):
     return Request('some', messages, Sampling(max_tokens, 0.5, 0.9), sample)
 
 
-def complete(address, *requests, timeout_s=5.0, token_limit=0, spent=0, each=False):
+def complete(address, *requests, timeout_s=30.0, token_limit=0, spent=0, each=False):
     async def main():
         model = Endpoint('m', address, timeout_s=timeout_s, token_limit=token_limit, spent=spent)
         try:
@@ -68,8 +68,8 @@ def test_too_many_requests_are_waited_for_as_asked():
 @pytest.mark.parametrize('failure', ['error', 'timeout'])
 def test_a_try_that_fails_is_made_again(failure, monkeypatch):
     monkeypatch.setattr('openai._base_client.INITIAL_RETRY_DELAY', 0.01)
-    with serving(Plan({failure: 1.0}, hang_s=0.5)) as stub:
-        [reply] = complete(stub.address, request(), timeout_s=0.15)
+    with serving(Plan({failure: 1.0}, hang_s=2.0)) as stub:
+        [reply] = complete(stub.address, request(), timeout_s=0.7)
     assert reply.text == 'Yes.'
     assert stub.failed[failure] == 3 and sum(stub.answered.values()) == 1
 

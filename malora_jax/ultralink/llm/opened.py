@@ -4,11 +4,15 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from malora_jax.errors import out_of_range
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.cache import Cached
 from malora_jax.ultralink.llm.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from malora_jax.ultralink.llm.local import Local
 
 _LOCAL = 'local:'
 
@@ -59,7 +63,7 @@ async def opened(choice: Choice) -> AsyncIterator[Cached]:
             await model.close()
 
 
-def _model(choice: Choice, spent: int):
+def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
     if choice.llm.startswith(_LOCAL):
         from malora_jax.ultralink.llm import local  # JAX and weights, for whom else they are not.
 
