@@ -19,7 +19,7 @@ from experiments.ultralink import shared
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.criteria import CriteriaConfig, criteria
 from malora_jax.ultralink.llm.opened import opened
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 
 _INPUT = flags.DEFINE_list('input', None, 'Conversations in English.', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory for those kept.', required=True)

@@ -17,7 +17,7 @@ from experiments.ultralink import shared
 from malora_jax.ultralink import shards, stage
 from malora_jax.ultralink.evaluation.judge import JudgeConfig, judge, win_rate
 from malora_jax.ultralink.llm.opened import opened
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 
 _LANGUAGE = flags.DEFINE_string('language', None, 'en, zh, ru, fr or es.', required=True)
 _INPUT = flags.DEFINE_list('input', None, 'Rows with `id`, `question` and `answer`.', required=True)

@@ -15,7 +15,7 @@ from absl import flags
 from experiments.ultralink import shared
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig, evaluate
 from malora_jax.ultralink.llm.opened import opened
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 
 _LANGUAGE = flags.DEFINE_string('language', None, 'en, zh, ru, fr or es.', required=True)
 _INPUT = flags.DEFINE_list('input', None, 'TSV file of the problems.', required=True)

@@ -19,7 +19,7 @@ from absl import flags
 from experiments.ultralink import shared
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.llm.opened import opened
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.translate import TranslateConfig, translate
 
 _LANGUAGE = flags.DEFINE_string('language', None, 'zh, ru, fr or es.', required=True)

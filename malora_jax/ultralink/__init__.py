@@ -11,4 +11,7 @@ dialogues   {"id", "language", "title", "document", "data", "kinds"}: the id is 
             `data` alternates questions and answers, as the released files do but without the
             document, and `kinds` says of each turn which prompt asked: "initial", "in_depth" or
             "expansive"
+criteria, translate, prune, import
+            {"id", "language", "subset", "data"}: conversations (see `conversations`); prune takes
+            dialogues too, and leaves all rows as they are
 """

@@ -15,7 +15,7 @@ from malora_jax import errors
 from malora_jax.data.rows import Row
 from malora_jax.ultralink import conversations, stage
 from malora_jax.ultralink.llm.chat import Message, Model, Reply, Request, Sampling
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.stage import Outcome
 
 STAGE = 'criteria'
@@ -56,7 +56,7 @@ class CriteriaConfig:
     least_characters: int = 100
     most_characters: int = 12_000
     attempts: int = 3
-    temperature: float = 0.0
+    temperature: float = 0.3
 
     def __post_init__(self):
         errors.check_types(STAGE, self)

@@ -23,7 +23,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards, stage
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.stage import Outcome
 from malora_jax.ultralink.text.near_duplicates import THRESHOLD, Sketches
 
@@ -130,7 +130,7 @@ def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> 
             raise UserError(f'{row.place}: another row has the id {conversation.id!r} too.')
         group = ids[conversation.id] = conversation.language, conversation.subset
         if conversation.language != _WHOLE:
-            of_group = sketches.setdefault(group, Sketches(conversation.language))
+            of_group = sketches.setdefault(group, Sketches())
             of_group.add(conversation.id, '\n'.join(conversation.data))
     dropped: dict[str, str] = {}
     for of_group in sketches.values():

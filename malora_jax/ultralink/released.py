@@ -17,8 +17,8 @@ from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.conversations import data_fault
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.release import NAMES, split_id
-from malora_jax.ultralink.shards import Manifest
 from malora_jax.ultralink.stage import Outcome
 
 STAGE = 'import'

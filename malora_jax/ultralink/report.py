@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from malora_jax import files
 from malora_jax.analysis import figures, markdown
 from malora_jax.errors import UserError
-from malora_jax.ultralink import paper, shards
+from malora_jax.ultralink import paper
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.counts import Counts, Group, Lengths, count, mean, together
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest, read_manifest
 
 REPORT, PLOT = 'report.md', 'lengths.png'
 # Edges of the plot's bins in tokens.
@@ -38,12 +38,12 @@ def report(
         The text of report.md.
 
     Raises:
-        UserError: as `count` and `shards.read_manifest`, or there are no rows.
+        UserError: as `count` and `read_manifest`, or there are no rows.
     """
     counts = count(inputs, tokens)
     if not counts:
         raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to report on.')
-    manifests = {path: shards.read_manifest(path) for path in stages}
+    manifests = {path: read_manifest(path) for path in stages}
     parts = [
         '# Data',
         '## Conversations\n\nIn brackets those of the paper, in thousands.',
@@ -145,6 +145,7 @@ def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
                     shares = 100 * _binned(getattr(each, kind))
                     axes.stairs(shares, _EDGES, color=colours[language], label=language, lw=1.5)
             axes.set(xscale='log', xlim=(_EDGES[0], _EDGES[-1]), ylim=(0, None))
+            axes.xaxis.set_major_formatter('{x:,.0f}')
             axes.grid(alpha=0.3)
         column[0].set_title(subset, fontsize=10)
         column[1].set_xlabel('tokens')
@@ -155,7 +156,9 @@ def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
         for axes in panels[0]
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(lines.values(), lines.keys(), frameon=False, loc='outside right upper')
+    shown = [language for language in LANGUAGES if language in lines]
+    handles = [lines[language] for language in shown]
+    figure.legend(handles, shown, frameon=False, loc='outside right upper')
     figures.save(figure, path)
 
 

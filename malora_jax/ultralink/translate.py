@@ -16,7 +16,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import checks, conversations, stage, translations
 from malora_jax.ultralink.languages import get_language, identify
 from malora_jax.ultralink.llm.chat import Model, Request, Sampling
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.stage import Outcome
 
 STAGE = 'translate'

@@ -10,9 +10,9 @@ from malora_jax.ultralink.text.near_duplicates import Sketches
 RATES = (0.05, 0.1, 0.2)
 
 
-def near_duplicates(rows: Sequence[tuple[str, str]], language: str) -> dict[str, str]:
+def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
     """The near-duplicates among texts with ids."""
-    sketches = Sketches(language)
+    sketches = Sketches()
     for key, text in rows:
         sketches.add(key, text)
     return sketches.near_duplicates()
@@ -52,7 +52,7 @@ def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tupl
         }
         rows += [(key, edited(text, rate, words, by, random_)) for key, (_, text) in made.items()]
         random_.shuffle(rows)
-        duplicates = near_duplicates(rows, language)
+        duplicates = near_duplicates(rows)
         right = sum(made.get(key, ('',))[0] == other for key, other in duplicates.items())
         found[rate] = right / edits, right / max(1, len(duplicates))
     return found

@@ -34,7 +34,7 @@ def test_recall_and_precision(language):
 @settings(deadline=None)
 @given(st.permutations([f'en_{n}' for n in (9, 10, 11, 100)]))
 def test_the_first_id_is_kept_whatever_the_order(keys):
-    assert near_duplicates([(key, TEXT) for key in keys], 'en') == {
+    assert near_duplicates([(key, TEXT) for key in keys]) == {
         'en_10': 'en_9',
         'en_11': 'en_9',
         'en_100': 'en_9',
@@ -43,22 +43,29 @@ def test_the_first_id_is_kept_whatever_the_order(keys):
 
 def test_case_punctuation_and_spaces_do_not_count():
     other = 'the QUICK brown fox — jumps over the lazy dog\nnear the old stone bridge (at noon)'
-    assert near_duplicates([('1', TEXT), ('2', other)], 'en') == {'2': '1'}
+    assert near_duplicates([('1', TEXT), ('2', other)]) == {'2': '1'}
     chinese = '北京是中国的首都，也是一座历史名城。'
-    assert near_duplicates([('1', chinese), ('2', chinese.replace('，', ' '))], 'zh') == {'2': '1'}
+    assert near_duplicates([('1', chinese), ('2', chinese.replace('，', ' '))]) == {'2': '1'}
+
+
+def test_code_is_compared_by_words_in_chinese_too():
+    code = 'def f(n):\n    return sum(i * i for i in range(n) if i % 2 == 0)'
+    other = 'def g(text):\n    words = text.split()\n    return max(words, key=len, default="")'
+    rows = [('1', f'计算偶数的平方和。\n{code}'), ('2', f'找出最长的单词。\n{other}')]
+    assert near_duplicates(rows) == {}
 
 
 def test_what_is_left_out_takes_nothing_with_it():
     """The third is near the second only, which is near the first."""
     words = [f'word{n}' for n in range(100)]
     rows = [(str(n), ' '.join(words[start : start + 50])) for n, start in enumerate((0, 20, 40))]
-    assert near_duplicates(rows[1:], 'en') == {'2': '1'}
-    assert near_duplicates(rows, 'en') == {'1': '0'}
+    assert near_duplicates(rows[1:]) == {'2': '1'}
+    assert near_duplicates(rows) == {'1': '0'}
 
 
 def test_texts_without_words_resemble_none():
-    assert near_duplicates([('1', ''), ('2', '…'), ('3', '')], 'fr') == {}
-    assert near_duplicates([('1', 'Oui'), ('2', 'oui !')], 'fr') == {'2': '1'}
+    assert near_duplicates([('1', ''), ('2', '…'), ('3', '')]) == {}
+    assert near_duplicates([('1', 'Oui'), ('2', 'oui !')]) == {'2': '1'}
 
 
 def test_numbers_in_ids_count_as_numbers():
@@ -75,4 +82,4 @@ def test_numbers_in_ids_count_as_numbers():
 @pytest.mark.parametrize('threshold', [0, -0.5, 1.5])
 def test_a_threshold_out_of_range(threshold):
     with pytest.raises(UserError, match='above 0 and at most 1'):
-        Sketches('en').near_duplicates(threshold)
+        Sketches().near_duplicates(threshold)

@@ -21,7 +21,8 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import shards, stage
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import Message, Model, Reply, Request, Sampling
-from malora_jax.ultralink.shards import Manifest, text_field
+from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.shards import text_field
 from malora_jax.ultralink.stage import Outcome
 
 STAGE = 'judge'
@@ -64,7 +65,7 @@ class JudgeConfig:
     language: str
     attempts: int = 3
     max_tokens: int = 512
-    temperature: float = 0.0
+    temperature: float = 0.3
 
     def __post_init__(self):
         get_language(self.language)

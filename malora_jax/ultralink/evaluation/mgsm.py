@@ -16,7 +16,7 @@ from malora_jax.data.rows import Row
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import Message, Model, Request, Sampling
-from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.stage import Outcome
 
 STAGE = 'mgsm'
