@@ -1,0 +1,1 @@
+"""The stages of UltraLink, a module each: `python -m experiments.ultralink STAGE`."""

@@ -1,0 +1,86 @@
+"""Flags that several stages have: paths, settings of a dataclass, and the model that is asked."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import buckets
+from malora_jax.errors import UserError
+from malora_jax.ultralink.llm.opened import Choice
+
+TOKENIZER = 'Model whose tokenizer counts: a preset such as llama2-13b, a GGUF file or a directory.'
+
+
+def define_fields(kind: type, **helps: str) -> Callable[[], dict[str, Any]]:
+    """Flags for the fields of a dataclass.
+
+    Args:
+        kind: the dataclass.
+        **helps: what each flag is for, by the field's name.
+
+    Returns:
+        What gives the fields' values when flags are parsed.
+    """
+    held: dict[str, flags.FlagHolder[Any]] = {}
+    for name, text in helps.items():
+        default = getattr(kind, name)
+        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
+        held[name] = define(name, default, text)
+    return lambda: {name: flag.value for name, flag in held.items()}
+
+
+def define_llm() -> Callable[[pathlib.Path], Choice]:
+    """Flags for the model that is asked.
+
+    Returns:
+        What gives the choice for an output directory, beside which the cache is.
+    """
+    llm = flags.DEFINE_string(
+        'llm',
+        None,
+        "A model's name at the endpoint; or local:RUN or local:configs/NAME.py for one of our own.",
+        required=True,
+    )
+    url = flags.DEFINE_string('base_url', None, "Of the endpoint; default: OpenAI's.")
+    concurrency = flags.DEFINE_integer('concurrency', 64, 'Requests at a time.', lower_bound=1)
+    timeout = flags.DEFINE_float('timeout', 600.0, 'Seconds for a try of a request.')
+    limit = flags.DEFINE_integer(
+        'token_limit', 0, 'Tokens that the answers in the cache may have cost; 0 = any.'
+    )
+    cache = flags.DEFINE_string(
+        'cache', None, 'File of all answers; default: answers.sqlite beside the output.'
+    )
+
+    def choice(output: pathlib.Path) -> Choice:
+        path = pathlib.Path(cache.value) if cache.value else output.parent / 'answers.sqlite'
+        return Choice(
+            llm.value or '', path, concurrency.value, url.value, timeout.value, limit.value
+        )
+
+    return choice
+
+
+def paths(flag: flags.FlagHolder[list[str] | None]) -> list[pathlib.Path]:
+    """The paths that a flag names, or those of copies of what it names in a bucket.
+
+    Raises:
+        UserError: one of them is empty, as --input="$UNSET" gives it.
+    """
+    if not all(flag.value or []):
+        raise UserError(f'--{flag.name} holds an empty path.')
+    return [buckets.local(path) for path in flag.value or []]
+
+
+def output(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
+    """The directory that a flag names, which must be on a disk.
+
+    Raises:
+        UserError: it is in a bucket, or as `cli.directory`.
+    """
+    path = cli.directory(flag)
+    if buckets.home(path) != path:
+        raise UserError(f'--{flag.name}={flag.value}: a stage needs a directory on a disk.')
+    return path

@@ -1,0 +1,185 @@
+"""Stage `documents`: from the documents of one language to segments that dialogues are about."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+from malora_jax import errors
+from malora_jax.data.rows import Row, check_file
+from malora_jax.errors import UserError
+from malora_jax.ultralink import shards, stage
+from malora_jax.ultralink.languages import get_language, identify, to_simplified
+from malora_jax.ultralink.shards import Manifest, text_field
+from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.text import wikipedia
+from malora_jax.ultralink.text.segments import segments
+from malora_jax.ultralink.text.tokens import Counter
+
+STAGE = 'documents'
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentsConfig:
+    """Which documents are kept, and how they are cut. The numbers are the paper's.
+
+    Attributes:
+        language: code of the language that they must be in.
+        least_tokens, most_tokens: of a document.
+        segment_tokens: every segment has fewer.
+        least_segment_tokens: the last segment of a document that has fewer is dropped.
+    """
+
+    language: str
+    least_tokens: int = 1000
+    most_tokens: int = 10_000
+    segment_tokens: int = 2000
+    least_segment_tokens: int = 1000
+
+    def __post_init__(self):
+        get_language(self.language)
+        errors.check_types('documents', self)
+        for low, high in (
+            (1, 'least_tokens'),
+            (self.least_tokens, 'most_tokens'),
+            (2, 'segment_tokens'),
+            (0, 'least_segment_tokens'),
+        ):
+            value = getattr(self, high)
+            if value < low:
+                raise errors.out_of_range(f'documents.{high}', value, f'at least {low}')
+        if self.least_segment_tokens > min(self.least_tokens, self.segment_tokens):
+            raise errors.out_of_range(
+                'documents.least_segment_tokens',
+                self.least_segment_tokens,
+                'at most least_tokens and segment_tokens, so that a document keeps a segment',
+            )
+
+
+async def documents(
+    config: DocumentsConfig,
+    count: Counter,
+    inputs: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    done: Sequence[pathlib.Path] = (),
+    words: Sequence[pathlib.Path] = (),
+    shard_items: int = stage.SHARD_ITEMS,
+) -> Manifest:
+    """Makes the segments of documents.
+
+    Args:
+        config: which are kept.
+        count: of tokens.
+        inputs: as `wikipedia.read` takes them.
+        output: directory for the rows.
+        done: rows with titles, as `shards.read` takes them; documents of these are left out.
+        words: files with a word or phrase a line; documents with any of them are left out.
+        shard_items: see `stage.run`.
+
+    Raises:
+        UserError: as `stage.run`; or a document has no `id`, `title` and `text`.
+    """
+    listed = _listed(words, config.language) if words else None
+    process = _Documents(config, count, _titles(done), listed)
+    settings = dataclasses.asdict(config) | {
+        'tokenizer': count.fingerprint,
+        'done': shards.digest(done),
+        'words': listed.pattern if listed else '',
+    }
+    return await stage.run(
+        STAGE,
+        process,
+        inputs,
+        output,
+        settings=settings,
+        shard_items=shard_items,
+        read=wikipedia.read,
+    )
+
+
+class _Documents:
+    """Makes the segments of one document."""
+
+    def __init__(
+        self,
+        config: DocumentsConfig,
+        count: Counter,
+        done: frozenset[str],
+        listed: re.Pattern[str] | None,
+    ):
+        self._config = config
+        self._count = count
+        self._done = done
+        self._listed = listed
+
+    async def __call__(self, row: Row) -> Outcome:
+        identifier = _identifier(row)
+        title, text = text_field(row, 'title'), text_field(row, 'text').strip()
+        if self._config.language == 'zh':
+            title, text = to_simplified(title), to_simplified(text)
+        fault = self._fault(title, text)
+        if fault:
+            return Outcome(reason=fault)
+        pieces = segments(text, self._config.segment_tokens, self._count)
+        texts = [piece.strip('\n') for piece in pieces if piece.strip()]
+        tokens, counts = [self._count(text) for text in texts], {}
+        if tokens[-1] < self._config.least_segment_tokens:
+            counts = {'last segments dropped': 1, 'tokens in them': tokens.pop()}
+        language = self._config.language
+        rows = [
+            {
+                'id': f'{language}-{identifier}-{number}',
+                'language': language,
+                'title': title,
+                'text': text,
+                'tokens': size,
+            }
+            for number, (text, size) in enumerate(zip(texts, tokens, strict=False))
+        ]
+        return Outcome(rows, '', counts)
+
+    def _fault(self, title: str, text: str) -> str:
+        """Why a document is dropped, cheap reasons first; '' for one that is kept."""
+        config = self._config
+        if not text:
+            return 'empty'
+        if title in self._done:
+            return 'done already'
+        # No token is shorter than a byte.
+        if len(text.encode()) < config.least_tokens:
+            return 'short'
+        if self._listed and self._listed.search(text):
+            return 'listed word'
+        if identify(text) != config.language:
+            return 'language'
+        tokens = self._count(text)
+        if tokens < config.least_tokens:
+            return 'short'
+        return 'long' if tokens > config.most_tokens else ''
+
+
+def _identifier(row: Row) -> str:
+    value = row.fields.get('id')
+    return str(value) if isinstance(value, int) else text_field(row, 'id')
+
+
+def _titles(done: Sequence[pathlib.Path]) -> frozenset[str]:
+    return frozenset(text_field(row, 'title') for row in shards.read(done))
+
+
+def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
+    """What matches any word of some lists, in small or capital letters."""
+    words: set[str] = set()
+    for path in paths:
+        check_file(path)
+        try:
+            found = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path} is not UTF-8.') from error
+        if not found:
+            raise UserError(f'{path} has no words.')
+        words |= found
+    any_of = '|'.join(map(re.escape, sorted(words)))
+    # Chinese has no spaces between words.
+    return re.compile(any_of if language == 'zh' else rf'(?<!\w)(?:{any_of})(?!\w)', re.IGNORECASE)

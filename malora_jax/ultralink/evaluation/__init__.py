@@ -1,0 +1,1 @@
+"""What a multilingual model can do, language by language."""

@@ -1,0 +1,194 @@
+"""HumanEval with translated docstrings: is each row still the problem that it was?
+
+A translation changes the prose of docstrings and nothing else. Of each row is checked that it
+parses, that its syntax tree outside docstrings is the original's, that the entry point is there,
+that the examples in the docstring are unchanged, and that the original canonical solution passes
+the original test after the translated prompt. White space at the end of a prompt, which decides
+whether a solution can follow it at all, is restored first.
+"""
+
+import ast
+import collections
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from malora_jax.data.rows import Row, read_rows
+from malora_jax.errors import UserError
+from malora_jax.evaluation import code
+from malora_jax.ultralink.shards import text_field
+
+# In the order in which they are told.
+FAULTS = ('syntax', 'docstring', 'tree', 'entry point', 'examples', 'solution')
+_ENDING = re.compile(r'\s*\Z')
+# A line of input and what is printed, up to an empty line or another prompt.
+_EXAMPLE = re.compile(r'^[ \t]*>>>.*(?:\n(?![ \t]*(?:>>>|$)).*)*', re.MULTILINE)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+
+
+class Diagnosis(NamedTuple):
+    """What is wrong with a translated row.
+
+    Attributes:
+        task: id of the problem.
+        place: of the row.
+        prompt: of the row, its ending restored.
+        restored: whether its ending had to be.
+        faults: what was found, by kind, for people.
+    """
+
+    task: str
+    place: str
+    prompt: str
+    restored: bool
+    faults: Mapping[str, str]
+
+    @property
+    def passes(self) -> bool:
+        """Whether the canonical solution passes."""
+        return 'solution' not in self.faults
+
+
+def diagnose(
+    originals: pathlib.Path, translated: pathlib.Path, *, workers: int = os.cpu_count() or 1
+) -> list[Diagnosis]:
+    """Checks a translated file, row by row.
+
+    Args:
+        originals: file of the 164 problems.
+        translated: file of their translations, in any order.
+        workers: solutions that run at once.
+
+    Returns:
+        A diagnosis of each row, in the order of the original problems.
+
+    Raises:
+        UserError: a file cannot be read, a row lacks a field, or the problems are not the same.
+        OSError: the sandbox does not work.
+    """
+    problems, rows = _by_task(originals), _by_task(translated)
+    _check_same(problems, rows, translated)
+    pairs = [(problem, rows[task]) for task, problem in problems.items()]
+    prompts = [
+        restore_ending(text_field(row, 'prompt'), text_field(problem, 'prompt'))
+        for problem, row in pairs
+    ]
+    outcomes = code.score_completions(
+        [
+            code.Problem(prompt, text_field(problem, 'test'), text_field(problem, 'entry_point'))
+            for (problem, _), prompt in zip(pairs, prompts, strict=True)
+        ],
+        [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],
+        workers=workers,
+    )
+    found = []
+    for (problem, row), prompt, (outcome,) in zip(pairs, prompts, outcomes, strict=True):
+        faults = static_faults(problem, row, prompt)
+        if not outcome.passed:
+            faults['solution'] = outcome.reason
+        restored = prompt != text_field(row, 'prompt')
+        found.append(Diagnosis(text_field(row, 'task_id'), row.place, prompt, restored, faults))
+    return found
+
+
+def restore_ending(prompt: str, original: str) -> str:
+    """A prompt with the white space that the original one ends in."""
+    return prompt.rstrip() + (_ENDING.search(original) or [''])[0]
+
+
+def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
+    """What can be found without running anything, by kind.
+
+    Args:
+        problem: the original row.
+        row: the translated one.
+        prompt: of the translated one, its ending restored.
+    """
+    solution, name = text_field(problem, 'canonical_solution'), text_field(problem, 'entry_point')
+    faults = {}
+    if text_field(row, 'entry_point') != name:
+        faults['entry point'] = f"'entry_point' is {row.fields['entry_point']!r}, not {name!r}"
+    before = ast.parse(text_field(problem, 'prompt') + solution)
+    try:
+        after = ast.parse(prompt + solution)
+    except (SyntaxError, ValueError) as error:
+        return {**faults, 'syntax': str(error)}
+    if name not in _defined(after):
+        names = ', '.join(sorted(_defined(after) - _defined(before))) or 'nothing else'
+        faults['entry point'] = f'the prompt does not define {name!r}, but {names}'
+    ours, theirs = _docstrings(before), _docstrings(after)
+    if len(ours) != len(theirs):
+        faults['docstring'] = f'{len(theirs)} docstrings, not {len(ours)}'
+    elif _examples(ours) != _examples(theirs):
+        changed = [new for new in _examples(theirs) if new not in _examples(ours)]
+        faults['examples'] = f'changed: {changed[0]}' if changed else 'some are missing'
+    if ast.dump(before) != ast.dump(after):
+        faults['tree'] = 'code outside of docstrings is not the same'
+    return faults
+
+
+def table(found: Sequence[Diagnosis]) -> str:
+    """A line for each row with a fault, and the counts."""
+    lines = [
+        f'{each.place} ({each.task}): '
+        + '; '.join(f'{kind}: {each.faults[kind]}' for kind in FAULTS if kind in each.faults)
+        for each in found
+        if each.faults
+    ]
+    kinds = collections.Counter(kind for each in found for kind in each.faults)
+    restored = sum(each.restored for each in found)
+    passing = sum(each.passes for each in found)
+    return '\n'.join(
+        [
+            *lines,
+            f'{restored} of {len(found)} prompts had lost the white space at their end.',
+            f'{passing} of {len(found)} canonical solutions pass after it is restored.',
+            *(f'{kinds[kind]} rows with a fault in: {kind}' for kind in FAULTS if kinds[kind]),
+            f'{sum(not each.faults for each in found)} of {len(found)} rows have no fault.',
+        ]
+    )
+
+
+def _by_task(path: pathlib.Path) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for row in read_rows(path):
+        task = text_field(row, 'task_id')
+        if task in rows:
+            raise UserError(f'{row.place}: another row is of {task} too.')
+        rows[task] = row
+    return rows
+
+
+def _check_same(
+    problems: Mapping[str, Row], rows: Mapping[str, Row], translated: pathlib.Path
+) -> None:
+    missing, strange = problems.keys() - rows.keys(), rows.keys() - problems.keys()
+    if strange:
+        raise UserError(f'{rows[min(strange)].place}: there is no problem {min(strange)}.')
+    if missing:
+        raise UserError(f'{translated} lacks {len(missing)} problems, such as {min(missing)}.')
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _docstrings(tree: ast.Module) -> list[str]:
+    """The docstrings of a tree in order, which are taken out of it."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, _FUNCTIONS) and ast.get_docstring(node) is not None:
+            found.append(ast.get_docstring(node) or '')
+            del node.body[0]
+    return found
+
+
+def _examples(docstrings: Iterable[str]) -> list[str]:
+    """The examples of docstrings, whatever white space is in them."""
+    return [
+        ' '.join(match[0].split())
+        for docstring in docstrings
+        for match in _EXAMPLE.finditer(docstring)
+    ]

@@ -1,0 +1,138 @@
+"""The five languages of UltraLink, and which language a text is in."""
+
+import functools
+from typing import Any, NamedTuple
+
+from malora_jax import errors
+from malora_jax.ultralink.extra import require
+
+# Characters that identification looks at, half of them from each end: it takes 1 µs a byte.
+_LOOKED_AT = 800
+TRADITIONAL = 'zh-Hant'
+
+
+class Language(NamedTuple):
+    """A language of the data.
+
+    Attributes:
+        code: ISO 639-1.
+        name: in English.
+        native_name: in the language itself.
+        neighbours: languages that are easily taken for it, so that identification must know them.
+        lead_in: what precedes the document in the first turn of a released dialogue.
+    """
+
+    code: str
+    name: str
+    native_name: str
+    neighbours: tuple[str, ...]
+    lead_in: str
+
+
+LANGUAGES = {
+    language.code: language
+    for language in (
+        Language(
+            'en',
+            'English',
+            'English',
+            ('de', 'nl', 'da', 'no', 'sv'),
+            'Read the document below, then answer the question that follows it.',
+        ),
+        Language(
+            'zh',
+            'Chinese',
+            '中文',
+            ('ja', 'ko', 'yue', 'wuu'),
+            '请阅读下面的文档，然后回答文档之后的问题。',
+        ),
+        Language(
+            'ru',
+            'Russian',
+            'русский',
+            ('uk', 'be', 'bg', 'sr', 'mk'),
+            'Прочитайте приведённый ниже документ и ответьте на вопрос, который следует за ним.',
+        ),
+        Language(
+            'fr',
+            'French',
+            'français',
+            ('it', 'oc', 'ca', 'ro'),
+            'Lisez le document ci-dessous, puis répondez à la question qui le suit.',
+        ),
+        Language(
+            'es',
+            'Spanish',
+            'español',
+            ('pt', 'ca', 'gl', 'it'),
+            'Lea el documento siguiente y responda a la pregunta que aparece después.',
+        ),
+    )
+}
+
+
+def get_language(code: str) -> Language:
+    """The language of a code.
+
+    Raises:
+        UserError: it is none of the five.
+    """
+    if code not in LANGUAGES:
+        raise errors.unknown_name('language', code, LANGUAGES)
+    return LANGUAGES[code]
+
+
+def identify(text: str) -> str:
+    """The language that a text is in, by py3langid: one of the five or of their neighbours.
+
+    Returns:
+        Its code; 'zh-Hant' for Chinese in which traditional characters prevail; '' for a text
+        without a letter.
+
+    Raises:
+        UserError: the extra `ultralink` is not installed.
+    """
+    if not any(map(str.isalpha, text)):
+        return ''
+    if len(text) > _LOOKED_AT:
+        text = f'{text[: _LOOKED_AT // 2]}\n{text[-_LOOKED_AT // 2 :]}'
+    code, _ = _identifier().classify(text)
+    return TRADITIONAL if code == 'zh' and _is_traditional(text) else code
+
+
+def to_simplified(text: str) -> str:
+    """Traditional Chinese characters as simplified ones, by OpenCC's t2s.
+
+    Raises:
+        UserError: the extra `ultralink` is not installed.
+    """
+    return _converter('t2s').convert(text)
+
+
+@functools.cache
+def _identifier() -> Any:
+    langid = require('py3langid.langid')
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    near = {code for language in LANGUAGES.values() for code in language.neighbours}
+    identifier.set_languages(sorted({*LANGUAGES, *near}))
+    return identifier
+
+
+@functools.cache
+def _converter(direction: str) -> Any:
+    return require('opencc').OpenCC(direction)
+
+
+def _is_traditional(text: str) -> bool:
+    """Whether characters that t2s would change outnumber those that s2t would."""
+    return sum(map(_written_only('t2s').__contains__, text)) > sum(
+        map(_written_only('s2t').__contains__, text)
+    )
+
+
+@functools.cache
+def _written_only(direction: str) -> frozenset[str]:
+    """The characters that a conversion changes, each taken alone."""
+    characters = [chr(code) for code in range(0x4E00, 0xA000)]
+    converted = _converter(direction).convert('\n'.join(characters)).split('\n')
+    return frozenset(old for old, new in zip(characters, converted, strict=True) if old != new)

@@ -1,0 +1,77 @@
+"""The model that a stage is to ask, with its cache."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from malora_jax.errors import out_of_range
+from malora_jax.ultralink.llm import cache
+from malora_jax.ultralink.llm.cache import Cached
+from malora_jax.ultralink.llm.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from malora_jax.ultralink.llm.local import Local
+
+_LOCAL = 'local:'
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which model, and how it is asked.
+
+    Attributes:
+        llm: name of a model at an endpoint; or local:PLACE, as `local.load` takes it.
+        cache: file of the answers.
+        concurrency: requests at a time; of a local model, answers side by side.
+        base_url: of the endpoint; None = OpenAI's.
+        timeout_s: seconds for a try.
+        token_limit: of the tokens of all answers in the cache, with what was asked; 0 = any.
+    """
+
+    llm: str
+    cache: pathlib.Path
+    concurrency: int = 64
+    base_url: str | None = None
+    timeout_s: float = 600.0
+    token_limit: int = 0
+
+    def __post_init__(self):
+        if not self.llm.removeprefix(_LOCAL):
+            raise out_of_range('--llm', self.llm, "a model's name, or local: and a place")
+        if self.concurrency < 1:
+            raise out_of_range('--concurrency', self.concurrency, 'at least 1')
+        if not self.timeout_s > 0:
+            raise out_of_range('--timeout', self.timeout_s, 'positive')
+        if self.token_limit < 0:
+            raise out_of_range('--token_limit', self.token_limit, 'at least 0')
+
+
+@contextlib.asynccontextmanager
+async def opened(choice: Choice) -> AsyncIterator[Cached]:
+    """The model, ready to be asked.
+
+    Raises:
+        UserError: as `cache.opened` and `Endpoint`, or `local.load`.
+    """
+    with cache.opened(choice.cache) as kept:
+        model = _model(choice, kept.tokens)
+        try:
+            yield Cached(model, kept)
+        finally:
+            await model.close()
+
+
+def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
+    if choice.llm.startswith(_LOCAL):
+        from malora_jax.ultralink.llm import local  # JAX and weights, for whom else they are not.
+
+        return local.Local(local.load(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
+    return Endpoint(
+        choice.llm,
+        choice.base_url,
+        timeout_s=choice.timeout_s,
+        token_limit=choice.token_limit,
+        spent=spent,
+    )

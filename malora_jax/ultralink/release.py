@@ -1,0 +1,117 @@
+"""Stage `export`: conversations as the files of the released dataset, and for the trainer.
+
+The release has 20 files {en|zh|ru|fr|es}_{chat_specific|chat_agnostic|math|code}.jsonl, an object a
+line: `id` = {lang}_{subset}_{n}, and `data`, the user's texts and the assistant's in turn. A
+document stands in the first of them, after a sentence in the language, within <document> tags.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import tqdm
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink import conversations, shards
+from malora_jax.ultralink.conversations import SUBSETS, Conversation
+from malora_jax.ultralink.languages import LANGUAGES
+
+NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
+# For the trainer, a file for each language: the languages are tasks.
+TRAINING = 'training'
+_DOCUMENT = re.compile(r'\A.*?<document>.*</document>\s*', re.DOTALL)
+_ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
+
+
+def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
+    """Writes the released files, and those for the trainer in a folder beside them.
+
+    A line of training/LANGUAGE.jsonl has `id`, `subset` and `messages`, each with its `role` and
+    `content`; and `question` and `answer`, the first of them, which a task of a file reads.
+
+    Args:
+        inputs: rows as in `conversations`, written in their order.
+        output: directory that is not there yet, or empty.
+
+    Returns:
+        The number of rows of each released file, by its name.
+
+    Raises:
+        UserError: the directory is not empty, or a row is no conversation.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f'{output} is there already and not empty: choose another --output.')
+    scratch = output.with_name(f'.{output.name}.tmp')
+    shutil.rmtree(scratch, ignore_errors=True)  # Left behind by a kill.
+    (scratch / TRAINING).mkdir(parents=True)
+    counts: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, TextIO] = {}
+
+        def write(name: str, fields: Mapping[str, Any]) -> None:
+            if name not in opened:
+                opened[name] = stack.enter_context((scratch / name).open('w', encoding='utf-8'))
+            opened[name].write(json.dumps(fields, ensure_ascii=False) + '\n')
+
+        for row in tqdm.tqdm(
+            shards.read(inputs), 'export', shards.count(inputs), unit=' rows', delay=1.0
+        ):
+            conversation = conversations.read(row)
+            name = f'{conversation.language}_{conversation.subset}.jsonl'
+            released = released_row(conversation, counts.get(name, 0))
+            write(name, released)
+            training = _training_row(released, conversation.subset)
+            write(f'{TRAINING}/{conversation.language}.jsonl', training)
+            counts[name] = counts.get(name, 0) + 1
+    if output.exists():
+        output.rmdir()
+    os.replace(scratch, output)
+    return counts
+
+
+def released_row(conversation: Conversation, number: int) -> dict[str, Any]:
+    """A conversation as the released files have it.
+
+    Args:
+        conversation: with its document, if it is about one.
+        number: of the row in its file.
+    """
+    first, *rest = conversation.data
+    if conversation.document:
+        lead_in = LANGUAGES[conversation.language].lead_in
+        first = f'{lead_in}\n<document>\n{conversation.document}\n</document>\n{first}'
+    return {
+        'id': f'{conversation.language}_{conversation.subset}_{number}',
+        'data': [first, *rest],
+    }
+
+
+def without_document(question: str) -> str:
+    """A first question without what precedes its own words."""
+    return _DOCUMENT.sub('', question, count=1)
+
+
+def _training_row(released: Mapping[str, Any], subset: str) -> dict[str, Any]:
+    roles = itertools.cycle(('user', 'assistant'))
+    return {
+        'id': released['id'],
+        'subset': subset,
+        'question': released['data'][0],
+        'answer': released['data'][1],
+        'messages': [
+            {'role': role, 'content': text}
+            for role, text in zip(roles, released['data'], strict=False)
+        ],
+    }
+
+
+def split_id(identifier: str) -> tuple[str, str, int] | None:
+    """Language, subset and number in the id of a released row, or None if that is no such id."""
+    found = _ID.fullmatch(identifier)
+    return (found[1], found[2], int(found[3])) if found else None

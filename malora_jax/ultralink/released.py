@@ -1,0 +1,144 @@
+"""Stage `import`: the 20 files of the released dataset, each row checked.
+
+Rows stay as they were released, apart from their new fields `language` and `subset`.
+"""
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from malora_jax import hub
+from malora_jax.data.rows import Row
+from malora_jax.errors import UserError
+from malora_jax.ultralink import stage
+from malora_jax.ultralink.conversations import data_fault
+from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.release import NAMES, split_id
+from malora_jax.ultralink.stage import Outcome
+
+STAGE = 'import'
+REPOSITORY = 'R0k1e/UltraLink'
+_COMMIT = re.compile(r'[0-9a-f]{40}')
+# Of a row that cannot be used, in the place of its own fields.
+_FAULT = '\0fault'
+
+
+def download(revision: str) -> pathlib.Path:
+    """The released files at a commit, from the local cache of the hub or downloaded to it.
+
+    Args:
+        revision: the commit's hash. A branch will not do: English chat was replaced in 2024.
+
+    Raises:
+        UserError: the revision is no hash, or as `hub.snapshot`.
+    """
+    if not _COMMIT.fullmatch(revision):
+        raise UserError(
+            f'--revision={revision} must be the hash of a commit of {REPOSITORY}, 40 digits from '
+            '0 to f, since a branch may change.'
+        )
+    patterns = [pattern for name in NAMES for pattern in (name, f'*/{name}')]
+    instead = 'name a folder that has the files'
+    return hub.snapshot(REPOSITORY, patterns, kind='dataset', instead=instead, revision=revision)
+
+
+def find(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The 20 files in a folder or in folders of it.
+
+    Raises:
+        UserError: the folder or any of the files is missing, or there twice.
+    """
+    if not folder.is_dir():
+        raise UserError(f'There is no folder {folder}.')
+    found = {name: sorted(folder.rglob(name)) for name in NAMES}
+    missing = [name for name, paths in found.items() if not paths]
+    if missing:
+        raise UserError(f'{folder} lacks {len(missing)} of the 20 files: {", ".join(missing)}.')
+    for paths in found.values():
+        if len(paths) > 1:
+            raise UserError(f'{paths[0]} and {paths[1]} have the same name: remove one.')
+    return [paths[0] for paths in found.values()]
+
+
+async def import_(
+    inputs: Sequence[pathlib.Path], output: pathlib.Path, *, shard_items: int = stage.SHARD_ITEMS
+) -> Manifest:
+    """Reads released files; bad rows are left out, and each is named on stderr with its place.
+
+    Args:
+        inputs: files, named as they were released.
+        output: directory for the rows.
+        shard_items: see `stage.run`.
+
+    Raises:
+        UserError: as `stage.run`, or a file has another name.
+    """
+    for path in inputs:
+        if path.name not in NAMES:
+            raise UserError(f'{path} is none of the 20 files, such as {NAMES[0]}.')
+
+    async def process(row: Row) -> Outcome:
+        fault = row.fields.get(_FAULT)
+        if fault:
+            tqdm.tqdm.write(f'{row.place}: {fault}', file=sys.stderr)
+            return Outcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
+        return Outcome([row.fields], counts={f'rows of {_file(row)}': 1})
+
+    return await stage.run(
+        STAGE, process, inputs, output, settings={}, shard_items=shard_items, read=_read
+    )
+
+
+def _file(row: Row) -> str:
+    return pathlib.Path(row.place.rpartition(':')[0]).name
+
+
+def _read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    for path in paths:
+        language, _, subset = path.stem.partition('_')
+        numbers: set[int] = set()
+        with path.open('rb') as lines:
+            for line_number, line in enumerate(lines, start=1):
+                fields = _parsed(line)
+                fault = fields.get(_FAULT) or _fault(fields, (language, subset), numbers)
+                data = {_FAULT: fault} if fault else _row(fields, language, subset)
+                yield Row(f'{path}:{line_number}', data)
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {_FAULT: f'not valid JSON ({error})'}
+    return fields if isinstance(fields, dict) else {_FAULT: 'not a JSON object'}
+
+
+def _fault(fields: Mapping[str, Any], group: tuple[str, str], numbers: set[int]) -> str:
+    """What is wrong with a row; '' = nothing, and then its number is one of `numbers`."""
+    strange = set(fields) - {'id', 'data'}
+    if strange:
+        return f'unknown field {min(strange)!r}'
+    identifier = fields.get('id')
+    parts = split_id(identifier) if isinstance(identifier, str) else None
+    if parts is None or parts[:2] != group:
+        return f"'id' is {identifier!r}, and must be {'_'.join(group)}_ and a number"
+    if parts[2] in numbers:
+        return f'another row has the id {identifier!r} too'
+    fault = data_fault(fields)
+    if not fault:
+        numbers.add(parts[2])
+    return fault
+
+
+def _row(fields: Mapping[str, Any], language: str, subset: str) -> dict[str, Any]:
+    return {
+        'id': fields['id'],
+        'language': language,
+        'subset': subset,
+        'data': fields['data'],
+    }

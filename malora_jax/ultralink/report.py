@@ -1,0 +1,176 @@
+"""Stage `report`: what data there is, beside the paper's, and what became of each stage's items."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from malora_jax import files
+from malora_jax.analysis import figures, markdown
+from malora_jax.errors import UserError
+from malora_jax.ultralink import paper
+from malora_jax.ultralink.conversations import SUBSETS
+from malora_jax.ultralink.counts import Counts, Group, Lengths, count, mean, together
+from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.manifest import Manifest, read_manifest
+
+REPORT, PLOT = 'report.md', 'lengths.png'
+# Edges of the plot's bins in tokens.
+_EDGES = np.geomspace(1, 4096, 37)
+
+
+def report(
+    inputs: Sequence[pathlib.Path],
+    tokens: Callable[[str], int],
+    output: pathlib.Path,
+    stages: Sequence[pathlib.Path] = (),
+) -> str:
+    """Writes report.md and lengths.png.
+
+    Args:
+        inputs: rows as in `conversations`.
+        tokens: of a text, as the model to be trained has them.
+        output: directory, made if it is not there.
+        stages: directories of stages, complete or not, in their order.
+
+    Returns:
+        The text of report.md.
+
+    Raises:
+        UserError: as `count` and `read_manifest`, or there are no rows.
+    """
+    counts = count(inputs, tokens)
+    if not counts:
+        raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to report on.')
+    manifests = {path: read_manifest(path) for path in stages}
+    parts = [
+        '# Data',
+        '## Conversations\n\nIn brackets those of the paper, in thousands.',
+        conversations_table(counts),
+        '## Turns and tokens\n\nA turn is a question with its answer; documents are not counted.',
+        turns_table(counts),
+        f'![Lengths of questions and answers]({PLOT})',
+    ]
+    if manifests:
+        parts.append('## Stages')
+        parts += [funnel(path, manifest) for path, manifest in manifests.items()]
+    output.mkdir(parents=True, exist_ok=True)
+    plot(output / PLOT, counts)
+    text = '\n\n'.join(parts)
+    files.write_text(output / REPORT, text)
+    return text
+
+
+def conversations_table(counts: Mapping[Group, Counts]) -> str:
+    """The paper's table of sizes: a line for each language, a column for each subset."""
+    languages = [code for code in LANGUAGES if any(code in group for group in counts)]
+    rows = [['language', *SUBSETS, 'all']]
+    for code in (*languages, 'all'):
+        ours = [
+            sum(
+                each.conversations
+                for (language, other), each in counts.items()
+                if other == subset and code in (language, 'all')
+            )
+            for subset in SUBSETS
+        ]
+        theirs = [paper.THOUSANDS[code][subset] for subset in SUBSETS]
+        cells = zip([*ours, sum(ours)], [*theirs, sum(theirs)], strict=True)
+        rows.append([code, *(f'{number:,} ({thousands:,}K)' for number, thousands in cells)])
+    assert together(counts).conversations == sum(ours)
+    return markdown.table(rows)
+
+
+def turns_table(counts: Mapping[Group, Counts]) -> str:
+    """The paper's table of turns and tokens, for each language and subset and for all."""
+    head = ('language', 'subset', 'conversations', 'turns', 'tokens a turn', 'question', 'answer')
+    rows = [head, *((*group, *_means(each)) for group, each in counts.items())]
+    for code in LANGUAGES:
+        if sum(code in group for group in counts) > 1:
+            rows.append((code, 'all', *_means(together(counts, code))))
+    rows.append(('all', 'all', *_means(together(counts))))
+    paper_turn = paper.QUESTION_TOKENS + paper.ANSWER_TOKENS
+    conversations = sum(paper.THOUSANDS['all'].values())
+    rows.append(
+        (
+            '*in the paper*',
+            'all',
+            f'{conversations:,}K',
+            f'{paper.TURNS_THOUSANDS:,}K',
+            *(f'{n:.2f}' for n in (paper_turn, paper.QUESTION_TOKENS, paper.ANSWER_TOKENS)),
+        )
+    )
+    return markdown.table(rows)
+
+
+def funnel(path: pathlib.Path, manifest: Manifest) -> str:
+    """What became of a stage's items, which add up."""
+    total = manifest.total
+    assert total.items == total.kept + sum(total.dropped.values())
+    assert total.rows == sum(shard.rows for shard in manifest.shards)
+    share = {name: number / max(1, total.items) for name, number in total.dropped.items()}
+    rows = [
+        ('', 'items', 'share'),
+        ('taken', f'{total.items:,}', ''),
+        *((f'dropped: {name}', f'{total.dropped[name]:,}', f'{share[name]:.1%}') for name in share),
+        ('kept', f'{total.kept:,}', f'{total.kept / max(1, total.items):.1%}'),
+    ]
+    unfinished = '' if manifest.complete else ', not complete'
+    text = f'### {manifest.stage} ({path}{unfinished})\n\n{markdown.table(rows)}'
+    text += f'\n\nRows written: {total.rows:,}.'
+    if total.counts:
+        text += '\n\n' + markdown.table(
+            [('counted', 'times'), *((name, f'{n:,}') for name, n in total.counts.items())]
+        )
+    return text
+
+
+@figures.literally
+def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
+    """Draws how long questions and answers are: a column for each subset, a line a language.
+
+    Args:
+        path: the PNG to write.
+        counts: of each language and subset.
+    """
+    subsets = [subset for subset in SUBSETS if any(subset in group for group in counts)]
+    figure = Figure(figsize=(3.4 * len(subsets) + 1.2, 5.2), layout='constrained')
+    panels = figure.subplots(2, len(subsets), squeeze=False, sharex=True)
+    colours = dict(zip(LANGUAGES, figures.cycle(len(LANGUAGES)), strict=True))
+    for column, subset in zip(panels.T, subsets, strict=True):
+        for axes, kind in zip(column, ('questions', 'answers'), strict=True):
+            for (language, other), each in counts.items():
+                if other == subset:
+                    shares = 100 * _binned(getattr(each, kind))
+                    axes.stairs(shares, _EDGES, color=colours[language], label=language, lw=1.5)
+            axes.set(xscale='log', xlim=(_EDGES[0], _EDGES[-1]), ylim=(0, None))
+            axes.xaxis.set_major_formatter('{x:,.0f}')
+            axes.grid(alpha=0.3)
+        column[0].set_title(subset, fontsize=10)
+        column[1].set_xlabel('tokens')
+    panels[0, 0].set_ylabel('questions (%)')
+    panels[1, 0].set_ylabel('answers (%)')
+    lines = {
+        label: line
+        for axes in panels[0]
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    shown = [language for language in LANGUAGES if language in lines]
+    handles = [lines[language] for language in shown]
+    figure.legend(handles, shown, frameon=False, loc='outside right upper')
+    figures.save(figure, path)
+
+
+def _means(counts: Counts) -> list[str]:
+    question, answer = mean(counts.questions), mean(counts.answers)
+    numbers = (f'{counts.conversations:,}', f'{counts.turns:,}')
+    return [*numbers, *(f'{value:.2f}' for value in (question + answer, question, answer))]
+
+
+def _binned(lengths: Lengths) -> np.ndarray:
+    """The share of texts in each bin; longer ones are in the last, empty ones in the first."""
+    sizes, numbers = np.array(list(lengths.items())).T
+    inside = np.clip(sizes, _EDGES[0], _EDGES[-1])
+    found, _ = np.histogram(inside, _EDGES, weights=numbers)
+    return found / numbers.sum()

@@ -1,0 +1,199 @@
+"""A stage's directory: rows in shards, and a manifest that says what they are.
+
+rows-00000.jsonl …    one JSON object a line; a shard has the rows of a fixed number of items
+manifest.json         stage, settings, seed, digest of the inputs, and the counts of each shard
+
+A shard is written before the manifest that tells of it, each to a temporary name first: whatever
+was killed, the manifest is true, and the stage goes on after the shards that it lists. Nothing in
+the directory tells of time or of how often it was begun.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from malora_jax import files
+from malora_jax.data.rows import Row, check_file
+from malora_jax.errors import UserError
+from malora_jax.ultralink import manifest as manifest_lib
+from malora_jax.ultralink.manifest import (
+    Manifest,
+    Shard,
+    check_same,
+    read_manifest,
+    write_manifest,
+)
+
+_LOCK = '.lock'
+
+
+class Shards:
+    """A stage's directory that is being written."""
+
+    def __init__(self, path: pathlib.Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+
+    def add(self, rows: Sequence[Mapping[str, Any]], counts: Shard) -> None:
+        """Writes the next shard.
+
+        Args:
+            rows: in order.
+            counts: of their items; without a digest.
+        """
+        path = _shard_path(self.path, len(self.manifest.shards))
+        files.write_json_lines(path, list(rows))
+        shard = dataclasses.replace(counts, rows=len(rows), sha256=_digest(path))
+        self._write(shards=(*self.manifest.shards, shard))
+
+    def finish(self) -> None:
+        """Says that all items are written."""
+        self._write(complete=True)
+
+    def _write(self, **changes: Any) -> None:
+        self.manifest = dataclasses.replace(self.manifest, **changes)
+        write_manifest(self.path, self.manifest)
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
+    """A directory to write to, new or to go on with; other processes are kept out meanwhile.
+
+    Args:
+        path: of the directory; made if it is not there.
+        manifest: without shards.
+
+    Raises:
+        UserError: the directory holds something else or was made by another stage, with other
+            settings or from other inputs; or another process writes to it.
+    """
+    # As it will be read again: tuples become lists.
+    manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
+    if path.exists() and not path.is_dir():
+        raise UserError(f'{path} is not a directory: choose another --output.')
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / _LOCK).open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f'Another process writes to {path}.') from error
+        if (path / manifest_lib.NAME).exists():
+            found = read_manifest(path)
+            check_same(path, found, manifest)
+            yield Shards(path, found)
+            return
+        if any(other.name != _LOCK and '.tmp' not in other.name for other in path.iterdir()):
+            raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
+        shards = Shards(path, manifest)
+        shards._write()
+        yield shards
+
+
+def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    """The rows of stages' directories and of JSON Lines files, one after the other.
+
+    Raises:
+        UserError: a path is missing, a directory is not complete or a shard is not as the manifest
+            says, or a line is no JSON object, with file and line.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield from read_lines(path)
+            continue
+        for number, shard in enumerate(_complete(path).shards):
+            file = _shard_path(path, number)
+            if not file.exists() or _digest(file) != shard.sha256:
+                raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
+            yield from read_lines(file)
+
+
+def count(paths: Sequence[pathlib.Path]) -> int | None:
+    """How many rows `read` gives, if all are of directories."""
+    if not all(path.is_dir() for path in paths):
+        return None
+    return sum(_complete(path).total.rows for path in paths)
+
+
+def read_lines(path: pathlib.Path) -> Iterator[Row]:
+    """The rows of a JSON Lines file, a line at a time; blank lines are skipped.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON object, with file and line.
+    """
+    check_file(path)
+    with path.open('rb') as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f'{path}:{number}'
+            try:
+                fields = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise UserError(f'{place} is not UTF-8.') from error
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f'{place} is not valid JSON ({error.msg} at column {error.colno}).'
+                ) from error
+            except RecursionError as error:
+                raise UserError(f'{place} is nested too deeply.') from error
+            if not isinstance(fields, dict):
+                raise UserError(f'{place} is not a JSON object.')
+            yield Row(place, fields)
+
+
+def text_field(row: Row, name: str) -> str:
+    """A field of a row that must be text, perhaps empty.
+
+    Raises:
+        UserError: it is missing, something else, or holds what UTF-8 cannot.
+    """
+    value = row.fields.get(name)
+    if not isinstance(value, str):
+        what = 'has no' if value is None else 'must have text as'
+        raise UserError(f'{row.place} {what} {name!r}.')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f'{row.place}: {name!r} holds a half of a character.') from error
+    return value
+
+
+def digest(paths: Sequence[pathlib.Path]) -> str:
+    """A digest of the content of inputs: files, directories of files, or of stages.
+
+    Raises:
+        UserError: one is missing, or a stage's directory is not complete.
+    """
+    parts = []
+    for path in paths:
+        if not path.is_dir():
+            check_file(path)
+            parts.append(_digest(path))
+        elif (path / manifest_lib.NAME).exists():
+            parts += [shard.sha256 for shard in _complete(path).shards]
+        else:
+            parts += [_digest(file) for file in sorted(path.rglob('*')) if file.is_file()]
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def _complete(path: pathlib.Path) -> Manifest:
+    manifest = read_manifest(path)
+    if not manifest.complete:
+        raise UserError(
+            f'{path} is not complete: run its stage, {manifest.stage!r}, again to its end.'
+        )
+    return manifest
+
+
+def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:
+    return path / f'rows-{number:05d}.jsonl'
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open('rb') as content:
+        return hashlib.file_digest(content, 'sha256').hexdigest()

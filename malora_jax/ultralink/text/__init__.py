@@ -1,0 +1,1 @@
+"""Documents and texts: read, cut, compared."""

@@ -1,0 +1,92 @@
+"""Documents of Wikipedia, or any with an id, a title and a text, one at a time.
+
+What a file is, its name or its beginning tells: Parquet as in wikimedia/wikipedia; WikiExtractor's
+output, <doc id="…" url="…" title="…"> to </doc>, or with its --json; JSON Lines.
+"""
+
+import html
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from malora_jax.data.rows import Row, check_file, read_rows
+from malora_jax.errors import UserError
+from malora_jax.ultralink.shards import read_lines
+
+_BEGINS = re.compile(r'<doc\s+(.*)>\s*')
+_ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
+_END = '</doc>'
+
+
+def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    """The documents of files and directories, those of a directory in the order of its names.
+
+    Returns:
+        Rows whose fields are at least `id`, `title` and `text` where the file has them.
+
+    Raises:
+        UserError: a path is missing, a directory has no files, or a document is malformed, with
+            file and line.
+    """
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob('[!.]*') if file.is_file())
+            if not inside:
+                raise UserError(f'{path} has no files.')
+            for file in inside:
+                yield from _read(file)
+        else:
+            yield from _read(path)
+
+
+def _read(path: pathlib.Path) -> Iterator[Row]:
+    check_file(path)
+    if path.suffix.lower() == '.parquet':
+        return read_rows(path)
+    with path.open('rb') as lines:
+        first = next((line for line in lines if line.strip()), b'')
+    return _extracted(path) if first.lstrip().startswith(b'<') else read_lines(path)
+
+
+def _extracted(path: pathlib.Path) -> Iterator[Row]:
+    """WikiExtractor's documents, whose text is escaped as HTML is."""
+    with path.open('rb') as file:
+        lines = _decoded(path, file)
+        for number, line in lines:
+            if line.strip():
+                place = f'{path}:{number}'
+                yield Row(place, {**_attributes(place, line), 'text': _text(place, lines)})
+
+
+def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield number, line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path}:{number} is not UTF-8.') from error
+
+
+def _attributes(place: str, line: str) -> dict[str, str]:
+    begins = _BEGINS.fullmatch(line)
+    found = {
+        name: html.unescape(value)
+        for name, value in _ATTRIBUTE.findall(begins[1] if begins else '')
+    }
+    if not {'id', 'title'} <= found.keys():
+        raise UserError(
+            f'{place} must begin a document as <doc id="…" url="…" title="…">; it is '
+            f'{line.strip()[:60]!r}.'
+        )
+    return found
+
+
+def _text(place: str, lines: Iterator[tuple[int, str]]) -> str:
+    text: list[str] = []
+    for _, line in lines:
+        if line.rstrip() == _END:
+            return html.unescape(''.join(text)).strip()
+        if _BEGINS.fullmatch(line):
+            break
+        text.append(line)
+    raise UserError(f'{place}: the document that begins here has no {_END}.')

@@ -1,0 +1,72 @@
+"""Texts that are nearly the same: a share of the words replaced, taken out or added to."""
+
+import pathlib
+import random
+import re
+from collections.abc import Sequence
+
+from malora_jax.ultralink.text.near_duplicates import Sketches
+
+RATES = (0.05, 0.1, 0.2)
+
+
+def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The near-duplicates among texts with ids."""
+    sketches = Sketches()
+    for key, text in rows:
+        sketches.add(key, text)
+    return sketches.near_duplicates()
+
+
+def edited(text: str, rate: float, words: Sequence[str], by: str, random_: random.Random) -> str:
+    """A text with a share of its words, or of the characters if `by` is empty, changed."""
+    units = text.split(by) if by else list(text)
+    changed: list[str] = []
+    for unit in units:
+        if random_.random() >= rate:
+            changed.append(unit)
+        else:
+            other = random_.choice(words)
+            changed += random_.choice(([], [other], [unit, other]))
+    return by.join(changed)
+
+
+def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tuple[float, float]]:
+    """Recall and precision for each rate of edits.
+
+    Args:
+        texts: no two of them nearly the same.
+        language: of the texts.
+        edits: how many of them have a near-duplicate made.
+    """
+    by = '' if language == 'zh' else ' '
+    words = [unit for text in texts for unit in (text.split(by) if by else text)]
+    found = {}
+    for rate in RATES:
+        random_ = random.Random(f'{language}/{rate}')
+        chosen = random_.sample(range(len(texts)), edits)
+        rows = [(f'{language}_{n}', text) for n, text in enumerate(texts)]
+        made = {
+            f'{language}_{len(texts) + n}': (f'{language}_{at}', texts[at])
+            for n, at in enumerate(chosen)
+        }
+        rows += [(key, edited(text, rate, words, by, random_)) for key, (_, text) in made.items()]
+        random_.shuffle(rows)
+        duplicates = near_duplicates(rows)
+        right = sum(made.get(key, ('',))[0] == other for key, other in duplicates.items())
+        found[rate] = right / edits, right / max(1, len(duplicates))
+    return found
+
+
+def main(path: str, language: str) -> None:
+    """Prints the figures for the texts of a file: a line each, up to the first tab."""
+    lines = pathlib.Path(path).read_text('utf-8').splitlines()
+    texts = [re.sub(r'\t.*', '', line) for line in lines]
+    for rate, (recall, precision) in measure(texts, language, len(texts) // 2).items():
+        print(f'{language}, {rate:.0%} of {len(texts):,} texts: {recall=:.3f} {precision=:.3f}')
+
+
+if __name__ == '__main__':
+    import sys
+
+    main(*sys.argv[1:])

@@ -1,0 +1,145 @@
+"""Kills the stage `dialogues` again and again, and shows that nothing came of it.
+
+`python tests/ultralink/kill_often.py [KILLS [SEED [SEGMENTS]]]` makes dialogues of the five
+languages with an endpoint that fails, twice: once undisturbed, and once killed by SIGKILL at random
+moments and started again. It prints what was finished at each kill, whether the files of the output
+have the same bytes, and how many requests were asked again whose answer had been kept: if the bytes
+differ or there are any, the exit status is 1.
+"""
+
+import asyncio
+import hashlib
+import os
+import pathlib
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
+
+from openai_stub import Plan, Stub, document, serving  # noqa: E402
+from ultralink_helpers import Words, contents, rows_of, write_rows  # noqa: E402
+
+from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig, dialogues  # noqa: E402
+from malora_jax.ultralink.languages import LANGUAGES  # noqa: E402
+from malora_jax.ultralink.llm.chat import Message, Request, Sampling  # noqa: E402
+from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
+
+MODEL, CONCURRENCY, SHARD_ITEMS = 'm', 8, 5
+RATES = {'rate_limit': 0.05, 'error': 0.02, 'truncated': 0.05, 'wrong_language': 0.05}
+PLAN = Plan(RATES, latency_s=0.05)
+
+
+def make(address: str, root: pathlib.Path) -> None:
+    """Makes the dialogues, in the process that is to be killed."""
+
+    async def main() -> None:
+        async with opened(Choice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)) as model:
+            await dialogues(
+                DialoguesConfig(),
+                model,
+                Words(),
+                [root.parent / 'segments.jsonl'],
+                root / 'out',
+                concurrency=CONCURRENCY,
+                shard_items=SHARD_ITEMS,
+            )
+
+    asyncio.run(main())
+
+
+def start(stub: Stub, root: pathlib.Path) -> subprocess.Popen:
+    root.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, __file__, 'make', stub.address, root],
+        env=os.environ | {'OPENAI_API_KEY': 'any'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kept(root: pathlib.Path) -> set[bytes]:
+    """Keys of the answers that are in the cache."""
+    with sqlite3.connect(root / 'answers.sqlite') as connection:
+        return {key for [key] in connection.execute('SELECT key FROM replies')}
+
+
+def key_in_cache(body: dict) -> bytes:
+    """The cache's key of a request that the stub got; which sample it was, its seed tells."""
+    messages = tuple(Message(**message) for message in body['messages'])
+    sampling = Sampling(body['max_tokens'], body['temperature'], body['top_p'])
+    for sample in range(DialoguesConfig().attempts):
+        request = Request(STAGE, messages, sampling, sample)
+        if request.draw == body['seed']:
+            return hashlib.sha256(f'{MODEL}\0'.encode() + request.digest).digest()
+    raise AssertionError('A request that none of ours can be.')
+
+
+def kill_once(stub: Stub, root: pathlib.Path, rng: random.Random, most: int) -> bool:
+    """Kills after a random number of further answers; False if it came to its end before."""
+    process, before = start(stub, root), sum(stub.answered.values())
+    wanted = before + rng.randint(1, most)
+    while sum(stub.answered.values()) < wanted:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0.0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(2 * PLAN.latency_s)  # What is under way in the stub ends there.
+    return True
+
+
+def main(kills: int, seed: int, count: int) -> int:
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as made:
+        root = pathlib.Path(made)
+        languages = list(LANGUAGES)
+        write_rows(
+            root / 'segments.jsonl',
+            [
+                {**document(languages[i % 5], i, 4), 'id': str(i), 'language': languages[i % 5]}
+                for i in range(count)
+            ],
+        )
+        with serving(PLAN) as stub:
+            assert start(stub, root / 'alone').wait() == 0
+            requests = len(stub.asked)
+        with serving(PLAN) as stub:
+            asked_when_kept: dict[bytes, int] = {}
+            keys: dict[str, bytes] = {}
+            for number in range(1, kills + 1):
+                if not kill_once(stub, root / 'killed', rng, max(2, requests // kills)):
+                    print(f'It came to its end after {number - 1} kills: give it more segments.')
+                    return 1
+                for key in stub.requests.keys() - keys.keys():
+                    keys[key] = key_in_cache(stub.requests[key])
+                found = kept(root / 'killed')
+                for key, cached in keys.items():
+                    if cached in found:
+                        asked_when_kept.setdefault(key, stub.asked[key])
+                shards = len(list((root / 'killed' / 'out').glob('rows-*')))
+                print(f'kill {number}: {len(found)} answers kept, {shards} shards', flush=True)
+            assert start(stub, root / 'killed').wait() == 0
+            again = sum(stub.asked[key] - times for key, times in asked_when_kept.items())
+            twice = sum(stub.answered.values()) - len(stub.answered)
+        alone, killed = (contents(root / name / 'out') for name in ('alone', 'killed'))
+        rows = len(rows_of(root / 'killed' / 'out'))
+        print(f'{len(asked_when_kept)} of {len(stub.asked)} requests were kept at a kill.')
+        print(f'Asked again although kept: {again}. On their way at a kill, so again: {twice}.')
+        same = alone == killed
+        print(f'{len(alone)} files, {rows} dialogues of {count} segments; same bytes: {same}.')
+        return 0 if same and again == 0 and twice <= kills * CONCURRENCY else 1
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['make']:
+        make(sys.argv[2], pathlib.Path(sys.argv[3]))
+    else:
+        given = [int(word) for word in sys.argv[1:]]
+        sys.exit(main(*(given + [20, 0, 150][len(given) :])))

@@ -1,0 +1,129 @@
+"""Measures how fast the stage `dialogues` is, and whether the memory of `documents` is flat.
+
+`python tests/ultralink/measure.py requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
+a process of its own, and prints requests a second and what each cost in time of a core on both
+sides. `python tests/ultralink/measure.py memory [DOCUMENTS]` makes segments, and prints the memory
+of the process after each tenth of the documents.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
+
+from openai_stub import document  # noqa: E402
+from tiny_gguf import write_tiny_gguf  # noqa: E402
+from ultralink_helpers import write_rows  # noqa: E402
+
+from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues  # noqa: E402
+from malora_jax.ultralink.documents import DocumentsConfig, documents  # noqa: E402
+from malora_jax.ultralink.languages import LANGUAGES, identify  # noqa: E402
+from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
+from malora_jax.ultralink.shards import Manifest  # noqa: E402
+from malora_jax.ultralink.stage import describe  # noqa: E402
+from malora_jax.ultralink.text.tokens import counter  # noqa: E402
+
+CODES = list(LANGUAGES)
+
+
+@contextlib.contextmanager
+def stub() -> Iterator[tuple[str, int]]:
+    """The address and the number of the process of a stub."""
+    command = [sys.executable, HERE.parent / 'fixtures' / 'openai_stub.py']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().strip(), process.pid
+        finally:
+            process.kill()
+
+
+def core_s(process: int) -> float:
+    """Seconds that a process has kept a core busy."""
+    fields = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def resident_mib() -> float:
+    status = pathlib.Path('/proc/self/status').read_text()
+    return int(status.partition('VmRSS:')[2].split()[0]) / 1024
+
+
+def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> None:
+    rows = (
+        {**document(CODES[i % 5], i), 'id': str(i), 'language': CODES[i % 5]}
+        for i in range(segments)
+    )
+    source = write_rows(root / 'segments.jsonl', rows)
+    write_tiny_gguf(root / 'tiny.gguf')
+    count = counter(str(root / 'tiny.gguf'))
+    config = DialoguesConfig(context_tokens=100_000)  # A token of this tokenizer is a byte or two.
+    identify('Loaded before.')
+
+    async def make(address: str) -> Manifest:
+        async with opened(Choice('m', root / 'c.sqlite', concurrency, address)) as model:
+            return await dialogues(
+                config, model, count, [source], root / 'out', concurrency=concurrency
+            )
+
+    os.environ['OPENAI_API_KEY'] = 'any'
+    with stub() as (address, process):
+        start, ours, theirs = time.monotonic(), core_s(os.getpid()), core_s(process)
+        print(describe(asyncio.run(make(address))))
+        wall_s = time.monotonic() - start
+        ours, theirs = core_s(os.getpid()) - ours, core_s(process) - theirs
+    with sqlite3.connect(root / 'c.sqlite') as connection:
+        [[requests]] = connection.execute('SELECT COUNT(*) FROM replies').fetchall()
+    print(f'{requests:,} requests in {wall_s:.1f} s: {requests / wall_s:.0f} a second.')
+    print(
+        f'Of a core, a request took {1000 * ours / requests:.2f} ms here and '
+        f'{1000 * theirs / requests:.2f} ms in the stub.'
+    )
+
+
+def measure_memory(root: pathlib.Path, number: int) -> None:
+    source = root / 'wiki.jsonl'
+    with source.open('w', encoding='utf-8') as file:
+        for i in range(number):
+            file.write(json.dumps(document('en', i, lines=5), ensure_ascii=False) + '\n')
+    config = DocumentsConfig('en', least_tokens=200, least_segment_tokens=100)
+    print(f'{source.stat().st_size / 2**20:.0f} MiB of documents.', flush=True)
+    over = threading.Event()
+
+    def watch() -> None:
+        shards = 0
+        while not over.wait(0.05):
+            written = len(list((root / 'out').glob('rows-*'))) * 1000
+            if written >= shards + number // 10:
+                shards = written
+                print(f'{written:,} documents: {resident_mib():.0f} MiB', flush=True)
+
+    threading.Thread(target=watch, daemon=True).start()
+    start = time.monotonic()
+    found = asyncio.run(documents(config, counter('smollm2-135m'), [source], root / 'out'))
+    over.set()
+    print(describe(found))
+    print(f'{number / (time.monotonic() - start):.0f} documents a second.')
+
+
+if __name__ == '__main__':
+    words = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as made:
+        if words[:1] == ['requests']:
+            given = [int(word) for word in words[1:]]
+            measure_requests(pathlib.Path(made), *(given + [1000, 64][len(given) :]))
+        elif words[:1] == ['memory']:
+            measure_memory(pathlib.Path(made), int(words[1]) if words[1:] else 100_000)
+        else:
+            sys.exit(__doc__)

@@ -1,0 +1,101 @@
+"""The filter of conversations, with a model that is told its scores."""
+
+import asyncio
+import json
+
+import pytest
+from ultralink_helpers import Told, rows_of, write_rows
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink import criteria
+from malora_jax.ultralink.criteria import CRITERIA, CriteriaConfig
+from malora_jax.ultralink.llm.chat import Reply
+
+TEXT = 'I feel tired in the afternoon. What could help me to stay awake without any coffee at all?'
+NONE = dict.fromkeys(CRITERIA, 0)
+
+
+def row(number: int, text: str = TEXT):
+    data = [f'{text} ({number})', 'A short walk, daylight and a glass of water help most people.']
+    return {'id': f'{number}', 'language': 'en', 'subset': 'chat_agnostic', 'data': data}
+
+
+def run(path, rows, say, **options):
+    source, output, model = write_rows(path / 'rows.jsonl', rows), path / 'out', Told(say)
+    config = CriteriaConfig(**options)
+    manifest = asyncio.run(criteria.criteria(config, model, [source], output, concurrency=2))
+    return rows_of(output), manifest.total, model.requests
+
+
+def test_only_a_total_of_zero_is_kept(tmp_path):
+    scores = [NONE, *({**NONE, name: 1} for name in CRITERIA), {**NONE, 'names': 1, 'places': 1}]
+
+    def say(request):
+        number = int(request.messages[-1].content.split('(')[1].split(')')[0])
+        return json.dumps(scores[number])
+
+    rows = [row(n) for n in range(len(scores))]
+    found, total, requests = run(tmp_path, rows, say)
+    assert found == rows[:1]
+    assert total.dropped == {**dict.fromkeys(sorted(CRITERIA), 1), 'several criteria': 1}
+    assert total.counts['criterion: names'] == total.counts['criterion: places'] == 2
+    assert total.counts['criterion: culture'] == 1
+    assert len(requests) == len(rows)
+    assert '<user>\nI feel tired' in requests[0].messages[-1].content
+
+
+@pytest.mark.parametrize(
+    'text, reason',
+    [
+        ('short', 'length'),
+        (400 * TEXT, 'length'),
+        (f'{TEXT} See http://a.b', 'link'),
+        (f'{TEXT} See HTTPS://a.b', 'link'),
+        (f'{TEXT} See www.a.b', 'link'),
+        (f'{TEXT} See example.com', 'link'),
+    ],
+)
+def test_cheap_rules_come_before_the_model(tmp_path, text, reason):
+    made = {**row(0), 'data': [text, 'Yes.']}
+    found, total, requests = run(tmp_path, [made], lambda request: json.dumps(NONE))
+    assert (found, total.dropped, requests) == ([], {reason: 1}, [])
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        '',
+        'All are 0.',
+        '{"names": 0}',
+        json.dumps({**NONE, 'other': 0}),
+        json.dumps({**NONE, 'names': 2}),
+        json.dumps({**NONE, 'names': True}),
+        json.dumps({**NONE, 'names': '0'}),
+        json.dumps(NONE) * 2,
+        '{names: 0}',
+        Reply(json.dumps(NONE), 'length', 1),
+    ],
+)
+def test_an_answer_without_scores_is_asked_for_again(tmp_path, said):
+    found, total, requests = run(
+        tmp_path, [row(0)], lambda request: json.dumps(NONE) if request.sample == 2 else said
+    )
+    assert len(found) == 1 and [request.sample for request in requests] == [0, 1, 2]
+    (tmp_path / 'never').mkdir()
+    found, total, _ = run(tmp_path / 'never', [row(0)], lambda request: said)
+    assert (found, total.dropped) == ([], {'no scores': 1})
+
+
+def test_words_around_the_scores_do_no_harm():
+    reply = Reply(f'Here they are:\n```json\n{json.dumps(NONE, indent=1)}\n```', 'stop', 1)
+    assert criteria.parse(reply) == NONE
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [{'least_characters': -1}, {'most_characters': 9}, {'attempts': 0}, {'temperature': -1.0}],
+)
+def test_settings_that_cannot_be(fields):
+    (name,) = fields
+    with pytest.raises(UserError, match=f'{name} is'):
+        CriteriaConfig(**fields)

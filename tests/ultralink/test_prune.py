@@ -1,0 +1,147 @@
+"""Budgets, samples and near-duplicates of made-up rows."""
+
+import asyncio
+import random
+
+import pytest
+from ultralink_helpers import rows_of, write_rows
+from ultralink_rows import conversation
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink import prune
+from malora_jax.ultralink.prune import PruneConfig
+
+# By language and subset.
+COUNTS = {
+    ('en', 'math'): 30,
+    ('fr', 'math'): 40,
+    ('zh', 'math'): 5,
+    ('fr', 'code'): 20,
+    ('ru', 'chat_specific'): 15,
+}
+CONFIG = PruneConfig(math=10, code=7)
+
+
+def rows():
+    return [conversation(*group, n) for group, count in COUNTS.items() for n in range(count)]
+
+
+def run(path, made, config=CONFIG, seed=0, shard_items=1000):
+    """The ids that are kept, and the manifest."""
+    output = path / f'pruned-{len(list(path.iterdir()))}'
+    source = write_rows(path / f'{output.name}.jsonl', made)
+    manifest = asyncio.run(
+        prune.prune(config, [source], output, seed=seed, shard_items=shard_items)
+    )
+    return rows_of(output), manifest
+
+
+def kept(found, language, subset):
+    return {row['id'] for row in found if (row['language'], row['subset']) == (language, subset)}
+
+
+def test_each_language_and_skill_has_its_budget(tmp_path):
+    found, manifest = run(tmp_path, rows())
+    sizes = {group: len(kept(found, *group)) for group in COUNTS}
+    assert sizes == {
+        ('en', 'math'): 30,  # Whole.
+        ('fr', 'math'): 10,
+        ('zh', 'math'): 5,
+        ('fr', 'code'): 7,
+        ('ru', 'chat_specific'): 15,
+    }
+    total = manifest.total
+    assert (total.items, total.kept, total.dropped) == (110, 67, {'over the budget': 43})
+    originals = {row['id']: row for row in rows()}
+    assert all(originals[row['id']] == row for row in found)
+    assert prune.table(manifest).splitlines()[2:] == [
+        '| en | math | 30 | 0 | 0 | 30 |',
+        '| zh | math | 5 | 0 | 0 | 5 |',
+        '| ru | chat_specific | 15 | 0 | 0 | 15 |',
+        '| fr | math | 40 | 0 | 30 | 10 |',
+        '| fr | code | 20 | 0 | 13 | 7 |',
+        '| all |  | 110 | 0 | 43 | 67 |',
+    ]
+
+
+def test_the_sample_depends_on_the_seed_and_not_on_the_order(tmp_path):
+    shuffled = rows()
+    random.Random(5).shuffle(shuffled)
+    found, other, again = (
+        kept(run(tmp_path, *arguments)[0], 'fr', 'math')
+        for arguments in ((rows(),), (rows(), CONFIG, 1), (shuffled, CONFIG, 0, 7))
+    )
+    assert found == again
+    assert found != other
+
+
+def test_a_larger_budget_only_adds(tmp_path):
+    """So that growing amounts of data can be compared."""
+    small, large = (
+        kept(run(tmp_path, rows(), PruneConfig(math=budget))[0], 'fr', 'math')
+        for budget in (10, 20)
+    )
+    assert small < large and len(large) == 20
+
+
+def test_every_row_is_as_likely_to_be_kept(tmp_path):
+    times = dict.fromkeys((row['id'] for row in rows() if row['id'].startswith('fr-math')), 0)
+    for seed in range(200):
+        places = sorted(times, key=lambda key: prune._place(seed, key))
+        for key in places[:10]:
+            times[key] += 1
+    # 50 times each on average; five standard deviations of the binomial are 31.
+    assert all(19 <= number <= 81 for number in times.values())
+
+
+def test_near_duplicates_go_first(tmp_path):
+    made = rows()
+    originals = [row for row in made if row['id'].startswith('fr-math')]
+    copies = [
+        {**row, 'id': f'fr-math-{100 + n}', 'data': [text + ' encore' for text in row['data']]}
+        for n, row in enumerate(originals)
+    ]
+    found, manifest = run(tmp_path, [*copies, *made])
+    assert manifest.total.dropped == {'near-duplicate': 40, 'over the budget': 43}
+    # The copies change nothing of the sample.
+    assert found == run(tmp_path, made)[0]
+
+
+def test_english_keeps_near_duplicates(tmp_path):
+    row = conversation('en', 'math', 0)
+    found, _ = run(tmp_path, [row, {**row, 'id': 'other'}])
+    assert len(found) == 2
+
+
+def test_the_same_text_in_another_subset_is_no_duplicate(tmp_path):
+    row = conversation('fr', 'math', 0)
+    found, _ = run(tmp_path, [row, {**row, 'id': 'other', 'subset': 'code'}])
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'language': 'de'}, "jsonl:2: Unknown language 'de'"),
+        ({'subset': 'maths'}, "jsonl:2: Unknown subset 'maths': did you mean math"),
+        ({'data': ['q']}, "jsonl:2: 'data' has an odd number of texts .1"),
+        ({'data': ['q', ' ']}, "jsonl:2: text 2 of 'data' is empty"),
+        ({'data': ['q', 3]}, "jsonl:2: text 2 of 'data' is no text"),
+        ({'data': 'q'}, "jsonl:2: 'data' must be a list"),
+        ({'id': 'fr-math-0'}, "jsonl:2: another row has the id 'fr-math-0' too"),
+        ({'id': None}, "jsonl:2 has no 'id'"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path, change, message):
+    made = [conversation('fr', 'math', 0), {**conversation('fr', 'math', 1), **change}]
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, made)
+
+
+@pytest.mark.parametrize(
+    'fields', [{'math': -1}, {'code': 1.5}, {'least_similarity': 0.0}, {'least_similarity': 2.0}]
+)
+def test_settings_that_cannot_be(fields):
+    (name,) = fields
+    with pytest.raises(UserError, match=f'prune.{name} is'):
+        PruneConfig(**fields)

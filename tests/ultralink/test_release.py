@@ -1,0 +1,207 @@
+"""What is exported has the released form, and comes back the same."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ultralink_helpers import rows_of, write_rows
+from ultralink_rows import conversation
+
+from malora_jax import hub
+from malora_jax.errors import UserError
+from malora_jax.ultralink import release, released
+from malora_jax.ultralink.conversations import SUBSETS, Conversation
+from malora_jax.ultralink.languages import LANGUAGES
+
+# What a row of the stage `dialogues` has.
+DIALOGUE = {
+    'id': 'fr-17-0',
+    'language': 'fr',
+    'title': 'Lyon',
+    'document': 'Lyon est une ville.\nElle a deux fleuves.',
+    'data': ['Où est Lyon ?', 'En France.', 'Et ses fleuves ?', 'Le Rhône et la Saône.'],
+    'kinds': ['initial', 'in_depth'],
+}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.open(encoding='utf-8')]
+
+
+def rows():
+    return [
+        conversation(language, subset, n, turns=1 + n)
+        for n in range(3)
+        for language in LANGUAGES
+        for subset in SUBSETS
+    ]
+
+
+def import_(path, folder, **options):
+    output = path / 'imported'
+    manifest = asyncio.run(released.import_(released.find(folder), output, **options))
+    return rows_of(output), manifest
+
+
+def test_the_document_is_in_the_first_turn(tmp_path):
+    source = write_rows(tmp_path / 'dialogues.jsonl', [DIALOGUE])
+    assert release.export([source], tmp_path / 'out') == {'fr_chat_specific.jsonl': 1}
+    assert lines_of(tmp_path / 'out' / 'fr_chat_specific.jsonl') == [
+        {
+            'id': 'fr_chat_specific_0',
+            'data': [
+                'Lisez le document ci-dessous, puis répondez à la question qui le suit.\n'
+                '<document>\nLyon est une ville.\nElle a deux fleuves.\n</document>\n'
+                'Où est Lyon ?',
+                'En France.',
+                'Et ses fleuves ?',
+                'Le Rhône et la Saône.',
+            ],
+        }
+    ]
+
+
+def test_what_the_trainer_reads(tmp_path):
+    from malora_jax.data.file_tasks import file_tasks, read_examples
+
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
+    release.export([source], tmp_path / 'out')
+    first, second = lines_of(tmp_path / 'out' / 'training' / 'fr.jsonl')
+    assert [message['role'] for message in first['messages']] == 2 * ['user', 'assistant']
+    contents = [message['content'] for message in first['messages']]
+    assert contents[1:] == DIALOGUE['data'][1:]
+    assert (first['question'], first['answer']) == tuple(contents[:2])
+    assert (second['subset'], second['id']) == ('math', 'fr_math_0')
+    (task,) = file_tasks(
+        [f'fr={tmp_path}/out/training/fr.jsonl'],
+        [],
+        question_field='question',
+        answer_field='answer',
+        scorer='rouge_l',
+    )
+    examples = read_examples(task, task.path).examples
+    assert [example.answer for example in examples] == [first['answer'], second['answer']]
+
+
+def test_what_is_exported_is_imported_as_it_was(tmp_path):
+    source = write_rows(tmp_path / 'rows.jsonl', rows())
+    counts = release.export([source], tmp_path / 'out')
+    assert counts == dict.fromkeys(release.NAMES, 3)
+    assert len(release.NAMES) == 20
+    found, manifest = import_(tmp_path, tmp_path / 'out', shard_items=7)
+    assert manifest.total.items == manifest.total.kept == 60
+    by_group = {}
+    for row in found:
+        by_group.setdefault((row['language'], row['subset']), []).append(row['data'])
+    for (language, subset), data in by_group.items():
+        assert data == [conversation(language, subset, n, turns=1 + n)['data'] for n in range(3)]
+    # And exported again as the same files.
+    release.export([tmp_path / 'imported'], tmp_path / 'again')
+    for name in release.NAMES:
+        assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'out' / name).read_bytes()
+
+
+@settings(deadline=None)
+@given(document=st.text(min_size=1), question=st.text(min_size=1))
+def test_the_question_is_found_behind_any_document(document, question):
+    if '</document>' in question:
+        return
+    made = release.released_row(Conversation('1', 'ru', SUBSETS[0], [question, 'a'], document), 7)
+    assert release.without_document(made['data'][0]) == question.lstrip()
+
+
+def test_a_question_without_a_document_stays_as_it_is():
+    assert release.without_document('What is a <document> tag?') == 'What is a <document> tag?'
+
+
+GOOD = {'id': 'zh_math_1', 'data': ['问', '答']}
+BAD = {
+    '{"id": "zh_math_2", "data": ["问"': 'not valid JSON',
+    '["zh_math_2"]': 'not a JSON object',
+    '{"data": ["q", "a"]}': "'id' is None, and must be zh_math_ and a number",
+    '{"id": "en_math_2", "data": ["q", "a"]}': "'id' is 'en_math_2', and must be zh_math_",
+    '{"id": "zh_math_x", "data": ["q", "a"]}': "'id' is 'zh_math_x'",
+    '{"id": "zh_math_1", "data": ["q", "a"]}': "another row has the id 'zh_math_1' too",
+    '{"id": "zh_math_2", "data": ["q"]}': 'has an odd number of texts (1)',
+    '{"id": "zh_math_2", "data": []}': "'data' must be a list of texts",
+    '{"id": "zh_math_2", "data": ["q", ""]}': "text 2 of 'data' is empty",
+    '{"id": "zh_math_2", "data": ["q", null]}': "text 2 of 'data' is no text",
+    '{"id": "zh_math_2", "data": ["q", "\\ud800"]}': 'half of a character',
+    '{"id": "zh_math_2", "data": ["q", "a"], "x": 1}': "unknown field 'x'",
+    '': 'not valid JSON',
+}
+
+
+def test_every_bad_row_is_named_and_counted(tmp_path, capsys):
+    folder = tmp_path / 'released'
+    folder.mkdir()
+    for name in release.NAMES:
+        write_rows(folder / name, [{**GOOD, 'id': f'{name.removesuffix(".jsonl")}_1'}])
+    lines = [json.dumps(GOOD), *BAD, json.dumps({**GOOD, 'id': 'zh_math_3'})]
+    (folder / 'zh_math.jsonl').write_text('\n'.join(lines) + '\n', 'utf-8')
+    found, manifest = import_(tmp_path, folder)
+    assert len(found) == 21
+    total = manifest.total
+    assert total.dropped == {'bad row': len(BAD)}
+    assert total.counts['bad rows of zh_math.jsonl'] == len(BAD)
+    assert total.counts['rows of zh_math.jsonl'] == 2
+    named = [line for line in capsys.readouterr().err.splitlines() if 'zh_math.jsonl:' in line]
+    for number, (line, (bad, message)) in enumerate(zip(named, BAD.items(), strict=True), 2):
+        assert line.startswith(f'{folder}/zh_math.jsonl:{number}: ') and message in line, bad
+
+
+def test_bytes_that_are_no_text_are_a_bad_row(tmp_path, capsys):
+    path = tmp_path / 'zh_math.jsonl'
+    path.write_bytes(b'{"id": "zh_math_1", "data": ["\xff", "a"]}\n')
+    asyncio.run(released.import_([path], tmp_path / 'imported'))
+    assert f'{path}:1: not valid JSON' in capsys.readouterr().err
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match='There is no folder'):
+        released.find(tmp_path / 'none')
+    for name in release.NAMES[2:]:
+        write_rows(tmp_path / name, [])
+    with pytest.raises(UserError, match='lacks 2 of the 20 files: en_chat_specific'):
+        released.find(tmp_path)
+    for name in release.NAMES[:2]:
+        write_rows(tmp_path / name, [])
+    (tmp_path / 'fr').mkdir()
+    write_rows(tmp_path / 'fr' / 'fr_math.jsonl', [])
+    with pytest.raises(UserError, match='have the same name: remove one'):
+        released.find(tmp_path)
+
+
+def test_a_file_of_another_name(tmp_path):
+    path = write_rows(tmp_path / 'de_math.jsonl', [])
+    with pytest.raises(UserError, match='is none of the 20 files'):
+        asyncio.run(released.import_([path], tmp_path / 'imported'))
+
+
+def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(
+        hub, 'snapshot', lambda name, patterns, **options: asked.update(options) or tmp_path
+    )
+    with pytest.raises(UserError, match='--revision=main must be the hash of a commit'):
+        released.download('main')
+    commit = '0123456789abcdef0123456789abcdef01234567'
+    assert released.download(commit) == tmp_path
+    assert (asked['revision'], asked['kind']) == (commit, 'dataset')
+
+
+def test_an_export_overwrites_nothing(tmp_path):
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE])
+    (tmp_path / 'out').mkdir()
+    write_rows(tmp_path / 'out' / 'mine.jsonl', [])
+    with pytest.raises(UserError, match='is there already and not empty'):
+        release.export([source], tmp_path / 'out')
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, {'id': '2'}])
+    with pytest.raises(UserError, match="jsonl:2 has no 'language'"):
+        release.export([source], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

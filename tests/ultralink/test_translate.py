@@ -1,0 +1,150 @@
+"""Translations by a model that is told what to say, faults included."""
+
+import asyncio
+import collections
+
+import pytest
+import translated
+from ultralink_helpers import Told, rows_of, write_rows
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink import checks, translate, translations
+from malora_jax.ultralink.languages import identify
+from malora_jax.ultralink.llm.chat import Reply
+from malora_jax.ultralink.translate import TranslateConfig
+
+LANGUAGES = translations.CODES
+SUBSETS = {'maths': 'math', 'code': 'code'}
+
+
+def row(name: str, number: int = 0, copies: int = 2):
+    """A conversation of the same text so many times, in English."""
+    data = copies * [translated.ALL[name].english]
+    return {'id': f'{name}-{number}', 'language': 'en', 'subset': SUBSETS[name], 'data': data}
+
+
+def right(language: str):
+    """Says the translation of any of the texts."""
+    known = {text.english: text.others[language] for text in translated.ALL.values()}
+    return lambda request: known[request.messages[-1].content]
+
+
+def run(path, rows, say, language='fr', **options):
+    source, output = write_rows(path / 'rows.jsonl', rows), path / 'out'
+    model = Told(say)
+    config = TranslateConfig(language, **options)
+    manifest = asyncio.run(translate.translate(config, model, [source], output, concurrency=3))
+    return rows_of(output), manifest.total, model.requests
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+@pytest.mark.parametrize('subset', translations.SUBSETS)
+def test_the_demonstrations_have_no_fault_themselves(language, subset):
+    prompt = translations.load(language, subset)
+    assert not checks.faults(prompt.source, prompt.translation, language, identify)
+    assert identify(prompt.system) == language
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_clean_translations_are_kept(tmp_path, language):
+    found, total, requests = run(tmp_path, [row('maths'), row('code')], right(language), language)
+    assert [made['id'] for made in found] == [f'{language}-maths-0', f'{language}-code-0']
+    for made, text in zip(found, (translated.MATHS, translated.CODE), strict=True):
+        assert made['language'] == language
+        assert made['data'] == 2 * [text.others[language]]
+    assert (total.items, total.kept, total.counts) == (2, 2, {})
+    assert len(requests) == 4
+
+
+def test_each_text_is_asked_with_one_demonstration_and_the_text_before_it(tmp_path):
+    _, _, requests = run(tmp_path, [row('maths')], right('fr'))
+    first, second = requests
+    prompt = translations.load('fr', 'math')
+    english, french = translated.MATHS.english, translated.MATHS.others['fr']
+    assert [(message.role, message.content) for message in first.messages] == [
+        ('system', prompt.system),
+        ('user', prompt.source),
+        ('assistant', prompt.translation),
+        ('user', english),
+    ]
+    assert [(message.role, message.content) for message in second.messages[3:]] == [
+        ('user', english),
+        ('assistant', french),
+        ('user', english),
+    ]
+
+
+# What a model gets wrong, and how it is counted; the kinds of code are those of code.
+FAULTS = {
+    'numbers': ('maths', lambda text: text.replace('150', '15')),
+    'final_answer': ('maths', lambda text: text.replace('#### 1102', '#### 1103')),
+    'code': ('code', lambda text: text.replace('# Two more.', '# Deux de plus.')),
+    'identifiers': ('code', lambda text: text.replace('sys.max_size', 'cela')),
+    'language': ('code', lambda text: translated.CODE.english),
+    'empty': ('maths', lambda text: ''),
+    'length': ('maths', lambda text: Reply(text, 'length', 1)),
+    'content_filter': ('maths', lambda text: Reply('', 'content_filter', 1)),
+}
+
+
+@pytest.mark.parametrize('kind', FAULTS)
+def test_a_fault_is_tried_again(tmp_path, kind):
+    name, break_ = FAULTS[kind]
+    say = right('fr')
+    made, total, requests = run(
+        tmp_path,
+        [row(name)],
+        lambda request: say(request) if request.sample else break_(say(request)),
+    )
+    assert made[0]['data'] == 2 * [translated.ALL[name].others['fr']]
+    assert total.counts[f'fault: {kind}'] == 2
+    assert [request.sample for request in requests] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize('kind', FAULTS)
+def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
+    name, break_ = FAULTS[kind]
+    say, broken = right('fr'), 0
+
+    def sometimes(request):
+        """Breaks the second text of each."""
+        nonlocal broken
+        second = len(request.messages) > 4
+        broken += second
+        return break_(say(request)) if second else say(request)
+
+    made, total, requests = run(tmp_path, [row(name, n) for n in range(3)], sometimes, attempts=2)
+    assert made == []
+    (reason,) = total.dropped
+    # Another last line is another number too, which is found first.
+    assert reason == {'final_answer': 'numbers'}.get(kind, kind)
+    assert (total.items, total.kept, total.dropped[reason]) == (3, 0, 3)
+    assert total.counts[f'fault: {kind}'] == broken == 6
+    assert collections.Counter(request.sample for request in requests) == {0: 6, 1: 3}
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'language': 'fr'}, 'jsonl:1 is fr math: only English'),
+        ({'subset': 'chat_specific'}, 'jsonl:1 is en chat_specific: only English'),
+        ({'data': []}, "jsonl:1: 'data' must be a list"),
+    ],
+)
+def test_a_row_that_cannot_be_translated(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, [{**row('maths'), **change}], right('fr'))
+
+
+@pytest.mark.parametrize(
+    'language, options, message',
+    [
+        ('en', {}, 'translate.language'),
+        ('de', {}, "Unknown language 'de'"),
+        ('fr', {'attempts': 0}, 'translate.attempts'),
+        ('fr', {'temperature': -1.0}, 'temperature'),
+    ],
+)
+def test_settings_that_cannot_be(language, options, message):
+    with pytest.raises(UserError, match=message):
+        TranslateConfig(language, **options)
