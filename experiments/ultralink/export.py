@@ -1,7 +1,7 @@
 r"""Writes conversations as the files of the released dataset, and for the trainer.
 
-DIR has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LANGUAGE.jsonl (`messages`;
-`question` and `answer` are the first two of them). Prints the number of rows of each file.
+DIR has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LANGUAGE.jsonl with all rows
+of a language, as configs/ultralink_lm.py takes them. Prints the number of rows of each file.
 
 Example:
     python -m experiments.ultralink export --input=data/pruned,data/fr/dialogues \

@@ -6,7 +6,6 @@ document stands in the first of them, after a sentence in the language, within <
 """
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -32,8 +31,8 @@ _ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
 def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
     """Writes the released files, and those for the trainer in a folder beside them.
 
-    A line of training/LANGUAGE.jsonl has `id`, `subset` and `messages`, each with its `role` and
-    `content`; and `question` and `answer`, the first of them, which a task of a file reads.
+    training/LANGUAGE.jsonl has the rows of all files of a language, which a task of chats reads
+    (`data.turns_field`).
 
     Args:
         inputs: rows as in `conversations`, written in their order.
@@ -66,8 +65,7 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
             name = f'{conversation.language}_{conversation.subset}.jsonl'
             released = released_row(conversation, counts.get(name, 0))
             write(name, released)
-            training = _training_row(released, conversation.subset)
-            write(f'{TRAINING}/{conversation.language}.jsonl', training)
+            write(f'{TRAINING}/{conversation.language}.jsonl', released)
             counts[name] = counts.get(name, 0) + 1
     if output.exists():
         output.rmdir()
@@ -95,20 +93,6 @@ def released_row(conversation: Conversation, number: int) -> dict[str, Any]:
 def without_document(question: str) -> str:
     """A first question without what precedes its own words."""
     return _DOCUMENT.sub('', question, count=1)
-
-
-def _training_row(released: Mapping[str, Any], subset: str) -> dict[str, Any]:
-    roles = itertools.cycle(('user', 'assistant'))
-    return {
-        'id': released['id'],
-        'subset': subset,
-        'question': released['data'][0],
-        'answer': released['data'][1],
-        'messages': [
-            {'role': role, 'content': text}
-            for role, text in zip(roles, released['data'], strict=False)
-        ],
-    }
 
 
 def split_id(identifier: str) -> tuple[str, str, int] | None:

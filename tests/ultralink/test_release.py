@@ -69,20 +69,19 @@ def test_what_the_trainer_reads(tmp_path):
     source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
     release.export([source], tmp_path / 'out')
     first, second = lines_of(tmp_path / 'out' / 'training' / 'fr.jsonl')
-    assert [message['role'] for message in first['messages']] == 2 * ['user', 'assistant']
-    contents = [message['content'] for message in first['messages']]
-    assert contents[1:] == DIALOGUE['data'][1:]
-    assert (first['question'], first['answer']) == tuple(contents[:2])
-    assert (second['subset'], second['id']) == ('math', 'fr_math_0')
+    assert first['data'][1:] == DIALOGUE['data'][1:]
+    assert second['id'] == 'fr_math_0'
     (task,) = file_tasks(
         [f'fr={tmp_path}/out/training/fr.jsonl'],
         [],
         question_field='question',
         answer_field='answer',
         scorer='rouge_l',
+        turns_field='data',
     )
     examples = read_examples(task, task.path).examples
-    assert [example.answer for example in examples] == [first['answer'], second['answer']]
+    assert [example.answer for example in examples] == [first['data'][-1], second['data'][-1]]
+    assert examples[0].earlier == (tuple(first['data'][:2]),)
 
 
 def test_what_is_exported_is_imported_as_it_was(tmp_path):
