@@ -68,10 +68,12 @@ def label(prediction: str, example: Example) -> float:
 def rouge_l(prediction: str, example: Example) -> float:
     """ROUGE-L F-measure (Lin 2004, β = 1), the largest over the right answers.
 
-    By `rouge-score`: words are runs of a-z and 0-9 in lower case, not stemmed, so text in other
-    alphabets scores 0. Others count differently, on E2E by about a point: for UltraEval case
-    matters and punctuation marks are words; the E2E challenge has β = 1.2 and takes the largest
-    precision and the largest recall, each over all references.
+    By `rouge-score`: words are runs of letters and digits of any alphabet in lower case, not
+    stemmed; in Chinese and Japanese, which put no spaces between words, single characters. (The
+    package's own words are of a-z and 0-9 alone, which is the same in English.) Others count
+    differently, on E2E by about a point: for UltraEval case matters and punctuation marks are
+    words; the E2E challenge has β = 1.2 and takes the largest precision and the largest recall,
+    each over all references.
     """
     return float(_rouge().score_multi(_answers(example), prediction)['rougeL'].fmeasure)
 
@@ -100,6 +102,8 @@ def _is_of_a_word(character: str) -> bool:
     return unicodedata.category(character)[0] in 'LNM'
 
 
+# A character of Chinese or Japanese, or a run of other letters and digits.
+_WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff_])\w)+')
 _OPTION_LETTER = re.compile(
     r"""
     (?<!\w) \( \s* ([A-Za-z]) \s* \)
@@ -121,5 +125,8 @@ def _rouge() -> Any:
     # Imports nltk, which takes a second.
     from rouge_score import rouge_scorer, tokenizers
 
-    # Without a tokenizer of its own, a line about the default one is logged.
-    return rouge_scorer.RougeScorer(['rougeL'], tokenizer=tokenizers.DefaultTokenizer())
+    class Words(tokenizers.Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return _WORD.findall(text.lower())
+
+    return rouge_scorer.RougeScorer(['rougeL'], tokenizer=Words())

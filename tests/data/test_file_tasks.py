@@ -279,7 +279,7 @@ def test_digests(here):
 
 @pytest.mark.parametrize(
     'scorer, answer, wrong',
-    [('number', 'So #### 18', 'none'), ('rouge_l', 'A dog.', '猫'), ('letter', '(B) a dog', 'dog')],
+    [('number', 'So #### 18', 'none'), ('rouge_l', 'A dog.', '?!'), ('letter', '(B) a dog', 'dog')],
 )
 def test_scorers_that_read_an_answer(here, scorer, answer, wrong):
     mine = dataclasses.replace(task(), scorer=scorer)

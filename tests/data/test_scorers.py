@@ -2,6 +2,9 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 
 from malora_jax.data.scorers import SCORERS, label, letter, number, rouge_l
 from malora_jax.data.tasks import Example
@@ -139,11 +142,19 @@ def test_the_longer_of_two_labels_at_one_place(options):
         ('a b c d', ('a b', 'a b c d e f g h'), 2 / 3),
         ('dogs', ('dog',), 0.0),
         ('', ('dog',), 0.0),
-        ('猫', ('猫',), 0.0),
+        # Words of any alphabet, and characters of Chinese.
+        ('Кошка спит.', ('кошка сидит',), 1 / 2),
+        ('猫坐在垫子上。', ('猫在垫子下。',), 8 / 11),
     ],
 )
 def test_rouge_l(prediction, answers, score):
     assert rouge_l(prediction, example(answers[0], answers=answers)) == pytest.approx(score)
+
+
+@given(*2 * [st.text(st.characters(max_codepoint=127), max_size=30)])
+def test_rouge_of_english_is_the_package_s_own(prediction, answer):
+    theirs = rouge_scorer.RougeScorer(['rougeL']).score(answer, prediction)['rougeL'].fmeasure
+    assert rouge_l(prediction, example(answer)) == pytest.approx(theirs)
 
 
 def test_rouge_is_only_imported_when_it_is_needed_and_says_nothing():
