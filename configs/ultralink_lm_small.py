@@ -35,5 +35,5 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.training.remat = 'light'
     config.training.checkpoint_every = 50
     config.training.evaluate_every = 50
-    config.evaluation.max_new_tokens = 64
+    config.evaluation.max_new_tokens = 512  # No held-out answer may be longer.
     return config

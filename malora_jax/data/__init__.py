@@ -18,7 +18,7 @@ from malora_jax.data.encoding import (
 )
 from malora_jax.data.file_splits import split_file, without_kept_questions
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
-from malora_jax.data.fitting import Size, measure_examples
+from malora_jax.data.fitting import Size, measure_examples, shortened
 from malora_jax.data.mixture import mixture_shares, train_iterator
 from malora_jax.data.packing import FILLED, packed_batches
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
@@ -78,6 +78,7 @@ __all__ = [
     'open_store',
     'packed_batches',
     'register',
+    'shortened',
     'split_benchmark',
     'split_file',
     'split_task',

@@ -33,6 +33,27 @@ class Size:
     longest: int
 
 
+def shortened(example: Example, tokenizer: Tokenizer, template: Template, length: int) -> Example:
+    """A held-out chat without the last turns that do not fit: an earlier question is asked then.
+
+    Args:
+        example: perhaps of several turns.
+        tokenizer: makes the tokens.
+        template: the text around questions and answers.
+        length: positions that there are.
+
+    Returns:
+        The example; a single turn stays as it is.
+    """
+    turns = encode_turns(tokenizer, template, example) if example.earlier else []
+    while example.earlier and positions_of(turns) > length:
+        turns.pop()
+        *earlier, (question, answer) = example.earlier
+        metadata = {**example.metadata, 'answers': (answer,)}
+        example = Example(question, answer, metadata, tuple(earlier))
+    return example
+
+
 def measure_examples(
     name: str,
     examples: Sequence[Example],

@@ -27,7 +27,7 @@ class DataConfig:
             best checkpoint; see `training.evaluate_every`.
         sequence_length: T, tokens of a packed row.
         truncate: whether examples that are longer are cut, as `data.encode_example` says, or
-            refused.
+            refused. Held-out chats that do not fit into the context are asked an earlier question.
         workers: threads that read and tokenise ahead of the training; 0 = none.
         batch_size: B, rows that are computed together, on all devices; a step has
             `training.accumulate` times as many.

@@ -228,6 +228,8 @@ def build(run: RunConfig, base: Base | None = None) -> Setup:
     rules.check_rows('data.batch_size', run.data.batch_size)
     splits = _split(run)
     base = base or load_base(run.model, run.weights)
+    if run.data.truncate:
+        splits = [_shortened(run, split, base.tokenizer, template) for split in splits]
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
     sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
@@ -239,6 +241,17 @@ def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
     """At most so many of the examples, evenly spread; all if `most` is 0."""
     step = -(-len(examples) // most) if most else 1
     return [examples[i] for i in range(0, len(examples), max(step, 1))]
+
+
+def _shortened(
+    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
+) -> data.Split:
+    """A task whose held-out chats fit into the context."""
+    held_out = [
+        data.shortened(example, tokenizer, template, run.model.context)
+        for example in split.held_out
+    ]
+    return dataclasses.replace(split, held_out=held_out)
 
 
 def _check_answers_fit(

@@ -12,7 +12,7 @@ from malora_jax.data import Example, FileTask, encode_example, encode_prompt, ge
 from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
 from malora_jax.data.file_splits import split_file
 from malora_jax.data.file_tasks import read_examples
-from malora_jax.data.fitting import measure_examples
+from malora_jax.data.fitting import measure_examples, shortened
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 
@@ -108,6 +108,13 @@ def test_sizes_are_those_of_what_is_made(turns, length):
     assert size.tokens == len(encoded['inputs']) <= length
     assert size.answer_tokens == encoded['loss_mask'].sum()
     assert size.truncated == (size.longest > length)
+
+
+def test_a_held_out_chat_asks_an_earlier_question_where_there_is_no_room(tokenizer):
+    found = {length: shortened(CHAT, tokenizer, BRIEF, length) for length in (22, 21, 13, 2)}
+    assert found[22] == CHAT
+    assert found[21] == Example('cc', 'd', {'answers': ('d',)}, (('a', 'bb'),))
+    assert found[13] == found[2] == Example('a', 'bb', {'answers': ('bb',)})
 
 
 # From files.

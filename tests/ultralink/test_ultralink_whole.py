@@ -29,7 +29,7 @@ SMALL = (
     *('--config.model.name=tiny', '--config.data.sequence_length=512', '--config.data.held_out=2'),
     *('--config.data.validation=1', '--config.data.batch_size=2', '--config.training.steps=24'),
     *('--config.training.evaluate_every=12', '--config.training.checkpoint_every=12'),
-    *('--config.optimizer.learning_rate=0.01', '--config.evaluation.max_new_tokens=8'),
+    *('--config.optimizer.learning_rate=0.01', '--config.evaluation.max_new_tokens=900'),
 )
 
 
