@@ -25,6 +25,8 @@ RATES = {
     **dict.fromkeys(('rate_limit', 'error', 'timeout'), 0.03),
     **dict.fromkeys(('truncated', 'wrong_language', 'cites', 'malformed'), 0.04),
 }
+# The tiny tokenizer makes a token of almost every byte, and the tiny model has room for 2,048.
+SEGMENTS = ('--segment-tokens=1100', '--least-segment-tokens=300')
 SMALL = (
     *('--config.model.name=tiny', '--config.data.sequence_length=512', '--config.data.held_out=2'),
     *('--config.data.validation=1', '--config.data.batch_size=2', '--config.training.steps=24'),
@@ -70,6 +72,7 @@ def made(tmp_path_factory, weights):  # noqa: F811
                 f'--input={wiki}',
                 counter,
                 f'--output={documents}',
+                *SEGMENTS,
             )
             talk = ('--context-tokens=9000', f'--input={documents}', f'--output={dialogues}')
             told[code, 'dialogues'] = succeed('dialogues', *talk, counter, *llm)
