@@ -27,7 +27,8 @@ KINDS = ('empty', 'numbers', 'final_answer', 'latex', 'code', 'identifiers', 'la
 # With fewer letters than that, the language is not judged: names and greetings look like any.
 _LEAST_LETTERS, _LEAST_HAN = 30, 10
 
-_TAIL = re.compile(r'^[ \t]*####[ \t]*(.+?)[ \t]*$', re.MULTILINE)
+# Only in the last line: elsewhere it is a heading of Markdown.
+_TAIL = re.compile(r'^[ \t]*####[ \t]*([^\s#].*?)\s*\Z', re.MULTILINE)
 _WORDS_IN_LATEX = re.compile(r'(\\(?:text\w*|mathrm|mbox)\s*)\{[^{}]*\}')
 _HAN = re.compile(r'[\u3400-\u9fff]')
 
@@ -82,13 +83,11 @@ def numbers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
 
 def final_answer(source: str, translation: str) -> list[Fault]:
     """The number after '####' and what is boxed, if the source has them."""
-    tail = _TAIL.findall(source)
-    if tail:
-        kept = _TAIL.findall(translation)
-        if not kept or not translation.rstrip().endswith(kept[-1]):
-            return [Fault('final_answer', f'no last line #### {tail[-1]}')]
-        if not _same_value(tail[-1], kept[-1]):
-            return [Fault('final_answer', f'#### {kept[-1]}, not #### {tail[-1]}')]
+    tail, kept = _TAIL.search(source), _TAIL.search(translation)
+    if tail and not kept:
+        return [Fault('final_answer', f'no last line #### {tail[1]}')]
+    if tail and kept and not _same_value(tail[1], kept[1]):
+        return [Fault('final_answer', f'#### {kept[1]}, not #### {tail[1]}')]
     before, after = _boxed(source), _boxed(translation)
     if len(before) != len(after):
         return [Fault('final_answer', f'{len(after)} boxed, not {len(before)}')]

@@ -73,6 +73,13 @@ def test_a_translated_identifier_is_caught(language):
     }
 
 
+def test_a_heading_is_no_answer():
+    assert checks.final_answer('#### First step\nDo it.', '#### Première étape\nFaites-le.') == []
+    assert checks.final_answer('#### Step\nSo:\n#### 5\n', '#### Étape\nDonc :\n#### 5') == []
+    (fault,) = checks.final_answer('#### Step\nSo:\n#### 5', '#### 5\nDonc cinq.')
+    assert fault == ('final_answer', 'no last line #### 5')
+
+
 @pytest.mark.parametrize('translation', ['', ' \n\t'])
 def test_an_empty_translation_is_one_fault(translation):
     assert kinds(translated.MATHS.english, translation, 'fr') == {'empty'}

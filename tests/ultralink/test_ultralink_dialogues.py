@@ -230,7 +230,7 @@ def test_a_row_that_is_no_segment(tmp_path, change, message):
 RATES = {
     'rate_limit': 0.08,
     'error': 0.05,
-    'timeout': 0.02,
+    'timeout': 0.01,
     'truncated': 0.06,
     'wrong_language': 0.06,
     'cites': 0.04,
@@ -247,7 +247,7 @@ def quick(monkeypatch):
 
 def through(address, source, output, cache, concurrency=16, **choice):
     async def main():
-        how = Choice('m', cache, concurrency, address, timeout_s=1.5, **choice)
+        how = Choice('m', cache, concurrency, address, timeout_s=3.0, **choice)
         async with opened(how) as model:
             return await dialogues(
                 DialoguesConfig(),
@@ -271,7 +271,7 @@ def replies(cache):
 def test_five_languages_through_an_endpoint_that_fails(tmp_path):
     source = segments(tmp_path / 'in.jsonl', 60, tuple(LANGUAGES))
     cache = tmp_path / 'c.sqlite'
-    with serving(Plan(RATES, hang_s=4.0)) as stub:
+    with serving(Plan(RATES, hang_s=6.0)) as stub:
         found = through(stub.address, source, tmp_path / 'out', cache)
     rows = rows_of(tmp_path / 'out')
     # Nothing is lost and nothing is there twice.
