@@ -77,7 +77,7 @@ def test_from_documents_to_dialogues(tmp_path, weights):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['documets'], "Unknown stage 'documets': did you mean documents?"),
+        (['documets'], "Unknown stage 'documets': did you mean documents or dialogues?"),
         (['documents', '--language=xx'], "Unknown language 'xx': known are en, es, fr, ru, zh."),
         (
             ['dialogues', '--llm=local:none'],
