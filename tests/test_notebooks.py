@@ -97,13 +97,3 @@ def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
         if 'image/png' in output.get('data', {})
     ]
     assert len(pictures) == {'quickstart': 2, 'your_own_tasks': 2, 'paper_figures': 5}[name]
-
-
-@pytest.mark.parametrize('name', PARAMETERS)
-def test_its_saved_outputs_are_of_one_run_from_top_to_bottom(name):
-    book = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
-    cells = [cell for cell in book.cells if cell.cell_type == 'code']
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    kinds = {output.output_type for cell in cells for output in cell.outputs}
-    assert 'error' not in kinds
-    assert 'display_data' in kinds
