@@ -15,7 +15,7 @@ Commands:
 SmolLM2-135M learns ARC-C, ARC-E, PIQA and OpenBookQA, 32 steps of 4 packed rows of 256 tokens; both
 seeds of a shape train together. docs/sweeps.md shows what came of it.
 
-Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB of memory a process.
+Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB a process.
 """
 
 from ml_collections import ConfigDict
