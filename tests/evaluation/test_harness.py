@@ -108,7 +108,7 @@ def workdir(weights, tmp_path_factory) -> pathlib.Path:
 
 def random_like(tree, seed: int):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), tree)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), tree)
 
 
 @pytest.fixture(scope='module')
