@@ -28,25 +28,19 @@ mesh.fsdp=-1 and mesh.data=1. Not yet run at this size; no time or score of ours
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import your_tasks
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
     """The config for the method named by `arg`; `data.files` is to be given."""
-    config = common.base_config(arg)
+    config = your_tasks.get_config(arg)
     config.model.name = 'llama2-13b'
     config.model.dtype = 'bfloat16'
-    config.data.tasks = ()
-    config.data.files = ()
     config.data.turns_field = 'data'
-    config.data.question_field = 'question'
-    config.data.answer_field = 'answer'
     config.data.scorer = 'rouge_l'
-    config.data.file_settings = ()
     config.data.template = 'inst'
     config.data.truncate = True
     config.data.size_exponent = 1.0
-    config.data.max_per_task = 0
     config.data.held_out = 100
     config.data.validation = 100
     config.data.sequence_length = 4096

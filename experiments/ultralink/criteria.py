@@ -11,14 +11,11 @@ Example:
       --base-url=http://127.0.0.1:8000/v1 --output=data/en/chat
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments.ultralink import shared
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.criteria import CriteriaConfig, criteria
-from malora_jax.ultralink.llm.opened import opened
 from malora_jax.ultralink.manifest import Manifest
 
 _INPUT = flags.DEFINE_list('input', None, 'Conversations in English.', required=True)
@@ -41,19 +38,21 @@ def main() -> None:
     Raises:
         UserError: as `criteria` and `opened`.
     """
-    print(stage.describe(asyncio.run(_make())))
+    print(stage.describe(_make()))
 
 
-async def _make() -> Manifest:
+def _make() -> Manifest:
     output = shared.output(_OUTPUT)
     choice = _CHOICE(output)
     config = CriteriaConfig(**_FIELDS())
-    async with opened(choice) as model:
-        return await criteria(
+    return shared.ask(
+        choice,
+        lambda model: criteria(
             config,
             model,
             shared.paths(_INPUT),
             output,
             seed=_SEED.value,
             concurrency=choice.concurrency,
-        )
+        ),
+    )

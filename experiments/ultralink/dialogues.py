@@ -14,14 +14,11 @@ Examples:
       --llm=local:configs/quickstart.py --tokenizer=smollm2-135m --output=data/en/dialogues
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments.ultralink import shared
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
-from malora_jax.ultralink.llm.opened import opened
 from malora_jax.ultralink.shards import Manifest
 from malora_jax.ultralink.text.tokens import counter
 
@@ -55,15 +52,16 @@ def main() -> None:
     Raises:
         UserError: as `dialogues` and `opened`.
     """
-    print(stage.describe(asyncio.run(_make())))
+    print(stage.describe(_make()))
 
 
-async def _make() -> Manifest:
+def _make() -> Manifest:
     output = shared.output(_OUTPUT)
     choice = _CHOICE(output)
     config, count = DialoguesConfig(**_FIELDS()), counter(_TOKENIZER.value or '')
-    async with opened(choice) as model:
-        return await dialogues(
+    return shared.ask(
+        choice,
+        lambda model: dialogues(
             config,
             model,
             count,
@@ -71,4 +69,5 @@ async def _make() -> Manifest:
             output,
             seed=_SEED.value,
             concurrency=choice.concurrency,
-        )
+        ),
+    )

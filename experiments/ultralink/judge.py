@@ -8,15 +8,12 @@ Example:
       --baseline=davinci.jsonl --llm=JUDGE --output=results/judge_fr
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments import cli
 from experiments.ultralink import shared
 from malora_jax.ultralink import shards, stage
 from malora_jax.ultralink.evaluation.judge import JudgeConfig, judge, win_rate
-from malora_jax.ultralink.llm.opened import opened
 from malora_jax.ultralink.manifest import Manifest
 
 _LANGUAGE = flags.DEFINE_string('language', None, 'en, zh, ru, fr or es.', required=True)
@@ -42,7 +39,7 @@ def main() -> None:
     Raises:
         UserError: as `judge`, `opened` and `win_rate`.
     """
-    manifest = asyncio.run(_make())
+    manifest = _make()
     rows = shards.read([shared.output(_OUTPUT)])
     found = win_rate([row.fields['score'] for row in rows], seed=_SEED.value)
     print(stage.describe(manifest))
@@ -52,12 +49,13 @@ def main() -> None:
     )
 
 
-async def _make() -> Manifest:
+def _make() -> Manifest:
     output = shared.output(_OUTPUT)
     choice = _CHOICE(output)
     config = JudgeConfig(_LANGUAGE.value or '', **_FIELDS())
-    async with opened(choice) as model:
-        return await judge(
+    return shared.ask(
+        choice,
+        lambda model: judge(
             config,
             model,
             shared.paths(_INPUT),
@@ -65,4 +63,5 @@ async def _make() -> Manifest:
             output,
             seed=_SEED.value,
             concurrency=choice.concurrency,
-        )
+        ),
+    )

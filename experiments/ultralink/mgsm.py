@@ -8,13 +8,10 @@ Example:
       --output=results/mgsm_fr
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments.ultralink import shared
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig, evaluate
-from malora_jax.ultralink.llm.opened import opened
 from malora_jax.ultralink.manifest import Manifest
 
 _LANGUAGE = flags.DEFINE_string('language', None, 'en, zh, ru, fr or es.', required=True)
@@ -34,21 +31,23 @@ def main() -> None:
     Raises:
         UserError: as `evaluate` and `opened`.
     """
-    total = asyncio.run(_make()).total
+    total = _make().total
     right, missing = total.counts['right'], total.counts['no number']
     print(f'{right} of {total.kept} right, {right / total.kept:.1%}; {missing} without a number')
 
 
-async def _make() -> Manifest:
+def _make() -> Manifest:
     output = shared.output(_OUTPUT)
     choice = _CHOICE(output)
     config = MgsmConfig(_LANGUAGE.value or '', **_FIELDS())
-    async with opened(choice) as model:
-        return await evaluate(
+    return shared.ask(
+        choice,
+        lambda model: evaluate(
             config,
             model,
             shared.paths(_INPUT),
             output,
             seed=_SEED.value,
             concurrency=choice.concurrency,
-        )
+        ),
+    )

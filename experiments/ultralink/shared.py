@@ -1,7 +1,8 @@
 """Flags that several stages have: paths, settings of a dataclass, and the model that is asked."""
 
+import asyncio
 import pathlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from absl import flags
@@ -9,7 +10,9 @@ from absl import flags
 from experiments import cli
 from malora_jax import buckets
 from malora_jax.errors import UserError
-from malora_jax.ultralink.llm.opened import Choice
+from malora_jax.ultralink.llm.chat import Model
+from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.manifest import Manifest
 
 TOKENIZER = 'Model whose tokenizer counts: a preset such as llama2-13b, a GGUF file or a directory.'
 
@@ -30,6 +33,24 @@ def define_fields(kind: type, **helps: str) -> Callable[[], dict[str, Any]]:
         define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
         held[name] = define(name, default, text)
     return lambda: {name: flag.value for name, flag in held.items()}
+
+
+def ask(choice: Choice, run: Callable[[Model], Awaitable[Manifest]]) -> Manifest:
+    """Runs a stage that asks a model, which is opened for it.
+
+    Args:
+        choice: which model.
+        run: the stage, given the model.
+
+    Raises:
+        UserError: as `opened` and the stage.
+    """
+
+    async def with_model() -> Manifest:
+        async with opened(choice) as model:
+            return await run(model)
+
+    return asyncio.run(with_model())
 
 
 def define_llm() -> Callable[[pathlib.Path], Choice]:

@@ -12,13 +12,10 @@ Example:
       --base-url=http://127.0.0.1:8000/v1 --output=data/fr/translated
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments.ultralink import shared
 from malora_jax.ultralink import stage
-from malora_jax.ultralink.llm.opened import opened
 from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.translate import TranslateConfig, translate
 
@@ -43,19 +40,21 @@ def main() -> None:
     Raises:
         UserError: as `translate` and `opened`.
     """
-    print(stage.describe(asyncio.run(_make())))
+    print(stage.describe(_make()))
 
 
-async def _make() -> Manifest:
+def _make() -> Manifest:
     output = shared.output(_OUTPUT)
     choice = _CHOICE(output)
     config = TranslateConfig(_LANGUAGE.value or '', **_FIELDS())
-    async with opened(choice) as model:
-        return await translate(
+    return shared.ask(
+        choice,
+        lambda model: translate(
             config,
             model,
             shared.paths(_INPUT),
             output,
             seed=_SEED.value,
             concurrency=choice.concurrency,
-        )
+        ),
+    )
