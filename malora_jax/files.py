@@ -1,6 +1,7 @@
 """Writing files so that none is ever left half-written."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from malora_jax.errors import UserError
+
+LOCK = '.lock'
 
 
 @contextlib.contextmanager
@@ -25,6 +28,26 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path, busy: str) -> Iterator[None]:
+    """Makes a directory and keeps other processes out; the lock of a killed one is gone with it.
+
+    Args:
+        directory: to be locked, by the file `.lock` in it.
+        busy: what is said if another process has it.
+
+    Raises:
+        UserError: another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """A run's directory: its lock, its config, and whether it may be continued."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -26,12 +25,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise errors.UserError(f'--workdir: {workdir} is not a directory.')
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / '.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.UserError(f'Another run is at work in {workdir}.') from error
+    with files.locked(workdir, f'Another run is at work in {workdir}.'):
         yield
 
 

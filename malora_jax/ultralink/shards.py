@@ -10,7 +10,6 @@ the directory tells of time or of how often it was begun.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -28,8 +27,6 @@ from malora_jax.ultralink.manifest import (
     read_manifest,
     write_manifest,
 )
-
-_LOCK = '.lock'
 
 
 class Shards:
@@ -76,18 +73,13 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
     manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
     if path.exists() and not path.is_dir():
         raise UserError(f'{path} is not a directory: choose another --output.')
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / _LOCK).open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f'Another process writes to {path}.') from error
+    with files.locked(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
             found = read_manifest(path)
             check_same(path, found, manifest)
             yield Shards(path, found)
             return
-        if any(other.name != _LOCK and '.tmp' not in other.name for other in path.iterdir()):
+        if any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
         shards = Shards(path, manifest)
         shards._write()
