@@ -65,9 +65,9 @@ def encode_prompt(
         earlier: the questions and answers before.
     """
     if earlier:
-        turns = encode_turns(tokenizer, template, Example(question, '', {}, tuple(earlier)))
-        *before, last = turns
-        return [token for turn in before for part in turn for token in part] + last.prompt
+        *before, last = earlier
+        turns = encode_turns(tokenizer, template, Example(*last, {}, tuple(before)))
+        return _joined(turns) + _next_prompt(tokenizer, template, earlier, question)
     return with_bos(tokenizer, tokenizer.encode(template.prompt(tokenizer, question)))
 
 
@@ -96,18 +96,15 @@ def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> 
         UserError: the template does not suit the tokenizer, or several turns.
     """
     end = end_id(tokenizer, template)
+    texts = (*example.earlier, (example.question, example.answer))
     turns: list[Turn] = []
-    messages: list[dict[str, str]] = []
-    for question, answer in (*example.earlier, (example.question, example.answer)):
-        messages.append({'role': 'user', 'content': question})
-        if turns:
-            text = template.next_prompt(tokenizer, messages)
-            prompt = tokenizer.encode(text, continues=True)
+    for number, (question, answer) in enumerate(texts):
+        if number:
+            prompt = _next_prompt(tokenizer, template, texts[:number], question)
         else:
             prompt = encode_prompt(tokenizer, template, question)
         completion = encode_completion(tokenizer, template, Example(question, answer, {}))
         turns.append(Turn(prompt, [*completion, end]))
-        messages.append({'role': 'assistant', 'content': answer})
     return turns
 
 
@@ -165,7 +162,7 @@ def encode_example(
                 f'example {example.opening[:40]!r}.'
             )
         turns = cut_turns(turns, max_length, tokenizer.bos_id)
-    tokens = np.array([token for turn in turns for part in turn for token in part], np.int32)
+    tokens = np.array(_joined(turns), np.int32)
     learnt = [np.repeat(np.array([0, 1], np.float32), [*map(len, turn)]) for turn in turns]
     return {
         'inputs': tokens[:-1],
@@ -173,6 +170,26 @@ def encode_example(
         'loss_mask': np.concatenate(learnt)[1:],
         'task_ids': np.full(len(tokens) - 1, task_id, np.int32),
     }
+
+
+def _next_prompt(
+    tokenizer: Tokenizer,
+    template: Template,
+    earlier: Sequence[tuple[str, str]],
+    question: str,
+) -> list[int]:
+    """The tokens between the end of the last answer and where the model's next turn begins."""
+    messages = [
+        {'role': role, 'content': text}
+        for turn in earlier
+        for role, text in zip(('user', 'assistant'), turn, strict=True)
+    ]
+    messages.append({'role': 'user', 'content': question})
+    return tokenizer.encode(template.next_prompt(tokenizer, messages), continues=True)
+
+
+def _joined(turns: Sequence[Turn]) -> list[int]:
+    return [token for turn in turns for part in turn for token in part]
 
 
 def _cut(
