@@ -11,21 +11,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import files
-from malora_jax.training.config import run_config
-from malora_jax.training.prepare import data_digests
 
 ANSWERS = 'answers_before.jsonl'
 # Of a config: what these answers are made of. The seed decides the questions.
 _SECTIONS = ('seed', 'model', 'data', 'evaluation')
 
 
-def take_base_answers(workdir: pathlib.Path, name: str, config: Mapping[str, Any]) -> bool:
+def take_base_answers(
+    workdir: pathlib.Path, name: str, config: Mapping[str, Any], digests: Mapping[str, Any]
+) -> bool:
     """Copies the base's answers from another run of the sweep, if there are any that fit.
 
     Args:
         workdir: of the sweep.
         name: of the run that they are for.
         config: its config, as written in configs/.
+        digests: of its data, as `data_digests` gives them.
 
     Returns:
         Whether the run has them now.
@@ -35,7 +36,6 @@ def take_base_answers(workdir: pathlib.Path, name: str, config: Mapping[str, Any
         return True
     # As JSON, which has no tuples.
     wanted = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
-    digests = data_digests(run_config(config))
     for theirs in sorted(workdir.glob(f'*/{ANSWERS}')):
         found = files.read_json(theirs.with_name('config.json'))
         data = theirs.with_name('data.json')

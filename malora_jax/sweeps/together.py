@@ -52,11 +52,12 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
         return {}
     run = common([run_config(config) for config in todo.values()])
     most = 1 if len(jax.devices()) > 1 else that_fit(run, available())
+    digests = data_digests(run)
     errors: dict[str, str] = {}
     for chunk in _chunks(list(todo), most):
         some = {name: todo[name] for name in chunk}
-        found = _train(some, workdir, measure) if len(chunk) > 1 else None
-        errors |= _alone(some, workdir) if found is None else found
+        found = _train(some, digests, workdir, measure) if len(chunk) > 1 else None
+        errors |= _alone(some, digests, workdir) if found is None else found
     return errors
 
 
@@ -67,10 +68,10 @@ def _chunks(names: list[str], most: int) -> list[list[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def _alone(configs: Configs, workdir: pathlib.Path) -> dict[str, str]:
+def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, str]:
     errors = {}
     for name, config in configs.items():
-        take_base_answers(workdir, name, config)
+        take_base_answers(workdir, name, config, digests)
         try:
             loop.train(config, workdir / name)
         except FloatingPointError as error:
@@ -78,10 +79,12 @@ def _alone(configs: Configs, workdir: pathlib.Path) -> dict[str, str]:
     return errors
 
 
-def _train(configs: Configs, workdir: pathlib.Path, measure: bool) -> dict[str, str] | None:
+def _train(
+    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path, measure: bool
+) -> dict[str, str] | None:
     """Why runs failed; None if they were not trained, as that does not pay."""
     started = time.perf_counter()
-    setups = _setups(configs, workdir)
+    setups = _setups(configs, digests, workdir)
     runs = [setup.run for setup in setups]
     values, run = differing(runs), common(runs)
 
@@ -108,7 +111,6 @@ def _train(configs: Configs, workdir: pathlib.Path, measure: bool) -> dict[str, 
         if not comparison.pays:
             print('So they are trained one after another.', flush=True)
             return None
-    digests = data_digests(run)
     replicas, states = [], []
     with watched() as preemption, contextlib.ExitStack() as stack:
         for index, (setup, (name, config)) in enumerate(zip(setups, configs.items(), strict=True)):
@@ -123,18 +125,18 @@ def _train(configs: Configs, workdir: pathlib.Path, measure: bool) -> dict[str, 
         del group
         for replica in replicas:
             if not replica.error:
-                take_base_answers(workdir, replica.name, configs[replica.name])
+                take_base_answers(workdir, replica.name, configs[replica.name], digests)
                 replica.finish(started)
     return {replica.name: replica.error for replica in replicas if replica.error}
 
 
-def _setups(configs: Configs, workdir: pathlib.Path) -> list[Setup]:
+def _setups(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> list[Setup]:
     """The parts of each run, with one base."""
     setups: list[Setup] = []
     for name, config in configs.items():
         run = run_config(config)
         if (workdir / name / 'config.json').exists():
             check_config(workdir / name, config)
-            check_data(workdir / name, data_digests(run))
+            check_data(workdir / name, digests)
         setups.append(build(run, setups[0].base if setups else None))
     return setups

@@ -208,7 +208,7 @@ def test_the_base_counts_once(tiny_weights):
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
     """A step of three together is as long as ten alone: so they are trained alone."""
     ways = []
-    monkeypatch.setattr(together, '_alone', lambda some, _: ways.append(list(some)) or {})
+    monkeypatch.setattr(together, '_alone', lambda some, *_: ways.append(list(some)) or {})
     from malora_jax.sweeps import against
 
     compared = against.compare
