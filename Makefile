@@ -12,7 +12,7 @@ ARGS ?=
 RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/training/test_epochs.py \
   tests/training/test_validation.py tests/training/test_public_run.py tests/evaluation/test_harness.py \
   tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py tests/training/test_chat_runs.py \
-  tests/ultralink/test_ultralink_whole.py \
+  $(addprefix tests/ultralink/test_ultralink_,whole.py commands.py release_commands.py local.py kills.py) \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
   tests/analysis/test_alike.py tests/analysis/test_routed.py \
   tests/sweeps/test_traced.py tests/sweeps/test_together.py tests/test_notebooks.py
