@@ -62,7 +62,11 @@ MALORA_RANKS = (
     ids=['lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
-    """Adapters are random: with B = 0 half of the gradients would be zero."""
+    """Adapters are random: with B = 0 half of the gradients would be zero.
+
+    Each step begins from equal states. Where they had drifted apart by rounding, a choice between
+    two experts that are nearly equal could fall otherwise, and no tolerance covers that.
+    """
     configs = settings(tiny_weights, method)
     for config, changes in zip(configs, ranks, strict=False):
         config['adapter'] |= changes
@@ -81,6 +85,7 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     together = lowered_step(run, first.steps, 2, stacked, params, values).compile()
     data = [setup.train_iterator() for setup in setups]
     for _ in range(STEPS):
+        stacked = stack([pad(state, whole) for state in states])
         batches = [next(rows) for rows in data]
         rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         stacked, metrics = together(stacked, params, rows, values)
@@ -90,8 +95,8 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
                 np.testing.assert_allclose(
                     np.asarray(metrics[name])[index], value, rtol=2e-5, err_msg=name
                 )
-    for index, state in enumerate(states):
-        _assert_close(cut(take(stacked, index), shapes(state)), state)
+        for index, state in enumerate(states):
+            _assert_close(cut(take(stacked, index), shapes(state)), state)
     # They are not the same by accident.
     finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
     assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
