@@ -88,11 +88,16 @@ def paths(flag: flags.FlagHolder[list[str] | None]) -> list[pathlib.Path]:
     """The paths that a flag names, or those of copies of what it names in a bucket.
 
     Raises:
-        UserError: one of them is empty, as --input="$UNSET" gives it.
+        UserError: one of them is empty, as --input="$UNSET" gives it, or is there twice.
     """
-    if not all(flag.value or []):
+    named = flag.value or []
+    if not all(named):
         raise UserError(f'--{flag.name} holds an empty path.')
-    return [buckets.local(path) for path in flag.value or []]
+    found = [buckets.local(path) for path in named]
+    twin = next((path for path in found if found.count(path) > 1), None)
+    if twin:
+        raise UserError(f'--{flag.name} holds {twin} twice.')
+    return found
 
 
 def output(flag: flags.FlagHolder[str | None]) -> pathlib.Path:

@@ -79,9 +79,7 @@ class Manifest:
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
     """Writes the manifest of a directory, with the counts of all shards together."""
-    total = dataclasses.asdict(manifest.total)
-    del total['sha256']
-    files.write_json(path / NAME, {**dataclasses.asdict(manifest), 'total': total})
+    files.write_json(path / NAME, {**dataclasses.asdict(manifest), 'total': _total(manifest)})
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
@@ -95,13 +93,16 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         raise UserError(f'{path} holds no stage of UltraLink: there is no {file}.')
     fields = files.read_json(file)
     try:
-        del fields['total']
-        fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-        return Manifest(**fields)
-    except (KeyError, TypeError, AssertionError) as error:
+        total = fields.pop('total')
+        shards = tuple(Shard(**shard) for shard in fields.pop('shards'))
+        manifest = Manifest(**{**fields, 'settings': dict(fields['settings'])}, shards=shards)
+        # As it was written, unless by hand.
+        assert total == _total(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise UserError(
             f'{file} is no manifest of a stage: restore it, or remove {path}.'
         ) from error
+    return manifest
 
 
 def check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
@@ -127,6 +128,12 @@ def check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
             )
     if found.inputs != wanted.inputs:
         raise UserError(f'{path} was made from other inputs: choose another --output.')
+
+
+def _total(manifest: Manifest) -> dict[str, Any]:
+    total = dataclasses.asdict(manifest.total)
+    del total['sha256']
+    return total
 
 
 def _flat(settings: Mapping[str, Any], before: str = '') -> dict[str, Any]:

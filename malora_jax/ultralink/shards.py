@@ -13,11 +13,11 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
-from malora_jax.data.rows import Row, check_file
+from malora_jax.data.rows import Row, check_file, is_utf_8
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
 from malora_jax.ultralink.manifest import (
@@ -67,7 +67,8 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
 
     Raises:
         UserError: the directory holds something else or was made by another stage, with other
-            settings or from other inputs; or another process writes to it.
+            settings or from other inputs; a shard is not as the manifest says; or another process
+            writes to it.
     """
     # As it will be read again: tuples become lists.
     manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
@@ -76,10 +77,13 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
     with files.locked(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
             found = read_manifest(path)
-            check_same(path, found, manifest)
-            yield Shards(path, found)
-            return
-        if any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
+            # With no shard yet there is nothing to lose, such as after a mistake in the first rows.
+            if found.shards:
+                check_same(path, found, manifest)
+                _files(path, found)
+                yield Shards(path, found)
+                return
+        elif any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
         shards = Shards(path, manifest)
         shards._write()
@@ -94,14 +98,24 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
             says, or a line is no JSON object, with file and line.
     """
     for path in paths:
-        if not path.is_dir():
-            yield from read_lines(path)
-            continue
-        for number, shard in enumerate(_complete(path).shards):
-            file = _shard_path(path, number)
-            if not file.exists() or _digest(file) != shard.sha256:
-                raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
+        for file in _files(path, _complete(path)) if path.is_dir() else [path]:
             yield from read_lines(file)
+
+
+def distinct(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows whose ids must be their own: of two with one id, what is made could not be told apart.
+
+    Raises:
+        UserError: a row has the id of one before it.
+    """
+    seen: set[str] = set()
+    for row in rows:
+        identifier = row.fields.get('id')
+        if isinstance(identifier, str):
+            if identifier in seen:
+                raise UserError(f'{row.place}: another row has the id {identifier!r} too.')
+            seen.add(identifier)
+        yield row
 
 
 def count(paths: Sequence[pathlib.Path]) -> int | None:
@@ -124,7 +138,8 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
                 continue
             place = f'{path}:{number}'
             try:
-                fields = json.loads(line)
+                # NaN and Infinity, which are not JSON, could not be written again as they are.
+                fields = json.loads(line, parse_constant=lambda _: None)
             except UnicodeDecodeError as error:
                 raise UserError(f'{place} is not UTF-8.') from error
             except json.JSONDecodeError as error:
@@ -133,8 +148,13 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
                 ) from error
             except RecursionError as error:
                 raise UserError(f'{place} is nested too deeply.') from error
+            except ValueError as error:
+                raise UserError(f'{place} holds a number of too many digits.') from error
             if not isinstance(fields, dict):
                 raise UserError(f'{place} is not a JSON object.')
+            # Half of a character can only be there as an escape.
+            if b'\\ud' in line.lower() and not is_utf_8(json.dumps(fields, ensure_ascii=False)):
+                raise UserError(f'{place} holds a half of a character.')
             yield Row(place, fields)
 
 
@@ -180,6 +200,19 @@ def _complete(path: pathlib.Path) -> Manifest:
             f'{path} is not complete: run its stage, {manifest.stage!r}, again to its end.'
         )
     return manifest
+
+
+def _files(path: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
+    """The files of all shards of a directory.
+
+    Raises:
+        UserError: one is not as the manifest says.
+    """
+    files_ = [_shard_path(path, number) for number in range(len(manifest.shards))]
+    for file, shard in zip(files_, manifest.shards, strict=True):
+        if not file.exists() or _digest(file) != shard.sha256:
+            raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
+    return files_
 
 
 def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:

@@ -78,23 +78,25 @@ async def run(
         read: gives the items of the inputs.
 
     Raises:
-        UserError: as `read`, `process` and `shards.opened`, or an input is there twice.
+        UserError: as `read`, `shards.distinct`, `process` and `shards.opened`, or there are no
+            rows.
     """
     if concurrency < 1:
         raise out_of_range('concurrency', concurrency, 'at least 1')
-    twins = [path for path, times in collections.Counter(inputs).items() if times > 1]
-    if twins:
-        raise UserError(f'{twins[0]} is named twice as an input.')
     wanted = Manifest(stage, settings, seed, shards.digest(inputs), shard_items)
     with shards.opened(output, wanted) as target:
         if not target.manifest.complete:
             done = target.manifest.total.items
-            items = itertools.islice(read(inputs), done, None)
+            rows = shards.distinct(read(inputs)) if read is shards.read else read(inputs)
+            items = itertools.islice(rows, done, None)
             total = shards.count(inputs) if read is shards.read else None
             with tqdm.tqdm(
                 desc=stage, initial=done, total=total, unit=' items', dynamic_ncols=True, delay=1.0
             ) as bar:
                 await _write(target, _in_order(process, items, concurrency), bar)
+            if not target.manifest.shards:
+                raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
+            target.finish()
         return target.manifest
 
 
@@ -128,7 +130,6 @@ async def _write(
             rows, shard = [], Shard()
     if shard.items:
         target.add(rows, shard)
-    target.finish()
 
 
 def _counted(item: Row, outcome: Outcome) -> Shard:

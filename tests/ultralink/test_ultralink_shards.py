@@ -8,6 +8,7 @@ import json
 import pytest
 from ultralink_helpers import rows_of, write_rows
 
+from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.shards import Manifest, Shard
@@ -111,6 +112,38 @@ def test_a_shard_that_was_changed_is_found(tmp_path):
     shard.write_text(shard.read_text('utf-8').replace('1', '7'), 'utf-8')
     with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
         list(shards.read([path]))
+    with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
+        shards.opened(path, MANIFEST).__enter__()
+
+
+def test_where_nothing_is_written_yet_another_input_may_be_taken(tmp_path):
+    path = written(tmp_path / 'out', 0, finish=False)
+    other = dataclasses.replace(MANIFEST, inputs='mended')
+    with shards.opened(path, other) as target:
+        assert target.manifest.inputs == 'mended'
+    assert shards.read_manifest(path).inputs == 'mended'
+
+
+@pytest.mark.parametrize(
+    'old, new',
+    [
+        ('"rows": 1', '"rows": 7'),
+        ('"rows": 1', '"rows": "1"'),
+        ('"items": 2', '"items": 3'),
+        ('"dropped": {\n        "odd": 1\n      }', '"dropped": null'),
+        ('"first": {\n        "odd": "file:0"\n      }', '"first": null'),
+        ('"x": 0', '"x": "0"'),
+        ('"settings": {', '"settings": [1], "s": {'),
+    ],
+)
+def test_a_manifest_that_was_changed_is_found(tmp_path, old, new):
+    path = written(tmp_path / 'out')
+    manifest = path / 'manifest.json'
+    text = manifest.read_text()
+    manifest.write_text(text.replace(old, new, 1))
+    assert manifest.read_text() != text
+    with pytest.raises(UserError, match=r'manifest\.json is no manifest of a stage'):
+        shards.read_manifest(path)
 
 
 @pytest.mark.parametrize('content', ['{}', '[]', '{"total": {}, "shards": [{"items": 2}]}', 'x'])
@@ -127,6 +160,8 @@ def test_a_manifest_that_is_none(tmp_path, content):
         (b'[1]', ':3 is not a JSON object.'),
         (b'{"a": "\xff"}', ':3 is not UTF-8.'),
         (b'[' * 100_000, ':3 is n'),
+        (b'{"a": ' + b'1' * 5000 + b'}', ':3 holds a number of too many digits.'),
+        (b'{"a": ["\\uD800"]}', ':3 holds a half of a character.'),
     ],
 )
 def test_a_line_that_is_no_row(tmp_path, line, message):
@@ -145,13 +180,25 @@ def test_a_line_that_is_no_row(tmp_path, line, message):
         ({'text': '\ud800'}, 'half'),
     ],
 )
-def test_a_field_that_is_no_text(tmp_path, fields, message):
-    path = tmp_path / 'rows.jsonl'
-    path.write_text(json.dumps(fields) + '\n')
-    [row] = shards.read([path])
+def test_a_field_that_is_no_text(fields, message):
     with pytest.raises(UserError) as error:
-        shards.text_field(row, 'text')
-    assert f'{path}:1' in str(error.value) and message in str(error.value)
+        shards.text_field(Row('rows.jsonl:1', fields), 'text')
+    assert 'rows.jsonl:1' in str(error.value) and message in str(error.value)
+
+
+def test_what_can_be_read_can_be_written(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(r'{"a": NaN, "b": "\ud83d\ude00"}')
+    [row] = shards.read([path])
+    assert row.fields == {'a': None, 'b': '😀'}
+
+
+def test_an_id_of_two_rows(tmp_path):
+    one = write_rows(tmp_path / 'one.jsonl', [{'id': 'a'}, {'id': 'b'}, {}, {}])
+    two = write_rows(tmp_path / 'two.jsonl', [{'id': 'c'}, {'id': 'a'}])
+    assert len(list(shards.distinct(shards.read([one])))) == 4
+    with pytest.raises(UserError, match=r"two\.jsonl:2: another row has the id 'a' too"):
+        list(shards.distinct(shards.read([one, two])))
 
 
 def test_the_digest_is_of_content_and_order(tmp_path):

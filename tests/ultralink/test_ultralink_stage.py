@@ -32,7 +32,7 @@ async def uneven(row):
 
 
 @settings(max_examples=20, deadline=None)
-@given(items=st.integers(0, 45), concurrency=st.integers(1, 20), shard_items=st.integers(1, 12))
+@given(items=st.integers(1, 45), concurrency=st.integers(1, 20), shard_items=st.integers(1, 12))
 def test_rows_in_order_and_counts_that_add_up(tmp_path_factory, items, concurrency, shard_items):
     path = tmp_path_factory.mktemp('stage')
     source = write_rows(path / 'in.jsonl', [{'id': i} for i in range(items)])
@@ -162,8 +162,24 @@ def test_settings_of_the_runner_are_checked(tmp_path):
     source = write_rows(tmp_path / 'in.jsonl', [{'id': 0}])
     with pytest.raises(UserError, match='concurrency is 0'):
         run(uneven, source, tmp_path / 'out', concurrency=0)
-    with pytest.raises(UserError, match='named twice'):
-        asyncio.run(stage.run('some', uneven, [source, source], tmp_path / 'out', settings={}))
+
+
+def test_an_input_without_rows(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', [])
+    with pytest.raises(UserError, match=r'in\.jsonl: there are no rows'):
+        run(uneven, source, tmp_path / 'out')
+    write_rows(source, [{'id': 0}])
+    assert run(uneven, source, tmp_path / 'out').total.rows == 1
+
+
+def test_rows_with_the_same_id(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', [{'id': 'a'}, {'id': 'b'}, {'id': 'a'}])
+
+    async def process(row):
+        return Outcome([row.fields])
+
+    with pytest.raises(UserError, match=r"in\.jsonl:3: another row has the id 'a' too"):
+        run(process, source, tmp_path / 'out')
 
 
 def test_random_numbers_depend_on_seed_stage_and_item():

@@ -36,10 +36,12 @@ def test_every_kind_of_file_has_the_same_documents(tmp_path):
     (folder / 'wiki_00').write_text(extracted(DOCUMENTS[:2]), 'utf-8')
     (folder / 'wiki_01').write_text('\n' + extracted(DOCUMENTS[2:]), 'utf-8')
     (folder / '.hidden').write_text('x')
+    marked = tmp_path / 'marked'
+    marked.write_text(extracted(DOCUMENTS), 'utf-8-sig')
     lines = write_rows(tmp_path / 'wiki_json', DOCUMENTS)
     table = tmp_path / 'train-00000.parquet'
     parquet.write_table(pyarrow.Table.from_pylist([{'url': 'x', **d} for d in DOCUMENTS]), table)
-    for path in (tmp_path / 'wiki', lines, table):
+    for path in (tmp_path / 'wiki', marked, lines, table):
         assert fields(wikipedia.read([path])) == DOCUMENTS
     both = list(wikipedia.read([tmp_path / 'wiki', lines]))
     assert fields(both) == DOCUMENTS * 2

@@ -4,6 +4,7 @@ What a file is, its name or its beginning tells: Parquet as in wikimedia/wikiped
 output, <doc id="…" url="…" title="…"> to </doc>, or with its --json; JSON Lines.
 """
 
+import codecs
 import html
 import pathlib
 import re
@@ -46,7 +47,8 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
         return read_rows(path)
     with path.open('rb') as lines:
         first = next((line for line in lines if line.strip()), b'')
-    return _extracted(path) if first.lstrip().startswith(b'<') else read_lines(path)
+    marked = first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'<')
+    return _extracted(path) if marked else read_lines(path)
 
 
 def _extracted(path: pathlib.Path) -> Iterator[Row]:
@@ -62,7 +64,7 @@ def _extracted(path: pathlib.Path) -> Iterator[Row]:
 def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(file, start=1):
         try:
-            yield number, line.decode()
+            yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
         except UnicodeDecodeError as error:
             raise UserError(f'{path}:{number} is not UTF-8.') from error
 
