@@ -1,13 +1,17 @@
 r"""Keeps the English conversations that say the same in every language.
 
-Those with links, or too short or long, are dropped; of the others a model scores seven criteria,
-such as names, places and brands, and one that meets any is dropped. Prints how many for which.
+Those with links, too short or long, or in another language are dropped; of the others a model
+scores seven criteria, such as names, places and brands, and one that meets any is dropped. Prints
+how many for which.
+
+Inputs: conversations as other stages have them, or ShareGPT's files (`id`, `conversations`), JSON
+Lines or an array in a .json.
 
 Every answer is kept in the cache, so no request is paid for twice. The endpoint's key is taken from
 the environment, OPENAI_API_KEY.
 
 Example:
-    python -m experiments.ultralink criteria --input=sharegpt.jsonl --llm=MODEL \
+    python -m experiments.ultralink criteria --input=sharegpt.json --llm=MODEL \
       --base-url=http://127.0.0.1:8000/v1 --output=data/en/chat
 """
 

@@ -1,19 +1,26 @@
 """Stage `criteria`: which English conversations say the same in every language.
 
+Takes conversations as other stages do, those without a language as English chat, and ShareGPT's:
+{"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, a row each or all in an array.
+
 As in the paper (section 3.3 and its appendix), conversations about one culture are left out before
 they are translated: cheap rules first, then one call in which a model scores seven criteria, each 0
 or 1. A conversation is kept if all are 0.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from malora_jax import errors
-from malora_jax.data.rows import Row
-from malora_jax.ultralink import conversations, stage
+from malora_jax.data.rows import Row, read_rows
+from malora_jax.errors import UserError
+from malora_jax.ultralink import conversations, shards, stage
+from malora_jax.ultralink.conversations import Conversation
+from malora_jax.ultralink.languages import identify
 from malora_jax.ultralink.llm.chat import Message, Model, Reply, Request, Sampling
 from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.stage import Outcome
@@ -29,6 +36,8 @@ CRITERIA = {
     'culture': 'food, clothing or buildings that belong to one culture',
     'organisations': 'the name of an organisation, a product or a brand',
 }
+# Of ShareGPT.
+_SPEAKERS = ('human', 'gpt')
 _LINKS = ('http://', 'https://', 'www.', '.com')
 _SYSTEM = f"""\
 You judge conversations between a user and an assistant that may be translated into other languages.
@@ -81,12 +90,12 @@ async def criteria(
     concurrency: int = 64,
     shard_items: int = stage.SHARD_ITEMS,
 ) -> Manifest:
-    """Keeps the conversations that meet none of the criteria, as they are.
+    """Keeps the English conversations that meet none of the criteria.
 
     Args:
         config: which are asked about.
         model: scores.
-        inputs: rows as in `conversations`.
+        inputs: conversations; files whose names end in .json may be arrays.
         output: directory for the rows.
         seed: of what the model draws.
         concurrency: requests at a time.
@@ -99,11 +108,13 @@ async def criteria(
     sampling = Sampling(128, config.temperature, seed=seed)
 
     async def process(row: Row) -> Outcome:
-        data = conversations.read(row).data
-        fault = cheap_fault(data, config)
+        conversation = _conversation(row)
+        if conversation is None:
+            return Outcome(reason='not in turn')
+        fault = cheap_fault(conversation.data, config)
         if fault:
             return Outcome(reason=fault)
-        messages = (Message('system', _SYSTEM), Message('user', _transcript(data)))
+        messages = (Message('system', _SYSTEM), Message('user', _transcript(conversation.data)))
         for sample in range(config.attempts):
             scores = parse(await model.complete(Request(STAGE, messages, sampling, sample)))
             if scores:
@@ -114,7 +125,7 @@ async def criteria(
         counts = {f'criterion: {name}': 1 for name in met}
         if met:
             return Outcome((), 'several criteria' if len(met) > 1 else met[0], counts)
-        return Outcome([row.fields])
+        return Outcome([conversation.row])
 
     settings = dataclasses.asdict(config) | {'llm': model.name, 'prompt': _SYSTEM}
     return await stage.run(
@@ -126,6 +137,7 @@ async def criteria(
         seed=seed,
         concurrency=concurrency,
         shard_items=shard_items,
+        read=_read,
     )
 
 
@@ -134,7 +146,9 @@ def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
     text = '\n'.join(data)
     if not config.least_characters <= len(text) <= config.most_characters:
         return 'length'
-    return 'link' if any(link in text.lower() for link in _LINKS) else ''
+    if any(link in text.lower() for link in _LINKS):
+        return 'link'
+    return '' if identify(text) == 'en' else 'language'
 
 
 def parse(reply: Reply) -> Mapping[str, int] | None:
@@ -149,6 +163,36 @@ def parse(reply: Reply) -> Mapping[str, int] | None:
     # True is no score, though it equals 1.
     whole = all(type(score) is int and score in (0, 1) for score in scores.values())
     return scores if whole and set(scores) == set(CRITERIA) else None
+
+
+def _read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    rows = (
+        read_rows(path) if path.suffix.lower() == '.json' else shards.read([path]) for path in paths
+    )
+    return shards.distinct(itertools.chain.from_iterable(rows))
+
+
+def _conversation(row: Row) -> Conversation | None:
+    """The conversation of a row; None for one of ShareGPT's in which turns are not taken.
+
+    Raises:
+        UserError: as `conversations.read`, or ShareGPT's field has another form.
+    """
+    fields = dict(row.fields)
+    if 'language' not in fields:
+        fields = {'subset': 'chat_agnostic', **fields, 'language': 'en'}
+    if 'conversations' in fields:
+        try:
+            turns = [(turn['from'], turn['value']) for turn in fields.pop('conversations')]
+        except (TypeError, LookupError) as error:
+            raise UserError(
+                f"{row.place}: 'conversations' must be a list of turns with 'from' and 'value'."
+            ) from error
+        fields['data'] = [text for _, text in turns]
+        taken = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
+        if not taken or conversations.data_fault(fields):
+            return None
+    return conversations.read(Row(row.place, fields))
 
 
 def _transcript(data: Sequence[str]) -> str:

@@ -53,6 +53,7 @@ def test_only_a_total_of_zero_is_kept(tmp_path):
         (f'{TEXT} See HTTPS://a.b', 'link'),
         (f'{TEXT} See www.a.b', 'link'),
         (f'{TEXT} See example.com', 'link'),
+        (3 * 'Je suis fatigué. Comment rester éveillé sans café ? ', 'language'),
     ],
 )
 def test_cheap_rules_come_before_the_model(tmp_path, text, reason):
@@ -84,6 +85,42 @@ def test_an_answer_without_scores_is_asked_for_again(tmp_path, said):
     (tmp_path / 'never').mkdir()
     found, total, _ = run(tmp_path / 'never', [row(0)], lambda request: said)
     assert (found, total.dropped) == ([], {'no scores': 1})
+
+
+def test_chats_of_sharegpt(tmp_path):
+    said = [f'{TEXT} (0)', 'A short walk, daylight and a glass of water help most people.']
+
+    def chat(identifier, *turns):
+        turns = [{'from': speaker, 'value': text} for speaker, text in turns]
+        return {'id': identifier, 'conversations': turns}
+
+    both = list(zip(('human', 'gpt'), said, strict=True))
+    chats = [
+        chat('good_0', *both),
+        chat('reversed', *both[::-1]),
+        chat('unanswered', *both, both[0]),
+        chat('nobody'),
+        chat('silent', both[0], ('gpt', ' ')),
+    ]
+    rows = [{**row(0), 'id': 'good_0', 'data': said}]
+    array = tmp_path / 'chats.json'
+    array.write_text(json.dumps(chats))
+    for source in (array, write_rows(tmp_path / 'chats.jsonl', chats)):
+        output, model = tmp_path / source.suffix, Told(lambda request: json.dumps(NONE))
+        manifest = asyncio.run(criteria.criteria(CriteriaConfig(), model, [source], output))
+        assert rows_of(output) == rows
+        assert manifest.total.dropped == {'not in turn': 4}
+
+
+def test_a_row_without_a_language_is_english_chat(tmp_path):
+    bare = {name: row(0)[name] for name in ('id', 'data')}
+    assert run(tmp_path, [bare], lambda request: json.dumps(NONE))[0] == [row(0)]
+
+
+@pytest.mark.parametrize('turns', [None, 1, 'text', [1], [{'from': 'human'}]])
+def test_chats_of_another_form(tmp_path, turns):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: 'conversations' must be a list of turns"):
+        run(tmp_path, [{'id': '0', 'conversations': turns}], lambda request: '')
 
 
 def test_words_around_the_scores_do_no_harm():
