@@ -1,9 +1,11 @@
 """The cache of answers: what is the same request, and what outlives a kill."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -76,8 +78,16 @@ def test_an_error_is_not_kept(tmp_path):
 def test_a_file_that_is_no_cache(tmp_path):
     path = tmp_path / 'c.sqlite'
     path.write_text('Something else, which is long enough to be looked at by SQLite.' * 20)
-    with pytest.raises(UserError, match=r'c\.sqlite is no cache of answers'):
+    with pytest.raises(UserError, match=r'c\.sqlite does not serve as a cache of answers'):
         cache.opened(path).__enter__()
+
+
+def test_a_file_that_breaks_while_it_is_used(tmp_path):
+    path = tmp_path / 'c.sqlite'
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute('CREATE TABLE replies (number INTEGER)')
+    with pytest.raises(UserError, match=r'c\.sqlite does not serve .*no such column'):
+        complete(path, Told(lambda request: 'Yes.'), REQUEST)
 
 
 @pytest.mark.parametrize('field', [{'max_tokens': 0}, {'temperature': -1}, {'top_p': 0.0}])

@@ -11,6 +11,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import endpoint
 from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
 from malora_jax.ultralink.llm.endpoint import Endpoint
+from malora_jax.ultralink.llm.opened import Choice
 
 KEY = 'sk-not-to-be-seen'
 
@@ -166,6 +167,22 @@ def test_messages_that_are_refused_are_the_stages_matter(code):
 def test_an_answer_of_another_form(body, expected):
     with serving(Plan(always=(200, 'application/json', body))) as stub:
         assert complete(stub.address, request()) == [expected]
+
+
+def test_an_error_that_comes_as_an_answer_is_none():
+    body = '{"error": {"message": "Out of\\ncredit.", "code": 402}}'
+    expected = r'answers with an error: Out of credit\.'
+    with (
+        serving(Plan(always=(200, 'application/json', body))) as stub,
+        pytest.raises(OSError, match=expected),
+    ):
+        complete(stub.address, request())
+
+
+@pytest.mark.parametrize('address', ['', '127.0.0.1:8000/v1', 'localhost'])
+def test_an_address_that_is_none(tmp_path, address):
+    with pytest.raises(UserError, match=r'--base_url is .*; it must be an address that begins'):
+        Choice('m', tmp_path / 'c.sqlite', base_url=address)
 
 
 def test_something_that_is_no_such_endpoint():

@@ -114,6 +114,14 @@ def test_a_place_where_nothing_is(place):
         local.load(place)
 
 
+@pytest.mark.parametrize('text, message', [('def (:', 'no Python'), ('x = 1', 'no get_config')])
+def test_a_file_that_is_no_config(tmp_path, text, message):
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf'--llm=local:{path}: that file .*{message}'):
+        local.load(str(path))
+
+
 def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_path, config):
     """Nothing is weakened for it: the funnel tells why."""
     rows = [

@@ -51,21 +51,22 @@ def opened(path: pathlib.Path) -> Iterator[Cache]:
     """A cache in a file, which is made if it is not there.
 
     Raises:
-        UserError: the file is none of SQLite's, or cannot be opened.
+        UserError: the file is none of SQLite's or damaged, or cannot be opened or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Each statement is a transaction of its own.
-        connection = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
-        connection.execute('PRAGMA journal_mode = WAL')
-        connection.execute('PRAGMA synchronous = NORMAL')
-        connection.execute(_TABLE)
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
+        ) as connection:
+            connection.execute('PRAGMA journal_mode = WAL')
+            connection.execute('PRAGMA synchronous = NORMAL')
+            connection.execute(_TABLE)
+            yield Cache(connection)
     except sqlite3.Error as error:
         raise UserError(
-            f'{path} is no cache of answers ({error}): choose another --cache.'
+            f'{path} does not serve as a cache of answers ({error}): choose another --cache.'
         ) from error
-    with contextlib.closing(connection):
-        yield Cache(connection)
 
 
 class Cached:

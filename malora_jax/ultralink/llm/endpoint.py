@@ -108,6 +108,10 @@ class Endpoint:
             raise OSError(f'{self._where} cannot be reached: {_line(error)}') from error
         if isinstance(found, str):  # The library hands over what is not even called JSON.
             raise UserError(f'{self._where} does not speak as OpenAI does: correct --base_url.')
+        # Gateways tell of their errors so, with status 200; as an answer it would be kept.
+        said = _at(found, 'error', 'message')
+        if said:
+            raise OSError(f'{self._where} answers with an error: {_line(said)}')
         return _reply(found)
 
     async def _ask(self, request: Request) -> Any:
@@ -217,6 +221,6 @@ def _retry_after(error: Any) -> float | None:
     return wait_s if 120 < wait_s <= _LONGEST_WAIT_S else None
 
 
-def _line(error: Exception) -> str:
+def _line(error: object) -> str:
     text = ' '.join(str(getattr(error, 'message', error)).split())
     return text if len(text) <= _MOST_CHARACTERS else f'{text[:_MOST_CHARACTERS]}…'

@@ -113,5 +113,10 @@ def _config(place: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     assert spec and spec.loader, path
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f'--llm=local:{place}: that file is no Python: {error}.') from error
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--llm=local:{place}: that file defines no get_config.')
     return module.get_config(argument) if argument else module.get_config()

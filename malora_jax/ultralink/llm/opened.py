@@ -40,6 +40,9 @@ class Choice:
     def __post_init__(self):
         if not self.llm.removeprefix(_LOCAL):
             raise out_of_range('--llm', self.llm, "a model's name, or local: and a place")
+        if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')):
+            right = 'an address that begins with http:// or https://'
+            raise out_of_range('--base_url', self.base_url, right)
         if self.concurrency < 1:
             raise out_of_range('--concurrency', self.concurrency, 'at least 1')
         if not self.timeout_s > 0:
