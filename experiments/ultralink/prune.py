@@ -9,8 +9,6 @@ Example:
       --output=data/pruned
 """
 
-import asyncio
-
 from absl import flags
 
 from experiments.ultralink import shared
@@ -38,5 +36,5 @@ def main() -> None:
     """
     config = prune.PruneConfig(**_FIELDS())
     inputs, output = shared.paths(_INPUT), shared.output(_OUTPUT)
-    manifest = asyncio.run(prune.prune(config, inputs, output, seed=_SEED.value))
+    manifest = prune.prune(config, inputs, output, seed=_SEED.value)
     print(stage.describe(manifest), prune.table(manifest), sep='\n\n')

@@ -13,9 +13,10 @@ def check_new(path: pathlib.Path) -> None:
     """Checks that there is nothing at `path` yet, or an empty directory.
 
     Raises:
-        UserError: there is something.
+        UserError: there is something, or it is the current directory.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # The current directory has no name that could be given.
+    if path.exists() and (not path.name or not path.is_dir() or any(path.iterdir())):
         raise UserError(f'--output: {path} exists already; choose a new directory.')
 
 

@@ -7,6 +7,7 @@ first; then a random sample is drawn, for which each row's place is a hash of se
 it depends neither on the order of rows nor on other rows than those that are left out.
 """
 
+import asyncio
 import collections
 import dataclasses
 import hashlib
@@ -60,7 +61,7 @@ class PruneConfig:
             raise errors.out_of_range(f'{STAGE}.least_similarity', self.least_similarity, right)
 
 
-async def prune(
+def prune(
     config: PruneConfig,
     inputs: Sequence[pathlib.Path],
     output: pathlib.Path,
@@ -80,6 +81,7 @@ async def prune(
     Raises:
         UserError: as `stage.run`; or a row is no conversation, or has another one's id.
     """
+    # Before there is an event loop, which would keep Ctrl-C waiting till all is compared.
     dropped = _dropped(config, inputs, seed)
 
     async def process(row: Row) -> Outcome:
@@ -89,8 +91,10 @@ async def prune(
         return Outcome([] if reason else [dict(row.fields)], reason, counts)
 
     settings = dataclasses.asdict(config)
-    return await stage.run(
-        STAGE, process, inputs, output, settings=settings, seed=seed, shard_items=shard_items
+    return asyncio.run(
+        stage.run(
+            STAGE, process, inputs, output, settings=settings, seed=seed, shard_items=shard_items
+        )
     )
 
 

@@ -7,16 +7,15 @@ document stands in the first of them, after a sentence in the language, within <
 
 import contextlib
 import json
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import tqdm
 
 from malora_jax.errors import UserError
+from malora_jax.export.directory import new_directory
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
@@ -42,15 +41,11 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
         The number of rows of each released file, by its name.
 
     Raises:
-        UserError: the directory is not empty, or a row is no conversation.
+        UserError: the directory is not empty, a row is no conversation, or there is none.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f'{output} is there already and not empty: choose another --output.')
-    scratch = output.with_name(f'.{output.name}.tmp')
-    shutil.rmtree(scratch, ignore_errors=True)  # Left behind by a kill.
-    (scratch / TRAINING).mkdir(parents=True)
     counts: dict[str, int] = {}
-    with contextlib.ExitStack() as stack:
+    with new_directory(output) as scratch, contextlib.ExitStack() as stack:
+        (scratch / TRAINING).mkdir()
         opened: dict[str, TextIO] = {}
 
         def write(name: str, fields: Mapping[str, Any]) -> None:
@@ -67,9 +62,8 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
             write(name, released)
             write(f'{TRAINING}/{conversation.language}.jsonl', released)
             counts[name] = counts.get(name, 0) + 1
-    if output.exists():
-        output.rmdir()
-    os.replace(scratch, output)
+        if not counts:
+            raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to export.')
     return counts
 
 

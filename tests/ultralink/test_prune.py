@@ -1,7 +1,7 @@
 """Budgets, samples and near-duplicates of made-up rows."""
 
-import asyncio
 import random
+import signal
 
 import pytest
 from ultralink_helpers import rows_of, write_rows
@@ -30,14 +30,26 @@ def run(path, made, config=CONFIG, seed=0, shard_items=1000):
     """The ids that are kept, and the manifest."""
     output = path / f'pruned-{len(list(path.iterdir()))}'
     source = write_rows(path / f'{output.name}.jsonl', made)
-    manifest = asyncio.run(
-        prune.prune(config, [source], output, seed=seed, shard_items=shard_items)
-    )
+    manifest = prune.prune(config, [source], output, seed=seed, shard_items=shard_items)
     return rows_of(output), manifest
 
 
 def kept(found, language, subset):
     return {row['id'] for row in found if (row['language'], row['subset']) == (language, subset)}
+
+
+def test_an_interrupt_does_not_wait_till_all_is_compared(tmp_path, monkeypatch):
+    compared = []
+
+    def near_duplicates(sketches, threshold):
+        signal.raise_signal(signal.SIGINT)
+        compared.append(threshold)
+        return {}
+
+    monkeypatch.setattr(prune.Sketches, 'near_duplicates', near_duplicates)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, rows())
+    assert compared == []
 
 
 def test_each_language_and_skill_has_its_budget(tmp_path):

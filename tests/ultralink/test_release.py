@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pathlib
 import re
 
 import pytest
@@ -194,16 +195,23 @@ def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
     assert (asked['revision'], asked['kind']) == (commit, 'dataset')
 
 
-def test_an_export_overwrites_nothing(tmp_path):
+def test_an_export_overwrites_nothing(tmp_path, monkeypatch):
     source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE])
     (tmp_path / 'out').mkdir()
     write_rows(tmp_path / 'out' / 'mine.jsonl', [])
-    with pytest.raises(UserError, match='is there already and not empty'):
+    with pytest.raises(UserError, match=r'out exists already; choose a new directory'):
         release.export([source], tmp_path / 'out')
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(UserError, match=r'\. exists already; choose a new directory'):
+        release.export([source], pathlib.Path('.'))
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):
     source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, {'id': '2'}])
     with pytest.raises(UserError, match="jsonl:2 has no 'language'"):
         release.export([source], tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+    write_rows(source, [])
+    with pytest.raises(UserError, match=r'rows\.jsonl: there are no rows to export'):
+        release.export([source], tmp_path / 'out')
+    assert list(tmp_path.iterdir()) == [source]

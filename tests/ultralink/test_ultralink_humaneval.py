@@ -124,3 +124,13 @@ def test_another_entry_point_in_its_field(tmp_path):
 def test_a_file_that_cannot_be_checked(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
         diagnose(tmp_path, rows)
+
+
+def test_originals_that_are_none(tmp_path):
+    broken = write_rows(tmp_path / 'broken.jsonl', [{**DOUBLE, 'prompt': 'def duplicar(:'}])
+    fine = write_rows(tmp_path / 'fine.jsonl', [DOUBLE])
+    empty = write_rows(tmp_path / 'empty.jsonl', [])
+    with pytest.raises(UserError, match=r'broken\.jsonl line 1 is no original problem: invalid'):
+        humaneval.diagnose(broken, fine, workers=1)
+    with pytest.raises(UserError, match=r'empty\.jsonl has no problems'):
+        humaneval.diagnose(empty, empty, workers=1)

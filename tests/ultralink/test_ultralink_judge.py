@@ -91,6 +91,17 @@ def test_a_question_without_a_baseline(tmp_path):
         run(tmp_path, longer, answers=('a', 'b'), baselines=('c',))
 
 
+def test_a_question_with_two_baselines(tmp_path):
+    row = {'id': '0', 'question': 'q', 'answer': 'a'}
+    ours, theirs = (
+        write_rows(tmp_path / name, rows)
+        for name, rows in (('ours.jsonl', [row]), ('theirs.jsonl', [row, row]))
+    )
+    judging = judge.judge(JudgeConfig('fr'), Told(longer), [ours], theirs, tmp_path / 'out')
+    with pytest.raises(UserError, match=r"theirs\.jsonl:2: another row has the id '0' too"):
+        asyncio.run(judging)
+
+
 def test_the_win_rate_counts_ties_as_halves():
     found = win_rate(50 * [1.0] + 30 * [0.5] + 20 * [0.0])
     assert found.rate == pytest.approx(0.65)

@@ -43,7 +43,7 @@ def reported(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', keep)
     source = write_rows(tmp_path / 'rows.jsonl', ROWS)
     config = prune.PruneConfig()
-    asyncio.run(prune.prune(config, [source], tmp_path / 'pruned'))
+    prune.prune(config, [source], tmp_path / 'pruned')
     inputs, stages = [tmp_path / 'pruned'], [tmp_path / 'pruned']
     text = report.report(inputs, Words(), tmp_path / 'report', stages)
     return text, drawn['figure'], tmp_path

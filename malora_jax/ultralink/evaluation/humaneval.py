@@ -110,7 +110,10 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
     faults = {}
     if text_field(row, 'entry_point') != name:
         faults['entry point'] = f"'entry_point' is {row.fields['entry_point']!r}, not {name!r}"
-    before = ast.parse(text_field(problem, 'prompt') + solution)
+    try:
+        before = ast.parse(text_field(problem, 'prompt') + solution)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f'{problem.place} is no original problem: {error}.') from error
     try:
         after = ast.parse(prompt + solution)
     except (SyntaxError, ValueError) as error:
@@ -158,6 +161,8 @@ def _by_task(path: pathlib.Path) -> dict[str, Row]:
         if task in rows:
             raise UserError(f'{row.place}: another row is of {task} too.')
         rows[task] = row
+    if not rows:
+        raise UserError(f'{path} has no problems.')
     return rows
 
 

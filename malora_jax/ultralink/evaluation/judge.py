@@ -100,10 +100,12 @@ async def judge(
         concurrency: questions at a time, each with one request.
 
     Raises:
-        UserError: as `stage.run` and the model; a field is missing, or the baseline has no answer.
+        UserError: as `stage.run` and the model; a field is missing, or the baseline has no
+            answer or two.
         OSError: the judge cannot answer.
     """
-    others = {text_field(row, 'id'): text_field(row, 'answer') for row in shards.read([baseline])}
+    rows = shards.distinct(shards.read([baseline]))
+    others = {text_field(row, 'id'): text_field(row, 'answer') for row in rows}
     compare = _Compare(config, model, seed)
 
     async def process(row: Row) -> Outcome:
