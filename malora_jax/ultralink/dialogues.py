@@ -141,6 +141,8 @@ class _Dialogues:
             get_language(fields['language'])
         except UserError as error:
             raise UserError(f'{row.place}: {error}') from error
+        if not fields['text'].strip():
+            return Outcome(reason='empty')
         dialogue = _Dialogue(self, fields['language'], fields['text'])
         end = await dialogue.run(stage.random_of(self.seed, STAGE, fields['id']))
         counts = dict(dialogue.counts)

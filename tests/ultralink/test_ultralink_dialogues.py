@@ -116,6 +116,14 @@ def test_a_document_that_fills_the_context_is_dropped(tmp_path):
     assert (found.total.dropped, rows, requests) == ({'context full': 1}, [], [])
 
 
+def test_an_empty_segment_is_dropped_before_anything_is_asked(tmp_path):
+    empty = {'id': 'en-0-0', 'language': 'en', 'title': 'Nothing', 'text': ' \n'}
+    source = write_rows(tmp_path / 'empty.jsonl', [empty])
+    model = Told(in_turn)
+    making = dialogues(DialoguesConfig(), model, Words(), [source], tmp_path / 'out')
+    assert asyncio.run(making).total.dropped == {'empty': 1} and model.requests == []
+
+
 def test_a_short_answer_ends_a_dialogue_and_drops_it_if_it_is_the_first(tmp_path):
     def say(request):
         return 'No more.' if stage_of(request) == 'following_answer' else in_turn(request)

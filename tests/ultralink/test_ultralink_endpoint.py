@@ -110,8 +110,17 @@ def test_an_endpoint_that_is_not_there(monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 0)
     with serving() as stub:
         address = stub.address
-    with pytest.raises(OSError, match=r'^The endpoint http://127.*/v1/ cannot be reached: '):
+    with pytest.raises(
+        OSError, match=r'^The endpoint http://127.*/v1/ cannot be reached: .*Connect call'
+    ):
         complete(address, request())
+
+
+def test_an_endpoint_that_never_answers(monkeypatch):
+    monkeypatch.setattr(endpoint, '_RETRIES', 0)
+    plan = Plan({'timeout': 1.0}, hang_s=0.5)
+    with serving(plan) as stub, pytest.raises(OSError, match=r'cannot be reached: .+'):
+        complete(stub.address, request(), timeout_s=0.1)
 
 
 @pytest.mark.parametrize('status', [401, 403])

@@ -105,7 +105,9 @@ class Endpoint:
                 raise OSError(message) from error
             raise UserError(message) from error
         except openai.APIConnectionError as error:
-            raise OSError(f'{self._where} cannot be reached: {_line(error)}') from error
+            # The library's own words are of a time-out even where a connection is refused.
+            why = _line(error.__cause__ or '') or _line(error)
+            raise OSError(f'{self._where} cannot be reached: {why}') from error
         if isinstance(found, str):  # The library hands over what is not even called JSON.
             raise UserError(f'{self._where} does not speak as OpenAI does: correct --base_url.')
         # Gateways tell of their errors so, with status 200; as an answer it would be kept.
