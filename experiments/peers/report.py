@@ -49,6 +49,7 @@ def tables(report: Mapping[str, Any]) -> str:
     parts = []
     if report['differences']:
         header = ['rows', 'ours and peer', 'losses', 'gradients, ‖g − g′‖ / ‖g‖', 'worst leaf']
+        header.append('but for a token that chose another expert')
         parts += ['Largest differences:', table([header, *_differences(report)])]
     header = ['rows', 'system', 'tokens/s', 'quartiles', 'seconds a step']
     parts.append(table([header, *_systems(report)]))
@@ -74,7 +75,10 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
 
 def _differences(report: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [kind, _title(name), f'{found["loss"]:.1e}', f'{found["gradient"]:.1e}', found['leaf']]
+        [
+            *(kind, _title(name), f'{found["loss"]:.1e}', f'{found["gradient"]:.1e}'),
+            *(found['leaf'], '; '.join(found['choices']) or '–'),
+        ]
         for kind, by_pair in report['differences'].items()
         for name, found in by_pair.items()
     ]

@@ -85,24 +85,41 @@ def test_links_reach_every_part_of_a_leaf_once():
 class Fixed:
     """A system with given loss and gradient that notes its steps."""
 
-    def __init__(self, loss=1.0, gradient=1.0, name='', log=None):
+    def __init__(self, loss=1.0, gradient=1.0, name='', log=None, router=(1.0, 1.0, 1.0)):
         self.loss, self.gradient, self.name, self.log = loss, gradient, name, log
+        self.router = router
 
     def step(self, step):
         self.log.append((self.name, step))
 
     def gradients(self, _):
-        return self.loss, {'layers/a/up': np.array([[1.0, 2.0], [3.0, self.gradient]])}
+        return self.loss, {
+            'layers/a/up': np.array([[1.0, 2.0], [3.0, self.gradient]]),
+            'layers/b/router': np.array(self.router)[:, None],
+            'layers/b/up': np.ones((3, 1)),
+        }
 
 
 def test_compare_finds_the_worst_leaf():
     found = compare(Fixed(gradient=4.0), Fixed(1.00005, gradient=4.001), rows=None)
     assert found == Difference(
-        pytest.approx(5e-5), pytest.approx(0.001 / 5.0), 'layers/a/up, layer 1'
+        pytest.approx(5e-5), pytest.approx(0.001 / 5.0), 'up of layers/a, layer 1', []
     )
 
 
-@pytest.mark.parametrize('peer', [Fixed(1.1), Fixed(gradient=1.1), Fixed(gradient=np.nan)])
+def test_a_token_may_choose_another_of_two_experts_that_are_nearly_equal():
+    found = compare(Fixed(), Fixed(router=(1.0, 1.0, 1.02)), rows=None)
+    assert (found.gradient, found.choices) == (0.0, ['layers/b, layer 2'])
+
+
+@pytest.mark.parametrize(
+    'peer',
+    [
+        *(Fixed(1.1), Fixed(gradient=1.1), Fixed(gradient=np.nan)),
+        *(Fixed(router=(1.0, 1.0, each)) for each in (1.1, np.nan)),
+        Fixed(router=(1.02, 1.02, 1.02)),
+    ],
+)
 def test_what_differs_is_not_timed(peer):
     with pytest.raises(UserError, match='do not compute the same'):
         compare(Fixed(), peer, rows=None)
