@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from malora_jax import errors
-from malora_jax.adapters.dispatch import PRODUCTS
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
@@ -48,8 +47,8 @@ class AdapterConfig:
         frozen: names of the leaves that do not train, among `leaves`. With ('router',) the
             routing stays random: a control.
         targets: names of the adapted linears, among `LINEARS`.
-        dispatch: how the experts are computed; '' in rank space, else by one of
-            `dispatch.PRODUCTS`, which gives the same and is there to be compared with.
+        dispatch: whether tokens are sorted by expert, as in the paper, and not all experts
+            computed in rank space; it gives the same and is there to be compared with.
 
     Raises:
         UserError: a field is out of its range.
@@ -71,7 +70,7 @@ class AdapterConfig:
     equal_gates: bool = False
     frozen: tuple[str, ...] = ()
     targets: tuple[str, ...] = ('q', 'k', 'v', 'gate', 'up', 'down')
-    dispatch: str = ''
+    dispatch: bool = False
 
     def __post_init__(self):
         errors.check_types('adapter', self)
@@ -143,13 +142,11 @@ class AdapterConfig:
             "False, or 'router' frozen: with equal gates, a router learns from the balance loss "
             'alone, and here gets no gradient',
         )
-        if self.dispatch and self.dispatch not in PRODUCTS:
-            raise errors.unknown_name('adapter.dispatch', self.dispatch, PRODUCTS)
         require(
             not self.dispatch
             or (self.has_router and self.factors in (('down', 'up'), SUBSPACES['down'])),
             'dispatch',
-            "'' but for routed experts whose subspace, if there is one, is 'down'",
+            "False but for routed experts whose subspace, if there is one, is 'down'",
         )
         require(len(self.targets) > 0, 'targets', 'at least one linear')
         for name in self.targets:
@@ -214,8 +211,8 @@ METHODS: dict[str, dict[str, Any]] = {
         num_experts=8, top_k=8, rank=12, shared_rank=12, subspace='heads', balance_weight=0.0
     ),
     # The same as molora and malora, computed as the paper does.
-    'molora_dispatch': dict(_EIGHT, rank=8, dispatch='batched'),
-    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch='batched'),
+    'molora_dispatch': dict(_EIGHT, rank=8, dispatch=True),
+    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch=True),
 }
 
 

@@ -1,6 +1,7 @@
 """LowRankExperts: the update (α / rank) · Δ(x) of one adapted linear, for the whole family."""
 
 import functools
+from collections.abc import Mapping
 from typing import cast
 
 import flax.linen as nn
@@ -37,22 +38,19 @@ class LowRankExperts(nn.Module):
     features: int
     axes: tuple[str, str] = ('embed', 'mlp')
 
-    @nn.compact
     def __call__(
         self,
         x: jax.Array,
         dropped: jax.Array | None = None,
         groups: jax.Array | None = None,
     ) -> jax.Array:
-        """The update to add to the linear's output.
+        """The update of a linear that has its input for itself: `leaves`, `project`, `update`.
 
         Args:
             x: (..., D), the input of the linear; the router sees this.
             dropped: (..., D), the same input after dropout, for the down-projection; x by
-                default. Linears with one input share it, and so one mask.
-            groups: (N, G) float32 with N the product of x's leading axes: one-hot group (task)
-                of each token, zero for padding. If given, `RoutingSums` are sown in collection
-                `routing`, under the name `sums`.
+                default.
+            groups: see `update`, with N the product of x's leading axes.
 
         Returns:
             (..., F) in the dtype of x.
@@ -60,36 +58,64 @@ class LowRankExperts(nn.Module):
         Raises:
             UserError: the shared subspace has more dimensions than the input.
         """
-        config, inputs = self.config, x.shape[-1]
-        if config.subspace != 'up' and config.shared_rank > inputs:
-            raise errors.UserError(
-                f'adapter.shared_rank is {config.shared_rank}; it must be at most {inputs}, '
-                f'the input width of linear {"/".join(self.path) or "adapted"}.'
-            )
-        x_ND = x.reshape(-1, inputs)
-        dropped_ND = x_ND if dropped is None else dropped.reshape(-1, inputs)
-        leaves = self._leaves(inputs)
-        routing = self._route(x_ND, leaves['router'], groups) if config.has_router else None
+        x_ND = x.reshape(-1, x.shape[-1])
+        dropped_ND = x_ND if dropped is None else dropped.reshape(x_ND.shape)
+        leaves = self.leaves(x.shape[-1])
+        (projected,) = compute.project(x_ND, dropped_ND, [leaves])
+        return self.update(projected, leaves, groups).reshape(*x.shape[:-1], self.features)
+
+    def update(
+        self,
+        projected: compute.Projected,
+        leaves: Mapping[str, jax.Array],
+        groups_NG: jax.Array | None,
+    ) -> jax.Array:
+        """The update to add to the linear's output, from what its first products gave.
+
+        Args:
+            projected: of the linear's input, and of these leaves.
+            leaves: see `leaves`.
+            groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
+                `RoutingSums` are sown in collection `routing`, under the name `sums`.
+
+        Returns:
+            (N, F) in the dtype of the linear's input.
+        """
+        config = self.config
+        routing = None
+        if projected.logits is not None:
+            routing = self._route(projected.logits, groups_NG)
         if routing is not None and config.dispatch:
-            update_NF = self._scaled(
-                dispatch.update(
-                    *(dropped_ND, routing.gates, routing.selected, leaves),
-                    *(config.top_k, config.dispatch),
-                )
+            # The paper's saving: S dimensions of a token are dispatched, not D.
+            inputs = projected.hidden if 'shared_down' in leaves else projected.dropped
+            return self._scaled(
+                dispatch.update(inputs, routing.gates, routing.selected, leaves, config.top_k)
             )
-        else:
-            hidden_NP = compute.hidden(dropped_ND, leaves, config.num_experts)
-            if routing is not None:
-                hidden_NP = compute.gate(hidden_NP, routing.gates)
-            update_NF = compute.output(self._scaled(hidden_NP), leaves)
-        return update_NF.reshape(*x.shape[:-1], self.features)
+        hidden_NP = compute.stack(projected.hidden, leaves, config.num_experts)
+        if routing is not None:
+            hidden_NP = compute.gate(hidden_NP, routing.gates)
+        return compute.output(self._scaled(hidden_NP), leaves)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         """Times α / rank, in x's dtype even where α is traced, for runs that train together."""
         return jnp.asarray(self.config.scale, x.dtype) * x
 
-    def _leaves(self, inputs: int) -> dict[str, jax.Array]:
+    @nn.compact
+    def leaves(self, inputs: int) -> dict[str, jax.Array]:
+        """The router, if there is one, and the factors, by name.
+
+        Args:
+            inputs: D.
+
+        Raises:
+            UserError: the shared subspace has more dimensions than the input.
+        """
         config, (in_axis, out_axis) = self.config, self.axes
+        if config.subspace != 'up' and config.shared_rank > inputs:
+            raise errors.UserError(
+                f'adapter.shared_rank is {config.shared_rank}; it must be at most {inputs}, '
+                f'the input width of linear {"/".join(self.path) or "adapted"}.'
+            )
 
         @functools.cache
         def start() -> dict[str, jax.Array]:
@@ -112,13 +138,10 @@ class LowRankExperts(nn.Module):
             leaves[name] = rules.gather(value, axes[name])
         return leaves
 
-    def _route(
-        self, x_ND: jax.Array, router_DE: jax.Array, groups_NG: jax.Array | None
-    ) -> router.Routing:
+    def _route(self, logits_NE: jax.Array, groups_NG: jax.Array | None) -> router.Routing:
         config = self.config
         routing = router.route(
-            x_ND,
-            router_DE,
+            logits_NE,
             config.top_k,
             renormalize=config.renormalize,
             equal_gates=config.equal_gates,

@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-
-from malora_jax.distributed import rules
 
 
 class Routing(NamedTuple):
@@ -56,30 +53,20 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
 
 
 def route(
-    x_ND: jax.Array,
-    router_DE: jax.Array,
+    logits_NE: jax.Array,
     top_k: int,
     *,
     renormalize: bool = False,
     equal_gates: bool = False,
 ) -> Routing:
-    """G(x) = TopK(Softmax(W_g x)), eq. (4), in float32 whatever the dtype of x.
+    """G(x) = TopK(Softmax(W_g x)), eq. (4).
 
     Args:
-        x_ND: the tokens.
-        router_DE: the transpose of W_g.
+        logits_NE: W_g x, float32.
         top_k: K.
         renormalize: whether the kept gates are scaled to sum to one.
         equal_gates: whether each kept gate is 1/K, without a gradient.
     """
-    logits_NE = jnp.matmul(
-        x_ND.astype(jnp.float32),
-        router_DE.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    # Where the inputs are split over devices the logits are summed here: a softmax of parts of
-    # them would be another router.
-    logits_NE = checkpoint_name(rules.constrain(logits_NE, 'rows', 'expert'), 'router')
     probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
     selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), top_k)
     gates_NE = probabilities_NE * selected_NE

@@ -68,6 +68,16 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     return _constrain(x, spec(axes))
 
 
+def is_split(axis: str) -> bool:
+    """Whether several devices have parts of an axis of this name here."""
+    return _parts(axis) > 1
+
+
+def _parts(axis: str) -> int:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(name, 1) for name in RULES[axis])
+
+
 def gather(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     """A parameter where it is used: whole over `fsdp`, which only stores it in parts.
 
@@ -195,8 +205,7 @@ def check_rows(field: str, rows: int) -> None:
     Raises:
         UserError: they cannot.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = math.prod(sizes.get(name, 1) for name in RULES['rows'])
+    parts = _parts('rows')
     if rows % parts:
         right = f'a multiple of mesh.data · mesh.fsdp, {parts}'
         raise errors.out_of_range(field, rows, right)

@@ -9,8 +9,8 @@ of earlier tokens.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
+from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude, compute
 from malora_jax.distributed import rules
 from malora_jax.models import attention
 from malora_jax.models import quantize as quantize_lib
@@ -134,16 +134,20 @@ class AdaptedLinear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_ND: jax.Array, dropped_ND: jax.Array, groups_NG: jax.Array | None
+        self,
+        x_ND: jax.Array,
+        leaves: Mapping[str, jax.Array],
+        projected: compute.Projected | None,
+        groups_NG: jax.Array | None,
     ) -> jax.Array:
-        """(N, features). `dropped_ND` and `groups_NG` are for the adapter alone."""
+        """(N, features). All but `x_ND` is for the adapter: see `LowRankExperts.update`."""
         kernel = self._kernel(x_ND.shape[-1])
         if isinstance(kernel, quantize_lib.Quantized):
             y_NF = quantize_lib.product(x_ND, kernel)
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
-        if self.adapter is not None:
-            y_NF += self.experts(x_ND, dropped_ND, groups_NG)
+        if projected is not None:
+            y_NF += self.experts.update(projected, leaves, groups_NG)
         outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
         y_NF = checkpoint_name(rules.constrain(y_NF, 'rows', outputs), self.name)
         if self.adapter is not None and self.adapter.magnitude:
@@ -187,26 +191,57 @@ class Dropout(nn.Module):
         return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
 
 
+class Outputs(NamedTuple):
+    """Of a linear: how many outputs, the logical name of their axis, whether there is a bias."""
+
+    features: int
+    axis: str
+    has_bias: bool = False
+
+
 class _Part(nn.Module):
-    """What attention and MLP share: adapted linears, and one dropout mask for each input."""
+    """What attention and MLP share: adapted linears."""
 
     config: ModelConfig
     adapter: AdapterConfig | None
 
-    def linear(
-        self, name: str, features: int, axes: tuple[str, str], has_bias: bool = False
-    ) -> AdaptedLinear:
-        adapted = self.adapter is not None and name in self.adapter.targets
-        adapter = self.adapter if adapted else None
-        config = self.config
-        return AdaptedLinear(
-            features, axes, config.dtype, adapter, has_bias, config.quantize, name=name
-        )
+    def linears(
+        self, x_ND: jax.Array, inputs: str, context: Context, **outputs: Outputs
+    ) -> list[jax.Array]:
+        """What linears with one input make of it, by their names.
 
-    def drop(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.adapter is None:
-            return x
-        return Dropout(self.adapter.dropout)(x, train)
+        Their adapters share its dropout mask and their first products.
+
+        Args:
+            x_ND: the input.
+            inputs: the logical name of its features.
+            context: of the layer.
+            **outputs: of each linear.
+        """
+        linears = [self._linear(name, inputs, each) for name, each in outputs.items()]
+        adapted = [linear for linear in linears if linear.adapter is not None]
+        leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
+        projected: dict[str | None, compute.Projected] = {}
+        if self.adapter is not None and adapted:
+            dropped_ND = Dropout(self.adapter.dropout)(x_ND, context.train)
+            found = compute.project(x_ND, dropped_ND, list(leaves.values()))
+            projected = dict(zip(leaves, found, strict=True))
+        return [
+            linear(x_ND, leaves.get(linear.name, {}), projected.get(linear.name), context.groups)
+            for linear in linears
+        ]
+
+    def _linear(self, name: str, inputs: str, outputs: Outputs) -> AdaptedLinear:
+        adapted = self.adapter is not None and name in self.adapter.targets
+        return AdaptedLinear(
+            outputs.features,
+            (inputs, outputs.axis),
+            self.config.dtype,
+            self.adapter if adapted else None,
+            outputs.has_bias,
+            self.config.quantize,
+            name=name,
+        )
 
 
 class Attention(_Part):
@@ -218,12 +253,16 @@ class Attention(_Part):
     ) -> tuple[jax.Array, KeysValues | None]:
         """(N, D), and the keys and values of the tokens if the context says so."""
         config, (B, T) = self.config, context.positions.shape
-        dropped_ND = self.drop(x_ND, context.train)
 
-        def project(name: str, heads: int, axis: str) -> jax.Array:
-            axes, features = ('embed', axis), heads * config.head_width
-            linear = self.linear(name, features, axes, config.qkv_bias)
-            return linear(x_ND, dropped_ND, context.groups).reshape(B, T, heads, config.head_width)
+        def outputs(heads: int, axis: str) -> Outputs:
+            return Outputs(heads * config.head_width, axis, config.qkv_bias)
+
+        keys = outputs(config.num_kv_heads, 'kv_heads')
+        queries = outputs(config.num_heads, 'heads')
+        q, k, v = (
+            x_NF.reshape(B, T, -1, config.head_width)
+            for x_NF in self.linears(x_ND, 'embed', context, q=queries, k=keys, v=keys)
+        )
 
         def place(name: str, x_BTHC: jax.Array) -> jax.Array:
             if config.qk_norm:
@@ -232,9 +271,7 @@ class Attention(_Part):
             theta, scaling = config.rope_theta, config.rope_scaling
             return attention.rotate(x_BTHC, context.positions, theta, scaling)
 
-        q_BTHC = place('q', project('q', config.num_heads, 'heads'))
-        k_BTKC = place('k', project('k', config.num_kv_heads, 'kv_heads'))
-        v_BTKC = project('v', config.num_kv_heads, 'kv_heads')
+        q_BTHC, k_BTKC, v_BTKC = place('q', q), place('k', k), v
         new = None
         if context.keep or past is not None:
             new = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
@@ -244,8 +281,8 @@ class Attention(_Part):
             length_B = cast(jax.Array, context.past_length)
             out_BTHC = attention.attend_past(q_BTHC, *new, *past, length_B)
         out_NA = out_BTHC.reshape(B * T, -1)
-        output = self.linear('o', config.width, ('heads', 'embed'))
-        return output(out_NA, self.drop(out_NA, context.train), context.groups), new
+        (out_ND,) = self.linears(out_NA, 'heads', context, o=Outputs(config.width, 'embed'))
+        return out_ND, new
 
 
 class MLP(_Part):
@@ -254,13 +291,10 @@ class MLP(_Part):
     @nn.compact
     def __call__(self, x_ND: jax.Array, context: Context) -> jax.Array:
         """(N, D)."""
-        config, groups_NG = self.config, context.groups
-        dropped_ND = self.drop(x_ND, context.train)
-        gate = self.linear('gate', config.hidden, ('embed', 'mlp'))
-        up = self.linear('up', config.hidden, ('embed', 'mlp'))
-        down = self.linear('down', config.width, ('mlp', 'embed'))
-        hidden_NF = nn.silu(gate(x_ND, dropped_ND, groups_NG)) * up(x_ND, dropped_ND, groups_NG)
-        return down(hidden_NF, self.drop(hidden_NF, context.train), groups_NG)
+        wide, narrow = Outputs(self.config.hidden, 'mlp'), Outputs(self.config.width, 'embed')
+        gate_NF, up_NF = self.linears(x_ND, 'embed', context, gate=wide, up=wide)
+        (down_ND,) = self.linears(nn.silu(gate_NF) * up_NF, 'mlp', context, down=narrow)
+        return down_ND
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from malora_jax.adapters import LowRankExperts, method, router
+from malora_jax.adapters import LowRankExperts, compute, method, router
 
 
 @settings(deadline=None, max_examples=50)
@@ -27,11 +27,16 @@ def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
     np.testing.assert_array_equal(mask_NE, expected)
 
 
+def logits(x_ND, router_DE):
+    (projected,) = compute.project(x_ND, x_ND, [{'router': router_DE, 'down': router_DE[None]}])
+    return projected.logits
+
+
 def routed(seed: int = 0, tokens: int = 40, inputs: int = 12, top_k: int = 2, renormalize=False):
     rng = np.random.default_rng(seed)
     x_ND = jnp.asarray(rng.normal(size=(tokens, inputs)), jnp.float32)
     router_DE = jnp.asarray(rng.normal(size=(inputs, 8)), jnp.float32)
-    return x_ND, router_DE, router.route(x_ND, router_DE, top_k, renormalize=renormalize)
+    return x_ND, router_DE, router.route(logits(x_ND, router_DE), top_k, renormalize=renormalize)
 
 
 @pytest.mark.parametrize('renormalize', [False, True])
@@ -47,7 +52,7 @@ def test_gates_equal_the_equation(renormalize):
 
 def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     x_ND, router_DE, routing = routed()
-    equal = router.route(x_ND, router_DE, 2, equal_gates=True)
+    equal = router.route(logits(x_ND, router_DE), 2, equal_gates=True)
     np.testing.assert_array_equal(equal.selected, routing.selected)
     np.testing.assert_array_equal(equal.gates, 0.5 * np.asarray(routing.selected))
     W_g = np.asarray(router_DE, np.float64).T
@@ -56,7 +61,7 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     weights_NE = jnp.asarray(np.random.default_rng(1).normal(size=(40, 8)), jnp.float32)
 
     def both(router_DE):
-        routing = router.route(x_ND, router_DE, 2, equal_gates=True)
+        routing = router.route(logits(x_ND, router_DE), 2, equal_gates=True)
         sums = router.sum_by_group(routing, jnp.ones((40, 1)))
         return jnp.stack([(routing.gates * weights_NE).sum(), router.balance_loss(sums)])
 
@@ -68,8 +73,8 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
 def test_router_computes_in_float32_on_bfloat16_input():
     x_ND, router_DE, _ = routed()
     x_ND = x_ND.astype(jnp.bfloat16)
-    low = router.route(x_ND, router_DE, 2)
-    high = router.route(x_ND.astype(jnp.float32), router_DE, 2)
+    low = router.route(logits(x_ND, router_DE), 2)
+    high = router.route(logits(x_ND.astype(jnp.float32), router_DE), 2)
     assert low.probabilities.dtype == jnp.float32
     np.testing.assert_array_equal(low.probabilities, high.probabilities)
 
@@ -103,7 +108,7 @@ def test_balance_loss_pushes_probability_away_from_the_busy_expert():
     x_ND, router_DE, _ = routed()
 
     def loss(router_DE):
-        routing = router.route(x_ND, router_DE, 2)
+        routing = router.route(logits(x_ND, router_DE), 2)
         return router.balance_loss(router.sum_by_group(routing, jnp.ones((40, 1))))
 
     before, gradient = loss(router_DE), jax.grad(loss)(router_DE)
@@ -115,7 +120,7 @@ def test_padding_does_not_count():
     x_ND, router_DE, routing = routed()
     real = jnp.asarray(np.arange(40) < 25, jnp.float32)[:, None]
     masked = router.sum_by_group(routing, real)
-    alone = router.sum_by_group(router.route(x_ND[:25], router_DE, 2), jnp.ones((25, 1)))
+    alone = router.sum_by_group(router.route(logits(x_ND[:25], router_DE), 2), jnp.ones((25, 1)))
     for found, expected in zip(masked, alone, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -142,7 +147,7 @@ def test_statistics_of_known_loads():
 
 def test_each_token_is_routed_for_itself():
     x_ND, router_DE, routing = routed()
-    changed = router.route(x_ND.at[7].set(3.0), router_DE, 2)
+    changed = router.route(logits(x_ND.at[7].set(3.0), router_DE), 2)
     others = np.arange(40) != 7
     np.testing.assert_array_equal(changed.gates[others], routing.gates[others])
     assert not np.allclose(changed.gates[7], routing.gates[7])
