@@ -53,5 +53,5 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.training.checkpoint_every = 500
     config.training.evaluate_every = 500
     config.evaluation.batch_size = 16
-    config.evaluation.max_new_tokens = 1024  # No held-out answer may be longer.
+    config.evaluation.max_new_tokens = 2048  # No held-out answer may be longer.
     return config

@@ -11,7 +11,7 @@ from experiments import cli
 from malora_jax import buckets
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.chat import Model
-from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.llm.opened import Choice, is_local, opened
 from malora_jax.ultralink.manifest import Manifest
 
 TOKENIZER = 'Model whose tokenizer counts: a preset such as llama2-13b, a GGUF file or a directory.'
@@ -66,7 +66,9 @@ def define_llm() -> Callable[[pathlib.Path], Choice]:
         required=True,
     )
     url = flags.DEFINE_string('base_url', None, "Of the endpoint; default: OpenAI's.")
-    concurrency = flags.DEFINE_integer('concurrency', 64, 'Requests at a time.', lower_bound=1)
+    concurrency = flags.DEFINE_integer(
+        'concurrency', None, 'Requests at a time; default: 64, of our own model 8.', lower_bound=1
+    )
     timeout = flags.DEFINE_float('timeout', 600.0, 'Seconds for a try of a request.')
     limit = flags.DEFINE_integer(
         'token_limit', 0, 'Tokens that the answers in the cache may have cost; 0 = any.'
@@ -77,9 +79,9 @@ def define_llm() -> Callable[[pathlib.Path], Choice]:
 
     def choice(output: pathlib.Path) -> Choice:
         path = pathlib.Path(cache.value) if cache.value else output.parent / 'answers.sqlite'
-        return Choice(
-            llm.value or '', path, concurrency.value, url.value, timeout.value, limit.value
-        )
+        name = llm.value or ''
+        most = concurrency.value or (8 if is_local(name) else 64)
+        return Choice(name, path, most, url.value, timeout.value, limit.value)
 
     return choice
 

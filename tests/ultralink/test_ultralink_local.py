@@ -122,6 +122,12 @@ def test_a_file_that_is_no_config(tmp_path, text, message):
         local.load(str(path))
 
 
+@pytest.mark.parametrize('flag, value', [('base_url', 'http://127.0.0.1:1'), ('token_limit', 5)])
+def test_what_is_for_endpoints_is_refused(flag, value):
+    with pytest.raises(UserError, match=f'--{flag} is for endpoints; --llm=local:runs/a is none'):
+        Choice('local:runs/a', Path('c.sqlite'), **{flag: value})
+
+
 def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_path, config):
     """Nothing is weakened for it: the funnel tells why."""
     rows = [

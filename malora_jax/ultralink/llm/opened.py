@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from malora_jax.errors import out_of_range
+from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.cache import Cached
 from malora_jax.ultralink.llm.endpoint import Endpoint
@@ -43,12 +43,20 @@ class Choice:
         if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')):
             right = 'an address that begins with http:// or https://'
             raise out_of_range('--base_url', self.base_url, right)
+        for flag, given in (('--base_url', self.base_url), ('--token_limit', self.token_limit)):
+            if given and is_local(self.llm):
+                raise UserError(f'{flag} is for endpoints; --llm={self.llm} is none.')
         if self.concurrency < 1:
             raise out_of_range('--concurrency', self.concurrency, 'at least 1')
         if not self.timeout_s > 0:
             raise out_of_range('--timeout', self.timeout_s, 'positive')
         if self.token_limit < 0:
             raise out_of_range('--token_limit', self.token_limit, 'at least 0')
+
+
+def is_local(llm: str) -> bool:
+    """Whether a model is one of our own, and not behind an endpoint."""
+    return llm.startswith(_LOCAL)
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +75,7 @@ async def opened(choice: Choice) -> AsyncIterator[Cached]:
 
 
 def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
-    if choice.llm.startswith(_LOCAL):
+    if is_local(choice.llm):
         from malora_jax.ultralink.llm import local  # JAX and weights, for whom else they are not.
 
         return local.Local(local.load(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
