@@ -12,6 +12,7 @@ import pytest
 from loop_helpers import STEPS, TASKS, run_settings
 from tiny_gguf import write_tiny_gguf
 
+from malora_jax import training
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
@@ -108,6 +109,21 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
     for load_LGE in found['load'].values():
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)
         assert np.shape(load_LGE) == (layers, len(TASKS), run.adapter.num_experts)
+
+
+def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_path):
+    heads = {'adapter__top_k': 4, 'adapter__shared_rank': 4, 'training__steps': 2}
+    training.train(run_settings(runs.weights, 'hydralora', **heads), tmp_path / 'heads')
+    write_report([tmp_path / 'heads'], tmp_path / 'report', questions=0)
+    found = read_json(tmp_path / 'report' / 'analysis.json')['routing-heads']
+    run = run_config(run_settings(runs.weights))
+    tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in build(run).held_out_batches())
+    for name, load_LGE in found['load'].items():
+        np.testing.assert_allclose(found['token_slots'][name], tokens, rtol=1e-5)
+        np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)
+        assert np.std(load_LGE) > 1e-4  # Slots would be a quarter each.
+    page = words((tmp_path / 'report' / 'report.html').read_text('utf-8'))
+    assert 'shares are those of their gates' in page and 'Example tokens' not in page
 
 
 def test_the_paper_s_settings_are_compared(numbers, runs):
