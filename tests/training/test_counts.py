@@ -25,7 +25,8 @@ RANK_SPACE = [name for name in METHOD_NAMES if not name.endswith('_dispatch')]
 def abstract(name: str, remat: str = 'none'):
     """A model and the shapes that its step takes: state, base, batch."""
     adapter = small_method(name, dropout=0.0) if name else None
-    model = Decoder(preset('tiny', num_layers=LAYERS), adapter, remat)
+    # No kernel's shape is that of factors side by side, whose columns are multiples of 8 or few.
+    model = Decoder(preset('tiny', num_layers=LAYERS, head_width=22), adapter, remat)
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = make_optimizer(ADAMW, 10)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
