@@ -29,6 +29,7 @@ from malora_jax.training.state import create_state  # noqa: E402
 from malora_jax.training.step import make_train_step  # noqa: E402
 
 DEVICES, STEPS, TASKS = 8, 5, 2
+BASE = {'vocab_size': 320, 'head_width': 22, 'hidden': 104}
 # No activation has the shape of a kernel; and few tokens have few choices of experts that are so
 # close that the rounding of a sum may turn them.
 LENGTH = 20
@@ -90,16 +91,19 @@ def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
 
 
 def sized(name: str) -> AdapterConfig:
-    """The method, with ranks that no part of a kernel has: shapes then tell what is sent."""
+    """The method, with ranks that no part of a kernel of `BASE` has, not even side by side.
+
+    Shapes then tell what is sent.
+    """
     shared = small_method(name).shared_rank
     if shared:
-        shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 11)
+        shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 10)
     return small_method(name, dropout=0.05, rank=7, shared_rank=shared)
 
 
 def main(mesh: MeshConfig, methods: list[str]) -> None:
     for name in methods:
-        model = tiny_model(sized(name), vocab_size=320).clone(remat='light')
+        model = tiny_model(sized(name), **BASE).clone(remat='light')
         variables = random_variables(model)
         expected = five_steps(model, variables)
         with on_all_devices(mesh, len(ROWS)):
