@@ -27,7 +27,7 @@ class Progress:
         self._known: dict[str, str] = {}
 
     def __enter__(self) -> 'Progress':
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         return self
