@@ -119,7 +119,7 @@ def plot_spectra(path: pathlib.Path, spread: Mapping[str, Mapping[str, Spread]])
             panel.tick_params(labelsize=8)
             panel.grid(alpha=0.3)
     for panel in panels[-1]:
-        panel.set_xlabel('number of the singular value', fontsize=9)
+        panel.set_xlabel('number of the value', fontsize=9)
     figure.supylabel('singular value', fontsize=9)
     handles = [
         Line2D([], [], color='tab:blue', label='trained: median and range of layers'),
