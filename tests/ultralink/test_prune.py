@@ -47,8 +47,13 @@ def test_an_interrupt_does_not_wait_till_all_is_compared(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(prune.Sketches, 'near_duplicates', near_duplicates)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, rows())
+    # A process that a shell has put into the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, rows())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert compared == []
 
 
