@@ -65,6 +65,17 @@ def call(main: Callable[[], None]) -> None:
         _fail('Interrupted; the same command goes on from what it saved.', 130)
 
 
+def leave(status: int) -> NoReturn:
+    """Ends the process at once.
+
+    What libraries' threads are at is cut off: they would add their tracebacks to the line that told
+    a mistake, or end the process by a crash, where a computation outlives the interpreter.
+    """
+    sys.stdout.flush()
+    buckets.remove_copies()
+    os._exit(status)
+
+
 def _start(main: Callable[[], None]) -> None:
     compilation_cache.enable()
     main()
@@ -135,6 +146,4 @@ def _check_overrides() -> None:
 def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
     print(buckets.readable(message.strip()), file=sys.stderr, flush=True)
-    buckets.remove_copies()
-    # At once: libraries' threads that the mistake cut off would add their tracebacks to the line.
-    os._exit(status)
+    leave(status)

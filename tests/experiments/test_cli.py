@@ -1,9 +1,12 @@
 """The command line as a user meets it: mistakes are one line of stderr and status 2."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
-from command_helpers import mistake, run
+from command_helpers import ROOT, mistake, run, small_run
 from tiny_gguf import write_tiny_gguf
 
 from malora_jax.training.results import format_table
@@ -158,3 +161,23 @@ def test_plan_prints_one_json_object():
     plan = json.loads(done.stdout)
     assert plan['model'] == 'llama2-7b'
     assert plan['parameters']['trainable'] == 158_859_264
+
+
+def test_sigterm_while_answers_are_written_ends_with_status_0(tmp_path):
+    """A computation is cut off then, which the interpreter's end need not survive."""
+    write_tiny_gguf(tmp_path / 'tiny.gguf')
+    arguments = [*small_run(tmp_path / 'tiny.gguf'), f'--workdir={tmp_path / "run"}']
+    with subprocess.Popen(
+        [sys.executable, '-m', 'experiments.train', *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        shown = b''
+        while b'score before' not in shown:
+            shown += process.stderr.read1()
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert b'Stopped by SIGTERM' in told
+    assert (tmp_path / 'run' / 'checkpoints' / '3').is_dir()
