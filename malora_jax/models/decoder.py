@@ -208,7 +208,7 @@ class _Part(nn.Module):
     def linears(
         self, x_ND: jax.Array, inputs: str, context: Context, **outputs: Outputs
     ) -> list[jax.Array]:
-        """What linears with one input make of it, by their names.
+        """What linears with one input make of it, in their order.
 
         Their adapters share its dropout mask and their first products.
 
