@@ -73,6 +73,8 @@ class AdapterConfig:
     dispatch: bool = False
 
     def __post_init__(self):
+        if isinstance(self.dispatch, str):  # Of earlier runs: '', or how dispatch multiplied.
+            object.__setattr__(self, 'dispatch', bool(self.dispatch))
         errors.check_types('adapter', self)
 
         def require(right: bool, field: str, description: str) -> None:

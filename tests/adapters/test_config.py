@@ -95,3 +95,8 @@ def test_mistakes_name_the_field_and_what_would_be_right(overrides, message):
 def test_unknown_method_names_the_near_ones():
     with pytest.raises(errors.UserError, match=r"'malroa': did you mean malora"):
         method('malroa')
+
+
+@pytest.mark.parametrize('saved, meant', [('', False), ('batched', True)])
+def test_how_earlier_runs_named_dispatch(saved, meant):
+    assert method('malora', dispatch=saved) == method('malora', dispatch=meant)
