@@ -19,7 +19,8 @@ from model_helpers import (
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.models.decoder import MLP, AdaptedLinear, Attention, Context, abstract_variables
+from malora_jax.models.decoder import MLP, Attention, Context, abstract_variables
+from malora_jax.models.linear import AdaptedLinear
 from malora_jax.training.step import losses
 
 # Two examples and padding in the first row, three and no padding in the second.
