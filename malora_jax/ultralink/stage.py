@@ -58,7 +58,7 @@ async def run(
     seed: int = 0,
     concurrency: int = 1,
     shard_items: int = SHARD_ITEMS,
-    read: Read = shards.read,
+    read: Read | None = None,
 ) -> Manifest:
     """Runs a stage, or goes on with it after the last finished shard.
 
@@ -75,7 +75,8 @@ async def run(
         seed: of what is drawn.
         concurrency: items at work at a time.
         shard_items: items of a shard.
-        read: gives the items of the inputs.
+        read: gives the items of the inputs; None if they are rows as stages write them, each of
+            which must have an id of its own.
 
     Raises:
         UserError: as `read`, `shards.distinct`, `process` and `shards.opened`, or there are no
@@ -87,9 +88,11 @@ async def run(
     with shards.opened(output, wanted) as target:
         if not target.manifest.complete:
             done = target.manifest.total.items
-            rows = shards.distinct(read(inputs)) if read is shards.read else read(inputs)
+            if read:
+                rows, total = read(inputs), None
+            else:
+                rows, total = shards.distinct(shards.read(inputs)), shards.count(inputs)
             items = itertools.islice(rows, done, None)
-            total = shards.count(inputs) if read is shards.read else None
             with tqdm.tqdm(
                 desc=stage, initial=done, total=total, unit=' items', dynamic_ncols=True, delay=1.0
             ) as bar:
