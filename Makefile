@@ -20,9 +20,11 @@ RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/trai
 DEVICES := $(addprefix tests/distributed/test_,sharded_steps.py sharded_runs.py hosts.py)
 # Tests with the TPU's compiler.
 COMPILED := tests/training/test_topology.py
+# Seeded fuzzing of requests, files, run directories, command lines and signals.
+FUZZ := tests/fuzz
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-fuzz lint format clean
 
 setup: $(VENV)/ready
 
@@ -42,13 +44,17 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) $(addprefix --ignore=,$(RUNS) $(DEVICES) $(COMPILED))
+	$(PYTEST) $(addprefix --ignore=,$(RUNS) $(DEVICES) $(COMPILED) $(FUZZ))
 
 test-runs: setup
 	$(PYTEST) $(RUNS)
 
 test-devices: setup
 	$(PYTEST) $(DEVICES)
+
+# Long runs outside CI: .venv/bin/python -m pytest tests/fuzz --fuzz-minutes=30 --fuzz-seed=1
+test-fuzz: setup
+	$(PYTEST) $(FUZZ)
 
 # No TPU is needed. The compiler lies beside the environment, in which JAX would look for a TPU at
 # every start; its version is the one that JAX names.
