@@ -30,7 +30,7 @@ from malora_jax.export.trained import Restored, Saved
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.restore import config_of, saved_model
 from malora_jax.training.setup import build
-from malora_jax.training.workdir import check_data
+from malora_jax.training.workdir import check_run, read_config
 
 _WRITERS = {
     'adapter': adapter.write_adapter,
@@ -83,7 +83,7 @@ def _check_flags(workdir: pathlib.Path) -> None:
 def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
     """Writes the approximation, and prints what it loses."""
     run = config_of(saved.path, _WEIGHTS.value)
-    check_data(saved.path, data_digests(run))
+    check_run(saved.path, read_config(saved.path), data_digests(run))
     setup = build(run)
     found = static(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
     adapter.write_adapter(found.trained, output, found.about | {'held_out_loss': found.losses})

@@ -68,12 +68,15 @@ def push() -> None:
         copy.push()
 
 
-def rmtree(directory: pathlib.Path) -> None:
-    """Removes a directory, if it is there; if it is in a copy, where it is copied from too."""
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or directory, if it is there; of a copy, in the bucket too."""
     for copy in _copies.values():
-        if directory.is_relative_to(copy.path):
-            copy.delete(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+        if path.is_relative_to(copy.path):
+            copy.delete(path)
+    if path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def readable(message: str) -> str:
@@ -144,10 +147,10 @@ class _Copy:
                 if path not in self._seen or self._seen[path].stamp != stamp:
                     self._seen[path] = _Seen(self._write(path), stamp)
 
-    def delete(self, directory: pathlib.Path) -> None:
-        """Deletes the objects of a directory."""
+    def delete(self, removed: pathlib.Path) -> None:
+        """Deletes the object of a file, or the objects of a directory."""
         with _told(self.address):
-            for path in [path for path in self._seen if path.is_relative_to(directory)]:
+            for path in [path for path in self._seen if path.is_relative_to(removed)]:
                 self._bucket.delete_blobs([self._blob(path)], on_error=lambda blob: None)
                 del self._seen[path]
 

@@ -161,7 +161,7 @@ def test_a_directory_is_removed_here_and_there(address, objects):
     for name in ('tensorboard/old', 'tensorboard/older', 'metrics.jsonl'):
         objects.write(name, name)
     path = buckets.local(address)
-    buckets.rmtree(path / 'tensorboard')
+    buckets.remove(path / 'tensorboard')
     (path / 'tensorboard').mkdir()
     (path / 'tensorboard' / 'new').write_text('new')
     buckets.push()

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.sweeps.expand import SweepRun
-from malora_jax.training.workdir import check_config
+from malora_jax.training.identity import LENGTH, SCORING, another_run
+from malora_jax.training.workdir import CONFIG, check_run
 
 _RECORD = 'sweep.json'
 # What there may be before it, if a sweep was killed as it began.
@@ -41,8 +42,11 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
             'own config, or choose another --workdir.'
         )
     for name, run in runs.items():
-        if (workdir / name / 'config.json').exists():
-            check_config(workdir / name, run.config)
+        if (workdir / name / CONFIG).exists():
+            changes = check_run(workdir / name, run.config, None)
+            # The runs of a sweep differ in nothing but what it sweeps over.
+            if wrong := [change for change in changes if change.is_one_of((*LENGTH, *SCORING))]:
+                raise another_run(workdir / name, wrong[0].field)
 
 
 def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> None:

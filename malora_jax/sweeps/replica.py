@@ -17,7 +17,7 @@ from malora_jax.training.preemption import Preemption
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
 from malora_jax.training.trainer import Trainer
-from malora_jax.training.workdir import begun, check_base
+from malora_jax.training.workdir import RunDirectory
 
 
 class Replica(Trainer):
@@ -129,33 +129,30 @@ def open_replica(
     stack: contextlib.ExitStack,
     setup: Setup,
     fresh: TrainState,
-    config: Mapping[str, Any],
-    digests: Mapping[str, str],
-    workdir: pathlib.Path,
+    directory: RunDirectory,
     preemption: Preemption,
 ) -> tuple[Replica, TrainState]:
     """A run, and the state that it goes on from.
 
     Args:
-        stack: closes its files, and lets go of its directory.
+        stack: closes its files.
         setup: the run's parts.
         fresh: a fresh state.
-        config: as written in configs/.
-        digests: of its data.
-        workdir: its directory.
+        directory: its directory, locked.
         preemption: whether all are to stop.
 
     Raises:
-        UserError: another run is at work in the directory, or its base is another.
+        UserError: the run began with another base, or its checkpoints are of another run.
     """
     goodput, data = Goodput(), setup.train_iterator()
-    state = loop.started(setup, fresh, workdir)
-    base = check_base(workdir, setup.run, setup.base.params)
-    stack.enter_context(begun(workdir, config, digests, base))
+    workdir = directory.path
+    identity = loop.identified(setup, directory)
+    state = loop.started(setup, fresh, directory)
+    directory.begin(setup.run, identity)
     goodput.open(workdir)
     stack.callback(goodput.close)
     keep = setup.run.training.keep_checkpoints
-    checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', keep))
+    checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', keep, identity))
     if checkpoints.latest_step:
         state = checkpoints.restore(state, data)
         print(f'Continuing {workdir} after step {int(state.step)}.')

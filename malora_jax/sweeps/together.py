@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from malora_jax.training.preemption import watched
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.state import TrainState
-from malora_jax.training.workdir import check_config, check_data
+from malora_jax.training.workdir import RunDirectory, opened
 
 Configs = Mapping[str, Mapping[str, Any]]
 
@@ -83,8 +83,23 @@ def _train(
     configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path, measure: bool
 ) -> dict[str, str] | None:
     """Why runs failed; None if they were not trained, as that does not pay."""
+    with contextlib.ExitStack() as stack:
+        directories = [
+            stack.enter_context(opened(workdir / name, config, digests))
+            for name, config in configs.items()
+        ]
+        return _train_in(directories, configs, digests, workdir, measure)
+
+
+def _train_in(
+    directories: Sequence[RunDirectory],
+    configs: Configs,
+    digests: Mapping[str, Any],
+    workdir: pathlib.Path,
+    measure: bool,
+) -> dict[str, str] | None:
     started = time.perf_counter()
-    setups = _setups(configs, digests, workdir)
+    setups = _setups(configs)
     runs = [setup.run for setup in setups]
     values, run = differing(runs), common(runs)
 
@@ -113,10 +128,8 @@ def _train(
             return None
     replicas, states = [], []
     with watched() as preemption, contextlib.ExitStack() as stack:
-        for index, (setup, (name, config)) in enumerate(zip(setups, configs.items(), strict=True)):
-            replica, state = open_replica(
-                stack, setup, fresh(index), config, digests, workdir / name, preemption
-            )
+        for index, (setup, directory) in enumerate(zip(setups, directories, strict=True)):
+            replica, state = open_replica(stack, setup, fresh(index), directory, preemption)
             replicas.append(replica)
             states.append(state)
         group = Group(run, whole, replicas, states, values, preemption, step)
@@ -130,13 +143,9 @@ def _train(
     return {replica.name: replica.error for replica in replicas if replica.error}
 
 
-def _setups(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> list[Setup]:
+def _setups(configs: Configs) -> list[Setup]:
     """The parts of each run, with one base."""
     setups: list[Setup] = []
-    for name, config in configs.items():
-        run = run_config(config)
-        if (workdir / name / 'config.json').exists():
-            check_config(workdir / name, config)
-            check_data(workdir / name, digests)
-        setups.append(build(run, setups[0].base if setups else None))
+    for config in configs.values():
+        setups.append(build(run_config(config), setups[0].base if setups else None))
     return setups

@@ -1,9 +1,8 @@
 """Checkpoints of adapter, optimizer, step and data position; never of the base."""
 
 import contextlib
-import hashlib
+import dataclasses
 import itertools
-import json
 import pathlib
 import shutil
 import sys
@@ -12,16 +11,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from malora_jax import errors
 from malora_jax.data import RowStreams
-from malora_jax.distributed import hosts, rules
+from malora_jax.distributed import hosts
+from malora_jax.training.identity import Identity
+from malora_jax.training.manifest import JSONItem, Manifest
 from malora_jax.training.state import TrainState
 
 # Room for what is beside the arrays; they are compressed a little.
 _METADATA_BYTES = 1 << 20
+_MANIFEST = 'manifest'
+# What stood in its place in earlier checkpoints.
+_SUMS = 'sums'
+
+
+class DamagedError(errors.UserError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 class Best(NamedTuple):
@@ -29,6 +36,18 @@ class Best(NamedTuple):
 
     step: int
     loss: float
+
+
+class Newest(NamedTuple):
+    """The newest checkpoint of a run.
+
+    Attributes:
+        step: Its step.
+        identity: Identity of its run; None if it has none, or cannot be read.
+    """
+
+    step: int
+    identity: Identity | None
 
 
 class _Writing(NamedTuple):
@@ -45,13 +64,17 @@ class Checkpoints:
     count; the oldest are removed once there are more than `keep`, the best one excepted.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None = None):
+    def __init__(
+        self, directory: pathlib.Path, keep: int | None = None, identity: Identity | None = None
+    ):
         """Opens the checkpoints of a run.
 
         Args:
             directory: where they are.
             keep: how many of the newest stay; None to read only, which changes nothing, not even
                 what a trainer that is still running is about to save.
+            identity: Identity of the run. It is saved with each checkpoint, and a checkpoint of
+                another run is not restored. None to restore whatever there is.
 
         Raises:
             UserError: there is no such directory to read.
@@ -73,6 +96,7 @@ class Checkpoints:
             preservation_policy=kept,
             cleanup_tmp_directories=keep is not None,
         )
+        self._identity = identity
         self._writing: _Writing | None = None
         # Orbax removes them in a thread that close() does not wait for, and that starts others: a
         # run that ends at once with a message would end with a thread's traceback too.
@@ -142,11 +166,11 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self.check_room(state)
-        sums = {'state': _sums(state), 'data': _positions(data)}
+        manifest = JSONItem(dataclasses.asdict(Manifest.of(state, data, self._identity)))
         metrics = None if validation_loss is None else {'validation_loss': validation_loss}
         try:
             response = self._checkpointer.save_checkpointables_async(
-                step, {'state': state, 'data': data, 'sums': sums}, metrics=metrics
+                step, {'state': state, 'data': data, _MANIFEST: manifest}, metrics=metrics
             )
         except Exception as error:  # The storage's errors are of many types.
             self._fail(step, error)
@@ -201,22 +225,22 @@ class Checkpoints:
             data: a fresh iterator of the same run.
 
         Raises:
-            UserError: there is no checkpoint, or none can be read.
+            UserError: there is no checkpoint, none can be read, or one is of another run.
         """
         wanted = {'state': _shapes(state), 'data': data}
         steps = self.steps[::-1]
-        broken: dict[int, errors.UserError] = {}
+        broken: dict[int, DamagedError] = {}
         for step in steps:
             try:
                 found = self._load(step, wanted)['state']
-            except errors.UserError as error:
+            except DamagedError as error:
                 broken[step] = error
                 continue
             self._put_aside(broken)
             return found
         raise broken[steps[0]] if steps else self._nothing()
 
-    def _put_aside(self, broken: Mapping[int, errors.UserError]) -> None:
+    def _put_aside(self, broken: Mapping[int, DamagedError]) -> None:
         for step, error in broken.items():
             again = (f'broken-{step}-{number}' for number in itertools.count(2))
             names = itertools.chain([f'broken-{step}'], again)
@@ -240,40 +264,79 @@ class Checkpoints:
         """The state alone, of the newest checkpoint or another.
 
         Raises:
-            UserError: there is no checkpoint, or it cannot be read.
+            UserError: there is no checkpoint, it cannot be read, or it is of another run.
         """
         step = step or self.latest_step
         if step is None:
             raise self._nothing()
         try:
             return self._load(step, {'state': _shapes(state)})['state']
-        except errors.UserError as error:
-            raise errors.UserError(f'{error} Without that folder another one is taken.') from error
+        except DamagedError as error:
+            raise DamagedError(f'{error} Without that folder another one is taken.') from error
 
     def _nothing(self) -> errors.UserError:
         return errors.UserError(f'There is no checkpoint in {self._directory}.')
 
+    def identity_of(self, step: int) -> Identity | None:
+        """Return the identity of the run that a checkpoint belongs to, if it has one.
+
+        Raises:
+            UserError: The manifest cannot be read, or has a format that is not known.
+        """
+        manifest = self._manifest(step)
+        return manifest.run if manifest else None
+
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         self.wait()
-        folder = self._directory / str(step)
-        # Runs older than sums have none.
-        sums = {'sums': None} if (folder / 'sums').exists() else {}
-        try:
-            with _quiet_if_it_fails():
-                found = self._checkpointer.load_checkpointables(step, wanted | sums)
-        except Exception as error:  # Whatever Orbax or the file system finds wrong.
-            raise errors.UserError(f'Checkpoint {folder} cannot be read.') from error
-        if sums:
-            _check_sums(folder, found['sums'], found['state'], wanted.get('data'))
+        manifest = self._manifest(step)
+        if self._identity and manifest and manifest.run:
+            self._identity.check(manifest.run, self._name(step))
+        found = self._read(step, wanted)
+        different = manifest and manifest.first_difference(found['state'], wanted.get('data'))
+        if different:
+            raise DamagedError(f'{self._name(step)} is damaged: {different} is not as saved.')
         return found
 
+    def _manifest(self, step: int) -> Manifest | None:
+        """Return the manifest of a checkpoint; None if it is older than these and their sums."""
+        folder = self._directory / str(step)
+        if not (folder / _MANIFEST).exists():
+            if not (folder / _SUMS).exists():
+                return None
+            sums = self._read(step, {_SUMS: None})[_SUMS]
+            return Manifest(0, None, sums['state'], sums['data'])
+        item = JSONItem()
+        self._read(step, {_MANIFEST: item})
+        try:
+            return Manifest.from_json(item.value, self._name(step))
+        except (KeyError, TypeError) as error:
+            raise DamagedError(f'{self._name(step)} is damaged: its manifest is none.') from error
 
-def has_checkpoint(directory: pathlib.Path) -> bool:
-    """Whether there is a checkpoint in a directory, which need not exist."""
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with _quiet_if_it_fails():
+                return self._checkpointer.load_checkpointables(step, wanted)
+        except Exception as error:  # Whatever Orbax or the file system finds wrong.
+            raise DamagedError(f'{self._name(step)} cannot be read.') from error
+
+    def _name(self, step: int) -> str:
+        return f'Checkpoint {self._directory / str(step)}'
+
+
+def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
+    """Return the newest checkpoint in a directory, which need not exist; None if there is none.
+
+    Raises:
+        UserError: It has a format that is not known.
+    """
     if not directory.is_dir():
-        return False
+        return None
     with Checkpoints(directory) as checkpoints:
-        return checkpoints.latest_step is not None
+        for step in checkpoints.steps[::-1]:
+            with contextlib.suppress(DamagedError):
+                return Newest(step, checkpoints.identity_of(step))
+        latest = checkpoints.latest_step
+        return None if latest is None else Newest(latest, None)
 
 
 @contextlib.contextmanager
@@ -292,46 +355,6 @@ def _quiet_if_it_fails() -> Iterator[None]:
     sys.unraisablehook = report
     yield
     sys.unraisablehook = hook  # After an error it stays: their threads still run.
-
-
-def _check_sums(folder: pathlib.Path, sums: dict[str, Any], state: TrainState, data: Any) -> None:
-    """Checks that what was read is what was saved: files may be of the right size and yet rotten.
-
-    Raises:
-        UserError: it is not, with the first leaf at fault.
-    """
-    wrong = [name for name, value in _sums(state).items() if sums['state'].get(name) != value]
-    if data is not None:
-        # Those that the first process read: the others have none.
-        found = _positions(data)
-        known = found.keys() & sums['data'].keys()
-        if any(found[number] != sums['data'][number] for number in known):
-            wrong.append('the position in the data')
-    if wrong:
-        raise errors.UserError(f'Checkpoint {folder} is damaged: {wrong[0]} is not as saved.')
-
-
-def _sums(state: TrainState) -> dict[str, int]:
-    """By leaf, the sum of its words modulo 2³²: no single bit changes without it."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='/'): int(value)
-        for path, value in jax.tree_util.tree_leaves_with_path(jax.device_get(_leaf_sums(state)))
-    }
-
-
-@jax.jit
-def _leaf_sums(state: TrainState) -> Any:
-    def of_words(leaf: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(leaf, jnp.uint32).sum(dtype=jnp.uint32)
-
-    return rules.replicate(jax.tree.map(of_words, state))
-
-
-def _positions(data: RowStreams) -> dict[str, str]:
-    return {
-        number: hashlib.sha256(json.dumps(state).encode()).hexdigest()
-        for number, state in data.get_state().items()
-    }
 
 
 def _goodness(metrics: dict[str, float]) -> float:

@@ -9,9 +9,10 @@ from malora_jax.distributed.mesh import on_all_devices
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
+from malora_jax.training.identity import Identity, flattened
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.workdir import check_base, check_config, check_data
+from malora_jax.training.workdir import check_base, check_run
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
@@ -32,11 +33,10 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     """
     run = run_config(config)
     if workdir:
-        check_config(workdir, config)
-        check_data(workdir, data_digests(run))
+        check_run(workdir, config, data_digests(run))
     with on_all_devices(run.mesh, run.data.batch_size):
         setup = build(run)
-        step, variables = _restore(setup, workdir) if workdir else (None, None)
+        step, variables = _restore(setup, config, workdir) if workdir else (None, None)
         answers = setup.answer_held_out(variables, 'score')
     by_task = runner.by_task(answers)
     return {
@@ -59,8 +59,10 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     }
 
 
-def _restore(setup: Setup, workdir: pathlib.Path) -> tuple[int, Any]:
-    check_base(workdir, setup.run, setup.base.params)
-    with Checkpoints(buckets.home(workdir / 'checkpoints')) as checkpoints:
+def _restore(setup: Setup, config: Mapping[str, Any], workdir: pathlib.Path) -> tuple[int, Any]:
+    base = check_base(workdir, setup.run, setup.base.params)
+    identity = Identity(flattened(config), None, base)
+    saved = buckets.home(workdir / 'checkpoints')
+    with Checkpoints(saved, identity=identity) as checkpoints:
         state = checkpoints.restore_state(setup.fresh_state(), checkpoints.chosen_step)
     return int(state.step), state.variables(setup.base.params)

@@ -5,14 +5,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from malora_jax import buckets, files
+from malora_jax import buckets, errors, files
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import on_all_devices
 from malora_jax.training import goodput, results
-from malora_jax.training.checkpoint import Best, Checkpoints, has_checkpoint
+from malora_jax.training.checkpoint import Best, Checkpoints
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.goodput import Goodput
+from malora_jax.training.identity import Identity
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
 from malora_jax.training.preemption import Preemption, watched
@@ -21,7 +22,7 @@ from malora_jax.training.setup import Setup, build
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
 from malora_jax.training.trainer import Trainer
-from malora_jax.training.workdir import begun, check_base, check_config, check_data
+from malora_jax.training.workdir import RESULTS, RunDirectory, check_base, opened
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -41,18 +42,15 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     run = run_config(config)
-    digests = data_digests(run)
-    if (workdir / 'config.json').exists():
-        check_config(workdir, config)
-        check_data(workdir, digests)
-        if (workdir / 'results.json').exists():
+    with opened(workdir, config, data_digests(run)) as directory:
+        if directory.is_finished:
             hosts.say(f'{buckets.home(workdir)} is finished; its results:')
-            return files.read_json(workdir / 'results.json')
-    record = Goodput()
-    with record.phase('start'):
-        devices = on_all_devices(run.mesh, run.data.batch_size)
-    with devices, watched() as preemption:
-        return _train(run, config, digests, workdir, _Watch(started, record, preemption))
+            return files.read_json(workdir / RESULTS)
+        record = Goodput()
+        with record.phase('start'):
+            devices = on_all_devices(run.mesh, run.data.batch_size)
+        with devices, watched() as preemption:
+            return _train(run, directory, _Watch(started, record, preemption))
 
 
 class _Watch(NamedTuple):
@@ -63,19 +61,13 @@ class _Watch(NamedTuple):
     preemption: Preemption
 
 
-def _train(
-    run: RunConfig,
-    config: Mapping[str, Any],
-    digests: Mapping[str, str],
-    workdir: pathlib.Path,
-    watch: _Watch,
-) -> dict[str, Any]:
+def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, Any]:
     # Everything that may be wrong with the config shows here, before anything is written.
     with watch.goodput.phase('load'):
         setup = build(run)
-        base = check_base(workdir, run, setup.base.params)
+        identity = identified(setup, directory)
         data = setup.train_iterator()
-        state = started(setup, setup.fresh_state(), workdir)
+        state = started(setup, setup.fresh_state(), directory)
     # Not `parameter_counts`, which would trace the model once more before the first step.
     parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
     hosts.say(
@@ -87,27 +79,42 @@ def _train(
             hosts.say(describe_split(split, size))
     if not hosts.is_first():
         hosts.meet('begun')
-        return _run(setup, state, data, workdir, watch)
-    with begun(workdir, config, digests, base):
-        watch.goodput.open(workdir)
+        return _run(setup, state, data, directory.path, identity, watch)
+    directory.begin(run, identity)
+    watch.goodput.open(directory.path)
+    buckets.push()
+    hosts.meet('begun')
+    try:
+        return _run(setup, state, data, directory.path, identity, watch)
+    finally:
+        watch.goodput.close()
         buckets.push()
-        hosts.meet('begun')
-        try:
-            return _run(setup, state, data, workdir, watch)
-        finally:
-            watch.goodput.close()
-            buckets.push()
-            print(goodput.describe(goodput.accounts(goodput.read(workdir))))
+        print(goodput.describe(goodput.accounts(goodput.read(directory.path))))
 
 
-def started(setup: Setup, state: TrainState, workdir: pathlib.Path) -> TrainState:
+def identified(setup: Setup, directory: RunDirectory) -> Identity:
+    """Return the identity of a run, and check what only shows once its base and data are loaded.
+
+    Raises:
+        UserError: The base is another one, or the config asks for fewer steps than are saved.
+    """
+    if directory.step > setup.steps:
+        raise errors.UserError(
+            f'{directory.path} has made {directory.step} steps, and the config asks for '
+            f'{setup.steps}: set training.steps to at least {directory.step}, or choose another '
+            '--workdir.'
+        )
+    return directory.identity(check_base(directory.path, setup.run, setup.base.params))
+
+
+def started(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
     """A fresh state, from another adapter if `training.start_from` names one and nothing is saved.
 
     Raises:
         UserError: as `started_from`.
     """
     start_from = setup.run.training.start_from
-    if not start_from or has_checkpoint(buckets.home(workdir / 'checkpoints')):
+    if not start_from or directory.step:
         return state
     return started_from(buckets.local(start_from), state, setup.model, setup.base)
 
@@ -117,10 +124,11 @@ def _run(
     state: TrainState,
     data: RowStreams,
     workdir: pathlib.Path,
+    identity: Identity,
     watch: _Watch,
 ) -> dict[str, Any]:
     saved = buckets.home(workdir / 'checkpoints')
-    with Checkpoints(saved, setup.run.training.keep_checkpoints) as checkpoints:
+    with Checkpoints(saved, setup.run.training.keep_checkpoints, identity) as checkpoints:
         # Not `state.step` of a fresh state, which is there only once the whole state is.
         done = 0
         if checkpoints.latest_step:

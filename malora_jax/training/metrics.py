@@ -51,7 +51,7 @@ class MetricWriter:
         files.write_json_lines(path, self.records)
         self._file = path.open('a', encoding='utf-8')
         # Written anew: what a killed run's writer still held in memory is in the records too.
-        buckets.rmtree(workdir / 'tensorboard')
+        buckets.remove(workdir / 'tensorboard')
         (workdir / 'tensorboard').mkdir()
         # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting.
         self._board = EventsWriter(str(workdir / 'tensorboard' / 'events'))

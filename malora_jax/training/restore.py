@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from malora_jax import buckets, data
 from malora_jax.export.adapter import is_adapter, saved_adapter
@@ -10,9 +12,10 @@ from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
+from malora_jax.training.identity import Identity, flattened
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
-from malora_jax.training.workdir import check_base, read_config
+from malora_jax.training.workdir import check_base, check_run, read_config
 
 
 def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
@@ -27,28 +30,38 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
     """
     if is_adapter(directory):
         return saved_adapter(directory, weights)
-    run = config_of(directory, weights)
-    return Saved(directory, run.model, run.weights, functools.partial(_restore, directory, run))
+    config = _config(directory, weights)
+    run = run_config(config)
+    restore = functools.partial(_restore, directory, config, run)
+    return Saved(directory, run.model, run.weights, restore)
 
 
 def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
     """The config of a run, with the base's weights elsewhere if that is given.
 
     Raises:
-        UserError: the directory holds no run.
+        UserError: the directory holds no run, or a file of the run was edited.
     """
+    return run_config(_config(workdir, weights))
+
+
+def _config(workdir: pathlib.Path, weights: str | None) -> dict[str, Any]:
     config = read_config(workdir)
     if weights is not None:
         config['model']['weights'] = weights
-    return run_config(config)
+    check_run(workdir, config, None)
+    return config
 
 
-def _restore(workdir: pathlib.Path, run: RunConfig, base: Base) -> Restored:
-    check_base(workdir, run, base.params)
+def _restore(
+    workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: Base
+) -> Restored:
+    identity = Identity(flattened(config), None, check_base(workdir, run, base.params))
     model = Decoder(run.model, run.adapter)
     # For its shapes, which do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
-    with Checkpoints(buckets.home(workdir / 'checkpoints')) as checkpoints:
+    saved = buckets.home(workdir / 'checkpoints')
+    with Checkpoints(saved, identity=identity) as checkpoints:
         state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
     return Restored(
         base,

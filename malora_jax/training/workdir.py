@@ -1,18 +1,32 @@
-"""A run's directory: its lock, its config, and whether it may be continued."""
+"""A run's directory: its lock, what it says of the run, and whether that run may continue in it."""
 
 import contextlib
 import importlib.metadata
-import json
+import itertools
 import pathlib
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from malora_jax import errors, files
+from malora_jax import buckets, errors, files
+from malora_jax.distributed import hosts
 from malora_jax.export.identity import base_fingerprint
-from malora_jax.training.config import RunConfig, defaults
+from malora_jax.training.checkpoint import Newest, newest_checkpoint
+from malora_jax.training.config import RunConfig
+from malora_jax.training.identity import (
+    LENGTH,
+    MAY_CHANGE,
+    SCORING,
+    Change,
+    Identity,
+    changed_fields,
+    flattened,
+)
 
-BASE = 'base.json'
+CONFIG, DATA, BASE, RESULTS = 'config.json', 'data.json', 'base.json', 'results.json'
+# What is there only where a run has begun, and so has written its config.
+_REMAINS = ('metrics.jsonl', 'answers_after.jsonl', RESULTS)
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -29,27 +43,107 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def begun(
-    workdir: pathlib.Path,
-    config: Mapping[str, Any],
-    digests: Mapping[str, str],
-    base: Mapping[str, str],
-) -> Iterator[None]:
-    """A run's directory with what it says of the run; locked within.
+class RunDirectory:
+    """The directory of a run, from when it is locked until the run begins or resumes.
 
-    Args:
-        workdir: the directory.
-        config: as written in configs/.
-        digests: as `data_digests` gives them.
-        base: as `check_base` gives it.
+    Attributes:
+        path: The directory.
+        changes: Config fields that have changed since the run was last started.
     """
-    with locked(workdir):
-        if digests:
-            files.write_json(workdir / 'data.json', digests)
-        files.write_json(workdir / BASE, base)
-        files.write_json(workdir / 'config.json', config)
-        yield
+
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str]):
+        """Check that the directory is free or holds this very run, as far as files tell.
+
+        Args:
+            path: The directory, which has to be locked if it is to be written to.
+            config: Nested config as written in configs/.
+            data: SHA-256 of the data files, as `data_digests` returns them.
+
+        Raises:
+            UserError: The directory holds another run, or a file of its run is missing or edited.
+        """
+        self.path = path
+        self._config, self._data = config, data
+        self._newest = newest_checkpoint(buckets.home(path / 'checkpoints'))
+        self._saved = saved_identity(path, self._newest)
+        self.changes = self.identity().check(self._saved, str(path))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has its results, and its config asks for no others by now."""
+        asks_for_others = any(change.is_one_of((*LENGTH, *SCORING)) for change in self.changes)
+        return (self.path / RESULTS).exists() and not asks_for_others
+
+    @property
+    def step(self) -> int:
+        """Step of the newest checkpoint; 0 without checkpoints."""
+        return self._newest.step if self._newest else 0
+
+    def identity(self, base: str | None = None) -> Identity:
+        """Return the identity of the run.
+
+        Args:
+            base: Fingerprint of the base; None if it is not loaded yet.
+        """
+        return Identity(flattened(self._config), self._data, base)
+
+    def begin(self, run: RunConfig, identity: Identity) -> None:
+        """Write what the directory says of the run: data.json, base.json and config.json.
+
+        Results that changed fields have made obsolete are put aside first, into earlier/1,
+        earlier/2 and so on, with the config that they belong to.
+
+        Args:
+            run: Names the base.
+            identity: Identity of the run, with the fingerprint of the base.
+        """
+        for name in (CONFIG, BASE, *([DATA] if self._data else [])):
+            if self._saved.config is not None and not (self.path / name).exists():
+                print(f'{self.path / name} was missing: it is written again.')
+        if self._newest and self._newest.identity is None:
+            print(
+                f'Checkpoint {self._newest.step} of {self.path} does not say what run it is of, as '
+                'it is older: config.json, base.json and data.json tell.'
+            )
+        for change in self.changes:
+            print(f'Changed since the run was last started: {change}.')
+        if any(change.is_one_of(SCORING) for change in self.changes):
+            self._put_aside(RESULTS, 'answers_before.jsonl', 'answers_after.jsonl')
+        elif any(change.is_one_of(LENGTH) for change in self.changes):
+            self._put_aside(RESULTS, 'answers_after.jsonl')
+        if self._data:
+            files.write_json(self.path / DATA, self._data)
+        files.write_json(
+            self.path / BASE,
+            {'name': run.model.name, 'weights': run.weights, 'fingerprint': identity.base},
+        )
+        files.write_json(self.path / CONFIG, self._config)
+
+    def _put_aside(self, *names: str) -> None:
+        names = tuple(name for name in names if (self.path / name).exists())
+        if not names:
+            return
+        folders = (self.path / 'earlier' / str(number) for number in itertools.count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+        folder.mkdir(parents=True)
+        for name in {CONFIG, *names}:
+            shutil.copy(self.path / name, folder)
+        buckets.push()
+        for name in names:
+            buckets.remove(self.path / name)
+        print(f'Earlier results are in {folder}.')
+
+
+@contextlib.contextmanager
+def opened(
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str]
+) -> Iterator[RunDirectory]:
+    """Lock the directory of a run, and check it as `RunDirectory` does while it is locked.
+
+    Of several processes the first one has the lock.
+    """
+    with locked(workdir) if hosts.is_first() else contextlib.nullcontext():
+        yield RunDirectory(workdir, config, data)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -58,104 +152,115 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         UserError: there is no run.
     """
-    path = workdir / 'config.json'
+    path = workdir / CONFIG
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
     return files.read_json(path)
 
 
-def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Checks that the directory holds a run with this very config.
-
-    The data's fields count too: with another split, held-out questions may have been trained on.
-    Those of the mesh do not: a run goes on with other devices.
-
-    Raises:
-        UserError: there is no run, or the first field that differs.
-    """
-    found, ours = (
-        {name: value for name, value in _leaves(each) if not name.startswith('mesh.')}
-        for each in (read_config(workdir), json.loads(json.dumps(config)))
-    )
-    newer, missing = defaults(), object()
-    for field, value in ours.items():
-        # A field that is newer than the run has the value without which it did.
-        if found.pop(field, newer.get(field, missing)) != value:
-            raise errors.UserError(
-                f'{workdir} holds a run with another {field}: continue that one with its own '
-                'config, or choose another --workdir.'
-            )
-    if found:
-        raise errors.UserError(
-            f'{workdir} holds a run with fields that this config lacks ({", ".join(found)}): '
-            'choose another --workdir.'
-        )
-
-
-def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> dict[str, str]:
-    """Checks that the base is the one that the run in a directory began with.
+def check_run(
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str] | None
+) -> list[Change]:
+    """Check that a directory holds a run with this config and these data.
 
     Args:
-        workdir: of a run; nothing is checked where it has not begun, or is older than such files.
-        run: names the base.
-        params: its parameters, as they were loaded now.
+        workdir: The directory.
+        config: Nested config as written in configs/.
+        data: SHA-256 of the data files, as `data_digests` returns them; None not to compare them.
 
     Returns:
-        What is to be in `base.json`.
+        The fields that differ, and may when a run resumes.
 
     Raises:
-        UserError: it is another, with both named.
+        UserError: There is no run or another one, or a file of the run is missing or edited.
     """
-    now = {
-        'name': run.model.name,
-        'weights': run.weights,
-        'fingerprint': base_fingerprint(params),
-    }
+    saved = saved_identity(workdir, newest_checkpoint(buckets.home(workdir / 'checkpoints')))
+    if saved.config is None:
+        raise errors.UserError(f'{workdir} holds no run: there is no {workdir / CONFIG}.')
+    return Identity(flattened(config), data, None).check(saved, str(workdir))
+
+
+def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
+    """Return the identity of the run in a directory, as its files have it.
+
+    The newest checkpoint confirms what they say, and stands in for a file that is missing.
+
+    Args:
+        workdir: The directory.
+        newest: The newest checkpoint in it.
+
+    Returns:
+        The identity, whose parts are None where there is no run.
+
+    Raises:
+        UserError: A file was edited, or one is missing that nothing can stand in for.
+    """
+    config, data, base = (
+        files.read_json(path) if (path := workdir / name).exists() else None
+        for name in (CONFIG, DATA, BASE)
+    )
+    found = Identity(
+        None if config is None else flattened(config),
+        data,
+        None if base is None else base['fingerprint'],
+    )
+    known = newest.identity if newest else None
+    if known is None:
+        remains = [name for name in _REMAINS if (workdir / name).exists()]
+        if config is None and (newest or remains):
+            raise errors.UserError(
+                f'{workdir / CONFIG} is missing from a run: restore it, or choose another '
+                '--workdir.'
+            )
+        return found
+    for name, what, value, right in (
+        (DATA, 'digests', found.data, known.data),
+        (BASE, 'fingerprint', found.base, known.base),
+    ):
+        if value not in (None, right):
+            raise _edited(workdir / name, what)
+    for change in changed_fields(known.config or {}, found.config or {}):
+        if not change.is_one_of(MAY_CHANGE):
+            raise _edited(workdir / CONFIG, change.field)
+    return Identity(known.config if found.config is None else found.config, known.data, known.base)
+
+
+def _edited(path: pathlib.Path, what: str) -> errors.UserError:
+    return errors.UserError(
+        f'{path} was edited: it no longer has the {what} that the checkpoints next to it have; '
+        'restore it, or remove it and start the command with the config of the run.'
+    )
+
+
+def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
+    """Check that the base is the one that the run in a directory began with.
+
+    Args:
+        workdir: Directory of a run; nothing is checked where it has not begun, or is older than
+            base.json.
+        run: Names the base.
+        params: Parameters of the base.
+
+    Returns:
+        The fingerprint of the base.
+
+    Raises:
+        UserError: It is another base; both are named.
+    """
+    fingerprint = base_fingerprint(params)
     path = workdir / BASE
-    began = files.read_json(path) if path.exists() else now
-    if began['fingerprint'] != now['fingerprint']:
-        theirs, ours = (
-            f'{base["weights"] or base["name"]} ({base["fingerprint"]})' for base in (began, now)
-        )
+    began = files.read_json(path) if path.exists() else None
+    if began and began['fingerprint'] != fingerprint:
+        theirs = f'{began["weights"] or began["name"]} ({began["fingerprint"]})'
+        ours = f'{run.weights or run.model.name} ({fingerprint})'
         raise errors.UserError(
             f'{workdir} was trained on the base {theirs}, and these weights are {ours}: set '
             'model.weights to the former, or choose another --workdir.'
         )
-    return now
-
-
-def check_data(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:
-    """Checks that the run's data files are what they were when it began.
-
-    With other rows, held-out questions may have been trained on.
-
-    Args:
-        workdir: of a run with the same config.
-        digests: by file, as `data.file_digests` gives them now.
-
-    Raises:
-        UserError: the first file that differs.
-    """
-    if not digests:
-        return
-    found = files.read_json(workdir / 'data.json')
-    for file, digest in digests.items():
-        if found.get(file) != digest:
-            raise errors.UserError(
-                f'{file} has changed since the run in {workdir} began: restore it, or choose '
-                'another --workdir.'
-            )
+    return fingerprint
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {'python': platform.python_version()} | found
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f'{prefix}{key}.')
-        else:
-            yield prefix + key, value

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -11,12 +12,16 @@ import pytest
 from loop_helpers import TASKS
 from model_helpers import small_method, tiny_model
 from optax import adamw
+from orbax.checkpoint import v1 as ocp
 
 from malora_jax.adapters import trees
 from malora_jax.data import get_task, get_template, split_task, train_iterator
 from malora_jax.errors import UserError
 from malora_jax.models.decoder import abstract_variables
-from malora_jax.training.checkpoint import Checkpoints, has_checkpoint
+from malora_jax.training import manifest
+from malora_jax.training.checkpoint import Checkpoints, DamagedError, newest_checkpoint
+from malora_jax.training.identity import Identity
+from malora_jax.training.manifest import Manifest
 from malora_jax.training.state import TrainState
 
 CONFIG = small_method('malora', frozen=('core',))
@@ -325,14 +330,155 @@ def test_a_flipped_bit_in_the_only_checkpoint_is_named(tmp_path, new_data):
     assert (directory / '1').is_dir(), 'the last one there is stays where it is'
 
 
-def test_a_checkpoint_without_sums_is_read(tmp_path, new_data):
-    """As runs have them that are older."""
+# The manifest.
+
+OURS = Identity({'seed': 0, 'training.steps': 9}, {'mine.jsonl': 'a1'}, 'b1')
+
+
+def without_manifest(folder, sums: bool, state: TrainState, data) -> None:
+    """Makes a checkpoint one of those from before manifests, with or without sums of words."""
+    shutil.rmtree(folder / 'manifest')
+    if not sums:
+        return
+    number = {
+        path: int(np.asarray(leaf).view(np.uint32).sum(dtype=np.uint32))
+        for path, leaf in manifest._arrays(state)
+    }
+    value = {'state': number, 'data': manifest._positions(data)}
+    with ocp.training.Checkpointer(folder.parent / 'sums') as other:
+        other.save_checkpointables(1, {'sums': value})
+    other_folder = folder.parent / 'sums' / '1'
+    (other_folder / 'sums').rename(folder / 'sums')
+    ours, theirs = (
+        json.loads((each / '_CHECKPOINT_METADATA').read_text()) for each in (folder, other_folder)
+    )
+    del ours['item_handlers']['manifest']
+    ours['item_handlers'] |= theirs['item_handlers']
+    (folder / '_CHECKPOINT_METADATA').write_text(json.dumps(ours))
+    shutil.rmtree(folder.parent / 'sums')
+
+
+@pytest.mark.parametrize('sums', [True, False])
+def test_a_checkpoint_from_before_manifests_is_read(tmp_path, new_data, sums):
+    directory, state = tmp_path / 'c', random_state(1, 1)
+    with Checkpoints(directory, keep=2) as checkpoints:
+        checkpoints.save(state, new_data())
+    without_manifest(directory / '1', sums, state, new_data())
+    assert newest_checkpoint(directory) == (1, None)
+    with Checkpoints(directory, keep=2, identity=OURS) as checkpoints:
+        assert_bit_equal(checkpoints.restore(random_state(0, 0), new_data()), state)
+
+
+def test_sums_of_words_are_still_checked(tmp_path, new_data):
     directory = tmp_path / 'c'
     with Checkpoints(directory, keep=2) as checkpoints:
         checkpoints.save(random_state(1, 1), new_data())
-    shutil.rmtree(directory / '1' / 'sums')
-    with Checkpoints(directory, keep=2) as checkpoints:
+    without_manifest(directory / '1', True, random_state(1, 2), new_data())
+    with (
+        Checkpoints(directory, keep=2) as checkpoints,
+        pytest.raises(DamagedError, match=r'c/1 is damaged: adapter/\S+ is not as saved'),
+    ):
+        checkpoints.restore(random_state(0, 0), new_data())
+
+
+def test_permuted_words_are_damage(new_data):
+    """Their sum is the same."""
+    state, data = random_state(1, 1), new_data()
+    saved = Manifest.of(state, data, None)
+    assert saved.first_difference(state, data) is None
+
+    def permuted(path, leaf):
+        return leaf[..., ::-1] if 'down' in jax.tree_util.keystr(path) else leaf
+
+    other = jax.tree_util.tree_map_with_path(permuted, state)
+    assert re.search('down', saved.first_difference(other, data))
+    sums = [{p: manifest._sum(a) for p, a in manifest._arrays(each)} for each in (state, other)]
+    assert sums[0] == sums[1], 'or this test would show nothing'
+
+
+def test_a_position_in_the_data_that_is_not_as_saved_is_damage(new_data):
+    state, data = random_state(1, 1), new_data()
+    saved = Manifest.of(state, data, None)
+    next(data)
+    assert saved.first_difference(state, data) == 'the position in the data'
+
+
+def test_the_identity_comes_back(tmp_path, new_data):
+    directory = tmp_path / 'c'
+    with Checkpoints(directory, keep=2, identity=OURS) as checkpoints:
+        checkpoints.save(random_state(1, 1), new_data())
+    assert newest_checkpoint(directory) == (1, OURS)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'config': {**OURS.config, 'seed': 1}}, 'c/2 holds a run with another seed'),
+        ({'config': {**OURS.config, 'more': 1}}, 'c/2 holds a run with another more'),
+        ({'config': {'training.steps': 9}}, r'c/2 holds a run with fields .* lacks \(seed\)'),
+        ({'data': {'mine.jsonl': 'a2'}}, 'mine.jsonl has changed since the run in .*c/2 began'),
+        (
+            {'base': 'b2'},
+            'c/2 was trained on another base: its fingerprint is b1, .* these .* is b2',
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path, new_data, change, message):
+    directory = tmp_path / 'c'
+    for step in (1, 2):
+        identity = OURS if step == 2 else dataclasses.replace(OURS, **change)
+        with Checkpoints(directory, keep=2, identity=identity) as checkpoints:
+            checkpoints.save(random_state(step, step), new_data())
+    with Checkpoints(directory, 2, dataclasses.replace(OURS, **change)) as checkpoints:
+        for restore in (
+            lambda: checkpoints.restore(random_state(0, 0), new_data()),
+            lambda: checkpoints.restore_state(random_state(0, 0)),
+        ):
+            with pytest.raises(UserError, match=message) as caught:
+                restore()
+            assert not isinstance(caught.value, DamagedError)
+    assert saved_steps(directory) == [1, 2]
+
+
+def test_fields_that_may_change_do_not_matter(tmp_path, new_data):
+    directory = tmp_path / 'c'
+    with Checkpoints(directory, keep=2, identity=OURS) as checkpoints:
+        checkpoints.save(random_state(1, 1), new_data())
+    longer = dataclasses.replace(OURS, config={**OURS.config, 'training.steps': 20})
+    with Checkpoints(directory, keep=2, identity=longer) as checkpoints:
         assert_bit_equal(checkpoints.restore(random_state(0, 0), new_data()), random_state(1, 1))
+
+
+def test_a_format_from_the_future_is_refused(tmp_path, new_data, monkeypatch):
+    directory = tmp_path / 'c'
+    monkeypatch.setattr(manifest, 'FORMAT', 2)
+    with Checkpoints(directory, keep=2) as checkpoints:
+        checkpoints.save(random_state(1, 1), new_data())
+    monkeypatch.setattr(manifest, 'FORMAT', 1)
+    message = f'Checkpoint {directory}/1 has format 2, and this version .* up to 1: update'
+    with pytest.raises(UserError, match=message):
+        newest_checkpoint(directory)
+    with (
+        Checkpoints(directory, keep=2) as checkpoints,
+        pytest.raises(UserError, match=message),
+    ):
+        checkpoints.restore(random_state(0, 0), new_data())
+
+
+def test_a_manifest_that_is_none_is_damage(tmp_path, new_data):
+    directory = tmp_path / 'c'
+    with Checkpoints(directory, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(random_state(step, step), new_data())
+    file = directory / '2' / 'manifest' / 'data.json'
+    for content in ('[]', '{}', '{"format": "x"}', '', 'nothing'):
+        file.write_text(content)
+        assert newest_checkpoint(directory) == (1, None), content
+        with (
+            Checkpoints(directory, keep=2) as checkpoints,
+            pytest.raises(DamagedError, match=f'Checkpoint {directory}/2 '),
+        ):
+            checkpoints.restore_state(random_state(0, 0))
 
 
 # In a bucket, where nothing is renamed: a checkpoint counts once its last object is there.
@@ -350,14 +496,14 @@ def names(directory) -> list[str]:
 
 
 def test_in_a_bucket_state_and_data_come_back_and_the_newest_stay(in_bucket, new_data):
-    assert not has_checkpoint(in_bucket)
+    assert newest_checkpoint(in_bucket) is None
     data = new_data()
     with Checkpoints(in_bucket, keep=2) as checkpoints:
         for step in (1, 2, 4):
             next(data)
             checkpoints.save(random_state(step, step), data, float(step))
     assert names(in_bucket) == ['1', '2', '4'], 'the best, and the two newest'
-    assert has_checkpoint(in_bucket)
+    assert newest_checkpoint(in_bucket) == (4, None)
     fresh = new_data()
     with Checkpoints(in_bucket, keep=2) as checkpoints:
         assert checkpoints.best == (1, 1.0)

@@ -23,7 +23,7 @@ from malora_jax.analysis.router_state import (
 from malora_jax.analysis.weights import Adapter, linears, read_adapter, start_adapter
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.workdir import check_base, check_data
+from malora_jax.training.workdir import check_base, check_run, read_config
 
 # Checkpoints to which the questions are put.
 _MOST_STEPS = 4
@@ -48,7 +48,7 @@ def routing_section(subject: Subject, output: pathlib.Path, most: int) -> Sectio
             'its projections have to tell is above.'
         )
         return Section(name, title, [Text(text)], None)
-    check_data(subject.path, data_digests(subject.run))
+    check_run(subject.path, read_config(subject.path), data_digests(subject.run))
     setup = build(subject.run)
     check_base(subject.path, subject.run, setup.base.params)
     batches = list(setup.held_out_batches(most))

@@ -1,0 +1,152 @@
+"""The identity of a run: the config, data and base that its checkpoints belong to.
+
+It is stored inside each checkpoint, so that a checkpoint never continues under a config, data or a
+base that did not train it, whatever happens to the files next to it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from malora_jax.errors import UserError
+from malora_jax.training.config import defaults
+
+# Fields that may change when a run resumes; all others belong to its identity. A name that ends
+# with a dot stands for all fields of its section. `evaluation.tasks` is not among them: it decides
+# which questions are kept out of the training data.
+LENGTH = ('training.steps', 'training.epochs', 'training.evaluate_every', 'training.patience')
+SCORING = ('evaluation.max_new_tokens', 'evaluation.samples', 'evaluation.temperature')
+# These leave the results as they are. A base that has moved is known by its fingerprint.
+NEUTRAL = (
+    *('training.checkpoint_every', 'training.keep_checkpoints', 'training.remat'),
+    *('evaluation.batch_size', 'data.workers', 'mesh.', 'model.weights'),
+)
+MAY_CHANGE = (*LENGTH, *SCORING, *NEUTRAL)
+
+
+class Change(NamedTuple):
+    """A config field that has changed since a run was saved.
+
+    Attributes:
+        field: Dotted name.
+        old: Value of the run, as JSON has it.
+        new: Value now.
+    """
+
+    field: str
+    old: Any
+    new: Any
+
+    def is_one_of(self, names: tuple[str, ...]) -> bool:
+        """Return whether the field is named there, by itself or by its section."""
+        return any(
+            self.field == name or (name.endswith('.') and self.field.startswith(name))
+            for name in names
+        )
+
+    def __str__(self) -> str:
+        return f'{self.field} {json.dumps(self.old)} → {json.dumps(self.new)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The config, data and base of a run; None stands for a part that is not known.
+
+    Attributes:
+        config: Values of the config by dotted name, as JSON has them.
+        data: SHA-256 of each data file, by name.
+        base: Fingerprint of the base.
+    """
+
+    config: Mapping[str, Any] | None
+    data: Mapping[str, str] | None
+    base: str | None
+
+    def check(self, saved: 'Identity', name: str) -> list[Change]:
+        """Check that something saved belongs to this run.
+
+        Args:
+            saved: Identity of what is saved.
+            name: Name of what is saved, for the message.
+
+        Returns:
+            The fields that have changed, and may.
+
+        Raises:
+            UserError: The config, the data or the base is another one.
+        """
+        changes = self._check_config(saved, name)
+        self._check_data(saved, name)
+        if None not in (self.base, saved.base) and self.base != saved.base:
+            raise UserError(
+                f'{name} was trained on another base: its fingerprint is {saved.base}, and that of '
+                f'these weights is {self.base}; set model.weights to the base of the run, or '
+                'choose another --workdir.'
+            )
+        return changes
+
+    def _check_config(self, saved: 'Identity', name: str) -> list[Change]:
+        if self.config is None or saved.config is None:
+            return []
+        changes = changed_fields(saved.config, self.config)
+        for change in changes:
+            if not change.is_one_of(MAY_CHANGE):
+                raise another_run(name, change.field)
+        missing = [field for field in saved.config if field not in self.config]
+        if missing:
+            raise UserError(
+                f'{name} holds a run with fields that this config lacks ({", ".join(missing)}): '
+                'choose another --workdir.'
+            )
+        return changes
+
+    def _check_data(self, saved: 'Identity', name: str) -> None:
+        if not self.data or saved.config is None:
+            return
+        if saved.data is None:
+            raise UserError(
+                f'data.json is missing from {name}, so it cannot be told whether the data are '
+                'still the same: restore it, or choose another --workdir.'
+            )
+        for file, digest in self.data.items():
+            if saved.data.get(file) != digest:
+                raise UserError(
+                    f'{file} has changed since the run in {name} began: restore it, or choose '
+                    'another --workdir.'
+                )
+
+
+def another_run(name: object, field: str) -> UserError:
+    """Return the error for a directory or checkpoint whose run has another value of a field."""
+    return UserError(
+        f'{name} holds a run with another {field}: continue that one with its own config, or '
+        'choose another --workdir.'
+    )
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a nested config by dotted name, as JSON has them."""
+    return dict(_leaves(json.loads(json.dumps(config))))
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Return the fields of a new config whose values differ in an old one.
+
+    A field that is newer than the old config has the value without which that config was written.
+
+    Args:
+        old: Values by dotted name.
+        new: Values by dotted name.
+    """
+    known = defaults()
+    changes = (Change(field, old.get(field, known.get(field)), new[field]) for field in new)
+    return [change for change in changes if change.old != change.new]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value

@@ -1,0 +1,283 @@
+"""A run directory never mixes two runs, whatever happens to its files or in between."""
+
+import shutil
+
+import pytest
+from loop_helpers import STEPS, run_settings
+from tiny_gguf import write_tiny_gguf
+
+from malora_jax import training
+from malora_jax.errors import UserError
+from malora_jax.files import read_json, read_json_lines, write_json, write_json_lines
+from malora_jax.inference import load
+from malora_jax.training import loop
+from malora_jax.training.identity import Change
+
+FILES = ('config.json', 'base.json')
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(finished, tmp_path / 'run')
+
+
+@pytest.fixture
+def interrupted(run):
+    """A copy of a run that was killed after its last checkpoint."""
+    for name in ('results.json', 'answers_before.jsonl', 'answers_after.jsonl'):
+        (run / name).unlink()
+    return run
+
+
+def make_older(workdir):
+    """Removes the manifests, as checkpoints had none before there were identities."""
+    for folder in (workdir / 'checkpoints').glob('*/manifest'):
+        shutil.rmtree(folder)
+
+
+def edit(path, section, field, value):
+    config = read_json(path)
+    config[section][field] = value
+    write_json(path, config)
+
+
+# Another run in the same directory.
+
+
+def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, monkeypatch):
+    """Another process that comes while the base is loaded is refused, instead of being mixed in."""
+    build, refused = loop.build, []
+
+    def slow(run):
+        if not refused:
+            with pytest.raises(UserError) as caught:
+                training.train(run_settings(tiny_weights, seed=1), tmp_path / 'run')
+            refused.append(str(caught.value))
+        return build(run)
+
+    monkeypatch.setattr(loop, 'build', slow)
+    results = training.train(run_settings(tiny_weights, training__steps=2), tmp_path / 'run')
+    assert refused == [f'Another run is at work in {tmp_path / "run"}.']
+    assert results['seed'] == 0
+    assert read_json(tmp_path / 'run' / 'config.json')['seed'] == 0
+
+
+@pytest.mark.parametrize('older', [False, True])
+@pytest.mark.parametrize(
+    'change', [{'seed': 1}, {'optimizer__learning_rate': 0.5}, {'adapter__alpha': 3.0}]
+)
+def test_without_its_config_a_run_does_not_go_on_with_another(
+    interrupted, tiny_weights, change, older
+):
+    (interrupted / 'config.json').unlink()
+    if older:
+        make_older(interrupted)
+    message = 'config.json is missing from a run: restore it' if older else 'a run with another'
+    with pytest.raises(UserError, match=message):
+        training.train(run_settings(tiny_weights, **change), interrupted)
+    assert not (interrupted / 'config.json').exists()
+    assert not (interrupted / 'results.json').exists()
+
+
+def test_a_finished_run_does_not_go_on_with_another_without_its_config(run, tiny_weights):
+    (run / 'config.json').unlink()
+    with pytest.raises(UserError, match='holds a run with another seed'):
+        training.train(run_settings(tiny_weights, seed=1), run)
+
+
+def test_what_is_left_of_a_run_is_not_mixed_in(run, tiny_weights):
+    """As where someone removed the config and the checkpoints to begin anew."""
+    (run / 'config.json').unlink()
+    shutil.rmtree(run / 'checkpoints')
+    with pytest.raises(UserError, match=r'config\.json is missing from a run'):
+        training.train(run_settings(tiny_weights, seed=1), run)
+
+
+# Files that are missing or edited.
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_that_is_missing_is_named_and_written_again(
+    interrupted, finished, tiny_weights, results, name, capsys
+):
+    (interrupted / name).unlink()
+    training.train(run_settings(tiny_weights), interrupted)
+    assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
+    assert f'{interrupted / name} was missing: it is written again.' in capsys.readouterr().out
+    assert read_json(interrupted / name) == read_json(finished / name)
+
+
+def test_an_edited_config_is_named(interrupted, tiny_weights):
+    """Whether the command is given the edited config or that of the run."""
+    edit(interrupted / 'config.json', 'optimizer', 'learning_rate', 0.5)
+    for change in ({}, {'optimizer__learning_rate': 0.5}):
+        with pytest.raises(UserError) as caught:
+            training.train(run_settings(tiny_weights, **change), interrupted)
+        assert str(caught.value) == (
+            f'{interrupted / "config.json"} was edited: it no longer has the '
+            'optimizer.learning_rate that the checkpoints next to it have; restore it, or remove '
+            'it and start the command with the config of the run.'
+        )
+    # The advice, followed with either config, mixes nothing.
+    (interrupted / 'config.json').unlink()
+    with pytest.raises(UserError, match=r'holds a run with another optimizer\.learning_rate'):
+        training.train(run_settings(tiny_weights, optimizer__learning_rate=0.5), interrupted)
+    assert training.train(run_settings(tiny_weights), interrupted)['steps'] == STEPS
+
+
+def test_an_edited_base_record_is_named(interrupted, tiny_weights):
+    write_json(
+        interrupted / 'base.json', read_json(interrupted / 'base.json') | {'fingerprint': 'x'}
+    )
+    with pytest.raises(UserError, match=r'base\.json was edited: it no longer has the fingerprint'):
+        training.train(run_settings(tiny_weights), interrupted)
+
+
+def test_a_model_is_not_loaded_by_an_edited_config(run):
+    """α is no shape: the model would answer otherwise, and nobody would know."""
+    edit(run / 'config.json', 'adapter', 'alpha', 3.0)
+    with pytest.raises(UserError, match=r'config\.json was edited: .* the adapter\.alpha that'):
+        load(run)
+
+
+@pytest.fixture
+def with_file(tiny_weights, tmp_path):
+    """A run on a file, stopped before it is scored; its settings and directory."""
+    rows = [{'question': f'{n} and 1?', 'answer': str(n + 1)} for n in range(40)]
+    write_json_lines(tmp_path / 'mine.jsonl', rows)
+    settings = run_settings(
+        tiny_weights, data__tasks=(), data__files=(str(tmp_path / 'mine.jsonl'),)
+    )
+    training.train(settings, tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').unlink()
+    return settings, tmp_path / 'run'
+
+
+def test_data_are_the_same_although_their_record_is_missing(with_file, tmp_path, capsys):
+    settings, workdir = with_file
+    digests = read_json(workdir / 'data.json')
+    (workdir / 'data.json').unlink()
+    training.train(settings, workdir)
+    assert 'data.json was missing: it is written again.' in capsys.readouterr().out
+    assert read_json(workdir / 'data.json') == digests
+
+
+@pytest.mark.parametrize('change', ['the file', 'the record', 'both', 'the record is missing'])
+def test_other_data_are_refused(with_file, tmp_path, change):
+    settings, workdir = with_file
+    file = tmp_path / 'mine.jsonl'
+    if change != 'the record':
+        write_json_lines(file, read_json_lines(file)[::-1])
+    if change in ('the record', 'both'):
+        write_json(workdir / 'data.json', {str(file): 'f' * 64})
+    if change == 'the record is missing':
+        (workdir / 'data.json').unlink()
+    edited = change in ('the record', 'both')
+    message = r'data\.json was edited' if edited else rf'{file} has changed since the run in'
+    with pytest.raises(UserError, match=message):
+        training.train(settings, workdir)
+
+
+def test_an_older_run_without_its_record_of_data_is_refused(with_file):
+    settings, workdir = with_file
+    make_older(workdir)
+    (workdir / 'data.json').unlink()
+    with pytest.raises(UserError, match=r'data\.json is missing from .*: restore it, or choose'):
+        training.train(settings, workdir)
+
+
+def test_an_older_run_goes_on_with_a_note(interrupted, tiny_weights, results, capsys):
+    make_older(interrupted)
+    training.train(run_settings(tiny_weights), interrupted)
+    assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
+    assert (
+        f'Checkpoint {STEPS} of {interrupted} does not say what run it is of, as it is older: '
+        'config.json, base.json and data.json tell.\n'
+    ) in capsys.readouterr().out
+
+
+def test_another_base_is_refused_although_its_record_is_missing(
+    interrupted, tmp_path, tiny_weights
+):
+    (interrupted / 'base.json').unlink()
+    other = tmp_path / 'other.gguf'
+    write_tiny_gguf(other, seed=1)
+    with pytest.raises(UserError, match='was trained on another base: its fingerprint is'):
+        training.train(run_settings(other), interrupted)
+
+
+def test_a_checkpoint_of_another_run_is_refused(interrupted, tiny_weights, tmp_path):
+    other = run_settings(tiny_weights, seed=1, training__steps=STEPS + 2)
+    training.train(other, tmp_path / 'other')
+    number = str(STEPS + 2)
+    shutil.copytree(tmp_path / 'other/checkpoints' / number, interrupted / 'checkpoints' / number)
+    settings = run_settings(tiny_weights, training__steps=STEPS + 2)
+    with pytest.raises(UserError, match=r'was edited: it no longer has the seed'):
+        training.train(settings, interrupted)
+    assert (interrupted / 'checkpoints' / number).exists()
+
+
+# What may change.
+
+
+def test_more_steps(run, tiny_weights, results, capsys):
+    longer = run_settings(tiny_weights, training__steps=STEPS + 2)
+    found = training.train(longer, run)
+    assert found['steps'] == STEPS + 2
+    told = capsys.readouterr().out
+    assert f'Changed since the run was last started: training.steps {STEPS} → {STEPS + 2}.' in told
+    assert f'Continuing {run} after step {STEPS}.' in told
+    assert len(read_json_lines(run / 'metrics.jsonl')) == STEPS + 2
+    assert read_json(run / 'config.json')['training']['steps'] == STEPS + 2
+    # The base answers as before; what was found is not lost.
+    assert {name: task['before'] for name, task in found['tasks'].items()} == {
+        name: task['before'] for name, task in results['tasks'].items()
+    }
+    assert read_json(run / 'earlier/1/results.json') == results
+    assert read_json(run / 'earlier/1/config.json')['training']['steps'] == STEPS
+    assert (run / 'earlier/1/answers_after.jsonl').exists()
+    assert training.train(longer, run) == read_json(run / 'results.json')
+    assert not (run / 'earlier/2').exists()
+
+
+def test_fewer_steps_than_are_made_are_refused(run, tiny_weights, results):
+    with pytest.raises(UserError) as caught:
+        training.train(run_settings(tiny_weights, training__steps=4), run)
+    assert str(caught.value) == (
+        f'{run} has made {STEPS} steps, and the config asks for 4: set training.steps to at least '
+        f'{STEPS}, or choose another --workdir.'
+    )
+    assert read_json(run / 'results.json') == results
+    assert read_json(run / 'config.json')['training']['steps'] == STEPS
+
+
+def test_another_way_of_scoring(run, tiny_weights):
+    found = training.train(run_settings(tiny_weights, evaluation__max_new_tokens=5), run)
+    assert found['steps'] == STEPS
+    assert read_json(run / 'config.json')['evaluation']['max_new_tokens'] == 5
+    for when in ('before', 'after'):
+        name = f'answers_{when}.jsonl'
+        assert (run / 'earlier/1' / name).exists()
+        assert (run / name).exists()
+
+
+def test_what_leaves_the_results_as_they_are(run, tiny_weights, tmp_path, results):
+    weights = shutil.copy(tiny_weights, tmp_path / 'moved.gguf')
+    settings = run_settings(
+        weights, training__checkpoint_every=3, training__remat='full', evaluation__batch_size=2
+    )
+    assert training.train(settings, run) == results
+
+
+@pytest.mark.parametrize(
+    'field, names, expected',
+    [
+        ('training.steps', ('training.steps',), True),
+        ('training.steps_more', ('training.steps',), False),
+        ('mesh.data', ('mesh.',), True),
+        ('meshes', ('mesh.',), False),
+    ],
+)
+def test_names_of_fields(field, names, expected):
+    assert Change(field, 1, 2).is_one_of(names) is expected
