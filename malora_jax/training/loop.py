@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from malora_jax import buckets, files
+from malora_jax import buckets
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import on_all_devices
@@ -17,6 +17,7 @@ from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
 from malora_jax.training.preemption import Preemption, watched
 from malora_jax.training.prepare import data_digests
+from malora_jax.training.run_files import read_results
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
@@ -47,7 +48,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         check_data(workdir, digests)
         if (workdir / 'results.json').exists():
             hosts.say(f'{buckets.home(workdir)} is finished; its results:')
-            return files.read_json(workdir / 'results.json')
+            return read_results(workdir)
     record = Goodput()
     with record.phase('start'):
         devices = on_all_devices(run.mesh, run.data.batch_size)

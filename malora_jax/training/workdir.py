@@ -6,13 +6,23 @@ import json
 import pathlib
 import platform
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from malora_jax import errors, files
 from malora_jax.export.identity import base_fingerprint
 from malora_jax.training.config import RunConfig, defaults
 
 BASE = 'base.json'
+
+
+class Identity(TypedDict):
+    """What `base.json` holds: which frozen model a run was trained on."""
+
+    name: str
+    weights: str
+    fingerprint: str
+
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -61,7 +71,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / 'config.json'
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    return files.read_json(path)
+    return files.read_json(path, dict, 'restore it from a copy, or start anew in another --workdir')
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -112,7 +122,7 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> dict[str, 
         'fingerprint': base_fingerprint(params),
     }
     path = workdir / BASE
-    began = files.read_json(path) if path.exists() else now
+    began = files.read_json(path, Identity) if path.exists() else now
     if began['fingerprint'] != now['fingerprint']:
         theirs, ours = (
             f'{base["weights"] or base["name"]} ({base["fingerprint"]})' for base in (began, now)
@@ -138,7 +148,7 @@ def check_data(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:
     """
     if not digests:
         return
-    found = files.read_json(workdir / 'data.json')
+    found = files.read_json(workdir / 'data.json', dict)
     for file, digest in digests.items():
         if found.get(file) != digest:
             raise errors.UserError(
