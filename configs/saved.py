@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> ConfigDict:
         raise UserError(
             f'There is no file {arg!r}: name a config.json, --config=configs/saved.py:PATH.'
         )
-    return ConfigDict(_plain(files.read_json(path)))
+    return ConfigDict(_plain(files.read_json(path, dict)))
 
 
 def _plain(value: Any) -> Any:

@@ -56,7 +56,6 @@ def main() -> None:
         _chat(model, sampling)
         return
     target = buckets.local(_OUTPUT.value)
-    target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     written = answer_file(model, buckets.local(_INPUT.value), target, sampling)
     seconds = time.perf_counter() - started

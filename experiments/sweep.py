@@ -14,7 +14,6 @@ Examples:
 """
 
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from absl import flags
 from experiments import cli
 from malora_jax import buckets, sweeps
 from malora_jax.errors import UserError
+from malora_jax.sweeps import gpus, slurm
 from malora_jax.sweeps.runner import Job
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
@@ -71,8 +71,9 @@ def main(config: dict[str, Any]) -> None:
     if _REPORT.value:
         print(sweep.report())
     elif _LAUNCHER.value == 'slurm':
-        print(sweep.launch(_JOBS.value or 0, shlex.split(_SBATCH.value)))
+        print(sweep.launch(_JOBS.value or 0, slurm.options(_SBATCH.value)))
     else:
+        gpus.check(_GPUS.value)
         at_once = _JOBS.value or len(_GPUS.value) or 1
         print(sweep.run(at_once, _GPUS.value))
     if sweep.errors:

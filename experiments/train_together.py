@@ -26,7 +26,9 @@ _MEASURE = flags.DEFINE_boolean(
 def main() -> None:
     """Trains, and tells which runs failed."""
     workdir = cli.directory(_WORKDIR)
-    configs = {name: files.read_json(sweeps.config_path(workdir, name)) for name in _RUNS.value}
+    configs = {
+        name: files.read_json(sweeps.config_path(workdir, name), dict) for name in _RUNS.value
+    }
     try:
         errors = train_together(configs, workdir, _MEASURE.value)
     except Preempted:

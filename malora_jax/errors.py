@@ -2,9 +2,15 @@
 
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Iterable
+
+from malora_jax import schema
+
+# The largest int32.
+_MOST = 2**31 - 1
+
+shown = schema.shown
 
 
 class UserError(ValueError):
@@ -25,7 +31,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
 
 def out_of_range(field: str, value: object, right: str) -> UserError:
     """The error for a config field whose value cannot be."""
-    return UserError(f'{field} is {value!r}; it must be {right}.')
+    return UserError(f'{field} is {schema.shown(value)}; it must be {right}.')
 
 
 def check_types(section: str, settings: typing.Any) -> None:
@@ -33,33 +39,18 @@ def check_types(section: str, settings: typing.Any) -> None:
 
     Args:
         section: what the fields' names are prefixed with.
-        settings: an instance whose fields are int, float, bool, str, tuples of one of them, or
-            anything else, which is not looked at.
+        settings: an instance; its whole numbers must fit into 32 bits, as arrays have them.
 
     Raises:
-        UserError: a value of another type, or a number that is not finite, by its field.
+        UserError: a value of another type, or a number that is not finite or too large, by its
+            field.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value, hint = getattr(settings, field.name), hints[field.name]
-        name = f'{section}.{field.name}'
-        if typing.get_origin(hint) is tuple:
-            item = typing.get_args(hint)[0]
-            right = f'a tuple, each item {_KINDS[item][1]}'
-            if type(value) is not tuple or not all(_is_a(item, part) for part in value):
-                raise out_of_range(name, value, right)
-        elif hint in _KINDS and not _is_a(hint, value):
-            raise out_of_range(name, value, _KINDS[hint][1])
-
-
-# By annotation: the types that will do, exactly (True is no number), and what to call them.
-_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    int: ((int,), 'a whole number'),
-    float: ((float, int), 'a finite number'),
-    bool: ((bool,), 'True or False'),
-    str: ((str,), 'text in quotes'),
-}
-
-
-def _is_a(hint: type, value: object) -> bool:
-    return type(value) in _KINDS[hint][0] and (hint is not float or math.isfinite(value))  # type: ignore[arg-type]
+        value, name = getattr(settings, field.name), f'{section}.{field.name}'
+        if type(value) is int and abs(value) > _MOST:
+            raise out_of_range(name, value, f'at most {_MOST:,} in magnitude')
+        fault = schema.find_fault(hints[field.name], value, name)
+        if fault:
+            # Of a tuple, all of it is shown.
+            raise out_of_range(name, value, schema.describe(hints[field.name]))

@@ -48,4 +48,7 @@ def test_another_line_that_is_not_json_is_named(tmp_path):
     path.write_text('1\n{"a\n3\n')
     with pytest.raises(UserError) as caught:
         files.read_json_lines(path)
-    assert str(caught.value) == f'{path}:2 is not valid JSON: restore or remove the file.'
+    assert str(caught.value) == (
+        f'{path}:2 is not valid JSON (Unterminated string starting at at column 2): restore it '
+        'from a copy.'
+    )

@@ -8,6 +8,7 @@ from typing import Any
 from malora_jax import files
 from malora_jax.analysis import markdown, plots
 from malora_jax.errors import UserError
+from malora_jax.training import run_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,20 +117,18 @@ def _without_sandbox(scoring: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_run(path: pathlib.Path) -> Run:
     try:
-        run = Run(
+        config = files.read_json(path / 'config.json', run_files.Config)
+        results = run_files.read_results(path)
+        return Run(
             path.name,
-            files.read_json(path / 'config.json'),
-            files.read_json(path / 'results.json'),
-            files.read_json_lines(path / 'metrics.jsonl'),
-            files.read_json_lines(path / 'answers_before.jsonl'),
-            files.read_json_lines(path / 'answers_after.jsonl'),
+            config,
+            results,
+            run_files.read_metrics(path / run_files.METRICS),
+            run_files.answer_rows(path / 'answers_before.jsonl', results),
+            run_files.answer_rows(path / 'answers_after.jsonl', results),
         )
     except FileNotFoundError as error:
         raise UserError(f'{path} is no whole run: {error.filename} is missing.') from error
-    for key in ('tasks', 'average', 'parameters', 'steps', 'train_time_s'):
-        if key not in run.results:
-            raise UserError(f'{path}/results.json is not that of a run: it has no {key!r}.')
-    return run
 
 
 def format_comparison(runs: Sequence[Run]) -> str:

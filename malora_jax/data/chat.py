@@ -3,12 +3,14 @@
 import datetime
 import functools
 import json
+import textwrap
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes, parser, sandbox
+from jinja2 import nodes, parser
 
+from malora_jax.data.template_limits import LimitedEnvironment
 from malora_jax.errors import UserError
 
 # Templates that write today's date write this one, Llama 3's own default: a run can be repeated.
@@ -46,10 +48,11 @@ class Chat:
         """
         self._variables = {**_VARIABLES, **named_tokens}
         try:
+            _environment().begin()
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # Of a template that nests too deeply, one of Python's own.
             raise UserError(
-                f"The model's chat template is broken ({error}): {_INSTEAD}."
+                f"The model's chat template is broken ({_line(error)}): {_INSTEAD}."
             ) from error
         answer = 'The answer.'
         before, _, after = self._rest('The question?', answer).partition(answer)
@@ -129,20 +132,23 @@ class Chat:
         """
         prompts = messages[-1]['role'] == 'user'
         try:
+            _environment().begin()
             return self._template.render(
                 messages=list(messages), add_generation_prompt=prompts, **self._variables
             )
         except Exception as error:  # A template is a program and may fail in any way.
-            raise UserError(f"The model's chat template fails ({error}): {_INSTEAD}.") from error
+            raise UserError(
+                f"The model's chat template fails ({_line(error)}): {_INSTEAD}."
+            ) from error
 
 
 @functools.cache
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
-    """What `transformers` offers to templates, with a clock that stands still."""
-    environment = sandbox.ImmutableSandboxedEnvironment(
+def _environment() -> LimitedEnvironment:
+    """What `transformers` offers to templates, with limits and a clock that stands still."""
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters['tojson'] = _to_json
+    environment.add_filter('tojson', _to_json)
     environment.globals['raise_exception'] = _raise
     environment.globals['strftime_now'] = TODAY.strftime
     return environment
@@ -174,6 +180,11 @@ def _to_json(
         separators=separators,
         sort_keys=sort_keys,
     )
+
+
+def _line(error: Exception) -> str:
+    """The message of an error on one line, shortened if it is long."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder='…')
 
 
 def _raise(message: str) -> NoReturn:

@@ -10,7 +10,6 @@ public datasets have both.
 import csv
 import gzip
 import io
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow
 from pyarrow import parquet
 
+from malora_jax import files
 from malora_jax.errors import UserError
 
 # A cell may be as long as the file; the default is 128 KB. No larger number fits everywhere.
@@ -76,12 +76,13 @@ def check_file(path: pathlib.Path) -> None:
     """Checks that there is a file.
 
     Raises:
-        UserError: there is none, or it is a directory.
+        UserError: there is none, or it is a directory, a pipe, a socket or a device.
     """
     if path.is_dir():
         raise UserError(f'{path} is a directory; it must be a data file.')
     if not path.exists():
         raise UserError(f'There is no data file {path} (looked for in {pathlib.Path.cwd()}).')
+    files.check_regular(path)
 
 
 def _json(path: pathlib.Path) -> Iterator[Row]:
@@ -89,15 +90,7 @@ def _json(path: pathlib.Path) -> Iterator[Row]:
     if not text.lstrip().startswith('['):
         yield from _json_lines(path, text)
         return
-    try:
-        objects = _loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{path} line {error.lineno} is not valid JSON ({error.msg} at column {error.colno}).'
-        ) from error
-    except RecursionError as error:
-        raise UserError(f'{path} is nested too deeply.') from error
-    for number, fields in enumerate(objects, start=1):
+    for number, fields in enumerate(_parsed(text, str(path)), start=1):
         place = f'{path} row {number}'
         _check_object(place, fields)
         yield Row(place, fields)
@@ -109,22 +102,16 @@ def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         place = f'{path} line {number}'
-        try:
-            fields = _loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f'{place} is not valid JSON ({error.msg} at column {error.colno}); each line must '
-                'be one JSON object.'
-            ) from error
-        except RecursionError as error:
-            raise UserError(f'{place} is nested too deeply.') from error
+        fields = _parsed(line, place, 'each line must be one JSON object')
         _check_object(place, fields)
         yield Row(place, fields)
 
 
-def _loads(text: str) -> Any:
+def _parsed(text: str, place: str, remedy: str = '') -> Any:
     # Numbers stay as they were written; NaN, which is not JSON, is a missing value.
-    return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+    return files.parse_json(
+        text, place, remedy, parse_int=str, parse_float=str, parse_constant=lambda _: None
+    )
 
 
 def _check_object(place: str, fields: Any) -> None:

@@ -20,7 +20,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import tqdm
 
@@ -33,7 +33,18 @@ from malora_jax.errors import UserError, unknown_name
 # Of the stored form; another one is prepared anew beside it.
 VERSION = '1.0.0'
 LOCK = 'malora_jax.lock.json'
+_BUSY = '.malora_jax.busy'
+_REMEDY = 'restore it from a copy, or choose another data.directory'
 _LOCKED = ('source', 'revision', 'sha256', 'rows', 'left_out')
+
+
+class _Lock(TypedDict):
+    source: str
+    revision: str | None
+    sha256: dict[str, list[str]]
+    rows: dict[str, int]
+    left_out: list[str]
+
 
 _Paths = Mapping[str, Sequence[pathlib.Path]]
 
@@ -69,8 +80,7 @@ class Store:
         if not self._is_prepared(dataset):
             if self.directory.exists() and not self.directory.is_dir():
                 raise UserError(f'data.directory: {self.directory} is not a directory.')
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with _alone(self.directory):
+            with files.removed_if_refused(self.directory, _BUSY), _alone(self.directory):
                 if not self._is_prepared(dataset):
                     self._prepare(dataset)
                     buckets.push()
@@ -106,17 +116,13 @@ class Store:
         """What the lock file says of a dataset; {} if nothing.
 
         Raises:
-            UserError: it is no lock file.
+            UserError: it is not a lock file.
         """
         return self._locks().get(dataset.name, {})
 
     def _locks(self) -> dict[str, dict[str, Any]]:
         path = self.lock_path
-        found = files.read_json(path) if path.exists() else {}
-        locks = found.values() if isinstance(found, dict) else [found]
-        if not all(isinstance(lock, dict) and lock.keys() >= {*_LOCKED} for lock in locks):
-            raise UserError(f'{path} is no lock file of prepared datasets: restore or remove it.')
-        return found
+        return files.read_json(path, dict[str, _Lock], _REMEDY) if path.exists() else {}
 
     def _path(self, dataset: Dataset) -> pathlib.Path:
         return self.directory / f'malora_{dataset.name}' / VERSION
@@ -282,7 +288,7 @@ def open_store(directory: str, sources: Sequence[str] = (), skip_broken: bool = 
 @contextlib.contextmanager
 def _alone(directory: pathlib.Path) -> Iterator[None]:
     """Waits until no other process prepares anything here; a killed one's lock is gone with it."""
-    with (directory / '.malora_jax.busy').open('w') as busy:
+    with (directory / _BUSY).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +25,26 @@ from malora_jax.models.loading.weights import Base
 
 _FORMAT, _VERSION = 'malora_jax adapter', 1
 _MANIFEST, _WEIGHTS = 'manifest.json', 'adapter.safetensors'
+_REMEDY = 'export it again'
+
+
+class _Model(TypedDict):
+    name: str
+    rope_scaling: dict[str, Any] | None
+
+
+class _Manifest(TypedDict):
+    format: Literal['malora_jax adapter']
+    version: Literal[1]
+    method: str
+    step: int
+    template: str
+    adapter: dict[str, Any]
+    model: _Model
+    weights: str
+    base: str
+    tokenizer: str
+    sha256: str
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
@@ -92,16 +112,20 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         UserError: its manifest is broken or of a newer version.
     """
     path = directory / _MANIFEST
-    manifest = files.read_json(path)
-    if not isinstance(manifest, dict) or manifest.get('format') != _FORMAT:
+    head = files.read_json(path, dict, _REMEDY)
+    if head.get('format') != _FORMAT:
         raise errors.UserError(f'{path} is not that of an exported adapter.')
-    if manifest['version'] > _VERSION:
+    version = head.get('version')
+    if type(version) is int and version > _VERSION:
         raise errors.UserError(
-            f'{path} has version {manifest["version"]}, made by {manifest.get("made_by")}; this '
-            f'malora_jax {__version__} reads up to {_VERSION}: upgrade it.'
+            f'{path} has version {errors.shown(version)}, made by '
+            f'{errors.shown(head.get("made_by"))}; this malora_jax {__version__} reads up to '
+            f'{_VERSION}: upgrade it.'
         )
+    files.check_content(_Manifest, head, str(path), _REMEDY)
+    manifest = {**head, 'weights': head['weights'] if weights is None else weights}
+    scaling = manifest['model']['rope_scaling']
     try:
-        scaling = manifest['model']['rope_scaling']
         model = ModelConfig(
             **manifest['model'] | {'rope_scaling': Llama3Scaling(**scaling) if scaling else None}
         )
@@ -110,9 +134,8 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
             for field, value in manifest['adapter'].items()
         }
         adapter = AdapterConfig(**fields)
-        manifest['weights'] = manifest['weights'] if weights is None else weights
-    except (KeyError, TypeError, AttributeError) as error:
-        raise errors.UserError(f'{path} is broken: {error!r}.') from error
+    except (TypeError, errors.UserError) as error:
+        raise errors.UserError(f'{path} is broken ({error}): {_REMEDY}.') from error
     restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
     return Saved(directory, model, manifest['weights'], restore)
 
@@ -121,13 +144,18 @@ def _restore(
     directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: Base
 ) -> Restored:
     _check_base(directory, manifest, base)
-    content = (directory / _WEIGHTS).read_bytes() if (directory / _WEIGHTS).is_file() else b''
+    path = directory / _WEIGHTS
+    content = path.read_bytes() if path.is_file() else b''
     if identity.file_digest(content) != manifest['sha256']:
         raise errors.UserError(
-            f'{directory / _WEIGHTS} is missing or not the file that {_MANIFEST} was written with: '
-            'export it again.'
+            f'{path} is missing or not the file that {_MANIFEST} was written with: export it again.'
         )
-    tensors = safetensors.numpy.load(content)
+    try:
+        tensors = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise errors.UserError(
+            f'{path} is not a safetensors file that can be read ({error}): {_REMEDY}.'
+        ) from error
     shapes = nn.unbox(abstract_variables(model))
     variables = {'params': base.params}
     for name in COLLECTIONS:

@@ -12,12 +12,13 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.adapters.config import LINEARS
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, shown
 from malora_jax.export import merge
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading import hub, names
+from malora_jax.schema import Positive, find_fault
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
@@ -109,20 +110,20 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
         UserError: a file is missing or broken, a setting that is not implemented, a tensor that
             belongs to no linear of the model, or a linear that not every layer has.
     """
-    config = files.read_json(directory / _CONFIG)
-    if not isinstance(config, Mapping) or not all(key in config for key in ('r', 'lora_alpha')):
+    config = files.read_json(directory / _CONFIG, dict, 'save it again')
+    if not all(key in config for key in ('r', 'lora_alpha')):
         raise UserError(f"{directory / _CONFIG} is not that of a LoRA: it lacks 'r', 'lora_alpha'.")
     for field, plain in _PLAIN.items():
         if field in config and config[field] not in plain:
             raise UserError(
-                f'{directory / _CONFIG} has {field} = {config[field]!r}, which is not implemented; '
-                f'it must be {plain[0]!r}.'
+                f'{directory / _CONFIG} has {field} = {shown(config[field])}, which is not '
+                f'implemented; it must be {plain[0]!r}.'
             )
     rank, alpha = config['r'], config['lora_alpha']
-    if not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and alpha > 0):
+    if find_fault(Positive, rank) or find_fault(float, alpha) or alpha <= 0:
         raise UserError(
-            f'{directory / _CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}; they must be a '
-            'whole number and a number, both positive.'
+            f'{directory / _CONFIG} has r = {shown(rank)} and lora_alpha = {shown(alpha)}; they '
+            'must be a whole number and a number, both positive.'
         )
     tensors = dict(_tensors(directory))
     leaves = {}
@@ -156,7 +157,7 @@ def _tensors(directory: pathlib.Path) -> Mapping[str, np.ndarray]:
         )
     try:
         tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f'{path} is not a complete safetensors file ({error}).') from error
     return {name: array.astype(np.float32) for name, array in tensors.items()}
 

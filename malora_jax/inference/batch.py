@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from malora_jax import files
 from malora_jax.data.rows import check_file
@@ -14,6 +14,13 @@ from malora_jax.inference.language_model import LanguageModel, Sampling
 from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import keys_of
 from malora_jax.models.texts import Ending
+
+_BEGUN_REMEDY = 'remove it to begin anew'
+
+
+class _Answer(TypedDict):
+    row: int
+    answer: str
 
 
 class Written(NamedTuple):
@@ -62,6 +69,7 @@ def answer_file(
     )
     ending = Ending(model.tokenizer, tuple(sampling.stop))
     tokens = 0
+    partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open('a', encoding='utf-8') as file:
         if not done and file.tell() == 0:
             _append(file, head)
@@ -83,10 +91,7 @@ def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         place = f'{source} line {number}'
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f'{place} is not valid JSON ({error}).') from error
+        row = files.parse_json(line, place)
         if not isinstance(row, dict) or not isinstance(
             row.get('prompt', row.get('messages')), str | list
         ):
@@ -110,15 +115,18 @@ def _begun(
     """The answers that are there already, by the number of the row."""
     if not partial.exists():
         return {}
-    kept = files.read_json_lines(partial)
-    # What a kill cut short would else stand in the middle.
+    kept = files.read_json_lines(partial, dict, _BEGUN_REMEDY)
+    # A kill may have left a partial last line; drop it so that appending is safe.
     files.write_json_lines(partial, kept)
     if not kept:
         return {}
     found, *answers = kept
+    for number, answer in enumerate(answers, start=2):
+        files.check_content(_Answer, answer, f'{partial}:{number}', _BEGUN_REMEDY)
     done = {answer.pop('row'): answer for answer in answers}
     same = found == json.loads(json.dumps(head)) and all(
-        answer.items() >= rows[number][1].items() for number, answer in done.items()
+        0 <= number < len(rows) and answer | rows[number][1] == answer
+        for number, answer in done.items()
     )
     if not same:
         raise UserError(

@@ -7,6 +7,8 @@ from malora_jax import errors
 from malora_jax.models.quantize import KINDS
 
 DTYPES = ('float32', 'bfloat16')
+# Tensors are looked for layer by layer; no model that is known has 1,000.
+_MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,9 @@ class ModelConfig:
             value = getattr(self, field.name)
             if type(value) in (int, float) and value <= 0:
                 raise errors.out_of_range(f'model.{field.name}', value, 'positive')
+        if self.num_layers > _MOST_LAYERS:
+            right = f'at most {_MOST_LAYERS:,}'
+            raise errors.out_of_range('model.num_layers', self.num_layers, right)
         if self.num_heads % self.num_kv_heads:
             right = f'a multiple of num_kv_heads = {self.num_kv_heads}'
             raise errors.out_of_range('model.num_heads', self.num_heads, right)

@@ -37,9 +37,9 @@ def take_base_answers(
     # As JSON, which has no tuples.
     wanted = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
     for theirs in sorted(workdir.glob(f'*/{ANSWERS}')):
-        found = files.read_json(theirs.with_name('config.json'))
+        found = files.read_json(theirs.with_name('config.json'), dict)
         data = theirs.with_name('data.json')
-        same_data = (files.read_json(data) if data.exists() else {}) == digests
+        same_data = (files.read_json(data, dict) if data.exists() else {}) == digests
         if same_data and all(found.get(key) == value for key, value in wanted.items()):
             ours.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(ours) as temporary:

@@ -9,6 +9,7 @@ report.md, runs.csv, *.png
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
@@ -19,6 +20,10 @@ from malora_jax.training.workdir import CONFIG, check_run
 _RECORD = 'sweep.json'
 # What there may be before it, if a sweep was killed as it began.
 _FIRST = ('.lock', 'sweep')
+
+
+class _Record(TypedDict):
+    runs: dict[str, Any]
 
 
 def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
@@ -35,7 +40,9 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
         if workdir.is_dir() and any(path.name not in _FIRST for path in workdir.iterdir()):
             raise UserError(f'{workdir} is not empty and holds no sweep: choose another --workdir.')
         return
-    others = [name for name in files.read_json(workdir / _RECORD)['runs'] if name not in runs]
+    others = [
+        name for name in files.read_json(workdir / _RECORD, _Record)['runs'] if name not in runs
+    ]
     if others:
         raise UserError(
             f'{workdir} holds another sweep, with a run {others[0]}: continue that one with its '

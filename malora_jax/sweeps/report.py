@@ -15,6 +15,7 @@ from malora_jax.sweeps.config import Report, Sweep
 from malora_jax.sweeps.expand import SweepRun
 from malora_jax.sweeps.found import Group, groups
 from malora_jax.sweeps.status import loss_of
+from malora_jax.training.run_files import read_results
 
 _NONE = '–'
 
@@ -40,7 +41,7 @@ def write_report(
         UserError: no run is finished yet.
     """
     results = {
-        name: files.read_json(workdir / name / 'results.json')
+        name: read_results(workdir / name)
         for name in runs
         if (workdir / name / 'results.json').exists()
     }

@@ -30,6 +30,23 @@ srun "${{command[@]}}" || srun "${{command[@]}}"
 """
 
 
+def options(text: str) -> list[str]:
+    """Split options of sbatch as a shell does, and check them.
+
+    Raises:
+        UserError: Quotes that do not match, or something else than options.
+    """
+    right = 'it must be options of sbatch, such as "--gpus=1 --time=12:00:00"'
+    try:
+        found = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f'--sbatch has {text!r} ({error}); {right}.') from error
+    for option in found:
+        if not option.startswith('--') or not option.isprintable():
+            raise UserError(f'--sbatch has {option!r}; {right}.')
+    return found
+
+
 def write_array(
     workdir: pathlib.Path, jobs: Sequence[Job], at_once: int, options: Sequence[str]
 ) -> pathlib.Path:
@@ -39,20 +56,11 @@ def write_array(
         workdir: of the sweep.
         jobs: that are to be made.
         at_once: how many at the same time; 0 = as many as there is room for.
-        options: of sbatch, such as '--gpus=1'.
+        options: of sbatch, as `options` gives them.
 
     Returns:
         Its path.
-
-    Raises:
-        UserError: something else among the options.
     """
-    for option in options:
-        if not option.startswith('--') or '\n' in option:
-            raise UserError(
-                f'--sbatch has {option!r}; it must be options of sbatch, such as "--gpus=1 '
-                '--time=12:00:00".'
-            )
     path = workdir / 'sweep' / 'array.sbatch'
     cases = '\n'.join(
         f'  {number}) command=({shlex.join(job.command)}) ;;' for number, job in enumerate(jobs)

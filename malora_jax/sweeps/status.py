@@ -1,13 +1,15 @@
 """How far each run of a sweep is, read from its directory while another process makes it."""
 
-import json
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from malora_jax import files
+from malora_jax.errors import UserError
 from malora_jax.sweeps import directory
+from malora_jax.training.run_files import read_results
 
 # Of metrics.jsonl, enough for its last line.
 _TAIL_BYTES = 1 << 16
@@ -46,7 +48,7 @@ def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: i
         steps: that it is to make.
     """
     if state == 'finished':
-        results = files.read_json(workdir / name / 'results.json')
+        results = read_results(workdir / name)
         score = results['average']['after']
         return Status(state, results['steps'], results['steps'], loss_of(results), score)
     last = _last_record(workdir / name / 'metrics.jsonl')
@@ -70,14 +72,15 @@ def last_line(workdir: pathlib.Path, name: str) -> str:
 def _last_record(path: pathlib.Path) -> dict[str, Any]:
     """The last whole line of a metrics.jsonl."""
     try:
+        files.check_regular(path)
         with path.open('rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             lines = file.read().split(b'\n')[:-1]
     except FileNotFoundError:
         return {}
     for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
+        with contextlib.suppress(UserError):
+            record = files.parse_json(line, str(path))
+            files.check_content(dict[str, float], record, str(path))
+            return record
     return {}

@@ -27,6 +27,17 @@ def at_least(least: int, section: str, values: Any, *fields: str) -> None:
         require(value >= least, f'{section}.{field}', value, f'at least {least}')
 
 
+def at_most(most: int, section: str, values: Any, *fields: str) -> None:
+    """Checks that fields of a section are not above a number.
+
+    Raises:
+        UserError: the first that is.
+    """
+    for field in fields:
+        value = getattr(values, field)
+        require(value <= most, f'{section}.{field}', value, f'at most {most:,}')
+
+
 def require(right: Any, field: str, value: Any, description: str) -> None:
     """Checks one field.
 

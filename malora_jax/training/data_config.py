@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Collection
 
 from malora_jax import data, errors
-from malora_jax.training.checks import at_least, require
+from malora_jax.training.checks import at_least, at_most, require
+
+# Questions of one task: making more of them would take days.
+_MOST_QUESTIONS = 10**7
+# Threads that read.
+_MOST_WORKERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,8 @@ class DataConfig:
         at_least(1 if made else 0, 'data', self, 'max_per_task')
         at_least(1 if made or self.files else 0, 'data', self, 'held_out')
         at_least(1, 'data', self, 'sequence_length', 'batch_size', 'streams')
+        at_most(_MOST_QUESTIONS, 'data', self, 'max_per_task', 'held_out', 'validation')
+        at_most(_MOST_WORKERS, 'data', self, 'workers')
         require(
             self.batch_size % self.streams == 0,
             'data.streams',

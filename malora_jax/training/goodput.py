@@ -13,6 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from malora_jax import files
+from malora_jax.errors import UserError
+
 FILE = 'goodput.jsonl'
 # What a phase is called in the summary, and the keys of its events.
 _PHASES = {'start': 'tpu_init', 'load': 'training_prep', 'data wait': 'data_loading'}
@@ -28,9 +31,14 @@ class Goodput:
         self._write({'job_start_time': time.time()})
 
     def open(self, workdir: pathlib.Path) -> None:
-        """Appends to the file of a run from now on, behind its last whole line."""
+        """Appends to the file of a run from now on, behind its last whole line.
+
+        Raises:
+            UserError: the file is broken.
+        """
         path = workdir / FILE
         if path.exists():
+            read(workdir)  # Which is wanted at the end, and should not fail there.
             os.truncate(path, path.read_bytes().rfind(b'\n') + 1)
         self._file = path.open('a', encoding='utf-8')
         waiting, self._waiting = self._waiting, []
@@ -66,11 +74,20 @@ class Goodput:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The events of a run; a line that is not whole is left out."""
-    events = []
-    for line in (workdir / FILE).read_text('utf-8', errors='replace').splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
+    """The events of a run; a last line that is not whole is left out.
+
+    Raises:
+        UserError: a line is no event.
+    """
+    path = workdir / FILE
+    remedy = f'remove {path}, which only tells where time went'
+    events = files.read_json_lines(path, dict[str, float | str], remedy)
+    for number, event in enumerate(events, start=1):
+        times = [key for key in event if key.endswith('_time')]
+        strange = {'step_count', f'{_CUSTOM}_type'} & event.keys()
+        texts = {key for key, value in event.items() if isinstance(value, str)}
+        if len(times) != 1 or len(event) != 1 + len(strange) or texts - {f'{_CUSTOM}_type'}:
+            raise UserError(f'{path}:{number} is no event with its time: {remedy}.')
     return events
 
 

@@ -55,12 +55,12 @@ class Identity:
 
     Attributes:
         config: Values of the config by dotted name, as JSON has them.
-        data: SHA-256 of each data file, by name.
+        data: SHA-256 of each data file, or of the files of each split of a public dataset, by name.
         base: Fingerprint of the base.
     """
 
     config: Mapping[str, Any] | None
-    data: Mapping[str, str] | None
+    data: Mapping[str, Any] | None
     base: str | None
 
     def check(self, saved: 'Identity', name: str) -> list[Change]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from malora_jax import buckets, errors, files
+from malora_jax import buckets, errors
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import on_all_devices
@@ -18,11 +18,12 @@ from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
 from malora_jax.training.preemption import Preemption, watched
 from malora_jax.training.prepare import data_digests
+from malora_jax.training.run_files import read_results
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
 from malora_jax.training.trainer import Trainer
-from malora_jax.training.workdir import RESULTS, RunDirectory, check_base, opened
+from malora_jax.training.workdir import RunDirectory, check_base, opened
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     with opened(workdir, config, data_digests(run)) as directory:
         if directory.is_finished:
             hosts.say(f'{buckets.home(workdir)} is finished; its results:')
-            return files.read_json(workdir / RESULTS)
+            return read_results(workdir)
         record = Goodput()
         with record.phase('start'):
             devices = on_all_devices(run.mesh, run.data.batch_size)

@@ -13,6 +13,7 @@ from tensorboardX.summary import scalar
 from malora_jax import buckets, files
 from malora_jax.distributed import hosts
 from malora_jax.errors import UserError
+from malora_jax.training import run_files
 
 # TensorBoard reads again every 30 seconds or so; each flush waits for the disk.
 _FLUSH_SECONDS = 10
@@ -35,10 +36,10 @@ class MetricWriter:
             step: the step that the run continues from; 0 for a new run.
 
         Raises:
-            UserError: the records of steps before that are missing.
+            UserError: a record is broken, or those of steps before that are missing.
         """
         path = workdir / 'metrics.jsonl'
-        past = files.read_json_lines(path) if path.exists() else []
+        past = run_files.read_metrics(path) if path.exists() else []
         self.records: list[dict[str, Any]] = [record for record in past if record['step'] <= step]
         if len(self.records) != step:
             raise UserError(

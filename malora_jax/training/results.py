@@ -14,6 +14,7 @@ from malora_jax.adapters import router
 from malora_jax.adapters.config import LINEARS
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
+from malora_jax.training import run_files
 from malora_jax.training.checkpoint import Best
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.setup import Setup
@@ -35,10 +36,14 @@ def scored(
 
     Returns:
         The answers, task by task.
+
+    Raises:
+        UserError: the file is broken, or has not one answer to each question.
     """
     path = workdir / f'answers_{when}.jsonl'
     if hosts.agree(path.exists()):
-        return [runner.Answer(**row) for row in files.read_json_lines(path)]
+        held_out = {split.task_name: len(split.held_out) for split in setup.splits}
+        return run_files.read_answers(path, held_out)
     answers = setup.answer_held_out(variables, f'score {when}')
     if hosts.is_first():
         files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])

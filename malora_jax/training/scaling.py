@@ -3,7 +3,7 @@
 import copy
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import tqdm
 
@@ -17,6 +17,20 @@ _HEAD = [
     *('model', 'chips', 'rows', 'fits', 'GB a chip', 'of them arguments', 'gathered GB'),
     *('summed GB', 'estimated Gcycles'),
 ]
+
+
+_REMEDY = 'restore it from a copy, or choose another --output'
+
+
+class Cell(TypedDict):
+    """What names a compiled program."""
+
+    model: str
+    topology: str
+    rows: int
+    sequence_length: int
+    method: str
+    dtype: str
 
 
 def scaling_table(
@@ -42,7 +56,7 @@ def scaling_table(
     Raises:
         UserError: a mistake in the config, no such topology, or no compiler for it.
     """
-    cells = files.read_json(path) if path.exists() else []
+    cells = files.read_json(path, list[Cell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
     wanted = list(_cells(config, models, topologies, rows_per_chip))
     for cell, changed in tqdm.tqdm(wanted, unit='program'):

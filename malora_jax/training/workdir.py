@@ -7,7 +7,7 @@ import pathlib
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from malora_jax import buckets, errors, files
 from malora_jax.distributed import hosts
@@ -23,11 +23,21 @@ from malora_jax.training.identity import (
     changed_fields,
     flattened,
 )
+from malora_jax.training.run_files import METRICS, RESULTS
 
-CONFIG, DATA, BASE, RESULTS = 'config.json', 'data.json', 'base.json', 'results.json'
+CONFIG, DATA, BASE = 'config.json', 'data.json', 'base.json'
 # What is there only where a run has begun, and so has written its config.
-_REMAINS = ('metrics.jsonl', 'answers_after.jsonl', RESULTS)
+_REMAINS = (METRICS, 'answers_after.jsonl', RESULTS)
+_INSTEAD = 'restore it from a copy, or start anew in another --workdir'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+class BaseRecord(TypedDict):
+    """What `base.json` holds: the frozen model that a run is trained on."""
+
+    name: str
+    weights: str
+    fingerprint: str
 
 
 @contextlib.contextmanager
@@ -51,7 +61,7 @@ class RunDirectory:
         changes: Config fields that have changed since the run was last started.
     """
 
-    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str]):
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]):
         """Check that the directory is free or holds this very run, as far as files tell.
 
         Args:
@@ -136,7 +146,7 @@ class RunDirectory:
 
 @contextlib.contextmanager
 def opened(
-    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str]
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Iterator[RunDirectory]:
     """Lock the directory of a run, and check it as `RunDirectory` does while it is locked.
 
@@ -155,11 +165,11 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    return files.read_json(path)
+    return files.read_json(path, dict, _INSTEAD)
 
 
 def check_run(
-    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, str] | None
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any] | None
 ) -> list[Change]:
     """Check that a directory holds a run with this config and these data.
 
@@ -196,8 +206,8 @@ def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
         UserError: A file was edited, or one is missing that nothing can stand in for.
     """
     config, data, base = (
-        files.read_json(path) if (path := workdir / name).exists() else None
-        for name in (CONFIG, DATA, BASE)
+        files.read_json(path, kind, _INSTEAD) if (path := workdir / name).exists() else None
+        for name, kind in ((CONFIG, dict), (DATA, dict), (BASE, BaseRecord))
     )
     found = Identity(
         None if config is None else flattened(config),
@@ -249,7 +259,7 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
     """
     fingerprint = base_fingerprint(params)
     path = workdir / BASE
-    began = files.read_json(path) if path.exists() else None
+    began = files.read_json(path, BaseRecord, _INSTEAD) if path.exists() else None
     if began and began['fingerprint'] != fingerprint:
         theirs = f'{began["weights"] or began["name"]} ({began["fingerprint"]})'
         ours = f'{run.weights or run.model.name} ({fingerprint})'

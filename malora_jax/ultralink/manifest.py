@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.schema import Positive
 
 NAME = 'manifest.json'
 
@@ -47,6 +48,17 @@ class Shard:
             {**other.first, **self.first},
             _sum(self.counts, other.counts),
         )
+
+
+class _Stored(TypedDict):
+    stage: str
+    settings: dict[str, Any]
+    seed: int
+    inputs: str
+    shard_items: Positive
+    shards: list[Shard]
+    complete: bool
+    total: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +103,16 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     file = path / NAME
     if not file.exists():
         raise UserError(f'{path} holds no stage of UltraLink: there is no {file}.')
-    fields = files.read_json(file)
+    remedy = f'restore it, or remove {path}'
+    fields = files.read_json(file, _Stored, remedy)
     try:
-        total = fields.pop('total')
-        shards = tuple(Shard(**shard) for shard in fields.pop('shards'))
-        manifest = Manifest(**{**fields, 'settings': dict(fields['settings'])}, shards=shards)
+        shards = tuple(Shard(**shard) for shard in fields['shards'])
+        known = {each.name: fields[each.name] for each in dataclasses.fields(Manifest)}
+        manifest = Manifest(**known | {'shards': shards})
         # As it was written, unless by hand.
-        assert total == _total(manifest)
-    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(
-            f'{file} is no manifest of a stage: restore it, or remove {path}.'
-        ) from error
+        assert fields['total'] == _total(manifest)
+    except AssertionError as error:
+        raise UserError(f'{file} has counts that do not add up: {remedy}.') from error
     return manifest
 
 

@@ -3,7 +3,6 @@
 Rows stay as they were released, apart from their new fields `language` and `subset`.
 """
 
-import json
 import pathlib
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import tqdm
 
-from malora_jax import hub
+from malora_jax import files, hub
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import stage
@@ -112,9 +111,9 @@ def _read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {_FAULT: f'not valid JSON ({error})'}
+        fields = files.parse_json(line, 'the row')
+    except UserError as error:
+        return {_FAULT: str(error)}
     return fields if isinstance(fields, dict) else {_FAULT: 'not a JSON object'}
 
 

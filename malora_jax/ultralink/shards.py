@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
-from malora_jax.data.rows import Row, check_file, is_utf_8
+from malora_jax.data.rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
 from malora_jax.ultralink.manifest import (
@@ -85,9 +85,11 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
                 return
         elif any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
+        # Not written yet: what is refused leaves nothing behind.
         shards = Shards(path, manifest)
-        shards._write()
         yield shards
+        if not shards.manifest.shards:
+            shards._write()
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
@@ -137,24 +139,10 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             place = f'{path}:{number}'
-            try:
-                # NaN and Infinity, which are not JSON, could not be written again as they are.
-                fields = json.loads(line, parse_constant=lambda _: None)
-            except UnicodeDecodeError as error:
-                raise UserError(f'{place} is not UTF-8.') from error
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f'{place} is not valid JSON ({error.msg} at column {error.colno}).'
-                ) from error
-            except RecursionError as error:
-                raise UserError(f'{place} is nested too deeply.') from error
-            except ValueError as error:
-                raise UserError(f'{place} holds a number of too many digits.') from error
+            # NaN and Infinity, which are not JSON, could not be written again as they are.
+            fields = files.parse_json(line, place, parse_constant=lambda _: None)
             if not isinstance(fields, dict):
                 raise UserError(f'{place} is not a JSON object.')
-            # Half of a character can only be there as an escape.
-            if b'\\ud' in line.lower() and not is_utf_8(json.dumps(fields, ensure_ascii=False)):
-                raise UserError(f'{place} holds a half of a character.')
             yield Row(place, fields)
 
 

@@ -29,12 +29,22 @@ def write_run(
     scoring: Mapping[str, Any] | None = None,
 ) -> None:
     directory.mkdir(parents=True)
-    task = {'loss_before': 4.0, 'loss_after': loss_after, 'scoring': scoring or {}}
-    config = {'model': {'name': model, 'weights': ''}, 'data': {'template': template}}
+    losses = {'loss_before': 4.0, 'loss_after': loss_after}
+    task = losses | {'scoring': scoring or {}, 'after': 0.75, 'examples': 1}
+    config = {
+        'seed': 0,
+        'method': 'lora',
+        'model': {'name': model, 'weights': ''},
+        'data': {'template': template},
+    }
     (directory / 'config.json').write_text(json.dumps(config))
-    answer = {'task': 'a', 'question': question, 'answer': str(loss_after)}
+    said = {'question': question, 'expected': 'x', 'answer': str(loss_after)}
+    numbers = {'score': 1.0, 'nats': 1.0, 'tokens': 1}
+    answers = [{'task': name} | said | numbers for name in tasks]
     for when in ('before', 'after'):
-        (directory / f'answers_{when}.jsonl').write_text(f'{json.dumps(answer)}\n')
+        (directory / f'answers_{when}.jsonl').write_text(
+            ''.join(f'{json.dumps(answer)}\n' for answer in answers)
+        )
     results = {
         'tasks': {name: task | {'loss_before': 4.0 + 2 * (name == 'b')} for name in tasks},
         'average': {'before': 0.125, 'after': 0.75},
@@ -132,7 +142,7 @@ def test_what_is_no_whole_run_is_refused(tmp_path):
     write_run(tmp_path / 'lora', 2.0)
     (tmp_path / 'lora' / 'results.json').write_text('{"tasks": {}}')
     with pytest.raises(
-        UserError, match=r"/results\.json is not that of a run: it has no 'average'"
+        UserError, match=r'/results\.json: average is missing: restore it from a copy'
     ):
         read_runs(tmp_path)
     (tmp_path / 'lora' / 'config.json').unlink()

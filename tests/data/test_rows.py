@@ -185,17 +185,21 @@ def test_no_file(tmp_path, monkeypatch):
         (
             'a.jsonl',
             '{"q": 1}\n{"q" 1}\n',
-            "a.jsonl line 2 is not valid JSON (Expecting ':' delimiter at column 6); each line "
+            "a.jsonl line 2 is not valid JSON (Expecting ':' delimiter at column 6): each line "
             'must be one JSON object.',
         ),
         (
             'a.jsonl',
             '{"q": "on\ne"}',
-            'a.jsonl line 1 is not valid JSON (Unterminated string starting at at column 7); each '
+            'a.jsonl line 1 is not valid JSON (Unterminated string starting at at column 7): each '
             'line must be one JSON object.',
         ),
         ('a.jsonl', '\n[1]', 'a.jsonl line 2 is not a JSON object, such as {"question": "…"}.'),
-        ('a.jsonl', '{"q": ' + '[' * 10**6, 'a.jsonl line 1 is nested too deeply.'),
+        (
+            'a.jsonl',
+            '{"q": ' + '[' * 10**6,
+            'a.jsonl line 1 is nested too deeply: each line must be one JSON object.',
+        ),
         (
             'a.csv',
             'q'.encode('utf-16'),

@@ -70,6 +70,8 @@ def message(call, *arguments) -> str:
 
 def left(store: Store) -> list[str]:
     """What is in a store besides the lock file and the file at which processes wait."""
+    if not store.directory.exists():  # What was refused left nothing behind.
+        return []
     names = {path.name for path in store.directory.iterdir()}
     return sorted(names - {LOCK, '.malora_jax.busy'})
 
@@ -334,18 +336,18 @@ def test_what_is_removed_from_the_lock_file_is_prepared_anew(hub, store):
 @pytest.mark.parametrize(
     'text, expected',
     [
-        ('{', 'is not valid JSON (Expecting property name enclosed in double quotes: line 1'),
-        ('\xff', 'is not valid JSON ('),
-        ('[]', 'is no lock file of prepared datasets: restore or remove it.'),
-        ('{"gsm8k": 1}', 'is no lock file of prepared datasets: restore or remove it.'),
-        ('{"piqa": {"rows": {}}}', 'is no lock file of prepared datasets: restore or remove it.'),
+        ('{', ' is not valid JSON (Expecting property name enclosed in double quotes at column 2'),
+        ('\xff', ' is not UTF-8: restore it from a copy, or choose another data.directory.'),
+        ('[]', ': the content is []; it must be an object with fields: restore it from a copy'),
+        ('{"gsm8k": 1}', ': gsm8k is 1; it must be an object with fields: restore it from a copy'),
+        ('{"piqa": {"rows": {}}}', ': piqa.source is missing: restore it from a copy'),
     ],
 )
 def test_a_broken_lock_file(local, text, expected):
     local.prepare(GSM8K)
     local.lock_path.write_text(text, 'latin-1')
     for told in (message(local.prepare, GSM8K), message(local.items, GSM8K, 'train')):
-        assert told.startswith(f'{local.lock_path} {expected}')
+        assert told.startswith(f'{local.lock_path}{expected}')
 
 
 # Where the rows are from.

@@ -349,7 +349,7 @@ def test_metadata_that_are_not_implemented(tmp_path, key, value, right):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, metadata={key: value})
     text = message(path)
-    assert text == f'{path} has llama.{key} = {value}; it must be {right}.'
+    assert text == f'{path} has llama.{key} = {value!r}; it must be {right}.'
 
 
 @pytest.mark.parametrize('value', [8, 0])

@@ -250,10 +250,11 @@ def test_broken_files(tmp_path):
     write_directory(tmp_path, 'llama3')
     (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": ')
     text = message(from_huggingface, tmp_path)
-    assert text.startswith(f'{tmp_path / "tokenizer_config.json"} is not JSON (')
+    assert text.startswith(f'{tmp_path / "tokenizer_config.json"} is not valid JSON (')
     (tmp_path / 'tokenizer_config.json').write_text('[]')
     assert message(from_huggingface, tmp_path) == (
-        f'{tmp_path / "tokenizer_config.json"} must hold one JSON object; download it again.'
+        f'{tmp_path / "tokenizer_config.json"}: the content is []; it must be an object with '
+        'fields: download it again.'
     )
     (tmp_path / 'tokenizer.json').write_text('{"version": "1.0", ')
     text = message(from_huggingface, tmp_path)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.sweeps import slurm
+from malora_jax.sweeps import gpus, slurm
 from malora_jax.sweeps.runner import Job
 
 JOBS = [
@@ -61,6 +61,41 @@ def test_it_is_submitted_where_slurm_is(path, monkeypatch):
         slurm.submit(path)
 
 
-def test_an_option_that_is_none(tmp_path):
-    with pytest.raises(UserError, match="--sbatch has 'gpus=1'"):
-        slurm.write_array(tmp_path, JOBS, 0, ['gpus=1'])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('gpus=1', "--sbatch has 'gpus=1'; it must be options of sbatch, such as "),
+        ('"', "--sbatch has '\"' (No closing quotation); it must be options of sbatch, such as "),
+        ('--comment="a\nb"', "--sbatch has '--comment=a\\nb'; it must be options of sbatch"),
+        ('--time=1 \\', '(No escaped character); it must be options of sbatch'),
+    ],
+)
+def test_options_that_are_none(text, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        slurm.options(text)
+
+
+def test_options_are_split_as_in_a_shell():
+    assert slurm.options('--gpus=1 --comment="two words"') == ['--gpus=1', '--comment=two words']
+    assert slurm.options('') == []
+
+
+@pytest.mark.parametrize(
+    'named, expected',
+    [
+        ('a', "--gpus has 'a'; it must be different numbers of GPUs, such as 0,1."),
+        ('', "--gpus has ''; it must be "),
+        ('0,0', "--gpus has '0'; it must be "),
+        ('-1', "--gpus has '-1'; it must be "),
+        ('\u0663', "--gpus has '\u0663'; it must be "),
+        ('0,2', '--gpus has 2; this machine has 2 GPUs of NVIDIA, numbered from 0.'),
+        ('9' * 5000, f'--gpus has {"9" * 20}; this machine has 2 GPUs'),
+    ],
+)
+def test_gpus_that_are_not_there(tmp_path, monkeypatch, named, expected):
+    monkeypatch.setattr(gpus, '_DEVICES', tmp_path)
+    for name in ('nvidia0', 'nvidia1', 'nvidiactl', 'nvidia-uvm'):
+        (tmp_path / name).touch()
+    gpus.check(['1', '0'])
+    with pytest.raises(UserError, match=re.escape(expected)):
+        gpus.check(named.split(','))

@@ -159,7 +159,7 @@ def test_bytes_that_are_no_text_are_a_bad_row(tmp_path, capsys):
     path = tmp_path / 'zh_math.jsonl'
     path.write_bytes(b'{"id": "zh_math_1", "data": ["\xff", "a"]}\n')
     asyncio.run(released.import_([path], tmp_path / 'imported'))
-    assert f'{path}:1: not valid JSON' in capsys.readouterr().err
+    assert f'{path}:1: the row is not UTF-8' in capsys.readouterr().err
 
 
 def test_missing_files_are_named(tmp_path):

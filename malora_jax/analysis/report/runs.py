@@ -10,11 +10,11 @@ from typing import Any
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter
-from malora_jax.training import goodput
+from malora_jax.training import goodput, run_files
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig
 from malora_jax.training.restore import config_of
-from malora_jax.training.workdir import BASE
+from malora_jax.training.workdir import BASE, BaseRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +104,16 @@ def _read(
     if step is None:
         raise UserError(f'There is no checkpoint in {path / "checkpoints"}: train on.')
     try:
+        results = run_files.read_results(path) if finished else None
         return Subject(
             *names,
             path,
             run,
             step,
             steps,
-            files.read_json_lines(path / 'metrics.jsonl'),
-            files.read_json(path / 'results.json') if finished else None,
-            files.read_json_lines(path / 'answers_after.jsonl') if finished else (),
+            run_files.read_metrics(path / run_files.METRICS),
+            results,
+            run_files.answer_rows(path / 'answers_after.jsonl', results) if results else (),
             goodput.accounts(goodput.read(path)) if (path / goodput.FILE).exists() else {},
         )
     except FileNotFoundError as error:
@@ -132,4 +133,4 @@ def _check_base(one: Subject, other: Subject) -> None:
 
 def _fingerprint(subject: Subject) -> str | None:
     path = subject.path / BASE
-    return files.read_json(path)['fingerprint'] if path.exists() else None
+    return files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None

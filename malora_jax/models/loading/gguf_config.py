@@ -7,7 +7,7 @@ refused unless it is empty: what is not implemented is never approximated.
 import jax.numpy as jnp
 import numpy as np
 
-from malora_jax import errors
+from malora_jax import errors, schema
 from malora_jax.models import attention
 from malora_jax.models.config import Llama3Scaling, ModelConfig
 from malora_jax.models.loading.gguf_file import ROPE_DIVISORS, GGUFFile
@@ -59,7 +59,7 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
     """
     if file.architecture not in _ARCHITECTURES:
         raise errors.UserError(
-            f'{file.path} holds a model of architecture {file.architecture!r}; only '
+            f'{file.path} holds a model of architecture {errors.shown(file.architecture)}; only '
             f'{", ".join(_ARCHITECTURES)} can be read from GGUF.'
         )
     _check_known(file)
@@ -103,7 +103,8 @@ def _check_known(file: GGUFFile) -> None:
         section, _, rest = key.partition('.')
         if section == file.architecture and rest not in known and file.field(key) not in ('', []):
             raise errors.UserError(
-                f'{file.path} sets {key} = {file.field(key)!r}, which is not implemented.'
+                f'{file.path} sets {errors.shown(key)[1:-1]} = {errors.shown(file.field(key))}, '
+                'which is not implemented.'
             )
 
 
@@ -130,7 +131,7 @@ def _field(file: GGUFFile, key: str) -> object:
 def _count(file: GGUFFile, key: str, default: int | None = None) -> int:
     value = _field(file, key)
     value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or schema.find_fault(schema.Positive, value):
         raise _refuse(file, key, 'a whole number from 1 on')
     return value
 
@@ -147,6 +148,8 @@ def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
 def _refuse(file: GGUFFile, key: str, right: str) -> errors.UserError:
     value = _field(file, key)
     found = (
-        f'no {file.architecture}.{key}' if value is None else f'{file.architecture}.{key} = {value}'
+        f'no {file.architecture}.{key}'
+        if value is None
+        else f'{file.architecture}.{key} = {errors.shown(value)}'
     )
     return errors.UserError(f'{file.path} has {found}; it must be {right}.')

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from malora_jax import errors, files
+from malora_jax import errors, files, schema
 from malora_jax.models.config import Llama3Scaling, ModelConfig
 
 # What `transformers` assumes of each architecture where the file is silent.
@@ -130,9 +130,7 @@ class _Values:
             raise errors.UserError(
                 f'There is no {path}: a directory of weights needs the config.json of the model.'
             )
-        self._values = files.read_json(path)
-        if not isinstance(self._values, Mapping):
-            raise errors.UserError(f'{path} is no JSON object with the keys of a model.')
+        self._values = files.read_json(path, dict, 'download it again')
         found = self._values.get('architectures')
         if found not in [[architecture] for architecture in _ARCHITECTURES]:
             raise self._refuse('architectures', f'a list of one of {", ".join(_ARCHITECTURES)}')
@@ -146,14 +144,14 @@ class _Values:
         """A whole number from 1 on; `default` where the key is missing or null."""
         value = self.get(key)
         value = default if value is None else value
-        if type(value) is not int or value < 1:
+        if not isinstance(value, int) or schema.find_fault(schema.Positive, value):
             raise self._refuse(key, 'a whole number from 1 on')
         return value
 
     def flag(self, key: str) -> bool:
         """True or false; false where the key is missing or null."""
         value = self.get(key)
-        if value not in (None, True, False):
+        if value is not None and type(value) is not bool:
             raise self._refuse(key, 'true or false')
         return bool(value)
 
@@ -172,8 +170,9 @@ class _Values:
                 continue
             if key not in known and not _is_empty(value) and not key.startswith('_'):
                 raise errors.UserError(
-                    f'{self._path} sets {key} = {value!r}, which is not implemented: remove the '
-                    'key if it does not change what the model computes.'
+                    f'{self._path} sets {errors.shown(key)[1:-1]} = {errors.shown(value)}, which '
+                    'is not implemented: remove the key if it does not change what the model '
+                    'computes.'
                 )
 
     def context(self) -> int:
@@ -224,14 +223,14 @@ class _Values:
         return section, rope
 
     def _positive(self, key: str, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 < value < float('inf'):
+        if schema.find_fault(float, value) or value <= 0:
             raise errors.UserError(
-                f'{self._path} has {key} = {value!r}; it must be a positive number.'
+                f'{self._path} has {key} = {errors.shown(value)}; it must be a positive number.'
             )
         return float(value)
 
     def _refuse(self, key: str, right: str) -> errors.UserError:
-        found = f'{key} = {self._values[key]!r}' if key in self._values else f'no {key}'
+        found = f'{key} = {errors.shown(self._values[key])}' if key in self._values else f'no {key}'
         return errors.UserError(f'{self._path} has {found}; it must be {right}.')
 
 

@@ -1,8 +1,7 @@
 """Weights in the directory of a Hugging Face model: `model.safetensors`, whole or in shards."""
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import safetensors
@@ -14,6 +13,10 @@ _WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _DTYPES = ('F32', 'BF16', 'F16')
 # Old files hold the rotary embedding's frequencies, which follow from the config.
 _DERIVED = 'rotary_emb.inv_freq'
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
 
 
 class SafetensorsFiles:
@@ -55,12 +58,9 @@ class SafetensorsFiles:
 
     def _shards(self) -> dict[str, Any]:
         path = self.path / _INDEX
-        index = files.read_json(path)
-        shard_of = index.get('weight_map') if isinstance(index, Mapping) else None
-        if not isinstance(shard_of, Mapping):
-            raise errors.UserError(f'{path} has no weight_map that names the shards.')
+        shard_of: dict[str, str] = files.read_json(path, _Index, 'download it again')['weight_map']
         shards = {}
-        for shard in sorted(set(map(str, shard_of.values()))):
+        for shard in sorted(set(shard_of.values())):
             if pathlib.PurePath(shard).name != shard or not (self.path / shard).is_file():
                 raise errors.UserError(
                     f'{self.path} lacks the shard {shard!r} that {_INDEX} names.'

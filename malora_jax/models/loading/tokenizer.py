@@ -105,6 +105,6 @@ def from_gguf(file: GGUFFile) -> Tokenizer:
         tokenizer_gguf.backend(file),
         eos_id=tokenizer_gguf.eos_id(file),
         bos_id=tokenizer_gguf.bos_id(file),
-        chat_template=file.field('tokenizer.chat_template'),
+        chat_template=file.field('tokenizer.chat_template', str),
         named_tokens=tokenizer_gguf.named_tokens(file),
     )

@@ -36,7 +36,7 @@ def backend(file: GGUFFile) -> tokenizers.Tokenizer:
     Raises:
         UserError: another kind, or metadata that are missing or do not fit together.
     """
-    kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
+    kind, split = _kinds(file)
     if kind == 'gpt2' and split in _SPLITS:
         tokenizer = _byte_level(file, split)
     elif kind == 'llama':
@@ -47,7 +47,7 @@ def backend(file: GGUFFile) -> tokenizers.Tokenizer:
             f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {split!r}; only '
             f"'llama', and 'gpt2' with one of {known}, can be read from GGUF."
         )
-    tokens, kinds = _field(file, 'tokens'), _one_each(file, 'token_type')
+    tokens, kinds = _tokens(file), _one_each(file, 'token_type', list[int])
     _add(tokenizer, tokens, kinds, (_UNKNOWN, _CONTROL), special=True)
     _add(tokenizer, tokens, kinds, (_USER_DEFINED,), special=False)
     return tokenizer
@@ -68,16 +68,16 @@ def bos_id(file: GGUFFile) -> int | None:
     Raises:
         UserError: texts start with one, but the file does not name it or does not have it.
     """
-    kind, split = file.field('tokenizer.ggml.model'), file.field('tokenizer.ggml.pre')
+    kind, split = _kinds(file)
     # What llama.cpp does where the file is silent.
     default = kind == 'llama' or split == 'llama-bpe'
-    adds = file.field('tokenizer.ggml.add_bos_token', default)
+    adds = file.field('tokenizer.ggml.add_bos_token', bool, default)
     return _token_id(file, 'bos_token_id') if adds else None
 
 
 def named_tokens(file: GGUFFile) -> dict[str, str]:
     """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
-    tokens = _field(file, 'tokens')
+    tokens = _tokens(file)
     keys = {
         'bos_token': 'bos_token_id',
         'eos_token': 'eos_token_id',
@@ -91,8 +91,17 @@ def named_tokens(file: GGUFFile) -> dict[str, str]:
     }
 
 
-def _field(file: GGUFFile, key: str) -> Any:
-    value = file.field(f'tokenizer.ggml.{key}')
+def _kinds(file: GGUFFile) -> tuple[str | None, str | None]:
+    """How the file calls its tokenizer, and its way of splitting texts."""
+    return file.field('tokenizer.ggml.model', str), file.field('tokenizer.ggml.pre', str)
+
+
+def _tokens(file: GGUFFile) -> list[str]:
+    return _field(file, 'tokens', list[str])
+
+
+def _field(file: GGUFFile, key: str, kind: Any) -> Any:
+    value = file.field(f'tokenizer.ggml.{key}', kind)
     if value is None:
         raise errors.UserError(
             f'{file.path} has no tokenizer.ggml.{key}, without which it cannot be used.'
@@ -101,7 +110,7 @@ def _field(file: GGUFFile, key: str) -> Any:
 
 
 def _token_id(file: GGUFFile, key: str) -> int:
-    index, count = _field(file, key), len(_field(file, 'tokens'))
+    index, count = _field(file, key, int), len(_tokens(file))
     if not 0 <= index < count:
         raise errors.UserError(
             f'{file.path} has tokenizer.ggml.{key} = {index}, but {count:,} tokens.'
@@ -109,9 +118,9 @@ def _token_id(file: GGUFFile, key: str) -> int:
     return index
 
 
-def _one_each(file: GGUFFile, key: str) -> Any:
+def _one_each(file: GGUFFile, key: str, kind: Any) -> Any:
     """The items of a list that says something of every token."""
-    items, tokens = _field(file, key), _field(file, 'tokens')
+    items, tokens = _field(file, key, kind), _tokens(file)
     if len(items) != len(tokens):
         raise errors.UserError(
             f'{file.path} has {len(tokens):,} tokens but {len(items):,} items in '
@@ -135,8 +144,8 @@ def _add(
 
 
 def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
-    vocabulary = {token: index for index, token in enumerate(_field(file, 'tokens'))}
-    merges = [tuple(merge.split(' ')) for merge in _field(file, 'merges')]
+    vocabulary = {token: index for index, token in enumerate(_tokens(file))}
+    merges = [tuple(merge.split(' ')) for merge in _field(file, 'merges', list[str])]
     if not all({*merge, ''.join(merge)} <= vocabulary.keys() for merge in merges):
         raise errors.UserError(
             f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
@@ -160,8 +169,8 @@ def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
 
 
 def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
-    tokens, kinds = _field(file, 'tokens'), _one_each(file, 'token_type')
-    scores = _one_each(file, 'scores')
+    tokens, kinds = _tokens(file), _one_each(file, 'token_type', list[int])
+    scores = _one_each(file, 'scores', list[float])
     vocabulary = {token: index for index, token in enumerate(tokens)}
     normal = {
         token: score
@@ -179,7 +188,7 @@ def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
         )
     )
     # The space before a text, also before the text after a special token, as in llama.cpp.
-    adds_space = file.field('tokenizer.ggml.add_space_prefix', True)
+    adds_space = file.field('tokenizer.ggml.add_space_prefix', bool, True)
     prepend = [normalizers.Prepend('▁')] if adds_space else []
     strip = [decoders.Strip(' ', left=1)] if adds_space else []
     tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(' ', '▁')])

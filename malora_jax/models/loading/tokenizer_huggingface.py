@@ -4,13 +4,12 @@
 template, stand in the files beside it.
 """
 
-import json
 import pathlib
 from typing import Any
 
 import tokenizers
 
-from malora_jax import errors
+from malora_jax import errors, files
 
 # Files from which transformers makes a tokenizer.json.
 _OLDER = ('tokenizer.model', 'vocab.json')
@@ -80,11 +79,10 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
             found = found[0]
         if found is None or found == []:
             continue
-        count = tokenizer.get_vocab_size(with_added_tokens=True)
-        if type(found) is not int or tokenizer.id_to_token(found if found >= 0 else count) is None:
+        if not (isinstance(found, int) and _is_token(tokenizer, found)):
             raise errors.UserError(
-                f'{directory / name} has eos_token_id = {found!r}, which is no token of '
-                'tokenizer.json.'
+                f'{directory / name} has eos_token_id = {errors.shown(found)}, which is no token '
+                'of tokenizer.json.'
             )
         return found
     raise errors.UserError(
@@ -111,6 +109,10 @@ def bos_id(
         whole = tokenizer.encode('a', add_special_tokens=True).ids
         return whole[0] if whole[:1] != alone[:1] else None
     return _id(directory, tokenizer, named, 'bos_token') if adds and 'bos_token' in named else None
+
+
+def _is_token(tokenizer: tokenizers.Tokenizer, number: int) -> bool:
+    return 0 <= number < 2**32 and tokenizer.id_to_token(number) is not None
 
 
 def _id(
@@ -152,12 +154,4 @@ def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | No
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise errors.UserError(f'{path} is not JSON ({error}); download it again.') from error
-    if not isinstance(content, dict):
-        raise errors.UserError(f'{path} must hold one JSON object; download it again.')
-    return content
+    return files.read_json(path, dict, 'download it again') if path.is_file() else {}

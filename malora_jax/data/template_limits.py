@@ -1,0 +1,216 @@
+"""A Jinja environment for templates that nobody here has read: bounded in time and in memory.
+
+Jinja's sandbox keeps a template from the system, but `{% for %}` within `{% for %}` may take years
+and 'a' * 10**12 all memory. Here every loop iteration, call, filter and operator goes through a
+meter:
+
+* after `SECONDS` of the thread's processor time the template is stopped;
+* no value, and no text that is put together, is larger than `MOST` characters and items;
+* an operation that multiplies sizes (repetition, padding, replacing, joining) is refused before it
+  begins if its result might be much larger than that, and every one with a number above
+  `MOST_NUMBER`.
+
+What a single operation may take is thereby bounded, too, to a fraction of a second. Filters for web
+pages, whose time grows faster than their input, are left out.
+"""
+
+import functools
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes, sandbox, visitor
+
+SECONDS = 2.0
+MOST = 2**22
+MOST_NUMBER = 10**6
+# Whole numbers may grow to this by arithmetic.
+_MOST_INT = 2**63 - 1
+# What an operation that multiplies sizes may come to for a moment.
+_MOST_PRODUCT = 2**26
+_LEFT_OUT = ('pprint', 'random', 'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr')
+# Filters, methods and operators whose result may be as large as the product of what they are given.
+_MULTIPLYING = (
+    *('*', 'batch', 'center', 'expandtabs', 'indent', 'join', 'ljust', 'rjust', 'slice', 'tojson'),
+    *('translate', 'zfill'),
+)
+# A width in a format: of 1,000 and more, or given as an argument.
+_WIDE = re.compile(r'%[^a-zA-Z%]*(\*|\d{4})|\{[^{}]*\d{4}')
+
+_TICKS = 32
+
+_meter = threading.local()
+
+
+class LimitError(jinja2.TemplateError):
+    """A template takes too much time or memory."""
+
+
+class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
+    """A sandbox whose templates are metered.
+
+    Call `begin` before a template is compiled or rendered.
+    """
+
+    intercepted_binops = frozenset(['+', '*', '**', '%'])
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        del self.globals['lipsum']
+        for name in _LEFT_OUT:
+            del self.filters[name]
+        for name, function in [*self.filters.items()]:
+            self.add_filter(name, function)
+        self.filters |= {_BUILT: _checked, _LOOP: _ticking}
+
+    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
+        """Add a filter, or take the place of one."""
+        self.filters[name] = _metered(name, function)
+
+    @staticmethod
+    def begin() -> None:
+        """Start the clock of this thread."""
+        _meter.end, _meter.ticks = time.thread_time() + SECONDS, 0
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """Join the pieces of the output, of a macro or of a block."""
+        return ''.join(_counted(parts))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """See `jinja2.sandbox.SandboxedEnvironment`."""
+        # The sandbox wraps `str.format`.
+        receiver = getattr(getattr(__obj, '__wrapped__', __obj), '__self__', None)
+        given = (receiver, *args) if isinstance(receiver, str) else args
+        _check(getattr(__obj, '__name__', ''), given, kwargs)
+        return _checked(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """See `jinja2.sandbox.SandboxedEnvironment`."""
+        numbers = _is_number(left) and _is_number(right)
+        if operator == '%' and isinstance(left, str):
+            _check('format', (left, right), {})
+        elif operator == '*' and not numbers:
+            _check('*', (left, right), {})
+        elif operator == '**' and numbers and abs(left) > 1 and right > 64:
+            raise LimitError('it computes too large a number')
+        else:
+            _tick()
+        return _checked(super().call_binop(context, operator, left, right))
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        return super()._generate(_Meters().visit(source), *args, **kwargs)
+
+
+# Filters that are put around expressions; no template can name them.
+_BUILT, _LOOP = ' built', ' loop'
+
+
+class _Meters(visitor.NodeTransformer):
+    """Puts meters around what loops go through and around what expressions put together."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, _LOOP, [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Expr) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if getattr(node, 'ctx', 'load') != 'load':  # The names that a loop or `set` assigns to.
+            return node
+        return nodes.Filter(node, _BUILT, [], [], None, None, lineno=node.lineno)
+
+    visit_List = visit_Tuple = visit_Dict = visit_Concat  # noqa: N815
+
+
+def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    first = 1 if hasattr(function, 'jinja_pass_arg') else 0
+
+    @functools.wraps(function)
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        _check(name, args[first:], kwargs)
+        return _checked(function(*args, **kwargs))
+
+    return metered
+
+
+def _tick() -> None:
+    _meter.ticks += 1
+    # Asking for the time takes longer than most operations.
+    if _meter.ticks % _TICKS == 0 and time.thread_time() > _meter.end:
+        raise LimitError(f'it takes more than {SECONDS:g} seconds')
+
+
+def _ticking(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _tick()
+        yield item
+
+
+def _counted(parts: Iterable[str]) -> Iterator[str]:
+    count = 0
+    for part in parts:
+        count += len(part)
+        if count > MOST:
+            raise _too_large()
+        yield part
+
+
+def _check(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Check what is given to a filter, method or operator before it begins."""
+    _tick()
+    values = (*values, *named.values())
+    if any(_is_number(value) and abs(value) > MOST_NUMBER for value in values):
+        raise LimitError(f'it gives {name or "a call"} a number above {MOST_NUMBER:,}')
+    most: float = 0
+    if name == 'replace':
+        text, old, new = (str(value) for value in values[:3])
+        most = len(text) + text.count(old) * len(new)
+    elif name in ('format', 'format_map'):
+        text = str(values[0])
+        if _WIDE.search(text):
+            raise _too_large()
+        most = len(text) + (text.count('%') + text.count('{')) * max(map(_size, values))
+    elif name in _MULTIPLYING:
+        most = math.prod(max(1, _size(value)) for value in values)
+    if most > _MOST_PRODUCT:
+        raise _too_large()
+
+
+def _checked(value: Any) -> Any:
+    """Return a value that is not too large."""
+    if type(value) is int:
+        if abs(value) > _MOST_INT:
+            raise LimitError('it computes too large a number')
+    elif _size(value) > MOST:
+        raise _too_large()
+    return value
+
+
+def _size(value: Any) -> float:
+    """Return the characters and items of a value, or a number itself; above `MOST`, any number."""
+    if isinstance(value, str):
+        return len(value)
+    if _is_number(value):
+        return abs(value)
+    size, inside = 1, [value]
+    while inside and size <= MOST:
+        each = inside.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, list | tuple | dict):
+            size += 1 + len(each)
+            inside += [*each, *each.values()] if isinstance(each, dict) else each
+    return size
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _too_large() -> LimitError:
+    return LimitError(f'it puts together more than {MOST:,} characters or items')

@@ -1,0 +1,215 @@
+"""Checks of values against type hints, for JSON from files and for the sections of a config.
+
+A type hint describes what is right: int, float, bool, str, None, Any, a union, list, tuple or
+Sequence, dict or Mapping with text as keys, a Literal, a TypedDict, or a dataclass, which stands
+for a JSON object with the dataclass's fields.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+_SHOWN_CHARACTERS = 200
+_SCALARS: dict[Any, str] = {
+    int: 'a whole number',
+    float: 'a finite number',
+    bool: 'True or False',
+    str: 'text in quotes',
+    type(None): 'null',
+}
+
+
+_MOST_INT = 2**63 - 1
+
+
+class Measured(float):
+    """As a type hint: a number that may be NaN or infinite, as in the metrics of a run."""
+
+
+class Positive(int):
+    """As a type hint: a whole number from 1 on."""
+
+
+class Fault(NamedTuple):
+    """A value that does not match its type hint.
+
+    Attributes:
+        field: Dotted path of the value; '' for the whole.
+        value: The value, or `MISSING`.
+        right: Description of a right value, to follow 'it must be'.
+    """
+
+    field: str
+    value: Any
+    right: str
+
+    def __str__(self) -> str:
+        if self.value is MISSING:
+            return f'{self.field} is missing'
+        return f'{self.field or "the content"} is {shown(self.value)}; it must be {self.right}'
+
+
+MISSING = object()
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: its repr on one line, shortened if it is long."""
+    if type(value) is int and value.bit_length() > 600:  # Python refuses to print very long ones.
+        return f'a number of {value.bit_length():,} bits'
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= _SHOWN_CHARACTERS else f'{text[:_SHOWN_CHARACTERS]}…'
+
+
+def find_fault(hint: Any, value: Any, field: str = '') -> Fault | None:
+    """Return the first part of a value that does not match a type hint, or None.
+
+    Args:
+        hint: Type hint.
+        value: The value.
+        field: Dotted path of the value, for the fault.
+    """
+    if hint is Any or (hint in _SCALARS and _is_a(hint, value)):
+        return None
+    if hint is int and type(value) is int:
+        return Fault(field, value, 'a whole number of at most 64 bits')
+    check = _CHECKS.get(typing.get_origin(hint) or _kind(hint))
+    return check(hint, value, field) if check else Fault(field, value, describe(hint))
+
+
+def describe(hint: Any) -> str:
+    """Return what a type hint asks for, such as 'a list, each item a whole number'."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if hint in _SPECIAL:
+        return _SPECIAL[hint]
+    if origin in _UNIONS:
+        return ' or '.join(describe(argument) for argument in arguments)
+    if origin is Literal:
+        return ' or '.join(map(repr, arguments))
+    if origin in _LISTS or hint in _LISTS:
+        name = 'a tuple' if origin is tuple else 'a list'
+        item = arguments[0] if arguments else Any
+        return name if item is Any else f'{name}, each item {describe(item)}'
+    return 'an object with fields'
+
+
+def _is_a(hint: Any, value: Any) -> bool:
+    """Return whether a value has exactly a scalar type: True is no number."""
+    if hint is float:
+        return type(value) in (int, float) and _is_finite(value)
+    return type(value) is hint and (hint is not int or abs(value) <= _MOST_INT)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # A whole number beyond all floats.
+        return False
+
+
+def _check_measured(hint: Any, value: Any, field: str) -> Fault | None:
+    return None if type(value) in (int, float) else Fault(field, value, describe(hint))
+
+
+def _check_positive(hint: Any, value: Any, field: str) -> Fault | None:
+    right = type(value) is int and 1 <= value <= _MOST_INT
+    return None if right else Fault(field, value, describe(hint))
+
+
+def _check_union(hint: Any, value: Any, field: str) -> Fault | None:
+    faults = [find_fault(each, value, field) for each in typing.get_args(hint)]
+    if None in faults:
+        return None
+    # The one that is furthest inside says most: of 'object or null' that of the object's field.
+    deepest = max(faults, key=lambda fault: len(fault.field) if fault else 0)
+    return deepest if deepest and deepest.field != field else Fault(field, value, describe(hint))
+
+
+def _check_literal(hint: Any, value: Any, field: str) -> Fault | None:
+    right = any(type(value) is type(each) and value == each for each in typing.get_args(hint))
+    return None if right else Fault(field, value, describe(hint))
+
+
+def _check_list(hint: Any, value: Any, field: str) -> Fault | None:
+    kinds = (tuple,) if typing.get_origin(hint) is tuple else (list, tuple)
+    if type(value) not in kinds:
+        return Fault(field, value, describe(hint))
+    item = (typing.get_args(hint) or (Any,))[0]
+    if item is Any:
+        return None
+    found = (find_fault(item, part, f'{field}[{i}]') for i, part in enumerate(value))
+    return next((fault for fault in found if fault), None)
+
+
+def _check_mapping(hint: Any, value: Any, field: str) -> Fault | None:
+    if not isinstance(value, Mapping):
+        return Fault(field, value, describe(hint))
+    _, item = typing.get_args(hint) or (str, Any)
+    if item is Any:
+        return None
+    found = (find_fault(item, part, _joined(field, str(name))) for name, part in value.items())
+    return next((fault for fault in found if fault), None)
+
+
+def _check_record(hint: Any, value: Any, field: str) -> Fault | None:
+    # An instance of a dataclass has checked itself.
+    if dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
+        return None
+    if not isinstance(value, Mapping):
+        return Fault(field, value, describe(hint))
+    hints, required = _record(hint)
+    for name, each in hints.items():
+        if name in value:
+            fault = find_fault(each, value[name], _joined(field, name))
+        else:
+            fault = Fault(_joined(field, name), MISSING, '') if name in required else None
+        if fault:
+            return fault
+    # A TypedDict names what is used of an object; a dataclass has room for nothing else.
+    strange = sorted(value.keys() - hints.keys()) if dataclasses.is_dataclass(hint) else []
+    if strange:
+        return Fault(_joined(field, strange[0]), value[strange[0]], 'absent')
+    return None
+
+
+def _joined(field: str, name: str) -> str:
+    return f'{field}.{name}' if field else name
+
+
+@functools.cache
+def _record(hint: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the hints of a record's fields, and the names of those that must be there."""
+    hints = typing.get_type_hints(hint)
+    if not dataclasses.is_dataclass(hint):
+        return hints, hint.__required_keys__
+    required = [
+        field.name
+        for field in dataclasses.fields(hint)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    return hints, frozenset(required)
+
+
+def _kind(hint: Any) -> Any:
+    """Return the key of `_CHECKS` for a hint without arguments."""
+    record = dataclasses.is_dataclass(hint) or typing.is_typeddict(hint)
+    return dataclasses if record else hint
+
+
+_SPECIAL = {Measured: 'a number', Positive: 'a whole number from 1 on'}
+_UNIONS = (typing.Union, types.UnionType)
+_LISTS = (list, tuple, Sequence)
+_CHECKS: dict[Any, Any] = {
+    Measured: _check_measured,
+    Positive: _check_positive,
+    Literal: _check_literal,
+    dataclasses: _check_record,
+    **dict.fromkeys(_UNIONS, _check_union),
+    **dict.fromkeys(_LISTS, _check_list),
+    **dict.fromkeys((dict, Mapping), _check_mapping),
+}

@@ -1,0 +1,31 @@
+"""The GPUs of this machine, found without starting JAX: each run of a sweep gets its own."""
+
+import pathlib
+from collections.abc import Sequence
+
+from malora_jax.errors import UserError
+
+_DEVICES = pathlib.Path('/dev')
+
+
+def check(gpus: Sequence[str]) -> None:
+    """Check the GPUs that a command names for its processes.
+
+    Raises:
+        UserError: One is not a number, is named twice, or is not in this machine.
+    """
+    if not gpus:
+        return
+    for gpu in gpus:
+        if not (gpu.isascii() and gpu.isdecimal()) or gpus.count(gpu) > 1:
+            right = 'it must be different numbers of GPUs, such as 0,1'
+            raise UserError(f'--gpus has {gpu!r}; {right}.')
+    # Windows' subsystem for Linux has one device for all of them.
+    count = len(list(_DEVICES.glob('nvidia[0-9]*')))
+    if (_DEVICES / 'dxg').exists() and not count:
+        return
+    for gpu in gpus:
+        if len(gpu) > 9 or int(gpu) >= count:
+            raise UserError(
+                f'--gpus has {gpu[:20]}; this machine has {count} GPUs of NVIDIA, numbered from 0.'
+            )

@@ -1,0 +1,147 @@
+"""Reading what a run has written into its directory: metrics, answers and results."""
+
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from malora_jax import files
+from malora_jax.errors import UserError
+from malora_jax.evaluation.runner import Answer
+from malora_jax.schema import Measured, Positive
+
+METRICS, RESULTS = 'metrics.jsonl', 'results.json'
+_INSTEAD = 'restore it from a copy, or start anew in another --workdir'
+
+
+class _Model(TypedDict):
+    name: str
+
+
+class _Data(TypedDict):
+    template: str
+
+
+class Config(TypedDict):
+    """What `config.json` holds, as far as runs are compared by it without being loaded."""
+
+    seed: int
+    method: str
+    model: _Model
+    data: _Data
+
+
+class TaskResult(TypedDict):
+    """What `results.json` says of one task."""
+
+    after: float
+    loss_after: float
+    before: NotRequired[float]
+    loss_before: NotRequired[float]
+    examples: NotRequired[Positive]
+    metric: NotRequired[str]
+    scoring: NotRequired[dict[str, Any]]
+
+
+class Average(TypedDict):
+    """Mean scores over the tasks."""
+
+    after: float
+    before: NotRequired[float]
+
+
+class Parameters(TypedDict):
+    """Numbers of parameters."""
+
+    trainable: int
+
+
+class Results(TypedDict):
+    """What `results.json` holds, as far as it is read again."""
+
+    tasks: dict[str, TaskResult]
+    average: Average
+    parameters: Parameters
+    steps: Positive
+    train_time_s: float
+    model: NotRequired[str]
+    tokens: NotRequired[int]
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+    """Read the results of a finished run.
+
+    Raises:
+        UserError: The file is broken.
+        FileNotFoundError: The run is not finished.
+    """
+    path = workdir / RESULTS
+    results = files.read_json(path, Results, _INSTEAD)
+    if not results['tasks']:
+        raise UserError(f'{path}: tasks names no task: {_INSTEAD}.')
+    return results
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read a `metrics.jsonl`, which has one record for each step from the first on.
+
+    Raises:
+        UserError: A line is no record, or a step is missing or there twice.
+        FileNotFoundError: There is no file.
+    """
+    records = files.read_json_lines(path, dict[str, Measured], _INSTEAD)
+    for number, record in enumerate(records, start=1):
+        if record.get('step') != number:
+            found = f'step {record["step"]:g}' if 'step' in record else 'no step'
+            raise UserError(f'{path}:{number} has {found}; it must have step {number}: {_INSTEAD}.')
+    return records
+
+
+def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answer]:
+    """Read a file of answers to held-out questions.
+
+    Args:
+        path: The file.
+        questions: Number of held-out questions of each task.
+
+    Raises:
+        UserError: A line is no answer, or a task has more or fewer answers than questions.
+        FileNotFoundError: There is no file.
+    """
+    answers = [Answer(**row) for row in files.read_json_lines(path, Answer, _INSTEAD)]
+    check_counts(path, Counter(answer.task for answer in answers), questions)
+    return answers
+
+
+def check_counts(
+    path: pathlib.Path, found: Mapping[str, int], questions: Mapping[str, int]
+) -> None:
+    """Check that there is one answer to each held-out question.
+
+    Args:
+        path: File of the answers, for the message.
+        found: Number of answers of each task.
+        questions: Number of held-out questions of each task.
+
+    Raises:
+        UserError: A task has more or fewer answers than questions.
+    """
+    for task in sorted({*found, *questions}):
+        if found.get(task, 0) != questions.get(task, 0):
+            raise UserError(
+                f'{path} has {found.get(task, 0):,} answers of task {task!r}, which has '
+                f'{questions.get(task, 0):,} held-out questions: {_INSTEAD}.'
+            )
+
+
+def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Read a file of answers as plain rows, against the numbers that `results.json` has.
+
+    Raises:
+        UserError: As `read_answers`.
+        FileNotFoundError: There is no file.
+    """
+    rows = files.read_json_lines(path, Answer, _INSTEAD)
+    examples = {task: each['examples'] for task, each in results['tasks'].items()}
+    check_counts(path, Counter(row['task'] for row in rows), examples)
+    return rows
