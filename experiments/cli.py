@@ -56,18 +56,19 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
 
 def call(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and ends the process with the status that `run` describes."""
+    status, message = 0, ''
     try:
         try:
             main()
+        except shutdown.Preempted:
+            message = shutdown.SAVED
         except SystemExit as error:  # absl raises it when `main` returns.
             status = _status(error)
-        else:
-            status = 0
         buckets.push()
         sys.stdout.flush()
         if not status and jax.distributed.is_initialized():
             jax.distributed.shutdown()  # The other processes wait for it.
-        shutdown.leave(status)
+        shutdown.leave(status, message)
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+# Last line of a command that SIGTERM has ended with status 0.
+SAVED = 'Stopped by SIGTERM; the same command resumes from what was saved.'
 # Statuses as shells show them: 128 + the signal's number.
 _STOPPED, _INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 # Names the descriptor of the pipe whose other end only the parent process holds.
@@ -165,10 +167,12 @@ def leave(status: int, message: str = '') -> NoReturn:
 
 def leave_by(number: int) -> NoReturn:
     """Ends the process as a signal does that is not deferred."""
-    again = 'resumes from what was saved' if _state.is_resumable else 'starts again'
     if number == signal.SIGINT:
+        again = 'resumes from what was saved' if _state.is_resumable else 'starts again'
         leave(_INTERRUPTED, f'Interrupted; the same command {again}.')
-    leave(0 if _state.is_resumable else _STOPPED, f'Stopped by SIGTERM; the same command {again}.')
+    if _state.is_resumable:
+        leave(0, SAVED)
+    leave(_STOPPED, 'Stopped by SIGTERM; the same command starts again.')
 
 
 def _stop(number: int) -> None:
