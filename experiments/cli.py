@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -78,8 +79,14 @@ def call(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         shutdown.leave_by(signal.SIGINT)
     except BaseException:
-        sys.excepthook(*sys.exc_info())
-        shutdown.leave(1)
+        leave(1, traceback.format_exc().rstrip())
+
+
+def leave(status: int, message: str = '') -> NoReturn:
+    """Ends the process as `shutdown.leave`, after writing what was printed."""
+    with contextlib.suppress(OSError):  # A closed pipe, which the message may be about.
+        sys.stdout.flush()
+    shutdown.leave(status, message)
 
 
 def _status(end: SystemExit) -> int:
@@ -158,6 +165,4 @@ def _check_overrides() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # A closed pipe, which the message may tell of.
-        sys.stdout.flush()
-    shutdown.leave(status, buckets.readable(message.strip()))
+    leave(status, buckets.readable(message.strip()))

@@ -41,6 +41,16 @@ def test_sigterm_while_a_command_is_imported(home, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_signals_while_the_process_exits(home):
+    """Python resets the handlers then, if it is left to end by itself."""
+    for _ in range(3):
+        with Started('train', '--help') as command:
+            command.wait_for(lambda: command.out)
+            command.send(signal.SIGTERM, times=10_000, pause=0.001)
+            assert command.wait() == 0
+            assert not command.errors
+
+
 def test_many_sigterms_end_a_run_once_with_its_last_step_saved(home, stopped):
     status, out = stopped
     step = steps_made(home / 'stopped')
