@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from signalled import SWEPT, Started, is_free, make_home, newest_checkpoint, steps_made
+from signalled import SWEPT, Started, is_free, make_home, newest_checkpoint, steps_made, sweep
 
 from malora_jax.files import read_json_lines
 
@@ -103,11 +103,10 @@ def test_answers_to_a_file_are_kept_and_the_same_command_resumes(home, stopped):
 def test_the_processes_of_a_sweep_end_with_it(home, together):
     """Even if it is killed; and they save what they have done."""
     workdir = home / f'sweep{together}'
-    command = (f'--config={home}/sweep.py', f'--workdir={workdir}', f'--together={together}')
     runs = [workdir / name for name in SWEPT]
-    with Started('sweep', *command, '--jobs=2' if together == 1 else '--jobs=1') as sweep:
-        sweep.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
-        sweep.process.kill()
+    with Started('sweep', *sweep(home, workdir, together=together, jobs=3 - together)) as command:
+        command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
+        command.process.kill()
         deadline = time.monotonic() + 30
         while not all(map(is_free, runs)):
             assert time.monotonic() < deadline, 'The runs go on.'
@@ -123,12 +122,11 @@ def test_the_processes_of_a_sweep_end_with_it(home, together):
 def test_many_sigterms_stop_a_sweep_and_its_runs_with_status_0(home):
     workdir = home / 'stopped_sweep'
     runs = [workdir / name for name in SWEPT]
-    command = (f'--config={home}/sweep.py', f'--workdir={workdir}', '--together=2')
-    with Started('sweep', *command) as sweep:
-        sweep.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
-        sweep.send(signal.SIGTERM, times=20_000, pause=0.002)
-        assert sweep.wait() == 0
-        assert sweep.out.endswith('resumes from what was saved.\n')
+    with Started('sweep', *sweep(home, workdir, together=2)) as command:
+        command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
+        command.send(signal.SIGTERM, times=20_000, pause=0.002)
+        assert command.wait() == 0
+        assert command.out.endswith('resumes from what was saved.\n')
     for run in runs:
         assert is_free(run)
         assert steps_made(run) == newest_checkpoint(run)

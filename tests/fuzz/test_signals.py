@@ -6,16 +6,9 @@ handles signals: before, while the interpreter itself starts, SIGTERM ends it as
 """
 
 import json
-import random
-import signal
-import time
-from collections.abc import Sequence
 
 import pytest
-from signalled import SWEPT, Started, assert_same_outcome, make_home
-
-# Seconds between the signals of a burst, on average.
-_BURST = 0.05
+from signalled import SWEPT, assert_same_outcome, disturbed, make_home, sweep, undisturbed
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -30,58 +23,6 @@ def compile_little():
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     return make_home(tmp_path_factory.mktemp('home'), 12, 2, 4)
-
-
-def undisturbed(command: str, *arguments: str) -> tuple[str, float]:
-    """What a command prints, and the seconds that it takes once it handles signals."""
-    with Started(command, *arguments) as process:
-        process.wait_for(process.handles_sigterm)
-        began = time.monotonic()
-        assert process.wait() == 0, process.errors
-        return process.out, time.monotonic() - began
-
-
-def disturbed(
-    rng: random.Random, seconds: float, expected: Sequence[int], command: str, *arguments: str
-) -> str:
-    """Runs a command to its end, again and again, while it gets one to five SIGTERMs.
-
-    Args:
-        rng: Decides the times.
-        seconds: Time that the command takes when it is undisturbed.
-        expected: Statuses that a process with a signal may have.
-        command: Name of the command.
-        *arguments: Its arguments.
-
-    Returns:
-        What the last process printed, which got no signal.
-    """
-    count = rng.randint(1, 5)
-    first = rng.uniform(0, seconds)
-    if rng.random() < 0.5:
-        moments = sorted([first, *(rng.uniform(0, seconds) for _ in range(count - 1))])
-    else:
-        moments = [first]
-        while len(moments) < count:
-            moments.append(moments[-1] + rng.expovariate(1 / _BURST))
-    print(f'{command}: SIGTERM after {", ".join(f"{moment:.3f}" for moment in moments)} s')
-    passed = 0.0
-    while True:
-        with Started(command, *arguments) as process:
-            process.wait_for(process.handles_sigterm)
-            began, got = time.monotonic(), 0
-            while process.process.poll() is None:
-                if moments and passed + time.monotonic() - began >= moments[0]:
-                    process.send(signal.SIGTERM)
-                    moments.pop(0)
-                    got += 1
-                time.sleep(0.001)
-            passed += time.monotonic() - began
-            status = process.wait()
-            print(f'{got} signals in {time.monotonic() - began:.3f} s: status {status}')
-            assert status in (expected if got else [0]), process.errors + process.out
-            if not got:
-                return process.out
 
 
 @pytest.fixture(scope='module')
@@ -99,14 +40,6 @@ def test_training(home, trained, attempts, tmp_path):
         given = f'--config={home}/base.py', f'--workdir={workdir}'
         disturbed(rng, seconds, [0], 'train', *given)
         assert_same_outcome(workdir, alone)
-
-
-def sweep(home, workdir, **flags):
-    return [
-        f'--config={home}/sweep.py',
-        f'--workdir={workdir}',
-        *(f'--{name}={value}' for name, value in flags.items()),
-    ]
 
 
 def test_a_sweep_of_a_process_for_each_run(home, trained, attempts, tmp_path):
@@ -142,7 +75,7 @@ def test_an_evaluation(only_if_long, home, trained, attempts):
     for rng in attempts(0):
         # Without a signal in time it is done: status 0.
         found = disturbed(rng, seconds, [0, 143], 'evaluate', *given)
-        assert json.loads(found) == json.loads(out)
+        assert json.loads(found.out) == json.loads(out)
 
 
 def test_answers_to_a_file(only_if_long, home, trained, attempts, tmp_path):
