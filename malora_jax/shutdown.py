@@ -185,6 +185,7 @@ def _stop(number: int) -> None:
             return
         if _state.is_command:
             leave_by(number)
+        _say(SAVED, 1)
         raise Preempted
 
 
