@@ -91,6 +91,7 @@ class Runner:
         Raises:
             Preempted: SIGTERM came; what was at work was stopped likewise, and has saved.
             KeyboardInterrupt: The same after Ctrl-C.
+            OSError: A process did not save in time and was killed.
         """
         queue, active = list(jobs), list[_Process]()
         signals = shutdown.deferred(signal.SIGTERM, signal.SIGINT)
@@ -105,8 +106,13 @@ class Runner:
                         active.remove(one)
                         queue += self._ended(one)
             finally:
-                self._stop(active)
+                killed = self._stop(active)
                 show(self.statuses())
+            if killed:
+                raise OSError(
+                    f'{", ".join(killed)} did not save within {_GRACE_SECONDS} s and was killed; '
+                    'the same command resumes from the checkpoints before.'
+                )
             if shutdown.requested() == signal.SIGINT:
                 raise KeyboardInterrupt
             if shutdown.requested():
@@ -170,8 +176,9 @@ class Runner:
             return f'killed by {signal.Signals(-returncode).name}'
         return status.last_line(self._workdir, name)
 
-    def _stop(self, active: list[_Process]) -> None:
-        """Asks processes to save and end, and waits for them."""
+    def _stop(self, active: list[_Process]) -> list[str]:
+        """Asks processes to save and end; returns the runs of those that had to be killed."""
+        killed: list[str] = []
         for one in active:
             one.process.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -181,7 +188,9 @@ class Runner:
             except subprocess.TimeoutExpired:
                 one.process.kill()
                 one.process.wait()
+                killed += one.job.names
             one.logs.close()
             for name in one.job.names:
                 done = directory.is_finished(self._workdir, name)
                 self.states[name] = 'finished' if done else 'stopped'
+        return killed
