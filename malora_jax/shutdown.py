@@ -24,7 +24,7 @@ _STOPPED, _INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 # Names the descriptor of the pipe whose other end only the parent process holds.
 _PARENT = 'MALORA_JAX_PARENT'
 # Seconds to wait for a reader of the last message.
-_PATIENCE = 1.0
+_PATIENCE = 10.0
 
 
 class Preempted(SystemExit):
@@ -38,7 +38,7 @@ class _State:
     """What signals of this process do.
 
     Attributes:
-        lock: Guards the other fields. `leave` keeps it.
+        lock: Guards the other fields; `leave` never releases it.
         is_command: Whether `install` was called.
         is_resumable: Whether the command continues from what it saved when it is run again.
         deferred: Signals that are only noted.
@@ -167,12 +167,13 @@ def leave(status: int, message: str = '') -> NoReturn:
 
 def leave_by(number: int) -> NoReturn:
     """Ends the process as a signal does that is not deferred."""
+    start = '\n' if os.isatty(2) else ''  # A progress bar may stand in the line.
     if number == signal.SIGINT:
         again = 'resumes from what was saved' if _state.is_resumable else 'starts again'
-        leave(_INTERRUPTED, f'Interrupted; the same command {again}.')
+        leave(_INTERRUPTED, f'{start}Interrupted; the same command {again}.')
     if _state.is_resumable:
-        leave(0, SAVED)
-    leave(_STOPPED, 'Stopped by SIGTERM; the same command starts again.')
+        leave(0, start + SAVED)
+    leave(_STOPPED, f'{start}Stopped by SIGTERM; the same command starts again.')
 
 
 def _stop(number: int) -> None:
@@ -219,7 +220,6 @@ def _uninstall() -> None:
 
 def _say(message: str, descriptor: int) -> None:
     # Not by print: the main thread may be in the middle of one, and hold its lock.
-    start = '\n' if os.isatty(2) else ''  # A progress bar stands in the line.
     with contextlib.suppress(OSError):
         if select.select([], [descriptor], [], _PATIENCE)[1]:
-            os.write(descriptor, f'{start}{message}\n'.encode())
+            os.write(descriptor, f'{message}\n'.encode())
