@@ -67,14 +67,15 @@ def test_a_long_call_into_a_library_does_not_delay_the_end():
     process = start(program)
     started = time.monotonic()
     assert end(process, signal.SIGTERM) == (0, RESUMES, '')
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
 
 
 def test_deferred_signals_are_noted_and_the_first_one_counts():
     program = """
         with shutdown.deferred(signal.SIGTERM, signal.SIGINT):
             print('ready', flush=True)
-            time.sleep(0.6)
+            while not shutdown.requested():
+                time.sleep(0.01)
             first = shutdown.requested()
         print(first, flush=True)
         time.sleep(0.2)
@@ -117,12 +118,15 @@ def test_a_storm_of_signals_while_it_ends():
 
 def test_whoever_handles_a_signal_decides_what_it_does():
     program = """
-        signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append('mine'))
         print('ready', flush=True)
-        time.sleep(0.3)
-        shutdown.leave(4)
+        while not heard:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        shutdown.leave(4, 'mine')
     """
-    assert end(start(program), signal.SIGTERM) == (4, 'mine\n', '')
+    assert end(start(program), signal.SIGTERM) == (4, '', 'mine\n')
 
 
 def test_ctrl_c_can_be_caught_again_and_again():
@@ -207,7 +211,7 @@ def test_children_stop_when_their_parent_is_killed():
     # Its end is that of the pipe, which the children hold.
     started = time.monotonic()
     out = process.communicate(timeout=30)[0].splitlines()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert sorted(out) == ['The process that started this one has ended.'] * 2 + ['saved'] * 2
 
 

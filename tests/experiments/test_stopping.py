@@ -107,7 +107,7 @@ def test_the_processes_of_a_sweep_end_with_it(home, together):
     with Started('sweep', *sweep(home, workdir, together=together, jobs=3 - together)) as command:
         command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
         command.process.kill()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not all(map(is_free, runs)):
             assert time.monotonic() < deadline, 'The runs go on.'
             time.sleep(0.05)
