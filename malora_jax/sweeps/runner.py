@@ -146,6 +146,8 @@ class Runner:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, **({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})},
             pass_fds=[descriptor],
+            # A terminal's Ctrl-C reaches this process only, which asks the others to save.
+            process_group=0,
         )
         for name in job.names:
             self.states[name] = 'running'

@@ -1,12 +1,16 @@
 """Whole commands that get signals: their status, their last line, and what they have saved."""
 
+import importlib.util
 import json
+import os
 import signal
+import sys
 import time
 
 import pytest
 from signalled import SWEPT, Started, is_free, make_home, newest_checkpoint, steps_made, sweep
 
+import experiments
 from malora_jax.files import read_json_lines
 
 
@@ -119,6 +123,19 @@ def test_the_processes_of_a_sweep_end_with_it(home, together):
     assert 'which is saved.' in log
 
 
+def test_ctrl_c_in_a_terminal_stops_a_sweep_whose_runs_save(home):
+    """A terminal sends it to the whole process group."""
+    workdir = home / 'interrupted_sweep'
+    runs = [workdir / name for name in SWEPT]
+    with Started('sweep', *sweep(home, workdir, together=2)) as command:
+        command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
+        os.killpg(command.process.pid, signal.SIGINT)
+        assert command.wait() == 130
+        assert command.errors == 'Interrupted; the same command resumes from what was saved.\n'
+    for run in runs:
+        assert steps_made(run) == newest_checkpoint(run)
+
+
 def test_many_sigterms_stop_a_sweep_and_its_runs_with_status_0(home):
     workdir = home / 'stopped_sweep'
     runs = [workdir / name for name in SWEPT]
@@ -130,3 +147,26 @@ def test_many_sigterms_stop_a_sweep_and_its_runs_with_status_0(home):
     for run in runs:
         assert is_free(run)
         assert steps_made(run) == newest_checkpoint(run)
+
+
+def test_commands_that_resume(monkeypatch):
+    for name in experiments._RESUMABLE:
+        command, *stage = name.split()
+        assert importlib.util.find_spec(f'experiments.{command}'), name
+        for glued in (['-m', f'experiments.{command}'], [f'-mexperiments.{command}']):
+            monkeypatch.setattr(sys, 'orig_argv', ['python', *glued, *stage, '--flag=train'])
+            monkeypatch.setattr(sys, 'argv', ['-m', *stage, '--flag=train'])
+            assert experiments._is_resumable(), name
+    for words in (['evaluate'], ['evaluate', 'train'], ['ultralink', 'report'], ['ultralink']):
+        monkeypatch.setattr(
+            sys, 'orig_argv', ['python', '-m', 'experiments.' + words[0], *words[1:]]
+        )
+        monkeypatch.setattr(sys, 'argv', ['-m', *words[1:]])
+        assert not experiments._is_resumable(), words
+
+
+def test_stages_that_resume_are_stages():
+    from experiments.ultralink.__main__ import STAGES
+
+    named = {name.split()[1] for name in experiments._RESUMABLE if ' ' in name}
+    assert named <= set(STAGES)
