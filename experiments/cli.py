@@ -1,18 +1,22 @@
 """What the command-line entries share: the config flag, and mistakes as one line of stderr."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import compilation_cache
-from malora_jax import buckets
+from malora_jax import buckets, shutdown
 from malora_jax.errors import UserError
 
 
@@ -20,8 +24,9 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
     """Parses the command line and calls `main` with the config as plain dicts.
 
     Exit status: 0 when `main` returns; 2 after a mistake of the user's; 1 when the run cannot go on
-    (a loss that is not finite, a full disk); 130 when interrupted. All but 0 with one line on
-    stderr; anything else is a bug and shows its traceback.
+    (a loss that is not finite, a full disk); 130 when interrupted; after SIGTERM 0 if the same
+    command resumes, otherwise 143. All but 0 with one line on stderr; anything else is a bug and
+    shows its traceback.
     """
     text = 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
     config = config_flags.DEFINE_config_file('config', None, text)
@@ -30,7 +35,7 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 def run_without_config(main: Callable[[], None]) -> None:
     """The same for a command that takes no config."""
-    app.run(lambda _: call(lambda: _start(main)), flags_parser=_parse)
+    call(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
 def define_weights() -> flags.FlagHolder[str | None]:
@@ -50,11 +55,21 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return buckets.local(flag.value)
 
 
-def call(main: Callable[[], None]) -> None:
-    """Calls `main` and ends the process with the status that `run` tells of."""
+def call(main: Callable[[], None]) -> NoReturn:
+    """Calls `main` and ends the process with the status that `run` describes."""
+    status, message = 0, ''
     try:
-        main()
+        try:
+            main()
+        except shutdown.Preempted:
+            message = shutdown.SAVED
+        except SystemExit as error:  # absl raises it when `main` returns.
+            status = _status(error)
         buckets.push()
+        sys.stdout.flush()
+        if not status and jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # The other processes wait for it.
+        shutdown.leave(status, message)
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
@@ -62,18 +77,24 @@ def call(main: Callable[[], None]) -> None:
             _fail('The disk is full: make room; the same command goes on from what it saved.', 1)
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail('Interrupted; the same command goes on from what it saved.', 130)
+        shutdown.leave_by(signal.SIGINT)
+    except BaseException:
+        leave(1, traceback.format_exc().rstrip())
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process at once.
+def leave(status: int, message: str = '') -> NoReturn:
+    """Ends the process as `shutdown.leave`, after writing what was printed."""
+    with contextlib.suppress(OSError):  # A closed pipe, which the message may be about.
+        sys.stdout.flush()
+    shutdown.leave(status, message)
 
-    What libraries' threads are at is cut off: they would add their tracebacks to the line that told
-    a mistake, or end the process by a crash, where a computation outlives the interpreter.
-    """
-    sys.stdout.flush()
-    buckets.remove_copies()
-    os._exit(status)
+
+def _status(end: SystemExit) -> int:
+    """The exit status that SystemExit asks for, whose text goes to stderr if it has one."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
 
 
 def _start(main: Callable[[], None]) -> None:
@@ -144,6 +165,4 @@ def _check_overrides() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    sys.stdout.flush()
-    print(buckets.readable(message.strip()), file=sys.stderr, flush=True)
-    leave(status)
+    leave(status, buckets.readable(message.strip()))

@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from experiments import cli
-from malora_jax import buckets, errors, inference
+from malora_jax import buckets, errors, inference, shutdown
 from malora_jax.inference.batch import answer_file
 from malora_jax.inference.language_model import LanguageModel, Sampling
 
@@ -53,7 +53,8 @@ def main() -> None:
     model = inference.load(cli.directory(_WORKDIR), _WEIGHTS.value)
     model.batch_size = _BATCH.value
     if _INPUT.value is None or _OUTPUT.value is None:
-        _chat(model, sampling)
+        with shutdown.interruptible():
+            _chat(model, sampling)
         return
     target = buckets.local(_OUTPUT.value)
     started = time.perf_counter()

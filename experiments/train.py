@@ -9,13 +9,11 @@ Example:
 
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments import cli
 from malora_jax import training
 from malora_jax.distributed import hosts
-from malora_jax.training.preemption import Preempted
 from malora_jax.training.results import format_table
 
 _DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Join the other processes of the run.')
@@ -31,13 +29,7 @@ def main(config: dict[str, Any]) -> None:
     """Trains, and prints the table of scores."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    try:
-        results = training.train(config, cli.directory(_WORKDIR))
-    except Preempted:
-        if jax.process_count() > 1:  # Which have to take leave of each other.
-            raise
-        cli.leave(0)
-    hosts.say(format_table(results))
+    hosts.say(format_table(training.train(config, cli.directory(_WORKDIR))))
 
 
 if __name__ == '__main__':

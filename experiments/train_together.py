@@ -14,7 +14,6 @@ from absl import flags
 from experiments import cli
 from malora_jax import files, sweeps
 from malora_jax.sweeps.together import train_together
-from malora_jax.training.preemption import Preempted
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
 _RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
@@ -29,10 +28,7 @@ def main() -> None:
     configs = {
         name: files.read_json(sweeps.config_path(workdir, name), dict) for name in _RUNS.value
     }
-    try:
-        errors = train_together(configs, workdir, _MEASURE.value)
-    except Preempted:
-        cli.leave(0)
+    errors = train_together(configs, workdir, _MEASURE.value)
     for name, error in errors.items():
         print(f'{name}: {error}', file=sys.stderr, flush=True)
     if errors:

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
+from malora_jax import shutdown
 from malora_jax.errors import UserError
 
 _SCHEME = 'gs://'
@@ -205,6 +206,7 @@ _copies: dict[tuple[str, str], _Copy] = {}
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory:
+    shutdown.at_end(remove_copies)
     return tempfile.TemporaryDirectory(prefix='malora_jax-', ignore_cleanup_errors=True)
 
 

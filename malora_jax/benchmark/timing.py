@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
+from malora_jax import shutdown
 from malora_jax.benchmark.subjects import PARTS, Subject, seconds
 from malora_jax.training.step import Batch
 
@@ -36,7 +37,8 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
         for part in PARTS:
             subject.run_part(part, batches[0])
     found: list[dict[tuple[str, str], float]] = []
-    with tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True) as bar:
+    bar = tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True)
+    with shutdown.interruptible(), bar:
         for number in range(_PATIENCE * rounds):
             if number >= rounds and all(
                 is_steady(np.array([times[subject.name, 'step'] for times in found]))

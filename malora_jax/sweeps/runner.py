@@ -1,7 +1,8 @@
 """Makes the runs of a sweep, each in a process of its own, several at a time if wanted.
 
 What has finished is skipped and what was interrupted goes on, as `experiments.train` does by
-itself. What fails is tried once more, alone; if it fails again the others go on without it.
+itself. What fails is tried once more, alone; if it fails again the others go on without it. When
+this process ends, even by SIGKILL, the others save and end, too.
 """
 
 import contextlib
@@ -10,12 +11,13 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+from malora_jax import shutdown
+from malora_jax.shutdown import Preempted
 from malora_jax.sweeps import directory, status
 from malora_jax.sweeps.status import Status
-from malora_jax.training.preemption import Preempted
 
 # How long a process may take to save when the sweep is stopped.
 _GRACE_SECONDS = 120
@@ -88,22 +90,32 @@ class Runner:
 
         Raises:
             Preempted: SIGTERM came; what was at work was stopped likewise, and has saved.
+            KeyboardInterrupt: The same after Ctrl-C.
+            OSError: A process did not save in time and was killed.
         """
         queue, active = list(jobs), list[_Process]()
-        with _sigterm() as asked:
+        signals = shutdown.deferred(signal.SIGTERM, signal.SIGINT)
+        with shutdown.watched(), signals, shutdown.lifeline() as lifeline:
             try:
-                while (queue or active) and not asked:
+                while (queue or active) and not shutdown.requested():
                     while queue and len(active) < self._at_once:
-                        active.append(self._start(queue.pop(0)))
+                        active.append(self._start(queue.pop(0), *lifeline))
                     show(self.statuses())
                     time.sleep(self._poll_seconds)
                     for one in [one for one in active if one.process.poll() is not None]:
                         active.remove(one)
                         queue += self._ended(one)
             finally:
-                self._stop(active)
+                killed = self._stop(active)
                 show(self.statuses())
-            if asked:
+            if killed:
+                raise OSError(
+                    f'{", ".join(killed)} did not save within {_GRACE_SECONDS} s and was killed; '
+                    'the same command resumes from the checkpoints before.'
+                )
+            if shutdown.requested() == signal.SIGINT:
+                raise KeyboardInterrupt
+            if shutdown.requested():
                 raise Preempted
 
     def statuses(self) -> dict[str, Status]:
@@ -119,7 +131,8 @@ class Runner:
                 self._finished[name] = found[name]
         return found
 
-    def _start(self, job: Job) -> _Process:
+    def _start(self, job: Job, descriptor: int, environment: Mapping[str, str]) -> _Process:
+        """Starts a process that inherits the lifeline's descriptor and environment."""
         logs = contextlib.ExitStack()
         # Of several runs the first one's has it all; what became of each stands in its own.
         log: IO[Any] = logs.enter_context(
@@ -131,7 +144,10 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {}),
+            env={**os.environ, **environment, **({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})},
+            pass_fds=[descriptor],
+            # A terminal's Ctrl-C reaches this process only, which asks the others to save.
+            process_group=0,
         )
         for name in job.names:
             self.states[name] = 'running'
@@ -162,8 +178,9 @@ class Runner:
             return f'killed by {signal.Signals(-returncode).name}'
         return status.last_line(self._workdir, name)
 
-    def _stop(self, active: list[_Process]) -> None:
-        """Asks processes to save and end, and waits for them."""
+    def _stop(self, active: list[_Process]) -> list[str]:
+        """Asks processes to save and end; returns the runs of those that had to be killed."""
+        killed: list[str] = []
         for one in active:
             one.process.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -173,18 +190,9 @@ class Runner:
             except subprocess.TimeoutExpired:
                 one.process.kill()
                 one.process.wait()
+                killed += one.job.names
             one.logs.close()
             for name in one.job.names:
                 done = directory.is_finished(self._workdir, name)
                 self.states[name] = 'finished' if done else 'stopped'
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """A list that SIGTERM puts something into."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return killed

@@ -41,6 +41,10 @@ SCRIPT = textwrap.dedent("""
             signal.signal(signal.SIGTERM, lambda *_: ((run / 'saved').touch(), sys.exit(0)))
             (run / 'metrics.jsonl').touch()
             time.sleep(60)
+        if 'deaf' in name:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            (run / 'metrics.jsonl').touch()
+            time.sleep(60)
         if 'stopped' in name:
             (run / 'metrics.jsonl').write_text(json.dumps({'step': 3, 'loss': 2.5}) + '\\n{"st')
             sys.exit(0)
@@ -113,18 +117,31 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert (tmp_path / 'without' / 'five' / 'gpu').read_text() == 'all'
 
 
-def test_sigterm_stops_what_is_at_work_and_starts_no_more(tmp_path):
+def ask_to_stop(run):
+    """Sends this process SIGTERM once a run is at work."""
+
     def ask():
-        while not (tmp_path / 'long' / 'metrics.jsonl').exists():
+        while not (run / 'metrics.jsonl').exists():
             time.sleep(0.02)
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask).start()
+
+
+def test_sigterm_stops_what_is_at_work_and_starts_no_more(tmp_path):
+    ask_to_stop(tmp_path / 'long')
     with pytest.raises(Preempted):
         make(tmp_path, 'long', 'later')
     assert (tmp_path / 'long' / 'saved').exists()
     assert not (tmp_path / 'later').exists()
+
+
+def test_a_run_that_has_to_be_killed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr('malora_jax.sweeps.runner._GRACE_SECONDS', 0.3)
+    ask_to_stop(tmp_path / 'deaf')
+    with pytest.raises(OSError, match=r'^deaf did not save within 0\.3 s and was killed; '):
+        make(tmp_path, 'deaf')
 
 
 def test_a_run_that_was_stopped_is_no_failure(tmp_path):

@@ -1,0 +1,81 @@
+"""Sends SIGTERM to many runs at random moments, and shows that nothing came of it.
+
+`python tests/fuzz/signal_often.py [RUNS [SEED]]` makes tiny runs, each of which gets one to five
+SIGTERMs while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs
+eight are trained by `experiments.train`, one by a sweep that starts a process for each run, and one
+by a sweep whose two runs train together. A line tells for each the statuses of its processes and
+whether metrics, final state and scores equal those of an undisturbed run to the last bit. The exit
+status is 1 if a process ended otherwise than documented, or an outcome differs.
+"""
+
+import collections
+import os
+import pathlib
+import random
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'fixtures'))
+
+from signalled import (
+    SWEPT,
+    assert_same_outcome,
+    disturbed,
+    make_home,
+    sweep,
+    undisturbed,
+)
+
+
+def main(runs: int, seed: int) -> int:
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as made:
+        root = pathlib.Path(made)
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = str(root / 'cache')
+        os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+        home = make_home(root / 'home', 12, 2, 4)
+
+        def given(kind: str, workdir: pathlib.Path) -> tuple[str, list[str], list[str]]:
+            """Command, arguments, and the runs in its directory."""
+            if kind == 'train':
+                return kind, [f'--config={home}/base.py', f'--workdir={workdir}'], ['.']
+            if kind == 'sweep':
+                one = {'together': 1, 'config.seeds': '(0,)'}
+                return 'sweep', sweep(home, workdir, **one), [SWEPT[0]]
+            return 'sweep', sweep(home, workdir, together=2), [*SWEPT]
+
+        seconds = {}
+        for kind in ('train', 'sweep', 'together'):
+            command, arguments, _ = given(kind, root / kind)
+            # Once to fill the cache of compiled programs, and once to measure.
+            undisturbed(command, *arguments)
+            again = given(kind, root / f'{kind}_again')[1]
+            _, seconds[kind] = undisturbed(command, *again)
+        number = 0
+        while counts['runs'] < runs:
+            number += 1
+            kind = {8: 'sweep', 9: 'together'}.get(number % 10, 'train')
+            workdir = root / str(number)
+            command, arguments, names = given(kind, workdir)
+            rng = random.Random(f'{seed} {number}')
+            try:
+                found = disturbed(rng, seconds[kind], [0], command, *arguments)
+                for name in names:
+                    assert_same_outcome(workdir / name, root / kind / name)
+            except AssertionError as error:
+                counts.update(['runs', 'failed'])
+                print(f'Run {number} ({kind}) FAILED: {error}', flush=True)
+                continue
+            if not found.signals:
+                print('It was faster than the first signal and does not count.', flush=True)
+                continue
+            counts.update(['runs', 'bit-equal', *(f'status {each}' for each in found.statuses)])
+            counts['signals'] += sum(found.signals)
+            print(f'Run {number} ({kind}): bit-equal', flush=True)
+    print(f'Seed {seed}: {dict(counts)}')
+    return 1 if counts['failed'] else 0
+
+
+if __name__ == '__main__':
+    numbers = [int(word) for word in sys.argv[1:]]
+    sys.exit(main(*(numbers + [100, 0][len(numbers) :])))

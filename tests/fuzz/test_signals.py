@@ -1,0 +1,90 @@
+"""Commands that get one to five SIGTERMs at random times until they have done their work.
+
+Every process must end with the documented status and without a crash, and the outcome must equal
+that of an undisturbed command to the last bit. Times are counted from the moment at which a process
+handles signals: before, while the interpreter itself starts, SIGTERM ends it as any process.
+"""
+
+import json
+
+import pytest
+from signalled import SWEPT, assert_same_outcome, disturbed, make_home, sweep, undisturbed
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_little():
+    """Most of the time would be the compiler's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+        patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+        yield
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.mktemp('home'), 12, 2, 4)
+
+
+@pytest.fixture(scope='module')
+def trained(home):
+    """Directory and seconds of an undisturbed run."""
+    workdir = home / 'trained'
+    _, seconds = undisturbed('train', f'--config={home}/base.py', f'--workdir={workdir}')
+    return workdir, seconds
+
+
+def test_training(home, trained, attempts, tmp_path):
+    alone, seconds = trained
+    for number, rng in enumerate(attempts(2)):
+        workdir = tmp_path / str(number)
+        given = f'--config={home}/base.py', f'--workdir={workdir}'
+        disturbed(rng, seconds, [0], 'train', *given)
+        assert_same_outcome(workdir, alone)
+
+
+def test_a_sweep_of_a_process_for_each_run(home, trained, attempts, tmp_path):
+    """Its first run is that of `trained`."""
+    alone, seconds = trained
+    for number, rng in enumerate(attempts(1)):
+        workdir = tmp_path / str(number)
+        given = sweep(home, workdir, **{'together': 1, 'config.seeds': '(0,)'})
+        disturbed(rng, 1.5 * seconds, [0], 'sweep', *given)
+        assert_same_outcome(workdir / SWEPT[0], alone)
+
+
+@pytest.fixture
+def only_if_long(request):
+    """Skips a test that starts more processes than continuous integration has time for."""
+    if not request.config.getoption('fuzz_minutes'):
+        pytest.skip('only with --fuzz-minutes')
+
+
+def test_a_sweep_of_runs_that_train_together(only_if_long, home, attempts, tmp_path):
+    alone = tmp_path / 'alone'
+    _, seconds = undisturbed('sweep', *sweep(home, alone, together=2))
+    for number, rng in enumerate(attempts(0)):
+        workdir = tmp_path / str(number)
+        disturbed(rng, seconds, [0], 'sweep', *sweep(home, workdir, together=2))
+        for name in SWEPT:
+            assert_same_outcome(workdir / name, alone / name)
+
+
+def test_an_evaluation(only_if_long, home, trained, attempts):
+    given = f'--config={home}/base.py', f'--workdir={trained[0]}'
+    out, seconds = undisturbed('evaluate', *given)
+    for rng in attempts(0):
+        # Without a signal in time it is done: status 0.
+        found = disturbed(rng, seconds, [0, 143], 'evaluate', *given)
+        assert json.loads(found.out) == json.loads(out)
+
+
+def test_answers_to_a_file(only_if_long, home, trained, attempts, tmp_path):
+    def given(name):
+        files = f'--input={home}/prompts.jsonl', f'--output={tmp_path}/{name}'
+        return f'--workdir={trained[0]}', *files, '--max_new_tokens=16', '--batch_size=2'
+
+    _, seconds = undisturbed('generate', *given('alone'))
+    expected = (tmp_path / 'alone').read_bytes()
+    for number, rng in enumerate(attempts(0)):
+        disturbed(rng, seconds, [0], 'generate', *given(number))
+        assert (tmp_path / str(number)).read_bytes() == expected
