@@ -67,9 +67,9 @@ datetime.time(1) | datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.timezone.utc
 TEMPLATES = """
 [{0}, {1}] | ({0},) | ({0}, {1}, {0}) | {{"k": {0}, 1: {1}}} | {{{0}: {1}}} | Point({0})
 Point({0}, {1}) | Pair({0}, {1}) | collections.deque([{0}, {1}]) | (lambda v: [v, v])({0})
-({0} if {1} else {1}) | {0} == {1} | [{0}] * 3 | not {0} | ({0}) + ({1}) | sorted([{0}, {1}])
+({0} if {1} else {1}) | ({0} == {1}) | [{0}] * 3 | (not {0}) | ({0}) + ({1}) | sorted([{0}, {1}])
 ({0}) * ({1} if {1} in (2, 3) else 2) | len({0}) | asyncio.run(echo({0})) | str({0}).upper()
-json.loads(json.dumps({0})) | repr({0}) == repr({1}) | collections.Counter(repr({0}))
+json.loads(json.dumps({0})) | (repr({0}) == repr({1})) | collections.Counter(repr({0}))
 collections.OrderedDict(a={0}) | [y for y in {0}] | dict(enumerate([{0}, {1}])) | max({0}, {1})
 """
 
