@@ -42,7 +42,8 @@ def test_they_return_the_same_as_outside():
 LAZY = {
     'generator': ('return (n * n for n in range(x))', 'next(candidate(3)) == 0'),
     'iterator': (
-        'class Down:\n        n = x\n        def __iter__(self): return self\n'
+        'class Down:\n        n = x\n        def __init__(self): self.key = lambda: 0\n'
+        '        def __iter__(self): return self\n'
         '        def __next__(self):\n            if self.n == 0: raise StopIteration\n'
         '            self.n -= 1\n            return self.n\n    return Down()',
         'list(candidate(3)) == [2, 1, 0]',

@@ -9,7 +9,7 @@ import decimal
 import enum
 import fractions
 import types
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from . import event_loop
@@ -31,8 +31,8 @@ def pack(value: Any) -> Any:
 
     Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but not
     a subclass of it: a Counter becomes a dictionary. An instance of a class of the program becomes
-    the name of the class and the attributes. Any other iterable, such as a generator, is read to
-    its end and arrives as an iterator; a coroutine is run to its end.
+    the name of the class and the attributes. An iterator, or any other iterable, is read to its end
+    and arrives as an iterator; a coroutine is run to its end.
 
     Raises:
         TypeError: The value contains something else.
@@ -76,7 +76,7 @@ class _Packer:
             return {'coroutine': self._pack(event_loop.run(value))}
         if kind.__module__ == 'datetime':
             return {'datetime': _time_parts(value)}
-        if is_own or isinstance(value, types.SimpleNamespace):
+        if isinstance(value, types.SimpleNamespace) or (is_own and not isinstance(value, Iterator)):
             return {'object': self._number(value)}
         if isinstance(value, Iterable):
             return {'iterator': self._pack_items(value)}
