@@ -65,8 +65,8 @@ def secrets(folder: pathlib.Path) -> dict[str, object]:
     }
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
+def wait_for(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

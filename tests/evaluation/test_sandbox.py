@@ -315,7 +315,7 @@ def test_it_dies_with_the_evaluation_and_leaves_nothing(number, tmp_path, monkey
         assert process.poll() is None and all(map(is_sleeping, children))
         process.send_signal(number)
         assert process.wait() == -number
-        wait_for(lambda: not any(map(running, children)))
+        wait_for(lambda: not any(map(running, children)), seconds=10.0)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     sandbox._layers.__wrapped__()  # As at the start of the next evaluation.
     assert list(tmp_path.iterdir()) == []
