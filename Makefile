@@ -9,8 +9,9 @@ WORKDIR ?= runs/quickstart
 ARGS ?=
 
 # Tests of whole runs, many of them in processes of their own.
-RUNS := tests/experiments tests/benchmark tests/training/test_loop.py tests/training/test_epochs.py tests/training/test_identity.py \
-  tests/training/test_validation.py tests/training/test_public_run.py tests/evaluation/test_harness.py \
+RUNS := tests/experiments tests/benchmark \
+  $(addprefix tests/training/test_,loop.py epochs.py identity.py validation.py public_run.py) \
+  tests/evaluation/test_harness.py tests/evaluation/test_layer_mutations.py \
   tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py tests/training/test_chat_runs.py \
   $(addprefix tests/ultralink/test_ultralink_,whole.py commands.py release_commands.py local.py kills.py) \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \

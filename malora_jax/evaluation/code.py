@@ -53,20 +53,24 @@ class Outcome:
 def humaneval_passes(
     problem: Problem, completion: str, limits: sandbox.Limits | None = None
 ) -> Outcome:
-    """Runs the test of a problem on a completion.
+    """Run the test of a problem on a completion.
 
     The candidate has the standard library only, and what it prints is lost. Arguments and results
-    travel as plain data: a result of another kind fails, as does anything raised, and the test does
-    not see that a candidate changes its arguments (no test of HumanEval expects either).
+    travel as plain data. An instance of a class that the prompt defines arrives as one; of other
+    instances only the attributes arrive, so that no class of the candidate decides a comparison.
+
+    A call without a result fails the test, whatever the test catches: an exception, an exit, or a
+    result of another kind. The test does not see that a candidate changes its arguments. No test of
+    HumanEval expects an exception or a change.
 
     Args:
-        problem: the problem.
-        completion: the prompt and this are the program; `cut_completion` and `chat_completion` make
-            it from what a model writes.
-        limits: of the candidate, and of the test.
+        problem: Problem with the test.
+        completion: Rest of the program, after the prompt; `cut_completion` and `chat_completion`
+            make it from what a model writes.
+        limits: Limits of the candidate, and of the test.
 
     Raises:
-        UserError, OSError: the sandbox does not work, see `sandbox.protections`.
+        UserError, OSError: The sandbox does not work, see `sandbox.protections`.
     """
     limits = limits or sandbox.Limits()
     name = problem.entry_point

@@ -6,21 +6,29 @@ environment and Python's standard library only. Before anything untrusted runs i
 * more than so much processor time, memory and open files, and any byte written to a file;
 * on Linux, by a seccomp filter, all but some fifty system calls: no new process or thread, no
   socket, no signal to another process, no file changed, no privilege, even for root;
-* on Linux with Landlock, reading anything but the standard library and the system's libraries.
+* on Linux with Landlock, reading anything but the standard library, the system's libraries and the
+  time zones.
 
-This takes no privilege. There are no children, so killing the process leaves nothing behind; it
-also dies with the thread that started it. `protections` tells which of these a system has. What
-stays open: that a file exists and the system's name, load and clock can be seen, what the
+This takes no privilege. There are no children, so killing the process leaves nothing behind. On
+Linux it also dies with the thread that started it; the empty directory that is then left is removed
+by the next evaluation. `protections` tells which of these a system has.
+
+What stays open: that a file exists and the system's name, load and clock can be seen, what the
 distribution keeps under /usr/lib can be read, and the kernel itself is trusted. On other systems
 than Linux generated code can do whatever its user can, within the limits.
+
+Honest programs that need what is taken away fail: threads, processes, files and connections of
+their own. asyncio works, with timers but without connections.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,10 +47,14 @@ from confined.main import main
 sys.path.pop()
 main()
 """
+_FOLDER = pathlib.Path(__file__).parent
 # No packages, nor modules of the current directory; sets in the same order each time.
 _OPTIONS = ('-s', '-S', '-P', '-X', 'utf8')
-_ENVIRONMENT = {'PYTHONHASHSEED': '0'}
+# Programs may ask for the name of their user, which would else be looked up in /etc/passwd.
+_ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LOGNAME': 'user'}
 _LEAST_MEMORY = 1 << 27
+# Of the names of temporary directories, by which later evaluations find those of killed ones.
+_PREFIX = 'malora-sandbox-'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +119,7 @@ def protections() -> Protections:
 
 @functools.cache
 def _layers() -> tuple[str, ...]:
+    _remove_abandoned()
     limits = Limits()
     wanted = ('memory', 'landlock', 'seccomp') if sys.platform == 'linux' else ('memory',)
     arguments = {'memory': limits.memory_bytes, 'layers': wanted}
@@ -154,16 +167,18 @@ def _started(
     stdout: int,
     stderr: int,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    confinement = {'seconds': limits.cpu_seconds, 'memory': limits.memory_bytes, 'layers': layers}
+    confinement = {
+        'seconds': limits.cpu_seconds,
+        'memory': limits.memory_bytes,
+        'layers': layers,
+        'parent': os.getpid(),
+    }
     job = {'limits': confinement, 'role': role, 'arguments': arguments}
-    with (
-        tempfile.TemporaryFile() as stdin,
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
-    ):
+    with tempfile.TemporaryFile() as stdin, _empty_directory() as directory:
         stdin.write(json.dumps(job).encode())
         stdin.seek(0)
         with subprocess.Popen(
-            [sys.executable, *_OPTIONS, '-c', _START, str(pathlib.Path(__file__).parent)],
+            [sys.executable, *_OPTIONS, '-c', _START, str(_FOLDER)],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -177,3 +192,47 @@ def _started(
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _empty_directory() -> Iterator[str]:
+    directory, lock = _make_directory()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_directory() -> tuple[str, int]:
+    """Make a temporary directory and lock it; a lock ends with its process, even a killed one."""
+    while True:
+        directory = tempfile.mkdtemp(prefix=_PREFIX)
+        # Until it is locked, another process may take it for abandoned.
+        with contextlib.suppress(FileNotFoundError):
+            lock = _lock(directory, fcntl.LOCK_SH)
+            if os.path.exists(directory):
+                return directory, lock
+            os.close(lock)
+
+
+def _remove_abandoned() -> None:
+    """Remove the empty directories that killed evaluations left behind."""
+    for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{_PREFIX}*'):
+        # Directories in use are locked, and those of other users cannot be removed.
+        with contextlib.suppress(OSError):
+            lock = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                directory.rmdir()
+            finally:
+                os.close(lock)
+
+
+def _lock(directory: str | pathlib.Path, mode: int) -> int:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -105,6 +105,39 @@ def test_a_failed_call_cannot_be_caught():
     assert humaneval_passes(problem(test=test), '    return 0\n').passed
 
 
+@pytest.mark.parametrize('caught', ['', ' BaseException', ' SystemExit'])
+@pytest.mark.parametrize(
+    'body',
+    [
+        'raise SystemExit(0)',
+        'import sys; sys.exit()',
+        'exit(0)',
+        'import os; os._exit(0)',
+        'raise KeyboardInterrupt',
+        'raise ValueError',
+        'return object()',
+        'return "x" * (1 << 21)',
+        'if x == 1: return 0\n    raise SystemExit',
+    ],
+)
+def test_no_test_passes_that_swallows_a_failed_call(body, caught):
+    call = f'try:\n            candidate(x)\n        except{caught}:\n            pass\n'
+    test = problem(test=f'for x in range(2):\n        {call}')
+    assert not humaneval_passes(test, f'    {body}\n').passed
+
+
+@pytest.mark.parametrize('body', ['raise SystemExit', 'import sys\nsys.exit()'])
+def test_a_program_that_exits_before_it_is_called_fails(body):
+    test = 'try:\n        candidate(0)\n    except:\n        pass'
+    outcome = humaneval_passes(problem(test=test), f'    return 0\n{body}\n')
+    assert outcome == Outcome(False, 'SystemExit')
+
+
+def test_a_test_that_ends_its_process_does_not_pass():
+    for end in ('import os; os._exit(0)', 'raise SystemExit(0)'):
+        assert not humaneval_passes(problem(test=f'candidate(0); {end}'), '    return 0\n').passed
+
+
 def test_the_same_completion_gets_the_same_outcome():
     random.seed(0)
     drawn = random.random()

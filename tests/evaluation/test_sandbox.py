@@ -10,23 +10,28 @@ import sys
 import tempfile
 import time
 from collections import Counter, OrderedDict, namedtuple
-from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sandbox_helpers import (
+    DOUBLE,
+    READS,
+    SOCKETS,
+    WRITES,
+    run,
+    run_all,
+    running,
+    secrets,
+    successes,
+    wait_for,
+)
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import (
-    Outcome,
-    Problem,
-    cut_completion,
-    humaneval_passes,
-    score_completions,
-)
+from malora_jax.evaluation.code import Outcome, Problem
 from malora_jax.evaluation.confined import values
 
 try:
@@ -35,23 +40,6 @@ except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
-QUICK = sandbox.Limits(cpu_seconds=1, wall_seconds=30.0, memory_bytes=1 << 28)
-DOUBLE = Problem(
-    'def double(x):\n    """Twice x."""\n',
-    'def check(candidate):\n    for x in range(3):\n        assert candidate(x) == 2 * x\n',
-    'double',
-)
-
-
-def run(body: str, problem: Problem = DOUBLE, limits: sandbox.Limits = QUICK) -> Outcome:
-    return humaneval_passes(problem, cut_completion(problem, body), limits)
-
-
-def run_all(bodies: Iterable[str]) -> list[Outcome]:
-    """Outcomes of many completions at once: most of them wait for a limit."""
-    completions = [cut_completion(DOUBLE, body) for body in bodies]
-    (outcomes,) = score_completions([DOUBLE], [completions], QUICK, workers=8)
-    return outcomes
 
 
 def protected(name: str):
@@ -101,56 +89,24 @@ PROCESSES = {
 
 
 @protected('processes')
-def test_it_starts_signals_and_changes_no_process(started):
-    outcomes = run_all(f'{line}\n    return 2 * x' for line in PROCESSES.values())
+@pytest.mark.parametrize('name', PROCESSES)
+def test_it_starts_signals_and_changes_no_process(name, started):
+    outcome = run(f'{PROCESSES[name]}\n    return 2 * x')
     refused = ('Function not implemented', "can't start new thread", 'AssertionError')
-    for name, outcome in zip(PROCESSES, outcomes, strict=True):
-        assert not outcome.passed and any(r in outcome.reason for r in refused), (name, outcome)
-
-
-def successes(lines: dict[str, str], **values: object) -> str:
-    """Names of the lines that run through, all in one process."""
-    attempts = {name: line.format(**values) for name, line in lines.items()}
-    body = (
-        f'names = []\n    for name, line in {attempts!r}.items():\n'
-        '        try:\n            exec(line)\n        except (OSError, AssertionError):\n'
-        '            continue\n        names.append(name)\n    raise ValueError(*names)'
-    )
-    return run(body).reason.removeprefix('ValueError').removeprefix(': ')
+    assert not outcome.passed and any(r in outcome.reason for r in refused), outcome
 
 
 def test_successes_are_seen():
-    assert successes({'a': 'import os', 'b': 'assert False', 'c': '{x}'}, x=1) == "('a', 'c')"
-
-
-SOCKETS = {
-    'internet': 'import socket; socket.socket(socket.AF_INET)',
-    'local': 'import socket; socket.socketpair()',
-    'raw call': 'import ctypes; assert ctypes.CDLL(None).socket(2, 1, 0) >= 0',
-}
+    lines = {'a': 'import os', 'b': 'assert False', 'c': '{x}'}
+    assert successes(lines, x=1) == {'a', 'c'}
 
 
 @protected('network')
 def test_it_opens_no_socket():
-    assert successes(SOCKETS) == ''
+    assert successes(SOCKETS) == set()
 
 
-WRITES = {
-    'write': 'open({path!r}, "w").write("mine")',
-    'append': 'open({path!r}, "a").write("mine")',
-    'truncate': 'import os; os.open({path!r}, os.O_TRUNC)',
-    'make': 'open({path!r} + ".new", "x")',
-    'folder': 'import os; os.mkdir({path!r} + ".new")',
-    'link': 'import os; os.symlink({path!r}, "link"); open("link", "w")',
-    'hard link': 'import os; os.link({path!r}, {path!r} + ".new")',
-    'remove': 'import os; os.remove({path!r})',
-    'rename': 'import os; os.rename({path!r}, {path!r} + ".new")',
-    'mode': 'import os; os.chmod({path!r}, 0)',
-    'time': 'import os; os.utime({path!r}, (0, 0))',
-    'unnamed': 'import os; os.open("/tmp", os.O_TMPFILE | os.O_RDWR)',
-    'here': 'open("here", "w")',
-    'mount': 'import ctypes; assert ctypes.CDLL(None).mount(b"a", b".", b"tmpfs", 0, 0) == 0',
-}
+MOUNT = {'mount': 'import ctypes; assert ctypes.CDLL(None).mount(b"a", b".", b"tmpfs", 0, 0) == 0'}
 
 
 @protected('writing')
@@ -158,28 +114,14 @@ def test_it_changes_no_file(tmp_path, started):
     path = tmp_path / 'yours'
     path.write_text('yours')
     before = path.stat()
-    assert successes(WRITES, path=str(path)) == ''
+    assert successes(WRITES | MOUNT, path=str(path)) == set()
     assert path.stat() == before and path.read_text() == 'yours'
     assert {p.name for p in tmp_path.iterdir()} == {'yours', 'temporary'}
 
 
-READS = {
-    'file': 'open({path!r}).read()',
-    'listing': 'import os; os.listdir(os.path.dirname({path!r}))',
-    'users': 'open("/etc/passwd").read()',
-    'memory': 'open("/proc/{parent}/mem", "rb").read(1)',
-    'command line': 'open("/proc/{parent}/cmdline").read()',
-    'environment': 'open("/proc/{parent}/environ").read()',
-    'packages': 'import sys; open(sys.path[1] + "/site-packages/README.txt")',
-    'this code': 'open({code!r})',
-}
-
-
 @protected('reading')
 def test_it_reads_nothing_but_libraries(tmp_path):
-    path = tmp_path / 'secret'
-    path.write_text('secret')
-    assert successes(READS, path=str(path), parent=os.getpid(), code=__file__) == ''
+    assert successes(READS, **secrets(tmp_path)) == set()
 
 
 ENDS = {
@@ -226,31 +168,79 @@ def test_memory_is_bounded(started):
     assert run(body, Problem(DOUBLE.prompt, test, 'double')).passed
 
 
-# Attempts to pass without knowing the answer.
+# In the examiner this would print that the test has passed, and end it.
+PASS = '__import__("os").write(1, b"null\\n") and __import__("os")._exit(0)'
+ENDLESS = ('MemoryError', 'the candidate has ended (out of processor time)')
+# Attempts to pass without knowing the answer, and how the reason starts for which each fails. Code
+# after the function takes effect before the first call.
 CHEATS = {
-    'equal to all': 'class E:\n        __eq__ = lambda s, o: True\n    return E()',
-    'number equal to all': 'class E(int):\n        __eq__ = lambda s, o: True\n    return E(-1)',
-    'no assertions': 'import builtins; builtins.AssertionError = None; return -1',
-    'frames': 'import sys; sys._getframe(1).f_globals["check"] = print; return -1',
-    'patched packing': 'import confined.values as v; v.pack = lambda x: {"pass": x}; return -1',
-    'verdict': 'import os; os.write(1, b"ready\\nnull\\n"); return -1',
-    'code': 'import json; json.dumps = lambda x: \'{"result": {"eval": "1"}}\'; return -1',
-    'nested': 'import json; json.dumps = lambda x: "[" * 900000; return -1',
-    'long': 'return "x" * (1 << 21)',
-    'endless': 'import itertools; return itertools.count()',
-    'deep': 'y = []\n    for _ in range(10 ** 5): y = [y]\n    return y',
+    'equal to all': (
+        'class E:\n        __eq__ = lambda s, o: True\n    return E()',
+        'AssertionError',
+    ),
+    'number equal to all': (
+        'class E(int):\n        __eq__ = lambda s, o: True\n    return E(-1)',
+        'AssertionError',
+    ),
+    'no assertions': (
+        'import builtins; builtins.AssertionError = None; return -1',
+        'AssertionError',
+    ),
+    'frames': (
+        'import sys; sys._getframe(1).f_globals["check"] = print; return -1',
+        'AssertionError',
+    ),
+    'verdict': ('import os; os.write(1, b"ready\\nnull\\n"); return -1', 'AssertionError'),
+    'code': (
+        'return -1\n\nimport json\nreal = json.dumps\n'
+        f'json.dumps = lambda x: real({{"result": {{"eval": {PASS!r}}}}})\n',
+        "KeyError: 'eval'",
+    ),
+    'nested': (
+        'return -1\n\nimport json\njson.dumps = lambda x: "[" * 900000\n',
+        'RecursionError',
+    ),
+    'patched packing': (
+        f'return -1\n\nimport confined.values\n'
+        f'confined.values.pack = lambda x: {{"eval": {PASS!r}}}\n',
+        "KeyError: 'eval'",
+    ),
+    'class of the examiner': (
+        'return -1\n\nimport confined.values\n'
+        'confined.values.pack = lambda x: {"objects": [[["Any", [], None]], {"object": 0}]}\n',
+        'AssertionError',
+    ),
+    'raw answer': (
+        'return -1\n\nimport os\n'
+        'for d in range(3, 64):\n    try: os.write(d, b"null\\n")\n    except OSError: pass\n',
+        "TypeError: argument of type 'NoneType'",
+    ),
+    'long': ('return "x" * (1 << 21)', 'its answer is too long'),
+    'endless': ('import itertools; return itertools.count()', ENDLESS),
+    'deep': (
+        'y = []\n    for _ in range(10 ** 5): y = [y]\n    return y',
+        'RecursionError',
+    ),
     'every channel': (
         'import os\n    for d in range(1000):\n'
         '        try: os.write(d, b"ready\\nnull\\n" + b\'{"result": null}\\n\' * 9)\n'
-        '        except OSError: pass\n    return -1'
+        '        except OSError: pass\n    return -1',
+        'JSONDecodeError: Expecting value: line 1 column 1 (char 0)',
     ),
-    'closed channel': 'import os; os.closerange(0, 1000); return 2 * x',
+    'closed channel': (
+        'import os; os.closerange(0, 1000); return 2 * x',
+        'the candidate has ended',
+    ),
 }
 
 
 def test_it_cannot_make_the_test_pass(started):
-    outcomes = run_all(CHEATS.values())
-    assert [name for name, o in zip(CHEATS, outcomes, strict=True) if o.passed] == []
+    prompt = f'import unittest.mock\n\nAny = type(unittest.mock.ANY)\n\n\n{DOUBLE.prompt}'
+    problem = Problem(prompt, DOUBLE.test, 'double')
+    outcomes = run_all((body for body, _ in CHEATS.values()), problem)
+    assert not any(outcome.passed for outcome in outcomes)
+    for (name, (_, reason)), outcome in zip(CHEATS.items(), outcomes, strict=True):
+        assert outcome.reason.startswith(reason), (name, outcome)
 
 
 def test_it_never_holds_the_test():
@@ -282,36 +272,68 @@ def test_the_standard_library_works():
     assert run(body) == Outcome(True)
 
 
-@ON_LINUX
-def test_it_dies_with_the_evaluation(tmp_path):
-    script = (
-        'from malora_jax.evaluation.code import *\n'
-        'problem = Problem("def f():\\n", "def check(f): f()", "f")\n'
-        'humaneval_passes(problem, "    import time; time.sleep(100)", sandbox.Limits(1, 50.0))\n'
-    )
-    root = pathlib.Path(__file__).parents[2]
-    environment = {**os.environ, 'PYTHONPATH': str(root), 'TMPDIR': str(tmp_path)}
-    with subprocess.Popen([sys.executable, '-c', script], env=environment) as process:
-        folder = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
-        children = wait_for(lambda: len(folder.read_text().split()) == 2 and folder.read_text())
-        time.sleep(0.5)
-        process.kill()
-    wait_for(lambda: not any(running(int(number)) for number in children.split()))
+SLEEPING = """
+from malora_jax.evaluation.code import Problem, humaneval_passes, sandbox
+
+problem = Problem('def f():\\n    "f"\\n', 'def check(f):\\n    f()\\n', 'f')
+humaneval_passes(problem, '    import time; time.sleep(100)\\n', sandbox.Limits(1, 50.0))
+"""
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not (result := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return result
+@contextlib.contextmanager
+def evaluating(folder: pathlib.Path):
+    """An evaluation of a candidate that sleeps, and the numbers of its two confined processes."""
+    environment = {**os.environ, 'TMPDIR': str(folder)}
+    with subprocess.Popen([sys.executable, '-c', SLEEPING], env=environment) as process:
+        children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+        numbers = []
+        try:
+            wait_for(lambda: len(children.read_text().split()) == 2)
+            numbers = [int(number) for number in children.read_text().split()]
+            wait_for(lambda: all(map(is_sleeping, numbers)))
+            yield process, numbers
+        finally:
+            for number in (process.pid, *filter(running, numbers)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
 
-def running(number: int) -> bool:
+def is_sleeping(number: int) -> bool:
+    """Whether a process is confined and waits: the candidate for time, the examiner for it."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        state = pathlib.Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[0]
-        return state not in 'ZX'
+        status = pathlib.Path(f'/proc/{number}/status').read_text()
+        return all(line in status for line in ('State:\tS', 'Threads:\t1\n', 'Seccomp:\t2\n'))
     return False
+
+
+@ON_LINUX
+@protected('processes')
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_it_dies_with_the_evaluation_and_leaves_nothing(number, tmp_path, monkeypatch):
+    with evaluating(tmp_path) as (process, children):
+        time.sleep(0.3)
+        assert process.poll() is None and all(map(is_sleeping, children))
+        process.send_signal(number)
+        assert process.wait() == -number
+        wait_for(lambda: not any(map(running, children)), seconds=10.0)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    sandbox._layers.__wrapped__()  # As at the start of the next evaluation.
+    assert list(tmp_path.iterdir()) == []
+
+
+@ON_LINUX
+@protected('processes')
+def test_the_next_evaluation_leaves_the_directories_of_others(tmp_path, monkeypatch):
+    (tmp_path / 'yours').mkdir()
+    full = tmp_path / f'{sandbox._PREFIX}full'
+    full.mkdir()
+    (full / 'yours').touch()
+    (tmp_path / f'{sandbox._PREFIX}link').symlink_to(tmp_path / 'yours')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with evaluating(tmp_path):
+        before = set(tmp_path.rglob('*'))
+        sandbox._layers.__wrapped__()
+        assert set(tmp_path.rglob('*')) == before and len(before) == 6
 
 
 def test_limits_name_the_field():

@@ -1,4 +1,4 @@
-"""Reading is confined to Python's standard library and the system's shared libraries.
+"""Reading is confined to the standard library, the system's libraries and the time zones.
 
 Linux's Landlock needs no privilege and cannot be taken off. The rest of the disk, other processes'
 memory under /proc and the packages beside the standard library are out of reach, so that neither a
@@ -19,6 +19,8 @@ _READ_FILE, _READ_DIRECTORY = 1 << 2, 1 << 3
 _ALL_OF_FIRST_VERSION = (1 << 13) - 1
 
 _LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64', '/etc/ld.so.cache')
+# Where zoneinfo looks, besides /usr/lib.
+_TIME_ZONES = ('/usr/share/zoneinfo', '/usr/share/lib/zoneinfo', '/etc/zoneinfo')
 # Beside the standard library.
 _PACKAGES = ('site-packages', 'dist-packages')
 
@@ -49,6 +51,7 @@ def _readable() -> Iterator[tuple[str, int]]:
         yield folder, _READ_DIRECTORY
         yield from _whole(entry.path for entry in os.scandir(folder) if entry.name not in _PACKAGES)
     yield from _whole(_LIBRARIES)
+    yield from _whole(_TIME_ZONES)
     own = os.path.join(sys.base_prefix, 'lib')
     yield from _whole(entry.path for entry in os.scandir(own) if '.so' in entry.name)
 

@@ -1,6 +1,7 @@
 """Start of a confined process: it reads its job, gives up what it can do, then does the job."""
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -12,17 +13,17 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 def main() -> None:
-    """Does the job on standard input, a JSON object.
+    """Do the job on standard input, a JSON object.
 
-    Its `limits` are the arguments of `_confine`; `role` names one of `_ROLES`, and `arguments` are
-    its own.
+    Its `limits` are the arguments of `_confine`; `role` names an entry of `_ROLES`, and `arguments`
+    are those of that function.
     """
     job = json.load(sys.stdin)
     _confine(**job['limits'])
     _ROLES[job['role']](**job['arguments'])
 
 
-def _confine(seconds: int, memory: int, layers: Sequence[str]) -> None:
+def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> None:
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # SIGXCPU, then SIGKILL.
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, 64)
@@ -31,6 +32,8 @@ def _confine(seconds: int, memory: int, layers: Sequence[str]) -> None:
     if sys.platform == 'linux':
         # Nothing survives the evaluation, even if that is killed.
         libc.call('prctl', _PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)
+        if os.getppid() != parent:  # The evaluation was killed before that line.
+            sys.exit('The evaluation has ended.')
         libc.call('prctl', _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for layer in layers:
         _apply(layer, memory)

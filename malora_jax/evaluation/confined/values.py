@@ -1,65 +1,209 @@
 """Values on the wire between a test and a candidate: plain data as JSON, never pickle.
 
-Whatever a candidate makes arrives as a fresh value of a type of Python itself, so that its classes
-and their patched comparisons stay behind.
+The receiver makes each value anew, of a type of Python itself or of a class of its own program. No
+class of the sender travels, so a candidate cannot decide how its results compare.
 """
 
+import collections
 import decimal
+import enum
 import fractions
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
+
+from . import event_loop
+
+# Module of the candidate's program and of the test. Only instances of its classes travel.
+PROGRAM = 'program'
+
+_NUMBERS: dict[type, Callable[[Any], Any]] = {
+    complex: lambda value: [value.real, value.imag],
+    range: lambda value: [value.start, value.stop, value.step],
+    decimal.Decimal: str,
+    fractions.Fraction: str,
+}
+_COLLECTIONS = (tuple, set, frozenset, bytes, bytearray, collections.deque)
 
 
 def pack(value: Any) -> Any:
-    """What JSON can hold of a value.
+    """Return a JSON form of a value.
 
-    Numbers, texts, lists, tuples, sets and dictionaries stay what they are, without subclasses (a
-    Counter is a dictionary, a named tuple a tuple). Any other iterable, such as a range or a
-    generator, is read to its end and arrives as an iterator.
-
-    Raises:
-        TypeError: there is something else in it.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list):
-        return [pack(item) for item in value]
-    if isinstance(value, dict):
-        return {'dict': [[pack(key), pack(item)] for key, item in value.items()]}
-    if isinstance(value, complex):
-        return {'complex': [value.real, value.imag]}
-    for number in (decimal.Decimal, fractions.Fraction):
-        if isinstance(value, number):
-            return {number.__name__: str(value)}
-    for kind in (tuple, set, frozenset, bytes, bytearray, Iterable):
-        if isinstance(value, kind):
-            return {kind.__name__: [pack(item) for item in value]}
-    raise TypeError(f'a {type(value).__name__} is no plain data')
-
-
-def unpack(packed: Any) -> Any:
-    """The value that `pack` was given; nothing that others send can make it run code.
+    Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but not
+    a subclass of it: a Counter becomes a dictionary. An instance of a class of the program becomes
+    the name of the class and the attributes. An iterator, or any other iterable, is read to its end
+    and arrives as an iterator; a coroutine is run to its end.
 
     Raises:
-        Exception: of any kind, if `packed` was not made by `pack`.
+        TypeError: The value contains something else.
     """
-    if isinstance(packed, list):
-        return [unpack(item) for item in packed]
-    if isinstance(packed, dict):
+    return _Packer().pack_all(value)
+
+
+class _Packer:
+    """Packs one value and the objects in it, which may refer to each other."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._objects: list[Any] = []
+
+    def pack_all(self, value: Any) -> Any:
+        packed = self._pack(value)
+        # The list grows while it is read. Linked lists may thus be longer than Python can recurse.
+        rows = [self._pack_object(item) for item in self._objects]
+        return {'objects': [rows, packed]} if rows else packed
+
+    def _pack(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list):
+            return self._pack_items(value)
+        if isinstance(value, dict):
+            return {'dict': [[self._pack(key), self._pack(item)] for key, item in value.items()]}
+        for number, parts in _NUMBERS.items():
+            if isinstance(value, number):
+                return {number.__name__: parts(value)}
+        kind = type(value)
+        is_own = kind.__module__ == PROGRAM
+        if is_own and isinstance(value, tuple) and hasattr(value, '_fields'):
+            return {'named tuple': [kind.__qualname__, self._pack_items(value)]}
+        if is_own and isinstance(value, enum.Enum):
+            return {'member': [kind.__qualname__, value.name, self._pack(value.value)]}
+        for collection in _COLLECTIONS:
+            if isinstance(value, collection):
+                return {collection.__name__: self._pack_items(value)}
+        if isinstance(value, Coroutine):
+            return {'coroutine': self._pack(event_loop.run(value))}
+        if kind.__module__ == 'datetime':
+            return {'datetime': _time_parts(value)}
+        if isinstance(value, types.SimpleNamespace) or (is_own and not isinstance(value, Iterator)):
+            return {'object': self._number(value)}
+        if isinstance(value, Iterable):
+            return {'iterator': self._pack_items(value)}
+        raise TypeError(f'a {kind.__name__} is no plain data')
+
+    def _pack_items(self, value: Iterable[Any]) -> list[Any]:
+        return [self._pack(item) for item in value]
+
+    def _number(self, value: Any) -> int:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
+        return self._numbers[id(value)]
+
+    def _pack_object(self, value: Any) -> list[Any]:
+        state: Any = object.__getstate__(value) or {}
+        if isinstance(state, tuple):  # With `__slots__`: attributes in a dictionary, and others.
+            state = {**(state[0] or {}), **state[1]}
+        attributes = [[name, self._pack(item)] for name, item in state.items()]
+        items = self._pack_items(value) if isinstance(value, Iterable) else None
+        return [type(value).__qualname__, attributes, items]
+
+
+def _time_parts(value: Any) -> list[Any]:
+    name = type(value).__name__
+    if name == 'timedelta':
+        return [name, value.days, value.seconds, value.microseconds]
+    return [name, value.isoformat()]
+
+
+def unpack(packed: Any, classes: Mapping[str, type] = types.MappingProxyType({})) -> Any:
+    """Return the value that `pack` was given; hostile input cannot make it run code.
+
+    An instance of an unknown class becomes an iterator if it is iterable, else a `SimpleNamespace`
+    of its attributes.
+
+    Args:
+        packed: JSON form of the value.
+        classes: Classes of the receiver's own program, by name.
+
+    Raises:
+        Exception: `packed` was not made by `pack`. The exception may be of any type.
+    """
+    return _Unpacker(classes).unpack(packed)
+
+
+class _Unpacker:
+    """Makes one value, and the objects in it, of given classes."""
+
+    def __init__(self, classes: Mapping[str, type]):
+        self._classes = classes
+        self._objects: list[Any] = []
+
+    def unpack(self, packed: Any) -> Any:
+        if isinstance(packed, list):
+            return [self.unpack(item) for item in packed]
+        if not isinstance(packed, dict):
+            return packed
         ((kind, content),) = packed.items()
-        return _MAKERS[kind](unpack(content))
-    return packed
+        if kind == 'objects':
+            return self._unpack_all(*content)
+        content = self.unpack(content)
+        if kind == 'object':
+            return self._objects[content]
+        if kind == 'named tuple':
+            name, items = content
+            return tuple.__new__(self._classes.get(name, tuple), items)
+        if kind == 'member':
+            return self._member(*content)
+        return _MAKERS[kind](content)
+
+    def _unpack_all(self, rows: list[Any], packed: Any) -> Any:
+        # All objects exist before any has attributes, as they may refer to each other.
+        made = [self._make_object(*row) for row in rows]
+        self._objects = [value for value, _ in made]
+        # A set needs the attributes of its items, which stand in later rows.
+        for _, complete in reversed(made):
+            complete()
+        return self.unpack(packed)
+
+    def _make_object(
+        self, name: str, attributes: list[Any], items: Any
+    ) -> tuple[Any, Callable[[], None]]:
+        """Return an empty object and a function that completes it."""
+        known = self._classes.get(name)
+        if known is None and items is not None:
+            content: list[Any] = []
+            return iter(content), lambda: content.extend(self.unpack(items))
+        value = object.__new__(known) if known else types.SimpleNamespace()
+
+        def set_attributes() -> None:
+            for attribute, item in attributes:
+                object.__setattr__(value, attribute, self.unpack(item))
+
+        return value, set_attributes
+
+    def _member(self, name: str, member: str, value: Any) -> Any:
+        known: Any = self._classes.get(name)
+        return known[member] if known else types.SimpleNamespace(name=member, value=value)
+
+
+def _make_time(parts: list[Any]) -> Any:
+    import datetime  # Its import takes longer than most programs.
+
+    name, *content = parts
+    if name == 'timedelta':
+        return datetime.timedelta(*content)
+    kinds: dict[str, Any] = {
+        'date': datetime.date,
+        'time': datetime.time,
+        'datetime': datetime.datetime,
+    }
+    return kinds[name].fromisoformat(*content)
+
+
+async def _completed(value: Any) -> Any:
+    return value
 
 
 _MAKERS: dict[str, Callable[[Any], Any]] = {
     'dict': dict,
     'complex': lambda parts: complex(*parts),
+    'range': lambda parts: range(*parts),
     'Decimal': decimal.Decimal,
     'Fraction': fractions.Fraction,
-    'tuple': tuple,
-    'set': set,
-    'frozenset': frozenset,
-    'bytes': bytes,
-    'bytearray': bytearray,
-    'Iterable': iter,
+    **{collection.__name__: collection for collection in _COLLECTIONS},
+    'coroutine': _completed,
+    'datetime': _make_time,
+    'iterator': iter,
 }
