@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'inference'))
 from test_language_model import language_model
 
 from malora_jax.models.engine import Engine
-from malora_jax.serving.app import MOST_BYTES, make_app
+from malora_jax.serving.app import make_app
+from malora_jax.serving.guard import MOST_BYTES
 
 QUESTION = [{'role': 'user', 'content': 'Why?'}]
 
