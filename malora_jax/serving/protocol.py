@@ -167,7 +167,9 @@ def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of a field that may have several types, the error is that of the type that it has.
+        first = min(found, key=lambda each: each['type'].endswith('_type'))
         # Between the fields' names are those of the types that a value might have had.
         names = [str(p) for p in first['loc'] if isinstance(p, int) or p.isidentifier()]
         where, param = '.'.join(names)[:100], names[0][:100] if names else None
