@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from typing import Any, TypeVar
 
 import fastapi
-import jax
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response, StreamingResponse
 from pydantic.json_schema import models_json_schema
@@ -275,26 +274,19 @@ class _Service:
         seed = uuid.uuid4().int % 2**31 if body.seed is None else body.seed % 2**31
         count = 0
         for number, prompt in enumerate(prompts):
-            texts = generation.texts[number * body.n : (number + 1) * body.n]
-            indices = [text.index for text in texts]
             # One at a time, so that a request with many prompts does not hold up another one.
-            requests = await self.workers.run(
-                prompt.size, functools.partial(self._requests, body, prompt, field, seed, indices)
+            request = await self.workers.run(
+                prompt.size, functools.partial(self._request, body, prompt, field)
             )
-            for text, request in zip(texts, requests, strict=True):
-                self.scheduler.submit(text, request, body.stops)
-            count += len(requests[0].prompt)
+            for text in generation.texts[number * body.n : (number + 1) * body.n]:
+                self.scheduler.submit(text, request, body.stops, seed)
+            count += len(request.prompt)
         return count
 
-    def _requests(
-        self,
-        body: ChatRequest | CompletionRequest,
-        prompt: _Prompt,
-        field: str,
-        seed: int,
-        indices: Sequence[int],
-    ) -> list[Request]:
-        """Return what the engine is asked for: a text for each index; in a worker's thread.
+    def _request(
+        self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
+    ) -> Request:
+        """Return what the engine is asked for each text of a prompt; in a worker's thread.
 
         Raises:
             RefusedError: The prompt has no tokens, or too many with the answer.
@@ -311,18 +303,14 @@ class _Service:
             check_room(model.model.config, len(tokens), limit)
         except UserError as error:
             raise RefusedError(413, str(error), field) from error
-        return [
-            Request(
-                tokens,
-                limit,
-                body.temperature,
-                body.top_k,
-                body.top_p,
-                jax.random.fold_in(jax.random.key(seed), index) if body.temperature else None,
-                bool(body.alternatives),
-            )
-            for index in indices
-        ]
+        return Request(
+            tokens,
+            limit,
+            body.temperature,
+            body.top_k,
+            body.top_p,
+            alternatives=bool(body.alternatives),
+        )
 
 
 class _EventStream(StreamingResponse):

@@ -12,6 +12,8 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
+import jax
+
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import Engine, News, Request, RequestError, Token
 from malora_jax.models.texts import Ending, TextStream
@@ -73,6 +75,7 @@ class PendingText:
         model: Name of the model.
         index: Place in the response.
         request: What the engine is asked for, once that is known.
+        seed: Random seed that the text shares with the others, or None if it needs none.
         stream: Makes text of tokens.
         is_over: Whether nothing more is told; of the text thread.
         told: Tokens that the engine has told; of the writer thread, as are the next ones.
@@ -81,6 +84,7 @@ class PendingText:
     """
 
     request: Request
+    seed: int | None
     stream: TextStream
 
     def __init__(self, generation: Generation, model: str, index: int):
@@ -175,16 +179,20 @@ class Scheduler:
             self._open.update(generation.texts)
         return generation
 
-    def submit(self, text: PendingText, request: Request, stops: Sequence[str]) -> None:
+    def submit(
+        self, text: PendingText, request: Request, stops: Sequence[str], seed: int | None = None
+    ) -> None:
         """Have a text generated; one that was cancelled is forgotten.
 
         Args:
             text: Its place in the queue.
             request: Prompt and answer, which fit into the model's context.
             stops: Strings that end it.
+            seed: Random seed of all texts of the HTTP request, if the request has no key.
         """
         tokenizer = self._models[text.model].tokenizer
-        text.request, text.stream = request, TextStream(Ending(tokenizer, tuple(stops)))
+        text.request, text.seed = request, seed
+        text.stream = TextStream(Ending(tokenizer, tuple(stops)))
         with self._wake:
             if text in self._open:
                 self._asked.append(('submit', text))
@@ -288,7 +296,7 @@ class _Writer:
         """Generate some tokens of as many texts as there are rows."""
         while self._waiting and self._has_room():
             text = self._waiting.popleft()
-            self._begun[self._engine.submit(text.request)] = text
+            self._begun[self._engine.submit(_keyed(text))] = text
         try:
             found = self._engine.step()
         except RequestError as error:
@@ -331,3 +339,11 @@ class _Writer:
         if len(ids) > again:
             text.is_suspect = False
         return text, dataclasses.replace(news, tokens=news.tokens[again:])
+
+
+def _keyed(text: PendingText) -> Request:
+    """Return the request for a text with its random key, for which the device may be needed."""
+    if text.seed is None or text.request.temperature == 0:
+        return text.request
+    key = jax.random.fold_in(jax.random.key(text.seed), text.index)
+    return dataclasses.replace(text.request, key=key)

@@ -104,7 +104,7 @@ def test_a_long_text_is_refused_before_it_is_tokenized(address, monkeypatch):
 def test_nobody_waits_for_the_tokens_of_others(address):
     chat(address)  # Compiles.
     slow = [{'role': 'user', 'content': 'slow' + 'x' * 1000}]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
         other = pool.submit(chat, address, messages=slow)
         time.sleep(0.3)
         start = time.monotonic()

@@ -20,16 +20,16 @@ def stream(address: str, tokens: int) -> tuple[int, list[str]]:
 
 
 def wait_for_work(address: str, count: int) -> None:
-    until = time.monotonic() + 100
-    while httpx.get(f'{address}/health').json()['open_requests'] < count:
-        assert time.monotonic() < until
+    until = time.monotonic() + 60
+    while (found := httpx.get(f'{address}/health').json()['open_requests']) < count:
+        assert time.monotonic() < until, found
         time.sleep(0.02)
 
 
 def test_what_was_taken_is_finished(tmp_path):
     """Nothing new is taken meanwhile."""
     with process('--grace=60', '--delay=0.1') as (server, address):
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
             texts = [pool.submit(stream, address, 80) for _ in range(3)]
             whole = pool.submit(chat, address, max_tokens=80)
             wait_for_work(address, 4)
@@ -53,7 +53,7 @@ def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path, arguments, si
     with (
         log.open('w') as file,
         process(*arguments, '--delay=0.2', log=file) as (server, address),
-        concurrent.futures.ThreadPoolExecutor() as pool,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         texts = [pool.submit(stream, address, 400) for _ in range(6)]
         whole = pool.submit(chat, address, max_tokens=400)
