@@ -70,7 +70,7 @@ def test_requests_of_the_schema(address, witness, attempts):
     schema = schemathesis.openapi.from_url(f'{address}/openapi.json')
     sent: collections.Counter[str] = collections.Counter()
     operations = [result.ok() for result in schema.get_all_operations()]
-    for rng in attempts(6):
+    for rng in attempts(3):
         for operation in operations:
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                 cases = operation.as_strategy(generation_mode=mode)
@@ -169,6 +169,7 @@ def _heads(rng: random.Random, path: bytes, body: bytes) -> bytes:
         b'Host: ' + rng.choice((b'localhost', b'127.0.0.1:1', b'[::1]', b'evil', b'', b'\xff')),
         b'Content-Type: ' + rng.choice((b'application/json', b'application/json', b'text/plain')),
         b'Content-Length: %d' % length,
+        b'Connection: close',
     ]
     extra = (
         b'Transfer-Encoding: chunked',
@@ -197,7 +198,7 @@ def _status_and_body(response: bytes) -> tuple[int, bytes]:
 
 
 def test_requests_by_hand(address, witness, attempts):
-    """Half of the clients go away before they are answered."""
+    """Some clients go away before they are answered."""
     host, port = address.removeprefix('http://').split(':')
     for rng in attempts(150):
         path, body = _body(rng)
@@ -208,7 +209,6 @@ def test_requests_by_hand(address, witness, attempts):
             response = b''
             with contextlib.suppress(OSError):  # The server may close before it has read all.
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
                 while rng.random() < 0.9 and (part := connection.recv(2**16)):
                     response += part
         # A response that ends within its head or body is of a client that went away.

@@ -43,17 +43,19 @@ def serving(model=None, **settings):
 
 @contextlib.contextmanager
 def process(*arguments, log=subprocess.DEVNULL):
-    """A server in a process, `serve_tiny.py`, and its address."""
+    """A server in a process, `serve_tiny.py`, that has compiled its programs, and its address."""
     with subprocess.Popen(
         [sys.executable, HERE / 'serve_tiny.py', *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env=os.environ | {'PYTHONUNBUFFERED': '1'},
+        env=os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
     ) as server:
         try:
             assert server.stdout is not None
-            yield server, re.search(r'http://\S+', server.stdout.readline())[0]
+            address = re.search(r'http://\S+', server.stdout.readline())[0]
+            chat(address, max_tokens=12, temperature=0.7)
+            yield server, address
         finally:
             server.kill()
 

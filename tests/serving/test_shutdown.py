@@ -28,7 +28,7 @@ def wait_for_work(address: str, count: int) -> None:
 
 def test_what_was_taken_is_finished(tmp_path):
     """Nothing new is taken meanwhile."""
-    with process('--grace=60', '--delay=0.1') as (server, address):
+    with process('--grace=100', '--delay=0.1') as (server, address):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             texts = [pool.submit(stream, address, 80) for _ in range(3)]
             whole = pool.submit(chat, address, max_tokens=80)
