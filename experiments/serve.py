@@ -23,30 +23,50 @@ from malora_jax import errors, inference
 _WORKDIR = flags.DEFINE_list('workdir', None, 'Of runs or exported adapters.', required=True)
 _WEIGHTS = cli.define_weights()
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address; 0.0.0.0 for all of this machine.')
+_HOSTS = flags.DEFINE_list(
+    'allowed_hosts',
+    [],
+    'Names of this machine by which requests may reach the server, besides localhost and --host. '
+    'Addresses are always allowed, and so is any name if requests must bear a key.',
+)
 _PORT = flags.DEFINE_integer('port', 8000, 'Port.', lower_bound=0, upper_bound=65535)
 _BATCH = flags.DEFINE_integer('batch_size', 8, 'Texts side by side, of each model.', lower_bound=1)
 _WAITING = flags.DEFINE_integer('most_waiting', 256, 'Requests that may wait.', lower_bound=0)
 _TIMEOUT = flags.DEFINE_float('timeout', 600.0, 'Seconds for a request.', lower_bound=0.0)
+_GRACE = flags.DEFINE_float(
+    'grace',
+    30.0,
+    'Seconds for which requests are still answered after SIGINT or SIGTERM.',
+    lower_bound=0.0,
+    upper_bound=1e6,
+)
 _KEY = 'MALORA_JAX_KEY'
 
 
 def main() -> None:
-    """Serves until interrupted; what is being answered is finished first.
+    """Serves until interrupted; what is being answered is finished first, for --grace seconds.
 
-    A key that requests must bear is taken from the environment, MALORA_JAX_KEY.
+    A key that requests must bear is taken from the environment, MALORA_JAX_KEY. SIGINT and SIGTERM
+    end the process with status 0, however often they come.
 
     Raises:
         UserError: the extra is not installed, a run cannot be loaded, two have one name, or the
             port is in use.
     """
+    # Until requests are taken, nothing is left to be done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     if not all(importlib.util.find_spec(name) for name in ('fastapi', 'uvicorn')):
         raise errors.UserError(
             "fastapi and uvicorn are not installed: run pip install 'malora_jax[serve]'."
         )
-    import uvicorn
-
     from malora_jax.serving.app import make_app
+    from malora_jax.serving.server import serve
 
+    if not _WORKDIR.value or '' in _WORKDIR.value:
+        raise errors.UserError(
+            f'--workdir={",".join(_WORKDIR.value)} has an empty name; it must name directories.'
+        )
     listener = _listen(_HOST.value, _PORT.value)
     models = _by_name(inference.load_all(_WORKDIR.value, _WEIGHTS.value))
     app = make_app(
@@ -55,14 +75,21 @@ def main() -> None:
         most_waiting=_WAITING.value,
         timeout_s=_TIMEOUT.value,
         key=os.environ.get(_KEY) or None,
+        hosts=[_HOST.value, *_HOSTS.value],
     )
     address, port = listener.getsockname()[:2]
     print(f'Serving {", ".join(models)} at http://{address}:{port}/v1', flush=True)
-    # uvicorn raises the signal that ended it once more, when all is done.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=30)
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app, listener, _GRACE.value)
+    # Without waiting for a computation that nobody needs.
+    cli.leave(0)
+
+
+def _leave(*_) -> None:
+    """Ends the process; a signal may come while the output is flushed, which cannot be repeated."""
+    try:
+        cli.leave(0)
+    finally:
+        os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

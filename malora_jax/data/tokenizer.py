@@ -12,6 +12,7 @@ class Tokenizer(Protocol):
         chat_template: the model's own template in the language of Jinja, or None.
         named_tokens: special tokens by the names that templates give them, such as `bos_token`.
         special_tokens: the texts of all special tokens.
+        longest_token: The most characters that one token stands for.
     """
 
     eos_id: int
@@ -19,6 +20,7 @@ class Tokenizer(Protocol):
     chat_template: str | None
     named_tokens: dict[str, str]
     special_tokens: frozenset[str]
+    longest_token: int
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """The tokens of a text; special tokens written in it are recognised, none are added.

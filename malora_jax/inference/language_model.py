@@ -85,6 +85,11 @@ class LanguageModel:
         self.batch_size = batch_size
         self.end_id = data.end_id(tokenizer, template)
 
+    @property
+    def most_characters(self) -> int:
+        """Number of characters that fit into the context, if every token is the longest one."""
+        return self.model.config.context * self.tokenizer.longest_token
+
     def base(self) -> 'LanguageModel':
         """The base model alone, by its own name, in the same template."""
         config, params = self.model.config, self.variables['params']

@@ -15,6 +15,7 @@ import numpy as np
 from malora_jax import errors
 from malora_jax.distributed import rules
 from malora_jax.models import rows as rows_lib
+from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.sampling import Draws
 
@@ -76,10 +77,27 @@ class News:
     finish: str | None
 
 
+class RequestError(Exception):
+    """A request could not be begun; its number is the error's argument, its reason the cause.
+
+    The engine has forgotten the request and continues with the others.
+    """
+
+    @property
+    def number(self) -> int:
+        """Number of the request."""
+        return self.args[0]
+
+
 class Engine:
     """Writes the texts of requests, as many at a time as there are rows.
 
     Not for several threads at once.
+
+    Errors: if a request cannot be begun, `step` raises `RequestError`, and the other texts continue
+    with the next step. Any other error of `step` belongs to the compiled step of all rows, or has
+    destroyed their state on the device: only `reset` helps, after which requests can be submitted
+    again.
     """
 
     def __init__(self, model: Decoder, variables: Any, ends: Sequence[int], rows: int):
@@ -101,25 +119,14 @@ class Engine:
         self._rows: rows_lib.Rows | None = None
         self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
         self._at: dict[int, int] = {}  # By row, the number of the request that is written there.
+        self._begun: dict[int, rows_lib.Chosen] = {}  # By row, a first token that is not told yet.
+        self._cancelled: list[int] = []  # Rows that the device still writes.
         self._next = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to write."""
         return not self._waiting and not self._at
-
-    def check_room(self, prompt: int, limit: int) -> None:
-        """Checks that a prompt and an answer fit into the model's context.
-
-        Raises:
-            UserError: they do not.
-        """
-        config = self.model.config
-        if prompt + limit > config.context:
-            raise errors.UserError(
-                f'A prompt of {prompt} tokens and an answer of {limit} do not fit into the context '
-                f'of {config.name}, {config.context}.'
-            )
 
     def submit(self, request: Request) -> int:
         """Takes a request; it waits until there is a row for it.
@@ -130,7 +137,7 @@ class Engine:
         Raises:
             UserError: prompt and answer might not fit into the model's context.
         """
-        self.check_room(len(request.prompt), request.limit)
+        check_room(self.model.config, len(request.prompt), request.limit)
         self._next += 1
         self._waiting.append((self._next, request))
         return self._next
@@ -140,17 +147,34 @@ class Engine:
         self._waiting = collections.deque(each for each in self._waiting if each[0] != number)
         for row in [row for row, other in self._at.items() if other == number]:
             del self._at[row]
-            rows = self._rows
-            if rows is not None:
-                self._rows = rows.replace(writes=rows.writes.at[row].set(False))
+            self._begun.pop(row, None)
+            self._cancelled.append(row)
+
+    def reset(self) -> None:
+        """Forget all requests, and the state on the device."""
+        self._rows = None
+        self._waiting.clear()
+        self._at, self._begun, self._cancelled = {}, {}, []
 
     def step(self) -> list[News]:
-        """Begins what there are rows for, and writes some tokens of everything that is begun."""
-        begun: dict[int, Any] = {}
+        """Begins what there are rows for, and writes some tokens of everything that is begun.
+
+        Raises:
+            RequestError: A request could not be begun.
+        """
+        if self._rows is not None:
+            for row in self._cancelled:
+                self._rows = self._rows.replace(writes=self._rows.writes.at[row].set(False))
+        self._cancelled = []
         while self._waiting and len(self._at) < self._count:
             row = next(row for row in range(self._count) if row not in self._at)
             number, request = self._waiting.popleft()
-            begun[row] = self._begin(row, request)
+            try:
+                self._begun[row] = self._begin(row, request)
+            except Exception as error:  # Of any kind: the device may lack memory.
+                if self._is_lost():
+                    raise
+                raise RequestError(number) from error
             self._at[row] = number
         if not self._at or self._rows is None:
             return []
@@ -158,6 +182,7 @@ class Engine:
             self.model, STRIDE, self._variables, self._layers, self._rows, self._ends
         )
         self._rows = rows
+        begun, self._begun = self._begun, {}
         begun, chosen, count_B, writes_B, tells_B = jax.device_get(
             (begun, chosen, count_B, rows.writes, rows.tells)
         )
@@ -171,6 +196,10 @@ class Engine:
                 finish = 'stop' if tokens and tokens[-1].id in self._ends else 'length'
             news.append(News(number, tokens[:-1] if finish == 'stop' else tokens, finish))
         return news
+
+    def _is_lost(self) -> bool:
+        """Whether a failed program has consumed the memory of the rows."""
+        return any(array.is_deleted() for array in jax.tree.leaves(self._rows))
 
     def _begin(self, row: int, request: Request) -> rows_lib.Chosen:
         length = len(request.prompt)
@@ -203,6 +232,19 @@ class Engine:
             self._ends,
         )
         return chosen
+
+
+def check_room(config: ModelConfig, prompt: int, limit: int) -> None:
+    """Check that a prompt and an answer, both in tokens, fit into the model's context.
+
+    Raises:
+        UserError: They do not.
+    """
+    if prompt + limit > config.context:
+        raise errors.UserError(
+            f'A prompt of {prompt} tokens and an answer of {limit} do not fit into the context '
+            f'of {config.name}, {config.context}.'
+        )
 
 
 def _token(chosen: rows_lib.Chosen, at: tuple[int, ...], tells: bool) -> Token:

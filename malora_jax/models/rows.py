@@ -185,9 +185,9 @@ def read(
 
     def copied(cache: _Stack, new_L1KTC: jax.Array) -> _Stack:
         if not isinstance(cache, tuple):
-            return jax.lax.dynamic_update_slice(cache, new_L1KTC, (0, order.row, 0, 0, 0))
+            return jax.lax.dynamic_update_slice_in_dim(cache, new_L1KTC, order.row, axis=1)
         return tuple(
-            jax.lax.dynamic_update_slice(own, new_1KTC, (order.row, 0, 0, 0))
+            jax.lax.dynamic_update_slice_in_dim(own, new_1KTC, order.row, axis=0)
             for own, new_1KTC in zip(cache, new_L1KTC, strict=True)
         )
 

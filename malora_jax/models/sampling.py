@@ -9,6 +9,9 @@ from flax import struct
 
 from malora_jax import errors
 
+# The most that an int32 holds.
+MOST_TOP_K = 2**31 - 1
+
 
 class Draws(struct.PyTreeNode):
     """How the tokens of each row are drawn.
@@ -40,6 +43,8 @@ def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -
         raise errors.out_of_range('temperature', temperature, 'at least 0')
     if top_k < 0:
         raise errors.out_of_range('top_k', top_k, 'at least 0')
+    if top_k > MOST_TOP_K:
+        raise errors.out_of_range('top_k', top_k, f'at most {MOST_TOP_K:,}')
     if not 0 < top_p <= 1:
         raise errors.out_of_range('top_p', top_p, 'above 0 and at most 1')
     if samples > 1 and temperature == 0:
@@ -91,7 +96,9 @@ def _top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
 
 def _nucleus(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
     """Logits, −inf outside of the nucleus."""
-    return _keep_enough(logits_BV, jax.nn.softmax(logits_BV, axis=-1), top_p_B)
+    # A probability that float32 rounds to zero would keep no token at all.
+    enough_B = jnp.maximum(top_p_B, jnp.finfo(jnp.float32).tiny)
+    return _keep_enough(logits_BV, jax.nn.softmax(logits_BV, axis=-1), enough_B)
 
 
 def _keep_enough(logits_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:

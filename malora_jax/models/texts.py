@@ -11,6 +11,9 @@ from malora_jax import errors
 
 # What bytes that are no character yet are decoded to.
 _INCOMPLETE = '\ufffd'
+# Tokens that are decoded again with the next ones, and how many may pile up before they become so
+# few again. A character spans at most four tokens; what is none after so many never becomes one.
+_CONTEXT, _FULL, _HOPELESS = 8, 16, 64
 
 
 class TextDecoder(Protocol):
@@ -58,39 +61,124 @@ class Ending:
 
 
 class TextStream:
-    """A text piece by piece, as its tokens come.
+    """The text of an answer, piece by piece as its tokens come.
+
+    The time for all pieces is linear in the number of tokens, whatever the length of the stops.
 
     Attributes:
-        ids: the tokens so far.
-        is_over: whether the text has come to its end.
+        is_over: Whether the text has come to its end.
     """
 
     def __init__(self, ending: Ending):
-        self.ids: list[int] = []
         self.is_over = False
-        self._ending = ending
-        self._shown = 0
+        self._ends = ending.ids
+        self._characters = _CharacterStream(ending.tokenizer)
+        self._stops = [_PrefixMatch(stop) for stop in ending.stop]
+        self._held = ''  # The end of the text, as far as it may be the beginning of a stop.
 
     def add(self, ids: Sequence[int]) -> str:
-        """What can be shown now: not what may still become another character, or the end."""
-        self.ids += ids
-        self.is_over = self._ending.is_met(self.ids)
+        """Return what can be shown now.
+
+        Incomplete characters, and text that may become a stop, are held back.
+        """
         if self.is_over:
-            return self.rest()
-        text = self._ending.text(self.ids)
-        complete = text.rstrip(_INCOMPLETE)
-        held = max((_overlap(complete, stop) for stop in self._ending.stop), default=0)
-        return self._show(complete[: len(complete) - held])
+            return ''
+        count = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        piece = self._match(self._characters.add(ids[:count]))
+        if count < len(ids) and not self.is_over:
+            piece += self.rest()
+            self.is_over = True
+        return piece
 
     def rest(self) -> str:
-        """What was held back, when no more tokens come."""
-        return self._show(self._ending.text(self.ids))
+        """Return what was held back, when no more tokens come."""
+        if self.is_over:
+            return ''
+        piece = self._match(self._characters.rest())
+        rest, self._held = self._held, ''
+        return piece + rest
 
-    def _show(self, text: str) -> str:
-        piece, self._shown = text[self._shown :], max(self._shown, len(text))
+    def _match(self, text: str) -> str:
+        """Return the text, after what was held back of it and up to a possible stop."""
+        before, self._held = len(self._held), self._held + text
+        for place, character in enumerate(text, start=before + 1):
+            # Of stops that are complete at the same place, the longest one begins first.
+            complete = [len(stop.text) for stop in self._stops if stop.add(character)]
+            if complete:
+                self.is_over = True
+                piece, self._held = self._held[: place - max(complete)], ''
+                return piece
+        end = len(self._held) - max((stop.length for stop in self._stops), default=0)
+        piece, self._held = self._held[:end], self._held[end:]
         return piece
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How much at the end of a text may be the beginning of another."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+class _CharacterStream:
+    """Decodes tokens as they come; only the last few are decoded again."""
+
+    def __init__(self, tokenizer: TextDecoder):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0  # Characters of the text of these tokens.
+
+    def add(self, ids: Sequence[int]) -> str:
+        """Return the new text up to its last complete character."""
+        self._ids += ids
+        text = self._decode(self._ids)
+        is_hopeless = len(self._ids) > _HOPELESS
+        complete = len(text) if is_hopeless else len(text.rstrip(_INCOMPLETE))
+        piece, self._shown = text[self._shown : complete], max(self._shown, complete)
+        if len(self._ids) > _FULL and complete == len(text):
+            self._shorten(text, is_hopeless)
+        return piece
+
+    def rest(self) -> str:
+        """Return what was held back, when no more tokens come."""
+        return self._decode(self._ids)[self._shown :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, continues=True)
+
+    def _shorten(self, text: str, is_hopeless: bool) -> None:
+        """Forget the first tokens, if the others are decoded without them as they were with them.
+
+        Between two tokens of one character they are not.
+        """
+        most = len(self._ids) - _CONTEXT
+        for start in range(most, most - 4, -1):
+            kept = self._decode(self._ids[start:])
+            if text.endswith(kept):
+                del self._ids[:start]
+                self._shown = len(kept)
+                return
+        if is_hopeless:
+            self._ids, self._shown = [], 0
+
+
+class _PrefixMatch:
+    """The longest prefix of a stop that a text ends with (Knuth, Morris and Pratt 1977).
+
+    The table grows with the match, so that a long stop that hardly ever matches costs nothing.
+
+    Attributes:
+        text: The stop.
+        length: Number of its characters that match.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        self.length = 0
+        # By length of a prefix of the stop: the longest shorter prefix that it ends with.
+        self._shorter = [0, 0]
+
+    def add(self, character: str) -> bool:
+        """Add a character to the text; return whether the stop is complete."""
+        self.length = self._next(self.length, character)
+        if self.length == len(self._shorter):
+            self._shorter.append(self._next(self._shorter[-1], character))
+        return self.length == len(self.text)
+
+    def _next(self, length: int, character: str) -> int:
+        while length and self.text[length] != character:
+            length = self._shorter[length]
+        return length + (self.text[length] == character)

@@ -1,61 +1,48 @@
 """What a text looks like in a response, whole or piece by piece."""
 
-import dataclasses
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import Token
-from malora_jax.models.texts import Ending, TextStream
-from malora_jax.serving.scheduler import Scheduler, Ticket
+from malora_jax.serving.scheduler import Generation, Piece
 
 
-@dataclasses.dataclass
-class Piece:
-    """What is new of a text.
-
-    Attributes:
-        text: what can be shown now.
-        tokens: those that were written; a text that a stop string ends may show fewer.
-        finish: 'stop' or 'length' with the last piece, else None.
-    """
-
-    text: str
-    tokens: list[Token]
-    finish: str | None
-
-
-async def pieces(
-    scheduler: Scheduler, model: LanguageModel, ticket: Ticket, stops: Sequence[str]
-) -> AsyncIterator[Piece]:
-    """A text as it is written; whoever stops listening cancels it.
+async def whole(generation: Generation) -> list[Piece]:
+    """Return all texts of a request, each with its pieces put together.
 
     Raises:
-        FailedError: the model failed.
+        RefusedError: A text failed.
     """
-    stream = TextStream(Ending(model.tokenizer, tuple(stops)))
-    try:
-        while True:
-            news = await ticket.next()
-            text, finish = stream.add([token.id for token in news.tokens]), news.finish
-            if stream.is_over:
-                finish = 'stop'
-            elif finish:
-                text += stream.rest()
-            if text or finish or news.tokens:
-                yield Piece(text, news.tokens, finish)
-            if finish:
-                return
-    finally:
-        scheduler.cancel(ticket)
+    found = [Piece('', [], None) for _ in generation.texts]
+    async for index, piece in generation.pieces():
+        before = found[index]
+        found[index] = Piece(before.text + piece.text, before.tokens + piece.tokens, piece.finish)
+    return found
 
 
-async def whole(found: AsyncIterator[Piece]) -> Piece:
-    """The pieces of a text put together."""
-    result = Piece('', [], None)
-    async for piece in found:
-        result = Piece(result.text + piece.text, result.tokens + piece.tokens, piece.finish)
-    return result
+def encode(value: Any, depth: int = 6) -> Iterator[str]:
+    """Yield parts of a JSON text.
+
+    Other threads can run between two parts, but not while one is made.
+
+    Args:
+        value: What is encoded.
+        depth: Levels of objects and arrays that are taken apart.
+    """
+    if depth and isinstance(value, dict):
+        for i, (key, part) in enumerate(value.items()):
+            yield f'{", " if i else "{"}{json.dumps(key, ensure_ascii=False)}: '
+            yield from encode(part, depth - 1)
+        yield '}' if value else '{}'
+    elif depth and isinstance(value, list):
+        for i, part in enumerate(value):
+            yield ', ' if i else '['
+            yield from encode(part, depth - 1)
+        yield ']' if value else '[]'
+    else:
+        yield json.dumps(value, ensure_ascii=False)
 
 
 def chat_logprobs(

@@ -2,39 +2,36 @@
 
 import asyncio
 import contextlib
-import hmac
+import dataclasses
+import functools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 import fastapi
-import jax
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response, StreamingResponse
+from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from malora_jax.errors import UserError
 from malora_jax.inference import LanguageModel
-from malora_jax.models.engine import Request
-from malora_jax.serving import answers
-from malora_jax.serving.answers import Piece
-from malora_jax.serving.protocol import ChatRequest, CompletionRequest
-from malora_jax.serving.scheduler import FailedError, OverloadedError, Scheduler
+from malora_jax.models.engine import Request, check_room
+from malora_jax.serving import answers, protocol
+from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.guard import Guard
+from malora_jax.serving.protocol import ChatRequest, CompletionRequest, SomeRequest
+from malora_jax.serving.responses import ErrorBody, handle_errors
+from malora_jax.serving.scheduler import Generation, Piece, Scheduler
+from malora_jax.serving.workers import Workers
 
-# Bytes of a request.
-MOST_BYTES = 4 * 2**20
 # What a chat may take where the request does not say, if the context has room for it.
 _MOST_TOKENS = 1024
 
-
-class RefusedError(Exception):
-    """A request that is answered by an error."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
+_Result = TypeVar('_Result')
 
 
 def make_app(
@@ -43,77 +40,97 @@ def make_app(
     rows: int = 8,
     most_waiting: int = 256,
     timeout_s: float = 600.0,
+    body_s: float = 30.0,
     key: str | None = None,
+    hosts: Collection[str] = (),
 ) -> fastapi.FastAPI:
-    """The ASGI application.
+    """Return the ASGI application; `app.state.scheduler` is its `Scheduler`.
 
     Args:
-        models: by the names that requests give.
-        rows: texts of each model that are written side by side.
-        most_waiting: requests that may wait; those after them are answered by status 429.
-        timeout_s: after so many seconds a request is given up, with status 504 if nothing was sent.
-        key: what requests must bear, if anything.
+        models: Models by the names that requests give.
+        rows: Texts of each model that are generated side by side.
+        most_waiting: Texts that may wait; those after them are answered by status 429.
+        timeout_s: Seconds after which a request is given up, with status 504 if nothing was sent.
+        body_s: Seconds within which the body of a request must arrive.
+        key: The key that requests must bear, or None.
+        hosts: Names of this host that requests may use, besides addresses and `localhost`; with a
+            key, any name will do.
     """
-    scheduler = Scheduler(models, rows, most_waiting)
+    scheduler, workers = Scheduler(models, rows, most_waiting), Workers()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
         scheduler.start()
         yield
         await asyncio.to_thread(scheduler.stop)
+        workers.close()
 
-    app = fastapi.FastAPI(title='malora_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(_Limits, key=key)
-    _handle_errors(app)
-    service = _Service(models, scheduler, timeout_s)
+    app = fastapi.FastAPI(
+        title='malora_jax',
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={code: {'model': ErrorBody} for code in ('4XX', '5XX')},
+    )
+    app.state.scheduler = scheduler
+    app.add_middleware(
+        Guard, key=key, hosts=hosts, body_s=body_s, is_draining=lambda: scheduler.is_draining
+    )
+    handle_errors(app)
+    service = _Service(models, scheduler, workers, timeout_s)
     app.get('/health')(service.health)
     app.get('/v1/models')(service.list_models)
-    app.post('/v1/chat/completions')(service.chat)
-    app.post('/v1/completions')(service.complete)
+    app.get('/v1/models/{name:path}')(service.get_model)
+    app.post('/v1/chat/completions', openapi_extra=_body(ChatRequest))(service.chat)
+    app.post('/v1/completions', openapi_extra=_body(CompletionRequest))(service.complete)
+    app.openapi = functools.cache(functools.partial(_openapi, app))  # type: ignore[method-assign]
     return app
 
 
-class _Limits:
-    """Refuses what does not bear the key, or is too large, before it is looked at."""
+_REFERENCE = '#/components/schemas/{model}'
 
-    def __init__(self, app: ASGIApp, key: str | None):
-        self.app = app
-        self.key = key
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope['type'] != 'http':
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope['headers'])
-        if self.key is not None and scope['path'] != '/health':
-            expected = f'Bearer {self.key}'.encode()
-            if not hmac.compare_digest(headers.get(b'authorization', b''), expected):
-                refusal = _error(401, 'The request does not bear the right key.')
-                await refusal(scope, receive, send)
-                return
-        length = headers.get(b'content-length', b'')
-        if length.isdigit() and int(length) > MOST_BYTES:
-            await _too_large()(scope, receive, send)
-            return
-        total = 0
+def _body(kind: type[ChatRequest | CompletionRequest]) -> dict[str, Any]:
+    schema = {'$ref': _REFERENCE.format(model=kind.__name__)}
+    content = {'application/json': {'schema': schema}}
+    return {'requestBody': {'content': content, 'required': True}}
 
-        async def counted() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get('body', b''))
-            if total > MOST_BYTES:
-                raise fastapi.HTTPException(413)
-            return message
 
-        await self.app(scope, counted, send)
+def _openapi(app: fastapi.FastAPI) -> dict[str, Any]:
+    """Return the schema of the API, with the bodies that `protocol.parse` reads."""
+    schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    kinds = [(kind, 'validation') for kind in (ChatRequest, CompletionRequest)]
+    _, bodies = models_json_schema(kinds, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    schema['components']['schemas'].update(bodies['$defs'])
+    return schema
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """A prompt that is not yet tokenized.
+
+    Attributes:
+        size: Number of its characters.
+        tokens: Returns its tokens; takes long if the text is long.
+    """
+
+    size: int
+    tokens: Callable[[], list[int]]
 
 
 class _Service:
     """What is done for each path."""
 
-    def __init__(self, models: Mapping[str, LanguageModel], scheduler: Scheduler, timeout_s: float):
+    def __init__(
+        self,
+        models: Mapping[str, LanguageModel],
+        scheduler: Scheduler,
+        workers: Workers,
+        timeout_s: float,
+    ):
         self.models = models
         self.scheduler = scheduler
+        self.workers = workers
         self.timeout_s = timeout_s
         self.started = int(time.time())
 
@@ -123,19 +140,20 @@ class _Service:
 
     async def list_models(self) -> dict[str, Any]:
         """The names that requests may give."""
-        data = [
-            {'id': name, 'object': 'model', 'created': self.started, 'owned_by': 'malora_jax'}
-            for name in self.models
-        ]
-        return {'object': 'list', 'data': data}
+        return {'object': 'list', 'data': [self._describe(name) for name in self.models]}
 
-    async def chat(self, body: ChatRequest, http: fastapi.Request) -> Response:
+    async def get_model(self, name: str) -> dict[str, Any]:
+        """One model by its name."""
+        self._model(name)
+        return self._describe(name)
+
+    async def chat(self, http: fastapi.Request) -> Response:
         """POST /v1/chat/completions."""
+        body = await self._read(ChatRequest, http)
         model = self._model(body.model)
-        prompt = model.prompt([message.plain() for message in body.messages])
-        limit = body.limit
-        if limit is None:
-            limit = max(1, min(_MOST_TOKENS, model.model.config.context - len(prompt)))
+        messages = [message.plain() for message in body.messages]
+        size = sum(len(message['content']) for message in messages)
+        prompt = _Prompt(size, functools.partial(model.prompt, messages))
 
         def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             # White space before an answer is of the template; see `LanguageModel.chat`.
@@ -151,15 +169,16 @@ class _Service:
             }
 
         return await self._respond(
-            body, http, model, [prompt], limit, choice, 'chat.completion', 'chatcmpl'
+            body, http, [prompt], 'messages', choice, 'chat.completion', 'chatcmpl'
         )
 
-    async def complete(self, body: CompletionRequest, http: fastapi.Request) -> Response:
+    async def complete(self, http: fastapi.Request) -> Response:
         """POST /v1/completions."""
+        body = await self._read(CompletionRequest, http)
         model = self._model(body.model)
-        prompts = [model.tokens(text) for text in body.prompts]
-        if not all(prompts):
-            raise RefusedError(422, 'prompt: There must be a text to go on from.')
+        prompts = [
+            _Prompt(len(text), functools.partial(model.tokens, text)) for text in body.prompts
+        ]
 
         def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             return {
@@ -171,96 +190,173 @@ class _Service:
                 'finish_reason': piece.finish,
             }
 
-        return await self._respond(
-            body, http, model, prompts, body.limit, choice, 'text_completion', 'cmpl'
-        )
+        return await self._respond(body, http, prompts, 'prompt', choice, 'text_completion', 'cmpl')
+
+    async def _read(self, kind: type[SomeRequest], http: fastapi.Request) -> SomeRequest:
+        try:
+            raw = await http.body()
+        except ClientDisconnect:
+            raise RefusedError(499, 'The client is gone.') from None
+        content_type = http.headers.get('content-type', '').partition(';')[0].strip().lower()
+        if content_type != 'application/json':
+            # A page that a browser shows may send anything else to any server.
+            raise RefusedError(422, 'The body must have the content type application/json.')
+        return await self.workers.run(len(raw), functools.partial(protocol.parse, kind, raw))
 
     def _model(self, name: str) -> LanguageModel:
         if name not in self.models:
-            raise RefusedError(
-                404, f'There is no model {name!r}; there is {", ".join(self.models)}.'
-            )
+            known = ', '.join(self.models)
+            raise RefusedError(404, f'There is no model {name[:256]!r}; there is {known}.', 'model')
         return self.models[name]
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {'id': name, 'object': 'model', 'created': self.started, 'owned_by': 'malora_jax'}
 
     async def _respond(
         self,
         body: ChatRequest | CompletionRequest,
         http: fastapi.Request,
-        model: LanguageModel,
-        prompts: Sequence[list[int]],
-        limit: int,
+        prompts: Sequence[_Prompt],
+        field: str,
         choice: Callable[[Piece, int, int, bool], dict[str, Any]],
         kind: str,
         prefix: str,
     ) -> Response:
-        texts = self._begin(body, model, prompts, limit)
+        model = self.models[body.model]
+        for prompt in prompts:
+            if prompt.size > model.most_characters:
+                raise RefusedError(
+                    413,
+                    f'{field}: {prompt.size:,} characters do not fit into the context of '
+                    f'{model.model.config.context} tokens, which has at most '
+                    f'{model.most_characters:,}.',
+                    field,
+                )
         head = {
             'id': f'{prefix}-{uuid.uuid4().hex}',
             'object': kind,
             'created': int(time.time()),
             'model': body.model,
         }
-        if body.stream:
-            head['object'] = kind if kind == 'text_completion' else f'{kind}.chunk'
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(texts, head, choice, prompts, with_usage, self.timeout_s)
-            return StreamingResponse(events, media_type='text/event-stream')
-        gathered = asyncio.gather(*(answers.whole(text) for text in texts))
-        found = await _unless_gone(gathered, http, self.timeout_s)
-        choices = [choice(piece, i, 0, False) for i, piece in enumerate(found)]
-        usage = _usage(prompts, [len(piece.tokens) for piece in found])
-        return JSONResponse(head | {'choices': choices, 'usage': usage})
+        deadline = _Deadline(self.timeout_s)
+        generation = self.scheduler.open(body.model, len(prompts) * body.n)
+        try:
+            begin = self._begin(body, generation, prompts, field)
+            count = await deadline.unless_gone(begin, http)
+            if body.stream:
+                head['object'] = kind if kind == 'text_completion' else f'{kind}.chunk'
+                events = _events(body, generation, head, choice, count, deadline)
+                cancel = functools.partial(self.scheduler.cancel, generation)
+                return _EventStream(events, cancel)
+            found = await deadline.unless_gone(answers.whole(generation), http)
+        except BaseException:
+            self.scheduler.cancel(generation)
+            raise
 
-    def _begin(
+        tokens = sum(len(piece.tokens) for piece in found)
+
+        def encoded() -> bytes:
+            choices = [choice(piece, i, 0, False) for i, piece in enumerate(found)]
+            value = head | {'choices': choices, 'usage': _usage(count, tokens)}
+            return ''.join(answers.encode(value)).encode()
+
+        content = await self.workers.run(tokens * (1 + (body.alternatives or 0)), encoded)
+        return Response(content, media_type='application/json')
+
+    async def _begin(
         self,
         body: ChatRequest | CompletionRequest,
-        model: LanguageModel,
-        prompts: Sequence[list[int]],
-        limit: int,
-    ) -> list[AsyncIterator[Piece]]:
-        """Submits `n` texts for each prompt."""
+        generation: Generation,
+        prompts: Sequence[_Prompt],
+        field: str,
+    ) -> int:
+        """Submit `n` texts for each prompt; return the number of tokens of all prompts."""
         seed = uuid.uuid4().int % 2**31 if body.seed is None else body.seed % 2**31
-        tickets = []
+        count = 0
+        for number, prompt in enumerate(prompts):
+            # One at a time, so that a request with many prompts does not hold up another one.
+            request = await self.workers.run(
+                prompt.size, functools.partial(self._request, body, prompt, field)
+            )
+            for text in generation.texts[number * body.n : (number + 1) * body.n]:
+                self.scheduler.submit(text, request, body.stops, seed)
+            count += len(request.prompt)
+        return count
+
+    def _request(
+        self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
+    ) -> Request:
+        """Return what the engine is asked for each text of a prompt; in a worker's thread.
+
+        Raises:
+            RefusedError: The prompt has no tokens, or too many with the answer.
+            UserError: The template has no place for the messages.
+        """
+        model = self.models[body.model]
+        tokens, context = prompt.tokens(), model.model.config.context
+        if not tokens:
+            raise RefusedError(422, f'{field}: There must be a text to go on from.', field)
+        limit = body.limit
+        if limit is None:
+            limit = max(1, min(_MOST_TOKENS, context - len(tokens)))
         try:
-            for number, prompt in enumerate(p for p in prompts for _ in range(body.n)):
-                request = Request(
-                    prompt,
-                    limit,
-                    body.temperature,
-                    body.top_k,
-                    body.top_p,
-                    jax.random.fold_in(jax.random.key(seed), number),
-                    bool(body.alternatives),
-                )
-                tickets.append(self.scheduler.submit(body.model, request))
-        except (UserError, OverloadedError) as error:
-            for ticket in tickets:
-                self.scheduler.cancel(ticket)
-            if isinstance(error, OverloadedError):
-                raise RefusedError(
-                    429, 'Too many requests wait already; try again later.'
-                ) from error
-            raise RefusedError(413, str(error)) from error
-        return [answers.pieces(self.scheduler, model, t, body.stops) for t in tickets]
+            check_room(model.model.config, len(tokens), limit)
+        except UserError as error:
+            raise RefusedError(413, str(error), field) from error
+        return Request(
+            tokens,
+            limit,
+            body.temperature,
+            body.top_k,
+            body.top_p,
+            alternatives=bool(body.alternatives),
+        )
 
 
-async def _unless_gone(
-    work: 'asyncio.Future[list[Piece]]', http: fastapi.Request, timeout_s: float
-) -> list[Piece]:
-    """The result of the work, which is given up when the client goes away or time is out."""
-    gone = asyncio.ensure_future(_disconnected(http))
-    both: set[asyncio.Future[Any]] = {work, gone}
-    try:
-        done, _ = await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if work in done:
-            return work.result()
-        if gone in done:
-            raise RefusedError(499, 'The client is gone.')
-        raise RefusedError(504, f'The answer took more than {timeout_s:g} seconds.')
-    finally:
-        for task in both:
-            task.cancel()
-        await asyncio.gather(*both, return_exceptions=True)
+class _EventStream(StreamingResponse):
+    """Server-sent events; the work for them is cancelled when the client is gone."""
+
+    def __init__(self, events: AsyncIterator[str], cancel: Callable[[], None]):
+        super().__init__(events, media_type='text/event-stream')
+        self._cancel = cancel
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._cancel()
+
+
+class _Deadline:
+    """The time at which a request is given up."""
+
+    def __init__(self, timeout_s: float):
+        self.at = asyncio.get_running_loop().time() + timeout_s
+        self.error = RefusedError(504, f'The answer took more than {timeout_s:g} seconds.')
+
+    async def unless_gone(
+        self, work: Coroutine[Any, Any, _Result], http: fastapi.Request
+    ) -> _Result:
+        """Return the result of the work, unless the client goes away or time is out.
+
+        Raises:
+            RefusedError: The work is given up.
+        """
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(http))
+        both: set[asyncio.Future[Any]] = {task, gone}
+        try:
+            async with asyncio.timeout_at(self.at):
+                done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise self.error from None
+        finally:
+            for each in both:
+                each.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+        if task in done:
+            return task.result()
+        raise RefusedError(499, 'The client is gone.')
 
 
 async def _disconnected(http: fastapi.Request) -> None:
@@ -269,46 +365,28 @@ async def _disconnected(http: fastapi.Request) -> None:
 
 
 async def _events(
-    texts: Sequence[AsyncIterator[Piece]],
+    body: ChatRequest | CompletionRequest,
+    generation: Generation,
     head: Mapping[str, Any],
     choice: Callable[[Piece, int, int, bool], dict[str, Any]],
-    prompts: Sequence[list[int]],
-    with_usage: bool,
-    timeout_s: float,
+    prompt_tokens: int,
+    deadline: _Deadline,
 ) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece of any text, as it comes."""
-    queue: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-
-    async def listen(index: int, text: AsyncIterator[Piece]) -> None:
-        try:
-            async for piece in text:
-                queue.put_nowait((index, piece))
-        except Exception as error:
-            queue.put_nowait((index, error))
-
-    tasks = [asyncio.ensure_future(listen(i, text)) for i, text in enumerate(texts)]
-    counts, offsets, running = [0] * len(texts), [0] * len(texts), len(texts)
+    """Yield a chunk for each piece of any text, as it comes; an error if no more will come."""
+    tokens, offsets = 0, [0] * len(generation.texts)
     try:
-        async with asyncio.timeout(timeout_s):
-            while running:
-                index, piece = await queue.get()
-                if isinstance(piece, Exception):
-                    raise piece
+        async with asyncio.timeout_at(deadline.at):
+            async for index, piece in generation.pieces():
                 chunk = choice(piece, index, offsets[index], True)
-                counts[index] += len(piece.tokens)
+                tokens += len(piece.tokens)
                 offsets[index] += len(piece.text)
-                running -= piece.finish is not None
                 yield _event(dict(head) | {'choices': [chunk]})
-        if with_usage:
-            yield _event(dict(head) | {'choices': [], 'usage': _usage(prompts, counts)})
+        if body.stream_options is not None and body.stream_options.include_usage:
+            yield _event(dict(head) | {'choices': [], 'usage': _usage(prompt_tokens, tokens)})
     except TimeoutError:
-        yield _event(_body(504, f'The answer took more than {timeout_s:g} seconds.'))
-    except FailedError:
-        yield _event(_body(500, 'The model failed; the log says why.'))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        yield _event(deadline.error.body())
+    except RefusedError as error:
+        yield _event(error.body())
     yield 'data: [DONE]\n\n'
 
 
@@ -316,49 +394,9 @@ def _event(value: Mapping[str, Any]) -> str:
     return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
 
 
-def _usage(prompts: Sequence[list[int]], written: Sequence[int]) -> dict[str, int]:
-    before, after = sum(map(len, prompts)), sum(written)
+def _usage(before: int, after: int) -> dict[str, int]:
     return {
         'prompt_tokens': before,
         'completion_tokens': after,
         'total_tokens': before + after,
     }
-
-
-def _handle_errors(app: fastapi.FastAPI) -> None:
-    """Every error as OpenAI's clients expect it."""
-
-    @app.exception_handler(RefusedError)
-    async def refused(_: fastapi.Request, error: RefusedError) -> Response:
-        return _error(error.status, str(error))
-
-    @app.exception_handler(UserError)
-    async def mistaken(_: fastapi.Request, error: UserError) -> Response:
-        return _error(422, str(error))
-
-    @app.exception_handler(FailedError)
-    async def failed(_: fastapi.Request, error: FailedError) -> Response:
-        return _error(500, 'The model failed; the log says why.')
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: fastapi.Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = '.'.join(str(part) for part in first['loc'] if part != 'body')
-        return _error(422, f'{where or "The body"}: {first["msg"]}.')
-
-    @app.exception_handler(fastapi.HTTPException)
-    async def other(_: fastapi.Request, error: fastapi.HTTPException) -> Response:
-        return _too_large() if error.status_code == 413 else _error(error.status_code, error.detail)
-
-
-def _too_large() -> JSONResponse:
-    return _error(413, f'A request may have {MOST_BYTES:,} bytes.')
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse(_body(status, message), status)
-
-
-def _body(status: int, message: str) -> dict[str, Any]:
-    kind = 'invalid_request_error' if status < 500 else 'server_error'
-    return {'error': {'message': message, 'type': kind, 'param': None, 'code': status}}

@@ -15,7 +15,7 @@ from model_helpers import (
 
 from malora_jax.errors import UserError
 from malora_jax.models import rows as rows_lib
-from malora_jax.models.engine import STRIDE, Engine, Request
+from malora_jax.models.engine import STRIDE, Engine, Request, RequestError
 
 NO_END = 300
 MODEL = tiny_model(small_method('malora'))
@@ -202,3 +202,56 @@ def test_padding_of_the_prompt_is_no_past():
         logits = logits_of(MODEL, VARIABLES, jnp.asarray([tokens + [0] * (40 - len(tokens))]))
         tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     assert ids(found) == tokens[5:]
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_integers_of_64_bits_change_nothing(backend, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    how = dict(temperature=0.8, top_p=0.9, top_k=50, alternatives=True)
+    (prompt,) = prompts(5)
+    expected = alone(prompt, 2 * STRIDE, key=jax.random.key(1), **how)
+    with jax.enable_x64(True):
+        assert alone(prompt, 2 * STRIDE, key=jax.random.key(1), **how) == expected
+
+
+def test_a_request_that_cannot_be_begun_is_the_only_one(monkeypatch):
+    questions = prompts(5, 6, 7)
+    engine = engine_of(rows=3, variables=VARIABLES)
+    begin = Engine._begin
+
+    def failing(engine, row, request):
+        if len(request.prompt) == 6:
+            raise RuntimeError('no memory')
+        return begin(engine, row, request)
+
+    monkeypatch.setattr(Engine, '_begin', failing)
+    numbers = [engine.submit(Request(question, 9)) for question in questions]
+    with pytest.raises(RequestError) as caught:
+        engine.step()
+    assert caught.value.number == numbers[1]
+    assert str(caught.value.__cause__) == 'no memory'
+    found = finish(engine)
+    expected = {numbers[i]: alone(questions[i], 9) for i in (0, 2)}
+    assert {number: ids(tokens) for number, (tokens, _) in found.items()} == expected
+
+
+def test_an_engine_that_has_lost_its_state_is_reset(monkeypatch):
+    (prompt,) = prompts(5)
+    engine = engine_of(variables=VARIABLES)
+    engine.submit(Request(prompt, 9))
+    engine.step()
+
+    def failing(*arguments):
+        jax.tree.map(lambda array: array.delete(), arguments[2])
+        raise RuntimeError('the device failed')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows_lib, 'read', failing)
+        engine.submit(Request(prompt, 9))
+        with pytest.raises(RuntimeError, match='the device failed'):
+            engine.step()
+    engine.reset()
+    assert engine.is_idle
+    engine.submit(Request(prompt, 9))
+    ((found, _),) = finish(engine).values()
+    assert ids(found) == alone(prompt, 9)

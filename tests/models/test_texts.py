@@ -1,6 +1,11 @@
 """What of a text is shown while it is written: in the end all of it, and never too much."""
 
+import random
+import threading
+import time
+
 import pytest
+import recorded_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,3 +73,74 @@ def test_an_empty_stop_is_refused():
     with pytest.raises(UserError) as caught:
         Ending(Bytes(), ('x', ''))
     assert str(caught.value) == "stop is ('x', ''); it must be texts that are not empty."
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.text('ab', min_size=1, max_size=40), min_size=1, max_size=4),
+    st.text('ab', max_size=200),
+)
+def test_stops_that_contain_each_other(stops, text):
+    """The first stop that is complete ends the text; the longest of several."""
+    shown = ''.join(pieces(text.encode(), [7] * 40, tuple(stops)))
+    assert shown == Ending(Bytes(), tuple(stops)).text(list(text.encode()))
+
+
+@pytest.mark.parametrize('text', ['x' * 20_000, 'xy' * 10_000, 'a' * 20_000])
+def test_long_stops_take_no_time(text):
+    stops = tuple('x' * 1_000_000 + end for end in 'abcd')
+    start = time.perf_counter()
+    shown = ''.join(pieces(text.encode(), [4] * 5000, stops))
+    assert shown == text and time.perf_counter() - start < 10
+
+
+def test_the_time_of_a_text_is_linear():
+    """Only the last few tokens are decoded again, whatever they are."""
+    decoded = []
+
+    class Counted(Bytes):
+        def decode(self, ids, *, continues=False):
+            decoded.append(len(ids))
+            return super().decode(ids, continues=continues)
+
+    for text in (b'word ' * 2000, '€'.encode() * 3000, b'\xff' * 10_000, b'\xe2\x82' * 5000):
+        decoded.clear()
+        stream, shown = TextStream(Ending(Counted(), ())), ''
+        for start in range(0, len(text), 4):
+            shown += stream.add(list(text[start : start + 4]))
+        assert shown + stream.rest() == text.decode(errors='replace')
+        assert max(decoded) <= 70 and sum(decoded) < 50 * len(text)
+
+
+@pytest.mark.parametrize('name', recorded_tokenizers.NAMES)
+def test_pieces_of_a_tokenizer(name, tmp_path):
+    """Together they are what is decoded at once."""
+    tokenizer = recorded_tokenizers.from_directory(tmp_path / name, name)
+    rng = random.Random(0)
+    for text in ('Grüße, 你好 ' * 40, '😀👩‍👩‍👧 x\n\n  y' * 30, ' a  b ' * 50):
+        ids = tokenizer.encode(text, continues=True)
+        stream, shown, start = TextStream(Ending(tokenizer, ('never',))), '', 0
+        while start < len(ids):
+            count = rng.randrange(1, 5)
+            shown += stream.add(ids[start : start + count])
+            start += count
+        assert shown + stream.rest() == tokenizer.decode(ids, continues=True)
+
+
+def test_other_threads_run_while_a_text_is_encoded(tmp_path):
+    tokenizer = recorded_tokenizers.from_directory(tmp_path / 'qwen2', 'qwen2')
+    text, counts, done = '9' * 500_000, [0], threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            counts[0] += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    start, before = time.perf_counter(), counts[0]
+    tokenizer.encode(text)
+    seconds, during = time.perf_counter() - start, counts[0] - before
+    done.set()
+    thread.join()
+    assert during > 50 * seconds  # If the lock were held: one or two.

@@ -4,45 +4,18 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
-import socket
-import sys
-import threading
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'inference'))
-from test_language_model import language_model
+from serving_helpers import QUESTION, language_model, serving
 
 from malora_jax.models.engine import Engine
-from malora_jax.serving.app import MOST_BYTES, make_app
-
-QUESTION = [{'role': 'user', 'content': 'Why?'}]
-
+from malora_jax.serving.guard import MOST_BYTES
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
-
-
-@contextlib.contextmanager
-def serving(**settings):
-    """A server in a thread; its address."""
-    model = language_model()
-    app = make_app({'tiny': model, 'base': model.base()}, **settings)
-    listener = socket.create_server(('127.0.0.1', 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=10))
-    thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
-    thread.start()
-    try:
-        yield f'http://127.0.0.1:{listener.getsockname()[1]}'
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope='module')

@@ -22,6 +22,7 @@ class Tokenizer:
         eos_id: the token that ends a text.
         bos_id: the token that every text starts with, or None. `encode` does not add it.
         vocab_size: the highest id, plus 1.
+        longest_token: The most characters that one token stands for.
         chat_template: the model's own template in the language of Jinja, or None.
         named_tokens: special tokens by the names that templates give them, such as `bos_token`.
         special_tokens: the texts of all tokens that `decode` leaves out.
@@ -41,7 +42,9 @@ class Tokenizer:
         self.bos_id = bos_id
         self.chat_template = chat_template
         self.named_tokens = named_tokens or {}
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values())
+        self.longest_token = max(map(len, vocabulary))
         added = backend.get_added_tokens_decoder().values()
         self.special_tokens = frozenset(token.content for token in added if token.special)
         self._line_break = self.encode(_LINE_BREAK)
@@ -51,7 +54,8 @@ class Tokenizer:
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Token ids of the text; special tokens in it are recognised, none is added."""
         if not continues or not self._adds_space:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            # Unlike `encode`, this lets other threads run, and it takes half the time.
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         both = self.encode(_LINE_BREAK + text)
         count = len(self._line_break)
         # In a vocabulary with a token for several line breaks, it may grow after all.

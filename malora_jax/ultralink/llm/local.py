@@ -16,7 +16,8 @@ from malora_jax.models import Decoder
 from malora_jax.models.engine import Request as EngineRequest
 from malora_jax.models.loading.weights import load_base
 from malora_jax.serving import answers
-from malora_jax.serving.scheduler import FailedError, Scheduler
+from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.scheduler import Scheduler
 from malora_jax.training.config import run_config
 from malora_jax.ultralink.llm.chat import Message, Reply, Request
 
@@ -56,20 +57,21 @@ class Local:
         room = self._model.model.config.context - len(prompt)
         if room < 1:
             return Reply('', 'refused', 0)
-        ticket = self._scheduler.submit(
-            self.name,
-            EngineRequest(
-                prompt,
-                min(sampling.max_tokens, room),
-                sampling.temperature,
-                top_p=sampling.top_p,
-                key=jax.random.key(request.draw),
-            ),
+        generation = self._scheduler.open(self.name, 1)
+        engine_request = EngineRequest(
+            prompt,
+            min(sampling.max_tokens, room),
+            sampling.temperature,
+            top_p=sampling.top_p,
+            key=jax.random.key(request.draw),
         )
         try:
-            found = await answers.whole(answers.pieces(self._scheduler, self._model, ticket, ()))
-        except FailedError as error:
+            self._scheduler.submit(generation.texts[0], engine_request, ())
+            (found,) = await answers.whole(generation)
+        except RefusedError as error:
             raise OSError(f'The model {self._model.name} failed; see above.') from error
+        finally:
+            self._scheduler.cancel(generation)
         tokens = len(prompt) + len(found.tokens)
         return Reply(found.text.strip(), found.finish or 'stop', tokens)
 

@@ -1,0 +1,113 @@
+"""Checks of a request before anything looks at it: host, key, size and time."""
+
+import asyncio
+import hmac
+import ipaddress
+from collections.abc import Callable, Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from malora_jax.serving.errors import RefusedError, shutting_down
+from malora_jax.serving.responses import respond
+
+# Bytes of a request.
+MOST_BYTES = 4 * 2**20
+
+
+class Guard:
+    """Refuses requests that do not bear the key, name another host, or are too large or too slow.
+
+    A page that a browser shows can reach a server on the same machine under a name of its own
+    (DNS rebinding). It cannot do so under an address, nor does it know the key: only without a key
+    names are checked.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None,
+        hosts: Collection[str],
+        body_s: float,
+        is_draining: Callable[[], bool],
+    ):
+        """Wraps an application.
+
+        Args:
+            app: The application.
+            key: The key that requests must bear, or None.
+            hosts: Names of this host that requests may use, besides addresses and `localhost`.
+            body_s: Seconds for the body of a request to arrive.
+            is_draining: Returns whether no new request is taken.
+        """
+        self._app = app
+        self._key = None if key is None else f'Bearer {key}'.encode()
+        self._hosts = {'localhost', *(host.lower() for host in hosts)}
+        self._body_s = body_s
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope['type'] != 'http':
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope['path'], dict(scope['headers']))
+        except RefusedError as error:
+            # The body is not read, so that the connection is of no more use.
+            await respond(error, {'Connection': 'close'})(scope, receive, send)
+            return
+        await self._app(scope, self._limited(receive), send)
+
+    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if self._is_draining():
+            raise shutting_down()
+        if self._key is None:
+            self._check_host(headers.get(b'host', b'').decode('latin-1'))
+        elif path != '/health' and not hmac.compare_digest(
+            headers.get(b'authorization', b''), self._key
+        ):
+            raise RefusedError(401, 'The request does not bear the right key.')
+        length = headers.get(b'content-length', b'')
+        if length.isdigit() and int(length) > MOST_BYTES:
+            raise too_large()
+
+    def _check_host(self, host: str) -> None:
+        if not host:
+            return  # A browser always sends one.
+        name, _, port = host.rpartition(':')
+        name = name if port.isdigit() else host
+        if name.lower() in self._hosts:
+            return
+        try:
+            ipaddress.ip_address(name.removeprefix('[').removesuffix(']'))
+        except ValueError:
+            raise RefusedError(
+                421, f'The server is not called {name[:100]!r}; --allowed_hosts may name it.'
+            ) from None
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a function that receives a body only as far as size and time allow."""
+        total, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._body_s
+
+        async def limited() -> Message:
+            nonlocal total, is_whole
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise RefusedError(
+                    408, f'The body did not arrive within {self._body_s:g} seconds.'
+                ) from None
+            total += len(message.get('body', b''))
+            if total > MOST_BYTES:
+                raise too_large()
+            is_whole = not message.get('more_body', False)
+            return message
+
+        return limited
+
+
+def too_large() -> RefusedError:
+    """Return the error for a body above the limit."""
+    return RefusedError(413, f'A request may have {MOST_BYTES:,} bytes.')

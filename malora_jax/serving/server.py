@@ -1,0 +1,127 @@
+"""The HTTP server: connections, signals and how it ends."""
+
+import asyncio
+import gc
+import json
+import queue
+import signal
+import socket
+import threading
+import time
+
+import fastapi
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.scheduler import Scheduler
+
+# Seconds for the head of a request to arrive, and for finished responses to be sent at the end.
+_HEAD_S, _FLUSH_S = 30.0, 3.0
+
+
+def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None:
+    """Serve until SIGINT or SIGTERM; from the main thread.
+
+    After the first signal new requests are answered by status 503, and those that were taken are
+    finished for `grace_s` seconds. What is not finished by then, or at the second signal, ends with
+    status 503: a stream with an error event and `[DONE]`. Later signals change nothing.
+
+    Args:
+        app: The application of `make_app`.
+        listener: Socket that listens.
+        grace_s: Seconds after the first signal.
+
+    Raises:
+        RuntimeError: The server ended without a signal.
+    """
+    # What is there now stays: looking through it for garbage would hold up all threads.
+    gc.collect()
+    gc.freeze()
+    server = uvicorn.Server(config(app))
+    events: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            events.put('ended')
+
+    # uvicorn ends at a signal only in the main thread.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: events.put('signal'))
+    thread = threading.Thread(target=run, name='server', daemon=True)
+    thread.start()
+    if events.get() == 'ended':
+        raise RuntimeError('The server could not start, or has ended by itself.')
+    _drain(app.state.scheduler, events, grace_s)
+    server.should_exit = True
+    thread.join(2 * _FLUSH_S)
+
+
+def config(app: fastapi.FastAPI) -> uvicorn.Config:
+    """Return the settings of the server."""
+    return uvicorn.Config(
+        app,
+        http=_Connection,
+        ws='none',
+        log_level='warning',
+        timeout_graceful_shutdown=int(_FLUSH_S),
+    )
+
+
+def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: float) -> None:
+    """Wait until no text is open, the time is over, or there is another event; then end all."""
+    scheduler.drain()
+    end = time.monotonic() + grace_s
+    while scheduler.open_requests and events.empty() and time.monotonic() < end:
+        time.sleep(0.05)
+    scheduler.end_all()
+
+
+class _Connection(H11Protocol):
+    """A connection whose errors have OpenAI's form, and which is closed if a head is late."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(RefusedError(400, msg))
+
+    def _watch(self) -> None:
+        """Allow a time for the head of a request that has begun to arrive."""
+        if self.conn.their_state is h11.IDLE and self._late is None:
+            error = RefusedError(408, f'No request arrived within {_HEAD_S:g} seconds.')
+            self._late = self.loop.call_later(_HEAD_S, self._refuse, error)
+        elif self.conn.their_state is not h11.IDLE and self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self, error: RefusedError) -> None:
+        """Answer what is no request, unless it comes within a response, and close."""
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(error.body()).encode()
+            headers = [
+                (b'content-type', b'application/json'),
+                (b'content-length', str(len(body)).encode()),
+                (b'connection', b'close'),
+            ]
+            response = h11.Response(status_code=error.status, headers=headers)
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b'')
+        self.transport.close()

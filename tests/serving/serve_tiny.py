@@ -1,0 +1,51 @@
+"""Serves a small model, or another one, in a process of its own.
+
+`python tests/serving/serve_tiny.py [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
+address. A delay makes each step of an engine so many seconds longer, and no text ends early.
+"""
+
+import argparse
+import pathlib
+import socket
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'inference'))
+
+import jax
+from test_language_model import language_model
+
+from experiments import cli
+from malora_jax.models.engine import Engine
+from malora_jax.serving.app import make_app
+from malora_jax.serving.server import serve
+from malora_jax.ultralink.llm import local
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--rows', type=int, default=4)
+    parser.add_argument('--grace', type=float, default=5.0)
+    parser.add_argument('--delay', type=float, default=0.0)
+    parser.add_argument('--model')
+    flags = parser.parse_args()
+    if flags.model is None:
+        jax.config.update('jax_disable_most_optimizations', True)
+    model = local.load(flags.model) if flags.model else language_model()
+    if flags.delay:
+        model.end_id = model.model.config.vocab_size  # Texts are as long as they may be.
+    step = Engine.step
+
+    def slow_step(engine):
+        time.sleep(flags.delay)
+        return step(engine)
+
+    Engine.step = slow_step
+    listener = socket.create_server(('127.0.0.1', 0))
+    print(f'http://127.0.0.1:{listener.getsockname()[1]}', flush=True)
+    serve(make_app({'tiny': model}, rows=flags.rows), listener, flags.grace)
+    cli.leave(0)
+
+
+if __name__ == '__main__':
+    main()
