@@ -152,6 +152,7 @@ def open_replica(
     state = loop.started(setup, fresh, workdir)
     base = check_base(workdir, setup.run, setup.base.params)
     stack.enter_context(begun(workdir, config, digests, base))
+    print(f'{workdir.name}: {setup.describe_drawing()}')
     goodput.open(workdir)
     stack.callback(goodput.close)
     keep = setup.run.training.keep_checkpoints

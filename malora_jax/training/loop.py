@@ -85,6 +85,7 @@ def _train(
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
             hosts.say(describe_split(split, size))
+    hosts.say(setup.describe_drawing())
     if not hosts.is_first():
         hosts.meet('begun')
         return _run(setup, state, data, workdir, watch)
