@@ -15,7 +15,7 @@ from malora_jax.errors import UserError
 TODAY = datetime.date(2024, 7, 26)
 
 # Templates of models that think before they answer leave that out.
-_VARIABLES = {
+VARIABLES = {
     'date_string': TODAY.strftime('%d %b %Y'),
     'enable_thinking': False,
     'tools': None,
@@ -44,7 +44,7 @@ class Chat:
             UserError: the template is broken, writes more than white space between prompt and
                 answer, or ends an answer without a special token.
         """
-        self._variables = {**_VARIABLES, **named_tokens}
+        self._variables = {**VARIABLES, **named_tokens}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
