@@ -69,10 +69,12 @@ def chat_template(trained: Restored) -> str:
     prompt = template.prompt(tokenizer, 'Why?')
     if prompt.startswith(bos):
         return source
-    if tokenizer.encode(bos + prompt) != data.encode_prompt(tokenizer, template, 'Why?'):
-        # SentencePiece puts a space before a text, but not after a special token.
-        bos += ' '
-    return f'{{{{ {json.dumps(bos, ensure_ascii=False)} }}}}{source}'
+    start = json.dumps(bos, ensure_ascii=False)
+    if tokenizer.encode(bos + prompt) == data.encode_prompt(tokenizer, template, 'Why?'):
+        return f'{{{{ {start} }}}}{source}'
+    # SentencePiece puts a space before a text that has none, but not after a special token.
+    space = "('' if text.startswith(' ') else ' ')"
+    return f"{{% set text %}}{{{{ '' }}}}{source}{{% endset %}}{{{{ {start} + {space} + text }}}}"
 
 
 def _backend(trained: Restored) -> tokenizers.Tokenizer:

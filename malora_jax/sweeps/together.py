@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,8 +56,13 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
     errors: dict[str, str] = {}
     for chunk in _chunks(list(todo), most):
         some = {name: todo[name] for name in chunk}
-        found = _train(some, digests, workdir, measure) if len(chunk) > 1 else None
-        errors |= _alone(some, digests, workdir) if found is None else found
+        setups = _setups(some, digests, workdir) if len(some) > 1 else {}
+        for part in _of_equal_steps(setups) if setups else [chunk]:
+            own = {name: todo[name] for name in part}
+            found = None
+            if len(own) > 1:
+                found = _train(own, [setups[name] for name in part], digests, workdir, measure)
+            errors |= _alone(own, digests, workdir) if found is None else found
     return errors
 
 
@@ -79,12 +84,26 @@ def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) 
     return errors
 
 
+def _of_equal_steps(setups: Mapping[str, Setup]) -> list[list[str]]:
+    """Return the names of runs in lists, each of runs with the same number of steps.
+
+    Runs by epochs may differ by a step or two if their seeds differ.
+    """
+    found: dict[int, list[str]] = {}
+    for name, setup in setups.items():
+        found.setdefault(setup.steps, []).append(name)
+    return list(found.values())
+
+
 def _train(
-    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path, measure: bool
+    configs: Configs,
+    setups: Sequence[Setup],
+    digests: Mapping[str, Any],
+    workdir: pathlib.Path,
+    measure: bool,
 ) -> dict[str, str] | None:
     """Why runs failed; None if they were not trained, as that does not pay."""
     started = time.perf_counter()
-    setups = _setups(configs, digests, workdir)
     runs = [setup.run for setup in setups]
     values, run = differing(runs), common(runs)
 
@@ -130,13 +149,17 @@ def _train(
     return {replica.name: replica.error for replica in replicas if replica.error}
 
 
-def _setups(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> list[Setup]:
-    """The parts of each run, with one base."""
-    setups: list[Setup] = []
+def _setups(
+    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path
+) -> dict[str, Setup]:
+    """The parts of each run by its name, with one base."""
+    setups: dict[str, Setup] = {}
+    base = None
     for name, config in configs.items():
         run = run_config(config)
         if (workdir / name / 'config.json').exists():
             check_config(workdir / name, config)
             check_data(workdir / name, digests)
-        setups.append(build(run, setups[0].base if setups else None))
+        setups[name] = build(run, base)
+        base = setups[name].base
     return setups

@@ -70,6 +70,8 @@ def ids_by_the_files(directory: Path, question: str) -> list[int]:
         .render(
             messages=[{'role': 'user', 'content': question}],
             add_generation_prompt=True,
+            tools=None,
+            documents=None,
             **{name: text for name, text in settings.items() if name.endswith('_token')},
         )
     )
