@@ -25,7 +25,7 @@ COMPILED := tests/training/test_topology.py
 FUZZ := tests/fuzz
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-fuzz lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export lint format clean
 
 setup: $(VENV)/ready
 
@@ -63,6 +63,12 @@ test-tpu: setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/tpu \
 	  "$$($(BIN)/python -c 'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
 	PYTHONPATH=$(VENV)/tpu $(PYTEST) $(COMPILED)
+
+# Exports, loaded by transformers and peft, which lie in an environment of their own.
+test-export: setup
+	$(PYTHON) -m venv $(VENV)/transformers
+	$(VENV)/transformers/bin/python -m pip install --quiet 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1'
+	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) tests/export/test_prompts.py
 
 # Style and types.
 lint: setup

@@ -11,7 +11,7 @@ Stated in the paper (Table 9): learning rate 4e-4, 2 epochs, batch size 2, β 1.
 open: how long sequences are, and the blend. Here a step is one row of 512 tokens, packed, so that
 nearly all of BoolQ's passages fit. It holds 7 examples or so, which makes a third of the paper's
 updates; --config.data.sequence_length=192 comes nearer to its two, and cuts passages. An epoch
-takes every example once on average (size_exponent 1), as when all rows are shuffled together.
+takes every example once (size_exponent 1), but for the rows that are shuffled across its end.
 
 The paper's averages (%): LoRA 78.48, AsyLoRA 79.42, DoRA 79.56, MoLoRA 79.69, MALoRA 80.47.
 `python -m experiments.table --table=table2 --workdirs=runs/table2` prints the runs beside them.

@@ -4,8 +4,6 @@ Dimension letters: E experts, D inputs and F outputs of the linear, R rank of on
 the subspace.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -104,11 +102,30 @@ def shared_subspace(
     v_DS, sigma_S, ut_SS = _decompose(k_EDS[0])
     # Without V_t there is a way that takes a tenth of the time: K_t K_t^T = U_t Σ_t² U_t^T.
     square_ES, u_ESS = jax.lax.map(lambda k_DS: jnp.linalg.eigh(k_DS.T @ k_DS), k_EDS[1:])
-    scaled_ESS = jnp.sqrt(jnp.maximum(square_ES, 0))[:, :, None] * u_ESS.swapaxes(1, 2)
+    ut_ESS = u_ESS.swapaxes(1, 2)
+    ut_ESS *= _signs(ut_ESS)
+    scaled_ESS = jnp.sqrt(jnp.maximum(square_ES, 0))[:, :, None] * ut_ESS
     scaled_ESS = jnp.concatenate([(sigma_S[:, None] * ut_SS)[None], scaled_ESS[:, ::-1]])
     return beta * v_DS, scaled_ESS[:, :, :rank] / beta
 
 
-# One at a time: on CPU a batched decomposition waits for workers of the pool it runs on, and two
-# of them at once on two cores wait for each other for ever (jaxlib's ParallelBatchMap).
-_decompose = functools.partial(jnp.linalg.svd, full_matrices=False)
+def _decompose(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the thin singular value decomposition of a matrix.
+
+    Batches go through `jax.lax.map`, one matrix at a time: on CPU a batched decomposition waits for
+    workers of the pool it runs on, and two of them at once on two cores wait for each other for
+    ever (jaxlib's ParallelBatchMap).
+    """
+    v_DS, sigma_S, ut_SS = jnp.linalg.svd(matrix_DS, full_matrices=False)
+    signs_S1 = _signs(ut_SS)
+    return v_DS * signs_S1.T, sigma_S, ut_SS * signs_S1
+
+
+def _signs(rows: jax.Array) -> jax.Array:
+    """Return the sign of the largest entry of each row, (..., 1).
+
+    A singular vector's sign is free, and libraries of different devices choose differently. With
+    this sign the largest entry is positive, so that a seed means the same start everywhere.
+    """
+    largest = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
+    return jnp.where(jnp.take_along_axis(rows, largest, axis=-1) < 0, -1.0, 1.0)

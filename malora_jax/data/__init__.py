@@ -8,7 +8,8 @@ from malora_jax.data.benchmark_tasks import (
     split_benchmark,
 )
 from malora_jax.data.benchmarks import DATASETS, get_dataset
-from malora_jax.data.describe import describe_split
+from malora_jax.data.describe import describe_drawing, describe_split
+from malora_jax.data.drawing import Drawing, count_drawn
 from malora_jax.data.encoding import (
     encode_completion,
     encode_example,
@@ -20,7 +21,7 @@ from malora_jax.data.file_splits import split_file, without_kept_questions
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
 from malora_jax.data.fitting import Size, measure_examples, shortened
 from malora_jax.data.mixture import mixture_shares, train_iterator
-from malora_jax.data.packing import FILLED, packed_batches
+from malora_jax.data.packing import packed_batches
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
 from malora_jax.data.splits import Split, best_constant, split_task
 from malora_jax.data.store import Store, check_sources, open_store
@@ -42,8 +43,8 @@ from malora_jax.data.tokenizer import Tokenizer
 
 __all__ = [
     'DATASETS',
-    'FILLED',
     'Benchmark',
+    'Drawing',
     'Example',
     'FileTask',
     'ReasoningGymSource',
@@ -61,6 +62,8 @@ __all__ = [
     'benchmark_settings',
     'best_constant',
     'check_sources',
+    'count_drawn',
+    'describe_drawing',
     'describe_split',
     'encode_completion',
     'encode_example',

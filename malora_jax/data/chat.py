@@ -17,7 +17,7 @@ from malora_jax.errors import UserError
 TODAY = datetime.date(2024, 7, 26)
 
 # Templates of models that think before they answer leave that out.
-_VARIABLES = {
+VARIABLES = {
     'date_string': TODAY.strftime('%d %b %Y'),
     'enable_thinking': False,
     'tools': None,
@@ -46,7 +46,7 @@ class Chat:
             UserError: the template is broken, writes more than white space between prompt and
                 answer, or ends an answer without a special token.
         """
-        self._variables = {**_VARIABLES, **named_tokens}
+        self._variables = {**VARIABLES, **named_tokens}
         try:
             _environment().begin()
             self._template = _environment().from_string(source)

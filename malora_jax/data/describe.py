@@ -1,5 +1,8 @@
 """What a run is about to train on and score, a line for each task."""
 
+from collections.abc import Sequence
+
+from malora_jax.data.drawing import Drawing
 from malora_jax.data.fitting import Size
 from malora_jax.data.splits import Split
 
@@ -34,3 +37,32 @@ def describe_split(split: Split, size: Size) -> str:
     if split.held_out:
         parts.append(f'{len(split.held_out):,} questions held out')
     return f'{split.task_name}: {", ".join(parts)}.'
+
+
+def describe_drawing(
+    drawing: Drawing, splits: Sequence[Split], steps: int, rows: int, sequence_length: int
+) -> str:
+    """Return one line with the steps of a run, the fill of its rows and the examples it draws.
+
+    Args:
+        drawing: Counts of the first steps of the run, or of all of them.
+        splits: The tasks.
+        steps: Number of steps of the run.
+        rows: Rows of a step.
+        sequence_length: T, the length of a row.
+    """
+    whole, about = steps / drawing.steps, '' if drawing.steps == steps else 'about '
+    by_task = {
+        split.task_name: (count * whole, len(split.train))
+        for split, count in zip(splits, drawing.examples, strict=True)
+        if split.train
+    }
+    drawn, examples = (sum(each) for each in zip(*by_task.values(), strict=True))
+    tasks = ', '.join(
+        f'{name} {count:,.0f} ({count / size:.2f})' for name, (count, size) in by_task.items()
+    )
+    return (
+        f'{steps:,} steps of {rows:,} rows of {sequence_length:,} tokens, {about}'
+        f'{100 * drawing.fill:.1f}% full, draw {about}{drawn:,.0f} examples '
+        f'({drawn / examples:.2f} epochs): {tasks}.'
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import tqdm
 
 from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
@@ -24,6 +25,7 @@ class Size:
         answer_tokens: those among them that carry loss.
         truncated: examples that were too long.
         longest: positions of the longest, before truncation.
+        lengths: Positions of each example, after truncation.
     """
 
     examples: int
@@ -31,6 +33,17 @@ class Size:
     answer_tokens: int
     truncated: int
     longest: int
+    lengths: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32), repr=False, compare=False
+    )
+
+    def counts(self) -> dict[str, int]:
+        """Return everything but the lengths, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != 'lengths'
+        }
 
 
 def shortened(example: Example, tokenizer: Tokenizer, template: Template, length: int) -> Example:
@@ -78,7 +91,8 @@ def measure_examples(
         UserError: some do not fit and are not to be cut: how many, the longest with its row if it
             is from a file, and the sequence length that would do.
     """
-    tokens = answer_tokens = longest = 0
+    answer_tokens = longest = 0
+    lengths: list[int] = []
     too_long: list[tuple[int, Example]] = []
     for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
         turns = encode_turns(tokenizer, template, example)
@@ -87,7 +101,7 @@ def measure_examples(
         if positions > sequence_length:
             too_long.append((positions, example))
             turns = cut_turns(turns, sequence_length, tokenizer.bos_id)
-        tokens += positions_of(turns)
+        lengths.append(positions_of(turns))
         answer_tokens += sum(len(turn.answer) for turn in turns)
     if too_long and not truncate:
         needed, example = max(too_long, key=lambda item: item[0])
@@ -97,4 +111,11 @@ def measure_examples(
             f'longest ({row}{example.opening[:40]!r}) of {len(too_long):,} examples that do not '
             f'fit{", or data.truncate True" if room == _ROW else ""}.'
         )
-    return Size(len(examples), tokens, answer_tokens, len(too_long), longest)
+    return Size(
+        len(examples),
+        sum(lengths),
+        answer_tokens,
+        len(too_long),
+        longest,
+        np.array(lengths, np.int32),
+    )

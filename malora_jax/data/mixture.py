@@ -1,7 +1,9 @@
 """The training mixture: tasks shuffled, repeated, mixed, tokenised, packed and batched."""
 
 import dataclasses
+import sys
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -84,29 +86,81 @@ def train_iterator(
         `segment_ids` and `positions` in int32, `loss_mask` in float32. `segment_ids` is 0 exactly
         at padding, where everything else is 0 too.
     """
-    trained = [(task_id, split) for task_id, split in enumerate(splits) if split.train]
     tasks = [
-        grain.MapDataset.source(split.train)
-        .seed(stable_seed('shuffle', split.task_name, seed))
-        .shuffle()
-        .repeat()
-        .map(_Encode(tokenizer, template, task_id, sequence_length, truncate))
-        for task_id, split in trained
+        shuffled(split.task_name, split.train, seed).map(
+            _Encode(tokenizer, template, task_id, sequence_length, truncate)
+        )
+        for task_id, split in enumerate(splits)
+        if split.train
     ]
-    mixed = grain.MapDataset.mix(tasks, [shares[task_id] for task_id, _ in trained])
+    mixed = mix(tasks, [share for share in shares if share])
     # Threads: the tokenizer runs beside them, and none is left behind by a kill.
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_READ_AHEAD * workers)
 
     def stream(number: int) -> grain.DatasetIterator:
         dealt = mixed if streams == 1 else mixed[number::streams]
-        own_seed = stable_seed('rows', seed, *([number] if number else []))
-        rows = pack(dealt.to_iter_dataset(options), sequence_length, seed=own_seed, shuffle=True)
+        rows = pack(
+            dealt.to_iter_dataset(options),
+            sequence_length,
+            seed=stream_seed(seed, number),
+            shuffle=True,
+        )
         return iter(rows.batch(batch_size // streams, drop_remainder=True))
 
     wanted = range(streams) if read is None else read
     return RowStreams(
         {number: stream(number) for number in wanted}, streams, None if saved is None else {*saved}
     )
+
+
+def shuffled(task_name: str, examples: Sequence[Any], seed: int) -> grain.MapDataset:
+    """Return the endless sequence of a task's examples, reshuffled for each pass."""
+    source = grain.MapDataset.source(examples).seed(stable_seed('shuffle', task_name, seed))
+    return source.shuffle().repeat()
+
+
+def mix(tasks: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:
+    """Return the examples of endless tasks, interleaved evenly.
+
+    Args:
+        tasks: At least one endless sequence of examples.
+        shares: Positive share of each task.
+    """
+    return grain.MapDataset.select_from_datasets(tasks, _Interleaving(shares))
+
+
+def stream_seed(seed: int, number: int) -> int:
+    """Return the seed of the order of rows in a stream."""
+    return stable_seed('rows', seed, *([number] if number else []))
+
+
+class _Interleaving:
+    """Maps a position in the mixture to a task and a position in that task.
+
+    Any stretch of the mixture has the tasks' shares. `grain.MapDataset.mix` interleaves in the same
+    way, but rounds the shares to hundredths of the smallest one, so that with shares proportional
+    to sizes a task would not be gone through once in each epoch.
+    """
+
+    # Parts of the smallest share that are told apart.
+    _PARTS = 10**6
+
+    def __init__(self, shares: Sequence[float]):
+        self._weights = [round(share / min(shares) * self._PARTS) for share in shares]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        # Of the positions before this one and up to it, those that the tasks so far leave.
+        before, through, rest = position, position + 1, sum(self._weights)
+        for task, weight in enumerate(self._weights):
+            left_before = before * (rest - weight) // rest
+            left_through = through * (rest - weight) // rest
+            if through - left_through > before - left_before:
+                return task, before - left_before
+            before, through, rest = left_before, left_through, rest - weight
+        raise AssertionError  # The last task takes every position that is left.
 
 
 def mixture_shares(

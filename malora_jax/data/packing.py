@@ -3,6 +3,7 @@
 B is the number of rows of a batch, T their length.
 """
 
+import bisect
 import functools
 from collections.abc import Iterable, Iterator
 
@@ -20,9 +21,6 @@ IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Rows that are filled at the same time. More leave less padding and cost more to repack on resume:
 # short examples in rows of 256 fill 94% of the positions with 8 of them and 96% with 64.
 _OPEN_ROWS = 64
-
-# The share of positions that packing fills at least, where there are short examples to fill gaps.
-FILLED = 0.95
 
 _FEATURES = ('inputs', 'targets', 'loss_mask', 'task_ids')
 
@@ -51,6 +49,43 @@ def pack(
         shuffle_bins=shuffle,
     )
     return rows.map(_rename)
+
+
+def pack_lengths(
+    examples: Iterable[tuple[int, int]], sequence_length: int, *, seed: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield the rows that `pack` makes of examples of which only the lengths are known.
+
+    The rows have the same order as those of `pack` with the same seed and `shuffle=True`, so that
+    the examples of any number of rows can be counted without tokenizing or copying anything.
+
+    Args:
+        examples: (task number, length) of each example, in the order of drawing; lengths from 1 to
+            `sequence_length`.
+        sequence_length: T.
+        seed: Seed of the order of rows.
+
+    Yields:
+        The (task number, length) pairs of the examples in each complete row.
+    """
+    packed = 0
+    rows: list[list[tuple[int, int]]] = []
+    # Free positions and number of each open row. The best fit is the row with the least free
+    # positions that suffice, and of several such rows the first.
+    free: list[tuple[int, int]] = []
+    for example in examples:
+        length = example[1]
+        place = bisect.bisect_left(free, (length,))
+        if place == len(free):
+            order = np.random.default_rng(seed + packed).permuted(range(len(rows)))
+            yield from (rows[number] for number in order)
+            packed += len(rows)
+            rows = [[] for _ in range(_OPEN_ROWS)]
+            free = [(sequence_length, number) for number in range(_OPEN_ROWS)]
+            place = 0
+        left, number = free.pop(place)
+        rows[number].append(example)
+        bisect.insort(free, (left - length, number))
 
 
 def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,11 +1,12 @@
 """Prompt templates by name: how a question and its answer become text."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from malora_jax.data.chat import Chat
+from malora_jax.data.chat import VARIABLES, Chat
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError, unknown_name
 
@@ -52,6 +53,14 @@ class Template(Protocol):
 
     def end(self, tokenizer: Tokenizer) -> str | None:
         """The token that ends the answer, or None for the tokenizer's own end of text."""
+        ...
+
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        """Return `conversation` in the language of Jinja, without the token that texts start with.
+
+        Args:
+            tokenizer: of the model.
+        """
         ...
 
 
@@ -111,6 +120,25 @@ class FixedTemplate:
         """See `Template`."""
         return self.end_token
 
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        """See `Template`."""
+        before, between, space, after = (
+            json.dumps(text, ensure_ascii=False)
+            for text in (self.before, self.between, self.space, (self.end_token or '') + self.gap)
+        )
+        answer = "message['content']" + (".lstrip(' ')" if self.end_token else '')
+        unknown = json.dumps(f'Template {self.name!r} has no place for a message of role ')
+        return (
+            '{% for message in messages %}'
+            "{% if message['role'] == 'user' %}"
+            f"{{{{ {before} + message['content'] + {between} }}}}"
+            "{% elif message['role'] == 'assistant' %}"
+            f'{{{{ {space} + {answer} + {after} }}}}'
+            '{% else %}'
+            f"{{{{ raise_exception({unknown} + message['role']) }}}}"
+            '{% endif %}{% endfor %}'
+        )
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -143,6 +171,20 @@ class ChatTemplate:
     def end(self, tokenizer: Tokenizer) -> str | None:
         """See `Template`."""
         return _chat(tokenizer).end
+
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        """See `Template`: the model's own, with defaults for what else would not be as here."""
+        source, own = tokenizer.chat_template or '', tokenizer.named_tokens.get('eos_token')
+        defaults = ''.join(
+            f'{{% if {name} is not defined %}}{{% set {name} = {json.dumps(value)} %}}{{% endif %}}'
+            for name, value in VARIABLES.items()
+            if value is not None and name in source
+        )
+        # Of an exported model, the token that ends an answer is the one that ends a text.
+        if 'eos_token' in source and own != self.end(tokenizer):
+            defaults += f'{{% set eos_token = {json.dumps(own)} %}}'
+        # What is written last keeps a line break at the beginning of the source.
+        return (defaults and defaults + "{{ '' }}") + source
 
 
 def _chat(tokenizer: Tokenizer) -> Chat:

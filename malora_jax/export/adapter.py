@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
-from malora_jax.export import identity
+from malora_jax.export import identity, prompts
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored, Saved
 from malora_jax.models import Decoder, ModelConfig
@@ -79,6 +79,7 @@ def write_adapter(
         'method': trained.method,
         'step': trained.step,
         'template': trained.template.name,
+        'prompts': prompts.special_ids(trained) | {'chat_template': prompts.chat_template(trained)},
         'adapter': dataclasses.asdict(adapter) if adapter else None,
         'model': dataclasses.asdict(model),
         'weights': trained.weights,

@@ -1,6 +1,5 @@
 """Directories that `transformers` loads: the base with the update in its weights."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -8,16 +7,15 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.export import merge
+from malora_jax.export import merge, prompts
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.models.loading.tokenizer import Tokenizer
 
 
 def write_merged(trained: Restored, output: pathlib.Path) -> None:
-    """The base with the update in its weights: config, safetensors and tokenizer.
+    """The base with the update in its weights: config, safetensors, tokenizer and prompts.
 
     Args:
         trained: LoRA, rsLoRA, DoRA or AsyLoRA.
@@ -35,12 +33,13 @@ def write_merged(trained: Restored, output: pathlib.Path) -> None:
         safetensors.numpy.save_file(
             tensors, temporary / 'model.safetensors', metadata={'format': 'pt'}
         )
-        tokenizer = trained.base.tokenizer
-        files.write_json(temporary / 'config.json', config_json(config, tokenizer))
-        _write_tokenizer(temporary, config, tokenizer)
+        files.write_json(
+            temporary / 'config.json', config_json(config) | prompts.special_ids(trained)
+        )
+        prompts.write_prompts(temporary, trained)
 
 
-def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def config_json(config: ModelConfig) -> dict[str, Any]:
     """What `transformers` is told of a model's shape.
 
     Raises:
@@ -65,8 +64,6 @@ def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         'hidden_act': 'silu',
         'tie_word_embeddings': config.tied,
         'torch_dtype': config.dtype,
-        'bos_token_id': tokenizer.bos_id,
-        'eos_token_id': tokenizer.eos_id,
     }
     scaling = config.rope_scaling
     if scaling is not None:
@@ -78,17 +75,3 @@ def config_json(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             'original_max_position_embeddings': scaling.original_context,
         }
     return found
-
-
-def _write_tokenizer(directory: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    definition = json.loads(tokenizer.definition)
-    files.write_json(directory / 'tokenizer.json', definition)
-    settings: dict[str, Any] = {
-        **tokenizer.named_tokens,
-        'tokenizer_class': 'PreTrainedTokenizerFast',
-        'model_max_length': config.context,
-        'add_bos_token': tokenizer.bos_id is not None,
-    }
-    if tokenizer.chat_template is not None:
-        settings['chat_template'] = tokenizer.chat_template
-    files.write_json(directory / 'tokenizer_config.json', settings)

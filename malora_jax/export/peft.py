@@ -13,7 +13,7 @@ import safetensors.numpy
 from malora_jax import files
 from malora_jax.adapters.config import LINEARS
 from malora_jax.errors import UserError, shown
-from malora_jax.export import merge
+from malora_jax.export import merge, prompts
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
@@ -57,7 +57,7 @@ def is_peft(directory: pathlib.Path) -> bool:
 
 
 def write_peft(trained: Restored, output: pathlib.Path) -> None:
-    """The update as `peft` keeps LoRA.
+    """The update as `peft` keeps LoRA, with the tokenizer and the prompts that it was trained with.
 
     Args:
         trained: LoRA, rsLoRA, DoRA or AsyLoRA.
@@ -93,6 +93,7 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
     with new_directory(output) as temporary:
         safetensors.numpy.save_file(tensors, temporary / _WEIGHTS, metadata={'format': 'pt'})
         files.write_json(temporary / _CONFIG, config)
+        prompts.write_prompts(temporary, trained)
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:

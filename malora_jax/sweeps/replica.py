@@ -149,6 +149,7 @@ def open_replica(
     identity = loop.identified(setup, directory)
     state = loop.started(setup, fresh, directory)
     directory.begin(setup.run, identity)
+    print(f'{workdir.name}: {setup.describe_drawing()}')
     goodput.open(workdir)
     stack.callback(goodput.close)
     keep = setup.run.training.keep_checkpoints

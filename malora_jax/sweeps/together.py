@@ -56,8 +56,13 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
     errors: dict[str, str] = {}
     for chunk in _chunks(list(todo), most):
         some = {name: todo[name] for name in chunk}
-        found = _train(some, digests, workdir, measure) if len(chunk) > 1 else None
-        errors |= _alone(some, digests, workdir) if found is None else found
+        setups = _setups(some) if len(some) > 1 else {}
+        for part in _of_equal_steps(setups) if setups else [chunk]:
+            own = {name: todo[name] for name in part}
+            found = None
+            if len(own) > 1:
+                found = _train(own, [setups[name] for name in part], digests, workdir, measure)
+            errors |= _alone(own, digests, workdir) if found is None else found
     return errors
 
 
@@ -79,8 +84,23 @@ def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) 
     return errors
 
 
+def _of_equal_steps(setups: Mapping[str, Setup]) -> list[list[str]]:
+    """Return the names of runs in lists, each of runs with the same number of steps.
+
+    Runs by epochs may differ by a step or two if their seeds differ.
+    """
+    found: dict[int, list[str]] = {}
+    for name, setup in setups.items():
+        found.setdefault(setup.steps, []).append(name)
+    return list(found.values())
+
+
 def _train(
-    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path, measure: bool
+    configs: Configs,
+    setups: Sequence[Setup],
+    digests: Mapping[str, Any],
+    workdir: pathlib.Path,
+    measure: bool,
 ) -> dict[str, str] | None:
     """Why runs failed; None if they were not trained, as that does not pay."""
     with contextlib.ExitStack() as stack:
@@ -88,18 +108,18 @@ def _train(
             stack.enter_context(opened(workdir / name, config, digests))
             for name, config in configs.items()
         ]
-        return _train_in(directories, configs, digests, workdir, measure)
+        return _train_in(directories, configs, setups, digests, workdir, measure)
 
 
 def _train_in(
     directories: Sequence[RunDirectory],
     configs: Configs,
+    setups: Sequence[Setup],
     digests: Mapping[str, Any],
     workdir: pathlib.Path,
     measure: bool,
 ) -> dict[str, str] | None:
     started = time.perf_counter()
-    setups = _setups(configs)
     runs = [setup.run for setup in setups]
     values, run = differing(runs), common(runs)
 
@@ -143,9 +163,11 @@ def _train_in(
     return {replica.name: replica.error for replica in replicas if replica.error}
 
 
-def _setups(configs: Configs) -> list[Setup]:
-    """The parts of each run, with one base."""
-    setups: list[Setup] = []
-    for config in configs.values():
-        setups.append(build(run_config(config), setups[0].base if setups else None))
+def _setups(configs: Configs) -> dict[str, Setup]:
+    """The parts of each run by its name, with one base."""
+    setups: dict[str, Setup] = {}
+    base = None
+    for name, config in configs.items():
+        setups[name] = build(run_config(config), base)
+        base = setups[name].base
     return setups

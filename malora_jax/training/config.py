@@ -68,7 +68,7 @@ class TrainingConfig:
     Attributes:
         steps: optimizer steps; 0 = what `epochs` come to.
         epochs: how often to draw as many examples as there are in all tasks together; 0 = by
-            `steps`. It becomes a number of steps by the tokens of the examples.
+            `steps`. The examples' lengths are packed as in training to count the steps.
         checkpoint_every: steps between checkpoints; one more is made at the end.
         keep_checkpoints: how many of the newest stay; the best one stays besides.
         accumulate: batches of `data.batch_size` rows whose gradients make one step.
@@ -79,7 +79,8 @@ class TrainingConfig:
         patience: evaluations in a row without a lower loss after which the run stops; 0 = it does
             not.
         start_from: directory of an exported adapter, or of a LoRA that `peft` saved, whose values
-            the adapter starts from; '' = at random.
+            the adapter starts from; '' = at random. A mixture may start from a LoRA, too, and then
+            computes at first what the LoRA computes.
         skip_nonfinite: how many steps in a row are left out because their loss or gradient is not
             finite; the run stops at the next.
     """

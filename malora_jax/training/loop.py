@@ -78,6 +78,7 @@ def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, 
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
             hosts.say(describe_split(split, size))
+    hosts.say(setup.describe_drawing())
     if not hosts.is_first():
         hosts.meet('begun')
         return _run(setup, state, data, directory.path, identity, watch)

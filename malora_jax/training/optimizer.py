@@ -49,6 +49,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
+def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """Return the state with the learning rate that follows the given number of steps.
+
+    Adam's own count, of the gradients that its moments have seen, stays as it is.
+    """
+
+    def counts_steps(path: Any, _: Any) -> bool:
+        return getattr(path[-1], 'tuple_name', '') == optax.ScaleByScheduleState.__name__
+
+    return optax.tree.set(opt_state, counts_steps, count=step)
+
+
 def _leaf_names(tree: Any) -> Any:
     """The tree with each leaf's own name in its place."""
 

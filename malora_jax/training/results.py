@@ -182,7 +182,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     """What each task was trained on."""
     return {
         split.task_name: {
-            **dataclasses.asdict(size),
+            **size.counts(),
             'epochs': last[f'examples/{split.task_name}'] / size.examples,
             'available': split.distinct,
             **split.origin,

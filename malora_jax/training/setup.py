@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
+# Examples that are counted before a run with a given number of steps, which takes about a second.
+_COUNTED = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -32,6 +36,7 @@ class Setup:
         splits: training and held-out examples of each task.
         sizes: of the training examples of each task.
         template: the text around questions and answers.
+        stored_steps: Number of steps with which a run by epochs was started; 0 = it starts now.
     """
 
     run: RunConfig
@@ -40,6 +45,7 @@ class Setup:
     splits: list[data.Split]
     sizes: list[data.Size]
     template: data.Template
+    stored_steps: int = 0
 
     @property
     def epoch_examples(self) -> int:
@@ -52,16 +58,43 @@ class Setup:
         section = self.run.data
         return data.mixture_shares(self.splits, section.weights, section.size_exponent)
 
-    @functools.cached_property
+    @property
     def steps(self) -> int:
-        """Optimizer steps: those of the config, or what its epochs come to.
+        """Number of optimizer steps of the whole run."""
+        return self.run.training.steps or self.stored_steps or self.drawing.steps
 
-        An epoch draws `epoch_examples` by the shares; each takes its task's mean number of tokens,
-        and packing leaves a few positions empty. `epoch` in metrics.jsonl counts what was drawn.
+    @functools.cached_property
+    def drawing(self) -> data.Drawing:
+        """The examples that the run draws.
+
+        With `training.epochs` the run has the smallest number of steps that draw so many times the
+        training examples of all tasks together. With a given number of steps only the first ones
+        are counted where counting all of them would take long.
         """
         training, section = self.run.training, self.run.data
-        if training.steps:
-            return training.steps
+        given = training.steps or self.stored_steps
+        # Rounded, as 1.1 · 10 is a little more than 11.
+        asked = math.ceil(round(training.epochs * self.epoch_examples, 6))
+        return data.count_drawn(
+            [split.task_name for split in self.splits],
+            self.sizes,
+            self.shares,
+            sequence_length=section.sequence_length,
+            batch_size=section.batch_size * training.accumulate,
+            seed=self.run.seed,
+            streams=section.streams,
+            steps=given,
+            examples=_COUNTED if given else asked,
+        )
+
+    @property
+    def assumed_steps(self) -> int:
+        """Number of steps that `training.epochs` meant before the examples drawn were counted.
+
+        It assumed that rows are 95% full. A run that was started so must end so, as its learning
+        rate depends on the number of steps.
+        """
+        training, section = self.run.training, self.run.data
         mean_tokens = sum(
             share * size.tokens / size.examples
             for share, size in zip(self.shares, self.sizes, strict=True)
@@ -69,7 +102,15 @@ class Setup:
         )
         positions = section.sequence_length * section.batch_size * training.accumulate
         tokens = training.epochs * self.epoch_examples * mean_tokens
-        return max(1, round(tokens / (positions * data.FILLED)))
+        return max(1, round(tokens / (positions * 0.95)))
+
+    def describe_drawing(self) -> str:
+        """Return one line with the steps, the fill of rows and the examples that are drawn."""
+        section = self.run.data
+        rows = section.batch_size * self.run.training.accumulate
+        return data.describe_drawing(
+            self.drawing, self.splits, self.steps, rows, section.sequence_length
+        )
 
     def train_iterator(self) -> data.RowStreams:
         """A fresh iterator over training batches, each with the rows of a whole step.

@@ -1,16 +1,20 @@
 """A run that starts from what was trained before: an exported adapter, or one of `peft`'s.
 
-Dimension letters: L layers, E experts, D inputs and F outputs of a linear, R rank.
+Dimension letters: L layers, E experts, D inputs and F outputs of a linear, R rank of the LoRA, S
+rank of the subspace.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.config import SUBSPACES
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, saved_adapter
@@ -19,15 +23,18 @@ from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base
 from malora_jax.training.state import TrainState
 
+# What the router of a mixture that starts from a LoRA is multiplied by. The gates of the chosen
+# experts then sum to K / E within a few thousandths, and which ones are chosen stays random.
+_ROUTER_SCALE = 1e-3
+
 
 def started_from(
     directory: pathlib.Path, state: TrainState, model: Decoder, base: Base
 ) -> TrainState:
-    """A fresh state with the values of a trained adapter in it.
+    """Return a fresh state that computes what a trained adapter computes.
 
-    The adapter must have the run's leaves, or be a LoRA of the experts' rank, which becomes the
-    first of experts that have projections of their own; router and other experts then stay as
-    they are. Another α / rank is made up for in the last factor.
+    The adapter must have the run's leaves, or be a LoRA that all experts of the run start from; see
+    `_experts`. Another α / rank is made up for in the last factor.
 
     Args:
         directory: of an exported adapter, or of one that `peft` saved.
@@ -44,21 +51,115 @@ def started_from(
     fresh = {name: dict(named_leaves(getattr(state, name))) for name in COLLECTIONS}
     ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
     _check_targets(directory, ours, leaves)
-    found = {
-        path: _placed(directory, adapter, path, leaf, leaves.pop(path, None), scale)
-        for path, leaf in ours.items()
-    }
-    if leaves:
-        raise UserError(
-            f'training.start_from: {directory} has {min(leaves)}, which this method has not; '
-            'choose the method that it was trained with.'
-        )
+    if _is_lora(leaves) and not adapter.is_plain:
+        found = _mixture(directory, adapter, ours, leaves, scale)
+    else:
+        found = {
+            path: _placed(directory, adapter, path, leaf, leaves.pop(path, None), scale)
+            for path, leaf in ours.items()
+        }
+        if leaves:
+            raise UserError(
+                f'training.start_from: {directory} has {min(leaves)}, which this method has not; '
+                'choose the method that it was trained with.'
+            )
     return state.replace(
         **{
             name: unflatten_dict({path: found[path] for path in tree}, sep='/')
             for name, tree in fresh.items()
         }
     )
+
+
+def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
+    """Return whether all leaves are the two factors of one expert."""
+    return all(
+        path.rsplit('/', 1)[-1] in ('down', 'up') and leaf.shape[1] == 1
+        for path, leaf in leaves.items()
+    )
+
+
+def _mixture(
+    directory: pathlib.Path,
+    adapter: AdapterConfig,
+    ours: Mapping[str, jax.Array],
+    leaves: Mapping[str, np.ndarray],
+    scale: float,
+) -> dict[str, jax.Array]:
+    """Return the leaves of a mixture that computes what a LoRA computes, by path.
+
+    Args:
+        directory: The LoRA's directory, for messages.
+        adapter: Settings of the mixture.
+        ours: Fresh leaves of the mixture, by path.
+        leaves: Leaves of the LoRA, by path.
+        scale: Factor of the LoRA's update.
+
+    Raises:
+        UserError: The mixture cannot start from a LoRA, or its rank is too low.
+    """
+    if adapter.factors not in (('down', 'up'), SUBSPACES['down'], SUBSPACES['heads']):
+        raise UserError(
+            f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
+            "choose 'lora', 'molora', 'malora', 'hydralora' or a variant of these."
+        )
+    rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith('/down'))
+    if rank > adapter.rank:
+        raise UserError(
+            f'training.start_from: {directory} holds a LoRA of rank {rank}; adapter.rank must be '
+            f'at least that, not {adapter.rank}.'
+        )
+    found: dict[str, jax.Array] = {}
+    for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
+        fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
+        down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in ('down', 'up'))
+        # One layer at a time, as in `initializers`.
+        start = jax.jit(
+            lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
+            out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
+        )
+        made = start(fresh, down_LDR, up_LRF * np.float32(scale / adapter.scale))
+        found |= {f'{linear}/{name}': leaf for name, leaf in made.items()}
+    return found
+
+
+def _experts(
+    adapter: AdapterConfig, fresh: Mapping[str, jax.Array], down_DR: jax.Array, up_RF: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the leaves of one linear's experts, each of which computes what a LoRA computes.
+
+    The gates of the chosen experts sum to one, or else to K / E where the router's logits are
+    small: the router is scaled down, and the experts' updates are divided by that. As the router is
+    random, experts see different tokens and diverge. Where a rank is above the LoRA's, the other
+    dimensions start as in a fresh adapter, with an up-projection of zero.
+
+    With cores, S_A is β times an orthonormal basis as ever, whose first vectors span the rows of
+    the LoRA's A; the cores put A together from these.
+
+    Args:
+        adapter: Settings of the mixture.
+        fresh: Leaves of the linear as they start without a LoRA.
+        down_DR: Down-projection of the LoRA.
+        up_RF: Up-projection of the LoRA, for the mixture's scale.
+    """
+    R, E, K = down_DR.shape[-1], adapter.num_experts, adapter.top_k
+    leaves = dict(fresh)
+    sums_to_one = K == E or adapter.renormalize or adapter.equal_gates
+    if adapter.has_router and not sums_to_one:
+        leaves['router'] = _ROUTER_SCALE * fresh['router']
+        up_RF = up_RF * (E / K)
+    leaves['up'] = jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF)
+    if 'core' in fresh:
+        shared_DS, beta = fresh['shared_down'], adapter.beta
+        basis_DQ, triangle_QQ = jnp.linalg.qr(jnp.concatenate([down_DR, shared_DS], axis=1))
+        leaves['shared_down'] = beta * basis_DQ[:, : shared_DS.shape[1]]
+        core_ESR = fresh['core'].at[:, :, :R].set(0)
+        leaves['core'] = core_ESR.at[:, :R, :R].set(triangle_QQ[:R, :R] / beta)
+    elif 'shared_down' in fresh:
+        leaves['shared_down'] = fresh['shared_down'].at[:, :R].set(down_DR)
+    else:
+        leaves['down'] = fresh['down'].at[:, :, :R].set(down_DR)
+    return leaves
 
 
 def _trained(
@@ -100,23 +201,18 @@ def _placed(
     trained: np.ndarray | None,
     scale: float,
 ) -> Any:
-    """A leaf of the run, with the trained values in it."""
+    """Return a leaf of the run with the trained values in it."""
     if trained is None:
-        if path.endswith('/router') and adapter.factors == ('down', 'up'):
-            return fresh
         raise UserError(
             f'training.start_from: {directory} has no {path}, which this method needs; choose the '
-            'method that it was trained with, or one whose experts have projections of their own.'
+            'method that it was trained with.'
         )
-    if path.rsplit('/', 1)[-1] == adapter.factors[-1]:
-        trained = trained * np.float32(scale / adapter.scale)
-    if trained.shape == fresh.shape:
-        return jax.device_put(trained, fresh.sharding)
-    # One expert (L, 1, …), among the E of the run.
-    if trained.shape != (fresh.shape[0], 1, *fresh.shape[2:]):
+    if trained.shape != fresh.shape:
         raise UserError(
             f'training.start_from: {path} has the shape {trained.shape} in {directory}; this run '
             f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that it '
             'was trained with.'
         )
-    return jax.device_put(fresh.at[:, :1].set(trained), fresh.sharding)
+    if path.rsplit('/', 1)[-1] == adapter.factors[-1]:
+        trained = trained * np.float32(scale / adapter.scale)
+    return jax.device_put(trained, fresh.sharding)

@@ -17,7 +17,7 @@ from malora_jax.models.decoder import head
 from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.config import RunConfig
 from malora_jax.training.objective import cross_entropy
-from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
 from malora_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]
@@ -136,8 +136,8 @@ def step_function(
             batch has A · B rows. The loss is the mean over all tokens of the step that carry
             loss, the same as in one large batch. The balance loss is that of each micro-batch,
             averaged with their tokens as weights, as if each were on a device of its own.
-        skip_nonfinite: whether a step whose loss or gradient is not finite changes nothing but the
-            numbers of steps, the optimizer's too; the metric `skipped` is then 1.
+        skip_nonfinite: Whether a step whose loss or gradient is not finite changes nothing but the
+            number of steps, by which the learning rate goes; the metric `skipped` is then 1.
     """
     gradients_of = make_gradients(model, num_tasks, seed, accumulate)
 
@@ -164,12 +164,8 @@ def step_function(
         if skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(metrics['gradient_norm'])
             metrics['skipped'] = (~finite).astype(jnp.int32)
-            # But the counts of steps go on, and with them the learning rate.
-            new = jax.tree.map(
-                lambda now, then: now if now.dtype == jnp.int32 else jnp.where(finite, now, then),
-                new,
-                state,
-            )
+            kept = jax.tree.map(lambda now, then: jnp.where(finite, now, then), new, state)
+            new = kept.replace(step=new.step, opt_state=at_step(kept.opt_state, new.step))
         return new, metrics
 
     return train_step

@@ -57,6 +57,30 @@ def test_cores_are_those_of_a_singular_value_decomposition():
         np.testing.assert_allclose(np.abs(core_SR), np.abs(right_SR), atol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['malora', 'malora_unshared'])
+def test_the_start_does_not_depend_on_the_signs_of_singular_vectors(name, monkeypatch):
+    """They are free, and another device's library may choose them in another way."""
+    config = method(name, num_experts=4, rank=6, shared_rank=8)
+    eigh, svd = jnp.linalg.eigh, jnp.linalg.svd
+    signs = jnp.array([1.0, -1, -1, 1, -1, 1, 1, -1])
+
+    def other_eigh(matrix):
+        values, vectors = eigh(matrix)
+        return values, vectors * signs[None, : len(values)]
+
+    def other_svd(matrix, full_matrices):
+        u, sigma, vt = svd(matrix, full_matrices=full_matrices)
+        own = signs[: len(sigma)]
+        return u * own[None], sigma, vt * own[:, None]
+
+    expected = start(jax.random.key(3), config, 40, 24)
+    monkeypatch.setattr(jnp.linalg, 'eigh', other_eigh)
+    monkeypatch.setattr(jnp.linalg, 'svd', other_svd)
+    found = start(jax.random.key(3), config, 40, 24)
+    for leaf in expected:
+        np.testing.assert_allclose(found[leaf], expected[leaf], atol=1e-6, err_msg=leaf)
+
+
 def test_rows_of_the_product_keep_the_kaiming_scale():
     shared_down_DS, core_ESR = subspace(beta=1.0)
     product_EDR = np.einsum('DS,ESR->EDR', shared_down_DS, core_ESR)

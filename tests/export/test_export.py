@@ -16,6 +16,7 @@ from model_helpers import STRUCTURES, logits_of
 
 import malora_jax
 from malora_jax.adapters.trees import named_leaves
+from malora_jax.data import end_id
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
@@ -145,7 +146,8 @@ def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
     np.testing.assert_allclose(LOGITS[f'merged_{name}'], expected, atol=TOLERANCE)
     text = 'Why? <|im_end|> 12'
     assert merged.tokenizer.encode(text) == base[0].tokenizer.encode(text)
-    assert merged.tokenizer.eos_id == base[0].tokenizer.eos_id
+    # The end of an answer in training, whatever ends a text of the base.
+    assert merged.tokenizer.eos_id == end_id(base[0].tokenizer, found.template) == 2
 
 
 @pytest.mark.parametrize('name', VARIANTS)

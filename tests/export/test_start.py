@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,16 +15,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 from export_helpers import TOKENS, VARIANTS, tiny_base, trained
 from loop_helpers import run_settings
-from model_helpers import STRUCTURES, logits_of, random_variables, small_method, tiny_model
+from model_helpers import (
+    STRUCTURES,
+    logits_of,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+from step_helpers import ADAMW
 
-from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.peft import write_peft
 from malora_jax.models import Decoder
 from malora_jax.training import train
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
+from malora_jax.training.step import losses, make_gradients, make_train_step
 
 
 @pytest.fixture(scope='module')
@@ -73,21 +83,102 @@ def test_another_factor_of_the_update_changes_nothing(base, tmp_path, changes):
     np.testing.assert_allclose(ours, logits(found), atol=1e-5)
 
 
-def test_a_lora_becomes_the_first_expert(base, tmp_path):
+BATCH = packed_batch([(20, 11), (14, 9, 8), (30,)], 32, seed=4)
+
+
+def loss_by_task(model: Decoder, variables) -> np.ndarray:
+    sums = jax.jit(losses, static_argnums=(0, 3))(model, variables, BATCH, 2)
+    return np.asarray(sums.nll / sums.loss_tokens)
+
+
+@pytest.mark.parametrize(
+    'method, changes, tolerance',
+    [
+        # Gates of the chosen sum to K / E, up to what a small router makes of them.
+        ('molora', {'rank': 8}, 0.01),
+        ('molora', {'rank': 10, 'alpha': 4.0, 'top_k': 1}, 0.01),
+        ('molora_dispatch', {'rank': 8}, 0.01),
+        ('moasylora', {'rank': 9}, 0.01),
+        ('malora', {'rank': 8}, 0.01),
+        ('malora', {'rank': 9, 'shared_rank': 20, 'beta': 0.5}, 0.01),
+        ('malora_dispatch', {'rank': 8, 'rank_stabilized': True}, 0.01),
+        ('malora_fixed_shared', {'rank': 8}, 0.01),
+        # They sum to one.
+        ('molora', {'rank': 8, 'renormalize': True}, 1e-4),
+        ('malora', {'rank': 8, 'equal_gates': True}, 1e-4),
+        ('malora', {'rank': 8, 'top_k': 4}, 1e-4),
+        ('malora', {'rank': 8, 'num_experts': 1, 'top_k': 1}, 1e-4),
+        ('hydralora', {'rank': 8, 'shared_rank': 8}, 1e-4),
+        ('hydralora', {'rank': 11, 'shared_rank': 11, 'alpha': 3.0}, 1e-4),
+    ],
+)
+def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, changes, tolerance):
+    """The tolerance is of the mean distance of the LoRA's logits from those of the base."""
     found = trained('lora', *base)
     write_peft(found, tmp_path / 'peft')
-    model = tiny_model(small_method('molora', rank=8, alpha=4.0))
-    state, _ = started(tmp_path / 'peft', base, model)
-    before, after = (dict(named_leaves(each.adapter)) for each in (fresh(model), state))
-    theirs = dict(named_leaves(found.variables['adapter']))
-    for path, leaf in after.items():
-        if path.endswith('router'):
-            np.testing.assert_array_equal(leaf, before[path])
-            continue
-        # α / rank is 2 there and 0.5 here.
-        factor = 4 if path.endswith('/up') else 1
-        np.testing.assert_allclose(leaf[:, 0], factor * theirs[path][:, 0], rtol=1e-6)
-        np.testing.assert_array_equal(leaf[:, 1:], before[path][:, 1:])
+    model = tiny_model(small_method(method, **changes))
+    state, ours = started(tmp_path / 'peft', base, model)
+    plain = logits_of(Decoder(found.model.config), {'params': base[0].params}, TOKENS)
+    expected = logits(found)
+    update = np.abs(expected - plain).mean()
+    assert update > 0.1
+    assert np.abs(ours - expected).mean() < tolerance * update
+    ours, theirs, none = (
+        loss_by_task(model, state.variables(base[0].params)),
+        loss_by_task(found.model, found.variables),
+        loss_by_task(Decoder(found.model.config), {'params': base[0].params}),
+    )
+    assert np.abs(ours - theirs).max() < 0.01 < 0.05 < np.abs(ours - none).max()
+    # Every leaf is where it was, of the same shape.
+    assert jax.tree.map(np.shape, state.variables(0)) == jax.tree.map(
+        np.shape, fresh(model).variables(0)
+    )
+
+
+def test_the_subspace_keeps_the_paper_s_scale(base, tmp_path):
+    """S_A is β times an orthonormal basis, and gradients go by β as in appendix A.3."""
+    write_peft(trained('lora', *base), tmp_path / 'peft')
+    for beta in (0.5, 2.0):
+        model = tiny_model(small_method('malora', rank=9, shared_rank=20, beta=beta))
+        state, _ = started(tmp_path / 'peft', base, model)
+        leaves = state.adapter['layers']['attention']['q']
+        gram_LSS = np.einsum('LDS,LDT->LST', leaves['shared_down'], leaves['shared_down'])
+        np.testing.assert_allclose(gram_LSS, beta**2 * np.eye(20)[None].repeat(2, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'method, changes',
+    [
+        ('molora', {'rank': 8}),
+        ('malora', {'rank': 8}),
+        ('hydralora', {'rank': 8, 'shared_rank': 8}),
+    ],
+)
+def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes):
+    write_peft(trained('lora', *base), tmp_path / 'peft')
+    model = tiny_model(small_method(method, dropout=0.0, **changes))
+    optimizer = make_optimizer(ADAMW, 10)
+    state = started(tmp_path / 'peft', base, model)[0]
+    state = state.replace(step=jnp.int32(0), opt_state=optimizer.init(state.adapter))
+    gradients, _ = jax.jit(make_gradients(model, 2, 0))(state, base[0].params, BATCH)
+
+    def least_distance(adapter) -> float:
+        """Between two experts' up-projections, relative to their norm."""
+        up_LERF = np.asarray(adapter['layers']['mlp']['up']['up'])
+        experts = up_LERF.shape[1]
+        pairs = [
+            np.linalg.norm(up_LERF[:, i] - up_LERF[:, j]) for i in range(experts) for j in range(i)
+        ]
+        return min(pairs) / np.linalg.norm(up_LERF[:, 0])
+
+    assert least_distance(state.adapter) < 1e-6
+    # Each expert has its own gradient: it sees other tokens, or with other gates.
+    assert least_distance(gradients) > 0.1
+    step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), 2, 0)
+    for _ in range(5):
+        state, metrics = step(state, base[0].params, BATCH)
+    assert least_distance(state.adapter) > 1e-3
+    assert metrics['effective_experts'] > 3
 
 
 def test_a_config_as_peft_writes_it(base, tmp_path):
@@ -114,7 +205,16 @@ def test_a_config_as_peft_writes_it(base, tmp_path):
             {'targets': ('q',)},
             'adapts down, gate, k, q, up, v; adapter.targets',
         ),
-        ('lora', 'malora', {}, 'has no layers/attention/k/'),
+        ('lora', 'malora', {}, 'holds a LoRA of rank 8; adapter.rank must be at least that, not 4'),
+        ('lora', 'molora', {}, 'holds a LoRA of rank 8; adapter.rank must be at least that, not 3'),
+        (
+            'lora',
+            'malora_shared_up',
+            {'rank': 8},
+            "cannot start; choose 'lora', 'molora', 'malora'",
+        ),
+        ('lora', 'malora_unshared', {'rank': 8}, "cannot start; choose 'lora', 'molora', 'malora'"),
+        ('dora', 'molora', {'rank': 8}, 'has no layers/attention/k/router, which this method'),
         ('lora', 'dora', {}, 'has no layers/attention/k/magnitude, which this method needs'),
         ('dora', 'lora', {}, 'has layers/attention/k/magnitude, which this method has not'),
     ],

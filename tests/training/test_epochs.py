@@ -1,24 +1,108 @@
 """Epochs as a number of steps, and the count of what was drawn."""
 
+import dataclasses
 import json
+import random
 
 import numpy as np
 import pytest
 from loop_helpers import STEPS, TASKS, run_settings
 
-from malora_jax.training import run_config
-from malora_jax.training.setup import build
+from malora_jax.training import run_config, train
+from malora_jax.training.setup import Setup, build
 
 
-@pytest.mark.parametrize('shares', [{}, {'data__weights': (1.0, 3.0)}])
-def test_epochs_come_to_that_many_examples(tiny_weights, shares):
-    settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__batch_size': 1, **shares}
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'data__weights': (1.0, 3.0)},
+        {'training__accumulate': 3},
+        {'data__batch_size': 4, 'data__streams': 2, 'data__workers': 2},
+    ],
+)
+def test_epochs_come_to_that_many_examples(tiny_weights, changes):
+    settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__batch_size': 1, **changes}
     setup = build(run_config(run_settings(tiny_weights, **settings)))
     assert setup.epoch_examples == 60
     data = setup.train_iterator()
-    drawn = sum(next(data)['segment_ids'].max(axis=1).sum() for _ in range(setup.steps))
-    # As packing fills as much as is assumed, but for short rows.
-    assert drawn / 60 == pytest.approx(12.0, rel=0.08)
+    drawn = [next(data)['segment_ids'].max(axis=1).sum() for _ in range(setup.steps)]
+    assert sum(drawn[:-1]) < 12 * 60 <= sum(drawn)
+    assert sum(setup.drawing.examples) == sum(drawn)
+
+
+def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
+    """A run of one row of 512 tokens a step on a file with examples of about these lengths."""
+    rng = random.Random(0)
+    path = directory / 'rows.jsonl'
+    rows = [
+        # Chatml's frame and the answer take 30 tokens.
+        {'question': ''.join(rng.choices('0123456789', k=length - 30)), 'answer': '1'}
+        for length in lengths
+    ]
+    path.write_text('\n'.join(map(json.dumps, rows)), 'utf-8')
+    settings = {
+        'data__tasks': (),
+        'data__files': (str(path),),
+        'data__max_per_task': 0,
+        'data__held_out': 1,
+        'data__sequence_length': 512,
+        'training__steps': 0,
+        'training__epochs': epochs,
+        **changes,
+    }
+    return build(run_config(run_settings(weights, **settings)))
+
+
+@pytest.mark.parametrize(
+    'lengths, epochs',
+    [
+        # Two of them seldom fit into a row of 512.
+        (lambda rng: rng.randint(180, 420), 1.0),
+        (lambda rng: 300, 3.0),
+        # Rows fuller than is usual.
+        (lambda rng: 60, 3.0),
+    ],
+)
+def test_epochs_do_not_depend_on_how_full_rows_are(tiny_weights, tmp_path, lengths, epochs):
+    rng = random.Random(0)
+    lengths = [lengths(rng) for _ in range(1001)]
+    setup = with_lengths(tiny_weights, tmp_path, lengths, epochs, data__batch_size=4)
+    data = setup.train_iterator()
+    drawn = [int(next(data)['segment_ids'].max(axis=1).sum()) for _ in range(setup.steps)]
+    assert setup.epoch_examples == 1000
+    assert sum(drawn[:-1]) < epochs * 1000 <= sum(drawn)
+
+
+def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capfd):
+    settings = {'training__steps': 0, 'training__epochs': 2.0, 'training__checkpoint_every': 100}
+    config = run_settings(tiny_weights, **settings)
+    results = train(config, tmp_path / 'run')
+    records = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]
+    last = records[-1]
+    drawn = [last[f'examples/{task}'] for task in TASKS]
+    assert 120 <= sum(drawn) < 120 + sum(drawn) / len(records) * 2
+    assert records[-2]['epoch'] < 2 <= last['epoch'] == results['epochs']
+    told = next(line for line in capfd.readouterr().out.splitlines() if 'draw' in line)
+    assert told.startswith(f'{last["step"]} steps of 2 rows of 96 tokens, ')
+    tasks = ', '.join(f'{t} {n} ({n / 30:.2f})' for t, n in zip(TASKS, drawn, strict=True))
+    assert told.endswith(f'draw {sum(drawn)} examples ({last["epoch"]:.2f} epochs): {tasks}.')
+
+
+def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
+    settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__sequence_length': 48}
+    setup = build(run_config(run_settings(tiny_weights, **settings)))
+    # Before examples were counted.
+    assert setup.assumed_steps == 241
+    older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
+    assert older.steps == older.drawing.steps == 241 != setup.steps
+    assert older.describe_drawing().startswith('241 steps of 2 rows of 96 tokens, ')
+
+
+def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):
+    monkeypatch.setattr('malora_jax.training.setup._COUNTED', 50)
+    setup = build(run_config(run_settings(tiny_weights, training__steps=10**9)))
+    assert setup.describe_drawing().startswith('1,000,000,000 steps of 2 rows of 96 tokens, about ')
 
 
 def test_what_was_drawn_is_counted(finished, results, tiny_weights):

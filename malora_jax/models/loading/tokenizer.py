@@ -78,6 +78,17 @@ class Tokenizer:
         """The id of one token by its text, or None."""
         return self._backend.token_to_id(token)
 
+    def id_to_token(self, token_id: int) -> str:
+        """Return the text of one token by its id, as it stands in the vocabulary.
+
+        Raises:
+            KeyError: There is no token with this id.
+        """
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            raise KeyError(token_id)
+        return token
+
 
 def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
     """Reads `tokenizer.json` and what the files beside it say about special tokens.

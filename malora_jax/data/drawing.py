@@ -1,0 +1,86 @@
+"""How many examples the steps of a run draw, counted from the examples' lengths before the run."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from malora_jax.data.fitting import Size
+from malora_jax.data.mixture import mix, shuffled, stream_seed
+from malora_jax.data.packing import pack_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """The examples that the first steps of a run draw.
+
+    Attributes:
+        steps: Number of steps.
+        examples: Number of examples of each task.
+        fill: Share of the positions that are not padding.
+    """
+
+    steps: int
+    examples: tuple[int, ...]
+    fill: float
+
+
+def count_drawn(
+    names: Sequence[str],
+    sizes: Sequence[Size],
+    shares: Sequence[float],
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    streams: int = 1,
+    steps: int = 0,
+    examples: int = 0,
+) -> Drawing:
+    """Count what `train_iterator` draws, from the same order and the same packing.
+
+    Neither the number of hosts nor that of workers matters.
+
+    Args:
+        names: Names of the tasks.
+        sizes: Sizes of the tasks' training examples.
+        shares: Share of each task, 0 for a task that is not drawn.
+        sequence_length: T, the length of a row.
+        batch_size: Rows of a whole step.
+        seed: Seed of the run.
+        streams: S, a divisor of `batch_size`.
+        steps: Number of steps to count; 0 = no limit.
+        examples: Number of examples after which the count ends, with the step that draws the last
+            of them; 0 = no limit. One of the two limits must be given.
+    """
+    tasks = [
+        shuffled(name, [(task, length) for length in size.lengths.tolist()], seed)
+        for task, (name, size) in enumerate(zip(names, sizes, strict=True))
+        if shares[task]
+    ]
+    mixed = mix(tasks, [share for share in shares if share])
+
+    def rows(number: int) -> Iterator[list[tuple[int, int]]]:
+        dealt = (mixed[position] for position in itertools.count(number, streams))
+        return pack_lengths(dealt, sequence_length, seed=stream_seed(seed, number))
+
+    of_streams = [rows(number) for number in range(streams)]
+    drawn, tokens, step = np.zeros(len(names), int), 0, 0
+    total = None if steps else examples
+    with tqdm.tqdm(total=total, desc='pack', unit=' examples', delay=1.0) as bar:
+        while (not steps or step < steps) and (not examples or drawn.sum() < examples):
+            of_step = [
+                example
+                for stream in of_streams
+                for row in itertools.islice(stream, batch_size // streams)
+                for example in row
+            ]
+            task_ids, lengths = np.array(of_step).T
+            drawn += np.bincount(task_ids, minlength=len(names))
+            tokens += int(lengths.sum())
+            step += 1
+            bar.update(len(of_step))
+    fill = tokens / (step * batch_size * sequence_length)
+    return Drawing(step, tuple(drawn.tolist()), fill)

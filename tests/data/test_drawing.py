@@ -1,0 +1,111 @@
+"""The examples that a run draws, counted before the run, against those in its batches."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from data_helpers import iterate, take, unpack
+
+from malora_jax.data import (
+    Example,
+    Size,
+    Split,
+    Task,
+    count_drawn,
+    describe_drawing,
+    exact_match,
+    get_template,
+    measure_examples,
+    mixture_shares,
+    train_iterator,
+)
+
+PLAIN = get_template('plain')
+LENGTH, ROWS = 256, 4
+
+
+def counted(splits, tokenizer, shares, seed=0, **settings):
+    sizes = [measure_examples('some', split.train, tokenizer, PLAIN, LENGTH) for split in splits]
+    names = [split.task_name for split in splits]
+    return count_drawn(
+        names, sizes, shares, sequence_length=LENGTH, batch_size=ROWS, seed=seed, **settings
+    )
+
+
+@pytest.mark.parametrize('streams', [1, 2, 4])
+@pytest.mark.parametrize('weights', [(), (1.0, 2.0, 3.0)])
+def test_counts_are_those_of_the_batches(splits, tokenizer, weights, streams):
+    """After each of the steps of two packs, in which the rows of 64 at a time are shuffled."""
+    shares = mixture_shares(splits, weights, size_exponent=0.0)
+    batches = iterate(splits, tokenizer, weights, seed=5, streams=streams, workers=streams - 1)
+    drawn, filled = np.zeros(3, int), 0
+    for steps in range(1, 40):
+        batch = next(batches)
+        filled += (batch['segment_ids'] > 0).sum()
+        for example in unpack([batch]):
+            drawn[example['task_ids'][0]] += 1
+        if steps % 3 == 0:
+            found = counted(splits, tokenizer, shares, seed=5, streams=streams, steps=steps)
+            assert found.steps == steps and found.examples == tuple(drawn)
+            assert found.fill == pytest.approx(filled / (steps * ROWS * LENGTH))
+
+
+def test_the_count_ends_with_the_step_that_draws_enough(splits, tokenizer):
+    shares = mixture_shares(splits, (), size_exponent=0.0)
+    splits[1] = dataclasses.replace(splits[1], train=[])
+    shares[1] = 0.0
+    for examples in (1, 100, 777):
+        found = counted(splits, tokenizer, shares, examples=examples)
+        assert sum(found.examples) >= examples and found.examples[1] == 0
+        if found.steps > 1:
+            fewer = counted(splits, tokenizer, shares, steps=found.steps - 1)
+            assert sum(fewer.examples) < examples
+    assert counted(splits, tokenizer, shares, steps=3, examples=10**6).steps == 3
+    assert counted(splits, tokenizer, shares, steps=1000, examples=5).steps == 1
+
+
+def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
+    """Rows of one example; the shares are not whole hundredths of the smallest."""
+    sizes = (1000, 1009, 1998)
+    splits = [
+        Split(
+            Task(name, None, exact_match), [Example('q' * 200, f'{n}', {}) for n in range(n)], [], n
+        )
+        for name, n in zip('abc', sizes, strict=True)
+    ]
+    batches = train_iterator(
+        splits,
+        tokenizer,
+        PLAIN,
+        sequence_length=LENGTH,
+        batch_size=1,
+        shares=mixture_shares(splits, (), size_exponent=1.0),
+        seed=0,
+    )
+    drawn = Counter(int(batch['task_ids'][0, 0]) for batch in take(batches, sum(sizes)))
+    # But for the rows that are shuffled across the end of the epoch.
+    for task, size in enumerate(sizes):
+        assert drawn[task] == pytest.approx(size, abs=8)
+    shares = mixture_shares(splits, (), size_exponent=1.0)
+    of_epochs = [Size(n, 200 * n, n, 0, 200, np.full(n, 200)) for n in sizes]
+    found = count_drawn(
+        'abc', of_epochs, shares, sequence_length=200, batch_size=1, seed=0, examples=64 * 4007
+    )
+    # 64 epochs end with a pack.
+    assert found.examples == tuple(64 * size for size in sizes)
+
+
+def test_a_line_tells_what_is_drawn(splits, tokenizer):
+    shares = mixture_shares(splits, (1.0, 1.0, 2.0), size_exponent=0.0)
+    found = dataclasses.replace(counted(splits, tokenizer, shares, steps=2), examples=(5, 6, 11))
+    text = describe_drawing(dataclasses.replace(found, fill=0.963), splits, 2, ROWS, LENGTH)
+    assert text == (
+        '2 steps of 4 rows of 256 tokens, 96.3% full, draw 22 examples (0.18 epochs): '
+        'a 5 (0.12), b 6 (0.15), c 11 (0.28).'
+    )
+    text = describe_drawing(dataclasses.replace(found, fill=0.963), splits, 1000, ROWS, LENGTH)
+    assert text == (
+        '1,000 steps of 4 rows of 256 tokens, about 96.3% full, draw about 11,000 examples '
+        '(91.67 epochs): a 2,500 (62.50), b 3,000 (75.00), c 5,500 (137.50).'
+    )
