@@ -12,7 +12,7 @@ from malora_jax.buckets import home
 from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
-from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.checkpoint import Checkpoints, newest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state, starting_adapter
@@ -40,12 +40,18 @@ def read_adapter(workdir: pathlib.Path, run: RunConfig, step: int) -> Adapter:
     return {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
 
 
-def start_adapter(run: RunConfig) -> Adapter | None:
-    """The adapter's collections before the first step.
+def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
+    """Return the adapter's collections before the first step, or None if they are not known.
 
-    None where they came from another run: the start then says nothing of what training made.
+    They are not known where they came from another adapter. Nor are those of a shared subspace in
+    runs from before checkpoints had identities: the signs of its singular vectors were those that
+    the device of the run happened to choose.
     """
     if run.training.start_from:
+        return None
+    newest = newest_checkpoint(home(workdir / 'checkpoints'))
+    has_subspace = {'shared_down', 'core'} <= {*run.adapter.leaves}
+    if has_subspace and (newest is None or newest.identity is None):
         return None
     return starting_adapter(Decoder(run.model, run.adapter), run.seed)
 

@@ -6,11 +6,14 @@ import reference
 from loop_helpers import run_settings
 from model_helpers import STRUCTURES, random_variables, small_method, tiny_model
 
+from malora_jax.analysis import weights
 from malora_jax.analysis.alike import Candidate, comparisons, measure
 from malora_jax.analysis.projections import down_projections, up_projections
 from malora_jax.analysis.weights import leaves_of, start_adapter
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
+from malora_jax.training.checkpoint import Newest
+from malora_jax.training.identity import Identity
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 
@@ -106,9 +109,14 @@ def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
 
 
 @pytest.mark.usefixtures('compile_quickly')
-def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path):
+def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     run = run_config(run_settings(tmp_path / 'nowhere.gguf', 'malora', seed=3))
-    found = start_adapter(run)
+    older = Newest(1, None)
+    monkeypatch.setattr(weights, 'newest_checkpoint', lambda _: older)
+    assert start_adapter(tmp_path, run) is None, 'its signs were those of some device'
+    newer = older._replace(identity=Identity({}, {}, None))
+    monkeypatch.setattr(weights, 'newest_checkpoint', lambda _: newer)
+    found = start_adapter(tmp_path, run)
     model = Decoder(run.model, run.adapter)
     params = random_variables(Decoder(preset('tiny')), seed=5)['params']
     state = create_state(model, make_optimizer(run.optimizer, 1), 3, params)

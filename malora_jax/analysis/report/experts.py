@@ -39,7 +39,11 @@ def read_weights(subjects: Sequence[Subject]) -> list[Weights]:
     """The adapters of the checkpoints that stand for the runs."""
     bar = tqdm.tqdm(subjects, desc='weights', unit='run', dynamic_ncols=True)
     return [
-        Weights(each, read_adapter(each.path, each.run, each.step), start_adapter(each.run))
+        Weights(
+            each,
+            read_adapter(each.path, each.run, each.step),
+            start_adapter(each.path, each.run),
+        )
         for each in bar
     ]
 

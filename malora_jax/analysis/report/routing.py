@@ -103,7 +103,7 @@ def _steps(subject: Subject) -> list[int]:
 def _adapter(subject: Subject, step: int) -> Adapter | None:
     if step:
         return read_adapter(subject.path, subject.run, step)
-    return start_adapter(subject.run)
+    return start_adapter(subject.path, subject.run)
 
 
 def _route(setup: Setup, adapter: Adapter, asked: Questions, description: str) -> Routed:
