@@ -31,6 +31,8 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': trained.model.config.context,
         'clean_up_tokenization_spaces': False,
+        # Without token types, which these models do not take.
+        'model_input_names': ['input_ids', 'attention_mask'],
         'add_bos_token': tokenizer.bos_id is not None,
         'chat_template': chat_template(trained),
     }

@@ -96,7 +96,7 @@ def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
     assert setup.assumed_steps == 241
     older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
     assert older.steps == older.drawing.steps == 241 != setup.steps
-    assert older.describe_drawing().startswith('241 steps of 2 rows of 96 tokens, ')
+    assert older.describe_drawing().startswith('241 steps of 2 rows of 48 tokens, ')
 
 
 def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):
