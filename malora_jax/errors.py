@@ -1,9 +1,10 @@
 """The one exception for mistakes that the user can mend."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from malora_jax import schema
 
@@ -19,6 +20,17 @@ class UserError(ValueError):
     The message is one sentence that names the field, file or row at fault and says what would be
     right. Command-line entries print it without a traceback and exit with status 2.
     """
+
+
+@contextlib.contextmanager
+def within(place: object) -> Iterator[None]:
+    """Names the file, or the row, in the messages of mistakes that are found meanwhile."""
+    try:
+        yield
+    except UserError as error:
+        if str(place) in str(error):
+            raise
+        raise UserError(f'{place}: {error}') from error
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -2,10 +2,12 @@
 
 import functools
 import pathlib
+from typing import Any, TypedDict
 
-from malora_jax import buckets, data
+from malora_jax import buckets, data, errors, files
 from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.export.trained import Restored, Saved
+from malora_jax.files import RESTORE
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base
 from malora_jax.training.checkpoint import Checkpoints
@@ -13,6 +15,10 @@ from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 from malora_jax.training.workdir import check_base, read_config
+
+
+class _Config(TypedDict):
+    model: dict[str, Any]
 
 
 def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
@@ -39,8 +45,10 @@ def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
     """
     config = read_config(workdir)
     if weights is not None:
+        files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE)
         config['model']['weights'] = weights
-    return run_config(config)
+    with errors.within(workdir / 'config.json'):
+        return run_config(config)
 
 
 def _restore(workdir: pathlib.Path, run: RunConfig, base: Base) -> Restored:

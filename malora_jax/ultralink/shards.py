@@ -198,7 +198,7 @@ def _files(path: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
     """
     files_ = [_shard_path(path, number) for number in range(len(manifest.shards))]
     for file, shard in zip(files_, manifest.shards, strict=True):
-        if not file.exists() or _digest(file) != shard.sha256:
+        if not file.is_file() or _digest(file) != shard.sha256:
             raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
     return files_
 
