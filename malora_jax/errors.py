@@ -10,6 +10,8 @@ from malora_jax import schema
 
 # The largest int32.
 _MOST = 2**31 - 1
+# Of known names: that are compared with an unknown one, and that are listed.
+_MOST_NAMES, _MOST_LISTED = 1000, 100
 
 shown = schema.shown
 
@@ -35,10 +37,13 @@ def within(place: object) -> Iterator[None]:
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry, with the near ones first."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else f'known are {", ".join(known)}.'
-    return UserError(f'Unknown {kind} {name!r}: {hint}')
+    every = sorted(known)
+    # A table may have any number of columns.
+    near = difflib.get_close_matches(str(name)[:200], every[:_MOST_NAMES], n=3, cutoff=0.5)
+    listed = ', '.join(every[:_MOST_LISTED])
+    more = f' and {len(every) - _MOST_LISTED:,} more' if len(every) > _MOST_LISTED else ''
+    hint = f'did you mean {" or ".join(near)}?' if near else f'known are {listed}{more}.'
+    return UserError(f'Unknown {kind} {shown(name)}: {hint}')
 
 
 def out_of_range(field: str, value: object, right: str) -> UserError:

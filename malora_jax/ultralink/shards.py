@@ -28,6 +28,9 @@ from malora_jax.ultralink.manifest import (
     write_manifest,
 )
 
+# NaN and Infinity, which are not JSON, could not be written again as they are.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+
 
 class Shards:
     """A stage's directory that is being written."""
@@ -139,8 +142,7 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             place = f'{path}:{number}'
-            # NaN and Infinity, which are not JSON, could not be written again as they are.
-            fields = files.parse_json(line, place, parse_constant=lambda _: None)
+            fields = files.parse_json(line, place, decode=_DECODER.decode)
             if not isinstance(fields, dict):
                 raise UserError(f'{place} is not a JSON object.')
             yield Row(place, fields)

@@ -75,6 +75,7 @@ def write_run(path: pathlib.Path) -> None:
     run.mkdir()
     files.write_json(run / 'config.json', get_config('malora').to_dict())
     task = {'before': 0.5, 'after': 0.75, 'loss_before': 2.0, 'loss_after': 1.0, 'examples': 4}
+    task |= {'metric': 'exact_match'}
     answer = {'expected': '1', 'answer': '1', 'score': 1.0, 'nats': 2.0, 'tokens': 3, 'more': {}}
     for when in ('before', 'after'):
         rows = [{'task': name, 'question': f'{i}?'} | answer for name in 'ab' for i in range(4)]
