@@ -119,7 +119,7 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
     if type(version) is int and version > _VERSION:
         raise errors.UserError(
             f'{path} has version {errors.shown(version)}, made by '
-            f'{errors.shown(head.get("made_by"))}; this malora_jax {__version__} reads up to '
+            f'{errors.shown(str(head.get("made_by")))[1:-1]}; this malora_jax {__version__} reads up to '
             f'{_VERSION}: upgrade it.'
         )
     files.check_content(_Manifest, head, str(path), _REMEDY)
