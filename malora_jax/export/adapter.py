@@ -135,7 +135,8 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         }
         adapter = AdapterConfig(**fields)
     except (TypeError, errors.UserError) as error:
-        raise errors.UserError(f'{path} is broken ({error}): {_REMEDY}.') from error
+        reason = ' '.join(str(error).split())
+        raise errors.UserError(f'{path} is broken ({reason}): {_REMEDY}.') from error
     restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
     return Saved(directory, model, manifest['weights'], restore)
 
