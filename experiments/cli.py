@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import pathlib
 import re
@@ -105,6 +106,7 @@ def _start(main: Callable[[], None]) -> None:
 def _parse(arguments: Sequence[str]) -> list[str]:
     """Reads flags and config; whatever is wrong with them is the user's to mend."""
     try:
+        _check_regular(arguments)
         rest = flags.FLAGS(list(arguments))
         if 'config' in flags.FLAGS:
             _check_config_file()
@@ -129,12 +131,31 @@ def _parse(arguments: Sequence[str]) -> list[str]:
             _fail(f'{section[1]} has fields: set each as --{section[1]}.FIELD=VALUE.', 2)
         # What goes wrong within a config file comes as the text of its traceback: a mistake that
         # the user can mend is told in its last line, a bug in the file needs all of it.
-        _fail(str(error).rsplit('UserError: ')[-1], 2)
+        text = str(error).rsplit('UserError: ')[-1]
+        _fail(text if 'Traceback' in text else ' '.join(text.split()), 2)
+    except RecursionError:  # From absl's search for flags with nearly the same name.
+        _fail('A flag on the command line is too long to be one.', 2)
     if len(rest) > 1:
         _fail(f'Stray words on the command line: {" ".join(rest[1:])}; write --flag=value.', 2)
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _check_regular(arguments: Sequence[str]) -> None:
+    """Checks the files that are read while flags are parsed: a pipe would block for ever."""
+    words = [part for argument in arguments for part in argument.split('=', 1)]
+    for flag, value in itertools.pairwise(words):
+        path = pathlib.Path(value.split(':')[0])
+        if flag.lstrip('-') in ('config', 'flagfile') and _exists(path) and not path.is_file():
+            raise UserError(f'{flag}: {path} is not a regular file.')
+
+
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # A name that is too long, or holds a null character.
+        return False
 
 
 def _innermost(error: BaseException) -> str:

@@ -1,14 +1,17 @@
 """The one exception for mistakes that the user can mend."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from malora_jax import schema
 
 # The largest int32.
 _MOST = 2**31 - 1
+# Of known names: that are compared with an unknown one, and that are listed.
+_MOST_NAMES, _MOST_LISTED = 1000, 100
 
 shown = schema.shown
 
@@ -21,12 +24,26 @@ class UserError(ValueError):
     """
 
 
+@contextlib.contextmanager
+def within(place: object) -> Iterator[None]:
+    """Names the file, or the row, in the messages of mistakes that are found meanwhile."""
+    try:
+        yield
+    except UserError as error:
+        if str(place) in str(error):
+            raise
+        raise UserError(f'{place}: {error}') from error
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a registry, with the near ones first."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else f'known are {", ".join(known)}.'
-    return UserError(f'Unknown {kind} {name!r}: {hint}')
+    every = sorted(known)
+    # A table may have any number of columns.
+    near = difflib.get_close_matches(str(name)[:200], every[:_MOST_NAMES], n=3, cutoff=0.5)
+    listed = ', '.join(every[:_MOST_LISTED])
+    more = f' and {len(every) - _MOST_LISTED:,} more' if len(every) > _MOST_LISTED else ''
+    hint = f'did you mean {" or ".join(near)}?' if near else f'known are {listed}{more}.'
+    return UserError(f'Unknown {kind} {shown(name)}: {hint}')
 
 
 def out_of_range(field: str, value: object, right: str) -> UserError:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from malora_jax import schema
@@ -148,8 +148,9 @@ def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) 
     rows = []
     # Only a line feed ends a line here: str.splitlines would also split within JSON strings.
     for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
-        rows.append(parse_json(line, f'{path}:{number}', remedy))
-        check_content(kind, rows[-1], f'{path}:{number}', remedy)
+        place = f'{path}:{number}'
+        rows.append(parse_json(line, place, remedy))
+        check_content(kind, rows[-1], place, remedy)
     return rows
 
 
@@ -165,7 +166,12 @@ def check_regular(path: pathlib.Path) -> None:
         raise UserError(f'{path} is {what}; it must be a regular file.')
 
 
-def parse_json(content: bytes | str, place: str, remedy: str = '', **options: Any) -> Any:
+def parse_json(
+    content: bytes | str,
+    place: str,
+    remedy: str = '',
+    decode: Callable[[str], Any] = json.loads,
+) -> Any:
     """Parse JSON from outside; every other module that reads JSON calls this.
 
     Args:
@@ -173,7 +179,7 @@ def parse_json(content: bytes | str, place: str, remedy: str = '', **options: An
             business.
         place: File, or file and line, for messages.
         remedy: What a user can do about it, for messages; '' if that is clear.
-        **options: Arguments of `json.loads`.
+        decode: What parses the text.
 
     Raises:
         UserError: It is not UTF-8 or not JSON, is nested too deeply, or has a number of thousands
@@ -181,7 +187,7 @@ def parse_json(content: bytes | str, place: str, remedy: str = '', **options: An
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
-        value = json.loads(text, **options)
+        value = decode(text)
     except UnicodeDecodeError as error:
         raise _broken(place, 'is not UTF-8', remedy) from error
     except json.JSONDecodeError as error:

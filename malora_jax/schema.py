@@ -48,9 +48,11 @@ class Fault(NamedTuple):
     right: str
 
     def __str__(self) -> str:
+        # A name may be anything in a file from elsewhere: it must not break the line.
+        field = shown(self.field)[1:-1] or 'the content'
         if self.value is MISSING:
-            return f'{self.field} is missing'
-        return f'{self.field or "the content"} is {shown(self.value)}; it must be {self.right}'
+            return f'{field} is missing'
+        return f'{field} is {shown(self.value)}; it must be {self.right}'
 
 
 MISSING = object()

@@ -1,6 +1,8 @@
 """Files are never left half-written."""
 
 import json
+import os
+from typing import Any, NotRequired, TypedDict
 
 import pytest
 from hypothesis import example, given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.schema import Positive
 
 
 def test_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
@@ -52,3 +55,93 @@ def test_another_line_that_is_not_json_is_named(tmp_path):
         f'{path}:2 is not valid JSON (Unterminated string starting at at column 2): restore it '
         'from a copy.'
     )
+
+
+def broken(path, content, kind=Any, **more):
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        files.read_json(path, kind, **more)
+    told = str(caught.value)
+    assert told.startswith(str(path)) and '\n' not in told
+    return told.removeprefix(str(path))
+
+
+@pytest.mark.parametrize(
+    'content, expected',
+    [
+        (b'{"a": ', ' is not valid JSON (Expecting value at column 7): restore it from a copy.'),
+        (b'{"a": 1\n"b"}', " line 2 is not valid JSON (Expecting ',' delimiter at column 1): "),
+        (b'[' * 10**5, ' is nested too deeply: restore it from a copy.'),
+        (b'[' * 500 + b']' * 500, ' is nested too deeply: restore it from a copy.'),
+        (b'"\xff"', ' is not UTF-8: restore it from a copy.'),
+        (b'"\\ud800"', ' holds a half of a character: restore it from a copy.'),
+        (b'9' * 5000, ' holds a number of too many digits: restore it from a copy.'),
+        ('"\ufeff'.encode('utf-16'), ' is not UTF-8: '),
+    ],
+)
+def test_what_is_no_json_is_told_in_one_line(tmp_path, content, expected):
+    assert broken(tmp_path / 'a.json', content).startswith(expected)
+
+
+def test_text_with_brackets_and_whole_characters_is_read(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps({'a': '[{' * 500, 'b': '\U0001f600', 'c': [[1]] * 200}))
+    assert files.read_json(path)['b'] == '\U0001f600'
+
+
+class Part(TypedDict):
+    count: Positive
+    names: NotRequired[list[str]]
+
+
+@pytest.mark.parametrize(
+    'content, expected',
+    [
+        ('[]', ': the content is []; it must be an object with fields: '),
+        ('{}', ': parts is missing: '),
+        ('{"parts": {"x": {}}}', ': parts.x.count is missing: '),
+        ('{"parts": {"x": {"count": 0}}}', ': parts.x.count is 0; it must be a whole number from '),
+        ('{"parts": {"x": {"count": true}}}', ': parts.x.count is True; it must be a whole number'),
+        (
+            '{"parts": {"x": {"count": 1, "names": ["a", 2]}}}',
+            ': parts.x.names[1] is 2; it must be ',
+        ),
+        ('{"parts": {}, "loss": NaN}', ': loss is nan; it must be a finite number or null: '),
+        ('{"parts": {}, "loss": 1' + '0' * 400 + '}', ': loss is a number of '),
+        ('{"parts": {"a\\nb": 1}}', ': parts.a\\nb is 1; it must be an object with fields: '),
+    ],
+)
+def test_fields_are_checked(tmp_path, content, expected):
+    class Whole(TypedDict):
+        parts: dict[str, Part]
+        loss: NotRequired[float | None]
+
+    assert broken(tmp_path / 'a.json', content.encode(), Whole).startswith(expected)
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink('/dev/zero', path)])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, make):
+    make(tmp_path / 'a.json')
+    for read in (files.read_json, files.read_json_lines):
+        with pytest.raises(UserError, match='; it must be a regular file'):
+            read(tmp_path / 'a.json')
+
+
+def test_what_is_refused_leaves_no_lock_and_no_directory(tmp_path):
+    def refuse(directory, *written):
+        with pytest.raises(UserError), files.locked(directory, 'busy'):
+            for name in written:
+                (directory / name).touch()
+            raise UserError('no')
+
+    refuse(tmp_path / 'a' / 'b')
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'there').mkdir()
+    refuse(tmp_path / 'there')
+    assert not list((tmp_path / 'there').iterdir())
+    refuse(tmp_path / 'used', 'rows')
+    assert {path.name for path in (tmp_path / 'used').iterdir()} == {'.lock', 'rows'}
+    with files.locked(tmp_path / 'there', 'busy'):
+        with pytest.raises(UserError, match='busy'), files.locked(tmp_path / 'there', 'busy'):
+            pass
+        assert (tmp_path / 'there' / '.lock').exists()

@@ -199,7 +199,7 @@ def _notes(table: Table, entries: Mapping[str, Entry]) -> list[str]:
     }
     how = [
         f'- {task}: {results[task]["metric"]} of {results[task]["examples"]:,} questions; '
-        + ', '.join(f'{key} {value}' for key, value in results[task]['scoring'].items())
+        + ', '.join(f'{key} {value}' for key, value in results[task].get('scoring', {}).items())
         for task in table.tasks
         if task in results
     ]

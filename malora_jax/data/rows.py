@@ -10,8 +10,10 @@ public datasets have both.
 import csv
 import gzip
 import io
+import json
 import pathlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ csv.field_size_limit(2**31 - 1)
 
 # Of the files that users bring.
 SUFFIXES = ('.jsonl', '.csv', '.tsv', '.parquet')
+# Numbers stay as they were written; NaN, which is not JSON, is a missing value.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 _DELIMITERS = {'.csv': ',', '.tsv': '\t'}
 
 
@@ -108,10 +112,7 @@ def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
 
 
 def _parsed(text: str, place: str, remedy: str = '') -> Any:
-    # Numbers stay as they were written; NaN, which is not JSON, is a missing value.
-    return files.parse_json(
-        text, place, remedy, parse_int=str, parse_float=str, parse_constant=lambda _: None
-    )
+    return files.parse_json(text, place, remedy, _DECODER.decode)
 
 
 def _check_object(place: str, fields: Any) -> None:
@@ -171,7 +172,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
 
 
 def _check_twins(path: pathlib.Path, names: Sequence[str]) -> None:
-    twins = sorted({name for name in names if names.count(name) > 1})
+    twins = sorted(name for name, count in Counter(names).items() if count > 1)
     if twins:
         raise UserError(f'{path} has more than one column {twins[0]!r}.')
 

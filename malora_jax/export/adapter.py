@@ -118,10 +118,10 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         raise errors.UserError(f'{path} is not that of an exported adapter.')
     version = head.get('version')
     if type(version) is int and version > _VERSION:
+        maker = errors.shown(str(head.get('made_by')))[1:-1]
         raise errors.UserError(
-            f'{path} has version {errors.shown(version)}, made by '
-            f'{errors.shown(head.get("made_by"))}; this malora_jax {__version__} reads up to '
-            f'{_VERSION}: upgrade it.'
+            f'{path} has version {errors.shown(version)}, made by {maker}; this '
+            f'malora_jax {__version__} reads up to {_VERSION}: upgrade it.'
         )
     files.check_content(_Manifest, head, str(path), _REMEDY)
     manifest = {**head, 'weights': head['weights'] if weights is None else weights}
@@ -136,7 +136,8 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         }
         adapter = AdapterConfig(**fields)
     except (TypeError, errors.UserError) as error:
-        raise errors.UserError(f'{path} is broken ({error}): {_REMEDY}.') from error
+        reason = ' '.join(str(error).split())
+        raise errors.UserError(f'{path} is broken ({reason}): {_REMEDY}.') from error
     restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
     return Saved(directory, model, manifest['weights'], restore)
 

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from malora_jax import files
 from malora_jax.errors import UserError
 
 
@@ -30,9 +31,10 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     check_new(path)
     temporary = path.with_name(f'.{path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with files.removed_if_refused(path.parent):
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from malora_jax import files
 from malora_jax.data.rows import check_file
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, within
 from malora_jax.inference.language_model import LanguageModel, Sampling
 from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import keys_of
@@ -103,10 +103,8 @@ def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _prompt(model: LanguageModel, place: str, row: Mapping[str, Any]) -> list[int]:
-    try:
+    with within(place):
         return model.prompt(row['prompt'] if 'prompt' in row else row['messages'])
-    except UserError as error:
-        raise UserError(f'{place}: {error}') from error
 
 
 def _begun(

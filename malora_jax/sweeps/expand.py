@@ -109,10 +109,8 @@ def _set(config: ConfigDict, name: str, value: Any, where: str) -> None:
 
 
 def _check(row: str, config: ConfigDict) -> None:
-    try:
+    with errors.within(row):
         run_config(config.to_dict())
-    except errors.UserError as error:
-        raise errors.UserError(f'{row}: {error}') from error
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:

@@ -105,7 +105,8 @@ def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
     step, before = None, None
     for event in events:
         now = next(value for key, value in event.items() if key.endswith('_time'))
-        passed, before = now - (now if before is None else before), now
+        # A clock may have been set back.
+        passed, before = max(0.0, now - (now if before is None else before)), now
         if 'job_start_time' in event:
             spent['stopped'] += passed
             phases, step = [], None

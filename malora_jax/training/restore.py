@@ -3,11 +3,12 @@
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
-from malora_jax import buckets, data
+from malora_jax import buckets, data, errors, files
 from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.export.trained import Restored, Saved
+from malora_jax.files import RESTORE
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base
 from malora_jax.training.checkpoint import Checkpoints
@@ -16,6 +17,10 @@ from malora_jax.training.identity import Identity, flattened
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 from malora_jax.training.workdir import check_base, check_run, read_config
+
+
+class _Config(TypedDict):
+    model: dict[str, Any]
 
 
 def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
@@ -30,8 +35,7 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
     """
     if is_adapter(directory):
         return saved_adapter(directory, weights)
-    config = _config(directory, weights)
-    run = run_config(config)
+    config, run = _read(directory, weights)
     restore = functools.partial(_restore, directory, config, run)
     return Saved(directory, run.model, run.weights, restore)
 
@@ -42,15 +46,19 @@ def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
     Raises:
         UserError: the directory holds no run, or a file of the run was edited.
     """
-    return run_config(_config(workdir, weights))
+    return _read(workdir, weights)[1]
 
 
-def _config(workdir: pathlib.Path, weights: str | None) -> dict[str, Any]:
+def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], RunConfig]:
+    """The config of a run as it is written and as it is checked."""
     config = read_config(workdir)
     if weights is not None:
+        files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE)
         config['model']['weights'] = weights
+    with errors.within(workdir / 'config.json'):
+        run = run_config(config)
     check_run(workdir, config, None)
-    return config
+    return config, run
 
 
 def _restore(

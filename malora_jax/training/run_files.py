@@ -36,10 +36,10 @@ class TaskResult(TypedDict):
 
     after: float
     loss_after: float
-    before: NotRequired[float]
-    loss_before: NotRequired[float]
-    examples: NotRequired[Positive]
-    metric: NotRequired[str]
+    before: float
+    loss_before: float
+    examples: Positive
+    metric: str
     scoring: NotRequired[dict[str, Any]]
 
 
@@ -47,7 +47,7 @@ class Average(TypedDict):
     """Mean scores over the tasks."""
 
     after: float
-    before: NotRequired[float]
+    before: float
 
 
 class Parameters(TypedDict):

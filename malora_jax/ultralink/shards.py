@@ -28,6 +28,9 @@ from malora_jax.ultralink.manifest import (
     write_manifest,
 )
 
+# NaN and Infinity, which are not JSON, could not be written again as they are.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+
 
 class Shards:
     """A stage's directory that is being written."""
@@ -139,8 +142,7 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             place = f'{path}:{number}'
-            # NaN and Infinity, which are not JSON, could not be written again as they are.
-            fields = files.parse_json(line, place, parse_constant=lambda _: None)
+            fields = files.parse_json(line, place, decode=_DECODER.decode)
             if not isinstance(fields, dict):
                 raise UserError(f'{place} is not a JSON object.')
             yield Row(place, fields)
@@ -198,7 +200,7 @@ def _files(path: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
     """
     files_ = [_shard_path(path, number) for number in range(len(manifest.shards))]
     for file, shard in zip(files_, manifest.shards, strict=True):
-        if not file.exists() or _digest(file) != shard.sha256:
+        if not file.is_file() or _digest(file) != shard.sha256:
             raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
     return files_
 

@@ -30,7 +30,8 @@ def write_run(
 ) -> None:
     directory.mkdir(parents=True)
     losses = {'loss_before': 4.0, 'loss_after': loss_after}
-    task = losses | {'scoring': scoring or {}, 'after': 0.75, 'examples': 1}
+    task = losses | {'scoring': scoring or {}, 'before': 0.1, 'after': 0.75}
+    task |= {'examples': 1, 'metric': 'exact_match'}
     config = {
         'seed': 0,
         'method': 'lora',

@@ -84,7 +84,7 @@ def write_run(
             }
             for number, task in enumerate(tasks)
         },
-        'average': {'after': 0.5},
+        'average': {'before': 0.5, 'after': 0.5},
         'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
         'steps': 3,
         'train_time_s': 1.0,

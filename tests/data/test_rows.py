@@ -1,7 +1,9 @@
 import csv
 import gzip
 import json
+import os
 import string
+import time
 
 import numpy as np
 import pyarrow
@@ -289,3 +291,18 @@ def test_only_the_row_that_is_not_utf_8_is_at_fault(write):
     assert [is_utf_8(fields['q']) for _, fields in found] == [True, False, True]
     ((_, cells),) = rows(write('a.csv', b'q,a\n\xe9,b\n'))
     assert {name: is_utf_8(cell) for name, cell in cells.items()} == {'q': False, 'a': True}
+
+
+def test_a_table_of_very_many_columns_is_read_at_once(tmp_path):
+    path = tmp_path / 'wide.csv'
+    line = ','.join(f'c{number}' for number in range(10**5))
+    path.write_text(f'{line}\n{line}\n')
+    began = time.process_time()
+    [row] = read_rows(path)
+    assert len(row.fields) == 10**5 and time.process_time() - began < 5
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / 'a.jsonl')
+    with pytest.raises(UserError, match='is a pipe, socket or device; it must be a regular file'):
+        read_rows(tmp_path / 'a.jsonl')

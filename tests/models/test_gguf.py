@@ -435,3 +435,37 @@ def test_weights_that_are_not_installed(monkeypatch):
 def test_unknown_model():
     with pytest.raises(UserError, match=r"Unknown model 'smolm2-135m': did you mean smollm2-135m"):
         preset('smolm2-135m')
+
+
+def damaged(path, key: bytes, skipped: int, value: bytes) -> None:
+    """A file with other bytes at some distance after a key of its metadata."""
+    content = bytearray(path.read_bytes())
+    at = content.index(key) + len(key) + skipped
+    content[at : at + len(value)] = value
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    'key, skipped, value, expected',
+    [
+        (
+            'llama.block_count',
+            4,
+            2**31 - 1,
+            ': model.num_layers is 2147483647; it must be at ',
+        ),
+        ('tokenizer.ggml.tokens', 8, 2**60, ' is not a complete GGUF file (it has a list of 1,15'),
+        ('tokenizer.ggml.token_type', 4, 9, ' is not a complete GGUF file (it has a list of '),
+        ('tokenizer.ggml.model', 4, 2**62, ' is not a complete GGUF file (it ends too early); '),
+        ('general.architecture', 12, 0xFF, ' has general.architecture that is not UTF-8; '),
+        ('tokenizer.ggml.tokens', 24, 0xFF, ' has tokenizer.ggml.tokens that is not UTF-8; '),
+    ],
+)
+def test_damaged_metadata_are_told_in_one_line(tmp_path, key, skipped, value, expected):
+    path = tmp_path / 'tiny.gguf'
+    write_tiny_gguf(path)
+    size = 8 if value >= 2**32 else 1 if value == 0xFF else 4
+    damaged(path, key.encode(), skipped, value.to_bytes(size, 'little'))
+    with pytest.raises(UserError) as caught:
+        load_base(model_config('auto', str(path), 'float32'), str(path))
+    assert str(caught.value).startswith(f'{path}{expected}'), str(caught.value)

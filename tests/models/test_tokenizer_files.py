@@ -319,3 +319,11 @@ def test_ids_beyond_the_vocabulary(tmp_path, key):
     assert message(from_metadata, path, 'llama2', **{key: 700}) == (
         f'{path} has tokenizer.ggml.{key} = 700, but 700 tokens.'
     )
+
+
+def test_an_end_token_that_is_half_a_character(tmp_path):
+    write_directory(tmp_path, 'llama3')
+    (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "\\ud800"}')
+    assert message(from_huggingface, tmp_path) == (
+        f'{tmp_path / "tokenizer_config.json"} holds a half of a character: download it again.'
+    )

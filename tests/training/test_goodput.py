@@ -2,6 +2,7 @@
 
 import pytest
 
+from malora_jax.errors import UserError
 from malora_jax.training import goodput
 from malora_jax.training.goodput import Goodput
 
@@ -115,3 +116,25 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert events[4]['custom_badput_event_type'] == 'save'
     times = [next(reversed(event.values())) for event in events]
     assert times == sorted(times)
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away():
+    events = events_of(
+        (100.0, 'job', ''), (101.0, 'step', 1), (50.0, 'begin', 'save'), (52.0, 'end', 'save')
+    )
+    spent = goodput.accounts(events)
+    assert spent['save'] == 2.0 and spent['other'] == 1.0 and min(spent.values()) == 0.0
+
+
+@pytest.mark.parametrize(
+    'line', ['{}', '[]', '1', '{"step_count": 1}', '{"a_time": "x"}', '{"a_time": 1, "b_time": 2}']
+)
+def test_a_line_that_is_no_event_is_named(tmp_path, line):
+    path = tmp_path / goodput.FILE
+    path.write_text('{"job_start_time": 1.0}\n' + line + '\n{"torn')
+    for read in (goodput.read, Goodput().open):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path)
+        told = str(caught.value)
+        assert told.startswith(f'{path}:2')
+        assert told.endswith(f': remove {path}, which only tells where time went.')

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from malora_jax.errors import UserError
 from malora_jax.files import read_json_lines
 from malora_jax.training.metrics import MetricWriter
+from malora_jax.training.run_files import read_answers, read_metrics
 
 
 def record(step: int) -> dict[str, float]:
@@ -93,3 +94,44 @@ def test_tensorboard_shows_each_step_once(tmp_path, checkpoint):
     assert read_scalars(tmp_path) == in_tensorboard(range(1, checkpoint + 1))
     write(tmp_path, checkpoint, range(checkpoint + 1, 7))
     assert read_scalars(tmp_path) == in_tensorboard(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    'steps, expected',
+    [
+        ([1, 2, 2, 4], ':3 has step 2; it must have step 3: '),
+        ([1, 3, 4], ':2 has step 3; it must have step 2: '),
+        ([1, None, 3], ':2 has no step; it must have step 2: '),
+        ([2, 1, 3], ':1 has step 2; it must have step 1: '),
+    ],
+)
+def test_a_step_that_is_missing_or_there_twice_is_named(tmp_path, steps, expected):
+    path = tmp_path / 'metrics.jsonl'
+    rows = [{'loss': 1.0} | ({'step': step} if step else {}) for step in steps]
+    path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+    for read in (lambda: MetricWriter(tmp_path, len(steps)), lambda: read_metrics(path)):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == (
+            f'{path}{expected}restore it from a copy, or start anew in another --workdir.'
+        )
+    assert path.read_text().count('\n') == len(steps)
+
+
+def test_each_held_out_question_has_one_answer(tmp_path):
+    path = tmp_path / 'answers_before.jsonl'
+    row = {'task': 'a', 'question': '?', 'expected': '1', 'answer': '1', 'score': 1.0}
+    row |= {'nats': 1.0, 'tokens': 1}
+    for count in (0, 1, 3):
+        path.write_text(f'{json.dumps(row)}\n' * count)
+        with pytest.raises(UserError) as caught:
+            read_answers(path, {'a': 2, 'b': 0})
+        assert str(caught.value) == (
+            f"{path} has {count} answers of task 'a', which has 2 held-out questions: restore it "
+            'from a copy, or start anew in another --workdir.'
+        )
+    path.write_text(f'{json.dumps(row)}\n' * 2)
+    assert [answer.task for answer in read_answers(path, {'a': 2, 'b': 0})] == ['a', 'a']
+    path.write_text(f'{json.dumps(row | {"score": None})}\n' * 2)
+    with pytest.raises(UserError, match=r':1: score is None; it must be a finite number'):
+        read_answers(path, {'a': 2})

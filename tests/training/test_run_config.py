@@ -119,6 +119,11 @@ def test_must_be_a_whole_number(field, value, right):
             for rate in (0.0, -1.0)
         ),
         ('adapter.rank', 0, 'at least 1'),
+        ('data.held_out', 10**20, 'at most 2,147,483,647 in magnitude'),
+        ('data.held_out', 10**9, 'at most 10,000,000'),
+        ('data.validation', 10**8, 'at most 10,000,000'),
+        ('data.max_per_task', 2**31 - 1, 'at most 10,000,000'),
+        ('data.workers', 10**5, 'at most 1,000'),
         ('adapter.top_k', 9, 'at most num_experts = 8'),
     ],
 )

@@ -73,25 +73,26 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
         raise errors.UserError(f'{file.path} has no tensor {_EMBEDDING!r}.')
     context = _count(file, 'context_length')
     theta = _number(file, 'rope.freq_base', 10000.0)
-    return ModelConfig(
-        name=name,
-        vocab_size=vocabulary[0],
-        width=width,
-        hidden=_count(file, 'feed_forward_length'),
-        num_layers=_count(file, 'block_count'),
-        num_heads=heads,
-        num_kv_heads=_count(file, 'attention.head_count_kv', heads),
-        head_width=head_width,
-        # Within its window, sliding attention is plain attention.
-        context=min(context, _count(file, 'attention.sliding_window', context)),
-        rope_theta=theta,
-        rope_scaling=_scaling(file, head_width, theta),
-        norm_epsilon=_number(file, 'attention.layer_norm_rms_epsilon'),
-        qkv_bias=file.architecture == 'qwen2',
-        qk_norm=file.architecture == 'qwen3',
-        tied=_HEAD not in file.names,
-        dtype=dtype,
-    )
+    with errors.within(file.path):
+        return ModelConfig(
+            name=name,
+            vocab_size=vocabulary[0],
+            width=width,
+            hidden=_count(file, 'feed_forward_length'),
+            num_layers=_count(file, 'block_count'),
+            num_heads=heads,
+            num_kv_heads=_count(file, 'attention.head_count_kv', heads),
+            head_width=head_width,
+            # Within its window, sliding attention is plain attention.
+            context=min(context, _count(file, 'attention.sliding_window', context)),
+            rope_theta=theta,
+            rope_scaling=_scaling(file, head_width, theta),
+            norm_epsilon=_number(file, 'attention.layer_norm_rms_epsilon'),
+            qkv_bias=file.architecture == 'qwen2',
+            qk_norm=file.architecture == 'qwen3',
+            tied=_HEAD not in file.names,
+            dtype=dtype,
+        )
 
 
 def _check_known(file: GGUFFile) -> None:

@@ -101,24 +101,25 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
     values = _Values(path)
     values.check()
     width, heads = values.count('hidden_size'), values.count('num_attention_heads')
-    return ModelConfig(
-        name=name,
-        vocab_size=values.count('vocab_size'),
-        width=width,
-        hidden=values.count('intermediate_size'),
-        num_layers=values.count('num_hidden_layers'),
-        num_heads=heads,
-        num_kv_heads=values.count('num_key_value_heads', heads),
-        head_width=values.count('head_dim', width // heads),
-        context=values.context(),
-        rope_theta=values.theta(),
-        rope_scaling=values.scaling(),
-        norm_epsilon=values.positive('rms_norm_eps', 1e-6),
-        qkv_bias=values.architecture == 'Qwen2ForCausalLM',
-        qk_norm=values.architecture == 'Qwen3ForCausalLM',
-        tied=values.flag('tie_word_embeddings'),
-        dtype=dtype,
-    )
+    with errors.within(path):
+        return ModelConfig(
+            name=name,
+            vocab_size=values.count('vocab_size'),
+            width=width,
+            hidden=values.count('intermediate_size'),
+            num_layers=values.count('num_hidden_layers'),
+            num_heads=heads,
+            num_kv_heads=values.count('num_key_value_heads', heads),
+            head_width=values.count('head_dim', width // heads),
+            context=values.context(),
+            rope_theta=values.theta(),
+            rope_scaling=values.scaling(),
+            norm_epsilon=values.positive('rms_norm_eps', 1e-6),
+            qkv_bias=values.architecture == 'Qwen2ForCausalLM',
+            qk_norm=values.architecture == 'Qwen3ForCausalLM',
+            tied=values.flag('tie_word_embeddings'),
+            dtype=dtype,
+        )
 
 
 class _Values:

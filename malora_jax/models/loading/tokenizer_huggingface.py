@@ -79,7 +79,7 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
             found = found[0]
         if found is None or found == []:
             continue
-        if not (isinstance(found, int) and _is_token(tokenizer, found)):
+        if not isinstance(found, int) or not _is_token(tokenizer, found):
             raise errors.UserError(
                 f'{directory / name} has eos_token_id = {errors.shown(found)}, which is no token '
                 'of tokenizer.json.'
@@ -112,7 +112,7 @@ def bos_id(
 
 
 def _is_token(tokenizer: tokenizers.Tokenizer, number: int) -> bool:
-    return 0 <= number < 2**32 and tokenizer.id_to_token(number) is not None
+    return number is not True and 0 <= number < 2**32 and tokenizer.id_to_token(number) is not None
 
 
 def _id(

@@ -1,0 +1,63 @@
+"""Every way to read a file of each kind, for `fork_server`."""
+
+import pathlib
+
+from malora_jax import data
+from malora_jax.analysis.compare import compare
+from malora_jax.data.file_tasks import FileTask
+from malora_jax.export.adapter import saved_adapter
+from malora_jax.export.peft import read_peft
+from malora_jax.models import preset
+from malora_jax.models.loading.weights import load_base, model_config
+from malora_jax.sweeps import status
+from malora_jax.training import goodput
+from malora_jax.training.restore import config_of
+from malora_jax.ultralink import shards
+from malora_jax.ultralink.llm import cache
+
+
+def read_base(path: pathlib.Path) -> None:
+    """A GGUF file or a directory of Hugging Face's, with its tokenizer and chat template."""
+    config = model_config('auto', str(path), 'float32')
+    tokenizer = load_base(config, str(path)).tokenizer
+    tokenizer.decode(tokenizer.encode('Hello, wörld!'))
+    if tokenizer.chat_template is not None:
+        data.get_template('chat').prompt(tokenizer, 'Hello?')
+
+
+def read_data(path: pathlib.Path) -> None:
+    """A data file of one's own."""
+    data.split_file(FileTask('mine', str(path), 'question', 'answer', 'exact_match'), 0, 0, 4)
+
+
+def read_run(path: pathlib.Path) -> None:
+    """A finished run, by each of the ways in which its files are read again."""
+    compare(path.parent, path.parent / 'comparison')
+    goodput.describe(goodput.accounts(goodput.read(path)))
+    status.read(path.parent, path.name, 'finished')
+    status.read(path.parent, path.name, 'running')
+    config_of(path)
+
+
+def read_stage(path: pathlib.Path) -> None:
+    """A stage of UltraLink."""
+    for row in shards.read([path]):
+        shards.text_field(row, 'text')
+
+
+def read_cache(path: pathlib.Path) -> None:
+    """Answers that are kept."""
+    with cache.opened(path) as answers:
+        answers.get(b'key')
+        str(answers.tokens)
+
+
+READERS = {
+    'base': read_base,
+    'data': read_data,
+    'run': read_run,
+    'stage': read_stage,
+    'cache': read_cache,
+    'adapter': saved_adapter,
+    'peft': lambda path: read_peft(path, preset('tiny')),
+}

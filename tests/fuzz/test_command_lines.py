@@ -1,0 +1,150 @@
+"""Command lines that nobody meant: refused in one line that leaves nothing behind.
+
+The base's weights of every command that would train or measure are at a path where there are none,
+so that a command line that is right after all is refused at the latest there.
+"""
+
+import os
+import pathlib
+import random
+import shutil
+
+import pytest
+from fork_server import ROOT, TOO_LONG, Server
+
+CONFIG = f'--config={ROOT}/configs/quickstart.py:malora'
+SWEEP = f'--config={ROOT}/configs/sweeps/rank.py'
+# Set last, so that no value before them makes a command do real work.
+WITHOUT = (
+    '--config.model.name=tiny',
+    '--config.model.weights=nothing.gguf',
+)
+# By command: arguments that are right, and those that stand at the end.
+COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    'train': ((CONFIG, '--workdir=run'), WITHOUT),
+    'evaluate': ((CONFIG, '--workdir=run'), WITHOUT),
+    'plan': ((CONFIG,), WITHOUT),
+    'prepare': ((CONFIG, '--config.data.directory=store'), ()),
+    'benchmark': ((CONFIG, '--output=out/b.json'), (*WITHOUT, '--topology=v0:1x1')),
+    'sweep': ((SWEEP, '--workdir=run'), ('--report',)),
+    'sweep slurm': ((SWEEP, '--workdir=run'), ('--launcher=slurm', '--sbatch="')),
+    'sweep gpus': ((SWEEP, '--workdir=run'), ('--launcher=local', '--gpus=a,b')),
+    'train_together': (('--workdir=run', '--runs=a,b'), ()),
+    'scaling': (
+        (CONFIG, '--models=tiny', '--topologies=v5e:2x2', '--output=scaling.json'),
+        ('--topologies=v0:1',),
+    ),
+    'analyze': (('--workdir=run', '--output=out'), ()),
+    'compare': (('--workdirs=run', '--output=out'), ()),
+    'table': (('--table=table1', '--workdirs=run'), ()),
+    'export': (('--workdir=run', '--format=adapter', '--output=out'), ()),
+    'generate': (('--workdir=run', '--input=rows.jsonl', '--output=out/a.jsonl'), ()),
+    'serve': (('--workdir=run', '--port=0'), ()),
+}
+_ASK = ('--llm=model', '--output=data/out', '--base-url=http://127.0.0.1:9/v1')
+STAGES: dict[str, tuple[str, ...]] = {
+    'documents': ('--language=fr', '--input=rows.jsonl', '--tokenizer=tiny', '--output=data/out'),
+    'dialogues': ('--input=rows.jsonl', '--tokenizer=tiny', *_ASK),
+    'criteria': ('--input=rows.jsonl', *_ASK),
+    'translate': ('--language=fr', '--input=rows.jsonl', *_ASK),
+    'prune': ('--input=rows.jsonl', '--output=data/out'),
+    'export': ('--input=rows.jsonl', '--output=data/out'),
+    'import': ('--input=folder', '--output=data/out'),
+    'report': ('--input=rows.jsonl', '--tokenizer=tiny', '--output=data/out'),
+    'mgsm': ('--language=fr', '--input=rows.tsv', *_ASK),
+    'judge': ('--language=fr', '--input=rows.jsonl', '--baseline=rows.jsonl', *_ASK),
+}
+VALUES = (
+    *('', ' ', '0', '1', '-1', '2147483648', '9223372036854775808', '1' + '0' * 20, '9' * 5000),
+    *('1e400', '-inf', 'nan', '0.5', 'True', 'None', '"', "'", '\\', '()', '(', "('a',)", '[[]]'),
+    *('a,b', ',', 'größe', '\u202e数学', '/dev/zero', 'pipe.jsonl', 'rows.jsonl', 'folder', '..'),
+    *('gs://', 'gs://bucket', 'http://x', 'x' * 3000, '../../..', '{}', '{0}', '%s', '\x1b[2J'),
+    *('a\nb', '=', '--', '__import__("os")', '\udcff'),
+)
+FLAGS = (
+    *('workdir', 'workdirs', 'config', 'output', 'input', 'jobs', 'gpus', 'sbatch', 'together'),
+    *('weights', 'questions', 'batch_size', 'max_new_tokens', 'temperature', 'top_p', 'top_k'),
+    *('seed', 'stop', 'port', 'host', 'timeout', 'most_waiting', 'memory', 'methods', 'rounds'),
+    *('runs', 'table', 'rank', 'task', 'format', 'rows', 'tokens', 'grow', 'language', 'llm'),
+    *('tokenizer', 'concurrency', 'token_limit', 'cache', 'stages', 'revision', 'base_url'),
+    *('models', 'topologies', 'rows_per_chip', 'unknown', 'flagfile', 'v', 'größe'),
+)
+FIELDS = (
+    *('seed', 'method', 'nothing', 'model', 'model.dtype', 'model.quantize', 'data', 'data.tasks'),
+    *('data.weights', 'data.template', 'data.max_per_task', 'data.held_out', 'data.validation'),
+    *('data.sequence_length', 'data.batch_size', 'data.workers', 'data.streams', 'data.files'),
+    *('data.file_settings', 'data.scorer', 'data.directory', 'data.sources', 'data.form'),
+    *('data.question_field', 'data.turns_field', 'data.task_settings', 'data.size_exponent'),
+    *('adapter.rank', 'adapter.shared_rank', 'adapter.num_experts', 'adapter.top_k'),
+    *('adapter.alpha', 'adapter.dropout', 'adapter.targets', 'adapter.router', 'adapter.frozen'),
+    *('optimizer.learning_rate', 'optimizer.warmup_ratio', 'optimizer.schedule'),
+    *('training.steps', 'training.epochs', 'training.checkpoint_every', 'training.accumulate'),
+    *('training.remat', 'training.patience', 'training.start_from', 'training.evaluate_every'),
+    *('evaluation.batch_size', 'evaluation.max_new_tokens', 'evaluation.tasks', 'mesh.data'),
+    *('evaluation.samples', 'evaluation.temperature', 'mesh.fsdp', 'mesh.tensor', 'seeds', 'grid'),
+)
+
+
+@pytest.fixture(scope='module')
+def server():
+    with Server() as running:
+        yield running
+
+
+def command_line(rng: random.Random) -> list[str]:
+    """A command with one to three things wrong."""
+    if rng.random() < 0.3:
+        stage = rng.choice([*STAGES])
+        first, arguments, last = ['ultralink', stage], [*STAGES[stage]], []
+    else:
+        command = rng.choice([*COMMANDS])
+        first = [command.split()[0]]
+        arguments, last = map(list, COMMANDS[command])
+    configured = any(argument.startswith('--config=') for argument in arguments)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        value = rng.choice(VALUES)
+        how = rng.choice(('value', 'flag', 'field', 'field', 'field', 'drop', 'twice', 'word'))
+        at = rng.randrange(len(arguments)) if arguments else 0
+        if how == 'value' and arguments:
+            arguments[at] = arguments[at].partition('=')[0] + f'={value}'
+        elif how == 'field' and configured:
+            arguments.append(f'--config.{rng.choice(FIELDS)}={value}')
+        elif how == 'drop' and arguments:
+            del arguments[at]
+        elif how == 'twice' and arguments:
+            arguments.append(arguments[at])
+        elif how == 'word':
+            arguments.insert(at, rng.choice((value, f'--{value}', '-x', '--=')))
+        else:
+            arguments.append(f'--{rng.choice(FLAGS)}={value}')
+    # No process is started with a null character in its arguments.
+    return [*first, *arguments, *last]
+
+
+def listing(path: pathlib.Path) -> dict[str, int]:
+    return {
+        str(inner.relative_to(path)): inner.lstat().st_size
+        for inner in sorted(path.rglob('*'))
+        if not inner.is_dir() or not any(inner.iterdir())
+    }
+
+
+def test_command_lines(server, attempts, tmp_path):
+    work = tmp_path / 'work'
+    for rng in attempts(60):
+        shutil.rmtree(work, ignore_errors=True)
+        (work / 'folder').mkdir(parents=True)
+        (work / 'rows.jsonl').write_text(rng.choice(('', '{}\n', '{"id": 1', '[]\n', '\xff\n')))
+        (work / 'rows.tsv').write_text('a\tb\tc\n')
+        os.mkfifo(work / 'pipe.jsonl')
+        before, command = listing(work), command_line(rng)
+        found = server.run(directory=str(work), command=command)
+        status, told = found['status'], found['stderr']
+        why = ([argument[:200] for argument in command], status, told[-2000:])
+        assert status in (0, 1, 2), why
+        assert 'Traceback' not in told and TOO_LONG not in told, why
+        if status:
+            # Progress bars are drawn over by what follows.
+            lines = [line for line in told.split('\n') if line.strip() and '\r' not in line]
+            assert len(lines) == 1, why
+            assert listing(work) == before, (why, listing(work).keys() - before.keys())
