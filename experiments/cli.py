@@ -30,7 +30,12 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
     shows its traceback.
     """
     text = 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
-    config = config_flags.DEFINE_config_file('config', None, text)
+    try:
+        # It reads the files of --flagfile at once.
+        _check_regular(sys.argv)
+        config = config_flags.DEFINE_config_file('config', None, text)
+    except (UserError, flags.Error, OSError, ValueError) as error:
+        _fail(str(error), 2)
     run_without_config(lambda: main(config.value.to_dict()))
 
 
@@ -131,8 +136,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
             _fail(f'{section[1]} has fields: set each as --{section[1]}.FIELD=VALUE.', 2)
         # What goes wrong within a config file comes as the text of its traceback: a mistake that
         # the user can mend is told in its last line, a bug in the file needs all of it.
-        text = str(error).rsplit('UserError: ')[-1]
-        _fail(text if 'Traceback' in text else ' '.join(text.split()), 2)
+        _fail(str(error).rsplit('UserError: ')[-1], 2)
     except RecursionError:  # From absl's search for flags with nearly the same name.
         _fail('A flag on the command line is too long to be one.', 2)
     if len(rest) > 1:
@@ -146,9 +150,9 @@ def _check_regular(arguments: Sequence[str]) -> None:
     """Checks the files that are read while flags are parsed: a pipe would block for ever."""
     words = [part for argument in arguments for part in argument.split('=', 1)]
     for flag, value in itertools.pairwise(words):
-        path = pathlib.Path(value.split(':')[0])
-        if flag.lstrip('-') in ('config', 'flagfile') and _exists(path) and not path.is_file():
-            raise UserError(f'{flag}: {path} is not a regular file.')
+        name, path = flag.lstrip('-'), pathlib.Path(value.split(':')[0])
+        if name in ('config', 'flagfile') and _exists(path) and not path.is_file():
+            raise UserError(f'--{name}: {path} is not a regular file.')
 
 
 def _exists(path: pathlib.Path) -> bool:
@@ -186,4 +190,7 @@ def _check_overrides() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
+    # What a user has typed may hold line breaks; only a bug's traceback has more than one line.
+    if 'Traceback' not in message:
+        message = ' '.join(message.splitlines())
     leave(status, buckets.readable(message.strip()))

@@ -1,6 +1,7 @@
 """The command line as a user meets it: mistakes are one line of stderr and status 2."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,35 @@ def test_mistakes_in_a_plan(arguments, expected):
     line = mistake('plan', *arguments)
     for part in expected:
         assert part in line
+
+
+@pytest.mark.parametrize('flag', ['config', 'flagfile'])
+def test_files_of_flags_that_cannot_be_read(flag, tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    expected = f'--{flag}: {tmp_path / "pipe"} is not a regular file.'
+    assert mistake('plan', QUICKSTART, f'--{flag}={tmp_path / "pipe"}') == expected
+    assert str(tmp_path / 'none') in mistake('plan', QUICKSTART, f'--flagfile={tmp_path / "none"}')
+
+
+def test_a_line_break_in_a_flag_does_not_break_the_line(tmp_path):
+    line = mistake('evaluate', *SMALL, f'--workdir={tmp_path}/a\nb')
+    assert line.startswith(f'{tmp_path}/a b holds no run: ')
+
+
+@pytest.mark.parametrize(
+    'command, arguments, expected',
+    [
+        ('train', ['--workdir='], '--workdir is empty; it must name a directory.'),
+        ('evaluate', ['--workdir='], '--workdir is empty; it must name a directory.'),
+        ('sweep', ['--workdir='], '--workdir is empty; it must name a directory.'),
+        ('export', ['--workdir=', '--output=out'], '--workdir is empty; it must name a directory.'),
+        ('generate', ['--workdir='], '--workdir is empty; it must name a directory.'),
+        ('analyze', ['--workdir='], '--workdir is empty; it must name a directory.'),
+    ],
+)
+def test_an_empty_workdir(command, arguments, expected):
+    config = {'train': SMALL, 'evaluate': SMALL, 'sweep': ['--config=configs/sweeps/rank.py']}
+    assert mistake(command, *config.get(command, ()), *arguments) == expected
 
 
 def test_unknown_task(tmp_path):

@@ -67,7 +67,7 @@ FLAGS = (
     *('seed', 'stop', 'port', 'host', 'timeout', 'most_waiting', 'memory', 'methods', 'rounds'),
     *('runs', 'table', 'rank', 'task', 'format', 'rows', 'tokens', 'grow', 'language', 'llm'),
     *('tokenizer', 'concurrency', 'token_limit', 'cache', 'stages', 'revision', 'base_url'),
-    *('models', 'topologies', 'rows_per_chip', 'unknown', 'flagfile', 'v', 'größe'),
+    *('models', 'topologies', 'rows_per_chip', 'unknown', 'flagfile', 'größe'),
 )
 FIELDS = (
     *('seed', 'method', 'nothing', 'model', 'model.dtype', 'model.quantize', 'data', 'data.tasks'),

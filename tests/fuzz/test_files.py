@@ -19,6 +19,8 @@ from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.weights import load_base
 from malora_jax.training.goodput import Goodput
 from malora_jax.ultralink import shards
+from malora_jax.ultralink.llm import cache
+from malora_jax.ultralink.llm.chat import Reply
 
 QUESTIONS = 20
 
@@ -134,6 +136,12 @@ def write_peft(path: pathlib.Path) -> None:
     files.write_json(adapter / 'adapter_config.json', config)
 
 
+def write_cache(path: pathlib.Path) -> None:
+    with cache.opened(path / 'answers.sqlite') as answers:
+        for key in (b'key', *(b'%d' % i for i in range(100))):
+            answers.put(key, Reply('größer' * 20, 'stop', 7))
+
+
 # By name: what writes the files, the reader, what it is given, and attempts by default.
 KINDS = {
     'gguf': (write_base, 'base', 'tiny.gguf', 12),
@@ -142,6 +150,7 @@ KINDS = {
     'run': (write_run, 'run', 'run', 25),
     'stage': (write_stage, 'stage', 'out', 20),
     'adapter': (write_adapter, 'adapter', 'adapter', 20),
+    'cache': (write_cache, 'cache', 'answers.sqlite', 15),
     'peft': (write_peft, 'peft', 'adapter', 15),
 }
 
