@@ -222,4 +222,5 @@ def _say(message: str, descriptor: int) -> None:
     # Not by print: the main thread may be in the middle of one, and hold its lock.
     with contextlib.suppress(OSError):
         if select.select([], [descriptor], [], _PATIENCE)[1]:
-            os.write(descriptor, f'{message}\n'.encode())
+            # Arguments of a command may hold bytes that are no UTF-8.
+            os.write(descriptor, f'{message}\n'.encode(errors='backslashreplace'))
