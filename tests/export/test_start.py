@@ -214,7 +214,12 @@ def test_a_config_as_peft_writes_it(base, tmp_path):
             "cannot start; choose 'lora', 'molora', 'malora'",
         ),
         ('lora', 'malora_unshared', {'rank': 8}, "cannot start; choose 'lora', 'molora', 'malora'"),
-        ('dora', 'molora', {'rank': 8}, 'has no layers/attention/k/router, which this method'),
+        (
+            'dora',
+            'molora',
+            {'rank': 8},
+            'has the shape (2, 1, 64, 8) in {}; this run needs (2, 4, 64, 8)',
+        ),
         ('lora', 'dora', {}, 'has no layers/attention/k/magnitude, which this method needs'),
         ('dora', 'lora', {}, 'has layers/attention/k/magnitude, which this method has not'),
     ],

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,3 +230,22 @@ def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatc
     assert 'Together they take 3.33 of the time' in out
     assert 'So they are trained one after another.' in out
     assert ways == [['a', 'b', 'c']]
+
+
+def test_only_runs_of_equal_steps_train_together(tiny_weights, tmp_path, monkeypatch):
+    """By epochs, another seed may mean another number of steps, and so another schedule."""
+    setups = {'a': 7, 'b': 8, 'c': 7}
+    trained = []
+
+    def train(configs, setups, *_):
+        trained.append([*configs])
+        assert len({setup.steps for setup in setups}) == 1
+        return {}
+
+    monkeypatch.setattr(
+        together, '_setups', lambda *_: {k: SimpleNamespace(steps=v) for k, v in setups.items()}
+    )
+    monkeypatch.setattr(together, '_train', train)
+    monkeypatch.setattr(together, '_alone', lambda configs, *_: trained.append([*configs]) or {})
+    assert train_together(configs(tiny_weights), tmp_path) == {}
+    assert trained == [['a', 'c'], ['b']]
