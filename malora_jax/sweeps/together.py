@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,9 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
             own = {name: todo[name] for name in part}
             found = None
             if len(own) > 1:
-                found = _train(own, [setups[name] for name in part], digests, workdir, measure)
+                parts = [setups[name] for name in part]
+                with _all_opened(own, digests, workdir) as directories:
+                    found = _train(own, parts, directories, digests, measure)
             errors |= _alone(own, digests, workdir) if found is None else found
     return errors
 
@@ -95,30 +97,26 @@ def _of_equal_steps(setups: Mapping[str, Setup]) -> list[list[str]]:
     return list(found.values())
 
 
-def _train(
-    configs: Configs,
-    setups: Sequence[Setup],
-    digests: Mapping[str, Any],
-    workdir: pathlib.Path,
-    measure: bool,
-) -> dict[str, str] | None:
-    """Why runs failed; None if they were not trained, as that does not pay."""
+@contextlib.contextmanager
+def _all_opened(
+    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path
+) -> Iterator[list[RunDirectory]]:
+    """Lock and check the directories of all runs."""
     with contextlib.ExitStack() as stack:
-        directories = [
+        yield [
             stack.enter_context(opened(workdir / name, config, digests))
             for name, config in configs.items()
         ]
-        return _train_in(directories, configs, setups, digests, workdir, measure)
 
 
-def _train_in(
-    directories: Sequence[RunDirectory],
+def _train(
     configs: Configs,
     setups: Sequence[Setup],
+    directories: Sequence[RunDirectory],
     digests: Mapping[str, Any],
-    workdir: pathlib.Path,
     measure: bool,
 ) -> dict[str, str] | None:
+    """Why runs failed; None if they were not trained, as that does not pay."""
     started = time.perf_counter()
     runs = [setup.run for setup in setups]
     values, run = differing(runs), common(runs)
@@ -158,7 +156,9 @@ def _train_in(
         del group
         for replica in replicas:
             if not replica.error:
-                take_base_answers(workdir, replica.name, configs[replica.name], digests)
+                take_base_answers(
+                    replica.workdir.parent, replica.name, configs[replica.name], digests
+                )
                 replica.finish(started)
     return {replica.name: replica.error for replica in replicas if replica.error}
 
