@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -15,6 +16,8 @@ sys.path.insert(0, str(ROOT / 'tests' / 'fixtures'))
 # Broadcasting arrays of different rank by accident is an error; so is a flag read before parsing.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+# A shell starts background jobs with SIGINT ignored, and the processes of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Commands that tests run keep what they compile for each other, and nowhere else.
 _compiled = tempfile.TemporaryDirectory()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
