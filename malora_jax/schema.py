@@ -115,7 +115,8 @@ def _is_finite(value: float) -> bool:
 
 
 def _check_measured(hint: Any, value: Any, field: str) -> Fault | None:
-    return None if type(value) in (int, float) else Fault(field, value, describe(hint))
+    right = type(value) is float or (type(value) is int and _is_finite(value))
+    return None if right else Fault(field, value, describe(hint))
 
 
 def _check_positive(hint: Any, value: Any, field: str) -> Fault | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from malora_jax import errors
+from malora_jax import errors, files
 from malora_jax.data import RowStreams
 from malora_jax.distributed import hosts
 from malora_jax.training.identity import Identity
@@ -89,13 +89,19 @@ class Checkpoints:
         self._is_on_disk = isinstance(directory, pathlib.Path)
         self._directory = directory.absolute() if self._is_on_disk else directory
         threads = {*threading.enumerate()}
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            # The loop decides when to save.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=kept,
-            cleanup_tmp_directories=keep is not None,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                # The loop decides when to save.
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=kept,
+                cleanup_tmp_directories=keep is not None,
+            )
+        except ValueError as error:  # Orbax reads the metadata of all checkpoints.
+            _check_metadata(self._directory)
+            raise errors.UserError(
+                f'Checkpoints in {directory} cannot be read ({error}).'
+            ) from error
         self._identity = identity
         self._writing: _Writing | None = None
         # Orbax removes them in a thread that close() does not wait for, and that starts others: a
@@ -337,6 +343,17 @@ def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
                 return Newest(step, checkpoints.identity_of(step))
         latest = checkpoints.latest_step
         return None if latest is None else Newest(latest, None)
+
+
+def _check_metadata(directory: pathlib.Path) -> None:
+    """Check the files without which not even the list of checkpoints can be read.
+
+    Raises:
+        UserError: One of them is broken.
+    """
+    for path in sorted(directory.glob('[0-9]*/_CHECKPOINT_METADATA')):
+        remedy = f'move {path.parent} elsewhere to continue from the checkpoint before it'
+        files.read_json(path, dict, remedy)
 
 
 @contextlib.contextmanager

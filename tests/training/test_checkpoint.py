@@ -481,6 +481,21 @@ def test_a_manifest_that_is_none_is_damage(tmp_path, new_data):
             checkpoints.restore_state(random_state(0, 0))
 
 
+def test_metadata_that_are_none_are_named(tmp_path, new_data):
+    directory = tmp_path / 'c'
+    with Checkpoints(directory, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(random_state(step, step), new_data())
+    (directory / '2' / '_CHECKPOINT_METADATA').write_text('[]')
+    message = rf'{directory}/2/_CHECKPOINT_METADATA.*: move {directory}/2 elsewhere to continue'
+    for keep in (2, None):
+        with pytest.raises(UserError, match=message):
+            Checkpoints(directory, keep)
+    (directory / '2').rename(tmp_path / 'elsewhere')
+    with Checkpoints(directory, keep=2) as checkpoints:
+        assert_bit_equal(checkpoints.restore(random_state(0, 0), new_data()), random_state(1, 1))
+
+
 # In a bucket, where nothing is renamed: a checkpoint counts once its last object is there.
 
 

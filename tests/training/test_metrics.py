@@ -103,6 +103,7 @@ def test_tensorboard_shows_each_step_once(tmp_path, checkpoint):
         ([1, 3, 4], ':2 has step 3; it must have step 2: '),
         ([1, None, 3], ':2 has no step; it must have step 2: '),
         ([2, 1, 3], ':1 has step 2; it must have step 1: '),
+        ([1, 10**4000, 3], ':2: step is a number of 13,288 bits; it must be a number: '),
     ],
 )
 def test_a_step_that_is_missing_or_there_twice_is_named(tmp_path, steps, expected):
