@@ -9,6 +9,7 @@ import tempfile
 import jax
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tests' / 'fixtures'))
@@ -44,3 +45,14 @@ def compile_quickly():
     yield
     jax.config.update('jax_disable_most_optimizations', False)
     jax.clear_caches()
+
+
+@pytest.fixture(scope='module')
+def compile_once():
+    """For tests that train the same small run again and again: what is compiled is kept on disk."""
+    jax.config.update('jax_compilation_cache_dir', _compiled.name)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    compilation_cache.reset_cache()  # Or it stays as it was at the first compilation.
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+    compilation_cache.reset_cache()

@@ -6,7 +6,6 @@ import random
 import shutil
 import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,12 +24,9 @@ RECORDS = ('config.json', 'base.json', 'data.json')
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(compile_once, tmp_path_factory):
     """By name, the settings and the finished directory of two runs on a file."""
     folder = tmp_path_factory.mktemp('runs')
-    # Most attempts compile the same programs.
-    jax.config.update('jax_compilation_cache_dir', str(folder / 'cache'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     write_tiny_gguf(folder / 'tiny.gguf')
     rows = [{'question': f'{n} and 1?', 'answer': str(n + 1)} for n in range(40)]
     (folder / 'mine.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -46,8 +42,7 @@ def runs(tmp_path_factory):
         )
         training.train(settings, folder / name)
         made[name] = settings, folder / name
-    yield made
-    jax.config.update('jax_compilation_cache_dir', None)
+    return made
 
 
 def digests(workdir: pathlib.Path) -> dict[str, str]:

@@ -11,6 +11,8 @@ from loop_helpers import STEPS, TASKS, run_settings
 from malora_jax.training import run_config, train
 from malora_jax.training.setup import Setup, build
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 @pytest.mark.parametrize(
     'changes',

@@ -13,6 +13,8 @@ from malora_jax.files import read_json_lines
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_table
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 
 def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:
     """Every file and folder below a directory with what is in it and when it was changed."""

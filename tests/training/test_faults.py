@@ -27,6 +27,7 @@ from malora_jax.training import goodput, metrics, step
 from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
 from malora_jax.training.preemption import Preempted
 
+pytestmark = pytest.mark.usefixtures('compile_once')
 HERE = pathlib.Path(__file__).parent
 
 

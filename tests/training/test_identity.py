@@ -13,6 +13,7 @@ from malora_jax.inference import load
 from malora_jax.training import loop
 from malora_jax.training.identity import Change
 
+pytestmark = pytest.mark.usefixtures('compile_once')
 FILES = ('config.json', 'base.json')
 
 

@@ -28,6 +28,7 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build
 from malora_jax.training.state import TrainState, create_state
 
+pytestmark = pytest.mark.usefixtures('compile_once')
 RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
     *('tokens', 'total_tokens', 'train_time_s', 'effective_experts', 'max_expert_share'),

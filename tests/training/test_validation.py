@@ -29,6 +29,7 @@ from malora_jax.training.setup import build
 from malora_jax.training.trainer import check_finite
 from malora_jax.training.validation import curve, evaluations_without_progress
 
+pytestmark = pytest.mark.usefixtures('compile_once')
 CHANGES = dict(
     data__validation=5,
     # The rate rises to the last step. Once it is above 1 / weight_decay, each step overshoots zero:
