@@ -65,10 +65,11 @@ def chat(address: str, **fields) -> httpx.Response:
     return httpx.post(f'{address}/v1/chat/completions', json=body, timeout=120)
 
 
-def post(address: str, body: bytes, path: str = '/v1/chat/completions') -> httpx.Response:
+def post(address: str, body: bytes, seconds: float = 120.0) -> httpx.Response:
     """The response to a body that need not be JSON."""
     headers = {'Content-Type': 'application/json'}
-    return httpx.post(address + path, content=body, headers=headers, timeout=120)
+    path = f'{address}/v1/chat/completions'
+    return httpx.post(path, content=body, headers=headers, timeout=seconds)
 
 
 def raw(address: str, data: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
