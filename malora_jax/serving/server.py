@@ -124,4 +124,8 @@ class _Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=headers)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b'')
+            # The application may be about to answer a request whose body turned out to be broken.
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()

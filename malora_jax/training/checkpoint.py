@@ -97,7 +97,7 @@ class Checkpoints:
                 preservation_policy=kept,
                 cleanup_tmp_directories=keep is not None,
             )
-        except ValueError as error:  # Orbax reads the metadata of all checkpoints.
+        except Exception as error:  # Orbax reads the metadata of all checkpoints.
             _check_metadata(self._directory)
             raise errors.UserError(
                 f'Checkpoints in {directory} cannot be read ({error}).'

@@ -226,6 +226,9 @@ def test_runs_of_different_bases_are_refused(runs, tmp_path):
     shutil.copytree(runs.lora, path)
     base = read_json(path / 'base.json')
     (path / 'base.json').write_text(json.dumps(base | {'fingerprint': 'another'}))
+    assert 'base.json was edited' in refusal([runs.lora, path], tmp_path)
+    for manifest in (path / 'checkpoints').glob('*/manifest'):
+        shutil.rmtree(manifest)  # An older run, whose checkpoints do not say what they are of.
     assert refusal([runs.lora, path], tmp_path) == (
         f'{runs.lora} and {path} have different bases, tiny ({base["fingerprint"]}) and tiny '
         '(another): analyse them apart.'

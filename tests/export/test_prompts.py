@@ -64,16 +64,14 @@ def with_tokens(base: Base, *, eos: str, bos: str | None, template: str = '') ->
 def ids_by_the_files(directory: Path, question: str) -> list[int]:
     """The prompt as transformers makes it: rendered, then encoded without special tokens."""
     settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
-    text = (
-        _environment()
-        .from_string(settings['chat_template'])
-        .render(
-            messages=[{'role': 'user', 'content': question}],
-            add_generation_prompt=True,
-            tools=None,
-            documents=None,
-            **{name: text for name, text in settings.items() if name.endswith('_token')},
-        )
+    environment = _environment()
+    environment.begin()
+    text = environment.from_string(settings['chat_template']).render(
+        messages=[{'role': 'user', 'content': question}],
+        add_generation_prompt=True,
+        tools=None,
+        documents=None,
+        **{name: text for name, text in settings.items() if name.endswith('_token')},
     )
     backend = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
     return backend.encode(text, add_special_tokens=False).ids

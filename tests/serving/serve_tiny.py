@@ -11,6 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'inference'))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import jax
 from test_language_model import language_model

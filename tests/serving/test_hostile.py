@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import logging
 import socket
 import time
 
@@ -164,6 +165,20 @@ def test_a_form_that_a_page_sends(address):
 def test_what_is_no_http(address, head):
     status, body = raw(address, head)
     assert status == 400 and is_error(400, body)
+
+
+def test_a_request_is_answered_once(address, caplog):
+    """Its body is broken, and its host is one that the application refuses."""
+    head = 'POST /v1/completions HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'
+    uvicorn_log = logging.getLogger('uvicorn.error')
+    uvicorn_log.addHandler(caplog.handler)
+    try:
+        status, body = raw(address, head.encode())
+        time.sleep(0.2)
+    finally:
+        uvicorn_log.removeHandler(caplog.handler)
+    assert status == 400 and is_error(400, body)
+    assert 'Exception' not in caplog.text
 
 
 @pytest.mark.parametrize('head', ['Content-Length: 100', 'Transfer-Encoding: chunked'])

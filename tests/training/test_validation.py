@@ -18,9 +18,8 @@ from model_helpers import logits_of
 from malora_jax import training
 from malora_jax.adapters import trees
 from malora_jax.data import encode_example, get_task, split_task
-from malora_jax.errors import UserError
 from malora_jax.evaluation.runner import Answer
-from malora_jax.files import read_json_lines
+from malora_jax.files import read_json, read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
@@ -218,6 +217,14 @@ def test_a_run_that_stopped_and_was_killed_before_it_was_scored_trains_no_furthe
     assert results_of(workdir)['tasks'] == results_of(stopped)['tasks']
 
 
+def test_with_more_patience_a_run_that_stopped_continues(chosen, stopped, tiny_weights, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / 'run')
+    training.train(settings(tiny_weights, training__patience=STEPS), workdir)
+    assert without_times(records_of(workdir)) == without_times(records_of(chosen))
+    assert results_of(workdir)['tasks'] == results_of(chosen)['tasks']
+    assert read_json(workdir / 'earlier' / '1' / 'results.json') == results_of(stopped)
+
+
 @pytest.mark.parametrize(
     'losses, expected',
     [
@@ -248,8 +255,3 @@ def test_what_is_not_finite_stops_the_run(name, value):
     check_finite(record)
     with pytest.raises(FloatingPointError, match=f'The {name} is {value} at step 3; it was not sa'):
         check_finite(record | {name: value})
-
-
-def test_another_patience_is_another_run(chosen, tiny_weights):
-    with pytest.raises(UserError, match=r'another training\.patience'):
-        training.train(settings(tiny_weights, training__patience=3), chosen)
