@@ -23,6 +23,8 @@ SAVED = 'Stopped by SIGTERM; the same command resumes from what was saved.'
 _STOPPED, _INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 # Names the descriptor of the pipe whose other end only the parent process holds.
 _PARENT = 'MALORA_JAX_PARENT'
+# In the listener's pipe, between the numbers of signals.
+_MARK = b'\0'
 # Seconds to wait for a reader of the last message.
 _PATIENCE = 10.0
 
@@ -44,6 +46,8 @@ class _State:
         deferred: Signals that are only noted.
         requested: Signal that asked the process to end; 0 if none has.
         cleanups: Functions that `leave` calls.
+        wakeup: Descriptor through which signals reach the listener.
+        caught_up: Set when the listener has read the mark that `interruptible` wrote.
     """
 
     def __init__(self):
@@ -52,6 +56,8 @@ class _State:
         self.deferred: tuple[int, ...] = ()
         self.requested = 0
         self.cleanups: list[Callable[[], None]] = []
+        self.wakeup = -1
+        self.caught_up = threading.Event()
 
 
 _state = _State()
@@ -65,10 +71,10 @@ def install(is_resumable: bool) -> None:
             so, SIGTERM means status 0, otherwise 143.
     """
     _state.is_command, _state.is_resumable = True, is_resumable
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    reading, _state.wakeup = os.pipe()
+    os.set_blocking(_state.wakeup, False)
     # Before the handlers: a signal that comes in between is not lost.
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(_state.wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _wake)
     # A shell starts background jobs with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -125,7 +131,13 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, _wake)
+        try:
+            # The listener must not take a signal that was caught here for one that comes later.
+            _state.caught_up.clear()
+            os.write(_state.wakeup, _MARK)
+            _state.caught_up.wait()
+        finally:
+            signal.signal(signal.SIGINT, _wake)
 
 
 @contextlib.contextmanager
@@ -197,8 +209,10 @@ def _listen(signals: int, *parent: int) -> None:
         ready, _, _ = select.select(sources, [], [])
         if signals in ready:
             for number in os.read(signals, 64):
+                if number == _MARK[0]:
+                    _state.caught_up.set()
                 # Whoever installs another handler acts on the signal itself.
-                if signal.getsignal(number) is _wake:
+                elif signal.getsignal(number) is _wake:
                     _stop(number)
         else:
             sources = [signals]

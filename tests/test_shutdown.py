@@ -21,7 +21,7 @@ def start(program: str, is_resumable: bool = True, **options) -> subprocess.Pope
     head = 'import os, signal, sys, time\nfrom malora_jax import shutdown\n'
     head += f'shutdown.install({is_resumable})\n'
     process = subprocess.Popen(
-        [sys.executable, '-c', head + textwrap.dedent(program)],
+        [sys.executable, '-u', '-c', head + textwrap.dedent(program)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,6 +148,23 @@ def test_ctrl_c_can_be_caught_again_and_again():
     assert end(process, signal.SIGINT) == (130, '', INTERRUPTED)
 
 
+def test_ctrl_c_that_was_caught_does_not_end_the_command_later():
+    """Even if the listening thread does not run before the handler is back."""
+    program = """
+        sys.setswitchinterval(60)
+        try:
+            with shutdown.interruptible():
+                print('ready', flush=True)
+                while True:
+                    pass
+        except KeyboardInterrupt:
+            pass
+        time.sleep(0.2)
+        shutdown.leave(7)
+    """
+    assert end(start(program), signal.SIGINT) == (7, '', '')
+
+
 def test_a_background_job_ignores_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -174,12 +191,12 @@ def test_a_forked_worker_can_be_terminated_alone():
 # A child whose parent ends.
 
 CHILD = """
-import sys, time
+import os, time
 from malora_jax import shutdown
 shutdown.install(True)
 import signal
 with shutdown.deferred(signal.SIGTERM):
-    print('ready', flush=True)
+    os.write(1, b'ready\\n')  # In one piece: two children share the pipe.
     while not shutdown.requested():
         time.sleep(0.01)
 shutdown.leave(0, 'saved')
@@ -202,7 +219,7 @@ with shutdown.lifeline() as (descriptor, environment):
 
 def test_children_stop_when_their_parent_is_killed():
     process = subprocess.Popen(
-        [sys.executable, '-c', PARENT.replace('CHILD', repr(CHILD))],
+        [sys.executable, '-u', '-c', PARENT.replace('CHILD', repr(CHILD))],
         stdout=subprocess.PIPE,
         text=True,
     )
