@@ -139,12 +139,15 @@ class Runner:
             directory.log_path(self._workdir, job.names[0]).open('ab')
         )
         gpu = self._free_gpus.pop(0) if self._free_gpus else ''
+        # Unbuffered, so that lines of stdout and stderr stand in the log in their order: the last
+        # one of a run that failed says why.
+        own = {'PYTHONUNBUFFERED': '1'} | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
         process = subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, **({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})},
+            env={**os.environ, **environment, **own},
             pass_fds=[descriptor],
             # A terminal's Ctrl-C reaches this process only, which asks the others to save.
             process_group=0,
