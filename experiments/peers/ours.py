@@ -35,7 +35,8 @@ class Ours:
         self._model = Decoder(run.model, adapter, run.training.remat)
         optimizer = make_optimizer(run.optimizer, setup.steps)
         state = create_state(self._model, optimizer, run.seed, self._params)
-        self._state = state.replace(adapter=_filled(state.adapter, adapter.factors[-1], run.seed))
+        last = adapter.structure.factors[-1]
+        self._state = state.replace(adapter=_filled(state.adapter, last, run.seed))
         self.leaves = _as_numpy(self._state.adapter)
         schedule = learning_rate_schedule(run.optimizer, setup.steps)
         self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks, run.seed)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from malora_jax.adapters.structures import KINDS
 from malora_jax.training.config import OptimizerConfig
 
 
@@ -33,15 +34,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     Raises:
         ValueError: by `init`, if a leaf's name has no rate.
     """
-    rates = {
-        'router': config.router_rate,
-        'down': config.down_rate,
-        'shared_down': config.down_rate,
-        'core': config.core_rate,
-        'up': config.up_rate,
-        'shared_up': config.up_rate,
-        'magnitude': config.magnitude_rate,
-    }
+    rates = {name: getattr(config, f'{kind}_rate') for name, (kind, _) in KINDS.items()}
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),

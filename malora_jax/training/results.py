@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from malora_jax import buckets, files
-from malora_jax.adapters import router
+from malora_jax.adapters import routers
 from malora_jax.adapters.config import LINEARS
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
@@ -66,7 +66,7 @@ class Found:
     best: Best | None
     before: Sequence[runner.Answer]
     after: Sequence[runner.Answer]
-    routing: Mapping[str, router.RoutingSums]
+    routing: Mapping[str, routers.RoutingSums]
 
 
 def write_results(
@@ -192,7 +192,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     }
 
 
-def _routing_results(routing: Mapping[str, router.RoutingSums]) -> dict[str, float]:
+def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, float]:
     """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
     if not routing:
         return {}
@@ -201,7 +201,7 @@ def _routing_results(routing: Mapping[str, router.RoutingSums]) -> dict[str, flo
 
 
 def _load_by_linear(
-    routing: Mapping[str, router.RoutingSums], scored: Sequence[bool]
+    routing: Mapping[str, routers.RoutingSums], scored: Sequence[bool]
 ) -> dict[str, np.ndarray]:
     """By linear, (L, G, E): the share of token slots by layer, task that is scored, and expert."""
     loads = {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from malora_jax.adapters import router
+from malora_jax.adapters import routers
 from malora_jax.distributed import rules
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
@@ -37,7 +37,7 @@ class Losses(NamedTuple):
     nll: jax.Array
     loss_tokens: jax.Array
     tokens: jax.Array
-    routing: dict[str, router.RoutingSums]
+    routing: dict[str, routers.RoutingSums]
 
 
 def losses(
@@ -81,9 +81,9 @@ def losses(
     return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
 
 
-def mean_balance_loss(routing: Mapping[str, router.RoutingSums]) -> jax.Array:
+def mean_balance_loss(routing: Mapping[str, routers.RoutingSums]) -> jax.Array:
     """The balance loss averaged over all routers; 1 = balanced. Zero without routers."""
-    each = [router.balance_loss(sums) for sums in routing.values()]
+    each = [routers.balance_loss(sums) for sums in routing.values()]
     return jnp.stack(each).mean() if each else jnp.float32(0)
 
 
@@ -207,7 +207,7 @@ def make_gradients(
         A function of state, params and batch: the gradient with respect to the adapter, and the
         loss, the balance loss and the sums that these come from.
     """
-    balance_weight = model.adapter.balance_weight if model.adapter else 0.0
+    balance_weight = model.adapter.router.balance_weight if model.adapter else 0.0
 
     def gradients_of(state: TrainState, params: Any, batch: Batch) -> tuple[Any, Any]:
         real_BT = batch['segment_ids'] > 0
@@ -239,11 +239,11 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     }
 
 
-def routing_metrics(routing: Mapping[str, router.RoutingSums]) -> dict[str, jax.Array]:
+def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax.Array]:
     """Means over routers: how many experts are in use, and the share of the busiest."""
-    load = jnp.stack([router.expert_load(sums) for sums in routing.values()])
+    load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
     return {
-        'effective_experts': router.effective_experts(load).mean(),
+        'effective_experts': routers.effective_experts(load).mean(),
         'max_expert_share': load.max(axis=-1).mean(),
     }
 
@@ -255,9 +255,9 @@ def _examples(batch: Batch, num_tasks: int) -> jax.Array:
     return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
 
 
-def by_path(routing: Any) -> dict[str, router.RoutingSums]:
+def by_path(routing: Any) -> dict[str, routers.RoutingSums]:
     """{'layers/attention/q': sums, …} from the sown collection."""
     leaves = jax.tree_util.tree_leaves_with_path(
-        routing, is_leaf=lambda node: isinstance(node, router.RoutingSums)
+        routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)
     )
     return {'/'.join(key.key for key in path[:-1]): sums for path, sums in leaves}
