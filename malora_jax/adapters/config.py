@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.routers import Router
-from malora_jax.adapters.structures import Axis, IndependentExperts, Structure, require
+from malora_jax.adapters.structures import Axis, DoRA, IndependentExperts, Structure, require
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
@@ -113,7 +113,7 @@ class AdapterConfig:
         require(trains, 'frozen', self.frozen, 'short of every leaf')
         last = self.structure.factors[-1]
         require(
-            last not in self.frozen or bool(self.structure.extra),
+            last not in self.frozen or isinstance(self.structure, DoRA),
             'frozen',
             self.frozen,
             f'without {last!r}, which starts at zero: the update would stay zero',
@@ -138,8 +138,8 @@ class AdapterConfig:
     @property
     def leaves(self) -> tuple[str, ...]:
         """Names of the leaves of an adapted linear."""
-        router = ('router',) if self.has_router else ()
-        return (*router, *self.structure.factors, *self.structure.extra)
+        one = Axis('', 1)
+        return (*self.axes(one, one), *self.structure.extra)
 
     @property
     def _router_learns_from_balance(self) -> bool:

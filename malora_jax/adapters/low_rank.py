@@ -115,19 +115,14 @@ class LowRankExperts(nn.Module):
             groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
                 `RoutingSums` are sown in collection `routing`, under the name `sums`.
         """
-        structure = self.config.structure
-        if found.logits is None:
-            hidden_NP = structure.hidden(found.first, leaves)
-            return structure.output(self._scaled(hidden_NP), leaves)
-        routing = self._route(found.logits, groups_NG)
-        if self.config.dispatch:
-            return self._scaled(self._dispatched(found, leaves, routing))
-        hidden_NP = structure.hidden(found.first, leaves)
-        gated_NP = products.gate(hidden_NP, routing.gates)
-        return structure.output(self._scaled(gated_NP), leaves)
-
-    def _scaled(self, x: jax.Array) -> jax.Array:
-        return jnp.asarray(self.config.scale, x.dtype) * x
+        scale = jnp.asarray(self.config.scale, found.first.dtype)
+        structure, gates_NE = self.config.structure, None
+        if found.logits is not None:
+            routing = self._route(found.logits, groups_NG)
+            if self.config.dispatch:
+                return scale * self._dispatched(found, leaves, routing)
+            gates_NE = routing.gates
+        return structure.update(found.first, leaves, gates_NE, scale)
 
     def _dispatched(
         self, found: FirstProducts, leaves: Leaves, routing: routers.Routing

@@ -12,9 +12,9 @@ One class per structure. With gates G_t of N experts, a structure computes Σ_t 
 | `Heads`                | B_t A       | `shared_down`, `up`           | HydraLoRA         |
 
 All experts are computed together in rank space: `first` is the matrix that meets the input,
-`hidden` are the activations of all experts side by side, and `output` is their gated sum.
-Everything else that depends on the factors (shapes, initial values, export, reports) asks the
-structure, too.
+`hidden` are the activations of all experts side by side, and `output` is their sum; `update` puts
+the gates in between. Everything else that depends on the factors (shapes, initial values, export,
+reports) asks the structure, too.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, S rank of a
 shared subspace, I = S / E, P = E · R stacked ranks, Q columns of the first factor, L layers.
@@ -69,7 +69,7 @@ class Structure:
         num_experts: E. A single expert has no router.
         rank: R, the rank of one expert.
         factors: Names of the leaves whose product is an expert, from input to output.
-        extra: Names of further leaves.
+        extra: Names of leaves that are not in `leaves`, because they depend on the kernel.
         per_expert: Names of those leaves on the input's side that each expert has for itself.
         dispatched: Names of an expert's two factors if tokens can be dispatched to experts.
         first_axis: Logical name of the columns of the first factor.
@@ -164,6 +164,22 @@ class Structure:
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
         """Return Σ_t B_t h_t of gated activations, (N, F)."""
         return products.sum_of_experts(hidden_NP, leaves['up'])
+
+    def update(
+        self, first_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
+    ) -> jax.Array:
+        """Compute scale · Σ_t G_t E_t x, (N, F).
+
+        Args:
+            first_NQ: The input times the first factor.
+            leaves: The factors.
+            gates_NE: Gates of the experts; None with a single expert.
+            scale: Factor of the update, in the dtype of the activations.
+        """
+        hidden_NP = self.hidden(first_NQ, leaves)
+        if gates_NE is not None:
+            hidden_NP = products.gate(hidden_NP, gates_NE)
+        return self.output(scale * hidden_NP, leaves)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return each expert as two matrices, whose product is its update.

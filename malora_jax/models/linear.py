@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
 from malora_jax.adapters.low_rank import FirstProducts, first_products
+from malora_jax.adapters.structures import DoRA
 from malora_jax.distributed import rules
 from malora_jax.models import quantize as quantize_lib
 from malora_jax.models.config import ModelConfig
@@ -69,7 +70,7 @@ class AdaptedLinear(nn.Module):
         if self.adapter is not None:
             self.experts = LowRankExperts(self.adapter, self.features, self.axes)
             nn.share_scope(self, self.experts)
-            if self.adapter.structure.extra:
+            if isinstance(self.adapter.structure, DoRA):
                 self.rescale = Magnitude(self.adapter, self.axes[1])
                 nn.share_scope(self, self.rescale)
 

@@ -95,7 +95,7 @@ def sized(name: str) -> AdapterConfig:
 
     Shapes then tell what is sent.
     """
-    shared = small_method(name).shared_rank
+    shared = small_method(name).structure.subspace_rank
     if shared:
         shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 10)
     return small_method(name, dropout=0.05, rank=7, shared_rank=shared)

@@ -85,7 +85,7 @@ def gradient_written_out(model, variables, keys):
     def gradient_of(adapter, part, key, share):
         sums = losses(model, variables | {'adapter': adapter}, part, NUM_TASKS, key)
         balance = share * mean_balance_loss(sums.routing)
-        return sums.nll.sum() / loss_tokens + model.adapter.balance_weight * balance
+        return sums.nll.sum() / loss_tokens + model.adapter.router.balance_weight * balance
 
     each = []
     for number, key in enumerate(keys):

@@ -83,7 +83,7 @@ def test_no_buffer_has_tokens_by_experts_by_features(name):
     adapter, config = model.adapter, model.config
     rows = TOKENS
     if adapter.dispatch:
-        rows = TOKENS * adapter.top_k + (1 + adapter.num_experts) * 128
+        rows = TOKENS * adapter.router.top_k + (1 + adapter.num_experts) * 128
     most = max(
         rows * config.hidden, ROWS * config.num_heads * LENGTH**2, TOKENS * config.vocab_size
     )

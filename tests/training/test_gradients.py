@@ -71,7 +71,7 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
         chances = probabilities(outputs, BATCH['segment_ids'])
-        if margin(chances, model.adapter.top_k) > 3e-4:
+        if margin(chances, model.adapter.router.top_k) > 3e-4:
             return variables
     raise AssertionError('every seed has a router in two minds')
 
@@ -127,7 +127,7 @@ def moved(tree: Any, path: str, change: np.ndarray) -> Any:
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_gradients_are_central_differences_of_the_reference(name):
     """Along a random direction in each leaf, to 5e-5; DoRA's lengths are held."""
-    step, top_k = trained(name), small_method(name).top_k
+    step, top_k = trained(name), small_method(name).router.top_k
     variables = {key: float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     segments = BATCH['segment_ids']
