@@ -120,7 +120,9 @@ class Structure:
         raise NotImplementedError
 
     def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw the initial values of the factors, float32; the last factor is zero.
+        """Draw the initial values of the factors, float32: by default as linear layers.
+
+        All are Kaiming-uniform but the last, which is zero, so that the update is zero, too.
 
         Args:
             key: Random key.
@@ -128,7 +130,10 @@ class Structure:
             outputs: F.
             beta: β of eq. (9) and (10), for structures with cores on the input's side.
         """
-        raise NotImplementedError
+        leaves = self.leaves(Axis('', inputs), Axis('', outputs))
+        shapes = [tuple(axis.size for axis in leaves[name]) for name in self.factors]
+        values = map(initializers.kaiming_uniform, jax.random.split(key), shapes[:-1])
+        return dict(zip(self.factors, [*values, jnp.zeros(shapes[-1])], strict=True))
 
     def from_lora(
         self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
@@ -149,8 +154,9 @@ class Structure:
         raise NotImplementedError
 
     def first(self, leaves: Leaves) -> jax.Array:
-        """Return the factor that meets the input, (D, Q): A_t of all experts by default."""
-        return products.stack_ranks(leaves['down'])
+        """Return the factor that meets the input, (D, Q), stacked if each expert has its own."""
+        first = leaves[self.factors[0]]
+        return first if first.ndim == 2 else products.stack_ranks(first)
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return the activations of all experts before gating, (N, P).
@@ -228,13 +234,6 @@ class IndependentExperts(Structure):
         """Return the axes of A_t and B_t."""
         E, R = self.experts, self.ranks
         return {'down': (E, inputs, R), 'up': (E, R, outputs)}
-
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw A_t Kaiming-uniform."""
-        E, R = self.num_experts, self.rank
-        key, _ = jax.random.split(key)
-        down_EDR = initializers.kaiming_uniform(key, (E, inputs, R))
-        return {'down': down_EDR, 'up': jnp.zeros((E, R, outputs))}
 
     def from_lora(
         self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
@@ -327,10 +326,6 @@ class SharedDown(Structure):
             'core': core_ESR.at[:, :R, :R].set(triangle_QQ[:R, :R] / beta),
             'up': jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF),
         }
-
-    def first(self, leaves: Leaves) -> jax.Array:
-        """Return S_A."""
-        return leaves['shared_down']
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return P_t S_A x of all experts."""
@@ -444,16 +439,6 @@ class SharedUp(Structure):
         E, R, S = self.experts, self.ranks, Axis('shared_rank', self.shared_rank)
         return {'down': (E, inputs, R), 'core': (E, R, S), 'shared_up': (S, outputs)}
 
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw A_t and P_t Kaiming-uniform; the paper does not describe this start."""
-        E, R, S = self.num_experts, self.rank, self.shared_rank
-        key, core_key = jax.random.split(key)
-        return {
-            'down': initializers.kaiming_uniform(key, (E, inputs, R)),
-            'core': initializers.kaiming_uniform(core_key, (E, R, S)),
-            'shared_up': jnp.zeros((S, outputs)),
-        }
-
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
         """Return S_B Σ_t P_t h_t."""
         shared_NS = products.sum_of_experts(hidden_NP, leaves['core'])
@@ -489,13 +474,6 @@ class Heads(Structure):
         E, R, shared = self.experts, self.ranks, Axis('shared_rank', self.rank)
         return {'shared_down': (inputs, shared), 'up': (E, R, outputs)}
 
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw A Kaiming-uniform."""
-        E, R = self.num_experts, self.rank
-        key, _ = jax.random.split(key)
-        shared_down_DR = initializers.kaiming_uniform(key, (inputs, R))
-        return {'shared_down': shared_down_DR, 'up': jnp.zeros((E, R, outputs))}
-
     def from_lora(
         self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
@@ -505,10 +483,6 @@ class Heads(Structure):
             'shared_down': fresh['shared_down'].at[:, :R].set(down_DR),
             'up': jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF),
         }
-
-    def first(self, leaves: Leaves) -> jax.Array:
-        """Return A."""
-        return leaves['shared_down']
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return A x once per expert."""
