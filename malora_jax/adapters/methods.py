@@ -158,6 +158,8 @@ def changed(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
 
 
 _EIGHT = dict(num_experts=8, top_k=2)
+# Without a choice of experts, loads are equal and a balance loss would be constant.
+_DENSE = dict(num_experts=8, top_k=8, balance_weight=0.0)
 
 # Tables 8 and 9 of the paper, then the ablations of Table 3. α is 2 · rank in every row; where the
 # paper does not say, too.
@@ -176,11 +178,9 @@ METHODS: dict[str, dict[str, Any]] = {
     'malora_unshared': dict(_EIGHT, rank=12, shared_rank=32, subspace='own'),
     'malora_fixed_core': dict(_EIGHT, rank=12, shared_rank=32, frozen=('core',)),
     'malora_shared_up': dict(_EIGHT, rank=12, shared_rank=32, subspace='up'),
-    # Not in the paper. A dense router, so loads are equal and a balance loss would be constant.
-    # HydraLoRA's own script has 4 heads of rank 4; these are MALoRA's number and rank.
-    'hydralora': dict(
-        num_experts=8, top_k=8, rank=12, shared_rank=12, subspace='heads', balance_weight=0.0
-    ),
+    # Not in the paper. HydraLoRA's own script has 4 heads of rank 4; these are MALoRA's number and
+    # rank.
+    'hydralora': dict(_DENSE, rank=12, shared_rank=12, subspace='heads'),
     # The same as molora and malora, computed as the paper does.
     'molora_dispatch': dict(_EIGHT, rank=8, dispatch=True),
     'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch=True),
