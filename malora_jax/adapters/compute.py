@@ -97,7 +97,7 @@ def output(hidden_NP: jax.Array, factors: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def column_lengths(
-    kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float
+    kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float | jax.Array
 ) -> jax.Array:
     """Lengths of the columns of W + scale · B A, one an output: (F,) float32.
 

@@ -69,6 +69,7 @@ class LowRankExperts(nn.Module):
         projected: compute.Projected,
         leaves: Mapping[str, jax.Array],
         groups_NG: jax.Array | None,
+        scale: jax.Array | None = None,
     ) -> jax.Array:
         """The update to add to the linear's output, from what its first products gave.
 
@@ -77,6 +78,7 @@ class LowRankExperts(nn.Module):
             leaves: see `leaves`.
             groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
                 `RoutingSums` are sown in collection `routing`, under the name `sums`.
+            scale: Factor of the update, (), float32; None = that of the config.
 
         Returns:
             (N, F) in the dtype of the linear's input.
@@ -89,16 +91,17 @@ class LowRankExperts(nn.Module):
             # The paper's saving: S dimensions of a token are dispatched, not D.
             inputs = projected.hidden if 'shared_down' in leaves else projected.dropped
             return self._scaled(
-                dispatch.update(inputs, routing.gates, routing.selected, leaves, config.top_k)
+                dispatch.update(inputs, routing.gates, routing.selected, leaves, config.top_k),
+                scale,
             )
         hidden_NP = compute.stack(projected.hidden, leaves, config.num_experts)
         if routing is not None:
             hidden_NP = compute.gate(hidden_NP, routing.gates)
-        return compute.output(self._scaled(hidden_NP), leaves)
+        return compute.output(self._scaled(hidden_NP, scale), leaves)
 
-    def _scaled(self, x: jax.Array) -> jax.Array:
-        """Times α / rank, in x's dtype even where α is traced, for runs that train together."""
-        return jnp.asarray(self.config.scale, x.dtype) * x
+    def _scaled(self, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+        """Return x times the scale, in the dtype of x."""
+        return jnp.asarray(self.config.scale if scale is None else scale, x.dtype) * x
 
     @nn.compact
     def leaves(self, inputs: int) -> dict[str, jax.Array]:

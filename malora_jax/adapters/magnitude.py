@@ -29,11 +29,13 @@ class Magnitude(nn.Module):
     axis: str
 
     @nn.compact
-    def __call__(self, kernel_DF: jax.Array) -> jax.Array:
-        """(F,) float32."""
+    def __call__(self, kernel_DF: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """(F,) float32; the scale is α/r, by default that of the config."""
         down_DR, up_RF = (self._factor(name)[0] for name in ('down', 'up'))
         lengths_F = jax.lax.stop_gradient(
-            compute.column_lengths(kernel_DF, down_DR, up_RF, self.config.scale)
+            compute.column_lengths(
+                kernel_DF, down_DR, up_RF, self.config.scale if scale is None else scale
+            )
         )
         # Named to be kept for the backward pass: they cost a product of the kernel's size.
         lengths_F = checkpoint_name(lengths_F, 'lengths')

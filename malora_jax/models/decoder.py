@@ -61,6 +61,8 @@ class Context(struct.PyTreeNode):
         segments: (B, T) int32; tokens see only tokens of their own segment.
         groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
         past_length: (B,) int32, as in `Past`; None where no tokens go before these.
+        scale: () float32 factor of the adapter's update; None = that of the config.
+        dropout: () float32 dropout rate; None = that of the config.
         keep: whether keys and values of the tokens are returned.
         train: whether dropout is on.
     """
@@ -69,6 +71,8 @@ class Context(struct.PyTreeNode):
     segments: jax.Array
     groups: jax.Array | None = None
     past_length: jax.Array | None = None
+    scale: jax.Array | None = None
+    dropout: jax.Array | None = None
     keep: bool = struct.field(pytree_node=False, default=False)
     train: bool = struct.field(pytree_node=False, default=False)
 
@@ -125,11 +129,20 @@ class _Part(nn.Module):
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
         projected: dict[str | None, compute.Projected] = {}
         if self.adapter is not None and adapted:
-            dropped_ND = Dropout(self.adapter.dropout)(x_ND, context.train)
+            dropped_ND = x_ND
+            if context.train and self.adapter.dropout > 0:
+                rate = self.adapter.dropout if context.dropout is None else context.dropout
+                dropped_ND = Dropout()(x_ND, rate)
             found = compute.project(x_ND, dropped_ND, list(leaves.values()))
             projected = dict(zip(leaves, found, strict=True))
         return [
-            linear(x_ND, leaves.get(linear.name, {}), projected.get(linear.name), context.groups)
+            linear(
+                x_ND,
+                leaves.get(linear.name, {}),
+                projected.get(linear.name),
+                context.groups,
+                context.scale,
+            )
             for linear in linears
         ]
 
@@ -242,6 +255,8 @@ class Decoder(nn.Module):
         past: Past | None = None,
         keep: bool = False,
         train: bool = False,
+        scale: jax.Array | None = None,
+        dropout: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Runs the decoder.
 
@@ -253,6 +268,9 @@ class Decoder(nn.Module):
             past: what goes before the tokens of each row; they are all of its segment.
             keep: whether keys and values are returned; with a past they always are.
             train: whether dropout is on; needs an rng named `dropout`.
+            scale: Factor of the adapter's update, (), float32; None = that of the config.
+            dropout: Dropout rate, (), float32; None = that of the config. A config without
+                dropout has none, whatever the rate.
 
         Returns:
             Hidden states (B, T, D) after the last norm, and keys and values of the tokens,
@@ -267,7 +285,9 @@ class Decoder(nn.Module):
 
         B, T = tokens_BT.shape
         length_B = None if past is None else past.length
-        context = Context(positions_BT, segments_BT, groups_NG, length_B, keep, train)
+        context = Context(
+            positions_BT, segments_BT, groups_NG, length_B, scale, dropout, keep=keep, train=train
+        )
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
         x_ND = rules.constrain(x_ND, 'rows', 'features')
         x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))

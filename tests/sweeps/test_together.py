@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from loop_helpers import STEPS, TASKS, run_settings
+from malora_jax.sweeps.together import train_together
 
 from malora_jax import training
 from malora_jax.adapters import trees
 from malora_jax.errors import UserError
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.sweeps import group, memory, together
-from malora_jax.sweeps.together import train_together
 from malora_jax.training import metrics, run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.plan import memory_bytes

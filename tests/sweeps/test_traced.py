@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loop_helpers import run_settings
+from malora_jax.sweeps.step import lowered_step, make_starts, stack, take
+from malora_jax.sweeps.traced import NAMES, alike, common, differing, with_values
 
 from malora_jax.adapters import trees
 from malora_jax.sweeps.padding import cut, pad, shapes
-from malora_jax.sweeps.step import lowered_step, make_starts, stack, take
-from malora_jax.sweeps.traced import NAMES, alike, common, differing, with_values
 from malora_jax.training import run_config
 from malora_jax.training.setup import build
 from malora_jax.training.step import lowered_step as lowered_alone
