@@ -30,7 +30,7 @@ from malora_jax.training.workdir import RunDirectory, opened
 
 Configs = Mapping[str, Mapping[str, Any]]
 # Compiled once for each model, by its value; optimizers are cached by theirs.
-_create_state = jax.jit(create_state, static_argnums=(0, 1))
+create_compiled = jax.jit(create_state, static_argnums=(0, 1))
 
 
 def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True) -> dict[str, str]:
@@ -83,7 +83,7 @@ def initial_state(run: RunConfig, setup: Setup) -> TrainState:
     own = {name: getattr(setup.run.adapter, name) for name in ('rank', 'shared_rank', 'beta')}
     model = setup.model.clone(adapter=dataclasses.replace(run.adapter, **own))
     optimizer = make_optimizer(run.optimizer, 1)
-    return _create_state(model, optimizer, setup.hyperparameters.seed, setup.base.params)
+    return create_compiled(model, optimizer, setup.hyperparameters.seed, setup.base.params)
 
 
 def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, str]:
