@@ -10,13 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from malora_jax.models import Decoder
 from malora_jax.sweeps.base_answers import take_base_answers
 from malora_jax.sweeps.directory import is_finished
 from malora_jax.sweeps.joint_comparison import compare
 from malora_jax.sweeps.joint_groups import with_largest_ranks
 from malora_jax.sweeps.joint_loop import JointLoop, JointRun
-from malora_jax.sweeps.padding import stack
 from malora_jax.training import loop
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.fit import available_memory, joint_runs
@@ -25,7 +23,7 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.preemption import watched
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.state import TrainState, abstract_state, create_state
+from malora_jax.training.state import TrainState, create_state
 from malora_jax.training.workdir import RunDirectory, opened
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -116,22 +114,15 @@ def _train(
     measure: bool,
 ) -> dict[str, str] | None:
     """Return why runs failed; None if they were not trained, as that does not pay."""
-    started, base = time.perf_counter(), setups[0].base
-    run = with_largest_ranks([setup.run for setup in setups])
-    model = Decoder(run.model, run.adapter, run.training.remat)
-    whole = abstract_state(model, make_optimizer(run.optimizer, setups[0].steps), base.params)
-    step = None
+    started, step = time.perf_counter(), None
     with contextlib.ExitStack() as files:
         directories = [
             files.enter_context(opened(workdir / name, config, digests))
             for name, config in configs.items()
         ]
         if measure:
-            widest = max(setups, key=lambda setup: setup.run.adapter.rank)
-            hyperparameters = stack([setup.hyperparameters for setup in setups])
-            comparison, step = compare(
-                widest, initial_state(group, widest), run, whole, hyperparameters
-            )
+            states = [initial_state(group, setup) for setup in setups]
+            comparison, step = compare(setups, states)
             print(comparison, flush=True)
             if not comparison.pays:
                 print('So they are trained one after another.', flush=True)
@@ -141,7 +132,7 @@ def _train(
             _opened_run(files, setup, initial_state(group, setup), directory)
             for setup, directory in zip(setups, directories, strict=True)
         ]
-        JointLoop(run, whole, runs, preemption, step).train()
+        JointLoop(runs, preemption, step).train()
         for name, each in zip(configs, runs, strict=True):
             if each.state is not None:
                 take_base_answers(workdir, name, configs[name], digests)

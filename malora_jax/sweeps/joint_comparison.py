@@ -1,17 +1,19 @@
 """A joint step of several runs compared with steps of a single run: time and memory."""
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from malora_jax.sweeps.padding import pad, stack
+from malora_jax.sweeps.joint_groups import with_largest_ranks
+from malora_jax.sweeps.padding import stack
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
-from malora_jax.training.step import lowered_step
+from malora_jax.training.step import Batch, lowered_step, step_bytes
 
 # Steps that are timed, after one that is not.
 _STEPS = 3
@@ -55,49 +57,41 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    setup: Setup, state: TrainState, run: RunConfig, whole: TrainState, several: Hyperparameters
+    setups: Sequence[Setup], states: list[TrainState]
 ) -> tuple[Comparison, jax.stages.Compiled]:
-    """Compile both steps and time them on the same rows.
+    """Measure the joint step of runs, and the step of the one with the largest rank.
 
     Args:
-        setup: Parts of the run with the largest ranks.
-        state: A state of that run; its memory is reused.
-        run: Config of one of the runs, with the largest ranks of all.
-        whole: Shapes of the state with these ranks.
-        several: Stacked hyperparameters of all runs.
+        setups: Parts of the runs.
+        states: State of each run. The list is emptied, to free their memory.
 
     Returns:
         The measurements, and the compiled joint step.
     """
-    runs, params, sizes = len(several.seed), setup.base.params, (setup.steps, len(setup.splits))
-    rows, one = next(setup.train_iterator()), setup.hyperparameters
-    states = stack([pad(state, whole)] * runs)
-    alone = lowered_step(setup.run, *sizes, state, params, one).compile()
-    joint = lowered_step(run, *sizes, states, params, several).compile()
-    alone_s = _seconds(alone, state, params, rows, one)
-    many_rows = {name: np.stack([array] * runs) for name, array in rows.items()}
-    together_s = _seconds(joint, states, params, many_rows, several)
-    memory = (step_bytes(joint), step_bytes(alone))
-    return Comparison(runs, together_s, alone_s, *memory, tokens=rows['inputs'].size), joint
+    setup, state = max(zip(setups, states, strict=True), key=lambda each: each[0].run.adapter.rank)
+    stacked, numbers = stack(states), stack([each.hyperparameters for each in setups])
+    states.clear()
+    run, rows = with_largest_ranks([each.run for each in setups]), next(setup.train_iterator())
+    many_rows = {name: np.stack([array] * len(setups)) for name, array in rows.items()}
+    _, alone_s, alone_bytes = _measured(setup, setup.run, state, setup.hyperparameters, rows)
+    step, together_s, together_bytes = _measured(setup, run, stacked, numbers, many_rows)
+    sizes = (together_bytes, alone_bytes, rows['inputs'].size)
+    return Comparison(len(setups), together_s, alone_s, *sizes), step
 
 
-def _seconds(step: jax.stages.Compiled, state: TrainState, *args: Any) -> float:
-    """Return the shortest time of several steps, as other programs can only make it longer."""
-    times = []
+def _measured(
+    setup: Setup, run: RunConfig, state: TrainState, numbers: Hyperparameters, rows: Batch
+) -> tuple[jax.stages.Compiled, float, int]:
+    """Return a compiled step, the shortest of its times in seconds, and its bytes.
+
+    Other programs can only make a step longer.
+    """
+    params = setup.base.params
+    sizes = (setup.steps, len(setup.splits))
+    step, times = lowered_step(run, *sizes, state, params, numbers).compile(), []
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
-        state, metrics = step(state, *args)
+        state, metrics = step(state, params, rows, numbers)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def step_bytes(compiled: Any) -> int:
-    """Return the bytes that a step takes with base, states and rows, as the compiler counts."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    return step, min(times[1:]), step_bytes(step)

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import tqdm
 
-from malora_jax.sweeps.padding import cut, pad, shapes, stack, take
-from malora_jax.training.config import RunConfig
+from malora_jax.sweeps.joint_groups import with_largest_ranks
+from malora_jax.sweeps.padding import cut, stack, take
 from malora_jax.training.preemption import Preempted, Preemption
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.state import TrainState
@@ -51,8 +51,6 @@ class JointLoop:
 
     def __init__(
         self,
-        config: RunConfig,
-        whole: TrainState,
         runs: Sequence[JointRun],
         preemption: Preemption,
         step: jax.stages.Compiled | None = None,
@@ -60,21 +58,24 @@ class JointLoop:
         """Stack the states of the runs that have steps left.
 
         Args:
-            config: Config of one of the runs, with the largest ranks of all.
-            whole: Shapes of the state with these ranks.
-            runs: The runs.
+            runs: Runs of one of the `joint_groups`.
             preemption: Whether the runs are asked to stop.
             step: The step of all runs, if it is compiled already.
         """
-        self._config, self._preemption = config, preemption
+        self._preemption = preemption
         self._runs = [run for run in runs if run.is_active]
         if not self._runs:
             return
-        self._shapes = {run.progress.workdir: shapes(run.state) for run in self._runs}
-        self._states = stack([pad(run.state, whole) for run in self._runs])
+        setups = [run.progress.setup for run in self._runs]
+        self._config = with_largest_ranks([setup.run for setup in setups])
+        self._shapes = {
+            run.progress.workdir: jax.eval_shape(lambda state: state, run.state)
+            for run in self._runs
+        }
+        self._states = stack([run.state for run in self._runs])
         for run in self._runs:
             run.state = None  # Frees its memory.
-        self._hyperparameters = stack([run.progress.setup.hyperparameters for run in self._runs])
+        self._hyperparameters = stack([setup.hyperparameters for setup in setups])
         self._batches: list[Any] = [None] * len(self._runs)
         self._step = step if step and len(self._runs) == len(runs) else self._compiled()
 
@@ -96,12 +97,12 @@ class JointLoop:
                     for run in self._runs:
                         run.progress.start_clock()
                 started, new_metrics = self._start_step()
-                self._report(unreported, metrics, is_newest=False)
+                self._report(unreported, metrics)
                 unreported, metrics = started, new_metrics
                 bar.update(len(started))
                 stops = self._preemption.reached(max(number for _, number, _ in started))
                 if stops or any(run.progress.is_due for run, _, _ in started):
-                    self._report(started, metrics, is_newest=True)
+                    self._report(started, metrics)
                     self._save(started, stops)
                     unreported = []
                 if stops:
@@ -121,12 +122,12 @@ class JointLoop:
         self._states, metrics = self._step(self._states, params, rows, self._hyperparameters)
         return started, metrics
 
-    def _report(self, steps: Sequence[_Step], metrics: Any, is_newest: bool) -> None:
-        """Report steps; if they are the newest, evaluate the states that are due."""
+    def _report(self, steps: Sequence[_Step], metrics: Any) -> None:
+        """Report steps; evaluate the states that are due, if no newer step was started."""
         found = jax.device_get(metrics)
         for run, number, index in steps:
             if not run.error:
-                is_due = is_newest and run.progress.is_due
+                is_due = number == run.progress.step and run.progress.is_due
                 state = self._state(run, index) if is_due else None
                 try:
                     run.progress.report(number, take(found, index), state)

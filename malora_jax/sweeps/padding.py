@@ -14,8 +14,13 @@ import numpy as np
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Stack trees of equal shapes along a new first axis, one entry for each run."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Stack trees along a new first axis, each leaf padded to the largest shape among them."""
+
+    def stacked(*leaves: Any) -> jax.Array:
+        shape = np.max([np.shape(leaf) for leaf in leaves], axis=0)
+        return jnp.stack([jnp.pad(leaf, [(0, n) for n in shape - leaf.shape]) for leaf in leaves])
+
+    return jax.tree.map(stacked, *trees)
 
 
 def take(tree: Any, index: int | np.ndarray) -> Any:
@@ -23,23 +28,8 @@ def take(tree: Any, index: int | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def shapes(tree: Any) -> Any:
-    """Return the shape and dtype of each leaf."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def pad(tree: Any, like: Any) -> Any:
-    """Append zeros to each leaf, up to the shapes of `like`."""
-
-    def padded(leaf: jax.Array, shape: Any) -> jax.Array:
-        widths = [(0, new - old) for old, new in zip(leaf.shape, shape.shape, strict=True)]
-        return jnp.pad(leaf, widths) if leaf.shape != shape.shape else leaf
-
-    return jax.tree.map(padded, tree, like)
-
-
 def cut(tree: Any, like: Any) -> Any:
-    """Remove the padding: cut each leaf to the shapes of `like`."""
+    """Remove the padding: cut each leaf to the shape of that of `like`."""
     return jax.tree.map(
         lambda leaf, shape: leaf[tuple(slice(size) for size in shape.shape)], tree, like
     )

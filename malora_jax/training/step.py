@@ -224,6 +224,17 @@ def lowered_step(
     return train_step.lower(state, params, batch, hyperparameters)
 
 
+def step_bytes(compiled: Any) -> int:
+    """Return the bytes that a step takes with base, states and rows, as the compiler counts."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
 def make_gradients(
     model: Decoder, num_tasks: int, accumulate: int = 1
 ) -> Callable[

@@ -9,16 +9,13 @@ import pytest
 from loop_helpers import run_settings
 
 from malora_jax.adapters import trees
-from malora_jax.models import Decoder
 from malora_jax.sweeps import joint
 from malora_jax.sweeps.joint import initial_state
 from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks
-from malora_jax.sweeps.padding import cut, pad, shapes, stack, take
+from malora_jax.sweeps.padding import cut, stack, take
 from malora_jax.training import run_config
 from malora_jax.training.hyperparameters import CONFIG_FIELDS, Hyperparameters
-from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build
-from malora_jax.training.state import abstract_state
 from malora_jax.training.step import lowered_step
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -87,13 +84,10 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
         for s, state in zip(setups, states, strict=True)
     ]
     numbers, run = stack([s.hyperparameters for s in setups]), with_largest_ranks(runs)
-    optimizer = make_optimizer(run.optimizer, first.steps)
-    whole = abstract_state(Decoder(run.model, run.adapter), optimizer, params)
-    stacked = stack([pad(state, whole) for state in states])
-    together = lowered_step(run, first.steps, 2, stacked, params, numbers).compile()
+    together = lowered_step(run, first.steps, 2, stack(states), params, numbers).compile()
     data = [setup.train_iterator() for setup in setups]
     for _ in range(STEPS):
-        stacked = stack([pad(state, whole) for state in states])
+        stacked = stack(states)
         batches = [next(rows) for rows in data]
         rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         stacked, metrics = together(stacked, params, rows, numbers)
@@ -105,13 +99,13 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
                     np.asarray(metrics[name])[index], value, rtol=2e-5, err_msg=name
                 )
         for index, state in enumerate(states):
-            _assert_close(cut(take(stacked, index), shapes(state)), state)
+            _assert_close(cut(take(stacked, index), state), state)
     # They are not the same by accident.
     finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
     assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
     # What was padded is zero still.
     for leaf, whole_leaf in zip(
-        jax.tree.leaves(cut(take(stacked, 0), shapes(states[0]))),
+        jax.tree.leaves(cut(take(stacked, 0), states[0])),
         jax.tree.leaves(take(stacked, 0)),
         strict=True,
     ):

@@ -4,7 +4,6 @@ import functools
 import math
 
 import pytest
-from malora_jax.sweeps.memory import step_bytes
 
 from configs import intra_domain
 from malora_jax.distributed import hlo
@@ -12,6 +11,7 @@ from malora_jax.distributed.mesh import make_mesh
 from malora_jax.distributed.topology import tpu_devices, use_compiler_alone
 from malora_jax.models import preset
 from malora_jax.training import run_config
+from malora_jax.training.step import step_bytes
 from malora_jax.training.topology import compiled_step
 
 CHIPS = 16
