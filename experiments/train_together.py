@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files, sweeps
-from malora_jax.sweeps.together import train_together
+from malora_jax.sweeps.joint import train_together
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
 _RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)

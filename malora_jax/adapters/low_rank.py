@@ -105,7 +105,11 @@ class LowRankExperts(nn.Module):
         return self.update(found, leaves, groups).reshape(*x.shape[:-1], self.features)
 
     def update(
-        self, found: FirstProducts, leaves: Leaves, groups_NG: jax.Array | None
+        self,
+        found: FirstProducts,
+        leaves: Leaves,
+        groups_NG: jax.Array | None,
+        scale: jax.Array | None = None,
     ) -> jax.Array:
         """Compute scale · Δ(x), (N, F) in the dtype of the input.
 
@@ -114,8 +118,9 @@ class LowRankExperts(nn.Module):
             leaves: See `leaves`.
             groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
                 `RoutingSums` are sown in collection `routing`, under the name `sums`.
+            scale: Factor of the update, () float32; that of the config by default.
         """
-        scale = jnp.asarray(self.config.scale, found.first.dtype)
+        scale = jnp.asarray(self.config.scale if scale is None else scale, found.first.dtype)
         structure, gates_NE = self.config.structure, None
         if found.logits is not None:
             routing = self._route(found.logits, groups_NG)

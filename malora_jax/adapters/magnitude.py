@@ -29,11 +29,18 @@ class Magnitude(nn.Module):
     axis: str
 
     @nn.compact
-    def __call__(self, kernel_DF: jax.Array) -> jax.Array:
-        """Return the factors, (F,) float32."""
+    def __call__(self, kernel_DF: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """Return the factors, (F,) float32.
+
+        Args:
+            kernel_DF: W.
+            scale: Factor of B A, () float32; that of the config by default.
+        """
         down_DR, up_RF = (self._factor(name)[0] for name in self.config.structure.factors)
         lengths_F = jax.lax.stop_gradient(
-            products.column_lengths(kernel_DF, down_DR, up_RF, self.config.scale)
+            products.column_lengths(
+                kernel_DF, down_DR, up_RF, self.config.scale if scale is None else scale
+            )
         )
         # Saved for the backward pass: they cost a product of the kernel's size.
         lengths_F = checkpoint_name(lengths_F, 'lengths')

@@ -15,6 +15,8 @@ class Context(struct.PyTreeNode):
         segments: (B, T) int32; tokens see only tokens of their own segment.
         groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
         past_length: (B,) int32, as in `Past`; None if there are no earlier tokens.
+        scale: () float32 factor of the adapter's update; None means that of the config.
+        dropout: () float32 dropout rate; None means that of the config.
         keep: Whether keys and values of the tokens are returned.
         train: Whether dropout is on.
     """
@@ -23,5 +25,7 @@ class Context(struct.PyTreeNode):
     segments: jax.Array
     groups: jax.Array | None = None
     past_length: jax.Array | None = None
+    scale: jax.Array | None = None
+    dropout: jax.Array | None = None
     keep: bool = struct.field(pytree_node=False, default=False)
     train: bool = struct.field(pytree_node=False, default=False)

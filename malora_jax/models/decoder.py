@@ -170,6 +170,8 @@ class Decoder(nn.Module):
         past: Past | None = None,
         keep: bool = False,
         train: bool = False,
+        scale: jax.Array | None = None,
+        dropout: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Runs the decoder.
 
@@ -181,6 +183,9 @@ class Decoder(nn.Module):
             past: what goes before the tokens of each row; they are all of its segment.
             keep: whether keys and values are returned; with a past they always are.
             train: whether dropout is on; needs an rng named `dropout`.
+            scale: Factor of the adapter's update, (), float32; None means that of the config.
+            dropout: Dropout rate, (), float32; None means that of the config. If the config has
+                no dropout, there is none, whatever the rate.
 
         Returns:
             Hidden states (B, T, D) after the last norm, and keys and values of the tokens,
@@ -195,7 +200,9 @@ class Decoder(nn.Module):
 
         B, T = tokens_BT.shape
         length_B = None if past is None else past.length
-        context = Context(positions_BT, segments_BT, groups_NG, length_B, keep, train)
+        context = Context(
+            positions_BT, segments_BT, groups_NG, length_B, scale, dropout, keep=keep, train=train
+        )
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
         x_ND = rules.constrain(x_ND, 'rows', 'features')
         x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))

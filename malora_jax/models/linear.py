@@ -81,6 +81,7 @@ class AdaptedLinear(nn.Module):
         leaves: Mapping[str, jax.Array],
         found: FirstProducts | None,
         groups_NG: jax.Array | None,
+        scale: jax.Array | None,
     ) -> jax.Array:
         """Return (N, F). All arguments but `x_ND` are those of `LowRankExperts.update`."""
         kernel = self._kernel(x_ND.shape[-1])
@@ -89,13 +90,13 @@ class AdaptedLinear(nn.Module):
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
         if found is not None:
-            y_NF += self.experts.update(found, leaves, groups_NG)
+            y_NF += self.experts.update(found, leaves, groups_NG, scale)
         outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
         y_NF = checkpoint_name(rules.constrain(y_NF, 'rows', outputs), self.name)
         if self.rescale is not None:
             # In float32: bfloat16 would round a factor near 1 to a few values.
             kernel_DF = kernel.values() if isinstance(kernel, quantize_lib.Quantized) else kernel
-            y_NF = (y_NF * self.rescale(kernel_DF)[None]).astype(x_ND.dtype)
+            y_NF = (y_NF * self.rescale(kernel_DF, scale)[None]).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
             bias_F = parameter(self, 'bias', zeros, self.axes[1:], (self.features,), self.dtype)
@@ -119,16 +120,10 @@ class AdaptedLinear(nn.Module):
 class Dropout(nn.Module):
     """Inverted dropout; the mask is named, as drawing it again costs more than keeping it."""
 
-    rate: float
-
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x, in training with a share of its entries zero and the others scaled up."""
-        # Of runs that train together the rate may be traced: it is then not known to be zero.
-        is_known = isinstance(self.rate, (int, float))
-        if not train or (is_known and self.rate == 0):
-            return x
-        keep = 1 - self.rate
+    def __call__(self, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+        """Return x with a share `rate` of its entries set to zero and the others scaled up."""
+        keep = 1 - rate
         mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
         return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
 
@@ -157,11 +152,17 @@ class AdaptedPart(nn.Module):
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
         found: dict[str | None, FirstProducts] = {}
         if self.adapter is not None and adapted:
-            dropped_ND = Dropout(self.adapter.dropout)(x_ND, context.train)
+            dropped_ND = x_ND
+            if context.train and self.adapter.dropout > 0:
+                rate = self.adapter.dropout if context.dropout is None else context.dropout
+                dropped_ND = Dropout()(x_ND, rate)
             each = first_products(self.adapter, x_ND, dropped_ND, list(leaves.values()))
             found = dict(zip(leaves, each, strict=True))
         return [
-            linear(x_ND, leaves.get(linear.name, {}), found.get(linear.name), context.groups)
+            linear(
+                *(x_ND, leaves.get(linear.name, {}), found.get(linear.name)),
+                *(context.groups, context.scale),
+            )
             for linear in linears
         ]
 

@@ -7,10 +7,10 @@ from typing import Any
 from malora_jax.sweeps import directory, slurm
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.expand import expand
+from malora_jax.sweeps.joint_groups import joint_groups
 from malora_jax.sweeps.progress import Progress, summary
 from malora_jax.sweeps.report import write_report
 from malora_jax.sweeps.runner import Job, Runner
-from malora_jax.sweeps.traced import alike
 from malora_jax.training.workdir import locked
 
 
@@ -104,7 +104,7 @@ class Sweeping:
         most = min(self._together or share, share)
         return [
             self._process(self._workdir, names[start : start + most])
-            for names in alike(todo)
+            for names in joint_groups(todo)
             for start in range(0, len(names), most)
         ]
 

@@ -18,6 +18,7 @@ from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.config import RunConfig
 from malora_jax.training.heldout import held_out_losses
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
@@ -51,6 +52,11 @@ class Setup:
     def epoch_examples(self) -> int:
         """Training examples of all tasks together."""
         return sum(size.examples for size in self.sizes)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The numbers that the training step takes as arguments."""
+        return Hyperparameters.of(self.run.seed, self.run.optimizer, self.run.adapter)
 
     @functools.cached_property
     def shares(self) -> list[float]:

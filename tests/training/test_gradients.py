@@ -10,7 +10,7 @@ import optax
 import pytest
 from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
 from reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
-from step_helpers import recording
+from step_helpers import numbers, recording
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
@@ -93,9 +93,9 @@ def trained(name: str) -> Trained:
     )
     optimizer = recording(make_optimizer(ADAMW, 10))
     schedule = learning_rate_schedule(ADAMW, 10)
-    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
     state = TrainState(jnp.int32(0), adapter, frozen, optimizer.init(adapter))
-    after, metrics = train_step(state, params, BATCH)
+    after, metrics = train_step(state, params, BATCH, numbers(model.adapter, ADAMW))
     return Trained(model, before, params, metrics, float64(after.opt_state[0]), after)
 
 
