@@ -9,6 +9,7 @@ import pytest
 from loop_helpers import run_settings
 
 from malora_jax.adapters import trees
+from malora_jax.adapters.methods import settings_of
 from malora_jax.sweeps import joint
 from malora_jax.sweeps.joint import initial_state
 from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks
@@ -213,11 +214,12 @@ def test_hyperparameters_are_the_numbers_of_the_config(tiny_weights):
     run = run_config(settings(tiny_weights, 'malora')[1])
     found = Hyperparameters.of(run.seed, run.optimizer, run.adapter)
     assert (found.seed, found.seed.dtype) == (5, 'uint32')
+    sections = {'optimizer': run.optimizer, 'adapter': settings_of(run.adapter)}
     for name in CONFIG_FIELDS[1:]:
         section, _, field = name.partition('.')
-        value = getattr(getattr(run, section), field)
-        number = (
-            found.scale * run.adapter.structure.rank if field == 'alpha' else getattr(found, field)
-        )
+        value = getattr(sections[section], field)
+        number = getattr(found, 'scale' if field == 'alpha' else field)
+        if field == 'alpha':
+            number *= run.adapter.structure.rank
         assert (number, number.dtype) == (np.float32(value), 'float32'), name
     assert len(CONFIG_FIELDS) == len(jax.tree.leaves(found))
