@@ -33,7 +33,7 @@ class Sweeping:
         Args:
             config: of configs/sweeps, as plain dicts.
             workdir: of the sweep.
-            process: what makes one run, or several that are alike, given the workdir and their
+            process: what makes one run, or several that train jointly, given the workdir and their
                 names.
             together: how many runs one process may train at once, at most; 0 = as many as fit.
 
@@ -94,7 +94,7 @@ class Sweeping:
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, at_once: int) -> list[Job]:
-        """What is not finished, those that are alike in one process; enough for all at once."""
+        """What is not finished, with joint groups in one process; enough for all at once."""
         todo = {
             name: run.config
             for name, run in self._runs.items()
