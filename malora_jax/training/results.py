@@ -12,6 +12,7 @@ import numpy as np
 from malora_jax import buckets, files
 from malora_jax.adapters import routers
 from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.methods import settings_of
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
 from malora_jax.training import run_files
@@ -89,7 +90,7 @@ def write_results(
     results = {
         'model': run.model.name,
         'method': run.method,
-        'adapter': dataclasses.asdict(run.adapter),
+        'adapter': dataclasses.asdict(settings_of(run.adapter)),
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'average_interval': {
