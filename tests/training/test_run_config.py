@@ -286,7 +286,7 @@ def filled(name: str, *argument: str):
 def test_base_config_has_the_settings_of_the_method(method_name):
     config = base_config(method_name).adapter.to_dict()
     expected = method(method_name)
-    assert {key: getattr(expected, key) for key in config} == config
+    assert dataclasses.asdict(settings_of(expected)) == config
 
 
 @pytest.mark.parametrize('method_name', METHOD_NAMES)
