@@ -7,7 +7,7 @@ runs are; then the others are stacked anew.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from malora_jax.training.state import TrainState
 from malora_jax.training.step import lowered_step
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class JointRun:
     """One of the runs that train jointly.
 
@@ -30,20 +30,18 @@ class JointRun:
         progress: Its progress.
         state: Its state before the first and after the last step of the loop; None in between.
         error: Why it failed; '' if it did not.
+        batch: Rows of its newest step.
     """
 
     progress: RunProgress
     state: TrainState | None
     error: str = ''
+    batch: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
         """Whether the run has steps left."""
         return not (self.error or self.progress.is_at_end)
-
-
-# A step of a run that was started: the run, the number of the step, the run's place in the stack.
-_Step = tuple[JointRun, int, int]
 
 
 class JointLoop:
@@ -62,22 +60,13 @@ class JointLoop:
             preemption: Whether the runs are asked to stop.
             step: The step of all runs, if it is compiled already.
         """
+        self._runs: list[JointRun] = []
+        self._states: Any = None
+        self._step: Any = None
         self._preemption = preemption
-        self._runs = [run for run in runs if run.is_active]
-        if not self._runs:
-            return
-        setups = [run.progress.setup for run in self._runs]
-        self._config = with_largest_ranks([setup.run for setup in setups])
-        self._shapes = {
-            run.progress.workdir: jax.eval_shape(lambda state: state, run.state)
-            for run in self._runs
-        }
-        self._states = stack([run.state for run in self._runs])
-        for run in self._runs:
-            run.state = None  # Frees its memory.
-        self._hyperparameters = stack([setup.hyperparameters for setup in setups])
-        self._batches: list[Any] = [None] * len(self._runs)
-        self._step = step if step and len(self._runs) == len(runs) else self._compiled()
+        active = [run for run in runs if run.is_active]
+        if active:
+            self._stack(active, step if len(active) == len(runs) else None)
 
     def train(self) -> None:
         """Train all runs to their ends.
@@ -88,7 +77,8 @@ class JointLoop:
         steps = sum(run.progress.setup.steps for run in self._runs)
         done = sum(run.progress.step for run in self._runs)
         bar = tqdm.tqdm(total=steps, initial=done, desc='train together', unit='step')
-        unreported: list[_Step] = []
+        # Steps that were started and are not reported yet, with their stacked metrics.
+        unreported: dict[JointRun, int] = {}
         metrics: Any = None
         with self._preemption.deferred(), bar:
             while any(run.is_active for run in self._runs):
@@ -100,66 +90,69 @@ class JointLoop:
                 self._report(unreported, metrics)
                 unreported, metrics = started, new_metrics
                 bar.update(len(started))
-                stops = self._preemption.reached(max(number for _, number, _ in started))
-                if stops or any(run.progress.is_due for run, _, _ in started):
+                stops = self._preemption.reached(max(started.values()))
+                if stops or any(run.progress.is_due for run in started):
                     self._report(started, metrics)
                     self._save(started, stops)
-                    unreported = []
+                    unreported = {}
                 if stops:
                     print('Stopped by SIGTERM after a step, which is saved.')
                     raise Preempted
 
-    def _start_step(self) -> tuple[list[_Step], Any]:
-        """Start the next step of each active run; return them and their stacked metrics."""
-        started = []
-        for index, run in enumerate(self._runs):
-            if run.is_active:  # Any other run repeats its last batch; the result is not used.
-                self._batches[index] = run.progress.next_batch()
-                run.progress.start_step()
-                started.append((run, run.progress.step, index))
-        rows = jax.tree.map(lambda *arrays: np.stack(arrays), *self._batches)
+    def _start_step(self) -> tuple[dict[JointRun, int], Any]:
+        """Start a step; return its number in each active run, and the stacked metrics."""
+        active = [run for run in self._runs if run.is_active]
+        for run in active:  # The others repeat their last batches, in vain.
+            run.batch = run.progress.next_batch()
+            run.progress.start_step()
+        rows = jax.tree.map(lambda *arrays: np.stack(arrays), *[run.batch for run in self._runs])
         params = self._runs[0].progress.setup.base.params
         self._states, metrics = self._step(self._states, params, rows, self._hyperparameters)
-        return started, metrics
+        return {run: run.progress.step for run in active}, metrics
 
-    def _report(self, steps: Sequence[_Step], metrics: Any) -> None:
+    def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
         """Report steps; evaluate the states that are due, if no newer step was started."""
         found = jax.device_get(metrics)
-        for run, number, index in steps:
+        for run, number in steps.items():
             if not run.error:
                 is_due = number == run.progress.step and run.progress.is_due
-                state = self._state(run, index) if is_due else None
+                state = self._state(run) if is_due else None
                 try:
-                    run.progress.report(number, take(found, index), state)
+                    run.progress.report(number, take(found, self._runs.index(run)), state)
                 except FloatingPointError as error:
                     run.error = str(error)
 
-    def _save(self, steps: Sequence[_Step], stops: bool) -> None:
-        for run, _, index in steps:
+    def _save(self, runs: Iterable[JointRun], stops: bool) -> None:
+        for run in runs:
             if not run.error and (stops or run.progress.is_due):
-                state = self._state(run, index)
+                state = self._state(run)
                 run.progress.save(state, stops)
                 run.state = state if run.progress.is_at_end else None
 
-    def _state(self, run: JointRun, index: int) -> TrainState:
-        return cut(take(self._states, index), self._shapes[run.progress.workdir])
+    def _state(self, run: JointRun) -> TrainState:
+        return cut(take(self._states, self._runs.index(run)), self._shapes[run])
 
     def _remove_inactive(self) -> None:
         """Stack the active runs anew once they are at most half of all."""
-        active = [index for index, run in enumerate(self._runs) if run.is_active]
+        active = [run for run in self._runs if run.is_active]
         if 2 * len(active) <= len(self._runs):
-            self._runs = [self._runs[index] for index in active]
-            self._batches = [self._batches[index] for index in active]
-            self._states = take(self._states, np.array(active))
-            self._hyperparameters = take(self._hyperparameters, np.array(active))
-            self._step = self._compiled()
+            for run in active:
+                run.state = self._state(run)
+            self._states = None  # Frees its memory.
+            self._stack(active)
 
-    def _compiled(self) -> jax.stages.Compiled:
-        setup = self._runs[0].progress.setup
-        sizes, params = (setup.steps, len(setup.splits)), setup.base.params
+    def _stack(self, runs: list[JointRun], step: jax.stages.Compiled | None = None) -> None:
+        """Stack the states of runs, and compile their step unless it is given."""
+        self._runs, setups = runs, [run.progress.setup for run in runs]
+        self._shapes = {run: jax.eval_shape(lambda state: state, run.state) for run in runs}
+        self._hyperparameters = stack([setup.hyperparameters for setup in setups])
+        self._states = stack([run.state for run in runs])
+        config, setup = with_largest_ranks([setup.run for setup in setups]), setups[0]
         with contextlib.ExitStack() as phases:
-            for run in self._runs:
+            for run in runs:
+                run.state = None  # Frees its memory.
                 phases.enter_context(run.progress.goodput.phase('compile'))
-            return lowered_step(
-                self._config, *sizes, self._states, params, self._hyperparameters
-            ).compile()
+            sizes, arrays = (setup.steps, len(setup.splits)), (self._states, setup.base.params)
+            self._step = (
+                step or lowered_step(config, *sizes, *arrays, self._hyperparameters).compile()
+            )
