@@ -124,8 +124,7 @@ def _train(
             for name, config in configs.items()
         ]
         if measure:
-            states = [initial_state(group, setup) for setup in setups]
-            comparison, step = compare(setups, states)
+            comparison, step = compare(setups, [initial_state(group, setup) for setup in setups])
             print(comparison, flush=True)
             if not comparison.pays:
                 print('So they are trained one after another.', flush=True)
