@@ -16,9 +16,14 @@ import numpy as np
 def stack(trees: Sequence[Any]) -> Any:
     """Stack trees along a new first axis, each leaf padded to the largest shape among them."""
 
+    def padded(leaf: Any, shape: tuple[int, ...]) -> Any:
+        widths = [(0, new - old) for old, new in zip(leaf.shape, shape, strict=True)]
+        return jnp.pad(leaf, widths) if leaf.shape != shape else leaf
+
     def stacked(*leaves: Any) -> jax.Array:
-        shape = np.max([np.shape(leaf) for leaf in leaves], axis=0)
-        return jnp.stack([jnp.pad(leaf, [(0, n) for n in shape - leaf.shape]) for leaf in leaves])
+        sizes = zip(*(leaf.shape for leaf in leaves), strict=True)
+        shape = tuple(max(of_axis) for of_axis in sizes)
+        return jnp.stack([padded(leaf, shape) for leaf in leaves])
 
     return jax.tree.map(stacked, *trees)
 
