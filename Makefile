@@ -16,7 +16,7 @@ RUNS := tests/experiments tests/benchmark \
   $(addprefix tests/ultralink/test_ultralink_,whole.py commands.py release_commands.py local.py kills.py) \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
   tests/analysis/test_alike.py tests/analysis/test_routed.py \
-  tests/sweeps/test_traced.py tests/sweeps/test_together.py tests/test_notebooks.py
+  tests/sweeps/test_joint_step.py tests/sweeps/test_joint.py tests/test_notebooks.py
 # Tests on several devices and in several processes.
 DEVICES := $(addprefix tests/distributed/test_,sharded_steps.py sharded_runs.py hosts.py)
 # Tests with the TPU's compiler.

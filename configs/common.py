@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from malora_jax.adapters import method
+from malora_jax.adapters.methods import settings_of
 
 
 def base_config(method_name: str) -> ConfigDict:
@@ -22,7 +23,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.model.dtype = 'float32'
     config.model.quantize = ''  # Or 'int8', 'w8a8', 'int4', 'nf4': the kernels of the frozen base.
 
-    settings = dataclasses.asdict(method(method_name))
+    settings = dataclasses.asdict(settings_of(method(method_name)))
     del settings['alpha']
     config.adapter = ConfigDict(settings)
     config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0

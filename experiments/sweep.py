@@ -1,10 +1,11 @@
 """Makes the runs of a sweep and reports on them; the same command again goes on.
 
 Finished runs are skipped, interrupted ones go on, and what fails is tried once more. Runs that
-differ in seed, ranks, learning rate, α, β, dropout or balance alone train together where they fit
-into memory and that is faster; --together=1 makes each alone, --together=4 four at once without
-asking whether that is faster. The report is DIR/report.md with DIR/runs.csv and plots; every run is
-a directory of its own in DIR. Exit status 1 if a run has failed.
+differ in seed, ranks, learning rate, α, β, dropout rate or balance weight alone (dropout and
+balance loss in all of them or in none) train together where they fit into memory and that is
+faster; --together=1 makes each alone, --together=4 four at once without asking whether that is
+faster. The report is DIR/report.md with DIR/runs.csv and plots; every run is a directory of its
+own in DIR. Exit status 1 if a run has failed.
 
 Examples:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
@@ -34,8 +35,8 @@ _GPUS = flags.DEFINE_list('gpus', [], 'GPUs to share out, such as 0,1,2,3: a pro
 _TOGETHER = flags.DEFINE_integer(
     'together',
     0,
-    'How many runs that are alike one process trains at once, as far as they fit into memory; 0 = '
-    'as many as fit, if that is found to be faster; 1 = each alone.',
+    'Most runs that one process trains jointly, as far as they fit into memory; 0 = as many as '
+    'fit, if that is found to be faster; 1 = each alone.',
     lower_bound=0,
 )
 _LAUNCHER = flags.DEFINE_enum(

@@ -1,4 +1,4 @@
-"""Trains runs of a sweep that are alike in one process, on one copy of the base.
+"""Trains runs of a sweep jointly, in one process and on one copy of the base.
 
 experiments.sweep starts it; every run has its own directory, as experiments.train makes it. Exit
 status 1 if a run has failed: the last line of its log in DIR/sweep/logs tells why.
@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files, sweeps
-from malora_jax.sweeps.together import train_together
+from malora_jax.sweeps.joint import train_together
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
 _RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)

@@ -22,12 +22,13 @@ def planned_row(name: str) -> list[str]:
     config.model.name = 'llama2-7b'
     config.model.dtype = 'bfloat16'
     found, settings = plan(run_config(config.to_dict())), method(name)
+    structure = settings.structure
     parameters, flops = found['parameters'], found['flops_per_token']
-    size = str(settings.rank)
+    size = str(structure.rank)
     if settings.has_router:
-        size += f', {settings.top_k} of {settings.num_experts}'
-    if 'core' in settings.factors:
-        size += f', d {settings.shared_rank}'
+        size += f', {settings.router.top_k} of {settings.num_experts}'
+    if 'core' in structure.factors:
+        size += f', d {structure.subspace_rank}'
     return [
         size,
         f'{parameters["trainable"]:,}',

@@ -1,6 +1,5 @@
 """Every config and every run of a sweep: its abstract training state, and what it trains."""
 
-import dataclasses
 import functools
 import importlib
 import pathlib
@@ -12,6 +11,7 @@ import jax
 import pytest
 
 from malora_jax.adapters import trees
+from malora_jax.adapters.methods import changed
 from malora_jax.analysis.paper import TABLES
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
@@ -106,7 +106,7 @@ def trained(config: dict[str, Any]) -> int:
     """Trained parameters of a run, counted in the state that it would begin with."""
     run = run_config(config)
     # Of runs whose shapes are the same, one state is enough.
-    adapter = dataclasses.replace(run.adapter, beta=1.0)
+    adapter = changed(run.adapter, beta=1.0)
     return count_trained(Decoder(run.model, adapter, run.training.remat))
 
 

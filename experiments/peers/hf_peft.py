@@ -7,12 +7,13 @@ from experiments.peers.links import linear_names, make_links
 from experiments.peers.ours import Leaves
 from experiments.peers.torch_system import TorchSystem, llama
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.structures import DoRA
+from malora_jax.export.peft import MODULES
 from malora_jax.training.setup import Setup
 
 _NAMES = {
-    'down': 'base_model.model.model.{linear}.lora_A.default.weight',
-    'up': 'base_model.model.model.{linear}.lora_B.default.weight',
-    'magnitude': 'base_model.model.model.{linear}.lora_magnitude_vector.default.weight',
+    leaf: f'base_model.model.model.{{linear}}.{module}.default.weight'
+    for leaf, module in MODULES.items()
 }
 
 
@@ -26,10 +27,10 @@ def make(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
     """
     config = setup.run.model
     settings = peft.LoraConfig(
-        r=adapter.rank,
+        r=adapter.structure.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        use_dora=adapter.magnitude,
+        use_dora=isinstance(adapter.structure, DoRA),
         target_modules=linear_names(config, adapter.targets),
     )
     model = peft.get_peft_model(llama(setup.base), settings).train()

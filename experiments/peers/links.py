@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.peers.ours import Leaves
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading import names
 
@@ -62,4 +63,4 @@ def _linears(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def _parts(kind: str, leaf: np.ndarray) -> Iterator[tuple[int, ...]]:
-    return np.ndindex(leaf.shape[:2] if kind in ('down', 'up') else leaf.shape[:1])
+    return np.ndindex(leaf.shape[:2] if kind in IndependentExperts.factors else leaf.shape[:1])

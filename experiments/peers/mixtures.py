@@ -12,16 +12,17 @@ from experiments.peers.ours import Leaves
 from experiments.peers.torch_system import Loss, TorchSystem, llama
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.structures import IndependentExperts
+from malora_jax.export.peft import MODULES
 from malora_jax.training.setup import Setup
 
 # MoE-PEFT makes no adapter without dropout. It can be taken away afterwards, but not from the plain
 # LoRAs of MixLoRA, which check it each time.
 _ANY_DROPOUT = 0.5
 
-_MOLA_NAMES = {
-    'router': 'mola.{linear}.moe_gate.weight',
-    'down': 'mola.{linear}.experts.{expert}.lora_A.weight',
-    'up': 'mola.{linear}.experts.{expert}.lora_B.weight',
+_MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
+    leaf: f'mola.{{linear}}.experts.{{expert}}.{MODULES[leaf]}.weight'
+    for leaf in IndependentExperts.factors
 }
 
 
@@ -69,8 +70,8 @@ def _model(setup: Setup, adapter: AdapterConfig, kind: str) -> Any:
         kind,
         routing_strategy=kind,
         num_experts=adapter.num_experts,
-        top_k=adapter.top_k,
-        r=adapter.rank,
+        top_k=adapter.router.top_k,
+        r=adapter.structure.rank,
         lora_alpha=int(adapter.alpha),
         lora_dropout=adapter.dropout or _ANY_DROPOUT,
         target_modules=linear_names(setup.run.model, adapter.targets),

@@ -9,6 +9,7 @@ from experiments.peers.rows import Rows
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import create_state
@@ -35,14 +36,18 @@ class Ours:
         self._model = Decoder(run.model, adapter, run.training.remat)
         optimizer = make_optimizer(run.optimizer, setup.steps)
         state = create_state(self._model, optimizer, run.seed, self._params)
-        self._state = state.replace(adapter=_filled(state.adapter, adapter.factors[-1], run.seed))
+        last = adapter.structure.factors[-1]
+        self._state = state.replace(adapter=_filled(state.adapter, last, run.seed))
         self.leaves = _as_numpy(self._state.adapter)
         schedule = learning_rate_schedule(run.optimizer, setup.steps)
-        self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks, run.seed)
+        self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks)
+        self._hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, adapter))
 
     def step(self, rows: Rows) -> None:
         """One training step, to its end."""
-        self._state, metrics = self._step(self._state, self._params, rows.packed)
+        self._state, metrics = self._step(
+            self._state, self._params, rows.packed, self._hyperparameters
+        )
         jax.block_until_ready((self._state, metrics))
 
     def gradients(self, rows: Rows) -> tuple[float, Leaves]:

@@ -1,8 +1,8 @@
 """The experts' update by dispatch: each token goes to its K experts and to no other.
 
 As FastMoE (He et al. 2021) does it for the paper's times: token slots are sorted by expert, their
-vectors gathered, multiplied expert by expert, and summed up for each token. The result is that of
-`compute` in rank space, which is faster wherever experts are of low rank; this is the reference.
+vectors gathered, multiplied expert by expert, and summed for each token. The result is that of the
+products in rank space, which are faster if experts are of low rank; this is the reference.
 
 Groups are padded to whole tiles, so that shapes do not depend on the routing and no token is ever
 dropped. A slot knows its token and a token its slots: both ways, and for both gradients, vectors
@@ -12,11 +12,12 @@ Dimension letters: N tokens, K experts of a token, E experts, D inputs, S subspa
 outputs, M places (slots with the padding of their groups), I tiles, J places of a tile.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from malora_jax.adapters.routers import Routing
 
 # Places of a tile: the experts' share of a batch is padded to a multiple of it.
 _TILE = 128
@@ -37,26 +38,21 @@ class Slots(NamedTuple):
 
 
 def update(
-    x_ND: jax.Array,
-    gates_NE: jax.Array,
-    selected_NE: jax.Array,
-    factors: Mapping[str, jax.Array],
-    top_k: int,
+    x_ND: jax.Array, routing: Routing, down_EDR: jax.Array, up_ERF: jax.Array, top_k: int
 ) -> jax.Array:
-    """Σ_t G_t B_t A_t x over the chosen experts, or with P_t for A_t: (N, F).
+    """Return Σ_t G_t B_t A_t x over the chosen experts, (N, F).
 
     Args:
-        x_ND: input of the linear after dropout, or S_A times that.
-        gates_NE: float32, see `router.Routing`.
-        selected_NE: float32, 1 for exactly K experts of a token.
-        factors: `down` or `shared_down` and `core`, and `up`.
+        x_ND: Input of the experts: that of the linear after dropout, or S_A times that.
+        routing: Decisions of the router, with exactly K experts for each token.
+        down_EDR: A_t, or P_t where S_A comes first.
+        up_ERF: B_t.
         top_k: K.
     """
-    slots, expert_NK = assign(selected_NE, top_k)
-    down_EDR = factors['down' if 'down' in factors else 'core']
+    slots, expert_NK = assign(routing.selected, top_k)
     hidden_MR = _product(_spread(x_ND, slots), down_EDR.astype(x_ND.dtype), slots)
-    out_MF = _product(hidden_MR, factors['up'].astype(x_ND.dtype), slots)
-    gate_NK = jnp.take_along_axis(gates_NE, expert_NK, axis=1)
+    out_MF = _product(hidden_MR, up_ERF.astype(x_ND.dtype), slots)
+    gate_NK = jnp.take_along_axis(routing.gates, expert_NK, axis=1)
     gate_M1 = _spread_gates(gate_NK, slots)[:, None]
     return _collect(out_MF * gate_M1.astype(out_MF.dtype), slots)
 

@@ -1,37 +1,78 @@
-"""LowRankExperts: the update (α / rank) · Δ(x) of one adapted linear, for the whole family."""
+"""LowRankExperts: the update scale · Δ(x) of one adapted linear, for every structure and router."""
 
 import functools
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from malora_jax import errors
-from malora_jax.adapters import compute, dispatch, initializers, router
+from malora_jax.adapters import dispatch, products, routers
 from malora_jax.adapters.config import AdapterConfig
+from malora_jax.adapters.structures import Axis
 from malora_jax.distributed import rules
+
+Leaves = Mapping[str, jax.Array]
+
+
+class FirstProducts(NamedTuple):
+    """The products of an adapter that contract the input of its linear.
+
+    Attributes:
+        logits: (N, E) float32, of the router; None if there is none.
+        first: (N, Q), the input after dropout times the first factor.
+        dropped: (N, D), the input after dropout.
+    """
+
+    logits: jax.Array | None
+    first: jax.Array
+    dropped: jax.Array
+
+
+def first_products(
+    config: AdapterConfig, x_ND: jax.Array, dropped_ND: jax.Array, leaves: Sequence[Leaves]
+) -> list[FirstProducts]:
+    """Compute the first products of all adapters with one input, such as those of q, k and v.
+
+    Args:
+        config: Settings of the adapters.
+        x_ND: Input of the linears.
+        dropped_ND: The same after dropout.
+        leaves: Leaves of each adapter.
+    """
+    structure, x_dtype = config.structure, x_ND.dtype
+    weights = [structure.first(each).astype(x_dtype) for each in leaves]
+    first = products.joint(dropped_ND, weights, 'rank', structure.first_axis)
+    logits: Sequence[jax.Array | None] = [None] * len(leaves)
+    if config.has_router:
+        highest = jax.lax.Precision.HIGHEST
+        of_routers = [each['router'].astype(jnp.float32) for each in leaves]
+        if config.router.input == 'x':
+            x32_ND = x_ND.astype(jnp.float32)
+            logits = products.joint(x32_ND, of_routers, 'router', 'expert', highest)
+        else:
+            logits = [
+                products.saved(
+                    jnp.matmul(first_NQ.astype(jnp.float32), router_QE, precision=highest),
+                    name='router',
+                )
+                for first_NQ, router_QE in zip(first, of_routers, strict=True)
+            ]
+    return [FirstProducts(*both, dropped_ND) for both in zip(logits, first, strict=True)]
 
 
 class LowRankExperts(nn.Module):
-    """A router and low-rank experts over one linear with D inputs and F outputs.
+    """A router and low-rank experts that adapt one linear with D inputs and F outputs.
 
-    Leaves, float32, in collection `adapter`, or `adapter_frozen` if named in `config.frozen`:
-    `router` (D, E) with more than one expert, and the factors that `config.factors` names:
-
-    * without a subspace: `down` (E, D, R) and `up` (E, R, F);
-    * 'down': `shared_down` (D, S), `core` (E, S, R) and `up`;
-    * 'own': `down` (E, D, S / E), `core` (E, S / E, R) and `up`;
-    * 'up': `down`, `core` (E, R, S) and `shared_up` (S, F);
-    * 'heads': `shared_down` (D, S = R) and `up`.
-
-    The last factor starts at zero.
+    The leaves are float32, in collection `adapter`, or in `adapter_frozen` if `config.frozen` names
+    them: `router` (D, E) with more than one expert, and the factors of `config.structure`.
 
     Attributes:
-        config: the settings.
+        config: Settings of the adapter.
         features: F, the outputs of the linear.
-        axes: logical axis names of the linear's inputs and outputs.
+        axes: Logical axis names of the linear's inputs and outputs.
     """
 
     config: AdapterConfig
@@ -44,109 +85,94 @@ class LowRankExperts(nn.Module):
         dropped: jax.Array | None = None,
         groups: jax.Array | None = None,
     ) -> jax.Array:
-        """The update of a linear that has its input for itself: `leaves`, `project`, `update`.
+        """Compute scale · Δ(x) if no other linear has the same input.
 
         Args:
-            x: (..., D), the input of the linear; the router sees this.
-            dropped: (..., D), the same input after dropout, for the down-projection; x by
-                default.
-            groups: see `update`, with N the product of x's leading axes.
+            x: (..., D), the input of the linear; the router sees it.
+            dropped: (..., D), the same input after dropout, for the first factor; x by default.
+            groups: See `update`, with N the product of x's leading axes.
 
         Returns:
             (..., F) in the dtype of x.
 
         Raises:
-            UserError: the shared subspace has more dimensions than the input.
+            UserError: The subspace has more dimensions than the input.
         """
         x_ND = x.reshape(-1, x.shape[-1])
         dropped_ND = x_ND if dropped is None else dropped.reshape(x_ND.shape)
         leaves = self.leaves(x.shape[-1])
-        (projected,) = compute.project(x_ND, dropped_ND, [leaves])
-        return self.update(projected, leaves, groups).reshape(*x.shape[:-1], self.features)
+        (found,) = first_products(self.config, x_ND, dropped_ND, [leaves])
+        return self.update(found, leaves, groups).reshape(*x.shape[:-1], self.features)
 
     def update(
         self,
-        projected: compute.Projected,
-        leaves: Mapping[str, jax.Array],
+        found: FirstProducts,
+        leaves: Leaves,
         groups_NG: jax.Array | None,
+        scale: jax.Array | None = None,
     ) -> jax.Array:
-        """The update to add to the linear's output, from what its first products gave.
+        """Compute scale · Δ(x), (N, F) in the dtype of the input.
 
         Args:
-            projected: of the linear's input, and of these leaves.
-            leaves: see `leaves`.
+            found: First products of the input and these leaves.
+            leaves: See `leaves`.
             groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
                 `RoutingSums` are sown in collection `routing`, under the name `sums`.
-
-        Returns:
-            (N, F) in the dtype of the linear's input.
+            scale: Factor of the update, () float32; that of the config by default.
         """
-        config = self.config
-        routing = None
-        if projected.logits is not None:
-            routing = self._route(projected.logits, groups_NG)
-        if routing is not None and config.dispatch:
-            # The paper's saving: S dimensions of a token are dispatched, not D.
-            inputs = projected.hidden if 'shared_down' in leaves else projected.dropped
-            return self._scaled(
-                dispatch.update(inputs, routing.gates, routing.selected, leaves, config.top_k)
-            )
-        hidden_NP = compute.stack(projected.hidden, leaves, config.num_experts)
-        if routing is not None:
-            hidden_NP = compute.gate(hidden_NP, routing.gates)
-        return compute.output(self._scaled(hidden_NP), leaves)
+        scale = jnp.asarray(self.config.scale if scale is None else scale, found.first.dtype)
+        structure, gates_NE = self.config.structure, None
+        if found.logits is not None:
+            routing = self._route(found.logits, groups_NG)
+            if self.config.dispatch:
+                return scale * self._dispatched(found, leaves, routing)
+            gates_NE = routing.gates
+        return structure.update(found.first, leaves, gates_NE, scale)
 
-    def _scaled(self, x: jax.Array) -> jax.Array:
-        """Times α / rank, in x's dtype even where α is traced, for runs that train together."""
-        return jnp.asarray(self.config.scale, x.dtype) * x
+    def _dispatched(
+        self, found: FirstProducts, leaves: Leaves, routing: routers.Routing
+    ) -> jax.Array:
+        structure = self.config.structure
+        first, second = structure.dispatched
+        # The paper's saving: S dimensions of a token are dispatched, not D.
+        inputs = found.dropped if first == structure.factors[0] else found.first
+        return dispatch.update(
+            inputs, routing, leaves[first], leaves[second], self.config.router.top_k
+        )
 
     @nn.compact
     def leaves(self, inputs: int) -> dict[str, jax.Array]:
-        """The router, if there is one, and the factors, by name.
+        """Return the router, if there is one, and the factors, by name.
 
         Args:
             inputs: D.
 
         Raises:
-            UserError: the shared subspace has more dimensions than the input.
+            UserError: The subspace has more dimensions than the input.
         """
-        config, (in_axis, out_axis) = self.config, self.axes
-        if config.subspace != 'up' and config.shared_rank > inputs:
+        config, structure, (in_axis, out_axis) = self.config, self.config.structure, self.axes
+        if structure.is_subspace_of_inputs and structure.subspace_rank > inputs:
             raise errors.UserError(
-                f'adapter.shared_rank is {config.shared_rank}; it must be at most {inputs}, '
+                f'adapter.shared_rank is {structure.subspace_rank}; it must be at most {inputs}, '
                 f'the input width of linear {"/".join(self.path) or "adapted"}.'
             )
 
         @functools.cache
         def start() -> dict[str, jax.Array]:
-            return initializers.start(self.make_rng('params'), config, inputs, self.features)
+            return config.start(self.make_rng('params'), inputs, self.features)
 
-        down, up = ('shared_rank', 'rank'), ('rank', 'shared_rank')
-        axes = {
-            'router': (in_axis, 'expert'),
-            'down': ('expert', in_axis, 'rank'),
-            'shared_down': (in_axis, 'shared_rank'),
-            'core': ('expert', *(up if config.subspace == 'up' else down)),
-            'up': ('expert', 'rank', out_axis),
-            'shared_up': ('shared_rank', out_axis),
-        }
         leaves = {}
-        for name in (*(('router',) if config.has_router else ()), *config.factors):
+        for name, axes in config.axes(Axis(in_axis, inputs), Axis(out_axis, self.features)).items():
+            names = tuple(axis.name for axis in axes)
             collection = 'adapter_frozen' if name in config.frozen else 'adapter'
-            boxed = nn.with_logical_partitioning(lambda name=name: start()[name], axes[name])
+            boxed = nn.with_logical_partitioning(lambda name=name: start()[name], names)
             value = cast(jax.Array, self.variable(collection, name, boxed).value)
-            leaves[name] = rules.gather(value, axes[name])
+            leaves[name] = rules.gather(value, names)
         return leaves
 
-    def _route(self, logits_NE: jax.Array, groups_NG: jax.Array | None) -> router.Routing:
-        config = self.config
-        routing = router.route(
-            logits_NE,
-            config.top_k,
-            renormalize=config.renormalize,
-            equal_gates=config.equal_gates,
-        )
+    def _route(self, logits_NE: jax.Array, groups_NG: jax.Array | None) -> routers.Routing:
+        routing = self.config.router.route(logits_NE)
         if groups_NG is not None:
-            sums = router.sum_by_group(routing, groups_NG)
+            sums = routers.sum_by_group(routing, groups_NG)
             self.sow('routing', 'sums', sums, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return routing

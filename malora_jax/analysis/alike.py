@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.analysis.projections import down_projections, up_projections
 from malora_jax.analysis.similarity import (
     Subspaces,
     distinct_pairs,
@@ -20,7 +19,6 @@ from malora_jax.analysis.similarity import (
 )
 
 SIDES = ('A', 'B')
-_PROJECTIONS = {'A': down_projections, 'B': up_projections}
 
 
 class Side(NamedTuple):
@@ -102,22 +100,22 @@ def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
     return found
 
 
-# By run: the leaves of a linear, as trained and as they started (None if that is not known).
-Leaves = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
+# By run: the projections of a linear by side, trained and initial (None if these are not known).
+Projections = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
 
 
-def measure(wanted: Sequence[Comparison], linears: Iterable[Leaves]) -> list[Alike]:
+def measure(wanted: Sequence[Comparison], linears: Iterable[Projections]) -> list[Alike]:
     """Compares; what the experts of a run have in common is left out.
 
     Args:
         wanted: at least one.
-        linears: J times the leaves of all runs.
+        linears: Projections of all runs, for each of the J linears.
     """
     rows: dict[int, dict[str, list[Side]]] = {number: {} for number in range(len(wanted))}
     counts: dict[int, int] = {}
     for runs in linears:
         for side in SIDES:
-            trained = [subspaces(_PROJECTIONS[side](leaves)) for leaves, _ in runs]
+            trained = [subspaces(own[side]) for own, _ in runs]
             start = _starts(runs, side)
             for number, (_, pairs) in enumerate(wanted):
                 values = _pairs(similarity, trained, pairs)
@@ -147,15 +145,11 @@ def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
         return np.nanmean(values, axis=axis)
 
 
-def _starts(runs: Leaves, side: str) -> dict[int, Subspaces]:
+def _starts(runs: Projections, side: str) -> dict[int, Subspaces]:
     """By run, where the start is known; the last factors, B, start at zero."""
     if side == 'B':
         return {}
-    return {
-        i: subspaces(_PROJECTIONS[side](leaves))
-        for i, (_, leaves) in enumerate(runs)
-        if leaves is not None
-    }
+    return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}
 
 
 def _stacked(linears: Sequence[Side]) -> Side:

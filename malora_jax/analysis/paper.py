@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax.adapters import method
+from malora_jax.adapters.methods import settings_of
 
 BASE_MODEL = 'llama2-7b'
 _INTER = ('medmcqa', 'humaneval', 'gsm8k', 'phrasebank', 'arc_challenge', 'arc_easy', 'e2e_nlg')
@@ -40,7 +41,9 @@ class Row:
 
     def adapter(self, **sizes: int) -> dict[str, Any]:
         """What the row asks of a run's adapter, perhaps in other sizes than the paper's."""
-        return _material(dataclasses.asdict(method(self.method, **{**self.settings, **sizes})))
+        return _material(
+            dataclasses.asdict(settings_of(method(self.method, **{**self.settings, **sizes})))
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from malora_jax.adapters.router import RoutingSums
+from malora_jax.adapters.routers import RoutingSums
 from malora_jax.models import Decoder
 from malora_jax.training.step import Batch, by_path
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.adapters import AdapterConfig, router
-from malora_jax.adapters.router import RoutingSums
+from malora_jax.adapters import AdapterConfig, routers
+from malora_jax.adapters.routers import RoutingSums
 from malora_jax.analysis import routing
 from malora_jax.analysis.routed import Routed
 
@@ -42,7 +42,7 @@ class RouterState(NamedTuple):
 
 def is_dense(adapter: AdapterConfig) -> bool:
     """Whether all experts are chosen, so that gates are what differs."""
-    return adapter.top_k == adapter.num_experts
+    return adapter.router.top_k == adapter.num_experts
 
 
 def choices(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
@@ -67,11 +67,11 @@ def state_of(
         load_LGE = routing.by_task(choices(adapter, sums), task_Q)
         probability_LGE = routing.by_task(np.asarray(sums.probability, np.float64), task_Q)
         by_task = RoutingSums(load_LGE, probability_LGE, load_LGE)  # type: ignore[arg-type]
-        share_LE = router.expert_load(by_task)
+        share_LE = routers.expert_load(by_task)
         rows.append(
             (
-                np.asarray(router.balance_loss(by_task)),
-                np.asarray(router.effective_experts(share_LE)),
+                np.asarray(routers.balance_loss(by_task)),
+                np.asarray(routers.effective_experts(share_LE)),
                 np.asarray(share_LE.max(axis=-1)),
                 routing.task_information(load_LGE),
             )

@@ -1,6 +1,6 @@
 """What a router's choices tell: about the task of a token, and about the token itself.
 
-Loads, balance and effective experts are those of `adapters.router`.
+Loads, balance and effective experts are those of `adapters.routers`.
 
 Dimension letters: L routers, G tasks, E experts, Q questions, W words (tokens of the vocabulary).
 """

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.analysis.projections import down_projections, up_projections
 from malora_jax.analysis.similarity import PRECISION
 from malora_jax.analysis.spectra import directions, random_singular_values, singular_values
 
@@ -34,11 +33,16 @@ class Spread(NamedTuple):
 def spread(
     trained: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray] | None
 ) -> dict[str, Spread]:
-    """By side, of the leaves of one linear as trained and as they started."""
-    down_LEDR, up_LEFR = down_projections(trained), up_projections(trained)
+    """Measure the projections of one linear, by side.
+
+    Args:
+        trained: Projections by side, see `weights.projections_of`.
+        start: Their initial values, if these are known.
+    """
+    down_LEDR, up_LEFR = trained['A'], trained['B']
     down_control = random_singular_values(down_LEDR)
     if start is not None:
-        down_control = singular_values(down_projections(start))
+        down_control = singular_values(start['A'])
     return {
         'A': _spread(singular_values(down_LEDR), down_control),
         'B': _spread(singular_values(up_LEFR), random_singular_values(up_LEFR)),

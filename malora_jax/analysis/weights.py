@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.structures import SharedDown, Structure
 from malora_jax.buckets import home
 from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder
@@ -50,15 +51,24 @@ def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
     if run.training.start_from:
         return None
     newest = newest_checkpoint(home(workdir / 'checkpoints'))
-    has_subspace = {'shared_down', 'core'} <= {*run.adapter.leaves}
+    has_subspace = isinstance(run.adapter.structure, SharedDown)
     if has_subspace and (newest is None or newest.identity is None):
         return None
     return starting_adapter(Decoder(run.model, run.adapter), run.seed)
 
 
-def leaves_of(adapter: Adapter, linear: str) -> dict[str, np.ndarray]:
-    """The leaves of one linear in all layers."""
-    return {name: np.asarray(leaf) for name, leaf in linear_leaves(adapter, linear).items()}
+def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[str, np.ndarray]:
+    """Return the two sides of each expert of one linear in all layers, float64.
+
+    Returns:
+        'A', (L, E, D, R), with L layers, E experts (1 if they share it), D inputs and rank R; and
+        'B', (L, E, F, R), with F outputs.
+    """
+    leaves = {
+        name: np.asarray(leaf, np.float64) for name, leaf in linear_leaves(adapter, linear).items()
+    }
+    down_LEDR, up_LERF = structure.projections(leaves)
+    return {'A': down_LEDR, 'B': up_LERF.swapaxes(-1, -2)}
 
 
 def linears(run: RunConfig) -> list[str]:

@@ -18,7 +18,8 @@ from malora_jax.analysis import markdown
 from malora_jax.benchmark.rows import SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import tpu_devices
-from malora_jax.models.decoder import REMAT, Block, Context
+from malora_jax.models.context import Context
+from malora_jax.models.decoder import REMAT, Block
 from malora_jax.training.config import RunConfig
 
 

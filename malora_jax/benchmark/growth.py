@@ -1,10 +1,10 @@
 """How a step's time and memory grow with the number of experts, and with their rank."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.methods import changed
 from malora_jax.analysis import markdown
 from malora_jax.benchmark.subjects import BASE
 
@@ -22,8 +22,9 @@ def grown(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterC
     """
     if field == 'num_experts' and not adapter.has_router:
         return adapter
-    shared_rank = min(round(adapter.shared_rank * size / getattr(adapter, field)), width)
-    return dataclasses.replace(adapter, **{field: size, 'shared_rank': shared_rank})
+    now = {'num_experts': adapter.num_experts, 'rank': adapter.structure.rank}[field]
+    shared_rank = min(round(adapter.structure.subspace_rank * size / now), width)
+    return changed(adapter, **{field: size, 'shared_rank': shared_rank})
 
 
 def floors(found: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
 from malora_jax.training.config import RunConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.objective import cross_entropy
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import flops_per_token, parameter_counts
@@ -66,27 +67,29 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
     optimizer = make_optimizer(run.optimizer, _STEPS)
     state = create_state(model, optimizer, run.seed, params)
     accumulate = run.training.accumulate
+    hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, run.adapter))
 
-    def forward(state, params, batch):
-        return losses(model, state.variables(params), batch, tasks, jax.random.key(run.seed))
+    def forward(state, params, batch, hyperparameters):
+        key = jax.random.key(hyperparameters.seed)
+        return losses(model, state.variables(params), batch, tasks, key, hyperparameters)
 
     schedule = learning_rate_schedule(run.optimizer, _STEPS)
-    step = make_train_step(model, optimizer, schedule, tasks, run.seed, accumulate)
+    step = make_train_step(model, optimizer, schedule, tasks, accumulate)
     started = time.perf_counter()
-    compiled = step.lower(state, params, batch).compile()
+    compiled = step.lower(state, params, batch, hyperparameters).compile()
     compile_s = time.perf_counter() - started
     parts = {
         'forward': jax.jit(forward),
-        'gradient': jax.jit(make_gradients(model, tasks, run.seed, accumulate)),
+        'gradient': jax.jit(make_gradients(model, tasks, accumulate)),
     }
 
     def run_part(part: str, batch: Batch) -> None:
         nonlocal state
         if part == 'step':
-            state, metrics = compiled(state, params, batch)
+            state, metrics = compiled(state, params, batch, hyperparameters)
             jax.block_until_ready((state, metrics))
         else:
-            jax.block_until_ready(parts[part](state, params, batch))
+            jax.block_until_ready(parts[part](state, params, batch, hyperparameters))
 
     flops = flops_per_token(model, run.data.sequence_length, run.data.batch_size)
     return Subject(

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -179,6 +180,16 @@ def place_rows(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         name: jax.make_array_from_callback(rows.shape, where, rows.__getitem__)
         for name, rows in batch.items()
     }
+
+
+def place_whole(tree: Any) -> Any:
+    """Return NumPy arrays as arrays on the devices, whole on each of them where a mesh is set."""
+    if not is_mesh_set():
+        return jax.device_put(tree)
+    where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, where, np.asarray(x).__getitem__), tree
+    )
 
 
 def row_readers(rows: int) -> list[set[int]]:

@@ -13,7 +13,8 @@ import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
-from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters import AdapterSettings
+from malora_jax.adapters.methods import settings_of
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.export import identity, prompts
 from malora_jax.export.directory import new_directory
@@ -80,7 +81,7 @@ def write_adapter(
         'step': trained.step,
         'template': trained.template.name,
         'prompts': prompts.special_ids(trained) | {'chat_template': prompts.chat_template(trained)},
-        'adapter': dataclasses.asdict(adapter) if adapter else None,
+        'adapter': dataclasses.asdict(settings_of(adapter)) if adapter else None,
         'model': dataclasses.asdict(model),
         'weights': trained.weights,
         'base': identity.base_fingerprint(trained.base.params),
@@ -134,7 +135,7 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
             field: tuple(value) if isinstance(value, list) else value
             for field, value in manifest['adapter'].items()
         }
-        adapter = AdapterConfig(**fields)
+        adapter = AdapterSettings(**fields).build()
     except (TypeError, errors.UserError) as error:
         reason = ' '.join(str(error).split())
         raise errors.UserError(f'{path} is broken ({reason}): {_REMEDY}.') from error

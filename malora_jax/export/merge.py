@@ -4,14 +4,14 @@ Dimension letters: L layers, D inputs and F outputs of a linear, R rank.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from malora_jax.adapters import AdapterConfig, compute
+from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import COLLECTIONS
 from malora_jax.errors import UserError
 from malora_jax.export.trained import Restored
@@ -33,7 +33,7 @@ def check_static(trained: Restored, what: str) -> AdapterConfig:
             trained, so that nothing would change.
     """
     adapter = trained.model.adapter
-    if adapter is None or not adapter.is_plain:
+    if adapter is None or not adapter.structure.is_mergeable:
         raise UserError(
             f'{trained.method} cannot be exported as {what}: its update is not that of one LoRA; '
             "use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
@@ -51,7 +51,9 @@ def check_trained(trained: Restored, what: str) -> None:
     adapter = trained.model.adapter
     targets = adapter.targets if adapter else ()
     variables = trained.variables
-    last = [linear_leaves(variables, name)[adapter.factors[-1]] for name in targets if adapter]
+    last = [
+        linear_leaves(variables, name)[adapter.structure.factors[-1]] for name in targets if adapter
+    ]
     if trained.step == 0 or not any(np.any(leaf) for leaf in last):
         raise UserError(
             f'The run has made {trained.step} steps and its update is zero: an export as {what} '
@@ -66,13 +68,15 @@ def merged_params(trained: Restored) -> Any:
         UserError: as `check_static`.
     """
     adapter = check_static(trained, 'merged')
+    structure = cast(IndependentExperts, adapter.structure)
     params = plain_params(trained.model.config, trained.base.params)
     layers = dict(params['layers'])
     for target in adapter.targets:
         part = part_of(target)
         leaves = linear_leaves(trained.variables, target)
         kernel_LDF = layers[part][target]['kernel']
-        new = jax.vmap(lambda k, leaves: _merge(adapter, k, leaves))(kernel_LDF, leaves)
+        merged = jax.vmap(structure.merged, (0, 0, None))
+        new = merged(kernel_LDF, leaves, adapter.scale)
         linear = layers[part][target] | {'kernel': new.astype(kernel_LDF.dtype)}
         layers[part] = layers[part] | {target: linear}
     return params | {'layers': layers}
@@ -101,13 +105,3 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
 def part_of(target: str) -> str:
     """The module that a linear is in."""
     return _PARTS.get(target, 'mlp')
-
-
-def _merge(adapter: AdapterConfig, kernel_DF: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
-    kernel_DF = kernel_DF.astype(jnp.float32)
-    down_DR, up_RF = leaves['down'][0], leaves['up'][0]
-    merged_DF = kernel_DF + adapter.scale * (down_DR @ up_RF)
-    if not adapter.magnitude:
-        return merged_DF
-    lengths_F = compute.column_lengths(kernel_DF, down_DR, up_RF, adapter.scale)
-    return merged_DF * (leaves['magnitude'] / lengths_F)[None]

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.structures import DoRA
 from malora_jax.errors import UserError, shown
 from malora_jax.export import merge, prompts
 from malora_jax.export.directory import new_directory
@@ -22,12 +23,8 @@ from malora_jax.schema import Positive, find_fault
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-# Our leaf, the end of its tensor's name, and how many axes it has in one layer.
-_LEAVES = {
-    'down': ('lora_A.weight', 2),
-    'up': ('lora_B.weight', 2),
-    'magnitude': ('lora_magnitude_vector', 1),
-}
+# Names of peft's modules, by leaf. The magnitude is a vector without a module for its weight.
+MODULES = {'down': 'lora_A', 'up': 'lora_B', 'magnitude': 'lora_magnitude_vector'}
 # Settings that change what the tensors mean, and the values with which they do not.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
@@ -70,22 +67,20 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
     tensors = {}
     for target in adapter.targets:
         leaves = merge.linear_leaves(trained.variables, target)
-        for leaf, (suffix, _) in _LEAVES.items():
-            if leaf in leaves:
-                layers = np.asarray(leaves[leaf])
-                for layer, array in enumerate(layers if leaf == 'magnitude' else layers[:, 0]):
-                    name = f'{_PREFIX}{_module(target).format(layer)}.{suffix}'
-                    tensors[name] = array.T.copy()
+        for leaf, array in leaves.items():
+            own = np.asarray(array)
+            for layer, value in enumerate(own if _is_vector(leaf) else own[:, 0]):
+                tensors[_tensor_name(target, leaf).format(layer)] = value.T.copy()
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': hub.NAMES.get(trained.model.config.name, trained.weights),
-        'r': adapter.rank,
+        'r': adapter.structure.rank,
         'lora_alpha': adapter.alpha,
         'lora_dropout': adapter.dropout,
         'target_modules': [_module(target).split('.')[-1] for target in adapter.targets],
         'use_rslora': adapter.rank_stabilized,
-        'use_dora': adapter.magnitude,
+        'use_dora': isinstance(adapter.structure, DoRA),
         'bias': 'none',
         'fan_in_fan_out': False,
         'inference_mode': True,
@@ -129,19 +124,20 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
     tensors = dict(_tensors(directory))
     leaves = {}
     for target in LINEARS:
-        for leaf, (suffix, axes) in _LEAVES.items():
-            name = f'{_PREFIX}{_module(target)}.{suffix}'
+        for leaf in MODULES:
+            name = _tensor_name(target, leaf)
             own = [name.format(layer) for layer in range(model.num_layers)]
             if all(each in tensors for each in own):
                 array = np.stack([tensors.pop(each).T for each in own])
                 path = f'layers/{merge.part_of(target)}/{target}/{leaf}'
-                leaves[path] = array[:, None] if axes == 2 else array
+                leaves[path] = array if _is_vector(leaf) else array[:, None]
     if tensors:
         raise UserError(
             f'{directory / _WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear which '
             f'all {model.num_layers} layers of {model.name} have.'
         )
-    ranks = {leaf.shape[-1] for path, leaf in leaves.items() if path.endswith('/down')}
+    down = DoRA.factors[0]
+    ranks = {leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}')}
     if ranks != {rank}:
         raise UserError(
             f'{directory / _CONFIG} has r = {rank}; the tensors beside it have '
@@ -161,6 +157,15 @@ def _tensors(directory: pathlib.Path) -> Mapping[str, np.ndarray]:
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f'{path} is not a complete safetensors file ({error}).') from error
     return {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def _is_vector(leaf: str) -> bool:
+    return leaf in DoRA.extra
+
+
+def _tensor_name(target: str, leaf: str) -> str:
+    """Return the name of a tensor in an adapter's file; {} stands for the layer."""
+    return f'{_PREFIX}{_module(target)}.{MODULES[leaf]}{"" if _is_vector(leaf) else ".weight"}'
 
 
 def _module(target: str) -> str:

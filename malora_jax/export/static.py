@@ -14,6 +14,8 @@ import numpy as np
 import tqdm
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.config import lora
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.errors import UserError, out_of_range, unknown_name
 from malora_jax.export.merge import check_trained, linear_leaves, part_of
 from malora_jax.export.trained import Restored
@@ -57,7 +59,7 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
             the exact one.
     """
     adapter = trained.model.adapter
-    if adapter is None or adapter.is_plain:
+    if adapter is None or adapter.structure.is_mergeable:
         raise UserError(
             f'{trained.method} is one LoRA already and needs no approximation: use --format=peft, '
             'merged or adapter.'
@@ -68,12 +70,21 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
         raise unknown_name('--task', task, tasks)
     chosen = [task] if task else tasks
     gates = _mean_gates(setup, trained, chosen)
-    exact = {name: _factors(trained, name, gates[name]) for name in adapter.targets}
+    exact = {
+        name: adapter.structure.mean_update(
+            {
+                leaf: np.asarray(array, np.float64)
+                for leaf, array in linear_leaves(trained.variables, name).items()
+            },
+            gates[name],
+        )
+        for name in adapter.targets
+    }
     exact_rank = max(down.shape[-1] for down, _ in exact.values())
     if not 0 <= rank <= exact_rank:
         raise out_of_range('--rank', rank, f'0 or at most {exact_rank}, which is exact')
     found = {name: truncated(*pair, rank) for name, pair in exact.items()} if rank else exact
-    lora = _as_lora(trained, adapter, found)
+    plain = _as_lora(trained, adapter, found)
     about = {
         'approximates': trained.method,
         'gates_of': chosen,
@@ -82,7 +93,7 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
         'rank': rank or exact_rank,
         'lost_by_rank': _lost(exact, found),
     }
-    return Static(lora, about, _losses(setup, trained, lora))
+    return Static(plain, about, _losses(setup, trained, plain))
 
 
 def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,37 +126,12 @@ def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[s
     gates = {}
     for path, routing in sums.routing.items():
         # Each token has top_k slots.
-        tokens_LG1 = np.asarray(routing.load)[:, own].sum(axis=-1, keepdims=True) / adapter.top_k
+        tokens_LG1 = (
+            np.asarray(routing.load)[:, own].sum(axis=-1, keepdims=True) / adapter.router.top_k
+        )
         mean_LGE = np.asarray(routing.gate, np.float64)[:, own] / np.maximum(tokens_LG1, 1)
         gates[path.rsplit('/', 1)[-1]] = mean_LGE.mean(axis=1)
     return gates
-
-
-def _factors(trained: Restored, target: str, gate_LE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(L, D, Q) and (L, Q, F) whose product is the mean of Σ_t G_t up_t core_t down_t."""
-    leaves = {
-        name: np.asarray(leaf, np.float64)
-        for name, leaf in linear_leaves(trained.variables, target).items()
-    }
-    gate_LE11 = gate_LE[:, :, None, None]
-    if 'shared_up' in leaves:
-        return (gate_LE11 * (leaves['down'] @ leaves['core'])).sum(axis=1), leaves['shared_up']
-    up = leaves['core'] @ leaves['up'] if 'core' in leaves else leaves['up']
-    if 'shared_down' in leaves:
-        return leaves['shared_down'], (gate_LE11 * up).sum(axis=1)
-    return _side_by_side(leaves['down']), _stacked(gate_LE11 * up)
-
-
-def _side_by_side(down_LEDR: np.ndarray) -> np.ndarray:
-    """(L, D, E · R)."""
-    L, E, D, R = down_LEDR.shape
-    return down_LEDR.transpose(0, 2, 1, 3).reshape(L, D, E * R)
-
-
-def _stacked(up_LERF: np.ndarray) -> np.ndarray:
-    """(L, E · R, F)."""
-    L, E, R, F = up_LERF.shape
-    return up_LERF.reshape(L, E * R, F)
 
 
 def _as_lora(
@@ -153,22 +139,16 @@ def _as_lora(
 ) -> Restored:
     rank = next(iter(found.values()))[0].shape[-1]
     # The same factor of the update as before, α / rank.
-    lora = AdapterConfig(
-        num_experts=1,
-        top_k=1,
-        rank=rank,
-        alpha=adapter.scale * rank,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-    )
+    config = lora(rank, adapter.scale * rank, adapter.dropout, adapter.targets)
+    down, up = IndependentExperts.factors
     layers: dict[str, dict[str, Any]] = {}
     for target, (down_LDQ, up_LQF) in found.items():
         layers.setdefault(part_of(target), {})[target] = {
-            'down': down_LDQ[:, None].astype(np.float32),
-            'up': up_LQF[:, None].astype(np.float32),
+            down: down_LDQ[:, None].astype(np.float32),
+            up: up_LQF[:, None].astype(np.float32),
         }
     return trained._replace(
-        model=Decoder(trained.model.config, lora),
+        model=Decoder(trained.model.config, config),
         variables={'params': trained.base.params, 'adapter': {'layers': layers}},
         method='lora',
     )

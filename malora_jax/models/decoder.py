@@ -9,18 +9,19 @@ of earlier tokens.
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from malora_jax.adapters import AdapterConfig, compute
+from malora_jax.adapters import AdapterConfig
 from malora_jax.distributed import rules
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
-from malora_jax.models.linear import AdaptedLinear, Dropout, parameter
+from malora_jax.models.context import Context
+from malora_jax.models.linear import AdaptedPart, Outputs, parameter
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -53,26 +54,6 @@ class Past(struct.PyTreeNode):
     length: jax.Array
 
 
-class Context(struct.PyTreeNode):
-    """What every layer is told about the tokens.
-
-    Attributes:
-        positions: (B, T) int32, for the rotary embedding.
-        segments: (B, T) int32; tokens see only tokens of their own segment.
-        groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
-        past_length: (B,) int32, as in `Past`; None where no tokens go before these.
-        keep: whether keys and values of the tokens are returned.
-        train: whether dropout is on.
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    groups: jax.Array | None = None
-    past_length: jax.Array | None = None
-    keep: bool = struct.field(pytree_node=False, default=False)
-    train: bool = struct.field(pytree_node=False, default=False)
-
-
 # Keys and values of some tokens, (B, K, T, C) for each layer.
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -93,60 +74,7 @@ class RMSNorm(nn.Module):
         return (normal_ND * scale_D[None]).astype(x_ND.dtype)
 
 
-class Outputs(NamedTuple):
-    """Of a linear: how many outputs, the logical name of their axis, whether there is a bias."""
-
-    features: int
-    axis: str
-    has_bias: bool = False
-
-
-class _Part(nn.Module):
-    """What attention and MLP share: adapted linears."""
-
-    config: ModelConfig
-    adapter: AdapterConfig | None
-
-    def linears(
-        self, x_ND: jax.Array, inputs: str, context: Context, **outputs: Outputs
-    ) -> list[jax.Array]:
-        """What linears with one input make of it, in their order.
-
-        Their adapters share its dropout mask and their first products.
-
-        Args:
-            x_ND: the input.
-            inputs: the logical name of its features.
-            context: of the layer.
-            **outputs: of each linear.
-        """
-        linears = [self._linear(name, inputs, each) for name, each in outputs.items()]
-        adapted = [linear for linear in linears if linear.adapter is not None]
-        leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
-        projected: dict[str | None, compute.Projected] = {}
-        if self.adapter is not None and adapted:
-            dropped_ND = Dropout(self.adapter.dropout)(x_ND, context.train)
-            found = compute.project(x_ND, dropped_ND, list(leaves.values()))
-            projected = dict(zip(leaves, found, strict=True))
-        return [
-            linear(x_ND, leaves.get(linear.name, {}), projected.get(linear.name), context.groups)
-            for linear in linears
-        ]
-
-    def _linear(self, name: str, inputs: str, outputs: Outputs) -> AdaptedLinear:
-        adapted = self.adapter is not None and name in self.adapter.targets
-        return AdaptedLinear(
-            outputs.features,
-            (inputs, outputs.axis),
-            self.config.dtype,
-            self.adapter if adapted else None,
-            outputs.has_bias,
-            self.config.quantize,
-            name=name,
-        )
-
-
-class Attention(_Part):
+class Attention(AdaptedPart):
     """Grouped-query attention with rotary embeddings."""
 
     @nn.compact
@@ -187,7 +115,7 @@ class Attention(_Part):
         return out_ND, new
 
 
-class MLP(_Part):
+class MLP(AdaptedPart):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
     @nn.compact
@@ -242,6 +170,8 @@ class Decoder(nn.Module):
         past: Past | None = None,
         keep: bool = False,
         train: bool = False,
+        scale: jax.Array | None = None,
+        dropout: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Runs the decoder.
 
@@ -253,6 +183,9 @@ class Decoder(nn.Module):
             past: what goes before the tokens of each row; they are all of its segment.
             keep: whether keys and values are returned; with a past they always are.
             train: whether dropout is on; needs an rng named `dropout`.
+            scale: Factor of the adapter's update, (), float32; None means that of the config.
+            dropout: Dropout rate, (), float32; None means that of the config. If the config has
+                no dropout, there is none, whatever the rate.
 
         Returns:
             Hidden states (B, T, D) after the last norm, and keys and values of the tokens,
@@ -267,7 +200,9 @@ class Decoder(nn.Module):
 
         B, T = tokens_BT.shape
         length_B = None if past is None else past.length
-        context = Context(positions_BT, segments_BT, groups_NG, length_B, keep, train)
+        context = Context(
+            positions_BT, segments_BT, groups_NG, length_B, scale, dropout, keep=keep, train=train
+        )
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
         x_ND = rules.constrain(x_ND, 'rows', 'features')
         x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))

@@ -20,7 +20,8 @@ from flax import struct
 
 from malora_jax.distributed import rules
 from malora_jax.models.config import ModelConfig
-from malora_jax.models.decoder import Block, Context, Decoder, Past, RMSNorm, head, logits
+from malora_jax.models.context import Context
+from malora_jax.models.decoder import Block, Decoder, Past, RMSNorm, head, logits
 from malora_jax.models.sampling import Draws, sample
 
 # A: how many of the most probable tokens are told with each that is chosen.

@@ -7,10 +7,10 @@ from typing import Any
 from malora_jax.sweeps import directory, slurm
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.expand import expand
+from malora_jax.sweeps.joint_groups import joint_groups
 from malora_jax.sweeps.progress import Progress, summary
 from malora_jax.sweeps.report import write_report
 from malora_jax.sweeps.runner import Job, Runner
-from malora_jax.sweeps.traced import alike
 from malora_jax.training.workdir import locked
 
 
@@ -33,7 +33,7 @@ class Sweeping:
         Args:
             config: of configs/sweeps, as plain dicts.
             workdir: of the sweep.
-            process: what makes one run, or several that are alike, given the workdir and their
+            process: what makes one run, or several that train jointly, given the workdir and their
                 names.
             together: how many runs one process may train at once, at most; 0 = as many as fit.
 
@@ -94,7 +94,7 @@ class Sweeping:
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, at_once: int) -> list[Job]:
-        """What is not finished, those that are alike in one process; enough for all at once."""
+        """What is not finished, with joint groups in one process; enough for all at once."""
         todo = {
             name: run.config
             for name, run in self._runs.items()
@@ -104,7 +104,7 @@ class Sweeping:
         most = min(self._together or share, share)
         return [
             self._process(self._workdir, names[start : start + most])
-            for names in alike(todo)
+            for names in joint_groups(todo)
             for start in range(0, len(names), most)
         ]
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from malora_jax import data, errors
-from malora_jax.adapters import METHODS, AdapterConfig, method
+from malora_jax.adapters import METHODS, AdapterConfig, AdapterSettings, method
+from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.structures import KINDS
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig
 from malora_jax.models.decoder import REMAT
@@ -46,9 +48,9 @@ class OptimizerConfig:
     def __post_init__(self):
         errors.check_types('optimizer', self)
         positive('optimizer', self, 'learning_rate', 'clip_norm')
-        for kind in ('router', 'down', 'core', 'up', 'magnitude'):
+        right = 'positive; adapter.frozen names the leaves that do not train'
+        for kind in {kind for kind, _ in KINDS.values()}:
             rate = getattr(self, f'{kind}_rate')
-            right = 'positive; adapter.frozen names the leaves that do not train'
             require(rate > 0, f'optimizer.{kind}_rate', rate, right)
         require(
             0 <= self.warmup_ratio < 1,
@@ -206,12 +208,11 @@ class RunConfig:
     @property
     def title(self) -> str:
         """The method, with what its settings differ in from the named one's, and the model."""
-        named = method(self.method)
-        changes = [
-            f'{field.name}={getattr(self.adapter, field.name)}'
-            for field in dataclasses.fields(named)
-            if getattr(self.adapter, field.name) != getattr(named, field.name)
-        ]
+        named, own = (
+            dataclasses.asdict(settings_of(adapter))
+            for adapter in (method(self.method), self.adapter)
+        )
+        changes = [f'{field}={value}' for field, value in own.items() if value != named[field]]
         settings = f' ({", ".join(changes)})' if changes else ''
         return f'{self.method}{settings} on {self.model.name}'
 
@@ -230,7 +231,7 @@ class _Model:
 
 
 _SECTIONS: dict[str, type] = {
-    'adapter': AdapterConfig,
+    'adapter': AdapterSettings,
     'data': DataConfig,
     'optimizer': OptimizerConfig,
     'training': TrainingConfig,
@@ -264,6 +265,8 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     for name, kind in _SECTIONS.items():
         if name in sections:
             sections[name] = _section(name, kind, sections[name])
+    if 'adapter' in sections:
+        sections['adapter'] = sections['adapter'].build()
     if 'model' in sections:
         model = _section('model', _Model, sections['model'])
         sections['model'] = model_config(model.name, model.weights, model.dtype, model.quantize)

@@ -6,6 +6,8 @@ its shapes. A test holds the sum against the compiler's.
 
 import dataclasses
 import functools
+import os
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ _KEPT = ('', 'int8', 'int4')
 _REMAT = ('light', 'full')
 # A tenth stays free: for the runtime, and for what fragments.
 USABLE = 0.9
+_MEMINFO = pathlib.Path('/proc/meminfo')
 _UNITS = {'MB': 10**6, 'GB': 10**9, 'MiB': 2**20, 'GiB': 2**30}
 
 
@@ -98,6 +101,31 @@ def option(run: RunConfig, memory: int, quantize: str, remat: str) -> Option:
     row = row_bytes(Decoder(run.model, run.adapter, remat), run.data.sequence_length)
     rows = max(0, (int(memory * USABLE) - resident - step) // row)
     return Option(quantize or config.dtype, quantize, remat, resident, step, row, rows)
+
+
+def available_memory() -> int:
+    """Return the bytes that runs may take: of the device; on CPU the free ones, or half of all."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'bytes_limit' in stats:
+        return stats['bytes_limit']
+    if _MEMINFO.exists():
+        found = re.search(r'^MemAvailable: +(\d+) kB$', _MEMINFO.read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found[1])
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+
+
+def joint_runs(run: RunConfig, memory: int) -> int:
+    """Return how many runs fit into memory jointly, with one copy of the base.
+
+    Args:
+        run: Config of one of them, with the largest ranks.
+        memory: Bytes of the device, of which a tenth stays free.
+    """
+    base = memory_bytes(Decoder(run.model))['base']
+    each = option(run, memory, run.model.quantize, run.training.remat)
+    own = each.resident - base + each.step + each.row * run.data.batch_size
+    return max(0, (int(memory * USABLE) - base) // own)
 
 
 @functools.cache

@@ -1,8 +1,9 @@
 """The training run: resume, train, score base and adapted model, write what was found."""
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from malora_jax import buckets, errors
@@ -10,7 +11,7 @@ from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import on_all_devices
 from malora_jax.training import goodput, results
-from malora_jax.training.checkpoint import Best, Checkpoints
+from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.goodput import Goodput
 from malora_jax.training.identity import Identity
@@ -19,10 +20,11 @@ from malora_jax.training.plan import count_parameters
 from malora_jax.training.preemption import Preemption, watched
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.run_files import read_results
+from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
-from malora_jax.training.trainer import Trainer
+from malora_jax.training.trainer import train_steps
 from malora_jax.training.workdir import RunDirectory, check_base, opened
 
 
@@ -129,58 +131,81 @@ def _run(
     identity: Identity,
     watch: _Watch,
 ) -> dict[str, Any]:
-    saved = buckets.home(workdir / 'checkpoints')
-    with Checkpoints(saved, setup.run.training.keep_checkpoints, identity) as checkpoints:
+    with opened_progress(setup, state, data, workdir, identity, watch.goodput) as opened_run:
+        progress, state = opened_run
+        if not progress.is_at_end:
+            state = train_steps(progress, state, watch.preemption)
+        return finish(progress, state, watch.started)
+
+
+@contextlib.contextmanager
+def opened_progress(
+    setup: Setup,
+    state: TrainState,
+    data: RowStreams,
+    workdir: pathlib.Path,
+    identity: Identity,
+    record: Goodput,
+) -> Iterator[tuple[RunProgress, TrainState]]:
+    """Open a run's checkpoints and metrics, and restore its newest checkpoint if there is one.
+
+    Args:
+        setup: The run's parts.
+        state: The state before the first step.
+        data: Training batches from the first one on; moved on to the checkpoint's position.
+        workdir: The run's directory.
+        identity: The run's identity, for its checkpoints.
+        record: Recorder of where the time goes.
+
+    Yields:
+        The progress of the run, and the state to continue from.
+
+    Raises:
+        UserError: The checkpoints are of another run, a file is broken, or there is no room for
+            another checkpoint.
+    """
+    saved, keep = buckets.home(workdir / 'checkpoints'), setup.run.training.keep_checkpoints
+    with Checkpoints(saved, keep, identity) as checkpoints:
         # Not `state.step` of a fresh state, which is there only once the whole state is.
         done = 0
         if checkpoints.latest_step:
-            with watch.goodput.phase('load'):
+            with record.phase('load'):
                 state = checkpoints.restore(state, data)
                 done = int(state.step)
             hosts.say(f'Continuing {buckets.home(workdir)} after step {done}.')
         with MetricWriter(workdir, done) as writer:
-            earlier = writer.records[-1]['train_time_s'] if writer.records else 0.0
-            if done < setup.steps:
+            progress = RunProgress(setup, workdir, data, writer, checkpoints, record, done)
+            if not progress.is_at_end:
                 checkpoints.check_room(state)
-                trainer = Trainer(setup, writer, checkpoints, watch.goodput, watch.preemption)
-                state = trainer.run_steps(state, data)
-        best, state = checkpoints.best, checkpoints.best_state(state)
-    began = watch.started - earlier
-    return finish(setup, workdir, state, writer.records, best, watch.goodput, began)
+            # This frame must not hold the state, whose memory would not be freed until the end.
+            states = [state]
+            del state
+            yield progress, states.pop()
 
 
-def finish(
-    setup: Setup,
-    workdir: pathlib.Path,
-    state: TrainState,
-    records: Sequence[Mapping[str, Any]],
-    best: Best | None,
-    record: Goodput,
-    began: float,
-) -> dict[str, Any]:
-    """Scores base and adapted model, and writes what a run has found.
+def finish(progress: RunProgress, state: TrainState, started: float) -> dict[str, Any]:
+    """Score base and adapted model, and write the results of a run.
 
     Args:
-        setup: the run's parts.
-        workdir: the run's directory.
-        state: that stands for the run.
-        records: of metrics.jsonl.
-        best: the checkpoint that the state is of, if it was chosen by its validation loss.
-        record: where the time goes.
-        began: when the run would have been started, had it never been interrupted; by
-            `time.perf_counter`.
+        progress: Progress of the run, at its end.
+        state: The state after the last step. If there is a best checkpoint by validation loss,
+            that one is scored instead.
+        started: When this start of the run began, by `time.perf_counter`.
 
     Returns:
         What is in `results.json`.
     """
-    variables = state.variables(setup.base.params)
-    with record.phase('evaluate'):
+    setup, workdir, checkpoints = progress.setup, progress.workdir, progress.checkpoints
+    variables = checkpoints.best_state(state).variables(setup.base.params)
+    with progress.goodput.phase('evaluate'):
         # Not before training, which would keep the user waiting: the base is still the same.
         found = results.Found(
-            records=records,
-            best=best,
+            records=progress.writer.records,
+            best=checkpoints.best,
             before=results.scored(setup, workdir, 'before', None),
             after=results.scored(setup, workdir, 'after', variables),
             routing=setup.held_out_routing(variables),
         )
-    return results.write_results(setup, workdir, found, time.perf_counter() - began)
+    # As if the run had never been interrupted.
+    seconds = time.perf_counter() - started + progress.earlier_train_time
+    return results.write_results(setup, workdir, found, seconds)

@@ -1,50 +1,83 @@
 """AdamW with warm-up and decay, over the adapter's tree and nothing else."""
 
+import functools
 from typing import Any
 
 import jax
 import optax
 
+from malora_jax.adapters.structures import KINDS
 from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then decay that ends at zero.
+    """Return the learning rate by step, as a share of its peak.
 
-    The first step already has 1 / warm-up steps of the peak, so that none is without effect.
+    It rises linearly to the peak and then decays to zero. The first step already has
+    1 / warm-up steps of the peak, so that every step has an effect. The peak itself is a
+    hyperparameter, and `config.learning_rate` is not read.
+
+    Args:
+        config: Optimizer configuration: schedule and warm-up ratio.
+        steps: Number of optimizer steps of the whole run.
     """
     warmup = round(config.warmup_ratio * steps)
-    peak, rest = config.learning_rate, max(steps - warmup, 1)
+    rest = max(steps - warmup, 1)
     if config.schedule == 'cosine':
-        decay = optax.cosine_decay_schedule(peak, rest)
+        decay = optax.cosine_decay_schedule(1.0, rest)
     else:
-        decay = optax.linear_schedule(peak, 0.0, rest)
+        decay = optax.linear_schedule(1.0, 0.0, rest)
     if warmup == 0:
         return decay
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    rise = optax.linear_schedule(1.0 / warmup, 1.0, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping of the global norm, AdamW (β 0.9 and 0.999), then the rate of each kind of leaf.
+@functools.cache
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer, whose `update` takes its numbers as the argument `hyperparameters`.
 
-    The updates are multiplied, not the gradients: clipping and moments are the same for all rates.
+    It clips the global norm, applies AdamW (β 0.9 and 0.999) and multiplies each update by the rate
+    of its kind of leaf. The updates are multiplied, not the gradients, so that clipping and moments
+    are the same for all rates.
+
+    Args:
+        config: Optimizer configuration. Its numbers are used where `update` gets no
+            hyperparameters; the state does not depend on them.
+        steps: Number of optimizer steps of the whole run.
 
     Raises:
-        ValueError: by `init`, if a leaf's name has no rate.
+        ValueError: A leaf's name has no rate; raised by `init`.
     """
-    rates = {
-        'router': config.router_rate,
-        'down': config.down_rate,
-        'shared_down': config.down_rate,
-        'core': config.core_rate,
-        'up': config.up_rate,
-        'shared_up': config.up_rate,
-        'magnitude': config.magnitude_rate,
-    }
+    schedule = learning_rate_schedule(config, steps)
+
+    def init(params: Any) -> optax.OptState:
+        return _adamw(config, schedule).init(params)
+
+    def update(
+        updates: Any,
+        state: optax.OptState,
+        params: Any = None,
+        *,
+        hyperparameters: Hyperparameters | None = None,
+        **_: Any,
+    ) -> tuple[Any, optax.OptState]:
+        numbers = config if hyperparameters is None else hyperparameters
+        return _adamw(numbers, schedule).update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _adamw(
+    numbers: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    rates = {name: getattr(numbers, f'{kind}_rate') for name, (kind, _) in KINDS.items()}
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+        optax.clip_by_global_norm(numbers.clip_norm),
+        optax.adamw(
+            lambda step: numbers.learning_rate * schedule(step), weight_decay=numbers.weight_decay
+        ),
         optax.partition({name: optax.scale(rate) for name, rate in rates.items()}, _leaf_names),
     )
 

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 
 from malora_jax.adapters import AdapterConfig, trees
+from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.structures import DoRA
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
@@ -91,31 +93,33 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
         'attention_backward': 2 * attention,
         'adapter_forward': 2 * adapter,
         'adapter_backward': 2 * (adapter + trained),
-        'column_lengths': _column_lengths(variables) // (sequence_length * batch_size),
+        'column_lengths': _column_lengths(variables['params'], model.adapter)
+        // (sequence_length * batch_size),
     }
     return parts | {'total': sum(parts.values())}
 
 
 def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
-    """Scalars of the leaves that a token is multiplied with as matrices."""
-    counts = trees.count_by_name(tree)
-    if adapter is not None and adapter.dispatch:
-        for name in counts.keys() & {'down', 'core', 'up'}:
-            counts[name] = counts[name] * adapter.top_k // adapter.num_experts
-    return sum(count for name, count in counts.items() if name != 'magnitude')
+    """Count the scalars of the matrices that each token is multiplied with."""
+    if adapter is None:
+        return 0
+    structure, counts = adapter.structure, trees.count_by_name(tree)
+    if adapter.dispatch:
+        for name in counts.keys() & {*structure.dispatched}:
+            counts[name] = counts[name] * adapter.router.top_k // adapter.num_experts
+    return sum(count for name, count in counts.items() if name not in structure.extra)
 
 
-def _column_lengths(variables: Any) -> int:
-    """Operations of `compute.column_lengths` in all linears with a magnitude, one expert each."""
-    leaves = {path: leaf for tree in variables.values() for path, leaf in trees.named_leaves(tree)}
+def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
+    """Count the operations of the column lengths of all adapted linears, with DoRA."""
+    if adapter is None or not isinstance(adapter.structure, DoRA):
+        return 0
     total = 0
-    for path in leaves:
-        if path.endswith('/magnitude'):
-            layers, inputs, outputs = leaves[path.replace('magnitude', 'kernel')].shape
-            rank = leaves[path.replace('magnitude', 'down')].shape[-1]
-            # Aᵀ W and ‖w‖², then Aᵀ A and its product with B.
-            products = inputs * outputs * (rank + 1) + rank**2 * (inputs + outputs)
-            total += 2 * layers * products
+    for path, leaf in trees.named_leaves(params):
+        *_, linear, name = path.split('/')
+        if name == 'kernel' and linear in adapter.targets:
+            layers, inputs, outputs = leaf.shape
+            total += layers * adapter.structure.length_operations(inputs, outputs)
     return total
 
 
@@ -146,7 +150,7 @@ def plan(run: RunConfig) -> dict[str, Any]:
     return {
         'model': run.model.name,
         'method': run.method,
-        'adapter': dataclasses.asdict(run.adapter),
+        'adapter': dataclasses.asdict(settings_of(run.adapter)),
         'parameters': parameter_counts(model),
         'flops_per_token': flops_per_token(model, sequence_length, batch_size),
         'memory_bytes': memory_bytes(model),

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from malora_jax import buckets, files
-from malora_jax.adapters import router
+from malora_jax.adapters import routers
 from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.methods import settings_of
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
 from malora_jax.training import run_files
@@ -66,7 +67,7 @@ class Found:
     best: Best | None
     before: Sequence[runner.Answer]
     after: Sequence[runner.Answer]
-    routing: Mapping[str, router.RoutingSums]
+    routing: Mapping[str, routers.RoutingSums]
 
 
 def write_results(
@@ -89,7 +90,7 @@ def write_results(
     results = {
         'model': run.model.name,
         'method': run.method,
-        'adapter': dataclasses.asdict(run.adapter),
+        'adapter': dataclasses.asdict(settings_of(run.adapter)),
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'average_interval': {
@@ -192,7 +193,7 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     }
 
 
-def _routing_results(routing: Mapping[str, router.RoutingSums]) -> dict[str, float]:
+def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, float]:
     """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
     if not routing:
         return {}
@@ -201,7 +202,7 @@ def _routing_results(routing: Mapping[str, router.RoutingSums]) -> dict[str, flo
 
 
 def _load_by_linear(
-    routing: Mapping[str, router.RoutingSums], scored: Sequence[bool]
+    routing: Mapping[str, routers.RoutingSums], scored: Sequence[bool]
 ) -> dict[str, np.ndarray]:
     """By linear, (L, G, E): the share of token slots by layer, task that is scored, and expert."""
     loads = {

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from malora_jax import data, errors
-from malora_jax.adapters.router import RoutingSums
+from malora_jax.adapters.routers import RoutingSums
 from malora_jax.distributed import rules
 from malora_jax.evaluation import runner, sandbox
 from malora_jax.models import Decoder
@@ -18,6 +18,7 @@ from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
 from malora_jax.training.config import RunConfig
 from malora_jax.training.heldout import held_out_losses
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
@@ -51,6 +52,11 @@ class Setup:
     def epoch_examples(self) -> int:
         """Training examples of all tasks together."""
         return sum(size.examples for size in self.sizes)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The numbers that the training step takes as arguments."""
+        return Hyperparameters.of(self.run.seed, self.run.optimizer, self.run.adapter)
 
     @functools.cached_property
     def shares(self) -> list[float]:

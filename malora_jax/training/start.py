@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.config import SUBSPACES
+from malora_jax.adapters.structures import IndependentExperts, Structure
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, saved_adapter
@@ -51,7 +50,7 @@ def started_from(
     fresh = {name: dict(named_leaves(getattr(state, name))) for name in COLLECTIONS}
     ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
     _check_targets(directory, ours, leaves)
-    if _is_lora(leaves) and not adapter.is_plain:
+    if _is_lora(leaves) and not adapter.structure.is_mergeable:
         found = _mixture(directory, adapter, ours, leaves, scale)
     else:
         found = {
@@ -74,7 +73,7 @@ def started_from(
 def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
     """Return whether all leaves are the two factors of one expert."""
     return all(
-        path.rsplit('/', 1)[-1] in ('down', 'up') and leaf.shape[1] == 1
+        path.rsplit('/', 1)[-1] in IndependentExperts.factors and leaf.shape[1] == 1
         for path, leaf in leaves.items()
     )
 
@@ -98,21 +97,22 @@ def _mixture(
     Raises:
         UserError: The mixture cannot start from a LoRA, or its rank is too low.
     """
-    if adapter.factors not in (('down', 'up'), SUBSPACES['down'], SUBSPACES['heads']):
+    if type(adapter.structure).from_lora is Structure.from_lora:
         raise UserError(
             f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
             "choose 'lora', 'molora', 'malora', 'hydralora' or a variant of these."
         )
-    rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith('/down'))
-    if rank > adapter.rank:
+    down, _ = IndependentExperts.factors
+    rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}'))
+    if rank > adapter.structure.rank:
         raise UserError(
             f'training.start_from: {directory} holds a LoRA of rank {rank}; adapter.rank must be '
-            f'at least that, not {adapter.rank}.'
+            f'at least that, not {adapter.structure.rank}.'
         )
     found: dict[str, jax.Array] = {}
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
-        down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in ('down', 'up'))
+        down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
         # One layer at a time, as in `initializers`.
         start = jax.jit(
             lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
@@ -128,13 +128,9 @@ def _experts(
 ) -> dict[str, jax.Array]:
     """Return the leaves of one linear's experts, each of which computes what a LoRA computes.
 
-    The gates of the chosen experts sum to one, or else to K / E where the router's logits are
-    small: the router is scaled down, and the experts' updates are divided by that. As the router is
-    random, experts see different tokens and diverge. Where a rank is above the LoRA's, the other
-    dimensions start as in a fresh adapter, with an up-projection of zero.
-
-    With cores, S_A is β times an orthonormal basis as ever, whose first vectors span the rows of
-    the LoRA's A; the cores put A together from these.
+    The gates of the chosen experts sum to one, or else to K / E if the router's logits are small:
+    the router is scaled down, and the experts' updates are divided by that. Because the router is
+    random, experts see different tokens and diverge.
 
     Args:
         adapter: Settings of the mixture.
@@ -142,24 +138,13 @@ def _experts(
         down_DR: Down-projection of the LoRA.
         up_RF: Up-projection of the LoRA, for the mixture's scale.
     """
-    R, E, K = down_DR.shape[-1], adapter.num_experts, adapter.top_k
     leaves = dict(fresh)
-    sums_to_one = K == E or adapter.renormalize or adapter.equal_gates
-    if adapter.has_router and not sums_to_one:
+    router, num_experts = adapter.router, adapter.num_experts
+    if adapter.has_router and not router.sum_to_one(num_experts):
         leaves['router'] = _ROUTER_SCALE * fresh['router']
-        up_RF = up_RF * (E / K)
-    leaves['up'] = jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF)
-    if 'core' in fresh:
-        shared_DS, beta = fresh['shared_down'], adapter.beta
-        basis_DQ, triangle_QQ = jnp.linalg.qr(jnp.concatenate([down_DR, shared_DS], axis=1))
-        leaves['shared_down'] = beta * basis_DQ[:, : shared_DS.shape[1]]
-        core_ESR = fresh['core'].at[:, :, :R].set(0)
-        leaves['core'] = core_ESR.at[:, :R, :R].set(triangle_QQ[:R, :R] / beta)
-    elif 'shared_down' in fresh:
-        leaves['shared_down'] = fresh['shared_down'].at[:, :R].set(down_DR)
-    else:
-        leaves['down'] = fresh['down'].at[:, :, :R].set(down_DR)
-    return leaves
+        up_RF = up_RF * (num_experts / router.top_k)
+    beta = adapter.initialization.beta
+    return leaves | adapter.structure.from_lora(fresh, down_DR, up_RF, beta)
 
 
 def _trained(
@@ -213,6 +198,6 @@ def _placed(
             f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that it '
             'was trained with.'
         )
-    if path.rsplit('/', 1)[-1] == adapter.factors[-1]:
+    if path.rsplit('/', 1)[-1] == adapter.structure.factors[-1]:
         trained = trained * np.float32(scale / adapter.scale)
     return jax.device_put(trained, fresh.sharding)

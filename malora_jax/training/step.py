@@ -10,17 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from malora_jax.adapters import router
+from malora_jax.adapters import routers
 from malora_jax.distributed import rules
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
 from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.config import RunConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.objective import cross_entropy
 from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
 from malora_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]
+# (state, params, batch, hyperparameters) to (state, metrics).
+Step = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]]
 BATCH_KEYS = ('inputs', 'targets', 'loss_mask', 'task_ids', 'segment_ids', 'positions')
 
 
@@ -37,7 +40,7 @@ class Losses(NamedTuple):
     nll: jax.Array
     loss_tokens: jax.Array
     tokens: jax.Array
-    routing: dict[str, router.RoutingSums]
+    routing: dict[str, routers.RoutingSums]
 
 
 def losses(
@@ -46,6 +49,7 @@ def losses(
     batch: Batch,
     num_tasks: int,
     dropout_key: jax.Array | None = None,
+    hyperparameters: Hyperparameters | None = None,
 ) -> Losses:
     """Runs the model over a packed batch; dropout is on if a key is given.
 
@@ -56,6 +60,7 @@ def losses(
             (B, T); segment 0 is padding.
         num_tasks: G.
         dropout_key: key for this step's dropout masks.
+        hyperparameters: Scale and dropout rate; None = those of the model's config.
     """
     segments_BT = batch['segment_ids']
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
@@ -67,6 +72,8 @@ def losses(
         segments_BT,
         groups_NG,
         train=dropout_key is not None,
+        scale=None if hyperparameters is None else hyperparameters.scale,
+        dropout=None if hyperparameters is None else hyperparameters.dropout,
         rngs={} if dropout_key is None else {'dropout': dropout_key},
         mutable=['routing'],
     )
@@ -81,9 +88,9 @@ def losses(
     return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
 
 
-def mean_balance_loss(routing: Mapping[str, router.RoutingSums]) -> jax.Array:
+def mean_balance_loss(routing: Mapping[str, routers.RoutingSums]) -> jax.Array:
     """The balance loss averaged over all routers; 1 = balanced. Zero without routers."""
-    each = [router.balance_loss(sums) for sums in routing.values()]
+    each = [routers.balance_loss(sums) for sums in routing.values()]
     return jnp.stack(each).mean() if each else jnp.float32(0)
 
 
@@ -92,21 +99,24 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     num_tasks: int,
-    seed: int,
     accumulate: int = 1,
     shardings: Any = None,
     skip_nonfinite: bool = False,
+    is_joint: bool = False,
 ) -> jax.stages.Wrapped:
     """Builds the compiled `step_function`, which reuses the state's buffers.
 
-    The new state is put where `shardings` say; None = wherever the compiler puts it.
+    The new state is put where `shardings` say; None = wherever the compiler puts it. A joint step
+    is mapped over a leading axis of states, batches and hyperparameters, with one copy of the base.
     """
-    train_step = step_function(
-        model, optimizer, schedule, num_tasks, seed, accumulate, skip_nonfinite
-    )
+    train_step = step_function(model, optimizer, schedule, num_tasks, accumulate, skip_nonfinite)
+    if is_joint:
+        train_step = jax.vmap(train_step, in_axes=(0, None, 0, 0))
 
-    def with_whole_metrics(state: TrainState, params: Any, batch: Batch):
-        state, metrics = train_step(state, params, batch)
+    def with_whole_metrics(
+        state: TrainState, params: Any, batch: Batch, hyperparameters: Hyperparameters
+    ):
+        state, metrics = train_step(state, params, batch, hyperparameters)
         return state, rules.replicate(metrics)
 
     return jax.jit(with_whole_metrics, donate_argnums=0, out_shardings=(shardings, None))
@@ -117,21 +127,19 @@ def step_function(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     num_tasks: int,
-    seed: int | jax.Array,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step itself: (state, params, batch) to (state, metrics).
+) -> Step:
+    """Return the step itself: (state, params, batch, hyperparameters) to (state, metrics).
 
     Only the adapter is differentiated. The dropout masks of a step depend on the seed, the step's
     number and the micro-batch's, so a resumed run draws the same.
 
     Args:
         model: the decoder.
-        optimizer: updates the adapter.
-        schedule: the learning rate, for the metrics.
+        optimizer: Updates the adapter; its `update` gets the hyperparameters.
+        schedule: The learning rate as a share of its peak, for the metrics.
         num_tasks: G.
-        seed: of dropout.
         accumulate: A, micro-batches of a step, whose gradients are summed one after the other; a
             batch has A · B rows. The loss is the mean over all tokens of the step that carry
             loss, the same as in one large batch. The balance loss is that of each micro-batch,
@@ -139,18 +147,23 @@ def step_function(
         skip_nonfinite: Whether a step whose loss or gradient is not finite changes nothing but the
             number of steps, by which the learning rate goes; the metric `skipped` is then 1.
     """
-    gradients_of = make_gradients(model, num_tasks, seed, accumulate)
+    gradients_of = make_gradients(model, num_tasks, accumulate)
+    update = optax.with_extra_args_support(optimizer).update
 
-    def train_step(state: TrainState, params: Any, batch: Batch):
-        gradients, (loss, balance, sums) = gradients_of(state, params, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.adapter)
+    def train_step(
+        state: TrainState, params: Any, batch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradients, (loss, balance, sums) = gradients_of(state, params, batch, hyperparameters)
+        updates, opt_state = update(
+            gradients, state.opt_state, state.adapter, hyperparameters=hyperparameters
+        )
         metrics = {
             'loss': loss,
             'task_nll': sums.nll,
             'task_tokens': sums.loss_tokens,
             'tokens': sums.tokens,
             'gradient_norm': optax.tree.norm(gradients),
-            'learning_rate': schedule(state.step),
+            'learning_rate': hyperparameters.learning_rate * schedule(state.step),
             'balance_loss': balance,
             'examples': _examples(batch, num_tasks),
         }
@@ -172,58 +185,90 @@ def step_function(
 
 
 def lowered_step(
-    run: RunConfig, model: Decoder, steps: int, num_tasks: int, state: TrainState, params: Any
+    run: RunConfig,
+    steps: int,
+    num_tasks: int,
+    state: TrainState,
+    params: Any,
+    hyperparameters: Hyperparameters,
 ) -> jax.stages.Lowered:
-    """The step of a run, ready to be compiled ahead.
+    """The step of a run, or the joint step of several, ready to be compiled ahead.
 
     Args:
         run: the config.
-        model: the decoder with the adapter.
         steps: of the whole run.
         num_tasks: G.
         state: arrays or shapes with shardings; the new state is to be where this one is.
         params: of the base, arrays or shapes.
+        hyperparameters: Those of the run, or any others: only their shapes count. With a leading
+            axis, the step is that of so many runs, and the leaves of the state have this axis, too.
     """
+    runs = jnp.shape(hyperparameters.seed)
     train_step = make_train_step(
-        model,
+        Decoder(run.model, run.adapter, run.training.remat),
         make_optimizer(run.optimizer, steps),
         learning_rate_schedule(run.optimizer, steps),
         num_tasks,
-        run.seed,
         run.training.accumulate,
         jax.tree.map(lambda leaf: leaf.sharding, state),
         run.training.skip_nonfinite > 0,
+        is_joint=bool(runs),
     )
     rows = run.data.batch_size * run.training.accumulate
-    return train_step.lower(state, params, abstract_batch(rows, run.data.sequence_length))
+    batch = abstract_batch(rows, run.data.sequence_length)
+    if runs:
+        batch = {
+            name: jax.ShapeDtypeStruct((*runs, *shape.shape), shape.dtype)
+            for name, shape in batch.items()
+        }
+    return train_step.lower(state, params, batch, hyperparameters)
+
+
+def step_bytes(compiled: Any) -> int:
+    """Return the bytes that a step takes with base, states and rows, as the compiler counts."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 def make_gradients(
-    model: Decoder, num_tasks: int, seed: int | jax.Array, accumulate: int = 1
-) -> Callable[[TrainState, Any, Batch], tuple[Any, tuple[jax.Array, jax.Array, Losses]]]:
+    model: Decoder, num_tasks: int, accumulate: int = 1
+) -> Callable[
+    [TrainState, Any, Batch, Hyperparameters], tuple[Any, tuple[jax.Array, jax.Array, Losses]]
+]:
     """The part of `make_train_step` before the update, with its arguments.
 
-    Returns:
-        A function of state, params and batch: the gradient with respect to the adapter, and the
-        loss, the balance loss and the sums that these come from.
-    """
-    balance_weight = model.adapter.balance_weight if model.adapter else 0.0
+    The objective has a balance loss only if the model has routers and a positive balance weight.
 
-    def gradients_of(state: TrainState, params: Any, batch: Batch) -> tuple[Any, Any]:
+    Returns:
+        A function of state, params, batch and hyperparameters: the gradient with respect to the
+        adapter, and the loss, the balance loss and the sums that these come from.
+    """
+    config = model.adapter
+    is_balanced = config is not None and config.has_router and config.router.balance_weight > 0
+
+    def gradients_of(
+        state: TrainState, params: Any, batch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[Any, Any]:
         real_BT = batch['segment_ids'] > 0
         tokens = jnp.maximum(real_BT.sum(), 1)
         loss_tokens = jnp.maximum((batch['loss_mask'] * real_BT).sum(), 1)
 
         def objective(adapter: Any, part: Batch, key: jax.Array):
             variables = state.replace(adapter=adapter).variables(params)
-            sums = losses(model, variables, part, num_tasks, key)
+            sums = losses(model, variables, part, num_tasks, key, hyperparameters)
             loss = sums.nll.sum() / loss_tokens
             balance = mean_balance_loss(sums.routing)
             if accumulate > 1:
                 balance *= sums.tokens / tokens
-            return loss + balance_weight * balance, (loss, balance, sums)
+            total = loss + hyperparameters.balance_weight * balance if is_balanced else loss
+            return total, (loss, balance, sums)
 
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
         keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
         return summed_gradients(objective, state.adapter, batch, keys)
 
@@ -239,11 +284,11 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
     }
 
 
-def routing_metrics(routing: Mapping[str, router.RoutingSums]) -> dict[str, jax.Array]:
+def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax.Array]:
     """Means over routers: how many experts are in use, and the share of the busiest."""
-    load = jnp.stack([router.expert_load(sums) for sums in routing.values()])
+    load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
     return {
-        'effective_experts': router.effective_experts(load).mean(),
+        'effective_experts': routers.effective_experts(load).mean(),
         'max_expert_share': load.max(axis=-1).mean(),
     }
 
@@ -255,9 +300,9 @@ def _examples(batch: Batch, num_tasks: int) -> jax.Array:
     return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
 
 
-def by_path(routing: Any) -> dict[str, router.RoutingSums]:
+def by_path(routing: Any) -> dict[str, routers.RoutingSums]:
     """{'layers/attention/q': sums, …} from the sown collection."""
     leaves = jax.tree_util.tree_leaves_with_path(
-        routing, is_leaf=lambda node: isinstance(node, router.RoutingSums)
+        routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)
     )
     return {'/'.join(key.key for key in path[:-1]): sums for path, sums in leaves}

@@ -18,6 +18,7 @@ from malora_jax.distributed.topology import tpu_devices
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state
 from malora_jax.training.step import lowered_step
@@ -96,7 +97,8 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
         params = rules.abstract(abstract_variables(model)['params'])
         state = abstract_state(model, make_optimizer(run.optimizer, steps), params)
         num_tasks = len(run.data.tasks) + len(run.data.file_tasks)
-        return lowered_step(run, model, steps, num_tasks, state, params).compile()
+        numbers = Hyperparameters.of(run.seed, run.optimizer, run.adapter)
+        return lowered_step(run, steps, num_tasks, state, params, numbers).compile()
 
 
 def _program(compiled: jax.stages.Compiled) -> hlo.Program:

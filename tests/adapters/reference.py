@@ -7,6 +7,7 @@ sharing no code with the library.
 import numpy as np
 
 from malora_jax.adapters import AdapterConfig
+from malora_jax.adapters.methods import settings_of
 
 
 def softmax(logits):
@@ -25,9 +26,10 @@ def gates(x, W_g, K, renormalize=False, equal_gates=False):
 
 def expert(t, leaves, config: AdapterConfig):
     """The m × n matrix of expert t, unscaled: section 2's table and section 3's ablations."""
-    if not config.shared_rank:
+    settings = settings_of(config)
+    if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
-    match config.subspace:
+    match settings.subspace:
         case 'down':  # B_t P_t S_A
             return leaves['up'][t].T @ leaves['core'][t].T @ leaves['shared_down'].T
         case 'own':  # B_t P_t S_t
@@ -37,20 +39,21 @@ def expert(t, leaves, config: AdapterConfig):
         case 'heads':  # B_t A
             return leaves['up'][t].T @ leaves['shared_down'].T
         case _:
-            raise ValueError(config.subspace)
+            raise ValueError(settings.subspace)
 
 
 def token_gates(x, leaves, config: AdapterConfig):
     """G(x) of one token x (n,); a single expert is always on."""
     if config.num_experts == 1:
         return np.ones(1)
-    W_g = leaves['router'].T
-    return gates(x, W_g, config.top_k, config.renormalize, config.equal_gates)
+    W_g, settings = leaves['router'].T, settings_of(config)
+    return gates(x, W_g, settings.top_k, settings.renormalize, settings.equal_gates)
 
 
 def scale(config: AdapterConfig):
     """α / r, or α / √r."""
-    return config.alpha / (np.sqrt(config.rank) if config.rank_stabilized else config.rank)
+    rank = config.structure.rank
+    return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
 def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
@@ -76,7 +79,7 @@ def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):
     `lengths` stands for the norm, which has no gradient: finite differences hold it fixed.
     """
     y = x_ND @ W.T + update(x_ND, leaves, config)
-    if not config.magnitude:
+    if not settings_of(config).magnitude:
         return y
     if lengths is None:
         lengths = column_lengths(W, leaves, config)

@@ -6,19 +6,24 @@ import pytest
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
+from malora_jax.adapters.methods import settings_of
+
+
+def settings(name, **overrides):
+    return settings_of(method(name, **overrides))
 
 
 def test_table_holds_the_papers_settings():
-    malora = method('malora')
+    malora = settings('malora')
     assert (malora.num_experts, malora.top_k, malora.rank, malora.shared_rank) == (8, 2, 12, 32)
-    assert (malora.alpha, malora.scale, malora.dropout) == (24, 2, 0.05)
-    lora = method('lora')
-    assert (lora.rank, lora.alpha, lora.has_router) == (64, 128, False)
-    small = method('malora_small')
+    assert (malora.alpha, method('malora').scale, malora.dropout) == (24, 2, 0.05)
+    lora = settings('lora')
+    assert (lora.rank, lora.alpha, method('lora').has_router) == (64, 128, False)
+    small = settings('malora_small')
     assert (small.rank, small.shared_rank) == (8, 22)
-    assert (method('molora').rank, method('molora').shared_rank) == (8, 0)
-    assert (method('asylora').rank, method('asylora').frozen) == (128, ('down',))
-    assert (method('moasylora').rank, method('moasylora').frozen) == (16, ('down',))
+    assert (settings('molora').rank, settings('molora').shared_rank) == (8, 0)
+    assert (settings('asylora').rank, settings('asylora').frozen) == (128, ('down',))
+    assert (settings('moasylora').rank, settings('moasylora').frozen) == (16, ('down',))
     assert all(method(name).scale == 2 for name in METHODS)
     assert all('o' not in method(name).targets for name in METHODS)
 
@@ -30,8 +35,8 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 
 def test_methods_differ():
     """No two names stand for the same settings."""
-    settings = [method(name) for name in METHODS]
-    assert len(set(settings)) == len(METHODS) == 17
+    adapters = [method(name) for name in METHODS]
+    assert len(set(adapters)) == len(METHODS) == 17
 
 
 @pytest.mark.parametrize(
@@ -59,8 +64,8 @@ def test_settings_that_contradict_each_other_are_refused(name, overrides, messag
 
 
 def test_equal_gates_with_a_router_that_learns_or_is_frozen():
-    assert method('malora', equal_gates=True).equal_gates
-    assert method('hydralora', equal_gates=True, frozen=('router',)).equal_gates
+    assert settings('malora', equal_gates=True).equal_gates
+    assert settings('hydralora', equal_gates=True, frozen=('router',)).equal_gates
 
 
 def test_alpha_follows_the_rank_unless_given():

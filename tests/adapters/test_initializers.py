@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from malora_jax.adapters import METHODS, LowRankExperts, method
-from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace, start
+from malora_jax.adapters.initializers import kaiming_uniform, shared_subspace
 
 INPUTS, EXPERTS, RANK, SHARED = 576, 8, 12, 32
 
@@ -73,10 +73,10 @@ def test_the_start_does_not_depend_on_the_signs_of_singular_vectors(name, monkey
         own = signs[: len(sigma)]
         return u * own[None], sigma, vt * own[:, None]
 
-    expected = start(jax.random.key(3), config, 40, 24)
+    expected = config.start(jax.random.key(3), 40, 24)
     monkeypatch.setattr(jnp.linalg, 'eigh', other_eigh)
     monkeypatch.setattr(jnp.linalg, 'svd', other_svd)
-    found = start(jax.random.key(3), config, 40, 24)
+    found = config.start(jax.random.key(3), 40, 24)
     for leaf in expected:
         np.testing.assert_allclose(found[leaf], expected[leaf], atol=1e-6, err_msg=leaf)
 
@@ -102,7 +102,7 @@ def test_product_does_not_depend_on_beta(beta):
 
 @pytest.mark.parametrize('beta', [0.5, 1.0])
 def test_subspaces_of_their_own_start_orthonormal_and_with_maloras_scale(beta):
-    leaves = start(jax.random.key(0), method('malora_unshared', beta=beta), INPUTS, 8)
+    leaves = method('malora_unshared', beta=beta).start(jax.random.key(0), INPUTS, 8)
     gram_EII = np.einsum('EDI,EDJ->EIJ', leaves['down'], leaves['down'])
     np.testing.assert_allclose(gram_EII, beta**2 * np.eye(4)[None].repeat(8, 0), atol=1e-5)
     product_EDR = np.einsum('EDI,EIR->EDR', leaves['down'], leaves['core'])
@@ -174,7 +174,7 @@ def test_many_subspaces_at_once_do_not_deadlock():
 @pytest.mark.parametrize('name', METHODS)
 def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
     config = method(name)
-    leaves = start(jax.random.key(0), config, INPUTS, 96)
+    leaves = config.start(jax.random.key(0), INPUTS, 96)
     as_linear = {'router', 'down'} & leaves.keys() if name != 'malora_unshared' else {'router'}
     as_linear |= {'hydralora': {'shared_down'}, 'malora_shared_up': {'core'}}.get(name, set())
     for leaf in as_linear:
@@ -182,4 +182,4 @@ def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
         bound = values.shape[-2] ** -0.5
         assert 0.98 * bound < np.abs(values).max() <= bound, leaf
         np.testing.assert_allclose(values.var(), bound**2 / 3, rtol=0.06, err_msg=leaf)
-    assert not np.asarray(leaves[config.factors[-1]]).any()
+    assert not np.asarray(leaves[config.structure.factors[-1]]).any()

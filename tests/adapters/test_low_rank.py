@@ -1,7 +1,5 @@
 """Each method's update and gradients against its equation in float64 numpy, with B non-zero."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax import errors
-from malora_jax.adapters import METHODS, AdapterConfig, LowRankExperts, compute, dispatch, method
-from malora_jax.adapters.config import SUBSPACES
+from malora_jax.adapters import (
+    METHODS,
+    AdapterConfig,
+    AdapterSettings,
+    LowRankExperts,
+    dispatch,
+    method,
+)
+from malora_jax.adapters.low_rank import first_products
+from malora_jax.adapters.methods import SUBSPACES, changed
 
 INPUTS, OUTPUTS, TOKENS = 72, 40, 14
 
@@ -102,10 +108,10 @@ def test_linears_with_one_input_are_what_each_is_alone(name):
         return [experts.apply(collections_of(CONFIGS[name], each), *both) for each in leaves]
 
     def together(leaves, both):
-        projected = compute.project(*both, leaves)
+        found = first_products(CONFIGS[name], *both, leaves)
         return [
             experts.apply({}, *each, None, method=experts.update)
-            for each in zip(projected, leaves, strict=True)
+            for each in zip(found, leaves, strict=True)
         ]
 
     def with_gradients(updates):
@@ -141,10 +147,11 @@ def test_gradients_equal_the_equations_central_differences(name):
 
     gradients = float64(jax.jit(jax.grad(objective, argnums=(0, 1)))(leaves, x_ND))
     point = (float64(leaves), float64(x_ND))
-    if config.top_k < config.num_experts:
+    top_k = config.router.top_k
+    if top_k < config.num_experts:
         for x in point[1]:
             ranked = np.sort(reference.softmax(point[0]['router'].T @ x))[::-1]
-            assert ranked[config.top_k - 1] - ranked[config.top_k] > 1e-4
+            assert ranked[top_k - 1] - ranked[top_k] > 1e-4
 
     def value(point):
         leaves, x_ND = point
@@ -162,7 +169,7 @@ def test_gradients_equal_the_equations_central_differences(name):
             )
 
         expected = (value(moved(step)) - value(moved(-step))) / (2 * step)
-        if config.equal_gates and 'router' in str(path):
+        if config.router.gates == 'equal' and 'router' in str(path):
             assert expected == 0
             assert not gradient.any()
             continue
@@ -183,7 +190,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
     renormalize = data.draw(st.booleans()) and top_k > 1
     equal_gates = data.draw(st.booleans()) and not renormalize and experts > 1
     shared_rank = {'': 0, 'own': experts, 'heads': rank}.get(subspace, rank + extra)
-    config = AdapterConfig(
+    config = AdapterSettings(
         num_experts=experts,
         top_k=top_k,
         rank=rank,
@@ -195,7 +202,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
         equal_gates=equal_gates,
         # With equal gates for all experts it would get no gradient.
         frozen=('router',) if equal_gates and top_k == experts else (),
-    )
+    ).build()
     module = LowRankExperts(config, features=6)
     leaves, x_ND = random_leaves(module, 9), tokens_of(5, 9)
     expected = reference.update(float64(x_ND), float64(leaves), config)
@@ -243,8 +250,7 @@ def test_dispatch_equals_rank_space_over_many_tiles(name):
     """Several tiles an expert, one expert without a token and one with most; values, gradients."""
     config = method(name, **SMALL[name])
     experts, dispatched = (
-        LowRankExperts(c, OUTPUTS)
-        for c in (config, dataclasses.replace(config, top_k=2, dispatch=True))
+        LowRankExperts(c, OUTPUTS) for c in (config, changed(config, top_k=2, dispatch=True))
     )
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(700, INPUTS) + 0.5
     router_DE = leaves['router']
@@ -347,7 +353,7 @@ def test_leaves_and_shapes_are_the_contract(name):
     assert found == ({'adapter_frozen': frozen} if frozen else {})
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert not np.any(update), 'nothing is changed before training'
-    last = method(name).factors[-1]
+    last = method(name).structure.factors[-1]
     for leaf, values in (nn.unbox(variables)['adapter']).items():
         assert np.any(values) == (leaf != last), leaf
 
@@ -363,7 +369,7 @@ def test_experts_start_different_and_seeds_matter(name):
         for leaf, values in first[collection].items():
             if leaf in ('down', 'core'):
                 assert len(np.unique(values.reshape(8, -1), axis=0)) == distinct, leaf
-            if leaf != method(name).factors[-1]:
+            if leaf != method(name).structure.factors[-1]:
                 assert not np.allclose(values, second[collection][leaf]), leaf
 
 

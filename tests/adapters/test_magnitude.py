@@ -8,7 +8,7 @@ import pytest
 import reference
 
 from malora_jax.adapters import LowRankExperts, Magnitude, method
-from malora_jax.adapters.compute import column_lengths
+from malora_jax.adapters.products import column_lengths
 
 INPUTS, OUTPUTS = 24, 20
 

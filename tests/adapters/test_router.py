@@ -1,5 +1,8 @@
 """Routing, eq. (4), the balance loss and the statistics."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from malora_jax.adapters import LowRankExperts, compute, method, router
+from malora_jax import errors
+from malora_jax.adapters import LowRankExperts, method, routers
+from malora_jax.adapters.low_rank import first_products
 
 
 @settings(deadline=None, max_examples=50)
@@ -20,7 +25,7 @@ from malora_jax.adapters import LowRankExperts, compute, method, router
     top_k=st.integers(1, 5),
 )
 def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
-    mask_NE = np.asarray(router.top_k_mask(jnp.asarray(scores), top_k))
+    mask_NE = np.asarray(routers.top_k_mask(jnp.asarray(scores), top_k))
     _, index_NK = jax.lax.top_k(jnp.asarray(scores), top_k)
     expected = np.zeros_like(scores)
     np.put_along_axis(expected, np.asarray(index_NK), 1, axis=1)
@@ -28,15 +33,21 @@ def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
 
 
 def logits(x_ND, router_DE):
-    (projected,) = compute.project(x_ND, x_ND, [{'router': router_DE, 'down': router_DE[None]}])
-    return projected.logits
+    leaves = {'router': router_DE, 'down': router_DE[None]}
+    (found,) = first_products(method('molora'), x_ND, x_ND, [leaves])
+    return found.logits
+
+
+def route(logits_NE, top_k, gates='softmax'):
+    return routers.Router(top_k, gates=gates).route(logits_NE)
 
 
 def routed(seed: int = 0, tokens: int = 40, inputs: int = 12, top_k: int = 2, renormalize=False):
     rng = np.random.default_rng(seed)
     x_ND = jnp.asarray(rng.normal(size=(tokens, inputs)), jnp.float32)
     router_DE = jnp.asarray(rng.normal(size=(inputs, 8)), jnp.float32)
-    return x_ND, router_DE, router.route(logits(x_ND, router_DE), top_k, renormalize=renormalize)
+    gates = 'renormalized' if renormalize else 'softmax'
+    return x_ND, router_DE, route(logits(x_ND, router_DE), top_k, gates)
 
 
 @pytest.mark.parametrize('renormalize', [False, True])
@@ -52,7 +63,7 @@ def test_gates_equal_the_equation(renormalize):
 
 def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     x_ND, router_DE, routing = routed()
-    equal = router.route(logits(x_ND, router_DE), 2, equal_gates=True)
+    equal = route(logits(x_ND, router_DE), 2, 'equal')
     np.testing.assert_array_equal(equal.selected, routing.selected)
     np.testing.assert_array_equal(equal.gates, 0.5 * np.asarray(routing.selected))
     W_g = np.asarray(router_DE, np.float64).T
@@ -61,9 +72,9 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
     weights_NE = jnp.asarray(np.random.default_rng(1).normal(size=(40, 8)), jnp.float32)
 
     def both(router_DE):
-        routing = router.route(logits(x_ND, router_DE), 2, equal_gates=True)
-        sums = router.sum_by_group(routing, jnp.ones((40, 1)))
-        return jnp.stack([(routing.gates * weights_NE).sum(), router.balance_loss(sums)])
+        routing = route(logits(x_ND, router_DE), 2, 'equal')
+        sums = routers.sum_by_group(routing, jnp.ones((40, 1)))
+        return jnp.stack([(routing.gates * weights_NE).sum(), routers.balance_loss(sums)])
 
     through_gates, through_balance = jax.jacrev(both)(router_DE)
     assert not np.any(through_gates)
@@ -73,34 +84,34 @@ def test_equal_gates_choose_as_the_router_does_and_learn_from_balance_alone():
 def test_router_computes_in_float32_on_bfloat16_input():
     x_ND, router_DE, _ = routed()
     x_ND = x_ND.astype(jnp.bfloat16)
-    low = router.route(logits(x_ND, router_DE), 2)
-    high = router.route(logits(x_ND.astype(jnp.float32), router_DE), 2)
+    low = route(logits(x_ND, router_DE), 2)
+    high = route(logits(x_ND.astype(jnp.float32), router_DE), 2)
     assert low.probabilities.dtype == jnp.float32
     np.testing.assert_array_equal(low.probabilities, high.probabilities)
 
 
 def test_balance_loss_equals_its_definition():
     x_ND, router_DE, routing = routed()
-    sums = router.sum_by_group(routing, jnp.ones((40, 1)))
+    sums = routers.sum_by_group(routing, jnp.ones((40, 1)))
     expected = reference.balance_loss(
         np.asarray(x_ND, np.float64), np.asarray(router_DE, np.float64).T, 2
     )
-    np.testing.assert_allclose(router.balance_loss(sums), expected, rtol=1e-5)
+    np.testing.assert_allclose(routers.balance_loss(sums), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 4])
 def test_balanced_routing_has_loss_one_and_collapse_has_experts_over_k(top_k):
     even = jnp.full((1, 8), 5.0)
-    assert router.balance_loss(router.RoutingSums(even, even, even)) == pytest.approx(1)
+    assert routers.balance_loss(routers.RoutingSums(even, even, even)) == pytest.approx(1)
     collapsed = jnp.where(jnp.arange(8) < top_k, 5.0, 0.0)[None]
-    collapse = router.balance_loss(router.RoutingSums(collapsed, collapsed, collapsed))
+    collapse = routers.balance_loss(routers.RoutingSums(collapsed, collapsed, collapsed))
     assert collapse == pytest.approx(8 / top_k)
 
 
 def test_layers_that_collapse_on_different_experts_are_not_balanced():
     """Averaging over routers, not concatenating: four layers each on a pair of their own."""
     load_LGE = jnp.eye(4).repeat(2, axis=1)[:, None, :]
-    loss_L = router.balance_loss(router.RoutingSums(load_LGE, load_LGE, load_LGE))
+    loss_L = routers.balance_loss(routers.RoutingSums(load_LGE, load_LGE, load_LGE))
     np.testing.assert_allclose(loss_L, 4)
 
 
@@ -108,8 +119,8 @@ def test_balance_loss_pushes_probability_away_from_the_busy_expert():
     x_ND, router_DE, _ = routed()
 
     def loss(router_DE):
-        routing = router.route(logits(x_ND, router_DE), 2)
-        return router.balance_loss(router.sum_by_group(routing, jnp.ones((40, 1))))
+        routing = route(logits(x_ND, router_DE), 2)
+        return routers.balance_loss(routers.sum_by_group(routing, jnp.ones((40, 1))))
 
     before, gradient = loss(router_DE), jax.grad(loss)(router_DE)
     assert np.abs(gradient).max() > 0
@@ -119,8 +130,8 @@ def test_balance_loss_pushes_probability_away_from_the_busy_expert():
 def test_padding_does_not_count():
     x_ND, router_DE, routing = routed()
     real = jnp.asarray(np.arange(40) < 25, jnp.float32)[:, None]
-    masked = router.sum_by_group(routing, real)
-    alone = router.sum_by_group(router.route(logits(x_ND[:25], router_DE), 2), jnp.ones((25, 1)))
+    masked = routers.sum_by_group(routing, real)
+    alone = routers.sum_by_group(route(logits(x_ND[:25], router_DE), 2), jnp.ones((25, 1)))
     for found, expected in zip(masked, alone, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -128,7 +139,7 @@ def test_padding_does_not_count():
 def test_sums_are_kept_apart_by_group():
     _, _, routing = routed()
     groups_NG = jax.nn.one_hot(jnp.arange(40) % 3, 3)
-    sums = router.sum_by_group(routing, groups_NG)
+    sums = routers.sum_by_group(routing, groups_NG)
     for group in range(3):
         own = np.arange(40) % 3 == group
         for found, each in zip(
@@ -140,14 +151,14 @@ def test_sums_are_kept_apart_by_group():
 
 
 def test_statistics_of_known_loads():
-    assert router.effective_experts(jnp.full(8, 1 / 8)) == pytest.approx(8, rel=1e-5)
-    assert router.effective_experts(jnp.asarray([1.0, 0, 0, 0])) == pytest.approx(1)
-    assert router.effective_experts(jnp.asarray([0.5, 0.5, 0, 0])) == pytest.approx(2, rel=1e-5)
+    assert routers.effective_experts(jnp.full(8, 1 / 8)) == pytest.approx(8, rel=1e-5)
+    assert routers.effective_experts(jnp.asarray([1.0, 0, 0, 0])) == pytest.approx(1)
+    assert routers.effective_experts(jnp.asarray([0.5, 0.5, 0, 0])) == pytest.approx(2, rel=1e-5)
 
 
 def test_each_token_is_routed_for_itself():
     x_ND, router_DE, routing = routed()
-    changed = router.route(logits(x_ND.at[7].set(3.0), router_DE), 2)
+    changed = route(logits(x_ND.at[7].set(3.0), router_DE), 2)
     others = np.arange(40) != 7
     np.testing.assert_array_equal(changed.gates[others], routing.gates[others])
     assert not np.allclose(changed.gates[7], routing.gates[7])
@@ -161,3 +172,31 @@ def test_sums_are_sown_only_when_groups_are_given():
     assert not collections
     _, collections = experts.apply(variables, x_ND, groups=jnp.ones((5, 2)), mutable=['routing'])
     assert collections['routing']['sums'].load.shape == (2, 8)
+
+
+@pytest.mark.parametrize('name', ['malora', 'hydralora'])
+def test_a_router_can_see_the_shared_down_projection(name):
+    """Its logits are W_g S_A drop(x), and its gates those of the equation."""
+    overrides = {'rank': 4, 'shared_rank': 6 if name == 'malora' else 4}
+    config = method(name, **overrides)
+    config = dataclasses.replace(config, router=dataclasses.replace(config.router, input='hidden'))
+    experts = LowRankExperts(config, features=10)
+    shapes = nn.unbox(experts.init(jax.random.key(0), jnp.ones((1, 12))))['adapter']
+    assert shapes['router'].shape == (overrides['shared_rank'], 8)
+    rng = np.random.default_rng(0)
+    leaves = {name: rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
+    x_ND, dropped_ND = rng.normal(size=(2, 5, 12))
+    W_g = leaves['router'].T @ leaves['shared_down'].T
+    expected = []
+    for dropped in dropped_ND:
+        G = reference.gates(dropped, W_g, config.router.top_k)
+        matrix = sum(g * reference.expert(t, leaves, config) for t, g in enumerate(G))
+        expected.append(config.scale * matrix @ dropped)
+    found = experts.apply({'adapter': leaves}, jnp.asarray(x_ND), jnp.asarray(dropped_ND))
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_router_cannot_see_what_experts_do_not_share():
+    config = method('molora')
+    with pytest.raises(errors.UserError, match="'x' where the experts share no first factor"):
+        dataclasses.replace(config, router=routers.Router(top_k=2, input='hidden'))

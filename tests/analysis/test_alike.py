@@ -8,8 +8,8 @@ from model_helpers import STRUCTURES, random_variables, small_method, tiny_model
 
 from malora_jax.analysis import weights
 from malora_jax.analysis.alike import Candidate, comparisons, measure
-from malora_jax.analysis.projections import down_projections, up_projections
-from malora_jax.analysis.weights import leaves_of, start_adapter
+from malora_jax.analysis.weights import projections_of, start_adapter
+from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Newest
@@ -22,8 +22,10 @@ from malora_jax.training.state import create_state
 def test_the_projections_of_an_expert_multiply_to_its_update(name):
     """Against the paper's equations of one expert, in every layer."""
     config = small_method(name)
-    leaves = leaves_of(random_variables(tiny_model(config)), 'k')
-    down_LEDR, up_LEFR = down_projections(leaves), up_projections(leaves)
+    variables = random_variables(tiny_model(config))
+    found = projections_of(config.structure, variables, 'k')
+    down_LEDR, up_LEFR = found['A'], found['B']
+    leaves = linear_leaves(variables, 'k')
     for layer in range(len(up_LEFR)):
         own = {key: np.asarray(leaf[layer], np.float64) for key, leaf in leaves.items()}
         for t in range(config.num_experts):
@@ -56,20 +58,21 @@ def test_the_settings_of_the_paper():
     assert comparisons(runs[3:5]) == []
 
 
-def leaves(seed: int, experts: int = 3) -> dict[str, np.ndarray]:
+def projections(seed: int, experts: int = 3) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     down, up = ((2, experts, 10, 2), (2, experts, 2, 12))
-    return {'down': rng.standard_normal(down), 'up': rng.standard_normal(up)}
+    found = {'A': rng.standard_normal(down), 'B': rng.standard_normal(up).swapaxes(-1, -2)}
+    return found
 
 
 def test_experts_are_held_against_their_start_and_against_independent_ones():
     """All A start from one draw, and training turns one of three away from it."""
-    one = leaves(0)
-    one['down'][:] = one['down'][:, :1]
+    one = projections(0)
+    one['A'][:] = one['A'][:, :1]
     trained = {key: leaf.copy() for key, leaf in one.items()}
     orthonormal, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((10, 4)))
-    trained['down'][:, :2] = orthonormal[:, :2]
-    trained['down'][:, 2] = orthonormal[:, 2:]
+    trained['A'][:, :2] = orthonormal[:, :2]
+    trained['A'][:, 2] = orthonormal[:, 2:]
     wanted = comparisons([candidate('run', 'molora', 'ab', 3)])
     (found,) = measure(wanted, [[(trained, one)]] * 2)
     assert found.pairs == 3
@@ -81,7 +84,7 @@ def test_experts_are_held_against_their_start_and_against_independent_ones():
 
 
 def test_runs_are_compared_expert_with_expert():
-    same, other = leaves(0, 1), leaves(1, 1)
+    same, other = projections(0, 1), projections(1, 1)
     wanted = comparisons([candidate(name, 'lora', 'a') for name in 'xyz'])
     (found,) = measure(wanted, [[(same, same), (same, same), (other, None)]])
     assert found.pairs == 3
@@ -93,17 +96,17 @@ def test_runs_are_compared_expert_with_expert():
 
 
 def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
-    hydra = {'shared_down': leaves(0)['down'][:, 0], 'up': leaves(0)['up'].copy()}
-    hydra['up'][:, 0] = 0.0
+    hydra = {'A': projections(0)['A'][:, :1], 'B': projections(0)['B'].copy()}
+    hydra['B'][:, 0] = 0.0
     wanted = comparisons([candidate('run', 'hydralora', 'ab', 3)])
     (found,) = measure(wanted, [[(hydra, hydra)]])
     assert {*found.sides} == {'B'}
     one = found.sides['B'].trained.copy()
     # Two pairs have an expert without an update, and one remains.
-    own = {key: leaf[:, 1:] if key == 'up' else leaf for key, leaf in hydra.items()}
+    own = {key: leaf[:, 1:] if key == 'B' else leaf for key, leaf in hydra.items()}
     (rest,) = measure(wanted, [[(own, own)]])
     np.testing.assert_allclose(rest.sides['B'].trained, one)
-    hydra['up'][:] = 0.0
+    hydra['B'][:] = 0.0
     (empty,) = measure(wanted, [[(hydra, hydra)]])
     assert np.isnan(empty.sides['B'].trained).all()
 
@@ -122,7 +125,7 @@ def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     state = create_state(model, make_optimizer(run.optimizer, 1), 3, params)
     whole = {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
     for linear in run.adapter.targets:
-        one, other = leaves_of(found, linear), leaves_of(whole, linear)
+        one, other = linear_leaves(found, linear), linear_leaves(whole, linear)
         assert one.keys() == other.keys() == {*run.adapter.leaves}
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])

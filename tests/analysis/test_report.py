@@ -104,7 +104,7 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
     tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in batches)
     layers = run.model.num_layers
     assert found['questions'] == 12 and found['tasks'] == [*TASKS]
-    slots = run.adapter.top_k * tokens
+    slots = run.adapter.router.top_k * tokens
     assert found['token_slots'] == {name: [slots] * layers for name in run.adapter.targets}
     for load_LGE in found['load'].values():
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)

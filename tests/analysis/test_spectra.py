@@ -59,13 +59,13 @@ def test_the_random_control_has_the_same_norm_and_is_flat():
 def test_a_subspace_has_no_more_directions_than_dimensions():
     """MALoRA: eight experts of rank 3, all through a subspace of 5."""
     shared, core, up = random(2, 30, 5), random(2, 8, 5, 3, seed=1), random(2, 8, 3, 40, seed=2)
-    leaves = {'shared_down': shared, 'core': core, 'up': up}
-    start = leaves | {'core': random(2, 8, 5, 3, seed=3)}
-    found = spread(leaves, start)
+    trained = {'A': shared[:, None] @ core, 'B': up.swapaxes(-1, -2)}
+    start = {'A': shared[:, None] @ random(2, 8, 5, 3, seed=3)}
+    found = spread(trained, start)
     assert found['A'].possible == 5 and found['A'].trained.shape == (2, 5)
     assert found['B'].possible == 24
-    own = singular_values(shared[:, None] @ start['core'])[:, :5]
+    own = singular_values(start['A'])[:, :5]
     np.testing.assert_allclose(found['A'].control, own, atol=1e-12)
     assert (found['A'].directions <= 5).all() and (found['B'].directions <= 24).all()
-    without = spread(leaves, None)['A'].control
+    without = spread(trained, None)['A'].control
     assert not np.allclose(without, own)

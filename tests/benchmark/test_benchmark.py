@@ -96,7 +96,7 @@ def test_a_method_s_subject_trains():
 def test_methods_have_their_own_settings_and_the_run_s_dropout_and_linears():
     run = tiny_run(**{'adapter.dropout': 0.25, 'adapter.targets': ('q', 'up'), 'adapter.rank': 3})
     adapter = with_method(run, 'molora').adapter
-    assert (adapter.rank, adapter.dropout, adapter.targets) == (8, 0.25, ('q', 'up'))
+    assert (adapter.structure.rank, adapter.dropout, adapter.targets) == (8, 0.25, ('q', 'up'))
 
 
 # Timing.
@@ -221,8 +221,9 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
 )
 def test_what_grows_keeps_its_share_of_the_subspace(name, field, size, expected):
     found = growth.grown(method(name), field, size, width=300)
-    assert (found.num_experts, found.rank, found.shared_rank) == expected
-    assert found.top_k == method(name).top_k
+    sizes = found.num_experts, found.structure.rank, found.structure.subspace_rank
+    assert sizes == expected
+    assert found.router.top_k == method(name).router.top_k
 
 
 def grown_figures() -> dict:

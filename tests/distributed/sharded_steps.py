@@ -19,7 +19,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / 'models'), str(TESTS / 'training')]
 
 from model_helpers import packed_batch, random_variables, small_method, tiny_model  # noqa: E402
-from step_helpers import recording  # noqa: E402
+from step_helpers import numbers, recording  # noqa: E402
 
 from malora_jax.adapters import AdapterConfig  # noqa: E402
 from malora_jax.distributed import hlo, rules  # noqa: E402
@@ -61,14 +61,14 @@ def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[floa
         optimizer,
         optax.constant_schedule(1e-3),
         TASKS,
-        seed,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
     batch = rules.place_rows(packed_batch(ROWS, LENGTH, num_tasks=TASKS))
-    compiled = train_step.lower(state, params, batch).compile()
+    given = rules.place_whole(numbers(model.adapter, seed=seed))
+    compiled = train_step.lower(state, params, batch, given).compile()
     losses = []
     for _ in range(STEPS):
-        state, metrics = compiled(state, params, batch)
+        state, metrics = compiled(state, params, batch, given)
         losses.append(float(metrics['loss']))
     gradients, _ = state.opt_state
     return losses, jax.device_get(gradients), jax.device_get(state.adapter), compiled.as_text()
@@ -95,7 +95,7 @@ def sized(name: str) -> AdapterConfig:
 
     Shapes then tell what is sent.
     """
-    shared = small_method(name).shared_rank
+    shared = small_method(name).structure.subspace_rank
     if shared:
         shared = {'hydralora': 7, 'malora_unshared': 20}.get(name, 10)
     return small_method(name, dropout=0.05, rank=7, shared_rank=shared)

@@ -57,7 +57,7 @@ def reference_logits(name: str, text: list[int]) -> np.ndarray:
     reference = ReferenceDecoder(model.config, VARIABLES[name], model.adapter)
     outputs = reference(np.array([text]), np.arange(len(text))[None], one)
     if model.adapter is not None:
-        assert margin(probabilities(outputs, one), model.adapter.top_k) > 1e-5
+        assert margin(probabilities(outputs, one), model.adapter.router.top_k) > 1e-5
     return outputs.logits[0]
 
 

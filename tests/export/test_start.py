@@ -23,7 +23,7 @@ from model_helpers import (
     small_method,
     tiny_model,
 )
-from step_helpers import ADAMW
+from step_helpers import ADAMW, numbers
 
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
@@ -160,7 +160,9 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
     optimizer = make_optimizer(ADAMW, 10)
     state = started(tmp_path / 'peft', base, model)[0]
     state = state.replace(step=jnp.int32(0), opt_state=optimizer.init(state.adapter))
-    gradients, _ = jax.jit(make_gradients(model, 2, 0))(state, base[0].params, BATCH)
+    gradients, _ = jax.jit(make_gradients(model, 2))(
+        state, base[0].params, BATCH, numbers(model.adapter)
+    )
 
     def least_distance(adapter) -> float:
         """Between two experts' up-projections, relative to their norm."""
@@ -174,9 +176,9 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
     assert least_distance(state.adapter) < 1e-6
     # Each expert has its own gradient: it sees other tokens, or with other gates.
     assert least_distance(gradients) > 0.1
-    step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), 2, 0)
+    step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), 2)
     for _ in range(5):
-        state, metrics = step(state, base[0].params, BATCH)
+        state, metrics = step(state, base[0].params, BATCH, numbers(model.adapter))
     assert least_distance(state.adapter) > 1e-3
     assert metrics['effective_experts'] > 3
 

@@ -59,7 +59,7 @@ def test_with_constant_gates_it_is_the_mixture(setup, name):
     assert difference(found.trained, same) < 2e-4
     assert difference(found.trained, same._replace(model=Decoder(same.model.config))) > 0.1
     adapter = found.trained.model.adapter
-    assert adapter.num_experts == 1 and adapter.rank == found.about['exact_rank']
+    assert adapter.num_experts == 1 and adapter.structure.rank == found.about['exact_rank']
     assert adapter.scale == pytest.approx(same.model.adapter.scale)
     assert found.about['lost_by_rank'] == 0
     for losses in found.losses.values():
@@ -149,7 +149,7 @@ def test_a_rank_above_a_linear_s_shorter_side(setup):
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
     mixed = trained('molora', setup.base)._replace(model=model, variables=variables)
     found = static(setup, mixed, rank=48)
-    assert found.about['exact_rank'] == 64 and found.trained.model.adapter.rank == 48
+    assert found.about['exact_rank'] == 64 and found.trained.model.adapter.structure.rank == 48
     k = found.trained.variables['adapter']['layers']['attention']['k']
     assert k['down'].shape == (2, 1, 64, 48) and k['up'].shape == (2, 1, 48, 32)
     assert np.abs(k['down'][..., :32]).max() > 0 and not np.any(k['down'][..., 32:])

@@ -146,7 +146,7 @@ def _import() -> None:
     import malora_jax.benchmark.run
     import malora_jax.export.huggingface
     import malora_jax.inference
-    import malora_jax.sweeps.together
+    import malora_jax.sweeps.joint
     import malora_jax.training.evaluate  # noqa: F401
 
 

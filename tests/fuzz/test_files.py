@@ -111,10 +111,15 @@ def write_adapter(path: pathlib.Path) -> None:
     from dataclasses import asdict
 
     from malora_jax.adapters import method
+    from malora_jax.adapters.methods import settings_of
 
     manifest = {
         **{'format': 'malora_jax adapter', 'version': 1, 'method': 'lora', 'step': 1},
-        **{'made_by': 'a test', 'template': 'plain', 'adapter': asdict(method('lora', rank=2))},
+        **{
+            'made_by': 'a test',
+            'template': 'plain',
+            'adapter': asdict(settings_of(method('lora', rank=2))),
+        },
         **{'model': asdict(preset('tiny')), 'weights': '', 'base': 'x', 'tokenizer': 'x'},
         **{'sha256': 'x', 'leaves': {}},
     }

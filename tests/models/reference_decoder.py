@@ -120,11 +120,11 @@ class ReferenceDecoder:
         real = batch['segment_ids'].reshape(-1) > 0
         if adapter is not None and adapter.has_router:
             each = [
-                reference.balance_loss(x[real], outputs.routers[path].T, adapter.top_k)
+                reference.balance_loss(x[real], outputs.routers[path].T, adapter.router.top_k)
                 for path, x in outputs.inputs.items()
             ]
             balance = sum(each) / len(each)
-        weight = adapter.balance_weight if adapter is not None else 0.0
+        weight = adapter.router.balance_weight if adapter is not None else 0.0
         return Losses(nll, balance, nll + weight * balance, outputs)
 
     def _rms_norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ class ReferenceDecoder:
             self.inputs[path] = x
             if adapter.has_router:
                 self.routers[path] = leaves['router']
-            if adapter.magnitude:
+            if adapter.structure.extra:
                 self.lengths[path] = reference.column_lengths(W, leaves, adapter)
             y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_lengths.get(path))
         return y + leaves['bias'] if 'bias' in leaves else y

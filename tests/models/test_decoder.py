@@ -19,7 +19,8 @@ from model_helpers import (
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.models.decoder import MLP, Attention, Context, abstract_variables
+from malora_jax.models.context import Context
+from malora_jax.models.decoder import MLP, Attention, abstract_variables
 from malora_jax.models.linear import AdaptedLinear
 from malora_jax.training.step import losses
 
@@ -88,7 +89,11 @@ def test_positions_matter_only_relative_to_each_other(name):
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_without_the_last_factor_the_adapter_does_nothing(name):
-    base, params, last = run('base'), VARIABLES[name]['params'], MODELS[name].adapter.factors[-1]
+    base, params, last = (
+        run('base'),
+        VARIABLES[name]['params'],
+        MODELS[name].adapter.structure.factors[-1],
+    )
     np.testing.assert_array_equal(
         np.asarray(VARIABLES['base']['params']['embedding']), np.asarray(params['embedding'])
     )
@@ -119,7 +124,7 @@ def test_only_targets_are_adapted(name, linear):
 @pytest.mark.parametrize('name', STRUCTURES)
 @pytest.mark.parametrize('tied', [True, False])
 def test_every_parameter_has_logical_axis_names(name, tied):
-    frozen = small_method(name).factors[:1]
+    frozen = small_method(name).structure.factors[:1]
     model = tiny_model(small_method(name, frozen=frozen, targets=LINEARS), tied=tied)
     variables = abstract_variables(model)
     assert set(variables) == {'params', 'adapter', 'adapter_frozen'}

@@ -19,8 +19,9 @@ from model_helpers import (
 )
 from reference_decoder import Outputs, ReferenceDecoder, margin, probabilities
 
-from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.config import LINEARS, SUBSPACES
+from malora_jax.adapters import AdapterConfig, AdapterSettings
+from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.methods import SUBSPACES
 from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 
@@ -45,7 +46,7 @@ def reference_outputs(model: Decoder, variables) -> tuple[Outputs, float]:
     if model.adapter is None:
         return outputs, np.inf
     chances = probabilities(outputs, np.asarray(BATCH['segment_ids']))
-    return outputs, margin(chances, model.adapter.top_k)
+    return outputs, margin(chances, model.adapter.router.top_k)
 
 
 @functools.cache
@@ -83,7 +84,7 @@ def adapters(draw) -> AdapterConfig:
     }.get(subspace, rank + draw(st.integers(0, 3)))
     gates = ['plain'] + ['equal_gates'] * (num_experts > 1) + ['renormalize'] * (top_k > 1)
     chosen = draw(st.sampled_from(gates))
-    return AdapterConfig(
+    return AdapterSettings(
         num_experts=num_experts,
         top_k=top_k,
         rank=rank,
@@ -96,7 +97,7 @@ def adapters(draw) -> AdapterConfig:
         # With equal gates for all experts it would get no gradient.
         frozen=('router',) if chosen == 'equal_gates' and top_k == num_experts else (),
         targets=tuple(draw(st.sets(st.sampled_from(LINEARS), min_size=1))),
-    )
+    ).build()
 
 
 @st.composite

@@ -29,6 +29,8 @@ from malora_jax.models.decoder import REMAT, abstract_variables
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import load_base
 from malora_jax.models.quantize import KINDS, Quantized, codes_dtype, product, quantize, shapes
+from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step
 
@@ -247,8 +249,10 @@ def wide_step(kind: str, remat: str):
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = optax.sgd(1e-2)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
-    step = make_train_step(model, optimizer, optax.constant_schedule(1.0), 1, 0)
-    return step.lower(state, params, abstract_batch(1, 8)).compile().memory_analysis()
+    step = make_train_step(model, optimizer, optax.constant_schedule(1.0), 1)
+    numbers = OptimizerConfig(1e-2, 0.0, 'linear', 0.0, 1.0)
+    given = Hyperparameters.of(0, numbers, model.adapter)
+    return step.lower(state, params, abstract_batch(1, 8), given).compile().memory_analysis()
 
 
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from malora_jax.adapters import trees
+from malora_jax.adapters import AdapterConfig, trees
 from malora_jax.training.config import OptimizerConfig
+from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.state import TrainState
 
 ADAMW = OptimizerConfig(
@@ -16,17 +17,26 @@ ADAMW = OptimizerConfig(
 )
 
 
+def numbers(
+    adapter: AdapterConfig | None, optimizer: OptimizerConfig = ADAMW, seed: int = 0
+) -> Hyperparameters:
+    """The hyperparameters of a step with this adapter."""
+    return Hyperparameters.of(seed, optimizer, adapter)
+
+
 def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer, with the gradients that it was last given in its state: (gradients, own)."""
 
-    def update(gradients, state, params):
-        updates, own = optimizer.update(gradients, state[1], params)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(gradients, state, params, **more):
+        updates, own = inner.update(gradients, state[1], params, **more)
         return updates, (gradients, own)
 
     def init(params):
         return jax.tree.map(jnp.zeros_like, params), optimizer.init(params)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 # Keeps the gradients that it is given, and changes nothing.

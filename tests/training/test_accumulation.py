@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from model_helpers import packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, assert_close, new_state, recording
+from step_helpers import ADAMW, assert_close, new_state, numbers, recording
 
 from malora_jax.adapters import AdapterConfig, method, trees
 from malora_jax.models import Decoder, preset
@@ -29,9 +29,7 @@ def parts(batch):
 
 
 def step_of(model, optimizer, accumulate: int):
-    return make_train_step(
-        model, optimizer, lambda _: 0.0, NUM_TASKS, seed=0, accumulate=accumulate
-    )
+    return make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, accumulate)
 
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -44,9 +42,9 @@ def small_model(name: str, **overrides):
 def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
     """The state, the gradients and the metrics after a step of the batch."""
     optimizer = recording(optimizer)
-    train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, 0, accumulate)
+    train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, accumulate)
     state = new_state(variables, optimizer, number)
-    state, metrics = train_step(state, variables['params'], BATCH)
+    state, metrics = train_step(state, variables['params'], BATCH, numbers(model.adapter))
     return state, state.opt_state[0], metrics
 
 
@@ -85,7 +83,7 @@ def gradient_written_out(model, variables, keys):
     def gradient_of(adapter, part, key, share):
         sums = losses(model, variables | {'adapter': adapter}, part, NUM_TASKS, key)
         balance = share * mean_balance_loss(sums.routing)
-        return sums.nll.sum() / loss_tokens + model.adapter.balance_weight * balance
+        return sums.nll.sum() / loss_tokens + model.adapter.router.balance_weight * balance
 
     each = []
     for number, key in enumerate(keys):
@@ -136,9 +134,9 @@ def temporary_bytes(
     params = nn.unbox(abstract_variables(model))['params']
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
     train_step = make_train_step(
-        model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, 0, accumulate
+        model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, accumulate
     )
-    lowered = train_step.lower(state, params, abstract_batch(rows, length))
+    lowered = train_step.lower(state, params, abstract_batch(rows, length), numbers(adapter))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

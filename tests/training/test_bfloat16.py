@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from loop_helpers import run_settings
 from model_helpers import STRUCTURES, packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, new_state, recording
+from step_helpers import ADAMW, new_state, numbers, recording
 
 from malora_jax import training
 from malora_jax.models import Decoder
@@ -29,8 +29,9 @@ def one_step(name: str, dtype: str, variables):
     """The state and metrics after a step, and the gradients."""
     model = small_model(name, dtype)
     optimizer = recording(make_optimizer(ADAMW, 10))
-    train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, seed=0)
-    state, metrics = train_step(new_state(variables, optimizer), variables['params'], BATCH)
+    train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS)
+    state = new_state(variables, optimizer)
+    state, metrics = train_step(state, variables['params'], BATCH, numbers(model.adapter))
     return state, metrics, state.opt_state[0]
 
 

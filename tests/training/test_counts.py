@@ -8,7 +8,7 @@ import jax
 import pytest
 from jaxprs import equations, product_flops
 from model_helpers import METHOD_NAMES, small_method
-from step_helpers import ADAMW
+from step_helpers import ADAMW, numbers
 
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
@@ -30,14 +30,14 @@ def abstract(name: str, remat: str = 'none'):
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = make_optimizer(ADAMW, 10)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
-    return model, (state, params, abstract_batch(ROWS, LENGTH))
+    return model, (state, params, abstract_batch(ROWS, LENGTH), numbers(adapter))
 
 
 @functools.cache
 def traced(name: str, remat: str = 'none'):
     """Every equation of a method's loss and gradient, with how often it runs."""
     model, shapes = abstract(name, remat)
-    return list(equations(jax.make_jaxpr(make_gradients(model, TASKS, 0))(*shapes).jaxpr))
+    return list(equations(jax.make_jaxpr(make_gradients(model, TASKS))(*shapes).jaxpr))
 
 
 def flops_of_linears(name: str, remat: str = 'none') -> int:
@@ -67,7 +67,7 @@ def test_operations_are_those_of_the_plan(name, remat):
 
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_no_product_is_a_gradient_of_the_base(name):
-    model, (_, params, _) = abstract(name)
+    model, (_, params, *_) = abstract(name)
     kernels = {leaf.shape[1:] for leaf in jax.tree.leaves(params['layers']) if len(leaf.shape) == 3}
     weights = kernels | {shape[::-1] for shape in kernels} | {params['embedding'].shape}
     assert (TOKENS, model.config.width) not in weights
@@ -83,7 +83,7 @@ def test_no_buffer_has_tokens_by_experts_by_features(name):
     adapter, config = model.adapter, model.config
     rows = TOKENS
     if adapter.dispatch:
-        rows = TOKENS * adapter.top_k + (1 + adapter.num_experts) * 128
+        rows = TOKENS * adapter.router.top_k + (1 + adapter.num_experts) * 128
     most = max(
         rows * config.hidden, ROWS * config.num_heads * LENGTH**2, TOKENS * config.vocab_size
     )
@@ -102,7 +102,7 @@ def test_no_buffer_has_tokens_by_experts_by_features(name):
 def temporary_bytes(name: str) -> int:
     model, shapes = abstract(name, 'light')
     schedule = learning_rate_schedule(ADAMW, 10)
-    step = make_train_step(model, make_optimizer(ADAMW, 10), schedule, TASKS, 0)
+    step = make_train_step(model, make_optimizer(ADAMW, 10), schedule, TASKS)
     return step.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 from loop_helpers import STEPS, run_settings
 from model_helpers import packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, assert_close, new_state
+from step_helpers import ADAMW, assert_close, new_state, numbers
 from tiny_gguf import write_tiny_gguf
 
 from malora_jax import training
@@ -121,10 +121,10 @@ def poisoned(numbers):
             def lower(self, *shapes):
                 compiled = made.lower(*shapes).compile()
 
-                def call(state, params, batch):
+                def call(state, params, batch, hyperparameters):
                     if int(state.step) + 1 in numbers:
                         batch = {**batch, 'loss_mask': batch['loss_mask'] * np.float32(math.nan)}
-                    return compiled(state, params, batch)
+                    return compiled(state, params, batch, hyperparameters)
 
                 return type('', (), {'compile': lambda self: call})()
 
@@ -165,10 +165,11 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
     variables = random_variables(model)
     optimizer, schedule = make_optimizer(ADAMW, 10), learning_rate_schedule(ADAMW, 10)
     batch = packed_batch([[20, 12], [31]], 32)
-    train_step = step.make_train_step(model, optimizer, schedule, 2, 0, skip_nonfinite=True)
-    plain_step = step.make_train_step(model, optimizer, schedule, 2, 0)
+    train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
+    given = numbers(model.adapter)
+    plain_step = step.make_train_step(model, optimizer, schedule, 2)
     bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.inf)}
-    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], bad)
+    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], bad, given)
     assert found['skipped'] == 1
     before = new_state(variables, optimizer, 3)
     assert int(state.step) == 4
@@ -181,9 +182,9 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
     ):
         np.testing.assert_array_equal(a, b)
     # A good step is the same as without.
-    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], batch)
+    state, found = train_step(new_state(variables, optimizer, 3), variables['params'], batch, given)
     assert found['skipped'] == 0
-    expected, _ = plain_step(before, variables['params'], batch)
+    expected, _ = plain_step(before, variables['params'], batch, given)
     assert_close(state.adapter, expected.adapter, 1e-6)
 
 
@@ -196,14 +197,16 @@ def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradie
     optimizer, schedule = make_optimizer(config, 10), learning_rate_schedule(config, 10)
     batch = packed_batch([[20, 12], [31]], 32)
     bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.nan)}
-    train_step = step.make_train_step(model, optimizer, schedule, 2, 0, skip_nonfinite=True)
+    train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
+
+    given = numbers(model.adapter, config)
 
     def update(skipped):
         state = new_state(variables, optimizer)
         for _ in range(skipped):
-            state, _ = train_step(state, variables['params'], bad)
-        state, found = train_step(state, variables['params'], batch)
-        assert found['learning_rate'] == schedule(skipped)
+            state, _ = train_step(state, variables['params'], bad, given)
+        state, found = train_step(state, variables['params'], batch, given)
+        assert found['learning_rate'] == given.learning_rate * schedule(skipped)
         change = jax.tree.map(jnp.subtract, state.adapter, variables['adapter'])
         return jax.tree.map(lambda leaf: leaf / found['learning_rate'], change)
 

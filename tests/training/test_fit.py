@@ -8,6 +8,7 @@ import jax
 import optax
 import pytest
 from model_helpers import small_method
+from step_helpers import numbers
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
@@ -29,8 +30,9 @@ def compiled_bytes(model: Decoder, rows: int, length: int) -> int:
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
-    step = make_train_step(model, optimizer, optax.constant_schedule(1e-3), 1, 0)
-    found = step.lower(state, params, abstract_batch(rows, length)).compile().memory_analysis()
+    step = make_train_step(model, optimizer, optax.constant_schedule(1e-3), 1)
+    lowered = step.lower(state, params, abstract_batch(rows, length), numbers(model.adapter))
+    found = lowered.compile().memory_analysis()
     return found.temp_size_in_bytes
 
 

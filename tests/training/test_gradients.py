@@ -10,7 +10,7 @@ import optax
 import pytest
 from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
 from reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
-from step_helpers import recording
+from step_helpers import numbers, recording
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
@@ -71,7 +71,7 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
         chances = probabilities(outputs, BATCH['segment_ids'])
-        if margin(chances, model.adapter.top_k) > 3e-4:
+        if margin(chances, model.adapter.router.top_k) > 3e-4:
             return variables
     raise AssertionError('every seed has a router in two minds')
 
@@ -93,9 +93,9 @@ def trained(name: str) -> Trained:
     )
     optimizer = recording(make_optimizer(ADAMW, 10))
     schedule = learning_rate_schedule(ADAMW, 10)
-    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
     state = TrainState(jnp.int32(0), adapter, frozen, optimizer.init(adapter))
-    after, metrics = train_step(state, params, BATCH)
+    after, metrics = train_step(state, params, BATCH, numbers(model.adapter, ADAMW))
     return Trained(model, before, params, metrics, float64(after.opt_state[0]), after)
 
 
@@ -127,7 +127,7 @@ def moved(tree: Any, path: str, change: np.ndarray) -> Any:
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_gradients_are_central_differences_of_the_reference(name):
     """Along a random direction in each leaf, to 5e-5; DoRA's lengths are held."""
-    step, top_k = trained(name), small_method(name).top_k
+    step, top_k = trained(name), small_method(name).router.top_k
     variables = {key: float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     segments = BATCH['segment_ids']

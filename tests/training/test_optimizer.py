@@ -58,7 +58,10 @@ def updates_of(optimizer: optax.GradientTransformation) -> tuple[list, optax.Opt
 
 PLAIN = optax.chain(
     optax.clip_by_global_norm(ADAMW.clip_norm),
-    optax.adamw(learning_rate_schedule(ADAMW, 10), weight_decay=ADAMW.weight_decay),
+    optax.adamw(
+        lambda step: ADAMW.learning_rate * learning_rate_schedule(ADAMW, 10)(step),
+        weight_decay=ADAMW.weight_decay,
+    ),
 )
 
 
@@ -97,7 +100,7 @@ def schedule_of(kind: str, warmup_ratio: float, steps: int) -> np.ndarray:
         learning_rate=2.0, warmup_ratio=warmup_ratio, schedule=kind, weight_decay=0.0, clip_norm=1.0
     )
     schedule = learning_rate_schedule(config, steps)
-    return np.array([float(schedule(step)) for step in range(steps + 1)])
+    return np.array([2.0 * float(schedule(step)) for step in range(steps + 1)])
 
 
 @pytest.mark.parametrize(

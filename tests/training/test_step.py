@@ -15,7 +15,7 @@ from model_helpers import (
     tiny_model,
     unpacked,
 )
-from step_helpers import ADAMW, RECORDER, assert_close, new_state
+from step_helpers import ADAMW, RECORDER, assert_close, new_state, numbers
 
 from malora_jax.adapters import method, trees
 from malora_jax.models import Decoder, ModelConfig
@@ -42,13 +42,15 @@ def compile_well():
 
 @functools.cache
 def recording_step(model: Decoder):
-    return make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed=0)
+    return make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS)
 
 
 def metrics_and_gradients(model: Decoder, variables, batch) -> tuple[dict[str, Any], Any]:
     """What the compiled training step computes, before the optimizer."""
     state = new_state(variables, RECORDER)
-    state, metrics = recording_step(model)(state, variables['params'], batch)
+    state, metrics = recording_step(model)(
+        state, variables['params'], batch, numbers(model.adapter)
+    )
     return jax.tree.map(np.asarray, metrics), jax.tree.map(np.asarray, state.opt_state[0])
 
 
@@ -136,10 +138,10 @@ def test_only_the_adapter_is_trained(name, frozen):
     optimizer = make_optimizer(ADAMW, 10)
     state = new_state(variables, optimizer)
     schedule = learning_rate_schedule(ADAMW, 10)
-    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS, seed=0)
+    train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
     before = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     for _ in range(3):
-        state, _ = train_step(state, variables['params'], BATCH)
+        state, _ = train_step(state, variables['params'], BATCH, numbers(model.adapter))
     assert int(state.step) == 3
     after = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     changed = {path for path in before if after[path] != before[path]}
@@ -179,10 +181,9 @@ def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
     model, optimizer = Decoder(config, adapter), make_optimizer(ADAMW, 10)
     params = nn.unbox(abstract_variables(model))['params']
     state = jax.eval_shape(lambda: create_state(model, optimizer, 0, params))
-    train_step = make_train_step(
-        model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, seed=0
-    )
-    memory = train_step.lower(state, params, abstract_batch(1, 8)).compile().memory_analysis()
+    train_step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS)
+    arguments = (state, params, abstract_batch(1, 8), numbers(adapter))
+    memory = train_step.lower(*arguments).compile().memory_analysis()
     base, trained, small = num_bytes(params), num_bytes(state.adapter), 10_000
     assert base > 50 * trained
     # In: the base once, the adapter and its two moments. Out: the metrics alone are new.
@@ -214,11 +215,12 @@ def test_a_fresh_state(name):
 def test_dropout_depends_on_seed_and_step_alone():
     model = tiny_model(small_method('lora', dropout=0.5))
     variables = random_variables(model)
-    steps = [make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS, seed) for seed in (0, 1)]
+    step = make_train_step(model, RECORDER, lambda _: 0.0, NUM_TASKS)
 
     def loss(seed: int, number: int) -> float:
         state = new_state(variables, RECORDER, number)
-        return float(steps[seed](state, variables['params'], BATCH)[1]['loss'])
+        given = numbers(model.adapter, seed=seed)
+        return float(step(state, variables['params'], BATCH, given)[1]['loss'])
 
     first = loss(0, 0)
     assert loss(0, 0) == first

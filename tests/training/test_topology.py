@@ -10,8 +10,8 @@ from malora_jax.distributed import hlo
 from malora_jax.distributed.mesh import make_mesh
 from malora_jax.distributed.topology import tpu_devices, use_compiler_alone
 from malora_jax.models import preset
-from malora_jax.sweeps.memory import step_bytes
 from malora_jax.training import run_config
+from malora_jax.training.step import step_bytes
 from malora_jax.training.topology import compiled_step
 
 CHIPS = 16

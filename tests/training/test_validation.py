@@ -24,8 +24,8 @@ from malora_jax.models import Decoder
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.evaluate import evaluate
+from malora_jax.training.run_progress import check_finite
 from malora_jax.training.setup import build
-from malora_jax.training.trainer import check_finite
 from malora_jax.training.validation import curve, evaluations_without_progress
 
 pytestmark = pytest.mark.usefixtures('compile_once')

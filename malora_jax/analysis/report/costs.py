@@ -3,20 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from malora_jax.adapters.structures import KINDS
 from malora_jax.analysis.report.page import Block, Section, Table, Text
 from malora_jax.analysis.report.runs import Subject
 from malora_jax.models import Decoder
 from malora_jax.training.plan import parameter_counts
-
-_LEAVES = {
-    'router': 'routers',
-    'down': 'down-projections, A',
-    'shared_down': 'shared subspace, S_A',
-    'core': 'cores, P',
-    'up': 'up-projections, B',
-    'shared_up': 'shared subspace, S_B',
-    'magnitude': 'magnitudes',
-}
 
 
 def overview_section(subjects: Sequence[Subject]) -> Section:
@@ -97,7 +88,7 @@ def _parameter_table(name: str, found: Mapping[str, Any]) -> Table:
     by_group = found['by_group']
     whole = sum(by_group.values())
     rows = [
-        [_LEAVES.get(part, part), f'{count:,}', f'{100 * count / whole:.1f}%']
+        [KINDS[part][1] if part in KINDS else part, f'{count:,}', f'{100 * count / whole:.1f}%']
         for part, count in by_group.items()
     ]
     caption = (

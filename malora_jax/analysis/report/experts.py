@@ -7,12 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
+from malora_jax.adapters.structures import SharedDown
 from malora_jax.analysis import similarity_plots
 from malora_jax.analysis.alike import SIDES, Alike, Candidate, comparisons, mean, measure
 from malora_jax.analysis.report.page import Block, Fold, Picture, Section, Table, Text
 from malora_jax.analysis.report.runs import Subject
 from malora_jax.analysis.spread import Spread, spread
-from malora_jax.analysis.weights import Adapter, leaves_of, linears, read_adapter, start_adapter
+from malora_jax.analysis.weights import (
+    Adapter,
+    linears,
+    projections_of,
+    read_adapter,
+    start_adapter,
+)
 
 _HOW = (
     'The similarity of two projections is the mean of the squared canonical correlations of the '
@@ -61,12 +68,12 @@ def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Sect
             'runs of single tasks or of other seeds.'
         )
         return Section('similarity', title, [Text(text)], [])
-    found = measure(wanted, _leaves(comparable, names))
+    found = measure(wanted, _projections(comparable, names))
     blocks: list[Block] = [Text(_HOW)]
     others = [w.subject.name for w in weights if linears(w.subject.run) != names]
     if others:
         blocks.append(Text(f'Left out, as they adapt other linears: {", ".join(others)}.'))
-    if any(each.subject.run.adapter.factors[:2] == ('shared_down', 'core') for each in comparable):
+    if any(isinstance(each.subject.run.adapter.structure, SharedDown) for each in comparable):
         blocks.append(Text(_COMPOSED))
     if any(each.start is None for each in comparable):
         blocks.append(
@@ -131,16 +138,17 @@ def spectra_section(weights: Sequence[Weights], output: pathlib.Path) -> Section
 def _candidate(subject: Subject) -> Candidate:
     adapter = subject.run.adapter
     # Runs of one method with other ranks would be another comparison.
-    shape = f'{subject.run.method} (rank {adapter.rank})'
+    shape = f'{subject.run.method} (rank {adapter.structure.rank})'
     return Candidate(subject.name, shape, frozenset(subject.tasks), adapter.num_experts)
 
 
 def _of_linear(weights: Weights, linear: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    start = None if weights.start is None else leaves_of(weights.start, linear)
-    return leaves_of(weights.trained, linear), start
+    structure = weights.subject.run.adapter.structure
+    start = None if weights.start is None else projections_of(structure, weights.start, linear)
+    return projections_of(structure, weights.trained, linear), start
 
 
-def _leaves(weights: Sequence[Weights], names: Sequence[str]) -> Iterator[Any]:
+def _projections(weights: Sequence[Weights], names: Sequence[str]) -> Iterator[Any]:
     for linear in tqdm.tqdm(names, desc='similarity', unit='linear', dynamic_ncols=True):
         yield [_of_linear(each, linear) for each in weights]
 

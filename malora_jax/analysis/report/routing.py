@@ -120,8 +120,8 @@ def _about(subject: Subject, asked: Questions, names: Sequence[str]) -> str:
         )
     else:
         how = (
-            f'Each token goes to {adapter.top_k} of {adapter.num_experts} experts: shares are of '
-            'these token slots.'
+            f'Each token goes to {adapter.router.top_k} of {adapter.num_experts} experts: shares '
+            'are of these token slots.'
         )
     return (
         f'{len(asked.task)} held-out questions with their answers, of {len(names)} '
@@ -136,7 +136,7 @@ def _table(
 ) -> Table:
     adapter = subject.run.adapter
     experts = adapter.num_experts
-    slots = 1 if is_dense(subject.run.adapter) else adapter.top_k
+    slots = 1 if is_dense(subject.run.adapter) else adapter.router.top_k
     most = routing.most_information(num_tasks, experts, slots)
     rows = [
         [f'step {step}' if step else 'start', *(f'{value:.3f}' for value in state.means().values())]
@@ -206,7 +206,7 @@ def _loads(
     pictures = []
     for linear, load_LGE in zip(linears(subject.run), state.load, strict=True):
         path = output / f'{subject.file_name}_load_{linear}.png'
-        most = 1.0 if is_dense(subject.run.adapter) else 1 / subject.run.adapter.top_k
+        most = 1.0 if is_dense(subject.run.adapter) else 1 / subject.run.adapter.router.top_k
         routing_plots.plot_load(path, load_LGE, tasks, linear, most)
         layer, task, expert = np.unravel_index(load_LGE.argmax(), load_LGE.shape)
         caption = (

@@ -24,7 +24,7 @@ def word_tables(
     if not len(asked.words) or is_dense(adapter):
         return []
     texts = _shown(tokenizer, asked.words.tolist())
-    evenly = adapter.top_k / adapter.num_experts
+    evenly = adapter.router.top_k / adapter.num_experts
     tables = []
     for j, linear in enumerate(linears(run)):
         layer = int(state.information[j].argmax())

@@ -14,12 +14,13 @@ from malora_jax import training
 from malora_jax.adapters import trees
 from malora_jax.errors import UserError
 from malora_jax.files import read_json, read_json_lines
-from malora_jax.sweeps import group, memory, together
-from malora_jax.sweeps.together import train_together
-from malora_jax.training import metrics, run_config
+from malora_jax.sweeps import joint
+from malora_jax.sweeps.joint import train_together
+from malora_jax.training import fit, metrics, run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.plan import memory_bytes
 from malora_jax.training.preemption import Preempted
+from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -121,14 +122,14 @@ def test_from_different_steps_they_go_on(alone, tiny_weights, tmp_path, monkeypa
 
 
 def test_sigterm_saves_all(tiny_weights, tmp_path, monkeypatch):
-    next_batch = group.Replica.next_batch
+    next_batch = RunProgress.next_batch
 
     def ask(self):
-        if self.name == 'b' and self.step == 2:
+        if self.workdir.name == 'b' and self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return next_batch(self)
 
-    monkeypatch.setattr(group.Replica, 'next_batch', ask)
+    monkeypatch.setattr(RunProgress, 'next_batch', ask)
     with pytest.raises(Preempted):
         train_together(configs(tiny_weights), tmp_path, measure=False)
     for name in 'abc':
@@ -159,7 +160,7 @@ def test_what_is_finished_is_left_alone(tiny_weights, tmp_path, monkeypatch):
     for name in 'abc':
         (tmp_path / name).mkdir()
         (tmp_path / name / 'results.json').write_text('{}')
-    monkeypatch.setattr(together, 'build', None)
+    monkeypatch.setattr(joint, 'build', None)
     assert train_together(configs(tiny_weights), tmp_path) == {}
 
 
@@ -187,9 +188,9 @@ def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
         trained.extend([1] * len(some))
         return {}
 
-    monkeypatch.setattr(together, 'that_fit', lambda *_: fit)
-    monkeypatch.setattr(together, '_train', note)
-    monkeypatch.setattr(together, '_alone', note_alone)
+    monkeypatch.setattr(joint, 'joint_runs', lambda *_: fit)
+    monkeypatch.setattr(joint, '_train', note)
+    monkeypatch.setattr(joint, '_alone', note_alone)
     train_together(configs(tiny_weights), tmp_path)
     assert trained == sizes
 
@@ -198,21 +199,19 @@ def test_the_base_counts_once(tiny_weights):
     run = run_config(configs(tiny_weights)['a'])
     base = memory_bytes(build(run).model.clone(adapter=None))['base']
     total = 10**9
-    fit = memory.that_fit(run, total)
-    each = (0.9 * total - base) / (fit + 0.5)
+    count = fit.joint_runs(run, total)
+    each = (0.9 * total - base) / (count + 0.5)
     # With twice the memory, and no second base, more than twice as many.
-    assert memory.that_fit(run, 2 * total) == pytest.approx((1.8 * total - base) / each, rel=0.1)
-    assert memory.that_fit(run, base) == 0
-    assert memory.available() > 2**27
+    assert fit.joint_runs(run, 2 * total) == pytest.approx((1.8 * total - base) / each, rel=0.1)
+    assert fit.joint_runs(run, base) == 0
+    assert fit.available_memory() > 2**27
 
 
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
     """A step of three together is as long as ten alone: so they are trained alone."""
     ways = []
-    monkeypatch.setattr(together, '_alone', lambda some, *_: ways.append(list(some)) or {})
-    from malora_jax.sweeps import against
-
-    compared = against.compare
+    monkeypatch.setattr(joint, '_alone', lambda some, *_: ways.append(list(some)) or {})
+    compared = joint.compare
 
     def slowly(*args):
         found, step = compared(*args)
@@ -221,7 +220,7 @@ def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatc
         assert found.runs == 3 and found.together_s > 0 and found.alone_s > 0
         return found._replace(together_s=2.0, alone_s=0.2), step
 
-    monkeypatch.setattr(together, 'compare', slowly)
+    monkeypatch.setattr(joint, 'compare', slowly)
     train_together(configs(tiny_weights), tmp_path)
     out = capsys.readouterr().out
     # 3 · 2 rows of 96 positions in two seconds, against 2 rows in 0.2.
@@ -243,9 +242,9 @@ def test_only_runs_of_equal_steps_train_together(tiny_weights, tmp_path, monkeyp
         return {}
 
     monkeypatch.setattr(
-        together, '_setups', lambda *_: {k: SimpleNamespace(steps=v) for k, v in setups.items()}
+        joint, '_setups', lambda *_: {k: SimpleNamespace(steps=v) for k, v in setups.items()}
     )
-    monkeypatch.setattr(together, '_train', train)
-    monkeypatch.setattr(together, '_alone', lambda configs, *_: trained.append([*configs]) or {})
+    monkeypatch.setattr(joint, '_train', train)
+    monkeypatch.setattr(joint, '_alone', lambda configs, *_: trained.append([*configs]) or {})
     assert train_together(configs(tiny_weights), tmp_path) == {}
     assert trained == [['a', 'c'], ['b']]

@@ -1,5 +1,7 @@
 """Steps of several runs at once against the steps of each alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,16 +9,19 @@ import pytest
 from loop_helpers import run_settings
 
 from malora_jax.adapters import trees
-from malora_jax.sweeps.padding import cut, pad, shapes
-from malora_jax.sweeps.step import lowered_step, make_starts, stack, take
-from malora_jax.sweeps.traced import NAMES, alike, common, differing, with_values
+from malora_jax.adapters.methods import settings_of
+from malora_jax.sweeps import joint
+from malora_jax.sweeps.joint import initial_state
+from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks
+from malora_jax.sweeps.padding import cut, stack, take
 from malora_jax.training import run_config
+from malora_jax.training.hyperparameters import CONFIG_FIELDS, Hyperparameters
 from malora_jax.training.setup import build
-from malora_jax.training.step import lowered_step as lowered_alone
+from malora_jax.training.step import lowered_step
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 STEPS = 3
-# What each of three runs has; the second has no dropout.
+# What each of three runs has.
 DIFFERENT = {
     'seed': (0, 5, 0),
     'optimizer__learning_rate': (1e-2, 3e-3, 1e-3),
@@ -29,7 +34,7 @@ DIFFERENT = {
     'optimizer__magnitude_rate': (1.0, 2.0, 3.0),
     'adapter__alpha': (8.0, 4.0, 3.0),
     'adapter__beta': (1.0, 0.5, 2.0),
-    'adapter__dropout': (0.1, 0.0, 0.3),
+    'adapter__dropout': (0.1, 0.2, 0.3),
     'adapter__balance_weight': (0.01, 0.1, 0.5),
 }
 
@@ -74,35 +79,34 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     base = build(runs[0]).base
     setups = [build(run, base) for run in runs]
     first, params = setups[0], base.params
-    states = [_random(setup.fresh_state(), seed) for seed, setup in enumerate(setups)]
+    states = [_random(setup.fresh_state(), 10 + seed) for seed, setup in enumerate(setups)]
     alone = [
-        lowered_alone(s.run, s.model, s.steps, 2, state, params).compile()
+        lowered_step(s.run, s.steps, 2, state, params, s.hyperparameters).compile()
         for s, state in zip(setups, states, strict=True)
     ]
-    values, run = differing(runs), common(runs)
-    whole = jax.eval_shape(make_starts(run, first.steps), take(values, 0), params)
-    stacked = stack([pad(state, whole) for state in states])
-    together = lowered_step(run, first.steps, 2, stacked, params, values).compile()
+    numbers, run = stack([s.hyperparameters for s in setups]), with_largest_ranks(runs)
+    together = lowered_step(run, first.steps, 2, stack(states), params, numbers).compile()
     data = [setup.train_iterator() for setup in setups]
     for _ in range(STEPS):
-        stacked = stack([pad(state, whole) for state in states])
+        stacked = stack(states)
         batches = [next(rows) for rows in data]
         rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        stacked, metrics = together(stacked, params, rows, values)
+        stacked, metrics = together(stacked, params, rows, numbers)
         for index, batch in enumerate(batches):
-            states[index], expected = alone[index](states[index], params, batch)
+            numbers_alone = setups[index].hyperparameters
+            states[index], expected = alone[index](states[index], params, batch, numbers_alone)
             for name, value in expected.items():
                 np.testing.assert_allclose(
                     np.asarray(metrics[name])[index], value, rtol=2e-5, err_msg=name
                 )
         for index, state in enumerate(states):
-            _assert_close(cut(take(stacked, index), shapes(state)), state)
+            _assert_close(cut(take(stacked, index), state), state)
     # They are not the same by accident.
     finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
     assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
     # What was padded is zero still.
     for leaf, whole_leaf in zip(
-        jax.tree.leaves(cut(take(stacked, 0), shapes(states[0]))),
+        jax.tree.leaves(cut(take(stacked, 0), states[0])),
         jax.tree.leaves(take(stacked, 0)),
         strict=True,
     ):
@@ -131,16 +135,15 @@ def _assert_close(found, expected):
 
 
 def test_the_activations_keep_their_dtype(tiny_weights):
-    """A traced α or dropout is float32, and would make everything behind it so."""
+    """The scale and the dropout rate are float32, and would make everything behind them so."""
     runs = [
         run_config(config) for config in settings(tiny_weights, 'malora', model__dtype='bfloat16')
     ]
-    setup, values = build(runs[0]), differing(runs)
+    setup = build(runs[0])
+    base, numbers = setup.base.params, setup.hyperparameters
     states = stack([setup.fresh_state()] * 3)
-    step = lowered_step(runs[0], setup.steps, 2, states, setup.base.params, values)
-    alone = lowered_alone(
-        runs[0], setup.model, setup.steps, 2, setup.fresh_state(), setup.base.params
-    )
+    step = lowered_step(runs[0], setup.steps, 2, states, base, stack([numbers] * 3))
+    alone = lowered_step(runs[0], setup.steps, 2, setup.fresh_state(), base, numbers)
     counts = [_products_in_float32(lowered.as_text()) for lowered in (step, alone)]
     assert counts[0] == counts[1] > 0
 
@@ -154,49 +157,69 @@ def _products_in_float32(text: str) -> int:
 def test_starts_are_those_of_the_runs_alone(method, tiny_weights):
     runs = [run_config(config) for config in settings(tiny_weights, method)]
     base = build(runs[0]).base
-    values = differing(runs)
-    start = make_starts(runs[0], 6)
-    for index, run in enumerate(runs):
-        found = start(take(values, index), base.params)
-        expected = build(run, base).fresh_state()
+    for run in runs:
+        setup = build(run, base)
+        found, expected = initial_state(runs[0], setup), setup.fresh_state()
         for (name, a), (_, b) in zip(
             trees.named_leaves(found), trees.named_leaves(expected), strict=True
         ):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_runs_that_are_alike(tiny_weights):
+def test_initial_states_compile_once_for_each_rank_and_beta(tiny_weights):
+    runs = [run_config(config) for config in settings(tiny_weights, 'molora')]
+    runs.append(dataclasses.replace(runs[2], seed=4))
+    base = build(runs[0]).base
+    joint.create_compiled.clear_cache()
+    for run in runs:
+        initial_state(runs[0], build(run, base))
+    # Three values of beta.
+    assert joint.create_compiled._cache_size() == 3
+
+
+def test_groups_of_runs_that_train_jointly(tiny_weights):
     one, two, three = settings(tiny_weights, 'malora')
     other = run_settings(tiny_weights, 'malora', adapter__rank=2)
     longer = run_settings(tiny_weights, 'malora', training__steps=7)
     plain = run_settings(tiny_weights, 'molora')
     plain['method'] = 'malora'  # By its settings alone.
-    found = alike({'a': one, 'b': plain, 'c': two, 'd': longer, 'e': three, 'f': other})
+    found = joint_groups({'a': one, 'b': plain, 'c': two, 'd': longer, 'e': three, 'f': other})
     assert found == [['a', 'c', 'e', 'f'], ['b'], ['d']]
 
 
+@pytest.mark.parametrize('field', ['dropout', 'balance_weight'])
+def test_whether_dropout_and_balance_loss_exist_is_the_same_in_a_group(field, tiny_weights):
+    configs = {
+        str(value): run_settings(tiny_weights, 'malora', **{f'adapter__{field}': value})
+        for value in (0.1, 0.0, 0.2)
+    }
+    assert joint_groups(configs) == [['0.1', '0.2'], ['0.0']]
+
+
 def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
-    """α / r of 16 / 4 and 12 / 2: at rank 4 the second is 24 / 4."""
+    """α / r of 16 / 4 and 12 / 2, whatever the ranks of the others."""
     runs = [
         run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
         for rank, alpha in ((4, 16.0), (2, 12.0))
     ]
-    assert list(differing(runs)['adapter.alpha']) == [16.0, 24.0]
-    assert common(runs[::-1]).adapter.rank == 4
-    assert common(runs[::-1]).adapter.scale == 6.0
-    same = [
-        run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=2.0 * rank))
-        for rank in (4, 2)
-    ]
-    assert 'adapter.alpha' not in differing(same)
+    assert [build(run).hyperparameters.scale for run in runs] == [4.0, 6.0]
+    assert with_largest_ranks(runs[::-1]).adapter.structure.rank == 4
+    stabilized = run_config(
+        run_settings(tiny_weights, adapter__rank=4, adapter__rank_stabilized=True)
+    )
+    assert build(stabilized).hyperparameters.scale == stabilized.adapter.alpha / 2
 
 
-def test_only_what_differs_is_traced(tiny_weights):
-    runs = [run_config(run_settings(tiny_weights, seed=seed)) for seed in (3, 4)]
-    assert differing(runs).keys() == {'seed'}
-    changed = with_values(runs[0], {'seed': 7, 'adapter.alpha': 'traced'})
-    assert (changed.seed, changed.adapter.alpha) == (7, 'traced')
-    assert (runs[0].seed, runs[0].adapter.alpha) == (3, 8.0)
-    assert changed.optimizer == runs[0].optimizer
-    every = [run_config(config) for config in settings(tiny_weights, 'malora')]
-    assert differing(every).keys() == {*NAMES}
+def test_hyperparameters_are_the_numbers_of_the_config(tiny_weights):
+    run = run_config(settings(tiny_weights, 'malora')[1])
+    found = Hyperparameters.of(run.seed, run.optimizer, run.adapter)
+    assert (found.seed, found.seed.dtype) == (5, 'uint32')
+    sections = {'optimizer': run.optimizer, 'adapter': settings_of(run.adapter)}
+    for name in CONFIG_FIELDS[1:]:
+        section, _, field = name.partition('.')
+        value = getattr(sections[section], field)
+        number = getattr(found, 'scale' if field == 'alpha' else field)
+        if field == 'alpha':
+            number *= run.adapter.structure.rank
+        assert (number, number.dtype) == (np.float32(value), 'float32'), name
+    assert len(CONFIG_FIELDS) == len(jax.tree.leaves(found))

@@ -1,0 +1,157 @@
+"""Joint training: runs of a sweep in one process, as many at once as fit into memory."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from malora_jax.sweeps.base_answers import take_base_answers
+from malora_jax.sweeps.directory import is_finished
+from malora_jax.sweeps.joint_comparison import compare
+from malora_jax.sweeps.joint_groups import with_largest_ranks
+from malora_jax.sweeps.joint_loop import JointLoop, JointRun
+from malora_jax.training import loop
+from malora_jax.training.config import RunConfig, run_config
+from malora_jax.training.fit import available_memory, joint_runs
+from malora_jax.training.goodput import Goodput
+from malora_jax.training.optimizer import make_optimizer
+from malora_jax.training.preemption import watched
+from malora_jax.training.prepare import data_digests
+from malora_jax.training.setup import Setup, build
+from malora_jax.training.state import TrainState, create_state
+from malora_jax.training.workdir import RunDirectory, opened
+
+Configs = Mapping[str, Mapping[str, Any]]
+# Compiled once for each model, by its value; optimizers are cached by theirs.
+create_compiled = jax.jit(create_state, static_argnums=(0, 1))
+
+
+def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True) -> dict[str, str]:
+    """Train runs of one of the `joint_groups` to their ends.
+
+    Each has its own directory, as `training.train` makes it, and its own data. Where fewer than two
+    fit into memory, there are several devices, or it does not pay, they are trained one after
+    another.
+
+    Args:
+        configs: Configs as written in configs/, by run name.
+        workdir: Directory of the sweep; each run is a directory in it.
+        measure: Whether to measure first if joint training pays, and to print that.
+
+    Returns:
+        Why a run failed, by its name.
+
+    Raises:
+        UserError: A mistake in the configs or their files.
+        Preempted: SIGTERM came; the runs are saved.
+    """
+    todo = {name: config for name, config in configs.items() if not is_finished(workdir, name)}
+    if not todo:
+        return {}
+    run = with_largest_ranks([run_config(config) for config in todo.values()])
+    most = 1 if len(jax.devices()) > 1 else joint_runs(run, available_memory())
+    digests, errors = data_digests(run), dict[str, str]()
+    parts = np.array_split(list(todo), -(-len(todo) // max(1, most)))
+    for chunk in (part.tolist() for part in parts):
+        setups = _setups({name: todo[name] for name in chunk}) if len(chunk) > 1 else {}
+        # Runs by epochs may differ by a step or two if their seeds differ.
+        steps = {name: setups[name].steps if setups else 0 for name in chunk}
+        for number in dict.fromkeys(steps.values()):
+            own, found = {name: todo[name] for name in steps if steps[name] == number}, None
+            if len(own) > 1:
+                found = _train(own, [setups[name] for name in own], run, digests, workdir, measure)
+            errors |= _alone(own, digests, workdir) if found is None else found
+    return errors
+
+
+def initial_state(run: RunConfig, setup: Setup) -> TrainState:
+    """Create the state of a run before its first step.
+
+    It compiles once for each rank, shared rank and beta of the runs in a group.
+
+    Args:
+        run: Config of any run in the group, the same one in all calls.
+        setup: Parts of the run whose state is created.
+    """
+    own = setup.run.adapter
+    adapter = dataclasses.replace(
+        run.adapter, structure=own.structure, initialization=own.initialization
+    )
+    model = setup.model.clone(adapter=adapter)
+    optimizer = make_optimizer(run.optimizer, 1)
+    return create_compiled(model, optimizer, setup.hyperparameters.seed, setup.base.params)
+
+
+def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, str]:
+    errors = {}
+    for name, config in configs.items():
+        take_base_answers(workdir, name, config, digests)
+        try:
+            loop.train(config, workdir / name)
+        except FloatingPointError as error:
+            errors[name] = str(error)
+    return errors
+
+
+def _setups(configs: Configs) -> dict[str, Setup]:
+    """The parts of each run by its name, with one base."""
+    setups: dict[str, Setup] = {}
+    base = None
+    for name, config in configs.items():
+        setups[name] = build(run_config(config), base)
+        base = setups[name].base
+    return setups
+
+
+def _train(
+    configs: Configs,
+    setups: Sequence[Setup],
+    group: RunConfig,
+    digests: Mapping[str, Any],
+    workdir: pathlib.Path,
+    measure: bool,
+) -> dict[str, str] | None:
+    """Return why runs failed; None if they were not trained, as that does not pay."""
+    started, step = time.perf_counter(), None
+    with contextlib.ExitStack() as files:
+        directories = [
+            files.enter_context(opened(workdir / name, config, digests))
+            for name, config in configs.items()
+        ]
+        if measure:
+            comparison, step = compare(setups, [initial_state(group, setup) for setup in setups])
+            print(comparison, flush=True)
+            if not comparison.pays:
+                print('So they are trained one after another.', flush=True)
+                return None
+        preemption = files.enter_context(watched())
+        runs = [
+            _opened_run(files, setup, initial_state(group, setup), directory)
+            for setup, directory in zip(setups, directories, strict=True)
+        ]
+        JointLoop(runs, preemption, step).train()
+        for name, each in zip(configs, runs, strict=True):
+            if each.state is not None:
+                take_base_answers(workdir, name, configs[name], digests)
+                loop.finish(each.progress, each.state, started)
+    return {name: each.error for name, each in zip(configs, runs, strict=True) if each.error}
+
+
+def _opened_run(
+    files: contextlib.ExitStack, setup: Setup, state: TrainState, directory: RunDirectory
+) -> JointRun:
+    """Open a run's files until `files` is closed, and restore its newest checkpoint."""
+    goodput, data = Goodput(), setup.train_iterator()
+    identity = loop.identified(setup, directory)
+    state = loop.started(setup, state, directory)
+    directory.begin(setup.run, identity)
+    print(f'{directory.path.name}: {setup.describe_drawing()}')
+    goodput.open(directory.path)
+    files.callback(goodput.close)
+    opened_progress = loop.opened_progress(setup, state, data, directory.path, identity, goodput)
+    return JointRun(*files.enter_context(opened_progress))

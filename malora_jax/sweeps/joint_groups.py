@@ -1,0 +1,49 @@
+"""Which runs of a sweep can train jointly, by one compiled step."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from malora_jax.adapters.methods import changed
+from malora_jax.training.config import RunConfig
+from malora_jax.training.hyperparameters import CONFIG_FIELDS
+
+# States of smaller ranks are padded, and beta has a part in the initial state alone.
+_FREE_FIELDS = (*CONFIG_FIELDS, 'adapter.rank', 'adapter.beta')
+# Whether these are zero decides what the step computes.
+_SWITCHES = ('adapter.dropout', 'adapter.balance_weight', 'adapter.shared_rank')
+
+
+def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Group the runs that can train jointly.
+
+    Their configs differ in hyperparameters, ranks and beta alone. Dropout, the balance loss and
+    the shared subspace are each present in all runs of a group or in none.
+
+    Args:
+        configs: Configs as written in configs/, by run name.
+
+    Returns:
+        The names in their order, group by group.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        fields = flatten_dict(dict(config), sep='.')
+        shared = {field: value for field, value in fields.items() if field not in _FREE_FIELDS}
+        shared |= {field: fields[field] > 0 for field in _SWITCHES}
+        groups.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(name)
+    return list(groups.values())
+
+
+def with_largest_ranks(runs: Sequence[RunConfig]) -> RunConfig:
+    """Return the config of the first run of a group with the largest ranks of all its runs."""
+    structures = [run.adapter.structure for run in runs]
+    adapter = changed(
+        runs[0].adapter,
+        rank=max(structure.rank for structure in structures),
+        shared_rank=max(structure.subspace_rank for structure in structures),
+    )
+    return dataclasses.replace(runs[0], adapter=adapter)

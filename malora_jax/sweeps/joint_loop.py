@@ -1,0 +1,158 @@
+"""The loop over the steps of several runs at once.
+
+Each run reports, evaluates and saves by itself. The runs may be at different steps, as after an
+interruption. A run that is at its end or has failed is still computed, in vain, until half of the
+runs are; then the others are stacked anew.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from malora_jax.sweeps.joint_groups import with_largest_ranks
+from malora_jax.sweeps.padding import cut, stack, take
+from malora_jax.training.preemption import Preempted, Preemption
+from malora_jax.training.run_progress import RunProgress
+from malora_jax.training.state import TrainState
+from malora_jax.training.step import lowered_step
+
+
+@dataclasses.dataclass(eq=False)
+class JointRun:
+    """One of the runs that train jointly.
+
+    Attributes:
+        progress: Its progress.
+        state: Its state before the first and after the last step of the loop; None in between.
+        error: Why it failed; '' if it did not.
+        batch: Rows of its newest step.
+    """
+
+    progress: RunProgress
+    state: TrainState | None
+    error: str = ''
+    batch: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the run has steps left."""
+        return not (self.error or self.progress.is_at_end)
+
+
+class JointLoop:
+    """Trains several runs by one step over their stacked states."""
+
+    def __init__(
+        self,
+        runs: Sequence[JointRun],
+        preemption: Preemption,
+        step: jax.stages.Compiled | None = None,
+    ):
+        """Stack the states of the runs that have steps left.
+
+        Args:
+            runs: Runs of one of the `joint_groups`.
+            preemption: Whether the runs are asked to stop.
+            step: The step of all runs, if it is compiled already.
+        """
+        self._runs: list[JointRun] = []
+        self._states: Any = None
+        self._step: Any = None
+        self._preemption = preemption
+        active = [run for run in runs if run.is_active]
+        if active:
+            self._stack(active, step if len(active) == len(runs) else None)
+
+    def train(self) -> None:
+        """Train all runs to their ends.
+
+        Raises:
+            Preempted: SIGTERM came; the step in progress is finished and saved.
+        """
+        steps = sum(run.progress.setup.steps for run in self._runs)
+        done = sum(run.progress.step for run in self._runs)
+        bar = tqdm.tqdm(total=steps, initial=done, desc='train together', unit='step')
+        # Steps that were started and are not reported yet, with their stacked metrics.
+        unreported: dict[JointRun, int] = {}
+        metrics: Any = None
+        with self._preemption.deferred(), bar:
+            while any(run.is_active for run in self._runs):
+                if not unreported:
+                    self._remove_inactive()
+                    for run in self._runs:
+                        run.progress.start_clock()
+                started, new_metrics = self._start_step()
+                self._report(unreported, metrics)
+                unreported, metrics = started, new_metrics
+                bar.update(len(started))
+                stops = self._preemption.reached(max(started.values()))
+                if stops or any(run.progress.is_due for run in started):
+                    self._report(started, metrics)
+                    self._save(started, stops)
+                    unreported = {}
+                if stops:
+                    print('Stopped by SIGTERM after a step, which is saved.')
+                    raise Preempted
+
+    def _start_step(self) -> tuple[dict[JointRun, int], Any]:
+        """Start a step; return its number in each active run, and the stacked metrics."""
+        active = [run for run in self._runs if run.is_active]
+        for run in active:  # The others repeat their last batches, in vain.
+            run.batch = run.progress.next_batch()
+            run.progress.start_step()
+        rows = jax.tree.map(lambda *arrays: np.stack(arrays), *[run.batch for run in self._runs])
+        params = self._runs[0].progress.setup.base.params
+        self._states, metrics = self._step(self._states, params, rows, self._hyperparameters)
+        return {run: run.progress.step for run in active}, metrics
+
+    def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
+        """Report steps; evaluate the states that are due, if no newer step was started."""
+        found = jax.device_get(metrics)
+        for run, number in steps.items():
+            if not run.error:
+                is_due = number == run.progress.step and run.progress.is_due
+                state = self._state(run) if is_due else None
+                try:
+                    run.progress.report(number, take(found, self._runs.index(run)), state)
+                except FloatingPointError as error:
+                    run.error = str(error)
+
+    def _save(self, runs: Iterable[JointRun], stops: bool) -> None:
+        for run in runs:
+            if not run.error and (stops or run.progress.is_due):
+                state = self._state(run)
+                run.progress.save(state, stops)
+                run.state = state if run.progress.is_at_end else None
+
+    def _state(self, run: JointRun) -> TrainState:
+        return cut(take(self._states, self._runs.index(run)), self._shapes[run])
+
+    def _remove_inactive(self) -> None:
+        """Stack the active runs anew once they are at most half of all."""
+        active = [run for run in self._runs if run.is_active]
+        if 2 * len(active) <= len(self._runs):
+            for run in active:
+                run.state = self._state(run)
+            self._states = None  # Frees its memory.
+            self._stack(active)
+
+    def _stack(self, runs: list[JointRun], step: jax.stages.Compiled | None = None) -> None:
+        """Stack the states of runs, and compile their step unless it is given."""
+        self._runs, setups = runs, [run.progress.setup for run in runs]
+        self._shapes = {run: jax.eval_shape(lambda state: state, run.state) for run in runs}
+        self._hyperparameters = stack([setup.hyperparameters for setup in setups])
+        self._states = stack([run.state for run in runs])
+        config, setup = with_largest_ranks([setup.run for setup in setups]), setups[0]
+        with contextlib.ExitStack() as phases:
+            for run in runs:
+                run.state = None  # Frees its memory.
+                phases.enter_context(run.progress.goodput.phase('compile'))
+            sizes, arrays = (setup.steps, len(setup.splits)), (self._states, setup.base.params)
+            self._step = (
+                step or lowered_step(config, *sizes, *arrays, self._hyperparameters).compile()
+            )
