@@ -96,7 +96,7 @@ class AdapterConfig:
         )
         require(
             router.input == 'x' or self.structure.first_axis != 'expert',
-            'router.input',
+            'router_input',
             router.input,
             "'x' where the experts share no first factor",
         )

@@ -33,16 +33,18 @@ def shared_subspace(
     Returns:
         shared_down_DS, the transpose of S_A, and core_ESR, the transposes of P_t; float32.
     """
-    # Eq. (8): K_t = U_t Σ_t V_t, with K_t (S × D) Kaiming-uniform. k_EDS holds the transposes.
+    # Eq. (8): K_t = U_t Σ_t V_t, with K_t (S × D) Kaiming-uniform. All arrays here are transposes:
+    # k_EDS of K_t, v_DS of V_0, ut_SS of U_0.
     k_EDS = kaiming_uniform(key, (num_experts, inputs, shared_rank))
     v_DS, sigma_S, ut_SS = _decompose(k_EDS[0])
-    # Without V_t, K_t K_tᵀ = U_t Σ_t² U_tᵀ takes a tenth of the time.
+    # Of the other experts only U_t and Σ_t are used. K_t K_tᵀ = U_t Σ_t² U_tᵀ gives them in a tenth
+    # of the time, in ascending order.
     square_ES, u_ESS = jax.lax.map(lambda k_DS: jnp.linalg.eigh(k_DS.T @ k_DS), k_EDS[1:])
     ut_ESS = u_ESS.swapaxes(1, 2)
     ut_ESS *= _signs(ut_ESS)
     scaled_ESS = jnp.sqrt(jnp.maximum(square_ES, 0))[:, :, None] * ut_ESS
     scaled_ESS = jnp.concatenate([(sigma_S[:, None] * ut_SS)[None], scaled_ESS[:, ::-1]])
-    # Eq. (9) and (10): P_t = (U_t Σ_t)[:R] / β and S_A = β V_0.
+    # Eq. (9) and (10): S_A = β V_0, and the rows P_t = (U_t Σ_t)[:R] / β.
     return beta * v_DS, scaled_ESS[:, :, :rank] / beta
 
 

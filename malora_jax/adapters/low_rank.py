@@ -22,7 +22,8 @@ class FirstProducts(NamedTuple):
 
     Attributes:
         logits: (N, E) float32, of the router; None if there is none.
-        first: (N, Q), the input after dropout times the first factor.
+        first: (N, Q), the input after dropout times the first factor: S_A x, or A_t x of all
+            experts side by side.
         dropped: (N, D), the input after dropout.
     """
 
@@ -67,7 +68,8 @@ class LowRankExperts(nn.Module):
     """A router and low-rank experts that adapt one linear with D inputs and F outputs.
 
     The leaves are float32, in collection `adapter`, or in `adapter_frozen` if `config.frozen` names
-    them: `router` (D, E) with more than one expert, and the factors of `config.structure`.
+    them: `router` with more than one expert, (D, E) or (Q, E) for the router's input, and the
+    factors of `config.structure`.
 
     Attributes:
         config: Settings of the adapter.
@@ -88,7 +90,7 @@ class LowRankExperts(nn.Module):
         """Compute scale · Δ(x) if no other linear has the same input.
 
         Args:
-            x: (..., D), the input of the linear; the router sees it.
+            x: (..., D), the input of the linear.
             dropped: (..., D), the same input after dropout, for the first factor; x by default.
             groups: See `update`, with N the product of x's leading axes.
 
@@ -112,6 +114,8 @@ class LowRankExperts(nn.Module):
         scale: jax.Array | None = None,
     ) -> jax.Array:
         """Compute scale · Δ(x), (N, F) in the dtype of the input.
+
+        The router is applied here, and the structure gets its gates.
 
         Args:
             found: First products of the input and these leaves.

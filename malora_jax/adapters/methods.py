@@ -46,6 +46,7 @@ class AdapterSettings:
         frozen: Names of the leaves that do not train.
         targets: Names of the adapted linears.
         dispatch: Whether tokens are sorted by expert, as in the paper.
+        router_input: Input of the router, see `routers.INPUTS`.
 
     Raises:
         UserError: A value of another type.
@@ -68,6 +69,7 @@ class AdapterSettings:
     frozen: tuple[str, ...] = ()
     targets: tuple[str, ...] = TARGETS
     dispatch: bool = False
+    router_input: str = 'x'
 
     def __post_init__(self):
         if isinstance(self.dispatch, str):  # Earlier runs: '', or how dispatch multiplied.
@@ -89,7 +91,7 @@ class AdapterSettings:
         gates = 'equal' if self.equal_gates else 'renormalized' if self.renormalize else 'softmax'
         return AdapterConfig(
             structure=self._structure(),
-            router=Router(self.top_k, gates=gates, balance_weight=self.balance_weight),
+            router=Router(self.top_k, self.router_input, gates, self.balance_weight),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
             initialization=Initialization(self.beta, self.identical_start),
@@ -149,6 +151,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         frozen=adapter.frozen,
         targets=adapter.targets,
         dispatch=adapter.dispatch,
+        router_input=router.input,
     )
 
 

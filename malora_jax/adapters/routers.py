@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 
-# What a router sees: the input of the linear before dropout, or that input times the first factor,
-# which all experts must then share.
-INPUTS = ('x', 'hidden')
+# Inputs of a router: 'x', the input of the linear before dropout; or 'first', the input after
+# dropout times the first factor, such as S_A drop(x), if all experts share that factor.
+INPUTS = ('x', 'first')
 # Gates of the chosen experts: their probabilities, as in the paper; these scaled to sum to one; or
 # 1/K each without a gradient, so that the router learns from the balance loss alone.
 GATES = ('softmax', 'renormalized', 'equal')
@@ -21,7 +21,7 @@ GATES = ('softmax', 'renormalized', 'equal')
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """Settings of a router: what it sees, the gates that it gives, and how it is balanced.
+    """Settings of a router: its input, its gates, and how it is balanced.
 
     Attributes:
         top_k: K, the number of active experts per token.
@@ -37,7 +37,7 @@ class Router:
 
     def __post_init__(self):
         if self.input not in INPUTS:
-            raise errors.unknown_name('router input', self.input, INPUTS)
+            raise errors.unknown_name('adapter.router_input', self.input, INPUTS)
         if self.gates not in GATES:
             raise errors.unknown_name('router gates', self.gates, GATES)
         if self.top_k < 1:

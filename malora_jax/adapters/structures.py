@@ -14,7 +14,11 @@ One class per structure. With gates G_t of N experts, a structure computes Σ_t 
 All experts are computed together in rank space: `first` is the matrix that meets the input,
 `hidden` are the activations of all experts side by side, and `output` is their sum; `update` puts
 the gates in between. Everything else that depends on the factors (shapes, initial values, export,
-reports) asks the structure, too.
+reports) asks the structure, too. A new structure defines `factors`, `per_expert`, `leaves`, and the
+products in which it differs; `projections` and `mean_update` are for reports and static export.
+
+The router of a linear and its gates come from `LowRankExperts`. A structure with a second router
+makes its gates in `update`, from a leaf of its own; they have no balance loss and no statistics.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, S rank of a
 shared subspace, I = S / E, P = E · R stacked ranks, Q columns of the first factor, L layers.
@@ -69,7 +73,8 @@ class Structure:
         num_experts: E. A single expert has no router.
         rank: R, the rank of one expert.
         factors: Names of the leaves whose product is an expert, from input to output.
-        extra: Names of leaves that are not in `leaves`, because they depend on the kernel.
+        extra: Names of leaves that depend on the kernel, such as DoRA's magnitude. `leaves` has all
+            others: the factors, and possibly a second router.
         per_expert: Names of those leaves on the input's side that each expert has for itself.
         dispatched: Names of an expert's two factors if tokens can be dispatched to experts.
         first_axis: Logical name of the columns of the first factor.
@@ -176,6 +181,9 @@ class Structure:
     ) -> jax.Array:
         """Compute scale · Σ_t G_t E_t x, (N, F).
 
+        Override it if the gates do not multiply the activations of the experts, or for a second
+        router.
+
         Args:
             first_NQ: The input times the first factor.
             leaves: The factors.
@@ -195,8 +203,11 @@ class Structure:
 
         Returns:
             (L, E, D, R), or (L, 1, D, R) if all experts share it; and (L, E, R, F).
+
+        Raises:
+            UserError: Experts of this structure are no such products.
         """
-        raise NotImplementedError
+        raise errors.UserError(f'{type(self).__name__} has no experts that are two matrices each.')
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
@@ -209,12 +220,11 @@ class Structure:
 
         Returns:
             (L, D, Q) and (L, Q, F).
+
+        Raises:
+            UserError: The update of this structure is no such product.
         """
-        down_LEDR, up_LERF = self.projections(leaves)
-        up_LERF = gates_LE[:, :, None, None] * up_LERF
-        L, E, R, F = up_LERF.shape
-        down_LDER = down_LEDR.transpose(0, 2, 1, 3)
-        return down_LDER.reshape(L, -1, E * R), up_LERF.reshape(L, E * R, F)
+        raise errors.UserError(f'The update of {type(self).__name__} is not one LoRA.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +258,15 @@ class IndependentExperts(Structure):
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return A_t and B_t, transposed."""
         return leaves['down'], leaves['up']
+
+    def mean_update(
+        self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return A_t and G_t B_t of all experts side by side, transposed: rank E · R."""
+        up_LERF = gates_LE[:, :, None, None] * leaves['up']
+        L, E, D, R = leaves['down'].shape
+        down_LDQ = leaves['down'].transpose(0, 2, 1, 3).reshape(L, D, E * R)
+        return down_LDQ, up_LERF.reshape(L, E * R, -1)
 
     def merged(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
         """Return W + scale · B A of a single expert, (D, F) float32."""

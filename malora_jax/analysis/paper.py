@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from malora_jax.adapters import method
+from malora_jax.adapters import AdapterSettings, method
 from malora_jax.adapters.methods import settings_of
 
 BASE_MODEL = 'llama2-7b'
@@ -91,8 +91,9 @@ def is_single_task(config: Mapping[str, Any]) -> bool:
 
 
 def _material(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter's settings as plain values, without a β that has no effect."""
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
+    """Return the settings of an adapter, complete, but without a β that has no effect."""
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
+    plain = dataclasses.asdict(AdapterSettings(**given))
     if not plain['shared_rank'] or plain['subspace'] not in ('down', 'own'):
         del plain['beta']
     return plain

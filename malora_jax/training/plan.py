@@ -116,8 +116,8 @@ def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
         return 0
     total = 0
     for path, leaf in trees.named_leaves(params):
-        *_, linear, name = path.split('/')
-        if name == 'kernel' and linear in adapter.targets:
+        linear, _, name = path.rpartition('/')
+        if name == 'kernel' and linear.rpartition('/')[-1] in adapter.targets:
             layers, inputs, outputs = leaf.shape
             total += layers * adapter.structure.length_operations(inputs, outputs)
     return total

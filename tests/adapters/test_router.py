@@ -1,7 +1,5 @@
 """Routing, eq. (4), the balance loss and the statistics."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from malora_jax import errors
 from malora_jax.adapters import LowRankExperts, method, routers
 from malora_jax.adapters.low_rank import first_products
+from malora_jax.adapters.methods import changed
 
 
 @settings(deadline=None, max_examples=50)
@@ -178,8 +177,8 @@ def test_sums_are_sown_only_when_groups_are_given():
 def test_a_router_can_see_the_shared_down_projection(name):
     """Its logits are W_g S_A drop(x), and its gates those of the equation."""
     overrides = {'rank': 4, 'shared_rank': 6 if name == 'malora' else 4}
-    config = method(name, **overrides)
-    config = dataclasses.replace(config, router=dataclasses.replace(config.router, input='hidden'))
+    config = method(name, **overrides, router_input='first')
+    assert changed(config, top_k=3).router.input == 'first'
     experts = LowRankExperts(config, features=10)
     shapes = nn.unbox(experts.init(jax.random.key(0), jnp.ones((1, 12))))['adapter']
     assert shapes['router'].shape == (overrides['shared_rank'], 8)
@@ -197,6 +196,7 @@ def test_a_router_can_see_the_shared_down_projection(name):
 
 
 def test_a_router_cannot_see_what_experts_do_not_share():
-    config = method('molora')
-    with pytest.raises(errors.UserError, match="'x' where the experts share no first factor"):
-        dataclasses.replace(config, router=routers.Router(top_k=2, input='hidden'))
+    with pytest.raises(errors.UserError, match="router_input is 'first'; it must be 'x' where"):
+        method('molora', router_input='first')
+    with pytest.raises(errors.UserError, match=r"Unknown adapter\.router_input 'y'"):
+        method('malora', router_input='y')
