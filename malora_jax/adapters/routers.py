@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from malora_jax import errors
 
 # Inputs of a router: 'x', the input of the linear before dropout; or 'first', the input after
-# dropout times the first factor, such as S_A drop(x), if all experts share that factor.
+# dropout times the first factor, such as S_A drop(x). `low_rank.first_products` computes the logits
+# from it, and `AdapterConfig` requires that all experts share the first factor for 'first'.
 INPUTS = ('x', 'first')
 # Gates of the chosen experts: their probabilities, as in the paper; these scaled to sum to one; or
 # 1/K each without a gradient, so that the router learns from the balance loss alone.

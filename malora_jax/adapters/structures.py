@@ -182,7 +182,7 @@ class Structure:
         """Compute scale · Σ_t G_t E_t x, (N, F).
 
         Override it if the gates do not multiply the activations of the experts, or for a second
-        router.
+        router; such a structure leaves `dispatched` empty, because dispatch does not call this.
 
         Args:
             first_NQ: The input times the first factor.
