@@ -9,14 +9,15 @@ WORKDIR ?= runs/quickstart
 ARGS ?=
 
 # Tests of whole runs, many of them in processes of their own.
-RUNS := tests/experiments tests/benchmark \
+# The longest first, as each file is run by one process.
+RUNS := tests/test_notebooks.py tests/experiments tests/benchmark \
   $(addprefix tests/training/test_,loop.py epochs.py identity.py validation.py public_run.py) \
   tests/evaluation/test_harness.py tests/evaluation/test_layer_mutations.py \
   tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py tests/training/test_chat_runs.py \
   $(addprefix tests/ultralink/test_ultralink_,whole.py commands.py release_commands.py local.py kills.py) \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
   tests/analysis/test_alike.py tests/analysis/test_routed.py \
-  tests/sweeps/test_joint_step.py tests/sweeps/test_joint.py tests/test_notebooks.py
+  tests/sweeps/test_joint_step.py tests/sweeps/test_joint.py
 # Tests on several devices and in several processes.
 DEVICES := $(addprefix tests/distributed/test_,sharded_steps.py sharded_runs.py hosts.py)
 # Tests with the TPU's compiler.

@@ -22,6 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Commands that tests run keep what they compile for each other, and nowhere else.
 _compiled = tempfile.TemporaryDirectory()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 @pytest.fixture(scope='session')

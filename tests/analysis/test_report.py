@@ -21,6 +21,8 @@ from malora_jax.training import run_config
 from malora_jax.training.restore import saved_model
 from malora_jax.training.setup import build
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 
 @pytest.fixture(scope='module')
 def output(runs, tmp_path_factory) -> pathlib.Path:

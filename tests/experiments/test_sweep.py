@@ -63,11 +63,7 @@ def home(tmp_path_factory) -> pathlib.Path:
 def swept(home) -> subprocess.CompletedProcess[str]:
     """The sweep: both runs in one process, and then the one that failed alone."""
     command = ('sweep', f'--config={home}/sweep.py', f'--workdir={home}/swept')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            'JAX_DISABLE_MOST_OPTIMIZATIONS', 'true'
-        )  # Most of the time is the compiler's.
-        return run(*command, timeout=900)
+    return run(*command, timeout=900)
 
 
 def test_a_sweep_makes_its_runs_and_tells_which_failed(home, swept):

@@ -29,6 +29,8 @@ from malora_jax.models.loading.weights import load_base
 LOGITS = np.load(Path(__file__).parents[1] / 'fixtures' / 'export_logits.npz')
 TOLERANCE = 1e-4
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):

@@ -35,6 +35,8 @@ from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import losses, make_gradients, make_train_step
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):

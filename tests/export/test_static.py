@@ -15,6 +15,7 @@ from loop_helpers import TASKS, run_settings
 from model_helpers import STRUCTURES, logits_of, random_variables, small_method
 
 import malora_jax
+from malora_jax.adapters.methods import changed
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
@@ -26,6 +27,8 @@ from malora_jax.training import run_config
 from malora_jax.training.setup import build
 
 ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
+
+pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +43,7 @@ def mixture(setup, name: str, **changes):
     if not changes:
         return found
     adapter = found.model.adapter
-    model = Decoder(found.model.config, adapter.__class__(**vars(adapter) | changes))
+    model = Decoder(found.model.config, changed(adapter, **changes))
     still = jax.tree_util.tree_map_with_path(
         lambda path, x: x * 0 if 'router' in str(path[-1]) else x, found.variables['adapter']
     )

@@ -12,6 +12,7 @@ from malora_jax import buckets, inference, training
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
 
+pytestmark = pytest.mark.usefixtures('compile_once')
 HERE = pathlib.Path(__file__).parent
 # These tell of time; all else must be equal.
 TIMES = ('tokens_per_second', 'train_time_s')
