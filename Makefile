@@ -15,6 +15,7 @@ RUNS := tests/test_notebooks.py tests/experiments tests/benchmark \
   tests/evaluation/test_harness.py tests/evaluation/test_layer_mutations.py \
   tests/models/test_generate.py tests/models/test_engine.py tests/models/test_quantize.py tests/export tests/serving tests/training/test_bfloat16.py tests/training/test_evaluate.py tests/training/test_chat_runs.py \
   $(addprefix tests/ultralink/test_ultralink_,whole.py commands.py release_commands.py local.py kills.py) \
+  tests/models/test_remat.py $(addprefix tests/training/test_,hyperparameters.py fit.py accumulation.py) \
   tests/training/test_faults.py tests/training/test_bucket_runs.py tests/analysis/test_report.py \
   tests/analysis/test_alike.py tests/analysis/test_routed.py \
   tests/sweeps/test_joint_step.py tests/sweeps/test_joint.py
