@@ -1,4 +1,4 @@
-"""What the configs share."""
+"""Base config and helpers of all configs."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Which parameter of a peer in torch is which part of our adapter's leaves."""
+"""Links between the parameters of a peer in torch and the leaves of our adapter."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -15,9 +15,9 @@ class Link(NamedTuple):
     """A parameter, and where our tree has its transpose.
 
     Attributes:
-        name: of the parameter.
-        path: of our leaf.
-        part: of the leaf: the layer, then the expert if the leaf has experts.
+        name: Name of the parameter.
+        path: Path of our leaf.
+        part: Index into the leaf: the layer, then the expert if the leaf has experts.
     """
 
     name: str
@@ -45,7 +45,7 @@ def make_links(leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str])
 
 
 def linear_names(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
-    """What `transformers` calls the adapted linears of a layer, such as q_proj."""
+    """Return the names of the adapted linears of a layer in `transformers`, such as q_proj."""
     linears = _linears(config)
     adapted = [path for path in linears if path.rsplit('/', 1)[1] in targets]
     return [linears[path][0].rsplit('.', 1)[1] for path in adapted]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from malora_jax import errors
 from malora_jax.adapters import initializers
 from malora_jax.adapters.routers import Router
-from malora_jax.adapters.structures import Axis, DoRA, IndependentExperts, Structure, require
+from malora_jax.adapters.structures import Axis, DoRA, Structure, require
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
@@ -16,7 +16,7 @@ TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
 
 @dataclasses.dataclass(frozen=True)
 class Initialization:
-    """How the factors start.
+    """Settings of the initial values of the factors.
 
     Attributes:
         beta: β of eq. (9) and (10): balance between the shared S_A and the experts' own P_t.
@@ -126,7 +126,7 @@ class AdapterConfig:
 
     @property
     def has_router(self) -> bool:
-        """Whether tokens are routed: a single expert is always chosen."""
+        """True if tokens are routed; a single expert is always chosen."""
         return self.num_experts > 1
 
     @property
@@ -143,7 +143,7 @@ class AdapterConfig:
 
     @property
     def _router_learns_from_balance(self) -> bool:
-        """Whether the balance loss moves the router; if all experts are chosen, it is constant."""
+        """True if the balance loss moves the router; with all experts chosen it is constant."""
         moves = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
         return moves or 'router' in self.frozen
 
@@ -180,13 +180,7 @@ class AdapterConfig:
                 for name in structure.per_expert
             }
         if self.has_router:
-            shape = [axis.size for axis in self.axes(Axis('', inputs), Axis('', outputs))['router']]
-            leaves['router'] = initializers.kaiming_uniform(router_key, (shape[0], shape[1]))
+            axes = self.axes(Axis('', inputs), Axis('', outputs))['router']
+            shape = tuple(axis.size for axis in axes)
+            leaves['router'] = initializers.kaiming_uniform(router_key, shape)
         return leaves
-
-
-def lora(rank: int, alpha: float, dropout: float, targets: tuple[str, ...]) -> AdapterConfig:
-    """Return the settings of a plain LoRA."""
-    return AdapterConfig(
-        IndependentExperts(1, rank), Router(), alpha, dropout=dropout, targets=targets
-    )

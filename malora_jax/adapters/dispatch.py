@@ -24,7 +24,7 @@ _TILE = 128
 
 
 class Slots(NamedTuple):
-    """Where the K · N slots are.
+    """Places of the K · N token slots.
 
     Attributes:
         token: (M,) int32, the token in each place; N where there is none.

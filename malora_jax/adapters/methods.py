@@ -7,14 +7,14 @@ from malora_jax import errors
 from malora_jax.adapters import structures
 from malora_jax.adapters.config import TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.routers import Router
-from malora_jax.adapters.structures import Structure, require
+from malora_jax.adapters.structures import Heads, Structure, SubspaceStructure, require
 
 # Structures with a subspace of `shared_rank` dimensions, by `AdapterSettings.subspace`.
-SUBSPACES: dict[str, type[Structure]] = {
+SUBSPACES: dict[str, type[SubspaceStructure] | type[Heads]] = {
     'down': structures.SharedDown,
     'own': structures.IndependentSubspaces,
     'up': structures.SharedUp,
-    'heads': structures.Heads,
+    'heads': Heads,
 }
 
 
@@ -122,17 +122,17 @@ class AdapterSettings:
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
-        if kind is structures.Heads:
+        if issubclass(kind, Heads):
             description = f'rank = {self.rank}, as heads share A'
             require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
-            return structures.Heads(self.num_experts, self.rank)
-        return kind(self.num_experts, self.rank, self.shared_rank)  # type: ignore[call-arg]
+            return kind(self.num_experts, self.rank)
+        return kind(self.num_experts, self.rank, self.shared_rank)
 
 
 def settings_of(adapter: AdapterConfig) -> AdapterSettings:
     """Return the flat settings from which `AdapterSettings.build` makes an adapter."""
     structure, router = adapter.structure, adapter.router
-    subspaces = {kind: name for name, kind in SUBSPACES.items()}
+    subspaces: dict[type[Structure], str] = {kind: name for name, kind in SUBSPACES.items()}
     return AdapterSettings(
         num_experts=adapter.num_experts,
         top_k=router.top_k,

@@ -24,9 +24,10 @@ Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one exper
 shared subspace, I = S / E, P = E · R stacked ranks, Q columns of the first factor, L layers.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def require(condition: bool, field: str, value: Any, description: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(abc.ABC):
     """The part that all structures have in common.
 
     Attributes:
@@ -112,9 +113,10 @@ class Structure:
 
     @property
     def is_mergeable(self) -> bool:
-        """Whether the update is one matrix for all tokens, so that it can be merged into W."""
+        """True if the update is one matrix for all tokens, which can be merged into W."""
         return False
 
+    @abc.abstractmethod
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of each factor of a linear.
 
@@ -122,7 +124,6 @@ class Structure:
             inputs: D.
             outputs: F.
         """
-        raise NotImplementedError
 
     def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
         """Draw the initial values of the factors, float32: by default as linear layers.
@@ -139,24 +140,6 @@ class Structure:
         shapes = [tuple(axis.size for axis in leaves[name]) for name in self.factors]
         values = map(initializers.kaiming_uniform, jax.random.split(key), shapes[:-1])
         return dict(zip(self.factors, [*values, jnp.zeros(shapes[-1])], strict=True))
-
-    def from_lora(
-        self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
-    ) -> dict[str, jax.Array]:
-        """Return factors with which every expert computes B A x of a LoRA of no higher rank.
-
-        Dimensions beyond the LoRA's rank keep their initial values, with an up-projection of zero.
-
-        Args:
-            fresh: Initial values of the factors.
-            down_DR: A of the LoRA.
-            up_RF: B of the LoRA.
-            beta: β of eq. (9) and (10).
-
-        Raises:
-            NotImplementedError: Experts of this structure cannot start from a LoRA.
-        """
-        raise NotImplementedError
 
     def first(self, leaves: Leaves) -> jax.Array:
         """Return the factor that meets the input, (D, Q), stacked if each expert has its own."""
@@ -227,6 +210,47 @@ class Structure:
         raise errors.UserError(f'The update of {type(self).__name__} is not one LoRA.')
 
 
+@runtime_checkable
+class StartsFromLoRA(Protocol):
+    """A structure whose experts can all start as one LoRA of no higher rank."""
+
+    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+        """Return factors on the input's side with which every expert begins with A x.
+
+        Dimensions beyond the LoRA's rank keep their initial values.
+
+        Args:
+            fresh: Initial values of the factors.
+            down_DR: A of the LoRA.
+            beta: β of eq. (9) and (10).
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SubspaceStructure(Structure):
+    """A structure with a subspace, on the side of the inputs or of the outputs.
+
+    Attributes:
+        shared_rank: S (d in the paper), the dimensions of the subspace.
+    """
+
+    shared_rank: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_shared_rank()
+
+    def _check_shared_rank(self) -> None:
+        description = f'0 or at least rank = {self.rank}'
+        require(self.shared_rank >= self.rank, 'shared_rank', self.shared_rank, description)
+
+    @property
+    def subspace_rank(self) -> int:
+        """Dimensions of the subspace."""
+        return self.shared_rank
+
+
 @dataclasses.dataclass(frozen=True)
 class IndependentExperts(Structure):
     """Σ_t G_t B_t A_t x: LoRA with one expert, a mixture of LoRAs (MoLoRA) with more."""
@@ -237,7 +261,7 @@ class IndependentExperts(Structure):
 
     @property
     def is_mergeable(self) -> bool:
-        """Whether there is only one expert, which every token uses."""
+        """True for a single expert, which every token uses."""
         return self.num_experts == 1
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
@@ -245,15 +269,9 @@ class IndependentExperts(Structure):
         E, R = self.experts, self.ranks
         return {'down': (E, inputs, R), 'up': (E, R, outputs)}
 
-    def from_lora(
-        self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
-    ) -> dict[str, jax.Array]:
-        """Put A and B into the first dimensions of every A_t and B_t."""
-        R = down_DR.shape[-1]
-        return {
-            'down': fresh['down'].at[:, :, :R].set(down_DR),
-            'up': jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF),
-        }
+    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+        """Put A into the first dimensions of every A_t."""
+        return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return A_t and B_t, transposed."""
@@ -294,29 +312,13 @@ class DoRA(IndependentExperts):
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedDown(Structure):
-    """Σ_t G_t B_t P_t S_A x (MALoRA): S_A is shared, P_t and B_t belong to the experts.
-
-    Attributes:
-        shared_rank: S (d in the paper), the dimensions of the subspace.
-    """
-
-    shared_rank: int
+class SharedDown(SubspaceStructure):
+    """Σ_t G_t B_t P_t S_A x (MALoRA): S_A is shared, P_t and B_t belong to the experts."""
 
     factors = ('shared_down', 'core', 'up')
     per_expert = ('core',)
     dispatched = ('core', 'up')
     first_axis = 'shared_rank'
-
-    def __post_init__(self):
-        super().__post_init__()
-        description = f'0 or at least rank = {self.rank}'
-        require(self.shared_rank >= self.rank, 'shared_rank', self.shared_rank, description)
-
-    @property
-    def subspace_rank(self) -> int:
-        """Dimensions of the shared subspace."""
-        return self.shared_rank
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of S_A, P_t and B_t."""
@@ -332,9 +334,7 @@ class SharedDown(Structure):
         )
         return {'shared_down': shared_down_DS, 'core': core_ESR, 'up': jnp.zeros((E, R, outputs))}
 
-    def from_lora(
-        self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
-    ) -> dict[str, jax.Array]:
+    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
         """Let the first vectors of S_A span the rows of A; the cores put A together from them."""
         R, S = down_DR.shape[-1], self.shared_rank
         both_DQ = jnp.concatenate([down_DR, fresh['shared_down']], axis=1)
@@ -343,7 +343,6 @@ class SharedDown(Structure):
         return {
             'shared_down': beta * basis_DQ[:, :S],
             'core': core_ESR.at[:, :R, :R].set(triangle_QQ[:R, :R] / beta),
-            'up': jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF),
         }
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
@@ -364,28 +363,20 @@ class SharedDown(Structure):
 
 
 @dataclasses.dataclass(frozen=True)
-class IndependentSubspaces(Structure):
+class IndependentSubspaces(SubspaceStructure):
     """Σ_t G_t B_t P_t S_t x, "w/o shared S_A" of Table 3: each expert has its own subspace.
 
     Attributes:
         shared_rank: S, the dimensions of all subspaces together; each has I = S / E.
     """
 
-    shared_rank: int
-
     factors = ('down', 'core', 'up')
     per_expert = ('down', 'core')
 
-    def __post_init__(self):
-        super().__post_init__()
+    def _check_shared_rank(self) -> None:
         is_multiple = self.shared_rank > 0 and self.shared_rank % self.num_experts == 0
         description = f'0 or a multiple of num_experts = {self.num_experts}'
         require(is_multiple, 'shared_rank', self.shared_rank, description)
-
-    @property
-    def subspace_rank(self) -> int:
-        """Dimensions of all subspaces together."""
-        return self.shared_rank
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of S_t, P_t and B_t."""
@@ -430,28 +421,12 @@ class IndependentSubspaces(Structure):
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedUp(Structure):
-    """S_B Σ_t G_t P_t A_t x, "decomposing B_t" of Table 3: the output's side is shared.
-
-    Attributes:
-        shared_rank: S, the dimensions of the subspace of the outputs.
-    """
-
-    shared_rank: int
+class SharedUp(SubspaceStructure):
+    """S_B Σ_t G_t P_t A_t x, "decomposing B_t" of Table 3: the output's side is shared."""
 
     factors = ('down', 'core', 'shared_up')
     per_expert = ('down', 'core')
     is_subspace_of_inputs = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        description = f'0 or at least rank = {self.rank}'
-        require(self.shared_rank >= self.rank, 'shared_rank', self.shared_rank, description)
-
-    @property
-    def subspace_rank(self) -> int:
-        """Dimensions of the shared subspace."""
-        return self.shared_rank
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of A_t, P_t and S_B."""
@@ -493,15 +468,9 @@ class Heads(Structure):
         E, R, shared = self.experts, self.ranks, Axis('shared_rank', self.rank)
         return {'shared_down': (inputs, shared), 'up': (E, R, outputs)}
 
-    def from_lora(
-        self, fresh: Leaves, down_DR: jax.Array, up_RF: jax.Array, beta: float
-    ) -> dict[str, jax.Array]:
-        """Put A into the first dimensions of the shared A, and B into every B_t."""
-        R = down_DR.shape[-1]
-        return {
-            'shared_down': fresh['shared_down'].at[:, :R].set(down_DR),
-            'up': jnp.zeros_like(fresh['up']).at[:, :R].set(up_RF),
-        }
+    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+        """Put A into the first dimensions of the shared A."""
+        return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return A x once per expert."""

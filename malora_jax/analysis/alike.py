@@ -36,11 +36,11 @@ class Side(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """What was compared.
+    """Similarity of the projections in one comparison.
 
     Attributes:
         label: for legends.
-        pairs: how many pairs there are for each linear and layer, by side.
+        pairs: Number of pairs for each linear and layer, by side.
         sides: by name; 'A' is missing where the experts share one.
     """
 
@@ -50,7 +50,7 @@ class Alike(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Which runs to compare.
+    """A comparison to make.
 
     Attributes:
         label: for legends.
@@ -62,7 +62,7 @@ class Comparison(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What decides which runs are compared.
+    """A run, by the properties that decide what it is compared with.
 
     Attributes:
         name: of the run.
@@ -146,7 +146,7 @@ def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _starts(runs: Projections, side: str) -> dict[int, Subspaces]:
-    """By run, where the start is known; the last factors, B, start at zero."""
+    """Return initial subspaces by run, as far as known; B starts at zero and has none."""
     if side == 'B':
         return {}
     return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}

@@ -40,7 +40,7 @@ class Row:
     printed: float | None = None
 
     def adapter(self, **sizes: int) -> dict[str, Any]:
-        """What the row asks of a run's adapter, perhaps in other sizes than the paper's."""
+        """Return the adapter settings of the row, with other sizes than the paper's if given."""
         return _material(
             dataclasses.asdict(settings_of(method(self.method, **{**self.settings, **sizes})))
         )
@@ -86,7 +86,7 @@ class Table:
 
 
 def is_single_task(config: Mapping[str, Any]) -> bool:
-    """Whether a run is trained on one task."""
+    """True if a run is trained on one task."""
     return len(config['data']['tasks']) == 1
 
 

@@ -1,4 +1,4 @@
-"""What a run's routers do with its held-out questions, question by question.
+"""Decisions of a run's routers for its held-out questions, question by question.
 
 Dimension letters: B rows, T positions, N = B · T tokens, G groups of tokens, L layers, E experts,
 Q questions, W words (tokens of the vocabulary).
@@ -102,7 +102,7 @@ def route(
 def _sums(
     model: Decoder, variables: Any, batch: Batch, words_W: jax.Array, most: int
 ) -> Iterator[tuple[str, RoutingSums]]:
-    """By linear: leaves (L, most + W, E), by question of the batch, then by word."""
+    """Return sums by linear: leaves (L, most + W, E), by question of the batch, then by word."""
     kept = {key: batch[key] for key in ('inputs', 'positions', 'segment_ids', 'groups')}
     found: Mapping[str, RoutingSums] = _compiled(model, variables, kept, words_W, most)
     for path, sums in found.items():

@@ -1,4 +1,4 @@
-"""What routers do at one step of a run, with its held-out questions put to the model.
+"""State of the routers at one step of a run, on its held-out questions.
 
 Dimension letters: J linears, L layers, G tasks, E experts, Q questions.
 """
@@ -15,7 +15,7 @@ from malora_jax.analysis.routed import Routed
 
 
 class RouterState(NamedTuple):
-    """What the routers do.
+    """Load, balance and task information of the routers.
 
     Attributes:
         load: (J, L, G, E), the share of each expert; they sum to one over E.
@@ -41,7 +41,7 @@ class RouterState(NamedTuple):
 
 
 def is_dense(adapter: AdapterConfig) -> bool:
-    """Whether all experts are chosen, so that gates are what differs."""
+    """True if all experts are chosen, so that only gates differ."""
     return adapter.router.top_k == adapter.num_experts
 
 

@@ -1,4 +1,4 @@
-"""What a router's choices tell: about the task of a token, and about the token itself.
+"""Information in a router's choices: about the task of a token, and about the token itself.
 
 Loads, balance and effective experts are those of `adapters.routers`.
 

@@ -10,7 +10,7 @@ import numpy as np
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import SharedDown, Structure
 from malora_jax.buckets import home
-from malora_jax.export.merge import linear_leaves
+from malora_jax.export.merge import linear_factors
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.checkpoint import Checkpoints, newest_checkpoint
@@ -64,10 +64,7 @@ def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[
         'A', (L, E, D, R), with L layers, E experts (1 if they share it), D inputs and rank R; and
         'B', (L, E, F, R), with F outputs.
     """
-    leaves = {
-        name: np.asarray(leaf, np.float64) for name, leaf in linear_leaves(adapter, linear).items()
-    }
-    down_LEDR, up_LERF = structure.projections(leaves)
+    down_LEDR, up_LERF = structure.projections(linear_factors(adapter, linear))
     return {'A': down_LEDR, 'B': up_LERF.swapaxes(-1, -2)}
 
 

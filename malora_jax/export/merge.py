@@ -102,6 +102,12 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
     return found
 
 
+def linear_factors(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
+    """Return `linear_leaves` as float64, for exact products."""
+    leaves = linear_leaves(variables, target)
+    return {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
+
+
 def part_of(target: str) -> str:
     """The module that a linear is in."""
     return _PARTS.get(target, 'mlp')

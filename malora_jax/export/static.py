@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.config import lora
+from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.errors import UserError, out_of_range, unknown_name
-from malora_jax.export.merge import check_trained, linear_leaves, part_of
+from malora_jax.export.merge import check_trained, linear_factors, part_of
 from malora_jax.export.trained import Restored
 from malora_jax.models import Decoder
 from malora_jax.training.heldout import held_out_losses, loss_by_task
@@ -71,13 +70,7 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
     chosen = [task] if task else tasks
     gates = _mean_gates(setup, trained, chosen)
     exact = {
-        name: adapter.structure.mean_update(
-            {
-                leaf: np.asarray(array, np.float64)
-                for leaf, array in linear_leaves(trained.variables, name).items()
-            },
-            gates[name],
-        )
+        name: adapter.structure.mean_update(linear_factors(trained.variables, name), gates[name])
         for name in adapter.targets
     }
     exact_rank = max(down.shape[-1] for down, _ in exact.values())
@@ -139,7 +132,13 @@ def _as_lora(
 ) -> Restored:
     rank = next(iter(found.values()))[0].shape[-1]
     # The same factor of the update as before, α / rank.
-    config = lora(rank, adapter.scale * rank, adapter.dropout, adapter.targets)
+    config = method(
+        'lora',
+        rank=rank,
+        alpha=adapter.scale * rank,
+        dropout=adapter.dropout,
+        targets=adapter.targets,
+    )
     down, up = IndependentExperts.factors
     layers: dict[str, dict[str, Any]] = {}
     for target, (down_LDQ, up_LQF) in found.items():

@@ -6,14 +6,15 @@ rank of the subspace.
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.structures import IndependentExperts, Structure
+from malora_jax.adapters.structures import IndependentExperts, StartsFromLoRA
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, saved_adapter
@@ -97,7 +98,7 @@ def _mixture(
     Raises:
         UserError: The mixture cannot start from a LoRA, or its rank is too low.
     """
-    if type(adapter.structure).from_lora is Structure.from_lora:
+    if not isinstance(adapter.structure, StartsFromLoRA):
         raise UserError(
             f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
             "choose 'lora', 'molora', 'malora', 'hydralora' or a variant of these."
@@ -130,7 +131,8 @@ def _experts(
 
     The gates of the chosen experts sum to one, or else to K / E if the router's logits are small:
     the router is scaled down, and the experts' updates are divided by that. Because the router is
-    random, experts see different tokens and diverge.
+    random, experts see different tokens and diverge. Dimensions beyond the LoRA's rank have an
+    up-projection of zero.
 
     Args:
         adapter: Settings of the mixture.
@@ -138,13 +140,15 @@ def _experts(
         down_DR: Down-projection of the LoRA.
         up_RF: Up-projection of the LoRA, for the mixture's scale.
     """
-    leaves = dict(fresh)
+    structure = cast(StartsFromLoRA, adapter.structure)
+    leaves = dict(fresh) | structure.from_lora(fresh, down_DR, adapter.initialization.beta)
     router, num_experts = adapter.router, adapter.num_experts
     if adapter.has_router and not router.sum_to_one(num_experts):
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
-    beta = adapter.initialization.beta
-    return leaves | adapter.structure.from_lora(fresh, down_DR, up_RF, beta)
+    last = adapter.structure.factors[-1]
+    leaves[last] = jnp.zeros_like(fresh[last]).at[:, : up_RF.shape[0]].set(up_RF)
+    return leaves
 
 
 def _trained(

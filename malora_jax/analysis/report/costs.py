@@ -11,7 +11,7 @@ from malora_jax.training.plan import parameter_counts
 
 
 def overview_section(subjects: Sequence[Subject]) -> Section:
-    """What was run, with the counts of metrics.jsonl."""
+    """Return the section on the runs, with the counts of metrics.jsonl."""
     numbers = {each.name: _overview(each) for each in subjects}
     names = {
         'method': 'method',

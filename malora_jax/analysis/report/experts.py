@@ -56,7 +56,7 @@ def read_weights(subjects: Sequence[Subject]) -> list[Weights]:
 
 
 def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
-    """How alike the projections are, within runs and across them."""
+    """Return the section on the similarity of projections, within runs and across them."""
     title = 'How alike are the experts? (Figure 2)'
     names = linears(weights[0].subject.run)
     comparable = [w for w in weights if linears(w.subject.run) == names]
@@ -154,7 +154,7 @@ def _projections(weights: Sequence[Weights], names: Sequence[str]) -> Iterator[A
 
 
 def _verdict(found: Sequence[Alike]) -> str:
-    """What training made of A and of B, in the first comparison."""
+    """Summarize the change of A and B by training, in the first comparison."""
     first = found[0]
     parts = []
     for side, one in first.sides.items():

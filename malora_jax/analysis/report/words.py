@@ -1,4 +1,4 @@
-"""Which tokens go to which expert: examples."""
+"""Examples of the tokens that go to each expert."""
 
 from collections.abc import Sequence
 
