@@ -19,7 +19,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from malora_jax.analysis import markdown
+from malora_jax import markdown
 from malora_jax.buckets import home
 from malora_jax.errors import UserError
 from malora_jax.export import adapter, huggingface, peft

@@ -20,8 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from malora_jax import errors
-from malora_jax.analysis import markdown
+from malora_jax import errors, markdown
 from malora_jax.models import Decoder, preset
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.loading.weights import Base, find_weights, load_base

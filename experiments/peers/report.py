@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.peers.rows import Rows
 from experiments.peers.systems import PAIRS, TITLES
-from malora_jax.analysis.markdown import table
+from malora_jax.markdown import table
 
 Seconds = Mapping[str, Sequence[float]]
 

@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_jax import files
-from malora_jax.analysis import markdown, plots
+from malora_jax import files, markdown
+from malora_jax.analysis import plots
 from malora_jax.errors import UserError
 from malora_jax.training import run_files
 

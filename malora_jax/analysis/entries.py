@@ -15,14 +15,14 @@ from flax.traverse_util import flatten_dict
 
 from malora_jax.analysis.compare import Run
 from malora_jax.analysis.paper import Row, Table, is_single_task
-from malora_jax.analysis.statistics import (
+from malora_jax.errors import UserError
+from malora_jax.statistics import (
     Difference,
     Interval,
     average_interval,
     paired_bootstrap,
     score_interval,
 )
-from malora_jax.errors import UserError
 from malora_jax.training.config import defaults
 
 _Answers = Sequence[Mapping[str, Any]]

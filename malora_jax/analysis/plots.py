@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from malora_jax.analysis.figures import COLOURS, cycle, literally, points, save, smooth
-from malora_jax.analysis.statistics import Difference
+from malora_jax.statistics import Difference
 
 
 @literally

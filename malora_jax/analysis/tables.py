@@ -3,12 +3,12 @@
 import pathlib
 from collections.abc import Mapping
 
-from malora_jax import files
-from malora_jax.analysis import markdown, plots
+from malora_jax import files, markdown
+from malora_jax.analysis import plots
 from malora_jax.analysis.compare import read_runs
 from malora_jax.analysis.entries import Entry, make_entries, other_settings
 from malora_jax.analysis.paper import TABLES, Row, Table
-from malora_jax.analysis.statistics import Difference, Interval
+from malora_jax.statistics import Difference, Interval
 
 # Names of rows: what others are held against, and whose curves are plotted.
 _BASELINES = ('lora', 'molora')

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
-from malora_jax.analysis import markdown
 from malora_jax.benchmark.rows import SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import tpu_devices

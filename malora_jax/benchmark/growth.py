@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.methods import changed
-from malora_jax.analysis import markdown
 from malora_jax.benchmark.subjects import BASE
 
 # What grows, by its name as a field of the adapter; K experts are active throughout.

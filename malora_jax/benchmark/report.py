@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax.analysis import markdown
+from malora_jax import markdown
 from malora_jax.benchmark.subjects import BASE, PARTS, Subject
 from malora_jax.benchmark.timing import STEADY, Times, is_steady
 

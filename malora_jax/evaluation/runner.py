@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from malora_jax.analysis import statistics
+from malora_jax import statistics
 from malora_jax.data import (
     Example,
     Split,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from malora_jax.analysis.paper import TABLES, Row
-from malora_jax.analysis.statistics import Interval, seed_interval
+from malora_jax.statistics import Interval, seed_interval
 from malora_jax.sweeps.config import Report
 from malora_jax.sweeps.expand import SweepRun
 

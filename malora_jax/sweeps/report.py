@@ -5,11 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_jax import files
-from malora_jax.analysis import markdown
+from malora_jax import files, markdown
 from malora_jax.analysis.paper import TABLES
-from malora_jax.analysis.statistics import Interval
 from malora_jax.errors import UserError
+from malora_jax.statistics import Interval
 from malora_jax.sweeps import plots
 from malora_jax.sweeps.config import Report, Sweep
 from malora_jax.sweeps.expand import SweepRun

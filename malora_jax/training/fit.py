@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from malora_jax import errors
-from malora_jax.analysis import markdown
+from malora_jax import errors, markdown
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig

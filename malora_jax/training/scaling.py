@@ -7,8 +7,7 @@ from typing import Any, TypedDict
 
 import tqdm
 
-from malora_jax import files
-from malora_jax.analysis import markdown
+from malora_jax import files, markdown
 from malora_jax.distributed.topology import tpu_devices
 from malora_jax.training.config import run_config
 from malora_jax.training.topology import compiled_for

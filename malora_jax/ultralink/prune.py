@@ -17,8 +17,7 @@ from collections.abc import Sequence
 
 import tqdm
 
-from malora_jax import errors
-from malora_jax.analysis import markdown
+from malora_jax import errors, markdown
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards, stage

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from malora_jax.analysis.statistics import (
+from malora_jax.statistics import (
     average_interval,
     bootstrap_interval,
     paired_bootstrap,
@@ -71,9 +71,9 @@ def test_bootstrap_is_near_the_normal_interval():
 def test_bootstrap_in_chunks(monkeypatch):
     values = np.random.default_rng(0).random(50)
     whole = bootstrap_interval(values, samples=1_000)
-    monkeypatch.setattr('malora_jax.analysis.statistics._CHUNK_ITEMS', 7 * 50 + 1)
+    monkeypatch.setattr('malora_jax.statistics._CHUNK_ITEMS', 7 * 50 + 1)
     assert bootstrap_interval(values, samples=1_000) == whole
-    monkeypatch.setattr('malora_jax.analysis.statistics._CHUNK_ITEMS', 1)
+    monkeypatch.setattr('malora_jax.statistics._CHUNK_ITEMS', 1)
     assert bootstrap_interval(values, samples=1_000) == whole
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 
 from configs import inter_domain, intra_domain, intra_domain_small  # noqa: E402
 from malora_jax.analysis import paper, plots  # noqa: E402
-from malora_jax.analysis.statistics import Difference, Interval  # noqa: E402
 from malora_jax.analysis.tables import make_table  # noqa: E402
 from malora_jax.errors import UserError  # noqa: E402
+from malora_jax.statistics import Difference, Interval  # noqa: E402
 from malora_jax.sweeps import expand  # noqa: E402
 
 QUESTIONS = 40

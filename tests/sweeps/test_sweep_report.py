@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from sweep_helpers import ROOT, results, sweep, write_run
 
-from malora_jax.analysis.statistics import seed_interval
 from malora_jax.errors import UserError
+from malora_jax.statistics import seed_interval
 from malora_jax.sweeps import expand
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.report import write_report

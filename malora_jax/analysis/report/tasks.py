@@ -11,7 +11,7 @@ from malora_jax.analysis import task_plots
 from malora_jax.analysis.figures import points
 from malora_jax.analysis.report.page import Block, Picture, Section, Table, Text
 from malora_jax.analysis.report.runs import Subject
-from malora_jax.analysis.statistics import Difference, paired_bootstrap
+from malora_jax.statistics import Difference, paired_bootstrap
 
 
 def tasks_section(subjects: Sequence[Subject], output: pathlib.Path) -> Section:
