@@ -21,8 +21,7 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
-from malora_jax.analysis import plots
-from malora_jax.benchmark import compiled, growth, report
+from malora_jax.benchmark import compiled, growth, plots, report
 from malora_jax.benchmark.run import benchmark, estimate, grow
 
 _METHODS = flags.DEFINE_list(

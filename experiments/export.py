@@ -20,12 +20,12 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import markdown
+from malora_jax.analysis.static_export import static_export
 from malora_jax.buckets import home
 from malora_jax.errors import UserError
 from malora_jax.export import adapter, huggingface, peft
 from malora_jax.export.adapter import is_adapter
 from malora_jax.export.directory import check_new
-from malora_jax.export.static import static
 from malora_jax.export.trained import Restored, Saved
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.restore import config_of, saved_model
@@ -85,7 +85,7 @@ def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
     run = config_of(saved.path, _WEIGHTS.value)
     check_run(saved.path, read_config(saved.path), data_digests(run))
     setup = build(run)
-    found = static(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
+    found = static_export(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
     adapter.write_adapter(found.trained, output, found.about | {'held_out_loss': found.losses})
     rows = [
         ['nats per token of the held-out answers', 'base', found.about['approximates'], 'static']

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import training
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.distributed import hosts
 from malora_jax.training.results import format_table
 
@@ -29,7 +30,8 @@ def main(config: dict[str, Any]) -> None:
     """Trains, and prints the table of scores."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    hosts.say(format_table(training.train(config, cli.directory(_WORKDIR))))
+    results = training.train(config, cli.directory(_WORKDIR), write_run_plots)
+    hosts.say(format_table(results))
 
 
 if __name__ == '__main__':

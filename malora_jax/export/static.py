@@ -1,61 +1,33 @@
 """A plain LoRA in place of a routed mixture: each expert counts with its mean gate.
 
-A routed update differs from token to token; its mean over tokens' gates does not. How much is lost
-by that is measured on the held-out questions and told with the result.
+A routed update differs from token to token; its mean over the tokens' gates does not.
+`analysis.static_export` measures the gates, and the loss that the approximation costs.
 
 Dimension letters: L layers, E experts, D inputs and F outputs of a linear, S rank of the subspace,
 R rank of an expert, Q rank of the result.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import tqdm
 
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.errors import UserError, out_of_range, unknown_name
+from malora_jax.errors import UserError, out_of_range
 from malora_jax.export.merge import check_trained, linear_factors, part_of
 from malora_jax.export.trained import Restored
 from malora_jax.models import Decoder
-from malora_jax.training.heldout import held_out_losses, loss_by_task
-from malora_jax.training.setup import Setup
-
-# Training examples of each task whose gates are averaged.
-EXAMPLES = 128
 
 
-class Static(NamedTuple):
-    """A plain LoRA and what it stands for.
+def check_mixture(trained: Restored) -> AdapterConfig:
+    """Check that a trained model is a mixture, which needs the approximation.
 
-    Attributes:
-        trained: it, as if it had been trained so.
-        about: for its manifest: `approximates` (the method), `gates_of` (the tasks whose tokens
-            were averaged over), `examples` (at most, of each of them), `exact_rank`, `rank`, and
-            `lost_by_rank`: ‖ΔW − its truncation‖ / ‖ΔW‖ of the mean update, over all linears.
-        losses: nats per token of the held-out answers of each task, by `base`, `mixture` and
-            `static`.
-    """
-
-    trained: Restored
-    about: dict[str, Any]
-    losses: dict[str, dict[str, float]]
-
-
-def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> Static:
-    """The plain LoRA that comes nearest to a mixture's mean update.
-
-    Args:
-        setup: of the run that was trained.
-        trained: a routed mixture.
-        task: whose training examples' gates are averaged; '' = all tasks, each counting the same.
-        rank: of the result, by a truncated singular value decomposition; 0 = the rank that holds
-            the mean update exactly.
+    Returns:
+        Its adapter.
 
     Raises:
-        UserError: the model is a plain LoRA or not trained, there is no such task, or a rank above
-            the exact one.
+        UserError: The model is a plain LoRA, or was not trained.
     """
     adapter = trained.model.adapter
     if adapter is None or adapter.structure.is_mergeable:
@@ -64,11 +36,29 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
             'merged or adapter.'
         )
     check_trained(trained, 'static')
-    tasks = [split.task_name for split in setup.splits if split.train]
-    if task and task not in tasks:
-        raise unknown_name('--task', task, tasks)
-    chosen = [task] if task else tasks
-    gates = _mean_gates(setup, trained, chosen)
+    return adapter
+
+
+def static(
+    trained: Restored, gates: Mapping[str, np.ndarray], rank: int = 0
+) -> tuple[Restored, dict[str, Any]]:
+    """Return the plain LoRA that is nearest to the mean update of a mixture.
+
+    Args:
+        trained: A routed mixture.
+        gates: Mean gate of each expert by linear, (L, E).
+        rank: Rank of the result, by a truncated singular value decomposition; 0 for the rank that
+            holds the mean update exactly.
+
+    Returns:
+        The LoRA, as if it had been trained so; and for its manifest `approximates` (the method),
+        `exact_rank`, `rank`, and `lost_by_rank`: ‖ΔW − its truncation‖ / ‖ΔW‖ of the mean update,
+        over all linears.
+
+    Raises:
+        UserError: As `check_mixture`, or the rank is above the exact one.
+    """
+    adapter = check_mixture(trained)
     exact = {
         name: adapter.structure.mean_update(linear_factors(trained.variables, name), gates[name])
         for name in adapter.targets
@@ -77,16 +67,13 @@ def static(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> St
     if not 0 <= rank <= exact_rank:
         raise out_of_range('--rank', rank, f'0 or at most {exact_rank}, which is exact')
     found = {name: truncated(*pair, rank) for name, pair in exact.items()} if rank else exact
-    plain = _as_lora(trained, adapter, found)
     about = {
         'approximates': trained.method,
-        'gates_of': chosen,
-        'examples': EXAMPLES,
         'exact_rank': exact_rank,
         'rank': rank or exact_rank,
         'lost_by_rank': _lost(exact, found),
     }
-    return Static(plain, about, _losses(setup, trained, plain))
+    return _as_lora(trained, adapter, found), about
 
 
 def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,28 +90,6 @@ def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.n
     # Zeros where a side of the linear is shorter than the rank.
     more = rank - down.shape[-1]
     return np.pad(down, [(0, 0), (0, 0), (0, more)]), np.pad(up, [(0, 0), (0, more), (0, 0)])
-
-
-def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """By linear, (L, E): mean over tokens of each task's examples, then over tasks."""
-    adapter, config = trained.model.adapter, trained.model.config
-    assert adapter is not None
-    if not adapter.has_router:
-        return dict.fromkeys(adapter.targets, np.ones((config.num_layers, 1)))
-    names = [split.task_name for split in setup.splits]
-    own = [names.index(task) for task in tasks]
-    batches = list(setup.training_batches(tasks, EXAMPLES))
-    bar = tqdm.tqdm(batches, desc='gates', unit='batch')
-    sums = held_out_losses(trained.model, trained.variables, bar, len(names))
-    gates = {}
-    for path, routing in sums.routing.items():
-        # Each token has top_k slots.
-        tokens_LG1 = (
-            np.asarray(routing.load)[:, own].sum(axis=-1, keepdims=True) / adapter.router.top_k
-        )
-        mean_LGE = np.asarray(routing.gate, np.float64)[:, own] / np.maximum(tokens_LG1, 1)
-        gates[path.rsplit('/', 1)[-1]] = mean_LGE.mean(axis=1)
-    return gates
 
 
 def _as_lora(
@@ -167,21 +132,3 @@ def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:
     """‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
     down_LQQ = down_LDQ.swapaxes(1, 2) @ down_LDQ
     return float((down_LQQ * (up_LQF @ up_LQF.swapaxes(1, 2))).sum())
-
-
-def _losses(setup: Setup, mixture: Restored, lora: Restored) -> dict[str, dict[str, float]]:
-    base = Decoder(mixture.model.config)
-    models = {
-        'base': (base, {'params': mixture.base.params}),
-        'mixture': (mixture.model, mixture.variables),
-        'static': (lora.model, lora.variables),
-    }
-    names = [split.task_name for split in setup.splits]
-    losses: dict[str, dict[str, float]] = {}
-    for label, (model, variables) in models.items():
-        batches = tqdm.tqdm(list(setup.held_out_batches()), desc=f'loss of {label}', unit='batch')
-        sums = held_out_losses(model, variables, batches, len(names))
-        for name, loss in zip(names, loss_by_task(sums), strict=True):
-            if np.isfinite(loss):  # Of a task that has answers.
-                losses.setdefault(name, {})[label] = float(loss)
-    return losses

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.sweeps.base_answers import take_base_answers
 from malora_jax.sweeps.directory import is_finished
 from malora_jax.sweeps.joint_comparison import compare
@@ -92,7 +93,7 @@ def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) 
     for name, config in configs.items():
         take_base_answers(workdir, name, config, digests)
         try:
-            loop.train(config, workdir / name)
+            loop.train(config, workdir / name, write_run_plots)
         except FloatingPointError as error:
             errors[name] = str(error)
     return errors
@@ -138,7 +139,7 @@ def _train(
         for name, each in zip(configs, runs, strict=True):
             if each.state is not None:
                 take_base_answers(workdir, name, configs[name], digests)
-                loop.finish(each.progress, each.state, started)
+                loop.finish(each.progress, each.state, started, write_run_plots)
     return {name: each.error for name, each in zip(configs, runs, strict=True) if each.error}
 
 

@@ -28,15 +28,21 @@ from malora_jax.training.trainer import train_steps
 from malora_jax.training.workdir import RunDirectory, check_base, opened
 
 
-def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains a run to its end, from wherever its directory says that it stands.
+def train(
+    config: Mapping[str, Any],
+    workdir: pathlib.Path,
+    write_plots: results.PlotWriter | None = None,
+) -> dict[str, Any]:
+    """Train a run to its end; resume it if its directory holds checkpoints.
 
     Args:
-        config: as written in configs/.
-        workdir: where everything goes.
+        config: Nested config as written in configs/.
+        workdir: Directory of the run.
+        write_plots: Writer of the plots, such as `analysis.run_plots.write_run_plots`; None to
+            write none.
 
     Returns:
-        What is in `results.json`.
+        The content of `results.json`.
 
     Raises:
         UserError: a mistake in the config or its files.
@@ -53,15 +59,16 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
         with record.phase('start'):
             devices = on_all_devices(run.mesh, run.data.batch_size)
         with devices, watched() as preemption:
-            return _train(run, directory, _Watch(started, record, preemption))
+            return _train(run, directory, _Watch(started, record, preemption, write_plots))
 
 
 class _Watch(NamedTuple):
-    """What looks on: when the run was started, where its time goes, and whether it is to stop."""
+    """Run-wide services: start time, goodput recorder, preemption watcher and writer of plots."""
 
     started: float
     goodput: Goodput
     preemption: Preemption
+    write_plots: results.PlotWriter | None
 
 
 def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def _run(
         progress, state = opened_run
         if not progress.is_at_end:
             state = train_steps(progress, state, watch.preemption)
-        return finish(progress, state, watch.started)
+        return finish(progress, state, watch.started, watch.write_plots)
 
 
 @contextlib.contextmanager
@@ -183,7 +190,12 @@ def opened_progress(
             yield progress, states.pop()
 
 
-def finish(progress: RunProgress, state: TrainState, started: float) -> dict[str, Any]:
+def finish(
+    progress: RunProgress,
+    state: TrainState,
+    started: float,
+    write_plots: results.PlotWriter | None,
+) -> dict[str, Any]:
     """Score base and adapted model, and write the results of a run.
 
     Args:
@@ -191,9 +203,10 @@ def finish(progress: RunProgress, state: TrainState, started: float) -> dict[str
         state: The state after the last step. If there is a best checkpoint by validation loss,
             that one is scored instead.
         started: When this start of the run began, by `time.perf_counter`.
+        write_plots: Writer of the plots; None to write none.
 
     Returns:
-        What is in `results.json`.
+        The content of `results.json`.
     """
     setup, workdir, checkpoints = progress.setup, progress.workdir, progress.checkpoints
     variables = checkpoints.best_state(state).variables(setup.base.params)
@@ -208,4 +221,4 @@ def finish(progress: RunProgress, state: TrainState, started: float) -> dict[str
         )
     # As if the run had never been interrupted.
     seconds = time.perf_counter() - started + progress.earlier_train_time
-    return results.write_results(setup, workdir, found, seconds)
+    return results.write_results(setup, workdir, found, seconds, write_plots)

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 import resource
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,16 +70,44 @@ class Found:
     routing: Mapping[str, routers.RoutingSums]
 
 
+class PlotData(NamedTuple):
+    """Data for the plots of a finished run.
+
+    Attributes:
+        title: Method and base model.
+        records: Records of `metrics.jsonl`.
+        tasks: `tasks` of `results.json`.
+        load: Shares of the token slots by layer, scored task and expert, (L, G, E), by linear;
+            empty without routers.
+    """
+
+    title: str
+    records: Sequence[Mapping[str, Any]]
+    tasks: Mapping[str, Mapping[str, Any]]
+    load: Mapping[str, np.ndarray]
+
+
+# Writes plots into the directory of a run; training itself imports no plotting library.
+PlotWriter = Callable[[pathlib.Path, PlotData], None]
+
+
 def write_results(
-    setup: Setup, workdir: pathlib.Path, found: Found, wall_time: float
+    setup: Setup,
+    workdir: pathlib.Path,
+    found: Found,
+    wall_time: float,
+    write_plots: PlotWriter | None = None,
 ) -> dict[str, Any]:
-    """Writes the plots, then `results.json`, whose presence says that the run is finished.
+    """Write the plots, then `results.json`, whose presence says that the run is finished.
 
     Args:
-        setup: the run's parts.
-        workdir: the run's directory.
-        found: what there is to report.
-        wall_time: seconds of the run, without what killed processes did between checkpoints.
+        setup: The run's parts.
+        workdir: The run's directory.
+        found: The run's records and answers.
+        wall_time: Seconds of the run, without the work of killed processes since their last
+            checkpoints.
+        write_plots: Writer of the plots, such as `analysis.run_plots.write_run_plots`; None to
+            write none.
 
     Returns:
         What was written to `results.json`.
@@ -114,18 +142,10 @@ def write_results(
     }
     if not hosts.is_first():
         return results
-    from malora_jax.analysis import plots  # Not above: a start need not wait for matplotlib.
-
-    plots.plot_losses(workdir / 'loss.png', found.records, f'{run.title}: loss by task')
-    plots.plot_scores(workdir / 'scores.png', tasks, f'{run.title}: held-out questions')
-    if routing:
+    if write_plots:
         scored = [bool(split.held_out) for split in setup.splits]
-        plots.plot_expert_load(
-            workdir / 'expert_load.png',
-            _load_by_linear(routing, scored),
-            list(tasks),
-            f'{run.title}: expert load on held-out questions',
-        )
+        load = _load_by_linear(routing, scored)
+        write_plots(workdir, PlotData(run.title, found.records, tasks, load))
     files.write_json(workdir / 'results.json', results)
     return results
 

@@ -1,0 +1,99 @@
+"""The static export of a routed mixture, and the loss that it costs on held-out examples.
+
+Dimension letters: L layers, G tasks, E experts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from malora_jax.errors import unknown_name
+from malora_jax.export.static import check_mixture, static
+from malora_jax.export.trained import Restored
+from malora_jax.models import Decoder
+from malora_jax.training.heldout import held_out_losses, loss_by_task
+from malora_jax.training.setup import Setup
+
+# Training examples of each task whose gates are averaged.
+EXAMPLES = 128
+
+
+class StaticExport(NamedTuple):
+    """A plain LoRA that approximates a mixture.
+
+    Attributes:
+        trained: The LoRA, as if it had been trained so.
+        about: Entries for its manifest: those of `export.static.static`, `gates_of` (the tasks
+            whose tokens were averaged over) and `examples` (of each task, at most).
+        losses: Loss of the held-out answers of each task in nats per token, by `base`, `mixture`
+            and `static`.
+    """
+
+    trained: Restored
+    about: dict[str, Any]
+    losses: dict[str, dict[str, float]]
+
+
+def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> StaticExport:
+    """Approximate a mixture by a plain LoRA, and measure what that costs.
+
+    Args:
+        setup: Parts of the run that was trained.
+        trained: A routed mixture.
+        task: Task whose training examples' gates are averaged; '' for all tasks, which count the
+            same.
+        rank: Rank of the result; 0 for the exact one.
+
+    Raises:
+        UserError: There is no such task; or as `export.static.static`.
+    """
+    check_mixture(trained)
+    tasks = [split.task_name for split in setup.splits if split.train]
+    if task and task not in tasks:
+        raise unknown_name('--task', task, tasks)
+    chosen = [task] if task else tasks
+    plain, about = static(trained, _mean_gates(setup, trained, chosen), rank)
+    about |= {'gates_of': chosen, 'examples': EXAMPLES}
+    return StaticExport(plain, about, _losses(setup, trained, plain))
+
+
+def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return mean gates by linear, (L, E): over the tokens of each task, then over tasks."""
+    adapter, config = trained.model.adapter, trained.model.config
+    assert adapter is not None
+    if not adapter.has_router:
+        return dict.fromkeys(adapter.targets, np.ones((config.num_layers, 1)))
+    names = [split.task_name for split in setup.splits]
+    own = [names.index(task) for task in tasks]
+    batches = list(setup.training_batches(tasks, EXAMPLES))
+    bar = tqdm.tqdm(batches, desc='gates', unit='batch')
+    sums = held_out_losses(trained.model, trained.variables, bar, len(names))
+    gates = {}
+    for path, routing in sums.routing.items():
+        # Each token has top_k slots.
+        tokens_LG1 = (
+            np.asarray(routing.load)[:, own].sum(axis=-1, keepdims=True) / adapter.router.top_k
+        )
+        mean_LGE = np.asarray(routing.gate, np.float64)[:, own] / np.maximum(tokens_LG1, 1)
+        gates[path.rsplit('/', 1)[-1]] = mean_LGE.mean(axis=1)
+    return gates
+
+
+def _losses(setup: Setup, mixture: Restored, lora: Restored) -> dict[str, dict[str, float]]:
+    base = Decoder(mixture.model.config)
+    models = {
+        'base': (base, {'params': mixture.base.params}),
+        'mixture': (mixture.model, mixture.variables),
+        'static': (lora.model, lora.variables),
+    }
+    names = [split.task_name for split in setup.splits]
+    losses: dict[str, dict[str, float]] = {}
+    for label, (model, variables) in models.items():
+        batches = tqdm.tqdm(list(setup.held_out_batches()), desc=f'loss of {label}', unit='batch')
+        sums = held_out_losses(model, variables, batches, len(names))
+        for name, loss in zip(names, loss_by_task(sums), strict=True):
+            if np.isfinite(loss):  # Of a task that has answers.
+                losses.setdefault(name, {})[label] = float(loss)
+    return losses

@@ -1,0 +1,95 @@
+"""Plots of one run, as PNG files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from malora_jax.analysis.figures import COLOURS, cycle, literally, save, smooth
+
+
+@literally
+def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Training loss of each task over steps: each step faint, a moving average on top.
+
+    Validation losses, where they were measured, are dashed, with a marker for each evaluation.
+
+    Args:
+        path: the PNG to write.
+        records: of metrics.jsonl.
+        title: above the plot.
+    """
+    tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    axes = figure.add_subplot(xlabel='step', ylabel='answer loss (nats per token)', title=title)
+    for colour, task in zip(cycle(len(tasks)), tasks, strict=True):
+        points = [(record['step'], record[task]) for record in records if task in record]
+        steps, losses = np.array(points).T
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
+        axes.plot(steps, smooth(losses), color=colour, label=task.removeprefix('loss/'))
+        key = f'validation_{task}'
+        points = [(r['step'], r[key]) for r in records if key in r]
+        if points:
+            axes.plot(*np.array(points).T, '--o', color=colour, markersize=3)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, ncols=2)
+    save(figure, path)
+
+
+@literally
+def plot_expert_load(
+    path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
+) -> None:
+    """Heat maps of the share of token slots that each expert gets, by layer.
+
+    A row of panels for each adapted linear, a column for each task. Every linear has a router and
+    experts of its own, so loads are not averaged over linears.
+
+    Args:
+        path: the PNG to write.
+        loads: by linear, (L, G, E): shares by layer, task and expert, which sum to one over E.
+        tasks: the G names.
+        title: above the plot.
+    """
+    experts = next(iter(loads.values())).shape[-1]
+    size = (1.5 + 1.5 * len(tasks), 1 + 1.6 * len(loads))
+    figure = Figure(figsize=size, layout='constrained')
+    figure.suptitle(title)
+    panels = figure.subplots(len(loads), len(tasks), sharex=True, sharey=True, squeeze=False)
+    for row, (linear, load_LGE) in zip(panels, loads.items(), strict=True):
+        row[0].set_ylabel(f'{linear}\nlayer', fontsize=9)
+        for panel, load_LE in zip(row, load_LGE.swapaxes(0, 1), strict=True):
+            image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=2 / experts)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        panel.set_title(task, fontsize=8)
+    for panel in panels[-1]:
+        panel.set_xlabel('expert', fontsize=9)
+        panel.set_xticks(range(experts))
+    label = f'share of token slots (balanced: {1 / experts:.3f}; the top is twice that or more)'
+    figure.colorbar(image, ax=panels, label=label, extend='max', shrink=0.6)
+    save(figure, path)
+
+
+@literally
+def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Bars of each task's score before and after, and of the best constant answer.
+
+    Args:
+        path: the PNG to write.
+        tasks: `tasks` of results.json.
+        title: above the plot.
+    """
+    figure = Figure(figsize=(8, 4), layout='constrained')
+    axes = figure.add_subplot(ylabel='share of right answers', title=title, ylim=(0, 1))
+    places = np.arange(len(tasks))
+    series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
+    for shift, (key, label) in enumerate(series):
+        heights = [task[key] for task in tasks.values()]
+        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=COLOURS[shift])
+    axes.set_xticks(places, list(tasks), rotation=15)
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend(frameon=False)
+    save(figure, path)

@@ -1,0 +1,70 @@
+"""Plots of benchmarks, as PNG files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from malora_jax.analysis.figures import cycle, literally, save
+
+
+@literally
+def plot_step_times(
+    path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
+) -> None:
+    """Bars of each step: forward, backward, optimizer on top of each other, as in Figure 4(c).
+
+    Args:
+        path: the PNG to write.
+        methods: `methods` of a benchmark.
+        title: above the plot.
+    """
+    figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
+    axes = figure.add_subplot(ylabel='seconds per step', title=title)
+    places = np.arange(len(methods))
+    bottom = np.zeros(len(methods))
+    for part in ('forward', 'backward', 'optimizer'):
+        heights = np.array([found[f'{part}_s'] for found in methods.values()])
+        axes.bar(places, heights, 0.6, bottom=bottom, label=part)
+        bottom += heights
+    for place, found in zip(places, methods.values(), strict=True):
+        ratio = found['ratio_to_base']
+        text = '' if ratio is None else f'{ratio:.2f} × base'
+        axes.annotate(text, (place, bottom[place]), ha='center', va='bottom', fontsize=8)
+    axes.set_xticks(places, list(methods), rotation=20)
+    axes.margins(y=0.12)
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, ncols=3, fontsize=8)
+    save(figure, path)
+
+
+def plot_growth(
+    path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[float]]], field: str, title: str
+) -> None:
+    """Time and memory of a step over the number of experts or their rank, and the least possible.
+
+    Args:
+        path: the PNG to write.
+        curves: by method, as `benchmark.growth.curves` has them.
+        field: what grows.
+        title: above the plots.
+    """
+    figure = Figure(figsize=(9, 4), layout='constrained')
+    figure.suptitle(title, fontsize=10)
+    panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
+    for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+        for colour, (name, curve) in zip(cycle(len(curves)), curves.items(), strict=True):
+            values, least = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
+            axes.plot(curve['size'], values, 'o-', color=colour, label=name)
+            axes.plot(curve['size'], least, '--', color=colour, linewidth=1, label=f'{name}, floor')
+        axes.set_xscale('log', base=2)
+        sizes = next(iter(curves.values()))['size']
+        axes.set_xticks(sizes, [f'{size:g}' for size in sizes])
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel=field, ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    save(figure, path)
