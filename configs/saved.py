@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.training.config_format import read_config
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> ConfigDict:
         raise UserError(
             f'There is no file {arg!r}: name a config.json, --config=configs/saved.py:PATH.'
         )
-    return ConfigDict(_plain(files.read_json(path, dict)))
+    return ConfigDict(_plain(read_config(path)))
 
 
 def _plain(value: Any) -> Any:

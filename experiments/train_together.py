@@ -12,8 +12,9 @@ import sys
 from absl import flags
 
 from experiments import cli
-from malora_jax import files, sweeps
+from malora_jax import sweeps
 from malora_jax.sweeps.joint import train_together
+from malora_jax.training.config_format import read_config
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
 _RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
@@ -25,9 +26,7 @@ _MEASURE = flags.DEFINE_boolean(
 def main() -> None:
     """Trains, and tells which runs failed."""
     workdir = cli.directory(_WORKDIR)
-    configs = {
-        name: files.read_json(sweeps.config_path(workdir, name), dict) for name in _RUNS.value
-    }
+    configs = {name: read_config(sweeps.config_path(workdir, name)) for name in _RUNS.value}
     errors = train_together(configs, workdir, _MEASURE.value)
     for name, error in errors.items():
         print(f'{name}: {error}', file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Methods: their settings as rows of a table, and the flat form that configs and files have."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import errors
@@ -72,8 +73,6 @@ class AdapterSettings:
     router_input: str = 'x'
 
     def __post_init__(self):
-        if isinstance(self.dispatch, str):  # Earlier runs: '', or how dispatch multiplied.
-            object.__setattr__(self, 'dispatch', bool(self.dispatch))
         errors.check_types('adapter', self)
 
     def build(self) -> AdapterConfig:
@@ -153,6 +152,17 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
         dispatch=adapter.dispatch,
         router_input=router.input,
     )
+
+
+def stored_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of `AdapterSettings` from a file that an earlier version may have written.
+
+    Args:
+        fields: Values by field. Before format 2 of `config.json`, `dispatch` was the name of the
+            product that dispatch used, or '' without dispatch.
+    """
+    dispatch = fields.get('dispatch')
+    return {**fields, 'dispatch': bool(dispatch)} if isinstance(dispatch, str) else {**fields}
 
 
 def changed(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:

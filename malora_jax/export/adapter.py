@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterSettings
-from malora_jax.adapters.methods import settings_of
+from malora_jax.adapters.methods import settings_of, stored_settings
 from malora_jax.adapters.trees import COLLECTIONS, named_leaves
 from malora_jax.export import identity, prompts
 from malora_jax.export.directory import new_directory
@@ -133,7 +133,7 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         )
         fields: dict[str, Any] = {
             field: tuple(value) if isinstance(value, list) else value
-            for field, value in manifest['adapter'].items()
+            for field, value in stored_settings(manifest['adapter']).items()
         }
         adapter = AdapterSettings(**fields).build()
     except (TypeError, errors.UserError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import files
+from malora_jax.training.config_format import read_config
 
 ANSWERS = 'answers_before.jsonl'
 # Of a config: what these answers are made of. The seed decides the questions.
@@ -37,7 +38,7 @@ def take_base_answers(
     # As JSON, which has no tuples.
     wanted = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
     for theirs in sorted(workdir.glob(f'*/{ANSWERS}')):
-        found = files.read_json(theirs.with_name('config.json'), dict)
+        found = read_config(theirs.with_name('config.json'))
         data = theirs.with_name('data.json')
         same_data = (files.read_json(data, dict) if data.exists() else {}) == digests
         if same_data and all(found.get(key) == value for key, value in wanted.items()):

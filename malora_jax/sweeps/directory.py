@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.sweeps.expand import SweepRun
+from malora_jax.training.config_format import write_config
 from malora_jax.training.identity import LENGTH, SCORING, another_run
 from malora_jax.training.workdir import CONFIG, check_run
 
@@ -61,7 +62,7 @@ def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> Non
     for folder in ('configs', 'logs'):
         (workdir / 'sweep' / folder).mkdir(parents=True, exist_ok=True)
     for name, run in runs.items():
-        files.write_json(config_path(workdir, name), run.config)
+        write_config(config_path(workdir, name), run.config)
     described = {name: {'seed': run.seed, 'values': run.values} for name, run in runs.items()}
     files.write_json(workdir / _RECORD, {'base': base, 'runs': described})
 

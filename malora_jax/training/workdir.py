@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from malora_jax import buckets, errors, files
 from malora_jax.distributed import hosts
 from malora_jax.export.identity import base_fingerprint
+from malora_jax.training import config_format
 from malora_jax.training.checkpoint import Newest, newest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.identity import (
@@ -127,7 +128,7 @@ class RunDirectory:
             self.path / BASE,
             {'name': run.model.name, 'weights': run.weights, 'fingerprint': identity.base},
         )
-        files.write_json(self.path / CONFIG, self._config)
+        config_format.write_config(self.path / CONFIG, self._config)
 
     def _put_aside(self, *names: str) -> None:
         names = tuple(name for name in names if (self.path / name).exists())
@@ -165,7 +166,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
-    return files.read_json(path, dict, _INSTEAD)
+    return config_format.read_config(path)
 
 
 def check_run(
@@ -205,9 +206,11 @@ def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
     Raises:
         UserError: A file was edited, or one is missing that nothing can stand in for.
     """
-    config, data, base = (
+    path = workdir / CONFIG
+    config = config_format.read_config(path) if path.exists() else None
+    data, base = (
         files.read_json(path, kind, _INSTEAD) if (path := workdir / name).exists() else None
-        for name, kind in ((CONFIG, dict), (DATA, dict), (BASE, BaseRecord))
+        for name, kind in ((DATA, dict), (BASE, BaseRecord))
     )
     found = Identity(
         None if config is None else flattened(config),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from malora_jax import files
-from malora_jax.analysis import figures, markdown
+from malora_jax import files, markdown
+from malora_jax.analysis import figures
 from malora_jax.errors import UserError
 from malora_jax.ultralink import paper
 from malora_jax.ultralink.conversations import SUBSETS

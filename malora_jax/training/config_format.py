@@ -1,0 +1,67 @@
+"""The format of `config.json`, and the migration of the configs that earlier versions stored.
+
+A change that makes stored configs unreadable raises `FORMAT` and adds one function to
+`_MIGRATIONS`. A new field needs neither, as long as its default means what runs did before.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from malora_jax import errors, files
+from malora_jax.adapters.methods import stored_settings
+
+FORMAT = 2
+_REMEDY = 'restore it from a copy, or start anew in another --workdir'
+
+_Config = dict[str, Any]
+
+
+def write_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Write a config with its format version.
+
+    Args:
+        path: The file.
+        config: Nested config as written in configs/.
+    """
+    files.write_json(path, {'format': FORMAT, **config})
+
+
+def read_config(path: pathlib.Path) -> _Config:
+    """Read a stored config of any format that is known, as one of the current format.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The nested config as written in configs/, without the format version.
+
+    Raises:
+        UserError: The file is broken, or a newer version of this package wrote it.
+        FileNotFoundError: There is no file.
+    """
+    config = files.read_json(path, dict, _REMEDY)
+    version = config.pop('format', 1)
+    if type(version) is not int or version < 1:
+        raise errors.UserError(
+            f'{path}: format is {errors.shown(version)}; it must be a whole number from 1 to '
+            f'{FORMAT}: {_REMEDY}.'
+        )
+    if version > FORMAT:
+        raise errors.UserError(
+            f'{path} has format {version}, which a newer malora_jax wrote; this one reads up to '
+            f'{FORMAT}: upgrade it.'
+        )
+    for number in range(version, FORMAT):
+        config = _MIGRATIONS[number](config)
+    return config
+
+
+def _from_format_1(config: _Config) -> _Config:
+    if not isinstance(config.get('adapter'), Mapping):
+        return config
+    return {**config, 'adapter': stored_settings(config['adapter'])}
+
+
+# By format: what makes a config of the next format.
+_MIGRATIONS: dict[int, Callable[[_Config], _Config]] = {1: _from_format_1}
