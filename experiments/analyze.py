@@ -1,14 +1,16 @@
-"""Writes a report about trained runs: report.html, which needs nothing beside it, and its plots.
+"""Write a report about trained runs: a self-contained report.html, report.md, numbers and plots.
 
-It shows how alike the experts are and how many directions they use (Figures 2 and 3 of the paper),
-each beside a control; how tokens are routed, by task and layer and over training; losses and
-scores by task; parameters and time by part. With several runs on one base these stand side by
-side, and runs of one method are compared with each other: give runs of single tasks to see what
-training together changes.
+The report shows scores and losses of the runs, their differences with intervals, and what each
+task gains or loses from being trained with others; how similar the experts are and how many
+directions they use (Figures 2 and 3 of the paper), next to controls; how tokens are routed; and
+parameters and time by part. Runs must share one base. A directory of runs counts as its finished
+runs; runs named NAME-seed0, NAME-seed1, … are averaged. --table adds the rows of a table of the
+paper and refuses runs that are not scored on its tasks.
 
-Example:
+Examples:
     python -m experiments.analyze --workdir=runs/quickstart
-    python -m experiments.analyze --workdir=runs/malora --workdir=runs/malora_chain_sum --output=out
+    python -m experiments.analyze --workdir=runs/malora --workdir=runs/malora-chain_sum --output=out
+    python -m experiments.analyze --workdir=runs/table2 --table=table2 --norouting
 """
 
 import pathlib
@@ -18,40 +20,49 @@ from absl import flags
 from experiments import cli
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
+from malora_jax.runs.paper import TABLES
 
 _WORKDIRS = flags.DEFINE_multi_string(
-    'workdir', None, 'Directory of a run; may be given several times.', required=True
+    'workdir',
+    None,
+    'Directory of a run, or of several runs; may be given several times.',
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, "Directory for the report; default: analysis in the first run's."
+    'output', None, 'Directory for the report; default: analysis/ in the first --workdir.'
+)
+_TABLE = flags.DEFINE_enum(
+    'table', None, list(TABLES), 'Table of the paper whose rows stand next to the runs.'
 )
 _WEIGHTS = cli.define_weights()
-_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Analyse runs that have not ended, too.')
+_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not ended.')
 _ROUTING = flags.DEFINE_bool(
-    'routing', True, 'Run the model on held-out questions; all else needs neither base nor data.'
+    'routing', True, 'Run the model on held-out questions to show its routing.'
 )
 _QUESTIONS = flags.DEFINE_integer(
-    'questions', 32, 'For the routing: at most so many held-out questions a task; 0 = all.'
+    'questions', 32, 'Held-out questions per task for the routing, at most; 0 for all.'
 )
 
 
 def main() -> None:
-    """Writes the report, and says where it is."""
+    """Write the report, and print its tables of runs and scores."""
     if not all(_WORKDIRS.value):
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:
         raise out_of_range('--questions', _QUESTIONS.value, 'at least 0')
     workdirs = [pathlib.Path(path).expanduser() for path in _WORKDIRS.value]
     output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.directory(_OUTPUT)
-    path = write_report(
+    write_report(
         workdirs,
         output,
+        table=_TABLE.value,
         weights=_WEIGHTS.value,
         unfinished=_UNFINISHED.value,
         routing=_ROUTING.value,
         questions=_QUESTIONS.value,
     )
-    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB.')
+    page = output / 'report.html'
+    print(f'{page}: {page.stat().st_size / 1e6:.1f} MB.')
 
 
 if __name__ == '__main__':

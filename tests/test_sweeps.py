@@ -12,7 +12,7 @@ import pytest
 
 from malora_jax.adapters import trees
 from malora_jax.adapters.methods import changed
-from malora_jax.analysis.paper import TABLES
+from malora_jax.runs.paper import TABLES
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables

@@ -1,12 +1,15 @@
-"""Plots of tasks for a narrow page."""
+"""Plots of losses over training, and of changes by task."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from malora_jax.analysis.figures import (
+    COLOURS,
     PHONE_DPI,
     cycle,
     literally,
@@ -16,30 +19,63 @@ from malora_jax.analysis.figures import (
     smooth,
     wrapped,
 )
+from malora_jax.statistics import Difference
 
 
 @literally
-def plot_tasks(path: pathlib.Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A panel for each task: the smoothed training loss of each run.
+def plot_curves(
+    path: pathlib.Path, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], label: str
+) -> None:
+    """Plot a panel for each run: its own curve in color, with those of the others in grey behind.
+
+    Args:
+        path: PNG file to write.
+        curves: Steps and values by name.
+        label: Label of the values.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.6 + 2 * rows), layout='constrained')
+    figure.supxlabel('step', fontsize=10)
+    figure.supylabel(label, fontsize=10)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for (name, curve), panel in zip(curves.items(), panels, strict=False):
+        for other in curves.values():
+            panel.plot(*other, color='0.85', linewidth=1)
+        panel.plot(*curve, color=COLOURS[0], linewidth=2)
+        panel.set_title(name, fontsize=9)
+        panel.grid(alpha=0.3)
+    for panel in panels:  # Those that are left over.
+        panel.set_axis_off()
+    save(figure, path)
+
+
+@literally
+def plot_tasks(
+    path: pathlib.Path, records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+) -> None:
+    """Plot a panel for each task, with the smoothed training losses of all runs.
 
     Validation losses, where they were measured, are dashed, with a marker for each evaluation.
 
     Args:
-        path: the PNG to write.
-        records: of metrics.jsonl, by run.
+        path: PNG file to write.
+        records: Records of `metrics.jsonl` of several runs, by the label of their color.
     """
-    keys = {key for run in records.values() for record in run for key in record}
-    tasks = sorted(key for key in keys if key.startswith('loss/'))
+    everything = [record for runs in records.values() for run in runs for record in run]
+    tasks = sorted({key for record in everything for key in record if key.startswith('loss/')})
     rows = -(-len(tasks) // 2)
     figure = small_figure(0.8 + 1.5 * rows + 0.2 * len(records))
     panels = figure.subplots(rows, 2, squeeze=False).flat
     lines = {}
     for task, panel in zip(tasks, panels, strict=False):
-        for colour, (name, run) in zip(cycle(len(records)), records.items(), strict=True):
-            steps, losses = points(run, task)
-            if len(steps):
+        for colour, (label, runs) in zip(cycle(len(records)), records.items(), strict=True):
+            for run in runs:
+                steps, losses = points(run, task)
+                if not len(steps):
+                    continue
                 window = max(9, len(losses) // 20)
-                (lines[name],) = panel.plot(steps, smooth(losses, window), color=colour)
+                (lines[label],) = panel.plot(steps, smooth(losses, window), color=colour)
                 panel.plot(*points(run, f'validation_{task}'), '--o', color=colour, markersize=3)
         panel.set_title(wrapped(task.removeprefix('loss/'), 24), fontsize=9)
         panel.set_ylim(bottom=0)
@@ -57,12 +93,12 @@ def plot_tasks(path: pathlib.Path, records: Mapping[str, Sequence[Mapping[str, A
 
 
 @literally
-def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Each task's change against training it alone, with its interval, a colour for each run.
+def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Difference]]) -> None:
+    """Plot each task's change against training on it alone, with its 95% interval.
 
     Args:
-        path: the PNG to write.
-        changes: by run and task: points, and the ends of the interval.
+        path: PNG file to write.
+        changes: Changes of scores by label, which has a color of its own, and by task.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
     figure = small_figure(1.4 + 0.45 * len(tasks) * max(1, len(changes)) + 0.2 * len(changes))
@@ -70,8 +106,10 @@ def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Sequence[
     height = 0.7 / len(changes)
     for number, (run, by_task) in enumerate(changes.items()):
         shift = (number - (len(changes) - 1) / 2) * height
-        means, lows, highs = np.array(list(by_task.values())).T
+        means = 100 * np.array([change.mean for change in by_task.values()])
+        lows, highs = 100 * np.array([change.interval for change in by_task.values()]).T
         places = [tasks.index(task) + shift for task in by_task]
+        # Rounding may put a mean outside of an interval without width.
         errors = np.maximum((means - lows, highs - means), 0)
         axes.errorbar(means, places, xerr=errors, fmt='o', capsize=3, label=run)
     axes.axvline(0, color='black', linewidth=0.8)

@@ -1,11 +1,13 @@
 """A run's adapter as arrays, from its checkpoints or as it started; the base is not needed."""
 
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+import tqdm
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import SharedDown, Structure
@@ -13,6 +15,7 @@ from malora_jax.buckets import home
 from malora_jax.export.merge import linear_factors
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
+from malora_jax.runs import LoadedRun
 from malora_jax.training.checkpoint import Checkpoints, newest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.optimizer import make_optimizer
@@ -71,3 +74,33 @@ def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[
 def linears(run: RunConfig) -> list[str]:
     """The adapted linears, in the order of a layer."""
     return [linear for linear in LINEARS if linear in run.adapter.targets]
+
+
+class Weights(NamedTuple):
+    """Adapter of a run, as trained and as it started (None if that is not known)."""
+
+    run: LoadedRun
+    trained: Adapter
+    start: Adapter | None
+
+
+def read_weights(runs: Sequence[LoadedRun]) -> list[Weights]:
+    """Read the adapters of the checkpoints that stand for the runs."""
+    bar = tqdm.tqdm(runs, desc='weights', unit='run', dynamic_ncols=True)
+    return [
+        Weights(
+            each,
+            read_adapter(each.path, each.settings, each.step),
+            start_adapter(each.path, each.settings),
+        )
+        for each in bar
+    ]
+
+
+def projections(
+    weights: Weights, linear: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """Return the projections of one linear, see `projections_of`, as trained and as started."""
+    structure = weights.run.settings.adapter.structure
+    start = None if weights.start is None else projections_of(structure, weights.start, linear)
+    return projections_of(structure, weights.trained, linear), start

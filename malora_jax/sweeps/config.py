@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import errors
-from malora_jax.analysis.paper import TABLES
+from malora_jax.runs.paper import TABLES
 
 METRICS = ('score', 'loss')
 # What names a directory on any file system.

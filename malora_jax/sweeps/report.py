@@ -1,68 +1,160 @@
-"""What a sweep found: a CSV with a row for each run, and a Markdown table over the seeds."""
+"""The report of a sweep: a CSV with a row for each run, and sections over the seeds."""
 
 import csv
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from malora_jax import files, markdown
-from malora_jax.analysis.paper import TABLES
-from malora_jax.errors import UserError
-from malora_jax.statistics import Interval
-from malora_jax.sweeps import plots
-from malora_jax.sweeps.config import Report, Sweep
-from malora_jax.sweeps.expand import SweepRun
-from malora_jax.sweeps.found import Group, groups
-from malora_jax.sweeps.status import loss_of
-from malora_jax.training.run_files import read_results
+from flax.traverse_util import flatten_dict
 
-_NONE = '–'
+from malora_jax import files
+from malora_jax.analysis import page
+from malora_jax.analysis.page import Items, Section, Text
+from malora_jax.analysis.sections.averages import averages_section, by_task_section
+from malora_jax.analysis.sections.fields import Points, field_section
+from malora_jax.errors import UserError
+from malora_jax.runs import LoadedRun, SeedGroup
+from malora_jax.runs.paper import TABLES, Row
+from malora_jax.sweeps.config import Sweep
+from malora_jax.sweeps.expand import SweepRun
+
+_Runs = Mapping[str, SweepRun]
 
 
 def write_report(
-    workdir: pathlib.Path,
-    sweep: Sweep,
-    runs: Mapping[str, SweepRun],
-    errors: Mapping[str, str],
+    workdir: pathlib.Path, sweep: Sweep, runs: _Runs, errors: Mapping[str, str]
 ) -> str:
-    """Writes `runs.csv`, `report.md` and a plot for each field that is to be plotted against.
+    """Write `runs.csv`, `report.md`, `report.html`, `analysis.json` and the plots.
 
     Args:
-        workdir: of the sweep.
-        sweep: what is wanted.
-        runs: by name.
-        errors: by run that failed, why.
+        workdir: Directory of the sweep.
+        sweep: The sweep, which says what to plot and which table of the paper to show.
+        runs: The runs by name.
+        errors: Errors of the failed runs by name.
 
     Returns:
-        The Markdown.
+        The report in Markdown.
 
     Raises:
-        UserError: no run is finished yet.
+        UserError: No run is finished yet.
     """
-    results = {
-        name: read_results(workdir / name)
-        for name in runs
-        if (workdir / name / 'results.json').exists()
-    }
-    if not results:
+    loaded = {name: LoadedRun(workdir / name) for name in runs}
+    finished = {name: run for name, run in loaded.items() if run.is_finished}
+    if not finished:
         reasons = [f'; {name}: {error}' for name, error in errors.items()]
         raise UserError(f'No run of the sweep in {workdir} is finished{"".join(reasons[:1])}.')
-    _write_csv(workdir / 'runs.csv', runs, results, errors)
-    found = groups(runs, results)
-    text = _format(workdir.name, sweep.report, runs, found, errors)
-    files.write_text(workdir / 'report.md', text)
-    for field in sweep.report.plots or plots.fields(runs.values()):
-        plots.plot(workdir / f'{field.rsplit(".", 1)[-1]}.png', field, sweep, found)
-    return text
+    _write_csv(workdir / 'runs.csv', runs, finished, errors)
+    groups = _groups(sweep, runs, finished)
+    model = next(iter(finished.values())).results['model']  # type: ignore[index]
+    sections = [
+        *_sections(workdir, sweep, runs, groups),
+        *_unfinished(sweep, runs, finished, groups, errors),
+    ]
+    return page.write(f'{workdir.name}: {model}', sections, workdir)
+
+
+def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dict[str, SeedGroup]:
+    """Return the finished runs that differ in their seed alone, by row."""
+    found = {}
+    for row in dict.fromkeys(runs[name].row for name in finished):
+        names = [name for name in finished if runs[name].row == row]
+        tasks = [*finished[names[0]].results['tasks']]  # type: ignore[index]
+        paper = _paper(sweep, tasks, runs[names[0]])
+        found[row] = SeedGroup(row, tasks, [finished[name] for name in names], paper=paper)
+    return found
+
+
+def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> Row | None:
+    """Return the paper's row with the adapter of a run, if it is of the same tasks."""
+    if not sweep.report.table:
+        return None
+    table = TABLES[sweep.report.table]
+    name = table.row_of(run.config) if {*tasks} == {*table.tasks} else None
+    return table.rows[name] if name else None
+
+
+def _sections(
+    workdir: pathlib.Path, sweep: Sweep, runs: _Runs, groups: Mapping[str, SeedGroup]
+) -> Iterator[Section]:
+    first = {row: next(run for run in runs.values() if run.row == row) for row in groups}
+    yield averages_section([*groups.values()], {row: run.values for row, run in first.items()})
+    yield by_task_section([*groups.values()])
+    for field in sweep.report.plots or _numeric_fields(runs):
+        lines: dict[str, list[tuple[float, SeedGroup]]] = {}
+        for row, group in groups.items():
+            label = _line(first[row], sweep.together(first[row].variant, field))
+            lines.setdefault(label, []).append((_value(first[row], field), group))
+        points: dict[str, Points] = {
+            label: sorted(line, key=lambda point: point[0]) for label, line in lines.items()
+        }
+        connected = not (sweep.draws and field in sweep.draws.fields)
+        yield field_section(field, points, sweep.report.metrics, workdir, connected)
+
+
+def _unfinished(
+    sweep: Sweep,
+    runs: _Runs,
+    finished: Mapping[str, LoadedRun],
+    groups: Mapping[str, SeedGroup],
+    errors: Mapping[str, str],
+) -> Iterator[Section]:
+    """Yield the section on what the numbers do not say."""
+    waiting = [name for name in runs if name not in finished and name not in errors]
+    yield Section(
+        'progress',
+        'Progress',
+        [Text(f'{len(finished)} of {len(runs)} runs are finished.'), *_paper_note(sweep, groups)],
+        {'finished': [*finished], 'failed': dict(errors), 'waiting': waiting},
+    )
+    if errors:
+        failed = [f'{name}: {error}' for name, error in errors.items()]
+        yield Section('failed', 'Failed', [Items(failed)])
+    if waiting:
+        yield Section('waiting', 'Not finished', [Text(', '.join(waiting) + '.')])
+
+
+def _paper_note(sweep: Sweep, groups: Mapping[str, SeedGroup]) -> list[Text]:
+    if not sweep.report.table:
+        return []
+    title = TABLES[sweep.report.table].title
+    if any(group.paper for group in groups.values()):
+        return [Text(f'In italics the numbers of the paper, {title}, for LLaMA-2 7B.')]
+    text = f"The tasks are not those of the paper's {title}, so its numbers are not comparable."
+    return [Text(text)]
+
+
+def _numeric_fields(runs: _Runs) -> list[str]:
+    """Return the swept fields that have several numbers as values."""
+    found: dict[str, set[Any]] = {}
+    for run in runs.values():
+        for name, value in run.values.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            found.setdefault(name, set()).update([value] if is_number else [])
+    return [name for name, values in found.items() if len(values) > 1]
+
+
+def _line(run: SweepRun, together: set[str]) -> str:
+    """Return the label of a line: the variant, and the values of other swept fields."""
+    others = [
+        f'{name.rsplit(".", 1)[-1]} {value}'
+        for name, value in run.values.items()
+        if name not in together
+    ]
+    return ', '.join([run.variant, *others])
+
+
+def _value(run: SweepRun, field: str) -> float:
+    """Return the value of a field: the sweep's, where rank is r and not r̄, or the config's."""
+    return run.values.get(field, flatten_dict(dict(run.config), sep='.').get(field))
 
 
 def _write_csv(
     path: pathlib.Path,
     runs: Mapping[str, SweepRun],
-    results: Mapping[str, Mapping[str, Any]],
+    finished: Mapping[str, LoadedRun],
     errors: Mapping[str, str],
 ) -> None:
-    rows = [_csv_row(run, results.get(name), errors.get(name, '')) for name, run in runs.items()]
+    rows = [_csv_row(run, finished.get(name), errors.get(name, '')) for name, run in runs.items()]
     head = list(dict.fromkeys(column for row in rows for column in row))
     with files.replacing(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.DictWriter(file, head)
@@ -70,10 +162,12 @@ def _write_csv(
         writer.writerows(rows)
 
 
-def _csv_row(run: SweepRun, results: Mapping[str, Any] | None, error: str) -> dict[str, Any]:
+def _csv_row(run: SweepRun, loaded: LoadedRun | None, error: str) -> dict[str, Any]:
     named = {'run': run.name, 'row': run.row, 'seed': run.seed, **run.values}
-    if results is None:
+    if loaded is None:
         return named | {'state': 'failed' if error else 'unfinished', 'error': error}
+    assert loaded.results is not None
+    results = loaded.results
     tasks = results['tasks']
     adapter = {field: run.config['adapter'][field] for field in ('rank', 'shared_rank')}
     return {
@@ -82,7 +176,7 @@ def _csv_row(run: SweepRun, results: Mapping[str, Any] | None, error: str) -> di
         'error': '',
         **{f'config.adapter.{field}': value for field, value in adapter.items()},
         'score': results['average']['after'],
-        'loss': loss_of(results),
+        'loss': loaded.mean('loss_after'),
         **{f'score/{name}': task['after'] for name, task in tasks.items()},
         **{f'loss/{name}': task['loss_after'] for name, task in tasks.items()},
         'score_before': results['average']['before'],
@@ -91,85 +185,3 @@ def _csv_row(run: SweepRun, results: Mapping[str, Any] | None, error: str) -> di
         'tokens': results['tokens'],
         'train_time_s': results['train_time_s'],
     }
-
-
-def _format(
-    title: str,
-    report: Report,
-    runs: Mapping[str, SweepRun],
-    found: Sequence[Group],
-    errors: Mapping[str, str],
-) -> str:
-    done = {name for group in found for name in group.names}
-    failed = [f'- {name}: {error}' for name, error in errors.items()]
-    waiting = [name for name in runs if name not in done and name not in errors]
-    best = min(found, key=lambda group: group.mean('loss'))
-    parts = [
-        f'# {title}: {found[0].results[0]["model"]}',
-        f'{len(done)} of {len(runs)} runs are finished.',
-        _averages(report, found),
-        f'The lowest loss is that of `{best.row}`.',
-        '## By task',
-        _by_task(found),
-        '## How to read this',
-        'Scores in %, losses in nats per token of the right answers, each the mean over tasks and '
-        "then over seeds. In brackets the 95% interval for other seeds, by Student's t; a single "
-        'seed has none. With two seeds it is wide: that is what two seeds say.',
-        *_paper_note(report, found),
-    ]
-    if failed:
-        parts += ['## Failed', '\n'.join(failed)]
-    if waiting:
-        parts += ['## Not finished', ', '.join(waiting) + '.']
-    return '\n\n'.join(parts)
-
-
-def _averages(report: Report, found: Sequence[Group]) -> str:
-    fields = list(dict.fromkeys(name for group in found for name in group.values))
-    papers = [group.paper(report) for group in found]
-    rows = [['', *fields, 'trained parameters', 'seeds', 'score', 'loss']]
-    rows[0] += ['*in the paper*'] if any(papers) else []
-    for group, paper in zip(found, papers, strict=True):
-        row = [f'`{group.row}`', *(f'{group.values.get(name, _NONE)}' for name in fields)]
-        row += [f'{group.parameters:,}', ', '.join(map(str, group.seeds))]
-        row += [_score(group.mean('score'), group.interval('score'))]
-        row += [_loss(group.mean('loss'), group.interval('loss'))]
-        if any(papers):
-            row.append(f'*{paper.average:g}*' if paper else _NONE)
-        rows.append(row)
-    return markdown.table(rows)
-
-
-def _by_task(found: Sequence[Group]) -> str:
-    tasks = list(dict.fromkeys(task for group in found for task in group.tasks))
-    rows = [['', *tasks]]
-    for group in found:
-        cells = [
-            _score(group.mean('score', task), group.interval('score', task))
-            if task in group.tasks
-            else _NONE
-            for task in tasks
-        ]
-        rows.append([f'`{group.row}`', *cells])
-    return markdown.table(rows)
-
-
-def _paper_note(report: Report, found: Sequence[Group]) -> list[str]:
-    if not report.table:
-        return []
-    title = TABLES[report.table].title
-    if any(group.paper(report) for group in found):
-        return [f'In italics what the paper has in its {title}, for LLaMA-2 7B.']
-    return [
-        f"The tasks are not those of the paper's {title}: its numbers are no measure for these."
-    ]
-
-
-def _score(mean: float, interval: Interval | None) -> str:
-    inside = f' [{100 * interval.low:.1f}, {100 * interval.high:.1f}]' if interval else ''
-    return f'{100 * mean:.1f}{inside}'
-
-
-def _loss(mean: float, interval: Interval | None) -> str:
-    inside = f' [{interval.low:.3f}, {interval.high:.3f}]' if interval else ''
-    return f'{mean:.3f}{inside}'

@@ -3,13 +3,12 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.runs import LoadedRun
 from malora_jax.sweeps import directory
-from malora_jax.training.run_files import read_results
 
 # Of metrics.jsonl, enough for its last line.
 _TAIL_BYTES = 1 << 16
@@ -48,18 +47,13 @@ def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: i
         steps: that it is to make.
     """
     if state == 'finished':
-        results = read_results(workdir / name)
-        score = results['average']['after']
-        return Status(state, results['steps'], results['steps'], loss_of(results), score)
+        run = LoadedRun(workdir / name)
+        assert run.results is not None
+        steps, score = run.results['steps'], run.results['average']['after']
+        return Status(state, steps, steps, run.mean('loss_after'), score)
     last = _last_record(workdir / name / 'metrics.jsonl')
     loss, speed = last.get('loss'), last.get('tokens_per_second')
     return Status(state, last.get('step', 0), steps, loss, None, speed, error)
-
-
-def loss_of(results: Mapping[str, Any]) -> float:
-    """The mean over tasks of the loss of the right answers to held-out questions."""
-    tasks = results['tasks'].values()
-    return sum(task['loss_after'] for task in tasks) / len(tasks)
 
 
 def last_line(workdir: pathlib.Path, name: str) -> str:

@@ -19,6 +19,7 @@ class _Model(TypedDict):
 
 
 class _Data(TypedDict):
+    tasks: list[str]
     template: str
 
 
@@ -29,6 +30,16 @@ class Config(TypedDict):
     method: str
     model: _Model
     data: _Data
+
+
+class ScoredAnswer(TypedDict):
+    """Row of a file of answers, as far as runs are compared by it."""
+
+    task: str
+    question: str
+    score: float
+    nats: float
+    tokens: int
 
 
 class TaskResult(TypedDict):
@@ -135,13 +146,15 @@ def check_counts(
 
 
 def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Read a file of answers as plain rows, against the numbers that `results.json` has.
+    """Read a file of answers as plain rows, and check them against `results.json`.
+
+    Rows need only the fields of `ScoredAnswer`: published runs may lack the texts.
 
     Raises:
         UserError: As `read_answers`.
         FileNotFoundError: There is no file.
     """
-    rows = files.read_json_lines(path, Answer, _INSTEAD)
+    rows = files.read_json_lines(path, ScoredAnswer, _INSTEAD)
     examples = {task: each['examples'] for task, each in results['tasks'].items()}
     check_counts(path, Counter(row['task'] for row in rows), examples)
     return rows

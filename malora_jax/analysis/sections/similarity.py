@@ -1,8 +1,8 @@
-"""The parts of the report that are about weights: Figures 2 and 3."""
+"""Similarity of the experts' projections, within runs and across them: Figure 2 of the paper."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -10,16 +10,9 @@ import tqdm
 from malora_jax.adapters.structures import SharedDown
 from malora_jax.analysis import similarity_plots
 from malora_jax.analysis.alike import SIDES, Alike, Candidate, comparisons, mean, measure
-from malora_jax.analysis.report.page import Block, Fold, Picture, Section, Table, Text
-from malora_jax.analysis.report.runs import Subject
-from malora_jax.analysis.spread import Spread, spread
-from malora_jax.analysis.weights import (
-    Adapter,
-    linears,
-    projections_of,
-    read_adapter,
-    start_adapter,
-)
+from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table, Text
+from malora_jax.analysis.weights import Weights, linears, projections
+from malora_jax.runs import LoadedRun
 
 _HOW = (
     'The similarity of two projections is the mean of the squared canonical correlations of the '
@@ -34,33 +27,12 @@ _COMPOSED = (
 )
 
 
-class Weights(NamedTuple):
-    """A run's adapter, as trained and as it started (None if that is not known)."""
-
-    subject: Subject
-    trained: Adapter
-    start: Adapter | None
-
-
-def read_weights(subjects: Sequence[Subject]) -> list[Weights]:
-    """The adapters of the checkpoints that stand for the runs."""
-    bar = tqdm.tqdm(subjects, desc='weights', unit='run', dynamic_ncols=True)
-    return [
-        Weights(
-            each,
-            read_adapter(each.path, each.run, each.step),
-            start_adapter(each.path, each.run),
-        )
-        for each in bar
-    ]
-
-
 def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
     """Return the section on the similarity of projections, within runs and across them."""
     title = 'How alike are the experts? (Figure 2)'
-    names = linears(weights[0].subject.run)
-    comparable = [w for w in weights if linears(w.subject.run) == names]
-    wanted = comparisons([_candidate(each.subject) for each in comparable])
+    names = linears(weights[0].run.settings)
+    comparable = [w for w in weights if linears(w.run.settings) == names]
+    wanted = comparisons([_candidate(each.run) for each in comparable])
     if not wanted:
         text = (
             'Nothing can be compared: no run here has several experts, and no two runs have the '
@@ -70,10 +42,10 @@ def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Sect
         return Section('similarity', title, [Text(text)], [])
     found = measure(wanted, _projections(comparable, names))
     blocks: list[Block] = [Text(_HOW)]
-    others = [w.subject.name for w in weights if linears(w.subject.run) != names]
+    others = [w.run.name for w in weights if linears(w.run.settings) != names]
     if others:
         blocks.append(Text(f'Left out, as they adapt other linears: {", ".join(others)}.'))
-    if any(isinstance(each.subject.run.adapter.structure, SharedDown) for each in comparable):
+    if any(isinstance(each.run.settings.adapter.structure, SharedDown) for each in comparable):
         blocks.append(Text(_COMPOSED))
     if any(each.start is None for each in comparable):
         blocks.append(
@@ -92,65 +64,16 @@ def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Sect
     return Section('similarity', title, blocks, [_numbers(each, names) for each in found])
 
 
-def spectra_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
-    """Over how many directions each run's experts spread."""
-    blocks: list[Block] = [
-        Text(
-            'All A of a linear are put side by side, and so are all B. If their singular values '
-            'fall fast, a few directions do most of the work; if they are level, the experts use '
-            'their room evenly.'
-        )
-    ]
-    numbers = {}
-    for each in weights:
-        name = each.subject.name
-        names = linears(each.subject.run)
-        bar = tqdm.tqdm(names, desc=f'spectra of {name}', unit='linear', dynamic_ncols=True)
-        found = {linear: spread(*_of_linear(each, linear)) for linear in bar}
-        path = output / f'{each.subject.file_name}_spectra.png'
-        similarity_plots.plot_spectra(path, found)
-        control = 'as it started' if each.start is not None else 'of a random matrix'
-        mean_A, mean_B = (
-            np.mean([one[side].directions.mean() / one[side].possible for one in found.values()])
-            for side in SIDES
-        )
-        caption = (
-            f'Singular values of {name} at step {each.subject.step}, blue, against the dashed '
-            f'control: A {control}, B a random matrix of the same norm; a curve that falls below '
-            'its control to the right has fewer directions than chance. 90% of the squared norm is '
-            f'in {100 * mean_A:.0f}% of the possible directions of A and {100 * mean_B:.0f}% of B.'
-        )
-        blocks += [Picture(path, caption), _spectra_table(name, found)]
-        numbers[name] = {
-            linear: {
-                side: {
-                    'directions': one.directions.tolist(),
-                    'control_directions': one.control_directions.tolist(),
-                    'possible': one.possible,
-                }
-                for side, one in by_side.items()
-            }
-            for linear, by_side in found.items()
-        }
-    return Section('spectra', 'How many directions do they use? (Figure 3)', blocks, numbers)
-
-
-def _candidate(subject: Subject) -> Candidate:
-    adapter = subject.run.adapter
+def _candidate(run: LoadedRun) -> Candidate:
+    adapter = run.settings.adapter
     # Runs of one method with other ranks would be another comparison.
-    shape = f'{subject.run.method} (rank {adapter.structure.rank})'
-    return Candidate(subject.name, shape, frozenset(subject.tasks), adapter.num_experts)
-
-
-def _of_linear(weights: Weights, linear: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    structure = weights.subject.run.adapter.structure
-    start = None if weights.start is None else projections_of(structure, weights.start, linear)
-    return projections_of(structure, weights.trained, linear), start
+    shape = f'{run.method} (rank {adapter.structure.rank})'
+    return Candidate(run.name, shape, frozenset(run.tasks), adapter.num_experts)
 
 
 def _projections(weights: Sequence[Weights], names: Sequence[str]) -> Iterator[Any]:
     for linear in tqdm.tqdm(names, desc='similarity', unit='linear', dynamic_ncols=True):
-        yield [_of_linear(each, linear) for each in weights]
+        yield [projections(each, linear) for each in weights]
 
 
 def _verdict(found: Sequence[Alike]) -> str:
@@ -194,7 +117,7 @@ def _table(found: Sequence[Alike], side: str) -> Table:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return '–'
+        return NONE
     return 'no update' if np.isnan(value) else f'{value:.3f}'
 
 
@@ -226,23 +149,3 @@ def _numbers(alike: Alike, names: Sequence[str]) -> dict[str, Any]:
 def _lists(values: np.ndarray) -> list[list[float | None]]:
     """JSON has no word for what is not a number."""
     return [[None if np.isnan(value) else float(value) for value in row] for row in values]
-
-
-def _spectra_table(name: str, found: dict[str, dict[str, Spread]]) -> Table:
-    rows = [
-        [
-            linear,
-            *(
-                f'{one.directions.mean():.1f} of {one.possible} '
-                f'({one.control_directions.mean():.1f})'
-                for one in by_side.values()
-            ),
-        ]
-        for linear, by_side in found.items()
-    ]
-    return Table(
-        f'{name}: directions that carry 90%, of those possible, mean over layers; in parentheses '
-        'those of the control',
-        ['linear', 'A', 'B'],
-        rows,
-    )

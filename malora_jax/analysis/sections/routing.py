@@ -9,9 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from malora_jax.analysis import routing, routing_plots
-from malora_jax.analysis.report.page import Block, Fold, Picture, Section, Table, Text
-from malora_jax.analysis.report.runs import Subject
-from malora_jax.analysis.report.words import word_tables
+from malora_jax.analysis.page import Block, Fold, Picture, Section, Table, Text
 from malora_jax.analysis.routed import Questions, Routed, questions, route
 from malora_jax.analysis.router_state import (
     RouterState,
@@ -20,7 +18,9 @@ from malora_jax.analysis.router_state import (
     mean_chance,
     state_of,
 )
+from malora_jax.analysis.sections.example_tokens import word_tables
 from malora_jax.analysis.weights import Adapter, linears, read_adapter, start_adapter
+from malora_jax.runs import LoadedRun
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.workdir import check_base, check_run, read_config
@@ -29,81 +29,81 @@ from malora_jax.training.workdir import check_base, check_run, read_config
 _MOST_STEPS = 4
 
 
-def routing_section(subject: Subject, output: pathlib.Path, most: int) -> Section:
+def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
     """Loads by task and layer, how far they are from balanced, and what experts tell of tasks.
 
     Args:
-        subject: the run.
+        run: the run.
         output: where plots go.
         most: held-out questions of each task.
 
     Raises:
         UserError: base or data are not there, or not those of the run.
     """
-    name = f'routing-{subject.file_name}'
-    title = f'Routing of {subject.name}'
-    if not subject.run.adapter.has_router:
+    name = f'routing-{run.file_name}'
+    title = f'Routing of {run.name}'
+    if not run.settings.adapter.has_router:
         text = (
-            f'{subject.run.method} has one expert and no router: there is no routing to show. What '
+            f'{run.method} has one expert and no router: there is no routing to show. What '
             'its projections have to tell is above.'
         )
         return Section(name, title, [Text(text)], None)
-    check_run(subject.path, read_config(subject.path), data_digests(subject.run))
-    setup = build(subject.run)
-    check_base(subject.path, subject.run, setup.base.params)
+    check_run(run.path, read_config(run.path), data_digests(run.settings))
+    setup = build(run.settings)
+    check_base(run.path, run.settings, setup.base.params)
     batches = list(setup.held_out_batches(most))
     asked = questions(batches)
     tasks, task_Q = np.unique(asked.task, return_inverse=True)
     states, routed = {}, None
-    for step in _steps(subject):
-        adapter = _adapter(subject, step)
+    for step in _steps(run):
+        adapter = _adapter(run, step)
         if adapter is not None:
-            found = _route(setup, adapter, asked, f'{subject.name}: step {step}')
-            states[step] = state_of(subject.run.adapter, linears(subject.run), found, task_Q)
-            routed = found if step == subject.step else routed
+            found = _route(setup, adapter, asked, f'{run.name}: step {step}')
+            states[step] = state_of(run.settings.adapter, linears(run.settings), found, task_Q)
+            routed = found if step == run.step else routed
     assert routed is not None
     names = [setup.splits[task].task_name for task in tasks]
-    chance = mean_chance(subject.run.adapter, routed, task_Q)
+    chance = mean_chance(run.settings.adapter, routed, task_Q)
     blocks: list[Block] = [
-        Text(_about(subject, asked, names)),
-        _table(subject, states, chance, len(names)),
-        _evolution(subject, states, chance, output),
-        _routers(subject, states[subject.step], chance, output),
-        *_loads(subject, states[subject.step], names, output),
+        Text(_about(run, asked, names)),
+        _table(run, states, chance, len(names)),
+        _evolution(run, states, chance, output),
+        _routers(run, states[run.step], chance, output),
+        *_loads(run, states[run.step], names, output),
     ]
-    words = word_tables(subject.run, states[subject.step], routed, asked, setup.base.tokenizer)
+    words = word_tables(run.settings, states[run.step], routed, asked, setup.base.tokenizer)
     if words:
         blocks.append(Fold('Example tokens of each expert', words))
     numbers = {
         'questions': len(asked.task),
         'tasks': names,
         'token_slots': {
-            linear: choices(subject.run.adapter, sums).sum(axis=(0, 2)).tolist()
+            linear: choices(run.settings.adapter, sums).sum(axis=(0, 2)).tolist()
             for linear, sums in routed.questions.items()
         },
         'steps': {step: state.means() for step, state in states.items()},
         'chance_information': chance,
         'load': {
             linear: load.round(5).tolist()
-            for linear, load in zip(linears(subject.run), states[subject.step].load, strict=True)
+            for linear, load in zip(linears(run.settings), states[run.step].load, strict=True)
         },
     }
     return Section(name, title, blocks, numbers)
 
 
-def _steps(subject: Subject) -> list[int]:
+def _steps(run: LoadedRun) -> list[int]:
     """The start, the step that stands for the run, and others between, evenly spread."""
-    steps = sorted({*subject.steps, subject.step})
+    steps = sorted({*run.steps, run.step})
     if len(steps) > _MOST_STEPS:
         picked = np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)
-        steps = sorted({*(steps[i] for i in picked), subject.step})
+        steps = sorted({*(steps[i] for i in picked), run.step})
     return [0, *steps]
 
 
-def _adapter(subject: Subject, step: int) -> Adapter | None:
+def _adapter(run: LoadedRun, step: int) -> Adapter | None:
     if step:
-        return read_adapter(subject.path, subject.run, step)
-    return start_adapter(subject.path, subject.run)
+        return read_adapter(run.path, run.settings, step)
+    return start_adapter(run.path, run.settings)
 
 
 def _route(setup: Setup, adapter: Adapter, asked: Questions, description: str) -> Routed:
@@ -111,9 +111,9 @@ def _route(setup: Setup, adapter: Adapter, asked: Questions, description: str) -
     return route(setup.model, variables, asked, description)
 
 
-def _about(subject: Subject, asked: Questions, names: Sequence[str]) -> str:
-    adapter = subject.run.adapter
-    if is_dense(subject.run.adapter):
+def _about(run: LoadedRun, asked: Questions, names: Sequence[str]) -> str:
+    adapter = run.settings.adapter
+    if is_dense(run.settings.adapter):
         how = (
             f'All {adapter.num_experts} experts take part in every token: shares are those of '
             'their gates.'
@@ -131,12 +131,10 @@ def _about(subject: Subject, asked: Questions, names: Sequence[str]) -> str:
     )
 
 
-def _table(
-    subject: Subject, states: dict[int, RouterState], chance: float, num_tasks: int
-) -> Table:
-    adapter = subject.run.adapter
+def _table(run: LoadedRun, states: dict[int, RouterState], chance: float, num_tasks: int) -> Table:
+    adapter = run.settings.adapter
     experts = adapter.num_experts
-    slots = 1 if is_dense(subject.run.adapter) else adapter.router.top_k
+    slots = 1 if is_dense(run.settings.adapter) else adapter.router.top_k
     most = routing.most_information(num_tasks, experts, slots)
     rows = [
         [f'step {step}' if step else 'start', *(f'{value:.3f}' for value in state.means().values())]
@@ -158,9 +156,9 @@ def _table(
 
 
 def _evolution(
-    subject: Subject, states: dict[int, RouterState], chance: float, output: pathlib.Path
+    run: LoadedRun, states: dict[int, RouterState], chance: float, output: pathlib.Path
 ) -> Picture:
-    experts = subject.run.adapter.num_experts
+    experts = run.settings.adapter.num_experts
     lines = {
         'balance_loss': (1.0, 'balanced'),
         'effective_experts': (float(experts), 'balanced'),
@@ -170,8 +168,8 @@ def _evolution(
     means = [state.means() for state in states.values()]
     held_out: dict[str, list[float]] = {key: [m[key] for m in means] for key in lines}
     held_out['step'] = list(states)
-    path = output / f'{subject.file_name}_routing.png'
-    routing_plots.plot_evolution(path, subject.records, held_out, lines)
+    path = output / f'{run.file_name}_routing.png'
+    routing_plots.plot_evolution(path, run.records, held_out, lines)
     first, last = means[0], means[-1]
     caption = (
         'Routing over training, means over all routers: each step on its own batch (blue) and '
@@ -183,9 +181,9 @@ def _evolution(
     return Picture(path, caption)
 
 
-def _routers(subject: Subject, state: RouterState, chance: float, output: pathlib.Path) -> Picture:
-    names, experts = linears(subject.run), subject.run.adapter.num_experts
-    path = output / f'{subject.file_name}_routers.png'
+def _routers(run: LoadedRun, state: RouterState, chance: float, output: pathlib.Path) -> Picture:
+    names, experts = linears(run.settings), run.settings.adapter.num_experts
+    path = output / f'{run.file_name}_routers.png'
     routing_plots.plot_routers(path, state.information, state.effective, names, chance, experts)
     j, layer = np.unravel_index(state.information.argmax(), state.information.shape)
     k, low = np.unravel_index(state.effective.argmin(), state.effective.shape)
@@ -200,13 +198,13 @@ def _routers(subject: Subject, state: RouterState, chance: float, output: pathli
 
 
 def _loads(
-    subject: Subject, state: RouterState, tasks: Sequence[str], output: pathlib.Path
+    run: LoadedRun, state: RouterState, tasks: Sequence[str], output: pathlib.Path
 ) -> list[Block]:
-    experts = subject.run.adapter.num_experts
+    experts = run.settings.adapter.num_experts
     pictures = []
-    for linear, load_LGE in zip(linears(subject.run), state.load, strict=True):
-        path = output / f'{subject.file_name}_load_{linear}.png'
-        most = 1.0 if is_dense(subject.run.adapter) else 1 / subject.run.adapter.router.top_k
+    for linear, load_LGE in zip(linears(run.settings), state.load, strict=True):
+        path = output / f'{run.file_name}_load_{linear}.png'
+        most = 1.0 if is_dense(run.settings.adapter) else 1 / run.settings.adapter.router.top_k
         routing_plots.plot_load(path, load_LGE, tasks, linear, most)
         layer, task, expert = np.unravel_index(load_LGE.argmax(), load_LGE.shape)
         caption = (
@@ -218,5 +216,5 @@ def _loads(
         pictures.append(Picture(path, caption))
     if len(pictures) == 1:
         return [*pictures]
-    names = ', '.join(linears(subject.run)[1:])
+    names = ', '.join(linears(run.settings)[1:])
     return [pictures[0], Fold(f'Expert load by task and layer: {names}', pictures[1:])]

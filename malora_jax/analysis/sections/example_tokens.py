@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from malora_jax.analysis import routing
-from malora_jax.analysis.report.page import Table
+from malora_jax.analysis.page import Table
 from malora_jax.analysis.routed import Questions, Routed
 from malora_jax.analysis.router_state import RouterState, choices, is_dense
 from malora_jax.analysis.weights import linears

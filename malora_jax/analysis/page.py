@@ -1,0 +1,171 @@
+"""Blocks and sections of a report, and their rendering as HTML and Markdown."""
+
+import base64
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jinja2
+
+from malora_jax import files, markdown
+
+NONE = '–'
+
+
+class Italic(str):
+    """Text in italics, such as a number of the paper."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    kind: ClassVar[str] = 'text'
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A list of short paragraphs."""
+
+    items: Sequence[str]
+    kind: ClassVar[str] = 'items'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG file.
+
+    Attributes:
+        path: The file.
+        caption: Sentence that says what the picture shows and how to read it.
+    """
+
+    path: pathlib.Path
+    caption: str
+    kind: ClassVar[str] = 'picture'
+
+    @property
+    def data(self) -> str:
+        """Content of the file in base64."""
+        return base64.b64encode(self.path.read_bytes()).decode('ascii')
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose first column holds the names of the rows.
+
+    Attributes:
+        caption: Meaning of the numbers.
+        head: Names of the columns.
+        rows: As many cells each as the head.
+        bars: Share, 0 to 1, of the bar below the name of each row; () for no bars.
+        texts: Numbers of the columns that hold text, besides the first.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bars: Sequence[float] = ()
+    texts: Sequence[int] = ()
+    kind: ClassVar[str] = 'table'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Details that are shown on demand."""
+
+    title: str
+    blocks: Sequence['Block']
+    kind: ClassVar[str] = 'fold'
+
+
+Block = Text | Items | Picture | Table | Fold
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a report.
+
+    Attributes:
+        name: Anchor in the page, and key in `analysis.json`.
+        title: Heading.
+        blocks: Content for readers.
+        numbers: The same numbers for programs.
+    """
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+    numbers: Any = None
+
+
+def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> str:
+    """Write sections as `report.html`, `report.md` and `analysis.json`, next to their pictures.
+
+    Args:
+        title: Heading of the report.
+        sections: The sections.
+        output: Directory of the files.
+
+    Returns:
+        The Markdown.
+    """
+    text = to_markdown(title, sections)
+    files.write_text(output / 'report.html', to_html(title, sections))
+    files.write_text(output / 'report.md', text)
+    files.write_json(output / 'analysis.json', {each.name: each.numbers for each in sections})
+    return text
+
+
+def to_html(title: str, sections: Sequence[Section]) -> str:
+    """Return one HTML page that needs no other file; names are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('malora_jax.analysis', 'templates'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests['italic'] = lambda cell: isinstance(cell, Italic)
+    return environment.get_template('report.html').render(title=title, sections=sections)
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return the report in Markdown, with links to the pictures."""
+    parts = [f'# {_escaped(title)}']
+    for section in sections:
+        parts += [f'## {_escaped(section.title)}', *_paragraphs(section.blocks)]
+    return '\n\n'.join(parts)
+
+
+def _paragraphs(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Text(text):
+                yield _escaped(text)
+            case Items(items):
+                yield '\n'.join(f'- {_escaped(item)}' for item in items)
+            case Picture(path, caption):
+                yield f'![{_escaped(caption)}]({path.name})'
+                yield _escaped(caption)
+            case Table(caption, head, rows):
+                yield _escaped(f'{caption}.')
+                yield markdown.table([[*map(_cell, row)] for row in itertools.chain([head], rows)])
+            case Fold(title, inner):
+                yield f'### {_escaped(title)}'
+                yield from _paragraphs(inner)
+
+
+def _cell(text: str) -> str:
+    plain = _escaped(text).replace('|', r'\|')
+    return f'*{plain}*' if isinstance(text, Italic) else plain
+
+
+def _escaped(text: str) -> str:
+    """Escape the characters that Markdown would take for markup; soft hyphens are for pages."""
+    for character in r'\*<':
+        text = text.replace(character, f'\\{character}')
+    return str(text).replace('\u00ad', '')

@@ -1,0 +1,90 @@
+"""A report about runs: one HTML page, Markdown, the plots in them, and their numbers."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from malora_jax.analysis import page
+from malora_jax.analysis.page import Section, Text
+from malora_jax.analysis.sections.costs import costs_section
+from malora_jax.analysis.sections.overview import overview_section
+from malora_jax.analysis.sections.routing import routing_section
+from malora_jax.analysis.sections.scores import scores_section
+from malora_jax.analysis.sections.seesaw import seesaw_section
+from malora_jax.analysis.sections.similarity import similarity_section
+from malora_jax.analysis.sections.spectra import spectra_section
+from malora_jax.analysis.sections.tasks import tasks_section
+from malora_jax.analysis.weights import read_weights
+from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
+from malora_jax.runs.paper import TABLES
+
+
+def write_report(
+    workdirs: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    table: str | None = None,
+    weights: str | None = None,
+    unfinished: bool = False,
+    routing: bool = True,
+    questions: int = 32,
+) -> str:
+    """Write `report.html`, `report.md`, `analysis.json` and the plots.
+
+    To add a section, write a function that returns a `Section` into `sections/` and name it in
+    `_sections` below.
+
+    Args:
+        workdirs: Directories of runs on one base, or of several such runs each.
+        output: Directory of the files.
+        table: Name of a table of the paper, whose rows then stand next to the runs.
+        weights: Location of the base's weights, if they have moved since training.
+        unfinished: Whether runs may have no results yet.
+        routing: Whether to run the model on held-out questions for the sections on routing; the
+            other sections need neither base nor data.
+        questions: Number of questions of each task for routing, at most; 0 for all.
+
+    Returns:
+        The report in Markdown.
+
+    Raises:
+        UserError: As `read_runs`; with a table, as `seed_groups`; or for the routing, base or data
+            are not those of a run.
+    """
+    runs = read_runs(workdirs, weights, unfinished)
+    finished = [run for run in runs if run.is_finished]
+    groups = seed_groups(finished, TABLES[table] if table else None) if finished else []
+    output.mkdir(parents=True, exist_ok=True)
+    title = f'Analysis of {", ".join(run.name for run in runs)}'
+    sections = _sections(runs, groups, output, table, questions if routing else None)
+    return page.write(title, list(sections), output)
+
+
+def _sections(
+    runs: Sequence[LoadedRun],
+    groups: Sequence[SeedGroup],
+    output: pathlib.Path,
+    table: str | None,
+    questions: int | None,
+) -> Iterator[Section]:
+    yield overview_section(runs, output)
+    if groups:
+        yield scores_section(groups, TABLES[table] if table else None)
+    yield seesaw_section(groups, output)
+    yield tasks_section(runs, groups, output)
+    stored = [run for run in runs if run.step]
+    if stored:
+        weights = read_weights(stored)
+        yield similarity_section(weights, output)
+        yield spectra_section(weights, output)
+        del weights
+        if questions is None:
+            text = 'Left out by --norouting: neither the base nor held-out questions were read.'
+            yield Section('routing', 'Routing', [Text(text)])
+        else:
+            for run in stored:
+                yield routing_section(run, output, questions)
+    without = [run.name for run in runs if not run.step]
+    if without:
+        text = f'Not known without checkpoints, which are missing from {", ".join(without)}.'
+        yield Section('no_checkpoints', 'Weights and routing', [Text(text)])
+    yield costs_section(runs)

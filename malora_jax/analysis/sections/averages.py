@@ -1,0 +1,81 @@
+"""Means over seeds of the rows of a sweep, with intervals for other seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_jax.analysis.page import NONE, Block, Italic, Section, Table, Text
+from malora_jax.analysis.sections import cells
+from malora_jax.runs import SeedGroup
+
+_READING = (
+    'Scores in %, losses in nats per token of the right answers, each the mean over tasks and '
+    "then over seeds. In brackets the 95% interval for other seeds, by Student's t; a single "
+    'seed has none. With two seeds it is wide: that is what two seeds say.'
+)
+
+
+def averages_section(
+    groups: Sequence[SeedGroup], values: Mapping[str, Mapping[str, Any]]
+) -> Section:
+    """Return the section on averages over tasks.
+
+    Args:
+        groups: The rows.
+        values: Values of the swept fields by row, then by field.
+    """
+    fields = [*dict.fromkeys(field for group in groups for field in values[group.name])]
+    with_paper = any(group.paper for group in groups)
+    head = ['', *fields, 'trained parameters', 'seeds', 'score', 'loss']
+    head += [Italic('in the paper')] * with_paper
+    rows = []
+    for group in groups:
+        row = [group.name, *(f'{values[group.name].get(field, NONE)}' for field in fields)]
+        row += [f'{group.parameters["trainable"]:,}', ', '.join(map(str, group.by_seed('score')))]
+        row += [cells.score((group.mean('score'), group.interval('score')))]
+        row += [cells.loss(group.mean('loss'), group.interval('loss'))]
+        row += [Italic(f'{group.paper.average:g}') if group.paper else NONE] * with_paper
+        rows.append(row)
+    best = min(groups, key=lambda group: group.mean('loss'))
+    numbers = {
+        group.name: {
+            **{'values': values[group.name], 'trainable': group.parameters['trainable']},
+            **{m: _numbers(group, m) for m in ('score', 'loss')},
+        }
+        for group in groups
+    }
+    blocks: list[Block] = [
+        Table('Averages over tasks', head, rows),
+        Text(f'The lowest loss is that of {best.name}.'),
+        Text(_READING),
+    ]
+    return Section('averages', 'Averages', blocks, numbers)
+
+
+def by_task_section(groups: Sequence[SeedGroup]) -> Section:
+    """Return the section on scores by task, means over seeds."""
+    tasks = [*dict.fromkeys(task for group in groups for task in group.tasks)]
+    numbers = {
+        group.name: {task: _numbers(group, 'score', task) for task in group.tasks}
+        for group in groups
+    }
+    rows = [
+        [
+            group.name,
+            *(
+                cells.score((group.mean('score', task), group.interval('score', task)))
+                if task in group.tasks
+                else NONE
+                for task in tasks
+            ),
+        ]
+        for group in groups
+    ]
+    return Section('by_task', 'By task', [Table('Scores in %', ['', *tasks], rows)], numbers)
+
+
+def _numbers(group: SeedGroup, metric: str, task: str = '') -> dict[str, Any]:
+    return {
+        'mean': group.mean(metric, task),
+        'interval': group.interval(metric, task),
+        'by_seed': group.by_seed(metric, task),
+    }

@@ -1,0 +1,52 @@
+"""Numbers as cells of tables, and as JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from malora_jax.analysis.page import NONE
+from malora_jax.statistics import Difference, Interval
+
+
+def score(found: tuple[float, Interval | None] | None) -> str:
+    """Return a mean score in percent, with its interval."""
+    if found is None:
+        return NONE
+    mean, interval = found
+    inside = f' [{100 * interval.low:.1f}, {100 * interval.high:.1f}]' if interval else ''
+    return f'{100 * mean:.1f}{inside}'
+
+
+def loss(mean: float | None, interval: Interval | None = None) -> str:
+    """Return a mean loss, with its interval."""
+    if mean is None:
+        return NONE
+    inside = f' [{interval.low:.3f}, {interval.high:.3f}]' if interval else ''
+    return f'{mean:.3f}{inside}'
+
+
+def score_difference(found: Difference | None) -> str:
+    """Return a difference of scores in points."""
+    return _difference(found, 100, 1)
+
+
+def loss_difference(found: Difference | None) -> str:
+    """Return a difference of losses."""
+    return _difference(found, 1, 3)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers as JSON has them."""
+    if isinstance(value, Difference):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def _difference(found: Difference | None, unit: float, digits: int) -> str:
+    if found is None:
+        return NONE
+    mean, low, high = (f'{unit * value:+.{digits}f}' for value in (found.mean, *found.interval))
+    verdict = '' if found.distinguishable else ', not distinguishable'
+    return f'{mean} [{low}, {high}]{verdict}'

@@ -1,0 +1,95 @@
+"""Scores and losses against a field of the config, as in the paper's Figures 4(a) and 4(b)."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from malora_jax.analysis import figures
+from malora_jax.analysis.page import Picture, Section
+from malora_jax.runs import SeedGroup
+
+_LABELS = {'score': 'score (%)', 'loss': 'answer loss (nats per token)'}
+_UNITS = {'score': 100.0, 'loss': 1.0}
+# Ratio of the largest to the smallest value from which an axis is logarithmic.
+_WIDE = 4
+
+# Values of the field with their rows, in ascending order.
+Points = Sequence[tuple[float, SeedGroup]]
+
+
+def field_section(
+    field: str,
+    lines: Mapping[str, Points],
+    metrics: Sequence[str],
+    output: pathlib.Path,
+    connected: bool = True,
+) -> Section:
+    """Return the section on the effect of a field.
+
+    Args:
+        field: Dotted name of the field.
+        lines: Points by label.
+        metrics: Metrics to show: 'score', 'loss' or both.
+        output: Directory of the plot.
+        connected: Whether lines connect the points; random values are not connected.
+    """
+    name = field.rsplit('.', 1)[-1]
+    path = output / f'{name}.png'
+    _plot(path, name, lines, metrics, 'o-' if connected else 'o')
+    caption = (
+        f'{" and ".join(_LABELS[metric] for metric in metrics)} against {name}, with 95% intervals '
+        "over seeds; the paper's numbers, where there are any, are dashed."
+    )
+    numbers = {
+        label: {
+            name: [x for x, _ in points],
+            **{metric: [group.mean(metric) for _, group in points] for metric in metrics},
+        }
+        for label, points in lines.items()
+    }
+    return Section(f'field-{name}', f'Effect of {field}', [Picture(path, caption)], numbers)
+
+
+@figures.literally
+def _plot(
+    path: pathlib.Path, name: str, lines: Mapping[str, Points], metrics: Sequence[str], style: str
+) -> None:
+    figure = Figure(figsize=(4.6 * len(metrics) + 1.5, 4), layout='constrained')
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for colour, (label, points) in zip(figures.cycle(len(lines)), lines.items(), strict=True):
+            means = np.array([group.mean(metric) for _, group in points])
+            ends = [
+                group.interval(metric) or (mean, mean)
+                for (_, group), mean in zip(points, means, strict=True)
+            ]
+            low, high = np.array(ends).T
+            axes.errorbar(
+                [x for x, _ in points],
+                _UNITS[metric] * means,
+                _UNITS[metric] * np.maximum((means - low, high - means), 0),
+                fmt=style,
+                capsize=3,
+                color=colour,
+                label=label,
+            )
+            paper = [(x, group.paper.average) for x, group in points if group.paper]
+            if metric == 'score' and paper:
+                label = f'{label}, in the paper'
+                axes.plot(*np.array(paper).T, '--x', color=colour, label=label)
+        _scale(axes, sorted({x for points in lines.values() for x, _ in points}))
+        axes.set(xlabel=name.replace('_', ' '), ylabel=_LABELS[metric])
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc='outside right upper', fontsize=8)
+    figures.save(figure, path)
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    if values[0] > 0 and values[-1] >= _WIDE * values[0]:
+        axes.set_xscale('log')
+        axes.minorticks_off()
+    axes.set_xticks(values, [f'{value:g}' for value in values])

@@ -1,0 +1,102 @@
+"""The runs of a report, with the counts of `metrics.jsonl`, and their loss over training."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_jax.analysis import task_plots
+from malora_jax.analysis.figures import points
+from malora_jax.analysis.page import NONE, Block, Picture, Section, Table
+from malora_jax.runs import LoadedRun
+
+_LABELS = {
+    'method': 'method',
+    'tasks': 'tasks',
+    'seed': 'seed',
+    'steps': 'steps made',
+    'analysed_step': 'checkpoint shown',
+    'tokens': 'tokens',
+    'examples': 'examples drawn',
+    'epochs': 'epochs',
+    'trained': 'trained parameters',
+    'loss_before': 'held-out loss before',
+    'loss_after': 'held-out loss after',
+    'before': 'score before, %',
+    'after': 'score after, %',
+    'seconds_per_step': 'seconds per step',
+}
+# Number of decimals, where it is not one.
+_DIGITS = {'loss_before': 3, 'loss_after': 3, 'seconds_per_step': 2}
+# With more runs than these, each is a row and not a column.
+_MOST_COLUMNS = 4
+
+
+def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section:
+    """Return the section on the runs.
+
+    Args:
+        runs: The runs; many are sorted by their held-out loss, the lowest first.
+        output: Directory of the plot.
+    """
+    numbers = {run.name: _overview(run) for run in runs}
+    shown = sorted(numbers, key=lambda name: _loss(numbers[name]))
+    columns = len(runs) <= _MOST_COLUMNS
+    names = [*numbers] if columns else shown
+    rows = [
+        [label, *(_cell(key, numbers[name][key]) for name in names)]
+        for key, label in _LABELS.items()
+    ]
+    cells = [['', *names], *rows]
+    head, *rows = cells if columns else map(list, zip(*cells, strict=True))
+    blocks: list[Block] = [Table(f'On {runs[0].base[0]}', head, rows)]
+    if len(runs) > 1:
+        blocks.append(_curves(runs, output))
+    return Section('runs', 'Runs', blocks, numbers)
+
+
+def _overview(run: LoadedRun) -> dict[str, Any]:
+    last, results = run.records[-1], run.results
+    drawn = [value for key, value in last.items() if key.startswith('examples/')]
+    return {
+        'method': run.method,
+        'tasks': len(run.tasks),
+        'seed': run.seed,
+        'steps': last['step'],
+        'analysed_step': run.step or None,
+        'tokens': last.get('total_tokens'),
+        'examples': sum(drawn) if drawn else None,
+        'epochs': last.get('epoch'),
+        'trained': run.parameters['trainable'],
+        'loss_before': run.mean('loss_before') if results else None,
+        'loss_after': run.mean('loss_after') if results else None,
+        'before': 100 * results['average']['before'] if results else None,
+        'after': 100 * results['average']['after'] if results else None,
+        'seconds_per_step': results['train_time_s'] / results['steps'] if results else None,
+    }
+
+
+def _curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
+    # The validation loss if all runs have one: it is on the same examples at each step.
+    validated = all(len(points(run.records, 'validation_loss')[0]) for run in runs)
+    metric = 'validation_loss' if validated else 'loss'
+    label = f'{metric.replace("_", " ")} (nats per token)'
+    path = output / 'curves.png'
+    curves = {run.name: points(run.records, metric) for run in runs}
+    task_plots.plot_curves(path, curves, label)
+    caption = (
+        f'{"Validation" if validated else "Training"} loss of each run in color, with the other '
+        'runs in grey behind it; a curve that is lower earlier learns faster.'
+    )
+    return Picture(path, caption)
+
+
+def _loss(found: Mapping[str, Any]) -> float:
+    return float('inf') if found['loss_after'] is None else found['loss_after']
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return NONE
+    if isinstance(value, float):
+        return f'{value:.{_DIGITS.get(key, 1)}f}'
+    return f'{value:,}' if isinstance(value, int) else str(value)

@@ -1,0 +1,162 @@
+"""Scores and answer losses of each row, and their differences from baselines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_jax.analysis.page import NONE, Block, Italic, Items, Section, Table, Text
+from malora_jax.analysis.sections import cells
+from malora_jax.runs import SeedGroup, paper
+from malora_jax.runs.compare import other_settings
+
+# Rows that others are compared with, where they exist.
+_BASELINES = ('lora', 'molora')
+_READING = (
+    'A difference of scores is in points, with its 95% interval by a paired bootstrap over the '
+    'held-out questions, every task weighing the same; it is not distinguishable where the '
+    'interval contains 0. Scores of several seeds are averaged by question first, so that '
+    'intervals are about other questions; the averages by seed show what other seeds would '
+    'change. Of many differences, one in twenty leaves out 0 by chance.',
+    'The answer loss is that of the right answers to the held-out questions and of the token '
+    'that ends each: all nats of a task by all its tokens, then the mean over tasks. Intervals '
+    'of its differences are made like those of scores. A lower loss is better: a difference '
+    'below 0 is a gain.',
+)
+
+_Numbers = Mapping[str, Mapping[str, Any]]
+
+
+def scores_section(groups: Sequence[SeedGroup], table: paper.Table | None = None) -> Section:
+    """Return the section on scores and losses by row.
+
+    Args:
+        groups: The rows, the base model first.
+        table: Table of the paper whose numbers stand next to ours.
+    """
+    baselines = _baselines(groups)
+    numbers = {group.name: _row(group, baselines) for group in groups}
+    model = groups[-1].runs[0].base[0]
+    blocks = [
+        _scores(groups, numbers, bool(table)),
+        _averages(groups, numbers, baselines, bool(table)),
+        _losses(groups, numbers, baselines),
+        *_notes(groups, table),
+    ]
+    title = f'{table.title}: {model}' if table else 'Scores and losses'
+    return Section('scores', title, blocks, cells.plain(numbers))
+
+
+def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
+    """Return LoRA's and MoLoRA's rows, or else the first row: the base if there is one run."""
+    found = [group for name in _BASELINES for group in groups if group.name == name]
+    return found or [groups[1] if len(groups) > 2 else groups[0]]
+
+
+def _row(group: SeedGroup, baselines: Sequence[SeedGroup]) -> dict[str, Any]:
+    others = [baseline for baseline in baselines if baseline is not group]
+    return {
+        'label': group.label,
+        'tasks': {task: group.score(task) for task in group.tasks},
+        'average': group.average(),
+        'average_by_seed': group.by_seed('score'),
+        'average_loss': group.average_loss(),
+        'score_minus': {other.name: group.change_from(other) for other in others},
+        'loss_minus': {other.name: group.change_from(other, 'loss') for other in others},
+    }
+
+
+def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) -> Table:
+    tasks = groups[0].tasks
+    rows: list[list[str]] = []
+    for group in groups:
+        own = numbers[group.name]
+        found = [*own['tasks'].values(), own['average']]
+        rows.append([group.label, *map(cells.score, found)])
+        if group.paper:
+            rows.append(_in_italics(['in the paper', *_paper_scores(tasks, group.paper)]))
+    caption = 'Scores in %, each with its 95% interval'
+    if with_paper:
+        caption += '. In italics the numbers of the paper, for LLaMA-2 7B'
+    return Table(caption, ['', *tasks, 'average'], rows)
+
+
+def _paper_scores(tasks: Sequence[str], row: paper.Row) -> list[str]:
+    printed = f' (printed: {row.printed:g})' if row.printed else ''
+    scores = [f'{row.scores[task]:g}' if row.scores else NONE for task in tasks]
+    return [*scores, f'{row.average:g}{printed}']
+
+
+def _averages(
+    groups: Sequence[SeedGroup],
+    numbers: _Numbers,
+    baselines: Sequence[SeedGroup],
+    with_paper: bool,
+) -> Table:
+    head = ['', 'trained parameters', 'average by seed']
+    for baseline in baselines:
+        head += [f'average − {baseline.label}', *([Italic('in the paper')] * with_paper)]
+    rows = []
+    for group in groups:
+        own = numbers[group.name]
+        seeds = ', '.join(f'{s}: {100 * mean:.1f}' for s, mean in own['average_by_seed'].items())
+        row = [group.label, _parameters(group), seeds or NONE]
+        for baseline in baselines:
+            row.append(cells.score_difference(own['score_minus'].get(baseline.name)))
+            row += [_paper_difference(group, baseline)] * with_paper
+        rows.append(row)
+    return Table('Averages over tasks', head, rows)
+
+
+def _losses(
+    groups: Sequence[SeedGroup], numbers: _Numbers, baselines: Sequence[SeedGroup]
+) -> Table:
+    head = ['', 'answer loss (nats per token)', *(f'loss − {other.label}' for other in baselines)]
+    rows = []
+    for group in groups:
+        own = numbers[group.name]
+        changes = (own['loss_minus'].get(baseline.name) for baseline in baselines)
+        loss = cells.loss(own['average_loss'])
+        rows.append([group.label, loss, *map(cells.loss_difference, changes)])
+    return Table('Answer losses, means over tasks', head, rows)
+
+
+def _parameters(group: SeedGroup) -> str:
+    if group.is_base:
+        return NONE
+    found = group.parameters
+    percent = found.get('percent_of_base')
+    return f'{found["trainable"]:,}' + (f' ({percent:.1f}%)' if percent is not None else '')
+
+
+def _paper_difference(group: SeedGroup, baseline: SeedGroup) -> str:
+    if group is baseline or not (group.paper and baseline.paper):
+        return NONE
+    return Italic(f'{group.paper.average - baseline.paper.average:+.2f}')
+
+
+def _notes(groups: Sequence[SeedGroup], table: paper.Table | None) -> list[Block]:
+    notes: list[Block] = [Text(text) for text in _READING]
+    names = {group.name for group in groups}
+    missing = [row.label for name, row in table.rows.items() if name not in names] if table else []
+    if missing:
+        notes.append(Text(f'Without a finished run: {", ".join(missing)}.'))
+    for field, values in other_settings(groups).items():
+        described = '; '.join(f'{value} for {", ".join(rows)}' for value, rows in values.items())
+        notes.append(Text(f'The rows differ in {field}: {described}.'))
+    results = {
+        task: result
+        for group in groups
+        for run in group.runs
+        for task, result in (run.results or {'tasks': {}})['tasks'].items()
+    }
+    scored = [task for task in groups[0].tasks if task in results]
+    notes.append(Items([_scoring(task, results[task]) for task in scored]))
+    return notes
+
+
+def _scoring(task: str, result: Mapping[str, Any]) -> str:
+    settings = ', '.join(f'{key} {value}' for key, value in result.get('scoring', {}).items())
+    return f'{task}: {result["metric"]} of {result["examples"]:,} questions; {settings}'
+
+
+def _in_italics(row: Sequence[str]) -> list[str]:
+    return [cell if cell == NONE else Italic(cell) for cell in row]

@@ -1,0 +1,81 @@
+"""Change of each task's score against training on that task alone."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from malora_jax.analysis import task_plots
+from malora_jax.analysis.page import NONE, Block, Italic, Picture, Section, Table, Text
+from malora_jax.analysis.sections import cells
+from malora_jax.runs import SeedGroup
+from malora_jax.runs.compare import single_task_rows
+from malora_jax.statistics import Difference
+
+_TITLE = 'The seesaw: training together against training alone'
+_Changes = Mapping[str, Difference]
+
+
+def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section:
+    """Return the section on gains and losses from training tasks together.
+
+    Args:
+        groups: The rows of the report.
+        output: Directory of the plot.
+    """
+    alone = {group.name: single_task_rows(groups, group) for group in groups}
+    changes = {
+        group.name: {t: group.changes_from(other)[t] for t, other in alone[group.name].items()}
+        for group in groups
+        if alone[group.name]
+    }
+    if not changes:
+        text = (
+            'Nothing to compare: give, as further --workdir, finished runs that were trained on '
+            'one of the tasks alone, with the same method or LoRA, and scored on the same '
+            'held-out questions (tasks that are generated have other questions with another seed).'
+        )
+        return Section('seesaw', _TITLE, [Text(text)], {})
+    compared = [group for group in groups if group.name in changes]
+    path = output / 'seesaw.png'
+    task_plots.plot_seesaw(path, {group.label: changes[group.name] for group in compared})
+    clear = [clear for by_task in changes.values() for clear in _clear(by_task)]
+    caption = (
+        'Change of each score against the run trained on that task alone, with its 95% interval; '
+        'right of the line at 0 the task gains from the others, left of it it loses. '
+        f'{sum(clear)} gain and {len(clear) - sum(clear)} lose more than the choice of questions '
+        'explains.'
+    )
+    numbers = {
+        name: {
+            task: {'against': alone[name][task].name, **cells.plain(change)}
+            for task, change in by_task.items()
+        }
+        for name, by_task in changes.items()
+    }
+    blocks: list[Block] = [Picture(path, caption), _table(compared, alone, changes)]
+    return Section('seesaw', _TITLE, blocks, numbers)
+
+
+def _table(
+    groups: Sequence[SeedGroup],
+    alone: Mapping[str, Mapping[str, SeedGroup]],
+    changes: Mapping[str, _Changes],
+) -> Table:
+    tasks = groups[0].tasks
+    rows = []
+    for group in groups:
+        by_task, clear = changes[group.name], _clear(changes[group.name])
+        against = [*dict.fromkeys(alone[group.name].values())]
+        names = ', '.join(other.label for other in against)
+        found = [cells.score_difference(by_task.get(task)) for task in tasks]
+        rows.append([group.label, names, *found, f'{sum(clear)} : {len(clear) - sum(clear)}'])
+        ours, theirs = group.paper, against[0].paper
+        if ours and theirs and ours.scores and theirs.scores:
+            paper = [f'{ours.scores[task] - theirs.scores[task]:+.1f}' for task in tasks]
+            rows.append([*map(Italic, ['in the paper', theirs.label, *paper]), NONE])
+    caption = 'Points of the score; intervals by a paired bootstrap over the held-out questions'
+    return Table(caption, ['', 'against', *tasks, 'gain : lose'], rows)
+
+
+def _clear(changes: _Changes) -> list[bool]:
+    """Return whether each distinguishable change is a gain."""
+    return [change.mean > 0 for change in changes.values() if change.distinguishable]

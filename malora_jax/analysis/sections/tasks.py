@@ -1,0 +1,89 @@
+"""Losses of each task over training, and scores before and after."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_jax.analysis import task_plots
+from malora_jax.analysis.figures import points
+from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table
+from malora_jax.runs import LoadedRun, SeedGroup
+
+# With more runs than these, their tables are folded.
+_MOST_TABLES = 4
+
+
+def tasks_section(
+    runs: Sequence[LoadedRun], groups: Sequence[SeedGroup], output: pathlib.Path
+) -> Section:
+    """Return the section on tasks.
+
+    Args:
+        runs: The runs.
+        groups: The rows of the report, each with a color of its own; () for one color per run.
+        output: Directory of the plot.
+    """
+    path = output / 'tasks.png'
+    trained = [group for group in groups if not group.is_base]
+    records = {group.label: [run.records for run in group.runs] for group in trained}
+    task_plots.plot_tasks(path, records or {run.name: [run.records] for run in runs})
+    caption = (
+        'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
+        'the validation loss, where it was measured); lower is better, and the lower of two '
+        'curves in one panel learned that task better.'
+    )
+    numbers = {run.name: {task: _of_task(run, task) for task in _trained(run)} for run in runs}
+    tables = [_table(run, numbers[run.name]) for run in runs]
+    folded = len(tables) > _MOST_TABLES
+    shown: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
+    return Section('tasks', 'Tasks', [Picture(path, caption), *shown], numbers)
+
+
+def _trained(run: LoadedRun) -> list[str]:
+    found = {key for record in run.records for key in record}
+    return [task for task in run.tasks if f'loss/{task}' in found]
+
+
+def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
+    """Losses are means over the first and the last tenth of the steps that had the task."""
+    losses = points(run.records, f'loss/{task}')[1]
+    tenth = max(1, len(losses) // 10)
+    scored = (run.results or {}).get('tasks', {}).get(task)
+    return {
+        'first_loss': float(losses[:tenth].mean()),
+        'last_loss': float(losses[-tenth:].mean()),
+        'examples': run.records[-1].get(f'examples/{task}'),
+        'before': scored['before'] if scored else None,
+        'after': scored['after'] if scored else None,
+        'interval': scored['after_interval'] if scored else None,
+    }
+
+
+def _table(run: LoadedRun, found: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            task,
+            NONE if one['examples'] is None else f'{one["examples"]:,}',
+            f'{one["first_loss"]:.2f}',
+            f'{one["last_loss"]:.2f}',
+            *_scores_of(one),
+        ]
+        for task, one in found.items()
+    ]
+    caption = (
+        f'{run.name}: examples drawn until step {run.records[-1]["step"]}, training loss '
+        'in the first and the last tenth of the steps, and scores in % before and after with the '
+        '95% interval'
+    )
+    return Table(
+        caption, ['task', 'drawn', 'loss, first', 'last', 'score before', 'after', '95%'], rows
+    )
+
+
+def _scores_of(found: Mapping[str, Any]) -> list[str]:
+    """Before, after, and its interval, in percent."""
+    if found['after'] is None:
+        return [NONE] * 3
+    low, high = (100 * end for end in found['interval'])
+    before, after = (f'{100 * found[when]:.1f}' for when in ('before', 'after'))
+    return [before, after, f'{low:.0f}–{high:.0f}']
