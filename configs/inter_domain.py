@@ -17,8 +17,8 @@ Table 10 are 4 examples of 1,024 tokens on each of four. Here a step is 4 rows o
 packed: about as many examples as those 16, without their padding.
 
 The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 54.7, AsyLoRA 54.2,
-DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m experiments.table
---table=table1 --workdirs=runs/table1` prints the runs beside them.
+DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m
+experiments.analyze --workdir=runs/table1 --table=table1` prints the runs next to them.
 
 Hardware: one GPU or TPU with 40 GB, for bfloat16 weights and training.remat='light'. Not yet
 run at this size; no time or score of ours can be told.

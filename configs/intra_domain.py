@@ -14,7 +14,7 @@ updates; --config.data.sequence_length=192 comes nearer to its two, and cuts pas
 takes every example once (size_exponent 1), but for the rows that are shuffled across its end.
 
 The paper's averages (%): LoRA 78.48, AsyLoRA 79.42, DoRA 79.56, MoLoRA 79.69, MALoRA 80.47.
-`python -m experiments.table --table=table2 --workdirs=runs/table2` prints the runs beside them.
+`python -m experiments.analyze --workdir=runs/table2 --table=table2` prints the runs next to them.
 
 Hardware: one GPU or TPU with 24 GB for bfloat16 weights. Not yet run at this size; no time or score
 of ours can be told. configs/intra_domain_small.py is the same for two CPU cores.

@@ -18,6 +18,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from malora_jax.analysis.page import section_to_markdown
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.runs.paper import TABLES
@@ -45,14 +46,14 @@ _QUESTIONS = flags.DEFINE_integer(
 
 
 def main() -> None:
-    """Write the report, and print its tables of runs and scores."""
+    """Write the report, and print its scores and where it is."""
     if not all(_WORKDIRS.value):
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:
         raise out_of_range('--questions', _QUESTIONS.value, 'at least 0')
     workdirs = [pathlib.Path(path).expanduser() for path in _WORKDIRS.value]
     output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.directory(_OUTPUT)
-    write_report(
+    sections = write_report(
         workdirs,
         output,
         table=_TABLE.value,
@@ -61,8 +62,11 @@ def main() -> None:
         routing=_ROUTING.value,
         questions=_QUESTIONS.value,
     )
-    page = output / 'report.html'
-    print(f'{page}: {page.stat().st_size / 1e6:.1f} MB.')
+    for section in sections:
+        if section.name == 'scores':
+            print(section_to_markdown(section), end='\n\n')
+    path = output / 'report.html'
+    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB.')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@
     MALoRA                 56.3    malora
 
 These are averages in %; malora_jax/analysis/paper.py has every cell. After the runs
-    python -m experiments.table --table=table1 --workdirs=runs/table1
+    python -m experiments.analyze --workdir=runs/table1 --table=table1
 prints ours beside them.
 
 The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):

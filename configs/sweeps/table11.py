@@ -10,7 +10,7 @@
     MALoRA r̄ = 48, d = 128, β 5   56.69    malora_r48
 
 Averages in %. After the runs
-    python -m experiments.table --table=table11 --workdirs=runs/table11
+    python -m experiments.analyze --workdir=runs/table11 --table=table11
 prints ours beside them; the directories of molora and malora may be those of Table 1.
 
 The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):

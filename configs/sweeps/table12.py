@@ -8,7 +8,7 @@
 
 Averages in %. Runs are named by d and hundredths of β, malora_d16_beta050; that of Table 2's MALoRA
 is malora_d32_beta125. After the runs
-    python -m experiments.table --table=table12 --workdirs=runs/table12
+    python -m experiments.analyze --workdir=runs/table12 --table=table12
 prints ours beside them.
 
 The paper leaves open, and here is (configs/intra_domain.py and configs/paper.py say why):

@@ -7,7 +7,7 @@
     MALoRA   80.47    malora, β 1.25
 
 Averages over PIQA, OpenBookQA, BoolQ, ARC-C and ARC-E in %. After the runs
-    python -m experiments.table --table=table2 --workdirs=runs/table2
+    python -m experiments.analyze --workdir=runs/table2 --table=table2
 prints ours beside them. With --config.base=configs/intra_domain_small.py these are the same
 comparisons for two CPU cores.
 

@@ -11,7 +11,7 @@
     decomposing B_t         54.8    malora_shared_up, r = 12, d = 32
 
 Averages in %. After the runs
-    python -m experiments.table --table=table3 --workdirs=runs/table3
+    python -m experiments.analyze --workdir=runs/table3 --table=table3
 prints ours beside them; the directories of molora and malora may be those of Table 1.
 
 The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):

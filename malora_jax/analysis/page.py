@@ -102,22 +102,17 @@ class Section:
     numbers: Any = None
 
 
-def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> str:
+def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> None:
     """Write sections as `report.html`, `report.md` and `analysis.json`, next to their pictures.
 
     Args:
         title: Heading of the report.
         sections: The sections.
         output: Directory of the files.
-
-    Returns:
-        The Markdown.
     """
-    text = to_markdown(title, sections)
     files.write_text(output / 'report.html', to_html(title, sections))
-    files.write_text(output / 'report.md', text)
+    files.write_text(output / 'report.md', to_markdown(title, sections))
     files.write_json(output / 'analysis.json', {each.name: each.numbers for each in sections})
-    return text
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
@@ -135,10 +130,12 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return the report in Markdown, with links to the pictures."""
-    parts = [f'# {_escaped(title)}']
-    for section in sections:
-        parts += [f'## {_escaped(section.title)}', *_paragraphs(section.blocks)]
-    return '\n\n'.join(parts)
+    return '\n\n'.join([f'# {_escaped(title)}', *map(section_to_markdown, sections)])
+
+
+def section_to_markdown(section: Section) -> str:
+    """Return one section in Markdown."""
+    return '\n\n'.join([f'## {_escaped(section.title)}', *_paragraphs(section.blocks)])
 
 
 def _paragraphs(blocks: Sequence[Block]) -> Iterator[str]:
@@ -149,7 +146,7 @@ def _paragraphs(blocks: Sequence[Block]) -> Iterator[str]:
             case Items(items):
                 yield '\n'.join(f'- {_escaped(item)}' for item in items)
             case Picture(path, caption):
-                yield f'![{_escaped(caption)}]({path.name})'
+                yield f'![{path.stem.replace("_", " ")}]({path.name})'
                 yield _escaped(caption)
             case Table(caption, head, rows):
                 yield _escaped(f'{caption}.')

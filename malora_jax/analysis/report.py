@@ -17,6 +17,9 @@ from malora_jax.analysis.weights import read_weights
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
 from malora_jax.runs.paper import TABLES
 
+# Number of runs that the title names.
+_MOST_NAMES = 4
+
 
 def write_report(
     workdirs: Sequence[pathlib.Path],
@@ -27,7 +30,7 @@ def write_report(
     unfinished: bool = False,
     routing: bool = True,
     questions: int = 32,
-) -> str:
+) -> list[Section]:
     """Write `report.html`, `report.md`, `analysis.json` and the plots.
 
     To add a section, write a function that returns a `Section` into `sections/` and name it in
@@ -44,7 +47,7 @@ def write_report(
         questions: Number of questions of each task for routing, at most; 0 for all.
 
     Returns:
-        The report in Markdown.
+        The sections of the report.
 
     Raises:
         UserError: As `read_runs`; with a table, as `seed_groups`; or for the routing, base or data
@@ -54,9 +57,10 @@ def write_report(
     finished = [run for run in runs if run.is_finished]
     groups = seed_groups(finished, TABLES[table] if table else None) if finished else []
     output.mkdir(parents=True, exist_ok=True)
-    title = f'Analysis of {", ".join(run.name for run in runs)}'
-    sections = _sections(runs, groups, output, table, questions if routing else None)
-    return page.write(title, list(sections), output)
+    names = ', '.join(run.name for run in runs) if len(runs) <= _MOST_NAMES else f'{len(runs)} runs'
+    sections = [*_sections(runs, groups, output, table, questions if routing else None)]
+    page.write(f'Analysis of {names}', sections, output)
+    return sections
 
 
 def _sections(

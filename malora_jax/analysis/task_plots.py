@@ -47,6 +47,8 @@ def plot_curves(
         panel.grid(alpha=0.3)
     for panel in panels:  # Those that are left over.
         panel.set_axis_off()
+    for panel in figure.axes[max(0, len(curves) - columns) : len(curves)]:
+        panel.tick_params(labelbottom=True)
     save(figure, path)
 
 
@@ -101,7 +103,8 @@ def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Differenc
         changes: Changes of scores by label, which has a color of its own, and by task.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
-    figure = small_figure(1.4 + 0.45 * len(tasks) * max(1, len(changes)) + 0.2 * len(changes))
+    heights = len(tasks) * (0.25 + 0.2 * len(changes)) + 0.2 * len(changes)
+    figure = small_figure(1.4 + heights)
     axes = figure.add_subplot(xlabel='change against single-task training (points)')
     height = 0.7 / len(changes)
     for number, (run, by_task) in enumerate(changes.items()):

@@ -45,12 +45,14 @@ def write_report(
         raise UserError(f'No run of the sweep in {workdir} is finished{"".join(reasons[:1])}.')
     _write_csv(workdir / 'runs.csv', runs, finished, errors)
     groups = _groups(sweep, runs, finished)
-    model = next(iter(finished.values())).results['model']  # type: ignore[index]
+    model = next(iter(finished.values())).results['model']
     sections = [
         *_sections(workdir, sweep, runs, groups),
         *_unfinished(sweep, runs, finished, groups, errors),
     ]
-    return page.write(f'{workdir.name}: {model}', sections, workdir)
+    title = f'{workdir.name}: {model}'
+    page.write(title, sections, workdir)
+    return page.to_markdown(title, sections)
 
 
 def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dict[str, SeedGroup]:
@@ -58,7 +60,7 @@ def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dic
     found = {}
     for row in dict.fromkeys(runs[name].row for name in finished):
         names = [name for name in finished if runs[name].row == row]
-        tasks = [*finished[names[0]].results['tasks']]  # type: ignore[index]
+        tasks = [*finished[names[0]].results['tasks']]
         paper = _paper(sweep, tasks, runs[names[0]])
         found[row] = SeedGroup(row, tasks, [finished[name] for name in names], paper=paper)
     return found
@@ -166,7 +168,6 @@ def _csv_row(run: SweepRun, loaded: LoadedRun | None, error: str) -> dict[str, A
     named = {'run': run.name, 'row': run.row, 'seed': run.seed, **run.values}
     if loaded is None:
         return named | {'state': 'failed' if error else 'unfinished', 'error': error}
-    assert loaded.results is not None
     results = loaded.results
     tasks = results['tasks']
     adapter = {field: run.config['adapter'][field] for field in ('rank', 'shared_rank')}

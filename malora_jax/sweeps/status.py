@@ -48,7 +48,6 @@ def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: i
     """
     if state == 'finished':
         run = LoadedRun(workdir / name)
-        assert run.results is not None
         steps, score = run.results['steps'], run.results['average']['after']
         return Status(state, steps, steps, run.mean('loss_after'), score)
     last = _last_record(workdir / name / 'metrics.jsonl')

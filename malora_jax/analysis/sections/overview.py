@@ -55,7 +55,7 @@ def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section
 
 
 def _overview(run: LoadedRun) -> dict[str, Any]:
-    last, results = run.records[-1], run.results
+    last, results = run.records[-1], run.results if run.is_finished else None
     drawn = [value for key, value in last.items() if key.startswith('examples/')]
     return {
         'method': run.method,

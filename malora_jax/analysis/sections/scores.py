@@ -146,7 +146,7 @@ def _notes(groups: Sequence[SeedGroup], table: paper.Table | None) -> list[Block
         task: result
         for group in groups
         for run in group.runs
-        for task, result in (run.results or {'tasks': {}})['tasks'].items()
+        for task, result in run.results['tasks'].items()
     }
     scored = [task for task in groups[0].tasks if task in results]
     notes.append(Items([_scoring(task, results[task]) for task in scored]))

@@ -11,6 +11,9 @@ from malora_jax.runs import LoadedRun, SeedGroup
 
 # With more runs than these, their tables are folded.
 _MOST_TABLES = 4
+# With more rows than these, only the curves of some are shown, the first of these if they exist.
+_MOST_CURVES = 4
+_PREFERRED = ('lora', 'malora', 'lora_single', 'malora_single')
 
 
 def tasks_section(
@@ -20,13 +23,14 @@ def tasks_section(
 
     Args:
         runs: The runs.
-        groups: The rows of the report, each with a color of its own; () for one color per run.
+        groups: The rows of the finished runs, each with a color of its own.
         output: Directory of the plot.
     """
     path = output / 'tasks.png'
-    trained = [group for group in groups if not group.is_base]
-    records = {group.label: [run.records for run in group.runs] for group in trained}
-    task_plots.plot_tasks(path, records or {run.name: [run.records] for run in runs})
+    shown = _with_curves([group for group in groups if not group.is_base])
+    records = {group.label: [run.records for run in group.runs] for group in shown}
+    records |= {run.name: [run.records] for run in runs if not run.is_finished}
+    task_plots.plot_tasks(path, records)
     caption = (
         'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
         'the validation loss, where it was measured); lower is better, and the lower of two '
@@ -35,8 +39,15 @@ def tasks_section(
     numbers = {run.name: {task: _of_task(run, task) for task in _trained(run)} for run in runs}
     tables = [_table(run, numbers[run.name]) for run in runs]
     folded = len(tables) > _MOST_TABLES
-    shown: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
-    return Section('tasks', 'Tasks', [Picture(path, caption), *shown], numbers)
+    blocks: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
+    return Section('tasks', 'Tasks', [Picture(path, caption), *blocks], numbers)
+
+
+def _with_curves(groups: Sequence[SeedGroup]) -> Sequence[SeedGroup]:
+    if len(groups) <= _MOST_CURVES:
+        return groups
+    preferred = [group for group in groups if group.name in _PREFERRED]
+    return preferred or groups[:_MOST_CURVES]
 
 
 def _trained(run: LoadedRun) -> list[str]:
@@ -48,7 +59,7 @@ def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
     """Losses are means over the first and the last tenth of the steps that had the task."""
     losses = points(run.records, f'loss/{task}')[1]
     tenth = max(1, len(losses) // 10)
-    scored = (run.results or {}).get('tasks', {}).get(task)
+    scored = run.results['tasks'].get(task) if run.is_finished else None
     return {
         'first_loss': float(losses[:tenth].mean()),
         'last_loss': float(losses[-tenth:].mean()),
