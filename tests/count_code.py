@@ -1,6 +1,6 @@
 """Count lines of code by package, and the names of adapter leaves that occur outside `adapters/`.
 
-Run `python tests/count_code.py` from the root of the repository.
+Run `python -m tests.count_code` from the root of the repository.
 """
 
 import ast
