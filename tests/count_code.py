@@ -1,6 +1,6 @@
 """Measure the structure of the code: lines by package, upward imports and readers of runs.
 
-It also finds the names of adapter leaves outside `adapters/`. Run `python tests/count_code.py`, or
+It also finds the names of adapter leaves outside `adapters/`. Run `python -m tests.count_code`, or
 add the path of another checkout to measure that one.
 """
 

@@ -1,6 +1,6 @@
 """The counts of `count_code.py`, and their limits."""
 
-from count_code import code_lines, leaf_literals, literals_outside_adapters
+from tests.count_code import code_lines, leaf_literals, literals_outside_adapters
 
 
 def test_few_places_outside_adapters_know_the_name_of_a_leaf():

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from count_code import ROOT, layers, readers_of_runs, upward_imports
+from tests.count_code import ROOT, layers, readers_of_runs, upward_imports
 
 
 def test_packages_import_from_lower_layers_only():

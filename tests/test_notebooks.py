@@ -9,9 +9,10 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from tiny_gguf import write_tiny_gguf
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
 # Tasks whose questions are short, in tokens of a few bytes.
 SMALL = {
     'model.name': 'tiny',

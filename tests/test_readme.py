@@ -1,18 +1,15 @@
 """Numbers in the README are those that the commands print."""
 
 import importlib
-import pathlib
 import re
-import sys
 
 import pytest
 
 from malora_jax.adapters import METHODS, method
 from malora_jax.training import run_config
 from malora_jax.training.plan import plan
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 README = (ROOT / 'README.md').read_text('utf-8')
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from malora_jax.adapters import (
 )
 from malora_jax.adapters.low_rank import first_products
 from malora_jax.adapters.methods import SUBSPACES, changed
+from tests.helpers import reference
 
 INPUTS, OUTPUTS, TOKENS = 72, 40, 14
 

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 from malora_jax.adapters import LowRankExperts, Magnitude, method
 from malora_jax.adapters.products import column_lengths
+from tests.helpers import reference
 
 INPUTS, OUTPUTS = 24, 20
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,6 +13,7 @@ from malora_jax import errors
 from malora_jax.adapters import LowRankExperts, method, routers
 from malora_jax.adapters.low_rank import first_products
 from malora_jax.adapters.methods import changed
+from tests.helpers import reference
 
 
 @settings(deadline=None, max_examples=50)

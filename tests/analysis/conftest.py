@@ -1,17 +1,12 @@
 import pathlib
-import sys
 from typing import NamedTuple
 
 import jax
 import pytest
 
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / part) for part in ('adapters', 'models', 'training')]
-
-from loop_helpers import run_settings  # noqa: E402
-from tiny_gguf import write_tiny_gguf  # noqa: E402
-
-from malora_jax import training  # noqa: E402
+from malora_jax import training
+from tests.helpers.runs import run_settings
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 class Runs(NamedTuple):

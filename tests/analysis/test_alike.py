@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-import reference
-from loop_helpers import run_settings
-from model_helpers import STRUCTURES, random_variables, small_method, tiny_model
 
 from malora_jax.analysis import weights
 from malora_jax.analysis.alike import Candidate, comparisons, measure
@@ -16,6 +13,9 @@ from malora_jax.training.checkpoint import Newest
 from malora_jax.training.identity import Identity
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
+from tests.helpers import reference
+from tests.helpers.models import STRUCTURES, random_variables, small_method, tiny_model
+from tests.helpers.runs import run_settings
 
 
 @pytest.mark.parametrize('name', STRUCTURES)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from malora_jax.analysis.compare import compare, read_runs
 from matplotlib.figure import Figure
 
-from malora_jax.analysis.compare import compare, read_runs
 from malora_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]

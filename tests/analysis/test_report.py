@@ -9,8 +9,6 @@ import shutil
 
 import numpy as np
 import pytest
-from loop_helpers import STEPS, TASKS, run_settings
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax import training
 from malora_jax.analysis.report import write_report
@@ -20,6 +18,8 @@ from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import run_config
 from malora_jax.training.restore import saved_model
 from malora_jax.training.setup import build
+from tests.helpers.runs import STEPS, TASKS, run_settings
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 

@@ -5,12 +5,12 @@ import collections
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_helpers import packed_batch, random_variables, small_method, tiny_model
 
 from malora_jax.analysis import routed
 from malora_jax.analysis.routing import by_task
 from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.step import by_path
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 
 MODEL = tiny_model(small_method('malora'))
 LENGTHS = [[9, 5, 4], [12], [8, 8]], [[7], [6, 6, 5], []]

@@ -10,18 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from malora_jax.analysis.tables import make_table
 from matplotlib.figure import Figure
 from scipy import stats
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
-
-from configs import inter_domain, intra_domain, intra_domain_small  # noqa: E402
-from malora_jax.analysis import paper, plots  # noqa: E402
-from malora_jax.analysis.tables import make_table  # noqa: E402
-from malora_jax.errors import UserError  # noqa: E402
-from malora_jax.statistics import Difference, Interval  # noqa: E402
-from malora_jax.sweeps import expand  # noqa: E402
+from configs import inter_domain, intra_domain, intra_domain_small
+from malora_jax.analysis import paper, plots
+from malora_jax.errors import UserError
+from malora_jax.statistics import Difference, Interval
+from malora_jax.sweeps import expand
+from tests.helpers.paths import ROOT
 
 QUESTIONS = 40
 TASKS = intra_domain.TASKS

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -25,9 +24,8 @@ from malora_jax.benchmark.subjects import (
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
 from malora_jax.training.step import losses
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # For configs/, which is not installed.
 TASKS = rows.SYNTHETIC_TASKS
 
 

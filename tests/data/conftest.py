@@ -1,9 +1,9 @@
 import random
 
 import pytest
-from data_helpers import ByteTokenizer
 
 from malora_jax.data import Example, Split, Task, exact_match
+from tests.helpers.data import ByteTokenizer
 
 
 @pytest.fixture

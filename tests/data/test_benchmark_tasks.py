@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from data_helpers import ByteTokenizer, as_bytes, take, unpack
 
 from malora_jax.data import (
     Benchmark,
@@ -26,6 +25,7 @@ from malora_jax.data import (
 )
 from malora_jax.data.tasks import question_key
 from malora_jax.errors import UserError
+from tests.helpers.data import ByteTokenizer, as_bytes, take, unpack
 
 # Several rows have the same question.
 TRAIN = [{'question': f'Double {n % 50}.', 'answer': f'{n}.\n#### {n}'} for n in range(60)]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded_tokenizers import NAMES, from_directory, from_metadata, recorded
 
 from malora_jax.data import (
     Example,
@@ -23,6 +22,7 @@ from malora_jax.data.chat import Chat
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 from malora_jax.models.loading.tokenizer import Tokenizer
+from tests.helpers.recorded_tokenizers import NAMES, from_directory, from_metadata, recorded
 
 CHAT = get_template('chat')
 CASES = [(name, chat['name']) for name in NAMES for chat in recorded(name)['chats']]

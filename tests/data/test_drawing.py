@@ -5,7 +5,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import iterate, take, unpack
 
 from malora_jax.data import (
     Example,
@@ -20,6 +19,7 @@ from malora_jax.data import (
     mixture_shares,
     train_iterator,
 )
+from tests.helpers.data import iterate, take, unpack
 
 PLAIN = get_template('plain')
 LENGTH, ROWS = 256, 4

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from data_helpers import ByteTokenizer
 
 from malora_jax.data import Example, encode_example, encode_prompt, end_id, get_template
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
+from tests.helpers.data import ByteTokenizer
 
 BARE = get_template('bare')
 BRIEF = FixedTemplate('brief', before='>', between=':', space='', end_token=None)

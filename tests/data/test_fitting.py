@@ -1,8 +1,8 @@
 import pytest
-from data_helpers import ByteTokenizer
 
 from malora_jax.data import Example, Size, encode_example, get_template, measure_examples
 from malora_jax.errors import UserError
+from tests.helpers.data import ByteTokenizer
 
 PLAIN = get_template('plain')
 FRAME = len('Question: \nAnswer: ')

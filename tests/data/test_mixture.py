@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import as_bytes, assert_same, iterate, take, unpack
 
 from malora_jax.data import (
     Example,
@@ -16,6 +15,7 @@ from malora_jax.data import (
     mixture_shares,
 )
 from malora_jax.errors import UserError
+from tests.helpers.data import as_bytes, assert_same, iterate, take, unpack
 
 PLAIN = get_template('plain')
 

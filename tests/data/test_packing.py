@@ -2,11 +2,11 @@ import random
 
 import numpy as np
 import pytest
-from data_helpers import KEYS, ByteTokenizer, as_bytes, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.data import Example, encode_example, get_template, packed_batches
+from tests.helpers.data import KEYS, ByteTokenizer, as_bytes, unpack
 
 PLAIN = get_template('plain')
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from malora_jax.data import ReasoningGymSource, get_task, split_task, task_names
 from malora_jax.data import reasoning_gym_tasks as module
 from malora_jax.errors import UserError
+from tests.helpers.paths import ROOT
 
 TASKS = sorted(module._SETTINGS)
 
@@ -66,11 +67,14 @@ def test_splits_are_short_distinct_disjoint_and_differ_between_seeds(name, capfd
 
 def test_questions_do_not_depend_on_the_process():
     """Python's hashes of strings do: a data set that iterates over a set would show here."""
-    code = 'import test_reasoning_gym_tasks as t; print(t.fingerprint())'
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, 'PYTHONHASHSEED': '123', 'PYTHONPATH': path}
+    code = 'from tests.data import test_reasoning_gym_tasks as t; print(t.fingerprint())'
     printed = subprocess.run(
-        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONHASHSEED': '123'},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert printed.stdout.strip() == fingerprint()
 

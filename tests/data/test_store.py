@@ -21,7 +21,6 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mounts import can_mount
 
 from malora_jax import buckets
 from malora_jax.data import check_sources, open_store
@@ -29,6 +28,7 @@ from malora_jax.data.benchmarks import BrokenRowError, Dataset, Item, get_datase
 from malora_jax.data.rows import Row, read_rows
 from malora_jax.data.store import LOCK, Store
 from malora_jax.errors import UserError
+from tests.helpers.mounts import can_mount
 
 GSM8K, ARC, MEDMCQA = (get_dataset(name) for name in ('gsm8k', 'arc_challenge', 'medmcqa'))
 OLD, NEW = 'a' * 40, 'b' * 40

@@ -5,9 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import assert_same, iterate, take, unpack
 
 from malora_jax.data import Example, Split
+from tests.helpers.data import assert_same, iterate, take, unpack
 
 # Of four rows a batch, those of each of two streams.
 ROWS = (slice(0, 2), slice(2, 4))

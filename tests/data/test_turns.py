@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from data_helpers import ByteTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from malora_jax.data.file_tasks import read_examples
 from malora_jax.data.fitting import measure_examples, shortened
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
+from tests.helpers.data import ByteTokenizer
 
 BRIEF = FixedTemplate('brief', before='>', between=':', space=' ', end_token='<|end|>', gap='~')
 CHAT = Example('e', 'ff', {}, (('a', 'bb'), ('cc', 'd')))

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from data_helpers import assert_same, iterate, take
+
+from tests.helpers.data import assert_same, iterate, take
 
 
 @pytest.mark.parametrize('before, after', [(0, 1), (1, 2), (2, 2), (2, 0)])

@@ -1,11 +1,8 @@
 import pathlib
-import sys
 
 import pytest
-from tiny_gguf import write_tiny_gguf
 
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / 'models'), str(TESTS / 'training')]
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope='module')

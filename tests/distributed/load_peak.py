@@ -1,6 +1,6 @@
 """Measures the memory that two processes take to read a checkpoint of a billion parameters.
 
-`python tests/distributed/load_peak.py [PRESET]` writes random bfloat16 weights (2.5 GB), reads
+`python -m tests.distributed.load_peak [PRESET]` writes random bfloat16 weights (2.5 GB), reads
 them in one process and in two that share them by `fsdp`, and prints what each had in memory of its
 own at most, beside what its parts are. Pages of the mapped file, which the system may drop, do not
 count.
@@ -25,6 +25,7 @@ from malora_jax.models import ModelConfig, preset
 from malora_jax.models.loading import names as names_lib
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
+from tests.helpers.paths import ROOT
 
 
 def write(config: ModelConfig, path: pathlib.Path) -> None:
@@ -82,8 +83,11 @@ def main(name: str = 'llama3.2-1b', *rest: str) -> None:
     with tempfile.TemporaryDirectory() as made:
         write(config, pathlib.Path(made))
         for processes in (1, 2):
-            command = [sys.executable, __file__, name, made, '29817', str(processes)]
-            started = [subprocess.Popen([*command, str(number)]) for number in range(processes)]
+            command = [sys.executable, '-m', 'tests.distributed.load_peak', name, made]
+            command += ['29817', str(processes)]
+            started = [
+                subprocess.Popen([*command, str(number)], cwd=ROOT) for number in range(processes)
+            ]
             assert not any(each.wait() for each in started)
 
 

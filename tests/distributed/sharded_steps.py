@@ -1,12 +1,11 @@
 """Five training steps on a mesh of eight fake devices and on one, method by method.
 
-`python sharded_steps.py DATA FSDP TENSOR EXPERT METHOD…` prints a JSON line for each method: the
-largest differences of losses, of the fifth step's gradients and of the adapter, each as a share of
-what it is compared with, and the shapes of what collectives carry.
+`python -m tests.distributed.sharded_steps DATA FSDP TENSOR EXPERT METHOD…` prints a JSON line for
+each method: the largest differences of losses, of the fifth step's gradients and of the adapter,
+each as a share of what it is compared with, and the shapes of what collectives carry.
 """
 
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -15,18 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / 'models'), str(TESTS / 'training')]
-
-from model_helpers import packed_batch, random_variables, small_method, tiny_model  # noqa: E402
-from step_helpers import numbers, recording  # noqa: E402
-
-from malora_jax.adapters import AdapterConfig  # noqa: E402
-from malora_jax.distributed import hlo, rules  # noqa: E402
-from malora_jax.distributed.mesh import MeshConfig, on_all_devices  # noqa: E402
-from malora_jax.models.decoder import Decoder, abstract_variables  # noqa: E402
-from malora_jax.training.state import create_state  # noqa: E402
-from malora_jax.training.step import make_train_step  # noqa: E402
+from malora_jax.adapters import AdapterConfig
+from malora_jax.distributed import hlo, rules
+from malora_jax.distributed.mesh import MeshConfig, on_all_devices
+from malora_jax.models.decoder import Decoder, abstract_variables
+from malora_jax.training.state import create_state
+from malora_jax.training.step import make_train_step
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
+from tests.helpers.steps import numbers, recording
 
 DEVICES, STEPS, TASKS = 8, 5, 2
 BASE = {'vocab_size': 320, 'head_width': 22, 'hidden': 104}

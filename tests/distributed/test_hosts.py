@@ -14,8 +14,7 @@ import pytest
 
 from malora_jax import buckets
 from malora_jax.files import read_json, read_json_lines
-
-HERE = pathlib.Path(__file__).parent
+from tests.helpers.paths import ROOT
 
 # Two streams of rows: each process reads one.
 CHANGES = {'data__batch_size': 4, 'data__streams': 2, 'mesh__fsdp': 2}
@@ -34,10 +33,12 @@ def start(weights, workdir, *stop_after: int, **changes) -> list[subprocess.Pope
     return [
         subprocess.Popen(
             [
-                *(sys.executable, HERE / 'one_of_several.py', str(port), str(len(stop_after))),
-                *(str(number), weights, workdir, str(step), 'malora', given),
+                *(sys.executable, '-m', 'tests.distributed.one_of_several'),
+                *(str(port), str(len(stop_after)), str(number)),
+                *(weights, workdir, str(step), 'malora', given),
                 '--saved',
             ],
+            cwd=ROOT,
             env=os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

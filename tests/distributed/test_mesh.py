@@ -2,7 +2,6 @@ import flax.linen as nn
 import jax
 import pytest
 from jax.sharding import PartitionSpec
-from model_helpers import METHOD_NAMES, random_variables, small_method, tiny_model
 
 from malora_jax.adapters import method
 from malora_jax.distributed import rules
@@ -11,6 +10,7 @@ from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
 from malora_jax.models.config import PRESETS
 from malora_jax.models.decoder import abstract_variables
+from tests.helpers.models import METHOD_NAMES, random_variables, small_method, tiny_model
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from malora_jax import files
-
-TRAINING = pathlib.Path(__file__).parents[1] / 'training'
+from tests.helpers.paths import ROOT
 
 
 def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
@@ -18,9 +16,10 @@ def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
     changes = {f'mesh__{axis}': size for axis, size in mesh.items()} | {'data__batch_size': 4}
     # With seed 0, two experts of a token are so close that rounding decides between them.
     changes['seed'] = 1
-    script = [sys.executable, str(TRAINING / 'loop_helpers.py'), str(weights), str(workdir)]
+    command = [sys.executable, '-m', 'tests.helpers.runs', str(weights), str(workdir)]
     return subprocess.run(
-        [*script, str(stop_after), 'malora', json.dumps(changes), '--saved'],
+        [*command, str(stop_after), 'malora', json.dumps(changes), '--saved'],
+        cwd=ROOT,
         env=os.environ | {'JAX_NUM_CPU_DEVICES': str(devices)},
         capture_output=True,
         text=True,

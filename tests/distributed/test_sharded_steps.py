@@ -6,14 +6,13 @@ Each mesh in a process of its own: the number of devices is fixed when JAX start
 import functools
 import itertools
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
-from model_helpers import METHOD_NAMES, STRUCTURES
 
-HERE = pathlib.Path(__file__).parent
+from tests.helpers.models import METHOD_NAMES, STRUCTURES
+from tests.helpers.paths import ROOT
 
 MESHES = {
     'data': (8, 1, 1, 1),
@@ -36,10 +35,14 @@ KERNELS = set(LINEARS.values())
 
 @functools.cache
 def measured(mesh: str) -> dict[str, dict]:
-    """What sharded_steps.py prints of each method on a mesh; all methods on the mixed one."""
+    """What `sharded_steps` prints of each method on a mesh; all methods on the mixed one."""
     methods = METHOD_NAMES if mesh == 'mixed' else STRUCTURES
     done = subprocess.run(
-        [sys.executable, str(HERE / 'sharded_steps.py'), *map(str, MESHES[mesh]), *methods],
+        [
+            *(sys.executable, '-m', 'tests.distributed.sharded_steps'),
+            *(*map(str, MESHES[mesh]), *methods),
+        ],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,

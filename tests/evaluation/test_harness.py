@@ -20,11 +20,6 @@ lm_eval = pytest.importorskip('lm_eval', reason="needs the extra 'harness'")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model, model_registry  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
-from tiny_gguf import write_tiny_gguf  # noqa: E402
-
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path += [str(TESTS / 'models'), str(TESTS / 'training')]
-from loop_helpers import run_settings  # noqa: E402
 
 from experiments import harness as command  # noqa: E402
 from malora_jax.data import Example, get_template  # noqa: E402
@@ -41,6 +36,9 @@ from malora_jax.training.checkpoint import Checkpoints  # noqa: E402
 from malora_jax.training.config import run_config  # noqa: E402
 from malora_jax.training.optimizer import make_optimizer  # noqa: E402
 from malora_jax.training.state import create_state  # noqa: E402
+from tests.helpers.paths import ROOT  # noqa: E402
+from tests.helpers.runs import run_settings  # noqa: E402
+from tests.helpers.tiny_gguf import write_tiny_gguf  # noqa: E402
 
 QUESTIONS = [
     {'question': 'Where is the world?', 'options': ['in', 'on the other side', 'at'], 'label': 2},
@@ -422,9 +420,8 @@ def test_nothing_else_needs_lm_eval():
         'import sys; sys.modules["lm_eval"] = None; import experiments.harness, '
         'malora_jax.evaluation.likelihood, malora_jax.training; experiments.harness.main()'
     )
-    root = TESTS.parent
     found = subprocess.run(
-        [sys.executable, '-c', program], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert found.stderr.strip().split('\n')[-1] == (
         'malora_jax.errors.UserError: lm_eval is not installed: run pip install '

@@ -2,12 +2,12 @@
 
 import inspect
 
-import honest_programs
 import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.code import Problem, humaneval_passes, score_completions
+from tests.evaluation import honest_programs
 
 try:
     sandbox.protections()

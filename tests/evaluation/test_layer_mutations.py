@@ -253,10 +253,15 @@ def copy_package(folder: pathlib.Path) -> pathlib.Path:
 def outcomes(folder: pathlib.Path, *tests: str) -> dict[str, str]:
     """Runs tests on the package in a folder, and returns the outcome of each."""
     options = ['-p', 'no:cacheprovider', '--noconftest', '-q', '-rA', '-c', os.devnull]
+    # The edited package comes before the tests and, beside them, the original.
+    path = os.pathsep.join([str(folder), str(ROOT)])
     process = subprocess.run(
-        [sys.executable, '-m', 'pytest', *options, *(str(TESTS / test) for test in tests)],
+        [
+            *(sys.executable, '-m', 'pytest', '--import-mode=importlib', *options),
+            *(str(TESTS / test) for test in tests),
+        ],
         cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(folder), 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'},
+        env={**os.environ, 'PYTHONPATH': path, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'},
         capture_output=True,
         text=True,
         timeout=300,

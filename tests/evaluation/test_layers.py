@@ -8,11 +8,11 @@ import sys
 import time
 
 import pytest
-from sandbox_helpers import DOUBLE, QUICK, READS, SOCKETS, WRITES, run, secrets, successes
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.code import Outcome, Problem
+from tests.evaluation.helpers import DOUBLE, QUICK, READS, SOCKETS, WRITES, run, secrets, successes
 
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='a layer of Linux')
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='others have no privileges to give up')

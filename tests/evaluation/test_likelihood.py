@@ -1,16 +1,10 @@
 import math
-import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / 'models'))
-from model_helpers import random_variables, small_method, tiny_model
-from reference_decoder import ReferenceDecoder, margin, probabilities
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import likelihood
@@ -20,6 +14,8 @@ from malora_jax.evaluation.likelihood import (
     rolling_log_likelihoods,
     windows,
 )
+from tests.helpers.models import random_variables, small_method, tiny_model
+from tests.helpers.reference_decoder import ReferenceDecoder, margin, probabilities
 
 MODELS = {
     name: tiny_model(small_method(name) if name != 'base' else None) for name in ('base', 'malora')

@@ -16,7 +16,12 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sandbox_helpers import (
+
+from malora_jax.errors import UserError
+from malora_jax.evaluation import sandbox
+from malora_jax.evaluation.code import Outcome, Problem
+from malora_jax.evaluation.confined import values
+from tests.evaluation.helpers import (
     DOUBLE,
     READS,
     SOCKETS,
@@ -28,11 +33,6 @@ from sandbox_helpers import (
     successes,
     wait_for,
 )
-
-from malora_jax.errors import UserError
-from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import Outcome, Problem
-from malora_jax.evaluation.confined import values
 
 try:
     PROTECTIONS = sandbox.protections()

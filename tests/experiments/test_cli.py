@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from command_helpers import ROOT, mistake, run, small_run
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.training.results import format_table
+from tests.experiments.helpers import ROOT, mistake, run, small_run
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 QUICKSTART = '--config=configs/quickstart.py'
 # A run that has little to prepare before it needs its weights.

@@ -1,14 +1,14 @@
 """Where compiled programs are kept, and who may write there."""
 
 import os
-import pathlib
 import stat
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
+
 SCRIPT = """
 import jax, jax.numpy as jnp
 from experiments import compilation_cache

@@ -3,11 +3,11 @@
 import gguf
 import numpy as np
 import pytest
-from tiny_gguf import write_tiny_gguf
 
 from experiments.peers import decoding
 from malora_jax.models import preset
 from malora_jax.models.loading.weights import load_base
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 @pytest.mark.parametrize('kind', ['float32', 'float16'])

@@ -11,10 +11,11 @@ import subprocess
 import sys
 
 import pytest
-from mounts import can_mount
-from tiny_gguf import write_tiny_gguf
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.helpers.mounts import can_mount
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
 COMMAND = [
     *(sys.executable, '-m', 'experiments.train', '--config=configs/quickstart.py'),
     *('--config.model.name=tiny', "--config.data.tasks=('chain_sum',)"),

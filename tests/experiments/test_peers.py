@@ -4,13 +4,11 @@ The last needs the peers' packages (experiments/peers/README.md), and is skipped
 """
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tiny_gguf import write_tiny_gguf
 
 from configs import quickstart
 from experiments.peers import rows
@@ -21,8 +19,8 @@ from experiments.peers.report import summary, tables
 from experiments.peers.systems import PAIRS
 from malora_jax.errors import UserError
 from malora_jax.models import preset
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 def run(*arguments):

@@ -19,8 +19,8 @@ import pytest
 from configs import intra_domain_small
 from malora_jax.errors import UserError
 from malora_jax.training.prepare import prepare
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 COMMIT = 'c' * 40
 
 

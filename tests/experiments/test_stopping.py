@@ -8,10 +8,18 @@ import sys
 import time
 
 import pytest
-from signalled import SWEPT, Started, is_free, make_home, newest_checkpoint, steps_made, sweep
 
 import experiments
 from malora_jax.files import read_json_lines
+from tests.helpers.signalled import (
+    SWEPT,
+    Started,
+    is_free,
+    make_home,
+    newest_checkpoint,
+    steps_made,
+    sweep,
+)
 
 
 @pytest.fixture(scope='module')

@@ -6,8 +6,9 @@ import pathlib
 import subprocess
 
 import pytest
-from command_helpers import mistake, run
-from tiny_gguf import write_tiny_gguf
+
+from tests.experiments.helpers import mistake, run
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 BASE = """
 from configs import your_tasks

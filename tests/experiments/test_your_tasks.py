@@ -10,13 +10,13 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.errors import UserError
 from malora_jax.training import train
 from malora_jax.training.evaluate import evaluate
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
-ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [sys.executable, '-m', 'experiments.train', '--config=configs/your_tasks.py:malora']
 SMALL = [
     *('--config.model.name=tiny', '--config.adapter.rank=2', '--config.adapter.shared_rank=4'),

@@ -1,6 +1,6 @@
 """Reads exports with transformers and peft, in an environment that has them.
 
-    python tests/export/in_transformers.py CASES RESULTS
+    python -m tests.export.in_transformers CASES RESULTS
 
 CASES is a JSON file: by name, the directory of an `export`, that of its `base` if it is an adapter
 of peft's, `questions`, a `text`, and a number of `new_tokens`. RESULTS gets, by name, the `prompts`

@@ -2,17 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-
-sys.path.insert(0, str(Path(__file__).parent))
-from export_helpers import TOKENS, VARIANTS, tiny_base, trained
-from model_helpers import STRUCTURES, logits_of
 
 import malora_jax
 from malora_jax.adapters.trees import named_leaves
@@ -24,6 +19,8 @@ from malora_jax.export.peft import write_peft
 from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.weights import load_base
+from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
+from tests.helpers.models import STRUCTURES, logits_of
 
 # Logits of `peft` and `transformers` from what is exported here, in float32.
 LOGITS = np.load(Path(__file__).parents[1] / 'fixtures' / 'export_logits.npz')

@@ -12,11 +12,6 @@ import jax.numpy as jnp
 import pytest
 import tokenizers
 
-sys.path.insert(0, str(Path(__file__).parent))
-from export_helpers import tiny_base, trained
-from model_helpers import tiny_model
-from recorded_tokenizers import NAMES, from_directory, recorded
-
 from malora_jax.data import encode_prompt, end_id, get_template
 from malora_jax.data.chat import _environment
 from malora_jax.errors import UserError
@@ -29,8 +24,11 @@ from malora_jax.export.trained import Restored
 from malora_jax.inference.language_model import LanguageModel
 from malora_jax.models.loading.tokenizer import Tokenizer, from_huggingface
 from malora_jax.models.loading.weights import Base
+from tests.export.helpers import tiny_base, trained
+from tests.helpers.models import tiny_model
+from tests.helpers.paths import ROOT
+from tests.helpers.recorded_tokenizers import NAMES, from_directory, recorded
 
-HERE = Path(__file__).parent
 QUESTIONS = [
     'Why?',
     ' what is 12 + 30?\nSay it.',
@@ -230,9 +228,10 @@ def test_transformers_writes_what_we_write(base, tmp_path, monkeypatch):
 def run_in_transformers(directory: Path, cases: dict) -> dict:
     (directory / 'cases.json').write_text(json.dumps(cases))
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    command = [READER, str(HERE / 'in_transformers.py')]
+    command = [READER, '-m', 'tests.export.in_transformers']
     done = subprocess.run(
         [*command, str(directory / 'cases.json'), str(directory / 'results.json')],
+        cwd=ROOT,
         env=environment | {'HF_HUB_OFFLINE': '1'},
         capture_output=True,
         text=True,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -10,20 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
-from export_helpers import TOKENS, VARIANTS, tiny_base, trained
-from loop_helpers import run_settings
-from model_helpers import (
-    STRUCTURES,
-    logits_of,
-    packed_batch,
-    random_variables,
-    small_method,
-    tiny_model,
-)
-from step_helpers import ADAMW, numbers
 
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
@@ -34,6 +19,17 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import losses, make_gradients, make_train_step
+from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
+from tests.helpers.models import (
+    STRUCTURES,
+    logits_of,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+from tests.helpers.runs import run_settings
+from tests.helpers.steps import ADAMW, numbers
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 

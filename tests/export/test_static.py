@@ -1,18 +1,10 @@
 """The plain LoRA that stands for a mixture: exact where gates are the same for all tokens."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
-from export_helpers import TOKENS, tiny_base, trained
-from loop_helpers import TASKS, run_settings
-from model_helpers import STRUCTURES, logits_of, random_variables, small_method
 
 import malora_jax
 from malora_jax.adapters.methods import changed
@@ -25,6 +17,9 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.weights import load_base
 from malora_jax.training import run_config
 from malora_jax.training.setup import build
+from tests.export.helpers import TOKENS, tiny_base, trained
+from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method
+from tests.helpers.runs import TASKS, run_settings
 
 ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
 

@@ -21,7 +21,8 @@ import time
 import traceback
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
+
 # For each attempt: of processor time and of address space, of which JAX reserves much.
 CPU_SECONDS = 40
 ADDRESS_BYTES = 24 * 2**30
@@ -43,7 +44,8 @@ class Server:
             'OPENBLAS_NUM_THREADS': '1',
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, '-m', 'tests.fuzz.fork_server'],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -106,7 +108,7 @@ def _child(request: dict[str, Any], out: Any, err: Any) -> int:
     status = 0
     try:
         if 'reader' in request:
-            import readers
+            from tests.fuzz import readers
 
             readers.READERS[request['reader']](pathlib.Path(request['path']))
         else:
@@ -137,9 +139,7 @@ def _command(command: list[str]) -> None:
 
 
 def _import() -> None:
-    sys.path[:0] = [str(ROOT), str(pathlib.Path(__file__).parent)]
     import jax  # noqa: F401
-    import readers  # noqa: F401
 
     import experiments.cli  # noqa: F401
     import malora_jax.analysis.report
@@ -148,6 +148,7 @@ def _import() -> None:
     import malora_jax.inference
     import malora_jax.sweeps.joint
     import malora_jax.training.evaluate  # noqa: F401
+    from tests.fuzz import readers  # noqa: F401
 
 
 if __name__ == '__main__':

@@ -2,8 +2,9 @@
 
 import pathlib
 
-from malora_jax import data
 from malora_jax.analysis.compare import compare
+
+from malora_jax import data
 from malora_jax.data.file_tasks import FileTask
 from malora_jax.export.adapter import saved_adapter
 from malora_jax.export.peft import read_peft

@@ -1,6 +1,6 @@
 """Sends SIGTERM to many runs at random moments, and shows that nothing came of it.
 
-`python tests/fuzz/signal_often.py [RUNS [SEED]]` makes tiny runs, each of which gets one to five
+`python -m tests.fuzz.signal_often [RUNS [SEED]]` makes tiny runs, each of which gets one to five
 SIGTERMs while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs
 eight are trained by `experiments.train`, one by a sweep that starts a process for each run, and one
 by a sweep whose two runs train together. A line tells for each the statuses of its processes and
@@ -15,9 +15,7 @@ import random
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'fixtures'))
-
-from signalled import (
+from tests.helpers.signalled import (
     SWEPT,
     assert_same_outcome,
     disturbed,

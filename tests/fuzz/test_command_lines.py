@@ -10,7 +10,8 @@ import random
 import shutil
 
 import pytest
-from fork_server import ROOT, TOO_LONG, Server
+
+from tests.fuzz.fork_server import ROOT, TOO_LONG, Server
 
 CONFIG = f'--config={ROOT}/configs/quickstart.py:malora'
 SWEEP = f'--config={ROOT}/configs/sweeps/rank.py'

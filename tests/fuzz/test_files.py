@@ -8,10 +8,7 @@ import numpy as np
 import pyarrow
 import pytest
 import safetensors.numpy
-from fork_server import TOO_LONG, Server
-from mutations import damage
 from pyarrow import parquet
-from tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 
 from malora_jax import files
 from malora_jax.models import preset
@@ -21,6 +18,9 @@ from malora_jax.training.goodput import Goodput
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.chat import Reply
+from tests.fuzz.fork_server import TOO_LONG, Server
+from tests.fuzz.mutations import damage
+from tests.helpers.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 
 QUESTIONS = 20
 

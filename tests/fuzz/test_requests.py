@@ -7,10 +7,8 @@ what is no HTTP, or no JSON, or arrives late or never.
 import collections
 import contextlib
 import json
-import pathlib
 import random
 import socket
-import sys
 import threading
 
 import hypothesis
@@ -19,8 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'serving'))
-from serving_helpers import chat, is_error, process
+from tests.helpers.servers import chat, is_error, process
 
 # What a request may not do, whatever it is.
 _NEVER = (500, 502)

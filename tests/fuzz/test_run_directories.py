@@ -4,19 +4,14 @@ import json
 import pathlib
 import random
 import shutil
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests' / 'training'), str(ROOT)]
-
-from loop_helpers import run_settings  # noqa: E402
-from tiny_gguf import write_tiny_gguf  # noqa: E402
-
-from malora_jax import training  # noqa: E402
-from malora_jax.errors import UserError  # noqa: E402
-from malora_jax.files import read_json  # noqa: E402
+from malora_jax import training
+from malora_jax.errors import UserError
+from malora_jax.files import read_json
+from tests.helpers.runs import run_settings
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 # Two runs that differ in what a config may say without any shape being another.
 OTHER = {'seed': 1, 'optimizer__learning_rate': 3e-3, 'adapter__alpha': 3.0}

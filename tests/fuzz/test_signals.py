@@ -8,7 +8,15 @@ handles signals: before, while the interpreter itself starts, SIGTERM ends it as
 import json
 
 import pytest
-from signalled import SWEPT, assert_same_outcome, disturbed, make_home, sweep, undisturbed
+
+from tests.helpers.signalled import (
+    SWEPT,
+    assert_same_outcome,
+    disturbed,
+    make_home,
+    sweep,
+    undisturbed,
+)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -1,18 +1,15 @@
 """A file of prompts, answered, interrupted and answered to its end."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_language_model import language_model
 
 from malora_jax.errors import UserError
 from malora_jax.inference import batch
 from malora_jax.inference.language_model import Sampling
 from malora_jax.models.generate import Generator
+from tests.helpers.language_model import language_model
 
 ROWS = [
     {'prompt': 'Why?', 'id': 7},

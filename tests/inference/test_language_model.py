@@ -1,39 +1,15 @@
 """Answers, chats and scores of a model with random weights, by bytes."""
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
-for part in ('data', 'models'):
-    sys.path.insert(0, str(Path(__file__).parents[1] / part))
-from data_helpers import ByteTokenizer  # noqa: E402
-from model_helpers import logits_of, random_variables, small_method, tiny_model  # noqa: E402
-
-from malora_jax.data import get_template  # noqa: E402
-from malora_jax.errors import UserError  # noqa: E402
-from malora_jax.inference import LanguageModel  # noqa: E402
-from malora_jax.inference.language_model import Sampling  # noqa: E402
-
-MODEL = tiny_model(small_method('malora'))
-VARIABLES = random_variables(MODEL, seed=1)
-
-
-class Tokenizer(ByteTokenizer):
-    """Leaves special tokens and what is no byte out of texts."""
-
-    def decode(self, ids, *, continues=False):
-        return bytes(i for i in ids if i < 128).decode()
-
+from malora_jax.errors import UserError
+from malora_jax.inference.language_model import Sampling
+from tests.helpers.language_model import MODEL, VARIABLES, Tokenizer, language_model
+from tests.helpers.models import logits_of
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
-
-
-def language_model(template: str = 'chatml', tokenizer=None) -> LanguageModel:
-    tokenizer = tokenizer or Tokenizer()
-    return LanguageModel('tiny', MODEL, VARIABLES, tokenizer, get_template(template), 2)
 
 
 def test_a_question_is_put_into_the_template():

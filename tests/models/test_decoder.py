@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import (
+
+from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.trees import named_leaves
+from malora_jax.models.context import Context
+from malora_jax.models.decoder import MLP, Attention, abstract_variables
+from malora_jax.models.linear import AdaptedLinear
+from malora_jax.training.step import losses
+from tests.helpers.models import (
     STRUCTURES,
     hidden_states,
     packed_batch,
@@ -16,13 +23,6 @@ from model_helpers import (
     tiny_model,
     unpacked,
 )
-
-from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.trees import named_leaves
-from malora_jax.models.context import Context
-from malora_jax.models.decoder import MLP, Attention, abstract_variables
-from malora_jax.models.linear import AdaptedLinear
-from malora_jax.training.step import losses
 
 # Two examples and padding in the first row, three and no padding in the second.
 LENGTH = 24

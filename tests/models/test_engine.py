@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_helpers import (
+
+from malora_jax.errors import UserError
+from malora_jax.models import rows as rows_lib
+from malora_jax.models.engine import STRIDE, Engine, Request, RequestError
+from tests.helpers.models import (
     STRUCTURES,
     logits_of,
     prompts,
@@ -12,10 +16,6 @@ from model_helpers import (
     small_method,
     tiny_model,
 )
-
-from malora_jax.errors import UserError
-from malora_jax.models import rows as rows_lib
-from malora_jax.models.engine import STRIDE, Engine, Request, RequestError
 
 NO_END = 300
 MODEL = tiny_model(small_method('malora'))

@@ -9,19 +9,19 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from family_weights import draw
-from model_helpers import logits_of
-from reference_decoder import ReferenceDecoder
 from safetensors.numpy import save_file
-from tiny_gguf import SHAPE, write_tiny_gguf
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import Past
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.weights import Base, load_base, model_config
+from tests.helpers.family_weights import draw
+from tests.helpers.models import logits_of
+from tests.helpers.paths import FIXTURES
+from tests.helpers.reference_decoder import ReferenceDecoder
+from tests.helpers.tiny_gguf import SHAPE, write_tiny_gguf
 
-FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 FAMILIES = json.loads((FIXTURES / 'families.json').read_text())['families']
 LOGITS = np.load(FIXTURES / 'family_logits.npz')
 # Absolute, for logits whose standard deviation is 2; float32 itself is off by 1e-5.

@@ -5,13 +5,13 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import logits_of, prompts, random_variables, small_method, tiny_model
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, sampling
 from malora_jax.models.engine import STRIDE, Engine
 from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import Draws
+from tests.helpers.models import logits_of, prompts, random_variables, small_method, tiny_model
 
 NO_END = 300  # No token of the vocabulary: generation runs to its limit.
 PLACES = 40

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import tiny_model
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.errors import UserError
@@ -22,6 +20,8 @@ from malora_jax.models.loading import weights as weights_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.weights import find_weights, load_base, model_config
+from tests.helpers.models import tiny_model
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 # Our path under `layers`, and the name in `transformers`, whose kernels are (outputs, inputs).
 LAYER_NAMES = {

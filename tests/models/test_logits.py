@@ -1,21 +1,20 @@
 """Logits against `transformers` on the same dequantised weights: see fixtures/make_smollm2.py."""
 
 import hashlib
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from model_helpers import logits_of
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.models import Decoder, preset
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.weights import Base, find_weights, load_base
+from tests.helpers.models import logits_of
+from tests.helpers.paths import FIXTURES
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
-FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 # Absolute, for logits whose standard deviation is a few units. Float32 itself is off by 6e-5.
 TOLERANCE = 1e-4
 

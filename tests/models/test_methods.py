@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_helpers import (
+
+from malora_jax.adapters import AdapterConfig, AdapterSettings
+from malora_jax.adapters.config import LINEARS
+from malora_jax.adapters.methods import SUBSPACES
+from malora_jax.models import Decoder
+from malora_jax.models.config import Llama3Scaling
+from tests.helpers.models import (
     METHOD_NAMES,
     STRUCTURES,
     hidden_states,
@@ -17,13 +23,7 @@ from model_helpers import (
     small_method,
     tiny_model,
 )
-from reference_decoder import Outputs, ReferenceDecoder, margin, probabilities
-
-from malora_jax.adapters import AdapterConfig, AdapterSettings
-from malora_jax.adapters.config import LINEARS
-from malora_jax.adapters.methods import SUBSPACES
-from malora_jax.models import Decoder
-from malora_jax.models.config import Llama3Scaling
+from tests.helpers.reference_decoder import Outputs, ReferenceDecoder, margin, probabilities
 
 # Three examples and, in the second row, padding.
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(4, 4), (6,)], 8))

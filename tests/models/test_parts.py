@@ -1,7 +1,6 @@
 """Parts of leaves as a process of several has them; whole runs are in tests/distributed."""
 
 import numpy as np
-from model_helpers import random_variables, tiny_model
 from safetensors.numpy import save_file
 
 from malora_jax.models import preset
@@ -9,6 +8,7 @@ from malora_jax.models.loading import params as params_lib
 from malora_jax.models.loading.params import load_params, to_huggingface
 from malora_jax.models.loading.parts import Parts
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
+from tests.helpers.models import random_variables, tiny_model
 
 
 class Here:

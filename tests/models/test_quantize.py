@@ -3,7 +3,6 @@
 import functools
 import statistics
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,16 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_helpers import (
-    packed_batch,
-    prompts,
-    random_variables,
-    small_method,
-    tiny_model,
-)
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.errors import UserError
 from malora_jax.export.merge import plain_params
@@ -33,6 +22,14 @@ from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step
+from tests.helpers.models import (
+    packed_batch,
+    prompts,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 # All codes in order: 0 to 7 in the lower bits, 8 to 15 in the upper.
 NF4 = Quantized(

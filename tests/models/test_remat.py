@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxprs import equations
-from model_helpers import packed_batch, random_variables, small_method, tiny_model
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import REMAT
 from malora_jax.training.step import losses, mean_balance_loss
+from tests.helpers.jaxprs import equations
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(10, 9), (7, 8, 9)], 24))
 

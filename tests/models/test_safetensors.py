@@ -7,7 +7,6 @@ import pathlib
 import ml_dtypes
 import numpy as np
 import pytest
-from model_helpers import random_variables, tiny_model
 from safetensors.numpy import load_file, save_file
 
 from malora_jax.adapters.trees import named_leaves
@@ -16,6 +15,7 @@ from malora_jax.models import ModelConfig, preset
 from malora_jax.models.loading import params as params_lib
 from malora_jax.models.loading.params import load_params, to_huggingface
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
+from tests.helpers.models import random_variables, tiny_model
 
 CONFIG = preset('tiny', tied=False, qkv_bias=True, qk_norm=True)
 PARAMS = random_variables(tiny_model(tied=False, qkv_bias=True, qk_norm=True))['params']

@@ -5,12 +5,12 @@ import threading
 import time
 
 import pytest
-import recorded_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.models.texts import Ending, TextStream
+from tests.helpers import recorded_tokenizers
 
 
 class Bytes:

@@ -1,20 +1,19 @@
 """Tokens against a plain reference: see fixtures/make_smollm2.py and fixtures/reference_bpe.py."""
 
 import json
-import pathlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gguf import SPECIAL_TOKENS, write_tiny_gguf
 
 from malora_jax.data import encode_example, encode_prompt, end_id, get_task, get_template
 from malora_jax.models import preset
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.tokenizer import Tokenizer, from_gguf
 from malora_jax.models.loading.weights import find_weights
+from tests.helpers.paths import FIXTURES
+from tests.helpers.tiny_gguf import SPECIAL_TOKENS, write_tiny_gguf
 
-FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
 RECORDED = json.loads((FIXTURES / 'smollm2_tokens.json').read_text('utf-8'))
 
 

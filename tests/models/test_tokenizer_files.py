@@ -3,10 +3,16 @@
 import json
 
 import pytest
-from recorded_tokenizers import NAMES, from_directory, from_metadata, recorded, write_directory
 
 from malora_jax.errors import UserError
 from malora_jax.models.loading.tokenizer import from_huggingface
+from tests.helpers.recorded_tokenizers import (
+    NAMES,
+    from_directory,
+    from_metadata,
+    recorded,
+    write_directory,
+)
 
 BYTE_LEVEL, SENTENCE_PIECE = ('llama3', 'qwen2'), ('llama2', 'mistral')
 

@@ -8,15 +8,15 @@ import huggingface_hub
 import pytest
 import tokenizers
 from huggingface_hub import errors as hub_errors
-from model_helpers import random_variables, tiny_model
 from safetensors.numpy import save_file
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax.errors import UserError
 from malora_jax.models import preset
 from malora_jax.models.loading import hub
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.models.loading.weights import find_weights, load_base, model_config
+from tests.helpers.models import random_variables, tiny_model
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 CONFIG = {
     'architectures': ['LlamaForCausalLM'],

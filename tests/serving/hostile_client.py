@@ -1,6 +1,6 @@
 """Clients that stream from a server while another one attacks it.
 
-`python tests/serving/hostile_client.py [MINUTES [PLACE]]` starts a server with the tiny model, or
+`python -m tests.serving.hostile_client [MINUTES [PLACE]]` starts a server with the tiny model, or
 with that of PLACE (a run, or a config such as configs/quickstart.py for its base). 32 clients
 stream answers, one sends the attacks below in a loop, and one asks /health every 50 ms. It prints
 how many answers there were and the latencies of /health with the attacks and, for a quarter of the
@@ -21,7 +21,8 @@ import time
 
 import httpx
 import numpy as np
-from serving_helpers import chat, post, process
+
+from tests.helpers.servers import chat, post, process
 
 CLIENTS, LIMIT_S = 32, 0.2
 MIB = 2**20

@@ -1,26 +1,21 @@
 """Serves a small model, or another one, in a process of its own.
 
-`python tests/serving/serve_tiny.py [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
+`python -m tests.serving.serve_tiny [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
 address. A delay makes each step of an engine so many seconds longer, and no text ends early.
 """
 
 import argparse
-import pathlib
 import socket
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'inference'))
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-
 import jax
-from test_language_model import language_model
 
 from experiments import cli
 from malora_jax.models.engine import Engine
 from malora_jax.serving.app import make_app
 from malora_jax.serving.server import serve
 from malora_jax.ultralink.llm import local
+from tests.helpers.language_model import language_model
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from serving_helpers import QUESTION, language_model, serving
 
 from malora_jax.models.engine import Engine
 from malora_jax.serving.guard import MOST_BYTES
+from tests.helpers.servers import QUESTION, language_model, serving
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 

@@ -10,13 +10,13 @@ import time
 import httpx
 import jax
 import pytest
-from serving_helpers import chat, is_error, language_model, post, raw, serving
-from test_language_model import Tokenizer
 
 from malora_jax.models import rows as rows_lib
 from malora_jax.models.engine import Engine
 from malora_jax.serving import scheduler as scheduler_lib
 from malora_jax.serving.protocol import ChatRequest, parse
+from tests.helpers.language_model import Tokenizer
+from tests.helpers.servers import chat, is_error, language_model, post, raw, serving
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 

@@ -9,7 +9,8 @@ import time
 
 import httpx
 import pytest
-from serving_helpers import chat, is_error, process
+
+from tests.helpers.servers import chat, is_error, process
 
 
 def stream(address: str, tokens: int) -> tuple[int, list[str]]:

@@ -1,6 +1,6 @@
 import pytest
-from sweep_helpers import ROOT  # noqa: F401  (puts the tests of training on the path)
-from tiny_gguf import write_tiny_gguf
+
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope='session')

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from sweep_helpers import ROOT, sweep
 
 from malora_jax.sweeps import expand
 from malora_jax.sweeps.base_answers import ANSWERS, take_base_answers
 from malora_jax.training.config import run_config
 from malora_jax.training.prepare import data_digests
+from tests.sweeps.helpers import ROOT, sweep
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from sweep_helpers import ROOT, sweep
 
 from malora_jax.errors import UserError
 from malora_jax.sweeps import expand
+from tests.sweeps.helpers import ROOT, sweep
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loop_helpers import STEPS, TASKS, run_settings
 
 from malora_jax import training
 from malora_jax.adapters import trees
@@ -22,6 +21,7 @@ from malora_jax.training.plan import memory_bytes
 from malora_jax.training.preemption import Preempted
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build
+from tests.helpers.runs import STEPS, TASKS, run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 TIMES = ('tokens_per_second', 'train_time_s')

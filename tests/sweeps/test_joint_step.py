@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loop_helpers import run_settings
 
 from malora_jax.adapters import trees
 from malora_jax.adapters.methods import settings_of
@@ -18,6 +17,7 @@ from malora_jax.training import run_config
 from malora_jax.training.hyperparameters import CONFIG_FIELDS, Hyperparameters
 from malora_jax.training.setup import build
 from malora_jax.training.step import lowered_step
+from tests.helpers.runs import run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 STEPS = 3

@@ -2,21 +2,14 @@ import contextlib
 import io
 import json
 import pathlib
-import sys
 
 import pytest
-from tiny_gguf import write_tiny_gguf
 
+from malora_jax import training
 from malora_jax.models import preset
 from malora_jax.models.loading.weights import Base, load_base
-
-ROOT = pathlib.Path(__file__).parents[2]
-# For model_helpers, and for configs/, which is not installed.
-sys.path[:0] = [str(ROOT / 'tests' / 'models'), str(ROOT)]
-
-from loop_helpers import run_settings  # noqa: E402
-
-from malora_jax import training  # noqa: E402
+from tests.helpers.runs import run_settings
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope='session')

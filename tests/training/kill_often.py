@@ -1,6 +1,6 @@
 """Kills a small run again and again, and shows that nothing came of it.
 
-`python tests/training/kill_often.py [KILLS [SEED]]` trains the tiny model twice: once undisturbed,
+`python -m tests.training.kill_often [KILLS [SEED]]` trains the tiny model twice: once undisturbed,
 and once killed by SIGKILL at random moments, every third time within a save, and started again. It
 prints the step and the phase of each kill, and whether metrics and the final state are bit-equal;
 if they are not, the exit status is 1.
@@ -16,13 +16,10 @@ import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
-
-from tiny_gguf import write_tiny_gguf  # noqa: E402
-
-from malora_jax.files import read_json_lines  # noqa: E402
-from malora_jax.training import goodput  # noqa: E402
+from malora_jax.files import read_json_lines
+from malora_jax.training import goodput
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 CHANGES = {'training__steps': 2000, 'training__checkpoint_every': 20}
 # These tell of time; all else of metrics.jsonl must be equal.
@@ -32,14 +29,14 @@ TIMES = ('tokens_per_second', 'train_time_s')
 def start(weights: pathlib.Path, workdir: pathlib.Path, cache: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
-            sys.executable,
-            HERE / 'loop_helpers.py',
+            *(sys.executable, '-m', 'tests.helpers.runs'),
             weights,
             workdir,
             '-1',
             'malora',
             json.dumps(CHANGES),
         ],
+        cwd=ROOT,
         env=os.environ | {'JAX_COMPILATION_CACHE_DIR': cache},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

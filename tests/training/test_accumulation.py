@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_helpers import packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, assert_close, new_state, numbers, recording
 
 from malora_jax.adapters import AdapterConfig, method, trees
 from malora_jax.models import Decoder, preset
@@ -17,6 +15,8 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import memory_bytes
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
+from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
 
 NUM_TASKS = 2
 # Parts of two rows that differ much in what they hold; the last has no token at all.

@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loop_helpers import run_settings
-from model_helpers import STRUCTURES, packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, new_state, numbers, recording
 
 from malora_jax import training
 from malora_jax.models import Decoder
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.step import make_train_step
+from tests.helpers.models import (
+    STRUCTURES,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+from tests.helpers.runs import run_settings
+from tests.helpers.steps import ADAMW, new_state, numbers, recording
 
 NUM_TASKS = 2
 BATCH = packed_batch([(10, 9), (7, 8, 9)], 24)

@@ -1,19 +1,18 @@
 """Runs in a bucket, killed and resumed, beside a run on a disk."""
 
-import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
-from loop_helpers import run_settings
 
 from malora_jax import buckets, inference, training
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_once')
-HERE = pathlib.Path(__file__).parent
 # These tell of time; all else must be equal.
 TIMES = ('tokens_per_second', 'train_time_s')
 
@@ -29,8 +28,9 @@ def names(directory):
 
 def kill(weights, address, step, *when):
     """Trains in a process of its own until it kills itself."""
-    command = [HERE / 'loop_helpers.py', weights, address, step, 'malora', '{}', *when]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    arguments = map(str, [weights, address, step, 'malora', '{}', *when])
+    command = [sys.executable, '-m', 'tests.helpers.runs', *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loop_helpers import TASKS
-from model_helpers import small_method, tiny_model
 from optax import adamw
 from orbax.checkpoint import v1 as ocp
 
@@ -23,6 +21,8 @@ from malora_jax.training.checkpoint import Checkpoints, DamagedError, newest_che
 from malora_jax.training.identity import Identity
 from malora_jax.training.manifest import Manifest
 from malora_jax.training.state import TrainState
+from tests.helpers.models import small_method, tiny_model
+from tests.helpers.runs import TASKS
 
 CONFIG = small_method('malora', frozen=('core',))
 

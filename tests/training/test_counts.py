@@ -6,9 +6,6 @@ import math
 import flax.linen as nn
 import jax
 import pytest
-from jaxprs import equations, product_flops
-from model_helpers import METHOD_NAMES, small_method
-from step_helpers import ADAMW, numbers
 
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
@@ -16,6 +13,9 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import flops_per_token
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_gradients, make_train_step
+from tests.helpers.jaxprs import equations, product_flops
+from tests.helpers.models import METHOD_NAMES, small_method
+from tests.helpers.steps import ADAMW, numbers
 
 ROWS, LENGTH, TASKS, LAYERS = 4, 32, 2, 6
 TOKENS = ROWS * LENGTH

@@ -6,10 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from loop_helpers import STEPS, TASKS, run_settings
 
 from malora_jax.training import run_config, train
 from malora_jax.training.setup import Setup, build
+from tests.helpers.runs import STEPS, TASKS, run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 
 import pytest
-from loop_helpers import STEPS, TASKS, run_settings
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
@@ -12,6 +11,7 @@ from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_table
+from tests.helpers.runs import STEPS, TASKS, run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 

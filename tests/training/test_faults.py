@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -15,10 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from loop_helpers import STEPS, run_settings
-from model_helpers import packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, assert_close, new_state, numbers
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax import training
 from malora_jax.errors import UserError
@@ -26,9 +21,13 @@ from malora_jax.files import read_json_lines
 from malora_jax.training import goodput, metrics, step
 from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
 from malora_jax.training.preemption import Preempted
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import STEPS, run_settings
+from tests.helpers.steps import ADAMW, assert_close, new_state, numbers
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures('compile_once')
-HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture
@@ -78,8 +77,8 @@ def test_sigterm_before_the_first_step_ends_the_process_with_status_0(tmp_path):
     """While the first step compiles, which no signal interrupts, or anything before that."""
     weights = tmp_path / 'tiny.gguf'
     write_tiny_gguf(weights)
-    script = [sys.executable, str(HERE / 'loop_helpers.py'), str(weights), str(tmp_path / 'run')]
-    with subprocess.Popen([*script, '99'], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, '-m', 'tests.helpers.runs', weights, tmp_path / 'run', '99']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()  # What is trained, before anything is compiled.
         assert 'trained parameters' in line
         process.send_signal(signal.SIGTERM)

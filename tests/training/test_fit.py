@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import optax
 import pytest
-from model_helpers import small_method
-from step_helpers import numbers
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
@@ -17,6 +15,8 @@ from malora_jax.training import run_config
 from malora_jax.training.fit import describe, memory_size, options, row_bytes
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
+from tests.helpers.models import small_method
+from tests.helpers.steps import numbers
 
 
 def run(model: str = 'llama2-7b', **data):

@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_helpers import METHOD_NAMES, packed_batch, random_variables, small_method, tiny_model
-from reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
-from step_helpers import numbers, recording
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
@@ -20,6 +17,15 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import make_train_step
+from tests.helpers.models import (
+    METHOD_NAMES,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+)
+from tests.helpers.reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
+from tests.helpers.steps import numbers, recording
 
 NUM_TASKS = 2
 SIZE, STEP = 0.2, 1e-5  # Of the values, and of the differences as a share of it.

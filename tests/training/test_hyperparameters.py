@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jaxprs import equations
-from model_helpers import packed_batch, random_variables, small_method, tiny_model
-from step_helpers import ADAMW, assert_close, new_state, numbers, recording
 
 from malora_jax.adapters import trees
 from malora_jax.models import Decoder
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.step import losses, make_gradients, make_train_step, mean_balance_loss
+from tests.helpers.jaxprs import equations
+from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
+from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
 BATCH, NUM_TASKS, STEP = packed_batch([(10, 9), (7, 8, 9)], 24), 2, 3

@@ -3,8 +3,6 @@
 import shutil
 
 import pytest
-from loop_helpers import STEPS, run_settings
-from tiny_gguf import write_tiny_gguf
 
 from malora_jax import training
 from malora_jax.errors import UserError
@@ -12,6 +10,8 @@ from malora_jax.files import read_json, read_json_lines, write_json, write_json_
 from malora_jax.inference import load
 from malora_jax.training import loop
 from malora_jax.training.identity import Change
+from tests.helpers.runs import STEPS, run_settings
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 FILES = ('config.json', 'base.json')

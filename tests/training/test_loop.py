@@ -10,8 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from board_helpers import read_scalars
-from loop_helpers import ROOT, SCORERS, STEPS, TASKS, run_settings
 
 from malora_jax import training
 from malora_jax.adapters import trees
@@ -27,6 +25,9 @@ from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build
 from malora_jax.training.state import TrainState, create_state
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import SCORERS, STEPS, TASKS, run_settings
+from tests.training.helpers import read_scalars
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 RECORD_KEYS = {
@@ -245,10 +246,8 @@ def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weight
 def resumed(tiny_weights, tmp_path_factory) -> pathlib.Path:
     """SIGKILL while the record of the last step is written, two steps after a checkpoint."""
     workdir = tmp_path_factory.mktemp('resumed') / 'run'
-    script = ROOT / 'tests' / 'training' / 'loop_helpers.py'
-    done = subprocess.run(
-        [sys.executable, script, tiny_weights, workdir, str(STEPS)], capture_output=True, text=True
-    )
+    command = [sys.executable, '-m', 'tests.helpers.runs', tiny_weights, workdir, str(STEPS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (workdir / 'results.json').exists()
     cut = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from board_helpers import read_scalars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +8,7 @@ from malora_jax.errors import UserError
 from malora_jax.files import read_json_lines
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.run_files import read_answers, read_metrics
+from tests.training.helpers import read_scalars
 
 
 def record(step: int) -> dict[str, float]:

@@ -11,13 +11,13 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import METHOD_NAMES, small_method, tiny_model
-from step_helpers import ADAMW
 
 from malora_jax.adapters import trees
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tests.helpers.models import METHOD_NAMES, small_method, tiny_model
+from tests.helpers.steps import ADAMW
 
 # Powers of two: a product with one is exact.
 RATES = {'router': 0.5, 'down': 2.0, 'core': 4.0, 'up': 16.0, 'magnitude': 0.25}

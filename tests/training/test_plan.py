@@ -3,12 +3,12 @@ import time
 
 import jax
 import pytest
-from model_helpers import small_method, tiny_model
 
 from malora_jax.adapters import METHODS, method, products
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
 from malora_jax.training.plan import flops_per_token, memory_bytes, parameter_counts, plan
+from tests.helpers.models import small_method, tiny_model
 
 LLAMA2_7B = 6_738_415_616
 # Counted by the paper's equations (3), (7) and (8) and the shapes of its ablations: a name, the

@@ -17,10 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from loop_helpers import ROOT, STEPS, run_settings
-
-sys.path.append(str(ROOT / 'tests' / 'data' / 'benchmarks'))
-from benchmark_rows import ROWS
 
 from malora_jax import training
 from malora_jax.errors import UserError
@@ -30,6 +26,9 @@ from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.restore import saved_model
+from tests.helpers.benchmark_rows import ROWS
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import STEPS, run_settings
 
 TRAINED = ('arc_easy', 'e2e_nlg')
 SCORED = ('arc_easy', 'boolq', 'gsm8k', 'openbookqa')
@@ -317,11 +316,10 @@ def test_evaluation_finds_the_same_scores(public, workdir, results):
 def killed(public, tmp_path_factory) -> pathlib.Path:
     """The directory of a run that got a SIGKILL when step 4 was saved; for reading only."""
     workdir = tmp_path_factory.mktemp('public_killed') / 'run'
-    script = ROOT / 'tests' / 'training' / 'loop_helpers.py'
     arguments = [public.weights, workdir, '4', 'malora', json.dumps(public.changes), '--saved']
     environment = {**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # As here.
-    command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'tests.helpers.runs', *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (workdir / 'results.json').exists()
     assert len(read_json_lines(workdir / 'metrics.jsonl')) == 4

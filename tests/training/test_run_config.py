@@ -7,7 +7,6 @@ import pathlib
 
 import flax.linen as nn
 import pytest
-from model_helpers import METHOD_NAMES
 
 from configs.common import base_config
 from malora_jax.adapters import method, trees
@@ -16,6 +15,7 @@ from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import RunConfig, run_config
+from tests.helpers.models import METHOD_NAMES
 
 CONFIGS = sorted(
     path.stem

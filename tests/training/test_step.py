@@ -6,16 +6,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from model_helpers import (
-    STRUCTURES,
-    logits_of,
-    packed_batch,
-    random_variables,
-    small_method,
-    tiny_model,
-    unpacked,
-)
-from step_helpers import ADAMW, RECORDER, assert_close, new_state, numbers
 
 from malora_jax.adapters import method, trees
 from malora_jax.models import Decoder, ModelConfig
@@ -24,6 +14,16 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
+from tests.helpers.models import (
+    STRUCTURES,
+    logits_of,
+    packed_batch,
+    random_variables,
+    small_method,
+    tiny_model,
+    unpacked,
+)
+from tests.helpers.steps import ADAMW, RECORDER, assert_close, new_state, numbers
 
 NUM_TASKS = 2
 # Five examples in two rows, and three rows of padding; every test has this shape.

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loop_helpers import ROOT, TASKS, run_settings
-from model_helpers import logits_of
 
 from malora_jax import training
 from malora_jax.adapters import trees
@@ -27,6 +25,9 @@ from malora_jax.training.evaluate import evaluate
 from malora_jax.training.run_progress import check_finite
 from malora_jax.training.setup import build
 from malora_jax.training.validation import curve, evaluations_without_progress
+from tests.helpers.models import logits_of
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import TASKS, run_settings
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 CHANGES = dict(
@@ -175,9 +176,10 @@ def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path, setup) -> Non
 def test_killed_when_the_best_is_saved_and_resumed_equals_uninterrupted(
     chosen, setup, tiny_weights, tmp_path
 ):
-    best, script = results_of(chosen)['best_step'], ROOT / 'tests' / 'training' / 'loop_helpers.py'
+    best = results_of(chosen)['best_step']
+    command = [sys.executable, '-m', 'tests.helpers.runs']
     arguments = [tiny_weights, tmp_path, str(best), 'lora', json.dumps(CHANGES), '--saved']
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert steps_saved(tmp_path) == [best]
     training.train(settings(tiny_weights), tmp_path)

@@ -1,6 +1,6 @@
 """Kills the stage `dialogues` again and again, and shows that nothing came of it.
 
-`python tests/ultralink/kill_often.py [KILLS [SEED [SEGMENTS]]]` makes dialogues of the five
+`python -m tests.ultralink.kill_often [KILLS [SEED [SEGMENTS]]]` makes dialogues of the five
 languages with an endpoint that fails, twice: once undisturbed, and once killed by SIGKILL at random
 moments and started again. It prints what was finished at each kill, whether the files of the output
 have the same bytes, and how many requests were asked again whose answer had been kept: if the bytes
@@ -19,16 +19,13 @@ import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
-
-from openai_stub import Plan, Stub, document, serving  # noqa: E402
-from ultralink_helpers import Words, contents, rows_of, write_rows  # noqa: E402
-
-from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig, dialogues  # noqa: E402
-from malora_jax.ultralink.languages import LANGUAGES  # noqa: E402
-from malora_jax.ultralink.llm.chat import Message, Request, Sampling  # noqa: E402
-from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
+from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig, dialogues
+from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.llm.chat import Message, Request, Sampling
+from malora_jax.ultralink.llm.opened import Choice, opened
+from tests.helpers.openai_stub import Plan, Stub, document, serving
+from tests.helpers.paths import ROOT
+from tests.ultralink.helpers import Words, contents, rows_of, write_rows
 
 MODEL, CONCURRENCY, SHARD_ITEMS = 'm', 8, 5
 RATES = {'rate_limit': 0.05, 'error': 0.02, 'truncated': 0.05, 'wrong_language': 0.05}
@@ -56,7 +53,8 @@ def make(address: str, root: pathlib.Path) -> None:
 def start(stub: Stub, root: pathlib.Path) -> subprocess.Popen:
     root.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, __file__, 'make', stub.address, root],
+        [sys.executable, '-m', 'tests.ultralink.kill_often', 'make', stub.address, root],
+        cwd=ROOT,
         env=os.environ | {'OPENAI_API_KEY': 'any'},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,8 +1,8 @@
 """Measures how fast the stage `dialogues` is, and whether the memory of `documents` is flat.
 
-`python tests/ultralink/measure.py requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
+`python -m tests.ultralink.measure requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
 a process of its own, and prints requests a second and what each cost in time of a core on both
-sides. `python tests/ultralink/measure.py memory [DOCUMENTS]` makes segments, and prints the memory
+sides. `python -m tests.ultralink.measure memory [DOCUMENTS]` makes segments, and prints the memory
 of the process after each tenth of the documents.
 """
 
@@ -19,20 +19,17 @@ import threading
 import time
 from collections.abc import Iterator
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
-
-from openai_stub import document  # noqa: E402
-from tiny_gguf import write_tiny_gguf  # noqa: E402
-from ultralink_helpers import write_rows  # noqa: E402
-
-from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues  # noqa: E402
-from malora_jax.ultralink.documents import DocumentsConfig, documents  # noqa: E402
-from malora_jax.ultralink.languages import LANGUAGES, identify  # noqa: E402
-from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
-from malora_jax.ultralink.shards import Manifest  # noqa: E402
-from malora_jax.ultralink.stage import describe  # noqa: E402
-from malora_jax.ultralink.text.tokens import counter  # noqa: E402
+from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
+from malora_jax.ultralink.documents import DocumentsConfig, documents
+from malora_jax.ultralink.languages import LANGUAGES, identify
+from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.shards import Manifest
+from malora_jax.ultralink.stage import describe
+from malora_jax.ultralink.text.tokens import counter
+from tests.helpers.openai_stub import document
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
+from tests.ultralink.helpers import write_rows
 
 CODES = list(LANGUAGES)
 
@@ -40,8 +37,8 @@ CODES = list(LANGUAGES)
 @contextlib.contextmanager
 def stub() -> Iterator[tuple[str, int]]:
     """The address and the number of the process of a stub."""
-    command = [sys.executable, HERE.parent / 'fixtures' / 'openai_stub.py']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, '-m', 'tests.helpers.openai_stub']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             yield process.stdout.readline().strip(), process.pid

@@ -4,12 +4,12 @@ import asyncio
 import json
 
 import pytest
-from ultralink_helpers import Told, rows_of, write_rows
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import criteria
 from malora_jax.ultralink.criteria import CRITERIA, CriteriaConfig
 from malora_jax.ultralink.llm.chat import Reply
+from tests.ultralink.helpers import Told, rows_of, write_rows
 
 TEXT = 'I feel tired in the afternoon. What could help me to stay awake without any coffee at all?'
 NONE = dict.fromkeys(CRITERIA, 0)

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from edits import measure, near_duplicates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.text.near_duplicates import Sketches, by_id
+from tests.ultralink.edits import measure, near_duplicates
 
 TEXT = 'The quick brown fox jumps over the lazy dog near the old stone bridge at noon.'
 

@@ -4,12 +4,12 @@ import random
 import signal
 
 import pytest
-from ultralink_helpers import rows_of, write_rows
-from ultralink_rows import conversation
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prune
 from malora_jax.ultralink.prune import PruneConfig
+from tests.ultralink.helpers import rows_of, write_rows
+from tests.ultralink.rows import conversation
 
 # By language and subset.
 COUNTS = {

@@ -8,14 +8,14 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ultralink_helpers import rows_of, write_rows
-from ultralink_rows import conversation
 
 from malora_jax import hub
 from malora_jax.errors import UserError
 from malora_jax.ultralink import release, released
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
+from tests.ultralink.helpers import rows_of, write_rows
+from tests.ultralink.rows import conversation
 
 # What a row of the stage `dialogues` has.
 DIALOGUE = {

@@ -4,14 +4,14 @@ import asyncio
 import collections
 
 import pytest
-import translated
-from ultralink_helpers import Told, rows_of, write_rows
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import checks, translate, translations
 from malora_jax.ultralink.languages import identify
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.translate import TranslateConfig
+from tests.ultralink import translated
+from tests.ultralink.helpers import Told, rows_of, write_rows
 
 LANGUAGES = translations.CODES
 SUBSETS = {'maths': 'math', 'code': 'code'}

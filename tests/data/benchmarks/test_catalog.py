@@ -5,11 +5,11 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from benchmark_rows import PLACE, ROWS, row
 
 from malora_jax.data.benchmarks import DATASETS, FORMS, default_scoring, get_dataset
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
+from tests.helpers.benchmark_rows import PLACE, ROWS, row
 
 PAPER = {
     *('medmcqa', 'magicoder_evol', 'magicoder_oss', 'finance_alpaca', 'metamathqa', 'alpaca_gpt4'),

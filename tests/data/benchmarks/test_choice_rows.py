@@ -1,7 +1,6 @@
 """Rows with options: what is read, and what is said of a broken row."""
 
 import pytest
-from benchmark_rows import PLACE, broken, row
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +8,7 @@ from malora_jax.data.benchmarks import BrokenRowError, Item
 from malora_jax.data.benchmarks import multiple_choice as parsers
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
+from tests.helpers.benchmark_rows import PLACE, broken, row
 
 
 def test_medmcqa_counts_from_0():

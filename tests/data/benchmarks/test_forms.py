@@ -3,7 +3,6 @@
 import contextlib
 
 import pytest
-from benchmark_rows import PLACE, ROWS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from malora_jax.data.benchmarks import (
 )
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
+from tests.helpers.benchmark_rows import PLACE, ROWS
 
 REQUIREMENT = (
     'Requirement:\nChoose and respond with the letter of the correct answer, including the '

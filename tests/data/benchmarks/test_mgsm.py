@@ -1,13 +1,13 @@
 """MGSM: questions with a number, and worked examples in eleven languages."""
 
 import pytest
-from benchmark_rows import broken, row
 from hypothesis import given
 from hypothesis import strategies as st
 
 from malora_jax.data.benchmarks import Item
 from malora_jax.data.benchmarks.mgsm import WORDS, mgsm, read_mgsm
 from malora_jax.data.rows import Row
+from tests.helpers.benchmark_rows import broken, row
 
 
 @pytest.mark.parametrize('number', [1000, '1000', '1,000'])

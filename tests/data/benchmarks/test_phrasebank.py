@@ -3,11 +3,11 @@
 import zipfile
 
 import pytest
-from benchmark_rows import broken, row
 
 from malora_jax.data.benchmarks import Item
 from malora_jax.data.benchmarks.phrasebank import phrasebank, read_phrasebank
 from malora_jax.errors import UserError
+from tests.helpers.benchmark_rows import broken, row
 
 LINES = 'Sales in Jyväskylä rose .@positive\n\nMail a@b.com for more .@neutral\r\n'
 

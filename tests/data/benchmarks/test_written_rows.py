@@ -1,9 +1,9 @@
 """Rows whose answer is written: instructions, worked solutions, programs, descriptions."""
 
 import pytest
-from benchmark_rows import ROWS, broken, row
 
 from malora_jax.data.benchmarks import Item, generation, instructions
+from tests.helpers.benchmark_rows import ROWS, broken, row
 
 OSS = instructions.pair('problem', 'solution')
 

@@ -1,0 +1,43 @@
+"""Commands as a user runs them."""
+
+import pathlib
+import subprocess
+import sys
+
+from tests.helpers.paths import ROOT
+
+
+def run(command: str, *arguments: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-m', f'experiments.{command}', *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def mistake(command: str, *arguments: str) -> str:
+    """The one line that a mistake gives."""
+    done = run(command, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert not done.stdout
+    return lines[0]
+
+
+def small_run(weights: pathlib.Path) -> list[str]:
+    """Arguments of a run of three steps on two tasks with the tiny model's weights."""
+    return [
+        '--config=configs/quickstart.py:malora',
+        '--config.model.name=tiny',
+        f'--config.model.weights={weights}',
+        "--config.data.tasks=('chain_sum','number_filtering')",
+        '--config.data.max_per_task=20',
+        '--config.data.held_out=4',
+        '--config.data.sequence_length=256',
+        '--config.data.batch_size=1',
+        '--config.training.steps=3',
+    ]

@@ -1,0 +1,34 @@
+"""Trained models that need no training: random values everywhere, on the tiny base."""
+
+import pathlib
+
+from malora_jax.data import get_template
+from malora_jax.export.trained import Restored
+from malora_jax.models import preset
+from malora_jax.models.loading.weights import Base, load_base
+from tests.helpers.models import random_variables, small_method, tiny_model
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
+# Of a name: the method, and what is changed of it.
+VARIANTS = {
+    'lora': ('lora', {}),
+    'rslora': ('lora', {'rank_stabilized': True, 'targets': ('q', 'o', 'down')}),
+    'dora': ('dora', {}),
+    'asylora': ('asylora', {}),
+}
+TOKENS = [[5, 17, 200, 33, 250, 6, 90, 120], [9, 8, 7, 100, 101, 102, 3, 4]]
+
+
+def tiny_base(directory: pathlib.Path) -> tuple[Base, str]:
+    """The base, and where its weights are."""
+    path = directory / 'tiny.gguf'
+    write_tiny_gguf(path)
+    return load_base(preset('tiny'), str(path)), str(path)
+
+
+def trained(name: str, base: Base, weights: str = '', step: int = 7) -> Restored:
+    """As if a run of this method, or variant, had ended so."""
+    method, changes = VARIANTS.get(name, (name, {}))
+    model = tiny_model(small_method(method, **changes))
+    variables = random_variables(model, seed=3) | {'params': base.params}
+    return Restored(base, model, variables, get_template('chatml'), method, weights, step)

@@ -1,0 +1,225 @@
+"""An endpoint on this machine that speaks as OpenAI's does, and fails as such endpoints do.
+
+It answers the prompts of dialogues from `ultralink_texts.toml`, anything else with `answer`. What
+it says depends on the request alone, whenever it is asked; how it fails, on the request and how
+often that was asked.
+
+`python -m tests.helpers.openai_stub` serves until it is killed and prints its address first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import random
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from malora_jax.ultralink import prompts
+from tests.helpers.paths import FIXTURES
+
+# The first of these fail a try, the others spoil an answer.
+TRANSPORT = ('rate_limit', 'error', 'timeout')
+CONTENT = ('truncated', 'wrong_language', 'cites', 'malformed')
+# After so many tries of a request it is answered, so that everything comes to an end.
+MOST_FAILURES = 3
+
+
+@functools.cache
+def texts() -> dict[str, dict[str, Any]]:
+    path = FIXTURES / 'ultralink_texts.toml'
+    return tomllib.loads(path.read_text('utf-8'))
+
+
+@functools.cache
+def _stages() -> dict[str, tuple[str, str]]:
+    """Language and stage by system message."""
+    return {
+        prompts.load(language).systems[stage]: (language, stage)
+        for language in texts()
+        for stage in prompts.STAGES
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How often what goes wrong.
+
+    Attributes:
+        rates: share of requests by the names in `TRANSPORT` and `CONTENT`.
+        seed: of which requests these are.
+        retry_after: header with which a refusal for too many requests asks to wait.
+        hang_s: how long a request waits that gets no answer.
+        latency_s: the most that an answer takes; the least is half of it.
+        always: what every request gets instead of an answer: status, kind of content, body.
+    """
+
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    retry_after: tuple[str, str] = ('retry-after-ms', '10')
+    hang_s: float = 2.0
+    latency_s: float = 0.0
+    always: tuple[int, str, str] | None = None
+
+    def transport(self, key: str, attempt: int) -> str:
+        if attempt >= MOST_FAILURES:
+            return ''
+        return self._drawn(TRANSPORT, f'{key}/{attempt}')
+
+    def content(self, key: str) -> str:
+        return self._drawn(CONTENT, key)
+
+    def _drawn(self, names: tuple[str, ...], what: str) -> str:
+        rng = random.Random(f'{self.seed}/{what}')
+        weights = [self.rates.get(name, 0.0) for name in names]
+        return rng.choices([*names, ''], [*weights, 1 - sum(weights)])[0]
+
+
+@dataclasses.dataclass
+class Stub:
+    """What the endpoint was asked; written by the thread that serves.
+
+    Attributes:
+        address: its base URL.
+        plan: how it fails.
+        answer: what it says to prompts other than those of dialogues, from the body.
+        asked: how often each request came, by its key.
+        answered: how often each got an answer.
+        failed: how often what went wrong.
+        headers: of the last request.
+        requests: bodies by key.
+    """
+
+    plan: Plan
+    answer: Callable[[dict[str, Any]], str]
+    address: str = ''
+    asked: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    answered: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    failed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    requests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        body = json.loads(await request.read())
+        key = key_of(body)
+        attempt = self.asked[key]
+        self.asked[key] += 1
+        self.requests[key] = body
+        self.headers = dict(request.headers)
+        if self.plan.always:
+            status, kind, text = self.plan.always
+            return web.Response(status=status, content_type=kind, text=text)
+        failure = self.plan.transport(key, attempt)
+        self.failed[failure] += 1
+        if failure == 'rate_limit':
+            return _error(429, 'Too many requests.', dict([self.plan.retry_after]))
+        if failure == 'error':
+            return _error(500, 'Something broke.', {})
+        if failure == 'timeout':
+            await asyncio.sleep(self.plan.hang_s)
+            return _error(504, 'Too late.', {})
+        if self.plan.latency_s:
+            share = random.Random(key).uniform(0.5, 1.0)
+            await asyncio.sleep(share * self.plan.latency_s)
+        content = self.plan.content(key)
+        self.failed[content] += 1
+        self.answered[key] += 1
+        return web.json_response(self._completion(body, key, content))
+
+    def _completion(self, body: dict[str, Any], key: str, fault: str) -> dict[str, Any]:
+        known = _stages().get(body['messages'][0]['content'])
+        text = said(*known, key, fault) if known else self.answer(body)
+        if fault == 'truncated':
+            text = text[: len(text) // 2]
+        prompt = sum(len(message['content']) for message in body['messages']) // 4
+        choice = {
+            'index': 0,
+            'message': {'role': 'assistant', 'content': text},
+            'finish_reason': 'length' if fault == 'truncated' else 'stop',
+        }
+        usage = {'prompt_tokens': prompt, 'completion_tokens': len(text) // 4}
+        return {
+            'id': key,
+            'object': 'chat.completion',
+            'created': 0,
+            'model': body['model'],
+            'choices': [] if fault == 'malformed' else [choice],
+            'usage': {**usage, 'total_tokens': sum(usage.values())},
+        }
+
+
+def key_of(body: dict[str, Any]) -> str:
+    """The same for the same request."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def said(language: str, stage: str, key: str, fault: str = '') -> str:
+    """A question or an answer."""
+    rng = random.Random(key)
+    if fault == 'wrong_language':
+        language = rng.choice([other for other in texts() if other != language])
+    kind = 'answers' if stage.endswith('answer') else 'questions'
+    text = rng.choice(texts()[language][kind])
+    return f'{texts()[language]["cites"]} {text}' if fault == 'cites' else text
+
+
+def document(language: str, number: int, lines: int = 12) -> dict[str, str]:
+    """A document that is unlike others: the answers of a language in another order."""
+    of_language = texts()[language]
+    chosen = random.Random(f'{language}/{number}').sample(of_language['answers'], lines)
+    return {
+        'id': str(number),
+        'title': f'{of_language["title"]} {number}',
+        'text': '\n'.join(chosen),
+    }
+
+
+def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
+    error = {'message': message, 'type': 'stub', 'code': None}
+    return web.json_response({'error': error}, status=status, headers=headers)
+
+
+@contextlib.contextmanager
+def serving(
+    plan: Plan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
+) -> Iterator[Stub]:
+    """A stub in a thread."""
+    stub = Stub(plan or Plan(), answer)
+    loop = asyncio.new_event_loop()
+    runner = loop.run_until_complete(_started(stub))
+    thread = threading.Thread(target=loop.run_forever, name='stub')
+    thread.start()
+    try:
+        yield stub
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+async def _started(stub: Stub) -> web.AppRunner:
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_post('/v1/chat/completions', stub.complete)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, '127.0.0.1', 0)
+    await site.start()
+    stub.address = f'http://127.0.0.1:{runner.addresses[0][1]}/v1'
+    return runner
+
+
+if __name__ == '__main__':
+    with serving() as served:
+        print(served.address, flush=True)
+        threading.Event().wait()

@@ -1,0 +1,220 @@
+"""The decoder and its training loss in float64 numpy, written from the equations.
+
+It shares no code with the library, and only the names of its parameters and settings. Rows are
+packed: tokens of a row see earlier ones of their own segment, and segment 0 is padding.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from malora_jax.adapters import AdapterConfig
+from malora_jax.models import ModelConfig
+from tests.helpers import reference
+
+
+@dataclasses.dataclass
+class Outputs:
+    """What the decoder computes, and what it met on the way, by linear: 'layers/1/mlp/up'.
+
+    Attributes:
+        hidden: (B, T, D), after the last norm.
+        logits: (B, T, V).
+        inputs: of each adapted linear, (N, D) in the order of tokens.
+        routers: of each adapted linear that has one, (D, E).
+        lengths: of the columns of each adapted weight, (F,): what DoRA divides by.
+    """
+
+    hidden: np.ndarray
+    logits: np.ndarray
+    inputs: dict[str, np.ndarray]
+    routers: dict[str, np.ndarray]
+    lengths: dict[str, np.ndarray]
+
+
+class Losses(NamedTuple):
+    """Of a packed batch.
+
+    Attributes:
+        nll: mean cross-entropy where there is loss.
+        balance: mean balance loss of the routers; zero without any.
+        total: what is minimised.
+        outputs: of the decoder.
+    """
+
+    nll: float
+    balance: float
+    total: float
+    outputs: Outputs
+
+
+def float64(tree: Any) -> Any:
+    """Nested dictionaries of float64 arrays."""
+    if isinstance(tree, dict):
+        return {key: float64(value) for key, value in tree.items()}
+    return np.asarray(tree, np.float64)
+
+
+def merged(*trees: Any) -> Any:
+    """One tree with the leaves of all: a layer's linears have them in up to three collections."""
+    tree: dict[str, Any] = {}
+    for key in dict.fromkeys(key for each in trees for key in each):
+        found = [each[key] for each in trees if key in each]
+        tree[key] = merged(*found) if isinstance(found[0], dict) else found[0]
+    return tree
+
+
+class ReferenceDecoder:
+    """A decoder with an adapter, or without one.
+
+    Args:
+        config: the base model.
+        variables: its collections, as the library's decoder takes them.
+        adapter: the adapter's settings.
+        lengths: of the columns of adapted weights, where they are not to be computed anew:
+            DoRA's gradient holds them fixed.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        variables: dict[str, Any],
+        adapter: AdapterConfig | None = None,
+        lengths: dict[str, np.ndarray] | None = None,
+    ):
+        self.config, self.adapter = config, adapter
+        self.weights = merged(*(float64(tree) for tree in variables.values()))
+        self.fixed_lengths = lengths or {}
+
+    def __call__(self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray) -> Outputs:
+        """All arguments are (B, T)."""
+        self.inputs, self.routers, self.lengths = {}, {}, {}
+        weights, shape = self.weights, tokens.shape
+        x = weights['embedding'][tokens.reshape(-1)]
+        for i in range(self.config.num_layers):
+            block = _layer(weights['layers'], i)
+            h = self._rms_norm(x, block['attention_norm']['scale'])
+            x = x + self._attention(h, block['attention'], i, positions, segments)
+            h = self._rms_norm(x, block['mlp_norm']['scale'])
+            x = x + self._mlp(h, block['mlp'], i)
+        x = self._rms_norm(x, weights['final_norm']['scale'])
+        head = weights['embedding' if self.config.tied else 'head']
+        logits = (x @ head.T).reshape(*shape, -1)
+        x = x.reshape(*shape, -1)
+        return Outputs(x, logits, self.inputs, self.routers, self.lengths)
+
+    def loss(self, batch: dict[str, np.ndarray]) -> Losses:
+        """Losses over packed rows; routers are balanced over their tokens, not their padding."""
+        outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
+        logits, mask = outputs.logits, batch['loss_mask']
+        top = logits.max(axis=-1, keepdims=True)
+        log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
+        target = np.take_along_axis(logits, batch['targets'][..., None], axis=-1)[..., 0]
+        nll = ((log_sum - target) * mask).sum() / mask.sum()
+        adapter, balance = self.adapter, 0.0
+        real = batch['segment_ids'].reshape(-1) > 0
+        if adapter is not None and adapter.has_router:
+            each = [
+                reference.balance_loss(x[real], outputs.routers[path].T, adapter.router.top_k)
+                for path, x in outputs.inputs.items()
+            ]
+            balance = sum(each) / len(each)
+        weight = adapter.router.balance_weight if adapter is not None else 0.0
+        return Losses(nll, balance, nll + weight * balance, outputs)
+
+    def _rms_norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
+
+    def _linear(self, x: np.ndarray, leaves: dict[str, np.ndarray], path: str) -> np.ndarray:
+        """What adapters make of W x, plus the bias."""
+        W, adapter, name = leaves['kernel'].T, self.adapter, path.rsplit('/', 1)[-1]
+        y = x @ W.T
+        if adapter is not None and name in adapter.targets:
+            self.inputs[path] = x
+            if adapter.has_router:
+                self.routers[path] = leaves['router']
+            if adapter.structure.extra:
+                self.lengths[path] = reference.column_lengths(W, leaves, adapter)
+            y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_lengths.get(path))
+        return y + leaves['bias'] if 'bias' in leaves else y
+
+    def _attention(
+        self, x: np.ndarray, block: dict, i: int, positions: np.ndarray, segments: np.ndarray
+    ) -> np.ndarray:
+        config, (rows, length) = self.config, positions.shape
+
+        def heads(name: str, count: int) -> np.ndarray:
+            y = self._linear(x, block[name], f'layers/{i}/attention/{name}')
+            y = y.reshape(rows, length, count, config.head_width)
+            if name != 'v' and config.qk_norm:
+                y = self._rms_norm(y, block[f'{name}_norm']['scale'])
+            return y if name == 'v' else self._rotary(y, positions)
+
+        q = heads('q', config.num_heads)
+        k, v = heads('k', config.num_kv_heads), heads('v', config.num_kv_heads)
+        out = np.zeros_like(q)
+        for row in range(rows):
+            same = segments[row][:, None] == segments[row][None]
+            sees = same & np.tri(length, dtype=bool)
+            for head in range(config.num_heads):
+                shared = head * config.num_kv_heads // config.num_heads
+                scores = q[row, :, head] @ k[row, :, shared].T / np.sqrt(config.head_width)
+                scores = np.exp(scores - scores.max(axis=-1, keepdims=True)) * sees
+                attention = scores / scores.sum(axis=-1, keepdims=True)
+                out[row, :, head] = attention @ v[row, :, shared]
+        out = out.reshape(rows * length, -1)
+        return self._linear(out, block['o'], f'layers/{i}/attention/o')
+
+    def _rotary(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Turns the pair (x_j, x_{j + C/2}) of each head by position · frequency_j, as a number."""
+        half = self.config.head_width // 2
+        turn = np.exp(1j * positions[:, :, None, None] * _frequencies(self.config))
+        turned = (x[..., :half] + 1j * x[..., half:]) * turn
+        return np.concatenate([turned.real, turned.imag], axis=-1)
+
+    def _mlp(self, x: np.ndarray, block: dict, i: int) -> np.ndarray:
+        gate = self._linear(x, block['gate'], f'layers/{i}/mlp/gate')
+        up = self._linear(x, block['up'], f'layers/{i}/mlp/up')
+        return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
+
+
+def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
+    """Of every router and token that is not padding, (M, E); M is zero without routers."""
+    real = segments.reshape(-1) > 0
+    each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
+    exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
+    """By how much the last chosen expert beats the first that is not, where they are closest."""
+    if probabilities_ME.shape[-1] == top_k:
+        return np.inf
+    ordered = -np.sort(-probabilities_ME, axis=-1)
+    return (ordered[:, top_k - 1] - ordered[:, top_k]).min()
+
+
+def _layer(stacked: Any, i: int) -> Any:
+    if isinstance(stacked, dict):
+        return {key: _layer(value, i) for key, value in stacked.items()}
+    return stacked[i]
+
+
+def _frequencies(config: ModelConfig) -> np.ndarray:
+    """θ^(-2j/C); with Llama 3's scaling, long wavelengths are stretched by its factor.
+
+    Wavelengths below original / high are kept, those above original / low stretched, and those
+    between get a mixture of both that is linear in the number of turns within the original context.
+    """
+    scaling = config.rope_scaling
+    frequencies = []
+    for j in range(config.head_width // 2):
+        frequency = config.rope_theta ** (-2 * j / config.head_width)
+        if scaling is not None:
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            turns = scaling.original_context * frequency / (2 * np.pi)
+            kept = min(max((turns - low) / (high - low), 0), 1)
+            frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
+        frequencies.append(frequency)
+    return np.array(frequencies)

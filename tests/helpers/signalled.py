@@ -1,0 +1,268 @@
+"""Commands that get signals: tiny runs, and the state that they leave."""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from malora_jax import files
+from malora_jax.errors import UserError
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
+_BASE = """
+from configs import your_tasks
+
+
+def get_config(arg='malora'):
+    config = your_tasks.get_config(arg)
+    config.model.name = 'tiny'
+    config.model.weights = '{home}/tiny.gguf'
+    config.data.files = ('{home}/sums.jsonl',)
+    config.data.held_out = 4
+    config.data.validation = 2
+    config.data.sequence_length = 64
+    config.data.batch_size = 1
+    config.adapter.rank = 2
+    config.adapter.shared_rank = 4
+    config.training.steps = {steps}
+    config.training.checkpoint_every = {checkpoint_every}
+    config.training.evaluate_every = {evaluate_every}
+    config.evaluation.max_new_tokens = 4
+    return config
+"""
+_SWEEP = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.base = '{home}/base.py'
+    config.seeds = (0, 1)
+    config.runs = {{'malora': {{'arg': 'malora'}}}}
+    return config
+"""
+SWEPT = ('malora-seed0', 'malora-seed1')
+# These fields of metrics.jsonl depend on the time that steps took.
+TIMES = ('tokens_per_second', 'train_time_s')
+# Seconds between the signals of a burst, on average: while a process ends, or saves first.
+_BURSTS = (0.002, 0.05, 0.5)
+# Signs of a crash in what a command prints.
+CRASHES = ('Traceback', 'Fatal Python error', 'Exception ignored', 'Segmentation fault')
+
+
+def make_home(
+    home: pathlib.Path, steps: int, checkpoint_every: int, evaluate_every: int
+) -> pathlib.Path:
+    """Writes weights, data, prompts, base.py (a run's config) and sweep.py (of two seeds)."""
+    home.mkdir(parents=True, exist_ok=True)
+    write_tiny_gguf(home / 'tiny.gguf')
+    rows = [json.dumps({'question': f'{n} + 1?', 'answer': str(n + 1)}) for n in range(40)]
+    (home / 'sums.jsonl').write_text('\n'.join(rows))
+    prompts = [json.dumps({'prompt': f'{n} + 2?'}) + '\n' for n in range(12)]
+    (home / 'prompts.jsonl').write_text(''.join(prompts))
+    fields = {'checkpoint_every': checkpoint_every, 'evaluate_every': evaluate_every}
+    (home / 'base.py').write_text(_BASE.format(home=home, steps=steps, **fields))
+    (home / 'sweep.py').write_text(_SWEEP.format(home=home))
+    return home
+
+
+class Started:
+    """A command at work, as the leader of a process group of its own."""
+
+    def __init__(self, command: str, *arguments: str):
+        # Files, not pipes: whatever is left of a crashed command may hold a pipe open.
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # See __exit__.
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', f'experiments.{command}', *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=self._files[0],
+            stderr=self._files[1],
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for file in self._files:
+            file.close()
+
+    @property
+    def out(self) -> str:
+        return self._read(0)
+
+    @property
+    def errors(self) -> str:
+        return self._read(1)
+
+    def send(self, number: int, times: int = 1, pause: float = 0.0) -> None:
+        """Sends a signal several times, as long as the process lives."""
+        for _ in range(times):
+            if self.process.poll() is not None:
+                break
+            self.process.send_signal(number)
+            time.sleep(pause)
+
+    def wait_for(self, condition, timeout: float = 300.0) -> None:
+        """Waits until something is so; fails if the process ends before or it takes too long."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, f'It ended: {self.errors or self.out}'
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def wait(self, timeout: float = 300.0) -> int:
+        """The exit status of a process that has not crashed."""
+        status = self.process.wait(timeout)
+        for sign in CRASHES:
+            assert sign not in self.out + self.errors, self.out + self.errors
+        return status
+
+    def handles_sigterm(self) -> bool:
+        """Whether the process has installed a handler, as Linux tells; else whether it could."""
+        status = pathlib.Path(f'/proc/{self.process.pid}/status')
+        if not status.exists():
+            time.sleep(0.5)
+            return True
+        line = next(line for line in status.read_text().splitlines() if line[:6] == 'SigCgt')
+        return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    def _read(self, number: int) -> str:
+        descriptor = self._files[number].fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
+
+
+def undisturbed(command: str, *arguments: str) -> tuple[str, float]:
+    """What a command prints, and the seconds that it takes once it handles signals."""
+    with Started(command, *arguments) as process:
+        process.wait_for(process.handles_sigterm)
+        began = time.monotonic()
+        assert process.wait() == 0, process.errors
+        return process.out, time.monotonic() - began
+
+
+class Disturbed(NamedTuple):
+    """A command that was run to its end while it got signals.
+
+    Attributes:
+        out: Output of the last process, which got no signal.
+        statuses: Exit status of each process that got signals.
+        signals: How many each of them got.
+    """
+
+    out: str
+    statuses: list[int]
+    signals: list[int]
+
+
+def disturbed(
+    rng: random.Random, seconds: float, expected: Sequence[int], command: str, *arguments: str
+) -> Disturbed:
+    """Runs a command to its end, again and again, while it gets one to five SIGTERMs.
+
+    Args:
+        rng: Decides the times.
+        seconds: Time that the command takes when it is undisturbed.
+        expected: Statuses that a process with a signal may have.
+        command: Name of the command.
+        *arguments: Its arguments.
+    """
+    moments = _moments(rng, seconds)
+    print(f'{command}: SIGTERM after {", ".join(f"{moment:.3f}" for moment in moments)} s')
+    statuses: list[int] = []
+    signals: list[int] = []
+    passed = 0.0
+    while True:
+        with Started(command, *arguments) as process:
+            process.wait_for(process.handles_sigterm)
+            began, got = time.monotonic(), 0
+            while process.process.poll() is None:
+                if moments and passed + time.monotonic() - began >= moments[0]:
+                    process.send(signal.SIGTERM)
+                    moments.pop(0)
+                    got += 1
+                time.sleep(0.001)
+            passed += time.monotonic() - began
+            status = process.wait()
+            print(f'{got} signals in {time.monotonic() - began:.3f} s: status {status}', flush=True)
+            assert status in (expected if got else [0]), process.errors + process.out
+            if not got:
+                return Disturbed(process.out, statuses, signals)
+            statuses.append(status)
+            signals.append(got)
+
+
+def _moments(rng: random.Random, seconds: float) -> list[float]:
+    """When one to five signals are sent: spread over a command's time, or in a burst."""
+    count, first = rng.randint(1, 5), rng.uniform(0, seconds)
+    if rng.random() < 0.5:
+        return sorted([first, *(rng.uniform(0, seconds) for _ in range(count - 1))])
+    rate = 1 / rng.choice(_BURSTS)
+    gaps = [rng.expovariate(rate) for _ in range(count - 1)]
+    return list(itertools.accumulate([first, *gaps]))
+
+
+def sweep(home: pathlib.Path, workdir: pathlib.Path, **flags: object) -> list[str]:
+    """Arguments of experiments.sweep."""
+    given = (f'--{name}={value}' for name, value in flags.items())
+    return [f'--config={home}/sweep.py', f'--workdir={workdir}', *given]
+
+
+def is_free(workdir: pathlib.Path) -> bool:
+    """Whether no process is at work in a run's directory."""
+    try:
+        with files.locked(workdir, 'It is not.'):
+            return True
+    except UserError:
+        return False
+
+
+def steps_made(workdir: pathlib.Path) -> int:
+    """Steps that metrics.jsonl of a run has."""
+    path = workdir / 'metrics.jsonl'
+    return len(files.read_json_lines(path)) if path.exists() else 0
+
+
+def newest_checkpoint(workdir: pathlib.Path) -> int:
+    """Step of a run's newest checkpoint; 0 if there is none."""
+    return max((int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')), default=0)
+
+
+def outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
+    """What a finished run has found: metrics without times, final state, and scores."""
+    from orbax.checkpoint import v1 as ocp
+
+    records = [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in files.read_json_lines(workdir / 'metrics.jsonl')
+    ]
+    newest = workdir / 'checkpoints' / str(newest_checkpoint(workdir))
+    state = jax.tree.leaves(ocp.load_checkpointables(newest, {'state': None})['state'])
+    return records, state, files.read_json(workdir / 'results.json')['tasks']
+
+
+def assert_same_outcome(workdir: pathlib.Path, undisturbed: pathlib.Path) -> None:
+    """Checks that two finished runs are equal to the last bit."""
+    (records, state, tasks), expected = outcome(workdir), outcome(undisturbed)
+    assert records == expected[0]
+    assert len(state) == len(expected[1])
+    for ours, theirs in zip(state, expected[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert tasks == expected[2]

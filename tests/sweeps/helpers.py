@@ -1,0 +1,46 @@
+"""Sweeps of a base that needs nothing, and runs made by hand."""
+
+import json
+import pathlib
+from typing import Any
+
+from tests.helpers.paths import ROOT
+
+TASKS = ('chain_sum', 'needle_haystack')
+
+
+def sweep(**fields: Any) -> dict[str, Any]:
+    """A sweep of MALoRA over two learning rates, with other fields."""
+    return {
+        'base': str(ROOT / 'configs' / 'quickstart.py'),
+        'seeds': (0, 1),
+        'runs': {'malora': {'arg': 'malora'}},
+        'grid': {'optimizer': {'learning_rate': (0.001, 0.01)}},
+    } | fields
+
+
+def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
+    """A results.json: the first task is better than the mean, the last one worse."""
+    apart = {tasks[0]: 0.1, tasks[-1]: -0.1}
+    of_task = {
+        name: {
+            **{'before': 0.0, 'loss_before': 5.0, 'examples': 4, 'metric': 'exact_match'},
+            **{'after': score + apart.get(name, 0), 'loss_after': loss - apart.get(name, 0)},
+        }
+        for name in tasks
+    }
+    return {
+        'model': 'smollm2-135m',
+        'tasks': of_task,
+        'average': {'before': 0.0, 'after': score},
+        'parameters': {'trainable': 1234},
+        'steps': 10,
+        'tokens': 1000,
+        'train_time_s': 5.0,
+    }
+
+
+def write_run(workdir: pathlib.Path, name: str, found: dict[str, Any]) -> None:
+    """A finished run in a sweep's directory."""
+    (workdir / name).mkdir(parents=True)
+    (workdir / name / 'results.json').write_text(json.dumps(found))

@@ -1,0 +1,78 @@
+"""What tests of UltraLink share."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from malora_jax.ultralink.llm.chat import Reply, Request
+from tests.helpers.paths import ROOT
+
+
+class Words:
+    """Counts words and Chinese characters; no tokenizer is needed."""
+
+    fingerprint = 'words'
+
+    def __call__(self, text: str) -> int:
+        chinese = sum('一' <= character <= '鿿' for character in text)
+        return chinese + sum(not any('一' <= c <= '鿿' for c in word) for word in text.split())
+
+
+class Told:
+    """A model that answers as a function says.
+
+    Attributes:
+        requests: that it got.
+    """
+
+    name = 'told'
+
+    def __init__(self, say: Callable[[Request], str | Reply]):
+        self._say = say
+        self.requests: list[Request] = []
+
+    async def complete(self, request: Request) -> Reply:
+        self.requests.append(request)
+        said = self._say(request)
+        return said if isinstance(said, Reply) else Reply(said, 'stop', 1)
+
+
+def run(*arguments, **environment):
+    """Run `experiments.ultralink` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.ultralink', *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, 'OPENAI_API_KEY': 'sk-secret', **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def succeed(*arguments):
+    """Run `experiments.ultralink`, which must succeed, and return what it printed."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
+    lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
+    path.write_text(''.join(lines), 'utf-8')
+    return path
+
+
+def rows_of(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """Of a stage's directory, read without its own reader."""
+    shards = sorted(directory.glob('rows-*.jsonl'))
+    return [json.loads(line) for shard in shards for line in shard.open(encoding='utf-8')]
+
+
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+    """Name and bytes of every file that a stage leaves, but for its lock."""
+    files = [path for path in directory.iterdir() if path.name != '.lock']
+    return {path.name: path.read_bytes() for path in files}

@@ -1,0 +1,122 @@
+"""The cache of answers: what is the same request, and what outlives a kill."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink.llm import cache
+from malora_jax.ultralink.llm.cache import Cached
+from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from tests.ultralink.helpers import Told
+
+REQUEST = Request('some', (Message('user', 'Why?'),), Sampling(), 0)
+
+
+def complete(path, model, *requests):
+    async def main():
+        with cache.opened(path) as kept:
+            asked = Cached(model, kept)
+            return await asyncio.gather(*map(asked.complete, requests)), kept.tokens
+
+    return asyncio.run(main())
+
+
+def test_an_answer_is_asked_for_once(tmp_path):
+    model = Told(lambda request: Reply('é “”\n', 'length', 7))
+    for _ in range(3):
+        replies, tokens = complete(tmp_path / 'a' / 'c.sqlite', model, REQUEST, REQUEST)
+        assert replies == [Reply('é “”\n', 'length', 7)] * 2
+        assert tokens == 7
+    assert model.requests == [REQUEST]
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'stage': 'other'},
+        {'messages': (Message('system', 'Why?'),)},
+        {'messages': (Message('user', 'Why'), Message('user', '?'))},
+        {'sampling': Sampling(max_tokens=7)},
+        {'sampling': Sampling(temperature=0.5)},
+        {'sampling': Sampling(top_p=0.5)},
+        {'sampling': Sampling(seed=1)},
+        {'sample': 1},
+    ],
+)
+def test_another_request_is_another_answer(tmp_path, changes):
+    other = dataclasses.replace(REQUEST, **changes)
+    model = Told(lambda request: str(request.draw))
+    replies, _ = complete(tmp_path / 'c.sqlite', model, REQUEST, other)
+    assert replies[0] != replies[1]
+    assert 0 <= other.draw < 2**31
+
+
+def test_another_model_is_another_answer(tmp_path):
+    one, two = Told(lambda request: 'one'), Told(lambda request: 'two')
+    two.name = 'other'
+    assert complete(tmp_path / 'c.sqlite', one, REQUEST)[0][0].text == 'one'
+    assert complete(tmp_path / 'c.sqlite', two, REQUEST)[0][0].text == 'two'
+
+
+def test_an_error_is_not_kept(tmp_path):
+    def fail(request):
+        raise OSError('down')
+
+    with pytest.raises(OSError, match='down'):
+        complete(tmp_path / 'c.sqlite', Told(fail), REQUEST)
+    assert complete(tmp_path / 'c.sqlite', Told(lambda request: 'up'), REQUEST)[0][0].text == 'up'
+
+
+def test_a_file_that_is_no_cache(tmp_path):
+    path = tmp_path / 'c.sqlite'
+    path.write_text('Something else, which is long enough to be looked at by SQLite.' * 20)
+    with pytest.raises(UserError, match=r'c\.sqlite does not serve as a cache of answers'):
+        cache.opened(path).__enter__()
+
+
+def test_a_file_that_breaks_while_it_is_used(tmp_path):
+    path = tmp_path / 'c.sqlite'
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute('CREATE TABLE replies (number INTEGER)')
+    with pytest.raises(UserError, match=r'c\.sqlite does not serve .*no such column'):
+        complete(path, Told(lambda request: 'Yes.'), REQUEST)
+
+
+@pytest.mark.parametrize('field', [{'max_tokens': 0}, {'temperature': -1}, {'top_p': 0.0}])
+def test_sampling_that_cannot_be(field):
+    with pytest.raises(UserError, match=next(iter(field))):
+        Sampling(**field)
+
+
+WRITER = """
+import sys, pathlib
+from malora_jax.ultralink.llm import cache
+from malora_jax.ultralink.llm.chat import Reply
+with cache.opened(pathlib.Path(sys.argv[1])) as kept:
+    number = 0
+    while True:
+        kept.put(number.to_bytes(4, 'big'), Reply('x' * 1000, 'stop', 1))
+        print(number, flush=True)
+        number += 1
+"""
+
+
+def test_what_was_said_to_be_kept_outlives_a_kill(tmp_path):
+    path = tmp_path / 'c.sqlite'
+    with subprocess.Popen(
+        [sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        said = [int(process.stdout.readline()) for _ in range(300)]
+        os.kill(process.pid, signal.SIGKILL)
+        said += [int(line) for line in process.stdout.read().split('\n')[:-1]]
+    with cache.opened(path) as kept:
+        assert kept.tokens >= len(said) >= 300
+        assert all(kept.get(number.to_bytes(4, 'big')) for number in said)

@@ -1,0 +1,103 @@
+"""The commands, as a user runs them."""
+
+import pytest
+
+from tests.helpers.openai_stub import document, serving
+from tests.ultralink.helpers import rows_of, run, write_rows
+
+
+def test_from_documents_to_dialogues(tmp_path, weights):
+    # The tiny tokenizer makes a token of almost every byte.
+    source = write_rows(tmp_path / 'wiki.jsonl', [document('fr', i) for i in range(4)])
+    made = run(
+        'documents',
+        '--language=fr',
+        f'--input={source}',
+        f'--tokenizer={weights}',
+        f'--output={tmp_path}/documents',
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith('documents: 4 items, 4 kept, ')
+    segments = len(rows_of(tmp_path / 'documents'))
+    assert segments > 4
+    talk = [
+        'dialogues',
+        f'--input={tmp_path}/documents',
+        f'--output={tmp_path}/dialogues',
+        f'--tokenizer={weights}',
+        '--llm=m',
+    ]
+    with serving() as stub:
+        asked = run(*talk, f'--base-url={stub.address}', '--context-tokens=9000')
+        assert asked.returncode == 0, asked.stderr
+        requests = sum(stub.asked.values())
+        again = run(*talk, f'--base-url={stub.address}', '--context-tokens=9000')
+    assert asked.stdout.startswith(f'dialogues: {segments} items, {segments} kept, {segments} rows')
+    assert again.stdout == asked.stdout and sum(stub.asked.values()) == requests
+    [first, *_] = rows_of(tmp_path / 'dialogues')
+    assert first['id'] == 'fr-0-0' and len(first['data']) >= 4
+    # The key is nowhere.
+    for path in tmp_path.rglob('*'):
+        assert not path.is_file() or b'sk-secret' not in path.read_bytes()
+    # Another base is another setting, and one line.
+    other = run(*talk, '--context-tokens=100')
+    assert other.returncode == 2
+    assert other.stderr == (
+        f'{tmp_path}/dialogues was made with context_tokens = 9000, not 100: choose another '
+        '--output.\n'
+    )
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['documets'], "Unknown stage 'documets': did you mean documents or dialogues?"),
+        (['documents', '--language=xx'], "Unknown language 'xx': known are en, es, fr, ru, zh."),
+        (
+            ['dialogues', '--llm=local:none'],
+            '--llm=local:none: there is no such directory of a run',
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, weights, arguments, message):
+    rest = [f'--tokenizer={weights}', f'--output={tmp_path}/out', '--input=none.jsonl']
+    done = run(*arguments, *rest)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(message) and done.stderr.count('\n') == 1, done.stderr
+
+
+def test_a_missing_key_is_one_line(tmp_path, weights):
+    source = write_rows(tmp_path / 'in.jsonl', [])
+    done = run(
+        'dialogues',
+        f'--input={source}',
+        f'--tokenizer={weights}',
+        f'--output={tmp_path}/out',
+        '--llm=m',
+        OPENAI_API_KEY='',
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('OPENAI_API_KEY is not set') and done.stderr.count('\n') == 1
+
+
+def test_help_shows_an_example_and_the_flags():
+    done = run('dialogues', '--help')
+    assert done.returncode == 0
+    assert 'python -m experiments.ultralink dialogues --input=' in done.stdout
+    for flag in ('--tokenizer', '--output', '--llm', '--token_limit', '--stop_probability'):
+        assert f'\n  {flag}: ' in done.stdout
+
+
+def test_bad_rows_are_named_by_file_and_row(tmp_path, weights):
+    broken = tmp_path / 'wiki_00'
+    broken.write_text('<doc id="1" title="t">\nText.\n')
+    done = run(
+        'documents',
+        '--language=en',
+        f'--input={broken}',
+        f'--tokenizer={weights}',
+        f'--output={tmp_path}/out',
+    )
+    assert done.returncode == 2
+    assert done.stderr == f'{broken}:1: the document that begins here has no </doc>.\n'
+    assert not (tmp_path / 'out').exists(), 'what is refused leaves nothing behind'

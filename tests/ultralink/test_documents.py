@@ -1,0 +1,174 @@
+"""The stage `documents`: which are kept, and what becomes of their lines."""
+
+import asyncio
+import dataclasses
+import json
+
+import opencc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink.documents import DocumentsConfig, documents
+from malora_jax.ultralink.languages import LANGUAGES
+from tests.helpers.openai_stub import document
+from tests.ultralink.helpers import Words, rows_of, write_rows
+
+SMALL = {
+    'least_tokens': 100,
+    'most_tokens': 2000,
+    'segment_tokens': 300,
+    'least_segment_tokens': 100,
+}
+
+
+def run(language, source, output, count=None, **how):
+    config = DocumentsConfig(language, **{**SMALL, **how.pop('config', {})})
+    return asyncio.run(documents(config, count or Words(), [source], output, **how))
+
+
+def test_the_numbers_are_the_papers():
+    config = DocumentsConfig('zh')
+    assert dataclasses.astuple(config) == ('zh', 1000, 10_000, 2000, 1000)
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_segments_of_each_language(tmp_path, language):
+    source = write_rows(tmp_path / 'in.jsonl', [document(language, i) for i in range(3)])
+    found = run(language, source, tmp_path / 'out')
+    rows = rows_of(tmp_path / 'out')
+    assert found.total.kept == 3 and len(rows) > 3
+    for number in range(3):
+        own = [row for row in rows if row['title'] == document(language, number)['title']]
+        assert [row['id'] for row in own] == [f'{language}-{number}-{i}' for i in range(len(own))]
+        text = document(language, number)['text']
+        kept = '\n'.join(row['text'] for row in own)
+        assert text.startswith(kept)
+        assert Words()(text[len(kept) :]) < 100
+        for row in own:
+            assert row['language'] == language
+            assert row['tokens'] == Words()(row['text'])
+            assert row['tokens'] < 300
+
+
+SENTENCE = 'The canal was dug by many hands and carried grain to the city every week of the year. '
+LINE = st.integers(0, 120).map(lambda words: ' '.join((SENTENCE * 7).split()[:words]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.lists(LINE, max_size=30).map('\n'.join), min_size=1, max_size=6))
+def test_every_word_is_kept_or_counted(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp('documents')
+    rows = [{'id': i, 'title': f'T{i}', 'text': text} for i, text in enumerate(texts)]
+    found = run('en', write_rows(path / 'in.jsonl', rows), path / 'out')
+    words = [len(text.split()) for text in texts]
+    reasons = {
+        'empty': sum(count == 0 for count in words),
+        'short': sum(0 < count < 100 for count in words),
+        'long': sum(count > 2000 for count in words),
+    }
+    assert found.total.dropped == {reason: count for reason, count in reasons.items() if count}
+    made = rows_of(path / 'out')
+    in_rows = sum(len(row['text'].split()) for row in made)
+    kept = sum(count for count in words if 100 <= count <= 2000)
+    assert in_rows + found.total.counts.get('tokens in them', 0) == kept
+    lasts = [row for row in made if row['tokens'] < 100]
+    followed = {
+        row['id'].rpartition('-')[0] + f'-{int(row["id"].rpartition("-")[2]) - 1}' for row in made
+    }
+    assert all(row['id'] in followed for row in lasts)
+
+
+def test_reasons_are_counted_and_the_first_is_named(tmp_path):
+    french, english = document('fr', 0), document('en', 0)
+    rows = [
+        english,
+        {**english, 'text': ' \n'},
+        {**english, 'text': 'Short.'},
+        french,
+        {**english, 'text': english['text'] * 9},
+        {**english, 'title': 'Done'},
+        {**english, 'text': english['text'].replace('canal', 'Sword')},
+        french,
+    ]
+    done = write_rows(tmp_path / 'done.jsonl', [{'title': 'Done'}])
+    words = tmp_path / 'words.txt'
+    words.write_text('sword\nwor\n\n')
+    source = write_rows(tmp_path / 'in.jsonl', rows)
+    found = run('en', source, tmp_path / 'out', done=[done], words=[words])
+    expected = ('empty', 'short', 'language', 'long', 'done already', 'listed word')
+    assert found.total.dropped == {reason: 1 + (reason == 'language') for reason in expected}
+    assert found.total.first == {
+        reason: f'in.jsonl:{line}' for line, reason in enumerate(expected, start=2)
+    }
+    assert found.total.kept == 1
+    # Other lists are other settings.
+    with pytest.raises(UserError, match='was made with words = '):
+        run('en', source, tmp_path / 'out', done=[done])
+    with pytest.raises(UserError, match='was made with done = '):
+        run('en', source, tmp_path / 'out', words=[words])
+
+
+def test_traditional_chinese_becomes_simplified(tmp_path):
+    chinese = document('zh', 0)
+    convert = opencc.OpenCC('s2t').convert
+    traditional = {name: convert(value) for name, value in chinese.items()}
+    assert traditional['text'] != chinese['text']
+    run('zh', write_rows(tmp_path / 'a.jsonl', [traditional]), tmp_path / 'a')
+    run('zh', write_rows(tmp_path / 'b.jsonl', [chinese]), tmp_path / 'b')
+    assert rows_of(tmp_path / 'a') == rows_of(tmp_path / 'b') != []
+
+
+def test_a_listed_word_within_chinese(tmp_path):
+    words = tmp_path / 'words.txt'
+    words.write_text('宝瓶口', 'utf-8')
+    source = write_rows(tmp_path / 'in.jsonl', [document('zh', 0)])
+    found = run('zh', source, tmp_path / 'out', words=[words])
+    assert found.total.dropped == {'listed word': 1}
+
+
+@pytest.mark.parametrize(
+    'row, message',
+    [
+        ({'title': 't', 'text': 'x'}, "has no 'id'"),
+        ({'id': 1, 'text': 'x'}, "has no 'title'"),
+        ({'id': 1, 'title': 't'}, "has no 'text'"),
+        ({'id': 1.5, 'title': 't', 'text': 'x'}, "must have text as 'id'"),
+        ({'id': 1, 'title': 't', 'text': ['x']}, "must have text as 'text'"),
+    ],
+)
+def test_a_document_that_is_none(tmp_path, row, message):
+    source = write_rows(tmp_path / 'in.jsonl', [document('en', 0), row])
+    with pytest.raises(UserError) as error:
+        run('en', source, tmp_path / 'out')
+    assert str(error.value) == f'{source}:2 {message}.'
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'language': 'xx'}, "Unknown language 'xx'"),
+        ({'least_tokens': 0}, 'documents.least_tokens is 0; it must be at least 1.'),
+        ({'most_tokens': 5}, 'documents.most_tokens is 5; it must be at least 1000.'),
+        ({'segment_tokens': 1}, 'documents.segment_tokens is 1'),
+        ({'least_segment_tokens': 1001}, 'documents.least_segment_tokens is 1001'),
+        ({'least_tokens': 'x'}, "documents.least_tokens is 'x'; it must be a whole number."),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(UserError) as error:
+        DocumentsConfig(**{'language': 'en', **changes})
+    assert str(error.value).startswith(message)
+
+
+def test_what_is_wrong_with_lists(tmp_path):
+    source = write_rows(tmp_path / 'in.jsonl', [document('en', 0)])
+    empty = tmp_path / 'words.txt'
+    empty.write_text('\n')
+    with pytest.raises(UserError, match=r'words\.txt has no words'):
+        run('en', source, tmp_path / 'out', words=[empty])
+    broken = tmp_path / 'done.jsonl'
+    broken.write_text(json.dumps({'name': 'x'}))
+    with pytest.raises(UserError, match=r"done\.jsonl:1 has no 'title'"):
+        run('en', source, tmp_path / 'out', done=[broken])

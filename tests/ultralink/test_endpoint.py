@@ -1,0 +1,223 @@
+"""An endpoint over a real socket, and how it fails."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from malora_jax.errors import UserError
+from malora_jax.ultralink.llm import endpoint
+from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from malora_jax.ultralink.llm.endpoint import Endpoint
+from malora_jax.ultralink.llm.opened import Choice
+from tests.helpers.openai_stub import Plan, serving
+
+KEY = 'sk-not-to-be-seen'
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', KEY)
+
+
+def request(text='Why?', max_tokens=10, sample=0):
+    messages = (Message('system', 'Be brief.'), Message('user', text))
+    return Request('some', messages, Sampling(max_tokens, 0.5, 0.9), sample)
+
+
+def complete(address, *requests, timeout_s=30.0, token_limit=0, spent=0, each=False):
+    async def main():
+        model = Endpoint('m', address, timeout_s=timeout_s, token_limit=token_limit, spent=spent)
+        try:
+            return await asyncio.gather(*map(model.complete, requests), return_exceptions=each)
+        finally:
+            await model.close()
+
+    return asyncio.run(main())
+
+
+def test_a_request_and_its_answer():
+    with serving(answer=lambda body: ' Because.\n') as stub:
+        [reply] = complete(stub.address, request())
+    [body] = stub.requests.values()
+    assert body == {
+        'model': 'm',
+        'messages': [
+            {'role': 'system', 'content': 'Be brief.'},
+            {'role': 'user', 'content': 'Why?'},
+        ],
+        'max_tokens': 10,
+        'temperature': 0.5,
+        'top_p': 0.9,
+        'seed': request().draw,
+    }
+    assert stub.headers['Authorization'] == f'Bearer {KEY}'
+    assert reply == Reply('Because.', 'stop', 13 // 4 + 10 // 4)
+
+
+def test_too_many_requests_are_waited_for_as_asked():
+    plan = Plan({'rate_limit': 1.0}, retry_after=('retry-after', '0.2'))
+    with serving(plan) as stub:
+        start = time.monotonic()
+        [reply] = complete(stub.address, request())
+        assert time.monotonic() - start >= 3 * 0.2
+    assert reply.text == 'Yes.'
+    assert stub.failed['rate_limit'] == 3
+
+
+@pytest.mark.parametrize('failure', ['error', 'timeout'])
+def test_a_try_that_fails_is_made_again(failure, monkeypatch):
+    monkeypatch.setattr('openai._base_client.INITIAL_RETRY_DELAY', 0.01)
+    with serving(Plan({failure: 1.0}, hang_s=2.0)) as stub:
+        [reply] = complete(stub.address, request(), timeout_s=0.7)
+    assert reply.text == 'Yes.'
+    assert stub.failed[failure] == 3 and sum(stub.answered.values()) == 1
+
+
+@pytest.mark.parametrize(
+    'always, message',
+    [
+        ((500, 'application/json', '{"error": {"message": "Bro\\nken."}}'), 'status 500'),
+        ((429, 'application/json', '{"error": {"message": "No quota."}}'), 'status 429'),
+    ],
+)
+def test_what_fails_again_and_again_is_one_line(always, message, monkeypatch):
+    monkeypatch.setattr(endpoint, '_RETRIES', 1)
+    with serving(Plan(always=always)) as stub, pytest.raises(OSError) as error:
+        complete(stub.address, request())
+    assert f'The endpoint {stub.address}/ answers with {message}: ' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert sum(stub.asked.values()) == 2
+
+
+def test_a_long_retry_after_is_waited_for_too(monkeypatch):
+    waits, sleep = [], asyncio.sleep
+
+    async def no_sleep(seconds):
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(endpoint.asyncio, 'sleep', no_sleep)
+    plan = Plan({'rate_limit': 1.0}, retry_after=('retry-after', '900'))
+    with serving(plan) as stub:
+        [reply] = complete(stub.address, request())
+    assert reply.text == 'Yes.'
+    assert waits.count(900.0) == 3
+
+
+def test_an_endpoint_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(endpoint, '_RETRIES', 0)
+    with serving() as stub:
+        address = stub.address
+    with pytest.raises(
+        OSError, match=r'^The endpoint http://127.*/v1/ cannot be reached: .*Connect call'
+    ):
+        complete(address, request())
+
+
+def test_an_endpoint_that_never_answers(monkeypatch):
+    monkeypatch.setattr(endpoint, '_RETRIES', 0)
+    plan = Plan({'timeout': 1.0}, hang_s=0.5)
+    with serving(plan) as stub, pytest.raises(OSError, match=r'cannot be reached: .+'):
+        complete(stub.address, request(), timeout_s=0.1)
+
+
+@pytest.mark.parametrize('status', [401, 403])
+def test_a_key_that_is_not_taken_is_not_shown(status):
+    body = json.dumps({'error': {'message': f'Incorrect API key provided: {KEY}'}})
+    plan = Plan(always=(status, 'application/json', body))
+    with serving(plan) as stub, pytest.raises(UserError) as error:
+        complete(stub.address, request())
+    assert 'does not take the key in OPENAI_API_KEY' in str(error.value)
+    assert KEY not in str(error.value)
+    assert sum(stub.asked.values()) == 1
+
+
+def test_a_missing_key_is_one_line(monkeypatch):
+    monkeypatch.delenv('OPENAI_API_KEY')
+    with pytest.raises(UserError, match=r'^OPENAI_API_KEY is not set in the environment'):
+        complete('http://127.0.0.1:1/v1', request())
+
+
+@pytest.mark.parametrize('status', [400, 404, 422])
+def test_settings_that_are_not_taken_are_the_users_mistake(status):
+    body = json.dumps({'error': {'message': 'max_tokens\nis too large', 'code': 'invalid'}})
+    plan = Plan(always=(status, 'application/json', body))
+    with serving(plan) as stub, pytest.raises(UserError) as error:
+        complete(stub.address, request())
+    assert f'answers with status {status}: ' in str(error.value)
+    assert 'max_tokens is too large' in str(error.value)
+
+
+@pytest.mark.parametrize('code', ['context_length_exceeded', 'content_filter'])
+def test_messages_that_are_refused_are_the_stages_matter(code):
+    body = json.dumps({'error': {'message': 'No.', 'code': code}})
+    with serving(Plan(always=(400, 'application/json', body))) as stub:
+        assert complete(stub.address, request()) == [Reply('', 'refused', 0)]
+
+
+@pytest.mark.parametrize(
+    'body, expected',
+    [
+        ('{"choices"', Reply('', 'malformed', 0)),
+        ('{}', Reply('', 'malformed', 0)),
+        ('[]', Reply('', 'malformed', 0)),
+        ('{"choices": [], "usage": {"total_tokens": 5}}', Reply('', 'malformed', 5)),
+        ('{"choices": {"0": 1}, "usage": 7}', Reply('', 'malformed', 0)),
+        ('{"choices": [{"message": {"content": null}}]}', Reply('', 'malformed', 0)),
+        ('{"choices": [{"message": {"content": "x\\ud800"}}]}', Reply('x?', 'stop', 0)),
+        (
+            '{"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}',
+            Reply('x', 'content_filter', 0),
+        ),
+    ],
+)
+def test_an_answer_of_another_form(body, expected):
+    with serving(Plan(always=(200, 'application/json', body))) as stub:
+        assert complete(stub.address, request()) == [expected]
+
+
+def test_an_error_that_comes_as_an_answer_is_none():
+    body = '{"error": {"message": "Out of\\ncredit.", "code": 402}}'
+    expected = r'answers with an error: Out of credit\.'
+    with (
+        serving(Plan(always=(200, 'application/json', body))) as stub,
+        pytest.raises(OSError, match=expected),
+    ):
+        complete(stub.address, request())
+
+
+@pytest.mark.parametrize('address', ['', '127.0.0.1:8000/v1', 'localhost'])
+def test_an_address_that_is_none(tmp_path, address):
+    with pytest.raises(UserError, match=r'--base_url is .*; it must be an address that begins'):
+        Choice('m', tmp_path / 'c.sqlite', base_url=address)
+
+
+def test_something_that_is_no_such_endpoint():
+    plan = Plan(always=(200, 'text/html', '<html>Welcome</html>'))
+    expected = r'does not speak as OpenAI does: correct --base_url'
+    with serving(plan) as stub, pytest.raises(UserError, match=expected):
+        complete(stub.address, request())
+
+
+def test_never_more_than_the_limit_is_spent():
+    requests = [request('x' * 40, 100, sample=i) for i in range(30)]
+    most = endpoint._most_tokens(requests[0])
+    with serving(Plan(latency_s=0.02), lambda body: 'y' * 200) as stub:
+        replies = complete(stub.address, *requests, token_limit=1000, spent=100, each=True)
+    answered = [reply for reply in replies if isinstance(reply, Reply)]
+    refused = [reply for reply in replies if isinstance(reply, UserError)]
+    assert len(answered) + len(refused) == 30
+    spent = 100 + sum(reply.tokens for reply in answered)
+    # No more than the limit, and no less than where the next request might have gone over it.
+    assert 1000 - most < spent <= 1000
+    assert sum(stub.asked.values()) == len(answered)
+    assert str(refused[0]).startswith(
+        f'The next request might go over --token-limit=1,000 ({spent}'
+    )
+
+
+def test_tokens_of_a_request_are_bounded_by_bytes():
+    most = endpoint._most_tokens(request('é' * 100, 50))
+    assert most >= len('Be brief.') + 200 + 50

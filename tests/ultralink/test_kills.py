@@ -1,0 +1,14 @@
+"""The stage `dialogues`, killed a few times; `kill_often.py` does it more often."""
+
+import subprocess
+import sys
+
+from tests.helpers.paths import ROOT
+
+
+def test_kills_change_nothing():
+    command = [sys.executable, '-m', 'tests.ultralink.kill_often', '2', '1', '20']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Asked again although kept: 0.' in done.stdout
+    assert 'same bytes: True.' in done.stdout

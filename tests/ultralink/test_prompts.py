@@ -1,0 +1,57 @@
+"""Prompts: what every language has, and what a model is shown."""
+
+import pytest
+
+from malora_jax.ultralink import prompts
+from malora_jax.ultralink.languages import LANGUAGES, identify
+from malora_jax.ultralink.llm.chat import Message
+from tests.helpers.openai_stub import texts
+
+TURNS = [('Question one $x?', 'Answer {one}.'), ('Question two?', 'Answer two.')]
+
+
+@pytest.mark.parametrize('code', LANGUAGES)
+@pytest.mark.parametrize('stage', prompts.STAGES)
+def test_a_prompt_holds_what_it_needs(code, stage):
+    loaded = prompts.load(code)
+    document = 'A text with $document, {history} and </document>.'
+    system, user = loaded.messages(stage, document, TURNS, 'The last one?')
+    assert (system.role, user.role) == ('system', 'user')
+    assert f'<document>\n{document}\n</document>' in user.content
+    for asked, answered in TURNS:
+        turn = f'{loaded.question}{asked}\n{loaded.answer}{answered}'
+        assert (turn in user.content) == (not stage.startswith('initial'))
+    assert ('The last one?' in user.content) == stage.endswith('answer')
+    assert user.content.endswith(('.', '。'))
+
+
+@pytest.mark.parametrize('code', LANGUAGES)
+def test_prompts_are_in_their_language_and_with_their_spaces(code):
+    loaded = prompts.load(code)
+    for stage in prompts.STAGES:
+        system, user = loaded.messages(stage, texts()[code]['answers'][0])
+        assert identify(system.content) == identify(user.content) == code
+        if code != 'zh':
+            assert system.content.count(' ') > len(system.content) / 10
+    assert len(set(loaded.systems.values())) == 5
+
+
+def test_languages_ask_for_the_same_things():
+    bullets = {
+        code: [prompts.load(code).systems[stage].count('\n- ') for stage in prompts.STAGES]
+        for code in LANGUAGES
+    }
+    assert len(set(map(tuple, bullets.values()))) == 1, bullets
+
+
+def test_the_digest_is_of_all_files(monkeypatch):
+    found = prompts.digest()
+    monkeypatch.setattr(prompts, '_source', lambda code: 'another')
+    prompts.digest.cache_clear()
+    assert prompts.digest() != found
+    prompts.digest.cache_clear()
+
+
+def test_messages_are_plain():
+    [system, user] = prompts.load('en').messages('initial_question', 'Text.')
+    assert isinstance(system, Message) and isinstance(user, Message)

@@ -1,0 +1,93 @@
+"""The commands after the dialogues, as a user runs them: from English to a release and a report."""
+
+import json
+
+import pytest
+
+from malora_jax.ultralink.conversations import SUBSETS
+from malora_jax.ultralink.criteria import CRITERIA
+from malora_jax.ultralink.languages import LANGUAGES
+from tests.helpers.openai_stub import serving
+from tests.ultralink import translated
+from tests.ultralink.helpers import rows_of, run, succeed, write_rows
+from tests.ultralink.rows import conversation
+
+CHAT = 'I sleep 8 hours and still feel tired. What could help me to stay awake? Number '
+
+
+def answer(body):
+    """Scores a conversation, or gives a text in French."""
+    text = body['messages'][-1]['content']
+    if text.startswith('<user>'):
+        return json.dumps({**dict.fromkeys(CRITERIA, 0), 'names': int('Number 3' in text)})
+    return translated.MATHS.others['fr'] if text == translated.MATHS.english else 'Je ne sais pas.'
+
+
+def test_from_english_to_a_report(tmp_path, weights):
+    chat = [
+        {**conversation('en', 'chat_agnostic', n), 'data': [f'{CHAT}{n}', 'Walk, and take breaks.']}
+        for n in range(5)
+    ]
+    maths = {**conversation('en', 'math', 0), 'data': 2 * [translated.MATHS.english]}
+    chats = write_rows(tmp_path / 'chat.jsonl', chat)
+    english = write_rows(tmp_path / 'maths.jsonl', [maths])
+    with serving(answer=answer) as stub:
+        model = ('--llm=m', f'--base-url={stub.address}')
+        out = succeed('criteria', f'--input={chats}', f'--output={tmp_path}/kept', *model)
+        assert out.startswith('criteria: 5 items, 4 kept, 4 rows\n  dropped, names: 1')
+        out = succeed(
+            'translate',
+            '--language=fr',
+            f'--input={tmp_path}/kept,{english}',
+            f'--output={tmp_path}/french',
+            *model,
+        )
+    # Numbers and the language are not kept by what the stub says to chats.
+    assert out.startswith('translate: 5 items, 1 kept, 1 rows\n  dropped, numbers: 4')
+    assert '  fault: numbers: 12' in out
+    rest = [
+        conversation(language, subset, n)
+        for language in LANGUAGES
+        for subset in SUBSETS
+        for n in range(2)
+    ]
+    rows = write_rows(tmp_path / 'rest.jsonl', rest)
+    out = succeed(
+        'prune', f'--input={rows},{tmp_path}/french', f'--output={tmp_path}/pruned', '--math=1'
+    )
+    assert '| fr | math | 3 | 0 | 2 | 1 |' in out and '| all |  | 41 | 0 | 5 | 36 |' in out
+    out = succeed('export', f'--input={tmp_path}/pruned', f'--output={tmp_path}/release')
+    assert 'fr_math.jsonl: 1 rows' in out and len(out.splitlines()) == 20
+    out = succeed('import', f'--input={tmp_path}/release', f'--output={tmp_path}/imported')
+    assert out.startswith('import: 36 items, 36 kept, 36 rows')
+    assert len(rows_of(tmp_path / 'imported')) == 36
+    out = succeed(
+        'report',
+        f'--input={tmp_path}/imported',
+        f'--stages={tmp_path}/kept,{tmp_path}/french,{tmp_path}/pruned,{tmp_path}/imported',
+        f'--tokenizer={weights}',
+        f'--output={tmp_path}/report',
+    )
+    assert '| all | 10 (147K) | 10 (112K) | 6 (523K) | 10 (250K) | 36 (1,032K) |' in out
+    assert '| dropped: numbers | 4 | 80.0% |' in out
+    assert (tmp_path / 'report' / 'lengths.png').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['translate', '--language=en', '--llm=m'], "translate.language is 'en'; it must be one"),
+        (['import'], 'Give either --input, a folder, or --revision'),
+        (['import', '--revision=main'], '--revision=main must be the hash of a commit'),
+        (['prune', '--input=none.jsonl', '--code=-1'], 'prune.code is -1; it must be at least 0'),
+        (['export', '--input=a.jsonl,./a.jsonl'], '--input holds a.jsonl twice.'),
+        (['export', '--input=none.jsonl'], 'There is no data file none.jsonl'),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    if arguments[0] == 'translate':
+        arguments = [*arguments, '--input=none.jsonl']
+    done = run(*arguments, f'--output={tmp_path}/out')
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(message) and done.stderr.count('\n') == 1, done.stderr
+    assert not (tmp_path / 'out').exists()
