@@ -5,7 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from malora_jax.analysis import plots
+from malora_jax.analysis import task_plots
+from malora_jax.analysis import training_plots as plots
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_names_are_shown_as_they_are(tmp_path, saved):
     plots.plot_scores(tmp_path / 'scores.png', scores, 'us$_^^$')
     load = {'q': np.ones((1, 1, 2))}
     plots.plot_expert_load(tmp_path / 'load.png', load, ['us$_^^$'], 'us$_^^$')
-    plots.plot_curves(tmp_path / 'curves.png', {'us$_^^$': ([1], [2.0])}, 'loss')
+    task_plots.plot_curves(tmp_path / 'curves.png', {'us$_^^$': ([1], [2.0])}, 'loss')
     assert len(saved) == 4
 
 

@@ -65,7 +65,7 @@ def test_names_are_escaped(page):
 
 def test_links_lead_to_sections(page):
     links = re.findall(r'href="#([^"]*)"', page)
-    assert links == re.findall(r'<section id="([^"]*)"', page) and len({*links}) == len(links) == 9
+    assert links == re.findall(r'<section id="([^"]*)"', page) and len({*links}) == len(links) == 10
 
 
 def test_counts_are_those_of_the_metrics(runs, page, numbers):
@@ -153,7 +153,7 @@ def test_the_seesaw_is_the_difference_of_scores(runs, numbers, page):
         assert found[task]['mean'] == pytest.approx(mixed[task]['after'] - alone['after'])
         low, high = found[task]['interval']
         assert low <= found[task]['mean'] <= high
-    assert 'toy_copy (mixed <b>& against alone)' in words(page)
+    assert 'mixed <b>& alone, reverse' in words(page)
 
 
 def test_a_run_without_experts_says_what_cannot_be_shown(runs, tmp_path):
@@ -167,8 +167,8 @@ def test_a_run_without_experts_says_what_cannot_be_shown(runs, tmp_path):
 
 def test_without_routing_no_base_is_read(runs, tmp_path):
     weights = str(tmp_path / 'gone.gguf')
-    path = write_report([runs.mixed], tmp_path / 'out', weights=weights, routing=False)
-    text = words(path.read_text('utf-8'))
+    write_report([runs.mixed], tmp_path / 'out', weights=weights, routing=False)
+    text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
     assert 'Left out by --norouting' in text and 'experts within mixed' in text
     with pytest.raises(UserError, match=re.escape('gone.gguf')):
         write_report([runs.mixed], tmp_path / 'out', weights=weights)
@@ -183,8 +183,8 @@ def test_an_unfinished_run_needs_a_word(runs, tmp_path):
         f'The run in {path} has not ended: there is no results.json. Continue it, or analyse what '
         'it has so far with --unfinished.'
     )
-    page = write_report([path], tmp_path / 'out', unfinished=True, routing=False)
-    text = words(page.read_text('utf-8'))
+    write_report([path], tmp_path / 'out', unfinished=True, routing=False)
+    text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
     assert 'score after, % –' in text and 'run has no goodput.jsonl' in text
 
 
@@ -198,7 +198,8 @@ def refusal(workdirs: list[pathlib.Path], tmp_path: pathlib.Path) -> str:
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
     assert refusal([tmp_path], tmp_path) == (
-        f'{tmp_path} holds no run: there is no {tmp_path}/config.json.'
+        f'{tmp_path} holds no run: there is no {tmp_path}/config.json, and no directory in it has '
+        'results.json.'
     )
     assert refusal([runs.lora, runs.lora], tmp_path) == f'--workdir: {runs.lora} is given twice.'
     write_adapter(saved_model(runs.lora).load(), tmp_path / 'exported')
@@ -217,10 +218,20 @@ def test_a_run_that_lacks_something_is_refused(runs, tmp_path):
     for checkpoint in (path / 'checkpoints').iterdir():
         shutil.rmtree(checkpoint)
     assert refusal([path], tmp_path) == f'There is no checkpoint in {path}/checkpoints: train on.'
+
+
+def test_a_run_without_checkpoints_is_shown_without_weights(runs, tmp_path):
+    path = tmp_path / 'run'
+    shutil.copytree(runs.mixed, path)
     shutil.rmtree(path / 'checkpoints')
-    assert refusal([path], tmp_path) == (
-        f'There are no checkpoints: {path}/checkpoints does not exist.'
-    )
+    sections = write_report([path, runs.lora], tmp_path / 'out', routing=False)
+    names = [section.name for section in sections]
+    assert names[-2:] == ['no_checkpoints', 'costs'] and 'similarity' in names
+    text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
+    assert 'Not known without checkpoints, which are missing from run.' in text
+    (path / 'results.json').unlink()
+    with pytest.raises(UserError, match='There is no checkpoint in'):
+        write_report([path], tmp_path / 'none', unfinished=True)
 
 
 def test_runs_of_different_bases_are_refused(runs, tmp_path):
@@ -243,6 +254,7 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     write_report([runs.lora, path], tmp_path / 'out', routing=False)
     found = read_json(tmp_path / 'out' / 'analysis.json')
     assert [*found['runs']] == [str(runs.lora), str(path)]
+    assert [*found['scores']] == ['base', str(runs.lora), str(path)]
     (alike,) = found['similarity']
     assert alike['compared'] == 'lora (rank 4) runs of the same tasks' and alike['pairs'] == 1
     np.testing.assert_allclose(alike['A']['trained']['q'], 1.0)

@@ -29,7 +29,8 @@ def test_it_writes_the_report_into_the_run(workdir):
     done = run('analyze', f'--workdir={workdir}', '--questions=2', timeout=400)
     assert done.returncode == 0, done.stderr
     page = workdir / 'analysis' / 'report.html'
-    assert done.stdout == f'{page}: {page.stat().st_size / 1e6:.1f} MB.\n'
+    assert done.stdout.endswith(f'\n{page}: {page.stat().st_size / 1e6:.1f} MB.\n')
+    assert '| run | ' in done.stdout  # Its row in the table of scores.
     # How far the long work is.
     for name in ('weights', 'similarity', 'spectra of run', 'run: step 2'):
         assert name in done.stderr
@@ -39,7 +40,8 @@ def test_it_writes_the_report_into_the_run(workdir):
 
 def test_mistakes_are_one_line(workdir, tmp_path):
     assert mistake('analyze', f'--workdir={tmp_path}', f'--output={tmp_path / "out"}') == (
-        f'{tmp_path} holds no run: there is no {tmp_path}/config.json.'
+        f'{tmp_path} holds no run: there is no {tmp_path}/config.json, and no directory in it has '
+        'results.json.'
     )
     assert mistake('analyze', f'--workdir={workdir}', '--questions=-1') == (
         '--questions is -1; it must be at least 0.'

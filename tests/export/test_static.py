@@ -8,11 +8,12 @@ import pytest
 
 import malora_jax
 from malora_jax.adapters.methods import changed
+from malora_jax.analysis.static_export import static_export
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
-from malora_jax.export.static import static, truncated
+from malora_jax.export.static import truncated
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.weights import load_base
 from malora_jax.training import run_config
@@ -53,7 +54,7 @@ def difference(one, other) -> float:
 @pytest.mark.parametrize('name', ROUTED)
 def test_with_constant_gates_it_is_the_mixture(setup, name):
     same = mixture(setup, name, top_k=4)
-    found = static(setup, same)
+    found = static_export(setup, same)
     assert difference(found.trained, same) < 2e-4
     assert difference(found.trained, same._replace(model=Decoder(same.model.config))) > 0.1
     adapter = found.trained.model.adapter
@@ -66,7 +67,7 @@ def test_with_constant_gates_it_is_the_mixture(setup, name):
 
 
 def test_a_routed_mixture_is_only_approximated(setup):
-    found = static(setup, mixture(setup, 'malora'))
+    found = static_export(setup, mixture(setup, 'malora'))
     assert found.losses.keys() == {*TASKS}
     assert any(abs(each['static'] - each['mixture']) > 1e-3 for each in found.losses.values())
 
@@ -74,7 +75,7 @@ def test_a_routed_mixture_is_only_approximated(setup):
 def test_the_gates_of_all_tasks_are_the_mean_of_each(setup):
     """The subspace of MALoRA is shared, so up-projections are linear in the gates."""
     mixed = mixture(setup, 'malora')
-    both, *each = (static(setup, mixed, task) for task in ('', *TASKS))
+    both, *each = (static_export(setup, mixed, task) for task in ('', *TASKS))
     assert both.about['gates_of'] == [*TASKS] and each[0].about['gates_of'] == [TASKS[0]]
     ups = [
         found.trained.variables['adapter']['layers']['mlp']['up']['up'] for found in (both, *each)
@@ -96,7 +97,7 @@ def test_truncation_is_that_of_the_whole_matrix():
 
 def test_a_lower_rank_says_what_it_loses(setup):
     mixed = mixture(setup, 'molora')
-    whole, cut = static(setup, mixed), static(setup, mixed, rank=2)
+    whole, cut = static_export(setup, mixed), static_export(setup, mixed, rank=2)
     assert whole.about['rank'] == whole.about['exact_rank'] == 12 and cut.about['rank'] == 2
     lost = total = 0.0
     for part, targets in whole.trained.variables['adapter']['layers'].items():
@@ -110,7 +111,7 @@ def test_a_lower_rank_says_what_it_loses(setup):
 
 
 def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
-    found = static(setup, mixture(setup, 'malora'))
+    found = static_export(setup, mixture(setup, 'malora'))
     about = found.about | {'held_out_loss': found.losses}
     write_adapter(found.trained, tmp_path / 'static', about)
     assert json.loads((tmp_path / 'static' / 'manifest.json').read_text())['static'] == about
@@ -136,7 +137,7 @@ def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
 )
 def test_mistakes(setup, name, arguments, expected):
     with pytest.raises(UserError) as caught:
-        static(setup, trained(name, setup.base), **arguments)
+        static_export(setup, trained(name, setup.base), **arguments)
     assert str(caught.value).startswith(expected)
 
 
@@ -146,7 +147,7 @@ def test_a_rank_above_a_linear_s_shorter_side(setup):
     model = Decoder(setup.base.config, adapter)
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
     mixed = trained('molora', setup.base)._replace(model=model, variables=variables)
-    found = static(setup, mixed, rank=48)
+    found = static_export(setup, mixed, rank=48)
     assert found.about['exact_rank'] == 64 and found.trained.model.adapter.structure.rank == 48
     k = found.trained.variables['adapter']['layers']['attention']['k']
     assert k['down'].shape == (2, 1, 64, 48) and k['up'].shape == (2, 1, 48, 32)
@@ -158,9 +159,9 @@ def test_a_subspace_with_one_expert_needs_no_gates(setup):
     model = Decoder(setup.base.config, adapter)
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
     one = trained('malora', setup.base)._replace(model=model, variables=variables)
-    assert difference(static(setup, one).trained, one) < 2e-4
+    assert difference(static_export(setup, one).trained, one) < 2e-4
 
 
 def test_an_untrained_mixture_is_refused(setup):
     with pytest.raises(UserError, match='would change nothing'):
-        static(setup, mixture(setup, 'malora')._replace(step=0))
+        static_export(setup, mixture(setup, 'malora')._replace(step=0))

@@ -77,16 +77,14 @@ def test_means_over_seeds_with_their_intervals(reported):
     # Student's t for two seeds is 12.706 standard errors: those of 50 and 60 are 5.
     low, high = 55 - 12.706 * 5, 55 + 12.706 * 5
     (line,) = [
-        line
-        for line in text.splitlines()
-        if line.startswith('| `malora-learning_rate0.001` | 0.001')
+        line for line in text.splitlines() if line.startswith('| malora-learning_rate0.001 | 0.001')
     ]
     assert f'| 0, 1 | 55.0 [{low:.1f}, {high:.1f}] |' in line
     low, high = 1.1 - 12.706 * 0.1, 1.1 + 12.706 * 0.1
     assert line.endswith(f'| 1.100 [{low:.3f}, {high:.3f}] |')
-    assert '| `malora-learning_rate0.01` | 0.01 | 1,234 | 0 | 80.0 | 0.500 |' in text
-    assert 'The lowest loss is that of `malora-learning_rate0.01`.' in text
-    assert '| `malora-learning_rate0.01` | 90.0 | 70.0 |' in text
+    assert '| malora-learning_rate0.01 | 0.01 | 1,234 | 0 | 80.0 | 0.500 |' in text
+    assert 'The lowest loss is that of malora-learning_rate0.01.' in text
+    assert '| malora-learning_rate0.01 | 90.0 | 70.0 |' in text
     assert '- malora-learning_rate0.01-seed1: The loss is nan at step 3.' in text
 
 
@@ -131,7 +129,7 @@ def test_the_paper_s_numbers_stand_beside_runs_of_its_tasks(tmp_path, drawn):
     text, _ = report(tmp_path, made)
     assert '| *in the paper* |' in text
     # β of r = 16 is 3.5 there, and 1 here.
-    (eight, sixteen) = [line for line in text.splitlines() if line.startswith('| `malora-rank')][:2]
+    (eight, sixteen) = [line for line in text.splitlines() if line.startswith('| malora-rank')][:2]
     assert eight.endswith('| 50.0 | 1.000 | *56.27* |')
     assert sixteen.endswith('| 60.0 | 1.000 | – |')
     dashed = {line.get_label(): line for line in drawn['rank'].axes[0].lines}
@@ -143,7 +141,7 @@ def test_no_numbers_of_the_paper_beside_other_tasks(tmp_path):
     write_run(tmp_path, 'malora-learning_rate0.001-seed0', results(0.5, 1.0))
     text, _ = report(tmp_path, made)
     assert '*in the paper*' not in text
-    assert 'its numbers are no measure for these' in text
+    assert 'so its numbers are not comparable' in text
     assert '## Not finished' in text
 
 

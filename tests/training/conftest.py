@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from malora_jax import training
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.models import preset
 from malora_jax.models.loading.weights import Base, load_base
 from tests.helpers.runs import run_settings
@@ -30,7 +31,7 @@ def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
         patch.delenv('COLUMNS', raising=False)  # A bar is not cut to the width of some terminal.
-        training.train(run_settings(tiny_weights), workdir)
+        training.train(run_settings(tiny_weights), workdir, write_run_plots)
     return workdir, stderr.getvalue()
 
 

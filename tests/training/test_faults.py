@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from malora_jax import training
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.files import read_json_lines
 from malora_jax.training import goodput, metrics, step
@@ -135,7 +136,7 @@ def poisoned(numbers):
 def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tiny_weights, tmp_path, monkeypatch):
     settings = run_settings(tiny_weights, training__skip_nonfinite=2)
     monkeypatch.setattr(step, 'make_train_step', poisoned({2, 4, 5}))
-    training.train(settings, tmp_path / 'run')
+    training.train(settings, tmp_path / 'run', write_run_plots)
     records = read_json_lines(tmp_path / 'run' / 'metrics.jsonl')
     assert [record['skipped'] for record in records] == [0, 1, 0, 1, 1, 0]
     for record in records:

@@ -13,6 +13,7 @@ import pytest
 
 from malora_jax import training
 from malora_jax.adapters import trees
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.data import Example
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
@@ -287,7 +288,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
 
 def test_lora_has_no_routing(tiny_weights, tmp_path):
     config = run_settings(tiny_weights, 'lora', training__steps=1)
-    results = training.train(config, tmp_path)
+    results = training.train(config, tmp_path, write_run_plots)
     assert results['routing'] == {}
+    assert (tmp_path / 'loss.png').exists()
     assert not (tmp_path / 'expert_load.png').exists()
     assert all(r['balance_loss'] == 0 for r in read_json_lines(tmp_path / 'metrics.jsonl'))

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from malora_jax import training
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
 from malora_jax.evaluation.runner import Answer
@@ -120,7 +121,7 @@ def public(tiny_weights, tmp_path_factory) -> Public:
 def workdir(public, tmp_path_factory) -> pathlib.Path:
     """Of a run that was never interrupted; for reading only."""
     workdir = tmp_path_factory.mktemp('public_run') / 'run'
-    training.train(public.settings, workdir)
+    training.train(public.settings, workdir, write_run_plots)
     return workdir
 
 

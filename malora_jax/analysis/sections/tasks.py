@@ -66,7 +66,7 @@ def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
         'examples': run.records[-1].get(f'examples/{task}'),
         'before': scored['before'] if scored else None,
         'after': scored['after'] if scored else None,
-        'interval': scored['after_interval'] if scored else None,
+        'interval': scored.get('after_interval') if scored else None,
     }
 
 
@@ -95,6 +95,8 @@ def _scores_of(found: Mapping[str, Any]) -> list[str]:
     """Before, after, and its interval, in percent."""
     if found['after'] is None:
         return [NONE] * 3
-    low, high = (100 * end for end in found['interval'])
     before, after = (f'{100 * found[when]:.1f}' for when in ('before', 'after'))
+    if found['interval'] is None:
+        return [before, after, NONE]
+    low, high = (100 * end for end in found['interval'])
     return [before, after, f'{low:.0f}–{high:.0f}']

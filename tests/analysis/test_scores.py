@@ -6,93 +6,24 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from malora_jax.analysis.tables import make_table
 from matplotlib.figure import Figure
 from scipy import stats
 
 from configs import inter_domain, intra_domain, intra_domain_small
-from malora_jax.analysis import paper, plots
+from malora_jax.analysis.page import to_markdown
+from malora_jax.analysis.report import write_report
+from malora_jax.analysis.task_plots import plot_seesaw
 from malora_jax.errors import UserError
+from malora_jax.runs import paper
 from malora_jax.statistics import Difference, Interval
 from malora_jax.sweeps import expand
+from tests.helpers.finished_runs import QUESTIONS, write_finished_run
 from tests.helpers.paths import ROOT
 
-QUESTIONS = 40
 TASKS = intra_domain.TASKS
-
-
-def write_run(
-    directory: pathlib.Path,
-    config,
-    right: Mapping[str, int] | int,
-    *,
-    seed: int = 0,
-    loss: float = 1.0,
-    questions: str = 'What is {}?',
-    scoring: str = 'likelihood',
-    before: int = 10,
-    nats: Mapping[str, Sequence[float]] | None = None,
-) -> None:
-    """A finished run that answers the first `right` of 40 questions of each task.
-
-    The right answers of each task have 1, 3, 1, 3, ... tokens and, before, 8 nats; afterwards
-    `nats`, or as many as make the losses of the tasks `loss`, `loss` + 1, ...
-    """
-    directory.mkdir(parents=True)
-    config.seed = seed
-    tasks = config.evaluation.tasks
-    right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
-    nats = nats or {task: [2.0 * (loss + number)] * QUESTIONS for number, task in enumerate(tasks)}
-
-    def write_answers(when: str, right: Mapping[str, int], nats) -> None:
-        rows = [
-            {
-                'task': task,
-                'question': questions.format(q),
-                'expected': 'x',
-                'answer': 'x',
-                'score': float(q < right[task]),
-                'nats': nats[task][q],
-                'tokens': 1 + q % 2 * 2,
-            }
-            for task in tasks
-            for q in range(QUESTIONS)
-        ]
-        lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
-        (directory / f'answers_{when}.jsonl').write_text(lines)
-
-    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(tasks, [8.0] * QUESTIONS))
-    write_answers('after', right, nats)
-    (directory / 'config.json').write_text(json.dumps(config.to_dict()))
-    results = {
-        'model': config.model.name,
-        'tasks': {
-            task: {
-                'metric': 'accuracy',
-                'before': before / QUESTIONS,
-                'after': right[task] / QUESTIONS,
-                'examples': QUESTIONS,
-                'loss_before': 4.0,
-                'loss_after': sum(nats[task]) / (2 * QUESTIONS),
-                'scoring': {'rule': scoring, 'form': 'completion', 'shots': 0},
-            }
-            for number, task in enumerate(tasks)
-        },
-        'average': {'before': 0.5, 'after': 0.5},
-        'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
-        'steps': 3,
-        'train_time_s': 1.0,
-    }
-    (directory / 'results.json').write_text(json.dumps(results))
-    trained = [f'loss/{task}' for task in config.data.tasks]
-    records = [{'step': step, **dict.fromkeys(trained, loss + 1 / step)} for step in (1, 2, 3)]
-    records[2]['validation_loss/' + config.data.tasks[0]] = loss
-    lines = ''.join(f'{json.dumps(record)}\n' for record in records)
-    (directory / 'metrics.jsonl').write_text(lines)
 
 
 def small(method: str):
@@ -103,7 +34,7 @@ def seven(method: str):
     return inter_domain.get_config(method)
 
 
-def rows_of(text: str, heading: str = '') -> dict[str, list[str]]:
+def rows_of(text: str, heading: str = 'Scores in %, each') -> dict[str, list[str]]:
     """Cells by row of the first table below a heading."""
     lines = text[text.index(heading) :].splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith('|---'))
@@ -118,14 +49,20 @@ def rows_of(text: str, heading: str = '') -> dict[str, list[str]]:
     return found
 
 
+def make_table(table: str, directory: pathlib.Path, output: pathlib.Path) -> str:
+    """The report about all runs in a directory, in Markdown."""
+    return to_markdown('title', write_report([directory], output, table=table, routing=False))
+
+
 def refused(table: str, directory: pathlib.Path) -> str:
     with pytest.raises(UserError) as caught:
-        make_table(table, directory, directory)
-    assert not (directory / 'table.md').exists()
+        make_table(table, directory, directory / 'refused')
+    assert not (directory / 'refused').exists()
     return str(caught.value).replace(str(directory), 'DIR')
 
 
-AVERAGES, LOSSES, ALONE = '## What the averages', '## What the answer', '## What each task'
+AVERAGES, LOSSES = 'Averages over tasks', 'Answer losses, means'
+ALONE = 'Points of the score'
 
 
 # Scores.
@@ -133,8 +70,8 @@ AVERAGES, LOSSES, ALONE = '## What the averages', '## What the answer', '## What
 
 def test_scores_stand_above_the_paper_s_with_wilson_s_interval(tmp_path):
     right = dict(zip(TASKS, (40, 0, 10, 20, 30), strict=True))
-    write_run(tmp_path / 'anything', small('malora'), right)
-    rows = rows_of(make_table('table2', tmp_path, tmp_path))
+    write_finished_run(tmp_path / 'anything', small('malora'), right)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'))
     assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
     for cell, count in zip(rows['MALoRA'], right.values(), strict=False):
         low, high = stats.binomtest(count, QUESTIONS).proportion_ci(method='wilson')
@@ -146,10 +83,10 @@ def test_scores_stand_above_the_paper_s_with_wilson_s_interval(tmp_path):
 
 def test_the_average_s_interval_takes_tasks_as_they_are(tmp_path):
     """Only the third task is uncertain: its bootstrap interval, divided by five."""
-    write_run(
+    write_finished_run(
         tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 0), 'piqa': 40, 'boolq': 20}
     )
-    cell = rows_of(make_table('table2', tmp_path, tmp_path))['MALoRA'][-1]
+    cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'))['MALoRA'][-1]
     mean, low, high = map(float, re.findall(r'[\d.]+', cell))
     sides = stats.binom.ppf([0.025, 0.975], QUESTIONS, 0.5) / QUESTIONS
     assert mean == 30.0
@@ -157,46 +94,48 @@ def test_the_average_s_interval_takes_tasks_as_they_are(tmp_path):
 
 
 def test_seeds_are_averaged(tmp_path):
-    write_run(tmp_path / 'a', small('malora'), 20, seed=0, loss=1.0)
-    write_run(tmp_path / 'b', small('malora'), 30, seed=7, loss=2.0)
-    text = make_table('table2', tmp_path, tmp_path)
+    write_finished_run(tmp_path / 'a', small('malora'), 20, seed=0, loss=1.0)
+    write_finished_run(tmp_path / 'b', small('malora'), 30, seed=7, loss=2.0)
+    text = make_table('table2', tmp_path, tmp_path / 'out')
     rows = rows_of(text)
     assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
     assert [cell.split()[0] for cell in rows['MALoRA']] == ['62.5'] * 6
     # Losses are 1 to 5 and 2 to 6.
-    assert rows_of(text, LOSSES)['MALoRA'] == ['3.500']
-    assert rows_of(text, AVERAGES)['MALoRA'] == ['1,234,567 (2.1%)', '0: 50.0, 7: 75.0']
+    # The only row is held against the base, whose loss is 4.
+    assert rows_of(text, LOSSES)['MALoRA'][0] == '3.500'
+    assert rows_of(text, LOSSES)['MALoRA'][1].startswith('-0.500 [')
+    assert rows_of(text, AVERAGES)['MALoRA'][:2] == ['1,234,567 (2.1%)', '0: 50.0, 7: 75.0']
 
 
 def test_the_rows_of_single_tasks_are_put_together(tmp_path):
     for task, right in zip(TASKS, (4, 8, 12, 16, 20), strict=True):
-        write_run(
+        write_finished_run(
             tmp_path / f'malora-{task}-seed1', small(f'malora,task={task}'), {task: right}, seed=1
         )
-    text = make_table('table2', tmp_path, tmp_path)
-    cells = rows_of(text)['`malora_single`']
+    text = make_table('table2', tmp_path, tmp_path / 'out')
+    cells = rows_of(text)['malora_single']
     assert [cell.split()[0] for cell in cells] == ['10.0', '20.0', '30.0', '40.0', '50.0', '30.0']
-    assert rows_of(text, AVERAGES)['`malora_single`'][1] == '1: 30.0'
+    assert rows_of(text, AVERAGES)['malora_single'][1] == '1: 30.0'
 
 
 def test_an_average_needs_all_tasks(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 20)
-    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 30)
-    text = make_table('table2', tmp_path, tmp_path)
-    cells = rows_of(text)['`lora_single`']
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
+    write_finished_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 30)
+    text = make_table('table2', tmp_path, tmp_path / 'out')
+    cells = rows_of(text)['lora_single']
     assert [cell.split()[0] for cell in cells] == ['–', '–', '75.0', '–', '–', '–']
-    assert rows_of(text, AVERAGES)['`lora_single`'][1:] == ['–', '–', '–']
-    assert rows_of(text, LOSSES)['`lora_single`'] == ['–', '–']
+    assert rows_of(text, AVERAGES)['lora_single'][1:] == ['–', '–', '–']
+    assert rows_of(text, LOSSES)['lora_single'] == ['–', '–']
 
 
 # Differences.
 
 
 def test_differences_to_lora_and_molora(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 0)
-    write_run(tmp_path / 'molora', small('molora'), 40)
-    write_run(tmp_path / 'malora', small('malora'), 40, before=40)
-    rows = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)
+    write_finished_run(tmp_path / 'lora', small('lora'), 0)
+    write_finished_run(tmp_path / 'molora', small('molora'), 40)
+    write_finished_run(tmp_path / 'malora', small('malora'), 40, before=40)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)
     none = '+0.0 [+0.0, +0.0], not distinguishable'
     assert rows['LoRA'][2:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
     assert rows['MoLoRA'][2:] == ['+100.0 [+100.0, +100.0]', '*+1.21*', '–', '–']
@@ -205,18 +144,20 @@ def test_differences_to_lora_and_molora(tmp_path):
 
 def test_differences_are_paired(tmp_path):
     """MALoRA knows what LoRA knows and a few more: apart, their intervals overlap widely."""
-    write_run(tmp_path / 'lora', small('lora'), 20)
-    write_run(tmp_path / 'malora', small('malora'), 23)
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][2]
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
+    write_finished_run(tmp_path / 'malora', small('malora'), 23)
+    cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)['MALoRA'][2]
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     assert mean == 7.5 and 0 < low < mean < high
     assert 'distinguishable' not in cell
 
 
 def test_one_question_makes_no_difference(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 20)
-    write_run(tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 20), 'piqa': 21})
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), AVERAGES)['MALoRA'][2]
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
+    write_finished_run(
+        tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 20), 'piqa': 21}
+    )
+    cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)['MALoRA'][2]
     assert cell == '+0.5 [+0.0, +1.5], not distinguishable'
 
 
@@ -227,10 +168,10 @@ def same_nats(value: float) -> dict[str, list[float]]:
 def test_a_loss_is_all_nats_by_all_tokens(tmp_path):
     """One question in two has 1 nat for its token, the other 9 for its three; seeds differ."""
     one = dict.fromkeys(TASKS, [1.0, 9.0] * (QUESTIONS // 2))
-    write_run(tmp_path / 'lora-0', small('lora'), 20, nats=same_nats(4.0))
-    write_run(tmp_path / 'malora-0', small('malora'), 20, seed=0, nats=one)
-    write_run(tmp_path / 'malora-1', small('malora'), 20, seed=1, nats=same_nats(2.0))
-    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
+    write_finished_run(tmp_path / 'lora-0', small('lora'), 20, nats=same_nats(4.0))
+    write_finished_run(tmp_path / 'malora-0', small('malora'), 20, seed=0, nats=one)
+    write_finished_run(tmp_path / 'malora-1', small('malora'), 20, seed=1, nats=same_nats(2.0))
+    rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), LOSSES)
     assert rows['LoRA'] == ['2.000', '–']
     # (20 · 1 + 20 · 9) / 80 = 2.5 and 80 / 80 = 1; not the mean of ratios, 2 and 4/3.
     loss, change = rows['MALoRA']
@@ -247,8 +188,8 @@ def test_differences_of_losses_are_paired(tmp_path):
     """Questions cost 0 to 39 nats, and all a quarter less with MALoRA: there is no doubt."""
     for name, less in (('lora', 0.0), ('molora', 0.0), ('malora', 0.25)):
         nats = {task: [q - less for q in range(QUESTIONS)] for task in TASKS}
-        write_run(tmp_path / name, small(name), 20, nats=nats)
-    rows = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)
+        write_finished_run(tmp_path / name, small(name), 20, nats=nats)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), LOSSES)
     same, lower = '+0.000 [+0.000, +0.000], not distinguishable', '-0.125 [-0.125, -0.125]'
     assert rows['LoRA'] == ['9.750', '–', same]
     assert rows['MoLoRA'] == ['9.750', same, '–']
@@ -258,9 +199,9 @@ def test_differences_of_losses_are_paired(tmp_path):
 def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
     """Of each task's questions one half is 1 nat above LoRA, the other below: binomial."""
     nats = dict.fromkeys(TASKS, [3.0, 1.0] * (QUESTIONS // 2))
-    write_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
-    write_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
-    cell = rows_of(make_table('table2', tmp_path, tmp_path), LOSSES)['MALoRA'][1]
+    write_finished_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
+    write_finished_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
+    cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), LOSSES)['MALoRA'][1]
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     questions = QUESTIONS * len(TASKS)
     expected = stats.binom.ppf([0.025, 0.975], questions, 0.5) / questions
@@ -272,13 +213,13 @@ def test_the_seesaw(tmp_path):
     """Against single-task LoRA, and MALoRA against its own; the paper's next to LoRA's."""
     columns = list(inter_domain.TRAINED_ON)
     for task in columns:
-        write_run(tmp_path / f'lora-{task}', seven(f'lora,task={task}'), {task: 20})
-    write_run(tmp_path / 'malora-gsm8k', seven('malora,task=gsm8k'), {'gsm8k': 0})
-    write_run(
+        write_finished_run(tmp_path / f'lora-{task}', seven(f'lora,task={task}'), {task: 20})
+    write_finished_run(tmp_path / 'malora-gsm8k', seven('malora,task=gsm8k'), {'gsm8k': 0})
+    write_finished_run(
         tmp_path / 'lora', seven('lora'), dict.fromkeys(columns, 20) | {'gsm8k': 0, 'e2e_nlg': 40}
     )
-    write_run(tmp_path / 'malora', seven('malora'), 20)
-    text = make_table('table1', tmp_path, tmp_path)
+    write_finished_run(tmp_path / 'malora', seven('malora'), 20)
+    text = make_table('table1', tmp_path, tmp_path / 'out')
     rows = rows_of(text, ALONE)
     assert list(rows) == ['LoRA', 'LoRA (paper)', 'MALoRA']
     against, *cells, count = rows['LoRA']
@@ -292,14 +233,14 @@ def test_the_seesaw(tmp_path):
         *('*-0.5*', '–'),
     ]
     against, *cells, count = rows['MALoRA']
-    assert against == '`malora_single`' and count == '1 : 0'
+    assert against == 'malora_single' and count == '1 : 0'
     assert [cell.split()[0] for cell in cells] == ['–', '–', '+50.0', '–', '–', '–', '–']
 
 
 def test_without_single_tasks_there_is_no_seesaw(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 20)
-    assert ALONE not in make_table('table2', tmp_path, tmp_path)
-    assert not (tmp_path / 'changes.png').exists()
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
+    assert ALONE not in make_table('table2', tmp_path, tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'seesaw.png').exists()
 
 
 # Which row a run belongs to.
@@ -345,67 +286,67 @@ def test_beta_counts_where_it_has_an_effect():
 
 
 def test_other_runs_have_rows_of_their_own(tmp_path):
-    write_run(tmp_path / 'wide-seed0', small('lora'), 20)
+    write_finished_run(tmp_path / 'wide-seed0', small('lora'), 20)
     config = small('lora')
     config.adapter.dropout = 0.0
-    write_run(tmp_path / 'no_dropout-seed0', config, 30)
-    rows = rows_of(make_table('table2', tmp_path, tmp_path))
-    assert list(rows) == ['base', 'LoRA', 'LoRA (paper)', '`no_dropout`']
+    write_finished_run(tmp_path / 'no_dropout-seed0', config, 30)
+    rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'))
+    assert list(rows) == ['base', 'LoRA', 'LoRA (paper)', 'no_dropout']
 
 
 # What is said, and what is refused.
 
 
 def test_what_is_missing_and_what_else_differs_is_told(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 20)
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
     config = small('malora')
     config.optimizer.learning_rate = 0.002
     config.training.checkpoint_every = 7
-    write_run(tmp_path / 'malora', config, 20)
-    text = make_table('table2', tmp_path, tmp_path)
+    write_finished_run(tmp_path / 'malora', config, 20)
+    text = make_table('table2', tmp_path, tmp_path / 'out')
     assert '\nWithout a finished run: AsyLoRA, DoRA, MoLoRA.\n' in text
     assert (
-        '\nThe rows differ in `optimizer.learning_rate`: 0.001 for lora; 0.002 for malora.\n'
-        in text
+        '\nThe rows differ in optimizer.learning_rate: 0.001 for lora; 0.002 for malora.\n' in text
     )
     assert text.count('The rows differ') == 1
     assert (
         '\n- boolq: accuracy of 40 questions; rule likelihood, form completion, shots 0\n' in text
     )
-    assert (tmp_path / 'table.md').read_text('utf-8') == text + '\n'
+    report = (tmp_path / 'out' / 'report.md').read_text('utf-8')
+    assert report.partition('\n')[2] == text.partition('\n')[2] + '\n'
 
 
 def test_an_average_that_is_not_its_row_s_mean_is_told(tmp_path):
     config = seven('molora')
     config.adapter.rank = 16
-    write_run(tmp_path / 'molora_r16', config, 20)
-    rows = rows_of(make_table('table11', tmp_path, tmp_path))
+    write_finished_run(tmp_path / 'molora_r16', config, 20)
+    rows = rows_of(make_table('table11', tmp_path, tmp_path / 'out'))
     assert rows['MoLoRA r = 16 (paper)'][-1] == '*56.37 (printed: 56.19)*'
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'seed': 0}, 'The runs a and b in DIR are of one row but have the same seed: '),
+        ({'seed': 0}, 'The runs DIR/a and DIR/b are of one row but have the same seed: '),
         (
             {'seed': 1, 'steps': 9},
-            'The runs a and b in DIR are of one row but differ in training.steps',
+            'The runs DIR/a and DIR/b are of one row but differ in training.steps',
         ),
         (
             {'seed': 1, 'questions': 'Who is {}?'},
-            'The runs a and b in DIR differ in their held-out ',
+            'The runs DIR/a and DIR/b differ in their held-out ',
         ),
         (
             {'seed': 1, 'scoring': 'letter'},
-            'The runs a and b in DIR differ in their scoring of piqa',
+            'The runs DIR/a and DIR/b differ in their scoring of piqa',
         ),
     ],
 )
 def test_what_is_no_other_seed_of_a_run_is_refused(tmp_path, changes, message):
-    write_run(tmp_path / 'a', small('malora'), 20)
+    write_finished_run(tmp_path / 'a', small('malora'), 20)
     config = small('malora')
     config.training.steps = changes.pop('steps', config.training.steps)
-    write_run(tmp_path / 'b', config, 20, **changes)
+    write_finished_run(tmp_path / 'b', config, 20, **changes)
     assert refused('table2', tmp_path).startswith(message)
 
 
@@ -414,31 +355,31 @@ def test_single_tasks_are_trained_alike(tmp_path):
         config = small(f'lora,task={task}')
         config.data.weights = (1.0 + number,)
         config.data.task_settings = (f'{task}.form=sectioned',)
-        write_run(tmp_path / f'lora-{task}', config, {task: 20}, seed=number)
-    assert '`lora_single`' in rows_of(make_table('table2', tmp_path, tmp_path / 'out'))
+        write_finished_run(tmp_path / f'lora-{task}', config, {task: 20}, seed=number)
+    assert 'lora_single' in rows_of(make_table('table2', tmp_path, tmp_path / 'out'))
     config = small('lora,task=boolq')
     config.optimizer.learning_rate = 0.002
-    write_run(tmp_path / 'lora-boolq-seed5', config, {'boolq': 20}, seed=5)
+    write_finished_run(tmp_path / 'lora-boolq-seed5', config, {'boolq': 20}, seed=5)
     assert refused('table2', tmp_path) == (
-        'The runs lora-piqa and lora-boolq-seed5 in DIR are of one row but differ in '
+        'The runs DIR/lora-piqa and DIR/lora-boolq-seed5 are of one row but differ in '
         'optimizer.learning_rate: move one of them away.'
     )
 
 
 def test_single_tasks_are_asked_the_same_questions(tmp_path):
-    write_run(tmp_path / 'lora', small('lora'), 20)
-    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20, questions='Is it {}?')
+    write_finished_run(tmp_path / 'lora', small('lora'), 20)
+    write_finished_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20, questions='Is it {}?')
     assert refused('table2', tmp_path).startswith(
-        'The runs lora and lora-boolq in DIR differ in their held-out questions of boolq: '
+        'The runs DIR/lora and DIR/lora-boolq differ in their held-out questions of boolq: '
     )
 
 
 def test_other_tasks_are_refused(tmp_path):
     config = small('lora')
     config.evaluation.tasks = ('boolq', 'piqa')
-    write_run(tmp_path / 'lora', config, 20)
+    write_finished_run(tmp_path / 'lora', config, 20)
     assert refused('table2', tmp_path) == (
-        'The run lora in DIR is scored on boolq, piqa; for Table 2, intra-domain, it must be all '
+        'The run DIR/lora is scored on boolq, piqa; for Table 2, intra-domain, it must be all '
         'of piqa, openbookqa, boolq, arc_challenge, arc_easy.'
     )
 
@@ -446,9 +387,9 @@ def test_other_tasks_are_refused(tmp_path):
 def test_a_name_that_says_another_row_is_refused(tmp_path):
     config = intra_domain.get_config('malora')
     config.adapter.rank = 16
-    write_run(tmp_path / 'malora-seed0', config, 20)
+    write_finished_run(tmp_path / 'malora-seed0', config, 20)
     assert refused('table2', tmp_path) == (
-        'The run malora-seed0 in DIR has another adapter than the row malora of Table 2, '
+        'The run DIR/malora-seed0 has another adapter than the row malora of Table 2, '
         'intra-domain: rename its directory to give it a row of its own.'
     )
 
@@ -466,35 +407,39 @@ def test_curves_and_changes_are_plotted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, 'savefig', keep)
     for seed in (0, 1):
-        write_run(tmp_path / f'lora-{seed}', small('lora'), 20, seed=seed, loss=2.0)
-    write_run(tmp_path / 'malora', small('malora'), 30)
-    write_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20)
+        write_finished_run(tmp_path / f'lora-{seed}', small('lora'), 20, seed=seed, loss=2.0)
+    write_finished_run(tmp_path / 'malora', small('malora'), 30)
+    write_finished_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20)
     make_table('table2', tmp_path, tmp_path / 'out')
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        *('table.md', 'curves.png', 'changes.png')
+        *('report.html', 'report.md', 'analysis.json'),
+        *('curves.png', 'tasks.png', 'seesaw.png'),
     }
-    curves, changes = figures['.curves.tmp.png'], figures['.changes.tmp.png']
+    curves, changes = figures['.tasks.tmp.png'], figures['.seesaw.tmp.png']
     assert [axes.get_title() for axes in curves.axes][:2] == ['arc_challenge', 'arc_easy']
     losses = [line.get_ydata()[0] for line in curves.axes[0].lines if len(line.get_ydata())]
     np.testing.assert_allclose(losses, [2.75, 2.75, 1.75])
     (axes,) = changes.axes
-    assert [bar.get_height() for bar in axes.patches] == [0.0, 25.0]
+    assert [line.lines[0].get_xdata().tolist() for line in axes.containers] == [[0.0], [25.0]]
     (legend,) = changes.legends
     assert [text.get_text() for text in legend.get_texts()] == ['LoRA', 'MALoRA']
 
 
 def test_the_command(tmp_path):
-    write_run(tmp_path / 'malora', small('malora'), 20)
-    command = [sys.executable, '-m', 'experiments.table', f'--workdirs={tmp_path}']
+    write_finished_run(tmp_path / 'malora', small('malora'), 20)
+    command = [sys.executable, '-m', 'experiments.analyze', f'--workdir={tmp_path}']
     options = {'cwd': ROOT, 'capture_output': True, 'text': True, 'timeout': 120}
     done = subprocess.run([*command, '--table=table2'], **options)
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout == (tmp_path / 'table.md').read_text('utf-8')
+    *printed, path = done.stdout.splitlines()
+    assert path.startswith(f'{tmp_path}/analysis/report.html: ')
+    report = (tmp_path / 'analysis' / 'report.md').read_text('utf-8')
+    assert printed[0].startswith('## Table 2, intra-domain') and '\n'.join(printed) in report
     done = subprocess.run([*command, '--table=table4'], **options)
     assert done.returncode == 2 and 'table1|table2|table3' in done.stderr
 
 
 def test_a_mean_that_rounding_puts_outside_its_interval_is_plotted(tmp_path):
     change = Difference(0.1, Interval(0.1 + 1e-12, 0.1 + 1e-12), 0.1)
-    plots.plot_changes(tmp_path / 'changes.png', {'LoRA': {'boolq': change}}, 'title')
+    plot_seesaw(tmp_path / 'changes.png', {'LoRA': {'boolq': change}})
     assert (tmp_path / 'changes.png').exists()

@@ -1,0 +1,95 @@
+"""Directories as finished runs leave them, with made-up answers and without checkpoints."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+QUESTIONS = 40
+
+
+def write_finished_run(
+    directory: pathlib.Path,
+    config,
+    right: Mapping[str, int] | int,
+    *,
+    seed: int = 0,
+    loss: float = 1.0,
+    questions: str = 'What is {}?',
+    scoring: str = 'likelihood',
+    before: int = 10,
+    nats: Mapping[str, Sequence[float]] | None = None,
+    validation: Mapping[int, float] = MappingProxyType({}),
+) -> None:
+    """A finished run that answers the first `right` of 40 questions of each task.
+
+    The right answers of each task have 1, 3, 1, 3, ... tokens and, before, 8 nats; afterwards
+    `nats`, or as many as make the losses of the tasks `loss`, `loss` + 1, ...
+
+    Args:
+        directory: Directory of the run.
+        config: Config of the run, whose seed is set.
+        right: Number of questions with a right answer, by task or of each.
+        seed: Seed of the run.
+        loss: Loss of the first task after training.
+        questions: Text of the questions, with their number.
+        scoring: Rule of `scoring` in results.json.
+        before: Number of questions that the base answers right.
+        nats: Nats of the right answers by task.
+        validation: Validation losses by step.
+    """
+    directory.mkdir(parents=True)
+    config.seed = seed
+    tasks = config.evaluation.tasks
+    right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
+    nats = nats or {task: [2.0 * (loss + number)] * QUESTIONS for number, task in enumerate(tasks)}
+
+    def write_answers(when: str, right: Mapping[str, int], nats) -> None:
+        rows = [
+            {
+                'task': task,
+                'question': questions.format(q),
+                'expected': 'x',
+                'answer': 'x',
+                'score': float(q < right[task]),
+                'nats': nats[task][q],
+                'tokens': 1 + q % 2 * 2,
+            }
+            for task in tasks
+            for q in range(QUESTIONS)
+        ]
+        lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
+        (directory / f'answers_{when}.jsonl').write_text(lines)
+
+    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(tasks, [8.0] * QUESTIONS))
+    write_answers('after', right, nats)
+    (directory / 'config.json').write_text(json.dumps(config.to_dict()))
+    results = {
+        'model': config.model.name,
+        'tasks': {
+            task: {
+                'metric': 'accuracy',
+                'before': before / QUESTIONS,
+                'after': right[task] / QUESTIONS,
+                'examples': QUESTIONS,
+                'loss_before': 4.0,
+                'loss_after': sum(nats[task]) / (2 * QUESTIONS),
+                'scoring': {'rule': scoring, 'form': 'completion', 'shots': 0},
+            }
+            for number, task in enumerate(tasks)
+        },
+        'average': {'before': before / QUESTIONS, 'after': 0.5},
+        'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
+        'steps': 3,
+        'train_time_s': 1.0,
+    }
+    (directory / 'results.json').write_text(json.dumps(results))
+    trained = [f'loss/{task}' for task in config.data.tasks]
+    records = [{'step': step, **dict.fromkeys(trained, loss + 1 / step)} for step in (1, 2, 3)]
+    records[2]['validation_loss/' + config.data.tasks[0]] = loss
+    for record in records:
+        record['loss'] = loss + 1 / record['step']
+        if record['step'] in validation:
+            record['validation_loss'] = validation[record['step']]
+    lines = ''.join(f'{json.dumps(record)}\n' for record in records)
+    (directory / 'metrics.jsonl').write_text(lines)
