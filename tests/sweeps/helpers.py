@@ -43,4 +43,11 @@ def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[s
 def write_run(workdir: pathlib.Path, name: str, found: dict[str, Any]) -> None:
     """A finished run in a sweep's directory."""
     (workdir / name).mkdir(parents=True)
+    config = {
+        'seed': int(name.rpartition('-seed')[2]) if '-seed' in name else 0,
+        'method': 'malora',
+        'model': {'name': found['model']},
+        'data': {'tasks': [*found['tasks']], 'template': 'chatml'},
+    }
+    (workdir / name / 'config.json').write_text(json.dumps(config))
     (workdir / name / 'results.json').write_text(json.dumps(found))
