@@ -25,10 +25,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / 'fixtures')]
 from openai_stub import Plan, Stub, document, serving  # noqa: E402
 from ultralink_helpers import Words, contents, rows_of, write_rows  # noqa: E402
 
-from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig, dialogues  # noqa: E402
+from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig  # noqa: E402
 from malora_jax.ultralink.languages import LANGUAGES  # noqa: E402
 from malora_jax.ultralink.llm.chat import Message, Request, Sampling  # noqa: E402
 from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
+from malora_jax.ultralink.stage import StageRun  # noqa: E402
+from malora_jax.ultralink.stages import STAGES  # noqa: E402
 
 MODEL, CONCURRENCY, SHARD_ITEMS = 'm', 8, 5
 RATES = {'rate_limit': 0.05, 'error': 0.02, 'truncated': 0.05, 'wrong_language': 0.05}
@@ -40,15 +42,16 @@ def make(address: str, root: pathlib.Path) -> None:
 
     async def main() -> None:
         async with opened(Choice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)) as model:
-            await dialogues(
+            given = StageRun(
                 DialoguesConfig(),
-                model,
-                Words(),
                 [root.parent / 'segments.jsonl'],
                 root / 'out',
+                model=model,
+                tokenizer=Words(),
                 concurrency=CONCURRENCY,
                 shard_items=SHARD_ITEMS,
             )
+            await STAGES[STAGE].run(given)
 
     asyncio.run(main())
 

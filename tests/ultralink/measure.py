@@ -26,12 +26,13 @@ from openai_stub import document  # noqa: E402
 from tiny_gguf import write_tiny_gguf  # noqa: E402
 from ultralink_helpers import write_rows  # noqa: E402
 
-from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues  # noqa: E402
-from malora_jax.ultralink.documents import DocumentsConfig, documents  # noqa: E402
+from malora_jax.ultralink.dialogues import DialoguesConfig  # noqa: E402
+from malora_jax.ultralink.documents import DocumentsConfig  # noqa: E402
 from malora_jax.ultralink.languages import LANGUAGES, identify  # noqa: E402
 from malora_jax.ultralink.llm.opened import Choice, opened  # noqa: E402
 from malora_jax.ultralink.shards import Manifest  # noqa: E402
-from malora_jax.ultralink.stage import describe  # noqa: E402
+from malora_jax.ultralink.stage import StageRun, describe  # noqa: E402
+from malora_jax.ultralink.stages import STAGES  # noqa: E402
 from malora_jax.ultralink.text.tokens import counter  # noqa: E402
 
 CODES = list(LANGUAGES)
@@ -73,9 +74,15 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
 
     async def make(address: str) -> Manifest:
         async with opened(Choice('m', root / 'c.sqlite', concurrency, address)) as model:
-            return await dialogues(
-                config, model, count, [source], root / 'out', concurrency=concurrency
+            given = StageRun(
+                config,
+                [source],
+                root / 'out',
+                model=model,
+                tokenizer=count,
+                concurrency=concurrency,
             )
+            return await STAGES['dialogues'].run(given)
 
     os.environ['OPENAI_API_KEY'] = 'any'
     with stub() as (address, process):
@@ -111,7 +118,8 @@ def measure_memory(root: pathlib.Path, number: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     start = time.monotonic()
-    found = asyncio.run(documents(config, counter('smollm2-135m'), [source], root / 'out'))
+    given = StageRun(config, [source], root / 'out', tokenizer=counter('smollm2-135m'))
+    found = asyncio.run(STAGES['documents'].run(given))
     over.set()
     print(describe(found))
     print(f'{number / (time.monotonic() - start):.0f} documents a second.')

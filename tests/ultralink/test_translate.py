@@ -8,9 +8,11 @@ import translated
 from ultralink_helpers import Told, rows_of, write_rows
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink import checks, translate, translations
+from malora_jax.ultralink import checks, translations
 from malora_jax.ultralink.languages import identify
 from malora_jax.ultralink.llm.chat import Reply
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from malora_jax.ultralink.translate import TranslateConfig
 
 LANGUAGES = translations.CODES
@@ -33,7 +35,8 @@ def run(path, rows, say, language='fr', **options):
     source, output = write_rows(path / 'rows.jsonl', rows), path / 'out'
     model = Told(say)
     config = TranslateConfig(language, **options)
-    manifest = asyncio.run(translate.translate(config, model, [source], output, concurrency=3))
+    given = StageRun(config, [source], output, model=model, concurrency=3)
+    manifest = asyncio.run(STAGES['translate'].run(given))
     return rows_of(output), manifest.total, model.requests
 
 
