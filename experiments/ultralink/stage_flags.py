@@ -34,8 +34,9 @@ _DEFINE: dict[Any, Any] = {
 class StageFlags:
     """Defines the flags of a stage, and returns what they say after they are parsed."""
 
-    def __init__(self, stage: Command):
+    def __init__(self, stage: Command, registry: flags.FlagValues = flags.FLAGS):
         self._stage = stage
+        self._registry = registry
         self._flags: dict[str, flags.FlagHolder[Any]] = {}
         self._hints = typing.get_type_hints(stage.config)
         if stage.inputs:
@@ -82,7 +83,7 @@ class StageFlags:
         default: Any = None,
         **options: Any,
     ) -> None:
-        self._flags[name] = kind(name, default, text, **options)
+        self._flags[name] = kind(name, default, text, flag_values=self._registry, **options)
 
     def _define_model(self) -> None:
         self._define('llm', _LLM, required=True)
