@@ -44,20 +44,24 @@ class Declaration(NamedTuple):
         """Return the description of the allowed values, such as 'from 0 to 1'; '' = any.
 
         Args:
-            settings: Values of the other fields, for a bound that is the name of a field; None to
-                describe the bound by that name.
+            settings: Values of the other fields, for a bound that is the name of a field; None if
+                they are not known.
         """
         if self.choices:
             return f'one of {", ".join(self.choices)}'
-        least = self._least(settings)
+        least: Any = self.at_least
+        if isinstance(least, str) and settings:
+            least = f'{getattr(settings, least)} ({least})'
         if least is not None and self.at_most is not None:
             return f'from {least} to {self.at_most}'
         bounds = (('at least', least), ('above', self.above), ('at most', self.at_most))
         return ' and '.join(f'{word} {bound}' for word, bound in bounds if bound is not None)
 
     def allows(self, value: Any, settings: Any) -> bool:
-        """Return whether a value is allowed."""
-        least = self._least(settings)
+        """Return whether a value is allowed, given the values of the other fields."""
+        least: Any = self.at_least
+        if isinstance(least, str):
+            least = getattr(settings, least)
         return (
             (not self.choices or value in self.choices)
             # NaN is in no range.
@@ -65,10 +69,6 @@ class Declaration(NamedTuple):
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
         )
-
-    def _least(self, settings: Any) -> Any:
-        least = self.at_least
-        return getattr(settings, least) if isinstance(least, str) and settings else least
 
 
 def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:

@@ -58,7 +58,7 @@ def test_the_stages_that_write_rows_are_those_that_resume():
     'changes, message',
     [
         ({'low': 0}, 'some.low is 0; it must be at least 1.'),
-        ({'low': 6}, 'some.high is 5; it must be at least 6.'),
+        ({'low': 6}, 'some.high is 5; it must be at least 6 (low).'),
         ({'share': 0.0}, 'some.share is 0.0; it must be above 0 and at most 1.'),
         ({'share': float('nan')}, 'some.share is nan; it must be a finite number.'),
         ({'kind': 'c'}, "some.kind is 'c'; it must be one of a, b."),
