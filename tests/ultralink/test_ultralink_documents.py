@@ -155,7 +155,7 @@ def test_a_document_that_is_none(tmp_path, row, message):
         ({'least_tokens': 0}, 'documents.least_tokens is 0; it must be at least 1.'),
         (
             {'most_tokens': 5},
-            'documents.most_tokens is 5; it must be at least 1000 (least_tokens).',
+            'documents.most_tokens is 5; it must be at least 1000 (least_tokens)',
         ),
         ({'segment_tokens': 1}, 'documents.segment_tokens is 1'),
         ({'least_segment_tokens': 1001}, 'documents.least_segment_tokens is 1001'),
