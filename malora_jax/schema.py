@@ -1,13 +1,14 @@
 """Checks of values against type hints, for JSON from files and for the sections of a config.
 
 A type hint describes what is right: int, float, bool, str, None, Any, a union, list, tuple or
-Sequence, dict or Mapping with text as keys, a Literal, a TypedDict, or a dataclass, which stands
-for a JSON object with the dataclass's fields.
+Sequence, dict or Mapping with text as keys, a Path, a Literal, a TypedDict, or a dataclass, which
+stands for a JSON object with the dataclass's fields.
 """
 
 import dataclasses
 import functools
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,10 @@ def _check_positive(hint: Any, value: Any, field: str) -> Fault | None:
     return None if right else Fault(field, value, describe(hint))
 
 
+def _check_path(hint: Any, value: Any, field: str) -> Fault | None:
+    return None if isinstance(value, pathlib.Path) else Fault(field, value, describe(hint))
+
+
 def _check_union(hint: Any, value: Any, field: str) -> Fault | None:
     faults = [find_fault(each, value, field) for each in typing.get_args(hint)]
     if None in faults:
@@ -204,12 +209,17 @@ def _kind(hint: Any) -> Any:
     return dataclasses if record else hint
 
 
-_SPECIAL = {Measured: 'a number', Positive: 'a whole number from 1 on'}
+_SPECIAL = {
+    Measured: 'a number',
+    Positive: 'a whole number from 1 on',
+    pathlib.Path: 'a path',
+}
 _UNIONS = (typing.Union, types.UnionType)
 _LISTS = (list, tuple, Sequence)
 _CHECKS: dict[Any, Any] = {
     Measured: _check_measured,
     Positive: _check_positive,
+    pathlib.Path: _check_path,
     Literal: _check_literal,
     dataclasses: _check_record,
     **dict.fromkeys(_UNIONS, _check_union),

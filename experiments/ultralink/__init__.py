@@ -1,1 +1,1 @@
-"""The stages of UltraLink, a module each: `python -m experiments.ultralink STAGE`."""
+"""The command line of UltraLink: `python -m experiments.ultralink STAGE`."""

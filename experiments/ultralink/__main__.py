@@ -1,7 +1,7 @@
 r"""Makes multilingual data for fine-tuning, stage by stage; needs the extra `ultralink`.
 
-Each stage reads JSON Lines and writes a directory of them with a manifest; the same command goes on
-after an interruption, and ends with the same bytes.
+Each stage reads JSON Lines and writes a directory of them with a manifest; the same command
+resumes after an interruption, and ends with the same bytes.
 
 Examples:
     python -m experiments.ultralink documents --language=fr --input=wiki/fr \
@@ -11,43 +11,73 @@ Examples:
     python -m experiments.ultralink STAGE --help
 """
 
-import importlib
+import asyncio
+import dataclasses
 import sys
 
-from experiments import cli
-from malora_jax.errors import UserError, unknown_name
+from absl import flags
 
-STAGES = (
-    *('documents', 'dialogues', 'criteria', 'translate', 'prune', 'export', 'import', 'report'),
-    *('check_humaneval', 'mgsm', 'judge'),
-)
-# A module cannot be called import.
-_MODULES = {'import': 'import_released'}
+from experiments import cli
+from experiments.ultralink import stage_flags
+from malora_jax.errors import UserError, unknown_name
+from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
 
 
 def main() -> None:
     """Runs the stage that the first word of the command line names.
 
     Raises:
-        UserError: there is no such stage.
+        UserError: There is no such stage.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ''
     if name in ('-h', '--help', '--helpfull', '--helpshort'):
-        print(f'{__doc__}\nStages: {", ".join(STAGES)}')
+        print(f'{__doc__}\n{_listing()}')
         return
     if not name:
+        print(_listing(), flush=True)
         raise UserError(f'Name a stage first: {", ".join(STAGES)}.')
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
-    stage = importlib.import_module(f'experiments.ultralink.{_MODULES.get(name, name)}')
-    # What --help shows: the stage's own text and flags.
-    sys.modules['__main__'].__doc__ = stage.__doc__
-    sys.argv[:] = [stage.__name__, *map(_with_underscores, sys.argv[2:])]
-    cli.run_without_config(stage.main)
+    stage = STAGES[name]
+    # The text above the flags in --help.
+    sys.modules['__main__'].__doc__ = stage.help
+    sys.argv[:] = [f'experiments.ultralink.{name}', *map(_with_underscores, sys.argv[2:])]
+    given = stage_flags.StageFlags(stage)
+    flags.adopt_module_key_flags(stage_flags)
+    cli.run_without_config(lambda: _run(stage, given))
+
+
+def _listing() -> str:
+    """Return the names and purposes of all stages."""
+    width = max(map(len, STAGES))
+    return '\n'.join(
+        ['Stages:', *(f'  {name:{width}}  {each.purpose}' for name, each in STAGES.items())]
+    )
+
+
+def _run(stage: Stage | FileCommand, given: stage_flags.StageFlags) -> None:
+    run, choice = given.parsed()
+    if isinstance(stage, FileCommand):
+        text, status = stage.function(run)
+        print(text)
+        if status:
+            sys.exit(status)
+    else:
+        making = _ask(stage, run, choice) if choice else stage.run(run)
+        print(stage.summary(run, asyncio.run(making)))
+
+
+async def _ask(stage: Stage, run: StageRun, choice: Choice) -> Manifest:
+    """Run a stage that asks a model."""
+    async with opened(choice) as model:
+        return await stage.run(dataclasses.replace(run, model=model))
 
 
 def _with_underscores(word: str) -> str:
-    """--base-url is --base_url."""
+    """Return a flag with underscores: --base-url is --base_url."""
     name, equals, value = word.partition('=')
     return (
         name.replace('-', '_').replace('__', '--', 1) + equals + value if word[:2] == '--' else word

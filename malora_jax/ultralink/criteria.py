@@ -15,15 +15,19 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from malora_jax import errors
 from malora_jax.data.rows import Row, read_rows
 from malora_jax.errors import UserError
-from malora_jax.ultralink import conversations, shards, stage
+from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
 from malora_jax.ultralink.languages import identify
-from malora_jax.ultralink.llm.chat import Message, Model, Reply, Request, Sampling
-from malora_jax.ultralink.manifest import Manifest
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from malora_jax.ultralink.settings import (
+    Settings,
+    attempts_setting,
+    setting,
+    temperature_setting,
+)
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'criteria'
 # The paper's, in its order.
@@ -53,59 +57,24 @@ _OBJECT = re.compile(r'\{[^{}]*\}')
 
 
 @dataclasses.dataclass(frozen=True)
-class CriteriaConfig:
-    """What is asked about, and how. The paper drops by length too, but does not say at which.
+class CriteriaConfig(Settings):
+    """What is asked about, and how. The paper drops by length too, but does not say at which."""
 
-    Attributes:
-        least_characters, most_characters: of a conversation.
-        attempts: how often it is asked for, until there is a score for each criterion.
-        temperature: of what is drawn.
-    """
-
-    least_characters: int = 100
-    most_characters: int = 12_000
-    attempts: int = 3
-    temperature: float = 0.3
-
-    def __post_init__(self):
-        errors.check_types(STAGE, self)
-        for name, least in (
-            ('least_characters', 0),
-            ('most_characters', self.least_characters),
-            ('attempts', 1),
-        ):
-            if getattr(self, name) < least:
-                right = f'at least {least}'
-                raise errors.out_of_range(f'{STAGE}.{name}', getattr(self, name), right)
-        Sampling(temperature=self.temperature)
+    section = STAGE
+    least_characters: int = setting(
+        'Minimum number of characters of a conversation.', 100, at_least=0
+    )
+    most_characters: int = setting(
+        'Maximum number of characters of a conversation.', 12_000, at_least='least_characters'
+    )
+    attempts: int = attempts_setting(3)
+    temperature: float = temperature_setting(0.3)
 
 
-async def criteria(
-    config: CriteriaConfig,
-    model: Model,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    concurrency: int = 64,
-    shard_items: int = stage.SHARD_ITEMS,
-) -> Manifest:
-    """Keeps the English conversations that meet none of the criteria.
-
-    Args:
-        config: which are asked about.
-        model: scores.
-        inputs: conversations; files whose names end in .json may be arrays.
-        output: directory for the rows.
-        seed: of what the model draws.
-        concurrency: requests at a time.
-        shard_items: see `stage.run`.
-
-    Raises:
-        UserError: as `stage.run` and the model, or a row is no conversation.
-        OSError: the model cannot answer.
-    """
-    sampling = Sampling(128, config.temperature, seed=seed)
+def prepare(run: StageRun[CriteriaConfig]) -> Prepared:
+    """Return the process function of a conversation, which the model scores."""
+    config = run.config
+    sampling = Sampling(128, config.temperature, seed=run.seed)
 
     async def process(row: Row) -> Outcome:
         conversation = _conversation(row)
@@ -116,7 +85,7 @@ async def criteria(
             return Outcome(reason=fault)
         messages = (Message('system', _SYSTEM), Message('user', _transcript(conversation.data)))
         for sample in range(config.attempts):
-            scores = parse(await model.complete(Request(STAGE, messages, sampling, sample)))
+            scores = parse(await run.model.complete(Request(STAGE, messages, sampling, sample)))
             if scores:
                 break
         else:
@@ -127,18 +96,7 @@ async def criteria(
             return Outcome((), 'several criteria' if len(met) > 1 else met[0], counts)
         return Outcome([conversation.row])
 
-    settings = dataclasses.asdict(config) | {'llm': model.name, 'prompt': _SYSTEM}
-    return await stage.run(
-        STAGE,
-        process,
-        inputs,
-        output,
-        settings=settings,
-        seed=seed,
-        concurrency=concurrency,
-        shard_items=shard_items,
-        read=_read,
-    )
+    return Prepared(process, {'prompt': _SYSTEM})
 
 
 def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
@@ -165,7 +123,12 @@ def parse(reply: Reply) -> Mapping[str, int] | None:
     return scores if whole and set(scores) == set(CRITERIA) else None
 
 
-def _read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    """Yield the rows of conversations; a file whose name ends in .json is an array of them.
+
+    Raises:
+        UserError: A file is missing or broken, or two rows have the same id.
+    """
     rows = (
         read_rows(path) if path.suffix.lower() == '.json' else shards.read([path]) for path in paths
     )

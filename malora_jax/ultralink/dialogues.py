@@ -2,120 +2,81 @@
 
 import collections
 import dataclasses
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from malora_jax import errors
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, stage
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Model, Reply, Request, Sampling
-from malora_jax.ultralink.shards import Manifest, text_field
-from malora_jax.ultralink.stage import Outcome
-from malora_jax.ultralink.text.tokens import Counter
+from malora_jax.ultralink.llm.chat import Reply, Request, Sampling
+from malora_jax.ultralink.settings import (
+    Settings,
+    attempts_setting,
+    setting,
+    temperature_setting,
+    top_p_setting,
+)
+from malora_jax.ultralink.shards import text_field
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 from malora_jax.ultralink.turn_checks import SHORT, answer_fault, question_fault
 
 STAGE = 'dialogues'
 
 
 @dataclasses.dataclass(frozen=True)
-class DialoguesConfig:
+class DialoguesConfig(Settings):
     """How dialogues go on and end, and what their turns must be.
 
     The numbers of the first five are the paper's, the others our own. With them a dialogue that
     nothing else ends has 2 to 6 turns, 4.14 on average.
-
-    Attributes:
-        stop_probability: that the dialogue ends after its second turn.
-        stop_growth: what this is multiplied by from turn to turn, up to certainty.
-        depth_share: of further questions that go deeper into the last answer; the others open up
-            another side of the subject.
-        context_tokens: no question is asked when document and turns have so many.
-        least_answer: characters; a shorter answer ends the dialogue.
-        least_question, most_question: characters.
-        most_similarity: of a question to an earlier one of the same dialogue: the share of common
-            runs of three letters.
-        attempts: answers that a turn is tried with, if those before have a fault.
-        question_tokens, answer_tokens: the most.
-        temperature, top_p: of what is drawn.
     """
 
-    stop_probability: float = 0.1
-    stop_growth: float = 2.0
-    depth_share: float = 0.5
-    context_tokens: int = 4070
-    least_answer: int = 10
-    least_question: int = 6
-    most_question: int = 600
-    most_similarity: float = 0.6
-    attempts: int = 3
-    question_tokens: int = 256
-    answer_tokens: int = 1024
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        errors.check_types(STAGE, self)
-        for name in ('stop_probability', 'depth_share', 'most_similarity'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise errors.out_of_range(f'{STAGE}.{name}', getattr(self, name), 'from 0 to 1')
-        for name in ('context_tokens', 'least_answer', 'least_question', 'attempts'):
-            if getattr(self, name) < 1:
-                raise errors.out_of_range(f'{STAGE}.{name}', getattr(self, name), 'at least 1')
-        if self.stop_growth < 1:
-            raise errors.out_of_range(f'{STAGE}.stop_growth', self.stop_growth, 'at least 1')
-        if self.most_question < self.least_question:
-            right = 'at least least_question'
-            raise errors.out_of_range(f'{STAGE}.most_question', self.most_question, right)
-        Sampling(self.question_tokens, self.temperature, self.top_p)
-        Sampling(self.answer_tokens, self.temperature, self.top_p)
-
-
-async def dialogues(
-    config: DialoguesConfig,
-    model: Model,
-    count: Counter,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    concurrency: int = 64,
-    shard_items: int = stage.SHARD_ITEMS,
-) -> Manifest:
-    """Makes a dialogue of each segment.
-
-    Args:
-        config: how.
-        model: asks and answers.
-        count: of tokens.
-        inputs: rows of the stage `documents`, or of their form.
-        output: directory for the rows.
-        seed: of what is drawn, the model's answers included.
-        concurrency: dialogues at a time, each with one request.
-        shard_items: see `stage.run`.
-
-    Raises:
-        UserError: as `stage.run` and the model; or a row has no id, title, text, or an unknown
-            language.
-        OSError: the model cannot answer.
-    """
-    settings = dataclasses.asdict(config) | {
-        'llm': model.name,
-        'tokenizer': count.fingerprint,
-        'prompts': prompts.digest(),
-    }
-    return await stage.run(
-        STAGE,
-        _Dialogues(config, model, count, seed),
-        inputs,
-        output,
-        settings=settings,
-        seed=seed,
-        concurrency=concurrency,
-        shard_items=shard_items,
+    section = STAGE
+    stop_probability: float = setting(
+        'Probability that a dialogue ends after its second turn.', 0.1, at_least=0, at_most=1
     )
+    stop_growth: float = setting(
+        'Factor by which stop_probability grows with each further turn, up to 1.', 2.0, at_least=1
+    )
+    depth_share: float = setting(
+        'Share of further questions that go deeper into the last answer; the others open up '
+        'another side of the subject.',
+        0.5,
+        at_least=0,
+        at_most=1,
+    )
+    context_tokens: int = setting(
+        'Number of tokens of the document and the turns at which a dialogue ends.',
+        4070,
+        at_least=1,
+    )
+    least_answer: int = setting(
+        'Minimum number of characters of an answer; a shorter one ends the dialogue.',
+        10,
+        at_least=1,
+    )
+    least_question: int = setting('Minimum number of characters of a question.', 6, at_least=1)
+    most_question: int = setting(
+        'Maximum number of characters of a question.', 600, at_least='least_question'
+    )
+    most_similarity: float = setting(
+        'Maximum similarity of a question to an earlier one of the dialogue: the share of common '
+        'runs of three letters.',
+        0.6,
+        at_least=0,
+        at_most=1,
+    )
+    attempts: int = attempts_setting(3)
+    question_tokens: int = setting('Maximum number of tokens of a question.', 256, at_least=1)
+    answer_tokens: int = setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    temperature: float = temperature_setting(1.0)
+    top_p: float = top_p_setting(1.0)
+
+
+def prepare(run: StageRun[DialoguesConfig]) -> Prepared:
+    """Return the process function of a segment; the model asks and answers."""
+    return Prepared(_Dialogues(run), {'prompts': prompts.digest()})
 
 
 class _Turn(NamedTuple):
@@ -129,11 +90,11 @@ class _Turn(NamedTuple):
 class _Dialogues:
     """Makes dialogues."""
 
-    def __init__(self, config: DialoguesConfig, model: Model, count: Counter, seed: int):
-        self.config = config
-        self.model = model
-        self.count = count
-        self.seed = seed
+    def __init__(self, run: StageRun[DialoguesConfig]):
+        self.config = run.config
+        self.model = run.model
+        self.count = run.tokenizer
+        self.seed = run.seed
 
     async def __call__(self, row: Row) -> Outcome:
         fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}

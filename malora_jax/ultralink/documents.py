@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from malora_jax import errors
 from malora_jax.data.rows import Row, check_file
 from malora_jax.errors import UserError
-from malora_jax.ultralink import shards, stage
-from malora_jax.ultralink.languages import get_language, identify, to_simplified
-from malora_jax.ultralink.shards import Manifest, text_field
-from malora_jax.ultralink.stage import Outcome
-from malora_jax.ultralink.text import wikipedia
+from malora_jax.ultralink import shards
+from malora_jax.ultralink.languages import identify, to_simplified
+from malora_jax.ultralink.settings import Settings, language_setting, setting
+from malora_jax.ultralink.shards import text_field
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 from malora_jax.ultralink.text.segments import segments
 from malora_jax.ultralink.text.tokens import Counter
 
@@ -20,34 +20,36 @@ STAGE = 'documents'
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentsConfig:
-    """Which documents are kept, and how they are cut. The numbers are the paper's.
+class DocumentsConfig(Settings):
+    """Which documents are kept, and how they are cut. The numbers are the paper's."""
 
-    Attributes:
-        language: code of the language that they must be in.
-        least_tokens, most_tokens: of a document.
-        segment_tokens: every segment has fewer.
-        least_segment_tokens: the last segment of a document that has fewer is dropped.
-    """
-
-    language: str
-    least_tokens: int = 1000
-    most_tokens: int = 10_000
-    segment_tokens: int = 2000
-    least_segment_tokens: int = 1000
+    section = STAGE
+    language: str = language_setting()
+    least_tokens: int = setting('Minimum number of tokens of a document.', 1000, at_least=1)
+    most_tokens: int = setting(
+        'Maximum number of tokens of a document.', 10_000, at_least='least_tokens'
+    )
+    segment_tokens: int = setting(
+        'Number of tokens that a segment must stay below.', 2000, at_least=2
+    )
+    least_segment_tokens: int = setting(
+        'Minimum number of tokens of the last segment of a document; a shorter one is dropped.',
+        1000,
+        at_least=0,
+    )
+    done: Sequence[pathlib.Path] = setting(
+        'Rows of earlier stages; documents with the titles of these rows are dropped.',
+        (),
+        recorded=False,
+    )
+    words: Sequence[pathlib.Path] = setting(
+        'Files with a word or phrase per line; documents with any of them are dropped.',
+        (),
+        recorded=False,
+    )
 
     def __post_init__(self):
-        get_language(self.language)
-        errors.check_types('documents', self)
-        for low, high in (
-            (1, 'least_tokens'),
-            (self.least_tokens, 'most_tokens'),
-            (2, 'segment_tokens'),
-            (0, 'least_segment_tokens'),
-        ):
-            value = getattr(self, high)
-            if value < low:
-                raise errors.out_of_range(f'documents.{high}', value, f'at least {low}')
+        super().__post_init__()
         if self.least_segment_tokens > min(self.least_tokens, self.segment_tokens):
             raise errors.out_of_range(
                 'documents.least_segment_tokens',
@@ -56,45 +58,17 @@ class DocumentsConfig:
             )
 
 
-async def documents(
-    config: DocumentsConfig,
-    count: Counter,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    done: Sequence[pathlib.Path] = (),
-    words: Sequence[pathlib.Path] = (),
-    shard_items: int = stage.SHARD_ITEMS,
-) -> Manifest:
-    """Makes the segments of documents.
-
-    Args:
-        config: which are kept.
-        count: of tokens.
-        inputs: as `wikipedia.read` takes them.
-        output: directory for the rows.
-        done: rows with titles, as `shards.read` takes them; documents of these are left out.
-        words: files with a word or phrase a line; documents with any of them are left out.
-        shard_items: see `stage.run`.
+def prepare(run: StageRun[DocumentsConfig]) -> Prepared:
+    """Read the titles that are done and the lists of words.
 
     Raises:
-        UserError: as `stage.run`; or a document has no `id`, `title` and `text`.
+        UserError: A file is missing or broken.
     """
-    listed = _listed(words, config.language) if words else None
-    process = _Documents(config, count, _titles(done), listed)
-    settings = dataclasses.asdict(config) | {
-        'tokenizer': count.fingerprint,
-        'done': shards.digest(done),
-        'words': listed.pattern if listed else '',
-    }
-    return await stage.run(
-        STAGE,
-        process,
-        inputs,
-        output,
-        settings=settings,
-        shard_items=shard_items,
-        read=wikipedia.read,
+    config = run.config
+    listed = _listed(config.words, config.language) if config.words else None
+    return Prepared(
+        _Documents(config, run.tokenizer, _titles(config.done), listed),
+        {'done': shards.digest(config.done), 'words': listed.pattern if listed else ''},
     )
 
 

@@ -7,7 +7,6 @@ first; then a random sample is drawn, for which each row's place is a hash of se
 it depends neither on the order of rows nor on other rows than those that are left out.
 """
 
-import asyncio
 import collections
 import dataclasses
 import hashlib
@@ -17,14 +16,15 @@ from collections.abc import Sequence
 
 import tqdm
 
-from malora_jax import errors, markdown
+from malora_jax import markdown
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import conversations, shards, stage
+from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import Manifest
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun, describe
 from malora_jax.ultralink.text.near_duplicates import THRESHOLD, Sketches
 
 STAGE = 'prune'
@@ -35,53 +35,36 @@ _KEPT, _NEAR, _OVER = 'kept', 'near-duplicate', 'over the budget'
 _Group = tuple[str, str]
 
 
+def _budget(subset: str, default: int) -> int:
+    """Declare the budget of a subset."""
+    text = f'Maximum number of conversations per language in the subset of {subset}; 0 = all.'
+    return setting(text, default, at_least=0)
+
+
 @dataclasses.dataclass(frozen=True)
-class PruneConfig:
-    """How much is kept of each language but English. The budgets are the paper's.
+class PruneConfig(Settings):
+    """How much is kept of each language but English. The budgets are the paper's."""
 
-    Attributes:
-        math, code, chat_agnostic, chat_specific: the most rows of a language; 0 = all.
-        least_similarity: of near-duplicates.
-    """
-
-    math: int = 32_000
-    code: int = 16_000
-    chat_agnostic: int = 0
-    chat_specific: int = 0
-    least_similarity: float = THRESHOLD
-
-    def __post_init__(self):
-        errors.check_types(STAGE, self)
-        for name in SUBSETS:
-            if getattr(self, name) < 0:
-                raise errors.out_of_range(f'{STAGE}.{name}', getattr(self, name), 'at least 0')
-        if not 0 < self.least_similarity <= 1:
-            right = 'above 0 and at most 1'
-            raise errors.out_of_range(f'{STAGE}.least_similarity', self.least_similarity, right)
+    section = STAGE
+    math: int = _budget('mathematics', 32_000)
+    code: int = _budget('code', 16_000)
+    chat_agnostic: int = _budget('language-agnostic chat', 0)
+    chat_specific: int = _budget('language-specific chat', 0)
+    least_similarity: float = setting(
+        'Minimum similarity of near-duplicates, of which one is kept.',
+        THRESHOLD,
+        above=0,
+        at_most=1,
+    )
 
 
-def prune(
-    config: PruneConfig,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    shard_items: int = stage.SHARD_ITEMS,
-) -> Manifest:
-    """Keeps a part of the conversations.
-
-    Args:
-        config: how much.
-        inputs: rows as in `conversations`.
-        output: directory for the rows that are kept, as they are.
-        seed: of what is drawn.
-        shard_items: see `stage.run`.
+def prepare(run: StageRun[PruneConfig]) -> Prepared:
+    """Read all rows and choose those that are kept, as they are.
 
     Raises:
-        UserError: as `stage.run`; or a row is no conversation, or has another one's id.
+        UserError: A row is no conversation, or has the id of another one.
     """
-    # Before there is an event loop, which would keep Ctrl-C waiting till all is compared.
-    dropped = _dropped(config, inputs, seed)
+    dropped = _dropped(run.config, run.inputs, run.seed)
 
     async def process(row: Row) -> Outcome:
         conversation = conversations.read(row)
@@ -89,12 +72,12 @@ def prune(
         counts = {f'{conversation.language} {conversation.subset}: {reason or _KEPT}': 1}
         return Outcome([] if reason else [dict(row.fields)], reason, counts)
 
-    settings = dataclasses.asdict(config)
-    return asyncio.run(
-        stage.run(
-            STAGE, process, inputs, output, settings=settings, seed=seed, shard_items=shard_items
-        )
-    )
+    return Prepared(process)
+
+
+def summary(run: StageRun[PruneConfig], manifest: Manifest) -> str:
+    """Return the counts of the stage, and the table of languages and subsets."""
+    return f'{describe(manifest)}\n\n{table(manifest)}'
 
 
 def table(manifest: Manifest) -> str:

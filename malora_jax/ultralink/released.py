@@ -3,6 +3,7 @@
 Rows stay as they were released, apart from their new fields `language` and `subset`.
 """
 
+import dataclasses
 import pathlib
 import re
 import sys
@@ -14,11 +15,10 @@ import tqdm
 from malora_jax import files, hub
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import stage
 from malora_jax.ultralink.conversations import data_fault
-from malora_jax.ultralink.manifest import Manifest
 from malora_jax.ultralink.release import NAMES, split_id
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'import'
 REPOSITORY = 'R0k1e/UltraLink'
@@ -64,20 +64,37 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     return [paths[0] for paths in found.values()]
 
 
-async def import_(
-    inputs: Sequence[pathlib.Path], output: pathlib.Path, *, shard_items: int = stage.SHARD_ITEMS
-) -> Manifest:
-    """Reads released files; bad rows are left out, and each is named on stderr with its place.
+@dataclasses.dataclass(frozen=True)
+class ImportConfig(Settings):
+    """Where the released files are."""
 
-    Args:
-        inputs: files, named as they were released.
-        output: directory for the rows.
-        shard_items: see `stage.run`.
+    section = STAGE
+    input: pathlib.Path | None = setting('Folder of the released files.', None, recorded=False)
+    revision: str | None = setting(
+        f'Commit of {REPOSITORY} to download, instead of a folder in --input.',
+        None,
+        recorded=False,
+    )
+
+
+def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
+    """Return the released files in a folder or at a commit.
 
     Raises:
-        UserError: as `stage.run`, or a file has another name.
+        UserError: Neither or both are given, or as `find` and `download`.
     """
-    for path in inputs:
+    if bool(config.input) == bool(config.revision):
+        raise UserError('Give either --input, a folder, or --revision, a commit to download.')
+    return find(config.input or download(config.revision or ''))
+
+
+def prepare(run: StageRun[ImportConfig]) -> Prepared:
+    """Return the process function of a row; a bad row is skipped and named on stderr.
+
+    Raises:
+        UserError: An input does not have the name of a released file.
+    """
+    for path in run.inputs:
         if path.name not in NAMES:
             raise UserError(f'{path} is none of the 20 files, such as {NAMES[0]}.')
 
@@ -88,16 +105,15 @@ async def import_(
             return Outcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
         return Outcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
-    return await stage.run(
-        STAGE, process, inputs, output, settings={}, shard_items=shard_items, read=_read
-    )
+    return Prepared(process)
 
 
 def _file(row: Row) -> str:
     return pathlib.Path(row.place.rpartition(':')[0]).name
 
 
-def _read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    """Yield the rows of released files, with their faults in place of the fields of bad ones."""
     for path in paths:
         language, _, subset = path.stem.partition('_')
         numbers: set[int] = set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 import itertools
 import pathlib
 import random
@@ -14,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import tqdm
 
@@ -22,7 +23,10 @@ from malora_jax.data.rows import Row
 from malora_jax.data.seeds import stable_seed
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink import shards
+from malora_jax.ultralink.llm.chat import Model
+from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.shards import Manifest, Shard
+from malora_jax.ultralink.text.tokens import Counter
 
 # Items of a shard: what a kill may cost, as far as no cache remembers it.
 SHARD_ITEMS = 1000
@@ -46,6 +50,49 @@ class Outcome(NamedTuple):
 
 Process = Callable[[Row], Awaitable[Outcome]]
 Read = Callable[[Sequence[pathlib.Path]], Iterable[Row]]
+Config = TypeVar('Config', bound=Settings)
+# Its type lets the stages that ask a model or count tokens use them without checking for None.
+_UNSET: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun(Generic[Config]):
+    """The settings, data and resources of one run of a stage.
+
+    Attributes:
+        config: Settings of the stage.
+        inputs: Input files or directories.
+        output: Output directory, new or of the same stage with the same settings and inputs.
+        model: Model to ask; unset for a stage that asks none.
+        tokenizer: Counts tokens; unset for a stage that counts none.
+        seed: Random seed, also of the model's sampling.
+        concurrency: Number of items in progress at a time, each with one request to the model; a
+            stage that asks no model ignores it.
+        shard_items: Items per shard.
+    """
+
+    config: Config
+    inputs: Sequence[pathlib.Path]
+    output: pathlib.Path
+    _: dataclasses.KW_ONLY
+    model: Model = _UNSET
+    tokenizer: Counter = _UNSET
+    seed: int = 0
+    concurrency: int = 64
+    shard_items: int = SHARD_ITEMS
+
+
+class Prepared(NamedTuple):
+    """A stage that is ready to process items.
+
+    Attributes:
+        process: Process function of an item.
+        fingerprints: Values for the manifest that identify what rows depend on besides settings,
+            inputs, model and tokenizer, such as prompts.
+    """
+
+    process: Process
+    fingerprints: Mapping[str, str] = {}
 
 
 async def run(

@@ -7,17 +7,21 @@ dropped; the paper verifies nothing.
 
 import collections
 import dataclasses
-import pathlib
-from collections.abc import Sequence
 
-from malora_jax import errors
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import checks, conversations, stage, translations
-from malora_jax.ultralink.languages import get_language, identify
-from malora_jax.ultralink.llm.chat import Model, Request, Sampling
-from malora_jax.ultralink.manifest import Manifest
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink import checks, conversations, translations
+from malora_jax.ultralink.languages import identify
+from malora_jax.ultralink.llm.chat import Request, Sampling
+from malora_jax.ultralink.settings import (
+    Settings,
+    attempts_setting,
+    language_setting,
+    setting,
+    temperature_setting,
+    top_p_setting,
+)
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'translate'
 _SOURCE = 'en'
@@ -29,82 +33,29 @@ _KEPT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TranslateConfig:
-    """Into what and how is translated. The paper says nothing of it; the numbers are our own.
+class TranslateConfig(Settings):
+    """Into what and how is translated. The paper says nothing of it; the numbers are our own."""
 
-    Attributes:
-        language: its code.
-        attempts: how often a text is tried.
-        max_tokens: the most of a translation.
-        temperature, top_p: of what is drawn.
-    """
-
-    language: str
-    attempts: int = 3
-    max_tokens: int = 4096
-    temperature: float = 0.3
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        get_language(self.language)
-        errors.check_types(STAGE, self)
-        if self.language not in translations.CODES:
-            right = f'one of {", ".join(translations.CODES)}'
-            raise errors.out_of_range(f'{STAGE}.language', self.language, right)
-        if self.attempts < 1:
-            raise errors.out_of_range(f'{STAGE}.attempts', self.attempts, 'at least 1')
-        Sampling(self.max_tokens, self.temperature, self.top_p)
+    section = STAGE
+    language: str = language_setting(translations.CODES)
+    attempts: int = attempts_setting(3)
+    max_tokens: int = setting('Maximum number of tokens of a translated text.', 4096, at_least=1)
+    temperature: float = temperature_setting(0.3)
+    top_p: float = top_p_setting(1.0)
 
 
-async def translate(
-    config: TranslateConfig,
-    model: Model,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    concurrency: int = 64,
-    shard_items: int = stage.SHARD_ITEMS,
-) -> Manifest:
-    """Translates conversations; their ids begin with the language then.
-
-    Args:
-        config: into what, and how.
-        model: translates.
-        inputs: rows as in `conversations`, in English.
-        output: directory for the rows.
-        seed: of what the model draws.
-        concurrency: conversations at a time, each with one request.
-        shard_items: see `stage.run`.
-
-    Raises:
-        UserError: as `stage.run` and the model; or a row is no English conversation, or is about a
-            document.
-        OSError: the model cannot answer.
-    """
-    settings = dataclasses.asdict(config) | {
-        'llm': model.name,
-        'prompts': translations.digest(config.language),
-    }
-    return await stage.run(
-        STAGE,
-        _Translator(config, model, seed),
-        inputs,
-        output,
-        settings=settings,
-        seed=seed,
-        concurrency=concurrency,
-        shard_items=shard_items,
-    )
+def prepare(run: StageRun[TranslateConfig]) -> Prepared:
+    """Return the process function of a conversation; the language begins the ids of its rows."""
+    return Prepared(_Translator(run), {'prompts': translations.digest(run.config.language)})
 
 
 class _Translator:
     """Translates a conversation."""
 
-    def __init__(self, config: TranslateConfig, model: Model, seed: int):
-        self._config = config
-        self._model = model
-        self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed)
+    def __init__(self, run: StageRun[TranslateConfig]):
+        config = self._config = run.config
+        self._model = run.model
+        self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p, run.seed)
 
     async def __call__(self, row: Row) -> Outcome:
         source = conversations.read(row)

@@ -19,10 +19,12 @@ import sys
 import tempfile
 import time
 
-from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig, dialogues
+from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.llm.chat import Message, Request, Sampling
 from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import Plan, Stub, document, serving
 from tests.helpers.paths import ROOT
 from tests.ultralink.helpers import Words, contents, rows_of, write_rows
@@ -37,15 +39,16 @@ def make(address: str, root: pathlib.Path) -> None:
 
     async def main() -> None:
         async with opened(Choice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)) as model:
-            await dialogues(
+            given = StageRun(
                 DialoguesConfig(),
-                model,
-                Words(),
                 [root.parent / 'segments.jsonl'],
                 root / 'out',
+                model=model,
+                tokenizer=Words(),
                 concurrency=CONCURRENCY,
                 shard_items=SHARD_ITEMS,
             )
+            await STAGES[STAGE].run(given)
 
     asyncio.run(main())
 

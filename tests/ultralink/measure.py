@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Iterator
 
-from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
-from malora_jax.ultralink.documents import DocumentsConfig, documents
+from malora_jax.ultralink.dialogues import DialoguesConfig
+from malora_jax.ultralink.documents import DocumentsConfig
 from malora_jax.ultralink.languages import LANGUAGES, identify
 from malora_jax.ultralink.llm.opened import Choice, opened
 from malora_jax.ultralink.shards import Manifest
-from malora_jax.ultralink.stage import describe
+from malora_jax.ultralink.stage import StageRun, describe
+from malora_jax.ultralink.stages import STAGES
 from malora_jax.ultralink.text.tokens import counter
 from tests.helpers.openai_stub import document
 from tests.helpers.paths import ROOT
@@ -70,9 +71,15 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
 
     async def make(address: str) -> Manifest:
         async with opened(Choice('m', root / 'c.sqlite', concurrency, address)) as model:
-            return await dialogues(
-                config, model, count, [source], root / 'out', concurrency=concurrency
+            given = StageRun(
+                config,
+                [source],
+                root / 'out',
+                model=model,
+                tokenizer=count,
+                concurrency=concurrency,
             )
+            return await STAGES['dialogues'].run(given)
 
     os.environ['OPENAI_API_KEY'] = 'any'
     with stub() as (address, process):
@@ -108,7 +115,8 @@ def measure_memory(root: pathlib.Path, number: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     start = time.monotonic()
-    found = asyncio.run(documents(config, counter('smollm2-135m'), [source], root / 'out'))
+    given = StageRun(config, [source], root / 'out', tokenizer=counter('smollm2-135m'))
+    found = asyncio.run(STAGES['documents'].run(given))
     over.set()
     print(describe(found))
     print(f'{number / (time.monotonic() - start):.0f} documents a second.')

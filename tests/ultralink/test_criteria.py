@@ -9,6 +9,8 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import criteria
 from malora_jax.ultralink.criteria import CRITERIA, CriteriaConfig
 from malora_jax.ultralink.llm.chat import Reply
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import Told, rows_of, write_rows
 
 TEXT = 'I feel tired in the afternoon. What could help me to stay awake without any coffee at all?'
@@ -23,7 +25,8 @@ def row(number: int, text: str = TEXT):
 def run(path, rows, say, **options):
     source, output, model = write_rows(path / 'rows.jsonl', rows), path / 'out', Told(say)
     config = CriteriaConfig(**options)
-    manifest = asyncio.run(criteria.criteria(config, model, [source], output, concurrency=2))
+    given = StageRun(config, [source], output, model=model, concurrency=2)
+    manifest = asyncio.run(STAGES['criteria'].run(given))
     return rows_of(output), manifest.total, model.requests
 
 
@@ -107,7 +110,8 @@ def test_chats_of_sharegpt(tmp_path):
     array.write_text(json.dumps(chats))
     for source in (array, write_rows(tmp_path / 'chats.jsonl', chats)):
         output, model = tmp_path / source.suffix, Told(lambda request: json.dumps(NONE))
-        manifest = asyncio.run(criteria.criteria(CriteriaConfig(), model, [source], output))
+        given = StageRun(CriteriaConfig(), [source], output, model=model)
+        manifest = asyncio.run(STAGES['criteria'].run(given))
         assert rows_of(output) == rows
         assert manifest.total.dropped == {'not in turn': 4}
 

@@ -9,10 +9,12 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, turn_checks
-from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
+from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.languages import LANGUAGES, identify
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import Plan, document, serving, texts
 from tests.ultralink.helpers import Told, Words, contents, rows_of, write_rows
 
@@ -44,11 +46,16 @@ def segments(path, count, languages=('en',)):
     return write_rows(path, rows)
 
 
+def dialogues(config, model, source, output, **how):
+    given = StageRun(config, [source], output, model=model, tokenizer=Words(), **how)
+    return STAGES['dialogues'].run(given)
+
+
 def run(path, say, count=1, **how):
     config = DialoguesConfig(**how.pop('config', {}))
     model = say if isinstance(say, Told) else Told(say)
     source = segments(path / 'in.jsonl', count)
-    made = dialogues(config, model, Words(), [source], path / 'out', concurrency=4, **how)
+    made = dialogues(config, model, source, path / 'out', concurrency=4, **how)
     return asyncio.run(made), rows_of(path / 'out'), model.requests
 
 
@@ -120,7 +127,7 @@ def test_an_empty_segment_is_dropped_before_anything_is_asked(tmp_path):
     empty = {'id': 'en-0-0', 'language': 'en', 'title': 'Nothing', 'text': ' \n'}
     source = write_rows(tmp_path / 'empty.jsonl', [empty])
     model = Told(in_turn)
-    making = dialogues(DialoguesConfig(), model, Words(), [source], tmp_path / 'out')
+    making = dialogues(DialoguesConfig(), model, source, tmp_path / 'out')
     assert asyncio.run(making).total.dropped == {'empty': 1} and model.requests == []
 
 
@@ -209,8 +216,8 @@ def test_a_question_that_was_asked_before_is_tried_again(tmp_path):
         ({'stop_growth': 0.5}, 'dialogues.stop_growth is 0.5'),
         ({'attempts': 0}, 'dialogues.attempts is 0'),
         ({'most_question': 5}, 'dialogues.most_question is 5'),
-        ({'temperature': -1.0}, 'temperature is -1.0'),
-        ({'answer_tokens': 0}, 'max_tokens is 0'),
+        ({'temperature': -1.0}, 'dialogues.temperature is -1.0'),
+        ({'answer_tokens': 0}, 'dialogues.answer_tokens is 0'),
         ({'top_p': 'x'}, "dialogues.top_p is 'x'"),
     ],
 )
@@ -227,7 +234,7 @@ def test_settings_that_cannot_be(changes, message):
 def test_a_row_that_is_no_segment(tmp_path, change, message):
     row = {'id': 'a', 'language': 'en', 'title': 't', 'text': 'x'} | change
     source = write_rows(tmp_path / 'in.jsonl', [row])
-    made = dialogues(DialoguesConfig(), Told(in_turn), Words(), [source], tmp_path / 'out')
+    made = dialogues(DialoguesConfig(), Told(in_turn), source, tmp_path / 'out')
     with pytest.raises(UserError) as error:
         asyncio.run(made)
     assert str(error.value).startswith(f'{source}:1{message}')
@@ -260,8 +267,7 @@ def through(address, source, output, cache, concurrency=16, **choice):
             return await dialogues(
                 DialoguesConfig(),
                 model,
-                Words(),
-                [source],
+                source,
                 output,
                 concurrency=concurrency,
                 shard_items=10,

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.documents import DocumentsConfig, documents
+from malora_jax.ultralink.documents import DocumentsConfig
 from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import document
 from tests.ultralink.helpers import Words, rows_of, write_rows
 
@@ -24,13 +26,14 @@ SMALL = {
 
 
 def run(language, source, output, count=None, **how):
-    config = DocumentsConfig(language, **{**SMALL, **how.pop('config', {})})
-    return asyncio.run(documents(config, count or Words(), [source], output, **how))
+    config = DocumentsConfig(language, **{**SMALL, **how})
+    given = StageRun(config, [source], output, tokenizer=count or Words())
+    return asyncio.run(STAGES['documents'].run(given))
 
 
 def test_the_numbers_are_the_papers():
     config = DocumentsConfig('zh')
-    assert dataclasses.astuple(config) == ('zh', 1000, 10_000, 2000, 1000)
+    assert dataclasses.astuple(config)[:5] == ('zh', 1000, 10_000, 2000, 1000)
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -150,7 +153,10 @@ def test_a_document_that_is_none(tmp_path, row, message):
     [
         ({'language': 'xx'}, "Unknown language 'xx'"),
         ({'least_tokens': 0}, 'documents.least_tokens is 0; it must be at least 1.'),
-        ({'most_tokens': 5}, 'documents.most_tokens is 5; it must be at least 1000.'),
+        (
+            {'most_tokens': 5},
+            'documents.most_tokens is 5; it must be at least 1000 (least_tokens)',
+        ),
         ({'segment_tokens': 1}, 'documents.segment_tokens is 1'),
         ({'least_segment_tokens': 1001}, 'documents.least_segment_tokens is 1001'),
         ({'least_tokens': 'x'}, "documents.least_tokens is 'x'; it must be a whole number."),

@@ -1,16 +1,18 @@
 """The project's own decoder as the model that is asked, with small random weights."""
 
 import asyncio
-import functools
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.dialogues import DialoguesConfig, dialogues
+from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.llm import local
 from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
 from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.helpers.language_model import language_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.ultralink.helpers import Words, rows_of, write_rows
@@ -132,13 +134,12 @@ def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_p
         for i in range(3)
     ]
     source = write_rows(tmp_path / 'in.jsonl', rows)
-    settings = functools.partial(DialoguesConfig, attempts=2, question_tokens=8)
+    settings = DialoguesConfig(attempts=2, question_tokens=8)
+    given = StageRun(settings, [source], tmp_path / 'out', tokenizer=Words(), concurrency=3)
 
     async def main():
         async with opened(Choice(f'local:{config}', tmp_path / 'c.sqlite', 3)) as model:
-            return await dialogues(
-                settings(), model, Words(), [source], tmp_path / 'out', concurrency=3
-            )
+            return await STAGES['dialogues'].run(dataclasses.replace(given, model=model))
 
     found = asyncio.run(main())
     assert found.complete and rows_of(tmp_path / 'out') == []

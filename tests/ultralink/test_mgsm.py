@@ -8,6 +8,8 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.evaluation import mgsm
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
 from malora_jax.ultralink.languages import LANGUAGES, identify
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import Told, rows_of
 
 
@@ -45,7 +47,8 @@ def test_accuracy_over_a_file(tmp_path):
     said = {'2': 'La réponse est 4.', '3': 'Six.', '5': 'La réponse est 11.'}
     model = Told(lambda request: said[request.messages[0].content.split(' + ')[1][0]])
     output = tmp_path / 'out'
-    manifest = asyncio.run(mgsm.evaluate(MgsmConfig('fr'), model, [path], output))
+    given = StageRun(MgsmConfig('fr'), [path], output, model=model)
+    manifest = asyncio.run(STAGES['mgsm'].run(given))
     assert manifest.total.counts == {'right': 1, 'no number': 1}
     assert [(row['number'], row['right']) for row in rows_of(output)] == [
         ('4', True),
@@ -60,5 +63,6 @@ def test_accuracy_over_a_file(tmp_path):
 def test_a_broken_row_is_named(tmp_path):
     path = tmp_path / 'mgsm_fr.tsv'
     path.write_text('Combien ?\tquatre\n', 'utf-8')
+    given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=Told(lambda _: ''))
     with pytest.raises(UserError, match='line 1'):
-        asyncio.run(mgsm.evaluate(MgsmConfig('fr'), Told(lambda _: ''), [path], tmp_path / 'out'))
+        asyncio.run(STAGES['mgsm'].run(given))

@@ -1,5 +1,6 @@
 """Budgets, samples and near-duplicates of made-up rows."""
 
+import asyncio
 import random
 import signal
 
@@ -8,6 +9,8 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prune
 from malora_jax.ultralink.prune import PruneConfig
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import rows_of, write_rows
 from tests.ultralink.rows import conversation
 
@@ -30,7 +33,8 @@ def run(path, made, config=CONFIG, seed=0, shard_items=1000):
     """The ids that are kept, and the manifest."""
     output = path / f'pruned-{len(list(path.iterdir()))}'
     source = write_rows(path / f'{output.name}.jsonl', made)
-    manifest = prune.prune(config, [source], output, seed=seed, shard_items=shard_items)
+    given = StageRun(config, [source], output, seed=seed, shard_items=shard_items)
+    manifest = asyncio.run(STAGES['prune'].run(given))
     return rows_of(output), manifest
 
 

@@ -14,6 +14,9 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import release, released
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
+from malora_jax.ultralink.released import ImportConfig
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import rows_of, write_rows
 from tests.ultralink.rows import conversation
 
@@ -41,9 +44,13 @@ def rows():
     ]
 
 
+def import_files(paths, output, **options):
+    return asyncio.run(STAGES['import'].run(StageRun(ImportConfig(), paths, output, **options)))
+
+
 def import_(path, folder, **options):
     output = path / 'imported'
-    manifest = asyncio.run(released.import_(released.find(folder), output, **options))
+    manifest = import_files(released.find(folder), output, **options)
     return rows_of(output), manifest
 
 
@@ -158,7 +165,7 @@ def test_every_bad_row_is_named_and_counted(tmp_path, capsys):
 def test_bytes_that_are_no_text_are_a_bad_row(tmp_path, capsys):
     path = tmp_path / 'zh_math.jsonl'
     path.write_bytes(b'{"id": "zh_math_1", "data": ["\xff", "a"]}\n')
-    asyncio.run(released.import_([path], tmp_path / 'imported'))
+    import_files([path], tmp_path / 'imported')
     assert f'{path}:1: the row is not UTF-8' in capsys.readouterr().err
 
 
@@ -180,7 +187,7 @@ def test_missing_files_are_named(tmp_path):
 def test_a_file_of_another_name(tmp_path):
     path = write_rows(tmp_path / 'de_math.jsonl', [])
     with pytest.raises(UserError, match='is none of the 20 files'):
-        asyncio.run(released.import_([path], tmp_path / 'imported'))
+        import_files([path], tmp_path / 'imported')
 
 
 def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prune, report, stage
 from malora_jax.ultralink.counts import count, mean
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.stage import Outcome, StageRun
+from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import Words, write_rows
 
 DIALOGUE = {
@@ -43,7 +44,7 @@ def reported(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', keep)
     source = write_rows(tmp_path / 'rows.jsonl', ROWS)
     config = prune.PruneConfig()
-    prune.prune(config, [source], tmp_path / 'pruned')
+    asyncio.run(STAGES['prune'].run(StageRun(config, [source], tmp_path / 'pruned')))
     inputs, stages = [tmp_path / 'pruned'], [tmp_path / 'pruned']
     text = report.report(inputs, Words(), tmp_path / 'report', stages)
     return text, drawn['figure'], tmp_path

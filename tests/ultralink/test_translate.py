@@ -6,9 +6,11 @@ import collections
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink import checks, translate, translations
+from malora_jax.ultralink import checks, translations
 from malora_jax.ultralink.languages import identify
 from malora_jax.ultralink.llm.chat import Reply
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import STAGES
 from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated
 from tests.ultralink.helpers import Told, rows_of, write_rows
@@ -33,7 +35,8 @@ def run(path, rows, say, language='fr', **options):
     source, output = write_rows(path / 'rows.jsonl', rows), path / 'out'
     model = Told(say)
     config = TranslateConfig(language, **options)
-    manifest = asyncio.run(translate.translate(config, model, [source], output, concurrency=3))
+    given = StageRun(config, [source], output, model=model, concurrency=3)
+    manifest = asyncio.run(STAGES['translate'].run(given))
     return rows_of(output), manifest.total, model.requests
 
 

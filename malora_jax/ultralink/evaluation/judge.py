@@ -15,15 +15,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax import errors
 from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import shards, stage
+from malora_jax.ultralink import shards
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Message, Model, Reply, Request, Sampling
+from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
 from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.settings import (
+    Settings,
+    attempts_setting,
+    language_setting,
+    setting,
+    temperature_setting,
+)
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun, describe
 
 STAGE = 'judge'
 _VERDICT = re.compile(r'\[\[(A|B|C)\]\]')
@@ -52,61 +58,33 @@ _USER = """\
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """How answers are compared.
+class JudgeConfig(Settings):
+    """How answers are compared."""
 
-    Attributes:
-        language: code of the language of the questions.
-        attempts: how often a verdict is asked for, until there is one.
-        max_tokens: the most of a verdict.
-        temperature: of what is drawn.
-    """
-
-    language: str
-    attempts: int = 3
-    max_tokens: int = 512
-    temperature: float = 0.3
-
-    def __post_init__(self):
-        get_language(self.language)
-        errors.check_types(STAGE, self)
-        if self.attempts < 1:
-            raise errors.out_of_range(f'{STAGE}.attempts', self.attempts, 'at least 1')
-        Sampling(self.max_tokens, self.temperature)
+    section = STAGE
+    language: str = language_setting()
+    baseline: pathlib.Path = setting(
+        "Rows with the `id` and `answer` of the baseline's answers, one for each question.",
+        recorded=False,
+    )
+    attempts: int = attempts_setting(3)
+    max_tokens: int = setting('Maximum number of tokens of a verdict.', 512, at_least=1)
+    temperature: float = temperature_setting(0.3)
 
 
-async def judge(
-    config: JudgeConfig,
-    model: Model,
-    answers: Sequence[pathlib.Path],
-    baseline: pathlib.Path,
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    concurrency: int = 64,
-) -> Manifest:
-    """Compares answers with a baseline's; rows are {"id", "verdicts", "score"}.
+def prepare(run: StageRun[JudgeConfig]) -> Prepared:
+    """Return the process function of an answer; rows are {"id", "verdicts", "score"}.
 
     `verdicts` are 'answer', 'baseline' or 'tie', with the answer first and then second; `score` is
     1, 0.5 or 0.
 
-    Args:
-        config: how.
-        model: the judge.
-        answers: rows with `id`, `question` and `answer`.
-        baseline: rows with `id` and `answer`, one for each question.
-        output: directory for the rows.
-        seed: of what the judge draws.
-        concurrency: questions at a time, each with one request.
-
     Raises:
-        UserError: as `stage.run` and the model; a field is missing, or the baseline has no
-            answer or two.
-        OSError: the judge cannot answer.
+        UserError: A row of the baseline lacks a field, or has the id of another one.
     """
+    baseline = run.config.baseline
     rows = shards.distinct(shards.read([baseline]))
     others = {text_field(row, 'id'): text_field(row, 'answer') for row in rows}
-    compare = _Compare(config, model, seed)
+    compare = _Compare(run)
 
     async def process(row: Row) -> Outcome:
         identifier, question = text_field(row, 'id'), text_field(row, 'question')
@@ -123,23 +101,17 @@ async def judge(
         made = {'id': identifier, 'verdicts': verdicts, 'score': float(score)}
         return Outcome([made], '', {'verdict depends on the order': int(ours[0] == -ours[1] != 0)})
 
-    settings = dataclasses.asdict(config) | {
-        'llm': model.name,
-        'baseline': shards.digest([baseline]),
-        'prompt': _SYSTEM + _USER,
-    }
-    return await stage.run(
-        STAGE, process, answers, output, settings=settings, seed=seed, concurrency=concurrency
-    )
+    fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
+    return Prepared(process, fingerprints)
 
 
 class _Compare:
     """Asks the judge about two answers in one order."""
 
-    def __init__(self, config: JudgeConfig, model: Model, seed: int):
-        self._config = config
-        self._model = model
-        self._sampling = Sampling(config.max_tokens, config.temperature, seed=seed)
+    def __init__(self, run: StageRun[JudgeConfig]):
+        config = self._config = run.config
+        self._model = run.model
+        self._sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
     async def __call__(self, question: str, first: str, second: str) -> int | None:
@@ -158,6 +130,21 @@ def verdict(reply: Reply) -> int | None:
     """What a judge's reply says of the first answer: the last mark counts."""
     found = _VERDICT.findall(reply.text)
     return _POINTS[found[-1]] if found and reply.finish_reason == 'stop' else None
+
+
+def summary(run: StageRun[JudgeConfig], manifest: Manifest) -> str:
+    """Return the counts of the stage, and the win rate.
+
+    Raises:
+        UserError: No question has a verdict.
+    """
+    scores = [row.fields['score'] for row in shards.read([run.output])]
+    found = win_rate(scores, seed=run.seed)
+    return (
+        f'{describe(manifest)}\n'
+        f'Win rate {found.rate:.1%}, 95% interval {found.low:.1%} to {found.high:.1%}: '
+        f'{found.wins} wins, {found.ties} ties, {found.losses} losses'
+    )
 
 
 class WinRate(NamedTuple):

@@ -6,18 +6,22 @@ A base model is better asked with worked examples, which `experiments.evaluate` 
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from malora_jax import errors
 from malora_jax.data.benchmarks import mgsm
 from malora_jax.data.numbers import final_number
 from malora_jax.data.rows import Row
-from malora_jax.ultralink import stage
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Message, Model, Request, Sampling
+from malora_jax.ultralink.llm.chat import Message, Request, Sampling
 from malora_jax.ultralink.manifest import Manifest
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.settings import (
+    Settings,
+    language_setting,
+    setting,
+    temperature_setting,
+)
+from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'mgsm'
 # What follows the problem: how the answer is to be announced, as `final_number` looks for it.
@@ -31,57 +35,36 @@ INSTRUCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MgsmConfig:
-    """How the problems are asked.
+class MgsmConfig(Settings):
+    """How the problems are asked."""
 
-    Attributes:
-        language: its code.
-        max_tokens: the most of an answer.
-        temperature: of what is drawn; 0 = the most probable answer.
-    """
-
-    language: str
-    max_tokens: int = 1024
-    temperature: float = 0.0
-
-    def __post_init__(self):
-        get_language(self.language)
-        errors.check_types(STAGE, self)
-        Sampling(self.max_tokens, self.temperature)
+    section = STAGE
+    language: str = language_setting()
+    max_tokens: int = setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    temperature: float = temperature_setting(0.0)
 
 
-async def evaluate(
-    config: MgsmConfig,
-    model: Model,
-    inputs: Sequence[pathlib.Path],
-    output: pathlib.Path,
-    *,
-    seed: int = 0,
-    concurrency: int = 64,
-) -> Manifest:
-    """Asks all problems; rows are {"id", "question", "answer", "text", "number", "right"}.
-
-    Args:
-        config: how.
-        model: answers.
-        inputs: TSV files of the original dataset: question and answer, without a header.
-        output: directory for the rows.
-        seed: of what the model draws.
-        concurrency: requests at a time.
-
-    Returns:
-        The manifest, which counts `right` and `no number`.
+def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
+    """Yield the problems of TSV files of the original dataset: question, answer, no header.
 
     Raises:
-        UserError: as `stage.run` and the model, or a row cannot be used.
-        OSError: the model cannot answer.
+        UserError: A file is missing or broken.
     """
-    sampling = Sampling(config.max_tokens, config.temperature, seed=seed)
+    return (row for path in paths for row in mgsm.read_mgsm(path))
+
+
+def prepare(run: StageRun[MgsmConfig]) -> Prepared:
+    """Return the process function of a problem, which counts `right` and `no number`.
+
+    Rows are {"id", "question", "answer", "text", "number", "right"}.
+    """
+    config = run.config
+    sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
 
     async def process(row: Row) -> Outcome:
         item = mgsm.mgsm(row)
         messages = (Message('user', prompt(item.question, config.language)),)
-        reply = await model.complete(Request(STAGE, messages, sampling))
+        reply = await run.model.complete(Request(STAGE, messages, sampling))
         number = final_number(reply.text, config.language)
         right = is_right(reply.text, item.answers[0], config.language)
         counts = {'right': int(right), 'no number': int(number is None)}
@@ -95,16 +78,14 @@ async def evaluate(
         }
         return Outcome([made], '', counts)
 
-    return await stage.run(
-        STAGE,
-        process,
-        inputs,
-        output,
-        settings=dataclasses.asdict(config) | {'llm': model.name},
-        seed=seed,
-        concurrency=concurrency,
-        read=lambda paths: (row for path in paths for row in mgsm.read_mgsm(path)),
-    )
+    return Prepared(process)
+
+
+def summary(run: StageRun[MgsmConfig], manifest: Manifest) -> str:
+    """Return the accuracy."""
+    total = manifest.total
+    right, missing = total.counts['right'], total.counts['no number']
+    return f'{right} of {total.kept} right, {right / total.kept:.1%}; {missing} without a number'
 
 
 def prompt(question: str, language: str) -> str:

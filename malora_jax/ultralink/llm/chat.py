@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import NamedTuple, Protocol
 
-from malora_jax import errors
+from malora_jax.ultralink import settings
 
 
 class Message(NamedTuple):
@@ -23,27 +23,15 @@ class Message(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn.
+    """How an answer is sampled."""
 
-    Attributes:
-        max_tokens: the most tokens of an answer.
-        temperature: what logits are divided by; 0 = each token is the most probable one.
-        top_p: tokens are drawn from the most probable ones that together have this probability.
-        seed: of what is drawn; with another one, all answers are others.
-    """
-
-    max_tokens: int = 1024
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
+    max_tokens: int = settings.setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    temperature: float = settings.temperature_setting(1.0)
+    top_p: float = settings.top_p_setting(1.0)
+    seed: int = settings.setting('Random seed; another seed changes all answers.', 0)
 
     def __post_init__(self):
-        if self.max_tokens < 1:
-            raise errors.out_of_range('max_tokens', self.max_tokens, 'at least 1')
-        if not self.temperature >= 0:
-            raise errors.out_of_range('temperature', self.temperature, 'at least 0')
-        if not 0 < self.top_p <= 1:
-            raise errors.out_of_range('top_p', self.top_p, 'above 0 and at most 1')
+        settings.check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

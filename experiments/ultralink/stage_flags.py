@@ -1,0 +1,147 @@
+"""The flags of a stage, made from its entry in the table of stages."""
+
+import pathlib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from malora_jax import buckets
+from malora_jax.errors import UserError
+from malora_jax.ultralink.llm.opened import Choice, is_local
+from malora_jax.ultralink.settings import declarations
+from malora_jax.ultralink.stage import StageRun
+from malora_jax.ultralink.stages import Command
+from malora_jax.ultralink.text.tokens import counter
+
+_TOKENIZER = (
+    'Model whose tokenizer counts: a preset such as llama2-13b, a GGUF file or a directory.'
+)
+_LLM = "A model's name at the endpoint; or local:RUN or local:configs/NAME.py for one of our own."
+_CONCURRENCY = 'Requests in progress at a time; default: 64, or 8 for a model of our own.'
+_TOKEN_LIMIT = 'Maximum number of tokens that the answers in the cache may have cost; 0 = any.'
+_CACHE = 'File of all answers; default: answers.sqlite next to the output directory.'
+# By the type of a field.
+_DEFINE: dict[Any, Any] = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    Sequence[pathlib.Path]: flags.DEFINE_list,
+}
+
+
+class StageFlags:
+    """Defines the flags of a stage, and returns what they say after they are parsed."""
+
+    def __init__(self, stage: Command, registry: flags.FlagValues = flags.FLAGS):
+        self._stage = stage
+        self._registry = registry
+        self._flags: dict[str, flags.FlagHolder[Any]] = {}
+        self._hints = typing.get_type_hints(stage.config)
+        if stage.inputs:
+            self._define('input', stage.inputs, flags.DEFINE_list, required=True)
+        if stage.output:
+            self._define('output', stage.output, required=True)
+        if 'tokenizer' in stage.needs:
+            self._define('tokenizer', _TOKENIZER, required=True)
+        if 'seed' in stage.needs:
+            self._define('seed', 'Random seed of all sampling.', flags.DEFINE_integer, 0)
+        if 'model' in stage.needs:
+            self._define_model()
+        for name, each in declarations(stage.config).items():
+            default, required = getattr(stage.config, name, None), not hasattr(stage.config, name)
+            kind = _DEFINE.get(self._hints[name], flags.DEFINE_string)
+            self._define(name, each.flag_help, kind, default, required=required)
+
+    def parsed(self) -> tuple[StageRun[Any], Choice | None]:
+        """Return the settings and data of the run, and which model it asks, if it asks one.
+
+        Raises:
+            UserError: A value is not allowed, a path is empty or cannot be used, or the tokenizer
+                cannot be loaded.
+        """
+        stage = self._stage
+        output = self._output() if stage.output else pathlib.Path()
+        choice = self._choice(output) if 'model' in stage.needs else None
+        config = stage.config(**{name: self._field(name) for name in declarations(stage.config)})
+        resources: dict[str, Any] = {}
+        if 'seed' in stage.needs:
+            resources['seed'] = self._value('seed')
+        if 'tokenizer' in stage.needs:
+            resources['tokenizer'] = counter(self._value('tokenizer'))
+        if choice:
+            resources['concurrency'] = choice.concurrency
+        inputs = self._paths('input') if stage.inputs else stage.find_inputs(config)
+        return StageRun(config, inputs, output, **resources), choice
+
+    def _define(
+        self,
+        name: str,
+        text: str,
+        kind: Any = flags.DEFINE_string,
+        default: Any = None,
+        **options: Any,
+    ) -> None:
+        self._flags[name] = kind(name, default, text, flag_values=self._registry, **options)
+
+    def _define_model(self) -> None:
+        self._define('llm', _LLM, required=True)
+        self._define('base_url', "Address of the endpoint; default: OpenAI's.")
+        self._define('concurrency', _CONCURRENCY, flags.DEFINE_integer, lower_bound=1)
+        self._define('timeout', 'Seconds for a try of a request.', flags.DEFINE_float, 600.0)
+        self._define('token_limit', _TOKEN_LIMIT, flags.DEFINE_integer, 0)
+        self._define('cache', _CACHE)
+
+    def _value(self, name: str) -> Any:
+        return self._flags[name].value
+
+    def _choice(self, output: pathlib.Path) -> Choice:
+        llm, cache = self._value('llm'), self._value('cache')
+        return Choice(
+            llm,
+            pathlib.Path(cache) if cache else output.parent / 'answers.sqlite',
+            self._value('concurrency') or (8 if is_local(llm) else 64),
+            self._value('base_url'),
+            self._value('timeout'),
+            self._value('token_limit'),
+        )
+
+    def _field(self, name: str) -> Any:
+        """Return the value of a field of the settings."""
+        hint = self._hints[name]
+        if hint == Sequence[pathlib.Path]:
+            return self._paths(name)
+        if hint == pathlib.Path or (hint == pathlib.Path | None and self._value(name)):
+            return cli.directory(self._flags[name])
+        if hint == pathlib.Path | None:
+            return None
+        return self._value(name)
+
+    def _paths(self, name: str) -> list[pathlib.Path]:
+        """Return the paths in a flag, or those of local copies of paths in a bucket.
+
+        Raises:
+            UserError: One of them is empty, as --input="$UNSET" gives it, or is there twice.
+        """
+        named = self._value(name)
+        if not all(named):
+            raise UserError(f'--{name} holds an empty path.')
+        found = [buckets.local(path) for path in named]
+        twin = next((path for path in found if found.count(path) > 1), None)
+        if twin:
+            raise UserError(f'--{name} holds {twin} twice.')
+        return found
+
+    def _output(self) -> pathlib.Path:
+        """Return the output directory.
+
+        Raises:
+            UserError: It is in a bucket, or as `cli.directory`.
+        """
+        path = cli.directory(self._flags['output'])
+        if buckets.home(path) != path:
+            raise UserError(
+                f'--output={self._value("output")}: a stage needs a directory on a disk.'
+            )
+        return path

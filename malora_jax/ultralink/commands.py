@@ -1,0 +1,56 @@
+"""Commands that read the rows of stages, or other files, and write no rows themselves."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from malora_jax.ultralink import release
+from malora_jax.ultralink.evaluation import humaneval
+from malora_jax.ultralink.settings import Settings, setting
+from malora_jax.ultralink.stage import StageRun
+
+
+def export(run: StageRun[Settings]) -> tuple[str, int]:
+    """Return the number of rows of each exported file, and exit status 0."""
+    counts = release.export(run.inputs, run.output)
+    return '\n'.join(f'{name}: {count:,} rows' for name, count in counts.items()), 0
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Contents of a report."""
+
+    section = 'report'
+    stages: Sequence[pathlib.Path] = setting(
+        'Directories of stages whose counts are reported, complete or not.', (), recorded=False
+    )
+
+
+def report(run: StageRun[ReportConfig]) -> tuple[str, int]:
+    """Return the report on conversations, and exit status 0."""
+    # Imported here because it loads Matplotlib, which no other stage needs.
+    from malora_jax.ultralink.report import report as write_report
+
+    return write_report(run.inputs, run.tokenizer, run.output, run.config.stages), 0
+
+
+@dataclass(frozen=True)
+class HumanevalConfig(Settings):
+    """Files to compare, and how."""
+
+    section = 'check_humaneval'
+    input: pathlib.Path = setting('File of translated problems.', recorded=False)
+    originals: pathlib.Path = setting('File of the original problems.', recorded=False)
+    workers: int = setting(
+        'Number of canonical solutions that run at the same time.',
+        os.cpu_count() or 1,
+        at_least=1,
+    )
+
+
+def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
+    """Return the faults of each row, and exit status 1 if there are any."""
+    config = run.config
+    found = humaneval.diagnose(config.originals, config.input, workers=config.workers)
+    return humaneval.table(found), int(any(each.faults for each in found))

@@ -1,0 +1,310 @@
+"""The table of stages: everything that the command line and `Stage.run` know of each stage.
+
+Flags, `--help` and the runner follow from an entry of `STAGES`. CONTRIBUTING.md shows how to add
+one.
+"""
+
+import pathlib
+import textwrap
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from malora_jax.ultralink import (
+    commands,
+    criteria,
+    dialogues,
+    documents,
+    prune,
+    released,
+    stage,
+    translate,
+)
+from malora_jax.ultralink.evaluation import judge, mgsm
+from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.settings import Settings
+from malora_jax.ultralink.stage import Prepared, Read, StageRun
+from malora_jax.ultralink.text import wikipedia
+
+_COMMAND = 'python -m experiments.ultralink'
+_ENDPOINT = '--llm=MODEL --base-url=http://127.0.0.1:8000/v1'
+_KEPT_ANSWERS = """\
+Every answer is kept in the cache, so no request is paid for twice. The endpoint's key is taken from
+the environment, OPENAI_API_KEY."""
+
+
+def _wrapped(command: str) -> str:
+    """Return a command line in lines of at most 100 characters, as a shell takes them."""
+    lines = textwrap.wrap(command, 92, break_long_words=False, break_on_hyphens=False)
+    return '    ' + ' \\\n      '.join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of `experiments.ultralink`.
+
+    Attributes:
+        name: First word of the command line; also the name in manifests.
+        purpose: One sentence.
+        details: Further text of `--help`.
+        examples: Arguments of each example.
+        config: Dataclass of settings; each of its fields is a flag.
+        inputs: Help text of `--input`; '' if `find_inputs` returns the inputs.
+        find_inputs: Returns the inputs that settings name.
+        output: Help text of `--output`; '' if there is no output directory.
+        needs: Attributes of `StageRun` that the command uses; they have flags of their own.
+    """
+
+    name: str
+    purpose: str
+    details: str
+    examples: tuple[str, ...]
+    config: type[Settings] = Settings
+    inputs: str = ''
+    find_inputs: Callable[[Any], Sequence[pathlib.Path]] = lambda config: []
+    output: str = ''
+    needs: tuple[Literal['model', 'tokenizer', 'seed'], ...] = ()
+
+    @property
+    def help(self) -> str:
+        """Text of `--help` above the flags."""
+        kept = [_KEPT_ANSWERS] if 'model' in self.needs else []
+        examples = [_wrapped(f'{_COMMAND} {self.name} {each}') for each in self.examples]
+        heading = 'Examples:' if len(examples) > 1 else 'Example:'
+        parts = [self.purpose, self.details, *kept, '\n'.join([heading, *examples, ''])]
+        return '\n\n'.join(parts)
+
+
+def _describe(run: StageRun[Any], manifest: Manifest) -> str:
+    return stage.describe(manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Command):
+    """A command that makes rows of rows, and resumes where it was interrupted.
+
+    Attributes:
+        prepare: Returns the process function for a run.
+        read: Reads the items of the inputs; None if they are rows as stages write them.
+        summary: Returns the text that is printed at the end.
+    """
+
+    prepare: Callable[[StageRun[Any]], Prepared]
+    read: Read | None = None
+    summary: Callable[[StageRun[Any], Manifest], str] = _describe
+
+    def run(self, run: StageRun[Any]) -> Coroutine[Any, Any, Manifest]:
+        """Prepare the stage, and return the coroutine that runs it.
+
+        Preparation may compute for long. Outside of an event loop, Ctrl-C interrupts it at once.
+
+        Args:
+            run: Settings, data and resources.
+
+        Raises:
+            UserError: As `prepare` and `stage.run`, or the model refuses a request.
+            OSError: The model cannot answer.
+        """
+        process, fingerprints = self.prepare(run)
+        settings = run.config.recorded
+        if 'model' in self.needs:
+            settings['llm'] = run.model.name
+        if 'tokenizer' in self.needs:
+            settings['tokenizer'] = run.tokenizer.fingerprint
+        return stage.run(
+            self.name,
+            process,
+            run.inputs,
+            run.output,
+            settings={**settings, **fingerprints},
+            seed=run.seed,
+            concurrency=run.concurrency if 'model' in self.needs else 1,
+            shard_items=run.shard_items,
+            read=self.read,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCommand(Command):
+    """A command that writes no rows.
+
+    Attributes:
+        function: Returns the text to print and the exit status.
+    """
+
+    function: Callable[[StageRun[Any]], tuple[str, int]]
+
+
+_ENTRIES: tuple[Stage | FileCommand, ...] = (
+    Stage(
+        name=documents.STAGE,
+        purpose='Cut documents in one language into segments that dialogues can be about.',
+        details="""\
+Documents are kept if they are in the language and have 1,000 to 10,000 tokens; traditional Chinese
+becomes simplified. They are cut between lines into segments of fewer than 2,000 tokens; a last one
+under 1,000 is dropped. Prints how many were dropped for which reason, and the first of each.
+
+Inputs: output of WikiExtractor (files or directories), Parquet files of wikimedia/wikipedia, or
+JSON Lines with `id`, `title` and `text`.""",
+        examples=(
+            '--language=zh --input=wiki/zh --tokenizer=llama2-13b --output=data/zh/documents',
+        ),
+        config=documents.DocumentsConfig,
+        inputs='Files and directories of documents.',
+        output='Directory for the segments.',
+        needs=('tokenizer',),
+        prepare=documents.prepare,
+        read=wikipedia.read,
+    ),
+    Stage(
+        name=dialogues.STAGE,
+        purpose='Generate questions and answers about segments, turn by turn, in their language.',
+        details="""\
+A dialogue has 2 to 6 turns, by the paper's rule. Questions and answers that are cut short, are in
+another language, speak of "the text", do not stand alone or were asked before are tried again; then
+the dialogue ends at its last good turn, or is dropped. Prints how many ended for which reason.""",
+        examples=(
+            f'--input=data/fr/documents {_ENDPOINT} --tokenizer=llama2-13b '
+            '--output=data/fr/dialogues',
+            '--input=data/en/documents --concurrency=8 --llm=local:configs/quickstart.py '
+            '--tokenizer=smollm2-135m --output=data/en/dialogues',
+        ),
+        config=dialogues.DialoguesConfig,
+        inputs='Directories of segments.',
+        output='Directory for the dialogues.',
+        needs=('model', 'tokenizer', 'seed'),
+        prepare=dialogues.prepare,
+    ),
+    Stage(
+        name=criteria.STAGE,
+        purpose='Keep the English conversations that say the same in every language.',
+        details="""\
+Those with links, too short or long, or in another language are dropped. A model scores the others
+by seven criteria, such as names, places and brands, and one that meets any is dropped. Prints how
+many for which.
+
+Inputs: conversations as other stages have them, or ShareGPT's files (`id`, `conversations`), JSON
+Lines or an array in a .json.""",
+        examples=(f'--input=sharegpt.json {_ENDPOINT} --output=data/en/chat',),
+        config=criteria.CriteriaConfig,
+        inputs='Conversations in English.',
+        output='Directory for the conversations that are kept.',
+        needs=('model', 'seed'),
+        prepare=criteria.prepare,
+        read=criteria.read,
+    ),
+    Stage(
+        name=translate.STAGE,
+        purpose='Translate English conversations and verify each text.',
+        details="""\
+A conversation is translated text by text. A text that has lost a number, the final answer, LaTeX,
+code or a name of the code, or is in another language, is asked for again, and then dropped with its
+conversation. Prints how many were dropped for which reason, and how often each fault was found.""",
+        examples=(
+            f'--language=fr --input=data/en/math.jsonl {_ENDPOINT} --output=data/fr/translated',
+        ),
+        config=translate.TranslateConfig,
+        inputs='Conversations in English.',
+        output='Directory for the translations.',
+        needs=('model', 'seed'),
+        prepare=translate.prepare,
+    ),
+    Stage(
+        name=prune.STAGE,
+        purpose='Cut translations to a budget for each language and skill.',
+        details="""\
+In every language but English, near-duplicates are taken out, and a random sample of the rest is
+kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. Prints what
+became of the rows of each language and subset.""",
+        examples=('--input=data/fr/translated,data/zh/translated --output=data/pruned',),
+        config=prune.PruneConfig,
+        inputs='Directories of conversations.',
+        output='Directory for the conversations that are kept.',
+        needs=('seed',),
+        prepare=prune.prepare,
+        summary=prune.summary,
+    ),
+    FileCommand(
+        name='export',
+        purpose='Write conversations as the files of the released dataset, and for the trainer.',
+        details="""\
+The output has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LANGUAGE.jsonl with
+all rows of a language, as configs/ultralink_lm.py takes them. Prints the number of rows of each
+file.""",
+        examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
+        inputs='Directories of conversations.',
+        output='New directory for the files.',
+        function=commands.export,
+    ),
+    Stage(
+        name=released.STAGE,
+        purpose='Read the 20 files of the released dataset and check each row.',
+        details='Bad rows are named on stderr with file and line, counted and skipped.',
+        examples=(
+            '--input=UltraLink --output=data/released',
+            '--revision=COMMIT --output=data/released',
+        ),
+        config=released.ImportConfig,
+        find_inputs=released.find_inputs,
+        output='Directory for the rows.',
+        prepare=released.prepare,
+        read=released.read,
+    ),
+    FileCommand(
+        name='report',
+        purpose="Report the number and length of conversations, and each stage's counts.",
+        details="""\
+Writes report.md with the paper's tables next to one's own, and lengths.png; prints the report. The
+files of the release are read with the stage `import` first.""",
+        examples=(
+            '--input=data/pruned,data/fr/dialogues --tokenizer=llama2-13b --output=data/report '
+            '--stages=data/fr/documents,data/fr/dialogues,data/pruned',
+        ),
+        config=commands.ReportConfig,
+        inputs='Directories of conversations.',
+        output='Directory for the report.',
+        needs=('tokenizer',),
+        function=commands.report,
+    ),
+    FileCommand(
+        name='check_humaneval',
+        purpose='Check a file of HumanEval with translated docstrings, row by row.',
+        details="""\
+Each row must be the original problem but for the prose of its docstring. Prints the faults of each
+row, and how many canonical solutions pass. Exit status 1 if a row has a fault.""",
+        examples=('--input=humaneval_es.json --originals=HumanEval.jsonl.gz',),
+        config=commands.HumanevalConfig,
+        function=commands.check_humaneval,
+    ),
+    Stage(
+        name=mgsm.STAGE,
+        purpose='Ask a chat model the problems of MGSM in one language, and print its accuracy.',
+        details='Each row of the output has a problem, the answer, and whether it is right.',
+        examples=(
+            '--language=fr --input=mgsm_fr.tsv --llm=local:runs/fr --output=results/mgsm_fr',
+        ),
+        config=mgsm.MgsmConfig,
+        inputs='TSV files of the problems.',
+        output='Directory for the answers.',
+        needs=('model', 'seed'),
+        prepare=mgsm.prepare,
+        read=mgsm.read,
+        summary=mgsm.summary,
+    ),
+    Stage(
+        name=judge.STAGE,
+        purpose='Let a model judge answers against those of a baseline, in both orders.',
+        details='Prints the win rate, with ties as halves, and its 95% interval.',
+        examples=(
+            '--language=fr --input=ours.jsonl --baseline=davinci.jsonl --llm=JUDGE '
+            '--output=results/judge_fr',
+        ),
+        config=judge.JudgeConfig,
+        inputs='Rows with `id`, `question` and `answer`.',
+        output='Directory for the verdicts.',
+        needs=('model', 'seed'),
+        prepare=judge.prepare,
+        summary=judge.summary,
+    ),
+)
+STAGES = {entry.name: entry for entry in _ENTRIES}
