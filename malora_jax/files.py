@@ -154,7 +154,7 @@ def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) 
 
 
 def parse_json_lines(
-    lines: Iterable[bytes] | Iterable[str],
+    lines: Iterable[bytes | str],
     file: str,
     remedy: str = '',
     decode: Callable[[str], Any] = json.loads,
