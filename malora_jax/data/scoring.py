@@ -12,9 +12,9 @@ from typing import Any
 
 from malora_jax.data.examples import Example
 
-# A generated answer may have so many tokens more than the longest right answer.
-SPARE_TOKENS = 4
-# Limits on the search for the best constant answer: candidates, and scores in total.
+# Tokens that a generated answer may have beyond the longest right answer.
+_SPARE_TOKENS = 4
+# Limits of the search for the best constant answer: candidates, and scores in total.
 _MAX_CONSTANTS = 200
 _MAX_SCORES = 20_000
 
@@ -66,7 +66,7 @@ class Scoring(abc.ABC):
         Args:
             lengths: Number of tokens of each right answer. They are computed only if needed.
         """
-        return self.max_new_tokens or SPARE_TOKENS + self.needed_tokens(lengths)
+        return self.max_new_tokens or _SPARE_TOKENS + self.needed_tokens(lengths)
 
     def record(self, template: str, limit: int, temperature: float, samples: int) -> dict[str, Any]:
         """Return the description of the rule for results.

@@ -164,7 +164,7 @@ def average(values: Mapping[str, float]) -> float:
 def _answer_task(
     scoring: Scoring, examinee: Examinee, split: Split, description: str
 ) -> list[Answer]:
-    """Answer the held-out questions of a task; each class of rules registers its function."""
+    """Answer the held-out questions of a task; a function is registered for each class of rules."""
     raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
 
 

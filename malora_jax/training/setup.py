@@ -334,7 +334,7 @@ def _split(run: RunConfig) -> list[data.Split]:
     trained = {*section.tasks, *files}
     names = dict.fromkeys([*section.tasks, *run.evaluation.tasks, *files])
     scored = set(run.evaluation.tasks or names)
-    store = data.open_store(section.directory, section.sources, section.skip_broken)
+    store = section.store
 
     def find(name: str) -> data.TaskProtocol:
         if name in files:

@@ -190,6 +190,12 @@ def test_a_question_that_one_task_keeps_trains_no_other():
     assert questions(first.held_out) == ['d']
 
 
+def test_a_published_split_stays_as_it_is_and_takes_nothing_from_others():
+    public = dataclasses.replace(split_of('public', 'abc', 'd', 'e'), published=True)
+    own = split_of('own', 'defg', 'a', 'b')
+    assert without_kept_questions([public, own]) == [public, own]
+
+
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
     assert message(without_kept_questions, splits) == (

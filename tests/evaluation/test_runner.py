@@ -227,3 +227,8 @@ def test_means_and_intervals():
     uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
     assert runner.mean_loss(uneven) == 2.5
     assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize('kind', Scoring.__subclasses__())
+def test_every_rule_has_a_function_that_asks_the_model(kind):
+    assert runner._answer_task.dispatch(kind) is not runner._answer_task.dispatch(object)
