@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from malora_jax import schema
@@ -145,13 +145,41 @@ def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) 
         FileNotFoundError: There is no file.
     """
     check_regular(path)
+    lines = path.read_bytes().split(b'\n')[:-1]
     rows = []
-    # Only a line feed ends a line here: str.splitlines would also split within JSON strings.
-    for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
-        place = f'{path}:{number}'
-        rows.append(parse_json(line, place, remedy))
-        check_content(kind, rows[-1], place, remedy)
+    for place, row in parse_json_lines(lines, f'{path}:', remedy, skip_blank=False):
+        check_content(kind, row, place, remedy)
+        rows.append(row)
     return rows
+
+
+def parse_json_lines(
+    lines: Iterable[bytes | str],
+    file: str,
+    remedy: str = '',
+    decode: Callable[[str], Any] = json.loads,
+    skip_blank: bool = True,
+) -> Iterator[tuple[str, Any]]:
+    r"""Parse lines with one JSON value each; every reader of JSON Lines calls this.
+
+    Args:
+        lines: Lines that end at a line feed, such as an open binary file or `text.split('\n')`.
+            `str.splitlines` would also split within JSON strings.
+        file: Start of the place of each line, such as 'rows.jsonl line '.
+        remedy: What a user can do about a broken line, for messages.
+        decode: Parser of one line.
+        skip_blank: Whether blank lines are skipped rather than refused.
+
+    Yields:
+        The place, `file` and the line's number from 1, and the value.
+
+    Raises:
+        UserError: As `parse_json`, with the place.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not skip_blank or line.strip():
+            place = f'{file}{number}'
+            yield place, parse_json(line, place, remedy, decode)
 
 
 def check_regular(path: pathlib.Path) -> None:

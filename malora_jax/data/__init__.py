@@ -5,7 +5,6 @@ from malora_jax.data.benchmark_tasks import (
     benchmark,
     benchmark_settings,
     is_benchmark,
-    split_benchmark,
 )
 from malora_jax.data.benchmarks import DATASETS, get_dataset
 from malora_jax.data.describe import describe_drawing, describe_split
@@ -17,22 +16,25 @@ from malora_jax.data.encoding import (
     end_id,
     with_bos,
 )
-from malora_jax.data.file_splits import split_file, without_kept_questions
+from malora_jax.data.examples import Example
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
 from malora_jax.data.fitting import Size, measure_examples, shortened
 from malora_jax.data.mixture import mixture_shares, train_iterator
 from malora_jax.data.packing import packed_batches
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
-from malora_jax.data.splits import Split, best_constant, split_task
+from malora_jax.data.scorers import exact_match
+from malora_jax.data.scoring import (
+    GeneratedScoring,
+    LikelihoodScoring,
+    ProgramScoring,
+    Scoring,
+)
+from malora_jax.data.splits import Split, TaskProtocol, without_kept_questions
 from malora_jax.data.store import Store, check_sources, open_store
 from malora_jax.data.streams import RowStreams
 from malora_jax.data.tasks import (
-    Example,
-    Scored,
-    Scoring,
     Source,
     Task,
-    exact_match,
     get_task,
     register,
     take_distinct,
@@ -47,20 +49,22 @@ __all__ = [
     'Drawing',
     'Example',
     'FileTask',
+    'GeneratedScoring',
+    'LikelihoodScoring',
+    'ProgramScoring',
     'ReasoningGymSource',
     'RowStreams',
-    'Scored',
     'Scoring',
     'Size',
     'Source',
     'Split',
     'Store',
     'Task',
+    'TaskProtocol',
     'Template',
     'Tokenizer',
     'benchmark',
     'benchmark_settings',
-    'best_constant',
     'check_sources',
     'count_drawn',
     'describe_drawing',
@@ -82,9 +86,6 @@ __all__ = [
     'packed_batches',
     'register',
     'shortened',
-    'split_benchmark',
-    'split_file',
-    'split_task',
     'take_distinct',
     'task_names',
     'train_iterator',

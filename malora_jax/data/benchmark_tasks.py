@@ -6,7 +6,7 @@ can be compared question by question. Training examples are read when they are d
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,17 +20,14 @@ from malora_jax.data.benchmarks import (
     group_answers,
     with_shots,
 )
-from malora_jax.data.scorers import SCORERS, label
+from malora_jax.data.examples import Example, question_key
+from malora_jax.data.scoring import Scoring
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
-from malora_jax.data.store import Store
-from malora_jax.data.tasks import Example, Scoring, question_key
+from malora_jax.data.store import Store, open_store
 from malora_jax.errors import UserError, unknown_name
 
-_SCORERS = {**SCORERS, 'label': label}
 _SETTINGS = ('form', 'shots')
-_ACCURACY = dict.fromkeys(('likelihood', 'letter', 'label', 'number'), 'accuracy')
-_METRICS = {**_ACCURACY, 'code': 'pass@1'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +35,33 @@ class Benchmark:
     """A public dataset in a prompt form.
 
     Attributes:
-        dataset: where the items are from.
-        form: name of the prompt form, in training and in scoring.
-        shots: solved training examples in front of each held-out question; None = the default.
+        dataset: Dataset with the items.
+        form: Name of the prompt form, in training and in scoring.
+        shots: Number of solved training examples in front of each held-out question; None = the
+            default.
+        store: Directory of the prepared datasets.
+        trained: Whether the run trains on it, so that it needs a training split.
+        scored: Whether the run scores it, so that it needs a test split.
     """
 
     dataset: Dataset
     form: str
     shots: int | None = None
+    store: Store = dataclasses.field(default_factory=open_store)
+    trained: bool = True
+    scored: bool = True
 
     @property
     def name(self) -> str:
-        """That of the dataset."""
+        """Name of the dataset."""
         return self.dataset.name
 
     @property
     def scoring(self) -> Scoring:
-        """The dataset's default in this form.
+        """The dataset's default in this form, with the given shots.
 
         Raises:
-            UserError: it is only trained on, or has no training split to take shots from.
+            UserError: It is only trained on, or has no training split to take shots from.
         """
         scoring = default_scoring(self.name, self.form)
         if self.shots is None:
@@ -69,19 +73,40 @@ class Benchmark:
             )
         return dataclasses.replace(scoring, shots=self.shots)
 
-    @property
-    def metric(self) -> str:
-        """What results call the mean score."""
-        return _METRICS.get(self.scoring.rule, self.scoring.rule)
-
-    @property
-    def score(self) -> Callable[[str, Example], float]:
-        """The scorer of what the model says; options and programs are not scored by text."""
-        return _SCORERS[self.scoring.rule]
-
     def example(self, item: Item) -> Example:
-        """The item in the form."""
+        """Return the item in the form."""
         return get_form(self.form)(self.name, item)
+
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+        """Return the examples that the run needs; a dataset that is not prepared is prepared first.
+
+        Args:
+            seed: Seed of the run; other seeds sample other examples to train on.
+            max_per_task: Maximum number of training examples; 0 = all.
+            held_out: Maximum number of questions of the test split to score, whatever the seed;
+                0 = all.
+            validation: Number of questions of the training split that choose a checkpoint; no
+                example with one of them is trained on.
+
+        Raises:
+            UserError: It cannot be prepared, lacks a split, or has too few examples.
+        """
+        _check_splits(self)
+        scoring = self.scoring if self.scored else None
+        self.store.prepare(self.dataset)
+        train: Sequence[Example] = []
+        chosen: list[Example] = []
+        distinct = 0
+        if self.trained:
+            items = self.store.items(self.dataset, 'train')
+            order = _order('sample', self, len(items), seed)
+            if validation:
+                chosen, order = _kept(self, items, order, validation, max_per_task)
+            train = Examples(self, items, order[: max_per_task or None])
+            distinct = len(items)
+        held = _held_out(self, scoring, held_out) if scoring else []
+        origin = {'dataset': self.store.lock(self.dataset)}
+        return Split(self, train, held, distinct, chosen, origin, published=True)
 
 
 class Examples(Sequence[Example]):
@@ -136,68 +161,42 @@ def benchmark_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str
     return found
 
 
-def benchmark(name: str, form: str, settings: Sequence[str]) -> Benchmark:
-    """The task of a public dataset, as a config's `data` section says.
+def benchmark(
+    name: str,
+    form: str,
+    settings: Sequence[str],
+    store: Store | None = None,
+    *,
+    trained: bool = True,
+    scored: bool = True,
+) -> Benchmark:
+    """Return the task of a public dataset, as a config's `data` section describes it.
+
+    Args:
+        name: Name of the dataset.
+        form: Prompt form, unless the settings name another one.
+        settings: 'NAME.FIELD=VALUE' each, as for `benchmark_settings`.
+        store: Directory of the prepared datasets; None = the default one.
+        trained: Whether the run trains on it.
+        scored: Whether the run scores it.
 
     Raises:
-        UserError: there is no such dataset, or a setting is wrong.
+        UserError: There is no such dataset, or a setting is wrong.
     """
     own = benchmark_settings(form, settings).get(name, {})
     shots = int(own['shots']) if 'shots' in own else None
-    return Benchmark(get_dataset(name), own.get('form', form), shots)
+    return Benchmark(
+        get_dataset(name), own.get('form', form), shots, store or open_store(), trained, scored
+    )
 
 
-def split_benchmark(
-    task: Benchmark,
-    store: Store,
-    seed: int,
-    max_per_task: int,
-    held_out: int,
-    validation: int,
-    *,
-    trained: bool,
-    scored: bool,
-) -> Split:
-    """The examples of a public dataset, prepared if they are not.
-
-    Args:
-        task: the dataset in a form.
-        store: where it is.
-        seed: of the run; other seeds sample other examples to train on.
-        max_per_task: at most how many to train on; 0 = all.
-        held_out: at most how many questions of the test split to score, whatever the seed; 0 = all.
-        validation: how many questions of the training split to keep for choosing a checkpoint; no
-            example with one of them is trained on.
-        trained: whether it is trained on.
-        scored: whether it is scored.
-
-    Raises:
-        UserError: it cannot be prepared, lacks a split, or has too few examples.
-    """
-    _check_splits(task, trained, scored)
-    scoring = task.scoring if scored else None
-    store.prepare(task.dataset)
-    train: Sequence[Example] = []
-    chosen: list[Example] = []
-    distinct = 0
-    if trained:
-        items = store.items(task.dataset, 'train')
-        order = _order('sample', task, len(items), seed)
-        if validation:
-            chosen, order = _kept(task, items, order, validation, max_per_task)
-        train = Examples(task, items, order[: max_per_task or None])
-        distinct = len(items)
-    held = _held_out(task, scoring, store, held_out) if scoring else []
-    return Split(task, train, held, distinct, chosen, {'dataset': store.lock(task.dataset)})
-
-
-def _check_splits(task: Benchmark, trained: bool, scored: bool) -> None:
-    if trained and 'train' not in task.dataset.splits:
+def _check_splits(task: Benchmark) -> None:
+    if task.trained and 'train' not in task.dataset.splits:
         raise UserError(
             f'Task {task.name!r} has no training split: name it in evaluation.tasks, not in '
             'data.tasks.'
         )
-    if scored and 'test' not in task.dataset.splits:
+    if task.scored and 'test' not in task.dataset.splits:
         raise UserError(
             f'Task {task.name!r} has no test split: evaluation.tasks must name the tasks to score '
             'without it.'
@@ -226,16 +225,16 @@ def _kept(
     return list(kept.values()), np.array(rest)
 
 
-def _held_out(task: Benchmark, scoring: Scoring, store: Store, count: int) -> list[Example]:
-    """A sample of the test split's questions in their order, with shots."""
-    items: Sequence[Item] = store.items(task.dataset, 'test')
+def _held_out(task: Benchmark, scoring: Scoring, count: int) -> list[Example]:
+    """Return a sample of the test split's questions in their order, with shots."""
+    items: Sequence[Item] = task.store.items(task.dataset, 'test')
     if task.dataset.grouped:
         items = group_answers(items)
     order = _order('held out', task, len(items))
     questions = Examples(task, items, np.sort(order[: count or None]))
     if not scoring.shots:
         return list(questions)
-    shown = store.items(task.dataset, 'train')
+    shown = task.store.items(task.dataset, 'train')
     if len(shown) < scoring.shots:
         raise UserError(
             f'Task {task.name!r} has {len(shown)} training examples, too few for '

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.data.tasks import Example
+from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError

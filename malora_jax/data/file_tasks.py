@@ -1,21 +1,20 @@
 """Tasks from the user's own files: which file, which of its fields, which scorer."""
 
 import dataclasses
-import decimal
 import hashlib
-import json
-import math
 import pathlib
-import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import tqdm
 
 from malora_jax import buckets
+from malora_jax.data.examples import Example
+from malora_jax.data.field_patterns import fill_pattern, parse_pattern
+from malora_jax.data.file_splits import FileExamples, split_examples
 from malora_jax.data.rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
 from malora_jax.data.scorers import SCORERS
-from malora_jax.data.tasks import Example, Scoring
+from malora_jax.data.scoring import GeneratedScoring
+from malora_jax.data.splits import Split
 from malora_jax.errors import UserError, unknown_name
 
 
@@ -60,14 +59,9 @@ class FileTask:
             raise unknown_name('data.scorer', self.scorer, SCORERS)
 
     @property
-    def metric(self) -> str:
-        """What results call the mean score."""
-        return self.scorer
-
-    @property
-    def scoring(self) -> Scoring:
+    def scoring(self) -> GeneratedScoring:
         """A generated answer, in the run's template."""
-        return Scoring(self.scorer)
+        return GeneratedScoring(self.scorer, self.scorer, self.score)
 
     def score(self, prediction: str, example: Example) -> float:
         """The scorer's best over all `answers` that the file has to the question."""
@@ -76,8 +70,17 @@ class FileTask:
             for answer in example.metadata['answers']
         )
 
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+        """Read the file, or its two files, and split the examples as `file_splits` does.
 
-_NUMBERS = (int, float, decimal.Decimal)
+        Raises:
+            UserError: A file is broken, too small, or shares questions with its test file.
+        """
+        read = read_examples(self, self.path)
+        test = read_examples(self, self.test_file) if self.test_file else None
+        return split_examples(self, read, test, seed, max_per_task, held_out, validation)
+
+
 _SETTINGS = ('question_field', 'answer_field', 'scorer', 'test_file', 'turns_field')
 
 
@@ -128,20 +131,6 @@ def file_tasks(
     return [FileTask(name, path, **by_name[name]) for name, path in paths]
 
 
-class FileExamples(NamedTuple):
-    """What was read.
-
-    Attributes:
-        examples: in the order of the file, their `metadata` the `row`'s place.
-        rows: how many rows the file has.
-        duplicates: rows left out, as question and answer are those of an earlier one.
-    """
-
-    examples: list[Example]
-    rows: int
-    duplicates: int
-
-
 def read_examples(task: FileTask, file: str) -> FileExamples:
     """Reads a task's `path` or `test_file`.
 
@@ -166,15 +155,15 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
         examples.setdefault((*example.earlier, (example.question, example.answer)), example)
     if not rows:
         raise UserError(f'{path} has no rows.')
-    return FileExamples(list(examples.values()), rows, rows - len(examples))
+    return FileExamples(list(examples.values()), rows, rows - len(examples), file)
 
 
 def _pattern_reader(task: FileTask) -> Callable[[Row], Example]:
     asked, answered = parse_pattern(task.question_field), parse_pattern(task.answer_field)
 
     def read(row: Row) -> Example:
-        question = _fill(asked, 'question_field', row).strip()
-        answer = _fill(answered, 'answer_field', row).rstrip()
+        question = fill_pattern(asked, 'question_field', row).strip()
+        answer = fill_pattern(answered, 'answer_field', row).rstrip()
         return Example(question, answer, {'row': row.place})
 
     return read
@@ -224,27 +213,6 @@ def expanded(file: str) -> pathlib.Path:
     return buckets.local(file)
 
 
-def parse_pattern(pattern: str) -> list[tuple[str, str]]:
-    """A pattern as pieces: some text and the name of the field after it, '' for none.
-
-    Raises:
-        UserError: the pattern is empty, its braces do not match, or hold more than a name.
-    """
-    if pattern and not set('{}') & set(pattern):
-        return [('', pattern)]
-    try:
-        parts = list(string.Formatter().parse(pattern.replace('\\n', '\n')))
-    except ValueError as error:
-        raise UserError(f'The field pattern {pattern!r} is broken: {error}.') from error
-    names = [name for _, name, _, _ in parts if name is not None]
-    if not names or not all(names) or any(spec or convert for _, _, spec, convert in parts):
-        raise UserError(
-            f'The field pattern {pattern!r} must be the name of a field, or text with names of '
-            "fields in braces, such as '{context} {question}'."
-        )
-    return [(text, name or '') for text, name, _, _ in parts]
-
-
 def _with_answer(example: Example, answer: str) -> Example:
     metadata = {**example.metadata, 'answers': (answer,)}
     return dataclasses.replace(example, answer=answer, metadata=metadata)
@@ -272,44 +240,3 @@ def _check_suffix(file: str) -> None:
         raise UserError(f'{file}: write one JSON object a line into a .jsonl file instead.')
     if suffix not in SUFFIXES:
         raise UserError(f'{file} is of unknown kind: the name must end in {", ".join(SUFFIXES)}.')
-
-
-def _fill(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> str:
-    """The text of a pattern for one row.
-
-    Raises:
-        UserError: a field is missing, no text, or all of them are empty.
-    """
-    values = {name: _value(name, setting, row) for _, name in pieces if name}
-    if not any(value.strip() for value in values.values()):
-        names = ' and '.join(repr(name) for name in values)
-        raise UserError(f'{row.place}: nothing is in {names}, so {setting} is empty.')
-    return ''.join(text + values.get(name, '') for text, name in pieces)
-
-
-def _value(name: str, setting: str, row: Row) -> str:
-    """A field as text; numbers, true and false as JSON writes them."""
-    if name not in row.fields:
-        # A table without a header has a whole row where the names should be.
-        known = [field if len(field) <= 40 else f'{field[:40]}…' for field in row.fields]
-        raise UserError(f'{row.place}: {unknown_name(setting, name, known)}')
-    value = row.fields[name]
-    if isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, _NUMBERS) and math.isfinite(value):
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(
-            f'{row.place}: field {name!r} is {_kind(value)}; it must be text or a number.'
-        )
-    if not is_utf_8(value):
-        raise UserError(f'{row.place}: field {name!r} is not UTF-8: save the file as UTF-8.')
-    return value
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, _NUMBERS):
-        return 'missing (null)'
-    if isinstance(value, Mapping):
-        return 'an object'
-    return 'a list' if isinstance(value, list) else f'of type {type(value).__name__}'

@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 
 from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
-from malora_jax.data.tasks import Example
+from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError

@@ -9,11 +9,11 @@ import grain
 import numpy as np
 
 from malora_jax.data.encoding import encode_example
+from malora_jax.data.examples import Example
 from malora_jax.data.packing import pack
 from malora_jax.data.seeds import stable_seed
 from malora_jax.data.splits import Split
 from malora_jax.data.streams import RowStreams
-from malora_jax.data.tasks import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from malora_jax.data.encoding import encode_example
-from malora_jax.data.tasks import Example
+from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from malora_jax.data.examples import Example
 from malora_jax.data.seeds import stable_seed
-from malora_jax.data.tasks import Example, Task, register, take_distinct
+from malora_jax.data.tasks import Task, register, take_distinct
 from malora_jax.errors import UserError
 
 _DRAWS_PER_EXAMPLE = 20

@@ -94,25 +94,20 @@ def _json(path: pathlib.Path) -> Iterator[Row]:
     if not text.lstrip().startswith('['):
         yield from _json_lines(path, text)
         return
-    for number, fields in enumerate(_parsed(text, str(path)), start=1):
+    objects = files.parse_json(text, str(path), decode=_DECODER.decode)
+    for number, fields in enumerate(objects, start=1):
         place = f'{path} row {number}'
         _check_object(place, fields)
         yield Row(place, fields)
 
 
 def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
-    # Only a line feed ends a line here: str.splitlines would also split within JSON strings.
-    for number, line in enumerate(text.split('\n'), start=1):
-        if not line.strip():
-            continue
-        place = f'{path} line {number}'
-        fields = _parsed(line, place, 'each line must be one JSON object')
+    lines = files.parse_json_lines(
+        text.split('\n'), f'{path} line ', 'each line must be one JSON object', _DECODER.decode
+    )
+    for place, fields in lines:
         _check_object(place, fields)
         yield Row(place, fields)
-
-
-def _parsed(text: str, place: str, remedy: str = '') -> Any:
-    return files.parse_json(text, place, remedy, _DECODER.decode)
 
 
 def _check_object(place: str, fields: Any) -> None:

@@ -7,8 +7,13 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from malora_jax.data.examples import Example
 from malora_jax.data.numbers import final_number
-from malora_jax.data.tasks import Example, exact_match
+
+
+def exact_match(prediction: str, example: Example) -> float:
+    """1.0 if the prediction is the answer, apart from white space around it, else 0.0."""
+    return float(prediction.strip() == example.answer.strip())
 
 
 def choice(prediction: str, example: Example) -> float:

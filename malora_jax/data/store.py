@@ -279,7 +279,9 @@ def check_sources(sources: Sequence[str]) -> None:
         places.append(place)
 
 
-def open_store(directory: str, sources: Sequence[str] = (), skip_broken: bool = False) -> Store:
+def open_store(
+    directory: str = '', sources: Sequence[str] = (), skip_broken: bool = False
+) -> Store:
     """The store of a config; without a directory, where TFDS has its datasets."""
     path = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     return Store(buckets.local(path), tuple(sources), skip_broken)

@@ -12,133 +12,107 @@ A new task is one short block::
     register(Task('squares', Squares(), exact_match))
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from malora_jax.data.examples import Example, question_key
+from malora_jax.data.scorers import exact_match
+from malora_jax.data.scoring import GeneratedScoring
+from malora_jax.data.splits import Split, TaskProtocol
 from malora_jax.errors import UserError, unknown_name
 
-
-@dataclass(frozen=True)
-class Example:
-    """A question and its answer, perhaps after others.
-
-    Attributes:
-        question: what the user asks, without any template.
-        answer: what the model should say; there may be other right answers, see `Task.score`.
-        metadata: what the task's scorer needs besides the answer.
-        earlier: the turns before, each a question and its answer. In training these answers are
-            learnt too; where the question is put to a model, they are what it has said.
-    """
-
-    question: str
-    answer: str
-    metadata: Mapping[str, Any]
-    earlier: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def opening(self) -> str:
-        """The question that it all begins with."""
-        return self.earlier[0][0] if self.earlier else self.question
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How the held-out questions of a task are answered; it stands beside every score.
-
-    Attributes:
-        rule: 'likelihood': the model takes the most probable of the options; 'code': it writes
-            programs that are run; else the name of the scorer of what it says.
-        form: of the prompt; '' = the question in the run's template, and nothing else.
-        shots: solved examples in front of the question.
-        stop: texts before which a generated answer ends.
-        max_new_tokens: where it is cut off; 0 = a little after the longest right answer.
-    """
-
-    rule: str
-    form: str = ''
-    shots: int = 0
-    stop: tuple[str, ...] = ()
-    max_new_tokens: int = 0
+MIN_DISTINCT = 1_000
 
 
 class Source(Protocol):
     """Anything that makes examples."""
 
     def examples(self, seed: int, count: int) -> list[Example]:
-        """`count` examples with distinct questions, in an order that only the seed decides.
+        """Return `count` examples with distinct questions, in an order that only the seed decides.
 
         Raises:
-            UserError: there are fewer; `take_distinct` sees to it.
+            UserError: There are fewer; `take_distinct` checks this.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named source of examples and its metric.
+    """A named source of examples and its scorer.
 
     Attributes:
-        name: how configs and results refer to the task.
-        source: makes the examples.
-        score: score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
-        metric: what results call the mean score.
+        name: Name of the task in configs and results.
+        source: Makes the examples.
+        score: Scorer; score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
+        metric: Name of the mean score in results.
     """
 
     name: str
     source: Source
-    score: Callable[[str, Example], float]
+    score: Callable[[str, Example], float] = exact_match
     metric: str = 'exact_match'
 
     @property
-    def scoring(self) -> Scoring:
+    def scoring(self) -> GeneratedScoring:
         """A generated answer, in the run's template."""
-        return Scoring(self.metric)
+        return GeneratedScoring(self.metric, self.metric, self.score)
+
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+        """Hold out the first `held_out` questions, validate on the next, and train on the rest.
+
+        So the held-out questions of a seed stay the same when there are more to train on.
+
+        Args:
+            seed: Seed of the run; other seeds give other examples.
+            max_per_task: Number of training examples, at least 1.
+            held_out: Number of held-out questions, at least 1.
+            validation: Number of questions that choose a checkpoint.
+
+        Raises:
+            UserError: The task has fewer than `MIN_DISTINCT` distinct questions, or fewer than
+                needed; or a held-out or validation question is in training too.
+        """
+        if max_per_task < 1 or held_out < 1 or validation < 0:
+            raise UserError(
+                'max_per_task and held_out must be at least 1 and validation at least 0, not '
+                f'{max_per_task}, {held_out} and {validation}.'
+            )
+        kept = held_out + validation
+        needed = max(MIN_DISTINCT, kept + max_per_task)
+        examples = self.source.examples(seed, needed)
+        distinct = len({question_key(example.question) for example in examples})
+        if distinct < needed:
+            raise UserError(
+                f'Task {self.name!r} has {distinct:,} distinct questions; {kept + max_per_task:,}'
+                f' are needed, and a task with fewer than {MIN_DISTINCT:,} does not count.'
+            )
+        train = examples[kept : kept + max_per_task]
+        split = Split(self, train, examples[:held_out], distinct, examples[held_out:kept])
+        _check_disjoint(self.name, split.held_out, [*train, *split.validation])
+        _check_disjoint(self.name, split.validation, train)
+        return split
 
 
-class Scored(Protocol):
-    """What is needed of a task once it is split: a `Task`, a `FileTask` or a `Benchmark`."""
-
-    @property
-    def name(self) -> str:
-        """How configs and results refer to the task."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """What results call the mean score."""
-        ...
-
-    @property
-    def scoring(self) -> Scoring:
-        """How its held-out questions are answered."""
-        ...
-
-    @property
-    def score(self) -> Callable[[str, Example], float]:
-        """Gives a prediction for an example a score in [0, 1], 1.0 if it is right."""
-        ...
+_TASKS: dict[str, TaskProtocol] = {}
 
 
-_TASKS: dict[str, Task] = {}
-
-
-def register(task: Task) -> None:
-    """Makes a task known by its name.
+def register(task: TaskProtocol) -> None:
+    """Make a task known by its name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: The name is taken.
     """
     if task.name in _TASKS:
         raise ValueError(f'There is already a task {task.name!r}.')
     _TASKS[task.name] = task
 
 
-def get_task(name: str) -> Task:
-    """The task of that name.
+def get_task(name: str) -> TaskProtocol:
+    """Return the registered task of that name.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     if name not in _TASKS:
         raise unknown_name('task', name, _TASKS)
@@ -146,30 +120,20 @@ def get_task(name: str) -> Task:
 
 
 def task_names() -> list[str]:
-    """The names of all registered tasks, sorted."""
+    """Return the names of all registered tasks, sorted."""
     return sorted(_TASKS)
 
 
-def exact_match(prediction: str, example: Example) -> float:
-    """1.0 if the prediction is the answer, apart from white space around it, else 0.0."""
-    return float(prediction.strip() == example.answer.strip())
-
-
-def question_key(question: str) -> str:
-    """What two questions have in common if they differ in white space or case only."""
-    return ' '.join(question.split()).casefold()
-
-
 def take_distinct(name: str, draws: Iterable[Example], count: int) -> list[Example]:
-    """The first `count` examples whose questions differ by `question_key`.
+    """Return the first `count` examples whose questions differ by `question_key`.
 
     Args:
-        name: the task's name, for the message.
-        draws: finitely many examples; repetitions are skipped.
-        count: how many to take.
+        name: Name of the task, for the message.
+        draws: Finitely many examples; repetitions are skipped.
+        count: Number of examples.
 
     Raises:
-        UserError: `draws` ends before.
+        UserError: `draws` has fewer.
     """
     distinct: dict[str, Example] = {}
     for example in draws:
@@ -179,3 +143,13 @@ def take_distinct(name: str, draws: Iterable[Example], count: int) -> list[Examp
     raise UserError(
         f'Task {name!r} has only {len(distinct):,} distinct questions, but {count:,} are needed.'
     )
+
+
+def _check_disjoint(name: str, kept: Sequence[Example], others: Sequence[Example]) -> None:
+    seen = {question_key(example.question) for example in others}
+    shared = [e.question for e in kept if question_key(e.question) in seen]
+    if shared:
+        raise UserError(
+            f'Task {name!r}: {len(shared)} held-out questions are also in training, '
+            f'such as {shared[0]!r}.'
+        )

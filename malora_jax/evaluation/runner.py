@@ -1,13 +1,18 @@
-"""Scoring held-out questions, each task by the rule that it names."""
+"""Answers to held-out questions, each task as its scoring rule asks for them."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import statistics
 from malora_jax.data import (
     Example,
+    GeneratedScoring,
+    LikelihoodScoring,
+    ProgramScoring,
+    Scoring,
     Split,
     Template,
     Tokenizer,
@@ -15,12 +20,10 @@ from malora_jax.data import (
     encode_prompt,
     end_id,
 )
-from malora_jax.evaluation import choices, code
+from malora_jax.evaluation import choices, code, sandbox
 from malora_jax.evaluation.likelihood import Likelihood, Request, log_likelihoods
 from malora_jax.models.generate import Generator
 
-# After the longest right answer.
-SPARE_TOKENS = 4
 # Positions of a row of texts, which holds about so many; of more positions, attention takes longer,
 # and fewer leave more padding.
 _TEXT_BUCKET, _TEXTS = 128, 2
@@ -87,23 +90,31 @@ def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: st
         answer
         for split in splits
         if split.held_out
-        for answer in _answer_task(examinee, split, f'{description} {split.task_name}')
+        for answer in _answer_task(
+            split.task.scoring, examinee, split, f'{description} {split.task_name}'
+        )
     ]
 
 
 def answer_limit(split: Split, tokenizer: Tokenizer, template: Template) -> int:
-    """Tokens that an answer to a held-out question may take.
+    """Return the maximum number of tokens of a generated answer to a held-out question."""
+    return split.task.scoring.token_limit(answer_lengths(split, tokenizer, template))
 
-    Where the task does not say, those of its longest right answer and a few more: what comes later
-    cannot be an exact match.
-    """
-    if split.task.scoring.max_new_tokens:
-        return split.task.scoring.max_new_tokens
-    if split.task.scoring.rule == 'likelihood':
-        return 1  # Nothing is generated.
-    return SPARE_TOKENS + max(
-        len(encode_completion(tokenizer, template, e)) for e in split.held_out
-    )
+
+def answer_lengths(split: Split, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+    """Yield the number of tokens of the right answer to each held-out question."""
+    return (len(encode_completion(tokenizer, template, example)) for example in split.held_out)
+
+
+@functools.singledispatch
+def environment(scoring: Scoring) -> dict[str, Any]:
+    """Return what results record about the machine that scores; most rules depend on none."""
+    return {}
+
+
+@environment.register
+def _(scoring: ProgramScoring) -> dict[str, Any]:
+    return {'sandbox': dataclasses.asdict(sandbox.protections())}
 
 
 def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
@@ -149,22 +160,31 @@ def average(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def _answer_task(examinee: Examinee, split: Split, description: str) -> list[Answer]:
-    if split.task.scoring.rule == 'likelihood':
-        return _take_options(examinee, split, description)
-    if split.task.scoring.rule == 'code':
-        return _write_programs(examinee, split, description)
-    stop = split.task.scoring.stop
-    texts = [text.strip() for (text,) in _generate(examinee, split, description, stop)]
+@functools.singledispatch
+def _answer_task(
+    scoring: Scoring, examinee: Examinee, split: Split, description: str
+) -> list[Answer]:
+    """Answer the held-out questions of a task; a function is registered for each class of rules."""
+    raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
+
+
+@_answer_task.register
+def _write_answers(
+    scoring: GeneratedScoring, examinee: Examinee, split: Split, description: str
+) -> list[Answer]:
+    texts = [text.strip() for (text,) in _generate(examinee, split, description, scoring.stop)]
     return [
-        _answer(split, example, text, split.task.score(text, example), right)
+        _answer(split, example, text, scoring.score(text, example), right)
         for example, text, right in zip(
             split.held_out, texts, _right_answers(examinee, split, description), strict=True
         )
     ]
 
 
-def _take_options(examinee: Examinee, split: Split, description: str) -> list[Answer]:
+@_answer_task.register
+def _take_options(
+    scoring: LikelihoodScoring, examinee: Examinee, split: Split, description: str
+) -> list[Answer]:
     # The right answer costs next to nothing: its text is that of an option and one token more.
     tokenizer, template = examinee.tokenizer, examinee.template
     requests = []
@@ -184,15 +204,18 @@ def _take_options(examinee: Examinee, split: Split, description: str) -> list[An
     return answers
 
 
-def _write_programs(examinee: Examinee, split: Split, description: str) -> list[Answer]:
-    """The score is pass@1; pass@k, where there are k samples, stands beside it."""
+@_answer_task.register
+def _write_programs(
+    scoring: ProgramScoring, examinee: Examinee, split: Split, description: str
+) -> list[Answer]:
+    """Score pass@1; with k samples, pass@k is another score."""
     # What ends a completed function may well stand in a chat's answer before it.
     in_chat = examinee.template.end(examinee.tokenizer) is not None
     texts = _generate(
         examinee,
         split,
         description,
-        () if in_chat else split.task.scoring.stop,
+        () if in_chat else scoring.stop,
         samples=examinee.samples,
         temperature=examinee.temperature,
         seed=examinee.seed,

@@ -87,11 +87,8 @@ def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """Place and fields of each row."""
     check_file(source)
     rows = []
-    for number, line in enumerate(source.read_bytes().split(b'\n'), start=1):
-        if not line.strip():
-            continue
-        place = f'{source} line {number}'
-        row = files.parse_json(line, place)
+    lines = source.read_bytes().split(b'\n')
+    for place, row in files.parse_json_lines(lines, f'{source} line '):
         if not isinstance(row, dict) or not isinstance(
             row.get('prompt', row.get('messages')), str | list
         ):

@@ -137,6 +137,11 @@ class DataConfig:
         )
 
     @property
+    def store(self) -> data.Store:
+        """Directory of the prepared public datasets."""
+        return data.open_store(self.directory, self.sources, self.skip_broken)
+
+    @property
     def file_tasks(self) -> list[data.FileTask]:
         """The tasks that come from files."""
         return data.file_tasks(

@@ -43,7 +43,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         'step': step,
         'tasks': {
             split.task_name: {
-                'metric': split.task.metric,
+                'metric': split.task.scoring.metric,
                 'score': runner.mean_score(by_task[split.task_name]),
                 'interval': runner.interval(by_task[split.task_name]),
                 'more': runner.more_scores(by_task[split.task_name]),

@@ -20,7 +20,7 @@ def prepare(config: Mapping[str, Any]) -> str:
         UserError: a mistake in the config, or a dataset that cannot be prepared.
     """
     run = run_config(config)
-    store, names = _store(run), run.benchmarks
+    store, names = run.data.store, run.benchmarks
     if not names:
         return 'Nothing to prepare: this config names no public dataset.'
     lines = [_line(name, _prepared(store, name)) for name in names]
@@ -35,13 +35,9 @@ def data_digests(run: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, or a dataset cannot be prepared.
     """
-    store = _store(run)
+    store = run.data.store
     locks = {name: _prepared(store, name)['sha256'] for name in run.benchmarks}
     return data.file_digests(run.data.file_tasks) | locks
-
-
-def _store(run: RunConfig) -> data.Store:
-    return data.open_store(run.data.directory, run.data.sources, run.data.skip_broken)
 
 
 def _prepared(store: data.Store, name: str) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
         name = split.task_name
         answer, share = split.constant()
         results[name] = {
-            'metric': split.task.metric,
+            'metric': split.task.scoring.metric,
             'before': runner.mean_score(before[name]),
             'after': runner.mean_score(after[name]),
             'before_interval': runner.interval(before[name]),

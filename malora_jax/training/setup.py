@@ -12,7 +12,7 @@ import numpy as np
 from malora_jax import data, errors
 from malora_jax.adapters.routers import RoutingSums
 from malora_jax.distributed import rules
-from malora_jax.evaluation import runner, sandbox
+from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.weights import Base, load_base
@@ -232,27 +232,13 @@ class Setup:
         return runner.answer_held_out(examinee, self.splits, description)
 
     def scoring(self, split: data.Split) -> dict[str, Any]:
-        """How a task's held-out questions are answered and scored, for results."""
+        """Return how a task's held-out questions are answered and scored, for results."""
         scoring, evaluation = split.task.scoring, self.run.evaluation
-        if scoring.rule == 'likelihood':
-            decoding: dict[str, Any] = {'normalized_by': 'characters of the option'}
-        else:
-            sampled = scoring.rule == 'code' and evaluation.temperature > 0
-            drawn = {'temperature': evaluation.temperature, 'samples': evaluation.samples}
-            decoding = {
-                **({'decoding': 'sampled', **drawn} if sampled else {'decoding': 'greedy'}),
-                'max_new_tokens': runner.answer_limit(split, self.base.tokenizer, self.template),
-                'stop': scoring.stop,
-            }
+        limit = runner.answer_limit(split, self.base.tokenizer, self.template)
         return {
-            'rule': scoring.rule,
-            'form': scoring.form,
-            'template': self.template.name,
-            'shots': scoring.shots,
-            **decoding,
-        } | (
-            {'sandbox': dataclasses.asdict(sandbox.protections())} if scoring.rule == 'code' else {}
-        )
+            **scoring.record(self.template.name, limit, evaluation.temperature, evaluation.samples),
+            **runner.environment(scoring),
+        }
 
     def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:
         if variables:
@@ -316,9 +302,9 @@ def _check_answers_fit(
         run.model.context,
         room=f'the context of {run.model.name}',
     )
-    if not split.held_out or split.task.scoring.max_new_tokens:
+    if not split.held_out:
         return
-    needed = runner.answer_limit(split, tokenizer, template) - runner.SPARE_TOKENS
+    needed = split.task.scoring.needed_tokens(runner.answer_lengths(split, tokenizer, template))
     if run.evaluation.max_new_tokens < needed:
         raise errors.UserError(
             f'evaluation.max_new_tokens is {run.evaluation.max_new_tokens}; it must be at least '
@@ -343,42 +329,30 @@ def _measured(
 
 
 def _split(run: RunConfig) -> list[data.Split]:
-    """The examples of all tasks that are trained on or scored, those of files last."""
-    files, section = run.data.file_tasks, run.data
-    names = dict.fromkeys([*section.tasks, *run.evaluation.tasks])
-    made = [name for name in names if name not in {*run.benchmarks, *(f.name for f in files)}]
-    own = [data.split_task(data.get_task(name), *_sizes(run)) for name in made]
-    own += [data.split_file(task, *_sizes(run)) for task in files]
+    """Return the examples of all tasks that are trained on or scored, those of files last."""
+    section, files = run.data, {task.name: task for task in run.data.file_tasks}
+    trained = {*section.tasks, *files}
+    names = dict.fromkeys([*section.tasks, *run.evaluation.tasks, *files])
+    scored = set(run.evaluation.tasks or names)
+    store = section.store
+
+    def find(name: str) -> data.TaskProtocol:
+        if name in files:
+            return files[name]
+        if not data.is_benchmark(name):
+            return data.get_task(name)
+        parts = {'trained': name in trained, 'scored': name in scored}
+        return data.benchmark(name, section.form, section.task_settings, store, **parts)
+
+    sizes = (section.max_per_task, section.held_out, section.validation)
+    splits = [find(name).split(run.seed, *sizes) for name in names]
     if files:
-        own = data.without_kept_questions(own)
-    trained = {*section.tasks, *(task.name for task in files)}
-    own = [
+        splits = data.without_kept_questions(splits)
+    return [
         dataclasses.replace(
             split,
             train=split.train if split.task_name in trained else [],
-            held_out=split.held_out if _is_scored(run, split.task_name) else [],
+            held_out=split.held_out if split.task_name in scored else [],
         )
-        for split in own
+        for split in splits
     ]
-    # These stay as they were published, even where training and test questions look alike.
-    store = data.open_store(section.directory, section.sources, section.skip_broken)
-    public = [
-        data.split_benchmark(
-            data.benchmark(name, section.form, section.task_settings),
-            store,
-            *_sizes(run),
-            trained=name in section.tasks,
-            scored=_is_scored(run, name),
-        )
-        for name in run.benchmarks
-    ]
-    by_name = {split.task_name: split for split in [*own, *public]}
-    return [by_name[name] for name in dict.fromkeys([*names, *by_name])]
-
-
-def _sizes(run: RunConfig) -> tuple[int, int, int, int]:
-    return run.seed, run.data.max_per_task, run.data.held_out, run.data.validation
-
-
-def _is_scored(run: RunConfig, name: str) -> bool:
-    return not run.evaluation.tasks or name in run.evaluation.tasks

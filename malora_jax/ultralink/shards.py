@@ -138,11 +138,7 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
     """
     check_file(path)
     with path.open('rb') as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f'{path}:{number}'
-            fields = files.parse_json(line, place, decode=_DECODER.decode)
+        for place, fields in files.parse_json_lines(lines, f'{path}:', decode=_DECODER.decode):
             if not isinstance(fields, dict):
                 raise UserError(f'{place} is not a JSON object.')
             yield Row(place, fields)

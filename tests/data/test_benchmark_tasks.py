@@ -19,7 +19,6 @@ from malora_jax.data import (
     is_benchmark,
     measure_examples,
     packed_batches,
-    split_benchmark,
     stored_items,
     train_iterator,
 )
@@ -65,9 +64,9 @@ def filled(tmp_path_factory) -> Store:
 
 
 def split(filled, name='gsm8k', seed=0, max_per_task=0, held_out=0, validation=0, **settings):
-    task = benchmark(name, settings.pop('form', 'completion'), settings.pop('settings', ()))
-    parts = {'trained': True, 'scored': True} | settings
-    return split_benchmark(task, filled, seed, max_per_task, held_out, validation, **parts)
+    form, own = settings.pop('form', 'completion'), settings.pop('settings', ())
+    task = benchmark(name, form, own, filled, **settings)
+    return task.split(seed, max_per_task, held_out, validation)
 
 
 def mistake(call, *arguments, **settings) -> str:
@@ -236,7 +235,7 @@ def test_only_scored(filled):
     found = split(filled, 'humaneval', trained=False)
     assert not found.train and not found.validation and found.distinct == 0
     assert questions(found.held_out) == ['def one():']
-    assert (found.task.metric, found.task.scoring.rule) == ('pass@1', 'code')
+    assert (found.task.scoring.metric, found.task.scoring.rule) == ('pass@1', 'code')
 
 
 def test_only_trained_on(filled):
@@ -321,7 +320,7 @@ def test_forms_and_shots_of_one_dataset():
     ]
     assert [task.scoring.shots for task in tasks] == [0, 0, 0]
     assert [task.scoring.rule for task in tasks] == ['number', 'letter', 'likelihood']
-    assert [task.metric for task in tasks] == ['accuracy'] * 3
+    assert [task.scoring.metric for task in tasks] == ['accuracy'] * 3
     assert benchmark('gsm8k', 'completion', ()).scoring.shots == 8
 
 
@@ -362,8 +361,8 @@ def test_an_unknown_form():
 def test_the_scorer_of_a_task_reads_what_the_model_says(filled):
     found = split(filled)
     example = found.held_out[4]
-    assert found.task.score('As 3 * 4 = 12,\n#### 12', example) == 1.0
-    assert found.task.score('#### 13', example) == 0.0
+    assert found.task.scoring.score('As 3 * 4 = 12,\n#### 12', example) == 1.0
+    assert found.task.scoring.score('#### 13', example) == 0.0
 
 
 def test_a_task_is_the_same_wherever_it_is_made():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from malora_jax.data import Example, FileTask, Size, split_file, without_kept_questions
+from malora_jax.data import Example, FileTask, Size, without_kept_questions
 from malora_jax.data.describe import describe_split
 from malora_jax.data.splits import Split
 from malora_jax.data.tasks import question_key
@@ -46,7 +46,7 @@ def message(function, *arguments) -> str:
 
 def test_sizes_and_origin():
     write([*numbered(40), ('q1', 'a1'), ('Q1', 'other')])
-    split = split_file(TASK, 0, 0, held_out=8, validation=4)
+    split = TASK.split(0, 0, held_out=8, validation=4)
     assert (len(split.held_out), len(split.validation), split.distinct) == (8, 4, 40)
     both = {'q1', 'Q1'} <= set(questions(split.train))
     assert len(split.train) == (29 if both else 28)
@@ -57,7 +57,7 @@ def test_sizes_and_origin():
 def test_the_split_is_the_same_on_every_machine():
     """The order is that of `printf 0/q0 | sha256sum` and so on."""
     write(numbered(12))
-    split = split_file(TASK, 0, 0, held_out=3, validation=2)
+    split = TASK.split(0, 0, held_out=3, validation=2)
     assert questions(split.held_out) == ['q2', 'q5', 'q4']
     assert questions(split.validation) == ['q11', 'q1']
 
@@ -65,11 +65,11 @@ def test_the_split_is_the_same_on_every_machine():
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does():
     pairs = numbered(60)
     write(pairs)
-    split = split_file(TASK, 0, 0, 12, 6)
-    other = split_file(TASK, 1, 0, 12, 6)
+    split = TASK.split(0, 0, 12, 6)
+    other = TASK.split(1, 0, 12, 6)
     random.Random(0).shuffle(pairs)
     write(pairs)
-    again = split_file(TASK, 0, 0, 12, 6)
+    again = TASK.split(0, 0, 12, 6)
     for part in ('train', 'held_out', 'validation'):
         assert questions(getattr(again, part)) == questions(getattr(split, part))
     assert keys(split.held_out) != keys(other.held_out)
@@ -89,11 +89,9 @@ def test_no_question_is_in_two_parts_and_growth_holds_out_nothing_trained_on(
     distinct = len({question_key(question) for question, _ in pairs})
     sizes = (seed, max_per_task, held_out, validation)
     if distinct < 2 * (held_out + validation):
-        assert f'a.tsv has {distinct} distinct questions; it needs ' in message(
-            split_file, TASK, *sizes
-        )
+        assert f'a.tsv has {distinct} distinct questions; it needs ' in message(TASK.split, *sizes)
         return
-    split = split_file(TASK, *sizes)
+    split = TASK.split(*sizes)
     parts = [keys(split.train), keys(split.held_out), keys(split.validation)]
     assert [len(part) for part in parts[1:]] == [held_out, validation]
     left = distinct - held_out - validation
@@ -102,20 +100,20 @@ def test_no_question_is_in_two_parts_and_growth_holds_out_nothing_trained_on(
     for example in split.train:
         assert (example.question, example.answer) in [(q.strip(), a) for q, a in pairs]
 
-    everything = split_file(TASK, seed, 0, held_out, validation)
+    everything = TASK.split(seed, 0, held_out, validation)
     rows = {(q.strip(), a) for q, a in pairs if question_key(q) in keys(everything.train)}
     assert {(e.question, e.answer) for e in everything.train} == rows
     assert len(everything.train) == len(rows)
 
     write([*pairs, *more])
-    grown = split_file(TASK, *sizes)
+    grown = TASK.split(*sizes)
     assert not keys(grown.held_out) & keys(everything.train)
     assert not keys(grown.held_out) & keys(everything.validation)
 
 
 def test_more_to_train_on_keeps_what_is_held_out():
     write(numbered(60))
-    few, all_of_them = (split_file(TASK, 0, count, 12, 6) for count in (5, 0))
+    few, all_of_them = (TASK.split(0, count, 12, 6) for count in (5, 0))
     assert few.held_out == all_of_them.held_out
     assert few.validation == all_of_them.validation
     assert few.train == all_of_them.train[:5]
@@ -123,19 +121,18 @@ def test_more_to_train_on_keeps_what_is_held_out():
 
 def test_a_kept_question_is_asked_once_and_all_its_answers_are_right():
     write([('Which?', 'one'), ('which?', 'three'), ('Which?', 'two')])
-    split = split_file(dataclasses.replace(TASK, test_file=''), 0, 0, 0, 0)
+    split = dataclasses.replace(TASK, test_file='').split(0, 0, 0, 0)
     assert len(split.train) == 3
     write([('other', 'x')], 't.tsv')
-    [asked] = split_file(
-        dataclasses.replace(TASK, path='t.tsv', test_file='a.tsv'), 0, 0, 8
-    ).held_out
+    other = dataclasses.replace(TASK, path='t.tsv', test_file='a.tsv')
+    [asked] = other.split(0, 0, 8).held_out
     assert asked == Example('Which?', 'one', {'row': 'a.tsv line 2', 'answers': ('one', 'two')})
 
 
 def test_a_test_file():
     write(numbered(20))
     write(numbered(10, start=20), 't.tsv')
-    split = split_file(TESTED, 0, 0, held_out=6, validation=4)
+    split = TESTED.split(0, 0, held_out=6, validation=4)
     assert len(split.held_out) == 6
     assert keys(split.held_out) < {f'q{n}' for n in range(20, 30)}
     assert keys(split.train) | keys(split.validation) == {f'q{n}' for n in range(20)}
@@ -147,13 +144,13 @@ def test_a_test_file():
         'test_file': 't.tsv',
         'test_rows': 10,
     }
-    assert len(split_file(TESTED, 0, 0, held_out=64).held_out) == 10
+    assert len(TESTED.split(0, 0, held_out=64).held_out) == 10
 
 
 def test_a_test_file_with_questions_of_the_other():
     write(numbered(20))
     write([*numbered(5, start=20), ('Q3', 'x'), ('q5 ', 'y')], 't.tsv')
-    assert message(split_file, TESTED, 0, 0, 4) == (
+    assert message(TESTED.split, 0, 0, 4) == (
         "Task 'mine': 2 questions of t.tsv are also in a.tsv, such as 'Q3' (t.tsv line 7, a.tsv "
         'line 5): take them out of one of the two.'
     )
@@ -161,12 +158,12 @@ def test_a_test_file_with_questions_of_the_other():
 
 def test_too_few():
     write(numbered(23))
-    assert message(split_file, TASK, 0, 0, 8, 4) == (
+    assert message(TASK.split, 0, 0, 8, 4) == (
         'a.tsv has 23 distinct questions; it needs 24 for data.held_out = 8 and data.validation = '
         '4, as half of them must be left to train on.'
     )
     write([('t', 'x')], 't.tsv')
-    assert message(split_file, TESTED, 0, 0, 8, 12) == (
+    assert message(TESTED.split, 0, 0, 8, 12) == (
         'a.tsv has 23 distinct questions; it needs 24 for data.validation = 12, as half of them '
         'must be left to train on.'
     )
@@ -193,6 +190,12 @@ def test_a_question_that_one_task_keeps_trains_no_other():
     assert questions(first.held_out) == ['d']
 
 
+def test_a_published_split_stays_as_it_is_and_takes_nothing_from_others():
+    public = dataclasses.replace(split_of('public', 'abc', 'd', 'e'), published=True)
+    own = split_of('own', 'defg', 'a', 'b')
+    assert without_kept_questions([public, own]) == [public, own]
+
+
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
     assert message(without_kept_questions, splits) == (
@@ -215,13 +218,13 @@ def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
 
 def test_what_is_told_of_a_split():
     write([*numbered(3_000), ('q1', 'a1')])
-    split = split_file(TASK, 0, 0, 8)
+    split = TASK.split(0, 0, 8)
     assert describe_split(split, Size(2_992, 12_345, 678, 0, 90)) == (
         'mine: 3,001 rows of a.tsv, 1 exact duplicates dropped, 2,992 examples of 12,345 tokens to '
         'train on, 8 questions held out.'
     )
     write(numbered(9, start=3_000), 't.tsv')
-    tested = split_file(TESTED, 0, 0, 8, 4)
+    tested = TESTED.split(0, 0, 8, 4)
     shared = dataclasses.replace(tested, origin={**tested.origin, 'dropped_shared': 7})
     assert describe_split(shared, Size(2_996, 23_456, 789, 2, 90)) == (
         'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 held out in '

@@ -147,6 +147,7 @@ def test_examples_with_their_rows(here):
         ],
         2,
         0,
+        'a.jsonl',
     )
 
 
@@ -175,7 +176,7 @@ def test_numbers_and_truth_in_parquet(here):
 def test_exact_repetitions_are_left_out_and_counted(here):
     pairs = ['xy', 'xz', 'xy', 'Xy', 'xy']
     write(here, *({'q': q, 'a': f'{a} '} for q, a in pairs))
-    examples, rows, duplicates = read_examples(task(), 'a.jsonl')
+    examples, rows, duplicates, _ = read_examples(task(), 'a.jsonl')
     assert [(e.question, e.answer) for e in examples] == [('x', 'y'), ('x', 'z'), ('X', 'y')]
     assert (rows, duplicates) == (5, 2)
 
@@ -308,4 +309,4 @@ def test_any_answer_that_the_file_has_is_right():
     example = Example('?', 'four', {'answers': ('four', '4')})
     assert [task().score(said, example) for said in ('four', ' 4', 'five')] == [1.0, 1.0, 0.0]
     choice = FileTask('mine', 'a.csv', 'q', 'a', 'choice')
-    assert (choice.metric, choice.score('(4) is it', example)) == ('choice', 1.0)
+    assert (choice.scoring.metric, choice.score('(4) is it', example)) == ('choice', 1.0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malora_jax.data import ReasoningGymSource, get_task, split_task, task_names
+from malora_jax.data import ReasoningGymSource, get_task, task_names
 from malora_jax.data import reasoning_gym_tasks as module
 from malora_jax.errors import UserError
 from tests.helpers.paths import ROOT
@@ -53,7 +53,7 @@ def test_scores_are_in_the_unit_interval_whatever_the_model_says(name, predictio
 @pytest.mark.parametrize('name', TASKS)
 def test_splits_are_short_distinct_disjoint_and_differ_between_seeds(name, capfd):
     task = get_task(name)
-    first, again, other = (split_task(task, seed, 600, 64) for seed in (0, 0, 1))
+    first, again, other = (task.split(seed, 600, 64) for seed in (0, 0, 1))
     assert first == again
     questions = [e.question for e in first.held_out + first.train]
     assert len(set(questions)) == 664

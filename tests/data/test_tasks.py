@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,3 +52,16 @@ def test_take_distinct_keeps_the_first_of_each_or_raises(questions, count):
     else:
         with pytest.raises(UserError, match=f"Task 't' has only {len(firsts)} distinct questions"):
             take_distinct('t', draws, count)
+
+
+def test_the_task_of_the_documentation(monkeypatch):
+    monkeypatch.setattr('malora_jax.data.tasks._TASKS', {})
+    text = (pathlib.Path(__file__).parents[2] / 'CONTRIBUTING.md').read_text('utf-8')
+    [block] = [block for block in text.split('```') if 'class Squares' in block]
+    exec(block.removeprefix('python\n'), {})
+    split = get_task('squares').split(0, max_per_task=20, held_out=8)
+    assert (len(split.train), len(split.held_out)) == (20, 8)
+    assert [float(e.answer) ** 0.5 for e in split.train] == [
+        int(e.question.split()[2]) for e in split.train
+    ]
+    assert split.task.scoring.score(split.train[0].answer, split.train[0]) == 1.0

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from malora_jax.data import Example, FileTask, encode_example, encode_prompt, get_template
 from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
-from malora_jax.data.file_splits import split_file
 from malora_jax.data.file_tasks import read_examples
 from malora_jax.data.fitting import measure_examples, shortened
 from malora_jax.data.templates import FixedTemplate
@@ -153,7 +152,7 @@ def test_rows_that_are_none(tmp_path, value, expected):
 
 def test_chats_that_begin_alike_are_on_one_side(tmp_path):
     rows = [{'data': [f'q{n // 2}', 'b', f'c{n}', 'd']} for n in range(40)]
-    split = split_file(write(tmp_path, *rows), 0, 0, held_out=4, validation=3)
+    split = write(tmp_path, *rows).split(0, 0, held_out=4, validation=3)
     openings = [
         {e.opening for e in part} for part in (split.held_out, split.validation, split.train)
     ]

@@ -3,7 +3,17 @@ import math
 
 import pytest
 
-from malora_jax.data import Example, Scoring, Split, Task, exact_match, get_template
+from malora_jax.data import (
+    Example,
+    GeneratedScoring,
+    LikelihoodScoring,
+    ProgramScoring,
+    Scoring,
+    Split,
+    Task,
+    exact_match,
+    get_template,
+)
 from malora_jax.evaluation import runner
 from malora_jax.evaluation.code import Outcome
 from malora_jax.evaluation.likelihood import Likelihood
@@ -41,17 +51,20 @@ class Benchmark:
 
     name: str
     scoring: Scoring
-    metric: str = 'accuracy'
 
-    def score(self, prediction: str, example: Example) -> float:
-        return float(prediction == example.answer.strip())
+
+def same(prediction: str, example: Example) -> float:
+    return float(prediction == example.answer.strip())
 
 
 EXACT = Task('runner_exact', NoSource(), exact_match)
 PARTIAL = Task('runner_partial', NoSource(), half_for_length)
-NUMBER = Benchmark('runner_number', Scoring('number', stop=('\n',), max_new_tokens=99, shots=3))
-OPTIONS = Benchmark('runner_options', Scoring('likelihood'))
-CODE = Benchmark('runner_code', Scoring('code', stop=('\ndef',), max_new_tokens=50), 'pass@1')
+NUMBER = Benchmark(
+    'runner_number',
+    GeneratedScoring('number', 'accuracy', same, stop=('\n',), max_new_tokens=99, shots=3),
+)
+OPTIONS = Benchmark('runner_options', LikelihoodScoring())
+CODE = Benchmark('runner_code', ProgramScoring(stop=('\ndef',), max_new_tokens=50))
 
 
 @dataclasses.dataclass
@@ -214,3 +227,8 @@ def test_means_and_intervals():
     uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
     assert runner.mean_loss(uneven) == 2.5
     assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize('kind', Scoring.__subclasses__())
+def test_every_rule_has_a_function_that_asks_the_model(kind):
+    assert runner._answer_task.dispatch(kind) is not runner._answer_task.dispatch(object)

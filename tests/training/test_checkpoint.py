@@ -13,7 +13,7 @@ from optax import adamw
 from orbax.checkpoint import v1 as ocp
 
 from malora_jax.adapters import trees
-from malora_jax.data import get_task, get_template, split_task, train_iterator
+from malora_jax.data import get_task, get_template, train_iterator
 from malora_jax.errors import UserError
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import manifest
@@ -29,7 +29,7 @@ CONFIG = small_method('malora', frozen=('core',))
 
 @pytest.fixture(scope='module')
 def splits():
-    return [split_task(get_task(name), 0, 20, 4) for name in TASKS]
+    return [get_task(name).split(0, 20, 4) for name in TASKS]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from malora_jax import training
 from malora_jax.adapters import trees
-from malora_jax.data import encode_example, get_task, split_task
+from malora_jax.data import encode_example, get_task
 from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.models import Decoder
@@ -152,7 +152,7 @@ def test_validation_examples_are_neither_trained_on_nor_scored(setup):
         assert len(validation) == 5
         assert not any(part & validation for part in parts)
         # The same held-out questions as without a validation part.
-        alone = split_task(get_task(split.task_name), 0, 30, 6)
+        alone = get_task(split.task_name).split(0, 30, 6)
         assert alone.held_out == split.held_out
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from malora_jax.data.benchmarks import mgsm
 from malora_jax.data.benchmarks.item import Item
-from malora_jax.data.tasks import Example
+from malora_jax.data.examples import Example
 from malora_jax.errors import unknown_name
 
 _REQUIREMENT = (

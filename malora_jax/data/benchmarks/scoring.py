@@ -9,40 +9,46 @@ that it does not have, are chosen here.
 """
 
 import dataclasses
+import functools
 
 from malora_jax.data.benchmarks.forms import FORMS
 from malora_jax.data.benchmarks.mgsm import WORDS
-from malora_jax.data.tasks import Scoring
+from malora_jax.data.scorers import label, letter, number, rouge_l
+from malora_jax.data.scoring import (
+    GeneratedScoring,
+    LikelihoodScoring,
+    ProgramScoring,
+    Scoring,
+)
 from malora_jax.errors import unknown_name
 
-_LIKELIHOOD = Scoring('likelihood')
-_LETTER = Scoring('letter', stop=('\n',), max_new_tokens=8)
-_OPTIONS = {'completion': _LIKELIHOOD, 'sectioned': _LETTER}
+_LETTER = GeneratedScoring('letter', 'accuracy', letter, stop=('\n',), max_new_tokens=8)
+_number = functools.partial(GeneratedScoring, 'number', 'accuracy', number)
+_OPTIONS = {'completion': LikelihoodScoring(), 'sectioned': _LETTER}
 
 _SCORING: dict[str, dict[str, Scoring]] = {
     **dict.fromkeys(
         ('medmcqa', 'arc_challenge', 'arc_easy', 'piqa', 'openbookqa', 'boolq'), _OPTIONS
     ),
     'phrasebank': {
-        'completion': Scoring('label', stop=('\n',), max_new_tokens=32),
+        'completion': GeneratedScoring('label', 'accuracy', label, stop=('\n',), max_new_tokens=32),
         'sectioned': _LETTER,
     },
     # The next question would bring other numbers.
-    'gsm8k': dict.fromkeys(
-        FORMS, Scoring('number', shots=8, stop=('\nQuestion:',), max_new_tokens=300)
-    ),
+    'gsm8k': dict.fromkeys(FORMS, _number(shots=8, stop=('\nQuestion:',), max_new_tokens=300)),
     **{
         # Most tokenizers need more tokens for other scripts than for English.
         f'mgsm_{language}': dict.fromkeys(
-            FORMS, Scoring('number', stop=(f'\n{words.question}',), max_new_tokens=512)
+            FORMS, _number(stop=(f'\n{words.question}',), max_new_tokens=512)
         )
         for language, words in WORDS.items()
     },
-    'e2e_nlg': dict.fromkeys(FORMS, Scoring('rouge_l', stop=('\n',), max_new_tokens=128)),
+    'e2e_nlg': dict.fromkeys(
+        FORMS, GeneratedScoring('rouge_l', 'rouge_l', rouge_l, stop=('\n',), max_new_tokens=128)
+    ),
     'humaneval': dict.fromkeys(
         FORMS,
-        Scoring(
-            'code',
+        ProgramScoring(
             stop=('\nclass', '\ndef', '\n#', '\n@', '\nprint', '\nif'),
             max_new_tokens=512,
         ),
@@ -51,14 +57,14 @@ _SCORING: dict[str, dict[str, Scoring]] = {
 
 
 def default_scoring(name: str, form: str) -> Scoring:
-    """How a dataset is scored by default.
+    """Return the scoring rule of a dataset in a prompt form.
 
     Args:
-        name: of the dataset.
-        form: of the prompts.
+        name: Name of the dataset.
+        form: Name of the prompt form.
 
     Raises:
-        UserError: there is no such form, or the dataset is only trained on.
+        UserError: There is no such form, or the dataset is only trained on.
     """
     if name not in _SCORING:
         raise unknown_name('dataset that is scored', name, _SCORING)
