@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jinja2
@@ -71,6 +71,20 @@ class Table:
     bars: Sequence[float] = ()
     texts: Sequence[int] = ()
     kind: ClassVar[str] = 'table'
+
+    @classmethod
+    def of(cls, caption: str, rows: Sequence[Mapping[str, str]], **options: Any) -> 'Table':
+        """Make a table from rows that name their columns; a cell that a row lacks is a dash.
+
+        Args:
+            caption: Meaning of the numbers.
+            rows: Cells by the name of their column; the first column has the names of the rows.
+            **options: Further attributes.
+        """
+        head = [*dict.fromkeys(column for row in rows for column in row)]
+        return cls(
+            caption, head, [[row.get(column, NONE) for column in head] for row in rows], **options
+        )
 
 
 @dataclasses.dataclass(frozen=True)

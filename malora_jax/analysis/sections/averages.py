@@ -24,17 +24,18 @@ def averages_section(
         values: Values of the swept fields by row, then by field.
     """
     fields = [*dict.fromkeys(field for group in groups for field in values[group.name])]
-    with_paper = any(group.paper for group in groups)
-    head = ['', *fields, 'trained parameters', 'seeds', 'score', 'loss']
-    head += [Italic('in the paper')] * with_paper
-    rows = []
-    for group in groups:
-        row = [group.name, *(f'{values[group.name].get(field, NONE)}' for field in fields)]
-        row += [f'{group.parameters["trainable"]:,}', ', '.join(map(str, group.by_seed('score')))]
-        row += [cells.score((group.mean('score'), group.interval('score')))]
-        row += [cells.loss(group.mean('loss'), group.interval('loss'))]
-        row += [Italic(f'{group.paper.average:g}') if group.paper else NONE] * with_paper
-        rows.append(row)
+    rows = [
+        {
+            '': group.name,
+            **{field: f'{values[group.name].get(field, NONE)}' for field in fields},
+            'trained parameters': f'{group.parameters["trainable"]:,}',
+            'seeds': ', '.join(map(str, group.by_seed('score'))),
+            'score': cells.score((group.mean('score'), group.interval('score'))),
+            'loss': cells.loss(group.mean('loss'), group.interval('loss')),
+            **({Italic('in the paper'): Italic(f'{group.paper.average:g}')} if group.paper else {}),
+        }
+        for group in groups
+    ]
     best = min(groups, key=lambda group: group.mean('loss'))
     numbers = {
         group.name: {
@@ -44,7 +45,7 @@ def averages_section(
         for group in groups
     }
     blocks: list[Block] = [
-        Table('Averages over tasks', head, rows),
+        Table.of('Averages over tasks', rows),
         Text(f'The lowest loss is that of {best.name}.'),
         Text(_READING),
     ]
@@ -53,24 +54,15 @@ def averages_section(
 
 def by_task_section(groups: Sequence[SeedGroup]) -> Section:
     """Return the section on scores by task, means over seeds."""
-    tasks = [*dict.fromkeys(task for group in groups for task in group.tasks)]
     numbers = {
         group.name: {task: _numbers(group, 'score', task) for task in group.tasks}
         for group in groups
     }
     rows = [
-        [
-            group.name,
-            *(
-                cells.score((group.mean('score', task), group.interval('score', task)))
-                if task in group.tasks
-                else NONE
-                for task in tasks
-            ),
-        ]
-        for group in groups
+        {'': name} | {t: cells.score((own['mean'], own['interval'])) for t, own in by_task.items()}
+        for name, by_task in numbers.items()
     ]
-    return Section('by_task', 'By task', [Table('Scores in %', ['', *tasks], rows)], numbers)
+    return Section('by_task', 'By task', [Table.of('Scores in %', rows)], numbers)
 
 
 def _numbers(group: SeedGroup, metric: str, task: str = '') -> dict[str, Any]:

@@ -65,24 +65,23 @@ def _row(group: SeedGroup, baselines: Sequence[SeedGroup]) -> dict[str, Any]:
 
 
 def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) -> Table:
-    tasks = groups[0].tasks
-    rows: list[list[str]] = []
+    rows = []
     for group in groups:
         own = numbers[group.name]
-        found = [*own['tasks'].values(), own['average']]
-        rows.append([group.label, *map(cells.score, found)])
+        found = {**own['tasks'], 'average': own['average']}
+        rows.append({'': group.label} | {name: cells.score(each) for name, each in found.items()})
         if group.paper:
-            rows.append(_in_italics(['in the paper', *_paper_scores(tasks, group.paper)]))
+            rows.append({'': Italic('in the paper')} | _paper_scores(group.paper))
     caption = 'Scores in %, each with its 95% interval'
     if with_paper:
         caption += '. In italics the numbers of the paper, for LLaMA-2 7B'
-    return Table(caption, ['', *tasks, 'average'], rows)
+    return Table.of(caption, rows)
 
 
-def _paper_scores(tasks: Sequence[str], row: paper.Row) -> list[str]:
+def _paper_scores(row: paper.Row) -> dict[str, str]:
     printed = f' (printed: {row.printed:g})' if row.printed else ''
-    scores = [f'{row.scores[task]:g}' if row.scores else NONE for task in tasks]
-    return [*scores, f'{row.average:g}{printed}']
+    scores = {task: Italic(f'{score:g}') for task, score in row.scores.items()}
+    return {**scores, 'average': Italic(f'{row.average:g}{printed}')}
 
 
 def _averages(
@@ -91,32 +90,34 @@ def _averages(
     baselines: Sequence[SeedGroup],
     with_paper: bool,
 ) -> Table:
-    head = ['', 'trained parameters', 'average by seed']
-    for baseline in baselines:
-        head += [f'average − {baseline.label}', *([Italic('in the paper')] * with_paper)]
     rows = []
     for group in groups:
         own = numbers[group.name]
         seeds = ', '.join(f'{s}: {100 * mean:.1f}' for s, mean in own['average_by_seed'].items())
-        row = [group.label, _parameters(group), seeds or NONE]
+        row = {'': group.label, 'trained parameters': _parameters(group)}
+        row['average by seed'] = seeds or NONE
         for baseline in baselines:
-            row.append(cells.score_difference(own['score_minus'].get(baseline.name)))
-            row += [_paper_difference(group, baseline)] * with_paper
+            change = own['score_minus'].get(baseline.name)
+            row[f'average − {baseline.label}'] = cells.score_difference(change)
+            if with_paper:
+                column = Italic(f'− {baseline.label} in the paper')
+                row[column] = _paper_difference(group, baseline)
         rows.append(row)
-    return Table('Averages over tasks', head, rows)
+    return Table.of('Averages over tasks', rows)
 
 
 def _losses(
     groups: Sequence[SeedGroup], numbers: _Numbers, baselines: Sequence[SeedGroup]
 ) -> Table:
-    head = ['', 'answer loss (nats per token)', *(f'loss − {other.label}' for other in baselines)]
     rows = []
     for group in groups:
         own = numbers[group.name]
-        changes = (own['loss_minus'].get(baseline.name) for baseline in baselines)
-        loss = cells.loss(own['average_loss'])
-        rows.append([group.label, loss, *map(cells.loss_difference, changes)])
-    return Table('Answer losses, means over tasks', head, rows)
+        row = {'': group.label, 'answer loss (nats per token)': cells.loss(own['average_loss'])}
+        for baseline in baselines:
+            change = own['loss_minus'].get(baseline.name)
+            row[f'loss − {baseline.label}'] = cells.loss_difference(change)
+        rows.append(row)
+    return Table.of('Answer losses, means over tasks', rows)
 
 
 def _parameters(group: SeedGroup) -> str:
@@ -156,7 +157,3 @@ def _notes(groups: Sequence[SeedGroup], table: paper.Table | None) -> list[Block
 def _scoring(task: str, result: Mapping[str, Any]) -> str:
     settings = ', '.join(f'{key} {value}' for key, value in result.get('scoring', {}).items())
     return f'{task}: {result["metric"]} of {result["examples"]:,} questions; {settings}'
-
-
-def _in_italics(row: Sequence[str]) -> list[str]:
-    return [cell if cell == NONE else Italic(cell) for cell in row]

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from malora_jax.analysis import task_plots
-from malora_jax.analysis.page import NONE, Block, Italic, Picture, Section, Table, Text
+from malora_jax.analysis.page import Block, Italic, Picture, Section, Table, Text
 from malora_jax.analysis.sections import cells
 from malora_jax.runs import SeedGroup
 from malora_jax.runs.compare import single_task_rows
@@ -60,20 +60,20 @@ def _table(
     alone: Mapping[str, Mapping[str, SeedGroup]],
     changes: Mapping[str, _Changes],
 ) -> Table:
-    tasks = groups[0].tasks
-    rows = []
+    rows: list[dict[str, str]] = []
     for group in groups:
         by_task, clear = changes[group.name], _clear(changes[group.name])
         against = [*dict.fromkeys(alone[group.name].values())]
         names = ', '.join(other.label for other in against)
-        found = [cells.score_difference(by_task.get(task)) for task in tasks]
-        rows.append([group.label, names, *found, f'{sum(clear)} : {len(clear) - sum(clear)}'])
+        found = {task: cells.score_difference(by_task.get(task)) for task in group.tasks}
+        count = f'{sum(clear)} : {len(clear) - sum(clear)}'
+        rows.append({'': group.label, 'against': names, **found, 'gain : lose': count})
         ours, theirs = group.paper, against[0].paper
         if ours and theirs and ours.scores and theirs.scores:
-            paper = [f'{ours.scores[task] - theirs.scores[task]:+.1f}' for task in tasks]
-            rows.append([*map(Italic, ['in the paper', theirs.label, *paper]), NONE])
+            paper = {t: Italic(f'{ours.scores[t] - theirs.scores[t]:+.1f}') for t in group.tasks}
+            rows.append({'': Italic('in the paper'), 'against': Italic(theirs.label), **paper})
     caption = 'Points of the score; intervals by a paired bootstrap over the held-out questions'
-    return Table(caption, ['', 'against', *tasks, 'gain : lose'], rows)
+    return Table.of(caption, rows)
 
 
 def _clear(changes: _Changes) -> list[bool]:

@@ -72,13 +72,13 @@ def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
 
 def _table(run: LoadedRun, found: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = [
-        [
-            task,
-            NONE if one['examples'] is None else f'{one["examples"]:,}',
-            f'{one["first_loss"]:.2f}',
-            f'{one["last_loss"]:.2f}',
-            *_scores_of(one),
-        ]
+        {
+            'task': task,
+            'drawn': NONE if one['examples'] is None else f'{one["examples"]:,}',
+            'loss, first': f'{one["first_loss"]:.2f}',
+            'last': f'{one["last_loss"]:.2f}',
+            **_scores_of(one),
+        }
         for task, one in found.items()
     ]
     caption = (
@@ -86,17 +86,16 @@ def _table(run: LoadedRun, found: Mapping[str, Mapping[str, Any]]) -> Table:
         'in the first and the last tenth of the steps, and scores in % before and after with the '
         '95% interval'
     )
-    return Table(
-        caption, ['task', 'drawn', 'loss, first', 'last', 'score before', 'after', '95%'], rows
-    )
+    return Table.of(caption, rows)
 
 
-def _scores_of(found: Mapping[str, Any]) -> list[str]:
-    """Before, after, and its interval, in percent."""
+def _scores_of(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return scores and the interval after training, in percent."""
     if found['after'] is None:
-        return [NONE] * 3
-    before, after = (f'{100 * found[when]:.1f}' for when in ('before', 'after'))
-    if found['interval'] is None:
-        return [before, after, NONE]
-    low, high = (100 * end for end in found['interval'])
-    return [before, after, f'{low:.0f}–{high:.0f}']
+        return {}
+    low, high = (f'{100 * end:.0f}' for end in found['interval'] or (float('nan'),) * 2)
+    return {
+        'score before': f'{100 * found["before"]:.1f}',
+        'after': f'{100 * found["after"]:.1f}',
+        '95%': f'{low}–{high}' if found['interval'] else NONE,
+    }
