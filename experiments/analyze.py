@@ -13,11 +13,10 @@ Examples:
     python -m experiments.analyze --workdir=runs/table2 --table=table2 --norouting
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments import cli
+from malora_jax import buckets
 from malora_jax.analysis.page import section_to_markdown
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
@@ -51,7 +50,7 @@ def main() -> None:
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:
         raise out_of_range('--questions', _QUESTIONS.value, 'at least 0')
-    workdirs = [pathlib.Path(path).expanduser() for path in _WORKDIRS.value]
+    workdirs = [buckets.local(path) for path in _WORKDIRS.value]
     output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.directory(_OUTPUT)
     sections = write_report(
         workdirs,
@@ -66,7 +65,7 @@ def main() -> None:
         if section.name == 'scores':
             print(section_to_markdown(section), end='\n\n')
     path = output / 'report.html'
-    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB.')
+    print(f'{buckets.home(path)}: {path.stat().st_size / 1e6:.1f} MB.')
 
 
 if __name__ == '__main__':

@@ -65,8 +65,8 @@ def test_it_is_exported_into_the_bucket(workdir, bucket):
 
 def test_runs_there_are_compared(workdir, bucket):
     runs = workdir.rsplit('/', 1)[0]
-    succeed('compare', f'--workdirs={runs}', f'--output={bucket}/comparison')
-    assert any(name.endswith('.md') for name in names(f'{bucket}/comparison'))
+    succeed('analyze', f'--workdir={runs}', '--norouting', f'--output={bucket}/report')
+    assert {'report.md', 'report.html', 'analysis.json'} <= names(f'{bucket}/report')
 
 
 def test_a_directory_without_a_run(bucket):

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from malora_jax.analysis.compare import compare
-
 from malora_jax import data
+from malora_jax.analysis.report import write_report
 from malora_jax.data.file_tasks import FileTask
 from malora_jax.export.adapter import saved_adapter
 from malora_jax.export.peft import read_peft
@@ -33,7 +32,7 @@ def read_data(path: pathlib.Path) -> None:
 
 def read_run(path: pathlib.Path) -> None:
     """A finished run, by each of the ways in which its files are read again."""
-    compare(path.parent, path.parent / 'comparison')
+    write_report([path.parent], path.parent / 'report', routing=False)
     goodput.describe(goodput.accounts(goodput.read(path)))
     status.read(path.parent, path.name, 'finished')
     status.read(path.parent, path.name, 'running')

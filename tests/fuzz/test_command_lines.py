@@ -36,8 +36,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ('--topologies=v0:1',),
     ),
     'analyze': (('--workdir=run', '--output=out'), ()),
-    'compare': (('--workdirs=run', '--output=out'), ()),
-    'table': (('--table=table1', '--workdirs=run'), ()),
+    'analyze table': (('--table=table1', '--workdir=run', '--output=out'), ()),
     'export': (('--workdir=run', '--format=adapter', '--output=out'), ()),
     'generate': (('--workdir=run', '--input=rows.jsonl', '--output=out/a.jsonl'), ()),
     'serve': (('--workdir=run', '--port=0'), ()),
@@ -63,7 +62,7 @@ VALUES = (
     *('a\nb', '=', '--', '__import__("os")', '\udcff'),
 )
 FLAGS = (
-    *('workdir', 'workdirs', 'config', 'output', 'input', 'jobs', 'gpus', 'sbatch', 'together'),
+    *('workdir', 'config', 'output', 'input', 'jobs', 'gpus', 'sbatch', 'together'),
     *('weights', 'questions', 'batch_size', 'max_new_tokens', 'temperature', 'top_p', 'top_k'),
     *('seed', 'stop', 'port', 'host', 'timeout', 'most_waiting', 'memory', 'methods', 'rounds'),
     *('runs', 'table', 'rank', 'task', 'format', 'rows', 'tokens', 'grow', 'language', 'llm'),

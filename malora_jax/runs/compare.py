@@ -1,0 +1,347 @@
+"""Comparison of runs: which are comparable, their means over seeds and tasks, and differences.
+
+Dimension letters: S runs that differ in their seed, Q questions of a task.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from malora_jax.errors import UserError
+from malora_jax.runs.paper import Row, Table
+from malora_jax.runs.record import LoadedRun
+from malora_jax.statistics import (
+    Difference,
+    Interval,
+    average_interval,
+    paired_bootstrap,
+    score_interval,
+    seed_interval,
+)
+from malora_jax.training.config import defaults
+
+BASE = 'base'
+# Config fields that do not affect results, apart from rounding.
+_IMMATERIAL = (
+    *('data.directory', 'data.workers', 'evaluation.batch_size', 'training.checkpoint_every'),
+    *('training.keep_checkpoints', 'training.remat'),
+)
+# Config fields that name the tasks of a run, or depend on them.
+_OF_TASKS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')
+# Config fields in which rows differ by their nature.
+_OF_A_ROW = ('seed', 'method', 'data.tasks', 'evaluation.tasks')
+_AFTER = {'score': 'after', 'loss': 'loss_after'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeedGroup:
+    """Runs of one row of a report: they differ in their seed alone, or train one task each.
+
+    Attributes:
+        name: Name of the row.
+        tasks: Names of the tasks of the row.
+        runs: The finished runs, at least one.
+        is_base: Whether the row is that of the base model, which all these runs started from.
+        paper: The paper's row next to it, if there is one.
+    """
+
+    name: str
+    tasks: Sequence[str]
+    runs: Sequence[LoadedRun]
+    is_base: bool = False
+    paper: Row | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the row in tables: the paper's, if there is one."""
+        return self.paper.label if self.paper else self.name
+
+    @property
+    def method(self) -> str:
+        """Name of the method; '' for the base model."""
+        return '' if self.is_base else self.runs[0].method
+
+    @property
+    def is_single_task(self) -> bool:
+        """Whether each run is trained on one task."""
+        return not self.is_base and self.runs[0].is_single_task
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Numbers of parameters."""
+        return self.runs[0].parameters
+
+    def by_seed(self, metric: str, task: str = '') -> dict[int, float]:
+        """Return numbers of `results.json` by seed.
+
+        Args:
+            metric: 'score' or 'loss'.
+            task: Name of a task; '' for the mean over the tasks, of the seeds that have them all.
+        """
+        found: dict[int, list[float]] = {}
+        for run in () if self.is_base else self.runs:
+            for name, result in run.results['tasks'].items():
+                if task in ('', name):
+                    found.setdefault(run.seed, []).append(result[_AFTER[metric]])
+        wanted = 1 if task else len(self.tasks)
+        return {s: float(np.mean(v)) for s, v in sorted(found.items()) if len(v) == wanted}
+
+    def mean(self, metric: str, task: str = '') -> float:
+        """Return the mean of `by_seed`."""
+        return float(np.mean([*self.by_seed(metric, task).values()]))
+
+    def interval(self, metric: str, task: str = '') -> Interval | None:
+        """Return the 95% interval of that mean for other seeds; None with a single seed."""
+        return seed_interval([*self.by_seed(metric, task).values()])
+
+    @functools.cached_property
+    def _answers(self) -> Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]:
+        """Scored answers to each task, run by run."""
+        found: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+        for run in self.runs:
+            answers = run.before if self.is_base else run.after
+            for task in run.results['tasks']:
+                found.setdefault(task, []).append([a for a in answers if a['task'] == task])
+        return {task: each[:1] if self.is_base else each for task, each in found.items()}
+
+    @functools.cached_property
+    def scores(self) -> Mapping[str, np.ndarray]:
+        """Scores of the answers to each scored task, (S, Q)."""
+        return {task: self._array(task, 'score') for task in self.tasks if task in self._answers}
+
+    @functools.cached_property
+    def losses(self) -> Mapping[str, np.ndarray]:
+        """Losses of the right answers to each scored task, (S, Q).
+
+        They are in nats by the mean number of tokens, so that the mean of a run is the loss per
+        token over all answers.
+        """
+        found = {}
+        for task in self.scores:
+            tokens_SQ = self._array(task, 'tokens')
+            found[task] = self._array(task, 'nats') / tokens_SQ.mean(axis=1, keepdims=True)
+        return found
+
+    def _array(self, task: str, field: str) -> np.ndarray:
+        return np.array([[answer[field] for answer in run] for run in self._answers[task]])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every task is scored, as averages need."""
+        return self.scores.keys() == {*self.tasks}
+
+    def score(self, task: str) -> tuple[float, Interval] | None:
+        """Return the mean score on a task and its 95% interval for other questions of its kind."""
+        if task not in self.scores:
+            return None
+        scores_SQ = self.scores[task]
+        return float(scores_SQ.mean()), score_interval(scores_SQ)
+
+    def average(self) -> tuple[float, Interval] | None:
+        """Return the mean score over tasks and its 95% interval for other questions."""
+        if not self.is_whole:
+            return None
+        mean = float(np.mean([scores.mean() for scores in self.scores.values()]))
+        return mean, average_interval(self.scores)
+
+    def average_loss(self) -> float | None:
+        """Return the mean loss over tasks in nats per token."""
+        if not self.is_whole:
+            return None
+        return float(np.mean([losses.mean() for losses in self.losses.values()]))
+
+    def change_from(self, other: 'SeedGroup', metric: str = 'score') -> Difference | None:
+        """Return the difference of averages, paired by question; None without a whole pair.
+
+        Args:
+            other: The row that is subtracted.
+            metric: 'score' or 'loss'.
+        """
+        if not (self.is_whole and other.is_whole and self._is_paired_with(other)):
+            return None
+        arrays = (self.scores, other.scores) if metric == 'score' else (self.losses, other.losses)
+        return paired_bootstrap(*arrays)
+
+    def changes_from(self, other: 'SeedGroup') -> dict[str, Difference]:
+        """Return the difference of scores on each task that both have, paired by question."""
+        if not self._is_paired_with(other):
+            return {}
+        return {
+            task: paired_bootstrap({task: scores}, {task: other.scores[task]})
+            for task, scores in self.scores.items()
+            if task in other.scores
+        }
+
+    def _is_paired_with(self, other: 'SeedGroup') -> bool:
+        return not any(_difference(*pair) for pair in itertools.product(self.runs, other.runs))
+
+
+def check_comparable(runs: Sequence[LoadedRun]) -> None:
+    """Check that scores and losses of runs are comparable.
+
+    Raises:
+        UserError: Two runs have another base or template, or for the same task other held-out
+            questions or another scoring.
+    """
+    for one, other in itertools.combinations(runs, 2):
+        what = _difference(one, other)
+        if what:
+            raise UserError(
+                f'The runs {one.path} and {other.path} differ in their {what}: they cannot be '
+                'compared.'
+            )
+
+
+@functools.cache
+def _difference(one: LoadedRun, other: LoadedRun) -> str:
+    """Return what keeps two runs from being comparable; '' if nothing does."""
+    if one is other:
+        return ''
+    shared = (what for what in one.setup if what in other.setup)
+    return next((what for what in shared if one.setup[what] != other.setup[what]), '')
+
+
+def seed_groups(runs: Sequence[LoadedRun], table: Table | None = None) -> list[SeedGroup]:
+    """Group finished runs into rows: the base model, the paper's rows in its order, then others.
+
+    Runs that belong to no row of the paper have a row by the name of their directory, without
+    -seedN; those of single tasks have one together, NAME_single, if they are called NAME-TASK.
+
+    Args:
+        runs: The runs, at least one.
+        table: Table of the paper whose rows come first. Its tasks are then the columns, and runs
+            have to be comparable.
+
+    Raises:
+        UserError: With a table, a run is not scored on its tasks, is named as a row that it is not
+            in, or differs from another of its row in more than seed and tasks. Without a table,
+            such runs have rows of their own.
+    """
+    tasks = [*table.tasks] if table else _scored_tasks(runs)
+    grouped: dict[str, list[LoadedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.name)) if table else runs:
+        grouped.setdefault(_row_name(run, table), []).append(run)
+    if table:
+        check_comparable(runs)
+        names = [*table.rows, *sorted(grouped.keys() - table.rows.keys())]
+        for members in grouped.values():
+            _check_row(members)
+    else:
+        grouped = dict(_split(grouped))
+        names = [*grouped]
+    asked = {task: run for run in reversed(runs) for task in _scored_tasks([run])}
+    starts = [run for run in runs if run in asked.values()]
+    base = SeedGroup(BASE, tasks, starts, True, table.rows.get(BASE) if table else None)
+    groups = [
+        SeedGroup(name, tasks, grouped[name], paper=table.rows.get(name) if table else None)
+        for name in names
+        if name in grouped
+    ]
+    return [base, *groups]
+
+
+def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
+    """Return the rows of single-task runs that a row is compared with, by task.
+
+    They are those of the same method if there are any, or else those of LoRA, as far as they were
+    asked the same questions.
+    """
+    if group.is_single_task or group.is_base:
+        return {}
+    singles = [other for other in groups if other.is_single_task]
+    methods = {other.method for other in singles}
+    method = group.method if group.method in methods else 'lora'
+    found: dict[str, SeedGroup] = {}
+    for other in singles:
+        if other.method == method:
+            found |= {task: other for task in other.changes_from(group) if task not in found}
+    return found
+
+
+def other_settings(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]]]:
+    """Return the config fields in which rows differ besides method, adapter, seed and tasks.
+
+    Returns:
+        By field, the names of the rows by their value.
+    """
+    settings = {group.name: _settings(group.runs[0]) for group in groups if not group.is_base}
+    found = {}
+    for field in sorted({field for fields in settings.values() for field in fields}):
+        values: dict[str, list[str]] = {}
+        for name, fields in settings.items():
+            values.setdefault(repr(fields.get(field)), []).append(name)
+        if len(values) > 1 and field not in _OF_A_ROW and not field.startswith('adapter.'):
+            found[field] = values
+    return found
+
+
+def _scored_tasks(runs: Sequence[LoadedRun]) -> list[str]:
+    return [*dict.fromkeys(task for run in runs for task in run.results['tasks'])]
+
+
+def _row_name(run: LoadedRun, table: Table | None) -> str:
+    """Return the name of a run's row: the paper's, or one by its directory."""
+    tasks, single = {*run.results['tasks']}, run.is_single_task
+    name = re.sub(r'-seed\d+$', '', run.name)
+    if single:
+        # A task may be trained on another dataset than it is scored on.
+        short = name.removesuffix(f'-{min(tasks)}')
+        name = f'{short}_single' if short != name else name
+    if table is None:
+        return name
+    if not (len(tasks) == 1 and tasks <= {*table.tasks} if single else tasks == {*table.tasks}):
+        raise UserError(
+            f'The run {run.path} is scored on {", ".join(sorted(tasks))}; for {table.title}, it '
+            f'must be {"one" if single else "all"} of {", ".join(table.tasks)}.'
+        )
+    row = table.row_of(run.config)
+    if row:
+        return row
+    if name in table.rows or name == BASE:
+        raise UserError(
+            f'The run {run.path} has another adapter than the row {name} of {table.title}: rename '
+            'its directory to give it a row of its own.'
+        )
+    return name
+
+
+def _split(grouped: Mapping[str, Sequence[LoadedRun]]) -> list[tuple[str, list[LoadedRun]]]:
+    """Give the runs of a row rows of their own if they differ in more than seed and tasks."""
+    found = []
+    for name, members in grouped.items():
+        try:
+            _check_row(members)
+            check_comparable(members)
+            found.append((name, [*members]))
+        except UserError:
+            found += [(run.name, [run]) for run in members]
+    return found
+
+
+def _settings(run: LoadedRun) -> dict[str, Any]:
+    """Return the config fields that a run depends on, by their dotted names."""
+    fields = defaults() | flatten_dict(dict(run.config), sep='.')
+    return {field: value for field, value in fields.items() if field not in _IMMATERIAL}
+
+
+def _check_row(runs: Sequence[LoadedRun]) -> None:
+    """Check that runs of one row differ in their seed alone, or train different single tasks."""
+    with_settings = [(run, _settings(run)) for run in runs]
+    for (one, settings), (other, others) in itertools.combinations(with_settings, 2):
+        same_tasks = one.results['tasks'].keys() == other.results['tasks'].keys()
+        free = {'seed'} if same_tasks else {'seed', *_OF_TASKS}
+        fields = sorted({*settings, *others} - free)
+        differ = [field for field in fields if settings.get(field) != others.get(field)]
+        if not differ and not (same_tasks and settings['seed'] == others['seed']):
+            continue
+        what = f'differ in {differ[0]}' if differ else 'have the same seed'
+        raise UserError(
+            f'The runs {one.path} and {other.path} are of one row but {what}: move one of them '
+            'away.'
+        )

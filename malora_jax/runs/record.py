@@ -1,0 +1,269 @@
+"""Runs, read from their directories."""
+
+import functools
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from malora_jax import files
+from malora_jax.buckets import home
+from malora_jax.errors import UserError
+from malora_jax.export.adapter import is_adapter
+from malora_jax.models import Decoder
+from malora_jax.training import config_format, goodput, run_files
+from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.config import RunConfig
+from malora_jax.training.plan import parameter_counts
+from malora_jax.training.restore import config_of
+from malora_jax.training.workdir import BASE, CONFIG, BaseRecord
+
+
+class LoadedRun:
+    """A run in a directory; each of its files is read when it is first asked for.
+
+    The properties raise a UserError if a file is missing or broken.
+
+    Attributes:
+        path: Directory of the run.
+        name: Name in reports: that of the directory, or the whole path if two names are equal.
+        file_name: Prefix of the names of its plots.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, name: str = '', file_name: str = '', weights: str | None = None
+    ):
+        """Read nothing yet.
+
+        Args:
+            path: Directory of the run.
+            name: Name in reports; '' for the name of the directory.
+            file_name: Prefix of the names of its plots.
+            weights: Location of the base's weights, if they have moved since training.
+        """
+        self.path = path
+        self.name = name or path.name
+        self.file_name = file_name
+        self._weights = weights
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Config as stored, in the current format; it may lack fields that are newer."""
+        try:
+            config = config_format.read_config(self.path / CONFIG)
+        except FileNotFoundError as error:
+            raise self._incomplete(error) from error
+        files.check_content(run_files.Config, config, str(self.path / CONFIG), files.RESTORE)
+        return config
+
+    @functools.cached_property
+    def settings(self) -> RunConfig:
+        """Config with every field checked, as training uses it."""
+        return config_of(self.path, self._weights)
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.config['method']
+
+    @property
+    def seed(self) -> int:
+        """Random seed."""
+        return self.config['seed']
+
+    @functools.cached_property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that it is trained on."""
+        data = self.config['data']
+        own = self.settings.data.file_tasks if data.get('files') else ()
+        return [*data['tasks'], *(task.name for task in own)]
+
+    @property
+    def is_single_task(self) -> bool:
+        """Whether it is trained on one task."""
+        return len(self.tasks) == 1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has results."""
+        return (self.path / run_files.RESULTS).exists()
+
+    @functools.cached_property
+    def results(self) -> Mapping[str, Any]:
+        """Content of `results.json`, which only finished runs have."""
+        try:
+            return run_files.read_results(self.path)
+        except FileNotFoundError as error:
+            raise self._incomplete(error) from error
+
+    @functools.cached_property
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """Records of `metrics.jsonl`, one for each step."""
+        try:
+            return run_files.read_metrics(self.path / run_files.METRICS)
+        except FileNotFoundError as error:
+            raise self._incomplete(error) from error
+
+    @functools.cached_property
+    def before(self) -> Sequence[Mapping[str, Any]]:
+        """Scored answers of the base model; empty if the run has not ended."""
+        return self._answers('before')
+
+    @functools.cached_property
+    def after(self) -> Sequence[Mapping[str, Any]]:
+        """Scored answers of the trained model; empty if the run has not ended."""
+        return self._answers('after')
+
+    @functools.cached_property
+    def steps(self) -> Sequence[int]:
+        """Steps of the stored checkpoints; empty if there is no directory of checkpoints."""
+        return self._checkpoints[0]
+
+    @property
+    def step(self) -> int:
+        """Step of the checkpoint that stands for the run: the best or newest; 0 without one."""
+        return self._checkpoints[1]
+
+    @property
+    def checkpoint_directory(self) -> pathlib.Path:
+        """Directory of the checkpoints, in cloud storage if the run is there."""
+        return home(self.path / 'checkpoints')
+
+    @functools.cached_property
+    def _checkpoints(self) -> tuple[list[int], int]:
+        if not self.checkpoint_directory.is_dir():
+            return [], 0
+        with Checkpoints(self.checkpoint_directory) as checkpoints:
+            return checkpoints.steps, checkpoints.chosen_step or 0
+
+    @functools.cached_property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds by activity over all starts of the run; empty without `goodput.jsonl`."""
+        exists = (self.path / goodput.FILE).exists()
+        return goodput.accounts(goodput.read(self.path)) if exists else {}
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """Numbers of parameters, as `training.plan.parameter_counts` returns them."""
+        if self.is_finished:
+            return self.results['parameters']
+        return parameter_counts(Decoder(self.settings.model, self.settings.adapter))
+
+    @functools.cached_property
+    def base(self) -> tuple[str, str | None]:
+        """Name of the base and its fingerprint, which older runs lack."""
+        path = self.path / BASE
+        fingerprint = files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None
+        return self.config['model']['name'], fingerprint
+
+    @functools.cached_property
+    def setup(self) -> Mapping[str, Any]:
+        """Properties that two runs must share for their scores and losses to be comparable.
+
+        A task that only one of the runs is scored on does not matter.
+        """
+        model, tasks = self.config['model'], self.results['tasks'] if self.is_finished else {}
+        found: dict[str, Any] = {
+            'model': tuple(model.get(field, '') for field in ('name', 'weights', 'quantize')),
+            'template': self.config['data']['template'],
+        }
+        for task, result in tasks.items():
+            asked = [answer['question'] for answer in self.after if answer['task'] == task]
+            found[f'held-out questions of {task}'] = asked
+            # The sandbox depends on the machine and does not decide which programs are right.
+            scoring = {k: v for k, v in result.get('scoring', {}).items() if k != 'sandbox'}
+            found[f'scoring of {task}'] = scoring
+        return found
+
+    def mean(self, key: str) -> float:
+        """Return the mean over tasks of a number in `results.json`, such as 'loss_after'."""
+        tasks = self.results['tasks'].values()
+        return sum(task[key] for task in tasks) / len(tasks)
+
+    def _answers(self, when: str) -> Sequence[Mapping[str, Any]]:
+        if not self.is_finished:
+            return ()
+        try:
+            return run_files.answer_rows(self.path / f'answers_{when}.jsonl', self.results)
+        except FileNotFoundError as error:
+            raise self._incomplete(error) from error
+
+    def _incomplete(self, error: FileNotFoundError) -> UserError:
+        return UserError(f'{self.path} is no whole run: {error.filename} is missing.')
+
+
+def read_runs(
+    workdirs: Sequence[pathlib.Path], weights: str | None = None, unfinished: bool = False
+) -> list[LoadedRun]:
+    """Read the runs in some directories, and check that they can be shown in one report.
+
+    Args:
+        workdirs: Directories of runs, or of several runs, which then count if they have ended.
+        weights: Location of the base's weights, if they have moved since training.
+        unfinished: Whether a run that is named itself may have no results.
+
+    Raises:
+        UserError: A directory is given twice or holds no run, an unfinished one, or one whose
+            files are missing or broken; or two runs have different bases.
+    """
+    paths = [path for workdir in workdirs for path in _expanded(workdir)]
+    for path, times in Counter(path.resolve() for path in paths).items():
+        if times > 1:
+            raise UserError(f'--workdir: {path} is given twice.')
+    names = Counter(path.name for path in paths)
+    runs: list[LoadedRun] = []
+    for path in paths:
+        name = path.name if names[path.name] == 1 else str(path)
+        file_name = _file_name(path.name, [run.file_name for run in runs])
+        runs.append(LoadedRun(path, name, file_name, weights))
+        _check(runs[-1], unfinished)
+        _check_base(runs[0], runs[-1])
+    return runs
+
+
+def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
+    workdir = pathlib.Path(os.path.abspath(workdir))  # '.' has a name, too.
+    if is_adapter(workdir):
+        raise UserError(f'{workdir} is an exported adapter; --workdir must name the run it is from.')
+    if (workdir / CONFIG).exists() or (workdir / run_files.RESULTS).exists():
+        return [workdir]
+    found = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS}'))
+    if not found:
+        raise UserError(
+            f'{workdir} holds no run: there is no {workdir / CONFIG}, and no directory in it has '
+            f'{run_files.RESULTS}.'
+        )
+    return found
+
+
+def _check(run: LoadedRun, unfinished: bool) -> None:
+    """Read the files that every report needs, so that a broken one is refused at once."""
+    _ = run.config
+    if not run.is_finished and not unfinished:
+        raise UserError(
+            f'The run in {run.path} has not ended: there is no {run_files.RESULTS}. Continue it, '
+            'or analyse what it has so far with --unfinished.'
+        )
+    if run.step:
+        _ = run.settings
+    elif run.checkpoint_directory.is_dir() or not run.is_finished:
+        raise UserError(f'There is no checkpoint in {run.path / "checkpoints"}: train on.')
+    _ = run.records, run.setup, run.before
+
+
+def _check_base(one: LoadedRun, other: LoadedRun) -> None:
+    (name, fingerprint), (other_name, other_fingerprint) = one.base, other.base
+    differ = fingerprint and other_fingerprint and fingerprint != other_fingerprint
+    if name != other_name or differ:
+        raise UserError(
+            f'{one.path} and {other.path} have different bases, {name} ({fingerprint}) and '
+            f'{other_name} ({other_fingerprint}): analyse them apart.'
+        )
+
+
+def _file_name(name: str, taken: Sequence[str]) -> str:
+    """Return a name of letters, digits and dashes that no other run has."""
+    plain = re.sub(r'[^a-zA-Z0-9]+', '-', name).strip('-') or 'run'
+    return plain if plain not in taken else f'{plain}-{len(taken) + 1}'
