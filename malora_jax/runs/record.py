@@ -226,7 +226,9 @@ def read_runs(
 def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
     workdir = pathlib.Path(os.path.abspath(workdir))  # '.' has a name, too.
     if is_adapter(workdir):
-        raise UserError(f'{workdir} is an exported adapter; --workdir must name the run it is from.')
+        raise UserError(
+            f'{workdir} is an exported adapter; --workdir must name the run it is from.'
+        )
     if (workdir / CONFIG).exists() or (workdir / run_files.RESULTS).exists():
         return [workdir]
     found = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS}'))

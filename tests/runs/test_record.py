@@ -131,7 +131,9 @@ def test_rows_without_a_table(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f'lora-seed{seed}', seed=seed)
         rate = 0.001 + 0.001 * seed
-        write_run(tmp_path / f'malora-seed{seed}', 'malora', seed=seed, optimizer__learning_rate=rate)
+        write_run(
+            tmp_path / f'malora-seed{seed}', 'malora', seed=seed, optimizer__learning_rate=rate
+        )
     groups = seed_groups(read_runs([tmp_path]))
     assert [group.name for group in groups] == ['base', 'lora', 'malora-seed0', 'malora-seed1']
     assert groups[1].by_seed('score') == {0: 0.5, 1: 0.5}
