@@ -170,13 +170,16 @@ class SeedGroup:
 
     def changes_from(self, other: 'SeedGroup') -> dict[str, Difference]:
         """Return the difference of scores on each task that both have, paired by question."""
-        if not self._is_paired_with(other):
-            return {}
         return {
-            task: paired_bootstrap({task: scores}, {task: other.scores[task]})
-            for task, scores in self.scores.items()
-            if task in other.scores
+            task: paired_bootstrap({task: self.scores[task]}, {task: other.scores[task]})
+            for task in self.tasks_paired_with(other)
         }
+
+    def tasks_paired_with(self, other: 'SeedGroup') -> list[str]:
+        """Return the tasks on which both rows have scores of the same questions."""
+        if not self._is_paired_with(other):
+            return []
+        return [task for task in self.scores if task in other.scores]
 
     def _is_paired_with(self, other: 'SeedGroup') -> bool:
         return not any(_difference(*pair) for pair in itertools.product(self.runs, other.runs))
@@ -249,19 +252,20 @@ def seed_groups(runs: Sequence[LoadedRun], table: Table | None = None) -> list[S
 def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
     """Return the rows of single-task runs that a row is compared with, by task.
 
-    They are those of the same method if there are any, or else those of LoRA, as far as they were
-    asked the same questions.
+    That of a task is a row of the same method, or else of LoRA, that was asked the same questions.
     """
     if group.is_single_task or group.is_base:
         return {}
-    singles = [other for other in groups if other.is_single_task]
-    methods = {other.method for other in singles}
-    method = group.method if group.method in methods else 'lora'
-    found: dict[str, SeedGroup] = {}
-    for other in singles:
-        if other.method == method:
-            found |= {task: other for task in other.changes_from(group) if task not in found}
-    return found
+    singles = [
+        other
+        for method in (group.method, 'lora')
+        for other in groups
+        if other.is_single_task and other.method == method
+    ]
+    found = {
+        t: next((s for s in singles if t in s.tasks_paired_with(group)), None) for t in group.tasks
+    }
+    return {task: other for task, other in found.items() if other}
 
 
 def other_settings(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]]]:

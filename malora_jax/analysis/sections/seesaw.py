@@ -69,7 +69,7 @@ def _table(
         count = f'{sum(clear)} : {len(clear) - sum(clear)}'
         rows.append({'': group.label, 'against': names, **found, 'gain : lose': count})
         ours, theirs = group.paper, against[0].paper
-        if ours and theirs and ours.scores and theirs.scores:
+        if len(against) == 1 and ours and theirs and ours.scores and theirs.scores:
             paper = {t: Italic(f'{ours.scores[t] - theirs.scores[t]:+.1f}') for t in group.tasks}
             rows.append({'': Italic('in the paper'), 'against': Italic(theirs.label), **paper})
     caption = 'Points of the score; intervals by a paired bootstrap over the held-out questions'
