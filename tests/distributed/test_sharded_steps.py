@@ -14,6 +14,8 @@ import pytest
 from tests.helpers.models import METHOD_NAMES, STRUCTURES
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.devices
+
 MESHES = {
     'data': (8, 1, 1, 1),
     'fsdp': (1, 8, 1, 1),

@@ -14,6 +14,8 @@ from malora_jax.training import run_config
 from malora_jax.training.step import step_bytes
 from malora_jax.training.topology import compiled_step
 
+pytestmark = pytest.mark.tpu
+
 CHIPS = 16
 # Of one chip, and of no other size in the model.
 TOKENS = 640
