@@ -23,7 +23,10 @@ MODEL = preset('llama2-7b')
 EXPERTS = 8
 
 
-use_compiler_alone()
+@pytest.fixture(scope='module', autouse=True)
+def compiler_alone():
+    """In a fixture, as tests of CPUs or GPUs import this file, too."""
+    use_compiler_alone()
 
 
 @functools.cache
