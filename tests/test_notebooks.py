@@ -13,6 +13,8 @@ import pytest
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 # Tasks whose questions are short, in tokens of a few bytes.
 SMALL = {
     'model.name': 'tiny',

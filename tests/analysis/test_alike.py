@@ -17,6 +17,8 @@ from tests.helpers import reference
 from tests.helpers.models import STRUCTURES, random_variables, small_method, tiny_model
 from tests.helpers.runs import run_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_the_projections_of_an_expert_multiply_to_its_update(name):

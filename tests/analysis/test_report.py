@@ -21,7 +21,7 @@ from malora_jax.training.setup import build
 from tests.helpers.runs import STEPS, TASKS, run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

@@ -12,6 +12,8 @@ from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.step import by_path
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 
+pytestmark = pytest.mark.slow
+
 MODEL = tiny_model(small_method('malora'))
 LENGTHS = [[9, 5, 4], [12], [8, 8]], [[7], [6, 6, 5], []]
 

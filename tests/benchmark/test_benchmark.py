@@ -26,6 +26,8 @@ from malora_jax.training import run_config
 from malora_jax.training.step import losses
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 TASKS = rows.SYNTHETIC_TASKS
 
 

@@ -16,6 +16,8 @@ from malora_jax import buckets
 from malora_jax.files import read_json, read_json_lines
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.devices
+
 # Two streams of rows: each process reads one.
 CHANGES = {'data__batch_size': 4, 'data__streams': 2, 'mesh__fsdp': 2}
 END = 99

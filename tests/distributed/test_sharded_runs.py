@@ -10,6 +10,8 @@ import pytest
 from malora_jax import files
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.devices
+
 
 def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
     """Starts a run of six steps, killed after one of them; `mesh` has the sizes of its axes."""

@@ -1,4 +1,4 @@
-"""Training on eight devices is training on one, for every method and kind of mesh.
+"""Training on eight devices is training on one, for every structure and kind of mesh.
 
 Each mesh in a process of its own: the number of devices is fixed when JAX starts.
 """
@@ -11,8 +11,10 @@ import sys
 
 import pytest
 
-from tests.helpers.models import METHOD_NAMES, STRUCTURES
+from tests.helpers.models import LAYOUTS, STRUCTURES
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.devices
 
 MESHES = {
     'data': (8, 1, 1, 1),
@@ -35,8 +37,8 @@ KERNELS = set(LINEARS.values())
 
 @functools.cache
 def measured(mesh: str) -> dict[str, dict]:
-    """What `sharded_steps` prints of each method on a mesh; all methods on the mixed one."""
-    methods = METHOD_NAMES if mesh == 'mixed' else STRUCTURES
+    """What `sharded_steps` prints of each structure; on the mixed mesh of each layout."""
+    methods = LAYOUTS if mesh == 'mixed' else STRUCTURES
     done = subprocess.run(
         [
             *(sys.executable, '-m', 'tests.distributed.sharded_steps'),

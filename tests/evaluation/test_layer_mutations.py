@@ -16,6 +16,8 @@ import pytest
 
 import malora_jax
 
+pytestmark = pytest.mark.slow
+
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = pathlib.Path(malora_jax.__file__).parent
 HONEST = 'test_code.py::test_right_completions_pass_and_wrong_ones_fail'

@@ -9,6 +9,8 @@ from tests.experiments.helpers import mistake, run
 from tests.helpers.runs import run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, compile_quickly) -> pathlib.Path:

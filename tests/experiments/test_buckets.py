@@ -9,6 +9,8 @@ from malora_jax import buckets
 from tests.experiments.helpers import mistake, run, small_run
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory) -> list[str]:

@@ -12,6 +12,8 @@ from malora_jax.training.results import format_table
 from tests.experiments.helpers import ROOT, mistake, run, small_run
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 QUICKSTART = '--config=configs/quickstart.py'
 # A run that has little to prepare before it needs its weights.
 SMALL = (

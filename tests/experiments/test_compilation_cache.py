@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 SCRIPT = """
 import jax, jax.numpy as jnp
 from experiments import compilation_cache

@@ -9,6 +9,8 @@ from malora_jax.models import preset
 from malora_jax.models.loading.weights import load_base
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 @pytest.mark.parametrize('kind', ['float32', 'float16'])
 def test_a_dequantised_file_is_the_same_model(tmp_path, kind):

@@ -26,7 +26,10 @@ COMMAND = [
 ]
 
 
-pytestmark = pytest.mark.skipif(not can_mount(), reason='needs Linux user namespaces')
+pytestmark = [
+    pytest.mark.slow(start_first=True),
+    pytest.mark.skipif(not can_mount(), reason='needs Linux user namespaces'),
+]
 
 
 @pytest.fixture(scope='module')

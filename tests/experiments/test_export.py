@@ -9,6 +9,8 @@ import pytest
 from tests.experiments.helpers import mistake, run, small_run
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory) -> pathlib.Path:

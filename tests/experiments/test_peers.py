@@ -22,6 +22,8 @@ from malora_jax.models import preset
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 def run(*arguments):
     return subprocess.run(

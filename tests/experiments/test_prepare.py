@@ -21,6 +21,8 @@ from malora_jax.errors import UserError
 from malora_jax.training.prepare import prepare
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 COMMIT = 'c' * 40
 
 

@@ -21,6 +21,8 @@ from tests.helpers.signalled import (
     sweep,
 )
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):

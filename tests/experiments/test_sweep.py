@@ -10,6 +10,8 @@ import pytest
 from tests.experiments.helpers import mistake, run
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 BASE = """
 from configs import your_tasks
 

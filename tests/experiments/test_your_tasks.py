@@ -17,6 +17,8 @@ from malora_jax.training.evaluate import evaluate
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow(start_first=True)
+
 COMMAND = [sys.executable, '-m', 'experiments.train', '--config=configs/your_tasks.py:malora']
 SMALL = [
     *('--config.model.name=tiny', '--config.adapter.rank=2', '--config.adapter.shared_rank=4'),

@@ -26,7 +26,7 @@ from tests.helpers.models import STRUCTURES, logits_of
 LOGITS = np.load(Path(__file__).parents[1] / 'fixtures' / 'export_logits.npz')
 TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

@@ -29,6 +29,8 @@ from tests.helpers.models import tiny_model
 from tests.helpers.paths import ROOT
 from tests.helpers.recorded_tokenizers import NAMES, from_directory, recorded
 
+pytestmark = [pytest.mark.slow, pytest.mark.export]
+
 QUESTIONS = [
     'Why?',
     ' what is 12 + 30?\nSay it.',

@@ -31,7 +31,7 @@ from tests.helpers.models import (
 from tests.helpers.runs import run_settings
 from tests.helpers.steps import ADAMW, numbers
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

@@ -24,7 +24,7 @@ from tests.helpers.runs import TASKS, run_settings
 
 ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

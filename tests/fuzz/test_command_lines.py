@@ -13,6 +13,8 @@ import pytest
 
 from tests.fuzz.fork_server import ROOT, TOO_LONG, Server
 
+pytestmark = pytest.mark.fuzz
+
 CONFIG = f'--config={ROOT}/configs/quickstart.py:malora'
 SWEEP = f'--config={ROOT}/configs/sweeps/rank.py'
 # Set last, so that no value before them makes a command do real work.

@@ -22,6 +22,8 @@ from tests.fuzz.fork_server import TOO_LONG, Server
 from tests.fuzz.mutations import damage
 from tests.helpers.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 
+pytestmark = pytest.mark.fuzz
+
 QUESTIONS = 20
 
 

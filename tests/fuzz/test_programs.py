@@ -11,6 +11,8 @@ from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.code import Outcome, Problem, humaneval_passes
 
+pytestmark = pytest.mark.fuzz
+
 try:
     PROTECTIONS = sandbox.protections()
 except UserError as refusal:

@@ -19,6 +19,8 @@ from schemathesis import GenerationMode
 
 from tests.helpers.servers import chat, is_error, process
 
+pytestmark = pytest.mark.fuzz
+
 # What a request may not do, whatever it is.
 _NEVER = (500, 502)
 _PATHS = (b'/health', b'/v1/models', b'/v1/models/tiny', b'/v1/completions', b'/')

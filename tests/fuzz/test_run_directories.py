@@ -13,6 +13,8 @@ from malora_jax.files import read_json
 from tests.helpers.runs import run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.fuzz
+
 # Two runs that differ in what a config may say without any shape being another.
 OTHER = {'seed': 1, 'optimizer__learning_rate': 3e-3, 'adapter__alpha': 3.0}
 RECORDS = ('config.json', 'base.json', 'data.json')

@@ -18,6 +18,8 @@ from tests.helpers.signalled import (
     undisturbed,
 )
 
+pytestmark = pytest.mark.fuzz
+
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_little():

@@ -1,7 +1,7 @@
 """Small models whose every weight is random and none is zero, and packed batches made by hand."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,17 +15,33 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables, head
 
 METHOD_NAMES = tuple(METHODS)
-# One method of each structure. The others differ in sizes, or in where their leaves are kept.
-STRUCTURES = (
-    'lora',
-    'dora',
-    'molora',
-    'malora',
-    'malora_unshared',
-    'malora_shared_up',
-    'hydralora',
-    'malora_dispatch',
-)
+
+
+def _representatives(kind: Callable[[AdapterConfig], Hashable]) -> tuple[str, ...]:
+    """Return a method of each kind: the first of those with the most leaves."""
+    chosen: dict[Hashable, str] = {}
+    for name in METHODS:
+        key, leaves = kind(method(name)), len(method(name).structure.factors)
+        if key not in chosen or leaves > len(method(chosen[key]).structure.factors):
+            chosen[key] = name
+    return tuple(chosen.values())
+
+
+def _structure(adapter: AdapterConfig) -> Hashable:
+    """Structure and router, without sizes, initial values and what is frozen; or dispatch."""
+    router = (adapter.router.input, adapter.router.gates) if adapter.has_router else None
+    return adapter.dispatch or (type(adapter.structure), router)
+
+
+def _layout(adapter: AdapterConfig) -> Hashable:
+    """What is computed from which trained and frozen leaves."""
+    return type(adapter.structure), _structure(adapter), adapter.frozen
+
+
+# Methods that stand for all where compiling each takes long and sizes and initial values do not
+# matter: STRUCTURES for what is computed, LAYOUTS for where leaves are kept, too.
+STRUCTURES = _representatives(_structure)
+LAYOUTS = _representatives(_layout)
 _SIZES: dict[str, dict[str, int]] = {
     'lora': dict(rank=8),
     'dora': dict(rank=8),

@@ -22,7 +22,7 @@ MODEL = tiny_model(small_method('malora'))
 VARIABLES = random_variables(MODEL, seed=1)
 
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 def engine_of(name: str = 'malora', rows: int = 2, ends=(NO_END,), variables=None) -> Engine:

@@ -23,7 +23,7 @@ MODELS = {
 VARIABLES = {name: random_variables(model, seed=1) for name, model in MODELS.items()}
 
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 def most_probable(logits: np.ndarray, place: int) -> int:

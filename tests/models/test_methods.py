@@ -15,7 +15,6 @@ from malora_jax.adapters.methods import SUBSPACES
 from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 from tests.helpers.models import (
-    METHOD_NAMES,
     STRUCTURES,
     hidden_states,
     packed_batch,
@@ -60,7 +59,7 @@ def decided(name: str):
     raise AssertionError('every seed has a router in two minds')
 
 
-@pytest.mark.parametrize('name', METHOD_NAMES)
+@pytest.mark.parametrize('name', STRUCTURES)
 def test_hidden_states_against_the_reference(name):
     model, variables = decided(name)
     expected = reference_outputs(model, variables)[0].hidden[REAL]

@@ -31,6 +31,8 @@ from tests.helpers.models import (
 )
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.slow
+
 # All codes in order: 0 to 7 in the lower bits, 8 to 15 in the upper.
 NF4 = Quantized(
     jnp.asarray([i | i + 8 << 4 for i in range(8)], jnp.uint8)[:, None], jnp.ones((2, 1)), 'nf4'

@@ -15,7 +15,7 @@ from malora_jax.models.engine import Engine
 from malora_jax.serving.guard import MOST_BYTES
 from tests.helpers.servers import QUESTION, language_model, serving
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ from malora_jax.serving.protocol import ChatRequest, parse
 from tests.helpers.language_model import Tokenizer
 from tests.helpers.servers import chat, is_error, language_model, post, raw, serving
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 class SlowTokenizer(Tokenizer):

@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.servers import chat, is_error, process
 
+pytestmark = pytest.mark.slow
+
 
 def stream(address: str, tokens: int) -> tuple[int, list[str]]:
     """Status and events."""

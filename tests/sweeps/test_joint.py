@@ -23,7 +23,7 @@ from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build
 from tests.helpers.runs import STEPS, TASKS, run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 TIMES = ('tokens_per_second', 'train_time_s')
 
 

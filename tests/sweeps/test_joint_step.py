@@ -19,7 +19,7 @@ from malora_jax.training.setup import build
 from malora_jax.training.step import lowered_step
 from tests.helpers.runs import run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 STEPS = 3
 # What each of three runs has.
 DIFFERENT = {

@@ -32,7 +32,7 @@ def step_of(model, optimizer, accumulate: int):
     return make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, accumulate)
 
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 def small_model(name: str, **overrides):

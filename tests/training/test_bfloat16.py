@@ -24,7 +24,7 @@ NUM_TASKS = 2
 BATCH = packed_batch([(10, 9), (7, 8, 9)], 24)
 
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 def small_model(name: str, dtype: str) -> Decoder:

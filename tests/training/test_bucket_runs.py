@@ -12,7 +12,7 @@ from malora_jax.training import metrics
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 # These tell of time; all else must be equal.
 TIMES = ('tokens_per_second', 'train_time_s')
 

@@ -11,7 +11,7 @@ from malora_jax.training import run_config, train
 from malora_jax.training.setup import Setup, build
 from tests.helpers.runs import STEPS, TASKS, run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_table
 from tests.helpers.runs import STEPS, TASKS, run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
 
 def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:

@@ -28,7 +28,7 @@ from tests.helpers.runs import STEPS, run_settings
 from tests.helpers.steps import ADAMW, assert_close, new_state, numbers
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
 
 @pytest.fixture

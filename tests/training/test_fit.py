@@ -18,6 +18,8 @@ from malora_jax.training.step import abstract_batch, make_train_step
 from tests.helpers.models import small_method
 from tests.helpers.steps import numbers
 
+pytestmark = pytest.mark.slow
+
 
 def run(model: str = 'llama2-7b', **data):
     config = importlib.import_module('configs.intra_domain').get_config('malora')

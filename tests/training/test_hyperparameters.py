@@ -16,7 +16,7 @@ from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 BATCH, NUM_TASKS, STEP = packed_batch([(10, 9), (7, 8, 9)], 24), 2, 3
 OTHER = dataclasses.replace(
     ADAMW,

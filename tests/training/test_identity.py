@@ -13,7 +13,7 @@ from malora_jax.training.identity import Change
 from tests.helpers.runs import STEPS, run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 FILES = ('config.json', 'base.json')
 
 

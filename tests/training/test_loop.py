@@ -30,7 +30,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import SCORERS, STEPS, TASKS, run_settings
 from tests.training.helpers import read_scalars
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 RECORD_KEYS = {
     *('step', 'loss', 'balance_loss', 'learning_rate', 'gradient_norm', 'tokens_per_second'),
     *('tokens', 'total_tokens', 'train_time_s', 'effective_experts', 'max_expert_share'),

@@ -92,7 +92,7 @@ class Public(NamedTuple):
         return self.folder / f'{place.replace("/", "-")}.jsonl'
 
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')

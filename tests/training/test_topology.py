@@ -14,6 +14,8 @@ from malora_jax.training import run_config
 from malora_jax.training.step import step_bytes
 from malora_jax.training.topology import compiled_step
 
+pytestmark = pytest.mark.tpu
+
 CHIPS = 16
 # Of one chip, and of no other size in the model.
 TOKENS = 640
@@ -21,7 +23,10 @@ MODEL = preset('llama2-7b')
 EXPERTS = 8
 
 
-use_compiler_alone()
+@pytest.fixture(scope='module', autouse=True)
+def compiler_alone():
+    """In a fixture, as tests of CPUs or GPUs import this file, too."""
+    use_compiler_alone()
 
 
 @functools.cache

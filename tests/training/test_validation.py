@@ -29,7 +29,7 @@ from tests.helpers.models import logits_of
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TASKS, run_settings
 
-pytestmark = pytest.mark.usefixtures('compile_once')
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 CHANGES = dict(
     data__validation=5,
     # The rate rises to the last step. Once it is above 1 / weight_decay, each step overshoots zero:

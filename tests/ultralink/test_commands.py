@@ -5,6 +5,8 @@ import pytest
 from tests.helpers.openai_stub import document, serving
 from tests.ultralink.helpers import rows_of, run, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_from_documents_to_dialogues(tmp_path, weights):
     # The tiny tokenizer makes a token of almost every byte.

@@ -17,7 +17,7 @@ from tests.helpers.language_model import language_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.ultralink.helpers import Words, rows_of, write_rows
 
-pytestmark = pytest.mark.usefixtures('compile_quickly')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
 

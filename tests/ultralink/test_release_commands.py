@@ -12,6 +12,8 @@ from tests.ultralink import translated
 from tests.ultralink.helpers import rows_of, run, succeed, write_rows
 from tests.ultralink.rows import conversation
 
+pytestmark = pytest.mark.slow
+
 CHAT = 'I sleep 8 hours and still feel tired. What could help me to stay awake? Number '
 
 

@@ -19,6 +19,8 @@ from tests.helpers.paths import ROOT
 from tests.ultralink import translated
 from tests.ultralink.helpers import rows_of, succeed, write_rows
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = 8
 RATES = {
     **dict.fromkeys(('rate_limit', 'error', 'timeout'), 0.03),
