@@ -1,11 +1,19 @@
 """Write a report about trained runs: a self-contained report.html, report.md, numbers and plots.
 
-The report shows scores and losses of the runs, their differences with intervals, and what each
-task gains or loses from being trained with others; how similar the experts are and how many
-directions they use (Figures 2 and 3 of the paper), next to controls; how tokens are routed; and
-parameters and time by part. Runs must share one base. A directory of runs counts as its finished
-runs; runs named NAME-seed0, NAME-seed1, … are averaged. --table adds the rows of a table of the
-paper and refuses runs that are not scored on its tasks.
+The sections of the report:
+    runs        counts, losses and scores of each run, and its loss over training
+    scores      scores and losses by row, their differences with intervals, the paper's rows
+    seesaw      what each task gains or loses from being trained with others
+    tasks       loss of each task over training, and its scores
+    similarity  how similar the experts are, next to controls (Figure 2 of the paper)
+    spectra     how many directions the experts use, next to controls (Figure 3)
+    routing     how tokens are routed by task and layer; this runs the model on held-out questions
+    costs       parameters by part and time by activity
+Similarity and spectra read checkpoints, and all but routing needs neither the base nor the data.
+
+Runs must share one base. A directory of runs stands for the finished runs in it. Runs named
+NAME-seed0, NAME-seed1, … are averaged into one row. --table adds the rows of a table of the paper
+and refuses runs that are not scored on its tasks.
 
 Examples:
     python -m experiments.analyze --workdir=runs/quickstart

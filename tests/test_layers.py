@@ -25,4 +25,4 @@ def test_an_upward_import_is_found(tmp_path: pathlib.Path):
 
 
 def test_one_class_reads_finished_runs():
-    assert readers_of_runs() == ['malora_jax/runs/record.py: LoadedRun']
+    assert readers_of_runs() == ['malora_jax/runs/loading.py: LoadedRun']

@@ -33,7 +33,7 @@ def write_report(
 ) -> list[Section]:
     """Write `report.html`, `report.md`, `analysis.json` and the plots.
 
-    To add a section, write a function that returns a `Section` into `sections/` and name it in
+    To add a section, write a function that returns a `Section` into `sections/`, and yield it in
     `_sections` below.
 
     Args:
@@ -77,10 +77,10 @@ def _sections(
     yield tasks_section(runs, groups, output)
     stored = [run for run in runs if run.step]
     if stored:
-        weights = read_weights(stored)
-        yield similarity_section(weights, output)
-        yield spectra_section(weights, output)
-        del weights
+        adapters = read_weights(stored)
+        yield similarity_section(adapters, output)
+        yield spectra_section(adapters, output)
+        del adapters
         if questions is None:
             text = 'Left out by --norouting: neither the base nor held-out questions were read.'
             yield Section('routing', 'Routing', [Text(text)])

@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from malora_jax.errors import UserError
+from malora_jax.runs.loading import LoadedRun
 from malora_jax.runs.paper import Row, Table
-from malora_jax.runs.record import LoadedRun
 from malora_jax.statistics import (
     Difference,
     Interval,
@@ -206,8 +206,10 @@ def _difference(one: LoadedRun, other: LoadedRun) -> str:
     """Return what keeps two runs from being comparable; '' if nothing does."""
     if one is other:
         return ''
-    shared = (what for what in one.setup if what in other.setup)
-    return next((what for what in shared if one.setup[what] != other.setup[what]), '')
+    shared = (what for what in one.evaluation_setup if what in other.evaluation_setup)
+    return next(
+        (what for what in shared if one.evaluation_setup[what] != other.evaluation_setup[what]), ''
+    )
 
 
 def seed_groups(runs: Sequence[LoadedRun], table: Table | None = None) -> list[SeedGroup]:

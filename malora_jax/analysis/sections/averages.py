@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from malora_jax.analysis import cells
 from malora_jax.analysis.page import NONE, Block, Italic, Section, Table, Text
-from malora_jax.analysis.sections import cells
 from malora_jax.runs import SeedGroup
 
 _READING = (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from malora_jax.analysis import routing, routing_plots
+from malora_jax.analysis.example_tokens import word_tables
 from malora_jax.analysis.page import Block, Fold, Picture, Section, Table, Text
 from malora_jax.analysis.routed import Questions, Routed, questions, route
 from malora_jax.analysis.router_state import (
@@ -18,12 +19,11 @@ from malora_jax.analysis.router_state import (
     mean_chance,
     state_of,
 )
-from malora_jax.analysis.sections.example_tokens import word_tables
 from malora_jax.analysis.weights import Adapter, linears, read_adapter, start_adapter
 from malora_jax.runs import LoadedRun
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
-from malora_jax.training.workdir import check_base, check_run, read_config
+from malora_jax.training.workdir import check_base, check_run
 
 # Checkpoints to which the questions are put.
 _MOST_STEPS = 4
@@ -48,7 +48,7 @@ def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
             'its projections have to tell is above.'
         )
         return Section(name, title, [Text(text)], None)
-    check_run(run.path, read_config(run.path), data_digests(run.settings))
+    check_run(run.path, run.config, data_digests(run.settings))
     setup = build(run.settings)
     check_base(run.path, run.settings, setup.base.params)
     batches = list(setup.held_out_batches(most))

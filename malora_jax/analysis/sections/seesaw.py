@@ -3,9 +3,8 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from malora_jax.analysis import task_plots
+from malora_jax.analysis import cells, task_plots
 from malora_jax.analysis.page import Block, Italic, Picture, Section, Table, Text
-from malora_jax.analysis.sections import cells
 from malora_jax.runs import SeedGroup
 from malora_jax.runs.compare import single_task_rows
 from malora_jax.statistics import Difference

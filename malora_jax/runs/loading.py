@@ -1,4 +1,4 @@
-"""Runs, read from their directories."""
+"""Reading of runs from their directories; every report gets its numbers here."""
 
 import functools
 import os
@@ -22,9 +22,10 @@ from malora_jax.training.workdir import BASE, CONFIG, BaseRecord
 
 
 class LoadedRun:
-    """A run in a directory; each of its files is read when it is first asked for.
+    """A run in a directory. Each property reads its file of the run on first use, and keeps it.
 
-    The properties raise a UserError if a file is missing or broken.
+    The properties raise a UserError if a file is missing or broken. `read_runs` reads all that
+    every report needs, so that a broken run is refused before a report is started.
 
     Attributes:
         path: Directory of the run.
@@ -50,7 +51,7 @@ class LoadedRun:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """Config as stored, in the current format; it may lack fields that are newer."""
+        """Raw config: nested values of `config.json`, without the fields that are newer."""
         try:
             config = config_format.read_config(self.path / CONFIG)
         except FileNotFoundError as error:
@@ -60,7 +61,7 @@ class LoadedRun:
 
     @functools.cached_property
     def settings(self) -> RunConfig:
-        """Config with every field checked, as training uses it."""
+        """Validated config with all fields, as training uses it."""
         return config_of(self.path, self._weights)
 
     @property
@@ -87,7 +88,7 @@ class LoadedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has results."""
+        """Whether the run has finished, and so has results."""
         return (self.path / run_files.RESULTS).exists()
 
     @functools.cached_property
@@ -108,12 +109,12 @@ class LoadedRun:
 
     @functools.cached_property
     def before(self) -> Sequence[Mapping[str, Any]]:
-        """Scored answers of the base model; empty if the run has not ended."""
+        """Scored answers of the base model; empty if the run has not finished."""
         return self._answers('before')
 
     @functools.cached_property
     def after(self) -> Sequence[Mapping[str, Any]]:
-        """Scored answers of the trained model; empty if the run has not ended."""
+        """Scored answers of the trained model; empty if the run has not finished."""
         return self._answers('after')
 
     @functools.cached_property
@@ -159,7 +160,7 @@ class LoadedRun:
         return self.config['model']['name'], fingerprint
 
     @functools.cached_property
-    def setup(self) -> Mapping[str, Any]:
+    def evaluation_setup(self) -> Mapping[str, Any]:
         """Properties that two runs must share for their scores and losses to be comparable.
 
         A task that only one of the runs is scored on does not matter.
@@ -218,7 +219,7 @@ def read_runs(
         name = path.name if names[path.name] == 1 else str(path)
         file_name = _file_name(path.name, [run.file_name for run in runs])
         runs.append(LoadedRun(path, name, file_name, weights))
-        _check(runs[-1], unfinished)
+        _read(runs[-1], unfinished)
         _check_base(runs[0], runs[-1])
     return runs
 
@@ -240,19 +241,20 @@ def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _check(run: LoadedRun, unfinished: bool) -> None:
-    """Read the files that every report needs, so that a broken one is refused at once."""
-    _ = run.config
+def _read(run: LoadedRun, unfinished: bool) -> None:
+    """Read the files that every report needs, so that a broken run is refused at once."""
+    needed = ['config']
     if not run.is_finished and not unfinished:
         raise UserError(
             f'The run in {run.path} has not ended: there is no {run_files.RESULTS}. Continue it, '
             'or analyse what it has so far with --unfinished.'
         )
     if run.step:
-        _ = run.settings
+        needed.append('settings')
     elif run.checkpoint_directory.is_dir() or not run.is_finished:
         raise UserError(f'There is no checkpoint in {run.path / "checkpoints"}: train on.')
-    _ = run.records, run.setup, run.before
+    for name in (*needed, 'records', 'evaluation_setup', 'before'):
+        getattr(run, name)
 
 
 def _check_base(one: LoadedRun, other: LoadedRun) -> None:
