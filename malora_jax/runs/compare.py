@@ -201,7 +201,6 @@ def check_comparable(runs: Sequence[LoadedRun]) -> None:
             )
 
 
-@functools.cache
 def _difference(one: LoadedRun, other: LoadedRun) -> str:
     """Return what keeps two runs from being comparable; '' if nothing does."""
     if one is other:
