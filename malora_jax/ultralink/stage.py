@@ -196,6 +196,13 @@ async def _in_order(
     """Items with what became of them, in order; some are at work behind one that takes long."""
     free = asyncio.Semaphore(concurrency)
     failed = asyncio.Event()
+    broken: list[UserError] = []
+
+    def readable() -> Iterator[Row]:
+        try:
+            yield from items
+        except UserError as error:  # Raised below, once the items before it are finished.
+            broken.append(error)
 
     async def work(item: Row) -> tuple[Row, Outcome]:
         try:
@@ -208,7 +215,7 @@ async def _in_order(
 
     window: collections.deque[asyncio.Task[tuple[Row, Outcome]]] = collections.deque()
     try:
-        for item in items:
+        for item in readable():
             await free.acquire()
             if failed.is_set():
                 break
@@ -217,6 +224,8 @@ async def _in_order(
                 yield await window.popleft()
         while window:
             yield await window.popleft()
+        for error in broken:
+            raise error
     except Exception:
         await asyncio.gather(*window, return_exceptions=True)
         raise

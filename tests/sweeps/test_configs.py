@@ -223,7 +223,7 @@ def test_a_sweep_tells_the_paper_s_numbers_and_what_it_leaves_open(name):
         assert row.printed is None or str(row.printed) in text
     for word in ('sequence length', 'schedule', 'batch', 'α', 'seed'):
         assert word in text
-    assert f'--table={name} --workdirs=runs/{name}' in text
+    assert f'--workdir=runs/{name}' in text
 
 
 def test_averages_are_the_means_of_their_rows():
