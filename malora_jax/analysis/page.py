@@ -20,14 +20,14 @@ class Italic(str):
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph of text."""
 
     text: str
     kind: ClassVar[str] = 'text'
 
 
 @dataclasses.dataclass(frozen=True)
-class Items:
+class BulletList:
     """A list of short paragraphs."""
 
     items: Sequence[str]
@@ -36,7 +36,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file.
+    """A PNG file with its caption.
 
     Attributes:
         path: The file.
@@ -96,7 +96,7 @@ class Fold:
     kind: ClassVar[str] = 'fold'
 
 
-Block = Text | Items | Picture | Table | Fold
+Block = Text | BulletList | Picture | Table | Fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _paragraphs(blocks: Sequence[Block]) -> Iterator[str]:
         match block:
             case Text(text):
                 yield _escaped(text)
-            case Items(items):
+            case BulletList(items):
                 yield '\n'.join(f'- {_escaped(item)}' for item in items)
             case Picture(path, caption):
                 yield f'![{path.stem.replace("_", " ")}]({path.name})'

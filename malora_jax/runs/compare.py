@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from malora_jax.errors import UserError
 from malora_jax.runs.loading import LoadedRun
-from malora_jax.runs.paper import Row, Table
+from malora_jax.runs.paper import PaperRow, PaperTable
 from malora_jax.statistics import (
     Difference,
     Interval,
@@ -55,7 +55,7 @@ class SeedGroup:
     tasks: Sequence[str]
     runs: Sequence[LoadedRun]
     is_base: bool = False
-    paper: Row | None = None
+    paper: PaperRow | None = None
 
     @property
     def label(self) -> str:
@@ -74,7 +74,7 @@ class SeedGroup:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Numbers of parameters."""
+        """Numbers of parameters, as `training.plan.parameter_counts` returns them."""
         return self.runs[0].parameters
 
     def by_seed(self, metric: str, task: str = '') -> dict[int, float]:
@@ -211,7 +211,7 @@ def _difference(one: LoadedRun, other: LoadedRun) -> str:
     )
 
 
-def seed_groups(runs: Sequence[LoadedRun], table: Table | None = None) -> list[SeedGroup]:
+def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> list[SeedGroup]:
     """Group finished runs into rows: the base model, the paper's rows in its order, then others.
 
     Runs that belong to no row of the paper have a row by the name of their directory, without
@@ -290,7 +290,7 @@ def _scored_tasks(runs: Sequence[LoadedRun]) -> list[str]:
     return [*dict.fromkeys(task for run in runs for task in run.results['tasks'])]
 
 
-def _row_name(run: LoadedRun, table: Table | None) -> str:
+def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
     """Return the name of a run's row: the paper's, or one by its directory."""
     tasks, single = {*run.results['tasks']}, run.is_single_task
     name = re.sub(r'-seed\d+$', '', run.name)

@@ -36,7 +36,7 @@ class LoadedRun:
     def __init__(
         self, path: pathlib.Path, name: str = '', file_name: str = '', weights: str | None = None
     ):
-        """Read nothing yet.
+        """Name the run; its files are read later.
 
         Args:
             path: Directory of the run.
@@ -71,7 +71,7 @@ class LoadedRun:
 
     @property
     def seed(self) -> int:
-        """Random seed."""
+        """Random seed of the run."""
         return self.config['seed']
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""The paper's results, and which of our runs belongs beside each.
+"""Tables of the paper, and the row to which one of our runs belongs.
 
 Wang, Zhao, Wang, Wang and Liu, MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced
 Multi-Task Learning, Findings of NAACL 2025. Scores of LLaMA-2 7B in %: ROUGE-L for E2E NLG, pass@1
@@ -18,17 +18,17 @@ _INTRA = ('piqa', 'openbookqa', 'boolq', 'arc_challenge', 'arc_easy')
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of a table.
 
     Attributes:
-        label: what it is called there.
-        average: over the tasks.
-        method: our name of it; '' for the base model.
-        scores: by task, where we have them.
-        settings: fields of the adapter that differ from the method's own.
-        single_task: whether each task was trained on alone.
-        printed: the average as printed, where it is not the mean of its row.
+        label: Name of the row in the paper.
+        average: Average over the tasks, in %.
+        method: Our name of the method; '' for the base model.
+        scores: Scores by task, in %, where we have them.
+        settings: Adapter fields that differ from those of the method.
+        single_task: Whether each task was trained on alone.
+        printed: Printed average, if it is not the mean of the printed scores.
     """
 
     label: str
@@ -47,26 +47,26 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A table.
+class PaperTable:
+    """A table of scores.
 
     Attributes:
-        title: what it shows.
-        tasks: its columns.
-        rows: by the names that our sweeps give to the runs.
+        title: Number and subject of the table.
+        tasks: Names of its columns.
+        rows: Rows by the names that our sweeps give to the runs.
     """
 
     title: str
     tasks: tuple[str, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, PaperRow]
 
     def row_of(self, config: Mapping[str, Any]) -> str | None:
-        """The name of the row that a run belongs to, or None.
+        """Return the name of the row that a run belongs to, or None.
 
-        On another base model, ranks may differ from the paper's where that leaves no doubt.
+        On another base model, ranks may differ from the paper's if only one row can be meant.
 
         Args:
-            config: what the run's config.json holds.
+            config: Raw config of the run.
         """
         adapter = _material(config['adapter'])
         rows = {
@@ -142,28 +142,28 @@ _LABELS = {
 }
 
 
-def _scored(name: str, scores: Mapping[str, float], average: float) -> Row:
+def _scored(name: str, scores: Mapping[str, float], average: float) -> PaperRow:
     method_name = name.removesuffix('_single')
     single_task = name != method_name
     label = _LABELS[method_name] + (' (single task)' if single_task else '')
-    return Row(
+    return PaperRow(
         label, average, method_name if name != 'base' else '', scores, single_task=single_task
     )
 
 
-def _molora(average: float, rank: int, printed: float | None = None) -> Row:
+def _molora(average: float, rank: int, printed: float | None = None) -> PaperRow:
     label = f'MoLoRA r = {rank}'
-    return Row(label, average, 'molora', settings={'rank': rank}, printed=printed)
+    return PaperRow(label, average, 'molora', settings={'rank': rank}, printed=printed)
 
 
-def _malora(average: float, rank: int, shared_rank: int, beta: float) -> Row:
+def _malora(average: float, rank: int, shared_rank: int, beta: float) -> PaperRow:
     label = f'MALoRA r̄ = {rank}, d = {shared_rank}, β {beta:g}'
     settings = {'rank': rank, 'shared_rank': shared_rank, 'beta': beta}
-    return Row(label, average, 'malora', settings=settings)
+    return PaperRow(label, average, 'malora', settings=settings)
 
 
 TABLES = {
-    'table1': Table(
+    'table1': PaperTable(
         'Table 1, inter-domain',
         _INTER,
         {
@@ -171,23 +171,23 @@ TABLES = {
             for name, (*scores, average) in _TABLE_1.items()
         },
     ),
-    'table2': Table(
+    'table2': PaperTable(
         'Table 2, intra-domain',
         _INTRA,
         {
-            'lora': Row('LoRA', 78.48, 'lora'),
-            'asylora': Row('AsyLoRA', 79.42, 'asylora'),
-            'dora': Row('DoRA', 79.56, 'dora'),
-            'molora': Row('MoLoRA', 79.69, 'molora'),
-            'malora': Row('MALoRA', 80.47, 'malora', settings={'beta': 1.25}),
+            'lora': PaperRow('LoRA', 78.48, 'lora'),
+            'asylora': PaperRow('AsyLoRA', 79.42, 'asylora'),
+            'dora': PaperRow('DoRA', 79.56, 'dora'),
+            'molora': PaperRow('MoLoRA', 79.69, 'molora'),
+            'malora': PaperRow('MALoRA', 80.47, 'malora', settings={'beta': 1.25}),
         },
     ),
-    'table3': Table(
+    'table3': PaperTable(
         'Table 3, ablations',
         _INTER,
-        {name: Row(label, average, name) for name, (label, average) in _TABLE_3.items()},
+        {name: PaperRow(label, average, name) for name, (label, average) in _TABLE_3.items()},
     ),
-    'table11': Table(
+    'table11': PaperTable(
         'Table 11, robustness to the rank',
         _INTER,
         {
@@ -201,7 +201,7 @@ TABLES = {
             'malora_r48': _malora(56.69, 48, 128, 5.0),
         },
     ),
-    'table12': Table(
+    'table12': PaperTable(
         'Table 12, ranks and β',
         _INTRA,
         {

@@ -9,12 +9,12 @@ from flax.traverse_util import flatten_dict
 
 from malora_jax import files
 from malora_jax.analysis import page
-from malora_jax.analysis.page import Items, Section, Text
+from malora_jax.analysis.page import BulletList, Section, Text
 from malora_jax.analysis.sections.averages import averages_section, by_task_section
 from malora_jax.analysis.sections.fields import Points, field_section
 from malora_jax.errors import UserError
 from malora_jax.runs import LoadedRun, SeedGroup
-from malora_jax.runs.paper import TABLES, Row
+from malora_jax.runs.paper import TABLES, PaperRow
 from malora_jax.sweeps.config import Sweep
 from malora_jax.sweeps.expand import SweepRun
 
@@ -66,7 +66,7 @@ def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dic
     return found
 
 
-def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> Row | None:
+def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> PaperRow | None:
     """Return the paper's row with the adapter of a run, if it is of the same tasks."""
     if not sweep.report.table:
         return None
@@ -110,7 +110,7 @@ def _unfinished(
     )
     if errors:
         failed = [f'{name}: {error}' for name, error in errors.items()]
-        yield Section('failed', 'Failed', [Items(failed)])
+        yield Section('failed', 'Failed', [BulletList(failed)])
     if waiting:
         yield Section('waiting', 'Not finished', [Text(', '.join(waiting) + '.')])
 

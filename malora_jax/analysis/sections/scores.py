@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import cells
-from malora_jax.analysis.page import NONE, Block, Italic, Items, Section, Table, Text
+from malora_jax.analysis.page import NONE, Block, BulletList, Italic, Section, Table, Text
 from malora_jax.runs import SeedGroup, paper
 from malora_jax.runs.compare import other_settings
 
@@ -25,7 +25,7 @@ _READING = (
 _Numbers = Mapping[str, Mapping[str, Any]]
 
 
-def scores_section(groups: Sequence[SeedGroup], table: paper.Table | None = None) -> Section:
+def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None = None) -> Section:
     """Return the section on scores and losses by row.
 
     Args:
@@ -78,7 +78,7 @@ def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) ->
     return Table.of(caption, rows)
 
 
-def _paper_scores(row: paper.Row) -> dict[str, str]:
+def _paper_scores(row: paper.PaperRow) -> dict[str, str]:
     printed = f' (printed: {row.printed:g})' if row.printed else ''
     scores = {task: Italic(f'{score:g}') for task, score in row.scores.items()}
     return {**scores, 'average': Italic(f'{row.average:g}{printed}')}
@@ -134,7 +134,7 @@ def _paper_difference(group: SeedGroup, baseline: SeedGroup) -> str:
     return Italic(f'{group.paper.average - baseline.paper.average:+.2f}')
 
 
-def _notes(groups: Sequence[SeedGroup], table: paper.Table | None) -> list[Block]:
+def _notes(groups: Sequence[SeedGroup], table: paper.PaperTable | None) -> list[Block]:
     notes: list[Block] = [Text(text) for text in _READING]
     names = {group.name for group in groups}
     missing = [row.label for name, row in table.rows.items() if name not in names] if table else []
@@ -150,7 +150,7 @@ def _notes(groups: Sequence[SeedGroup], table: paper.Table | None) -> list[Block
         for task, result in run.results['tasks'].items()
     }
     scored = [task for task in groups[0].tasks if task in results]
-    notes.append(Items([_scoring(task, results[task]) for task in scored]))
+    notes.append(BulletList([_scoring(task, results[task]) for task in scored]))
     return notes
 
 
