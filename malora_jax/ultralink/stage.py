@@ -219,7 +219,7 @@ async def _in_order(
     def readable() -> Iterator[Row]:
         try:
             yield from items
-        except UserError as error:  # Raised again below, after the items before it.
+        except UserError as error:  # Re-raised below, after the items before it.
             broken.append(error)
 
     async def work(item: Row) -> tuple[Row, Outcome]:

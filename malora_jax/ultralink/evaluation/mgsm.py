@@ -1,4 +1,4 @@
-"""Stage `mgsm`: evaluate a chat model zero-shot on MGSM, 250 problems per language with numeric answers.
+"""Stage `mgsm`: evaluate a chat model on MGSM (250 problems per language) with a zero-shot prompt.
 
 A base model does better with worked examples (few-shot prompting), which `experiments.evaluate` and
 `experiments.harness` use for the tasks mgsm_LANGUAGE.

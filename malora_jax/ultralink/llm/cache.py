@@ -47,7 +47,8 @@ class Cache:
     def get(self, key: bytes) -> Reply | None:
         """Return the reply with a key; None if there is none."""
         query = 'SELECT text, finish_reason, tokens FROM replies WHERE key = ?'
-        if not self._connection and not self._path.exists():  # Another process may have created it.
+        # Check again whether the file exists, because another process may have created it.
+        if not self._connection and not self._path.exists():
             return None
         row = self._connect().execute(query, (key,)).fetchone()
         return None if row is None else Reply(*row)

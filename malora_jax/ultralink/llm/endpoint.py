@@ -113,7 +113,8 @@ class Endpoint:
             # The library reports a timeout even if the connection is refused; the cause is exact.
             why = _line(error.__cause__ or '') or _line(error)
             raise OSError(f'{self._where} cannot be reached: {why}') from error
-        if isinstance(found, str):  # The response is not declared as JSON.
+        # The library returns a response as text if its content type is not JSON.
+        if isinstance(found, str):
             raise UserError(f'{self._where} does not speak as OpenAI does: correct --base_url.')
         # Some gateways report errors with status 200, which must not be cached as replies.
         said = _at(found, 'error', 'message')

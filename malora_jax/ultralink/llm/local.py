@@ -39,7 +39,7 @@ class Local:
         fingerprint = base_fingerprint(model.variables)
         self.name = f'local:{model.name}:{fingerprint[:12]}'
         self._model = model
-        # The stage limits the number of waiting requests.
+        # No limit is needed here, because the stage limits the number of concurrent requests.
         self._scheduler = Scheduler({self.name: model}, rows, most_waiting=1 << 30)
         self._scheduler.start()
 

@@ -78,7 +78,8 @@ async def opened(choice: Choice) -> AsyncIterator[Cached]:
 
 def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
     if is_local(choice.llm):
-        from malora_jax.ultralink.llm import local  # Imported here: it loads JAX.
+        # Imported here because it loads JAX, which runs with an endpoint do not need.
+        from malora_jax.ultralink.llm import local
 
         return local.Local(local.load(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
     return Endpoint(

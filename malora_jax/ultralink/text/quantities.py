@@ -94,8 +94,7 @@ def _readings(match: re.Match[str]) -> list[Reading]:
     if not match['scale']:
         return found
     scale = _scale(match['scale'])
-    # The unscaled reading is also possible, since a word such as 千克 (kilogram) only starts like a
-    # scale.
+    # Keep the unscaled readings, since a word such as 千克 (kilogram) only starts like a scale.
     scaled = [(*reading[:-1], reading[-1] * scale) for reading in found]
     return list(dict.fromkeys(scaled + found))
 
