@@ -49,9 +49,8 @@ class Command:
         details: Further text of `--help`.
         examples: Command-line arguments of each example.
         config: Dataclass of settings; each of its fields is a flag.
-        inputs: Help text of `--input`; '' if the command has no such flag of its own and
-            `find_inputs` returns the inputs.
-        find_inputs: Function that returns the inputs that the settings name.
+        inputs: Help text of `--input`; '' if there is no such flag, or it is a settings field.
+        find_inputs: Function that returns the inputs that the settings name, if `inputs` is ''.
         output: Help text of `--output`; '' if there is no output directory.
         needs: Attributes of `StageRun` that the command uses, each of which has its own flags.
     """

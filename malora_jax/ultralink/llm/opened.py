@@ -24,7 +24,8 @@ class Choice:
     Attributes:
         llm: Name of a model at an endpoint; or local:PLACE, with a place for `local.load`.
         cache: SQLite file of the reply cache.
-        concurrency: Maximum number of concurrent requests; for a local model, the batch size.
+        concurrency: Maximum number of concurrent requests; for a local model, the number of cache
+            slots.
         base_url: Address of the endpoint; None = OpenAI's.
         timeout_s: Timeout of one attempt in seconds.
         token_limit: Maximum total number of tokens of all replies in the cache and their requests;

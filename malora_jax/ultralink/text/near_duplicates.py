@@ -65,7 +65,7 @@ class Sketches:
         """Find the texts that are near-duplicates of an earlier text, in the order of `by_id`.
 
         A text is only compared with earlier texts that are kept, so that a removed text makes no
-        other text a duplicate. Meanwhile the LSH index takes about 12 KB of memory per text.
+        other text a duplicate. During the call, the LSH index takes about 12 KB of memory per text.
 
         Args:
             threshold: Minimum Jaccard similarity of near-duplicates, above 0 and at most 1.

@@ -7,8 +7,8 @@ and 2 million as 2 millones; or leave the number unchanged. So nothing here depe
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
 number words (trois, 三) and superscripts are not read. Times and dates are read as their parts, so
-that 1 PM must not become 13:00. Of the 250 questions of MGSM, translated by people, these rules
-find different numbers in 14 in Chinese, 3 in Russian, 14 in French and 3 in Spanish.
+that 1 PM must not become 13:00. These rules report different numbers for 14, 3, 14 and 3 of the 250
+questions of MGSM in their human translations to Chinese, Russian, French and Spanish.
 """
 
 import re
