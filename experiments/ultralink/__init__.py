@@ -1,1 +1,1 @@
-"""The command line of UltraLink: `python -m experiments.ultralink STAGE`."""
+"""Command line of the UltraLink data pipeline: `python -m experiments.ultralink STAGE`."""

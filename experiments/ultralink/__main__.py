@@ -1,7 +1,7 @@
-r"""Makes multilingual data for fine-tuning, stage by stage; needs the extra `ultralink`.
+r"""Generate multilingual fine-tuning data, stage by stage; needs the extra `ultralink`.
 
-Each stage reads JSON Lines and writes a directory of them with a manifest; the same command
-resumes after an interruption, and ends with the same bytes.
+Each stage reads JSON Lines, and writes a directory of JSON Lines files with a manifest. Repeat the
+same command to resume after an interruption; the output has the same bytes as without one.
 
 Examples:
     python -m experiments.ultralink documents --language=fr --input=wiki/fr \
@@ -27,10 +27,10 @@ from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
 
 
 def main() -> None:
-    """Runs the stage that the first word of the command line names.
+    """Run the stage that the first command-line argument names.
 
     Raises:
-        UserError: There is no such stage.
+        UserError: No stage is given, or it is unknown.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ''
     if name in ('-h', '--help', '--helpfull', '--helpshort'):
@@ -42,7 +42,7 @@ def main() -> None:
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
     stage = STAGES[name]
-    # The text above the flags in --help.
+    # absl prints this docstring above the flags in --help.
     sys.modules['__main__'].__doc__ = stage.help
     sys.argv[:] = [f'experiments.ultralink.{name}', *map(_with_underscores, sys.argv[2:])]
     given = stage_flags.StageFlags(stage)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _listing() -> str:
-    """Return the names and purposes of all stages."""
+    """Return the names and purposes of all stages as text."""
     width = max(map(len, STAGES))
     return '\n'.join(
         ['Stages:', *(f'  {name:{width}}  {each.purpose}' for name, each in STAGES.items())]
@@ -71,13 +71,13 @@ def _run(stage: Stage | FileCommand, given: stage_flags.StageFlags) -> None:
 
 
 async def _ask(stage: Stage, run: StageRun, choice: Choice) -> Manifest:
-    """Run a stage that asks a model."""
+    """Open the model, and run a stage that uses it."""
     async with opened(choice) as model:
         return await stage.run(dataclasses.replace(run, model=model))
 
 
 def _with_underscores(word: str) -> str:
-    """Return a flag with underscores: --base-url is --base_url."""
+    """Replace hyphens in a flag name by underscores: --base-url becomes --base_url."""
     name, equals, value = word.partition('=')
     return (
         name.replace('-', '_').replace('__', '--', 1) + equals + value if word[:2] == '--' else word

@@ -1,4 +1,4 @@
-"""The flags of a stage, made from its entry in the table of stages."""
+"""Command-line flags of a stage, defined from its entry in the registry of stages."""
 
 import pathlib
 import typing
@@ -23,7 +23,7 @@ _LLM = "A model's name at the endpoint; or local:RUN or local:configs/NAME.py fo
 _CONCURRENCY = 'Requests in progress at a time; default: 64, or 8 for a model of our own.'
 _TOKEN_LIMIT = 'Maximum number of tokens that the answers in the cache may have cost; 0 = any.'
 _CACHE = 'File of all answers; default: answers.sqlite next to the output directory.'
-# By the type of a field.
+# Function that defines a flag, by the type of the settings field.
 _DEFINE: dict[Any, Any] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -32,7 +32,7 @@ _DEFINE: dict[Any, Any] = {
 
 
 class StageFlags:
-    """Defines the flags of a stage, and returns what they say after they are parsed."""
+    """Flags of a stage: the constructor defines them, and `parsed` returns their values."""
 
     def __init__(self, stage: Command, registry: flags.FlagValues = flags.FLAGS):
         self._stage = stage
@@ -55,7 +55,7 @@ class StageFlags:
             self._define(name, each.flag_help, kind, default, required=required)
 
     def parsed(self) -> tuple[StageRun[Any], Choice | None]:
-        """Return the settings and data of the run, and which model it asks, if it asks one.
+        """Return the run that the flags describe, and the choice of its model, if it uses one.
 
         Raises:
             UserError: A value is not allowed, a path is empty or cannot be used, or the tokenizer
@@ -108,7 +108,7 @@ class StageFlags:
         )
 
     def _field(self, name: str) -> Any:
-        """Return the value of a field of the settings."""
+        """Return the value of a settings field."""
         hint = self._hints[name]
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)
@@ -119,10 +119,10 @@ class StageFlags:
         return self._value(name)
 
     def _paths(self, name: str) -> list[pathlib.Path]:
-        """Return the paths in a flag, or those of local copies of paths in a bucket.
+        """Return the paths in a flag, with bucket paths replaced by paths of local copies.
 
         Raises:
-            UserError: One of them is empty, as --input="$UNSET" gives it, or is there twice.
+            UserError: A path is empty, as with --input="$UNSET", or is given twice.
         """
         named = self._value(name)
         if not all(named):
@@ -134,10 +134,10 @@ class StageFlags:
         return found
 
     def _output(self) -> pathlib.Path:
-        """Return the output directory.
+        """Return the path of the output directory.
 
         Raises:
-            UserError: It is in a bucket, or as `cli.directory`.
+            UserError: The path is empty, or the directory is in a bucket.
         """
         path = cli.directory(self._flags['output'])
         if buckets.home(path) != path:

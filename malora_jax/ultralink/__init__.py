@@ -1,17 +1,18 @@
-"""UltraLink: multilingual data for fine-tuning, made, checked, pruned and released.
+"""UltraLink: generate, check, prune and release multilingual fine-tuning data.
 
 Wang et al., UltraLink: An Open-Source Knowledge-Enhanced Multilingual Supervised Fine-tuning
-Dataset, ACL 2024. Needs the extra `ultralink`.
+Dataset, ACL 2024. The package needs the optional dependencies `malora_jax[ultralink]`.
 
-Stages read and write directories of rows (see `shards`). The rows of
+Each stage of the pipeline reads and writes directories of JSON Lines rows (see `shards`):
 
-documents   {"id", "language", "title", "text", "tokens"}: a segment of a document; the id is that
-            of the document with the language before and the segment's number after it
-dialogues   {"id", "language", "title", "document", "data", "kinds"}: the id is that of the segment,
-            `data` alternates questions and answers, as the released files do but without the
-            document, and `kinds` says of each turn which prompt asked: "initial", "in_depth" or
-            "expansive"
+documents   {"id", "language", "title", "text", "tokens"}: one segment of a document. The id is
+            LANGUAGE-DOCUMENT-NUMBER: the language, the id of the document and the number of the
+            segment, from 0.
+dialogues   {"id", "language", "title", "document", "data", "kinds"}: one dialogue about a segment,
+            with the id of the segment. `data` alternates questions and answers, as in the released
+            files, but without the document. `kinds` gives the kind of prompt of each turn's
+            question: "initial", "in_depth" or "expansive".
 criteria, translate, prune, import
-            {"id", "language", "subset", "data"}: conversations (see `conversations`); prune takes
-            dialogues too, and leaves all rows as they are
+            {"id", "language", "subset", "data"}: conversations (see `conversations`). The stage
+            `prune` also reads dialogues, and writes every row unchanged.
 """

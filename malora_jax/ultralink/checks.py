@@ -1,16 +1,19 @@
-r"""What a translation must keep: numbers, the final answer, LaTeX, code, names and the language.
+r"""Checks of a translation: numbers, final answer, LaTeX, code, identifiers and language.
 
-The paper verifies nothing after translating (section 3.3). Pure functions, each of which returns
-the faults of its kind; `faults` asks for several kinds.
+The paper verifies nothing after translation (section 3.3). All functions are pure. Each returns the
+faults of one kind; `faults` combines several kinds:
 
-- `numbers`: those of the prose, each as often as in the source, however they are written; what
+- `numbers`: Numbers in the prose, each as often as in the source, in any notation. A number that
   `text.quantities` cannot read, such as 三 for 3, counts as missing.
-- `final_answer`: the last line `#### 102` of GSM8K, and `\boxed{…}`.
-- `latex`: the formulas, as often as in the source, but for spaces and the words in `\text{…}`.
-- `code`: fenced blocks, byte by byte and in order. Comments in them stay as they are, untranslated:
-  otherwise nothing could be compared.
-- `identifiers`: names of code that the prose speaks of; other words may be made code.
-- `language`: that of the prose, if there is enough to tell; nothing may be empty.
+- `final_answer`: The last line `#### 102` of GSM8K, and `\boxed{…}`.
+- `latex`: Formulas, as often as in the source, ignoring spaces and the words in `\text{…}`.
+- `code`: Fenced code blocks, byte by byte and in order. Comments in them must stay untranslated,
+  because otherwise the code could not be compared.
+- `identifiers`: Names from code that the prose mentions. The translation may mark more words as
+  code.
+- `language`: The language of the prose, if there is enough prose to identify it.
+
+An empty translation is always a fault, of the kind `empty`.
 """
 
 import re
@@ -20,25 +23,26 @@ from typing import NamedTuple
 
 from malora_jax.ultralink.text import quantities, spans
 
-# From a text to the code of its language, such as 'fr'.
+# Function from a text to the code of its language, such as 'fr'.
 Identify = Callable[[str], str]
 
 KINDS = ('empty', 'numbers', 'final_answer', 'latex', 'code', 'identifiers', 'language')
-# With fewer letters than that, the language is not judged: names and greetings look like any.
+# Minimum number of letters and of Chinese characters. Below both, the language is not checked,
+# because names and greetings look the same in many languages.
 _LEAST_LETTERS, _LEAST_HAN = 30, 10
 
-# Only in the last line: elsewhere it is a heading of Markdown.
+# Matches the last line only, because `####` elsewhere is a Markdown heading.
 _TAIL = re.compile(r'^[ \t]*####[ \t]*([^\s#].*?)\s*\Z', re.MULTILINE)
 _WORDS_IN_LATEX = re.compile(r'(\\(?:text\w*|mathrm|mbox)\s*)\{[^{}]*\}')
 _HAN = re.compile(r'[\u3400-\u9fff]')
 
 
 class Fault(NamedTuple):
-    """Something that a translation has lost or made.
+    """An error in a translation.
 
     Attributes:
-        kind: one of `KINDS`.
-        detail: what is missing or too much, for people.
+        kind: One of `KINDS`.
+        detail: Human-readable description, such as what is missing or added.
     """
 
     kind: str
@@ -52,14 +56,18 @@ def faults(
     identify: Identify,
     kinds: Collection[str] = KINDS,
 ) -> list[Fault]:
-    """The faults of a translation.
+    """Return the faults of a translation.
+
+    Example:
+        faults('I have 3 cups.', "J'ai 4 tasses.", 'fr', languages.identify, ['numbers'])
 
     Args:
-        source: in English.
-        translation: of it.
-        language: the code of the language wanted.
-        identify: tells the language of a text.
-        kinds: what to look for; an empty translation is always a fault, and then the only one.
+        source: English source text.
+        translation: Translated text.
+        language: Code of the target language.
+        identify: Function that returns the language code of a text.
+        kinds: Kinds of faults to check for. An empty translation is always a fault, and then the
+            only one.
     """
     if source.strip() and not translation.strip():
         return [Fault('empty', 'nothing was written')]
@@ -76,13 +84,13 @@ def faults(
 
 
 def numbers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
-    """Numbers of the prose that are missing or too many."""
+    """Compare the numbers in the prose; return those that are missing or added."""
     missing, extra = quantities.same(source.prose, translation.prose)
     return _differences('numbers', missing, extra)
 
 
 def final_answer(source: str, translation: str) -> list[Fault]:
-    """The number after '####' and what is boxed, if the source has them."""
+    """Compare the answer after '####' and the boxed answers, if the source has them."""
     tail, kept = _TAIL.search(source), _TAIL.search(translation)
     if tail and not kept:
         return [Fault('final_answer', f'no last line #### {tail[1]}')]
@@ -99,13 +107,13 @@ def final_answer(source: str, translation: str) -> list[Fault]:
 
 
 def latex(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
-    """Formulas that are missing or too many."""
+    """Compare the formulas; return those that are missing or added."""
     before, after = (Counter(map(_canonical, text.latex)) for text in (source, translation))
     return _differences('latex', (before - after).elements(), (after - before).elements())
 
 
 def code(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
-    """Fenced blocks that are not the source's, or not in its order."""
+    """Compare the fenced code blocks in order; return a fault for each difference."""
     if len(source.fences) != len(translation.fences):
         detail = f'{len(translation.fences)} fenced blocks, not {len(source.fences)}'
         return [Fault('code', detail)]
@@ -117,19 +125,19 @@ def code(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
 
 
 def identifiers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
-    """Names of code that the translation does not have."""
+    """Return the names from code that the translation lacks."""
     text = '\n'.join((translation.prose, *translation.inline))
     missing = [
         name
         for name in sorted(spans.identifiers(source))
-        # A Chinese letter may touch a name, a Latin one may not.
+        # A Chinese character may be adjacent to a name, a Latin letter may not.
         if not re.search(rf'(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])', text)
     ]
     return _differences('identifiers', missing, ())
 
 
 def in_language(prose: str, language: str, identify: Identify) -> list[Fault]:
-    """Whether prose is in a language, if there is enough of it."""
+    """Check the language of prose, if there is enough of it to identify the language."""
     letters, han = sum(map(str.isalpha, prose)), len(_HAN.findall(prose))
     if letters < _LEAST_LETTERS and han < _LEAST_HAN:
         return []
@@ -138,7 +146,7 @@ def in_language(prose: str, language: str, identify: Identify) -> list[Fault]:
 
 
 def _boxed(text: str) -> list[str]:
-    r"""What is in each `\boxed{…}`, with braces in it."""
+    r"""Return the content of each `\boxed{…}`, which may contain nested braces."""
     found = []
     for match in re.finditer(r'\\boxed\s*\{', text):
         depth, end = 1, match.end()
@@ -150,7 +158,7 @@ def _boxed(text: str) -> list[str]:
 
 
 def _same_value(before: str, after: str) -> bool:
-    """Whether two answers are the same text, or one and the same number."""
+    """Return whether two answers are the same text, or the same number in another notation."""
     if before == after:
         return True
     alike = [re.sub(r'[\d.,\s\u00a0\u202f]', '', answer) for answer in (before, after)]

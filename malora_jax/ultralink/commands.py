@@ -1,4 +1,4 @@
-"""Commands that read the rows of stages, or other files, and write no rows themselves."""
+"""Functions of the commands that write no rows: export, report and check_humaneval."""
 
 import os
 import pathlib
@@ -12,14 +12,14 @@ from malora_jax.ultralink.stage import StageRun
 
 
 def export(run: StageRun[Settings]) -> tuple[str, int]:
-    """Return the number of rows of each exported file, and exit status 0."""
+    """Export the released files, and return the number of rows of each file and exit status 0."""
     counts = release.export(run.inputs, run.output)
     return '\n'.join(f'{name}: {count:,} rows' for name, count in counts.items()), 0
 
 
 @dataclass(frozen=True)
 class ReportConfig(Settings):
-    """Contents of a report."""
+    """Settings of the command `report`."""
 
     section = 'report'
     stages: Sequence[pathlib.Path] = setting(
@@ -28,8 +28,8 @@ class ReportConfig(Settings):
 
 
 def report(run: StageRun[ReportConfig]) -> tuple[str, int]:
-    """Return the report on conversations, and exit status 0."""
-    # Imported here because it loads Matplotlib, which no other stage needs.
+    """Write the report on conversations, and return its text and exit status 0."""
+    # Imported here because it loads Matplotlib, which no other command needs.
     from malora_jax.ultralink.report import report as write_report
 
     return write_report(run.inputs, run.tokenizer, run.output, run.config.stages), 0
@@ -37,7 +37,7 @@ def report(run: StageRun[ReportConfig]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class HumanevalConfig(Settings):
-    """Files to compare, and how."""
+    """Settings of the command `check_humaneval`."""
 
     section = 'check_humaneval'
     input: pathlib.Path = setting('File of translated problems.', recorded=False)
@@ -50,7 +50,7 @@ class HumanevalConfig(Settings):
 
 
 def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
-    """Return the faults of each row, and exit status 1 if there are any."""
+    """Return the faults of each row as text, and exit status 1 if there are any."""
     config = run.config
     found = humaneval.diagnose(config.originals, config.input, workers=config.workers)
     return humaneval.table(found), int(any(each.faults for each in found))

@@ -1,8 +1,8 @@
-"""Rows that hold a conversation: what all stages after the dialogues read and write.
+"""Rows with conversations, the format of all stages after `dialogues`.
 
-{"id", "language", "subset", "data"}, and in the subset chat_specific also "document": `data`
-alternates the user's texts and the assistant's. A row of the stage `dialogues` has no subset, and
-is chat_specific.
+A row is {"id", "language", "subset", "data"}, and in the subset chat_specific may have "document":
+`data` alternates user and assistant messages. A row of the stage `dialogues` has a document but no
+subset, and belongs to chat_specific.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ SUBSETS = (SPECIFIC, 'chat_agnostic', 'math', 'code')
 
 
 class Conversation(NamedTuple):
-    """A conversation.
+    """A conversation between a user and an assistant.
 
     Attributes:
-        id: of its row.
-        language: its code.
-        subset: one of `SUBSETS`.
-        data: the user's texts and the assistant's, in turn.
-        document: that it is about; '' for none.
+        id: Id of its row.
+        language: Language code.
+        subset: One of `SUBSETS`.
+        data: Messages, which alternate between user and assistant.
+        document: Document that the conversation is about; '' = none.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Conversation(NamedTuple):
 
     @property
     def row(self) -> dict[str, Any]:
-        """As a row."""
+        """Fields of the conversation as a JSON row."""
         fields = self._asdict()
         if not self.document:
             del fields['document']
@@ -44,10 +44,10 @@ class Conversation(NamedTuple):
 
 
 def read(row: Row) -> Conversation:
-    """The conversation of a row.
+    """Return the conversation in a row.
 
     Raises:
-        UserError: a field is missing or cannot be, with the row's place.
+        UserError: A field is missing or not valid; the message names the place of the row.
     """
     identifier, language = text_field(row, 'id'), text_field(row, 'language')
     if language not in LANGUAGES:
@@ -60,10 +60,10 @@ def read(row: Row) -> Conversation:
 
 
 def texts(row: Row) -> list[str]:
-    """The field `data` of a row.
+    """Return the messages in the field `data` of a row.
 
     Raises:
-        UserError: it is missing or cannot be, with the row's place.
+        UserError: The field is missing or not valid; the message names the place of the row.
     """
     fault = data_fault(row.fields)
     if fault:
@@ -72,7 +72,7 @@ def texts(row: Row) -> list[str]:
 
 
 def data_fault(fields: Mapping[str, Any]) -> str:
-    """What is wrong with the field `data` of a row; '' = nothing."""
+    """Return a description of the fault in the field `data`; '' if the field is valid."""
     data = fields.get('data')
     if not isinstance(data, list) or not data:
         return "'data' must be a list of texts, the user's and the assistant's in turn"

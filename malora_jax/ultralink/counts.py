@@ -1,4 +1,4 @@
-"""Conversations, turns and tokens of data, for each language and subset."""
+"""Counts of conversations, turns and tokens for each language and subset."""
 
 import collections
 import dataclasses
@@ -12,19 +12,19 @@ from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.release import without_document
 
-# Language and subset.
+# A pair of a language code and a subset.
 Group = tuple[str, str]
-# How many texts have how many tokens.
+# Histogram of text lengths: from the length in tokens to the number of texts.
 Lengths = collections.Counter[int]
 
 
 @dataclasses.dataclass
 class Counts:
-    """Of some conversations.
+    """Number of conversations, and the token counts of their questions and answers.
 
     Attributes:
-        conversations: how many.
-        questions, answers: their lengths in tokens; without documents.
+        conversations: Number of conversations.
+        questions, answers: Histogram of lengths in tokens, without documents.
     """
 
     conversations: int = 0
@@ -33,11 +33,11 @@ class Counts:
 
     @property
     def turns(self) -> int:
-        """Questions with their answers."""
+        """Number of turns: a turn is a question with its answer."""
         return self.questions.total()
 
     def __add__(self, other: 'Counts') -> 'Counts':
-        """Of both together."""
+        """Return the counts of both sets of conversations."""
         return Counts(
             self.conversations + other.conversations,
             self.questions + other.questions,
@@ -46,20 +46,24 @@ class Counts:
 
 
 def mean(lengths: Lengths) -> float:
-    """Tokens of a text on average; 0 if there is none."""
+    """Return the mean length in tokens; 0 if there are no texts."""
     tokens = sum(length * number for length, number in lengths.items())
     return tokens / max(1, lengths.total())
 
 
 def count(inputs: Sequence[pathlib.Path], tokens: Callable[[str], int]) -> dict[Group, Counts]:
-    """Counts rows, in the order of languages and subsets.
+    """Count the conversations in rows for each language and subset.
 
     Args:
-        inputs: rows as in `conversations`.
-        tokens: of a text.
+        inputs: Files or directories with rows of `conversations`.
+        tokens: Function that returns the number of tokens of a text.
+
+    Returns:
+        Counts by language and subset, in the order of `LANGUAGES` and `SUBSETS`.
 
     Raises:
-        UserError: as `shards.read`, or a row is no conversation.
+        UserError: An input is missing or broken (see `shards.read`), or a row is not a
+            conversation.
     """
     found: dict[Group, Counts] = collections.defaultdict(Counts)
     rows = shards.read(inputs)
@@ -76,6 +80,11 @@ def count(inputs: Sequence[pathlib.Path], tokens: Callable[[str], int]) -> dict[
 
 
 def together(counts: Mapping[Group, Counts], name: str = '') -> Counts:
-    """Of all groups with a language or a subset of that name; of all for ''."""
+    """Return the sum of the counts of several groups.
+
+    Args:
+        counts: Counts by language and subset.
+        name: Language or subset of the groups that are summed; '' = all groups.
+    """
     chosen = (each for group, each in counts.items() if not name or name in group)
     return sum(chosen, Counts())

@@ -1,11 +1,12 @@
-"""Stage `criteria`: which English conversations say the same in every language.
+"""Stage `criteria`: select English conversations that are language-agnostic.
 
-Takes conversations as other stages do, those without a language as English chat, and ShareGPT's:
-{"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, a row each or all in an array.
+The stage reads the conversations of other stages, treating a row without a language as English
+chat, and ShareGPT files: {"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, one row
+per line or all rows in a JSON array.
 
-As in the paper (section 3.3 and its appendix), conversations about one culture are left out before
-they are translated: cheap rules first, then one call in which a model scores seven criteria, each 0
-or 1. A conversation is kept if all are 0.
+As in the paper (section 3.3 and the appendix), conversations that are specific to a culture are
+dropped before translation: first by cheap rules, then with one request in which a model scores
+seven criteria, each 0 or 1. A conversation is kept if all scores are 0.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from malora_jax.ultralink.settings import (
 from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'criteria'
-# The paper's, in its order.
+# The seven criteria of the paper, in its order.
 CRITERIA = {
     'names': 'the full name of a person',
     'code_or_formulas': 'program code, or formulas of mathematics, physics or chemistry',
@@ -40,7 +41,7 @@ CRITERIA = {
     'culture': 'food, clothing or buildings that belong to one culture',
     'organisations': 'the name of an organisation, a product or a brand',
 }
-# Of ShareGPT.
+# Names of the speakers in ShareGPT files, in the order of a turn.
 _SPEAKERS = ('human', 'gpt')
 _LINKS = ('http://', 'https://', 'www.', '.com')
 _SYSTEM = f"""\
@@ -58,7 +59,10 @@ _OBJECT = re.compile(r'\{[^{}]*\}')
 
 @dataclasses.dataclass(frozen=True)
 class CriteriaConfig(Settings):
-    """What is asked about, and how. The paper drops by length too, but does not say at which."""
+    """Settings of the selection: limits on length, and model requests.
+
+    The paper drops conversations by length too, but does not give the limits.
+    """
 
     section = STAGE
     least_characters: int = setting(
@@ -100,7 +104,12 @@ def prepare(run: StageRun[CriteriaConfig]) -> Prepared:
 
 
 def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
-    """Why a conversation is dropped before a model is asked; '' = it is not."""
+    """Return why a conversation is dropped without asking the model; '' if it is not.
+
+    Args:
+        data: Messages of the conversation.
+        config: Settings, which give the limits on length.
+    """
     text = '\n'.join(data)
     if not config.least_characters <= len(text) <= config.most_characters:
         return 'length'
@@ -110,7 +119,7 @@ def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
 
 
 def parse(reply: Reply) -> Mapping[str, int] | None:
-    """The score of each criterion, or None if the reply does not give them all."""
+    """Parse the scores of all criteria in a reply; None if they are incomplete or malformed."""
     objects = _OBJECT.findall(reply.text)
     if reply.finish_reason != 'stop' or len(objects) != 1:
         return None
@@ -118,13 +127,13 @@ def parse(reply: Reply) -> Mapping[str, int] | None:
         scores = json.loads(objects[0])
     except ValueError:
         return None
-    # True is no score, though it equals 1.
+    # Reject true and false, although they equal 1 and 0.
     whole = all(type(score) is int and score in (0, 1) for score in scores.values())
     return scores if whole and set(scores) == set(CRITERIA) else None
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the rows of conversations; a file whose name ends in .json is an array of them.
+    """Yield the rows of conversations; a file whose name ends in .json may be an array of them.
 
     Raises:
         UserError: A file is missing or broken, or two rows have the same id.
@@ -136,10 +145,13 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def _conversation(row: Row) -> Conversation | None:
-    """The conversation of a row; None for one of ShareGPT's in which turns are not taken.
+    """Return the conversation of a row; None for a ShareGPT row that is not valid.
+
+    A ShareGPT row is valid if its speakers alternate, each message has text, and the last one is an
+    answer.
 
     Raises:
-        UserError: as `conversations.read`, or ShareGPT's field has another form.
+        UserError: A field is missing or not valid, or ShareGPT's field is not a list of turns.
     """
     fields = dict(row.fields)
     if 'language' not in fields:

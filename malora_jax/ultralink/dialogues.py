@@ -1,4 +1,4 @@
-"""Stage `dialogues`: a model asks and answers questions about a segment, turn by turn."""
+"""Stage `dialogues`: a model generates questions and answers about a segment, turn by turn."""
 
 import collections
 import dataclasses
@@ -26,10 +26,10 @@ STAGE = 'dialogues'
 
 @dataclasses.dataclass(frozen=True)
 class DialoguesConfig(Settings):
-    """How dialogues go on and end, and what their turns must be.
+    """Settings of dialogues: when they end, what turns are valid, and model requests.
 
-    The numbers of the first five are the paper's, the others our own. With them a dialogue that
-    nothing else ends has 2 to 6 turns, 4.14 on average.
+    The defaults of the first five fields are the paper's, the others our own. With the defaults, a
+    dialogue that nothing else ends has 2 to 6 turns, 4.14 on average.
     """
 
     section = STAGE
@@ -75,12 +75,12 @@ class DialoguesConfig(Settings):
 
 
 def prepare(run: StageRun[DialoguesConfig]) -> Prepared:
-    """Return the process function of a segment; the model asks and answers."""
+    """Return the process function of a segment, for which the model writes a dialogue."""
     return Prepared(_Dialogues(run), {'prompts': prompts.digest()})
 
 
 class _Turn(NamedTuple):
-    """A question with its answer, and which prompt asked it."""
+    """A question, its answer, and the kind of prompt that requested the question."""
 
     question: str
     answer: str
@@ -88,7 +88,7 @@ class _Turn(NamedTuple):
 
 
 class _Dialogues:
-    """Makes dialogues."""
+    """Process function that generates the dialogue of one segment."""
 
     def __init__(self, run: StageRun[DialoguesConfig]):
         self.config = run.config
@@ -122,11 +122,11 @@ class _Dialogues:
 
 
 class _Dialogue:
-    """One dialogue.
+    """A dialogue that is being generated.
 
     Attributes:
-        turns: that are done.
-        counts: of questions and answers that were not taken, by reason.
+        turns: Finished turns.
+        counts: Number of rejected questions and answers, by reason.
     """
 
     def __init__(self, maker: _Dialogues, language: str, document: str):
@@ -139,14 +139,14 @@ class _Dialogue:
         self._tokens = maker.count(document)
 
     async def run(self, rng: Any) -> str:
-        """Goes on until the dialogue ends.
+        """Generate turns until the dialogue ends.
 
         Args:
-            rng: what is drawn comes from; drawn is only what the paper draws, so that a turn that
-                is tried again changes nothing of it.
+            rng: Random number generator, used only for the kind of question and the end of the
+                dialogue. So repeated attempts at a turn do not change these choices.
 
         Returns:
-            Why it ended.
+            Reason why the dialogue ended.
         """
         config = self._maker.config
         end, stop = await self._turn('initial'), config.stop_probability
@@ -159,7 +159,7 @@ class _Dialogue:
         return end
 
     async def _turn(self, kind: str) -> str:
-        """Adds a turn; if it cannot, says why the dialogue ends."""
+        """Generate and append a turn; return '', or the reason why the dialogue ends without it."""
         config = self._maker.config
         if self._tokens >= config.context_tokens:
             return 'context full'
@@ -177,7 +177,16 @@ class _Dialogue:
     async def _tried(
         self, asking: str, fault_of: Callable[[Reply], str], question: str = ''
     ) -> tuple[str, str]:
-        """An answer without a fault and '', or the last one with its fault."""
+        """Request a question or an answer, with several attempts.
+
+        Args:
+            asking: Name of the prompt, one of `prompts.STAGES`.
+            fault_of: Function that returns the fault of a reply; '' = none.
+            question: Question to answer; '' if the model is to write a question.
+
+        Returns:
+            A reply without a fault and ''; or the reply of the last attempt, and its fault.
+        """
         config = self._maker.config
         most = config.answer_tokens if question else config.question_tokens
         sampling = Sampling(most, config.temperature, config.top_p, self._maker.seed)
@@ -187,7 +196,7 @@ class _Dialogue:
             request = Request(STAGE, messages, sampling, sample)
             reply = await self._maker.model.complete(request)
             fault = fault_of(reply)
-            # A short answer is the model's way to end a dialogue, and not tried again.
+            # A model may end a dialogue with a short answer, so that one is not requested again.
             if fault in ('', SHORT):
                 break
             self.counts[f'fault in {"answer" if question else "question"}: {fault}'] += 1

@@ -1,4 +1,4 @@
-"""Stage `documents`: from the documents of one language to segments that dialogues are about."""
+"""Stage `documents`: filter documents in one language, and cut them into segments for dialogues."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,7 @@ STAGE = 'documents'
 
 @dataclasses.dataclass(frozen=True)
 class DocumentsConfig(Settings):
-    """Which documents are kept, and how they are cut. The numbers are the paper's."""
+    """Settings of document filtering and segmentation. The defaults are the paper's."""
 
     section = STAGE
     language: str = language_setting()
@@ -59,7 +59,7 @@ class DocumentsConfig(Settings):
 
 
 def prepare(run: StageRun[DocumentsConfig]) -> Prepared:
-    """Read the titles that are done and the lists of words.
+    """Read the finished titles and the word lists, and return the process function of a document.
 
     Raises:
         UserError: A file is missing or broken.
@@ -73,7 +73,7 @@ def prepare(run: StageRun[DocumentsConfig]) -> Prepared:
 
 
 class _Documents:
-    """Makes the segments of one document."""
+    """Process function that cuts one document into segments."""
 
     def __init__(
         self,
@@ -114,13 +114,13 @@ class _Documents:
         return Outcome(rows, '', counts)
 
     def _fault(self, title: str, text: str) -> str:
-        """Why a document is dropped, cheap reasons first; '' for one that is kept."""
+        """Return why a document is dropped; '' if it is kept. Cheap checks come first."""
         config = self._config
         if not text:
             return 'empty'
         if title in self._done:
             return 'done already'
-        # No token is shorter than a byte.
+        # A token has at least one byte, so the number of bytes is an upper bound.
         if len(text.encode()) < config.least_tokens:
             return 'short'
         if self._listed and self._listed.search(text):
@@ -143,7 +143,15 @@ def _titles(done: Sequence[pathlib.Path]) -> frozenset[str]:
 
 
 def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
-    """What matches any word of some lists, in small or capital letters."""
+    """Return a case-insensitive pattern that matches any word or phrase in the files.
+
+    Args:
+        paths: UTF-8 text files with one word or phrase per line.
+        language: Language code; in Chinese, words also match inside other words.
+
+    Raises:
+        UserError: A file is missing, is not UTF-8 or has no words.
+    """
     words: set[str] = set()
     for path in paths:
         check_file(path)
@@ -155,5 +163,5 @@ def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
             raise UserError(f'{path} has no words.')
         words |= found
     any_of = '|'.join(map(re.escape, sorted(words)))
-    # Chinese has no spaces between words.
+    # Chinese has no spaces between words, so word boundaries cannot be required.
     return re.compile(any_of if language == 'zh' else rf'(?<!\w)(?:{any_of})(?!\w)', re.IGNORECASE)

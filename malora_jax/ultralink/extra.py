@@ -1,4 +1,4 @@
-"""The libraries of the extra `ultralink`, imported where they are needed."""
+"""Lazy imports of the optional dependencies in the extra `ultralink`."""
 
 import importlib
 from typing import Any
@@ -7,10 +7,13 @@ from malora_jax.errors import UserError
 
 
 def require(module: str) -> Any:
-    """A module of the extra.
+    """Import and return a module of the extra.
+
+    Args:
+        module: Full name of the module, such as 'py3langid.langid'.
 
     Raises:
-        UserError: it is not installed.
+        UserError: The package is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""The five languages of UltraLink, and which language a text is in."""
+"""The five languages of UltraLink, and language identification."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from malora_jax import errors
 from malora_jax.ultralink.extra import require
 
-# Characters that identification looks at, half of them from each end: it takes 1 µs a byte.
+# Maximum number of characters that are classified, half of them from each end of the text, because
+# classification takes 1 µs per byte.
 _LOOKED_AT = 800
 TRADITIONAL = 'zh-Hant'
 
@@ -15,11 +16,12 @@ class Language(NamedTuple):
     """A language of the data.
 
     Attributes:
-        code: ISO 639-1.
-        name: in English.
-        native_name: in the language itself.
-        neighbours: languages that are easily taken for it, so that identification must know them.
-        lead_in: what precedes the document in the first turn of a released dialogue.
+        code: ISO 639-1 code.
+        name: English name.
+        native_name: Name in the language itself.
+        neighbours: Codes of similar languages, which the identifier must know so that it does not
+            mistake them for this one.
+        lead_in: Sentence before the document in the first turn of a released dialogue.
     """
 
     code: str
@@ -72,10 +74,10 @@ LANGUAGES = {
 
 
 def get_language(code: str) -> Language:
-    """The language of a code.
+    """Return the language with a code.
 
     Raises:
-        UserError: it is none of the five.
+        UserError: The code is not one of the five.
     """
     if code not in LANGUAGES:
         raise errors.unknown_name('language', code, LANGUAGES)
@@ -83,14 +85,17 @@ def get_language(code: str) -> Language:
 
 
 def identify(text: str) -> str:
-    """The language that a text is in, by py3langid: one of the five or of their neighbours.
+    """Identify the language of a text with py3langid, among the five and their neighbors.
+
+    Args:
+        text: Text of any length; only its beginning and end are used if it is long.
 
     Returns:
-        Its code; 'zh-Hant' for Chinese in which traditional characters prevail; '' for a text
-        without a letter.
+        ISO 639-1 code (for some neighbors ISO 639-3); 'zh-Hant' for Chinese with mostly traditional
+        characters; '' for a text without a letter.
 
     Raises:
-        UserError: the extra `ultralink` is not installed.
+        UserError: The extra `ultralink` is not installed.
     """
     if not any(map(str.isalpha, text)):
         return ''
@@ -101,10 +106,10 @@ def identify(text: str) -> str:
 
 
 def to_simplified(text: str) -> str:
-    """Traditional Chinese characters as simplified ones, by OpenCC's t2s.
+    """Convert traditional Chinese characters to simplified ones with OpenCC's `t2s`.
 
     Raises:
-        UserError: the extra `ultralink` is not installed.
+        UserError: The extra `ultralink` is not installed.
     """
     return _converter('t2s').convert(text)
 
@@ -124,7 +129,7 @@ def _converter(direction: str) -> Any:
 
 
 def _is_traditional(text: str) -> bool:
-    """Whether characters that t2s would change outnumber those that s2t would."""
+    """Return whether a text has more traditional-only than simplified-only characters."""
     return sum(map(_written_only('t2s').__contains__, text)) > sum(
         map(_written_only('s2t').__contains__, text)
     )
@@ -132,7 +137,12 @@ def _is_traditional(text: str) -> bool:
 
 @functools.cache
 def _written_only(direction: str) -> frozenset[str]:
-    """The characters that a conversion changes, each taken alone."""
+    """Return the characters of only one script: those that a conversion changes.
+
+    Args:
+        direction: OpenCC conversion: 't2s' for the traditional characters, 's2t' for the
+            simplified.
+    """
     characters = [chr(code) for code in range(0x4E00, 0xA000)]
     converted = _converter(direction).convert('\n'.join(characters)).split('\n')
     return frozenset(old for old, new in zip(characters, converted, strict=True) if old != new)

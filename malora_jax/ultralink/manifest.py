@@ -1,4 +1,4 @@
-"""What a stage's directory says of itself: which stage made it from what, and its counts."""
+"""Manifest of a stage's output directory: its stage, settings, inputs, shards and counts."""
 
 import collections
 import dataclasses
@@ -15,16 +15,16 @@ NAME = 'manifest.json'
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The counts of a shard, or of several together.
+    """Counts of one shard, or the sum of several shards.
 
     Attributes:
-        items: taken from the input.
-        kept: items with rows.
-        rows: that were written.
-        dropped: items without rows, by reason.
-        first: the place of the first item that was dropped for each reason.
-        counts: of whatever else the stage counts.
-        sha256: of the file; '' of several together.
+        items: Number of input items.
+        kept: Number of items that gave rows.
+        rows: Number of rows written.
+        dropped: Number of items without rows, by reason.
+        first: Place (file and line) of the first dropped item, by reason.
+        counts: Additional counts of the stage, by name.
+        sha256: SHA-256 digest of the shard file, in hexadecimal; '' for a sum of several shards.
     """
 
     items: int = 0
@@ -39,7 +39,7 @@ class Shard:
         assert self.items == self.kept + sum(self.dropped.values()), self
 
     def __add__(self, other: 'Shard') -> 'Shard':
-        """Both together; `first` is that of the left one where both have it."""
+        """Return the sum of both; `first` of the left operand takes precedence."""
         return Shard(
             self.items + other.items,
             self.kept + other.kept,
@@ -63,16 +63,16 @@ class _Stored(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a directory holds.
+    """Content of `manifest.json` in a stage's directory.
 
     Attributes:
-        stage: the stage that writes it.
-        settings: whatever the rows depend on beside the inputs and the seed, as JSON has it.
-        seed: of what is drawn.
-        inputs: digest of the inputs' content.
-        shard_items: items of each shard but the last.
-        shards: those that are written.
-        complete: whether all items are.
+        stage: Name of the stage that writes the directory.
+        settings: Everything besides inputs and seed that rows depend on, as JSON values.
+        seed: Random seed.
+        inputs: SHA-256 digest of the inputs' content.
+        shard_items: Number of items in each shard except the last.
+        shards: Counts of the shards written so far, in order.
+        complete: Whether all items are processed.
     """
 
     stage: str
@@ -85,20 +85,20 @@ class Manifest:
 
     @property
     def total(self) -> Shard:
-        """The counts of all shards together."""
+        """Sum of the counts of all shards."""
         return sum(self.shards, Shard())
 
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
-    """Writes the manifest of a directory, with the counts of all shards together."""
+    """Write the manifest of a directory, with the total counts of all shards."""
     files.write_json(path / NAME, {**dataclasses.asdict(manifest), 'total': _total(manifest)})
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """The manifest of a stage's directory, complete or not.
+    """Read the manifest of a stage's directory, whether complete or not.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: The manifest is missing or broken.
     """
     file = path / NAME
     if not file.exists():
@@ -109,7 +109,7 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         shards = tuple(Shard(**shard) for shard in fields['shards'])
         known = {each.name: fields[each.name] for each in dataclasses.fields(Manifest)}
         manifest = Manifest(**known | {'shards': shards})
-        # As it was written, unless by hand.
+        # The totals only disagree if the file was edited.
         assert fields['total'] == _total(manifest)
     except AssertionError as error:
         raise UserError(f'{file} has counts that do not add up: {remedy}.') from error
@@ -117,10 +117,16 @@ def read_manifest(path: pathlib.Path) -> Manifest:
 
 
 def check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
-    """Checks that a directory may be gone on with.
+    """Check that a run can resume in a directory.
+
+    Args:
+        path: The directory, for messages.
+        found: Manifest of the directory.
+        wanted: Manifest of the run.
 
     Raises:
-        UserError: it was made by another stage, with other settings or from other inputs.
+        UserError: The directory was made by another stage, with other settings or from other
+            inputs.
     """
     if found.stage != wanted.stage:
         raise UserError(
@@ -148,7 +154,7 @@ def _total(manifest: Manifest) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = '') -> dict[str, Any]:
-    """Settings in settings by names with dots."""
+    """Return nested settings as a flat dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

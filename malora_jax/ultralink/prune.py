@@ -1,10 +1,10 @@
-"""Stage `prune`: translations are cut to a budget for each language and skill.
+"""Stage `prune`: reduce translations to a budget for each language and subset.
 
-What a model has learnt of mathematics and code in English, it need not learn again in every
-language (section 5 of the paper, and its Figure 4): of the translations, 32K maths and 16K code a
-language are enough. English stays whole. In the other languages near-duplicates are taken out
-first; then a random sample is drawn, for which each row's place is a hash of seed and id, so that
-it depends neither on the order of rows nor on other rows than those that are left out.
+Skills in mathematics and code transfer from English, so a model need not learn them again in every
+language (section 5 and Figure 4 of the paper): 32,000 translated conversations about mathematics
+and 16,000 about code per language are enough. All English rows are kept. In the other languages,
+near-duplicates are removed first. Then a random sample is drawn: the rows with the smallest hashes
+of seed and id. So the sample does not depend on the order of the rows.
 """
 
 import collections
@@ -31,19 +31,22 @@ STAGE = 'prune'
 _WHOLE = 'en'
 _KEPT, _NEAR, _OVER = 'kept', 'near-duplicate', 'over the budget'
 
-# Language and subset.
+# A pair of a language code and a subset.
 _Group = tuple[str, str]
 
 
 def _budget(subset: str, default: int) -> int:
-    """Declare the budget of a subset."""
+    """Declare the settings field for the budget of a subset."""
     text = f'Maximum number of conversations per language in the subset of {subset}; 0 = all.'
     return setting(text, default, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig(Settings):
-    """How much is kept of each language but English. The budgets are the paper's."""
+    """Settings of pruning: the budget of each subset per language, except English.
+
+    The default budgets are the paper's.
+    """
 
     section = STAGE
     math: int = _budget('mathematics', 32_000)
@@ -59,10 +62,12 @@ class PruneConfig(Settings):
 
 
 def prepare(run: StageRun[PruneConfig]) -> Prepared:
-    """Read all rows and choose those that are kept, as they are.
+    """Read all rows, decide which to drop, and return the process function of a row.
+
+    Rows that are kept stay unchanged.
 
     Raises:
-        UserError: A row is no conversation, or has the id of another one.
+        UserError: A row is not a conversation, or two rows have the same id.
     """
     dropped = _dropped(run.config, run.inputs, run.seed)
 
@@ -81,7 +86,7 @@ def summary(run: StageRun[PruneConfig], manifest: Manifest) -> str:
 
 
 def table(manifest: Manifest) -> str:
-    """What became of the rows of each language and subset, in Markdown."""
+    """Return the numbers of kept and dropped rows of each language and subset, in Markdown."""
     total = manifest.total
     counts: dict[_Group, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for name, number in total.counts.items():
@@ -105,7 +110,7 @@ def _shown(counts: collections.Counter[str]) -> list[str]:
 
 
 def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> dict[str, str]:
-    """Why each row that is not kept is dropped, by its id."""
+    """Return the reason why each dropped row is dropped, by the id of the row."""
     ids: dict[str, _Group] = {}
     sketches: dict[_Group, Sketches] = {}
     for row in tqdm.tqdm(
@@ -134,5 +139,5 @@ def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> 
 
 
 def _place(seed: int, key: str) -> bytes:
-    """A random place in the order of rows, of enough bits that no two share one."""
+    """Return the hash that orders rows randomly, with enough bits that no two rows collide."""
     return hashlib.sha256(f'{seed}/{STAGE}/{key}'.encode()).digest()

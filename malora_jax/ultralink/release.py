@@ -1,8 +1,9 @@
-"""Stage `export`: conversations as the files of the released dataset, and for the trainer.
+"""Command `export`: write conversations as the files of the released dataset, and for training.
 
-The release has 20 files {en|zh|ru|fr|es}_{chat_specific|chat_agnostic|math|code}.jsonl, an object a
-line: `id` = {lang}_{subset}_{n}, and `data`, the user's texts and the assistant's in turn. A
-document stands in the first of them, after a sentence in the language, within <document> tags.
+The release has 20 files {en|zh|ru|fr|es}_{chat_specific|chat_agnostic|math|code}.jsonl, with one
+object per line: `id` = {lang}_{subset}_{n}, and `data`, which alternates user and assistant
+messages. In a dialogue about a document, the first message starts with a sentence in the language
+and the document in <document> tags.
 """
 
 import contextlib
@@ -21,27 +22,28 @@ from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
 
 NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
-# For the trainer, a file for each language: the languages are tasks.
+# Subfolder of the training files, one for each language, because the languages are the tasks.
 TRAINING = 'training'
 _DOCUMENT = re.compile(r'\A.*?<document>.*</document>\s*', re.DOTALL)
 _ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
 
 
 def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
-    """Writes the released files, and those for the trainer in a folder beside them.
+    """Write the released files, and the training files in a subfolder.
 
-    training/LANGUAGE.jsonl has the rows of all files of a language, which a task of chats reads
-    (`data.turns_field`).
+    training/LANGUAGE.jsonl has the rows of all files of a language; tasks with `data.turns_field`
+    can train on it.
 
     Args:
-        inputs: rows as in `conversations`, written in their order.
-        output: directory that is not there yet, or empty.
+        inputs: Files or directories with rows of `conversations`; the order of rows is kept.
+        output: Output directory that does not exist yet, or is empty.
 
     Returns:
-        The number of rows of each released file, by its name.
+        Number of rows of each released file, by file name.
 
     Raises:
-        UserError: the directory is not empty, a row is no conversation, or there is none.
+        UserError: The directory is not empty, an input is missing or broken, a row is not a
+            conversation, or there are no rows.
     """
     counts: dict[str, int] = {}
     with new_directory(output) as scratch, contextlib.ExitStack() as stack:
@@ -68,11 +70,11 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
 
 
 def released_row(conversation: Conversation, number: int) -> dict[str, Any]:
-    """A conversation as the released files have it.
+    """Return a conversation as a row of the released files.
 
     Args:
-        conversation: with its document, if it is about one.
-        number: of the row in its file.
+        conversation: Conversation, with its document if it is about one.
+        number: Number of the row in its file, from 0.
     """
     first, *rest = conversation.data
     if conversation.document:
@@ -85,11 +87,11 @@ def released_row(conversation: Conversation, number: int) -> dict[str, Any]:
 
 
 def without_document(question: str) -> str:
-    """A first question without what precedes its own words."""
+    """Return the first message of a released dialogue without its document and lead-in sentence."""
     return _DOCUMENT.sub('', question, count=1)
 
 
 def split_id(identifier: str) -> tuple[str, str, int] | None:
-    """Language, subset and number in the id of a released row, or None if that is no such id."""
+    """Split the id of a released row into language, subset and number; None for any other id."""
     found = _ID.fullmatch(identifier)
     return (found[1], found[2], int(found[3])) if found else None

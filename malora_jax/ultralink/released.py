@@ -1,6 +1,6 @@
-"""Stage `import`: the 20 files of the released dataset, each row checked.
+"""Stage `import`: read the 20 files of the released dataset, and validate each row.
 
-Rows stay as they were released, apart from their new fields `language` and `subset`.
+Rows are unchanged except for the new fields `language` and `subset`.
 """
 
 import dataclasses
@@ -23,18 +23,21 @@ from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 STAGE = 'import'
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
-# Of a row that cannot be used, in the place of its own fields.
+# Name of the only field of a row that is not valid.
 _FAULT = '\0fault'
 
 
 def download(revision: str) -> pathlib.Path:
-    """The released files at a commit, from the local cache of the hub or downloaded to it.
+    """Return the folder of the released files at a commit, downloading them if they are not cached.
 
     Args:
-        revision: the commit's hash. A branch will not do: English chat was replaced in 2024.
+        revision: Commit hash. A branch is not allowed because its content may change: English chat
+            was replaced in 2024.
 
     Raises:
-        UserError: the revision is no hash, or as `hub.snapshot`.
+        UserError: The revision is not a commit hash or does not exist, or the Hugging Face Hub
+            cannot be reached (see `hub.snapshot`).
+        OSError: The cache cannot be written.
     """
     if not _COMMIT.fullmatch(revision):
         raise UserError(
@@ -47,10 +50,10 @@ def download(revision: str) -> pathlib.Path:
 
 
 def find(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The 20 files in a folder or in folders of it.
+    """Return the paths of the 20 files in a folder or its subfolders.
 
     Raises:
-        UserError: the folder or any of the files is missing, or there twice.
+        UserError: The folder or a file is missing, or a file is there twice.
     """
     if not folder.is_dir():
         raise UserError(f'There is no folder {folder}.')
@@ -66,7 +69,7 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig(Settings):
-    """Where the released files are."""
+    """Settings of the stage `import`: the source of the released files."""
 
     section = STAGE
     input: pathlib.Path | None = setting('Folder of the released files.', None, recorded=False)
@@ -78,10 +81,10 @@ class ImportConfig(Settings):
 
 
 def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
-    """Return the released files in a folder or at a commit.
+    """Return the paths of the released files, from the folder or the commit that the settings name.
 
     Raises:
-        UserError: Neither or both are given, or as `find` and `download`.
+        UserError: Neither or both are given, a file is missing, or the download fails.
     """
     if bool(config.input) == bool(config.revision):
         raise UserError('Give either --input, a folder, or --revision, a commit to download.')
@@ -89,7 +92,7 @@ def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
 
 
 def prepare(run: StageRun[ImportConfig]) -> Prepared:
-    """Return the process function of a row; a bad row is skipped and named on stderr.
+    """Return the process function of a row; it drops a bad row and reports it on stderr.
 
     Raises:
         UserError: An input does not have the name of a released file.
@@ -113,7 +116,10 @@ def _file(row: Row) -> str:
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the rows of released files, with their faults in place of the fields of bad ones."""
+    """Yield the rows of released files.
+
+    Instead of its fields, a row that is not valid has a description of its fault.
+    """
     for path in paths:
         language, _, subset = path.stem.partition('_')
         numbers: set[int] = set()
@@ -134,7 +140,13 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
 
 
 def _fault(fields: Mapping[str, Any], group: tuple[str, str], numbers: set[int]) -> str:
-    """What is wrong with a row; '' = nothing, and then its number is one of `numbers`."""
+    """Return a description of the fault in a row; '' for a valid row.
+
+    Args:
+        fields: Fields of the row.
+        group: Language and subset of the file.
+        numbers: Numbers in the ids of the valid rows before it; the number of a valid row is added.
+    """
     strange = set(fields) - {'id', 'data'}
     if strange:
         return f'unknown field {min(strange)!r}'

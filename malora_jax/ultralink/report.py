@@ -1,4 +1,4 @@
-"""Stage `report`: what data there is, beside the paper's, and what became of each stage's items."""
+"""Command `report`: statistics of the data next to the paper's, and item counts of stages."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.manifest import Manifest, read_manifest
 
 REPORT, PLOT = 'report.md', 'lengths.png'
-# Edges of the plot's bins in tokens.
+# Edges of the histogram bins, in tokens.
 _EDGES = np.geomspace(1, 4096, 37)
 
 
@@ -26,19 +26,21 @@ def report(
     output: pathlib.Path,
     stages: Sequence[pathlib.Path] = (),
 ) -> str:
-    """Writes report.md and lengths.png.
+    """Write `report.md` and `lengths.png`.
 
     Args:
-        inputs: rows as in `conversations`.
-        tokens: of a text, as the model to be trained has them.
-        output: directory, made if it is not there.
-        stages: directories of stages, complete or not, in their order.
+        inputs: Files or directories with rows of `conversations`.
+        tokens: Function that returns the number of tokens of a text, with the tokenizer of the
+            model to be trained.
+        output: Output directory; created if it does not exist.
+        stages: Directories of stages, complete or not, in the order of the report.
 
     Returns:
-        The text of report.md.
+        The text of `report.md`.
 
     Raises:
-        UserError: as `count` and `read_manifest`, or there are no rows.
+        UserError: An input or a manifest is missing or broken, a row is not a conversation, or
+            there are no rows.
     """
     counts = count(inputs, tokens)
     if not counts:
@@ -63,7 +65,10 @@ def report(
 
 
 def conversations_table(counts: Mapping[Group, Counts]) -> str:
-    """The paper's table of sizes: a line for each language, a column for each subset."""
+    """Return the table of sizes in Markdown: one line per language, one column per subset.
+
+    The numbers of the paper are in parentheses, in thousands.
+    """
     languages = [code for code in LANGUAGES if any(code in group for group in counts)]
     rows = [['language', *SUBSETS, 'all']]
     for code in (*languages, 'all'):
@@ -83,7 +88,10 @@ def conversations_table(counts: Mapping[Group, Counts]) -> str:
 
 
 def turns_table(counts: Mapping[Group, Counts]) -> str:
-    """The paper's table of turns and tokens, for each language and subset and for all."""
+    """Return the table of turns and mean lengths in tokens in Markdown, with the paper's numbers.
+
+    It has a line for each language and subset, for each language, and for all data.
+    """
     head = ('language', 'subset', 'conversations', 'turns', 'tokens a turn', 'question', 'answer')
     rows = [head, *((*group, *_means(each)) for group, each in counts.items())]
     for code in LANGUAGES:
@@ -105,7 +113,12 @@ def turns_table(counts: Mapping[Group, Counts]) -> str:
 
 
 def funnel(path: pathlib.Path, manifest: Manifest) -> str:
-    """What became of a stage's items, which add up."""
+    """Return the item counts of a stage in Markdown: items read, dropped for each reason, and kept.
+
+    Args:
+        path: Directory of the stage, for the heading.
+        manifest: Manifest of the directory.
+    """
     total = manifest.total
     assert total.items == total.kept + sum(total.dropped.values())
     assert total.rows == sum(shard.rows for shard in manifest.shards)
@@ -128,11 +141,13 @@ def funnel(path: pathlib.Path, manifest: Manifest) -> str:
 
 @figures.literally
 def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
-    """Draws how long questions and answers are: a column for each subset, a line a language.
+    """Plot the length distributions of questions and answers.
+
+    The figure has a column for each subset and a line for each language.
 
     Args:
-        path: the PNG to write.
-        counts: of each language and subset.
+        path: PNG file to write.
+        counts: Counts of each language and subset.
     """
     subsets = [subset for subset in SUBSETS if any(subset in group for group in counts)]
     figure = Figure(figsize=(3.4 * len(subsets) + 1.2, 5.2), layout='constrained')
@@ -169,7 +184,7 @@ def _means(counts: Counts) -> list[str]:
 
 
 def _binned(lengths: Lengths) -> np.ndarray:
-    """The share of texts in each bin; longer ones are in the last, empty ones in the first."""
+    """Return the share of texts in each bin, clipping lengths to the range of the bins."""
     sizes, numbers = np.array(list(lengths.items())).T
     inside = np.clip(sizes, _EDGES[0], _EDGES[-1])
     found, _ = np.histogram(inside, _EDGES, weights=numbers)

@@ -1,7 +1,7 @@
 """Settings of stages: the default, help text and allowed range of each field, declared once.
 
-The command line makes a flag of each field. `Settings` checks the values, and returns those that
-the manifest of a stage stores.
+The command line defines a flag for each field. `Settings` validates the values, and returns those
+that the manifest of a stage records.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ from malora_jax.ultralink.languages import LANGUAGES, get_language
 
 
 class Declaration(NamedTuple):
-    """The metadata of a field.
+    """Metadata of a settings field.
 
     Attributes:
         help: Help text of the flag.
-        at_least: Smallest allowed value, or the name of the field that has it; None = no bound.
-        above: Exclusive lower bound.
-        at_most: Largest allowed value.
+        at_least: Smallest allowed value, or the name of the field that holds it; None = no bound.
+        above: Exclusive lower bound; None = no bound.
+        at_most: Largest allowed value; None = no bound.
         choices: Allowed values; empty = any.
-        is_language: Whether the value must be the code of a language.
-        recorded: Whether the manifest stores the value. Paths are not recorded: rows depend on
-            the content of the files.
+        is_language: Whether the value must be a language code.
+        recorded: Whether the manifest records the value. Paths are not recorded, because rows
+            depend on the content of the files.
     """
 
     help: str
@@ -41,11 +41,11 @@ class Declaration(NamedTuple):
         return f'{self.help.removesuffix(".")}; {allowed}.' if allowed else self.help
 
     def allowed(self, settings: Any = None) -> str:
-        """Return the description of the allowed values, such as 'from 0 to 1'; '' = any.
+        """Return the description of the allowed values, such as 'from 0 to 1'; '' = any value.
 
         Args:
             settings: Values of the other fields, for a bound that is the name of a field; None if
-                they are not known.
+                they are unknown.
         """
         if self.choices:
             return f'one of {", ".join(self.choices)}'
@@ -64,7 +64,7 @@ class Declaration(NamedTuple):
             least = getattr(settings, least)
         return (
             (not self.choices or value in self.choices)
-            # NaN is in no range.
+            # NaN compares false, so any bound rejects it.
             and (least is None or value >= least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -72,7 +72,10 @@ class Declaration(NamedTuple):
 
 
 def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """Declare a field of a dataclass of settings.
+    """Declare a field of a settings dataclass.
+
+    Example:
+        size: int = setting('Number of rows.', 10, at_least=1)
 
     Args:
         text: Help text of the flag.
@@ -83,12 +86,16 @@ def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any
 
 
 def language_setting(choices: Iterable[str] = LANGUAGES) -> Any:
-    """Declare a field for the code of a language, by default of any of the five."""
+    """Declare a field for a language code.
+
+    Args:
+        choices: Allowed codes; by default the five languages.
+    """
     return setting('Code of the language.', is_language=True, choices=tuple(choices))
 
 
 def attempts_setting(default: int) -> Any:
-    """Declare a field for the number of attempts."""
+    """Declare a field for the maximum number of attempts at a usable reply."""
     text = 'Number of times that the model is asked for the same text until the answer is usable.'
     return setting(text, default, at_least=1)
 
@@ -99,7 +106,7 @@ def temperature_setting(default: float) -> Any:
 
 
 def top_p_setting(default: float) -> Any:
-    """Declare a field for nucleus sampling."""
+    """Declare a field for the threshold of nucleus sampling (top-p)."""
     text = (
         'Nucleus sampling: sample from the smallest set of tokens whose probabilities sum to at '
         'least this.'
@@ -108,16 +115,16 @@ def top_p_setting(default: float) -> Any:
 
 
 def declarations(settings: Any) -> dict[str, Declaration]:
-    """Return the declarations of a dataclass's fields, or of an instance's, by name."""
+    """Return the declarations of the fields of a dataclass or of an instance, by field name."""
     return {field.name: field.metadata['declaration'] for field in dataclasses.fields(settings)}
 
 
 def check_ranges(settings: Any, section: str = '') -> None:
-    """Check the values of a dataclass against the declarations of its fields.
+    """Validate the values of a dataclass against the declarations of its fields.
 
     Args:
         settings: Instance of the dataclass.
-        section: Prefix of the fields' names in messages.
+        section: Prefix of field names in messages.
 
     Raises:
         UserError: A value is not allowed.
@@ -133,10 +140,10 @@ def check_ranges(settings: Any, section: str = '') -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses of settings; itself the settings of a stage that has none.
+    """Base class of settings dataclasses; used as is by a command without settings.
 
     Attributes:
-        section: Name of the stage, which prefixes the fields' names in messages.
+        section: Name of the stage, which prefixes field names in messages.
     """
 
     section = ''
@@ -147,6 +154,6 @@ class Settings:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Values that the manifest stores, by name."""
+        """Values that the manifest records, by field name."""
         found = declarations(self).items()
         return {name: getattr(self, name) for name, each in found if each.recorded}

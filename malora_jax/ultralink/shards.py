@@ -1,11 +1,11 @@
-"""A stage's directory: rows in shards, and a manifest that says what they are.
+"""Output directory of a stage: rows in shards, and a manifest that describes them.
 
-rows-00000.jsonl …    one JSON object a line; a shard has the rows of a fixed number of items
+rows-00000.jsonl …    one JSON object per line; a shard has the rows of a fixed number of items
 manifest.json         stage, settings, seed, digest of the inputs, and the counts of each shard
 
-A shard is written before the manifest that tells of it, each to a temporary name first: whatever
-was killed, the manifest is true, and the stage goes on after the shards that it lists. Nothing in
-the directory tells of time or of how often it was begun.
+A shard is written before the manifest that lists it, and each file is written to a temporary name
+first. So the manifest is correct even after a kill, and the stage resumes after the shards that it
+lists. Nothing in the directory depends on the time or on the number of restarts.
 """
 
 import contextlib
@@ -28,23 +28,29 @@ from malora_jax.ultralink.manifest import (
     write_manifest,
 )
 
-# NaN and Infinity, which are not JSON, could not be written again as they are.
+# NaN and Infinity are read as None: they are not JSON, so they could not be written back.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 class Shards:
-    """A stage's directory that is being written."""
+    """Output directory of a stage, open for writing.
+
+    Attributes:
+        path: Path of the directory.
+        manifest: Manifest of what is written so far.
+    """
 
     def __init__(self, path: pathlib.Path, manifest: Manifest):
         self.path = path
         self.manifest = manifest
 
     def add(self, rows: Sequence[Mapping[str, Any]], counts: Shard) -> None:
-        """Writes the next shard.
+        """Write the next shard, then the manifest that lists it.
 
         Args:
-            rows: in order.
-            counts: of their items; without a digest.
+            rows: Rows of the shard, in order.
+            counts: Counts of the items that the rows come from; the row count and the digest are
+                filled in here.
         """
         path = _shard_path(self.path, len(self.manifest.shards))
         files.write_json_lines(path, list(rows))
@@ -52,7 +58,7 @@ class Shards:
         self._write(shards=(*self.manifest.shards, shard))
 
     def finish(self) -> None:
-        """Says that all items are written."""
+        """Record in the manifest that all items are processed."""
         self._write(complete=True)
 
     def _write(self, **changes: Any) -> None:
@@ -62,25 +68,27 @@ class Shards:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
-    """A directory to write to, new or to go on with; other processes are kept out meanwhile.
+    """Open a directory for writing, new or to resume, and lock out other processes.
+
+    A directory whose manifest lists no shard yet is treated as new.
 
     Args:
-        path: of the directory; made if it is not there.
-        manifest: without shards.
+        path: Path of the directory; created if it does not exist.
+        manifest: Manifest of the run, without shards.
 
     Raises:
-        UserError: the directory holds something else or was made by another stage, with other
-            settings or from other inputs; a shard is not as the manifest says; or another process
-            writes to it.
+        UserError: The path is not a directory; the directory holds other files; it was made by
+            another stage, with other settings or from other inputs; a shard does not match the
+            manifest; or another process writes to it.
     """
-    # As it will be read again: tuples become lists.
+    # Convert tuples to lists, as JSON does, so that the settings compare equal when read back.
     manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
     if path.exists() and not path.is_dir():
         raise UserError(f'{path} is not a directory: choose another --output.')
     with files.locked(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
             found = read_manifest(path)
-            # With no shard yet there is nothing to lose, such as after a mistake in the first rows.
+            # Without a shard, such as after a mistake in the first rows, there is nothing to lose.
             if found.shards:
                 check_same(path, found, manifest)
                 _files(path, found)
@@ -88,7 +96,7 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
                 return
         elif any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
-        # Not written yet: what is refused leaves nothing behind.
+        # The manifest is not written yet, so that a run that fails early leaves nothing behind.
         shards = Shards(path, manifest)
         yield shards
         if not shards.manifest.shards:
@@ -96,11 +104,11 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """The rows of stages' directories and of JSON Lines files, one after the other.
+    """Yield the rows of stages' directories and of JSON Lines files, in order.
 
     Raises:
-        UserError: a path is missing, a directory is not complete or a shard is not as the manifest
-            says, or a line is no JSON object, with file and line.
+        UserError: A path is missing, a directory is not complete, a shard does not match the
+            manifest, or a line is not a JSON object; the message names the file and line.
     """
     for path in paths:
         for file in _files(path, _complete(path)) if path.is_dir() else [path]:
@@ -108,10 +116,12 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def distinct(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows whose ids must be their own: of two with one id, what is made could not be told apart.
+    """Yield the rows, and check that their ids are unique, since outputs are identified by them.
+
+    Rows without a text id are not checked.
 
     Raises:
-        UserError: a row has the id of one before it.
+        UserError: A row has the id of an earlier row.
     """
     seen: set[str] = set()
     for row in rows:
@@ -124,17 +134,21 @@ def distinct(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def count(paths: Sequence[pathlib.Path]) -> int | None:
-    """How many rows `read` gives, if all are of directories."""
+    """Return the number of rows that `read` yields; None unless all paths are directories.
+
+    Raises:
+        UserError: A directory has no manifest, or is not complete.
+    """
     if not all(path.is_dir() for path in paths):
         return None
     return sum(_complete(path).total.rows for path in paths)
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Row]:
-    """The rows of a JSON Lines file, a line at a time; blank lines are skipped.
+    """Yield the rows of a JSON Lines file one at a time; blank lines are skipped.
 
     Raises:
-        UserError: the file is missing, or a line is no JSON object, with file and line.
+        UserError: The file is missing, or a line is not a JSON object; the message names the line.
     """
     check_file(path)
     with path.open('rb') as lines:
@@ -145,10 +159,11 @@ def read_lines(path: pathlib.Path) -> Iterator[Row]:
 
 
 def text_field(row: Row, name: str) -> str:
-    """A field of a row that must be text, perhaps empty.
+    """Return a field of a row that must be a string, possibly empty.
 
     Raises:
-        UserError: it is missing, something else, or holds what UTF-8 cannot.
+        UserError: The field is missing, is not a string, or has an unpaired surrogate, which UTF-8
+            cannot encode.
     """
     value = row.fields.get(name)
     if not isinstance(value, str):
@@ -162,10 +177,13 @@ def text_field(row: Row, name: str) -> str:
 
 
 def digest(paths: Sequence[pathlib.Path]) -> str:
-    """A digest of the content of inputs: files, directories of files, or of stages.
+    """Return the SHA-256 digest of the content of inputs, in hexadecimal.
+
+    Args:
+        paths: Files, stages' directories, or directories of other files.
 
     Raises:
-        UserError: one is missing, or a stage's directory is not complete.
+        UserError: A path is missing, or a stage's directory is not complete.
     """
     parts = []
     for path in paths:
@@ -189,10 +207,10 @@ def _complete(path: pathlib.Path) -> Manifest:
 
 
 def _files(path: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
-    """The files of all shards of a directory.
+    """Return the paths of all shards of a directory, after a check of their digests.
 
     Raises:
-        UserError: one is not as the manifest says.
+        UserError: A shard does not match the manifest.
     """
     files_ = [_shard_path(path, number) for number in range(len(manifest.shards))]
     for file, shard in zip(files_, manifest.shards, strict=True):

@@ -1,4 +1,4 @@
-"""Runs a stage: one coroutine over all items, their rows written in the items' order."""
+"""Runner of a stage: process items concurrently with asyncio, and write rows in input order."""
 
 import asyncio
 import collections
@@ -28,19 +28,21 @@ from malora_jax.ultralink.settings import Settings
 from malora_jax.ultralink.shards import Manifest, Shard
 from malora_jax.ultralink.text.tokens import Counter
 
-# Items of a shard: what a kill may cost, as far as no cache remembers it.
+# Number of items per shard. A killed run repeats the items of the unfinished shard, but model
+# replies in the cache are not requested again.
 SHARD_ITEMS = 1000
-# Finished items that wait for a slow one before them, for each that is at work.
+# Maximum number of items that are in progress or wait for a slower item before them, as a multiple
+# of the concurrency.
 _AHEAD = 4
 
 
 class Outcome(NamedTuple):
-    """What became of an item.
+    """Result of processing one item.
 
     Attributes:
-        rows: that it gives; none for one that is dropped.
-        reason: why it is dropped; '' for one that is kept.
-        counts: of whatever else is to be counted.
+        rows: Output rows; empty for a dropped item.
+        reason: Reason why the item is dropped; '' for a kept item.
+        counts: Additional counts for the manifest, by name.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
 Process = Callable[[Row], Awaitable[Outcome]]
 Read = Callable[[Sequence[pathlib.Path]], Iterable[Row]]
 Config = TypeVar('Config', bound=Settings)
-# Its type lets the stages that ask a model or count tokens use them without checking for None.
+# Typed as Any, so that stages can use the model or the tokenizer without a check for None.
 _UNSET: Any = None
 
 
@@ -62,13 +64,14 @@ class StageRun(Generic[Config]):
     Attributes:
         config: Settings of the stage.
         inputs: Input files or directories.
-        output: Output directory, new or of the same stage with the same settings and inputs.
-        model: Model to ask; unset for a stage that asks none.
-        tokenizer: Counts tokens; unset for a stage that counts none.
+        output: Output directory: new, or written by the same stage with the same settings and
+            inputs.
+        model: Language model to query; unset for a stage that uses none.
+        tokenizer: Token counter; unset for a stage that counts no tokens.
         seed: Random seed, also of the model's sampling.
-        concurrency: Number of items in progress at a time, each with one request to the model; a
-            stage that asks no model ignores it.
-        shard_items: Items per shard.
+        concurrency: Maximum number of items in progress at a time, each with at most one model
+            request. A stage without a model ignores it.
+        shard_items: Number of items per shard.
     """
 
     config: Config
@@ -86,7 +89,7 @@ class Prepared(NamedTuple):
     """A stage that is ready to process items.
 
     Attributes:
-        process: Process function of an item.
+        process: Function that processes one item.
         fingerprints: Values for the manifest that identify what rows depend on besides settings,
             inputs, model and tokenizer, such as prompts.
     """
@@ -107,27 +110,33 @@ async def run(
     shard_items: int = SHARD_ITEMS,
     read: Read | None = None,
 ) -> Manifest:
-    """Runs a stage, or goes on with it after the last finished shard.
+    """Run a stage, or resume it after the last finished shard.
 
-    The files of the output have the same bytes whatever the concurrency and wherever it was killed,
-    if what `process` does depends on its item alone. After an error nothing new is begun, but what
-    is begun is finished: its answers are paid for.
+    The output files are byte-identical for any concurrency and any number of interruptions,
+    provided that `process` depends only on its item. After an error no new item is started, but
+    items in progress are finished, because their model replies are already paid for.
 
     Args:
-        stage: its name.
-        process: of one item; what is random in it comes from `random_of`.
-        inputs: files or directories.
-        output: directory, new or of the same stage with the same settings and inputs.
-        settings: whatever rows depend on beside inputs and seed; plain values and dicts of them.
-        seed: of what is drawn.
-        concurrency: items at work at a time.
-        shard_items: items of a shard.
-        read: gives the items of the inputs; None if they are rows as stages write them, each of
-            which must have an id of its own.
+        stage: Name of the stage.
+        process: Function that processes one item. It takes its random numbers from `random_of`.
+        inputs: Input files or directories.
+        output: Output directory: new, or written by the same stage with the same settings and
+            inputs.
+        settings: Everything besides inputs and seed that rows depend on: plain values, and dicts of
+            them.
+        seed: Random seed.
+        concurrency: Maximum number of items in progress at a time.
+        shard_items: Number of items per shard.
+        read: Reader of the items in the inputs; None for rows that stages write, whose ids must be
+            unique.
+
+    Returns:
+        The manifest of the finished stage.
 
     Raises:
-        UserError: as `read`, `shards.distinct`, `process` and `shards.opened`, or there are no
-            rows.
+        UserError: The concurrency is below 1, an input is missing or broken, there are no rows, two
+            rows have the same id, the output directory cannot be used (see `shards.opened`), or
+            `process` raises it.
     """
     if concurrency < 1:
         raise out_of_range('concurrency', concurrency, 'at least 1')
@@ -151,12 +160,18 @@ async def run(
 
 
 def random_of(seed: int, stage: str, item: str) -> random.Random:
-    """The random numbers of an item, by its id: the same in whatever order items come."""
+    """Return the random number generator of an item, which does not depend on the order of items.
+
+    Args:
+        seed: Random seed of the run.
+        stage: Name of the stage.
+        item: Id of the item.
+    """
     return random.Random(stable_seed(seed, stage, item))
 
 
 def describe(manifest: Manifest) -> str:
-    """The counts of a finished stage, a line each."""
+    """Return the counts of a finished stage as text, one count per line."""
     total = manifest.total
     lines = [f'{manifest.stage}: {total.items:,} items, {total.kept:,} kept, {total.rows:,} rows']
     lines += [
@@ -193,7 +208,10 @@ def _counted(item: Row, outcome: Outcome) -> Shard:
 async def _in_order(
     process: Process, items: Iterator[Row], concurrency: int
 ) -> AsyncIterator[tuple[Row, Outcome]]:
-    """Items with what became of them, in order; some are at work behind one that takes long."""
+    """Process items concurrently, and yield each with its outcome in input order.
+
+    Outcomes that finish before that of an earlier, slow item wait in a window of bounded size.
+    """
     free = asyncio.Semaphore(concurrency)
     failed = asyncio.Event()
     broken: list[UserError] = []
@@ -201,7 +219,7 @@ async def _in_order(
     def readable() -> Iterator[Row]:
         try:
             yield from items
-        except UserError as error:  # Raised below, once the items before it are finished.
+        except UserError as error:  # Re-raised below, after the items before it.
             broken.append(error)
 
     async def work(item: Row) -> tuple[Row, Outcome]:

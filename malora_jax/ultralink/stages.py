@@ -1,7 +1,7 @@
-"""The table of stages: everything that the command line and `Stage.run` know of each stage.
+"""Registry of stages: all that the command line and `Stage.run` need to know about each stage.
 
-Flags, `--help` and the runner follow from an entry of `STAGES`. CONTRIBUTING.md shows how to add
-one.
+An entry of `STAGES` defines the flags, the `--help` text and the runner of a stage. CONTRIBUTING.md
+describes how to add a stage.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ the environment, OPENAI_API_KEY."""
 
 
 def _wrapped(command: str) -> str:
-    """Return a command line in lines of at most 100 characters, as a shell takes them."""
+    """Return a shell command line, wrapped with backslashes to at most 100 characters per line."""
     lines = textwrap.wrap(command, 92, break_long_words=False, break_on_hyphens=False)
     return '    ' + ' \\\n      '.join(lines)
 
@@ -44,15 +44,15 @@ class Command:
     """A command of `experiments.ultralink`.
 
     Attributes:
-        name: First word of the command line; also the name in manifests.
-        purpose: One sentence.
+        name: First word of the command line; also the name of the stage in manifests.
+        purpose: One sentence that says what the command does.
         details: Further text of `--help`.
-        examples: Arguments of each example.
+        examples: Command-line arguments of each example.
         config: Dataclass of settings; each of its fields is a flag.
-        inputs: Help text of `--input`; '' if `find_inputs` returns the inputs.
-        find_inputs: Returns the inputs that settings name.
+        inputs: Help text of `--input`; '' if there is no such flag, or it is a settings field.
+        find_inputs: Function that returns the inputs that the settings name, if `inputs` is ''.
         output: Help text of `--output`; '' if there is no output directory.
-        needs: Attributes of `StageRun` that the command uses; they have flags of their own.
+        needs: Attributes of `StageRun` that the command uses, each of which has its own flags.
     """
 
     name: str
@@ -81,12 +81,12 @@ def _describe(run: StageRun[Any], manifest: Manifest) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Command):
-    """A command that makes rows of rows, and resumes where it was interrupted.
+    """A command that turns input rows into output rows, and resumes after an interruption.
 
     Attributes:
-        prepare: Returns the process function for a run.
-        read: Reads the items of the inputs; None if they are rows as stages write them.
-        summary: Returns the text that is printed at the end.
+        prepare: Function that returns the process function for a run.
+        read: Reader of the items in the inputs; None for rows that stages write.
+        summary: Function that returns the text printed at the end.
     """
 
     prepare: Callable[[StageRun[Any]], Prepared]
@@ -96,13 +96,18 @@ class Stage(Command):
     def run(self, run: StageRun[Any]) -> Coroutine[Any, Any, Manifest]:
         """Prepare the stage, and return the coroutine that runs it.
 
-        Preparation may compute for long. Outside of an event loop, Ctrl-C interrupts it at once.
+        Preparation may compute for a long time. Because it runs outside the event loop, Ctrl-C
+        interrupts it immediately.
 
         Args:
             run: Settings, data and resources.
 
+        Returns:
+            Coroutine that returns the manifest of the finished stage.
+
         Raises:
-            UserError: As `prepare` and `stage.run`, or the model refuses a request.
+            UserError: A setting or an input is wrong (see `prepare` and `stage.run`), or the model
+                refuses a request.
             OSError: The model cannot answer.
         """
         process, fingerprints = self.prepare(run)
@@ -129,7 +134,7 @@ class FileCommand(Command):
     """A command that writes no rows.
 
     Attributes:
-        function: Returns the text to print and the exit status.
+        function: Function that returns the text to print and the exit status.
     """
 
     function: Callable[[StageRun[Any]], tuple[str, int]]

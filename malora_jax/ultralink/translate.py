@@ -1,8 +1,9 @@
-"""Stage `translate`: English chat, maths and code in another language, each text verified.
+"""Stage `translate`: translate English chat, mathematics and code, and verify each message.
 
-A conversation is translated text by text, each with one demonstration and the text before it. What
-has a fault (see `checks`) is asked for again, and after so many attempts the conversation is
-dropped; the paper verifies nothing.
+A conversation is translated message by message. Each request contains one demonstration (one-shot
+prompting), and the previous message with its translation. A translation with a fault (see `checks`)
+is requested again; after the maximum number of attempts, the whole conversation is dropped. The
+paper verifies nothing.
 """
 
 import collections
@@ -34,7 +35,10 @@ _KEPT = {
 
 @dataclasses.dataclass(frozen=True)
 class TranslateConfig(Settings):
-    """Into what and how is translated. The paper says nothing of it; the numbers are our own."""
+    """Settings of translation: the target language, and model requests.
+
+    The paper gives no values; the defaults are our own.
+    """
 
     section = STAGE
     language: str = language_setting(translations.CODES)
@@ -45,12 +49,15 @@ class TranslateConfig(Settings):
 
 
 def prepare(run: StageRun[TranslateConfig]) -> Prepared:
-    """Return the process function of a conversation; the language begins the ids of its rows."""
+    """Return the process function of a conversation.
+
+    The id of a translated row is LANGUAGE-ID, where ID is the id of the source row.
+    """
     return Prepared(_Translator(run), {'prompts': translations.digest(run.config.language)})
 
 
 class _Translator:
-    """Translates a conversation."""
+    """Process function that translates one conversation."""
 
     def __init__(self, run: StageRun[TranslateConfig]):
         config = self._config = run.config
@@ -83,13 +90,17 @@ class _Translator:
         subset: str,
         counts: collections.Counter[str],
     ) -> tuple[str, str]:
-        """A translation without a fault and '', or the last one with its first fault.
+        """Translate one message, with several attempts.
 
         Args:
-            text: that is to be translated.
-            before: the text before it and its translation.
-            subset: of the conversation.
-            counts: of faults, to be added to.
+            text: Message to translate.
+            before: Previous message and its translation; None for the first message.
+            subset: Subset of the conversation.
+            counts: Number of faults by kind, which is updated.
+
+        Returns:
+            A translation without a fault and ''; or the translation of the last attempt, and its
+            first fault.
         """
         messages = translations.load(self._config.language, subset).messages(text, before)
         for sample in range(self._config.attempts):
@@ -105,6 +116,6 @@ class _Translator:
         return reply.text, found[0]
 
     def _faults(self, text: str, translation: str, subset: str) -> list[str]:
-        """The kinds of faults, each once, in the order of `checks.KINDS`."""
+        """Return the distinct kinds of faults of a translation, in the order of `checks.KINDS`."""
         found = checks.faults(text, translation, self._config.language, identify, _KEPT[subset])
         return list(dict.fromkeys(fault.kind for fault in found))

@@ -1,4 +1,4 @@
-"""What is wrong with a question or an answer of a dialogue, as a short reason; '' = nothing."""
+"""Checks of the questions and answers of a dialogue: each returns the fault, or '' if valid."""
 
 import re
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.prompts import Prompts
 from malora_jax.ultralink.text.shingles import similarity
 
-# Of an answer.
+# Fault of an answer that is too short, which ends a dialogue without another attempt.
 SHORT = 'short'
 _QUESTION_MARK = re.compile('[?？]')
 _NUMBERED = re.compile(r'\s*(?:\(?\d+[.)、．]|[-*•]|[a-zа-я]\))\s', re.IGNORECASE)
-# A number, or a capital letter that is not the first of the question.
+# A digit, or a capital letter at the start of a later word of the question.
 _NAMES_SOMETHING = re.compile(r'\d|\w\W+[^\W\d_a-zà-öø-ÿа-яё]')
 
 
@@ -26,16 +26,16 @@ def question_fault(
     most_characters: int,
     most_similarity: float,
 ) -> str:
-    """Checks a question.
+    """Return why a question is rejected; '' for a valid question.
 
     Args:
-        reply: with the question.
-        language: code of the language that it must be in.
-        prompts: of the language.
-        earlier: questions of the same dialogue.
-        least_characters: of the question.
-        most_characters: of it.
-        most_similarity: to any of the earlier ones.
+        reply: Model reply with the question.
+        language: Code of the required language.
+        prompts: Prompts of that language, with the patterns of forbidden phrases.
+        earlier: Earlier questions of the same dialogue.
+        least_characters: Minimum length of the question in characters.
+        most_characters: Maximum length of the question in characters.
+        most_similarity: Maximum Jaccard similarity to an earlier question, from 0 to 1.
     """
     text = reply.text
     fault = _reply_fault(reply)
@@ -58,13 +58,13 @@ def question_fault(
 
 
 def answer_fault(reply: Reply, language: str, prompts: Prompts, *, least_characters: int) -> str:
-    """Checks an answer.
+    """Return why an answer is rejected; '' for a valid answer.
 
     Args:
-        reply: with the answer.
-        language: code of the language that it must be in.
-        prompts: of the language.
-        least_characters: of the answer.
+        reply: Model reply with the answer.
+        language: Code of the required language.
+        prompts: Prompts of that language, with the patterns of forbidden phrases.
+        least_characters: Minimum length of the answer in characters.
     """
     fault = _reply_fault(reply)
     if fault:

@@ -1,1 +1,1 @@
-"""What a multilingual model can do, language by language."""
+"""Evaluation of multilingual models per language: MGSM, HumanEval and LLM as a judge."""

@@ -1,10 +1,10 @@
-"""HumanEval with translated docstrings: is each row still the problem that it was?
+"""Validation of HumanEval with translated docstrings: is each row still the original problem?
 
-A translation changes the prose of docstrings and nothing else. Of each row is checked that it
-parses, that its syntax tree outside docstrings is the original's, that the entry point is there,
-that the examples in the docstring are unchanged, and that the original canonical solution passes
-the original test after the translated prompt. White space at the end of a prompt, which decides
-whether a solution can follow it at all, is restored first.
+A translation may change only the prose of docstrings. The checks of a row are that it parses, that
+its syntax tree outside docstrings equals the original's, that it defines the entry point, that the
+examples in docstrings are unchanged, and that the original canonical solution after the translated
+prompt passes the original test. First, the white space at the end of the prompt is restored,
+because it decides whether a solution can follow the prompt at all.
 """
 
 import ast
@@ -20,23 +20,23 @@ from malora_jax.errors import UserError
 from malora_jax.evaluation import code
 from malora_jax.ultralink.shards import text_field
 
-# In the order in which they are told.
+# Kinds of faults, in the order of the report.
 FAULTS = ('syntax', 'docstring', 'tree', 'entry point', 'examples', 'solution')
 _ENDING = re.compile(r'\s*\Z')
-# A line of input and what is printed, up to an empty line or another prompt.
+# A doctest example: a line of input and its output, up to an empty line or the next `>>>`.
 _EXAMPLE = re.compile(r'^[ \t]*>>>.*(?:\n(?![ \t]*(?:>>>|$)).*)*', re.MULTILINE)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong with a translated row.
+    """Result of the checks of one translated row.
 
     Attributes:
-        task: id of the problem.
-        place: of the row.
-        prompt: of the row, its ending restored.
-        restored: whether its ending had to be.
-        faults: what was found, by kind, for people.
+        task: Id of the problem.
+        place: Place of the row (file and line), for messages.
+        prompt: Prompt of the row, with the white space at its end restored.
+        restored: Whether the white space had to be restored.
+        faults: Human-readable description of each fault, by kind.
     """
 
     task: str
@@ -47,26 +47,26 @@ class Diagnosis(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether the canonical solution passes."""
+        """True if the canonical solution passes the test."""
         return 'solution' not in self.faults
 
 
 def diagnose(
     originals: pathlib.Path, translated: pathlib.Path, *, workers: int = os.cpu_count() or 1
 ) -> list[Diagnosis]:
-    """Checks a translated file, row by row.
+    """Check a translated file row by row.
 
     Args:
-        originals: file of the 164 problems.
-        translated: file of their translations, in any order.
-        workers: solutions that run at once.
+        originals: File of the original HumanEval problems.
+        translated: File of their translations, in any order.
+        workers: Number of canonical solutions that run at the same time.
 
     Returns:
-        A diagnosis of each row, in the order of the original problems.
+        Diagnosis of each row, in the order of the original problems.
 
     Raises:
-        UserError: a file cannot be read, a row lacks a field, or the problems are not the same.
-        OSError: the sandbox does not work.
+        UserError: A file cannot be read, a row lacks a field, or the files have different problems.
+        OSError: The sandbox does not work.
     """
     problems, rows = _by_task(originals), _by_task(translated)
     _check_same(problems, rows, translated)
@@ -94,17 +94,20 @@ def diagnose(
 
 
 def restore_ending(prompt: str, original: str) -> str:
-    """A prompt with the white space that the original one ends in."""
+    """Return a prompt with the white space at its end replaced by that of the original prompt."""
     return prompt.rstrip() + (_ENDING.search(original) or [''])[0]
 
 
 def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
-    """What can be found without running anything, by kind.
+    """Return the faults that are found without running any code, by kind.
 
     Args:
-        problem: the original row.
-        row: the translated one.
-        prompt: of the translated one, its ending restored.
+        problem: Row of the original problem.
+        row: Translated row.
+        prompt: Translated prompt, with the white space at its end restored.
+
+    Raises:
+        UserError: A field is missing, or the original problem does not parse.
     """
     solution, name = text_field(problem, 'canonical_solution'), text_field(problem, 'entry_point')
     faults = {}
@@ -133,7 +136,7 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
 
 
 def table(found: Sequence[Diagnosis]) -> str:
-    """A line for each row with a fault, and the counts."""
+    """Return a text with a line for each row that has faults, and the counts."""
     lines = [
         f'{each.place} ({each.task}): '
         + '; '.join(f'{kind}: {each.faults[kind]}' for kind in FAULTS if kind in each.faults)
@@ -181,7 +184,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _docstrings(tree: ast.Module) -> list[str]:
-    """The docstrings of a tree in order, which are taken out of it."""
+    """Remove the docstrings from a tree, and return them in order."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, _FUNCTIONS) and ast.get_docstring(node) is not None:
@@ -191,7 +194,7 @@ def _docstrings(tree: ast.Module) -> list[str]:
 
 
 def _examples(docstrings: Iterable[str]) -> list[str]:
-    """The examples of docstrings, whatever white space is in them."""
+    """Return the examples in docstrings, with white space normalized."""
     return [
         ' '.join(match[0].split())
         for docstring in docstrings

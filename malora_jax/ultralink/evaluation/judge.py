@@ -1,9 +1,9 @@
-"""Two models' answers to the same questions, compared by a third, as in OMGEval.
+"""Stage `judge`: compare two models' answers pairwise with an LLM as a judge, as in OMGEval.
 
-Judges prefer whichever answer stands first, so each pair is judged in both orders: an answer wins
-if it is preferred in both, or once with a tie in the other; two opposite verdicts are a tie. A tie
-counts half. OMGEval has 804 questions a language, text-davinci-003 as the baseline, and GPT-4 as
-the judge; here both are the caller's.
+Judges have a position bias towards the first answer, so each pair is judged in both orders. An
+answer wins if it is preferred in both orders, or in one with a tie in the other; two opposite
+verdicts are a tie. A tie counts as half a win. OMGEval has 804 questions per language,
+text-davinci-003 as the baseline and GPT-4 as the judge; here the user supplies both.
 """
 
 import collections
@@ -33,7 +33,7 @@ from malora_jax.ultralink.stage import Outcome, Prepared, StageRun, describe
 
 STAGE = 'judge'
 _VERDICT = re.compile(r'\[\[(A|B|C)\]\]')
-# What a verdict says of the answer that stands first; the other order turns the sign.
+# Points of a verdict for the answer in first place; in the other order, the sign is reversed.
 _POINTS = {'A': 1, 'B': -1, 'C': 0}
 _SYSTEM = """\
 You compare two answers to a question of a user. Say which is more helpful, correct and complete,
@@ -59,7 +59,7 @@ _USER = """\
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig(Settings):
-    """How answers are compared."""
+    """Settings of the comparison: language, baseline answers, and model requests."""
 
     section = STAGE
     language: str = language_setting()
@@ -73,13 +73,13 @@ class JudgeConfig(Settings):
 
 
 def prepare(run: StageRun[JudgeConfig]) -> Prepared:
-    """Return the process function of an answer; rows are {"id", "verdicts", "score"}.
+    """Return the process function of an answer; its rows are {"id", "verdicts", "score"}.
 
-    `verdicts` are 'answer', 'baseline' or 'tie', with the answer first and then second; `score` is
-    1, 0.5 or 0.
+    `verdicts` holds two of 'answer', 'baseline' and 'tie': the first with the answer in first
+    place, the second with the baseline in first place. `score` is 1, 0.5 or 0.
 
     Raises:
-        UserError: A row of the baseline lacks a field, or has the id of another one.
+        UserError: A row of the baseline lacks a field, or has the id of another row.
     """
     baseline = run.config.baseline
     rows = shards.distinct(shards.read([baseline]))
@@ -106,7 +106,7 @@ def prepare(run: StageRun[JudgeConfig]) -> Prepared:
 
 
 class _Compare:
-    """Asks the judge about two answers in one order."""
+    """Function that asks the judge to compare two answers in one order."""
 
     def __init__(self, run: StageRun[JudgeConfig]):
         config = self._config = run.config
@@ -115,7 +115,10 @@ class _Compare:
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
     async def __call__(self, question: str, first: str, second: str) -> int | None:
-        """1 if the first answer is better, -1 if the second is, 0 for neither; or no verdict."""
+        """Return 1 if the first answer is better, -1 if the second is, 0 for a tie.
+
+        None means that no attempt gave a verdict.
+        """
         user = _USER.format(question=question, first=first, second=second)
         messages = (Message('system', self._system), Message('user', user))
         for sample in range(self._config.attempts):
@@ -127,7 +130,12 @@ class _Compare:
 
 
 def verdict(reply: Reply) -> int | None:
-    """What a judge's reply says of the first answer: the last mark counts."""
+    """Parse the last mark [[A]], [[B]] or [[C]] in a judge's reply.
+
+    Returns:
+        1 if the first answer is better, -1 if the second is, 0 for a tie; None if the reply is
+        truncated or has no mark.
+    """
     found = _VERDICT.findall(reply.text)
     return _POINTS[found[-1]] if found and reply.finish_reason == 'stop' else None
 
@@ -148,12 +156,12 @@ def summary(run: StageRun[JudgeConfig], manifest: Manifest) -> str:
 
 
 class WinRate(NamedTuple):
-    """How often answers are better than the baseline's.
+    """Win rate of answers against the baseline's, with a confidence interval.
 
     Attributes:
-        rate: share of wins, with ties as halves.
-        low, high: 95% interval by the percentile bootstrap over questions.
-        wins, ties, losses: numbers of questions.
+        rate: Share of wins, with a tie as half a win.
+        low, high: 95% interval of the rate by the percentile bootstrap over questions.
+        wins, ties, losses: Number of questions with each outcome.
     """
 
     rate: float
@@ -165,21 +173,21 @@ class WinRate(NamedTuple):
 
 
 def win_rate(scores: Sequence[float], *, seed: int = 0, samples: int = 10_000) -> WinRate:
-    """The win rate of some scores.
+    """Return the win rate of scores, with its bootstrap interval.
 
     Args:
-        scores: 1, 0.5 or 0 for each question.
-        seed: of the bootstrap.
-        samples: of the bootstrap.
+        scores: Score of each question: 1, 0.5 or 0.
+        seed: Random seed of the bootstrap.
+        samples: Number of bootstrap resamples.
 
     Raises:
-        UserError: there are no scores.
+        UserError: There are no scores.
     """
     if not scores:
         raise UserError('No question has a verdict, so there is no win rate.')
     counts = collections.Counter(scores)
     numbers = [counts[1.0], counts[0.5], counts[0.0]]
-    # Scores have three values, so a sample of questions is a draw of their numbers.
+    # Scores have three values, so a bootstrap resample is a multinomial draw of their counts.
     drawn = np.random.default_rng(seed).multinomial(
         len(scores), np.array(numbers) / len(scores), size=samples
     )

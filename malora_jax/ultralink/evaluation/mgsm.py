@@ -1,7 +1,7 @@
-"""MGSM, asked of a chat model in each language: 250 problems, one number each as the answer.
+"""Stage `mgsm`: evaluate a chat model on MGSM (250 problems per language) with a zero-shot prompt.
 
-A base model is better asked with worked examples, which `experiments.evaluate` and
-`experiments.harness` do with the tasks mgsm_LANGUAGE.
+A base model does better with worked examples (few-shot prompting), which `experiments.evaluate` and
+`experiments.harness` use for the tasks mgsm_LANGUAGE.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from malora_jax.ultralink.settings import (
 from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
 
 STAGE = 'mgsm'
-# What follows the problem: how the answer is to be announced, as `final_number` looks for it.
+# Instruction after the problem: introduce the answer in a phrase that `final_number` looks for.
 INSTRUCTIONS = {
     'en': 'Solve the problem step by step. End with "The answer is" and the number.',
     'zh': '请逐步解答这道题，最后写“答案是”和得数。',
@@ -36,7 +36,7 @@ INSTRUCTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class MgsmConfig(Settings):
-    """How the problems are asked."""
+    """Settings of the evaluation: the language, and model requests."""
 
     section = STAGE
     language: str = language_setting()
@@ -45,7 +45,9 @@ class MgsmConfig(Settings):
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the problems of TSV files of the original dataset: question, answer, no header.
+    """Yield the problems of TSV files of the original dataset (question, answer, no header).
+
+    Other files, such as JSON Lines, need the fields `question` and `answer_number`.
 
     Raises:
         UserError: A file is missing or broken.
@@ -54,9 +56,10 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def prepare(run: StageRun[MgsmConfig]) -> Prepared:
-    """Return the process function of a problem, which counts `right` and `no number`.
+    """Return the process function of a problem.
 
-    Rows are {"id", "question", "answer", "text", "number", "right"}.
+    It counts `right` answers and answers with `no number`. Rows are {"id", "question", "answer",
+    "text", "number", "right"}.
     """
     config = run.config
     sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
@@ -82,23 +85,24 @@ def prepare(run: StageRun[MgsmConfig]) -> Prepared:
 
 
 def summary(run: StageRun[MgsmConfig], manifest: Manifest) -> str:
-    """Return the accuracy."""
+    """Return the accuracy as text."""
     total = manifest.total
     right, missing = total.counts['right'], total.counts['no number']
     return f'{right} of {total.kept} right, {right / total.kept:.1%}; {missing} without a number'
 
 
 def prompt(question: str, language: str) -> str:
-    """A problem with the instruction in its language."""
+    """Return a problem followed by the instruction in its language."""
     return f'{question}\n\n{INSTRUCTIONS[get_language(language).code]}'
 
 
 def is_right(text: str, answer: str, language: str) -> bool:
-    """Whether the number that a text ends in is the answer.
+    """Return whether the final number of a text equals the answer.
 
     Args:
-        text: that a model wrote.
-        answer: in plain digits.
-        language: decides what points, commas and spaces in the text's numbers mean.
+        text: Text that a model generated.
+        answer: Correct answer in plain digits.
+        language: Code of the language, which determines the meaning of points, commas and spaces in
+            numbers.
     """
     return final_number(text, language) == Decimal(answer)

@@ -1,1 +1,1 @@
-"""Language models that answer chats: over HTTP, or the project's own decoder; with a cache."""
+"""Chat language models with a cache: behind an HTTP endpoint, or decoded in this process."""

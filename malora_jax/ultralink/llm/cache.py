@@ -1,7 +1,7 @@
-"""Answers that are there already, in a SQLite file: what is finished is never asked again.
+"""Cache of model replies in a SQLite file, so that no request is paid for twice.
 
-A row is committed before its answer is used. With a write-ahead log a kill loses no row, and a
-power cut at most the last ones; it breaks nothing.
+Each reply is committed before it is used. Because of write-ahead logging (WAL), a killed process
+loses no reply. A power failure loses at most the last few and does not corrupt the file.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.chat import Model, Reply, Request
 
-# Of another process that writes to the same file.
+# Seconds to wait while another process locks the file.
 _PATIENCE_S = 60.0
 _TABLE = (
     'CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text TEXT NOT NULL, '
@@ -25,9 +25,9 @@ _TABLE = (
 
 
 class Cache:
-    """Replies by a hash of model and request.
+    """Replies in a SQLite file, by a hash of model and request.
 
-    The file is made with the first reply: a command that is refused before that leaves none.
+    The file is created with the first reply, so that a command that fails before leaves no file.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -40,33 +40,34 @@ class Cache:
             _check_writable(path)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the connection to the file."""
         if self._connection:
             self._connection.close()
 
     def get(self, key: bytes) -> Reply | None:
-        """The reply, or None."""
+        """Return the reply with a key; None if there is none."""
         query = 'SELECT text, finish_reason, tokens FROM replies WHERE key = ?'
-        if not self._connection and not self._path.exists():  # Another process may have made it.
+        # Check again whether the file exists, because another process may have created it.
+        if not self._connection and not self._path.exists():
             return None
         row = self._connect().execute(query, (key,)).fetchone()
         return None if row is None else Reply(*row)
 
     def put(self, key: bytes, reply: Reply) -> None:
-        """Keeps a reply; one that is there already stays."""
+        """Store a reply, unless there is one with the same key."""
         query = 'INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)'
         self._connect().execute(query, (key, *reply))
 
     @property
     def tokens(self) -> int:
-        """Of all replies together: what has been spent."""
+        """Total number of tokens of all replies, with their requests."""
         query = 'SELECT COALESCE(SUM(tokens), 0) FROM replies'
         return self._connection.execute(query).fetchone()[0] if self._connection else 0
 
     def _connect(self) -> sqlite3.Connection:
         if not self._connection:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Each statement is a transaction of its own.
+            # Autocommit: each statement is its own transaction.
             self._connection = sqlite3.connect(
                 self._path, timeout=_PATIENCE_S, isolation_level=None
             )
@@ -78,10 +79,10 @@ class Cache:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Cache]:
-    """A cache in a file, which is made if it is not there.
+    """Open the cache in a file, which is created with the first reply.
 
     Raises:
-        UserError: the file is none of SQLite's or damaged, or cannot be opened or written.
+        UserError: The file is not a SQLite database, is damaged, or cannot be opened or written.
     """
     try:
         with contextlib.closing(Cache(path)) as cache:
@@ -93,10 +94,10 @@ def opened(path: pathlib.Path) -> Iterator[Cache]:
 
 
 def _check_writable(path: pathlib.Path) -> None:
-    """Checks that a file could be made: without that, the first answer would be lost.
+    """Check that a file can be created; otherwise the first reply would be paid for and then lost.
 
     Raises:
-        UserError: it could not.
+        UserError: The file cannot be created.
     """
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -107,10 +108,10 @@ def _check_writable(path: pathlib.Path) -> None:
 
 
 class Cached:
-    """A model whose replies are kept.
+    """A model with a cache of its replies.
 
     Attributes:
-        name: of the model.
+        name: Name of the model.
     """
 
     def __init__(self, model: Model, cache: Cache):
@@ -120,7 +121,14 @@ class Cached:
         self._asked: dict[bytes, asyncio.Task[Reply]] = {}
 
     async def complete(self, request: Request) -> Reply:
-        """See `Model`; a request that is being answered already is not asked twice."""
+        """Return the reply from the cache, or request it from the model and store it.
+
+        Concurrent calls with the same request share one request to the model.
+
+        Raises:
+            UserError: The request is wrong, or it may exceed the token limit.
+            OSError: The model cannot answer.
+        """
         key = hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
         found = self._cache.get(key)
         if found is not None:

@@ -1,4 +1,4 @@
-"""What is asked of a language model, and what it answers."""
+"""Requests to a language model, its replies, and the protocol of models."""
 
 import dataclasses
 import functools
@@ -10,11 +10,11 @@ from malora_jax.ultralink import settings
 
 
 class Message(NamedTuple):
-    """A part of a chat.
+    """A message of a chat.
 
     Attributes:
         role: 'system', 'user' or 'assistant'.
-        content: its text.
+        content: Text of the message.
     """
 
     role: str
@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How an answer is sampled."""
+    """Sampling parameters of a request."""
 
     max_tokens: int = settings.setting('Maximum number of tokens of an answer.', 1024, at_least=1)
     temperature: float = settings.temperature_setting(1.0)
@@ -36,13 +36,13 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A chat that is to be continued.
+    """A chat for a model to continue.
 
     Attributes:
-        stage: that asks.
-        messages: of the chat; the last is the user's.
-        sampling: how the answer is drawn.
-        sample: which of several answers to the same messages; 0 = the first.
+        stage: Name of the stage that makes the request.
+        messages: Messages of the chat; the last one is from the user.
+        sampling: Sampling parameters.
+        sample: Index of the sample among several replies to the same messages, from 0.
     """
 
     stage: str
@@ -52,24 +52,24 @@ class Request:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """SHA-256 of everything in it."""
+        """SHA-256 digest of all fields."""
         text = json.dumps(dataclasses.astuple(self), ensure_ascii=False)
         return hashlib.sha256(text.encode()).digest()
 
     @property
     def draw(self) -> int:
-        """The seed of this answer alone, of 31 bits; the same in every run."""
+        """Random seed of this reply, 31 bits: derived from the digest, so reproducible."""
         return int.from_bytes(self.digest[:4], 'big') >> 1
 
 
 class Reply(NamedTuple):
-    """An answer.
+    """The reply of a model.
 
     Attributes:
-        text: without white space around it.
-        finish_reason: 'stop'; 'length' for one that is cut short; 'content_filter'; 'refused' for
-            messages that the model cannot take; 'malformed' for an answer without a text.
-        tokens: of the messages and the answer together.
+        text: Reply text, without surrounding white space.
+        finish_reason: 'stop'; 'length' for a truncated reply; 'content_filter'; 'refused' for
+            messages that the model does not accept; 'malformed' for a reply without a text.
+        tokens: Number of tokens of the messages and the reply together.
     """
 
     text: str
@@ -78,19 +78,20 @@ class Reply(NamedTuple):
 
 
 class Model(Protocol):
-    """A language model.
+    """Protocol of a language model.
 
     Attributes:
-        name: what its answers depend on.
+        name: Name that identifies the model in cache keys and manifests; models that reply
+            differently must have different names.
     """
 
     name: str
 
     async def complete(self, request: Request) -> Reply:
-        """The answer to a request.
+        """Return the reply to a request.
 
         Raises:
-            UserError: a mistake of the user's, or no more tokens may be spent.
-            OSError: the model cannot answer.
+            UserError: The request is wrong, or it may exceed the token limit.
+            OSError: The model cannot answer.
         """
         ...

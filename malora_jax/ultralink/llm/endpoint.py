@@ -1,4 +1,4 @@
-"""A model behind an HTTP endpoint that speaks as OpenAI's does."""
+"""A model behind an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
 import contextlib
@@ -12,24 +12,25 @@ from malora_jax.ultralink.extra import require
 from malora_jax.ultralink.llm.chat import Reply, Request
 
 KEY = 'OPENAI_API_KEY'
-# The library waits between tries as Retry-After says, or longer each time, up to 8 seconds; a
-# longer Retry-After than its 2 minutes we wait for ourselves, so often and so long at most.
+# The library retries after the time in Retry-After or, without it, with exponential backoff of up
+# to 8 seconds. It does not wait for more than 2 minutes. Longer waits are made here, up to this
+# many times and seconds.
 _RETRIES = 8
 _LONG_WAITS = 4
 _LONGEST_WAIT_S = 3600.0
-# Codes of errors that tell of the messages, not of the run.
+# Error codes that concern the messages of one request, not the whole run.
 _REFUSALS = ('context_length_exceeded', 'content_filter')
-# Of a request: what a server's template may write around messages, and around each.
+# Upper bounds of the tokens that a chat template adds to a request, and to each message.
 _FRAME_TOKENS = 64
 _MESSAGE_TOKENS = 8
-_MOST_CHARACTERS = 200  # Of what a server says, in a message of ours.
+_MOST_CHARACTERS = 200  # Of a server's message, when quoted in an error.
 
 
 class Endpoint:
-    """A model behind an endpoint.
+    """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        name: of the model, as requests give it.
+        name: Name of the model, as sent in requests.
     """
 
     def __init__(
@@ -41,17 +42,18 @@ class Endpoint:
         token_limit: int,
         spent: int,
     ):
-        """Makes the client; nothing is asked yet.
+        """Create the HTTP client, without sending a request.
 
         Args:
-            name: of the model.
-            base_url: of the endpoint, to which /chat/completions is added; None = OpenAI's.
-            timeout_s: seconds for a try.
-            token_limit: of tokens that may be spent in all, in messages and answers; 0 = any.
-            spent: tokens that were spent before.
+            name: Name of the model.
+            base_url: Address of the endpoint, to which /chat/completions is appended; None =
+                OpenAI's.
+            timeout_s: Timeout of one attempt in seconds.
+            token_limit: Maximum total number of tokens of messages and replies; 0 = no limit.
+            spent: Number of tokens spent before, which count towards the limit.
 
         Raises:
-            UserError: the extra `ultralink` is not installed, or there is no key.
+            UserError: The extra `ultralink` is not installed, or the API key is not set.
         """
         require('aiohttp')
         self._openai = require('openai')
@@ -66,22 +68,25 @@ class Endpoint:
             base_url=base_url,
             max_retries=_RETRIES,
             timeout=timeout_s,
-            # The default one looks at all its connections for each request.
+            # The default client scans all its connections for each request, which is slow.
             http_client=self._openai.DefaultAioHttpClient(),
         )
         self._budget = _Budget(token_limit, spent)
 
     async def close(self) -> None:
-        """Closes connections."""
+        """Close all connections to the endpoint."""
         await self._client.close()
 
     async def complete(self, request: Request) -> Reply:
-        """See `Model`.
+        """Send a request, with retries, and return the reply.
+
+        Messages that the endpoint rejects as too long or by its content filter give a reply with
+        the finish reason 'refused'.
 
         Raises:
-            UserError: the request might go over the limit of tokens, or the endpoint does not take
-                the key, the model's name or the settings.
-            OSError: it cannot be reached, or fails again and again.
+            UserError: The request may exceed the token limit, or the endpoint rejects the key, the
+                model name or the settings.
+            OSError: The endpoint cannot be reached, or still fails after all retries.
         """
         async with self._budget.reserved(_most_tokens(request)) as spent:
             reply = await self._answer(request)
@@ -95,7 +100,7 @@ class Endpoint:
         except json.JSONDecodeError:
             return Reply('', 'malformed', 0)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            # What the server says may hold a part of the key.
+            # The server's message may contain a part of the key, so it is not shown.
             raise UserError(f'{self._where} does not take the key in {KEY}.') from error
         except openai.APIStatusError as error:
             if error.code in _REFUSALS:
@@ -105,12 +110,13 @@ class Endpoint:
                 raise OSError(message) from error
             raise UserError(message) from error
         except openai.APIConnectionError as error:
-            # The library's own words are of a time-out even where a connection is refused.
+            # The library reports a timeout even if the connection is refused; the cause is exact.
             why = _line(error.__cause__ or '') or _line(error)
             raise OSError(f'{self._where} cannot be reached: {why}') from error
-        if isinstance(found, str):  # The library hands over what is not even called JSON.
+        # The library returns a response as text if its content type is not JSON.
+        if isinstance(found, str):
             raise UserError(f'{self._where} does not speak as OpenAI does: correct --base_url.')
-        # Gateways tell of their errors so, with status 200; as an answer it would be kept.
+        # Some gateways report errors with status 200, which must not be cached as replies.
         said = _at(found, 'error', 'message')
         if said:
             raise OSError(f'{self._where} answers with an error: {_line(said)}')
@@ -127,7 +133,7 @@ class Endpoint:
         }
         for _ in range(_LONG_WAITS):
             try:
-                # Not chat.completions.create: its types take more time than all else together.
+                # `chat.completions.create` would spend more time on its types than the rest takes.
                 return await self._client.post('/chat/completions', cast_to=object, body=body)
             except self._openai.APIStatusError as error:
                 wait_s = _retry_after(error)
@@ -142,7 +148,7 @@ class Endpoint:
 
 
 class _Budget:
-    """Tokens that may be spent."""
+    """A limit on the total number of tokens, with reservations for requests in progress."""
 
     def __init__(self, limit: int, spent: int):
         self._limit = limit
@@ -152,13 +158,16 @@ class _Budget:
 
     @contextlib.asynccontextmanager
     async def reserved(self, most: int) -> AsyncIterator[list[int]]:
-        """Sets tokens aside for a request; what it spent is appended to the list that this gives.
+        """Reserve tokens for a request; the body appends the number spent to the list that it gets.
 
-        Where there might not be enough, those of other requests are waited for: they spend less
-        than was set aside for them.
+        If the limit may be exceeded, wait for requests in progress, which usually spend less than
+        they reserved.
+
+        Args:
+            most: Upper bound of the number of tokens that the request spends.
 
         Raises:
-            UserError: there might not be enough when all others are done.
+            UserError: The request may exceed the limit even after all others have finished.
         """
         if not self._limit:
             yield []
@@ -185,27 +194,30 @@ class _Budget:
 
 
 def _most_tokens(request: Request) -> int:
-    """What a request may spend: no token is shorter than a byte."""
+    """Return an upper bound of the number of tokens of a request and its reply.
+
+    A token has at least one byte.
+    """
     contents = sum(len(message.content.encode()) for message in request.messages)
     frame = _FRAME_TOKENS + _MESSAGE_TOKENS * len(request.messages)
     return contents + frame + request.sampling.max_tokens
 
 
 def _reply(found: Any) -> Reply:
-    """What there is of an answer; servers leave out or get wrong whatever they may."""
+    """Parse a response leniently, because servers omit fields or fill them wrongly."""
     tokens = _at(found, 'usage', 'total_tokens')
     text = _at(found, 'choices', 0, 'message', 'content')
     reason = _at(found, 'choices', 0, 'finish_reason')
     spent = tokens if isinstance(tokens, int) else 0
     if not isinstance(text, str):
         return Reply('', 'malformed', spent)
-    # Halves of characters cannot be written.
+    # Replace unpaired surrogates, which cannot be encoded.
     clean = text.encode('utf-8', 'replace').decode().strip()
     return Reply(clean, reason if isinstance(reason, str) and reason else 'stop', spent)
 
 
 def _at(value: Any, *steps: str | int) -> Any:
-    """What is in nested objects and lists, or None."""
+    """Return the value at a path in nested objects and lists, or None."""
     for step in steps:
         try:
             value = value[step]
@@ -215,7 +227,7 @@ def _at(value: Any, *steps: str | int) -> Any:
 
 
 def _retry_after(error: Any) -> float | None:
-    """The seconds that a server wants us to wait, if they are more than the library waits."""
+    """Return the wait in Retry-After in seconds, if the library does not wait so long but we do."""
     try:
         wait_s = float(error.response.headers.get('retry-after', ''))
     except ValueError:

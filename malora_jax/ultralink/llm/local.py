@@ -1,4 +1,4 @@
-"""The project's own decoder: a trained model, or the base that a config names."""
+"""A local model, decoded in this process: a trained model, or the base model of a config."""
 
 import importlib.util
 import pathlib
@@ -23,35 +23,37 @@ from malora_jax.ultralink.llm.chat import Message, Reply, Request
 
 
 class Local:
-    """A model whose answers an engine writes side by side.
+    """A local model that serves requests with continuous batching.
 
     Attributes:
-        name: of the model, with a fingerprint of its weights.
+        name: Name of the model, with a fingerprint of its weights.
     """
 
     def __init__(self, model: LanguageModel, rows: int):
-        """Starts the thread that writes.
+        """Start the threads that generate replies.
 
         Args:
-            model: who answers.
-            rows: answers side by side.
+            model: Model that generates the replies.
+            rows: Number of replies that are decoded together (cache slots).
         """
         fingerprint = base_fingerprint(model.variables)
         self.name = f'local:{model.name}:{fingerprint[:12]}'
         self._model = model
-        # The stage bounds what waits.
+        # No limit is needed here, because the stage limits the number of concurrent requests.
         self._scheduler = Scheduler({self.name: model}, rows, most_waiting=1 << 30)
         self._scheduler.start()
 
     async def close(self) -> None:
-        """Ends the thread."""
+        """Stop the threads that generate replies."""
         self._scheduler.stop()
 
     async def complete(self, request: Request) -> Reply:
-        """See `Model`; messages that leave no room in the model's context are refused.
+        """Return the reply to a request.
+
+        A prompt that leaves no room in the context gives a reply with the finish reason 'refused'.
 
         Raises:
-            OSError: the model failed.
+            OSError: The model failed.
         """
         prompt, sampling = self._prompt(request.messages), request.sampling
         room = self._model.model.config.context - len(prompt)
@@ -76,7 +78,11 @@ class Local:
         return Reply(found.text.strip(), found.finish or 'stop', tokens)
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a chat; fixed templates have no system message, so the user says it."""
+        """Return the prompt tokens of a chat.
+
+        Templates other than chat templates have no system message, so its text is prepended to the
+        first user message.
+        """
         if isinstance(self._model.template, ChatTemplate):
             return self._model.prompt([message._asdict() for message in messages])
         first, *rest = messages
@@ -87,14 +93,14 @@ class Local:
 
 
 def load(place: str) -> LanguageModel:
-    """A model of the project's own.
+    """Load a trained model, or the base model of a config.
 
     Args:
-        place: directory of a run or of an exported adapter; or a config, configs/NAME.py[:METHOD],
-            for the base that it names, in the base's own chat template if it has one.
+        place: Directory of a run or of an exported adapter; or configs/NAME.py[:METHOD], for the
+            base model of that config, with the base's own chat template if it has one.
 
     Raises:
-        UserError: there is neither, or it cannot be loaded.
+        UserError: The directory or config does not exist, or cannot be loaded.
     """
     if pathlib.Path(place).expanduser().is_dir():
         return inference.load(place)

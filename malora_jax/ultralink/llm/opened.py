@@ -1,4 +1,4 @@
-"""The model that a stage is to ask, with its cache."""
+"""Selection of the language model of a stage, and its cache."""
 
 import contextlib
 import dataclasses
@@ -19,15 +19,17 @@ _LOCAL = 'local:'
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which model, and how it is asked.
+    """The model of a stage, and how it is queried.
 
     Attributes:
-        llm: name of a model at an endpoint; or local:PLACE, as `local.load` takes it.
-        cache: file of the answers.
-        concurrency: requests at a time; of a local model, answers side by side.
-        base_url: of the endpoint; None = OpenAI's.
-        timeout_s: seconds for a try.
-        token_limit: of the tokens of all answers in the cache, with what was asked; 0 = any.
+        llm: Name of a model at an endpoint; or local:PLACE, with a place for `local.load`.
+        cache: SQLite file of the reply cache.
+        concurrency: Maximum number of concurrent requests; for a local model, the number of cache
+            slots.
+        base_url: Address of the endpoint; None = OpenAI's.
+        timeout_s: Timeout of one attempt in seconds.
+        token_limit: Maximum total number of tokens of all replies in the cache and their requests;
+            0 = no limit.
     """
 
     llm: str
@@ -55,16 +57,17 @@ class Choice:
 
 
 def is_local(llm: str) -> bool:
-    """Whether a model is one of our own, and not behind an endpoint."""
+    """Return whether a model runs in this process, and not behind an endpoint."""
     return llm.startswith(_LOCAL)
 
 
 @contextlib.asynccontextmanager
 async def opened(choice: Choice) -> AsyncIterator[Cached]:
-    """The model, ready to be asked.
+    """Open the model and its cache, and close them at the end.
 
     Raises:
-        UserError: as `cache.opened` and `Endpoint`, or `local.load`.
+        UserError: The cache cannot be opened, the endpoint's key or library is missing, or the
+            local model cannot be loaded.
     """
     with cache.opened(choice.cache) as kept:
         model = _model(choice, kept.tokens)
@@ -76,7 +79,8 @@ async def opened(choice: Choice) -> AsyncIterator[Cached]:
 
 def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
     if is_local(choice.llm):
-        from malora_jax.ultralink.llm import local  # JAX and weights, for whom else they are not.
+        # Imported here because it loads JAX, which runs with an endpoint do not need.
+        from malora_jax.ultralink.llm import local
 
         return local.Local(local.load(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
     return Endpoint(

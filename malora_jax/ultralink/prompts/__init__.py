@@ -1,7 +1,8 @@
-"""The prompts of dialogues, written in each language, and its turns of phrase that checks look for.
+"""Dialogue prompts, written in each language, and patterns of the phrases that checks look for.
 
-A language's file has, for each of the five stages of a dialogue, a system message with what is
-required and a message of the user with advice, the document, what was said so far and the task.
+The file of a language has a system message and a user message for each of five stages: the kinds of
+request in a dialogue. The system message gives the requirements. The user message has advice, the
+document, the history of the dialogue and the task.
 """
 
 import functools
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from malora_jax.ultralink.languages import LANGUAGES, get_language
 from malora_jax.ultralink.llm.chat import Message
 
-# Of a dialogue; in the paper's order.
+# Kinds of request in a dialogue, in the order of the paper.
 STAGES = (
     'initial_question',
     'initial_answer',
@@ -27,16 +28,16 @@ STAGES = (
 
 
 class Prompts(NamedTuple):
-    """The prompts of a language.
+    """The dialogue prompts of a language.
 
     Attributes:
-        systems: the system message of each stage.
-        users: that of the user.
-        question, answer: what stands before a question and an answer of what was said so far.
-        cites: finds words that speak of the text instead of its subject.
-        refers: finds, in a question, words for something that it has not named.
-        pronouns: finds pronouns that a question must not have unless it names something; None for
-            a language in which names do not show.
+        systems: System message, by stage.
+        users: Template of the user message, by stage.
+        question, answer: Label before each question and each answer in the history.
+        cites: Pattern of phrases that mention the document itself instead of its subject.
+        refers: Pattern of phrases that refer to something that the question has not named.
+        pronouns: Pattern of pronouns that a question must not have unless it names something; None
+            for a language in which names cannot be recognized.
     """
 
     systems: Mapping[str, str]
@@ -54,13 +55,13 @@ class Prompts(NamedTuple):
         turns: Sequence[tuple[str, str]] = (),
         question: str = '',
     ) -> tuple[Message, ...]:
-        """What a model is asked.
+        """Return the messages of a request.
 
         Args:
-            stage: one of `STAGES`.
-            document: that the dialogue is about.
-            turns: questions and answers so far.
-            question: that is to be answered.
+            stage: Kind of request, one of `STAGES`.
+            document: Document that the dialogue is about.
+            turns: Earlier questions and answers.
+            question: Question to answer; '' in a stage that asks for a question.
         """
         history = '\n\n'.join(
             f'{self.question}{asked}\n{self.answer}{answered}' for asked, answered in turns
@@ -71,10 +72,13 @@ class Prompts(NamedTuple):
 
 @functools.cache
 def load(code: str) -> Prompts:
-    """The prompts of a language.
+    """Load the dialogue prompts of a language.
+
+    Args:
+        code: Language code.
 
     Raises:
-        UserError: there is no such language.
+        UserError: There is no such language.
     """
     found = tomllib.loads(_source(get_language(code).code))
     patterns = found['patterns']
@@ -91,7 +95,10 @@ def load(code: str) -> Prompts:
 
 @functools.cache
 def digest() -> str:
-    """Of all files: rows that other prompts gave are other rows."""
+    """Return the SHA-256 digest of the prompts of all languages, in hexadecimal.
+
+    The manifest records it, because other prompts give other rows.
+    """
     texts = ''.join(_source(code) for code in sorted(LANGUAGES))
     return hashlib.sha256(texts.encode()).hexdigest()
 

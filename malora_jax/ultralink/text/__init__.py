@@ -1,1 +1,1 @@
-"""Documents and texts: read, cut, compared."""
+"""Text processing: readers of documents, segmentation, token counts, and comparison of texts."""

@@ -1,12 +1,14 @@
-"""Near-duplicates: texts that share most of their shingles, by MinHash and LSH (datasketch).
+"""Near-duplicate detection: Jaccard similarity of word shingles, by MinHash and LSH (datasketch).
 
-A shingle is two words in a row; case, punctuation and spaces do not count, and a Chinese character
-is a word, as Chinese has no spaces. Two texts are near-duplicates if the estimated Jaccard
-similarity of their sets of shingles is at least a threshold. If 5, 10 or 20% of the words of a
-question of GSM8K are replaced, removed or added to, it is 0.85, 0.72 or 0.53 on average, while
-every second question is at most 0.09 from the nearest of 1,500 others, and 99% at most 0.23.
+A shingle is two consecutive words. Case, punctuation and spaces are ignored, and a Chinese
+character is a word, because Chinese has no spaces. Two texts are near-duplicates if the estimated
+Jaccard similarity of their sets of shingles is at least a threshold. If 5, 10 or 20% of the words
+of a GSM8K question are replaced, removed or added to, the similarity to the original is 0.85, 0.72
+or 0.53 on average. The similarity of a question to the nearest of 1,500 others is at most 0.09 for
+half of the questions, and at most 0.23 for 99% of them.
 
-The hashes are seeded: the same texts and version of datasketch give the same answer everywhere.
+The hashes are seeded, so that the same texts and version of datasketch give the same result
+everywhere.
 """
 
 import itertools
@@ -20,31 +22,38 @@ from malora_jax.errors import out_of_range
 from malora_jax.ultralink.extra import require
 
 THRESHOLD = 0.35
-# Texts are compared if one of 42 bands of three hashes is the same: of similarity 0.35, 0.5 and
-# 0.05 in 84%, 99.6% and 0.5% of cases.
+# LSH compares two texts if at least one of 42 bands of three hashes is the same. The probability is
+# 84%, 99.6% and 0.5% for texts of similarity 0.35, 0.5 and 0.05.
 _BANDS, _ROWS = 42, 3
 _PERMUTATIONS, _SEED = 128, 1
 _WORD = re.compile(r'[\u3400-\u9fff]|[^\W\u3400-\u9fff]+')
 
 
 class Sketches:
-    """What is kept of texts to compare them: half a kilobyte each."""
+    """MinHash sketches of texts, half a kilobyte each.
+
+    Example:
+        sketches = Sketches()
+        sketches.add('a', 'one two three four')
+        sketches.add('b', 'One, two, three, four!')
+        sketches.near_duplicates()  # {'b': 'a'}
+    """
 
     def __init__(self):
-        """None so far.
+        """Create an empty collection.
 
         Raises:
-            UserError: the extra `ultralink` is not installed.
+            UserError: The extra `ultralink` is not installed.
         """
         self._datasketch = require('datasketch')
         self._sketches: dict[str, Any] = {}
 
     def add(self, key: str, text: str) -> None:
-        """Keeps a text's sketch; one without a word resembles none.
+        """Store the sketch of a text; a text without words is never a near-duplicate.
 
         Args:
-            key: its id, not given before.
-            text: the text.
+            key: Id of the text, not added before.
+            text: Text to sketch.
         """
         shingles = _shingles(text)
         if shingles:
@@ -53,19 +62,20 @@ class Sketches:
             self._sketches[key] = sketch
 
     def near_duplicates(self, threshold: float = THRESHOLD) -> dict[str, str]:
-        """Finds the texts that are nearly the same as one before them, in the order of their ids.
+        """Find the texts that are near-duplicates of an earlier text, in the order of `by_id`.
 
-        The numbers in ids count as numbers. A text that is left out makes no other one a duplicate.
-        Takes some 12 KB of memory a text meanwhile.
+        A text is only compared with earlier texts that are kept, so that a removed text makes no
+        other text a duplicate. During the call, the LSH index takes about 12 KB of memory per text.
 
         Args:
-            threshold: least similarity of near-duplicates, above 0 and at most 1.
+            threshold: Minimum Jaccard similarity of near-duplicates, above 0 and at most 1.
 
         Returns:
-            By the id of each text that is to be left out, that of the most similar one that stays.
+            For the id of each near-duplicate to remove, the id of the most similar text that is
+            kept.
 
         Raises:
-            UserError: the threshold is out of range.
+            UserError: The threshold is out of range.
         """
         if not 0 < threshold <= 1:
             raise out_of_range('least_similarity', threshold, 'above 0 and at most 1')
@@ -81,7 +91,12 @@ class Sketches:
         return found
 
     def _nearest(self, sketch: Any, keys: Iterable[str]) -> tuple[float, str]:
-        """The largest similarity and whose it is; of several, the first in the order of ids."""
+        """Return the largest similarity and the id of its text; of several, the first by `by_id`.
+
+        Args:
+            sketch: MinHash of a text.
+            keys: Ids of the texts to compare it with; without any, the result is (0.0, '').
+        """
         keys = sorted(keys, key=by_id)
         if not keys:
             return 0.0, ''
@@ -91,7 +106,7 @@ class Sketches:
 
 
 def by_id(key: str) -> list[tuple[str, int]]:
-    """A key to sort ids by, their numbers as numbers: zh_math_9 before zh_math_10."""
+    """Return a sort key that compares the numbers in ids by value: zh_math_9 before zh_math_10."""
     parts = re.split(r'(\d+)', key)
     numbers = [*map(int, parts[1::2]), -1]
     return list(zip(parts[::2], numbers, strict=True))

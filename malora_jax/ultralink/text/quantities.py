@@ -1,14 +1,14 @@
-"""All numbers of a text, with every way in which each may be read.
+"""Extraction and comparison of the numbers in a text, in every way in which each may be read.
 
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
-and 2 million as 2 millones; or leave the number as it was. So nothing here depends on the language:
-1.000 is both 1000 and 1, and `same` lets each be what makes the texts agree.
-(`malora_jax.data.numbers` reads an answer's last number in the one way of its language.)
+and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language:
+1.000 may be both 1000 and 1, and `same` chooses the reading that makes the texts agree.
+(`malora_jax.data.numbers` reads the last number of an answer in the one way of its language.)
 
-English words up to twenty may become digits, as Chinese prefers them: three cups, 3 杯. Other
-numbers in words (trois, 三) are not read, nor are superscripts, and times and dates only by their
-parts, so that 1 PM must not become 13:00. Of MGSM's 250 questions, translated by people, 14 have
-other numbers by these rules in Chinese, 3 in Russian, 14 in French and 3 in Spanish.
+English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
+number words (trois, 三) and superscripts are not read. Times and dates are read as their parts, so
+that 1 PM must not become 13:00. These rules report different numbers for 14, 3, 14 and 3 of the 250
+questions of MGSM in their human translations to Chinese, Russian, French and Spanish.
 """
 
 import re
@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
-# The values that one piece of text stands for; more than one where marks part numbers.
+# Values of one match, in order; more than one if the separators separate numbers.
 Reading = tuple[Decimal, ...]
 
-# No-break, narrow no-break and thin space never part two numbers; a plain space may.
+# Separators within one number: no-break, narrow no-break, thin and figure spaces, and apostrophes.
+# A plain space may also separate two numbers.
 _HARD = "\u00a0\u202f\u2009\u2007'’"
 _NUMBER = re.compile(
     r'(?:(?<![\w)\]}.])(?P<sign>[-−–－])(?:[$€£¥￥₽]\s?)?)?'
@@ -46,35 +47,36 @@ _WORD = re.compile(rf'\b(?:{"|".join(_WORDS)})\b', re.IGNORECASE)
 
 
 def readings(text: str) -> list[list[Reading]]:
-    """The numbers of a text in order.
+    """Return the possible readings of each number in a text, in order.
 
     Returns:
-        For each, how it may be read, the likeliest in English first.
+        For each number, its distinct readings, with the most likely one in English first.
     """
     text = text.translate(_FULL_WIDTH).replace('{,}', ',')
     return [_readings(match) for match in _NUMBER.finditer(text)]
 
 
 def same(source: str, translation: str) -> tuple[list[str], list[str]]:
-    """Compares the numbers of two texts, each as often as it occurs.
+    """Compare the numbers of two texts as multisets.
 
     Args:
-        source: read as English has it.
-        translation: each number is read as one that the source has, if it can be.
+        source: English text, whose numbers are read in the English way.
+        translation: Translated text, whose numbers are read as numbers of the source where
+            possible.
 
     Returns:
-        Which numbers are missing in the translation, and which the source does not have.
+        Numbers that the translation lacks, and numbers that it adds, as decimal strings.
     """
     left: Counter[Decimal] = Counter(value for found in readings(source) for value in found[0])
     in_words = Counter(
         Decimal(_WORDS.index(word[0].lower()) + 1) for word in _WORD.finditer(source)
     )
     extra: Counter[Decimal] = Counter()
-    # Those that can be read in one way only leave the others what remains.
+    # Match numbers with a single reading first; ambiguous ones choose among the remaining values.
     for found in sorted(readings(translation), key=len):
         chosen = next((reading for reading in found if not _excess(reading, left)), None)
         if chosen is None:
-            # Of two numbers in one piece, the source may have one.
+            # A reading may consist of several numbers, of which the source has only some.
             chosen = min(found, key=lambda reading: _excess(reading, left).total())
             extra += _excess(chosen, left)
         left -= Counter(chosen)
@@ -82,7 +84,7 @@ def same(source: str, translation: str) -> tuple[list[str], list[str]]:
 
 
 def _excess(reading: Reading, left: Counter[Decimal]) -> Counter[Decimal]:
-    """The values of a reading that are not left."""
+    """Return the values of a reading that do not remain in the source."""
     return Counter(reading) - left
 
 
@@ -92,7 +94,7 @@ def _readings(match: re.Match[str]) -> list[Reading]:
     if not match['scale']:
         return found
     scale = _scale(match['scale'])
-    # A word such as 千克 only begins like a scale.
+    # Keep the unscaled readings, since a word such as 千克 (kilogram) only starts like a scale.
     scaled = [(*reading[:-1], reading[-1] * scale) for reading in found]
     return list(dict.fromkeys(scaled + found))
 
@@ -111,20 +113,26 @@ def _scale(word: str) -> int:
 
 
 def _digits(digits: str) -> list[Reading]:
-    """What digits with marks between them stand for, the English reading first."""
-    parts, marks = re.split(r'\D', digits), re.findall(r'\D', digits)  # '.5' has an empty part.
+    """Return the possible readings of digits with separators, with the English reading first."""
+    parts, marks = re.split(r'\D', digits), re.findall(r'\D', digits)  # '.5' gives '' and '5'.
     whole: list[Reading] = [
         (value,) for point in '.,' if (value := _number(parts, marks, point)) is not None
     ]
     if ' ' in marks:
         words = [_digits(word)[0] for word in digits.split(' ')]
         return [tuple(value for word in words for value in word), *whole]
-    # Dates, versions and lists such as 1,2,3 are as many numbers as they have parts.
+    # In dates, versions and lists such as 1,2,3, each part is a number of its own.
     return list(dict.fromkeys(whole or [tuple(Decimal(part) for part in parts if part)]))
 
 
 def _number(parts: Sequence[str], marks: Sequence[str], point: str) -> Decimal | None:
-    """One number whose decimals follow `point`, if it is one."""
+    """Return the value if the digits are one number with a given decimal separator, else None.
+
+    Args:
+        parts: Digits between the separators.
+        marks: Separators, one fewer than parts.
+        point: Decimal separator; any other separator groups thousands.
+    """
     decimals = ''
     if marks and marks[-1] == point:
         *parts, decimals = parts
@@ -135,7 +143,7 @@ def _number(parts: Sequence[str], marks: Sequence[str], point: str) -> Decimal |
 
 
 def _grouped(parts: Sequence[str]) -> bool:
-    """Whether digits are in groups of three."""
+    """Return whether digits are grouped in threes, as by thousands separators."""
     first, *between, last = parts
     sizes = {len(part) for part in between}
     return not first.startswith('0') and len(first) <= 3 and len(last) == 3 and sizes <= {3}

@@ -1,4 +1,4 @@
-"""A text in segments of so many tokens, cut between lines; nothing of it is lost."""
+"""Segmentation of a text by number of tokens, preferably between lines, without losing any text."""
 
 import bisect
 import re
@@ -6,24 +6,27 @@ from collections.abc import Callable, Iterator
 
 Count = Callable[[str], int]
 
-# Where a line that is too long alone may be cut, the best places first: after a sentence, after
-# a word, anywhere.
+# Boundaries at which a line that is too long may be split, in order of preference: after a
+# sentence, after a word, anywhere.
 _PLACES = (re.compile(r'(?<=[.!?…])(?=\s)|(?<=[。！？；])'), re.compile(r'(?=\s)'), re.compile(''))
 
 
 def segments(text: str, most: int, count: Count) -> list[str]:
-    """Cuts a text greedily by line; joined together, the segments are the text.
+    """Split a text greedily into segments of whole lines; joined, the segments are the text again.
 
-    A line that is too long alone is cut after as many of its sentences as fit; a sentence that is
-    too long, between words; a word, between characters.
+    A line that is too long on its own is split after as many sentences as fit, a sentence that is
+    too long is split between words, and a word between characters.
+
+    Example:
+        segments(text, 2000, counter('llama2-13b'))
 
     Args:
-        text: to be cut.
-        most: a segment has fewer tokens, unless it is a single character.
-        count: the tokens of a text.
+        text: Text to split.
+        most: Number of tokens that a segment stays below, unless it is a single character.
+        count: Function that returns the number of tokens of a text.
 
     Returns:
-        The segments, none of them empty; line breaks stay at their ends.
+        Segments, none of them empty, which keep the line breaks at their ends.
     """
     found: list[str] = []
     held: list[tuple[str, int]] = []
@@ -40,9 +43,9 @@ def segments(text: str, most: int, count: Count) -> list[str]:
 def _cut(
     found: list[str], held: list[tuple[str, int]], most: int, count: Count
 ) -> list[tuple[str, int]]:
-    """Appends a segment of the pieces at hand; what is left over is given back.
+    """Append one segment of the held pieces, and return the pieces that are left over.
 
-    Pieces together may have more tokens than apart, if seldom.
+    Joined pieces may, rarely, have more tokens than the sum of the pieces.
     """
     end = len(held)
     while end > 1 and count(''.join(piece for piece, _ in held[:end])) >= most:
@@ -52,7 +55,7 @@ def _cut(
 
 
 def _pieces(line: str, most: int, count: Count) -> Iterator[tuple[str, int]]:
-    """A line with its tokens, or pieces of it that are short enough."""
+    """Yield a line, or pieces of it that are short enough, each with its number of tokens."""
     while (tokens := count(line)) >= most and len(line) > 1:
         end = _end(line, most, count)
         yield line[:end], count(line[:end])
@@ -61,7 +64,7 @@ def _pieces(line: str, most: int, count: Count) -> Iterator[tuple[str, int]]:
 
 
 def _end(line: str, most: int, count: Count) -> int:
-    """Where to cut a line: as far as fits, at the best kind of place that has one."""
+    """Return where to split a line: as late as possible, at the best kind of boundary that fits."""
     for pattern in _PLACES:
         ends = [place.start() for place in pattern.finditer(line) if 0 < place.start() < len(line)]
         fitting = bisect.bisect_left(ends, most, key=lambda end: count(line[:end]))

@@ -1,19 +1,22 @@
-"""How alike two short texts are, by the letters that they share."""
+"""Similarity of two short texts: the Jaccard similarity of their character shingles."""
 
 import re
 
-# Letters and digits of a shingle; a Chinese question of 20 characters has 18.
+# Number of letters and digits in a shingle. A Chinese question of 20 characters has 18 shingles.
 _WIDTH = 3
 _OTHER = re.compile(r'[\W_]+')
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All runs of three letters and digits, whatever their case and what stands between."""
+    """Return the set of all runs of three letters and digits.
+
+    Case and other characters are ignored. A text with fewer than three is a single shingle.
+    """
     letters = _OTHER.sub('', text.lower())
     return frozenset(letters[i : i + _WIDTH] for i in range(max(1, len(letters) - _WIDTH + 1)))
 
 
 def similarity(left: str, right: str) -> float:
-    """The Jaccard similarity of their shingles, from 0 to 1."""
+    """Return the Jaccard similarity of the shingles of two texts, from 0 to 1."""
     ours, theirs = shingles(left), shingles(right)
     return len(ours & theirs) / len(ours | theirs)

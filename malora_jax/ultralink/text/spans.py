@@ -1,9 +1,9 @@
-r"""The parts of a text that no translator touches, and the prose between them.
+r"""Splitting a text into code and LaTeX, which a translation must keep, and prose.
 
-Code is what stands in fences of three or more backticks or tildes (CommonMark, section 4.5), or
-between one or two backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$`
-where the dollars touch what is between them and no digit follows, so that prices are none (the rule
-of Pandoc's `tex_math_dollars`).
+Code is in fences of three or more backticks or tildes (CommonMark, section 4.5), or between single
+or double backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$` if no space
+is next to the dollar signs inside and no digit follows, so that prices do not match (the rule of
+Pandoc's `tex_math_dollars`).
 """
 
 import re
@@ -19,7 +19,8 @@ _LATEX = re.compile(
     r'|(?<![\\$\w])\$(?=[^\s$])[^$\n]*?(?<=[^\s$\\])\$(?![\d$])',
     re.DOTALL,
 )
-# Names that are no words of any language: with an underscore, a capital inside, or called.
+# Names that cannot be natural-language words: with an underscore, with a capital letter after a
+# lowercase one, or followed by `()`.
 _NAME = re.compile(
     r'(?<![\w.])(?:[A-Za-z_]\w*\.)*(?:[A-Za-z]\w*_\w+|_\w+|[a-z]+[A-Z]\w*|[A-Za-z_]\w*(?=\(\)))',
     re.ASCII,
@@ -27,13 +28,13 @@ _NAME = re.compile(
 
 
 class Spans(NamedTuple):
-    """What is in a text.
+    """The code, LaTeX and prose of a text.
 
     Attributes:
-        fences: fenced code, each with its fences.
-        inline: what stands between backticks.
-        latex: formulas, each with its marks.
-        prose: the rest, a space in the place of each of the above.
+        fences: Fenced code blocks, including the fences.
+        inline: Inline code, without the backticks.
+        latex: LaTeX formulas, including the delimiters.
+        prose: The rest of the text, with a space in place of each span above.
     """
 
     fences: list[str]
@@ -43,7 +44,7 @@ class Spans(NamedTuple):
 
 
 def split(text: str) -> Spans:
-    """Takes a text apart; what is in a fence is neither inline code nor LaTeX."""
+    """Split a text into spans; backticks and dollars inside code are part of the code."""
     fences = [match[0] for match in _FENCE.finditer(text)]
     text = _FENCE.sub(' ', text)
     inline = [match['code'] for match in _INLINE.finditer(text)]
@@ -53,5 +54,5 @@ def split(text: str) -> Spans:
 
 
 def identifiers(spans: Spans) -> set[str]:
-    """The names of code that the prose speaks of."""
+    """Return the identifiers in a text: inline code, and names in the prose that look like code."""
     return set(spans.inline) | {match[0] for match in _NAME.finditer(spans.prose)}

@@ -1,4 +1,4 @@
-"""How many tokens a text has: for the tokenizer of the model that is to be trained."""
+"""Token counts of texts, with the tokenizer of the model to be trained."""
 
 import dataclasses
 import pathlib
@@ -13,30 +13,33 @@ from malora_jax.models.loading.weights import find_weights
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """Counts the tokens of texts.
+    """Function that counts the tokens of a text.
 
     Attributes:
-        tokenizer: that makes them.
-        fingerprint: of its definition.
+        tokenizer: Tokenizer that splits the text.
+        fingerprint: Hash of the tokenizer's definition.
     """
 
     tokenizer: tokenizer_lib.Tokenizer
     fingerprint: str
 
     def __call__(self, text: str) -> int:
-        """The tokens of a text, none of them added at its ends."""
+        """Return the number of tokens of a text, without special tokens at its ends."""
         return len(self.tokenizer.encode(text))
 
 
 def counter(place: str) -> Counter:
-    """The counter of a model's tokenizer.
+    """Load a model's tokenizer, and return a counter with it.
+
+    Example:
+        counter('llama2-13b')('How many tokens?')
 
     Args:
-        place: name of a preset, such as llama2-13b; or path of a GGUF file, or of a directory with
+        place: Name of a preset, such as llama2-13b; or path of a GGUF file, or of a directory with
             tokenizer.json.
 
     Raises:
-        UserError: there is none, or its files are missing or broken.
+        UserError: The name or path is unknown, or its files are missing or broken.
     """
     path = pathlib.Path(place).expanduser()
     if not (path.is_dir() or path.suffix == '.gguf'):

@@ -1,7 +1,8 @@
-"""Documents of Wikipedia, or any with an id, a title and a text, one at a time.
+"""Readers of Wikipedia dumps, or of any documents with an id, a title and a text.
 
-What a file is, its name or its beginning tells: Parquet as in wikimedia/wikipedia; WikiExtractor's
-output, <doc id="…" url="…" title="…"> to </doc>, or with its --json; JSON Lines.
+The name or the beginning of a file determines its format: Parquet as in wikimedia/wikipedia; the
+output of WikiExtractor, either <doc id="…" url="…" title="…"> to </doc> or, with `--json`, JSON
+Lines; or any other JSON Lines.
 """
 
 import codecs
@@ -21,14 +22,14 @@ _END = '</doc>'
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """The documents of files and directories, those of a directory in the order of its names.
+    """Yield the documents of files and directories one at a time, in the order of file names.
 
-    Returns:
-        Rows whose fields are at least `id`, `title` and `text` where the file has them.
+    Yields:
+        Rows with the fields of the file, which should include `id`, `title` and `text`.
 
     Raises:
-        UserError: a path is missing, a directory has no files, or a document is malformed, with
-            file and line.
+        UserError: A path is missing, a directory has no files, or a document is malformed; the
+            message names the file and line.
     """
     for path in paths:
         if path.is_dir():
@@ -52,7 +53,7 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
 
 
 def _extracted(path: pathlib.Path) -> Iterator[Row]:
-    """WikiExtractor's documents, whose text is escaped as HTML is."""
+    """Yield the documents in the output of WikiExtractor, whose text has HTML entities."""
     with path.open('rb') as file:
         lines = _decoded(path, file)
         for number, line in lines:

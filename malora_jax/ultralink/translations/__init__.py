@@ -1,6 +1,6 @@
-"""The prompts of translations: an instruction and a demonstration for each language and subset.
+"""Translation prompts: an instruction and a demonstration for each language and subset.
 
-Both are written in the language; the demonstration keeps all that `checks` looks for.
+Both are written in the target language, and the demonstration passes all `checks`.
 """
 
 import functools
@@ -12,17 +12,17 @@ from typing import NamedTuple
 from malora_jax.errors import unknown_name
 from malora_jax.ultralink.llm.chat import Message
 
-# Into which languages, and of which subsets.
+# Target languages, and subsets that are translated.
 CODES = ('zh', 'ru', 'fr', 'es')
 SUBSETS = ('chat_agnostic', 'math', 'code')
 
 
 class Prompt(NamedTuple):
-    """How a text is asked to be translated.
+    """The prompt of a translation.
 
     Attributes:
-        system: what is required.
-        source, translation: the demonstration.
+        system: System message with the instruction.
+        source, translation: English text and translation of the demonstration.
     """
 
     system: str
@@ -30,11 +30,12 @@ class Prompt(NamedTuple):
     translation: str
 
     def messages(self, text: str, before: tuple[str, str] | None = None) -> tuple[Message, ...]:
-        """What a model is asked.
+        """Return the messages of a request: instruction, demonstration, context and text.
 
         Args:
-            text: that is to be translated.
-            before: the text that precedes it in its conversation, and its translation.
+            text: Text to translate.
+            before: Previous message of the conversation and its translation; None for the first
+                message.
         """
         shown = [(self.source, self.translation), *([before] if before else [])]
         turns = [
@@ -47,10 +48,10 @@ class Prompt(NamedTuple):
 
 @functools.cache
 def load(language: str, subset: str) -> Prompt:
-    """The prompt for a language and a subset.
+    """Load the translation prompt of a language and a subset.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no prompt for the language or the subset.
     """
     if language not in CODES:
         raise unknown_name('language of translations', language, CODES)
@@ -61,7 +62,10 @@ def load(language: str, subset: str) -> Prompt:
 
 
 def digest(language: str) -> str:
-    """Of a language's prompts: rows that other prompts gave are other rows."""
+    """Return the SHA-256 digest of a language's prompts, in hexadecimal.
+
+    The manifest records it, because other prompts give other rows.
+    """
     return hashlib.sha256(_source(language).encode()).hexdigest()
 
 
