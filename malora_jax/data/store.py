@@ -315,7 +315,7 @@ def open_store(
 
 @contextlib.contextmanager
 def _alone(directory: pathlib.Path) -> Iterator[None]:
-    """Hold a lock, so that only one process prepares datasets; it is released if the process dies."""
+    """Hold a lock, so that only one process prepares datasets; it is freed if the process dies."""
     with (directory / _BUSY).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,7 +60,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
             stream.close()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the positions of the streams that this process reads, as JSON-compatible values."""
+        """Return the positions of the streams that this process reads, as JSON values."""
         return {str(number): stream.get_state() for number, stream in self._streams.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
