@@ -50,7 +50,8 @@ class Split:
         train: Training examples; empty for a task that is only scored.
         held_out: Held-out examples, which are scored; empty for a task that is only trained on.
         distinct: Number of distinct questions, or rows of a public dataset, to choose from.
-        validation: Examples that choose a checkpoint; may be empty.
+        validation: Examples whose loss chooses the checkpoint and decides on early stopping; may be
+            empty.
         origin: Facts about the files or the dataset, for results; see `file_splits.split_examples`.
         published: Whether the split is the publisher's, so that other tasks do not change it.
     """

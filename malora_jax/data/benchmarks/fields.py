@@ -21,7 +21,7 @@ def text(row: Row, name: str) -> str:
 
 
 def raw_text(row: Row, name: str) -> str:
-    """Return a text field unchanged; for code, whose white space matters.
+    """Return a text field unchanged, such as code, whose white space matters.
 
     Raises:
         BrokenRowError: The field is missing, is not text, or is empty.
