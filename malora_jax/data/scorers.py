@@ -82,12 +82,12 @@ def label(prediction: str, example: Example) -> float:
 def rouge_l(prediction: str, example: Example) -> float:
     """Return the ROUGE-L F-measure (Lin 2004, β = 1), the maximum over the right answers.
 
-    It is computed by `rouge-score` with other words: runs of letters and digits of any alphabet, in
-    lower case and without stemming. Chinese and Japanese have no spaces between words, so each
-    character is a word. (The package's own words consist of a-z and 0-9 only, which is the same for
-    English.) Other implementations differ, on E2E by about a point: UltraEval is case-sensitive and
-    counts punctuation marks as words; the E2E challenge uses β = 1.2 and combines the maximum
-    precision and the maximum recall over all references.
+    It is computed by `rouge-score` with a tokenization of our own: words are runs of letters and
+    digits of any alphabet, in lower case and without stemming. Chinese and Japanese have no spaces
+    between words, so each character is a word. (The package's own words consist of a-z and 0-9
+    only, which is the same for English.) Other implementations differ, on E2E by about a point:
+    UltraEval is case-sensitive and counts punctuation marks as words; the E2E challenge uses
+    β = 1.2 and combines the maximum precision and the maximum recall over all references.
     """
     return float(_rouge().score_multi(_answers(example), prediction)['rougeL'].fmeasure)
 

@@ -10,8 +10,8 @@ is metered:
   if its result might be much larger than that; so is any filter, call or repetition that is given a
   number above `MOST_NUMBER`.
 
-These limits also bound the time of a single operation to a fraction of a second. Filters for web
-pages are removed, because their time grows faster than their input.
+These limits also bound the time of a single operation to a fraction of a second. The
+filters in `_LEFT_OUT` are removed, mostly because their time grows faster than their input.
 """
 
 import functools
