@@ -1,4 +1,8 @@
-"""Text in, packed batches out: tasks, splits, templates, mixture. Knows no model."""
+"""Data pipeline: tasks, splits, prompt templates, tokenization, sequence packing and task mixture.
+
+It turns examples (text) into packed batches of tokens, and does not depend on any model. `splits`
+describes the examples of a task, `mixture` the training batches, `packing` the evaluation batches.
+"""
 
 from malora_jax.data.benchmark_tasks import (
     Benchmark,

@@ -1,8 +1,9 @@
-"""Public datasets as tasks: items in a prompt form, with the splits of their publishers.
+"""Tasks for public datasets: items in a prompt form, with the publisher's splits.
 
-Training examples are sampled by the run's seed; so are the validation ones, from the same split.
-Held-out questions are those of the published test split, the same ones for every seed, so that runs
-can be compared question by question. Training examples are read when they are drawn.
+Training examples are sampled from the training split with the run's seed, and so are validation
+examples, from the same split. Held-out questions come from the published test split. They are the
+same for every seed, so that runs can be compared question by question. Training examples are read
+from disk only when they are drawn.
 """
 
 import dataclasses
@@ -34,11 +35,16 @@ _SETTINGS = ('form', 'shots')
 class Benchmark:
     """A public dataset in a prompt form.
 
+    For example, with GSM8K scored without few-shot examples::
+
+        task = Benchmark(get_dataset('gsm8k'), form='completion', shots=0)
+        split = task.split(seed=0, max_per_task=1000, held_out=200)
+
     Attributes:
         dataset: Dataset with the items.
         form: Name of the prompt form, in training and in scoring.
-        shots: Number of solved training examples in front of each held-out question; None = the
-            default.
+        shots: Number of few-shot examples (solved training examples) in front of each held-out
+            question; None = the dataset's default.
         store: Directory of the prepared datasets.
         trained: Whether the run trains on it, so that it needs a training split.
         scored: Whether the run scores it, so that it needs a test split.
@@ -58,10 +64,11 @@ class Benchmark:
 
     @property
     def scoring(self) -> Scoring:
-        """The dataset's default in this form, with the given shots.
+        """Default scoring rule of the dataset in this form, with the given number of shots.
 
         Raises:
-            UserError: It is only trained on, or has no training split to take shots from.
+            UserError: The dataset has no scoring rule because it is only for training, or it has no
+                training split to take shots from.
         """
         scoring = default_scoring(self.name, self.form)
         if self.shots is None:
@@ -74,22 +81,22 @@ class Benchmark:
         return dataclasses.replace(scoring, shots=self.shots)
 
     def example(self, item: Item) -> Example:
-        """Return the item in the form."""
+        """Return the item as an example in this prompt form."""
         return get_form(self.form)(self.name, item)
 
     def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
-        """Return the examples that the run needs; a dataset that is not prepared is prepared first.
+        """Return the examples that the run needs, and prepare the dataset first if necessary.
 
         Args:
-            seed: Seed of the run; other seeds sample other examples to train on.
+            seed: Seed of the run; each seed samples different training examples.
             max_per_task: Maximum number of training examples; 0 = all.
-            held_out: Maximum number of questions of the test split to score, whatever the seed;
-                0 = all.
-            validation: Number of questions of the training split that choose a checkpoint; no
-                example with one of them is trained on.
+            held_out: Maximum number of questions of the test split to score, independent of the
+                seed; 0 = all.
+            validation: Number of questions of the training split that are used to choose a
+                checkpoint. Training excludes all examples with these questions.
 
         Raises:
-            UserError: It cannot be prepared, lacks a split, or has too few examples.
+            UserError: The dataset cannot be prepared, lacks a split, or has too few examples.
         """
         _check_splits(self)
         scoring = self.scoring if self.scored else None
@@ -110,10 +117,16 @@ class Benchmark:
 
 
 class Examples(Sequence[Example]):
-    """Some items of a split as examples, made when they are asked for."""
+    """Selected items of a split, converted to examples on access."""
 
     def __init__(self, task: Benchmark, items: Sequence[Item], indices: np.ndarray):
-        """Examples of the items at `indices`."""
+        """Create the examples of the items at the given indices.
+
+        Args:
+            task: Task whose prompt form is used.
+            items: All items of the split.
+            indices: Indices of the selected items, shape (N,), integers.
+        """
         self._task, self._items, self._indices = task, items, indices
 
     def __len__(self) -> int:
@@ -124,19 +137,31 @@ class Examples(Sequence[Example]):
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether a task's name is that of a public dataset."""
+    """Return whether a task name is the name of a public dataset.
+
+    For example::
+
+        is_benchmark('gsm8k')  # True
+    """
     return name in DATASETS
 
 
 def benchmark_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What differs from the default form and shots, by dataset.
+    """Return the prompt forms and numbers of shots that are set for single datasets.
+
+    For example::
+
+        benchmark_settings('completion', ['gsm8k.shots=0'])  # {'gsm8k': {'shots': '0'}}
 
     Args:
-        form: for datasets without a setting of their own.
-        settings: 'NAME.FIELD=VALUE' each: `form` or `shots` of one dataset.
+        form: Prompt form of the datasets without a setting of their own; only its name is checked.
+        settings: Entries 'NAME.FIELD=VALUE', where FIELD is `form` or `shots`.
+
+    Returns:
+        The settings, as text, by dataset and field.
 
     Raises:
-        UserError: an entry of another form or with an unknown name.
+        UserError: An entry is malformed, repeated, or has an unknown name.
     """
     get_form(form)
     found: dict[str, dict[str, str]] = {}
@@ -172,10 +197,14 @@ def benchmark(
 ) -> Benchmark:
     """Return the task of a public dataset, as a config's `data` section describes it.
 
+    For example::
+
+        task = benchmark('gsm8k', 'completion', ['gsm8k.shots=0'])
+
     Args:
         name: Name of the dataset.
         form: Prompt form, unless the settings name another one.
-        settings: 'NAME.FIELD=VALUE' each, as for `benchmark_settings`.
+        settings: Entries 'NAME.FIELD=VALUE', as for `benchmark_settings`.
         store: Directory of the prepared datasets; None = the default one.
         trained: Whether the run trains on it.
         scored: Whether the run scores it.
@@ -206,7 +235,22 @@ def _check_splits(task: Benchmark) -> None:
 def _kept(
     task: Benchmark, items: Sequence[Item], order: np.ndarray, count: int, most: int
 ) -> tuple[list[Example], np.ndarray]:
-    """The first `count` questions, and the indices of at most `most` examples of other ones."""
+    """Choose the validation examples and the training examples.
+
+    Args:
+        task: Task of the examples.
+        items: All items of the training split.
+        order: Random order of their indices, shape (N,).
+        count: Number of validation questions, at least 1.
+        most: Maximum number of training examples; 0 = all.
+
+    Returns:
+        One example for each of the first `count` distinct questions, and the indices of the
+        training examples, which have other questions.
+
+    Raises:
+        UserError: Fewer than half of the examples are left for training.
+    """
     kept: dict[str, Example] = {}
     rest: list[int] = []
     for index, example in zip(order, Examples(task, items, order), strict=True):
@@ -226,7 +270,7 @@ def _kept(
 
 
 def _held_out(task: Benchmark, scoring: Scoring, count: int) -> list[Example]:
-    """Return a sample of the test split's questions in their order, with shots."""
+    """Return sampled questions of the test split, in the split's order, each with its shots."""
     items: Sequence[Item] = task.store.items(task.dataset, 'test')
     if task.dataset.grouped:
         items = group_answers(items)
@@ -246,5 +290,5 @@ def _held_out(task: Benchmark, scoring: Scoring, count: int) -> list[Example]:
 
 
 def _order(purpose: str, task: Benchmark, count: int, seed: int = 0) -> np.ndarray:
-    """Random indices of a split; without a seed, the same in all runs."""
+    """Return the indices of a split in random order, by default in the same order for all runs."""
     return np.random.default_rng(stable_seed(purpose, task.name, seed)).permutation(count)

@@ -1,4 +1,4 @@
-"""A model's own chat template, rendered as `transformers` renders it."""
+"""Chat templates that come with a model, rendered as `transformers` renders them."""
 
 import datetime
 import functools
@@ -13,10 +13,12 @@ from jinja2 import nodes, parser
 from malora_jax.data.template_limits import LimitedEnvironment
 from malora_jax.errors import UserError
 
-# Templates that write today's date write this one, Llama 3's own default: a run can be repeated.
+# Templates that print today's date always get this one, the default of Llama 3's template, so that
+# runs are reproducible.
 TODAY = datetime.date(2024, 7, 26)
 
-# Templates of models that think before they answer leave that out.
+# Values of optional template variables. `enable_thinking` turns off the reasoning text of models
+# that think before they answer.
 VARIABLES = {
     'date_string': TODAY.strftime('%d %b %Y'),
     'enable_thinking': False,
@@ -28,35 +30,36 @@ _INSTEAD = "set data.template to 'plain' or 'chatml'"
 
 
 class Chat:
-    """One question and one answer in the form of a model's chat template.
+    """A compiled chat template that renders a question and its answer.
 
     Attributes:
-        end: the special token with which the template ends an answer.
+        end: Special token with which the template ends an answer.
     """
 
     def __init__(self, source: str, named_tokens: dict[str, str], special_tokens: frozenset[str]):
-        """Compiles the template and finds out how it ends an answer.
+        """Compile the template and find the token that ends an answer.
 
         Args:
-            source: the template in the language of Jinja.
-            named_tokens: `bos_token` and others that the template may write.
-            special_tokens: all special tokens of the tokenizer.
+            source: Jinja source of the template.
+            named_tokens: Special tokens that the template may refer to, by name, such as
+                `bos_token`.
+            special_tokens: Text of all special tokens of the tokenizer.
 
         Raises:
-            UserError: the template is broken, writes more than white space between prompt and
+            UserError: The template is broken, writes more than white space between prompt and
                 answer, or ends an answer without a special token.
         """
         self._variables = {**VARIABLES, **named_tokens}
         try:
             _environment().begin()
             self._template = _environment().from_string(source)
-        except Exception as error:  # Of a template that nests too deeply, one of Python's own.
+        except Exception as error:  # Deeply nested templates raise errors of Python itself.
             raise UserError(
                 f"The model's chat template is broken ({_line(error)}): {_INSTEAD}."
             ) from error
         answer = 'The answer.'
         before, _, after = self._rest('The question?', answer).partition(answer)
-        # Of tokens that begin at the same place, the longest is the one that is recognised.
+        # If several tokens begin at the same place, the tokenizer recognizes the longest one.
         ends = [(after.index(text), -len(text), text) for text in special_tokens if text in after]
         if before.strip() or not ends:
             raise UserError(
@@ -67,19 +70,19 @@ class Chat:
         self._after = after[at:]
 
     def prompt(self, question: str) -> str:
-        """What the model is given.
+        """Return the prompt, up to where the model's answer begins.
 
         Raises:
-            UserError: the template cannot be rendered.
+            UserError: The template cannot be rendered.
         """
         return self.render({'role': 'user', 'content': question})
 
     def completion(self, question: str, answer: str) -> str:
-        """What the model should say, without the token that ends it and what comes later.
+        """Return the text of the model's answer, without the end token and what follows it.
 
         Raises:
-            UserError: the template cannot be rendered, writes the prompt in another way when there
-                is an answer, or ends the answer in another way than others.
+            UserError: The template cannot be rendered, changes the prompt when there is an answer,
+                or does not end this answer in the usual way.
         """
         rest = self._rest(question, answer)
         if not rest.endswith(self._after):
@@ -90,13 +93,15 @@ class Chat:
         return rest.removesuffix(self._after)
 
     def next_prompt(self, *messages: dict[str, str]) -> str:
-        """What stands between the end of the last answer and where the model's next turn begins.
+        """Return the text between the end of the last answer and the model's next turn.
 
         Args:
-            messages: of user and assistant in turn; the last is the user's, and not the first.
+            messages: Messages with `role` and `content`, alternating between user and assistant; at
+                least three, the last one from the user.
 
         Raises:
-            UserError: the template cannot be rendered, or writes earlier turns in another way.
+            UserError: The template cannot be rendered, or changes earlier turns when a turn is
+                added.
         """
         *earlier, answer, _ = messages
         said = self.completion(earlier[-1]['content'], answer['content'].lstrip(' '))
@@ -122,13 +127,13 @@ class Chat:
         return whole.removeprefix(prompt)
 
     def render(self, *messages: dict[str, str]) -> str:
-        """A conversation as text; after a message of the user, up to where the model's turn begins.
+        """Return a conversation as text; after a user message, up to the model's turn.
 
         Args:
-            messages: each with its `role` and `content`.
+            messages: Messages, each with its `role` and `content`.
 
         Raises:
-            UserError: the template cannot be rendered.
+            UserError: The template cannot be rendered.
         """
         prompts = messages[-1]['role'] == 'user'
         try:
@@ -136,7 +141,7 @@ class Chat:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=prompts, **self._variables
             )
-        except Exception as error:  # A template is a program and may fail in any way.
+        except Exception as error:  # A template is a program and may raise any exception.
             raise UserError(
                 f"The model's chat template fails ({_line(error)}): {_INSTEAD}."
             ) from error
@@ -144,7 +149,7 @@ class Chat:
 
 @functools.cache
 def _environment() -> LimitedEnvironment:
-    """What `transformers` offers to templates, with limits and a clock that stands still."""
+    """Return the Jinja environment of `transformers`, with resource limits and a fixed date."""
     environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -155,12 +160,12 @@ def _environment() -> LimitedEnvironment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what a model says; it changes nothing in the text."""
+    """Jinja extension for `{% generation %}`, which marks the model's text without changing it."""
 
     tags = {'generation'}  # noqa: RUF012
 
     def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-        """The statements between the two marks."""
+        """Return the statements between `{% generation %}` and `{% endgeneration %}`."""
         next(parser.stream)
         return parser.parse_statements(('name:endgeneration',), drop_needle=True)
 
@@ -172,7 +177,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without Jinja's own escapes for web pages."""
+    """Return the value as JSON, without the HTML escapes of Jinja's own filter."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -183,7 +188,7 @@ def _to_json(
 
 
 def _line(error: Exception) -> str:
-    """The message of an error on one line, shortened if it is long."""
+    """Return the message of an error on one line, shortened if it is long."""
     return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder='…')
 
 

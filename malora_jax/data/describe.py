@@ -1,4 +1,4 @@
-"""What a run is about to train on and score, a line for each task."""
+"""Descriptions of a run's data for the log: one line per task, and one line for the whole run."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,17 @@ from malora_jax.data.splits import Split
 
 
 def describe_split(split: Split, size: Size) -> str:
-    """What was read for a task and how it was split, in one line.
+    """Return one line that says what was read for a task and how it was split.
+
+    For example::
+
+        size = measure_examples('mine', split.train, tokenizer, template, 256)
+        print(describe_split(split, size))
+        # mine: 900 rows of mine.jsonl, 800 examples of 31,200 tokens to train on, …
 
     Args:
-        split: the task.
-        size: of its training examples.
+        split: Examples of the task.
+        size: Size of its training examples.
     """
     origin, parts = split.origin, []
     if 'file' in origin:
@@ -44,12 +50,16 @@ def describe_drawing(
 ) -> str:
     """Return one line with the steps of a run, the fill of its rows and the examples it draws.
 
+    For example, with a result of `count_drawn`::
+
+        print(describe_drawing(drawing, splits, steps=500, rows=32, sequence_length=256))
+
     Args:
         drawing: Counts of the first steps of the run, or of all of them.
-        splits: The tasks.
-        steps: Number of steps of the run.
-        rows: Rows of a step.
-        sequence_length: T, the length of a row.
+        splits: Splits of the tasks, in the order of the counts.
+        steps: Number of optimizer steps of the run.
+        rows: Number of packed rows per step.
+        sequence_length: T, the number of tokens per packed row.
     """
     whole, about = steps / drawing.steps, '' if drawing.steps == steps else 'about '
     by_task = {

@@ -1,4 +1,8 @@
-"""How many examples the steps of a run draw, counted from the examples' lengths before the run."""
+"""Number of examples that a run draws, computed from their lengths before the run starts.
+
+Sequence packing puts a varying number of examples into a batch, so the number of steps per epoch is
+known only after simulating it.
+"""
 
 import dataclasses
 import itertools
@@ -14,12 +18,12 @@ from malora_jax.data.packing import pack_lengths
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """The examples that the first steps of a run draw.
+    """Counts of the examples that the first steps of a run draw.
 
     Attributes:
         steps: Number of steps.
-        examples: Number of examples of each task.
-        fill: Share of the positions that are not padding.
+        examples: Number of examples drawn from each task.
+        fill: Fraction of the token positions that are not padding.
     """
 
     steps: int
@@ -39,18 +43,26 @@ def count_drawn(
     steps: int = 0,
     examples: int = 0,
 ) -> Drawing:
-    """Count what `train_iterator` draws, from the same order and the same packing.
+    """Count the examples that `train_iterator` draws, by simulating its order and its packing.
 
-    Neither the number of hosts nor that of workers matters.
+    The result depends neither on the number of hosts nor on the number of workers.
+
+    For example, for one task and an epoch of its examples::
+
+        size = measure_examples('mine', split.train, tokenizer, template, 256)
+        drawing = count_drawn(
+            ['mine'], [size], [1.0], sequence_length=256, batch_size=32, seed=0,
+            examples=size.examples,
+        )
 
     Args:
         names: Names of the tasks.
         sizes: Sizes of the tasks' training examples.
-        shares: Share of each task, 0 for a task that is not drawn.
-        sequence_length: T, the length of a row.
-        batch_size: Rows of a whole step.
+        shares: Share of each task among the drawn examples; 0 for a task that is not drawn.
+        sequence_length: T, the number of tokens per packed row.
+        batch_size: Number of packed rows per optimizer step, gradient accumulation included.
         seed: Seed of the run.
-        streams: S, a divisor of `batch_size`.
+        streams: Number of independent streams of rows, S; a divisor of `batch_size`.
         steps: Number of steps to count; 0 = no limit.
         examples: Number of examples after which the count ends, with the step that draws the last
             of them; 0 = no limit. One of the two limits must be given.

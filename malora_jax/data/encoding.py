@@ -1,9 +1,9 @@
-"""Examples as arrays of tokens, with a target for every input.
+"""Tokenization of examples: input tokens, target tokens and the loss mask.
 
-Inputs and targets are shifted against each other here, example by example, so that packing several
-into a row never makes one predict the first token of the next.
+Inputs and targets are shifted by one token within each example, before packing. So no token of one
+example is ever trained to predict the first token of the next one in its row.
 
-T is the number of tokens of an example, without the one that ends its last answer.
+T is the number of tokens of an example, without the token that ends its last answer.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,14 @@ from malora_jax.errors import UserError
 
 
 def end_id(tokenizer: Tokenizer, template: Template) -> int:
-    """The token that ends an answer.
+    """Return the ID of the token that ends an answer.
+
+    For example::
+
+        tokens = [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)]
 
     Raises:
-        UserError: the tokenizer does not have the template's.
+        UserError: The template's end token is not in the tokenizer's vocabulary.
     """
     end = template.end(tokenizer)
     if end is None:
@@ -36,11 +40,11 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
 
 
 class Turn(NamedTuple):
-    """A part of an example.
+    """One tokenized turn of an example.
 
     Attributes:
-        prompt: tokens that are given.
-        answer: those that follow and are learnt, with the one that ends them.
+        prompt: Token IDs that are given to the model, without loss.
+        answer: Token IDs of the answer, with loss, including the token that ends it.
     """
 
     prompt: list[int]
@@ -53,16 +57,23 @@ def encode_prompt(
     question: str,
     earlier: Sequence[tuple[str, str]] = (),
 ) -> list[int]:
-    """The tokens that generation starts from, the same as in training.
+    """Return the token IDs of the prompt for generation, identical to those in training.
 
-    Where the tokenizer's texts start with a bos token, the prompt does, be it that the template
-    writes it or not.
+    The prompt starts with a BOS token if the tokenizer's texts do, no matter whether the template
+    writes one.
+
+    For example::
+
+        tokens = encode_prompt(tokenizer, get_template('plain'), 'What is 2 + 2?')
 
     Args:
-        tokenizer: makes the tokens.
-        template: the text around question and answer.
-        question: that is to be answered.
-        earlier: the questions and answers before.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        question: Question that the model should answer.
+        earlier: Questions and answers of the turns before it.
+
+    Raises:
+        UserError: The template does not suit the tokenizer, or does not support several turns.
     """
     if earlier:
         *before, last = earlier
@@ -72,28 +83,38 @@ def encode_prompt(
 
 
 def with_bos(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """The tokens of a text, after a bos token where texts start with one."""
+    """Return the tokens of a text with a BOS token in front, if the tokenizer uses one.
+
+    For example::
+
+        tokens = with_bos(tokenizer, tokenizer.encode('Once upon a time'))
+    """
     if tokenizer.bos_id is None or tokens[:1] == [tokenizer.bos_id]:
         return tokens
     return [tokenizer.bos_id, *tokens]
 
 
 def encode_completion(tokenizer: Tokenizer, template: Template, example: Example) -> list[int]:
-    """The tokens that should follow those of the prompt, without the one that ends them.
+    """Return the token IDs that should follow the prompt, without the token that ends the answer.
 
-    They are encoded apart from the prompt, whose last token could otherwise grow into the
-    completion: generation has only the prompt. But they go on, so that nothing marks the beginning
-    of a text.
+    The completion is tokenized separately from the prompt. Otherwise the last token of the prompt
+    could merge with the beginning of the completion, whereas in generation there is only the
+    prompt. The tokenizer treats it as the continuation of a text, so it adds no marker for the
+    start of a text, such as the space of SentencePiece.
+
+    For example::
+
+        tokens = encode_completion(tokenizer, get_template('plain'), Example('2 + 2?', '4', {}))
     """
     completion = template.completion(tokenizer, example.question, example.answer)
     return tokenizer.encode(completion, continues=True)
 
 
 def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> list[Turn]:
-    """All turns of an example, the first one's prompt from the beginning of the text.
+    """Return all turns of an example as tokens, from the beginning of the text.
 
     Raises:
-        UserError: the template does not suit the tokenizer, or several turns.
+        UserError: The template does not suit the tokenizer, or does not support several turns.
     """
     end = end_id(tokenizer, template)
     texts = (*example.earlier, (example.question, example.answer))
@@ -109,16 +130,22 @@ def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> 
 
 
 def positions_of(turns: Sequence[Turn]) -> int:
-    """T of the turns together."""
+    """Return T, the number of positions that the turns take together."""
     return sum(len(part) for turn in turns for part in turn) - 1
 
 
 def cut_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
-    """As much of some turns as fits into `max_length` positions.
+    """Truncate turns to at most `max_length` positions.
 
-    Later turns are left out, as what they are about is said in earlier ones. Of a first turn that
-    is too long by itself the answer keeps at least half of the positions: it is cut at its end, and
-    then no token ends it; the prompt is cut at its beginning, after a bos token.
+    The last turns are dropped first, because they refer to what was said before. If the first turn
+    alone is too long, its answer keeps at least half of the positions if it needs them. An answer
+    is cut at its end, and then no end token follows it. A prompt is cut at its beginning, after a
+    BOS token.
+
+    Args:
+        turns: Tokenized turns of an example, at least one.
+        max_length: Maximum number of positions, T.
+        bos_id: ID of the BOS token, or None.
     """
     kept = list(turns)
     while len(kept) > 1 and positions_of(kept) > max_length:
@@ -136,22 +163,30 @@ def encode_example(
     max_length: int,
     truncate: bool = False,
 ) -> dict[str, np.ndarray]:
-    """One example as arrays of shape (T,), T ≤ `max_length`.
+    """Tokenize an example into arrays of shape (T,), where T ≤ `max_length`.
+
+    For example::
+
+        arrays = encode_example(
+            tokenizer, get_template('plain'), Example('2 + 2?', '4', {}), task_id=0, max_length=256
+        )
 
     Args:
-        tokenizer: makes the tokens.
-        template: the text around question and answer.
-        example: the question and its answer, and the turns before, if any.
-        task_id: the number of its task in the mixture.
-        max_length: the most positions that the example may take.
-        truncate: whether to cut one that is longer as `cut_turns` does, or refuse it.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        example: Question and answer, with the turns before them, if any.
+        task_id: Index of the task in the mixture.
+        max_length: Maximum number of positions of the example.
+        truncate: Whether to truncate a longer example, as `cut_turns` does, instead of raising an
+            error.
 
     Returns:
-        `inputs`, `targets` (the next token of each) and `task_ids` in int32, and `loss_mask` in
-        float32: 1 where the target belongs to an answer or ends it, else 0.
+        int32 arrays `inputs`, `targets` (the next token of each input) and `task_ids`, and the
+        float32 array `loss_mask`: 1 where the target belongs to an answer or ends it, otherwise 0.
 
     Raises:
-        UserError: the example is longer than `max_length`, and is not to be cut.
+        UserError: The example is longer than `max_length` and `truncate` is False, or the template
+            does not suit the tokenizer.
     """
     turns = encode_turns(tokenizer, template, example)
     needed = positions_of(turns)
@@ -178,7 +213,7 @@ def _next_prompt(
     earlier: Sequence[tuple[str, str]],
     question: str,
 ) -> list[int]:
-    """The tokens between the end of the last answer and where the model's next turn begins."""
+    """Return the tokens between the end of the last answer and the model's next turn."""
     messages = [
         {'role': role, 'content': text}
         for turn in earlier
@@ -195,7 +230,7 @@ def _joined(turns: Sequence[Turn]) -> list[int]:
 def _cut(
     prompt: list[int], answer: list[int], length: int, bos_id: int | None
 ) -> tuple[list[int], list[int]]:
-    """A prompt and an answer of `length` tokens together, fewer than they have."""
+    """Truncate a prompt and an answer to `length` tokens together; they must have more."""
     answer = answer[: max(length - len(prompt), length // 2)]
     kept = length - len(answer)
     start = prompt[:1] if prompt[0] == bos_id else []

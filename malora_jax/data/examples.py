@@ -9,12 +9,16 @@ from typing import Any
 class Example:
     """A question and its answer, perhaps after earlier turns.
 
+    For example::
+
+        Example('What is 2 + 2?', '4', {})
+
     Attributes:
         question: Question of the user, without any template.
-        answer: Answer that the model should give; a scorer may count other answers as right too.
-        metadata: Whatever the task's scorer needs besides the answer.
-        earlier: Earlier turns, each a question and its answer. Training learns these answers too.
-            When the question is put to a model, they are the model's own earlier answers.
+        answer: Expected answer of the model; a scorer may accept other answers too.
+        metadata: Other data that the task's scorer needs.
+        earlier: Earlier turns, each a question and its answer. Their answers are trained on too. In
+            evaluation, they are given to the model as its own earlier answers.
     """
 
     question: str
@@ -29,5 +33,5 @@ class Example:
 
 
 def question_key(question: str) -> str:
-    """Return a key that questions share if they differ only in white space or case."""
+    """Return a key that two questions share if they differ only in white space or letter case."""
     return ' '.join(question.split()).casefold()

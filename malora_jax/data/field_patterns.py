@@ -1,4 +1,4 @@
-"""Patterns of a row's fields: the name of one field, or text with names of fields in braces."""
+"""Patterns for the fields of a row: a field's name, or text with field names in braces."""
 
 import decimal
 import json
@@ -14,10 +14,10 @@ _NUMBERS = (int, float, decimal.Decimal)
 
 
 def parse_pattern(pattern: str) -> list[tuple[str, str]]:
-    """Parse a pattern into pieces: some text and the name of the field after it, '' for none.
+    """Parse a pattern into pieces: some text, and the name of the field after it or ''.
 
     Raises:
-        UserError: The pattern is empty, or its braces do not match or hold more than a name.
+        UserError: The pattern is empty, its braces do not match, or they hold more than a name.
     """
     if pattern and not set('{}') & set(pattern):
         return [('', pattern)]
@@ -38,12 +38,12 @@ def fill_pattern(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> s
     """Return the text of a pattern for one row.
 
     Args:
-        pieces: The parsed pattern.
-        setting: Name of the setting that holds the pattern, for messages.
-        row: The row.
+        pieces: Parsed pattern.
+        setting: Name of the setting that holds the pattern, for error messages.
+        row: Row with the values of the fields.
 
     Raises:
-        UserError: A field is missing or no text, or all fields are empty.
+        UserError: A field is missing or is not text, or all fields are empty.
     """
     values = {name: _value(name, setting, row) for _, name in pieces if name}
     if not any(value.strip() for value in values.values()):
@@ -53,9 +53,9 @@ def fill_pattern(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> s
 
 
 def _value(name: str, setting: str, row: Row) -> str:
-    """Return a field as text; numbers, true and false as JSON writes them."""
+    """Return a field as text; numbers and booleans as JSON writes them."""
     if name not in row.fields:
-        # A table without a header has a whole row where the names should be.
+        # Without a header, the first data row is taken for the names, so they may be long.
         known = [field if len(field) <= 40 else f'{field[:40]}…' for field in row.fields]
         raise UserError(f'{row.place}: {unknown_name(setting, name, known)}')
     value = row.fields[name]

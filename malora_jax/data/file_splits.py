@@ -1,13 +1,14 @@
-"""The split of a file's examples: by a hash of the question, so that files may grow.
+"""Split of a file's examples by a hash of the question, so that the file may grow.
 
-The questions of a file are ranked by a hash of the seed and the question. The first `held_out` are
-held out, the next `validation` choose the checkpoint, the rest trains. Sizes are exact, so small
-files work; and a question's rank can only rise when rows are added, so that one which has been
-trained on is never held out later. A new question may push the last held-out one into training:
-for a test set that stays the same for good, name a `test_file`.
+The questions of a file are ranked by a hash of the seed and the question. The first `held_out`
+questions are held out, the next `validation` questions choose the checkpoint, and the others are
+for training. The sizes are exact, so small files work too. New rows can only move a question toward
+the end of the ranking. So a question that has been trained on is never held out later. A new
+question may push the last held-out one into training; for a test set that never changes, name a
+`test_file`.
 
-All rows with one question are on the same side, whatever their answers; of several turns, the first
-question counts.
+All rows with the same question are in the same part, whatever their answers. A conversation of
+several turns is identified by its first question.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ class FileExamples(NamedTuple):
     """The examples of a file.
 
     Attributes:
-        examples: Examples in the order of the file; their `metadata` has the place of the `row`.
-        rows: Number of rows of the file.
+        examples: Examples in the order of the file; `metadata['row']` is the file and line of each.
+        rows: Number of rows in the file.
         duplicates: Number of rows that were dropped because an earlier row has the same question
             and answer.
         file: Name of the file in the config.
@@ -50,15 +51,15 @@ def split_examples(
 ) -> Split:
     """Split the examples of a file, or of a file and its test file.
 
-    A kept question is asked once; each answer that the file has to it is right. At least as many
-    questions train as are kept from the file.
+    A held-out or validation question is asked once, and each of its answers in the file is
+    accepted. At least half of the file's questions must be left for training.
 
     Args:
-        task: The task.
+        task: Task that the split belongs to.
         read: Examples of its file.
-        test: Examples of its test file, if there is one.
-        seed: Seed of the run; other seeds hold out other questions.
-        max_per_task: Maximum number of questions to train on, with all their rows; 0 = all.
+        test: Examples of its test file, or None.
+        seed: Seed of the run; each seed holds out different questions.
+        max_per_task: Maximum number of training questions, with all their rows; 0 = all.
         held_out: Number of held-out questions; with a test file, the maximum number.
         validation: Number of questions that choose a checkpoint.
 
@@ -100,7 +101,7 @@ def _ranked(questions: _Groups, seed: int) -> list[str]:
 
 
 def _asked(rows: Sequence[Example]) -> Example:
-    """Return the first row's question with the answers of all rows that ask exactly this."""
+    """Return the first row's question with the answers of all rows that ask exactly the same."""
     first = rows[0]
     same = [row for row in rows if (row.earlier, row.question) == (first.earlier, first.question)]
     answers = tuple(row.answer for row in same)

@@ -1,4 +1,4 @@
-"""Tasks from the user's own files: which file, which of its fields, which scorer."""
+"""Tasks from the user's own files: the file, its question and answer fields, and the scorer."""
 
 import dataclasses
 import hashlib
@@ -22,20 +22,25 @@ from malora_jax.errors import UserError, unknown_name
 class FileTask:
     r"""A task whose examples are the rows of a file.
 
-    A pattern is the name of a field, or text with names of fields in braces, such as
-    '{context}\n{question}'; the two characters \n in it stand for a line break.
+    A pattern is the name of a field, or text with field names in braces, such as
+    '{context}\n{question}', where the two characters \n represent a line break.
+
+    For example::
+
+        task = FileTask('faq', 'faq.jsonl', 'question', 'answer', 'exact_match')
+        split = task.split(seed=0, max_per_task=0, held_out=100)
 
     Attributes:
-        name: how results refer to it.
-        path: the file, relative to the current directory; ~ is the home directory; or
+        name: Name of the task in configs and results.
+        path: Path of the file, relative to the current directory; ~ is the home directory; or
             gs://BUCKET/PATH.
-        question_field: pattern of the question.
-        answer_field: pattern of the answer.
-        scorer: name of the scorer.
-        test_file: a file of the same form with the held-out questions; '' = some of `path` are
-            held out.
-        turns_field: name of a field with a list of texts, the user's and the model's in turn, in
-            place of question and answer; '' = each row is a single turn. The last answer is scored.
+        question_field: Pattern of the question.
+        answer_field: Pattern of the answer.
+        scorer: Name of the scorer.
+        test_file: Path of a file of the same format with the held-out questions; '' = some
+            questions of `path` are held out.
+        turns_field: Name of a field with a list of texts, alternating between user and model, which
+            replaces question and answer; '' = each row is a single turn. The last answer is scored.
     """
 
     name: str
@@ -60,18 +65,24 @@ class FileTask:
 
     @property
     def scoring(self) -> GeneratedScoring:
-        """A generated answer, in the run's template."""
+        """Scoring rule: the model generates an answer in the run's template."""
         return GeneratedScoring(self.scorer, self.scorer, self.score)
 
     def score(self, prediction: str, example: Example) -> float:
-        """The scorer's best over all `answers` that the file has to the question."""
+        """Return the best score over all `answers` that the file has for the question."""
         return max(
             SCORERS[self.scorer](prediction, _with_answer(example, answer))
             for answer in example.metadata['answers']
         )
 
     def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
-        """Read the file, or its two files, and split the examples as `file_splits` does.
+        """Read the file and its test file, if any, and split the examples as in `split_examples`.
+
+        Args:
+            seed: Seed of the run; each seed holds out different questions.
+            max_per_task: Maximum number of training questions, with all their rows; 0 = all.
+            held_out: Number of held-out questions; with a test file, the maximum number.
+            validation: Number of questions that choose a checkpoint.
 
         Raises:
             UserError: A file is broken, too small, or shares questions with its test file.
@@ -93,18 +104,28 @@ def file_tasks(
     scorer: str,
     turns_field: str = '',
 ) -> list[FileTask]:
-    """The tasks that a config's `data` section names.
+    """Return the tasks that a config's `data` section describes.
+
+    For example::
+
+        file_tasks(
+            ['faq=faq.jsonl'],
+            ['faq.scorer=rouge_l'],
+            question_field='question',
+            answer_field='answer',
+            scorer='exact_match',
+        )
 
     Args:
-        files: 'NAME=PATH' each, or 'PATH' for a task with the file's name.
-        settings: 'NAME.FIELD=VALUE' each: a field of `FileTask` for one task.
-        question_field: for tasks without a setting of their own.
-        answer_field: the same.
-        scorer: the same.
-        turns_field: the same.
+        files: Entries 'NAME=PATH', or 'PATH' for a task that is named after the file.
+        settings: Entries 'NAME.FIELD=VALUE', which set a field of `FileTask` for one task.
+        question_field: Default pattern of the question.
+        answer_field: Default pattern of the answer.
+        scorer: Default name of the scorer.
+        turns_field: Default name of the field with the turns.
 
     Raises:
-        UserError: an entry of another form or with an unknown name, or two tasks of one name.
+        UserError: An entry is malformed or has an unknown name, or two tasks have the same name.
     """
     paths = [_name_and_path(entry) for entry in files]
     by_name: dict[str, dict[str, str]] = {
@@ -132,13 +153,13 @@ def file_tasks(
 
 
 def read_examples(task: FileTask, file: str) -> FileExamples:
-    """Reads a task's `path` or `test_file`.
+    """Read the examples of a task's `path` or `test_file`.
 
     White space around questions and at the end of answers is dropped.
 
     Raises:
-        UserError: the file cannot be read, has no rows, or a row lacks a question or an answer, or
-            has one that the scorer would count as wrong.
+        UserError: The file cannot be read or has no rows, or a row lacks a question or an answer,
+            or has an answer that the scorer would count as wrong.
     """
     examples: dict[tuple[tuple[str, str], ...], Example] = {}
     rows = 0
@@ -194,10 +215,14 @@ def _turns_reader(task: FileTask) -> Callable[[Row], Example]:
 
 
 def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
-    """The SHA-256 of each file of some tasks, by its name in the config.
+    """Return the SHA-256 digest of each file of the tasks, by its name in the config.
+
+    For example::
+
+        file_digests(tasks)  # {'faq.jsonl': '9f86d0…'}
 
     Raises:
-        UserError: a file is missing.
+        UserError: A file is missing.
     """
     digests = {}
     for file in [file for task in tasks for file in (task.path, task.test_file) if file]:
@@ -209,7 +234,12 @@ def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
 
 
 def expanded(file: str) -> pathlib.Path:
-    """The path of a file in a config, or of its copy if it is in a bucket."""
+    """Return the local path of a file in a config; a file in a bucket is copied first.
+
+    Raises:
+        UserError: The address of the bucket is malformed, or there is no access to it.
+        OSError: The bucket cannot be reached.
+    """
     return buckets.local(file)
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a task's examples take, and whether they fit into a row."""
+"""Token counts of a task's examples, and the check that they fit into the sequence length."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _ROW = 'data.sequence_length'
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What some examples take; padding is not counted.
+    """Token counts of a set of examples, without padding.
 
     Attributes:
-        examples: how many there are.
-        tokens: positions that all of them take, after truncation.
-        answer_tokens: those among them that carry loss.
-        truncated: examples that were too long.
-        longest: positions of the longest, before truncation.
-        lengths: Positions of each example, after truncation.
+        examples: Number of examples.
+        tokens: Number of positions of all examples together, after truncation.
+        answer_tokens: Number of those positions that have loss.
+        truncated: Number of examples that were too long.
+        longest: Number of positions of the longest example, before truncation.
+        lengths: Number of positions of each example, after truncation, shape (examples,), int32.
     """
 
     examples: int
@@ -38,7 +38,7 @@ class Size:
     )
 
     def counts(self) -> dict[str, int]:
-        """Return everything but the lengths, by name."""
+        """Return all fields but `lengths`, by name."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -47,16 +47,22 @@ class Size:
 
 
 def shortened(example: Example, tokenizer: Tokenizer, template: Template, length: int) -> Example:
-    """A held-out chat without the last turns that do not fit: an earlier question is asked then.
+    """Drop the last turns of a held-out conversation until it fits.
+
+    The last remaining question is then the held-out question.
+
+    For example::
+
+        held_out = [shortened(example, tokenizer, template, 4096) for example in split.held_out]
 
     Args:
-        example: perhaps of several turns.
-        tokenizer: makes the tokens.
-        template: the text around questions and answers.
-        length: positions that there are.
+        example: Held-out example, of one or several turns.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        length: Maximum number of positions, such as the model's context length.
 
     Returns:
-        The example; a single turn stays as it is.
+        The shortened example. A single turn is returned unchanged, even if it is too long.
     """
     turns = encode_turns(tokenizer, template, example) if example.earlier else []
     while example.earlier and positions_of(turns) > length:
@@ -76,20 +82,25 @@ def measure_examples(
     truncate: bool = False,
     room: str = _ROW,
 ) -> Size:
-    """Tokenises examples of one task and counts.
+    """Tokenize the examples of one task and return their token counts.
+
+    For example::
+
+        size = measure_examples('mine', split.train, tokenizer, get_template('plain'), 256)
 
     Args:
-        name: of the task, for messages.
-        examples: any number.
-        tokenizer: makes the tokens.
-        template: the text around questions and answers.
-        sequence_length: T.
-        truncate: whether `encode_example` cuts examples that are longer.
-        room: what `sequence_length` is, for messages.
+        name: Name of the task, for messages.
+        examples: Examples of the task; may be empty.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        sequence_length: T, the maximum number of positions of an example.
+        truncate: Whether `encode_example` truncates longer examples.
+        room: Name of the limit `sequence_length` in the error message.
 
     Raises:
-        UserError: some do not fit and are not to be cut: how many, the longest with its row if it
-            is from a file, and the sequence length that would do.
+        UserError: Some examples do not fit and `truncate` is False. The message has their number,
+            the longest one with its row if it is from a file, and the sequence length that is
+            needed.
     """
     answer_tokens = longest = 0
     lengths: list[int] = []

@@ -1,4 +1,4 @@
-"""The training mixture: tasks shuffled, repeated, mixed, tokenised, packed and batched."""
+"""Training mixture: shuffle, repeat, mix, tokenize, pack and batch examples of several tasks."""
 
 import dataclasses
 import sys
@@ -18,13 +18,13 @@ from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 from malora_jax.errors import UserError
 
-# Examples that each worker may be ahead.
+# Number of examples that each worker thread may prefetch.
 _READ_AHEAD = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class _Encode(grain.transforms.Map):
-    """`encode_example` as a step of Grain, so that examples are tokenised when they are drawn."""
+    """Grain transform that applies `encode_example`, so that examples are tokenized when drawn."""
 
     tokenizer: Tokenizer
     template: Template
@@ -58,33 +58,43 @@ def train_iterator(
     read: Collection[int] | None = None,
     saved: Collection[int] | None = None,
 ) -> RowStreams:
-    """Endless batches of the training examples of several tasks.
+    """Return endless batches of packed training examples from several tasks.
 
-    Every task is reshuffled each time it has been gone through. Everything is decided by the
-    arguments but `workers`, and the iterator's `get_state()`, a small dict that JSON can hold,
-    continues exactly where it was in a new iterator's `set_state()`.
+    Each task is reshuffled for every pass over its examples. All arguments except `workers`, `read`
+    and `saved` determine the order. The iterator can be checkpointed: `get_state()` returns a small
+    dict for JSON, and a new iterator continues at exactly the same place after `set_state()`.
+
+    For example, with two tasks drawn equally often::
+
+        batches = train_iterator(
+            splits, tokenizer, get_template('plain'), sequence_length=256, batch_size=32,
+            shares=mixture_shares(splits, (), size_exponent=0.0), seed=0,
+        )
+        batch = next(batches)
 
     Args:
-        splits: the tasks; a task's number, in `task_ids`, is its place in this list. Those without
-            training examples are not drawn.
-        tokenizer: makes the tokens.
-        template: the text around questions and answers.
-        sequence_length: T, the length of a row.
-        batch_size: B, the number of rows.
-        shares: how often an example of each task is drawn, as `mixture_shares` gives them.
-        seed: of the shuffling.
-        truncate: whether longer examples are cut.
-        workers: threads that read and tokenise ahead; 0 = nothing is done ahead. The order is the
-            same, and so is the state.
-        streams: S, to which examples are dealt one by one, and which make rows of their own; a
-            divisor of B.
-        read: which of them are read here; all by default.
-        saved: the position of which is saved from here; that of all that are read by default.
+        splits: Splits of the tasks. The index of a task in this list is its number in `task_ids`.
+            Tasks without training examples are not drawn.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        sequence_length: T, the number of tokens per packed row.
+        batch_size: B, the number of packed rows per batch.
+        shares: Share of each task among the drawn examples, from `mixture_shares`.
+        seed: Random seed of the shuffling.
+        truncate: Whether to truncate examples that are longer than a row. Otherwise there must be
+            none, which `measure_examples` checks.
+        workers: Number of threads that read and tokenize ahead; 0 = nothing is prefetched. The
+            order and the state are the same for any number.
+        streams: S, the number of independent streams, a divisor of B. Examples are dealt to the
+            streams in turn, and each stream packs rows of its own.
+        read: Indices of the streams that this process reads; None = all.
+        saved: Indices of the streams whose position this process saves in checkpoints; None = all
+            that it reads.
 
     Returns:
-        An iterator over dicts of arrays of shape (B, T): `inputs`, `targets`, `task_ids`,
-        `segment_ids` and `positions` in int32, `loss_mask` in float32. `segment_ids` is 0 exactly
-        at padding, where everything else is 0 too.
+        An iterator over dicts of arrays of shape (B, T): int32 `inputs`, `targets`, `task_ids`,
+        `segment_ids` and `positions`, and float32 `loss_mask`. `segment_ids` is 0 exactly at
+        padding, where all other arrays are 0 too.
     """
     tasks = [
         shuffled(split.task_name, split.train, seed).map(
@@ -94,7 +104,8 @@ def train_iterator(
         if split.train
     ]
     mixed = mix(tasks, [share for share in shares if share])
-    # Threads: the tokenizer runs beside them, and none is left behind by a kill.
+    # Threads suffice because the tokenizer releases the GIL. Unlike worker processes, they cannot
+    # outlive a killed run.
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=_READ_AHEAD * workers)
 
     def stream(number: int) -> grain.DatasetIterator:
@@ -114,35 +125,35 @@ def train_iterator(
 
 
 def shuffled(task_name: str, examples: Sequence[Any], seed: int) -> grain.MapDataset:
-    """Return the endless sequence of a task's examples, reshuffled for each pass."""
+    """Return the endless sequence of a task's examples, reshuffled for each epoch."""
     source = grain.MapDataset.source(examples).seed(stable_seed('shuffle', task_name, seed))
     return source.shuffle().repeat()
 
 
 def mix(tasks: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.MapDataset:
-    """Return the examples of endless tasks, interleaved evenly.
+    """Return the endless examples of several tasks, evenly interleaved.
 
     Args:
-        tasks: At least one endless sequence of examples.
+        tasks: Endless sequences of examples, at least one.
         shares: Positive share of each task.
     """
     return grain.MapDataset.select_from_datasets(tasks, _Interleaving(shares))
 
 
 def stream_seed(seed: int, number: int) -> int:
-    """Return the seed of the order of rows in a stream."""
+    """Return the random seed that determines the order of rows in a stream."""
     return stable_seed('rows', seed, *([number] if number else []))
 
 
 class _Interleaving:
-    """Maps a position in the mixture to a task and a position in that task.
+    """Map from a position in the mixture to a task and a position in that task.
 
     Any stretch of the mixture has the tasks' shares. `grain.MapDataset.mix` interleaves in the same
-    way, but rounds the shares to hundredths of the smallest one, so that with shares proportional
-    to sizes a task would not be gone through once in each epoch.
+    way, but rounds the shares to hundredths of the smallest share. With shares proportional to
+    sizes, each epoch would then not use every example of each task exactly once.
     """
 
-    # Parts of the smallest share that are told apart.
+    # Resolution of the shares: the smallest share has this integer weight.
     _PARTS = 10**6
 
     def __init__(self, shares: Sequence[float]):
@@ -152,7 +163,8 @@ class _Interleaving:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        # Of the positions before this one and up to it, those that the tasks so far leave.
+        # `before` and `through` count the positions before and up to this one that are left for
+        # the remaining tasks, whose weights sum to `rest`.
         before, through, rest = position, position + 1, sum(self._weights)
         for task, weight in enumerate(self._weights):
             left_before = before * (rest - weight) // rest
@@ -160,26 +172,30 @@ class _Interleaving:
             if through - left_through > before - left_before:
                 return task, before - left_before
             before, through, rest = left_before, left_through, rest - weight
-        raise AssertionError  # The last task takes every position that is left.
+        raise AssertionError  # Unreachable: the last task takes all remaining positions.
 
 
 def mixture_shares(
     splits: Sequence[Split], weights: Sequence[float], size_exponent: float
 ) -> list[float]:
-    """The share of each task among the examples that are drawn.
+    """Return the share of each task among the drawn examples.
+
+    For example, with two tasks and an equal share for each::
+
+        mixture_shares(splits, (), size_exponent=0.0)  # [0.5, 0.5]
 
     Args:
-        splits: the tasks.
-        weights: relative shares of the tasks that have training examples; empty for shares by size.
-        size_exponent: the share of a task of n examples is proportional to n to this power: 0 is
-            the uniform blend of the paper, 1 is proportional, 1 / τ is what is called temperature τ
-            (Raffel et al. 2020, section 3.5.2).
+        splits: Splits of the tasks.
+        weights: Relative shares of the tasks that have training examples; empty for shares by size.
+        size_exponent: Exponent α: the share of a task of n examples is proportional to n^α. 0 is
+            the uniform blend of the paper, 1 is proportional to size, and 1 / τ is sampling at
+            temperature τ (Raffel et al. 2020, section 3.5.2).
 
     Returns:
-        A number for each split, 0 for one without training examples; their sum is 1.
+        One share per split, 0 for a split without training examples; the shares sum to 1.
 
     Raises:
-        UserError: the weights are not one positive number a task.
+        UserError: The weights are not one positive number for each task with training examples.
     """
     trained = [split.task_name for split in splits if split.train]
     if weights and (len(weights) != len(trained) or min(weights) <= 0):

@@ -1,26 +1,28 @@
-r"""The number that an answer ends in, in the languages of MGSM.
+r"""Extraction of the final number of an answer, in the languages of MGSM.
 
-Which number counts, the first rule that finds one:
+The first of these rules that finds a number decides:
 
-1. the number right after the first '####': it ends an answer of GSM8K, and what a model writes
+1. the number right after the first '####', which ends an answer of GSM8K; whatever a model writes
    after it is another question;
-2. the number soon after the last 'answer is', in any of the languages, or the last '\boxed{': the
-   first one within 80 characters on the line, or of a sum such as '3 * 4 = 12' what it comes to;
-3. the last number, but for those that count lines, such as 'Step 2:' and '2. '.
+2. the number soon after the last 'answer is', in any of the languages, or after the last '\boxed{':
+   the first number within 80 characters on the same line, or the result if it starts a sum such as
+   '3 * 4 = 12';
+3. the last number, except numbers that label lines, such as 'Step 2:' and '2. '; if there are only
+   such labels, the last of them.
 
 UltraEval and lm-evaluation-harness also take the first '####' ('strict'). Without one, UltraEval
-takes what follows the last '>>' or '=', the harness the last number ('flexible').
+takes what follows the last '>>' or '=', and the harness takes the last number ('flexible').
 
-How it is read: digits of any script; commas, apostrophes and no-break spaces between groups of
-three digits (or of the Indian 2-2-3); a minus sign that touches the number or its currency sign and
-no number or bracket before it, so '3-4' holds 3 and 4; fractions such as '1/2' and '\frac{1}{2}';
-Chinese and Japanese 万 and 亿. Currency and percent signs change nothing. In `COMMA_LANGUAGES`,
-points and plain spaces also part groups, and decimals follow a comma, or a point if they are not
-three. A comma before exactly three digits parts groups in every language: MGSM itself writes
-'2,125' in Spanish, French and Russian.
+These parts of a number are understood: digits of any script; commas, apostrophes and no-break
+spaces between groups of three digits (or of the Indian 2-2-3); a minus sign that touches the number
+or its currency sign and has no number or bracket before it, so '3-4' holds 3 and 4; fractions such
+as '1/2' and '\frac{1}{2}'; Chinese and Japanese 万 and 亿. Currency and percent signs are ignored.
+In `COMMA_LANGUAGES`, points and plain spaces also separate groups, and decimals follow a comma, or
+a point unless there are exactly three of them. A comma before exactly three digits separates groups
+in every language: MGSM itself writes '2,125' in Spanish, French and Russian.
 
-Not read: numbers in words (eighteen, 三十), million and k, mixed numbers (2 1/2), powers of ten,
-dates, times, and numbers of two parts with 亿 and 万.
+Not supported: numbers in words (eighteen, 三十), million and k, mixed numbers (2 1/2), powers of
+ten, dates, times, and numbers of two parts with 亿 and 万.
 """
 
 import re
@@ -34,15 +36,15 @@ COMMA_LANGUAGES = frozenset({'de', 'es', 'fr', 'ru'})
 
 
 class _Patterns(NamedTuple):
-    """For one way of writing numbers, each with the groups that `_value` needs."""
+    """Patterns for one number format; each has the groups that `_value` needs."""
 
     number: re.Pattern[str]
     ending: re.Pattern[str]
     announced: re.Pattern[str]
 
 
-# What lm-evaluation-harness looks for in MGSM, and common variants. In Telugu it is 'answer', which
-# with a colon heads the whole solution.
+# Phrases that announce the answer: those of lm-evaluation-harness for MGSM, and common variants.
+# The Telugu phrase is 'answer'; with a colon, it is the heading of the whole solution.
 _ANNOUNCED = '|'.join(
     (
         'answer is',
@@ -75,13 +77,13 @@ def _patterns(separators: str, point: str) -> _Patterns:
     )
     return _Patterns(
         number=re.compile(number),
-        # Four of them before words are a heading of Markdown.
+        # '####' before words is a Markdown heading.
         ending=re.compile(rf'(?<!#)####[^\w\n#]*?{number}'),
         announced=re.compile(rf'(?:{_ANNOUNCED})\s*+[^\d\n]{{0,80}}?{number}', re.IGNORECASE),
     )
 
 
-# No-break, narrow no-break and thin space never part words.
+# No-break, narrow no-break and thin spaces never separate words.
 _SEPARATORS = ",'’\u00a0\u202f\u2009"
 _POINT = _patterns(_SEPARATORS, '[.]')
 _COMMA = _patterns(_SEPARATORS + '. ', '[.,]')
@@ -91,7 +93,7 @@ _UNITS = {'万': 10**4, '萬': 10**4, '亿': 10**8, '億': 10**8}
 _LINE_LABEL = re.compile(
     r'^[^\w\n]*(?:[^\W\d]+[^\S\n]?\d+\s?步?\s?[:：]|\d+[.):](?=[^\S\n]+\S))', re.MULTILINE
 )
-# What may stand between the first number of a sum and its result, on one line.
+# Text between the first number of a sum and its result, on one line.
 _EQUATION = re.compile(
     r'[ \t]*[-−–+*/×÷=(][-−–+*/×÷=()\d.,$€£% \t]*=[ \t]*[$€£]?|[ \t]*=[ \t]*[$€£]?'
 )
@@ -101,17 +103,18 @@ _LATEX_FRACTION = re.compile(r'\\[dt]?frac\{(\d+)\}\{(\d+)\}')
 
 
 def final_number(text: str, language: str = 'en') -> Decimal | None:
-    """The number that a text ends in, by the rules above.
+    """Return the final number of a text, by the rules in the module docstring.
 
     Args:
-        text: an answer, whole or only its end.
-        language: two letters; decides what points, commas and spaces in a number mean.
+        text: An answer, or only its end.
+        language: Two-letter code of the language, which determines the meaning of points, commas
+            and spaces in a number.
 
     Returns:
-        The number, or None if there is none.
+        The number, or None if the text has none.
 
     Raises:
-        UserError: the language is not one of MGSM's.
+        UserError: The language is not one of MGSM's.
     """
     if language not in _PATTERNS:
         raise unknown_name('language of numbers', language, _PATTERNS)
@@ -126,7 +129,7 @@ def final_number(text: str, language: str = 'en') -> Decimal | None:
 
 
 def _result(patterns: _Patterns, text: str) -> re.Match[str] | None:
-    """The number that is announced; where a sum is, the one after its last equals sign."""
+    """Return the announced number; for a sum, the number after its last equals sign."""
     found = _last(patterns.announced, text)
     equation = _EQUATION.match(text, found.end()) if found else None
     return (equation and patterns.number.match(text, equation.end())) or found
@@ -143,7 +146,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _value(match: re.Match[str]) -> Decimal:
-    # Decimal reads the digits of every script.
+    # Decimal accepts digits of every script.
     digits = re.sub(r'\D', '', match['whole'])
     value = Decimal(f'{digits or 0}.{match["decimals"] or ""}')
     below = Decimal(match['below'] or 1)

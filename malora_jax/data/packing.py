@@ -1,6 +1,6 @@
-"""Several examples in a row: Grain's best-fit packing, and finite batches for evaluation.
+"""Sequence packing: several examples per row by best fit, for training and for evaluation.
 
-B is the number of rows of a batch, T their length.
+B is the number of rows of a batch, T the number of tokens (positions) of a row.
 """
 
 import bisect
@@ -15,11 +15,12 @@ from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import Tokenizer
 
-# Reading from memory needs no threads.
+# Data in memory needs no reader threads.
 IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
-# Rows that are filled at the same time. More leave less padding and cost more to repack on resume:
-# short examples in rows of 256 fill 94% of the positions with 8 of them and 96% with 64.
+# Number of rows (bins) that are filled at the same time. More rows leave less padding, but take
+# longer to repack on resume. With short examples and T = 256, 8 rows at a time fill 94% of the
+# positions and 64 rows fill 96%.
 _OPEN_ROWS = 64
 
 _FEATURES = ('inputs', 'targets', 'loss_mask', 'task_ids')
@@ -28,18 +29,19 @@ _FEATURES = ('inputs', 'targets', 'loss_mask', 'task_ids')
 def pack(
     examples: grain.IterDataset, sequence_length: int, *, seed: int, shuffle: bool
 ) -> grain.IterDataset:
-    """Packs encoded examples into rows, each example whole and in one row.
+    """Pack tokenized examples into rows; no example is split across rows.
 
     Args:
-        examples: what `encode_example` returns, of at most `sequence_length` positions.
-        sequence_length: T.
-        seed: of the order of rows.
-        shuffle: whether to shuffle the rows that were filled together; the first ones are fuller.
+        examples: Results of `encode_example`, each with at most `sequence_length` positions.
+        sequence_length: T, the number of positions of a row.
+        seed: Random seed of the order of rows.
+        shuffle: Whether to shuffle the rows that were filled at the same time. Without shuffling,
+            the first of them are fuller.
 
     Returns:
-        Rows, dicts of arrays of shape (T,): the features of the examples, `segment_ids` (1, 2, …
-        for the examples of a row, 0 for padding) and `positions` (0, 1, … within each example).
-        The features and positions are 0 at padding.
+        Rows as dicts of arrays of shape (T,): the features of the examples, `segment_ids` (1, 2, …
+        for the examples of a row, 0 for padding) and `positions` (0, 1, … within each example). The
+        features and positions are 0 at padding.
     """
     rows = grain.experimental.BestFitPackIterDataset(
         examples,
@@ -54,24 +56,24 @@ def pack(
 def pack_lengths(
     examples: Iterable[tuple[int, int]], sequence_length: int, *, seed: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield the rows that `pack` makes of examples of which only the lengths are known.
+    """Yield the rows that `pack` makes from examples, given only their lengths.
 
-    The rows have the same order as those of `pack` with the same seed and `shuffle=True`, so that
-    the examples of any number of rows can be counted without tokenizing or copying anything.
+    The rows have the same order as those of `pack` with the same seed and `shuffle=True`. So the
+    examples in any number of rows can be counted without tokenizing or copying anything.
 
     Args:
-        examples: (task number, length) of each example, in the order of drawing; lengths from 1 to
+        examples: Pairs (task index, length), one per example in drawing order; lengths from 1 to
             `sequence_length`.
-        sequence_length: T.
-        seed: Seed of the order of rows.
+        sequence_length: T, the number of positions of a row.
+        seed: Random seed of the order of rows.
 
     Yields:
-        The (task number, length) pairs of the examples in each complete row.
+        The (task index, length) pairs of the examples in each complete row.
     """
     packed = 0
     rows: list[list[tuple[int, int]]] = []
-    # Free positions and number of each open row. The best fit is the row with the least free
-    # positions that suffice, and of several such rows the first.
+    # Sorted pairs (free positions, row number) of the open rows. The best fit is the row with the
+    # fewest free positions that suffice; of several such rows, it is the first.
     free: list[tuple[int, int]] = []
     for example in examples:
         length = example[1]
@@ -89,7 +91,7 @@ def pack_lengths(
 
 
 def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keeps one of the segment ids and positions that Grain makes for every feature."""
+    """Keep only one copy of the segment IDs and positions, which Grain makes for every feature."""
     return {
         **{name: row[name] for name in _FEATURES},
         'segment_ids': row['inputs_segment_ids'],
@@ -105,21 +107,27 @@ def packed_batches(
     batch_size: int,
     truncate: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches that hold each example once, for an evaluation loss.
+    """Return packed batches that contain each example exactly once, for an evaluation loss.
+
+    For example, with the held-out examples of one task::
+
+        examples = [(example, 0) for example in split.held_out]
+        for batch in packed_batches(examples, tokenizer, get_template('plain'), 256, 8):
+            ...
 
     Args:
-        examples: the examples, each with the number of its task.
-        tokenizer: makes the tokens.
-        template: the text around questions and answers.
-        sequence_length: T.
+        examples: Pairs of an example and the index of its task.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        sequence_length: T, the number of positions of a row.
         batch_size: B; the last batch is filled up with rows of padding.
-        truncate: whether longer examples are cut.
+        truncate: Whether to truncate longer examples instead of raising an error.
 
     Returns:
-        Batches with the keys of `train_iterator`, arrays of shape (B, T).
+        An iterator over batches, dicts of arrays of shape (B, T) with the keys of `train_iterator`.
 
     Raises:
-        UserError: an example does not fit and is not to be cut.
+        UserError: An example does not fit and `truncate` is False.
     """
     encoded = [
         encode_example(tokenizer, template, example, task_id, sequence_length, truncate)

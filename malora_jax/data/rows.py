@@ -1,10 +1,10 @@
-"""Rows of JSON, JSONL, CSV, TSV and Parquet files, each with its place for messages.
+"""Reader of the rows of JSON, JSONL, CSV, TSV and Parquet files, with the location of each row.
 
-Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. Of a row
-that is not UTF-8, the fields at fault are text for which `is_utf_8` is false. Tables have one
-header line, unless the caller names the columns; a cell in double quotes may hold delimiters and
-line breaks. Blank lines are skipped. A .json file is an array of objects, or one object a line:
-public datasets have both.
+Text files are UTF-8, with or without a byte order mark, and may be compressed with gzip. In a row
+that is not valid UTF-8, the invalid fields are strings for which `is_utf_8` is False. CSV and TSV
+files have one header line, unless the caller gives the column names; a cell in double quotes may
+contain delimiters and line breaks. Blank lines are skipped. A .json file is either an array of
+objects or has one object per line, because public datasets use both.
 """
 
 import csv
@@ -23,22 +23,24 @@ from pyarrow import parquet
 from malora_jax import files
 from malora_jax.errors import UserError
 
-# A cell may be as long as the file; the default is 128 KB. No larger number fits everywhere.
+# The csv module limits a cell to 128 KB by default. This is the largest limit that all platforms
+# accept.
 csv.field_size_limit(2**31 - 1)
 
-# Of the files that users bring.
+# File formats that user tasks may have.
 SUFFIXES = ('.jsonl', '.csv', '.tsv', '.parquet')
-# Numbers stay as they were written; NaN, which is not JSON, is a missing value.
+# Numbers are kept as strings, exactly as written. NaN is not valid JSON and counts as missing.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 _DELIMITERS = {'.csv': ',', '.tsv': '\t'}
 
 
 class Row(NamedTuple):
-    """One row.
+    """One row of a data file.
 
     Attributes:
-        place: file and line, or file and row of Parquet, which has no lines; both from 1.
-        fields: value by name; numbers of JSON are text, as they were written.
+        place: File and line, for messages; for Parquet and JSON arrays, file and row. Both count
+            from 1.
+        fields: Values by field name; numbers in JSON are strings, as written.
     """
 
     place: str
@@ -46,15 +48,16 @@ class Row(NamedTuple):
 
 
 def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a file, read by its suffix.
+    """Return an iterator over the rows of a file, whose format is determined by its suffix.
 
     Args:
-        path: a file whose suffix is one of `SUFFIXES` or .json, in any case; all but .parquet may
-            have .gz after it.
-        columns: the names of a table's columns, if it has no header line.
+        path: File with a suffix from `SUFFIXES` or .json, in upper or lower case; all formats but
+            Parquet may be followed by .gz.
+        columns: Column names of a CSV or TSV file without a header line.
 
     Raises:
-        UserError: the file is missing, not of its kind, or broken, with the line at fault.
+        UserError: The file is missing, has an unknown suffix, or is broken; the message names the
+            line if there is one.
     """
     check_file(path)
     kind = file_kind(path)
@@ -71,16 +74,16 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def file_kind(path: pathlib.Path) -> str:
-    """The suffix in lower case; that before .gz, if it has been compressed."""
+    """Return the suffix in lower case; for a compressed file, the suffix before .gz."""
     suffix = path.suffix.lower()
     return path.with_suffix('').suffix.lower() if suffix == '.gz' else suffix
 
 
 def check_file(path: pathlib.Path) -> None:
-    """Checks that there is a file.
+    """Check that the path names an existing regular file.
 
     Raises:
-        UserError: there is none, or it is a directory, a pipe, a socket or a device.
+        UserError: There is no such file, or it is a directory, a pipe, a socket or a device.
     """
     if path.is_dir():
         raise UserError(f'{path} is a directory; it must be a data file.')
@@ -133,7 +136,7 @@ def _table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> Iterat
 
 
 def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row that is not blank, with the number of its first line."""
+    """Yield the cells of each row that is not blank, with the number of the row's first line."""
     text = io.StringIO(_text(path), newline='')
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
@@ -183,7 +186,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def is_utf_8(text: str) -> bool:
-    """Whether text is whole characters, without halves of some or bytes in another encoding."""
+    """Return whether a string is valid UTF-8, without lone surrogates or undecoded bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

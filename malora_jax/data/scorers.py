@@ -1,4 +1,4 @@
-"""Scorers by name: how what the model says is compared with the right answer."""
+"""Scorers by name: functions that compare the model's prediction with the right answer."""
 
 import functools
 import itertools
@@ -12,26 +12,34 @@ from malora_jax.data.numbers import final_number
 
 
 def exact_match(prediction: str, example: Example) -> float:
-    """1.0 if the prediction is the answer, apart from white space around it, else 0.0."""
+    r"""Return 1.0 if the prediction equals the answer, ignoring white space around both, else 0.0.
+
+    For example::
+
+        exact_match(' 4\n', Example('What is 2 + 2?', '4', {}))  # 1.0
+    """
     return float(prediction.strip() == example.answer.strip())
 
 
 def choice(prediction: str, example: Example) -> float:
-    """1.0 if prediction and answer begin with the same word, else 0.0.
+    """Return 1.0 if prediction and answer begin with the same word, else 0.0.
 
-    Case and what is no letter or digit do not count: 'B', '(b)' and 'B. Wet palms' are one choice,
-    and so are 'Yes' and 'yes, because'. Not for numbers and code: of '-3.5' and 'C++', the first
-    words are '3' and 'C'.
+    Letter case is ignored, and so are all characters but letters and digits: 'B', '(b)' and 'B. Wet
+    palms' are the same choice, and so are 'Yes' and 'yes, because'. This scorer does not suit
+    numbers and code: the first words of '-3.5' and 'C++' are '3' and 'C'.
     """
     right = _first_word(example.answer)
     return float(right != '' and _first_word(prediction) == right)
 
 
 def number(prediction: str, example: Example) -> float:
-    """1.0 if prediction and answer end in the same number, else 0.0.
+    """Return 1.0 if prediction and answer end in the same number, else 0.0.
 
-    For GSM8K and MGSM; `numbers.final_number` says which number is meant. The language is
+    This is the scorer of GSM8K and MGSM; `numbers.final_number` finds the number. The language is
     `metadata['language']`, by default 'en'.
+
+    Raises:
+        UserError: The language is not one of MGSM's.
     """
     language = example.metadata.get('language', 'en')
     said = final_number(prediction, language)
@@ -40,16 +48,16 @@ def number(prediction: str, example: Example) -> float:
 
 
 def letter(prediction: str, example: Example) -> float:
-    """1.0 if the first option letter of prediction and answer is the same, else 0.0.
+    """Return 1.0 if prediction and answer have the same first option letter, else 0.0.
 
-    For questions whose options are headed (A), (B), …. An option letter is
+    This scorer is for questions whose options are labeled (A), (B), …. An option letter is
 
     - any letter in parentheses: '(B)', '(b) wet palms', 'Surely (B)';
-    - a capital after 'answer is', 'option' or 'choice': 'The answer is A because …';
-    - a capital at the very start or after 'Answer:': 'B', 'B. Wet palms', 'Answer: B'. There A and
-      I may be words and only count with no word after them on the line: 'A.' but not 'A dog'.
+    - a capital letter after 'answer is', 'option' or 'choice': 'The answer is A because …';
+    - a capital letter at the very start or after 'Answer:': 'B', 'B. Wet palms', 'Answer: B'. Here
+      A and I may be words, so they only count if no word follows on the line: 'A.' but not 'A dog'.
 
-    UltraEval is stricter: the prediction has to begin with '(B)'.
+    UltraEval is stricter: the prediction must begin with '(B)'.
     """
     said = _option_letter(prediction)
     right = (_option_letter(answer) for answer in _answers(example))
@@ -57,11 +65,12 @@ def letter(prediction: str, example: Example) -> float:
 
 
 def label(prediction: str, example: Example) -> float:
-    """1.0 if the first of the labels that the prediction holds is the right one, else 0.0.
+    """Return 1.0 if the first label in the prediction is the right one, else 0.0.
 
-    For classes such as positive, neutral and negative, given as `metadata['options']`. Labels count
-    as whole words in any case: of 'Not negative but neutral', the label is negative; 'negatively'
-    holds none. Of two labels that begin at the same place, the longer one counts.
+    This scorer is for classes such as positive, neutral and negative, which are
+    `metadata['options']`. Labels must be whole words, in any letter case: the label of 'Not
+    negative but neutral' is negative, and 'negatively' contains no label. If two labels begin at
+    the same place, the longer one counts.
     """
     labels = sorted((option.strip() for option in example.metadata['options']), key=len)
     either = '|'.join(map(re.escape, reversed(labels)))
@@ -71,19 +80,20 @@ def label(prediction: str, example: Example) -> float:
 
 
 def rouge_l(prediction: str, example: Example) -> float:
-    """ROUGE-L F-measure (Lin 2004, β = 1), the largest over the right answers.
+    """Return the ROUGE-L F-measure (Lin 2004, β = 1), the maximum over the right answers.
 
-    By `rouge-score`: words are runs of letters and digits of any alphabet in lower case, not
-    stemmed; in Chinese and Japanese, which put no spaces between words, single characters. (The
-    package's own words are of a-z and 0-9 alone, which is the same in English.) Others count
-    differently, on E2E by about a point: for UltraEval case matters and punctuation marks are
-    words; the E2E challenge has β = 1.2 and takes the largest precision and the largest recall,
-    each over all references.
+    It is computed by `rouge-score` with a tokenization of our own: words are runs of letters and
+    digits of any alphabet, in lower case and without stemming. Chinese and Japanese have no spaces
+    between words, so each character is a word. (The package's own words consist of a-z and 0-9
+    only, which is the same for English.) Other implementations differ, on E2E by about a point:
+    UltraEval is case-sensitive and counts punctuation marks as words; the E2E challenge uses
+    β = 1.2 and combines the maximum precision and the maximum recall over all references.
     """
     return float(_rouge().score_multi(_answers(example), prediction)['rougeL'].fmeasure)
 
 
-# What a task of the user's own files may name; `label` needs options, which files do not have.
+# Scorers that a task from the user's files may name. `label` is missing because it needs options,
+# which file tasks do not have.
 SCORERS: dict[str, Callable[[str, Example], float]] = {
     'exact_match': exact_match,
     'choice': choice,
@@ -103,11 +113,11 @@ def _first_word(text: str) -> str:
 
 
 def _is_of_a_word(character: str) -> bool:
-    """Letters, digits, and the marks on them, such as the vowel signs of Hindi and Thai."""
+    """Return whether a character is a letter, a digit or a mark, such as a Hindi vowel sign."""
     return unicodedata.category(character)[0] in 'LNM'
 
 
-# A character of Chinese or Japanese, or a run of other letters and digits.
+# One Chinese or Japanese character, or a run of other letters and digits.
 _WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff_])\w)+')
 _OPTION_LETTER = re.compile(
     r"""
@@ -127,7 +137,7 @@ def _option_letter(text: str) -> str | None:
 
 @functools.cache
 def _rouge() -> Any:
-    # Imports nltk, which takes a second.
+    # Imported here because it imports nltk, which takes a second.
     from rouge_score import rouge_scorer, tokenizers
 
     class Words(tokenizers.Tokenizer):

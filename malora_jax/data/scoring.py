@@ -1,7 +1,7 @@
-"""Scoring rules: how the held-out questions of a task are answered, scored and recorded.
+"""Scoring rules: how a model answers a task's held-out questions, and how answers are scored.
 
-A task has one object of a class below. The object knows everything about its rule that needs no
-model. `malora_jax.evaluation.runner` has one function for each class, which asks the model.
+Each task has one instance of a class below, which holds all parts of its rule that need no model.
+`malora_jax.evaluation.runner` has one function per class, which runs the model.
 """
 
 import abc
@@ -12,9 +12,9 @@ from typing import Any
 
 from malora_jax.data.examples import Example
 
-# Tokens that a generated answer may have beyond the longest right answer.
+# Number of tokens that a generated answer may be longer than the longest right answer.
 _SPARE_TOKENS = 4
-# Limits of the search for the best constant answer: candidates, and scores in total.
+# Limits of the search for the majority baseline: number of candidates and total number of scores.
 _MAX_CONSTANTS = 200
 _MAX_SCORES = 20_000
 
@@ -26,9 +26,9 @@ class Scoring(abc.ABC):
     Attributes:
         rule: Name of the rule in results.
         metric: Name of the mean score in results.
-        form: Name of the prompt form; '' = the question in the run's template, and nothing else.
-        shots: Number of solved examples in front of the question.
-        stop: Texts that end a generated answer.
+        form: Name of the prompt form; '' = only the question, in the run's template.
+        shots: Number of few-shot (solved) examples in front of the question.
+        stop: Stop strings, which end a generated answer.
         max_new_tokens: Maximum number of tokens of a generated answer; 0 = a few more than the
             longest right answer has.
     """
@@ -43,7 +43,7 @@ class Scoring(abc.ABC):
 
     @abc.abstractmethod
     def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
-        """Return the majority baseline: the best constant answer, and its mean score.
+        """Return the majority baseline: the best constant answer and its mean score.
 
         Args:
             held_out: Held-out questions, at least one.
@@ -91,13 +91,19 @@ class Scoring(abc.ABC):
 
 @dataclass(frozen=True)
 class LikelihoodScoring(Scoring):
-    """The model takes the most probable of the options; each example has `options` and `label`."""
+    """Multiple choice by log-likelihood: the most probable option is the model's answer.
+
+    Each example has `options`, the text of each option, and `label`, the index of the right one, in
+    its metadata. For example::
+
+        scoring = LikelihoodScoring(form='completion')
+    """
 
     rule: str = 'likelihood'
     metric: str = 'accuracy'
 
     def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
-        """Return the place of the option that is right most often, and how often it is right."""
+        """Return the majority baseline: the option that is right most often, and its accuracy."""
         labels = collections.Counter(example.metadata['label'] for example in held_out)
         label, count = labels.most_common(1)[0]
         return f'option {label + 1}', count / len(held_out)
@@ -112,19 +118,24 @@ class LikelihoodScoring(Scoring):
 
 @dataclass(frozen=True)
 class GeneratedScoring(Scoring):
-    """The model generates an answer, and a scorer compares it with the right one.
+    """Free-form generation: a scorer compares the generated answer with the right one.
+
+    For example::
+
+        scoring = GeneratedScoring('exact_match', 'exact_match', exact_match, max_new_tokens=32)
 
     Attributes:
-        score: Scorer; score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
+        score: Scorer; score(prediction, example) is in [0, 1], and 1.0 only for a right answer.
     """
 
     score: Callable[[str, Example], float]
 
     def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
-        """Return the answer with the best mean score over all questions, and that score.
+        """Return the majority baseline: the constant answer with the best mean score.
 
-        The most frequent right answers are the candidates, and the first of equals is returned.
-        Many questions have fewer candidates, because trying all of them would take long.
+        The candidates are the most frequent right answers; of equally good ones, the first is
+        returned. If there are many questions, fewer candidates are tried, because each is scored on
+        every question.
         """
         answers = collections.Counter(example.answer for example in held_out)
         candidates = min(_MAX_CONSTANTS, 1 + _MAX_SCORES // len(held_out))
@@ -138,13 +149,18 @@ class GeneratedScoring(Scoring):
 
 @dataclass(frozen=True)
 class ProgramScoring(Scoring):
-    """The model writes programs that are run; each example has `test` and `entry_point`."""
+    r"""Code generation: the model writes programs, which are run on tests.
+
+    Each example has `test` and `entry_point` in its metadata. For example::
+
+        scoring = ProgramScoring(stop=('\ndef',), max_new_tokens=512)
+    """
 
     rule: str = 'code'
     metric: str = 'pass@1'
 
     def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
-        """Return no answer, because no program solves two problems."""
+        """Return an empty answer with score 0, because no program solves two problems."""
         return '', 0.0
 
     def _decoding(self, limit: int, temperature: float, samples: int) -> dict[str, Any]:

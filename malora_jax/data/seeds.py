@@ -1,12 +1,12 @@
-"""Seeds derived from names, the same on every machine and in every process."""
+"""Random seeds derived from names, identical on every machine and in every process."""
 
 import hashlib
 
 
 def stable_seed(*parts: str | int) -> int:
-    """A 32-bit seed from a few names and numbers.
+    """Return a 32-bit random seed from a few names and numbers.
 
-    Unlike `hash`, it does not depend on the process; unlike a sum, neighbouring numbers give
+    Unlike `hash`, the result does not depend on the process. Unlike a sum, adjacent numbers give
     unrelated seeds.
     """
     text = '/'.join(str(part) for part in parts)

@@ -1,4 +1,4 @@
-"""Splits: what every task has, and its examples for training, validation and scoring."""
+"""Splits: the interface of tasks, and their examples for training, validation and scoring."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from malora_jax.errors import UserError
 
 
 class TaskProtocol(Protocol):
-    """What every kind of task has: `Task`, `FileTask` and `Benchmark`."""
+    """Interface of all tasks: `Task`, `FileTask` and `Benchmark`."""
 
     @property
     def name(self) -> str:
@@ -20,16 +20,16 @@ class TaskProtocol(Protocol):
 
     @property
     def scoring(self) -> Scoring:
-        """How its held-out questions are answered and scored."""
+        """Scoring rule of the held-out questions."""
         ...
 
     def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> 'Split':
-        """Return the examples in parts.
+        """Return the examples for training, validation and scoring.
 
         Args:
             seed: Seed of the run.
-            max_per_task: Maximum number of training questions; 0 = all, if the task has an end.
-            held_out: Number of questions to score.
+            max_per_task: Maximum number of training questions; 0 = all, if their number is finite.
+            held_out: Number of held-out questions, which are scored.
             validation: Number of questions that choose a checkpoint.
 
         Raises:
@@ -40,16 +40,20 @@ class TaskProtocol(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """A task's examples in parts that share no question; those of public datasets are as published.
+    """A task's examples for training, validation and scoring.
+
+    The parts share no question, except in public datasets, whose training and test splits are used
+    as published.
 
     Attributes:
-        task: The task.
-        train: Examples to train on; empty for a task that is only scored.
-        held_out: Examples to score; empty for a task that is only trained on.
+        task: Task that the examples belong to.
+        train: Training examples; empty for a task that is only scored.
+        held_out: Held-out examples, which are scored; empty for a task that is only trained on.
         distinct: Number of distinct questions, or rows of a public dataset, to choose from.
-        validation: Examples to choose a checkpoint by; may be empty.
-        origin: Facts about the files or the dataset for results; see `file_splits.split_examples`.
-        published: Whether the parts are those of the publisher, which other tasks do not change.
+        validation: Examples whose loss chooses the checkpoint and decides on early stopping; may be
+            empty.
+        origin: Facts about the files or the dataset, for results; see `file_splits.split_examples`.
+        published: Whether the split is the publisher's, so that other tasks do not change it.
     """
 
     task: TaskProtocol
@@ -66,17 +70,21 @@ class Split:
         return self.task.name
 
     def constant(self) -> tuple[str, float]:
-        """Return the best constant answer to the held-out questions, and its mean score."""
+        """Return the majority baseline: the best constant answer and its mean score."""
         return self.task.scoring.constant(self.held_out)
 
 
 def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
-    """Remove the questions that any task keeps from the training of all tasks.
+    """Remove questions that any task holds out or validates on from the training of all tasks.
 
-    The questions that any task holds out are also removed from the validation of all tasks. Two
-    files may share questions; `origin` then has the number of removed examples, as
-    `dropped_shared`. Published splits neither change nor change others, even where training and
-    test questions look alike.
+    This prevents leakage when two files share questions. Held-out questions of any task are also
+    removed from the validation of all tasks. If examples were removed, `origin` has their number as
+    `dropped_shared`. Published splits neither change nor affect others, even if training and test
+    questions look alike.
+
+    For example::
+
+        splits = without_kept_questions([task.split(0, 1000, 100) for task in tasks])
 
     Raises:
         UserError: A task has nothing left to train on, or to validate on.

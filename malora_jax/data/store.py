@@ -1,14 +1,15 @@
-"""The public datasets on disk: prepared once as TFDS datasets, then read by index.
+"""Store of the public datasets on disk: each is prepared once with TFDS, then read by index.
 
-A dataset is stored as ArrayRecord in the directory `malora_NAME/VERSION` of the store, which TFDS
-reads with and without TensorFlow; nothing here imports it. It is written elsewhere and renamed at
-the end, so one that was killed is begun anew, while finished datasets and downloaded files stay.
-What is prepared is read without network.
+A dataset is stored as ArrayRecord files in the directory `malora_NAME/VERSION` of the store. TFDS
+reads them with and without TensorFlow, which this module never imports. A dataset is written to a
+temporary directory and renamed at the end. So if preparation is killed, only that dataset is
+started again; finished datasets and downloaded files remain. Prepared datasets are read without
+network access.
 
-The lock file says which rows there are: the commit of the hub or the local files, the files'
-SHA-256, the number of rows. It is written at the first preparation. One that is there already, such
-as a copy from another machine, decides the commit that is downloaded and is checked. A dataset that
-it does not name is not prepared.
+The lock file pins the data: the commit on the Hugging Face hub or the local files, the SHA-256 of
+each file, and the number of rows. It is written when a dataset is first prepared. An existing
+entry, such as one copied from another machine, determines the commit to download, and the data are
+checked against it. A dataset without an entry counts as not prepared.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from malora_jax.data.rows import check_file
 from malora_jax.data.stored_items import Items, read_items, write_items
 from malora_jax.errors import UserError, unknown_name
 
-# Of the stored form; another one is prepared anew beside it.
+# Version of the storage format. A dataset of another version stays, and is prepared again next to
+# it.
 VERSION = '1.0.0'
 LOCK = 'malora_jax.lock.json'
 _BUSY = '.malora_jax.busy'
@@ -51,13 +53,21 @@ _Paths = Mapping[str, Sequence[pathlib.Path]]
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """Where datasets are prepared.
+    """A directory with prepared public datasets.
+
+    For example::
+
+        store = open_store('~/datasets')
+        dataset = get_dataset('gsm8k')
+        store.prepare(dataset)
+        items = store.items(dataset, 'train')
 
     Attributes:
-        directory: of all datasets and the lock file.
-        sources: 'DATASET/SPLIT=PATH' each: splits that are read from a local file instead of the
-            hub; of such a dataset only these splits are prepared.
-        skip_broken: whether a broken row is left out and listed in the lock file, or an error.
+        directory: Directory of all datasets and the lock file.
+        sources: Entries 'DATASET/SPLIT=PATH' for splits that are read from a local file instead of
+            the hub. If a dataset has such entries, only these splits are prepared.
+        skip_broken: Whether broken rows are skipped and listed in the lock file, instead of raising
+            an error.
     """
 
     directory: pathlib.Path
@@ -66,16 +76,17 @@ class Store:
 
     @property
     def lock_path(self) -> pathlib.Path:
-        """The lock file."""
+        """Path of the lock file."""
         return self.directory / LOCK
 
     def prepare(self, dataset: Dataset) -> None:
-        """Stores a dataset, if it is not there yet.
+        """Prepare a dataset, unless it is stored already, and check it against the lock file.
 
         Raises:
-            UserError: it cannot be downloaded or read, a row is broken or was left out though none
-                may be, it is not what the lock file says, or it was prepared from another source.
-            OSError: the directory cannot be written to, or the disk is full.
+            UserError: The dataset cannot be downloaded or read, has a broken row (or was prepared
+                without its broken rows) although `skip_broken` is False, differs from the lock
+                file, or was prepared from another source.
+            OSError: The directory cannot be written to, or the disk is full.
         """
         if not self._is_prepared(dataset):
             if self.directory.exists() and not self.directory.is_dir():
@@ -87,11 +98,11 @@ class Store:
         self._check_prepared(dataset)
 
     def items(self, dataset: Dataset, split: str) -> Items:
-        """A split of a prepared dataset.
+        """Return a split of a prepared dataset.
 
         Raises:
-            UserError: the dataset is not prepared, without this split, damaged, or has not the
-                locked rows.
+            UserError: The dataset is not prepared, lacks this split, is damaged, or does not have
+                the number of rows in the lock file.
         """
         if not self._is_prepared(dataset):
             raise UserError(
@@ -113,10 +124,10 @@ class Store:
         return items
 
     def lock(self, dataset: Dataset) -> dict[str, Any]:
-        """What the lock file says of a dataset; {} if nothing.
+        """Return the dataset's entry in the lock file; {} if there is none.
 
         Raises:
-            UserError: it is not a lock file.
+            UserError: The file is not a valid lock file.
         """
         return self._locks().get(dataset.name, {})
 
@@ -131,7 +142,7 @@ class Store:
         return self._path(dataset).is_dir() and bool(self.lock(dataset))
 
     def _local(self, dataset: Dataset) -> dict[str, str]:
-        """The local file of each split."""
+        """Return the path of the local file of each split that has one."""
         places = (source.partition('=')[::2] for source in self.sources)
         return {
             place.partition('/')[2]: os.path.expanduser(path)
@@ -157,19 +168,19 @@ class Store:
             rows = write_items(dataset, scratch, VERSION, parsed)
             self._check_locked(dataset, lock, 'rows', rows)
             path = self._path(dataset)
-            shutil.rmtree(path, ignore_errors=True)  # One that the lock file does not name.
+            shutil.rmtree(path, ignore_errors=True)  # Remove a dataset without a lock entry.
             if not lock:
                 facts = (self._source(dataset), revision, digests, rows, broken)
                 locks = {**self._locks(), dataset.name: dict(zip(_LOCKED, facts, strict=True))}
                 files.write_json(self.lock_path, locks)
-            # Last, so that whatever is there is locked.
+            # The rename comes last, so that every dataset in place has a lock entry.
             path.parent.mkdir(exist_ok=True)
             os.replace(scratch / path.relative_to(self.directory), path)
 
     def _files(
         self, dataset: Dataset, revision: str | None
     ) -> tuple[dict[str, list[pathlib.Path]], str | None]:
-        """The files of each split, and the commit that they are of."""
+        """Return the files of each split, and the commit they belong to; None for local files."""
         local = self._local(dataset)
         if local:
             return {split: [buckets.local(path)] for split, path in local.items()}, None
@@ -199,7 +210,7 @@ class Store:
     def _parsed(
         self, dataset: Dataset, split: str, paths: Sequence[pathlib.Path], broken: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbered items; the messages of those that are left out are appended to `broken`."""
+        """Yield numbered items, and append the messages of skipped rows to `broken`."""
         rows = (row for path in paths for row in dataset.read(path))
         title, count, earlier = f'prepare {dataset.name}/{split}', 0, len(broken)
         for row in tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True):
@@ -221,7 +232,8 @@ class Store:
         self._check_source(dataset, lock)
         local = {split: [buckets.local(path)] for split, path in self._local(dataset).items()}
         moved = lock['source'] != self._source(dataset)
-        # What was prepared does not need its files any more, but other ones would be other data.
+        # A prepared dataset no longer needs its local files. But if they still exist, or if the
+        # config names other files, their content must match the lock file.
         if local and (moved or all(path.exists() for [path] in local.values())):
             self._check_locked(dataset, lock, 'sha256', _digests(local))
         if lock['left_out'] and not self.skip_broken:
@@ -232,7 +244,7 @@ class Store:
             )
 
     def _check_source(self, dataset: Dataset, lock: Mapping[str, Any]) -> None:
-        """Checks that the source is the locked one; of local files, their content will tell."""
+        """Check that the source is the locked one; local files are compared by digest instead."""
         if not lock or (self._local(dataset) and lock['revision'] is None):
             return
         if lock['source'] != self._source(dataset):
@@ -256,11 +268,14 @@ class Store:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Checks the form of a config's `data.sources`.
+    """Check the entries of a config's `data.sources`.
+
+    For example::
+
+        check_sources(['gsm8k/train=train.jsonl'])
 
     Raises:
-        UserError: an entry of another form, a dataset or split that does not exist, or one that is
-            there twice.
+        UserError: An entry is malformed or repeated, or its dataset or split does not exist.
     """
     places = []
     for source in sources:
@@ -282,14 +297,25 @@ def check_sources(sources: Sequence[str]) -> None:
 def open_store(
     directory: str = '', sources: Sequence[str] = (), skip_broken: bool = False
 ) -> Store:
-    """The store of a config; without a directory, where TFDS has its datasets."""
+    """Return the store that a config describes; by default, it is in the directory of TFDS.
+
+    For example::
+
+        store = open_store('~/datasets', ['gsm8k/train=train.jsonl'])
+
+    Args:
+        directory: Directory of the store, or gs://BUCKET/PATH; '' = the environment variable
+            TFDS_DATA_DIR, or ~/tensorflow_datasets if it is not set.
+        sources: Entries 'DATASET/SPLIT=PATH' for splits that are read from local files.
+        skip_broken: Whether broken rows are skipped instead of raising an error.
+    """
     path = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     return Store(buckets.local(path), tuple(sources), skip_broken)
 
 
 @contextlib.contextmanager
 def _alone(directory: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process prepares anything here; a killed one's lock is gone with it."""
+    """Hold a lock, so that only one process prepares datasets; it is freed if the process dies."""
     with (directory / _BUSY).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,9 +327,9 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty directory to write to, which is gone at the end."""
+    """Create an empty temporary directory, which is removed at the end."""
     path = directory / '.malora_jax.tmp'
-    shutil.rmtree(path, ignore_errors=True)  # Left behind by a kill.
+    shutil.rmtree(path, ignore_errors=True)  # A killed process may have left it behind.
     path.mkdir()
     try:
         yield path
@@ -312,7 +338,7 @@ def _scratch(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _digests(paths: _Paths) -> dict[str, list[str]]:
-    """SHA-256 of each file of each split."""
+    """Return the SHA-256 digest of each file of each split."""
     return {split: [_digest(path) for path in of_split] for split, of_split in paths.items()}
 
 

@@ -1,4 +1,4 @@
-"""Items of public datasets in TFDS's form: ArrayRecord files, read by index.
+"""Items of public datasets in the format of TFDS: ArrayRecord files that are read by index.
 
 TensorFlow is not imported.
 """
@@ -23,7 +23,7 @@ class Items(Sequence[Item]):
     """The items of a split, read from disk by index."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
-        """Wraps what `tfds.data_source` gives."""
+        """Wrap the records that `tfds.data_source` returns."""
         self._records = records
 
     def __len__(self) -> int:
@@ -31,26 +31,26 @@ class Items(Sequence[Item]):
 
     def __getitem__(self, index: int) -> Item:  # type: ignore[override]
         if not 0 <= index < len(self):
-            raise IndexError(index)  # Which ends an iteration.
+            raise IndexError(index)  # Python's sequence iteration stops at this error.
         return Item(**{name: _text(value) for name, value in self._records[index].items()})
 
 
 def read_items(path: pathlib.Path, split: str) -> Items:
-    """Opens a split and reads its ends, so that a file which was cut off is noticed.
+    """Open a split, and read its first and last item to detect a truncated file.
 
     Args:
-        path: of the dataset's version.
-        split: one that it has.
+        path: Directory of the dataset's version.
+        split: Name of an existing split.
 
     Raises:
-        UserError: the dataset is damaged.
+        UserError: The dataset is damaged.
     """
     tfds = _tfds()
     try:
         items = Items(tfds.builder_from_directory(path).as_data_source(split))
         for index in {0, len(items) - 1}:
             items[index]
-    except Exception as error:  # TFDS, protobuf and ArrayRecord have many kinds.
+    except Exception as error:  # TFDS, protobuf and ArrayRecord raise many kinds of errors.
         reason = str(error).partition('\n')[0].rstrip('.')
         raise UserError(
             f'{path} is damaged ({reason}): remove that directory, and it is prepared anew.'
@@ -64,20 +64,20 @@ def write_items(
     version: str,
     splits: Mapping[str, Iterable[tuple[int, dict[str, Any]]]],
 ) -> dict[str, int]:
-    """Writes items as a dataset of TFDS, without its own bars and messages.
+    """Write items as a TFDS dataset, without the progress bars and messages of TFDS.
 
     Args:
-        dataset: what they are of.
-        directory: the dataset gets a directory `malora_NAME/VERSION` there.
-        version: of the stored form.
-        splits: the numbered items of each split, as dicts.
+        dataset: Dataset that the items belong to.
+        directory: Directory in which `malora_NAME/VERSION` is created.
+        version: Version of the storage format.
+        splits: Numbered items of each split, as dicts.
 
     Returns:
-        How many there are of each split.
+        The number of items of each split.
 
     Raises:
-        UserError: a split is too large.
-        OSError: the disk is full.
+        UserError: A split is too large.
+        OSError: The disk is full.
     """
     tfds = _tfds()
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
@@ -117,12 +117,13 @@ def write_items(
     except RuntimeError as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise OSError(errno.ENOSPC, str(error)) from error  # ArrayRecord raises no such thing.
+        # ArrayRecord reports a full disk as a RuntimeError.
+        raise OSError(errno.ENOSPC, str(error)) from error
     return {split: info.num_examples for split, info in builder.info.splits.items()}
 
 
 def _text(value: Any) -> Any:
-    """Text of what TFDS stores as bytes, and tuples of its lists."""
+    """Convert a stored value: bytes to text, arrays and lists to tuples, numbers to int."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, np.ndarray | list):
@@ -131,5 +132,5 @@ def _text(value: Any) -> Any:
 
 
 def _tfds() -> Any:
-    """TFDS, imported on first use, which takes half a second."""
+    """Return the package TFDS, imported on first use because it takes half a second."""
     return importlib.import_module('tensorflow_datasets')

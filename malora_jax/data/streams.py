@@ -1,7 +1,8 @@
-"""Rows from several independent streams, of which a process reads those that it needs.
+"""Training batches from several independent streams of rows, for data parallelism over processes.
 
-Which rows a batch has depends on the number of streams alone, not on who reads them: no example is
-lost or repeated whatever the number of processes, which may change when a run goes on.
+Each process reads only the streams it needs. The rows of a batch depend on the number of streams
+only, not on which process reads them. So no example is lost or repeated for any number of
+processes, and the number may change when a run resumes.
 """
 
 import asyncio
@@ -14,10 +15,17 @@ import numpy as np
 
 
 class RowStreams(Iterator[dict[str, np.ndarray]]):
-    """Batches; of S streams the i-th fills the i-th S-th of each batch's rows.
+    """Iterator over batches whose rows come from S independent streams.
 
-    Rows of streams that are not read here are zeros: padding, which no device here looks at. Orbax
-    saves and loads the position of each stream, in a file of its own.
+    The rows of a batch are S equal blocks, and the i-th stream fills the i-th block. Rows of
+    streams that this process does not read are zeros (padding); its devices do not use them. Orbax
+    saves and restores the position of each stream, in one file per stream.
+
+    For example, from `train_iterator`::
+
+        batches = train_iterator(..., streams=4)
+        batch = next(batches)
+        state = batches.get_state()
     """
 
     def __init__(
@@ -26,12 +34,13 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         count: int,
         saved: set[int] | None = None,
     ):
-        """Puts streams together.
+        """Combine streams into one iterator.
 
         Args:
-            streams: by number, those that are read here; not empty.
-            count: S.
-            saved: those whose position this process saves; all that it reads by default.
+            streams: Streams that this process reads, by index; at least one.
+            count: Number of all streams, S.
+            saved: Indices of the streams whose position this process saves; None = all that it
+                reads.
         """
         self._streams, self._count = dict(streams), count
         self._saved = set(streams) if saved is None else saved
@@ -46,21 +55,21 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         return {name: np.concatenate([part[name] for part in each]) for name in some}
 
     def close(self) -> None:
-        """Ends the threads that read ahead."""
+        """Stop the prefetching threads."""
         for stream in self._streams.values():
             stream.close()
 
     def get_state(self) -> dict[str, Any]:
-        """Where the streams that are read here stand, as JSON can hold it."""
+        """Return the positions of the streams that this process reads, as JSON values."""
         return {str(number): stream.get_state() for number, stream in self._streams.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Moves the streams that are read here to where they stood."""
+        """Restore the stream positions that `get_state` returned."""
         for number, stream in self._streams.items():
             stream.set_state(state[str(number)])
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """Writes positions, as Orbax has its checkpointables do."""
+        """Save the positions to a checkpoint, as an Orbax stateful checkpointable."""
         states = {number: json.dumps(self._streams[number].get_state()) for number in self._saved}
 
         async def write() -> None:
@@ -71,12 +80,12 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """Reads positions."""
+        """Restore the positions from a checkpoint, as an Orbax stateful checkpointable."""
 
         async def read() -> None:
             for number, stream in self._streams.items():
                 path = directory / self._file(number)
-                # As Grain named it, in runs that are older than streams.
+                # Checkpoints from before there were streams have the file name that Grain chose.
                 older = directory / 'process_0-of-1.json'
                 if self._count == 1 and not path.exists() and older.exists():
                     path = older

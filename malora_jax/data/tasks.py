@@ -1,4 +1,4 @@
-"""Tasks by name: where the examples come from and how an answer is scored.
+"""Registry of tasks: a task names the source of its examples and the scorer of its answers.
 
 A new task is one short block::
 
@@ -26,10 +26,10 @@ MIN_DISTINCT = 1_000
 
 
 class Source(Protocol):
-    """Anything that makes examples."""
+    """Interface of a source of examples, such as `ReasoningGymSource`."""
 
     def examples(self, seed: int, count: int) -> list[Example]:
-        """Return `count` examples with distinct questions, in an order that only the seed decides.
+        """Return `count` examples with distinct questions, in an order set by the seed alone.
 
         Raises:
             UserError: There are fewer; `take_distinct` checks this.
@@ -41,10 +41,15 @@ class Source(Protocol):
 class Task:
     """A named source of examples and its scorer.
 
+    For example::
+
+        task = Task('gcd_200', ReasoningGymSource('gcd', {'max_value': 200}))
+        split = task.split(seed=0, max_per_task=1000, held_out=100)
+
     Attributes:
         name: Name of the task in configs and results.
-        source: Makes the examples.
-        score: Scorer; score(prediction, example) is in [0, 1], and 1.0 for a right answer only.
+        source: Source of the examples.
+        score: Scorer; score(prediction, example) is in [0, 1], and 1.0 only for a right answer.
         metric: Name of the mean score in results.
     """
 
@@ -55,23 +60,25 @@ class Task:
 
     @property
     def scoring(self) -> GeneratedScoring:
-        """A generated answer, in the run's template."""
+        """Scoring rule: the model generates an answer in the run's template."""
         return GeneratedScoring(self.metric, self.metric, self.score)
 
     def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
         """Hold out the first `held_out` questions, validate on the next, and train on the rest.
 
-        So the held-out questions of a seed stay the same when there are more to train on.
+        So the held-out questions of a seed stay the same if the number of training examples
+        changes.
 
         Args:
-            seed: Seed of the run; other seeds give other examples.
+            seed: Seed of the run; each seed gives different examples.
             max_per_task: Number of training examples, at least 1.
             held_out: Number of held-out questions, at least 1.
             validation: Number of questions that choose a checkpoint.
 
         Raises:
-            UserError: The task has fewer than `MIN_DISTINCT` distinct questions, or fewer than
-                needed; or a held-out or validation question is in training too.
+            UserError: A number is out of range; the task has fewer than `MIN_DISTINCT` distinct
+                questions, or fewer than needed; or a held-out or validation question is also in
+                training.
         """
         if max_per_task < 1 or held_out < 1 or validation < 0:
             raise UserError(
@@ -98,7 +105,11 @@ _TASKS: dict[str, TaskProtocol] = {}
 
 
 def register(task: TaskProtocol) -> None:
-    """Make a task known by its name.
+    """Register a task under its name.
+
+    For example::
+
+        register(Task('squares', Squares(), exact_match))
 
     Raises:
         ValueError: The name is taken.
@@ -109,10 +120,14 @@ def register(task: TaskProtocol) -> None:
 
 
 def get_task(name: str) -> TaskProtocol:
-    """Return the registered task of that name.
+    """Return the registered task with that name.
+
+    For example::
+
+        task = get_task('gcd')
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such task.
     """
     if name not in _TASKS:
         raise unknown_name('task', name, _TASKS)
@@ -120,20 +135,29 @@ def get_task(name: str) -> TaskProtocol:
 
 
 def task_names() -> list[str]:
-    """Return the names of all registered tasks, sorted."""
+    """Return the names of all registered tasks, sorted.
+
+    For example::
+
+        'gcd' in task_names()  # True
+    """
     return sorted(_TASKS)
 
 
 def take_distinct(name: str, draws: Iterable[Example], count: int) -> list[Example]:
-    """Return the first `count` examples whose questions differ by `question_key`.
+    """Return the first `count` examples with distinct questions, compared by `question_key`.
+
+    For example, for a generator `draws` of examples::
+
+        examples = take_distinct('squares', draws, 100)
 
     Args:
         name: Name of the task, for the message.
-        draws: Finitely many examples; repetitions are skipped.
+        draws: Finite sequence of examples; repeated questions are skipped.
         count: Number of examples.
 
     Raises:
-        UserError: `draws` has fewer.
+        UserError: `draws` has fewer distinct questions.
     """
     distinct: dict[str, Example] = {}
     for example in draws:

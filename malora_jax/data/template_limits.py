@@ -1,17 +1,17 @@
-"""A Jinja environment for templates that nobody here has read: bounded in time and in memory.
+"""Jinja environment for untrusted templates, with limits on time and memory.
 
-Jinja's sandbox keeps a template from the system, but `{% for %}` within `{% for %}` may take years
-and 'a' * 10**12 all memory. Here every loop iteration, call, filter and operator goes through a
-meter:
+Jinja's sandbox keeps a template away from the system. But nested `{% for %}` loops may run for
+years, and 'a' * 10**12 may use up all memory. Here every loop iteration, call, filter and operator
+is metered:
 
-* after `SECONDS` of the thread's processor time the template is stopped;
-* no value, and no text that is put together, is larger than `MOST` characters and items;
-* an operation that multiplies sizes (repetition, padding, replacing, joining) is refused before it
-  begins if its result might be much larger than that, and every one with a number above
-  `MOST_NUMBER`.
+* after `SECONDS` of the thread's CPU time, the template is stopped;
+* no value and no concatenated text may be larger than `MOST` characters and items;
+* an operation that multiplies sizes (repetition, padding, replacing, joining) is rejected early
+  if its result might be much larger than that; so is any filter, call or repetition that is given a
+  number above `MOST_NUMBER`.
 
-What a single operation may take is thereby bounded, too, to a fraction of a second. Filters for web
-pages, whose time grows faster than their input, are left out.
+These limits also bound the time of a single operation to a fraction of a second. The
+filters in `_LEFT_OUT` are removed, mostly because their time grows faster than their input.
 """
 
 import functools
@@ -28,17 +28,17 @@ from jinja2 import nodes, sandbox, visitor
 SECONDS = 2.0
 MOST = 2**22
 MOST_NUMBER = 10**6
-# Whole numbers may grow to this by arithmetic.
+# Largest integer that arithmetic may produce.
 _MOST_INT = 2**63 - 1
-# What an operation that multiplies sizes may come to for a moment.
+# Largest estimated result of an operation that multiplies sizes, before its actual size is checked.
 _MOST_PRODUCT = 2**26
 _LEFT_OUT = ('pprint', 'random', 'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr')
-# Filters, methods and operators whose result may be as large as the product of what they are given.
+# Filters, methods and operators whose result may be as large as the product of their arguments.
 _MULTIPLYING = (
     *('*', 'batch', 'center', 'expandtabs', 'indent', 'join', 'ljust', 'rjust', 'slice', 'tojson'),
     *('translate', 'zfill'),
 )
-# A width in a format: of 1,000 and more, or given as an argument.
+# A width in a format string that is 1,000 or more, or that is given as an argument.
 _WIDE = re.compile(r'%[^a-zA-Z%]*(\*|\d{4})|\{[^{}]*\d{4}')
 
 _TICKS = 32
@@ -47,11 +47,11 @@ _meter = threading.local()
 
 
 class LimitError(jinja2.TemplateError):
-    """A template takes too much time or memory."""
+    """Error of a template that takes too much time or memory."""
 
 
 class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
-    """A sandbox whose templates are metered.
+    """Sandboxed Jinja environment whose templates are metered.
 
     Call `begin` before a template is compiled or rendered.
     """
@@ -68,29 +68,42 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         self.filters |= {_BUILT: _checked, _LOOP: _ticking}
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """Add a filter, or take the place of one."""
+        """Add a filter, or replace the filter with this name."""
         self.filters[name] = _metered(name, function)
 
     @staticmethod
     def begin() -> None:
-        """Start the clock of this thread."""
+        """Restart the time limit of this thread."""
         _meter.end, _meter.ticks = time.thread_time() + SECONDS, 0
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Join the pieces of the output, of a macro or of a block."""
+        """Join the pieces of the output, a macro or a block.
+
+        Raises:
+            LimitError: The text is too large.
+        """
         return ''.join(_counted(parts))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """See `jinja2.sandbox.SandboxedEnvironment`."""
-        # The sandbox wraps `str.format`.
+        """Check the arguments of a call, make the call in the sandbox, and check its result.
+
+        Raises:
+            LimitError: The call exceeds a limit.
+        """
+        # The sandbox wraps `str.format`, so the string that it belongs to is found on the wrapped
+        # method.
         receiver = getattr(getattr(__obj, '__wrapped__', __obj), '__self__', None)
         given = (receiver, *args) if isinstance(receiver, str) else args
         _check(getattr(__obj, '__name__', ''), given, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """See `jinja2.sandbox.SandboxedEnvironment`."""
+        """Check the operands of a binary operator, apply it in the sandbox, and check its result.
+
+        Raises:
+            LimitError: The operation exceeds a limit.
+        """
         numbers = _is_number(left) and _is_number(right)
         if operator == '%' and isinstance(left, str):
             _check('format', (left, right), {})
@@ -106,12 +119,13 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         return super()._generate(_Meters().visit(source), *args, **kwargs)
 
 
-# Filters that are put around expressions; no template can name them.
+# Names of the filters that meter expressions. They start with a space, so that no template can use
+# them.
 _BUILT, _LOOP = ' built', ' loop'
 
 
 class _Meters(visitor.NodeTransformer):
-    """Puts meters around what loops go through and around what expressions put together."""
+    """AST transformer that wraps loop iterables and constructed values in metering filters."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -120,7 +134,7 @@ class _Meters(visitor.NodeTransformer):
 
     def visit_Concat(self, node: nodes.Expr) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        if getattr(node, 'ctx', 'load') != 'load':  # The names that a loop or `set` assigns to.
+        if getattr(node, 'ctx', 'load') != 'load':  # Targets of a loop or `set` are not values.
             return node
         return nodes.Filter(node, _BUILT, [], [], None, None, lineno=node.lineno)
 
@@ -140,7 +154,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _tick() -> None:
     _meter.ticks += 1
-    # Asking for the time takes longer than most operations.
+    # Reading the clock takes longer than most operations, so it is read only every few ticks.
     if _meter.ticks % _TICKS == 0 and time.thread_time() > _meter.end:
         raise LimitError(f'it takes more than {SECONDS:g} seconds')
 
@@ -161,7 +175,7 @@ def _counted(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _check(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Check what is given to a filter, method or operator before it begins."""
+    """Check the arguments of a filter, method or operator before it starts."""
     _tick()
     values = (*values, *named.values())
     if any(_is_number(value) and abs(value) > MOST_NUMBER for value in values):
@@ -182,7 +196,11 @@ def _check(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
 
 
 def _checked(value: Any) -> Any:
-    """Return a value that is not too large."""
+    """Return a value that is not too large.
+
+    Raises:
+        LimitError: The value is too large.
+    """
     if type(value) is int:
         if abs(value) > _MOST_INT:
             raise LimitError('it computes too large a number')
@@ -192,7 +210,10 @@ def _checked(value: Any) -> Any:
 
 
 def _size(value: Any) -> float:
-    """Return the characters and items of a value, or a number itself; above `MOST`, any number."""
+    """Return the characters and items of a value, or the absolute value of a number.
+
+    Counting stops above `MOST`, so the result for a larger value is some number above `MOST`.
+    """
     if isinstance(value, str):
         return len(value)
     if _is_number(value):

@@ -1,4 +1,4 @@
-"""Prompt templates by name: how a question and its answer become text."""
+"""Prompt templates by name, which turn a question and its answer into text."""
 
 import functools
 import json
@@ -12,54 +12,55 @@ from malora_jax.errors import UserError, unknown_name
 
 
 class Template(Protocol):
-    """The text around a question and its answer."""
+    """Interface of a prompt template: the text around a question and its answer."""
 
     @property
     def name(self) -> str:
-        """How configs refer to it."""
+        """Name of the template in configs."""
         ...
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> str:
-        """What the model is given."""
+        """Return the prompt of a question, up to where the answer begins."""
         ...
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
-        """What the model should say, without the token that ends it."""
+        """Return the text that the model should generate, without the token that ends it."""
         ...
 
     def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the model is given after the end of its last answer: the rest of `conversation`.
+        """Return the part of `conversation` that follows the end of the model's last answer.
 
         Args:
-            tokenizer: of the model.
-            messages: of user and assistant in turn; the last is the user's, and not the first.
+            tokenizer: Tokenizer of the model.
+            messages: Messages with `role` and `content`, alternating between user and assistant; at
+                least three, the last one from the user.
 
         Raises:
-            UserError: the template writes earlier turns otherwise once there is a later one.
+            UserError: The template changes earlier turns when a turn is added.
         """
         ...
 
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the model is given after some turns.
+        """Return the prompt of the last question, with the turns before it.
 
         Args:
-            tokenizer: of the model.
-            messages: each with its `role` and `content`; the last is the user's.
+            tokenizer: Tokenizer of the model.
+            messages: Messages, each with its `role` and `content`; the last one from the user.
 
         Raises:
-            UserError: a role that the template has no place for.
+            UserError: The template does not support a message's role.
         """
         ...
 
     def end(self, tokenizer: Tokenizer) -> str | None:
-        """The token that ends the answer, or None for the tokenizer's own end of text."""
+        """Return the token that ends the answer, or None for the tokenizer's end-of-text token."""
         ...
 
     def jinja(self, tokenizer: Tokenizer) -> str:
-        """Return `conversation` in the language of Jinja, without the token that texts start with.
+        """Return the Jinja source that renders `conversation`, without the BOS token.
 
         Args:
-            tokenizer: of the model.
+            tokenizer: Tokenizer of the model.
         """
         ...
 
@@ -69,12 +70,12 @@ class FixedTemplate:
     """A template that is the same for all models.
 
     Attributes:
-        name: how configs refer to it.
-        before: what precedes the question.
-        between: what stands between the question and the answer; the model's turn starts after it.
-        space: what the answer starts with.
-        end_token: the token that ends the answer, or None for the tokenizer's own end of text.
-        gap: what stands between the end of an answer and the next question.
+        name: Name of the template in configs.
+        before: Text before the question.
+        between: Text between the question and the answer; the model's turn starts after it.
+        space: Text at the start of the answer, such as a space.
+        end_token: Token that ends the answer, or None for the tokenizer's end-of-text token.
+        gap: Text between the end of an answer and the next question.
     """
 
     name: str
@@ -85,22 +86,27 @@ class FixedTemplate:
     gap: str = '\n'
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> str:
-        """See `Template`."""
+        """Return the question with the template's text around it."""
         return self.before + question + self.between
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
-        """See `Template`."""
-        # The space before an answer that goes on a prompt has no place in a turn of its own.
+        """Return the answer with the template's space in front."""
+        # Answers for continuation prompts may start with a space, which does not belong in a turn
+        # of its own.
         return self.space + (answer.lstrip(' ') if self.end_token else answer)
 
     def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """See `Template`."""
+        """Return the prompt of the last message, with the gap in front."""
         return self.gap + self.prompt(tokenizer, messages[-1]['content'])
 
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """See `Template`. The turns before the last stand in front of it, a gap after each.
+        """Return the prompt of the last question after all earlier turns, each followed by the gap.
 
-        A template without an end token was trained on single turns: nothing marks their end here.
+        A template without an end token was trained on single turns, so nothing marks the end of a
+        turn.
+
+        Raises:
+            UserError: A message has a role other than 'user' and 'assistant'.
         """
         text = ''
         for message in messages:
@@ -117,11 +123,11 @@ class FixedTemplate:
         return text
 
     def end(self, tokenizer: Tokenizer) -> str | None:
-        """See `Template`."""
+        """Return the template's end token, or None for the tokenizer's end-of-text token."""
         return self.end_token
 
     def jinja(self, tokenizer: Tokenizer) -> str:
-        """See `Template`."""
+        """Return the Jinja source of this template."""
         before, between, space, after = (
             json.dumps(text, ensure_ascii=False)
             for text in (self.before, self.between, self.space, (self.end_token or '') + self.gap)
@@ -142,56 +148,58 @@ class FixedTemplate:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The template that comes with the model's tokenizer.
+    """The chat template that comes with the model's tokenizer.
 
-    Of its parameters, `enable_thinking` is False, and today is always 26 July 2024.
+    Its variable `enable_thinking` is False, and today is always 26 July 2024.
 
     Attributes:
-        name: how configs refer to it.
+        name: Name of the template in configs.
     """
 
     name: str
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> str:
-        """See `Template`."""
+        """Return the prompt of a question, as the model's chat template renders it."""
         return _chat(tokenizer).prompt(question)
 
     def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
-        """See `Template`."""
+        """Return the text of the answer, as the model's chat template renders it."""
         return _chat(tokenizer).completion(question, answer.lstrip(' '))
 
     def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """See `Template`."""
+        """Return the text between the model's last answer and its next turn."""
         return _chat(tokenizer).next_prompt(*map(dict, messages))
 
     def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-        """See `Template`."""
+        """Return the conversation, as the model's chat template renders it."""
         return _chat(tokenizer).render(*map(dict, messages))
 
     def end(self, tokenizer: Tokenizer) -> str | None:
-        """See `Template`."""
+        """Return the token with which the model's chat template ends an answer."""
         return _chat(tokenizer).end
 
     def jinja(self, tokenizer: Tokenizer) -> str:
-        """See `Template`: the model's own, with defaults for what else would not be as here."""
+        """Return the source of the model's chat template, with defaults for its variables."""
         source, own = tokenizer.chat_template or '', tokenizer.named_tokens.get('eos_token')
         defaults = ''.join(
             f'{{% if {name} is not defined %}}{{% set {name} = {json.dumps(value)} %}}{{% endif %}}'
             for name, value in VARIABLES.items()
             if value is not None and name in source
         )
-        # Of an exported model, the token that ends an answer is the one that ends a text.
+        # An exported model uses the end token of the template as its `eos_token`, so the original
+        # `eos_token` must be set for the template.
         if 'eos_token' in source and own != self.end(tokenizer):
             defaults += f'{{% set eos_token = {json.dumps(own)} %}}'
-        # What is written last keeps a line break at the beginning of the source.
+        # Jinja drops a line break right after a block; the empty expression at the end of the
+        # defaults keeps one at the beginning of the source.
         return (defaults and defaults + "{{ '' }}") + source
 
 
 def _chat(tokenizer: Tokenizer) -> Chat:
-    """The chat template of a tokenizer.
+    """Return the compiled chat template of a tokenizer.
 
     Raises:
-        UserError: it has none, or one that cannot be used.
+        UserError: The tokenizer has no chat template, or one that cannot be used.
     """
     if tokenizer.chat_template is None:
         raise UserError(
@@ -217,7 +225,7 @@ _TEMPLATES: dict[str, Template] = {
             space='',
             end_token='<|im_end|>',
         ),
-        # Llama 2's without a system message, as UltraLink-LM has it.
+        # Template of Llama 2 without a system message, as used by UltraLink-LM.
         FixedTemplate(
             'inst',
             before='[INST] ',
@@ -226,7 +234,7 @@ _TEMPLATES: dict[str, Template] = {
             end_token='</s>',
             gap='<s>',
         ),
-        # For public datasets, whose forms are whole prompts.
+        # For public datasets, whose prompt forms are complete prompts.
         FixedTemplate('bare', before='', between='', space='', end_token=None),
         FixedTemplate('plain', before='Question: ', between='\nAnswer:', space=' ', end_token=None),
         ChatTemplate('chat'),
@@ -235,10 +243,14 @@ _TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """The template of that name.
+    r"""Return the prompt template with that name.
+
+    For example::
+
+        get_template('plain').prompt(tokenizer, 'Why?')  # 'Question: Why?\nAnswer:'
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such template.
     """
     if name not in _TEMPLATES:
         raise unknown_name('template', name, _TEMPLATES)

@@ -1,18 +1,18 @@
-"""What the data need of a tokenizer."""
+"""Interface of the tokenizers that the data pipeline uses."""
 
 from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back.
+    """Interface of a tokenizer: text to token IDs and back.
 
     Attributes:
-        eos_id: the token that ends a text.
-        bos_id: the token that every text starts with, or None.
-        chat_template: the model's own template in the language of Jinja, or None.
-        named_tokens: special tokens by the names that templates give them, such as `bos_token`.
-        special_tokens: the texts of all special tokens.
-        longest_token: The most characters that one token stands for.
+        eos_id: ID of the token that ends a text.
+        bos_id: ID of the token that every text starts with, or None.
+        chat_template: Jinja source of the model's own chat template, or None.
+        named_tokens: Special tokens by the names that templates use, such as `bos_token`.
+        special_tokens: Text of all special tokens.
+        longest_token: Maximum number of characters of a token.
     """
 
     eos_id: int
@@ -23,18 +23,24 @@ class Tokenizer(Protocol):
     longest_token: int
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """The tokens of a text; special tokens written in it are recognised, none are added.
+        """Return the token IDs of a text; special tokens in it are recognized, but none are added.
 
         Args:
-            text: anything.
-            continues: whether it follows another text, so that nothing marks its beginning.
+            text: Any text.
+            continues: Whether it continues another text, so that nothing marks its beginning.
         """
         ...
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
-        """The text of some tokens, the inverse of `encode`."""
+        """Return the text of token IDs, the inverse of `encode` except for special tokens.
+
+        Args:
+            ids: Token IDs.
+            continues: Whether the text continues another text, so that a space at its start is
+                kept.
+        """
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The token written so, or None."""
+        """Return the ID of the token with this text, or None if there is none."""
         ...

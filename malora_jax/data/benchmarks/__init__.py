@@ -1,4 +1,4 @@
-"""Public datasets: their sources, the parsers of their rows, prompt forms and default scoring."""
+"""Public datasets: their sources, row parsers, prompt forms and default scoring rules."""
 
 from malora_jax.data.benchmarks.catalog import DATASETS, Dataset, get_dataset
 from malora_jax.data.benchmarks.forms import FORMS, Form, get_form, with_shots

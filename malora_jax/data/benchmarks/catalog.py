@@ -1,18 +1,18 @@
-"""The public datasets of the MALoRA paper, and MGSM: where they are and how their rows are read.
+"""Catalog of the public datasets of the MALoRA paper and of MGSM: their location and row parsers.
 
-The hub converts each dataset, whatever its own files or loading script, to Parquet files on the
-branch `refs/convert/parquet`, named CONFIG/SPLIT/0000.parquet and so on. So only the names of the
-repository, its config and its splits have to be known. (Of very large datasets only a part is
-converted; those here are small.)
+The Hugging Face hub converts each dataset, whatever its own files or loading script, to Parquet
+files on the branch `refs/convert/parquet`, named CONFIG/SPLIT/0000.parquet and so on. So only the
+names of the repository, its config and its splits must be known. (The hub converts only a part of
+very large datasets; those listed here are small.)
 
-Our split 'test' is what the paper scores. PIQA, BoolQ and MedMCQA publish no labels of their test
-split, so it is their validation split, as the paper's counts confirm. Financial PhraseBank has one
-split only.
+Our split 'test' is the one that the paper scores. PIQA, BoolQ and MedMCQA publish no labels for
+their test split, so it is their validation split, as the paper's counts confirm. Financial
+PhraseBank has only one split.
 
 The paper scores 2,802 'cleaned' rows of MedMCQA's 4,183. UltraEval keeps those of `choice_type`
-'single' with four distinct options; so does `scored` here. Whether they are 2,802 has
-not been counted. Of E2E NLG it trains on 34K rows and scores 4,693 references: that is the cleaned
-version (Dušek et al. 2019), as the original one has 42,061 to train on.
+'single' with four distinct options, and so does `scored` here. Whether they are 2,802 has not been
+counted. For E2E NLG, the paper trains on 34K rows and scores 4,693 references. That is the cleaned
+version (Dušek et al. 2019), because the original version has 42,061 training rows.
 """
 
 import pathlib
@@ -34,19 +34,27 @@ def _every(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on the Hugging Face hub; local files with the same columns are read as well.
+    """A dataset on the Hugging Face hub; local files with the same columns can be used instead.
+
+    For example::
+
+        Dataset(
+            'metamathqa', 'meta-math/MetaMathQA', 'default', {'train': 'train'},
+            instructions.pair('query', 'response'), checked='Columns: the card.',
+        )
 
     Attributes:
-        name: how configs refer to it.
-        repository: owner/name on the hub.
-        config: the hub's name of the part that is meant.
-        splits: the hub's split for each of ours, 'train', 'validation' and 'test' at most.
-        parse: makes an item of a row, or raises `BrokenRowError`.
-        checked: what these facts were read from.
-        read: the rows of one file.
-        scored: whether a row of 'test' is one of those to score; the others are left out.
-        grouped: whether `group_answers` makes one item of the rows with one question, in
-            'validation' and 'test'.
+        name: Name of the dataset in configs.
+        repository: Repository on the hub, OWNER/NAME.
+        config: Name of the dataset's configuration (subset) on the hub.
+        splits: Name of the hub's split for each of our splits, which are 'train', 'validation' and
+            'test' at most.
+        parse: Function that returns the item of a row, or raises `BrokenRowError`.
+        checked: Evidence for these facts: what they were read from.
+        read: Function that returns the rows of one file.
+        scored: Function that returns whether a row of 'test' is scored; other rows are skipped.
+        grouped: Whether `group_answers` merges the 'test' rows with the same question into one
+            item.
     """
 
     revision: ClassVar[str] = 'refs/convert/parquet'
@@ -63,7 +71,7 @@ class Dataset:
 
     @property
     def patterns(self) -> dict[str, list[str]]:
-        """Patterns of the files of each split, in the repository at `revision`."""
+        """Glob patterns of the files of each split, in the repository at `revision`."""
         return {
             split: [f'{self.config}/{of_hub}/*.parquet'] for split, of_hub in self.splits.items()
         }
@@ -74,8 +82,9 @@ _TRAIN_TEST = {'train': 'train', 'test': 'test'}
 _ALL = {'train': 'train', 'validation': 'validation', 'test': 'test'}
 _NO_TEST_LABELS = {'train': 'train', 'test': 'validation'}
 
-# In `checked`, the card is the dataset's README in huggingface/datasets: columns, types, splits and
-# their sizes; the branch is the converted one; and rows were parsed with the parser named.
+# In `checked`, the card is the dataset's README in huggingface/datasets, with columns, types,
+# splits and their sizes; the branch is the one with the converted Parquet files; and rows were
+# parsed with the parser of the entry.
 _DATASETS = (
     Dataset(
         'medmcqa',
@@ -87,7 +96,7 @@ _DATASETS = (
         'the commit that replaced the script by Parquet files. No rows were seen.',
         scored=multiple_choice.cleaned,
     ),
-    # The 110K rows that the paper counts.
+    # These are the 110K rows of the paper.
     Dataset(
         'magicoder_evol',
         'ise-uiuc/Magicoder-Evol-Instruct-110K',
@@ -96,7 +105,7 @@ _DATASETS = (
         instructions.pair('instruction', 'response'),
         'Columns: programs that load it; config and split: files of the branch. No rows were seen.',
     ),
-    # The other part of Magicoder's data.
+    # This is the other part of Magicoder's data.
     Dataset(
         'magicoder_oss',
         'ise-uiuc/Magicoder-OSS-Instruct-75K',
@@ -229,10 +238,14 @@ DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _DATASET
 
 
 def get_dataset(name: str) -> Dataset:
-    """The dataset of that name.
+    """Return the public dataset with that name.
+
+    For example::
+
+        get_dataset('gsm8k').repository  # 'openai/gsm8k'
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such dataset.
     """
     if name not in DATASETS:
         raise unknown_name('dataset', name, DATASETS)

@@ -1,6 +1,6 @@
-"""Fields of a row by name, checked: what every parser reads with.
+"""Checked access to the fields of a row, shared by all parsers.
 
-A number may be an int, as Parquet has it, or text, as CSV has it and as `rows` leaves it of JSON.
+A number may be an int, as in Parquet, or text, as in CSV and in JSON as read by `rows`.
 """
 
 import re
@@ -12,28 +12,28 @@ from malora_jax.data.rows import Row, is_utf_8
 
 
 def text(row: Row, name: str) -> str:
-    """A field that holds text, without the white space around it.
+    """Return a text field without the white space around it.
 
     Raises:
-        BrokenRowError: the field is missing, no text, or empty.
+        BrokenRowError: The field is missing, is not text, or is empty.
     """
     return raw_text(row, name).strip()
 
 
 def raw_text(row: Row, name: str) -> str:
-    """A field that holds text as it is, such as code, whose white space matters.
+    """Return a text field unchanged, such as code, whose white space matters.
 
     Raises:
-        BrokenRowError: the field is missing, no text, or empty.
+        BrokenRowError: The field is missing, is not text, or is empty.
     """
     return _checked(row.place, f'field {name!r}', _field(row, name))
 
 
 def optional_text(row: Row, name: str) -> str:
-    """Like `text`, but '' if the field is missing, null or empty.
+    """Return a text field like `text`, but '' if the field is missing, null or empty.
 
     Raises:
-        BrokenRowError: the field is something else.
+        BrokenRowError: The field is not text.
     """
     value = row.fields.get(name)
     blank = value is None or (isinstance(value, str) and not value.strip())
@@ -41,10 +41,15 @@ def optional_text(row: Row, name: str) -> str:
 
 
 def texts(row: Row, name: str, within: str) -> list[str]:
-    """A list of texts in a field of an object, such as 'text' within 'choices'.
+    """Return a list of texts in a field of an object, such as 'text' within 'choices'.
+
+    Args:
+        row: Row with the field.
+        name: Name of the list in the object.
+        within: Name of the field that holds the object.
 
     Raises:
-        BrokenRowError: there is no such list, or an entry is no text or empty.
+        BrokenRowError: There is no such list, or an entry is not text or is empty.
     """
     parent = _field(row, within)
     if not isinstance(parent, Mapping) or not isinstance(parent.get(name), list):
@@ -58,16 +63,16 @@ def texts(row: Row, name: str, within: str) -> list[str]:
 
 
 def index(row: Row, name: str, count: int, hint: str = '') -> int:
-    """A field that holds one of 0 … count - 1.
+    """Return an integer field in the range 0 to count - 1, such as the index of an option.
 
     Args:
-        row: the row.
-        name: the field.
-        count: of the options.
-        hint: what to do about another number, at the end of the message.
+        row: Row with the field.
+        name: Name of the field.
+        count: Number of options.
+        hint: Text at the end of the error message for a number out of range.
 
     Raises:
-        BrokenRowError: it is no whole number, or another one.
+        BrokenRowError: The field is not a whole number, or is out of range.
     """
     value = whole_number(row, name)
     if not 0 <= value < count:
@@ -78,10 +83,10 @@ def index(row: Row, name: str, count: int, hint: str = '') -> int:
 
 
 def whole_number(row: Row, name: str) -> int:
-    """A field that holds a whole number, as a number or as text; commas may part thousands.
+    """Return an integer field, stored as a number or as text; commas may separate thousands.
 
     Raises:
-        BrokenRowError: it holds something else.
+        BrokenRowError: The field is missing or is not a whole number.
     """
     value = _field(row, name)
     if type(value) is int:
@@ -94,10 +99,10 @@ def whole_number(row: Row, name: str) -> int:
 
 
 def boolean(row: Row, name: str) -> bool:
-    """A field that is true or false, as such or as text.
+    """Return a Boolean field, stored as true or false or as text.
 
     Raises:
-        BrokenRowError: it is something else.
+        BrokenRowError: The field is missing or is something else.
     """
     value = _field(row, name)
     word = value.strip().lower() if isinstance(value, str) else value
@@ -110,7 +115,7 @@ def boolean(row: Row, name: str) -> bool:
 
 def _field(row: Row, name: str) -> Any:
     if name not in row.fields:
-        # A table without a header has a whole row where the names should be.
+        # Without a header, the first data row is taken for the names, so they may be long.
         known = ', '.join(repr(field[:40]) for field in row.fields)
         raise BrokenRowError(f'{row.place} has no field {name!r}; it has {known or "none"}.')
     return row.fields[name]

@@ -1,26 +1,27 @@
-r"""Prompt forms: how an item is asked, and what the model should continue with.
+r"""Prompt forms: templates that turn an item into a prompt and its continuation.
 
-They are UltraEval's (OpenBMB/UltraEval, `datasets/*/transform_*.py`); the paper does not say which
-it used. 'completion' is the form that is scored by log-probability (ppl_v0), where the text of an
-option follows 'Answer:', and 'sectioned' the one that is generated (gen_v1), where its letter does.
-UltraEval's texts, with {} for those of a row:
+They are those of UltraEval (OpenBMB/UltraEval, `datasets/*/transform_*.py`); the paper does not say
+which form it used. 'completion' is UltraEval's form for scoring by log-probability (ppl_v0), where
+the text of an option follows 'Answer:'. 'sectioned' is its form for generation (gen_v1), where the
+letter of an option follows. UltraEval's texts, with {} for the fields of a row:
 
-- completion: 'Question: {}\nAnswer: '. In BoolQ, the passage and '\n' in front, a question mark
-  after the question, and the options Yes and No; in MedMCQA, '\nOptions: A. {}\nB. {}\nC. {}\nD.
-  {}' after the question; in PIQA, a space before the line break, which is left out here.
+- completion: 'Question: {}\nAnswer: '. BoolQ has the passage and '\n' in front, a question mark
+  after the question, and the options Yes and No. MedMCQA has '\nOptions: A. {}\nB. {}\nC. {}\nD.
+  {}' after the question. PIQA has a space before the line break, which is omitted here.
 - sectioned: 'Question:\n{}\nRequirement:\nChoose and respond with the letter of the correct answer,
-  including the parentheses.\nOptions:\n(A) {}\n(B) {}\nAnswer:\n', then '(A)'. In BoolQ,
+  including the parentheses.\nOptions:\n(A) {}\n(B) {}\nAnswer:\n', then '(A)'. BoolQ has
   'Context:\n{}\n' in front.
-- GSM8K: 'Question: {}\nAnswer: ' or 'Question:\n{}\nAnswer:\n', then the dataset's answer as it is.
-  The second adds a question mark after that of the question, which is left out here.
-- HumanEval, in both: the prompt without the white space around it.
+- GSM8K: 'Question: {}\nAnswer: ' or 'Question:\n{}\nAnswer:\n', then the dataset's answer
+  unchanged. The second form adds another question mark to the question, which is omitted here.
+- HumanEval, in both forms: the prompt without the white space around it.
 
-A space at the end of a prompt begins the continuation here, which makes the same text.
+A space at the end of a prompt is moved to the start of the continuation here, which gives the same
+text.
 
-Chosen here: ARC, whose files could not be read, and OpenBookQA, where UltraEval shows a fact that
-the config 'main' lacks, are asked like PIQA. UltraEval has neither instructions, E2E nor
-PhraseBank: they are asked like GSM8K and PIQA, the latter two with a sentence that says what to do.
-MGSM is asked with the words of its worked examples in each language.
+These choices are ours: ARC, whose files could not be read, and OpenBookQA, where UltraEval shows a
+fact that is missing from the config 'main', are asked like PIQA. UltraEval has no instruction
+datasets, E2E or PhraseBank. They are asked like GSM8K and PIQA; E2E and PhraseBank also get a
+sentence that says what to do. MGSM is asked with the words of its worked examples in each language.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ _REQUIREMENT = (
 _LETTERS = 'ABCDE'
 _ENGLISH = mgsm.Words('Question:', 'Answer:')
 _WORDS = {f'mgsm_{language}': words for language, words in mgsm.WORDS.items()}
-# What precedes the item's question.
+# Instructions in front of the item's question.
 _ASKED = {
     'e2e_nlg': 'Describe the restaurant with these attributes: ',
     'phrasebank': 'What is the sentiment of this financial news, negative, neutral or positive? ',
@@ -46,14 +47,14 @@ _ASKED = {
 
 
 def completion(name: str, item: Item) -> Example:
-    """A question line, then 'Answer:', which the text of the answer continues.
+    """Return an example in completion form: a question line and 'Answer:', then the answer's text.
 
     Args:
-        name: of the dataset.
-        item: of the dataset.
+        name: Name of the dataset.
+        item: Item of the dataset.
 
     Returns:
-        The example, as `FORMS` has it.
+        An example with the fields that are described at `FORMS`.
     """
     if item.test:
         return _program(item)
@@ -67,14 +68,14 @@ def completion(name: str, item: Item) -> Example:
 
 
 def sectioned(name: str, item: Item) -> Example:
-    """Headed sections, of which the last is the answer: the letter of an option, or a text.
+    """Return an example in sectioned form: headed sections, then an option's letter or a text.
 
     Args:
-        name: of the dataset.
-        item: of the dataset.
+        name: Name of the dataset.
+        item: Item of the dataset.
 
     Returns:
-        The example, as `FORMS` has it.
+        An example with the fields that are described at `FORMS`.
     """
     if item.test:
         return _program(item)
@@ -93,18 +94,22 @@ def sectioned(name: str, item: Item) -> Example:
 
 Form = Callable[[str, Item], Example]
 
-# An example's question is the whole prompt, and its answer the text to continue with. Its metadata
-# holds, of items with options, `options`, the continuation for each, and `label`, the index of the
-# right one; else `answers`, all right continuations; of programs also `test` and `entry_point`; of
-# MGSM also `language`.
+# The example's question is the whole prompt, and its answer is the continuation. For items with
+# options, its metadata has `options`, the continuation for each option, and `label`, the index of
+# the right one. Otherwise it has `answers`, all right continuations. Programs also have `test` and
+# `entry_point`, and MGSM has `language`.
 FORMS: Mapping[str, Form] = {'completion': completion, 'sectioned': sectioned}
 
 
 def get_form(name: str) -> Form:
-    """The form of that name.
+    """Return the prompt form with that name.
+
+    For example::
+
+        example = get_form('completion')('gsm8k', item)
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such form.
     """
     if name not in FORMS:
         raise unknown_name('form', name, FORMS)
@@ -112,14 +117,18 @@ def get_form(name: str) -> Form:
 
 
 def with_shots(example: Example, shots: Sequence[Example], separator: str = '\n\n') -> Example:
-    """An example with solved examples of the same form in front of its question.
+    """Return a few-shot example: solved examples of the same form in front of the question.
 
-    UltraEval draws them from the rows that it scores; draw them from the training split instead.
+    UltraEval draws the shots from the rows that it scores; use the training split instead.
+
+    For example::
+
+        example = with_shots(question, shots)
 
     Args:
-        example: to be asked.
-        shots: to be shown with their answers.
-        separator: after each of them; UltraEval's is an empty line.
+        example: Example to ask.
+        shots: Solved examples that are shown with their answers.
+        separator: Text after each shot; by default an empty line, as in UltraEval.
     """
     shown = ''.join(f'{shot.question}{shot.answer}{separator}' for shot in shots)
     return replace(example, question=shown + example.question)
@@ -140,7 +149,7 @@ def _listed(options: Sequence[str]) -> str:
 
 
 def _program(item: Item) -> Example:
-    """The beginning of a program, which the rest of its function continues on the next line."""
+    """Return the example of a program, whose answer continues its beginning on a new line."""
     answer = f'\n{item.answers[0]}'
     metadata = {'answers': (answer,), 'test': item.test, 'entry_point': item.entry_point}
     return Example(item.question.strip(), answer, metadata)
@@ -156,5 +165,5 @@ def _example(name: str, item: Item, prompt: str, continuations: Sequence[str]) -
 
 
 def _space_after(heading: str) -> str:
-    """The wide colon of Japanese and Chinese has its space within."""
+    """Return the space after a heading; none after the wide colon of Japanese and Chinese."""
     return '' if heading.endswith('：') else ' '

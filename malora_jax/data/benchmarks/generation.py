@@ -1,4 +1,4 @@
-"""Rows whose answer is written and then scored: GSM8K, HumanEval, E2E NLG."""
+"""Parsers of datasets whose answers are generated: GSM8K, HumanEval and E2E NLG."""
 
 import re
 
@@ -10,13 +10,13 @@ _ENDING = re.compile(r'#### ?-?[\d,.]*\d$')
 
 
 def gsm8k(row: Row) -> Item:
-    """`question`, and `answer`: worked steps whose last line is '#### ' and the number.
+    """Parse `question` and `answer`: worked steps whose last line is '#### ' and the number.
 
-    The answer stays as it is, calculator annotations such as <<48/2=24>> included: UltraEval shows
-    it so in its examples.
+    The answer is kept unchanged, including calculator annotations such as <<48/2=24>>, because
+    UltraEval shows it like this in its few-shot examples.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     answer = fields.text(row, 'answer')
     if not _ENDING.search(answer):
@@ -28,10 +28,10 @@ def gsm8k(row: Row) -> Item:
 
 
 def humaneval(row: Row) -> Item:
-    """`prompt`, `canonical_solution`, `test` and `entry_point`.
+    """Parse `prompt`, `canonical_solution`, `test` and `entry_point` of a HumanEval problem.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     prompt, name = fields.raw_text(row, 'prompt'), fields.text(row, 'entry_point')
     test = fields.raw_text(row, 'test')
@@ -42,13 +42,13 @@ def humaneval(row: Row) -> Item:
 
 
 def e2e(row: Row) -> Item:
-    """A meaning representation and a text of it, one of several.
+    """Parse a meaning representation and one of its several reference texts.
 
-    The original CSV calls them `mr` and `ref`, the hub `meaning_representation` and
-    `human_reference`.
+    Their columns are `mr` and `ref` in the original CSV, and `meaning_representation` and
+    `human_reference` on the hub.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     original = 'mr' in row.fields
     meaning = fields.text(row, 'mr' if original else 'meaning_representation')

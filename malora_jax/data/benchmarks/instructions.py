@@ -1,4 +1,4 @@
-"""Rows with an instruction and one answer to train on."""
+"""Parsers of instruction datasets: an instruction and one answer to train on."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,13 @@ from malora_jax.data.rows import Row
 
 
 def pair(question: str, answer: str) -> Callable[[Row], Item]:
-    """The parser of rows with a question and its answer, by the names of these fields.
+    """Return a parser of rows with a question and an answer.
 
-    It raises `BrokenRowError` for a row that cannot be used.
+    The parser raises `BrokenRowError` for a row that cannot be used.
+
+    Args:
+        question: Name of the field with the question.
+        answer: Name of the field with the answer.
     """
 
     def parse(row: Row) -> Item:
@@ -20,13 +24,13 @@ def pair(question: str, answer: str) -> Callable[[Row], Item]:
 
 
 def alpaca(row: Row) -> Item:
-    """`instruction`, `input`, which may be empty, and `output`.
+    """Parse `instruction`, `input`, which may be empty, and `output` of an Alpaca row.
 
-    An input follows the instruction after a line break. `text`, which some versions have, is the
-    same again within a template.
+    The input follows the instruction after a line break. The field `text` of some versions is
+    ignored, because it only repeats the others within a template.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     parts = [fields.text(row, 'instruction'), fields.optional_text(row, 'input')]
     return Item('\n'.join(filter(None, parts)), answers=(fields.text(row, 'output'),))

@@ -1,4 +1,4 @@
-"""The common form of a row of any dataset, and the error for a row that cannot be used."""
+"""Common representation of a row of any public dataset, and the error for an unusable row."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,23 +7,30 @@ from malora_jax.errors import UserError
 
 
 class BrokenRowError(UserError):
-    """A row that cannot be used; its message starts with the row's place and says what is wrong."""
+    """Error for an unusable row; its message starts with the row's location and names the problem.
+
+    For example::
+
+        raise BrokenRowError(f"{row.place}: field 'label' is missing.")
+    """
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question with what is needed to ask it in any form and to score an answer.
+    """A question with all data for asking it in any prompt form and for scoring an answer.
 
-    There are either options with a label, or answers.
+    An item has either options with a label, or answers. For example::
+
+        Item('What is 2 + 2?', answers=('4',))
 
     Attributes:
-        question: what is asked; for HumanEval the beginning of a program.
-        passage: a text that the question is about; '' = none.
-        options: the answers to choose from.
-        label: index of the right option; -1 = there are no options.
-        answers: all right answers, the first one to train on.
-        test: Python that defines `check(candidate)`; '' = the answer is no program.
-        entry_point: the function that is handed to `check`.
+        question: Question text; for HumanEval the beginning of a program.
+        passage: Text that the question is about; '' = none.
+        options: Options of a multiple-choice question.
+        label: Index of the right option; -1 = there are no options.
+        answers: All right answers; the first one is trained on.
+        test: Python source that defines `check(candidate)`; '' = the answer is not a program.
+        entry_point: Name of the function that is passed to `check`.
     """
 
     question: str
@@ -38,17 +45,17 @@ class Item:
 def choice(
     place: str, question: str, options: Sequence[str], label: int, passage: str = ''
 ) -> Item:
-    """An item with options; `label` is an index of them.
+    """Return an item of a multiple-choice question.
 
     Args:
-        place: of the row, for messages.
-        question: what is asked.
-        options: two or more.
-        label: index of the right one.
-        passage: what the question is about; '' = nothing.
+        place: Location of the row, for error messages.
+        question: Question text.
+        options: Two or more options.
+        label: Index of the right option.
+        passage: Text that the question is about; '' = none.
 
     Raises:
-        BrokenRowError: there are less than two options, or the right one is there twice.
+        BrokenRowError: There are fewer than two options, or another option equals the right one.
     """
     if len(options) < 2:
         raise BrokenRowError(f'{place} has {len(options)} options; there must be 2 or more.')
@@ -61,10 +68,15 @@ def choice(
 
 
 def group_answers(items: Iterable[Item]) -> list[Item]:
-    """One item for each question, with the distinct answers of all its items, in their order.
+    """Return one item per question, with the distinct answers of all its items, in their order.
 
-    Meaning representations of E2E stand in several rows, one for each reference, which all count
-    when one answer is scored. In the cleaned version such rows are not always neighbours.
+    E2E has several rows per meaning representation, one for each reference, and all references
+    count when an answer is scored. In the cleaned version, these rows are not always adjacent.
+
+    For example::
+
+        group_answers([Item('a', answers=('1',)), Item('a', answers=('2',))])
+        # [Item('a', answers=('1', '2'))]
     """
     groups: dict[str, list[Item]] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""MGSM: 250 questions of GSM8K in eleven languages, and eight worked examples in each."""
+"""Parser of MGSM: 250 questions of GSM8K in eleven languages, with eight worked examples each."""
 
 import pathlib
 import re
@@ -11,13 +11,13 @@ from malora_jax.data.rows import Row, file_kind, read_rows
 
 
 class Words(NamedTuple):
-    """What precedes a question and its answer in one language."""
+    """Headings of a question and its answer in one language."""
 
     question: str
     answer: str
 
 
-# The words of the worked examples.
+# Headings in the worked examples of the dataset.
 WORDS = {
     'bn': Words('প্রশ্ন:', 'ধাপে ধাপে উত্তর:'),
     'de': Words('Frage:', 'Schritt-für-Schritt-Antwort:'),
@@ -34,13 +34,13 @@ WORDS = {
 
 
 def mgsm(row: Row) -> Item:
-    """`question` and `answer_number`; a worked example also has `answer`, its solution.
+    """Parse `question` and `answer_number`; worked examples also have `answer`, their solution.
 
-    In worked examples, question and answer begin with the language's words and a colon; these are
-    taken off, as the forms put them there.
+    In worked examples, question and answer begin with a heading and a colon. The heading is removed
+    here, because the prompt forms add it.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     question, number = fields.text(row, 'question'), fields.whole_number(row, 'answer_number')
     if fields.optional_text(row, 'answer'):
@@ -49,17 +49,17 @@ def mgsm(row: Row) -> Item:
 
 
 def read_mgsm(path: pathlib.Path) -> Iterator[Row]:
-    """The rows of a local file: an original TSV without a header, or any that `read_rows` reads.
+    """Return the rows of a local file: an original TSV without a header, or a file for `read_rows`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     original = file_kind(path) == '.tsv'
     return read_rows(path, ('question', 'answer_number') if original else ())
 
 
 def _after_colon(row: Row, name: str) -> str:
-    # Japanese and Chinese have a wide colon.
+    # Japanese and Chinese use a wide colon.
     found = re.match(r'[^:：]{1,40}[:：]\s*(.+)', fields.text(row, name), re.DOTALL)
     if not found:
         raise BrokenRowError(

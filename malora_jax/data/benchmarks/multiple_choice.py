@@ -1,4 +1,4 @@
-"""Rows with options, one of which is right: MedMCQA, ARC, OpenBookQA, PIQA, BoolQ."""
+"""Parsers of multiple-choice datasets: MedMCQA, ARC, OpenBookQA, PIQA and BoolQ."""
 
 from malora_jax.data.benchmarks import fields
 from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
@@ -6,17 +6,17 @@ from malora_jax.data.rows import Row
 from malora_jax.errors import UserError
 
 _MEDMCQA_OPTIONS = ('opa', 'opb', 'opc', 'opd')
-# In UltraEval's order.
+# Options in UltraEval's order.
 BOOLQ_OPTIONS = ('Yes', 'No')
 
 
 def medmcqa(row: Row) -> Item:
-    """`question`, the options `opa` to `opd`, and `cop`, the index of the right one, from 0.
+    """Parse `question`, the options `opa` to `opd`, and `cop`, the index of the right one, from 0.
 
     Raises:
-        BrokenRowError: the row cannot be used.
-        UserError: `cop` is 4. The original files count from 1 where the hub counts from 0, so all
-            labels of such a file would be wrong; no row of it may be used.
+        BrokenRowError: The row cannot be used.
+        UserError: `cop` is 4. The original files count options from 1 and the hub counts from 0, so
+            all labels of this file would be wrong, and none of its rows may be used.
     """
     options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
     if fields.whole_number(row, 'cop') == 4:
@@ -29,12 +29,12 @@ def medmcqa(row: Row) -> Item:
 
 
 def cleaned(row: Row) -> bool:
-    """Whether MedMCQA calls the question one with a single right option, and no two are the same.
+    """Return whether a MedMCQA row has a single right option and four distinct options.
 
-    UltraEval scores these only. In the others, an option may be a combination of several.
+    UltraEval scores only these rows. Other rows may have an option that combines several others.
 
     Raises:
-        BrokenRowError: `choice_type` is neither 'single' nor 'multi'.
+        BrokenRowError: `choice_type` is neither 'single' nor 'multi', or a field is not text.
     """
     kind = fields.text(row, 'choice_type')
     if kind not in ('single', 'multi'):
@@ -46,30 +46,30 @@ def cleaned(row: Row) -> bool:
 
 
 def arc(row: Row) -> Item:
-    """`question`, `choices` with `text` and `label`, and `answerKey`, one of the labels.
+    """Parse `question`, `choices` with `text` and `label`, and `answerKey`, one of the labels.
 
     There are 3 to 5 options; their labels are letters, or numbers in some rows.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     return _labelled(row, 'question')
 
 
 def openbookqa(row: Row) -> Item:
-    """`question_stem`, and `choices` and `answerKey` as in ARC.
+    """Parse `question_stem`, and `choices` and `answerKey` as in ARC.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     return _labelled(row, 'question_stem')
 
 
 def piqa(row: Row) -> Item:
-    """`goal`, the options `sol1` and `sol2`, and `label`, 0 or 1.
+    """Parse `goal`, the options `sol1` and `sol2`, and `label`, which is 0 or 1.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     options = [fields.text(row, 'sol1'), fields.text(row, 'sol2')]
     label = fields.index(row, 'label', len(options), ' (the test split has no labels)')
@@ -77,10 +77,10 @@ def piqa(row: Row) -> Item:
 
 
 def boolq(row: Row) -> Item:
-    """`passage`, `question`, and `answer`, true or false.
+    """Parse `passage`, `question`, and `answer`, which is true or false.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     label = 0 if fields.boolean(row, 'answer') else 1
     question, passage = fields.text(row, 'question'), fields.text(row, 'passage')

@@ -1,4 +1,4 @@
-"""Financial PhraseBank: sentences of financial news and their sentiment."""
+"""Parser of Financial PhraseBank: sentences of financial news and their sentiment."""
 
 import io
 import pathlib
@@ -10,17 +10,17 @@ from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
 from malora_jax.data.rows import Row, check_file, file_kind, read_rows
 from malora_jax.errors import UserError
 
-# In the hub's order.
+# Sentiments in the hub's order, which defines their indices.
 SENTIMENTS = ('negative', 'neutral', 'positive')
-# 3,453 sentences: those on which at least three in four annotators agree.
+# File with the 3,453 sentences on which at least three in four annotators agree.
 _MEMBER = 'Sentences_75Agree.txt'
 
 
 def phrasebank(row: Row) -> Item:
-    """`sentence`, and `label`: a sentiment or, as on the hub, its index.
+    """Parse `sentence` and `label`, which is a sentiment or, as on the hub, its index.
 
     Raises:
-        BrokenRowError: the row cannot be used.
+        BrokenRowError: The row cannot be used.
     """
     label = row.fields.get('label')
     named = isinstance(label, str) and label.isalpha()
@@ -34,12 +34,12 @@ def phrasebank(row: Row) -> Item:
 
 
 def read_phrasebank(path: pathlib.Path) -> Iterator[Row]:
-    """The rows of a local file: the released zip, a .txt of it, or any that `read_rows` reads.
+    """Return the rows of a local file: the released zip, a .txt from it, or one for `read_rows`.
 
-    A line of a .txt is 'sentence@label' in Latin-1, as released, or in UTF-8.
+    A line of a .txt file is 'sentence@label' in Latin-1, as released, or in UTF-8.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     check_file(path)
     kind = file_kind(path)
@@ -66,6 +66,6 @@ def _lines(path: pathlib.Path, content: bytes) -> Iterator[Row]:
         text = content.decode('latin-1')
     for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
-            # A sentence may hold the sign itself.
+            # The sentence may contain @ too, so the last one separates the label.
             sentence, _, label = line.strip().rpartition('@')
             yield Row(f'{path} line {number}', {'sentence': sentence, 'label': label})

@@ -1,11 +1,11 @@
-"""How each dataset is scored by default, in each form.
+"""Default scoring rule of each public dataset, for each prompt form.
 
 UltraEval takes the option whose text has the largest log-probability, or the letter that is
-generated. It generates up to 300 tokens, unless the dataset says otherwise, and has no stop strings
-but for HumanEval, which it cuts at them. As it scores only the beginning of a text where the answer
-is a letter, and the number after the first '####' of GSM8K, stopping early there only saves time.
-GSM8K has 8 shots. UltraEval's settings for HumanEval could not be read; they, and those of datasets
-that it does not have, are chosen here.
+generated. It generates up to 300 tokens, unless the dataset says otherwise, and uses no stop
+strings except for HumanEval, whose programs it cuts at them. It scores only the beginning of a text
+where the answer is a letter, and the number after the first '####' for GSM8K, so stopping early
+there only saves time. GSM8K has 8 shots. UltraEval's settings for HumanEval could not be read.
+These settings, and those of datasets that UltraEval does not have, are our own choice.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _SCORING: dict[str, dict[str, Scoring]] = {
         'completion': GeneratedScoring('label', 'accuracy', label, stop=('\n',), max_new_tokens=32),
         'sectioned': _LETTER,
     },
-    # The next question would bring other numbers.
+    # Generation stops at the next question, which would contain other numbers.
     'gsm8k': dict.fromkeys(FORMS, _number(shots=8, stop=('\nQuestion:',), max_new_tokens=300)),
     **{
         # Most tokenizers need more tokens for other scripts than for English.
@@ -57,14 +57,19 @@ _SCORING: dict[str, dict[str, Scoring]] = {
 
 
 def default_scoring(name: str, form: str) -> Scoring:
-    """Return the scoring rule of a dataset in a prompt form.
+    """Return the default scoring rule of a dataset in a prompt form.
+
+    For example::
+
+        default_scoring('gsm8k', 'completion').shots  # 8
 
     Args:
         name: Name of the dataset.
         form: Name of the prompt form.
 
     Raises:
-        UserError: There is no such form, or the dataset is only trained on.
+        UserError: There is no such form, or the dataset has no scoring rule because it is only for
+            training.
     """
     if name not in _SCORING:
         raise unknown_name('dataset that is scored', name, _SCORING)
