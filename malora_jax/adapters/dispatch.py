@@ -79,7 +79,8 @@ def assign(selected_NE: jax.Array, top_k: int) -> tuple[Slots, jax.Array]:
     # Number of earlier tokens that use the same expert.
     rank_NE = jnp.cumsum(chosen_NE, axis=0, dtype=jnp.int32) - 1
     tiles_E = -(-(rank_NE[-1] + 1) // _TILE)
-    # Upper bound, because shapes must not depend on the routing: each expert has at most one partial tile.
+    # Upper bound, because shapes must not depend on the routing. Each expert has at most one
+    # partial tile.
     tiles = -(-tokens * top_k // _TILE) + num_experts
     end_E = jnp.cumsum(tiles_E)
     start_E = (end_E - tiles_E) * _TILE
