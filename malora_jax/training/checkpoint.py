@@ -36,7 +36,7 @@ class Best(NamedTuple):
 
     Attributes:
         step: Step of the checkpoint.
-        loss: Validation loss, in nats per token.
+        loss: Validation loss, in nats per token, averaged over tasks.
     """
 
     step: int
