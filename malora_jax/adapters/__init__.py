@@ -1,8 +1,9 @@
-"""Adapters: structures, routers, methods and low-rank experts.
+"""Adapters: mixtures of LoRA experts with top-k routing, and the methods built from them.
 
-Knows nothing of models, data or training. To read it with the paper open: `structures` (the
-experts), `initializers` (eq. (8) to (10)), `routers` (eq. (4) and the balance loss), `low_rank`
-(the update of a linear) and `methods` (the table of settings).
+This package does not depend on models, data or training. Modules in the order of the paper:
+`structures` (the experts), `initializers` (eq. (8) to (10)), `routers` (top-k routing, eq. (4), and
+the load-balancing loss), `low_rank` (the update of one linear layer) and `methods` (settings of
+each named method).
 """
 
 from malora_jax.adapters.config import AdapterConfig

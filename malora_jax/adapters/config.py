@@ -1,4 +1,4 @@
-"""AdapterConfig: a structure, a router and the settings that are independent of both."""
+"""Adapter configuration: structure of the experts, router, initialization and training options."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
 
 @dataclasses.dataclass(frozen=True)
 class Initialization:
-    """Settings of the initial values of the factors.
+    """Settings for the initialization of the low-rank factors.
 
     Attributes:
-        beta: β of eq. (9) and (10): balance between the shared S_A and the experts' own P_t.
-        identical: Whether the factors that experts have for themselves on the input's side start
-            from one draw ("same A_t" in Table 3); a control for other structures.
+        beta: β of eq. (9) and (10): S_A is multiplied by β and each expert's P_t is divided by it.
+        identical: Whether all experts start from the same values of their own down-projections or
+            cores ("same A_t" in Table 3). This is a control for methods that share factors.
     """
 
     beta: float = 1.0
@@ -33,24 +33,28 @@ class Initialization:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Settings of an adapter; `method` makes them from the name of a method.
+    """Configuration of an adapter: its experts, its router, and what both of them leave open.
+
+    Use `method` to create the configuration of a named method:
+
+        config = method('malora', rank=16, shared_rank=48)
 
     Attributes:
-        structure: Factors of the experts, and which of them are shared.
-        router: Its settings. They have no effect with a single expert, which every token uses.
-        alpha: α; the update is multiplied by α / rank.
+        structure: Low-rank factors of the experts, and which of them the experts share.
+        router: Settings of the top-k router. A single expert has no router: every token uses it.
+        alpha: LoRA's α. The update is multiplied by α / rank.
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA,
             Kalajdzievski 2023).
-        initialization: How the factors start.
-        dropout: Probability of dropping an input of the first factor in training.
-        frozen: Names of the leaves that do not train. With ('router',) the routing stays random: a
-            control.
-        targets: Names of the adapted linears, from `LINEARS`.
-        dispatch: Whether tokens are sorted by expert, as in the paper, instead of computing all
-            experts in rank space. The result is the same.
+        initialization: Settings for the initialization of the factors.
+        dropout: Dropout rate at the input of the first factor, in training only.
+        frozen: Names of the parameters that are not trained. With ('router',) the routing stays
+            random, which is a control experiment.
+        targets: Names of the adapted linear layers, from `LINEARS`.
+        dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
+            the paper. Otherwise all experts are computed in rank space. Both give the same result.
 
     Raises:
-        UserError: Settings that contradict each other.
+        UserError: A setting is out of range, unknown, or contradicts another setting.
     """
 
     structure: Structure
@@ -121,38 +125,44 @@ class AdapterConfig:
 
     @property
     def num_experts(self) -> int:
-        """E, experts per adapted linear."""
+        """Number of experts per adapted linear layer."""
         return self.structure.num_experts
 
     @property
     def has_router(self) -> bool:
-        """True if tokens are routed; a single expert is always chosen."""
+        """True if there are several experts, among which a router chooses."""
         return self.num_experts > 1
 
     @property
     def scale(self) -> float:
-        """Factor of the update: α / rank, or α / √rank."""
+        """Scale of the update: α / rank, or α / √rank if rank-stabilized."""
         rank = self.structure.rank
         return self.alpha / (rank**0.5 if self.rank_stabilized else rank)
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """Names of the leaves of an adapted linear."""
+        """Names of the adapter parameters of one linear layer, such as 'router' and 'up'."""
         one = Axis('', 1)
         return (*self.axes(one, one), *self.structure.extra)
 
     @property
     def _router_learns_from_balance(self) -> bool:
-        """True if the balance loss moves the router; with all experts chosen it is constant."""
+        """True if the load-balancing loss trains the router, or if the router is frozen.
+
+        The loss is constant, and has no gradient, if every token uses all experts.
+        """
         moves = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
         return moves or 'router' in self.frozen
 
     def axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of the router, if there is one, and of each factor.
+        """Return the axes of the router's weight, if there is a router, and of each factor.
 
         Args:
-            inputs: D.
-            outputs: F.
+            inputs: Input axis of the linear layer, size D.
+            outputs: Output axis of the linear layer, size F.
+
+        Returns:
+            Axes of each parameter, by its name.
         """
         factors = self.structure.leaves(inputs, outputs)
         if not self.has_router:
@@ -162,14 +172,18 @@ class AdapterConfig:
         return {'router': (seen, self.structure.experts)} | factors
 
     def start(self, key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-        """Draw the initial values of the leaves of one linear, float32.
+        """Initialize the adapter parameters of one linear layer.
 
-        The paper does not say how W_g starts: Kaiming-uniform, as a linear layer in its framework.
+        The paper does not specify the initialization of the router's weight W_g. It is
+        Kaiming-uniform here, the default of a linear layer in the paper's framework.
 
         Args:
             key: Random key.
-            inputs: D.
-            outputs: F.
+            inputs: Number of inputs of the linear layer, D.
+            outputs: Number of outputs of the linear layer, F.
+
+        Returns:
+            Float32 arrays by parameter name, without those in `structure.extra`.
         """
         router_key, key = jax.random.split(key)
         structure, initialization = self.structure, self.initialization

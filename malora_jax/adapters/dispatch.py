@@ -1,15 +1,17 @@
-"""The experts' update by dispatch: each token goes to its K experts and to no other.
+"""Token dispatch: each token is computed only by its top-k experts, as in FastMoE.
 
-As FastMoE (He et al. 2021) does it for the paper's times: token slots are sorted by expert, their
-vectors gathered, multiplied expert by expert, and summed for each token. The result is that of the
-products in rank space, which are faster if experts are of low rank; this is the reference.
+This is the algorithm behind the times in the paper (FastMoE, He et al. 2021). A token has K slots,
+one for each of its experts. Slots are sorted by expert; the input vectors are gathered in that
+order, multiplied with the weights of their expert, weighted by the gates, and summed for each
+token. `products` computes the same result for all experts in rank space, which is faster for
+experts of low rank. This module is the reference.
 
-Groups are padded to whole tiles, so that shapes do not depend on the routing and no token is ever
-dropped. A slot knows its token and a token its slots: both ways, and for both gradients, vectors
-are gathered, never scattered.
+The slots of each expert are padded to whole tiles. Shapes therefore do not depend on the routing,
+and no token is dropped. `Slots` maps positions to tokens and tokens to positions, so the forward
+and backward passes only gather vectors and never scatter them.
 
 Dimension letters: N tokens, K experts of a token, E experts, D inputs, S subspace, R rank, F
-outputs, M places (slots with the padding of their groups), I tiles, J places of a tile.
+outputs, M positions in the sorted order (slots and padding), I tiles, J positions of a tile.
 """
 
 from typing import NamedTuple
@@ -19,17 +21,17 @@ import jax.numpy as jnp
 
 from malora_jax.adapters.routers import Routing
 
-# Places of a tile: the experts' share of a batch is padded to a multiple of it.
+# Positions per tile. The slots of each expert are padded to a multiple of this number.
 _TILE = 128
 
 
 class Slots(NamedTuple):
-    """Places of the K · N token slots.
+    """Order of the N · K token slots, sorted by expert and padded to whole tiles.
 
     Attributes:
-        token: (M,) int32, the token in each place; N where there is none.
-        place: (N, K) int32, the places of each token.
-        expert: (I,) int32, the expert of each tile.
+        token: (M,) int32, index of the token at each position; N at padding.
+        place: (N, K) int32, positions of the slots of each token.
+        expert: (I,) int32, index of the expert of each tile.
     """
 
     token: jax.Array
@@ -40,14 +42,18 @@ class Slots(NamedTuple):
 def update(
     x_ND: jax.Array, routing: Routing, down_EDR: jax.Array, up_ERF: jax.Array, top_k: int
 ) -> jax.Array:
-    """Return Σ_t G_t B_t A_t x over the chosen experts, (N, F).
+    """Return Σ_t G_t B_t A_t x over the top-k experts of each token.
 
     Args:
-        x_ND: Input of the experts: that of the linear after dropout, or S_A times that.
+        x_ND: Input of the experts, (N, D): the input of the linear layer after dropout, or (N, S),
+            that input times the shared S_A.
         routing: Decisions of the router, with exactly K experts for each token.
-        down_EDR: A_t, or P_t where S_A comes first.
-        up_ERF: B_t.
-        top_k: K.
+        down_EDR: Down-projections A_t, (E, D, R), or cores P_t, (E, S, R), if S_A is shared.
+        up_ERF: Up-projections B_t, (E, R, F).
+        top_k: Number of experts of each token, K.
+
+    Returns:
+        (N, F) in the dtype of x.
     """
     slots, expert_NK = assign(routing.selected, top_k)
     hidden_MR = _product(_spread(x_ND, slots), down_EDR.astype(x_ND.dtype), slots)
@@ -58,14 +64,24 @@ def update(
 
 
 def assign(selected_NE: jax.Array, top_k: int) -> tuple[Slots, jax.Array]:
-    """The slots of all tokens, and (N, K) int32: the experts of each, in rising order."""
+    """Sort the token slots by expert.
+
+    Args:
+        selected_NE: (N, E), 1 for the experts of each token, else 0.
+        top_k: Number of experts of each token, K.
+
+    Returns:
+        The sorted slots, and the experts of each token in ascending order, (N, K) int32.
+    """
     tokens, num_experts = selected_NE.shape
     chosen_NE = selected_NE > 0
     expert_NK = jnp.argsort(~chosen_NE, axis=1, stable=True)[:, :top_k].astype(jnp.int32)
-    # How many tokens before it took the same expert.
+    # Number of earlier tokens that use the same expert.
     rank_NE = jnp.cumsum(chosen_NE, axis=0, dtype=jnp.int32) - 1
     tiles_E = -(-(rank_NE[-1] + 1) // _TILE)
-    tiles = -(-tokens * top_k // _TILE) + num_experts  # The most that there can be.
+    # Upper bound, because shapes must not depend on the routing. Each expert has at most one
+    # partial tile.
+    tiles = -(-tokens * top_k // _TILE) + num_experts
     end_E = jnp.cumsum(tiles_E)
     start_E = (end_E - tiles_E) * _TILE
     place_NK = jnp.take_along_axis(rank_NE, expert_NK, axis=1) + start_E[expert_NK]
@@ -77,9 +93,10 @@ def assign(selected_NE: jax.Array, top_k: int) -> tuple[Slots, jax.Array]:
 
 
 def _product(x_MD: jax.Array, weights_EDF: jax.Array, slots: Slots) -> jax.Array:
-    """A product of each tile with a copy of its expert's weights, all in one: (M, F).
+    """Multiply each tile with the weights of its expert, in one batched product, (M, F).
 
-    Faster on a CPU, and by the TPU compiler's estimate, than `ragged_dot` or tile after tile.
+    The weights are copied for each tile. This is faster than `ragged_dot` or a loop over tiles, as
+    measured on CPU and as estimated by the TPU compiler.
     """
     x_IJD = x_MD.reshape(-1, _TILE, x_MD.shape[-1])
     out_IJF = jnp.einsum('IJD,IDF->IJF', x_IJD, weights_EDF[slots.expert])
@@ -88,19 +105,19 @@ def _product(x_MD: jax.Array, weights_EDF: jax.Array, slots: Slots) -> jax.Array
 
 @jax.custom_vjp
 def _spread(x_ND: jax.Array, slots: Slots) -> jax.Array:
-    """The token's vector in each place, zeros where there is none: (M, D)."""
+    """Gather the vector of the token at each position, (M, D); zeros at padding."""
     return x_ND.at[slots.token].get(mode='fill', fill_value=0)
 
 
 @jax.custom_vjp
 def _collect(y_MF: jax.Array, slots: Slots) -> jax.Array:
-    """The sum of each token's places: (N, F); the transpose of `_spread`."""
+    """Sum the vectors at the positions of each token, (N, F); the transpose of `_spread`."""
     first, *others = (y_MF[place_N] for place_N in slots.place.T)
     return sum(others, start=first)
 
 
 def _spread_gates(gate_NK: jax.Array, slots: Slots) -> jax.Array:
-    """The gate of each place, zero where there is none: (M,)."""
+    """Return the gate at each position, (M,); zero at padding."""
     return jnp.zeros(slots.token.shape, gate_NK.dtype).at[slots.place].set(gate_NK)
 
 

@@ -1,4 +1,4 @@
-"""LowRankExperts: the update scale · Δ(x) of one adapted linear, for every structure and router."""
+"""Flax module of the low-rank experts that adapt one linear layer, for every structure."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ Leaves = Mapping[str, jax.Array]
 
 
 class FirstProducts(NamedTuple):
-    """The products of an adapter that contract the input of its linear.
+    """Router logits and down-projected input of one adapter.
 
     Attributes:
-        logits: (N, E) float32, of the router; None if there is none.
-        first: (N, Q), the input after dropout times the first factor: S_A x, or A_t x of all
-            experts side by side.
-        dropped: (N, D), the input after dropout.
+        logits: (N, E) float32, logits of the router; None without a router.
+        first: (N, Q), input after dropout times the first factor: S_A x, or A_t x of all experts
+            concatenated.
+        dropped: (N, D), input after dropout.
     """
 
     logits: jax.Array | None
@@ -35,13 +35,16 @@ class FirstProducts(NamedTuple):
 def first_products(
     config: AdapterConfig, x_ND: jax.Array, dropped_ND: jax.Array, leaves: Sequence[Leaves]
 ) -> list[FirstProducts]:
-    """Compute the first products of all adapters with one input, such as those of q, k and v.
+    """Compute the first products of all adapters that share one input, such as q, k and v.
 
     Args:
-        config: Settings of the adapters.
-        x_ND: Input of the linears.
-        dropped_ND: The same after dropout.
-        leaves: Leaves of each adapter.
+        config: Adapter configuration.
+        x_ND: (N, D), input of the linear layers.
+        dropped_ND: (N, D), the same input after dropout.
+        leaves: Parameters of each adapter, by name.
+
+    Returns:
+        The first products of each adapter, in the order of `leaves`.
     """
     structure, x_dtype = config.structure, x_ND.dtype
     weights = [structure.first(each).astype(x_dtype) for each in leaves]
@@ -65,16 +68,22 @@ def first_products(
 
 
 class LowRankExperts(nn.Module):
-    """A router and low-rank experts that adapt one linear with D inputs and F outputs.
+    """A mixture of low-rank experts with a router, for one linear layer of D inputs and F outputs.
 
-    The leaves are float32, in collection `adapter`, or in `adapter_frozen` if `config.frozen` names
-    them: `router` with more than one expert, (D, E) or (Q, E) for the router's input, and the
-    factors of `config.structure`.
+    The module computes the update scale · Δ(x) that is added to the output of the frozen layer:
+
+        experts = LowRankExperts(method('malora'), features=4096)
+        variables = experts.init(jax.random.key(0), x)  # x: (..., D)
+        update = experts.apply(variables, x)  # (..., 4096)
+
+    Parameters are float32. They are the factors of `config.structure` and, with several experts,
+    `router`, (D, E), or (Q, E) if the router reads the down-projected input. They are in collection
+    `adapter`, or in `adapter_frozen` if `config.frozen` names them.
 
     Attributes:
-        config: Settings of the adapter.
-        features: F, the outputs of the linear.
-        axes: Logical axis names of the linear's inputs and outputs.
+        config: Adapter configuration.
+        features: Number of outputs of the linear layer, F.
+        axes: Logical axis names of the inputs and outputs of the linear layer.
     """
 
     config: AdapterConfig
@@ -87,18 +96,21 @@ class LowRankExperts(nn.Module):
         dropped: jax.Array | None = None,
         groups: jax.Array | None = None,
     ) -> jax.Array:
-        """Compute scale · Δ(x) if no other linear has the same input.
+        """Return scale · Δ(x).
+
+        For linear layers that share their input, `first_products` and `update` are faster.
 
         Args:
-            x: (..., D), the input of the linear.
+            x: (..., D), input of the linear layer.
             dropped: (..., D), the same input after dropout, for the first factor; x by default.
-            groups: See `update`, with N the product of x's leading axes.
+            groups: (N, G) float32, group of each token as in `update`, where N is the product of
+                the leading axes of x.
 
         Returns:
             (..., F) in the dtype of x.
 
         Raises:
-            UserError: The subspace has more dimensions than the input.
+            UserError: The shared subspace has more dimensions than the input.
         """
         x_ND = x.reshape(-1, x.shape[-1])
         dropped_ND = x_ND if dropped is None else dropped.reshape(x_ND.shape)
@@ -113,16 +125,17 @@ class LowRankExperts(nn.Module):
         groups_NG: jax.Array | None,
         scale: jax.Array | None = None,
     ) -> jax.Array:
-        """Compute scale · Δ(x), (N, F) in the dtype of the input.
-
-        The router is applied here, and the structure gets its gates.
+        """Route the tokens, and return scale · Δ(x).
 
         Args:
-            found: First products of the input and these leaves.
-            leaves: See `leaves`.
-            groups_NG: float32, one-hot group (task) of each token, zero for padding. If given,
-                `RoutingSums` are sown in collection `routing`, under the name `sums`.
-            scale: Factor of the update, () float32; that of the config by default.
+            found: First products of the input and these parameters.
+            leaves: Parameters by name, as the method `leaves` returns them.
+            groups_NG: (N, G) float32, one-hot group (task) of each token; zeros for padding. If
+                given, `RoutingSums` are sown in collection `routing` under the name `sums`.
+            scale: () float32, scale of the update; `config.scale` by default.
+
+        Returns:
+            (N, F) in the dtype of the input.
         """
         scale = jnp.asarray(self.config.scale if scale is None else scale, found.first.dtype)
         structure, gates_NE = self.config.structure, None
@@ -138,7 +151,8 @@ class LowRankExperts(nn.Module):
     ) -> jax.Array:
         structure = self.config.structure
         first, second = structure.dispatched
-        # The paper's saving: S dimensions of a token are dispatched, not D.
+        # As in the paper, a shared S_A is applied before dispatch, which then moves S numbers per
+        # token instead of D.
         inputs = found.dropped if first == structure.factors[0] else found.first
         return dispatch.update(
             inputs, routing, leaves[first], leaves[second], self.config.router.top_k
@@ -146,13 +160,16 @@ class LowRankExperts(nn.Module):
 
     @nn.compact
     def leaves(self, inputs: int) -> dict[str, jax.Array]:
-        """Return the router, if there is one, and the factors, by name.
+        """Create or read the parameters: the router, if there is one, and the factors.
 
         Args:
-            inputs: D.
+            inputs: Number of inputs of the linear layer, D.
+
+        Returns:
+            Float32 parameters by name.
 
         Raises:
-            UserError: The subspace has more dimensions than the input.
+            UserError: The shared subspace has more dimensions than the input.
         """
         config, structure, (in_axis, out_axis) = self.config, self.config.structure, self.axes
         if structure.is_subspace_of_inputs and structure.subspace_rank > inputs:

@@ -1,4 +1,4 @@
-"""DoRA's magnitude: trained lengths for the columns of an adapted weight."""
+"""DoRA's magnitude vector: trained lengths of the columns of an adapted weight."""
 
 from typing import cast
 
@@ -13,16 +13,27 @@ from malora_jax.adapters.config import AdapterConfig
 class Magnitude(nn.Module):
     """The factor m / ‖W + scale · B A‖_c of each output (DoRA, Liu et al. 2024, eq. (5)).
 
-    Leaf `magnitude` (F,), float32, in `adapter` or `adapter_frozen`; it starts at the lengths of
-    the kernel's columns, where the factor is 1. Reads `down` and `up` of the `LowRankExperts`
-    whose scope it shares (`nn.share_scope`), which must have been called before.
+    The parameter `magnitude`, (F,) float32, is in collection `adapter` or `adapter_frozen`. It
+    starts as the column lengths of the kernel, so all factors start at 1. The module reads `down`
+    and `up` of a `LowRankExperts` module in the same scope, which must be called first:
 
-    The lengths carry no gradient (section 4.3 of the DoRA paper: treating them as constants saves
-    memory and costs no accuracy).
+        def setup(self):
+            config = method('dora')
+            self.experts = LowRankExperts(config, features=4096)
+            self.magnitude = Magnitude(config, 'mlp')
+            nn.share_scope(self, self.experts)
+            nn.share_scope(self, self.magnitude)
+
+        def __call__(self, x_ND, kernel_DF):
+            y_NF = x_ND @ kernel_DF + self.experts(x_ND)
+            return y_NF * self.magnitude(kernel_DF)
+
+    The lengths have no gradient. According to section 4.3 of the DoRA paper, treating them as
+    constants saves memory and costs no accuracy.
 
     Attributes:
-        config: Settings of the adapter.
-        axis: Logical axis name of the linear's outputs.
+        config: Adapter configuration.
+        axis: Logical axis name of the outputs of the linear layer.
     """
 
     config: AdapterConfig
@@ -30,11 +41,11 @@ class Magnitude(nn.Module):
 
     @nn.compact
     def __call__(self, kernel_DF: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Return the factors, (F,) float32.
+        """Return the factor of each output, (F,) float32.
 
         Args:
-            kernel_DF: W.
-            scale: Factor of B A, () float32; that of the config by default.
+            kernel_DF: (D, F), frozen kernel W of the linear layer, dequantized.
+            scale: () float32, scale of B A; `config.scale` by default.
         """
         down_DR, up_RF = (self._factor(name)[0] for name in self.config.structure.factors)
         lengths_F = jax.lax.stop_gradient(
@@ -42,7 +53,8 @@ class Magnitude(nn.Module):
                 kernel_DF, down_DR, up_RF, self.config.scale if scale is None else scale
             )
         )
-        # Saved for the backward pass: they cost a product of the kernel's size.
+        # Saved under this name, because recomputing the lengths in the backward pass would cost a
+        # matrix product with the whole kernel.
         lengths_F = checkpoint_name(lengths_F, 'lengths')
         (name,) = self.config.structure.extra
         boxed = nn.with_logical_partitioning(lambda: lengths_F, (self.axis,))

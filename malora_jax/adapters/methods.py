@@ -1,4 +1,4 @@
-"""Methods: their settings as rows of a table, and the flat form that configs and files have."""
+"""Named methods, such as LoRA and MALoRA, and the flat adapter settings of config files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from malora_jax.adapters.config import TARGETS, AdapterConfig, Initialization
 from malora_jax.adapters.routers import Router
 from malora_jax.adapters.structures import Heads, Structure, SubspaceStructure, require
 
-# Structures with a subspace of `shared_rank` dimensions, by `AdapterSettings.subspace`.
+# Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
 SUBSPACES: dict[str, type[SubspaceStructure] | type[Heads]] = {
     'down': structures.SharedDown,
     'own': structures.IndependentSubspaces,
@@ -21,36 +21,45 @@ SUBSPACES: dict[str, type[SubspaceStructure] | type[Heads]] = {
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """The settings of an adapter as fields of a config, `config.adapter`, and of stored files.
+    """Flat adapter settings: the section `adapter` of a config, and of stored files.
+
+    `build` turns them into an `AdapterConfig`:
+
+        adapter = AdapterSettings(num_experts=8, top_k=2, rank=8, alpha=16.0).build()
 
     Attributes:
-        num_experts: N, experts per adapted linear. One expert has no router.
-        top_k: K, the number of active experts per token.
+        num_experts: Number of experts per adapted linear layer, N. One expert has no router.
+        top_k: Number of active experts per token, K.
         rank: Rank of one expert (r; r̄ for MALoRA).
-        alpha: α; the update is multiplied by α / rank.
-        shared_rank: d, dimensions of the subspace of a linear. 0 means that there is none: each
-            expert has its own down-projection and up-projection, and no core.
-        subspace: Which subspace there is. 'down': S_A, shared by all experts, with one core P_t
-            each (MALoRA). 'own': each expert has d / N dimensions and a core ("w/o shared S_A").
-            'up': S_B, shared on the output's side ("decomposing B_t"). 'heads': A is shared and
-            there are no cores (HydraLoRA).
+        alpha: LoRA's α. The update is multiplied by α / rank.
+        shared_rank: Dimensions of the subspace of a linear layer, d. With 0, each expert has its
+            own down-projection and up-projection, and no core.
+        subspace: Kind of subspace. 'down': all experts share S_A, and each has a core P_t (MALoRA).
+            'own': each expert has a subspace of d / N dimensions and a core ("w/o shared S_A").
+            'up': all experts share S_B on the output side ("decomposing B_t"). 'heads': all experts
+            share A, without cores (HydraLoRA).
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
-        magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); for a
-            single expert.
-        beta: See `Initialization`.
-        identical_start: See `Initialization.identical`.
-        dropout: Probability of dropping an input of the first factor in training.
-        balance_weight: Coefficient of the balance loss.
-        renormalize: Whether the K kept gates are scaled to sum to one. The paper does not do so.
-        equal_gates: Whether the K chosen experts count 1/K each, whatever their probabilities: a
-            control (ReMix, 2603.10160). The router then learns from the balance loss alone.
-        frozen: Names of the leaves that do not train.
-        targets: Names of the adapted linears.
-        dispatch: Whether tokens are sorted by expert, as in the paper.
-        router_input: Input of the router, see `routers.INPUTS`.
+        magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
+            for a single expert.
+        beta: β of eq. (9) and (10). S_A starts multiplied by β, each P_t divided by it.
+        identical_start: Whether all experts start from the same values of their own
+            down-projections or cores ("same A_t" in Table 3).
+        dropout: Dropout rate at the input of the first factor, in training only.
+        balance_weight: Coefficient of the load-balancing loss.
+        renormalize: Whether the gates of the top-k experts are scaled to sum to one. The paper does
+            not scale them.
+        equal_gates: Whether the top-k experts get gates of 1/K each, whatever their probabilities.
+            The router then learns from the load-balancing loss alone. This is a control (ReMix,
+            arXiv 2603.10160).
+        frozen: Names of the parameters that are not trained.
+        targets: Names of the adapted linear layers.
+        dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
+            the paper. Otherwise all experts are computed in rank space.
+        router_input: Input of the router: 'x', the input of the linear layer, or 'first', that
+            input times the first factor, which all experts must share.
 
     Raises:
-        UserError: A value of another type.
+        UserError: A value has the wrong type.
     """
 
     num_experts: int
@@ -76,10 +85,10 @@ class AdapterSettings:
         errors.check_types('adapter', self)
 
     def build(self) -> AdapterConfig:
-        """Compose the adapter.
+        """Return the adapter configuration with these settings.
 
         Raises:
-            UserError: A field is out of its range, or contradicts another.
+            UserError: A field is unknown, out of range, or contradicts another field.
         """
         require(
             not (self.renormalize and self.equal_gates),
@@ -129,7 +138,7 @@ class AdapterSettings:
 
 
 def settings_of(adapter: AdapterConfig) -> AdapterSettings:
-    """Return the flat settings from which `AdapterSettings.build` makes an adapter."""
+    """Return the flat settings of an adapter, the inverse of `AdapterSettings.build`."""
     structure, router = adapter.structure, adapter.router
     subspaces: dict[type[Structure], str] = {kind: name for name, kind in SUBSPACES.items()}
     return AdapterSettings(
@@ -155,27 +164,38 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
 
 
 def stored_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of `AdapterSettings` from a file that an earlier version may have written.
+    """Migrate stored fields of `AdapterSettings` to the current format.
 
     Args:
-        fields: Values by field. Before format 2 of `config.json`, `dispatch` was the name of the
-            product that dispatch used, or '' without dispatch.
+        fields: Values by field. Before format 2 of `config.json`, `dispatch` was a string: the name
+            of the matrix product that dispatch used, or '' without dispatch.
+
+    Returns:
+        Values by field, with a bool for `dispatch`.
     """
     dispatch = fields.get('dispatch')
     return {**fields, 'dispatch': bool(dispatch)} if isinstance(dispatch, str) else {**fields}
 
 
 def changed(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
-    """Return an adapter with other values of some fields of `AdapterSettings`."""
+    """Return an adapter with some settings replaced.
+
+    Args:
+        adapter: Adapter configuration.
+        **overrides: New values of fields of `AdapterSettings`.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another field.
+    """
     return dataclasses.replace(settings_of(adapter), **overrides).build()
 
 
 _EIGHT = dict(num_experts=8, top_k=2)
-# Without a choice of experts, loads are equal and a balance loss would be constant.
+# If every token uses all experts, their loads are equal and the load-balancing loss is constant.
 _DENSE = dict(num_experts=8, top_k=8, balance_weight=0.0)
 
-# Tables 8 and 9 of the paper, then the ablations of Table 3. α is 2 · rank in every row; where the
-# paper does not say, too.
+# Settings by method: Tables 8 and 9 of the paper, then the ablations of Table 3. α is 2 · rank in
+# every row of the tables, so `method` also uses it where the paper does not give α.
 METHODS: dict[str, dict[str, Any]] = {
     'lora': dict(num_experts=1, top_k=1, rank=64),
     'dora': dict(num_experts=1, top_k=1, rank=64, magnitude=True),
@@ -191,22 +211,30 @@ METHODS: dict[str, dict[str, Any]] = {
     'malora_unshared': dict(_EIGHT, rank=12, shared_rank=32, subspace='own'),
     'malora_fixed_core': dict(_EIGHT, rank=12, shared_rank=32, frozen=('core',)),
     'malora_shared_up': dict(_EIGHT, rank=12, shared_rank=32, subspace='up'),
-    # Not in the paper. HydraLoRA's own script has 4 heads of rank 4; these are MALoRA's number and
-    # rank.
+    # Not in the paper. HydraLoRA's own script has 4 heads of rank 4. For comparability, this row
+    # has MALoRA's number of experts and rank.
     'hydralora': dict(_DENSE, rank=12, shared_rank=12, subspace='heads'),
-    # The same as molora and malora, computed as the paper does.
+    # The methods molora and malora with token dispatch, as in the paper.
     'molora_dispatch': dict(_EIGHT, rank=8, dispatch=True),
     'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch=True),
 }
 
 
 def method(name: str, **overrides: Any) -> AdapterConfig:
-    """Return the settings of a named method, with overrides by field of `AdapterSettings`.
+    """Return the adapter configuration of a named method.
 
-    If `rank` is given and `alpha` is not, α stays twice the rank, as in the paper's tables.
+    For example, MALoRA with other ranks:
+
+        config = method('malora', rank=16, shared_rank=48)
+
+    Args:
+        name: Name of the method, from `METHODS`.
+        **overrides: Values of fields of `AdapterSettings` that differ from the method's. Without
+            `alpha`, α is twice the rank, as in the paper's tables.
 
     Raises:
-        UserError: There is no such method or field, or a value is out of range.
+        UserError: The method or a field is unknown, or a value has the wrong type, is out of range,
+            or contradicts another field.
     """
     if name not in METHODS:
         raise errors.unknown_name('method', name, METHODS)
@@ -216,6 +244,6 @@ def method(name: str, **overrides: Any) -> AdapterConfig:
             raise errors.unknown_name('adapter field', key, fields)
     settings = METHODS[name] | overrides
     rank = settings['rank']
-    # A rank that is no number is refused with the other fields.
+    # If the rank is not an integer, the type check of `AdapterSettings` raises the error.
     alpha = 2.0 * rank if isinstance(rank, int) else 1.0
     return AdapterSettings(**{'alpha': alpha, **settings}).build()

@@ -1,11 +1,11 @@
-"""Matrix products of stacked low-rank experts.
+"""Matrix products in rank space: all low-rank experts, stacked along the rank axis.
 
-With all experts stacked along the rank axis, Σ_t G_t(x) B_t h_t(x) is one matrix product, static
-in shape and free of sorting, gathering and dispatch; the activations of experts that were not
-chosen are multiplied by zero.
+With stacked experts, Σ_t G_t(x) B_t h_t(x) is one matrix product. Its shapes are static, and it
+needs no sorting, gathering or token dispatch. The activations of experts outside the top k are
+multiplied by a gate of zero.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, I inputs of an
-expert's own factor, P = E · R stacked ranks, Q columns of a first factor.
+expert's own factor, P = E · R stacked ranks, Q columns of the first factor.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,21 @@ def joint(
     axis: str,
     precision: jax.lax.Precision | None = None,
 ) -> list[jax.Array]:
-    """Multiply one input with several matrices, (D, Q) each, in a single product.
+    """Multiply one input with several narrow matrices in a single product.
 
-    Each alone has few columns, and takes about as long as all of them together: the time is that
-    of reading the input, and of writing its gradient.
+    A product with one narrow matrix takes about as long as the joint product, because reading the
+    input and writing its gradient dominate.
 
     Args:
-        x_ND: The input.
-        weights: The matrices, all of one shape.
-        name: Name under which `saved` marks the products.
-        axis: Logical name of the columns. If they are split over devices, the products are made
-            one by one, because concatenated matrices would have to be moved between devices.
+        x_ND: (N, D), input.
+        weights: Matrices, (D, Q) each.
+        name: Name of the products for rematerialization, as in `saved`.
+        axis: Logical axis name of the columns. If this axis is sharded, each matrix gets a product
+            of its own, because concatenation would move data between devices.
         precision: Precision of the product.
+
+    Returns:
+        One product for each matrix, (N, Q).
     """
 
     def product(weight_DQ: jax.Array) -> jax.Array:
@@ -47,24 +50,37 @@ def joint(
 
 
 def saved(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:
-    """Mark activations as saved for the backward pass; they are small compared with their inputs.
+    """Mark activations to be saved for the backward pass under rematerialization.
 
-    If the inputs are split over devices, this is also where their partial sums are added: before
-    any gate, and before a softmax, which must not see parts of the logits.
+    Activations in rank space are small compared with their inputs. If the inputs are sharded over
+    devices, the sharding constraint here also adds up the partial sums: before gating, and before
+    the router's softmax, which needs complete logits.
+
+    Args:
+        hidden: (N, Q), activations.
+        axis: Logical axis name of the columns.
+        name: Name that a rematerialization policy refers to, 'rank' or 'router'.
     """
     return checkpoint_name(rules.constrain(hidden, 'rows', axis), name)
 
 
 def stack_ranks(weights_EIR: jax.Array) -> jax.Array:
-    """Place the matrices of all experts side by side: (E, I, R) to (I, P)."""
+    """Concatenate the matrices of all experts along the rank axis: (E, I, R) to (I, P)."""
     return weights_EIR.swapaxes(0, 1).reshape(weights_EIR.shape[1], -1)
 
 
 def gate(hidden_NP: jax.Array, gates_NE: jax.Array) -> jax.Array:
-    """Multiply each expert's R activations by its gate.
+    """Multiply the R activations of each expert by its gate.
 
-    The gates are widened to (N, P) by a constant matrix of zeros and ones: reshaping the
-    activations to (N, E, R) instead is a costly relayout on accelerators.
+    A product with a constant matrix of zeros and ones repeats the gates to (N, P). The alternative,
+    reshaping the activations to (N, E, R), is a costly change of layout on accelerators.
+
+    Args:
+        hidden_NP: (N, P), activations of all experts.
+        gates_NE: (N, E), gates.
+
+    Returns:
+        (N, P) in the dtype of the activations.
     """
     num_experts = gates_NE.shape[-1]
     rank = hidden_NP.shape[-1] // num_experts
@@ -74,17 +90,32 @@ def gate(hidden_NP: jax.Array, gates_NE: jax.Array) -> jax.Array:
 
 
 def sum_of_experts(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
-    """Multiply each expert's activations with its own matrix, and add up: (N, F)."""
+    """Multiply the activations of each expert with its own matrix, and sum over experts.
+
+    Args:
+        hidden_NP: (N, P), gated activations of all experts.
+        weights_ERF: (E, R, F), matrix of each expert.
+
+    Returns:
+        (N, F) in the dtype of the activations.
+    """
     return hidden_NP @ weights_ERF.reshape(-1, weights_ERF.shape[-1]).astype(hidden_NP.dtype)
 
 
 def column_lengths(
     kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float | jax.Array
 ) -> jax.Array:
-    """Return the lengths of the columns of W + scale · B A, one per output: (F,) float32.
+    """Return the lengths of the columns of W + scale · B A, one per output, (F,) float32.
 
-    ‖w + s A b‖² = ‖w‖² + 2 s b · Aᵀ w + s² b · Aᵀ A b, so that no matrix of the kernel's size is
-    made. Lengths are at least 1e-6, because a column of zeros has no direction.
+    The expansion ‖w + s A b‖² = ‖w‖² + 2 s b · Aᵀ w + s² b · Aᵀ A b avoids a temporary matrix of
+    the size of the kernel. Lengths are at least 1e-6, so that a column of zeros can be divided by
+    its length.
+
+    Args:
+        kernel_DF: (D, F), frozen kernel W.
+        down_DR: (D, R) float32, A transposed.
+        up_RF: (R, F) float32, B transposed.
+        scale: Scale of the update.
     """
     highest = jax.lax.Precision.HIGHEST
     kernel_DF = kernel_DF.astype(jnp.float32)

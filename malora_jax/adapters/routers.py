@@ -1,4 +1,4 @@
-"""The top-k softmax router, eq. (4): settings, gates, balance loss and statistics.
+"""Top-k softmax routing, eq. (4): settings, gates, load-balancing loss and routing statistics.
 
 Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leading axes (layers).
 """
@@ -11,24 +11,28 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 
-# Inputs of a router: 'x', the input of the linear before dropout; or 'first', the input after
+# Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
 # dropout times the first factor, such as S_A drop(x). `low_rank.first_products` computes the logits
-# from it, and `AdapterConfig` requires that all experts share the first factor for 'first'.
+# from this input. `AdapterConfig` permits 'first' only if all experts share the first factor.
 INPUTS = ('x', 'first')
-# Gates of the chosen experts: their probabilities, as in the paper; these scaled to sum to one; or
-# 1/K each without a gradient, so that the router learns from the balance loss alone.
+# Gates of the top-k experts: 'softmax', their probabilities, as in the paper; 'renormalized', these
+# probabilities scaled to sum to one; 'equal', 1/K each without a gradient, so that the router
+# learns from the load-balancing loss alone.
 GATES = ('softmax', 'renormalized', 'equal')
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """Settings of a router: its input, its gates, and how it is balanced.
+    """Settings of a top-k router.
 
     Attributes:
-        top_k: K, the number of active experts per token.
-        input: One of `INPUTS`.
-        gates: One of `GATES`.
-        balance_weight: Coefficient of the balance loss; 0.01 in the paper's tables.
+        top_k: Number of active experts per token, K.
+        input: Input of the router, from `INPUTS`.
+        gates: Definition of the gates, from `GATES`.
+        balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
+
+    Raises:
+        UserError: A setting is unknown or out of range.
     """
 
     top_k: int = 1
@@ -54,11 +58,22 @@ class Router:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
 
     def sum_to_one(self, num_experts: int) -> bool:
-        """Return whether the gates of every token sum to one."""
+        """Return whether the gates of every token sum to one.
+
+        Args:
+            num_experts: Number of experts of the layer, E.
+        """
         return self.gates != 'softmax' or self.top_k == num_experts
 
     def route(self, logits_NE: jax.Array) -> 'Routing':
-        """Return G(x) = TopK(Softmax(W_g x)), eq. (4), of float32 logits W_g x."""
+        """Choose the top-k experts of each token: G(x) = TopK(Softmax(W_g x)), eq. (4).
+
+        Args:
+            logits_NE: (N, E) float32, logits W_g x.
+
+        Returns:
+            Gates, probabilities and selected experts of each token.
+        """
         probabilities_NE = jax.nn.softmax(logits_NE, axis=-1)
         selected_NE = top_k_mask(jax.lax.stop_gradient(probabilities_NE), self.top_k)
         gates_NE = probabilities_NE * selected_NE
@@ -70,12 +85,12 @@ class Router:
 
 
 class Routing(NamedTuple):
-    """The decisions of a router for N tokens; all (N, E), float32.
+    """Decisions of a router for N tokens.
 
     Attributes:
-        gates: Weight of each expert, zero for those that were not chosen.
-        probabilities: Softmax over all experts.
-        selected: 1 for the chosen experts, exactly K per token; carries no gradient.
+        gates: (N, E) float32, weight of each expert; zero outside the top k.
+        probabilities: (N, E) float32, softmax over all experts.
+        selected: (N, E) float32, 1 for the top-k experts of each token, else 0; no gradient.
     """
 
     gates: jax.Array
@@ -84,10 +99,10 @@ class Routing(NamedTuple):
 
 
 class RoutingSums(NamedTuple):
-    """Sums over tokens from which the balance loss and the statistics of a router are computed.
+    """Sums over tokens that determine the load-balancing loss and the routing statistics.
 
     Attributes:
-        load: (..., G, E), token slots that each group of tokens gave to each expert.
+        load: (..., G, E), number of tokens of each group that were routed to each expert.
         probability: (..., G, E), router probabilities summed over the tokens of each group.
         gate: (..., G, E), gates summed over the tokens of each group.
     """
@@ -98,10 +113,17 @@ class RoutingSums(NamedTuple):
 
 
 def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
-    """Return 1 for the `top_k` largest scores of each row, else 0.
+    """Return a mask of the K largest scores of each row.
 
-    There are exactly `top_k` ones; if scores are equal, the lower index wins. K passes of arg-max
-    fuse into one elementwise kernel, which a sort would not.
+    Each row has exactly K ones; among equal scores, those with lower indices win. The K passes of
+    arg-max fuse into one elementwise kernel, unlike a sort.
+
+    Args:
+        scores_NE: (N, E), scores.
+        top_k: Number of ones per row, K.
+
+    Returns:
+        (N, E) in the dtype of the scores: 1 for the K largest scores, else 0.
     """
     if top_k == scores_NE.shape[-1]:
         return jnp.ones_like(scores_NE)
@@ -113,11 +135,12 @@ def top_k_mask(scores_NE: jax.Array, top_k: int) -> jax.Array:
 
 
 def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
-    """Sum the decisions over the tokens of each group.
+    """Sum the router's decisions over the tokens of each group.
 
     Args:
         routing: Decisions for N tokens.
-        groups_NG: float32, one-hot; a token whose row is zero (padding) counts nowhere.
+        groups_NG: (N, G) float32, one-hot group of each token; zeros for padding, which is not
+            counted.
     """
 
     def sums(values_NE: jax.Array) -> jax.Array:
@@ -127,13 +150,14 @@ def sum_by_group(routing: Routing, groups_NG: jax.Array) -> RoutingSums:
 
 
 def balance_loss(sums: RoutingSums) -> jax.Array:
-    """Return E · Σ_t f_t p_t of each router, the Switch/GShard auxiliary loss; 1 if balanced.
+    """Return the load-balancing loss of each router, E · Σ_t f_t p_t; 1 if balanced.
 
-    f_t is the share of token slots routed to expert t, p_t the mean router probability of
-    expert t. Shares of slots, not of tokens: counting tokens would make the balanced value K.
+    This is the auxiliary loss of GShard and Switch Transformer. f_t is the share of the N · K
+    routing assignments that go to expert t; p_t is the mean router probability of expert t. A share
+    of the N tokens instead would give K if balanced.
 
     Args:
-        sums: Leaves of shape (L..., G, E).
+        sums: Sums of shape (L..., G, E).
 
     Returns:
         (L...,) float32.
@@ -144,12 +168,26 @@ def balance_loss(sums: RoutingSums) -> jax.Array:
 
 
 def expert_load(sums: RoutingSums) -> jax.Array:
-    """Return f, the share of token slots of each expert: (L..., E), rows sum to one."""
+    """Return the load of each expert: its share of all routing assignments.
+
+    Args:
+        sums: Sums of shape (L..., G, E).
+
+    Returns:
+        (L..., E) float32; each row sums to one, or is zero if there are no tokens.
+    """
     return _shares(sums.load.sum(axis=-2))
 
 
 def effective_experts(load_LE: jax.Array) -> jax.Array:
-    """Return exp(entropy) of expert loads: E if balanced, 1 if one expert gets everything."""
+    """Return the effective number of experts, the exponential of the entropy of their loads.
+
+    Args:
+        load_LE: (L..., E), load of each expert, as `expert_load` returns it.
+
+    Returns:
+        (L...,): E if the load is balanced, 1 if one expert gets all tokens.
+    """
     return jnp.exp(-jax.scipy.special.xlogy(load_LE, load_LE).sum(axis=-1))
 
 

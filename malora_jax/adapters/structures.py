@@ -1,8 +1,8 @@
 """Structures: the low-rank factors of the experts, which of them are shared, and their products.
 
-One class per structure. With gates G_t of N experts, a structure computes Σ_t G_t(x) E_t x:
+Each structure is a class. With the gates G_t of the experts, it computes Σ_t G_t(x) E_t x:
 
-| class                  | expert E_t  | leaves, from input to output  | methods           |
+| class                  | expert E_t  | parameters, input to output   | methods           |
 |------------------------|-------------|-------------------------------|-------------------|
 | `IndependentExperts`   | B_t A_t     | `down`, `up`                  | LoRA, MoLoRA      |
 | `DoRA`                 | B A         | `down`, `up`, `magnitude`     | DoRA              |
@@ -11,14 +11,17 @@ One class per structure. With gates G_t of N experts, a structure computes Σ_t 
 | `SharedUp`             | S_B P_t A_t | `down`, `core`, `shared_up`   | "decomposing B_t" |
 | `Heads`                | B_t A       | `shared_down`, `up`           | HydraLoRA         |
 
-All experts are computed together in rank space: `first` is the matrix that meets the input,
-`hidden` are the activations of all experts side by side, and `output` is their sum; `update` puts
-the gates in between. Everything else that depends on the factors (shapes, initial values, export,
-reports) asks the structure, too. A new structure defines `factors`, `per_expert`, `leaves`, and the
-products in which it differs; `projections` and `mean_update` are for reports and static export.
+All experts are computed together in rank space. `first` returns the matrix that multiplies the
+input, `hidden` the activations of all experts, and `output` their sum; `update` applies the gates
+in between. The structure also defines everything else that depends on the factors: their shapes,
+initialization, export and reports.
 
-The router of a linear and its gates come from `LowRankExperts`. A structure with a second router
-makes its gates in `update`, from a leaf of its own; they have no balance loss and no statistics.
+To add a structure, define `factors`, `per_expert`, `leaves`, and the products in which it differs.
+`projections` and `mean_update` are used by reports and by the export as a static LoRA.
+
+`LowRankExperts` applies the router and passes the gates to `update`. A structure with a second
+router computes those gates in `update` from a parameter of its own; they have no load-balancing
+loss and no statistics.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, S rank of a
 shared subspace, I = S / E, P = E · R stacked ranks, Q columns of the first factor, L layers.
@@ -37,7 +40,8 @@ from malora_jax import errors
 from malora_jax.adapters import initializers, products
 
 Leaves = Mapping[str, jax.Array]
-# For each leaf, the field optimizer.<...>_rate that scales its learning rate, and its description.
+# By parameter name: the KIND of the config field optimizer.KIND_rate that scales the learning rate,
+# and a description for reports.
 KINDS = {
     'router': ('router', 'routers'),
     'down': ('down', 'down-projections, A'),
@@ -50,7 +54,12 @@ KINDS = {
 
 
 class Axis(NamedTuple):
-    """An axis of a leaf: its logical name, which decides how it is sharded, and its size."""
+    """An axis of a parameter.
+
+    Attributes:
+        name: Logical axis name, which determines the sharding by `distributed.rules.RULES`.
+        size: Number of entries along the axis.
+    """
 
     name: str
     size: int
@@ -59,8 +68,14 @@ class Axis(NamedTuple):
 def require(condition: bool, field: str, value: Any, description: str) -> None:
     """Check a setting of an adapter.
 
+    Args:
+        condition: True if the value is valid.
+        field: Name of the field in section `adapter` of a config.
+        value: Value of the field.
+        description: Description of the valid values, which follows 'it must be' in the message.
+
     Raises:
-        UserError: The condition does not hold.
+        UserError: The condition is false.
     """
     if not condition:
         raise errors.out_of_range(f'adapter.{field}', value, description)
@@ -68,18 +83,21 @@ def require(condition: bool, field: str, value: Any, description: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Structure(abc.ABC):
-    """The part that all structures have in common.
+    """Base class of the structures: factors of the experts of one linear layer.
 
     Attributes:
-        num_experts: E. A single expert has no router.
-        rank: R, the rank of one expert.
-        factors: Names of the leaves whose product is an expert, from input to output.
-        extra: Names of leaves that depend on the kernel, such as DoRA's magnitude. `leaves` has all
-            others: the factors, and possibly a second router.
-        per_expert: Names of those leaves on the input's side that each expert has for itself.
-        dispatched: Names of an expert's two factors if tokens can be dispatched to experts.
-        first_axis: Logical name of the columns of the first factor.
-        is_subspace_of_inputs: Whether the subspace, if there is one, is on the input's side.
+        num_experts: Number of experts, E. A single expert has no router.
+        rank: Rank of one expert, R.
+        factors: Names of the parameters whose product is an expert, from input to output.
+        extra: Names of parameters that depend on the kernel, such as DoRA's magnitude. `leaves`
+            describes all others: the factors, and possibly a second router.
+        per_expert: Names of the factors on the input side that each expert has for itself.
+        dispatched: Names of an expert's two own factors if token dispatch is supported, else ().
+        first_axis: Logical axis name of the columns of the first factor.
+        is_subspace_of_inputs: Whether the subspace, if there is one, is on the input side.
+
+    Raises:
+        UserError: A setting is out of range.
     """
 
     num_experts: int
@@ -98,43 +116,47 @@ class Structure(abc.ABC):
 
     @property
     def experts(self) -> Axis:
-        """The axis of the experts."""
+        """Axis of the experts, size E."""
         return Axis('expert', self.num_experts)
 
     @property
     def ranks(self) -> Axis:
-        """The axis of one expert's rank."""
+        """Axis of the rank of one expert, size R."""
         return Axis('rank', self.rank)
 
     @property
     def subspace_rank(self) -> int:
-        """Dimensions of the subspace that experts share or divide among them; 0 if none."""
+        """Dimensions of the subspace that experts share or divide among them; 0 without one."""
         return 0
 
     @property
     def is_mergeable(self) -> bool:
-        """True if the update is one matrix for all tokens, which can be merged into W."""
+        """True if the update is the same matrix for all tokens, so that it can be merged into W."""
         return False
 
     @abc.abstractmethod
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of each factor of a linear.
+        """Return the axes of each factor of a linear layer, by name.
 
         Args:
-            inputs: D.
-            outputs: F.
+            inputs: Input axis of the linear layer, size D.
+            outputs: Output axis of the linear layer, size F.
         """
 
     def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw the initial values of the factors, float32: by default as linear layers.
+        """Initialize the low-rank factors.
 
-        All are Kaiming-uniform but the last, which is zero, so that the update is zero, too.
+        By default, the last factor is zero, so that the update is zero at first. All other factors
+        are Kaiming-uniform.
 
         Args:
             key: Random key.
-            inputs: D.
-            outputs: F.
-            beta: β of eq. (9) and (10), for structures with cores on the input's side.
+            inputs: Number of inputs of the linear layer, D.
+            outputs: Number of outputs of the linear layer, F.
+            beta: β of eq. (9) and (10), for structures with cores on the input side.
+
+        Returns:
+            Float32 factors by name.
         """
         leaves = self.leaves(Axis('', inputs), Axis('', outputs))
         shapes = [tuple(axis.size for axis in leaves[name]) for name in self.factors]
@@ -142,7 +164,11 @@ class Structure(abc.ABC):
         return dict(zip(self.factors, [*values, jnp.zeros(shapes[-1])], strict=True))
 
     def first(self, leaves: Leaves) -> jax.Array:
-        """Return the factor that meets the input, (D, Q), stacked if each expert has its own."""
+        """Return the factor that multiplies the input, (D, Q), concatenated over experts.
+
+        Args:
+            leaves: Parameters by name.
+        """
         first = leaves[self.factors[0]]
         return first if first.ndim == 2 else products.stack_ranks(first)
 
@@ -150,28 +176,34 @@ class Structure(abc.ABC):
         """Return the activations of all experts before gating, (N, P).
 
         Args:
-            first_NQ: The input times the first factor.
-            leaves: The factors.
+            first_NQ: (N, Q), input times the first factor.
+            leaves: Parameters by name.
         """
         return first_NQ
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return Σ_t B_t h_t of gated activations, (N, F)."""
+        """Multiply the activations with the remaining factors, and sum over experts, (N, F).
+
+        Args:
+            hidden_NP: (N, P), gated activations h_t of all experts.
+            leaves: Parameters by name.
+        """
         return products.sum_of_experts(hidden_NP, leaves['up'])
 
     def update(
         self, first_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
     ) -> jax.Array:
-        """Compute scale · Σ_t G_t E_t x, (N, F).
+        """Return the update scale · Σ_t G_t E_t x, (N, F).
 
-        Override it if the gates do not multiply the activations of the experts, or for a second
-        router; such a structure leaves `dispatched` empty, because dispatch does not call this.
+        Override this method for gates that do not multiply the experts' activations, or for a
+        second router. Such a structure must leave `dispatched` empty, because token dispatch does
+        not call this method.
 
         Args:
-            first_NQ: The input times the first factor.
-            leaves: The factors.
-            gates_NE: Gates of the experts; None with a single expert.
-            scale: Factor of the update, in the dtype of the activations.
+            first_NQ: (N, Q), input times the first factor.
+            leaves: Parameters by name.
+            gates_NE: (N, E), gates of the experts; None with a single expert.
+            scale: Scale of the update, (), in the dtype of the activations.
         """
         hidden_NP = self.hidden(first_NQ, leaves)
         if gates_NE is not None:
@@ -179,60 +211,64 @@ class Structure(abc.ABC):
         return self.output(scale * hidden_NP, leaves)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return each expert as two matrices, whose product is its update.
+        """Return the down-projection and the up-projection of each expert.
 
         Args:
-            leaves: Factors of a linear in all layers, (L, ...).
+            leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
 
         Returns:
-            (L, E, D, R), or (L, 1, D, R) if all experts share it; and (L, E, R, F).
+            Down-projections, (L, E, D, R), or (L, 1, D, R) if the experts share them; and
+            up-projections, (L, E, R, F).
 
         Raises:
-            UserError: Experts of this structure are no such products.
+            UserError: An expert of this structure is not a product of two matrices.
         """
         raise errors.UserError(f'{type(self).__name__} has no experts that are two matrices each.')
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return two matrices of least rank whose product is Σ_t G_t E_t for constant gates.
+        """Return the update Σ_t G_t E_t for constant gates, as one LoRA of the lowest rank.
 
         Args:
-            leaves: Factors of a linear in all layers, (L, ...).
-            gates_LE: Gate of each expert.
+            leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
+            gates_LE: (L, E), constant gate of each expert.
 
         Returns:
-            (L, D, Q) and (L, Q, F).
+            Down-projection, (L, D, Q), and up-projection, (L, Q, F).
 
         Raises:
-            UserError: The update of this structure is no such product.
+            UserError: The update of this structure is not one LoRA.
         """
         raise errors.UserError(f'The update of {type(self).__name__} is not one LoRA.')
 
 
 @runtime_checkable
 class StartsFromLoRA(Protocol):
-    """A structure whose experts can all start as one LoRA of no higher rank."""
+    """Protocol of structures whose experts can all start as copies of one trained LoRA."""
 
     def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
-        """Return factors on the input's side with which every expert begins with A x.
+        """Return input-side factors with which every expert computes A x of a LoRA.
 
         Dimensions beyond the LoRA's rank keep their initial values.
 
         Args:
-            fresh: Initial values of the factors.
-            down_DR: A of the LoRA.
+            fresh: Initial values of the factors, by name.
+            down_DR: (D, R), A of the LoRA, transposed; R is at most the rank of an expert.
             beta: β of eq. (9) and (10).
+
+        Returns:
+            The factors that differ from `fresh`, by name.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SubspaceStructure(Structure):
-    """A structure with a subspace, on the side of the inputs or of the outputs.
+    """Base class of structures with a subspace on the input side or on the output side.
 
     Attributes:
-        shared_rank: S (d in the paper), the dimensions of the subspace.
+        shared_rank: Dimensions of the subspace, S (d in the paper).
     """
 
     shared_rank: int
@@ -247,13 +283,13 @@ class SubspaceStructure(Structure):
 
     @property
     def subspace_rank(self) -> int:
-        """Dimensions of the subspace."""
+        """Dimensions of the subspace, S."""
         return self.shared_rank
 
 
 @dataclasses.dataclass(frozen=True)
 class IndependentExperts(Structure):
-    """Σ_t G_t B_t A_t x: LoRA with one expert, a mixture of LoRAs (MoLoRA) with more."""
+    """LoRA, or with several experts a mixture of independent LoRAs (MoLoRA): Σ_t G_t B_t A_t x."""
 
     factors = ('down', 'up')
     per_expert = ('down',)
@@ -261,7 +297,7 @@ class IndependentExperts(Structure):
 
     @property
     def is_mergeable(self) -> bool:
-        """True for a single expert, which every token uses."""
+        """True with a single expert, which every token uses."""
         return self.num_experts == 1
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
@@ -270,50 +306,64 @@ class IndependentExperts(Structure):
         return {'down': (E, inputs, R), 'up': (E, R, outputs)}
 
     def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
-        """Put A into the first dimensions of every A_t."""
+        """Return down-projections A_t whose first dimensions are those of A."""
         return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return A_t and B_t, transposed."""
+        """Return the transposes of A_t and B_t."""
         return leaves['down'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return A_t and G_t B_t of all experts side by side, transposed: rank E · R."""
+        """Return the transposes of A_t and G_t B_t, concatenated over experts: rank E · R."""
         up_LERF = gates_LE[:, :, None, None] * leaves['up']
         L, E, D, R = leaves['down'].shape
         down_LDQ = leaves['down'].transpose(0, 2, 1, 3).reshape(L, D, E * R)
         return down_LDQ, up_LERF.reshape(L, E * R, -1)
 
     def merged(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
-        """Return W + scale · B A of a single expert, (D, F) float32."""
+        """Return the merged kernel W + scale · B A of a single expert, (D, F) float32.
+
+        Args:
+            kernel_DF: (D, F), frozen kernel W.
+            leaves: Parameters by name.
+            scale: Scale of the update.
+        """
         return kernel_DF.astype(jnp.float32) + scale * (leaves['down'][0] @ leaves['up'][0])
 
 
 @dataclasses.dataclass(frozen=True)
 class DoRA(IndependentExperts):
-    """One expert, and a trained length for each column of W + scale · B A (Liu et al. 2024)."""
+    """DoRA: LoRA with a trained length for each column of W + scale · B A (Liu et al. 2024)."""
 
     num_experts: int = dataclasses.field(default=1, init=False)
 
     extra = ('magnitude',)
 
     def merged(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
-        """Return m (W + scale · B A) / ‖W + scale · B A‖, (D, F) float32."""
+        """Return the merged kernel m (W + scale · B A) / ‖W + scale · B A‖, (D, F) float32."""
         down_DR, up_RF = leaves['down'][0], leaves['up'][0]
         lengths_F = products.column_lengths(kernel_DF, down_DR, up_RF, scale)
         return super().merged(kernel_DF, leaves, scale) * (leaves['magnitude'] / lengths_F)[None]
 
     def length_operations(self, inputs: int, outputs: int) -> int:
-        """Count the operations of `products.column_lengths`."""
+        """Return the number of floating-point operations of `products.column_lengths`.
+
+        Args:
+            inputs: Number of inputs of the linear layer, D.
+            outputs: Number of outputs of the linear layer, F.
+        """
         # Aᵀ W and ‖w‖², then Aᵀ A and its product with B.
         return 2 * (inputs * outputs * (self.rank + 1) + self.rank**2 * (inputs + outputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedDown(SubspaceStructure):
-    """Σ_t G_t B_t P_t S_A x (MALoRA): S_A is shared, P_t and B_t belong to the experts."""
+    """MALoRA: experts share the down-projection S_A, and own P_t and B_t: Σ_t G_t B_t P_t S_A x.
+
+    The parameter `core` holds the P_t.
+    """
 
     factors = ('shared_down', 'core', 'up')
     per_expert = ('core',)
@@ -326,7 +376,7 @@ class SharedDown(SubspaceStructure):
         return {'shared_down': (inputs, S), 'core': (E, S, R), 'up': (E, R, outputs)}
 
     def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw S_A and P_t by eq. (8) to (10)."""
+        """Initialize S_A and P_t by eq. (8) to (10), and B_t with zeros."""
         E, R = self.num_experts, self.rank
         key, _ = jax.random.split(key)
         shared_down_DS, core_ESR = initializers.shared_subspace(
@@ -335,7 +385,11 @@ class SharedDown(SubspaceStructure):
         return {'shared_down': shared_down_DS, 'core': core_ESR, 'up': jnp.zeros((E, R, outputs))}
 
     def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
-        """Let the first vectors of S_A span the rows of A; the cores put A together from them."""
+        """Return an S_A whose first dimensions span the rows of A, and cores that restore A.
+
+        The new S_A is β times an orthonormal basis of the rows of A and of the initial S_A. The
+        first rows of each P_t S_A equal A.
+        """
         R, S = down_DR.shape[-1], self.shared_rank
         both_DQ = jnp.concatenate([down_DR, fresh['shared_down']], axis=1)
         basis_DQ, triangle_QQ = jnp.linalg.qr(both_DQ)
@@ -346,28 +400,30 @@ class SharedDown(SubspaceStructure):
         }
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return P_t S_A x of all experts."""
+        """Return P_t S_A x of all experts, (N, P)."""
         core_SP = products.stack_ranks(leaves['core']).astype(first_NQ.dtype)
         return products.saved(first_NQ @ core_SP)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return P_t S_A and B_t, transposed."""
+        """Return the transposes of P_t S_A and B_t."""
         return leaves['shared_down'][:, None] @ leaves['core'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return S_A and Σ_t G_t B_t P_t, transposed."""
+        """Return the transposes of S_A and Σ_t G_t B_t P_t: rank S."""
         own_LESF = gates_LE[:, :, None, None] * (leaves['core'] @ leaves['up'])
         return leaves['shared_down'], own_LESF.sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndependentSubspaces(SubspaceStructure):
-    """Σ_t G_t B_t P_t S_t x, "w/o shared S_A" of Table 3: each expert has its own subspace.
+    """MALoRA with a separate subspace for each expert: Σ_t G_t B_t P_t S_t x.
+
+    This is the ablation "w/o shared S_A" of Table 3.
 
     Attributes:
-        shared_rank: S, the dimensions of all subspaces together; each has I = S / E.
+        shared_rank: Dimensions of all subspaces together, S. Each expert has I = S / E.
     """
 
     factors = ('down', 'core', 'up')
@@ -389,9 +445,10 @@ class IndependentSubspaces(SubspaceStructure):
         }
 
     def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
-        """Draw S_t as β times an orthonormal basis, as S_A, and P_t Kaiming-uniform over β.
+        """Initialize S_t as β times an orthonormal basis, P_t Kaiming-uniform over β, B_t as zeros.
 
-        The paper does not describe this start. The rows of P_t S_t have the scale of MALoRA's.
+        The paper does not describe this initialization. S_t corresponds to MALoRA's S_A, and the
+        rows of P_t S_t have the same scale as in MALoRA.
         """
         E, R, own = self.num_experts, self.rank, self.shared_rank // self.num_experts
         key, core_key = jax.random.split(key)
@@ -402,27 +459,30 @@ class IndependentSubspaces(SubspaceStructure):
         }
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return P_t S_t x of all experts."""
+        """Return P_t S_t x of all experts, (N, P)."""
         E, R, core_EIR = self.num_experts, self.rank, leaves['core'].astype(first_NQ.dtype)
         first_NEI = first_NQ.reshape(-1, E, core_EIR.shape[1])
         hidden_NER = jnp.einsum('NEI,EIR->NER', first_NEI, core_EIR)
         return products.saved(hidden_NER.reshape(-1, E * R))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return P_t S_t and B_t, transposed."""
+        """Return the transposes of P_t S_t and B_t."""
         return leaves['down'] @ leaves['core'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return S_t and G_t B_t P_t of all experts side by side, transposed: rank S."""
+        """Return the transposes of S_t and G_t B_t P_t, concatenated over experts: rank S."""
         own = {'down': leaves['down'], 'up': leaves['core'] @ leaves['up']}
         return IndependentExperts(self.num_experts, self.rank).mean_update(own, gates_LE)
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedUp(SubspaceStructure):
-    """S_B Σ_t G_t P_t A_t x, "decomposing B_t" of Table 3: the output's side is shared."""
+    """Experts with a shared up-projection S_B: S_B Σ_t G_t P_t A_t x.
+
+    This is the ablation "decomposing B_t" of Table 3.
+    """
 
     factors = ('down', 'core', 'shared_up')
     per_expert = ('down', 'core')
@@ -434,25 +494,28 @@ class SharedUp(SubspaceStructure):
         return {'down': (E, inputs, R), 'core': (E, R, S), 'shared_up': (S, outputs)}
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return S_B Σ_t P_t h_t."""
+        """Return S_B Σ_t P_t h_t for gated activations h_t, (N, F)."""
         shared_NS = products.sum_of_experts(hidden_NP, leaves['core'])
         return shared_NS @ leaves['shared_up'].astype(hidden_NP.dtype)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return A_t and S_B P_t, transposed."""
+        """Return the transposes of A_t and S_B P_t."""
         return leaves['down'], leaves['core'] @ leaves['shared_up'][:, None]
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return Σ_t G_t P_t A_t and S_B, transposed."""
+        """Return the transposes of Σ_t G_t P_t A_t and S_B: rank S."""
         own_LEDS = gates_LE[:, :, None, None] * (leaves['down'] @ leaves['core'])
         return own_LEDS.sum(axis=1), leaves['shared_up']
 
 
 @dataclasses.dataclass(frozen=True)
 class Heads(Structure):
-    """Σ_t G_t B_t A x: one A, and a B per expert (HydraLoRA, Tian et al. 2024)."""
+    """HydraLoRA: a shared down-projection A, and an up-projection per expert: Σ_t G_t B_t A x.
+
+    The experts are the heads of Tian et al. 2024.
+    """
 
     factors = ('shared_down', 'up')
     per_expert = ()
@@ -460,7 +523,7 @@ class Heads(Structure):
 
     @property
     def subspace_rank(self) -> int:
-        """Dimensions of A x."""
+        """Dimensions of the shared A x, equal to the rank of one expert."""
         return self.rank
 
     def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
@@ -469,20 +532,20 @@ class Heads(Structure):
         return {'shared_down': (inputs, shared), 'up': (E, R, outputs)}
 
     def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
-        """Put A into the first dimensions of the shared A."""
+        """Return a shared down-projection whose first dimensions are those of the LoRA's A."""
         return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
     def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return A x once per expert."""
+        """Return A x, repeated for each expert, (N, P)."""
         return jnp.tile(first_NQ, (1, self.num_experts))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return A, once for all experts, and B_t, transposed."""
+        """Return the transposes of the shared A and of B_t."""
         return leaves['shared_down'][:, None], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return A and Σ_t G_t B_t, transposed."""
+        """Return the transposes of A and Σ_t G_t B_t: rank R."""
         own_LERF = gates_LE[:, :, None, None] * leaves['up']
         return leaves['shared_down'], own_LERF.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Counting and naming of parameters in adapter trees."""
+"""Names and counts of the parameters in a pytree."""
 
 import collections
 import math
@@ -7,23 +7,23 @@ from typing import Any
 
 import jax
 
-# The collections that an adapter's leaves are in: those that train, and those that do not.
+# Flax collections of an adapter: trained parameters, and frozen ones.
 COLLECTIONS = ('adapter', 'adapter_frozen')
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Pairs of slash-separated path and leaf, in tree order."""
+    """Yield the slash-separated path and the value of each leaf, in tree order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield '/'.join(str(getattr(key, 'key', key)) for key in path), leaf
 
 
 def count(tree: Any) -> int:
-    """The number of scalars in a tree of arrays or shapes."""
+    """Return the number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def count_by_name(tree: Any) -> dict[str, int]:
-    """The number of scalars by the last part of the leaf's path: router, core or another."""
+    """Return the number of scalars by parameter name, the last part of a path, such as 'core'."""
     counts: collections.Counter[str] = collections.Counter()
     for path, leaf in named_leaves(tree):
         counts[path.rsplit('/', 1)[-1]] += math.prod(leaf.shape)

@@ -1,4 +1,4 @@
-"""Objective, optimizer, checkpoints and the loop."""
+"""Training: run configuration, objective, optimizer, checkpoints and the training loop."""
 
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.loop import train

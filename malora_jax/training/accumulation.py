@@ -1,6 +1,6 @@
-"""The gradient of a step whose rows do not fit into memory together: part by part.
+"""Gradient accumulation: sum the gradients of several micro-batches before one optimizer step.
 
-Dimension letters: A parts of a step, B rows of a part.
+Dimension letters: A micro-batches of a step, B rows of a micro-batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +20,20 @@ def summed_gradients(
     batch: Rows,
     keys_A: jax.Array,
 ) -> tuple[Any, Any]:
-    """The gradient of the sum of an objective over the parts of a batch, with one part in memory.
+    """Return the gradient of an objective, summed over the micro-batches of a batch.
+
+    Micro-batches are processed one after the other, so that the activations of only one of them are
+    in memory.
 
     Args:
-        objective: (trained, rows, key) to the value to be differentiated and a tree of arrays.
-        trained: the tree to differentiate with respect to.
-        batch: arrays of A · B rows; part i is rows i · B to (i + 1) · B.
-        keys_A: a random key for each part.
+        objective: Function of (trained, micro-batch, key) that returns the scalar to differentiate
+            and a pytree of auxiliary arrays.
+        trained: Pytree to differentiate with respect to.
+        batch: Arrays of A · B rows, by name. Micro-batch i is rows i · B to (i + 1) · B.
+        keys_A: (A,), random key of each micro-batch.
 
     Returns:
-        The summed gradient, and the objective's trees summed.
+        The summed gradient, and the summed auxiliary arrays.
     """
     gradient_of = jax.grad(objective, has_aux=True)
     if len(keys_A) == 1:

@@ -1,4 +1,4 @@
-"""Checkpoints of adapter, optimizer, step and data position; never of the base."""
+"""Checkpoints of a run: adapter, optimizer state, step and data position, but not the base."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,24 @@ from malora_jax.training.identity import Identity
 from malora_jax.training.manifest import JSONItem, Manifest
 from malora_jax.training.state import TrainState
 
-# Room for what is beside the arrays; they are compressed a little.
+# Disk space for metadata, in addition to the uncompressed size of the arrays.
 _METADATA_BYTES = 1 << 20
 _MANIFEST = 'manifest'
-# What stood in its place in earlier checkpoints.
+# Item of checkpoints in format 0, which have sums of the arrays instead of a manifest.
 _SUMS = 'sums'
 
 
 class DamagedError(errors.UserError):
-    """A checkpoint that cannot be read, or does not hold what was saved."""
+    """Error for a checkpoint that is unreadable, or whose content differs from what was saved."""
 
 
 class Best(NamedTuple):
-    """The checkpoint with the lowest validation loss, and that loss."""
+    """The checkpoint with the lowest validation loss.
+
+    Attributes:
+        step: Step of the checkpoint.
+        loss: Validation loss, in nats per token, averaged over tasks.
+    """
 
     step: int
     loss: float
@@ -42,8 +47,8 @@ class Newest(NamedTuple):
     """The newest checkpoint of a run.
 
     Attributes:
-        step: Its step.
-        identity: Identity of its run; None if it has none, or cannot be read.
+        step: Step of the checkpoint.
+        identity: Identity of its run; None if the checkpoint has none or is unreadable.
     """
 
     step: int
@@ -51,33 +56,42 @@ class Newest(NamedTuple):
 
 
 class _Writing(NamedTuple):
-    """A checkpoint that is being written: its step, and Orbax's answer when it is."""
+    """A checkpoint that is being written asynchronously.
+
+    Attributes:
+        step: Step of the checkpoint.
+        response: Orbax's future, whose `result` waits until the checkpoint is written.
+    """
 
     step: int
     response: Any
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager.
+    """Checkpoints of one run, as a context manager.
 
-    Orbax writes to a temporary folder and renames it, so one that a kill interrupted does not
-    count; the oldest are removed once there are more than `keep`, the best one excepted.
+        with Checkpoints(workdir / 'checkpoints', keep=2) as checkpoints:
+            checkpoints.save(state, data)
+
+    Orbax writes a checkpoint to a temporary directory and renames it at the end. A checkpoint that
+    a kill interrupted is therefore ignored. When there are more than `keep` checkpoints, the oldest
+    are removed, except the one with the lowest validation loss.
     """
 
     def __init__(
         self, directory: pathlib.Path, keep: int | None = None, identity: Identity | None = None
     ):
-        """Opens the checkpoints of a run.
+        """Open the checkpoints of a run.
 
         Args:
-            directory: where they are.
-            keep: how many of the newest stay; None to read only, which changes nothing, not even
-                what a trainer that is still running is about to save.
-            identity: Identity of the run. It is saved with each checkpoint, and a checkpoint of
-                another run is not restored. None to restore whatever there is.
+            directory: Directory of the checkpoints.
+            keep: Number of newest checkpoints to keep; None opens the directory read-only, which is
+                safe while the run is still training.
+            identity: Identity of the run. It is saved with each checkpoint, and restoring a
+                checkpoint of another run is an error. None restores checkpoints of any run.
 
         Raises:
-            UserError: there is no such directory to read.
+            UserError: The directory does not exist (read-only), or checkpoints are unreadable.
         """
         if keep is None and not directory.is_dir():
             raise errors.UserError(f'There are no checkpoints: {directory} does not exist.')
@@ -85,31 +99,33 @@ class Checkpoints:
         newest = policies.LatestN(keep)
         best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
         kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
-        # In a bucket (see `buckets.home`) it is absolute, and no Path.
+        # A directory in a bucket (see `buckets.home`) is an absolute etils path, not a
+        # `pathlib.Path`.
         self._is_on_disk = isinstance(directory, pathlib.Path)
         self._directory = directory.absolute() if self._is_on_disk else directory
         threads = {*threading.enumerate()}
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
-                # The loop decides when to save.
+                # The training loop decides when to save, so Orbax must accept every step.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=kept,
                 cleanup_tmp_directories=keep is not None,
             )
-        except Exception as error:  # Orbax reads the metadata of all checkpoints.
+        except Exception as error:  # Orbax reads the metadata of all checkpoints here.
             _check_metadata(self._directory)
             raise errors.UserError(
                 f'Checkpoints in {directory} cannot be read ({error}).'
             ) from error
         self._identity = identity
         self._writing: _Writing | None = None
-        # Orbax removes them in a thread that close() does not wait for, and that starts others: a
-        # run that ends at once with a message would end with a thread's traceback too.
-        # Threads of a bucket's client never end; there the first save waits for the removal.
+        # Orbax removes temporary directories in a thread that starts further threads, and `close`
+        # does not wait for them. A run that exits right away with an error message would then also
+        # print the traceback of a thread. In a bucket, the threads of the client never end; there
+        # the first save waits for the removal.
         while self._is_on_disk and (started := {*threading.enumerate()} - threads):
             for thread in started:
-                if thread.is_alive():  # One that is just starting cannot be waited for yet.
+                if thread.is_alive():  # A thread that is still starting cannot be joined.
                     thread.join()
 
     def __enter__(self) -> 'Checkpoints':
@@ -119,53 +135,55 @@ class Checkpoints:
         try:
             self.wait()
         except OSError:
-            if kind is None:  # Else there is an error to tell of already.
+            if kind is None:  # Otherwise another exception is already being raised.
                 raise
         finally:
-            # It tells once more of what could not be written.
+            # `close` raises the error of a failed write a second time.
             with contextlib.suppress(Exception):
                 self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, in their order."""
+        """Steps of all checkpoints, ascending."""
         return sorted(each.step for each in self._checkpointer.checkpoints)
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
+        """Step of the newest checkpoint; None without checkpoints."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     @property
     def best(self) -> Best | None:
-        """The best of the checkpoints there are, or None if none has a validation loss."""
+        """The existing checkpoint with the lowest validation loss; None if no loss was measured."""
         measured = [each for each in self._checkpointer.checkpoints if each.metrics]
         if not measured:
             return None
-        # The last of equals, as Orbax has it.
+        # Among equal losses the newest wins, as in Orbax's preservation policy.
         best = sorted(measured, key=lambda each: _goodness(each.metrics))[-1]
         return Best(best.step, best.metrics['validation_loss'])
 
     @property
     def chosen_step(self) -> int | None:
-        """The step whose state stands for the run: the best, or the newest if none was measured."""
+        """Step of the checkpoint that represents the run: the best one, or else the newest."""
         return self.best.step if self.best else self.latest_step
 
     def save(
         self, state: TrainState, data: RowStreams, validation_loss: float | None = None
     ) -> None:
-        """Begins to save; returns when the state is copied and its buffers may be used again.
+        """Start to save a checkpoint asynchronously.
 
-        It is written while the next steps are made; `wait` tells that it is on disk.
+        The method returns when the state is copied, so that its buffers may be donated to the next
+        step. `wait` returns when the checkpoint is on disk.
 
         Args:
-            state: what is saved.
-            data: its position is saved with it.
-            validation_loss: of the state, if it was measured.
+            state: State to save.
+            data: Training batches, whose position is saved.
+            validation_loss: Validation loss of the state, if it was measured.
 
         Raises:
-            OSError: it, or the one before, cannot be written; those before are as they were.
+            OSError: This checkpoint or the previous one cannot be written, or the disk is full.
+                Earlier checkpoints are not affected.
         """
         self.wait()
         step = int(state.step)
@@ -178,15 +196,15 @@ class Checkpoints:
             response = self._checkpointer.save_checkpointables_async(
                 step, {'state': state, 'data': data, _MANIFEST: manifest}, metrics=metrics
             )
-        except Exception as error:  # The storage's errors are of many types.
+        except Exception as error:  # Storage backends raise errors of many types.
             self._fail(step, error)
         self._writing = _Writing(step, response)
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk.
+        """Wait until the last saved checkpoint is on disk.
 
         Raises:
-            OSError: it cannot be written; the checkpoints before it are as they were.
+            OSError: The checkpoint cannot be written. Earlier checkpoints are not affected.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -203,12 +221,16 @@ class Checkpoints:
         ) from error
 
     def check_room(self, state: TrainState) -> None:
-        """Checks that a checkpoint of the state fits on the disk.
+        """Check that a checkpoint of the state fits on the disk; buckets are not checked.
 
-        Where it does not, the storage would say so too, but with the tracebacks of its threads.
+        Without this check, a full disk would also raise an error, but with tracebacks of Orbax's
+        threads.
+
+        Args:
+            state: State to save.
 
         Raises:
-            OSError: it does not, in megabytes.
+            OSError: The disk has too little free space.
         """
         if not self._is_on_disk:
             return
@@ -221,17 +243,21 @@ class Checkpoints:
             )
 
     def restore(self, state: TrainState, data: RowStreams) -> TrainState:
-        """The state of the newest checkpoint that is whole; `data` is moved to where it was.
+        """Restore the newest intact checkpoint.
 
-        Newer ones, which are broken, are put aside as `broken-STEP`; but only once an older one is
-        read: what keeps all of them from being read is no fault of theirs.
+        Damaged checkpoints that are newer are quarantined: each is renamed to `broken-STEP`. This
+        happens only after an older checkpoint was read, because if no checkpoint is readable, the
+        cause lies elsewhere.
 
         Args:
-            state: a fresh state of the same run, for its shapes.
-            data: a fresh iterator of the same run.
+            state: Fresh state of the same run, for shapes, dtypes and shardings.
+            data: Fresh training batches of the same run. They are moved to the saved position.
+
+        Returns:
+            The restored state.
 
         Raises:
-            UserError: there is no checkpoint, none can be read, or one is of another run.
+            UserError: There is no checkpoint, none is readable, or one belongs to another run.
         """
         wanted = {'state': _shapes(state), 'data': data}
         steps = self.steps[::-1]
@@ -260,17 +286,29 @@ class Checkpoints:
             self._checkpointer.reload()
 
     def best_state(self, state: TrainState) -> TrainState:
-        """The state of the best checkpoint; the given one if that is it, or none was measured."""
+        """Return the state with the lowest validation loss.
+
+        Args:
+            state: State after the last step. It is returned if it is the best one, or if no
+                validation loss was measured.
+
+        Raises:
+            UserError: The best checkpoint is unreadable, or belongs to another run.
+        """
         best = self.best
         if best is None or best.step == int(state.step):
             return state
         return self.restore_state(state, best.step)
 
     def restore_state(self, state: TrainState, step: int | None = None) -> TrainState:
-        """The state alone, of the newest checkpoint or another.
+        """Restore the state of a checkpoint, without the data position.
+
+        Args:
+            state: Fresh state of the same run, for shapes, dtypes and shardings.
+            step: Step of the checkpoint; None for the newest.
 
         Raises:
-            UserError: there is no checkpoint, it cannot be read, or it is of another run.
+            UserError: There is no checkpoint, it is unreadable, or it belongs to another run.
         """
         step = step or self.latest_step
         if step is None:
@@ -284,10 +322,13 @@ class Checkpoints:
         return errors.UserError(f'There is no checkpoint in {self._directory}.')
 
     def identity_of(self, step: int) -> Identity | None:
-        """Return the identity of the run that a checkpoint belongs to, if it has one.
+        """Return the identity of the run that a checkpoint belongs to; None if it has none.
+
+        Args:
+            step: Step of the checkpoint.
 
         Raises:
-            UserError: The manifest cannot be read, or has a format that is not known.
+            UserError: The manifest is unreadable, or has an unknown format.
         """
         manifest = self._manifest(step)
         return manifest.run if manifest else None
@@ -304,7 +345,7 @@ class Checkpoints:
         return found
 
     def _manifest(self, step: int) -> Manifest | None:
-        """Return the manifest of a checkpoint; None if it is older than these and their sums."""
+        """Return the manifest of a checkpoint; None if it predates manifests and sums."""
         folder = self._directory / str(step)
         if not (folder / _MANIFEST).exists():
             if not (folder / _SUMS).exists():
@@ -322,7 +363,7 @@ class Checkpoints:
         try:
             with _quiet_if_it_fails():
                 return self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as error:  # Whatever Orbax or the file system finds wrong.
+        except Exception as error:  # Orbax and file systems raise errors of many types.
             raise DamagedError(f'{self._name(step)} cannot be read.') from error
 
     def _name(self, step: int) -> str:
@@ -330,10 +371,16 @@ class Checkpoints:
 
 
 def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
-    """Return the newest checkpoint in a directory, which need not exist; None if there is none.
+    """Return the newest checkpoint in a directory; None if there is none.
+
+    If its manifest is damaged, the newest checkpoint with an intact manifest is returned; if no
+    manifest is intact, the newest checkpoint without its identity.
+
+    Args:
+        directory: Directory of the checkpoints; it need not exist.
 
     Raises:
-        UserError: It has a format that is not known.
+        UserError: The checkpoint has an unknown format, or its metadata is unreadable.
     """
     if not directory.is_dir():
         return None
@@ -346,10 +393,10 @@ def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
 
 
 def _check_metadata(directory: pathlib.Path) -> None:
-    """Check the files without which not even the list of checkpoints can be read.
+    """Check the metadata files, without which Orbax cannot list the checkpoints.
 
     Raises:
-        UserError: One of them is broken.
+        UserError: A metadata file is invalid.
     """
     for path in sorted(directory.glob('[0-9]*/_CHECKPOINT_METADATA')):
         remedy = f'move {path.parent} elsewhere to continue from the checkpoint before it'
@@ -358,10 +405,10 @@ def _check_metadata(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_if_it_fails() -> Iterator[None]:
-    """Keeps the threads of a load that fails from printing tracebacks beside its error.
+    """Suppress the tracebacks of Orbax's threads if loading a checkpoint fails.
 
-    Orbax closes its event loop at the first array that cannot be read, and the reads of the others
-    then find it closed.
+    Orbax closes its event loop at the first unreadable array. The reads of the other arrays then
+    fail because the loop is closed.
     """
     hook = sys.unraisablehook
 
@@ -371,7 +418,8 @@ def _quiet_if_it_fails() -> Iterator[None]:
 
     sys.unraisablehook = report
     yield
-    sys.unraisablehook = hook  # After an error it stays: their threads still run.
+    # Not restored after an error, because the threads are still running then.
+    sys.unraisablehook = hook
 
 
 def _goodness(metrics: dict[str, float]) -> float:

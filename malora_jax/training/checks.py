@@ -1,4 +1,4 @@
-"""Checks of a config's numbers, which name the field and what would be right."""
+"""Range checks of config fields, with messages that name the field and the valid values."""
 
 from typing import Any
 
@@ -6,10 +6,15 @@ from malora_jax import errors
 
 
 def positive(section: str, values: Any, *fields: str) -> None:
-    """Checks that fields of a section are above zero.
+    """Check that fields of a config section are positive.
+
+    Args:
+        section: Name of the section.
+        values: Section with these fields as attributes.
+        *fields: Names of the fields.
 
     Raises:
-        UserError: the first that is not.
+        UserError: A field is zero or negative.
     """
     for field in fields:
         value = getattr(values, field)
@@ -17,10 +22,16 @@ def positive(section: str, values: Any, *fields: str) -> None:
 
 
 def at_least(least: int, section: str, values: Any, *fields: str) -> None:
-    """Checks that fields of a section are not below a number.
+    """Check a lower bound of fields of a config section.
+
+    Args:
+        least: Lowest valid value.
+        section: Name of the section.
+        values: Section with these fields as attributes.
+        *fields: Names of the fields.
 
     Raises:
-        UserError: the first that is.
+        UserError: A field is below the bound.
     """
     for field in fields:
         value = getattr(values, field)
@@ -28,10 +39,16 @@ def at_least(least: int, section: str, values: Any, *fields: str) -> None:
 
 
 def at_most(most: int, section: str, values: Any, *fields: str) -> None:
-    """Checks that fields of a section are not above a number.
+    """Check an upper bound of fields of a config section.
+
+    Args:
+        most: Highest valid value.
+        section: Name of the section.
+        values: Section with these fields as attributes.
+        *fields: Names of the fields.
 
     Raises:
-        UserError: the first that is.
+        UserError: A field is above the bound.
     """
     for field in fields:
         value = getattr(values, field)
@@ -39,16 +56,16 @@ def at_most(most: int, section: str, values: Any, *fields: str) -> None:
 
 
 def require(right: Any, field: str, value: Any, description: str) -> None:
-    """Checks one field.
+    """Check a condition on one config field.
 
     Args:
-        right: whether its value will do.
-        field: its name.
-        value: what it is.
-        description: what would do, after 'it must be'.
+        right: True if the value is valid.
+        field: Dotted name of the field.
+        value: Value of the field.
+        description: Description of the valid values, which follows 'it must be' in the message.
 
     Raises:
-        UserError: it will not do.
+        UserError: The value is not valid.
     """
     if not right:
         raise errors.out_of_range(field, value, description)

@@ -1,4 +1,4 @@
-"""A run as frozen dataclasses: what a `ConfigDict` becomes at the entry, validated."""
+"""Validated run configuration: the frozen dataclasses that `run_config` makes from a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,17 +21,20 @@ Section = TypeVar('Section')
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW over the adapter.
+    """Settings of AdamW, which trains the adapter alone.
 
     Attributes:
-        learning_rate: at its peak.
-        warmup_ratio: share of the steps over which the rate rises.
-        schedule: how it falls to zero afterwards, 'cosine' or 'linear'.
-        weight_decay: decoupled, times the learning rate.
-        clip_norm: largest norm of the whole gradient.
-        router_rate, down_rate, core_rate, up_rate, magnitude_rate: what the rate of each kind of
-            leaf is multiplied by, decay included; `shared_down` and `shared_up` go with down and
-            up. LoRA+ (Hayou et al. 2024) is up_rate 16.
+        learning_rate: Peak learning rate.
+        warmup_ratio: Share of the steps for linear warm-up of the learning rate, 0 to below 1.
+        schedule: Decay of the learning rate to zero after warm-up, 'cosine' or 'linear'.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        clip_norm: Maximum global norm of the gradient; a larger gradient is clipped to it.
+        router_rate, down_rate, core_rate, up_rate, magnitude_rate: Multiples of the learning rate
+            for each kind of parameter, including its weight decay. `shared_down` belongs to
+            `down_rate`, `shared_up` to `up_rate`. LoRA+ (Hayou et al. 2024) is up_rate 16.
+
+    Raises:
+        UserError: A value has the wrong type or is out of range.
     """
 
     learning_rate: float
@@ -65,26 +68,32 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how, and what is kept.
+    """Settings of the training loop: its length, checkpoints, memory use and early stopping.
 
     Attributes:
-        steps: optimizer steps; 0 = what `epochs` come to.
-        epochs: how often to draw as many examples as there are in all tasks together; 0 = by
-            `steps`. The examples' lengths are packed as in training to count the steps.
-        checkpoint_every: steps between checkpoints; one more is made at the end.
-        keep_checkpoints: how many of the newest stay; the best one stays besides.
-        accumulate: batches of `data.batch_size` rows whose gradients make one step.
-        remat: which activations are computed again for the gradient instead of being kept: 'light',
-            those between the linears; 'full', all of a layer; 'none'.
-        evaluate_every: steps between evaluations of the loss on `data.validation`; 0 = never. The
-            checkpoint with the lowest one is kept, and scored at the end.
-        patience: evaluations in a row without a lower loss after which the run stops; 0 = it does
-            not.
-        start_from: directory of an exported adapter, or of a LoRA that `peft` saved, whose values
-            the adapter starts from; '' = at random. A mixture may start from a LoRA, too, and then
-            computes at first what the LoRA computes.
-        skip_nonfinite: how many steps in a row are left out because their loss or gradient is not
-            finite; the run stops at the next.
+        steps: Number of optimizer steps; 0 = computed from `epochs`.
+        epochs: Number of epochs; 0 = set by `steps`. In one epoch, as many examples are drawn as
+            all tasks have together. The steps are counted by packing the examples' lengths as in
+            training.
+        checkpoint_every: Number of steps between checkpoints. Another one is saved at the end.
+        keep_checkpoints: Number of newest checkpoints to keep, in addition to the best one.
+        accumulate: Gradient accumulation: number of micro-batches of `data.batch_size` rows per
+            optimizer step.
+        remat: Rematerialization (gradient checkpointing), which recomputes activations in the
+            backward pass instead of saving them. 'light' recomputes those between linear layers,
+            'full' all activations of a transformer layer, 'none' nothing.
+        evaluate_every: Number of steps between evaluations of the validation loss; 0 = never. The
+            checkpoint with the lowest validation loss is kept, and scored at the end.
+        patience: Early stopping: number of consecutive evaluations without a lower validation loss
+            after which the run ends; 0 = no early stopping.
+        start_from: Directory of an exported adapter, or of a LoRA saved by `peft`, whose values
+            initialize the adapter; '' = random initialization. A mixture that is initialized from a
+            LoRA computes the same update as the LoRA at first.
+        skip_nonfinite: Maximum number of consecutive steps that are skipped because their loss or
+            gradient is not finite. The run stops at the next such step.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another value.
     """
 
     steps: int
@@ -121,16 +130,20 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How answers are generated and scored.
+    """Settings for answering and scoring the held-out questions.
 
     Attributes:
-        batch_size: answers that are written side by side.
-        max_new_tokens: where an answer is cut off.
-        tasks: which tasks are scored, ones that are not trained on too; () = all of `data.tasks`
-            and `data.files`.
-        samples: programs for each question of a task that runs them; more than 1 are drawn at
-            `temperature`, and pass@1 and pass@samples are estimated.
-        temperature: of these samples; 0 = the most probable tokens.
+        batch_size: Number of answers that are generated together.
+        max_new_tokens: Maximum number of tokens of a generated answer, unless the task's scoring
+            rule sets its own limit.
+        tasks: Names of the tasks to score, which may include tasks without training; () = all of
+            `data.tasks` and `data.files`.
+        samples: Number of programs to sample for each question of a task that executes programs.
+            With more than 1, pass@1 and pass@samples are estimated.
+        temperature: Sampling temperature of these programs; 0 = greedy decoding.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another value.
     """
 
     batch_size: int
@@ -153,15 +166,28 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on.
+    """Complete configuration of a training run.
+
+    `run_config` makes it from a config of configs/:
+
+        from configs import quickstart
+        run = run_config(quickstart.get_config('malora').to_dict())
 
     Attributes:
-        seed: of data, initialisation and dropout.
-        method: name of the method that the adapter's settings started from.
-        model: the frozen base.
-        weights: a GGUF file, a directory or a name on the hub; '' = what belongs to the preset.
-        adapter: what is trained.
-        data, optimizer, training, evaluation, mesh: see there.
+        seed: Random seed of data, initialization and dropout.
+        method: Name of the method whose settings the adapter is based on.
+        model: Configuration of the frozen base model.
+        weights: Weights of the base model: a GGUF file, a directory, or a model name on the Hugging
+            Face Hub; '' = the default of the preset.
+        adapter: Configuration of the adapter.
+        data: Tasks, prompt templates, and batches.
+        optimizer: Settings of AdamW and of the learning rate schedule.
+        training: Settings of the training loop.
+        evaluation: Settings for scoring the held-out questions.
+        mesh: Number of devices for data parallelism, FSDP, tensor and expert parallelism.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another value.
     """
 
     seed: int
@@ -200,14 +226,14 @@ class RunConfig:
 
     @property
     def benchmarks(self) -> list[str]:
-        """The public datasets that are trained on or scored."""
+        """Names of the public datasets that are trained on or scored."""
         files = {task.name for task in self.data.file_tasks}
         names = dict.fromkeys([*self.data.tasks, *self.evaluation.tasks])
         return [name for name in names if name not in files and data.is_benchmark(name)]
 
     @property
     def title(self) -> str:
-        """The method, with what its settings differ in from the named one's, and the model."""
+        """Title for messages: the method, the settings that differ from it, and the model."""
         named, own = (
             dataclasses.asdict(settings_of(adapter))
             for adapter in (method(self.method), self.adapter)
@@ -219,7 +245,14 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """The `model` section as it is written; `name` stands for all sizes, or says 'auto'."""
+    """The section `model` of a config.
+
+    Attributes:
+        name: Name of a preset; 'auto' reads the model's shape from the weights.
+        weights: Weights of the base model, as in `RunConfig`.
+        dtype: Name of the dtype of activations and frozen weights.
+        quantize: Quantization format of the frozen kernels; '' = not quantized.
+    """
 
     name: str
     weights: str
@@ -241,7 +274,10 @@ _SECTIONS: dict[str, type] = {
 
 
 def defaults() -> dict[str, Any]:
-    """By dotted name, what a config.json that lacks a field means: those that came later."""
+    """Return the default of each optional config field, by dotted name.
+
+    A stored `config.json` that predates a field has the field's default.
+    """
     sections = _SECTIONS | {'model': _Model}
     return {
         f'{section}.{field.name}': list(field.default)
@@ -254,12 +290,24 @@ def defaults() -> dict[str, Any]:
 
 
 def run_config(config: Mapping[str, Any]) -> RunConfig:
-    """Converts a config as it is written in configs/.
+    """Validate a config of configs/ and convert it to a `RunConfig`.
+
+    For example, with the config of the quickstart:
+
+        from configs import quickstart
+        run = run_config(quickstart.get_config('malora').to_dict())
+
+    With `model.name` 'auto', the shape of the model is read from the weights. If they are on the
+    Hugging Face Hub, the model's config is downloaded.
+
+    Args:
+        config: Nested config, as `get_config` of a module in configs/ returns it.
 
     Raises:
-        UserError: an unknown or missing field, or a value out of range, named.
+        UserError: A field is unknown or missing, or a value is not valid. The message names the
+            field.
     """
-    # Runs older than meshes say nothing of them.
+    # Stored configs of runs that predate device meshes have no section `mesh`.
     sections: dict[str, Any] = {'mesh': {}}
     sections |= {key: _plain(value) for key, value in config.items()}
     for name, kind in _SECTIONS.items():

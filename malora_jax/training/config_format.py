@@ -1,7 +1,7 @@
-"""The format of `config.json`, and the migration of the configs that earlier versions stored.
+"""Format of `config.json`, and migration of configs that earlier versions stored.
 
-A change that makes stored configs unreadable raises `FORMAT` and adds one function to
-`_MIGRATIONS`. A new field needs neither, as long as its default means what runs did before.
+A change that makes stored configs unreadable must increase `FORMAT` and add a function to
+`_MIGRATIONS`. A new field needs neither if its default keeps the behavior of earlier runs.
 """
 
 import pathlib
@@ -21,24 +21,24 @@ def write_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Write a config with its format version.
 
     Args:
-        path: The file.
-        config: Nested config as written in configs/.
+        path: Path of the file to write.
+        config: Nested config, as `get_config` of a module in configs/ returns it.
     """
     files.write_json(path, {'format': FORMAT, **config})
 
 
 def read_config(path: pathlib.Path) -> _Config:
-    """Read a stored config of any format that is known, as one of the current format.
+    """Read a stored config, and migrate it to the current format.
 
     Args:
-        path: The file.
+        path: Path of the file to read.
 
     Returns:
-        The nested config as written in configs/, without the format version.
+        The nested config without the format version.
 
     Raises:
-        UserError: The file is broken, or a newer version of this package wrote it.
-        FileNotFoundError: There is no file.
+        UserError: The file is invalid, or a newer version of this package wrote it.
+        FileNotFoundError: The file does not exist.
     """
     config = files.read_json(path, dict, _REMEDY)
     version = config.pop('format', 1)
@@ -63,5 +63,5 @@ def _from_format_1(config: _Config) -> _Config:
     return {**config, 'adapter': stored_settings(config['adapter'])}
 
 
-# By format: what makes a config of the next format.
+# Migrations by format: each returns a config of the next format.
 _MIGRATIONS: dict[int, Callable[[_Config], _Config]] = {1: _from_format_1}

@@ -1,4 +1,4 @@
-"""The `data` section of a config, validated."""
+"""The section `data` of a config: tasks, prompt templates, and training batches."""
 
 import dataclasses
 from collections.abc import Collection
@@ -6,52 +6,61 @@ from collections.abc import Collection
 from malora_jax import data, errors
 from malora_jax.training.checks import at_least, at_most, require
 
-# Questions of one task: making more of them would take days.
+# Maximum number of questions of one task. Generating more of them would take days.
 _MOST_QUESTIONS = 10**7
-# Threads that read.
+# Maximum number of reader threads.
 _MOST_WORKERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on.
+    """Settings of the training data and of the held-out questions.
 
     Attributes:
-        tasks: names of public datasets and in the task registry; may be () if there are files.
-        weights: share of each task among the examples; () = by `size_exponent`.
-        size_exponent: the share of a task is proportional to its size to this power, 0 to 1: 0 =
-            all the same, 1 = proportional, 1 / τ for what is called temperature τ.
-        template: name of the prompt template: 'chatml', 'plain', 'chat', the model's own, or
-            'bare', nothing around the whole prompts of public datasets.
-        max_per_task: at most how many distinct questions of each task, or rows of a public
-            dataset, to train on; 0 = all. Of a task whose examples are made rather than stored,
-            just so many.
-        held_out: distinct questions of each task that are kept for scoring; of a public dataset
-            with a test split, at most how many of it, and 0 = all.
-        validation: distinct questions of each task, in neither of those, whose loss chooses the
-            best checkpoint; see `training.evaluate_every`.
-        sequence_length: T, tokens of a packed row.
-        truncate: whether examples that are longer are cut, as `data.encode_example` says, or
-            refused. Held-out chats that do not fit into the context are asked an earlier question.
-        workers: threads that read and tokenise ahead of the training; 0 = none.
-        batch_size: B, rows that are computed together, on all devices; a step has
-            `training.accumulate` times as many.
-        streams: in how many streams rows are read. Of several hosts each reads those that its rows
-            come from; with fewer streams than hosts some read more than their share.
-        files: tasks of one's own, 'NAME=PATH' or 'PATH' each; see `data.FileTask` for these six.
-        question_field: pattern of the question in these files.
-        answer_field: pattern of the answer.
-        scorer: name of the scorer.
-        turns_field: name of the field with the turns of a chat, instead of question and answer.
-        file_settings: 'NAME.FIELD=VALUE' each, where one task differs in such a field, or has a
-            `test_file`.
-        form: of the prompts of public datasets; see `data.benchmarks.forms`.
-        task_settings: 'NAME.FIELD=VALUE' each, where one public dataset differs in `form` or
-            `shots`; see `data.Benchmark`.
-        directory: where public datasets are prepared, a path or gs://BUCKET/PATH; '' =
+        tasks: Names of public datasets, and of tasks in the task registry; may be () if there are
+            `files`.
+        weights: Relative share of each task among the training examples; () = by `size_exponent`.
+        size_exponent: Power of a task's size that its share is proportional to, 0 to 1. 0 = equal
+            shares, 1 = shares proportional to size, 1 / τ = sampling with temperature τ.
+        template: Name of the prompt template: 'chatml'; 'plain'; 'chat', the model's own chat
+            template; or 'bare', which adds nothing to the complete prompts of public datasets.
+        max_per_task: Maximum number of distinct training questions of each task, or of rows of a
+            public dataset; 0 = all. For a task with generated examples, the exact number.
+        held_out: Number of distinct questions of each task that are held out for scoring. For a
+            public dataset with a test split, or a file with a `test_file`, the maximum number of
+            test questions; 0 = the whole test split of a public dataset.
+        validation: Number of distinct questions of each task for the validation loss, which selects
+            the best checkpoint; see `training.evaluate_every`. They are neither trained on nor
+            scored.
+        sequence_length: Number of tokens of a packed row, T.
+        truncate: Whether examples longer than a row are truncated, as `data.encode_example`
+            describes, and held-out chats longer than the model's context are scored on an earlier
+            question of the chat. Otherwise such examples are an error.
+        workers: Number of threads that read and tokenize ahead of training; 0 = no threads.
+        batch_size: Number of rows that are computed together on all devices, B. With gradient
+            accumulation, a step has `training.accumulate` times as many rows.
+        streams: Number of independent streams that rows are read from; a divisor of `batch_size`.
+            Each host reads the streams of its own rows. With fewer streams than hosts, some hosts
+            read more than their share.
+        files: Tasks from your own files, each 'NAME=PATH' or 'PATH'. See `data.FileTask` for this
+            and the next five fields.
+        question_field: Pattern of the question in these files.
+        answer_field: Pattern of the answer in these files.
+        scorer: Name of the scorer for these files.
+        turns_field: Name of the field with the turns of a chat, which replaces question and answer.
+        file_settings: Settings of single files, each 'NAME.FIELD=VALUE' with one of the four fields
+            above or `test_file`.
+        form: Name of the prompt form of public datasets, from `data.benchmarks.forms`.
+        task_settings: Settings of single public datasets, each 'NAME.FIELD=VALUE' with field `form`
+            or `shots`; see `data.Benchmark`.
+        directory: Directory of the prepared public datasets, a path or gs://BUCKET/PATH; '' =
             TFDS_DATA_DIR, or ~/tensorflow_datasets.
-        sources: 'DATASET/SPLIT=PATH' each: splits to prepare from a local file.
-        skip_broken: whether a broken row of a public dataset is left out and listed, or an error.
+        sources: Splits of public datasets to prepare from local files, each 'DATASET/SPLIT=PATH'.
+        skip_broken: Whether invalid rows of a public dataset are skipped and listed; otherwise they
+            are an error.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another value.
     """
 
     tasks: tuple[str, ...]
@@ -121,7 +130,15 @@ class DataConfig:
         data.benchmark_settings(self.form, self.task_settings)
 
     def _check_template(self, asked: Collection[str], whole: Collection[str]) -> None:
-        """Checks that the template suits questions, and the whole prompts of public datasets."""
+        """Check that the template suits the tasks.
+
+        Args:
+            asked: Tasks and files with questions, which need a template.
+            whole: Public datasets, whose prompts are complete.
+
+        Raises:
+            UserError: The template does not suit one of these.
+        """
         require(
             not asked or self.template != 'bare',
             'data.template',
@@ -143,7 +160,11 @@ class DataConfig:
 
     @property
     def file_tasks(self) -> list[data.FileTask]:
-        """The tasks that come from files."""
+        """Tasks from files, with their settings.
+
+        Raises:
+            UserError: An entry of `files` or `file_settings` is not valid.
+        """
         return data.file_tasks(
             self.files,
             self.file_settings,
@@ -155,15 +176,15 @@ class DataConfig:
 
 
 def check_task(field: str, name: str, files: Collection[str] = ()) -> None:
-    """Checks the name of a task in a config.
+    """Check that a task exists.
 
     Args:
-        field: where it stands.
-        name: of a public dataset or in the task registry.
-        files: names of the config's own files, which are known too.
+        field: Dotted name of the config field, for the message.
+        name: Name of the task: a public dataset, a task in the registry, or one of `files`.
+        files: Names of the config's tasks from files.
 
     Raises:
-        UserError: it is none of these.
+        UserError: The name is unknown.
     """
     known = {*data.DATASETS, *data.task_names(), *files}
     if name not in known:

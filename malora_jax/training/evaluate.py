@@ -1,4 +1,4 @@
-"""Scoring a trained adapter, or the base alone, without training."""
+"""Evaluation of a trained adapter, or of the base model alone, without training."""
 
 import pathlib
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from malora_jax.training.workdir import check_base, check_run
 
 
 def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[str, Any]:
-    """Mean scores and losses on the held-out questions of every task.
+    """Score the held-out questions of every task.
 
     Args:
-        config: as written in configs/.
-        workdir: of the run whose best checkpoint is scored, by validation loss, or the newest if
-            none was measured; None for the base model alone.
+        config: Nested config, as `get_config` of a module in configs/ returns it.
+        workdir: Directory of a run. Its checkpoint with the lowest validation loss is scored, or
+            the newest one if no validation loss was measured. None for the base model alone.
 
     Returns:
-        `step` of the checkpoint (None for the base), `tasks` by name, `average` and its
-        interval.
+        `step` of the checkpoint (None for the base model), `tasks` (scores and mean loss by task),
+        `average` (mean score over tasks) and `average_interval`.
 
     Raises:
-        UserError: the directory holds no run with this config, or no checkpoint; or the base is
-            another.
+        UserError: The config is not valid, the directory has no run with this config or no
+            checkpoint, or the base model is not the one of the run.
     """
     run = run_config(config)
     if workdir:

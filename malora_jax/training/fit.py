@@ -1,7 +1,8 @@
-"""What fits into a device's memory: how the base is kept, what is computed anew, how many rows.
+"""Estimate of the batch size that fits into device memory, by quantization and rematerialization.
 
-Nothing is compiled or allocated: what a row takes is what JAX would keep for the backward pass, by
-its shapes. A test holds the sum against the compiler's.
+Nothing is compiled or allocated. The memory of a row is the size of the activations that JAX would
+save for the backward pass, from abstract evaluation. A test compares the total with the compiler's
+memory analysis.
 """
 
 import dataclasses
@@ -22,27 +23,27 @@ from malora_jax.training.objective import CHUNK
 from malora_jax.training.plan import memory_bytes, tree_bytes
 from malora_jax.training.step import abstract_batch, losses
 
-# nf4 takes as much as int4.
+# Quantization formats to compare. nf4 is omitted because it takes as much memory as int4.
 _KEPT = ('', 'int8', 'int4')
 _REMAT = ('light', 'full')
-# A tenth stays free: for the runtime, and for what fragments.
+# Usable share of the memory. The rest is for the runtime and for fragmentation.
 USABLE = 0.9
 _MEMINFO = pathlib.Path('/proc/meminfo')
 _UNITS = {'MB': 10**6, 'GB': 10**9, 'MiB': 2**20, 'GiB': 2**30}
 
 
 class Option(NamedTuple):
-    """A way to train in a given memory.
+    """Memory use with one combination of quantization and rematerialization.
 
     Attributes:
-        kept: how the base's kernels are: a dtype, or a way to quantise.
-        quantize: the same as `model.quantize`.
-        remat: what is computed anew.
-        resident: bytes that stay allocated: base, adapter, moments.
-        step: bytes that a step takes besides, whatever its rows: gradients, their update, a chunk
-            of logits, and a kernel in numbers if they are quantised.
-        row: bytes of each row: what is kept of it, and what one layer makes of it.
-        rows: the most rows; 0 = not even one fits.
+        kept: Name of the dtype or quantization format of the base model's kernels, for the table.
+        quantize: Value of `model.quantize`; '' = not quantized.
+        remat: Value of `training.remat`, the rematerialization policy.
+        resident: Bytes that stay allocated during training: base, adapter and optimizer moments.
+        step: Additional bytes of a step that do not depend on its rows: gradients, their update, a
+            chunk of logits, and one dequantized kernel if kernels are quantized.
+        row: Bytes of each row: its saved activations, and the temporaries of one layer.
+        rows: Maximum number of rows; 0 = not even one fits.
     """
 
     kept: str
@@ -55,15 +56,18 @@ class Option(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes with the most rows, or with one if none fits."""
+        """Total bytes with the maximum number of rows, or with one row if none fits."""
         return self.resident + self.step + self.row * max(1, self.rows)
 
 
 def memory_size(text: str) -> int:
-    """Bytes of what '24GB' or '16GiB' says.
+    """Parse a memory size, and return its bytes.
+
+    Args:
+        text: Number with a unit, such as '24GB' or '16GiB'.
 
     Raises:
-        UserError: it says something else.
+        UserError: The text is not a positive size with unit MB, GB, MiB or GiB.
     """
     found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)', text.strip())
     if not found or not float(found[1]):
@@ -72,38 +76,43 @@ def memory_size(text: str) -> int:
 
 
 def options(run: RunConfig, memory: int) -> list[Option]:
-    """Each way to keep the base with each rematerialisation.
+    """Estimate all combinations of quantization and rematerialization.
 
     Args:
-        run: model, method, length of a row; the rest is varied.
-        memory: bytes of the device.
+        run: Run configuration. Its quantization, rematerialization and batch size are ignored.
+        memory: Memory of the device, in bytes.
     """
     return [option(run, memory, kept, remat) for kept in _KEPT for remat in _REMAT]
 
 
 def option(run: RunConfig, memory: int, quantize: str, remat: str) -> Option:
-    """One of them.
+    """Estimate one combination of quantization and rematerialization.
 
     Args:
-        run: as for `options`.
-        memory: likewise.
-        quantize: how the base is kept, as in `model.quantize`.
-        remat: what is computed anew.
+        run: Run configuration. Its quantization, rematerialization and batch size are ignored.
+        memory: Memory of the device, in bytes.
+        quantize: Quantization format of the base model's kernels, as in `model.quantize`.
+        remat: Rematerialization policy, as in `training.remat`.
     """
     config = dataclasses.replace(run.model, quantize=quantize)
     parts = memory_bytes(Decoder(config, run.adapter))
     resident = parts['total'] - parts['gradients']
-    # Gradients and their update, and with micro-batches their sum.
+    # Gradients and updates, and with gradient accumulation also the sum of the gradients.
     copies = 2 if run.training.accumulate == 1 else 3
     step = copies * parts['gradients'] + _logits(config) + _kernel(config)
-    # The same however the base is kept.
+    # The memory of a row does not depend on the quantization. With `run.model` instead of `config`,
+    # all quantization formats share one cached result.
     row = row_bytes(Decoder(run.model, run.adapter, remat), run.data.sequence_length)
     rows = max(0, (int(memory * USABLE) - resident - step) // row)
     return Option(quantize or config.dtype, quantize, remat, resident, step, row, rows)
 
 
 def available_memory() -> int:
-    """Return the bytes that runs may take: of the device; on CPU the free ones, or half of all."""
+    """Return the memory that runs may use, in bytes.
+
+    This is the limit of the first device. Without such a limit, as on CPU, it is the available
+    memory of the host, or half of the host's memory if that is not known.
+    """
     stats = jax.devices()[0].memory_stats() or {}
     if 'bytes_limit' in stats:
         return stats['bytes_limit']
@@ -115,11 +124,11 @@ def available_memory() -> int:
 
 
 def joint_runs(run: RunConfig, memory: int) -> int:
-    """Return how many runs fit into memory jointly, with one copy of the base.
+    """Return the number of runs that fit into memory if they train jointly, sharing one base.
 
     Args:
-        run: Config of one of them, with the largest ranks.
-        memory: Bytes of the device, of which a tenth stays free.
+        run: Configuration of one of the runs, with the largest ranks.
+        memory: Memory of the device, in bytes; a tenth of it stays free.
     """
     base = memory_bytes(Decoder(run.model))['base']
     each = option(run, memory, run.model.quantize, run.training.remat)
@@ -129,10 +138,14 @@ def joint_runs(run: RunConfig, memory: int) -> int:
 
 @functools.cache
 def row_bytes(model: Decoder, sequence_length: int) -> int:
-    """What a row of a batch takes.
+    """Return the memory of one row of a batch, in bytes.
 
-    What the backward pass has of all layers; and all that one layer makes, which it makes anew,
-    with gradients of about half of that.
+    This is the sum of the saved activations of all layers, and of the temporaries of one layer: its
+    recomputed activations, and gradients of about half their size.
+
+    Args:
+        model: Decoder with its adapter and its rematerialization policy.
+        sequence_length: Number of tokens of a row, T.
     """
     layer = Decoder(dataclasses.replace(model.config, num_layers=1), model.adapter)
     kept = _kept(model, 2, sequence_length) - _kept(model, 1, sequence_length)
@@ -141,7 +154,13 @@ def row_bytes(model: Decoder, sequence_length: int) -> int:
 
 
 def describe(run: RunConfig, found: list[Option], memory: int) -> str:
-    """A table of all options, and which one to take."""
+    """Return a Markdown table of all options, and a recommendation.
+
+    Args:
+        run: Run configuration.
+        found: Estimates, as `options` returns them.
+        memory: Memory of the device, in bytes.
+    """
     head = ['kernels', 'remat', 'stays, GB', 'a step, GB', 'a row, GB', 'most rows', 'total, GB']
     rows = [
         [
@@ -160,7 +179,10 @@ def describe(run: RunConfig, found: list[Option], memory: int) -> str:
 
 
 def _advice(run: RunConfig, found: list[Option]) -> str:
-    """The most exact base that leaves room for the batch, and the least computed anew."""
+    """Return the recommendation: the first option that fits the configured batch.
+
+    Options are ordered by precision of the base, then by less recomputation.
+    """
     wanted = run.data.batch_size
     for option in found:
         if option.rows >= wanted:
@@ -179,7 +201,11 @@ def _advice(run: RunConfig, found: list[Option]) -> str:
 
 
 def _kept(model: Decoder, rows: int, sequence_length: int) -> int:
-    """Bytes that JAX keeps for the backward pass; weights too, as often as they are needed."""
+    """Return the bytes of the residuals that JAX saves for the backward pass.
+
+    They include weights, each time a weight is needed. Differences between two numbers of rows
+    cancel them.
+    """
 
     def backward(variables: Any, batch: Any, key: jax.Array) -> Any:
         def loss(adapter: Any) -> jax.Array:
@@ -193,12 +219,15 @@ def _kept(model: Decoder, rows: int, sequence_length: int) -> int:
 
 
 def _logits(config: ModelConfig) -> int:
-    """A chunk's logits, their exponentials and their softmax, float32."""
+    """Return the bytes of a chunk's logits, their exponentials and their softmax, in float32."""
     return 3 * 4 * CHUNK * config.vocab_size
 
 
 def _kernel(config: ModelConfig) -> int:
-    """The largest kernel as float32 and in the model's dtype, where kernels are quantised."""
+    """Return the bytes of the largest kernel while it is dequantized; 0 if not quantized.
+
+    Dequantization holds the kernel in float32 and in the model's dtype.
+    """
     if not config.quantize:
         return 0
     largest = config.width * max(config.hidden, config.num_heads * config.head_width)

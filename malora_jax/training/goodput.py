@@ -1,8 +1,9 @@
-"""Where the wall-clock time of a run went, over all its starts: an event a line.
+"""Goodput: the share of a run's wall-clock time spent in training steps, over all its starts.
 
-`goodput.jsonl` has the keys of ml-goodput-measurement, with seconds since 1970: when a job,
-the set-up of devices, the preparation, the reading of a batch and other work
-(`custom_badput_event_type`) began and ended, and when each step began.
+`goodput.jsonl` has one event per line, with the keys of ml-goodput-measurement and times in seconds
+since 1970. Events are the start and end of a job, of device initialization, of training
+preparation, of loading a batch, and of other activities (`custom_badput_event_type`); and the start
+of each step.
 """
 
 import contextlib
@@ -17,13 +18,23 @@ from malora_jax import files
 from malora_jax.errors import UserError
 
 FILE = 'goodput.jsonl'
-# What a phase is called in the summary, and the keys of its events.
+# Event keys of ml-goodput-measurement by phase, as phases are named in the summary.
 _PHASES = {'start': 'tpu_init', 'load': 'training_prep', 'data wait': 'data_loading'}
 _CUSTOM = 'custom_badput_event'
 
 
 class Goodput:
-    """Writes the events of one start of a run; those before there is a file wait for it."""
+    """Recorder of the goodput events of one start of a run.
+
+    Events are buffered until `open` is called:
+
+        recorder = Goodput()
+        with recorder.phase('load'):
+            ...
+        recorder.open(workdir)
+        recorder.step(1)
+        recorder.close()
+    """
 
     def __init__(self):
         self._waiting: list[dict[str, Any]] = []
@@ -31,14 +42,19 @@ class Goodput:
         self._write({'job_start_time': time.time()})
 
     def open(self, workdir: pathlib.Path) -> None:
-        """Appends to the file of a run from now on, behind its last whole line.
+        """Open `goodput.jsonl` for appending, and write the buffered events.
+
+        An incomplete last line, as a killed run may leave it, is removed.
+
+        Args:
+            workdir: Directory of the run.
 
         Raises:
-            UserError: the file is broken.
+            UserError: The file is invalid.
         """
         path = workdir / FILE
         if path.exists():
-            read(workdir)  # Which is wanted at the end, and should not fail there.
+            read(workdir)  # Find errors now, because the end of the run reads the file again.
             os.truncate(path, path.read_bytes().rfind(b'\n') + 1)
         self._file = path.open('a', encoding='utf-8')
         waiting, self._waiting = self._waiting, []
@@ -46,14 +62,19 @@ class Goodput:
             self._write(event)
 
     def close(self) -> None:
-        """The run has come to its end, or was stopped in an orderly way."""
+        """Record the end of the job, and close the file."""
         self._write({'job_end_time': time.time()})
         if self._file is not None:
             self._file.close()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is done within is no training: 'start', 'load', 'data wait', or anything else."""
+        """Record the start and end of an activity other than training steps.
+
+        Args:
+            name: Name of the activity: 'start', 'load', 'data wait', or any other name, which is
+                recorded as a custom event.
+        """
         key, more = _PHASES.get(name), {}
         if key is None:
             key, more = _CUSTOM, {f'{_CUSTOM}_type': name}
@@ -62,7 +83,11 @@ class Goodput:
         self._write(more | {f'{key}_end_time': time.time()})
 
     def step(self, number: int) -> None:
-        """A step begins."""
+        """Record the start of a training step.
+
+        Args:
+            number: Number of the step.
+        """
         self._write({'step_count': number, 'step_start_time': time.time()})
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -74,10 +99,13 @@ class Goodput:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The events of a run; a last line that is not whole is left out.
+    """Return the events of a run, without an incomplete last line.
+
+    Args:
+        workdir: Directory of the run.
 
     Raises:
-        UserError: a line is no event.
+        UserError: A line is not a valid event.
     """
     path = workdir / FILE
     remedy = f'remove {path}, which only tells where time went'
@@ -92,20 +120,23 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by what they went into; together all between the first event and the last.
+    """Return the seconds of each activity, which sum to the time from the first to the last event.
+
+    Args:
+        events: Events of a run, as `read` returns them.
 
     Returns:
-        `step`, each phase by its name, `lost` (steps that were made again after a restart),
-        `stopped` (between two starts) and `other`.
+        Seconds by activity: `step`, each phase by its name, `lost` (steps that were repeated after
+        a restart), `stopped` (between two starts) and `other`.
     """
     spent: dict[str, float] = {'step': 0.0, 'lost': 0.0, 'stopped': 0.0, 'other': 0.0}
     steps: dict[int, float] = {}
     names = {key: name for name, key in _PHASES.items()}
-    phases: list[str] = []  # The innermost is the last.
+    phases: list[str] = []  # Phases may be nested; the innermost is the last.
     step, before = None, None
     for event in events:
         now = next(value for key, value in event.items() if key.endswith('_time'))
-        # A clock may have been set back.
+        # The system clock may have been set back between two events.
         passed, before = max(0.0, now - (now if before is None else before)), now
         if 'job_start_time' in event:
             spent['stopped'] += passed
@@ -134,7 +165,11 @@ def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def describe(spent: dict[str, float]) -> str:
-    """One line."""
+    """Return one line with the goodput and the seconds of all other activities.
+
+    Args:
+        spent: Seconds by activity, as `accounts` returns them.
+    """
     total = sum(spent.values())
     rest = sorted(
         ((name, value) for name, value in spent.items() if name != 'step' and value >= 0.05),

@@ -1,4 +1,4 @@
-"""What the model does on kept examples without an update: answer loss and routing."""
+"""Loss and routing statistics on held-out examples, without a training step."""
 
 import functools
 from collections.abc import Iterable
@@ -15,13 +15,16 @@ from malora_jax.training.step import Batch, Losses, losses
 def held_out_losses(
     model: Decoder, variables: Any, batches: Iterable[Batch], num_tasks: int
 ) -> Losses:
-    """Sums of `losses` over batches, dropout off, on the host.
+    """Sum the losses and routing statistics over batches, without dropout.
 
     Args:
-        model: the decoder.
-        variables: its collections.
-        batches: packed batches; at least one.
-        num_tasks: G.
+        model: Decoder with its adapter.
+        variables: Flax collections of the decoder.
+        batches: Packed batches, at least one.
+        num_tasks: Number of tasks, G.
+
+    Returns:
+        The sums of `step.losses` over all batches, as NumPy arrays.
     """
     total: Any = None
     for batch in batches:
@@ -31,12 +34,19 @@ def held_out_losses(
 
 
 def loss_by_task(sums: Losses) -> np.ndarray:
-    """(G,): nats per token that carries loss, of each task; nan for a task without any."""
+    """Return the mean loss of each task, (G,), in nats per answer token.
+
+    Args:
+        sums: Summed losses, as `held_out_losses` returns them.
+
+    Returns:
+        (G,) float; NaN for a task without tokens that carry loss.
+    """
     tokens_G = np.asarray(sums.loss_tokens)
     return np.divide(sums.nll, tokens_G, out=np.full(tokens_G.shape, np.nan), where=tokens_G > 0)
 
 
-# Compiled once for a model, however often it is evaluated.
+# At module level, so that repeated evaluations of one model share one compilation.
 @functools.partial(jax.jit, static_argnames=('model', 'num_tasks'))
 def _one_batch(model: Decoder, variables: Any, batch: Batch, num_tasks: int) -> Losses:
     return rules.replicate(losses(model, variables, batch, num_tasks))

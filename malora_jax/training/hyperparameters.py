@@ -1,6 +1,6 @@
-"""The numbers of a run that its training step takes as arguments.
+"""Hyperparameters that the compiled training step takes as arguments.
 
-Runs that differ in nothing else share one compiled step, and can train jointly.
+Runs that differ only in these numbers share one compiled step, and can train jointly.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _OPTIMIZER_FIELDS = (
     *('learning_rate', 'weight_decay', 'clip_norm'),
     *('router_rate', 'down_rate', 'core_rate', 'up_rate', 'magnitude_rate'),
 )
-# The config fields that become hyperparameters, by dotted name. Alpha becomes part of the scale.
+# Dotted names of the config fields that become hyperparameters. Alpha becomes part of the scale.
 CONFIG_FIELDS = (
     'seed',
     *(f'optimizer.{name}' for name in _OPTIMIZER_FIELDS),
@@ -24,21 +24,21 @@ CONFIG_FIELDS = (
 
 
 class Hyperparameters(struct.PyTreeNode):
-    """The scalars of one run, or with a leading axis those of several runs.
+    """Hyperparameters of one run, (), or of several runs, with a leading axis.
 
-    Whether dropout and the balance loss exist at all is part of the config and compiled into the
-    step: a dropout rate or balance weight given here has no effect where the config has zero.
+    The compiled step contains dropout and the load-balancing loss only if the config enables them:
+    if the config has zero, the values of `dropout` and `balance_weight` here have no effect.
 
     Attributes:
-        seed: Seed of the dropout masks, uint32. All other fields are float32.
-        learning_rate: Peak of the learning rate schedule.
-        weight_decay: Decoupled weight decay, times the learning rate.
-        clip_norm: Largest norm of the whole gradient.
+        seed: Random seed of the dropout masks, uint32. All other fields are float32.
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        clip_norm: Maximum global norm of the gradient.
         router_rate, down_rate, core_rate, up_rate, magnitude_rate: Multiples of the learning rate
-            for each kind of leaf.
-        scale: Factor of the adapter's update: alpha / rank, or alpha / sqrt(rank).
-        dropout: Probability of dropping an input of the down-projection.
-        balance_weight: Coefficient of the balance loss.
+            for each kind of parameter.
+        scale: Scale of the adapter's update: alpha / rank, or alpha / sqrt(rank).
+        dropout: Dropout rate at the input of the first factor.
+        balance_weight: Coefficient of the load-balancing loss.
     """
 
     seed: Any
@@ -61,9 +61,9 @@ class Hyperparameters(struct.PyTreeNode):
         """Return the hyperparameters of a run as NumPy scalars.
 
         Args:
-            seed: Seed of the run. Its lower 32 bits count, as for a JAX key.
+            seed: Random seed of the run. Only its lower 32 bits count, as for a JAX key.
             optimizer: Optimizer configuration.
-            adapter: Adapter configuration, or None for the base model alone.
+            adapter: Adapter configuration; None for the base model alone.
         """
         numbers = {name: getattr(optimizer, name) for name in _OPTIMIZER_FIELDS}
         numbers['scale'] = adapter.scale if adapter else 0.0
