@@ -116,7 +116,7 @@ def _mixture(
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
-        # One layer at a time saves memory, as in `initializers`.
+        # Layers are processed one after the other, like the experts in `initializers`.
         start = jax.jit(
             lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},

@@ -116,8 +116,13 @@ def make_train_step(
     """Return `step_function` wrapped in `jax.jit`, with the buffers of the state donated.
 
     Args:
-        model: See `step_function`, as for all arguments that are not listed here.
+        model: Decoder with the adapter.
+        optimizer: Optimizer of the adapter; its `update` gets the hyperparameters.
+        schedule: Learning rate schedule as a fraction of the peak, for the metrics.
+        num_tasks: G, the number of tasks.
+        accumulate: A, the number of micro-batches for gradient accumulation.
         shardings: Shardings of the new state; None to let the compiler choose them.
+        skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite.
         is_joint: Whether one step trains several runs with a single copy of the base model. The
             leaves of the states, batches and hyperparameters then have a leading axis of runs.
     """
