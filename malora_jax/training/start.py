@@ -116,7 +116,8 @@ def _mixture(
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
-        # Layers are processed one after the other, like the experts in `initializers`.
+        # Map over the layers one at a time, because batched decompositions can deadlock on CPU; see
+        # `initializers._decompose`.
         start = jax.jit(
             lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
