@@ -1,13 +1,4 @@
-"""Preemption: SIGTERM, which cloud providers and schedulers send before they reclaim a machine.
-
-Example:
-    with watched() as preemption, preemption.deferred():
-        for step in range(1, steps + 1):
-            state = train_step(state)
-            if preemption.reached(step):
-                save(state)
-                raise Preempted
-"""
+"""Preemption: SIGTERM, which cloud providers and schedulers send before they reclaim a machine."""
 
 import contextlib
 import signal
@@ -23,7 +14,16 @@ __all__ = ['Preempted', 'Preemption', 'watched']
 
 
 class Preemption:
-    """Watcher that reports whether a run was asked to stop by SIGTERM."""
+    """Watcher that reports whether a run was asked to stop by SIGTERM.
+
+    Example:
+        with watched() as preemption, preemption.deferred():
+            for step in range(1, steps + 1):
+                state = train_step(state)
+                if preemption.reached(step):
+                    save(state)
+                    raise Preempted
+    """
 
     def reached(self, step: int) -> bool:
         """Return whether the run should stop after this step.
@@ -55,6 +55,14 @@ class Preemption:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Preemption]:
-    """Handle SIGTERM inside the block; on several hosts, JAX's preemption service handles it."""
+    """Handle SIGTERM inside the block; on several hosts, JAX's preemption service handles it.
+
+    Example:
+        with watched() as preemption:
+            state = train_steps(progress, state, preemption)
+
+    Yields:
+        The watcher that the training loop queries after every step.
+    """
     with contextlib.nullcontext() if jax.process_count() > 1 else shutdown.watched():
         yield Preemption()

@@ -130,7 +130,7 @@ def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answe
 def check_counts(
     path: pathlib.Path, found: Mapping[str, int], questions: Mapping[str, int]
 ) -> None:
-    """Check that there is one answer to each held-out question.
+    """Check that each task has one answer per held-out question.
 
     Args:
         path: Path of the answers file, for error messages.

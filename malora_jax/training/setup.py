@@ -22,8 +22,8 @@ from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
-# Number of examples that are packed to estimate the drawing if the number of steps is given. It
-# takes about a second.
+# Maximum number of examples that are packed to measure how full the rows are, if the number of
+# steps is given. It takes about a second.
 _COUNTED = 10_000
 
 
