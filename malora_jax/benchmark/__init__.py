@@ -1,1 +1,1 @@
-"""Measuring methods side by side: what is timed, how, and what is reported."""
+"""Benchmarks that compare the training steps of several methods in one process."""

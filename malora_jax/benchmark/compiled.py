@@ -1,8 +1,9 @@
-"""What the TPU compiler says of one layer, without a TPU: estimated cycles, memory, operations.
+"""TPU compiler estimates for one layer, without a TPU: cycles, memory and operations.
 
-Needs the package `libtpu`. The compiler's estimates are good for ratios and no promise of seconds.
+This needs the package `libtpu`. Use the estimates for ratios between methods; they do not predict
+times in seconds.
 
-Dimension letters: N tokens, D model, G tasks.
+Dimension letters: B rows, T positions, N = B · T tokens, D model width, G tasks.
 """
 
 import functools
@@ -26,21 +27,21 @@ from malora_jax.training.config import RunConfig
 def estimates(
     run: RunConfig, adapters: Mapping[str, AdapterConfig | None], topology: str
 ) -> dict[str, dict[str, float]]:
-    """Compiles the forward and backward pass of one layer for one chip.
+    """Compile the forward and backward pass of one layer for one chip, with each adapter.
 
-    The gradient is that of the trained leaves and of the layer's input, as in the middle of a
-    model; balance losses are left out.
+    The gradient is computed with respect to the trainable leaves and to the input of the layer, as
+    for a layer in the middle of a model. Load-balancing losses are not included.
 
     Args:
-        run: model, rows, rematerialisation.
-        adapters: by name; None for the base alone.
-        topology: such as 'v5e:2x2'; see `jax.experimental.topologies`.
+        run: Config, of which the model, the shape of a batch and `training.remat` are used.
+        adapters: Adapter configurations by name; None for the base model alone.
+        topology: Name of a TPU topology, such as 'v5e:2x2'; see `jax.experimental.topologies`.
 
     Returns:
-        By name: `cycles`, `temporary_bytes`, `flops`.
+        For each name: `cycles`, `temporary_bytes` and `flops`.
 
     Raises:
-        UserError: no such topology, or no compiler for it.
+        UserError: The topology is unknown, or `libtpu` is not installed.
     """
     place = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
     return {name: _estimate(run, adapter, place) for name, adapter in adapters.items()}
@@ -64,7 +65,11 @@ def _estimate(
 
 
 def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
-    """Of trained leaves, the others, the layer's input, a cotangent of its output, segments."""
+    """Return the shapes of the arguments of `_layer_gradient`.
+
+    These are the trainable leaves, the other leaves, the layer's input (N, D), the cotangent of its
+    output (N, D), and the segment ids (B, T).
+    """
     B, T = run.data.batch_size, run.data.sequence_length
     x_ND = jax.ShapeDtypeStruct((B * T, run.model.width), run.model.dtype)
     segments_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
@@ -92,7 +97,7 @@ def _context(segments_BT: jax.Array, train: bool) -> Context:
 def _layer_gradient(
     run: RunConfig, adapter: AdapterConfig | None, trained, others, x_ND, cotangent_ND, segments_BT
 ):
-    """The gradient with respect to the trained leaves and the layer's input."""
+    """Return the gradient with respect to the trainable leaves and to the layer's input."""
     block = nn.remat(Block, policy=REMAT[run.training.remat])(run.model, adapter)
 
     def objective(trained, x_ND):
@@ -110,7 +115,11 @@ def _layer_gradient(
 
 
 def format_table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table, with ratios to the base and to LoRA where they are there."""
+    """Return a Markdown table, with ratios to the base model and to LoRA if these are included.
+
+    Args:
+        found: Result of `estimates`.
+    """
     against = [name for name in ('base', 'lora') if name in found]
     head = ['', 'cycles', *(f'× {name}' for name in against), 'temporary, MB', 'GFLOP']
     rows = [head]

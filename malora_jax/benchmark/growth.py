@@ -1,4 +1,4 @@
-"""How a step's time and memory grow with the number of experts, and with their rank."""
+"""Scaling of the step time and memory with the number of experts or with their rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,17 +8,25 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.methods import changed
 from malora_jax.benchmark.subjects import BASE
 
-# What grows, by its name as a field of the adapter; K experts are active throughout.
+# Values of the adapter field that is varied, by its name. The number of active experts per token
+# (top-k routing) stays the same.
 SIZES = {'num_experts': (4, 8, 16, 32, 64), 'rank': (4, 8, 16, 32, 64, 128)}
-# A trained parameter, its gradient and two moments, in float32.
+# Bytes of a trainable parameter, its gradient and two moments, in float32.
 _TRAINED_BYTES = 16
 
 
 def grown(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterConfig:
-    """A method with more experts or ranks; one without a router keeps its only expert.
+    """Return an adapter configuration with another number of experts or another rank.
 
-    The shared subspace stays the same share of all ranks, d = λ r N (section 3.3 of the paper), as
-    far as the model is wide.
+    The dimension of the shared subspace stays the same fraction λ of all ranks, d = λ r N (section
+    3.3 of the paper), but at most the width of the model. An adapter without a router keeps its
+    only expert.
+
+    Args:
+        adapter: Adapter configuration.
+        field: 'num_experts' or 'rank', a key of `SIZES`.
+        size: New value of the field.
+        width: Width of the model.
     """
     if field == 'num_experts' and not adapter.has_router:
         return adapter
@@ -28,31 +36,36 @@ def grown(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterC
 
 
 def floors(found: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
-    """The least that a method's step could take, given what the base takes.
+    """Return lower bounds of the time and memory of a method's step, relative to the base model.
 
     Args:
-        found: figures of the method, as `report.summarize` has them.
-        base: those of the base.
+        found: Measurements of the method, from `report.summarize`.
+        base: Measurements of the base model, from `report.summarize`.
 
     Returns:
-        Time as a multiple of the base's, were all operations as fast as the base's; and bytes:
-        those of the base, and each trained parameter with its gradient and moments.
+        The step time as a multiple of the base model's, if all operations ran at the base model's
+        speed; and the bytes of the base model's step plus those of each trainable parameter with
+        its gradient and moments.
     """
     time = found['flops_per_token'] / base['flops_per_token']
     return time, total_bytes(base) + _TRAINED_BYTES * found['trained_parameters']
 
 
 def total_bytes(found: Mapping[str, Any]) -> int:
-    """What a step needs: weights, state, batch and temporaries."""
+    """Return the memory of a step in bytes: weights, state, batch and temporary buffers.
+
+    Args:
+        found: Measurements of a method, from `report.summarize`.
+    """
     return found['resident_bytes'] + found['temporary_bytes']
 
 
 def format_table(field: str, sizes: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A Markdown table: a row for each size and method.
+    """Return a Markdown table with a row for each size and method.
 
     Args:
-        field: what grows.
-        sizes: figures by method, by size, the base's among them.
+        field: Name of the varied field, a key of `SIZES`.
+        sizes: Measurements from `report.summarize` by size and method, including the base model.
     """
     rows: list[Sequence[str]] = [
         (field, 'method', 'step, s', '× base', 'floor', 'memory, MB', 'floor')
@@ -75,7 +88,15 @@ def format_table(field: str, sizes: Mapping[int, Mapping[str, Mapping[str, Any]]
 def curves(
     sizes: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """By method: `size`, `time` as a multiple of the base's, `bytes`, and the floors of both."""
+    """Return the curves of `plots.plot_growth` for each method.
+
+    Args:
+        sizes: Measurements from `report.summarize` by size and method, including the base model.
+
+    Returns:
+        Lists with one number per size, by method and name: `size`; `time`, as a multiple of the
+        base model's; `bytes`; and the lower bounds `time_floor` and `bytes_floor`.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for size, name, figures, (time_floor, bytes_floor) in _points(sizes):
         curve = found.setdefault(name, {})
@@ -93,7 +114,7 @@ def curves(
 def _points(
     sizes: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[int, str, Mapping[str, Any], tuple[float, float]]]:
-    """Size, name, figures and floors of every method but the base."""
+    """Yield size, name, measurements and lower bounds of every method except the base model."""
     for size, methods in sizes.items():
         for name, found in methods.items():
             if name != BASE:

@@ -1,4 +1,4 @@
-"""What something was measured on."""
+"""Description of the machine on which a benchmark was measured."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from malora_jax.training.workdir import versions
 
 
 def machine() -> dict[str, Any]:
-    """The device, the processor and the versions that decide a time."""
+    """Return the device, the processor and the package versions that affect measured times."""
     device = jax.devices()[0]
     return {
         'device': device.device_kind,
@@ -24,7 +24,11 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Those that this process may use, where the system says; XLA starts a thread on each."""
+    """Return the number of CPU cores that this process may use.
+
+    XLA starts one thread per core. Systems that do not report the cores of a process report those
+    of the machine.
+    """
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -14,12 +14,12 @@ from malora_jax.analysis.figures import cycle, literally, save
 def plot_step_times(
     path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
-    """Bars of each step: forward, backward, optimizer on top of each other, as in Figure 4(c).
+    """Plot a stacked bar per method: forward pass, backward pass, optimizer, as in Figure 4(c).
 
     Args:
-        path: the PNG to write.
-        methods: `methods` of a benchmark.
-        title: above the plot.
+        path: PNG file to write.
+        methods: Measurements by method, `methods` of the result of `run.benchmark`.
+        title: Title of the plot.
     """
     figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
     axes = figure.add_subplot(ylabel='seconds per step', title=title)
@@ -44,13 +44,13 @@ def plot_step_times(
 def plot_growth(
     path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[float]]], field: str, title: str
 ) -> None:
-    """Time and memory of a step over the number of experts or their rank, and the least possible.
+    """Plot step time and memory, with lower bounds, against the number of experts or the rank.
 
     Args:
-        path: the PNG to write.
-        curves: by method, as `benchmark.growth.curves` has them.
-        field: what grows.
-        title: above the plots.
+        path: PNG file to write.
+        curves: Curves by method, from `growth.curves`.
+        field: Name of the varied field, which labels the x axis.
+        title: Title above both plots.
     """
     figure = Figure(figsize=(9, 4), layout='constrained')
     figure.suptitle(title, fontsize=10)

@@ -1,4 +1,4 @@
-"""What a benchmark found: figures and the table."""
+"""Statistics of a benchmark's measured times, and their table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,24 +10,27 @@ from malora_jax.benchmark.subjects import BASE, PARTS, Subject
 from malora_jax.benchmark.timing import STEADY, Times, is_steady
 
 _REFERENCE = 'lora'
-# As in Table 10 of the paper.
+# The parts of a step in Table 10 of the paper.
 _SPLIT = ('forward_s', 'backward_s', 'optimizer_s')
 
 
 def summarize(
     subjects: Sequence[Subject], times: Times, real_tokens: float, positions: int
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each subject.
+    """Return the statistics of each subject: times, ratios, throughput, FLOPs and memory.
 
-    The backward pass is what the gradient takes longer than the loss alone, the optimizer what the
-    step takes longer than the gradient, by medians over the same rounds. Ratios are medians of the
-    ratios of each round.
+    The time of the backward pass is the time of the gradient minus that of the forward pass. The
+    time of the optimizer is the time of the whole step minus that of the gradient. Both are medians
+    of the differences in each round. Ratios are medians of the ratios in each round.
 
     Args:
-        subjects: what was timed.
-        times: of each.
-        real_tokens: of a batch.
-        positions: of a batch, padding too: what operations are counted for.
+        subjects: Subjects that were timed.
+        times: Seconds of each round, by subject and part.
+        real_tokens: Mean number of tokens per batch that are not padding, for the throughput.
+        positions: Number of positions per batch including padding, for the FLOPs per second.
+
+    Returns:
+        Statistics by name of the subject; times are in seconds (`_s`), memory in bytes (`_bytes`).
     """
     found = {}
     for subject in subjects:
@@ -55,7 +58,11 @@ def summarize(
 
 
 def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table of the figures."""
+    """Return a Markdown table of the statistics.
+
+    Args:
+        methods: Result of `summarize`.
+    """
     head = [
         *('', 'step, s', 'quartiles', 'forward', 'backward', 'optimizer', 'tokens/s', '× base'),
         *('× LoRA', 'GFLOP/s', 'temporary, MB', 'compile, s', 'first step, s'),
@@ -84,15 +91,15 @@ def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _split(times: Times, subject: Subject) -> list[tuple[str, np.ndarray]]:
-    """The parts of the step, in the rounds that have them."""
+    """Return the seconds of each part of the step, nan in rounds in which parts are not timed."""
     forward, gradient, step = (times[subject.name][part] for part in PARTS)
-    # The base's step is its gradient: what is left over is noise.
+    # The step of the base model is its gradient, so the difference would be only noise.
     update = np.zeros_like(step) if subject.name == BASE else np.maximum(step - gradient, 0)
     return list(zip(_SPLIT, (forward, gradient - forward, update), strict=True))
 
 
 def _ratio(times: Times, name: str, other: str) -> float | None:
-    """Of steps, round by round; None where the other was not measured."""
+    """Return the median ratio of two step times over the rounds; None if one was not measured."""
     if other not in times:
         return None
     return float(np.median(times[name]['step'] / times[other]['step']))

@@ -1,4 +1,4 @@
-"""Batches to measure with: full rows of random tokens, or the packed rows of a run's tasks.
+"""Batches for benchmarks: full rows of random tokens, or the packed rows of a run's tasks.
 
 Dimension letters: B rows, T positions.
 """
@@ -12,16 +12,18 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.setup import Setup
 from malora_jax.training.step import Batch
 
-# Tasks that the tokens of random rows belong to.
+# Number of tasks in batches of random tokens.
 SYNTHETIC_TASKS = 4
 
 
 def synthetic(run: RunConfig, count: int) -> list[Batch]:
-    """Full rows: each is one text of random tokens, which all carry loss, and of one task.
+    """Return batches of random tokens without padding.
+
+    Each row is a single example of one task, and all of its tokens carry loss.
 
     Args:
-        run: whose seed, vocabulary and batch size they have.
-        count: how many batches.
+        run: Config, of which the seed, the vocabulary and the batch shape are used.
+        count: Number of batches.
     """
     shape = (run.data.batch_size * run.training.accumulate, run.data.sequence_length)
     rng = np.random.default_rng(run.seed)
@@ -43,15 +45,20 @@ def synthetic(run: RunConfig, count: int) -> list[Batch]:
 
 
 def packed(setup: Setup, count: int) -> list[Batch]:
-    """The first batches that the run would train on."""
+    """Return the first training batches of a run.
+
+    Args:
+        setup: Parts of the run.
+        count: Number of batches.
+    """
     return list(itertools.islice(setup.train_iterator(), count))
 
 
 def real_tokens(batches: Sequence[Batch]) -> float:
-    """Tokens of a batch that are not padding, on average."""
+    """Return the mean number of tokens per batch that are not padding."""
     return float(np.mean([(batch['segment_ids'] > 0).sum() for batch in batches]))
 
 
 def loss_tokens(batches: Sequence[Batch]) -> float:
-    """Tokens of a batch that carry loss, on average."""
+    """Return the mean number of tokens per batch that carry loss."""
     return float(np.mean([batch['loss_mask'].sum() for batch in batches]))

@@ -1,4 +1,4 @@
-"""A benchmark from a config: what takes turns, on which rows, and what came of it."""
+"""Benchmarks of the training step of several methods, from a config."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,32 @@ from malora_jax.training.setup import build
 from malora_jax.training.step import Batch
 from malora_jax.training.workdir import versions
 
-# Batches that rounds go through; more would not be other work.
+# Number of distinct batches, which the rounds repeat. More batches would not change the work.
 _BATCHES = 8
 
 
 def benchmark(
     config: Mapping[str, Any], methods: Sequence[str], rounds: int, packed: bool
 ) -> dict[str, Any]:
-    """Measures methods side by side in this process.
+    """Measure the training steps of several methods, interleaved in this process.
 
-    Each has its own settings, as `METHODS` has them, with the config's dropout and adapted linears.
+    Each method has its settings from `METHODS`, except for dropout and adapted linears, which are
+    those of the config.
 
     Args:
-        config: as written in configs/.
-        methods: their names; 'base' is the frozen model alone.
-        rounds: how many steps of each are timed, at least.
-        packed: whether the rows are those of the config's tasks; else random ones, which need no
-            weights either.
+        config: Nested config as written in configs/.
+        methods: Names of methods; 'base' is the frozen base model alone.
+        rounds: Minimum number of timed steps per method.
+        packed: Whether the batches are packed rows of the config's tasks. Otherwise they are random
+            tokens, and the base model is randomly initialized, so that no weights are needed.
 
     Returns:
-        `methods` by name, `machine`, and what was run: `model`, `dtype`, `rows`, `tokens_per_step`,
-        `loss_tokens_per_step`, `positions_per_step`, `sequence_length`, `dropout`, `remat`.
+        `methods`, the statistics of `report.summarize` by method; `machine`; and the conditions:
+        `model`, `dtype`, `quantize`, `rows`, `tokens_per_step`, `loss_tokens_per_step`,
+        `positions_per_step`, `sequence_length`, `dropout`, `remat`.
 
     Raises:
-        UserError: no such method, one that is named twice, or a mistake in the config.
+        UserError: A method is unknown or named twice, or the config is invalid.
     """
     _check_names(methods)
     run = run_config(config)
@@ -54,20 +56,21 @@ def benchmark(
 def grow(
     config: Mapping[str, Any], methods: Sequence[str], rounds: int, packed: bool, field: str
 ) -> dict[str, Any]:
-    """Measures methods with more and more experts, or ranks of an expert.
+    """Measure methods with increasing numbers of experts, or with increasing ranks.
 
     Args:
-        config: as written in configs/.
-        methods: their names; the base is always measured beside them.
-        rounds: how many steps of each are timed, at least, at every size.
-        packed: as for `benchmark`.
-        field: what grows, of `growth.SIZES`.
+        config: Nested config as written in configs/.
+        methods: Names of methods; the base model is always measured as well.
+        rounds: Minimum number of timed steps per method and size.
+        packed: Whether the batches are packed rows of the config's tasks, see `benchmark`.
+        field: Name of the varied field, a key of `growth.SIZES`.
 
     Returns:
-        As `benchmark`, but in place of `methods` the `field` and `sizes`: the methods at each.
+        The result of `benchmark`, with `field` and `sizes` instead of `methods`: the statistics by
+        size and method.
 
     Raises:
-        UserError: as `benchmark`.
+        UserError: A method is unknown or named twice, or the config is invalid.
     """
     _check_names(methods)
     run = run_config(config)
@@ -87,7 +90,15 @@ def grow(
 
 @dataclasses.dataclass(frozen=True)
 class _Rig:
-    """What all methods are measured with: the config, the base, the batches and their tasks."""
+    """Conditions that all methods of a benchmark share.
+
+    Attributes:
+        run: Config of the benchmark.
+        packed: Whether the batches are packed rows of the config's tasks.
+        params: Parameters of the base model.
+        batches: Batches, which the rounds repeat.
+        tasks: Number of tasks in the batches.
+    """
 
     run: RunConfig
     packed: bool
@@ -97,7 +108,7 @@ class _Rig:
 
 
 def _rig(run: RunConfig, packed: bool) -> _Rig:
-    # Compile times are those of a first start.
+    # The compilation cache is disabled, so that compile times are those of a first start.
     jax.config.update('jax_enable_compilation_cache', False)
     if packed:
         setup = build(run)
@@ -125,7 +136,7 @@ def _conditions(rig: _Rig) -> dict[str, Any]:
 def _measure(
     rig: _Rig, runs: Mapping[str, RunConfig | None], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each run's step, by name; None is the base alone."""
+    """Return the statistics of each run's step by name; a run of None is the base model alone."""
     subjects = []
     for name, run in runs.items():
         print(f'Compiling {name} …', flush=True)
@@ -139,18 +150,21 @@ def _measure(
 
 
 def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -> dict[str, Any]:
-    """What the TPU compiler estimates for one layer with each method; nothing is run.
+    """Return the TPU compiler's estimates for one layer with each method; nothing is executed.
 
     Args:
-        config: as written in configs/.
-        methods: their names; 'base' is the layer alone.
-        topology: such as 'v5e:2x2'; one of its chips.
+        config: Nested config as written in configs/.
+        methods: Names of methods; 'base' is the layer without an adapter.
+        topology: Name of a TPU topology, such as 'v5e:2x2'; the estimates are for one of its chips.
 
     Returns:
-        `methods` by name (see `compiled.estimates`), and what it was asked of.
+        `methods`, the estimates of `compiled.estimates` by method, and the conditions: `model`,
+        `dtype`, `quantize`, `positions`, `sequence_length`, `dropout`, `remat`, `topology`,
+        `versions`.
 
     Raises:
-        UserError: as `benchmark`, or no such topology.
+        UserError: A method is unknown or named twice, the config is invalid, the topology is
+            unknown, or `libtpu` is not installed.
     """
     _check_names(methods)
     run = run_config(config)
@@ -178,13 +192,18 @@ def _check_names(methods: Sequence[str]) -> None:
 
 
 def with_method(run: RunConfig, name: str) -> RunConfig:
-    """The run with another method, and the dropout and adapted linears that it has."""
+    """Return the config with another method, but with its own dropout and adapted linears.
+
+    Args:
+        run: Config of the benchmark.
+        name: Name of the method.
+    """
     adapter = method(name, dropout=run.adapter.dropout, targets=run.adapter.targets)
     return dataclasses.replace(run, method=name, adapter=adapter)
 
 
 def random_base(run: RunConfig) -> Any:
-    """Parameters of the base's shapes, as the decoder starts them without weights."""
+    """Return randomly initialized parameters of the base model."""
 
     @jax.jit
     def make(key: jax.Array) -> Any:

@@ -1,6 +1,6 @@
-"""What is timed: the training step of each method, its parts, and the frozen model alone.
+"""Subjects of a benchmark: each method's training step and its parts, and the base model alone.
 
-Dimension letters: B rows, T positions, N = B · T tokens, D model.
+Dimension letters: B rows, T positions, N = B · T tokens, D model width.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from malora_jax.training.state import create_state
 from malora_jax.training.step import Batch, losses, make_gradients, make_train_step
 
 BASE = 'base'
-# What is timed of each: the loss; loss and gradient; these and the update.
+# Timed parts of each subject: the loss; the loss and its gradient; these and the optimizer update.
 PARTS = ('forward', 'gradient', 'step')
-# Of the learning rate's schedule, which a benchmark does not reach the end of.
+# Number of steps of the learning rate schedule. It does not affect the time of a step.
 _STEPS = 1000
 
 
 @dataclasses.dataclass
 class Subject:
-    """Something to be timed.
+    """Training step of a method, or of the base model alone, that is timed.
 
     Attributes:
-        name: of the method, or 'base'.
-        run_part: runs one of `PARTS` on a batch, to its end.
-        compile_s: seconds to compile the step, nothing cached.
-        first_step_s: seconds of the first step after that.
-        temporary_bytes: what the step allocates while it runs, by the compiler's account.
-        resident_bytes: weights, state and batch, which stay allocated.
-        flops_per_token: see `plan.flops_per_token`; the base's parts alone for the base.
-        trained_parameters: how many.
+        name: Name of the method, or 'base'.
+        run_part: Function that runs one of `PARTS` on a batch, and waits for its end.
+        compile_s: Seconds to compile the step, without a compilation cache.
+        first_step_s: Seconds of the first step after compilation.
+        temporary_bytes: Bytes that the step allocates while it runs, from the compiler's analysis.
+        resident_bytes: Bytes that stay allocated: weights, state and batch.
+        flops_per_token: Floating-point operations per token, from `plan.flops_per_token`.
+        trained_parameters: Number of trainable parameters; 0 for the base model.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Subject:
 
 
 def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subject:
-    """A method's training step.
+    """Compile the training step of a method, and run its first step.
 
     Args:
-        name: of the method.
-        run: with that method's adapter.
-        params: the frozen base.
-        batch: one to compile for and to take the first step on.
-        tasks: how many tasks the batches have.
+        name: Name of the method.
+        run: Config with the adapter of that method.
+        params: Parameters of the frozen base model.
+        batch: Batch whose shapes are compiled for, and on which the first step is run.
+        tasks: Number of tasks in the batches.
     """
     model = Decoder(run.model, run.adapter, run.training.remat)
     optimizer = make_optimizer(run.optimizer, _STEPS)
@@ -104,14 +104,15 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
 
 
 def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
-    """The frozen model alone: its loss, and the gradient with respect to the embedding's output.
+    """Compile the loss of the frozen base model and its gradient, and run the gradient once.
 
-    What every method must compute; there is nothing to update, so the step is the gradient.
+    The gradient is computed with respect to the output of the embedding. This is the work that
+    every method must do. There is nothing to update, so the step is only the gradient.
 
     Args:
-        run: whose base it is.
-        params: the frozen base.
-        batch: one to compile for and to take the first step on.
+        run: Config of the base model.
+        params: Parameters of the frozen base model.
+        batch: Batch whose shapes are compiled for, and on which the first step is run.
     """
     loss = base_loss(run)
 
@@ -143,14 +144,18 @@ def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
 
 
 def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
-    """The mean loss of the model without an adapter, as a function of the embedding's output.
+    """Return the loss of the base model as a function of the output of its embedding.
+
+    Args:
+        run: Config of the base model.
 
     Returns:
-        A function of the embedded tokens (N, D), params and batch.
+        A function of the embedded tokens (N, D), the parameters and a batch. It returns the mean
+        cross-entropy of the tokens that carry loss, in nats.
     """
 
     def loss(embedded_ND: jax.Array, params: Any, batch: Batch) -> jax.Array:
-        # Each token has a row of the embedding to itself.
+        # Use the embedded tokens as the embedding matrix, with one row per token of the batch.
         tokens_BT = jnp.arange(embedded_ND.shape[0]).reshape(batch['inputs'].shape)
         config = dataclasses.replace(run.model, vocab_size=embedded_ND.shape[0], tied=True)
         given = {name: leaf for name, leaf in params.items() if name != 'head'}
@@ -173,13 +178,19 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
 
 
 def seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
-    """How long a part takes on a batch."""
+    """Return the seconds that a part of a subject takes on a batch.
+
+    Args:
+        run_part: Function of a subject that runs a part.
+        part: Name of the part, one of `PARTS`.
+        batch: Batch on which the part is run.
+    """
     started = time.perf_counter()
     run_part(part, batch)
     return time.perf_counter() - started
 
 
 def _memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes of temporaries, and of arguments, by the compiler's account."""
+    """Return the bytes of temporary buffers and of arguments, from the compiler's analysis."""
     found: Any = compiled.memory_analysis()
     return found.temp_size_in_bytes, found.argument_size_in_bytes

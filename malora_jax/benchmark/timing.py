@@ -1,7 +1,7 @@
-"""Timing several subjects against each other, on a machine that others may use too.
+"""Interleaved timing of several subjects, for machines that other processes may use too.
 
-Subjects take turns, a step each, in an order that moves on from round to round: what slows the
-machine for a while slows them all. Ratios are those of one round.
+In each round, every subject runs one step, and the order rotates from round to round. A temporary
+slowdown of the machine therefore affects all subjects alike. Ratios are computed within a round.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,32 @@ from malora_jax import shutdown
 from malora_jax.benchmark.subjects import PARTS, Subject, seconds
 from malora_jax.training.step import Batch
 
-# A median is steady where the middle half of the times is within this share of it.
+# A step time is steady if its interquartile range is below this fraction of its median.
 STEADY = 0.03
-# Rounds until all are steady, as a multiple of those asked for.
+# Maximum number of rounds, as a multiple of the requested number.
 _PATIENCE = 2
-# Parts of a step are timed in one round of so many.
+# Rounds from one timing of a step's parts to the next; every round times the whole step.
 _PARTS_EVERY = 4
 
-# By subject and part, seconds of each round; nan where a round has none.
+# Seconds of each round, by subject and part; nan in rounds in which the part was not timed.
 Times = dict[str, dict[str, np.ndarray]]
 
 
 def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) -> Times:
-    """Times each subject's step in every round, and the parts of it in some.
+    """Time the step of each subject in every round, and the parts of the step in some rounds.
+
+    Ctrl-C ends the measurement; the complete rounds count.
 
     Args:
-        subjects: what takes turns; their programs are run once before, which is not timed.
-        batches: of the same shape; a round uses one, all subjects the same.
-        rounds: at least so many; up to twice as many, until all steps are steady. Ctrl-C ends it
-            after the last whole round.
+        subjects: Subjects to be timed. Each part is first run once as a warm-up.
+        batches: Batches of the same shape. All subjects use the same batch in a round.
+        rounds: Minimum number of rounds. Up to twice as many are run until all steps are steady.
+
+    Returns:
+        Seconds of each round, by subject and part.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed before the first round was complete.
     """
     for subject in subjects:
         for part in PARTS:
@@ -73,6 +80,10 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
 
 
 def is_steady(seconds: np.ndarray) -> bool:
-    """Whether the quartile range is within `STEADY` of the median."""
+    """Return whether the interquartile range is below `STEADY` times the median.
+
+    Args:
+        seconds: (rounds,), the times of one subject's step.
+    """
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return bool(high - low < STEADY * middle)

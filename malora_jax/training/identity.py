@@ -1,7 +1,8 @@
-"""The identity of a run: the config, data and base that its checkpoints belong to.
+"""The identity of a run: the config, data and base model that its checkpoints belong to.
 
-It is stored inside each checkpoint, so that a checkpoint never continues under a config, data or a
-base that did not train it, whatever happens to the files next to it.
+The identity is stored inside each checkpoint. A run therefore never resumes from a checkpoint that
+was trained with another config, other data or another base model, even if the files next to the
+checkpoint were edited or lost.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ from malora_jax.errors import UserError
 from malora_jax.training.config import defaults
 
 # Fields that may change when a run resumes; all others belong to its identity. A name that ends
-# with a dot stands for all fields of its section. `evaluation.tasks` is not among them: it decides
-# which questions are kept out of the training data.
+# with a dot covers all fields of its section. `evaluation.tasks` must not change, because it
+# decides which questions are removed from the training data.
 LENGTH = ('training.steps', 'training.epochs', 'training.evaluate_every', 'training.patience')
 SCORING = ('evaluation.max_new_tokens', 'evaluation.samples', 'evaluation.temperature')
-# These leave the results as they are. A base that has moved is known by its fingerprint.
+# These fields do not change the results. `model.weights` may change, because a base model that was
+# moved is recognized by its fingerprint.
 NEUTRAL = (
     *('training.checkpoint_every', 'training.keep_checkpoints', 'training.remat'),
     *('evaluation.batch_size', 'data.workers', 'mesh.', 'model.weights'),
@@ -29,9 +31,9 @@ class Change(NamedTuple):
     """A config field that has changed since a run was saved.
 
     Attributes:
-        field: Dotted name.
-        old: Value of the run, as JSON has it.
-        new: Value now.
+        field: Dotted name of the field.
+        old: JSON value with which the run was saved.
+        new: JSON value in the current config.
     """
 
     field: str
@@ -39,7 +41,11 @@ class Change(NamedTuple):
     new: Any
 
     def is_one_of(self, names: tuple[str, ...]) -> bool:
-        """Return whether the field is named there, by itself or by its section."""
+        """Return whether the names include the field.
+
+        Args:
+            names: Dotted names of fields, or of sections with a dot at the end.
+        """
         return any(
             self.field == name or (name.endswith('.') and self.field.startswith(name))
             for name in names
@@ -51,12 +57,12 @@ class Change(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """The config, data and base of a run; None stands for a part that is not known.
+    """The config, data and base model of a run; an unknown part is None.
 
     Attributes:
-        config: Values of the config by dotted name, as JSON has them.
+        config: JSON values of the config, by dotted name.
         data: SHA-256 of each data file, or of the files of each split of a public dataset, by name.
-        base: Fingerprint of the base.
+        base: Fingerprint of the base model's weights.
     """
 
     config: Mapping[str, Any] | None
@@ -64,17 +70,17 @@ class Identity:
     base: str | None
 
     def check(self, saved: 'Identity', name: str) -> list[Change]:
-        """Check that something saved belongs to this run.
+        """Check that a saved checkpoint or run directory belongs to this run.
 
         Args:
-            saved: Identity of what is saved.
-            name: Name of what is saved, for the message.
+            saved: Identity that was saved with it.
+            name: Name of the checkpoint or directory, for error messages.
 
         Returns:
-            The fields that have changed, and may.
+            The changed fields, all of which may change when a run resumes.
 
         Raises:
-            UserError: The config, the data or the base is another one.
+            UserError: The config, the data or the base model differs.
         """
         changes = self._check_config(saved, name)
         self._check_data(saved, name)
@@ -118,7 +124,12 @@ class Identity:
 
 
 def another_run(name: object, field: str) -> UserError:
-    """Return the error for a directory or checkpoint whose run has another value of a field."""
+    """Return the error for a directory or checkpoint whose run has another value of a field.
+
+    Args:
+        name: Directory or checkpoint that holds the other run.
+        field: Dotted name of the field that differs.
+    """
     return UserError(
         f'{name} holds a run with another {field}: continue that one with its own config, or '
         'choose another --workdir.'
@@ -126,18 +137,19 @@ def another_run(name: object, field: str) -> UserError:
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a nested config by dotted name, as JSON has them."""
+    """Return the values of a nested config by dotted name, converted as JSON stores them."""
     return dict(_leaves(json.loads(json.dumps(config))))
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return the fields of a new config whose values differ in an old one.
+    """Return the fields of a new config that have another value in an old config.
 
-    A field that is newer than the old config has the value without which that config was written.
+    A field that the old config lacks counts with its default value, because an older version of
+    this package may have written that config.
 
     Args:
-        old: Values by dotted name.
-        new: Values by dotted name.
+        old: Values of the old config by dotted name.
+        new: Values of the new config by dotted name.
     """
     known = defaults()
     changes = (Change(field, old.get(field, known.get(field)), new[field]) for field in new)

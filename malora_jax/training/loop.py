@@ -1,4 +1,4 @@
-"""The training run: resume, train, score base and adapted model, write what was found."""
+"""The training run: resume, train, score the base and the adapted model, write the results."""
 
 import contextlib
 import pathlib
@@ -33,21 +33,26 @@ def train(
     workdir: pathlib.Path,
     write_plots: results.PlotWriter | None = None,
 ) -> dict[str, Any]:
-    """Train a run to its end; resume it if its directory holds checkpoints.
+    """Fine-tune an adapter to the end of the run; resume the run if its directory has checkpoints.
+
+    Example:
+        config = configs.quickstart.get_config('malora').to_dict()
+        results = train(config, pathlib.Path('runs/quickstart'))
 
     Args:
         config: Nested config as written in configs/.
-        workdir: Directory of the run.
-        write_plots: Writer of the plots, such as `analysis.run_plots.write_run_plots`; None to
-            write none.
+        workdir: Directory of the run; it is created if it does not exist.
+        write_plots: Function that writes the plots, such as
+            `analysis.run_plots.write_run_plots`; None to write no plots.
 
     Returns:
         The content of `results.json`.
 
     Raises:
-        UserError: a mistake in the config or its files.
-        FloatingPointError: the loss or its gradient is not finite, with the step's number.
-        Preempted: SIGTERM came; what there was is saved.
+        UserError: The config or one of its files is invalid, or the directory holds another run.
+        FloatingPointError: The loss or its gradient is not finite; the message names the step.
+        OSError: A checkpoint does not fit on the disk or cannot be written.
+        Preempted: SIGTERM stopped the run; its progress is saved.
     """
     started = time.perf_counter()
     run = run_config(config)
@@ -63,7 +68,14 @@ def train(
 
 
 class _Watch(NamedTuple):
-    """Run-wide services: start time, goodput recorder, preemption watcher and writer of plots."""
+    """Services of one start of a run.
+
+    Attributes:
+        started: Time of the start, from `time.perf_counter`.
+        goodput: Recorder of wall-clock time by phase.
+        preemption: Watcher for SIGTERM.
+        write_plots: Function that writes the plots; None to write no plots.
+    """
 
     started: float
     goodput: Goodput
@@ -72,13 +84,13 @@ class _Watch(NamedTuple):
 
 
 def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, Any]:
-    # Everything that may be wrong with the config shows here, before anything is written.
+    # Errors in the config must be raised here, before anything is written to the directory.
     with watch.goodput.phase('load'):
         setup = build(run)
         identity = identified(setup, directory)
         data = setup.train_iterator()
         state = started(setup, setup.fresh_state(), directory)
-    # Not `parameter_counts`, which would trace the model once more before the first step.
+    # `parameter_counts` would trace the model once more, which delays the first step.
     parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
     hosts.say(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
@@ -104,10 +116,15 @@ def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, 
 
 
 def identified(setup: Setup, directory: RunDirectory) -> Identity:
-    """Return the identity of a run, and check what only shows once its base and data are loaded.
+    """Return the identity of a run, after the checks that need the loaded base model and data.
+
+    Args:
+        setup: Parts of the run.
+        directory: Directory of the run.
 
     Raises:
-        UserError: The base is another one, or the config asks for fewer steps than are saved.
+        UserError: The run was started with another base model, or the config has fewer steps than
+            the newest checkpoint.
     """
     if directory.step > setup.steps:
         raise errors.UserError(
@@ -119,10 +136,16 @@ def identified(setup: Setup, directory: RunDirectory) -> Identity:
 
 
 def started(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
-    """A fresh state, from another adapter if `training.start_from` names one and nothing is saved.
+    """Return the state before the first step, with trained values if `training.start_from` is set.
+
+    Args:
+        setup: Parts of the run.
+        state: Freshly initialized state. It is returned unchanged if `training.start_from` is empty
+            or if the run has a checkpoint, whose state is restored later.
+        directory: Directory of the run.
 
     Raises:
-        UserError: as `started_from`.
+        UserError: `training.start_from` has no adapter that fits this run and its base model.
     """
     start_from = setup.run.training.start_from
     if not start_from or directory.step:
@@ -157,23 +180,24 @@ def opened_progress(
     """Open a run's checkpoints and metrics, and restore its newest checkpoint if there is one.
 
     Args:
-        setup: The run's parts.
-        state: The state before the first step.
-        data: Training batches from the first one on; moved on to the checkpoint's position.
-        workdir: The run's directory.
-        identity: The run's identity, for its checkpoints.
-        record: Recorder of where the time goes.
+        setup: Parts of the run.
+        state: State before the first step.
+        data: Iterator over training batches, before the first batch. If a checkpoint is restored,
+            the iterator is moved to the position that was saved with it.
+        workdir: Directory of the run.
+        identity: Identity of the run, which is saved with its checkpoints.
+        record: Recorder of wall-clock time by phase.
 
     Yields:
-        The progress of the run, and the state to continue from.
+        The progress of the run, and the state from which training continues.
 
     Raises:
-        UserError: The checkpoints are of another run, a file is broken, or there is no room for
-            another checkpoint.
+        UserError: The checkpoints belong to another run, or a file is broken.
+        OSError: There is no disk space for another checkpoint.
     """
     saved, keep = buckets.home(workdir / 'checkpoints'), setup.run.training.keep_checkpoints
     with Checkpoints(saved, keep, identity) as checkpoints:
-        # Not `state.step` of a fresh state, which is there only once the whole state is.
+        # Reading `state.step` of a fresh state would wait until the whole state is computed.
         done = 0
         if checkpoints.latest_step:
             with record.phase('load'):
@@ -184,7 +208,7 @@ def opened_progress(
             progress = RunProgress(setup, workdir, data, writer, checkpoints, record, done)
             if not progress.is_at_end:
                 checkpoints.check_room(state)
-            # This frame must not hold the state, whose memory would not be freed until the end.
+            # If this frame kept a reference, the state's memory would not be freed before the end.
             states = [state]
             del state
             yield progress, states.pop()
@@ -196,14 +220,14 @@ def finish(
     started: float,
     write_plots: results.PlotWriter | None,
 ) -> dict[str, Any]:
-    """Score base and adapted model, and write the results of a run.
+    """Score the base and the adapted model, and write the results of a run.
 
     Args:
         progress: Progress of the run, at its end.
-        state: The state after the last step. If there is a best checkpoint by validation loss,
-            that one is scored instead.
-        started: When this start of the run began, by `time.perf_counter`.
-        write_plots: Writer of the plots; None to write none.
+        state: State after the last step. If checkpoints have a validation loss, the one with the
+            lowest loss is scored instead.
+        started: Time of this start of the run, from `time.perf_counter`.
+        write_plots: Function that writes the plots; None to write no plots.
 
     Returns:
         The content of `results.json`.
@@ -211,7 +235,8 @@ def finish(
     setup, workdir, checkpoints = progress.setup, progress.workdir, progress.checkpoints
     variables = checkpoints.best_state(state).variables(setup.base.params)
     with progress.goodput.phase('evaluate'):
-        # Not before training, which would keep the user waiting: the base is still the same.
+        # The base model is frozen, so it can be scored after training. Scoring it first would
+        # delay training.
         found = results.Found(
             records=progress.writer.records,
             best=checkpoints.best,
@@ -219,6 +244,6 @@ def finish(
             after=results.scored(setup, workdir, 'after', variables),
             routing=setup.held_out_routing(variables),
         )
-    # As if the run had never been interrupted.
+    # An interrupted run also counts the training time of its earlier starts.
     seconds = time.perf_counter() - started + progress.earlier_train_time
     return results.write_results(setup, workdir, found, seconds, write_plots)

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: its format, the identity of its run, and SHA-256 digests.
 
-Digests are of every array and of every position in the data, as files may be of the right size and
-yet damaged.
+Every array and every position of the data streams has a digest, because a damaged file may still
+have the right size.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from malora_jax.errors import UserError
 from malora_jax.training.identity import Identity
 from malora_jax.training.state import TrainState
 
-# Version of what a checkpoint holds. In format 0 checkpoints had no identity, and sums of their
-# words modulo 2³² instead of digests.
+# Version of the checkpoint format. Checkpoints of format 0 have no identity. Instead of digests,
+# they have the sum of each array's 32-bit words, modulo 2³².
 FORMAT = 1
 _FILE = 'data.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is stored next to the arrays of a checkpoint.
+    """Metadata that is stored next to the arrays of a checkpoint.
 
     Attributes:
-        format: Version of what the checkpoint holds.
-        run: Identity of its run; None if it is not known.
+        format: Version of the checkpoint format.
+        run: Identity of the checkpoint's run; None if it is unknown.
         arrays: Digest of each leaf of the state, by path.
-        data: Digest of each position in the data, by stream.
+        data: Digest of the position of each data stream, by stream number.
     """
 
     format: int
@@ -45,20 +45,26 @@ class Manifest:
 
     @classmethod
     def of(cls, state: TrainState, data: RowStreams, run: Identity | None) -> 'Manifest':
-        """Return the manifest of a checkpoint that is about to be saved."""
+        """Return the manifest of a checkpoint that is about to be saved.
+
+        Args:
+            state: State that is saved.
+            data: Iterator over training batches, at the position that is saved.
+            run: Identity of the run; None if it is unknown.
+        """
         return cls(FORMAT, run, _digests(state, FORMAT), _positions(data))
 
     @classmethod
     def from_json(cls, stored: Any, name: str) -> 'Manifest':
-        """Return a manifest that was stored as `dataclasses.asdict` made it.
+        """Return the manifest that a JSON value represents.
 
         Args:
-            stored: The JSON value.
-            name: Name of the checkpoint, for the message.
+            stored: JSON value of `dataclasses.asdict` of a manifest.
+            name: Name of the checkpoint, for error messages.
 
         Raises:
-            UserError: It has a format that this version of the code does not know.
-            KeyError, TypeError: It is no manifest.
+            UserError: The manifest has a newer format than this version of the package reads.
+            KeyError, TypeError: The value is not a manifest.
         """
         if stored['format'] > FORMAT:
             raise UserError(
@@ -69,17 +75,22 @@ class Manifest:
         return cls(stored['format'], run, dict(stored['arrays']), dict(stored['data']))
 
     def first_difference(self, state: TrainState, data: RowStreams | None) -> str | None:
-        """Return the name of the first array or position that is not as it was saved, or None.
+        """Return the name of the first array or data position that differs from the saved one.
 
         Args:
-            state: State that was read.
-            data: Training batches at the position that was read; None if it was not read.
+            state: State that was loaded.
+            data: Iterator over training batches, at the position that was loaded; None if no
+                position was loaded.
+
+        Returns:
+            Path of the array, or 'the position in the data'; None if nothing differs.
         """
         found = _digests(state, self.format)
         for path in sorted({*found, *self.arrays}):
             if found.get(path) != self.arrays.get(path):
                 return path
-        # Positions that the first process read are saved; other processes have none of these.
+        # Only streams that the first process reads have a digest, so other processes find none for
+        # theirs.
         for number, position in ({} if data is None else _positions(data)).items():
             if self.data.get(number, position) != position:
                 return 'the position in the data'
@@ -87,7 +98,7 @@ class Manifest:
 
 
 class JSONItem:
-    """A JSON value as an item of a checkpoint, in a file `data.json`.
+    """A JSON value as an Orbax checkpointable, stored in a file `data.json`.
 
     Attributes:
         value: The value to save, or the value that was loaded.
@@ -97,7 +108,14 @@ class JSONItem:
         self.value = value
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """Write the value, as Orbax has its checkpointables do; the first process writes."""
+        """Write the value; only the first process writes.
+
+        Args:
+            directory: Orbax's asynchronous path of the item's directory.
+
+        Returns:
+            An awaitable that writes the file in the background.
+        """
         text = json.dumps(self.value)
 
         async def write() -> None:
@@ -108,7 +126,14 @@ class JSONItem:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """Read the value."""
+        """Read the value into `value`.
+
+        Args:
+            directory: Path of the item's directory.
+
+        Returns:
+            An awaitable that reads the file in the background.
+        """
 
         async def read() -> None:
             self.value = json.loads(await asyncio.to_thread((directory / _FILE).read_text))
@@ -121,7 +146,7 @@ def _digests(state: TrainState, version: int) -> dict[str, str | int]:
 
 
 def _arrays(state: TrainState) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the path and the whole value of each leaf, on every process."""
+    """Yield the path of each leaf and its whole value, gathered on every process."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if not leaf.is_fully_addressable:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)

@@ -1,4 +1,4 @@
-"""A run's metrics: one JSON object a step, and the same for TensorBoard."""
+"""Writer of a run's metrics: one JSON object per step, and the same values for TensorBoard."""
 
 import json
 import pathlib
@@ -15,28 +15,30 @@ from malora_jax.distributed import hosts
 from malora_jax.errors import UserError
 from malora_jax.training import run_files
 
-# TensorBoard reads again every 30 seconds or so; each flush waits for the disk.
+# Seconds between flushes to TensorBoard's event file. Each flush waits for the disk, and
+# TensorBoard reloads only about every 30 seconds.
 _FLUSH_SECONDS = 10
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard's event files; a context manager.
+    """Context manager that appends to `metrics.jsonl` and to TensorBoard's event files.
 
-    Of several processes the first one writes, and the others only remember.
+    Of several processes only the first one writes. The others only keep the records in memory.
 
     Attributes:
-        records: what the file held up to the step that the run continues from.
+        records: All records of the run so far, including those that the file already held up to
+            the step from which the run resumed.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens both; records after `step`, from a run that was killed, are removed.
+        """Open both files, and remove the records after `step` that a killed run left behind.
 
         Args:
-            workdir: the run's directory.
-            step: the step that the run continues from; 0 for a new run.
+            workdir: Directory of the run.
+            step: Step from which the run resumes; 0 for a new run.
 
         Raises:
-            UserError: a record is broken, or those of steps before that are missing.
+            UserError: A record is broken, or a record of a step up to `step` is missing.
         """
         path = workdir / 'metrics.jsonl'
         past = run_files.read_metrics(path) if path.exists() else []
@@ -51,10 +53,12 @@ class MetricWriter:
             return
         files.write_json_lines(path, self.records)
         self._file = path.open('a', encoding='utf-8')
-        # Written anew: what a killed run's writer still held in memory is in the records too.
+        # Rewrite the event files from the records, because a killed run may have lost events that
+        # were not flushed.
         buckets.remove(workdir / 'tensorboard')
         (workdir / 'tensorboard').mkdir()
-        # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting.
+        # The thread of tensorboardX's SummaryWriter dies when the disk is full, and the main thread
+        # then waits forever.
         self._board = EventsWriter(str(workdir / 'tensorboard' / 'events'))
         for record in self.records:
             self._show(record)
@@ -69,7 +73,11 @@ class MetricWriter:
             self._board.close()
 
     def write(self, record: Mapping[str, float]) -> None:
-        """Writes one step's record, which names its `step`."""
+        """Append the record of one step.
+
+        Args:
+            record: Finite values by name; the key `step` has the number of the step.
+        """
         self.records.append(dict(record))
         if not self._writes:
             return
@@ -80,7 +88,11 @@ class MetricWriter:
             self._flush_board()
 
     def push(self) -> None:
-        """If the run is in a bucket, puts all there; before a checkpoint, which needs its steps."""
+        """Flush TensorBoard's event file, and upload all files if the run is in a bucket.
+
+        Call this before a checkpoint is saved: a run can resume from a checkpoint only if the
+        records of all its steps are in the bucket.
+        """
         if self._writes:
             self._flush_board()
             buckets.push()

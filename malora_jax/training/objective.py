@@ -1,11 +1,11 @@
-"""Cross-entropy through a frozen head, computed only where there is loss.
+"""Cross-entropy loss through a frozen output head, computed only for tokens that carry loss.
 
-The positions that carry loss are sorted to the front and walked in chunks, as many as there are:
-a batch in which a tenth of the tokens are answers pays a tenth of the head. The gradient with
-respect to the hidden state is taken in the forward pass, since the head is frozen, so logits
-never outlive their chunk.
+The positions that carry loss are sorted to the front and processed in chunks. If a tenth of the
+tokens of a batch are answers, the head costs a tenth of its full price. The head is frozen, so the
+forward pass already computes the gradient with respect to the hidden states. The logits of a chunk
+therefore never have to be saved for the backward pass.
 
-Dimension letters: N tokens, D model, V vocabulary, G groups of tokens (tasks), M tokens of a
+Dimension letters: N tokens, D model width, V vocabulary, G groups of tokens (tasks), M tokens of a
 chunk.
 """
 
@@ -16,27 +16,28 @@ from jax.sharding import PartitionSpec
 from malora_jax.distributed import rules
 from malora_jax.models.decoder import logits
 
-CHUNK = 256  # Tokens of one head product: large enough for full speed, small in memory.
+# Tokens per multiplication with the head: enough for full speed, but few logits in memory.
+CHUNK = 256
 
 
 def cross_entropy(
     hidden_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array, weights_NG: jax.Array
 ) -> jax.Array:
-    """Summed cross-entropy of each group, in nats.
+    """Return the summed cross-entropy of each group of tokens, in nats.
 
     Args:
-        hidden_ND: last hidden states. The only argument with a gradient.
-        head_VD: frozen output projection.
-        targets_N: int32, the token each position should predict.
-        weights_NG: float32 weight of each position in each group; a row of zeros carries no
-            loss and costs nothing.
+        hidden_ND: (N, D), final hidden states. Only this argument has a gradient.
+        head_VD: (V, D), frozen output projection.
+        targets_N: (N,) int32, the token id that each position should predict.
+        weights_NG: (N, G) float32, weight of each position in each group. A position whose weights
+            are all zero carries no loss, and the head is not computed for it.
 
     Returns:
         (G,) float32: Σ_n weights[n, g] · (−log p(target_n)).
     """
     if not rules.is_mesh_set():
         return _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
-    # Devices with rows of their own sort and walk these alone.
+    # Under data parallelism and FSDP, each device sorts and processes only its own tokens.
     over = rules.RULES['rows']
     tokens, whole = PartitionSpec(over), PartitionSpec()
     return jax.shard_map(
@@ -58,7 +59,8 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     chunk = min(CHUNK, tokens)
     carries_N = jnp.any(weights_NG != 0, axis=-1)
     count = carries_N.sum()
-    # Padded so that the last chunk need not be clipped; index N reads zeros and writes nowhere.
+    # The padding makes the last chunk full. Index N is out of bounds, so it reads zeros and its
+    # writes are dropped.
     order_N = jnp.argsort(~carries_N, stable=True)
     order_N = jnp.where(jnp.arange(tokens) < count, order_N, tokens)
     order_N = jnp.pad(order_N, (0, chunk), constant_values=tokens)
@@ -75,7 +77,7 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
         sum_M1 = exp_MV.sum(axis=-1, keepdims=True)
         target_logit_M = jnp.take_along_axis(logits_MV, target_M[:, None], axis=-1)[:, 0]
         loss_M = (jnp.log(sum_M1) + top_M1)[:, 0] - target_logit_M
-        # d loss / d hidden = (softmax − one-hot) head; the one-hot part is a row of the head.
+        # d loss / d hidden = (softmax − one-hot) head. The one-hot part is a row of the head.
         softmax_MV = (exp_MV / sum_M1).astype(head_VD.dtype)
         gradient_MD = jnp.matmul(softmax_MV, head_VD, preferred_element_type=jnp.float32)
         gradient_MD -= head_VD[target_M]

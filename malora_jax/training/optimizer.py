@@ -1,4 +1,4 @@
-"""AdamW with warm-up and decay, over the adapter's tree and nothing else."""
+"""AdamW with learning rate warm-up and decay, for the trainable leaves of the adapter only."""
 
 import functools
 from typing import Any
@@ -12,15 +12,18 @@ from malora_jax.training.hyperparameters import Hyperparameters
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate by step, as a share of its peak.
+    """Return the learning rate schedule, as a fraction of the peak learning rate.
 
-    It rises linearly to the peak and then decays to zero. The first step already has
-    1 / warm-up steps of the peak, so that every step has an effect. The peak itself is a
-    hyperparameter, and `config.learning_rate` is not read.
+    The rate rises linearly to the peak during warm-up, then decays to zero. With W warm-up steps
+    the first step has 1 / W of the peak, so that every step has an effect. The peak itself is a
+    hyperparameter of the training step; `config.learning_rate` is not used.
 
     Args:
-        config: Optimizer configuration: schedule and warm-up ratio.
+        config: Optimizer configuration, of which `schedule` and `warmup_ratio` are used.
         steps: Number of optimizer steps of the whole run.
+
+    Returns:
+        A function from the step number to the fraction, in [0, 1].
     """
     warmup = round(config.warmup_ratio * steps)
     rest = max(steps - warmup, 1)
@@ -36,19 +39,20 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 @functools.cache
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer, whose `update` takes its numbers as the argument `hyperparameters`.
+    """Return the optimizer: gradient clipping, AdamW, and learning rate multipliers per leaf.
 
-    It clips the global norm, applies AdamW (β 0.9 and 0.999) and multiplies each update by the rate
-    of its kind of leaf. The updates are multiplied, not the gradients, so that clipping and moments
-    are the same for all rates.
+    It clips the gradient by its global norm, applies AdamW (β₁ 0.9, β₂ 0.999) and multiplies each
+    update by the rate for its kind of leaf. It multiplies the updates, not the gradients, so that
+    clipping and moments do not depend on these rates. `update` takes the numeric settings as its
+    keyword argument `hyperparameters`.
 
     Args:
-        config: Optimizer configuration. Its numbers are used where `update` gets no
-            hyperparameters; the state does not depend on them.
+        config: Optimizer configuration. Its numbers are used if `update` gets no hyperparameters.
+            The optimizer state does not depend on them.
         steps: Number of optimizer steps of the whole run.
 
     Raises:
-        ValueError: A leaf's name has no rate; raised by `init`.
+        ValueError: There is no rate for a leaf of this name; raised by `init`.
     """
     schedule = learning_rate_schedule(config, steps)
 
@@ -83,9 +87,13 @@ def _adamw(
 
 
 def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
-    """Return the state with the learning rate that follows the given number of steps.
+    """Return an optimizer state whose learning rate schedule is at the given step.
 
-    Adam's own count, of the gradients that its moments have seen, stays as it is.
+    Adam's own count for bias correction, the number of gradients in its moments, does not change.
+
+    Args:
+        opt_state: State of an optimizer from `make_optimizer`.
+        step: () int32, number of steps that the run has made.
     """
 
     def counts_steps(path: Any, _: Any) -> bool:
@@ -95,10 +103,10 @@ def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 
 def _leaf_names(tree: Any) -> Any:
-    """The tree with each leaf's own name in its place."""
+    """Return a tree of the same structure with the name of each leaf as its value."""
 
     def name(path: Any, _: Any) -> str:
-        # A boxed leaf, whose axes have names, is one step further down.
+        # The path of a boxed leaf, whose axes have names, ends with a key that is not its name.
         return next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
 
     return jax.tree_util.tree_map_with_path(name, tree)

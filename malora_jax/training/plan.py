@@ -1,6 +1,6 @@
-"""What a run costs, before it runs: parameters, floating-point operations, memory.
+"""Cost estimate of a run before it starts: parameters, floating-point operations and memory.
 
-Everything comes from shapes by abstract evaluation; nothing is allocated.
+All numbers are computed from shapes by abstract evaluation; nothing is allocated.
 """
 
 import dataclasses
@@ -19,24 +19,34 @@ from malora_jax.training.config import RunConfig
 
 
 def parameter_counts(model: Decoder) -> dict[str, Any]:
-    """Parameters of a model that need not exist yet, as `count_parameters` does."""
+    """Return the parameter counts of a model that is not allocated.
+
+    Args:
+        model: Decoder, with or without an adapter.
+
+    Returns:
+        The same keys as `count_parameters`.
+    """
     variables = _unquantized(model)
     adapter, frozen = variables.get('adapter', {}), variables.get('adapter_frozen', {})
     return count_parameters(model.config, adapter, frozen)
 
 
 def count_parameters(config: ModelConfig, adapter: Any, frozen: Any) -> dict[str, Any]:
-    """Parameters of base and adapter; a quantised kernel has those that it stands for.
+    """Return the parameter counts of a base model and an adapter.
+
+    A quantized kernel counts with the number of parameters that it had before quantization.
 
     Args:
-        config: the base.
-        adapter: the adapter's trained leaves, as arrays or their shapes, without boxes.
-        frozen: its leaves that do not train.
+        config: Base model configuration.
+        adapter: Trainable leaves of the adapter, as unboxed arrays or shapes.
+        frozen: Frozen leaves of the adapter, as unboxed arrays or shapes.
 
     Returns:
-        `base`, `trainable`, `frozen_in_adapter` (scalars), `percent_of_base` and `percent_of_all`
-        (trainable ones as a share of the base, and of base and adapter together), `by_group`
-        (scalars in the adapter by kind of leaf).
+        `base`, `trainable` and `frozen_in_adapter`, numbers of scalars; `percent_of_base` and
+        `percent_of_all`, the trainable parameters in percent of the base model and in percent of
+        base model and adapter together; `by_group`, the number of scalars in the adapter by name
+        of the leaf.
     """
     base = trees.count(_unquantized(Decoder(config))['params'])
     trainable, fixed = trees.count(adapter), trees.count(frozen)
@@ -51,28 +61,30 @@ def count_parameters(config: ModelConfig, adapter: Any, frozen: Any) -> dict[str
 
 
 def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> dict[str, int]:
-    """Floating-point operations of one token of training, a multiply-add counting as two.
+    """Return the floating-point operations (FLOPs) per training token; a multiply-add counts as 2.
 
-    The frozen base costs the forward pass and the gradient with respect to activations, about 4 per
-    parameter. In the adapter every factor and router, stacked over the experts, meets a token once:
-    forward, for the gradient with respect to its input (a frozen one's too, as earlier layers
-    train), and if it trains for its own gradient. Attention is counted over half of a full row, as
-    it is causal; elementwise work (norms, activations, the softmax, DoRA's magnitude) is not
-    counted, nor what `training.remat` computes again. The head counts for every token, although it
-    runs only where there is loss.
+    The frozen base model needs the forward pass and the gradient with respect to activations, about
+    4 operations per parameter. In the adapter, each token is multiplied with every factor and
+    router of all experts: in the forward pass, for the gradient with respect to the input (also of
+    frozen leaves, because earlier layers train), and for the gradient of trainable leaves.
+    Attention is causal and is counted over half of a full row. The output head is counted for every
+    token, although it is computed only for tokens that carry loss. Not counted are elementwise
+    operations (norms, activations, softmax, DoRA's magnitude) and rematerialization
+    (`training.remat`).
 
-    DoRA's column lengths depend on weights alone: they are computed in the forward pass of each
-    batch, without a gradient, and divided over its tokens. With dispatch a token meets its K
-    experts alone; that is the least, as the padding of groups is not counted.
+    DoRA's column lengths depend only on the weights. They are computed once in the forward pass of
+    each batch, without a gradient, and divided by the number of its tokens. With dispatch, a token
+    is multiplied only with its K experts. The padding of the groups of tokens is not counted, so
+    this number is a lower bound.
 
     Args:
-        model: the decoder.
-        sequence_length: T.
-        batch_size: B, rows that are computed together.
+        model: Decoder, with or without an adapter.
+        sequence_length: T, the tokens of a row.
+        batch_size: B, the number of rows that are computed together.
 
     Returns:
         `base_forward`, `base_backward`, `attention_forward`, `attention_backward`,
-        `adapter_forward`, `adapter_backward`, `column_lengths`, `total`.
+        `adapter_forward`, `adapter_backward`, `column_lengths` and their sum `total`.
     """
     variables, config = _unquantized(model), model.config
     linears = sum(
@@ -82,7 +94,8 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     )
     base = 2 * (linears + config.width * config.vocab_size)
     heads = config.num_heads * config.head_width
-    # Scores and weighted values: two products of (T / 2) · H · C multiply-adds a layer.
+    # Attention scores and weighted values: two products of (T / 2) · H · C multiply-adds per layer,
+    # with H heads of width C.
     attention = 2 * 2 * config.num_layers * heads * sequence_length // 2
     trained = _multiplied(variables.get('adapter', {}), model.adapter)
     adapter = trained + _multiplied(variables.get('adapter_frozen', {}), model.adapter)
@@ -100,7 +113,7 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
 
 
 def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
-    """Count the scalars of the matrices that each token is multiplied with."""
+    """Return the number of scalars in the adapter's matrices that each token is multiplied with."""
     if adapter is None:
         return 0
     structure, counts = adapter.structure, trees.count_by_name(tree)
@@ -111,7 +124,7 @@ def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
 
 
 def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
-    """Count the operations of the column lengths of all adapted linears, with DoRA."""
+    """Return the FLOPs of the column lengths of all adapted linears; 0 without DoRA."""
     if adapter is None or not isinstance(adapter.structure, DoRA):
         return 0
     total = 0
@@ -124,13 +137,16 @@ def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
 
 
 def memory_bytes(model: Decoder) -> dict[str, int]:
-    """Bytes that stay allocated in training, on one device.
+    """Return the memory of training on one device without activations, in bytes.
 
-    Without activations, which `training.accumulate` and `training.remat` are for. A leaf that does
-    not train has neither gradient nor moments.
+    Gradient accumulation (`training.accumulate`) and rematerialization (`training.remat`) reduce
+    the memory of activations. Frozen leaves have neither gradients nor moments.
+
+    Args:
+        model: Decoder, with or without an adapter.
 
     Returns:
-        `base`, `adapter`, `gradients` and `optimizer` (two moments), `total`.
+        `base`, `adapter`, `gradients`, `optimizer` (two moments) and their sum `total`.
     """
     variables = nn.unbox(abstract_variables(model))
     adapter = tree_bytes(variables.get('adapter', {}))
@@ -144,7 +160,7 @@ def memory_bytes(model: Decoder) -> dict[str, int]:
 
 
 def plan(run: RunConfig) -> dict[str, Any]:
-    """The plan of a run, as `experiments.plan` prints it."""
+    """Return the cost estimate of a run, which `experiments.plan` prints as JSON."""
     model = Decoder(run.model, run.adapter)
     sequence_length, batch_size = run.data.sequence_length, run.data.batch_size
     return {
@@ -159,7 +175,7 @@ def plan(run: RunConfig) -> dict[str, Any]:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of a tree of arrays or shapes; keys of random numbers count as eight."""
+    """Return the size of a tree of arrays or shapes in bytes; a random key counts as 8 bytes."""
     return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
@@ -168,6 +184,6 @@ def _itemsize(dtype: Any) -> int:
 
 
 def _unquantized(model: Decoder) -> Any:
-    """Shapes of the decoder's collections, with kernels as they are before they are quantised."""
+    """Return the shapes of the decoder's collections, with kernels before quantization."""
     config = dataclasses.replace(model.config, quantize='')
     return nn.unbox(abstract_variables(model.clone(config=config)))

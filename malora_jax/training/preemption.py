@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM, as clouds and batch systems send it before they take a machine away."""
+"""Preemption: SIGTERM, which cloud providers and schedulers send before they reclaim a machine."""
 
 import contextlib
 import signal
@@ -14,12 +14,25 @@ __all__ = ['Preempted', 'Preemption', 'watched']
 
 
 class Preemption:
-    """Whether a run is asked to stop."""
+    """Watcher that reports whether a run was asked to stop by SIGTERM.
+
+    Example:
+        with watched() as preemption, preemption.deferred():
+            for step in range(1, steps + 1):
+                state = train_step(state)
+                if preemption.reached(step):
+                    save(state)
+                    raise Preempted
+    """
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after a step; on several hosts they all stop after the same one.
+        """Return whether the run should stop after this step.
 
-        There JAX's own preemption service listens, which has to be asked at every step.
+        On several hosts, JAX's preemption service makes all of them stop after the same step. It
+        must be queried at every step.
+
+        Args:
+            step: Number of the step that was just started or finished.
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
@@ -27,10 +40,12 @@ class Preemption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it SIGTERM waits until `reached` is asked; elsewhere it stops the run at once.
+        """Delay the effect of SIGTERM inside the block until `reached` is called.
+
+        Outside this block, SIGTERM stops the run at once.
 
         Raises:
-            Preempted: SIGTERM came after `reached` was asked for the last time.
+            Preempted: SIGTERM came after the last call of `reached`.
         """
         with shutdown.deferred(signal.SIGTERM):
             yield
@@ -40,6 +55,14 @@ class Preemption:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Preemption]:
-    """Handles SIGTERM, unless the processes of a run have JAX's preemption service."""
+    """Handle SIGTERM inside the block; on several hosts, JAX's preemption service handles it.
+
+    Example:
+        with watched() as preemption:
+            state = train_steps(progress, state, preemption)
+
+    Yields:
+        The watcher that the training loop queries after every step.
+    """
     with contextlib.nullcontext() if jax.process_count() > 1 else shutdown.watched():
         yield Preemption()

@@ -1,4 +1,4 @@
-"""The public datasets of a run, prepared ahead of it, and what tells that its data are the same."""
+"""Preparation of a run's public datasets, and digests that detect changed data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,17 @@ from malora_jax.training.config import RunConfig, run_config
 
 
 def prepare(config: Mapping[str, Any]) -> str:
-    """Prepares every public dataset that a config trains on or scores.
+    """Download and prepare every public dataset that a config trains on or scores.
 
     Args:
-        config: as written in configs/.
+        config: Nested config as written in configs/.
 
     Returns:
-        What there is, in plain text: where each dataset is from, its rows, and those left out.
+        A plain-text summary: the source of each dataset, the number of its rows by split, and the
+        number of rows that were skipped because they are broken.
 
     Raises:
-        UserError: a mistake in the config, or a dataset that cannot be prepared.
+        UserError: The config is invalid, or a dataset cannot be prepared.
     """
     run = run_config(config)
     store, names = run.data.store, run.benchmarks
@@ -28,12 +29,18 @@ def prepare(config: Mapping[str, Any]) -> str:
 
 
 def data_digests(run: RunConfig) -> dict[str, Any]:
-    """What a run's data are, to compare when it goes on: SHA-256 of every file, by its name.
+    """Return digests of a run's data, which are compared when the run resumes.
 
-    Public datasets are prepared if they are not.
+    Public datasets are prepared first if necessary.
+
+    Args:
+        run: Config of the run.
+
+    Returns:
+        SHA-256 of each data file by its name, and the digests of each public dataset by its name.
 
     Raises:
-        UserError: a file is missing, or a dataset cannot be prepared.
+        UserError: A file is missing, or a dataset cannot be prepared.
     """
     store = run.data.store
     locks = {name: _prepared(store, name)['sha256'] for name in run.benchmarks}

@@ -1,4 +1,4 @@
-"""Trained models from the directories of runs and of exported adapters; no data are read."""
+"""Loading of trained models from directories of runs or exported adapters, without their data."""
 
 import functools
 import pathlib
@@ -24,14 +24,18 @@ class _Config(TypedDict):
 
 
 def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
-    """What a run or an exported adapter holds: of a run, its best checkpoint by validation loss.
+    """Return the trained model in the directory of a run or of an exported adapter.
+
+    From a run it takes the checkpoint with the lowest validation loss, or the newest checkpoint if
+    no validation loss was measured. Weights are loaded only by `Saved.load`.
 
     Args:
-        directory: of either.
-        weights: where the base's weights are, if not where they were in training.
+        directory: Directory of a run or of an exported adapter.
+        weights: Location of the base model's weights; None for the location used in training.
 
     Raises:
-        UserError: the directory is neither; or as `saved_adapter`.
+        UserError: The directory holds neither a run nor an adapter, or one of its files is broken
+            or was edited.
     """
     if is_adapter(directory):
         return saved_adapter(directory, weights)
@@ -41,16 +45,20 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
 
 
 def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
-    """The config of a run, with the base's weights elsewhere if that is given.
+    """Return the validated config of a run.
+
+    Args:
+        workdir: Directory of the run.
+        weights: Location of the base model's weights; None for the location used in training.
 
     Raises:
-        UserError: the directory holds no run, or a file of the run was edited.
+        UserError: The directory holds no run, or a file of the run was edited.
     """
     return _read(workdir, weights)[1]
 
 
 def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], RunConfig]:
-    """The config of a run as it is written and as it is checked."""
+    """Return the config of a run, both as nested fields and as a validated `RunConfig`."""
     config = read_config(workdir)
     if weights is not None:
         files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE)
@@ -66,7 +74,7 @@ def _restore(
 ) -> Restored:
     identity = Identity(flattened(config), None, check_base(workdir, run, base.params))
     model = Decoder(run.model, run.adapter)
-    # For its shapes, which do not depend on the number of steps.
+    # Only the shapes of this state are used, and they do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
     saved = buckets.home(workdir / 'checkpoints')
     with Checkpoints(saved, identity=identity) as checkpoints:

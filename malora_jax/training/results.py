@@ -1,4 +1,4 @@
-"""What a run found: answers, scores, results.json, the table and the plots."""
+"""Results of a run: scored answers, `results.json`, the table of scores and the plots."""
 
 import dataclasses
 import pathlib
@@ -27,19 +27,22 @@ from malora_jax.training.workdir import versions
 def scored(
     setup: Setup, workdir: pathlib.Path, when: str, variables: Any | None
 ) -> list[runner.Answer]:
-    """Answers to the held-out questions, from `answers_WHEN.jsonl` if it is there already.
+    """Return scored answers to the held-out questions.
+
+    If `answers_WHEN.jsonl` exists, the answers are read from it. Otherwise the model answers the
+    questions, and the file is written.
 
     Args:
-        setup: the run's parts.
-        workdir: the run's directory.
-        when: 'before' or 'after'.
-        variables: the adapted model's collections, or None for the base alone.
+        setup: Parts of the run.
+        workdir: Directory of the run.
+        when: 'before' or 'after' training, part of the file name.
+        variables: Collections of the adapted model; None for the base model alone.
 
     Returns:
         The answers, task by task.
 
     Raises:
-        UserError: the file is broken, or has not one answer to each question.
+        UserError: The file is broken, or does not have exactly one answer to each question.
     """
     path = workdir / f'answers_{when}.jsonl'
     if hosts.agree(path.exists()):
@@ -54,13 +57,14 @@ def scored(
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a run has to report.
+    """Measurements of a finished run, from which its results are computed.
 
     Attributes:
-        records: of metrics.jsonl.
-        best: the checkpoint that was scored, if it was chosen by its validation loss.
-        before, after: scored answers of the base and of the adapted model.
-        routing: what the routers did with the held-out examples; empty without routers.
+        records: Records of `metrics.jsonl`.
+        best: Checkpoint that was scored, if it was chosen by its validation loss; else None.
+        before, after: Scored answers of the base model and of the adapted model.
+        routing: Routing statistics on the held-out examples, by adapted linear; empty without
+            routers.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -74,11 +78,11 @@ class PlotData(NamedTuple):
     """Data for the plots of a finished run.
 
     Attributes:
-        title: Method and base model.
+        title: Method and base model, for the titles of the plots.
         records: Records of `metrics.jsonl`.
-        tasks: `tasks` of `results.json`.
-        load: Shares of the token slots by layer, scored task and expert, (L, G, E), by linear;
-            empty without routers.
+        tasks: Section `tasks` of `results.json`.
+        load: Expert load by name of the linear: (L, G, E), the share of token slots of each expert
+            by layer and scored task; empty without routers.
     """
 
     title: str
@@ -87,7 +91,8 @@ class PlotData(NamedTuple):
     load: Mapping[str, np.ndarray]
 
 
-# Writes plots into the directory of a run; training itself imports no plotting library.
+# Function that writes plots into the directory of a run. Callers pass it in, so that training does
+# not import a plotting library.
 PlotWriter = Callable[[pathlib.Path, PlotData], None]
 
 
@@ -98,19 +103,19 @@ def write_results(
     wall_time: float,
     write_plots: PlotWriter | None = None,
 ) -> dict[str, Any]:
-    """Write the plots, then `results.json`, whose presence says that the run is finished.
+    """Write the plots of a run, then `results.json`, which marks the run as finished.
 
     Args:
-        setup: The run's parts.
-        workdir: The run's directory.
-        found: The run's records and answers.
-        wall_time: Seconds of the run, without the work of killed processes since their last
-            checkpoints.
-        write_plots: Writer of the plots, such as `analysis.run_plots.write_run_plots`; None to
-            write none.
+        setup: Parts of the run.
+        workdir: Directory of the run.
+        found: Records and answers of the run.
+        wall_time: Seconds since this start of the run, plus the training time of earlier starts up
+            to the checkpoint from which the run resumed.
+        write_plots: Function that writes the plots, such as
+            `analysis.run_plots.write_run_plots`; None to write no plots.
 
     Returns:
-        What was written to `results.json`.
+        The content of `results.json`, also on processes that do not write it.
     """
     tasks = _task_results(setup, found)
     run, last, routing = setup.run, found.records[-1], found.routing
@@ -151,7 +156,13 @@ def write_results(
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """The scores as a table of plain text, in percent."""
+    """Return a plain-text table of the scores, in percent.
+
+    The column `constant` is the majority baseline: the score of the best constant answer.
+
+    Args:
+        results: Content of `results.json`.
+    """
     rows: list[tuple[str, ...]] = [('task', 'before', 'constant', 'after', 'questions')]
     for name, task in results['tasks'].items():
         scores = [f'{100 * task[key]:.1f}' for key in ('before', 'best_constant', 'after')]
@@ -200,7 +211,7 @@ def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
 
 
 def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each task was trained on."""
+    """Return the number and the origin of each task's training examples, by task."""
     return {
         split.task_name: {
             **size.counts(),
@@ -214,7 +225,10 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, float]:
-    """Balance (1 = balanced) and use of the experts on held-out examples; {} without routers."""
+    """Return the load-balancing loss (1 = balanced) and the use of experts on held-out examples.
+
+    The result is empty if the model has no routers.
+    """
     if not routing:
         return {}
     metrics = {'balance_loss': mean_balance_loss(routing), **routing_metrics(routing)}
@@ -224,7 +238,15 @@ def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, fl
 def _load_by_linear(
     routing: Mapping[str, routers.RoutingSums], scored: Sequence[bool]
 ) -> dict[str, np.ndarray]:
-    """By linear, (L, G, E): the share of token slots by layer, task that is scored, and expert."""
+    """Return the expert load by name of the linear, for plots.
+
+    Args:
+        routing: Routing statistics by path of the linear.
+        scored: For each task, whether it has held-out examples.
+
+    Returns:
+        (L, G, E) arrays: the share of token slots of each expert, by layer and scored task.
+    """
     loads = {
         path.rsplit('/', 1)[-1]: np.asarray(sums.load)[:, scored] for path, sums in routing.items()
     }
@@ -236,6 +258,6 @@ def _load_by_linear(
 
 
 def _peak_memory() -> int:
-    """Bytes of this process at its largest, so far."""
+    """Return the peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024

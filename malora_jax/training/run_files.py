@@ -1,4 +1,4 @@
-"""Reading what a run has written into its directory: metrics, answers and results."""
+"""Readers of the files that a run writes into its directory: metrics, answers and results."""
 
 import pathlib
 from collections import Counter
@@ -24,7 +24,7 @@ class _Data(TypedDict):
 
 
 class Config(TypedDict):
-    """What `config.json` holds, as far as runs are compared by it without being loaded."""
+    """Fields of `config.json` that comparisons of runs read; other fields are allowed."""
 
     seed: int
     method: str
@@ -33,7 +33,7 @@ class Config(TypedDict):
 
 
 class ScoredAnswer(TypedDict):
-    """Row of a file of answers, as far as runs are compared by it."""
+    """Fields of an answers file's rows that comparisons of runs read; other fields are allowed."""
 
     task: str
     question: str
@@ -43,7 +43,7 @@ class ScoredAnswer(TypedDict):
 
 
 class TaskResult(TypedDict):
-    """What `results.json` says of one task."""
+    """Fields of `results.json` that are read for each task."""
 
     after: float
     loss_after: float
@@ -55,20 +55,20 @@ class TaskResult(TypedDict):
 
 
 class Average(TypedDict):
-    """Mean scores over the tasks."""
+    """Mean scores over the tasks, before and after training."""
 
     after: float
     before: float
 
 
 class Parameters(TypedDict):
-    """Numbers of parameters."""
+    """Parameter counts that are read from `results.json`."""
 
     trainable: int
 
 
 class Results(TypedDict):
-    """What `results.json` holds, as far as it is read again."""
+    """Fields of `results.json` that are read back; other fields are allowed."""
 
     tasks: dict[str, TaskResult]
     average: Average
@@ -82,8 +82,11 @@ class Results(TypedDict):
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     """Read the results of a finished run.
 
+    Args:
+        workdir: Directory of the run.
+
     Raises:
-        UserError: The file is broken.
+        UserError: The file is broken, or names no task.
         FileNotFoundError: The run is not finished.
     """
     path = workdir / RESULTS
@@ -94,11 +97,11 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read a `metrics.jsonl`, which has one record for each step from the first on.
+    """Read a `metrics.jsonl` file, which has one record for each step, starting with step 1.
 
     Raises:
-        UserError: A line is no record, or a step is missing or there twice.
-        FileNotFoundError: There is no file.
+        UserError: A line is not a record, or a step is missing or occurs twice.
+        FileNotFoundError: The file does not exist.
     """
     records = files.read_json_lines(path, dict[str, Measured], _INSTEAD)
     for number, record in enumerate(records, start=1):
@@ -112,12 +115,12 @@ def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answe
     """Read a file of answers to held-out questions.
 
     Args:
-        path: The file.
+        path: Path of the file.
         questions: Number of held-out questions of each task.
 
     Raises:
-        UserError: A line is no answer, or a task has more or fewer answers than questions.
-        FileNotFoundError: There is no file.
+        UserError: A line is not an answer, or a task has more or fewer answers than questions.
+        FileNotFoundError: The file does not exist.
     """
     answers = [Answer(**row) for row in files.read_json_lines(path, Answer, _INSTEAD)]
     check_counts(path, Counter(answer.task for answer in answers), questions)
@@ -127,10 +130,10 @@ def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answe
 def check_counts(
     path: pathlib.Path, found: Mapping[str, int], questions: Mapping[str, int]
 ) -> None:
-    """Check that there is one answer to each held-out question.
+    """Check that each task has one answer per held-out question.
 
     Args:
-        path: File of the answers, for the message.
+        path: Path of the answers file, for error messages.
         found: Number of answers of each task.
         questions: Number of held-out questions of each task.
 
@@ -146,13 +149,17 @@ def check_counts(
 
 
 def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Read a file of answers as plain rows, and check them against `results.json`.
+    """Read an answers file as plain rows, and check their number against `results.json`.
 
-    Rows need only the fields of `ScoredAnswer`: published runs may lack the texts.
+    Rows need only the fields of `ScoredAnswer`, because published runs may lack the texts.
+
+    Args:
+        path: Path of the answers file.
+        results: Content of `results.json`.
 
     Raises:
-        UserError: As `read_answers`.
-        FileNotFoundError: There is no file.
+        UserError: A line is not an answer, or a task has more or fewer answers than questions.
+        FileNotFoundError: The file does not exist.
     """
     rows = files.read_json_lines(path, ScoredAnswer, _INSTEAD)
     examples = {task: each['examples'] for task, each in results['tasks'].items()}

@@ -1,8 +1,10 @@
-"""The progress of one run: what it does around its training steps, wherever these are computed.
+"""Progress of one run: batches, metrics, validation and checkpoints around its training steps.
 
-The order is fixed: evaluate, save, take the batch, step, report. The data iterator moves only after
-a save, so a checkpoint's state and data position belong together; step n is reported once step
-n + 1 has been handed to the device, or before an evaluation or a save.
+The training loop of a single run and the joint loop of several runs both use it.
+
+The order of operations is fixed: evaluate, save, take a batch, step, report. The data iterator
+moves only after a save, so a checkpoint's state and its data position always match. Step n is
+reported after step n + 1 was dispatched to the device, or before an evaluation or a save.
 """
 
 import functools
@@ -26,17 +28,17 @@ from malora_jax.training.validation import LOSS, Validation, evaluations_without
 
 
 class RunProgress:
-    """Reads the batches of a run, reports, evaluates and saves its steps, and says when it ends.
+    """Progress of one run: reads batches, reports, evaluates and saves steps, and ends the run.
 
     Attributes:
-        setup: The run's parts.
-        workdir: The run's directory.
-        data: Training batches; the next one belongs to the next step.
+        setup: Parts of the run.
+        workdir: Directory of the run.
+        data: Iterator over training batches; its next batch belongs to the next step.
         writer: Writer of the metrics.
         checkpoints: Checkpoints of the run.
-        goodput: Recorder of where the time goes.
+        goodput: Recorder of wall-clock time by phase.
         step: Number of the newest step that was started.
-        earlier_train_time: Training time before this start of the run, in seconds.
+        earlier_train_time: Seconds of training in earlier starts of the run.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class RunProgress:
         goodput: Goodput,
         step: int,
     ):
-        """Resumes a run after `step`, from the records that the writer holds."""
+        """Restore the progress after `step` from the records of the writer."""
         self.setup, self.workdir, self.data, self.writer = setup, workdir, data, writer
         self.checkpoints, self.goodput, self.step = checkpoints, goodput, step
         self._tasks = [split.task_name for split in setup.splits]
@@ -62,50 +64,53 @@ class RunProgress:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the last step was started, or early stopping ended the run."""
+        """True if the last step was started, or if early stopping ended the run."""
         return self.step >= self.setup.steps or self.is_stopped_early
 
     @property
     def is_stopped_early(self) -> bool:
-        """Whether the validation loss has not fallen for `training.patience` evaluations."""
+        """True if early stopping ended the run.
+
+        That is the case if the last `training.patience` evaluations did not lower the validation
+        loss.
+        """
         patience = self.setup.run.training.patience
         return 0 < patience <= self._evaluations_without_progress
 
     @property
     def is_due(self) -> bool:
-        """Whether the state after the newest step is evaluated or saved."""
+        """True if the newest step is followed by an evaluation or a checkpoint."""
         return self._evaluates_after(self.step) or self._saves_after(self.step)
 
     def next_batch(self) -> Mapping[str, np.ndarray]:
-        """Return the rows of the next step."""
+        """Return the batch of the next step, with the rows of all its micro-batches."""
         with self.goodput.phase('data wait'):
             return next(self.data)
 
     def start_step(self) -> None:
-        """Record that the next step starts."""
+        """Count the next step as started, and record the time of its start."""
         self.step += 1
         self.goodput.step(self.step)
 
     def start_clock(self) -> None:
-        """Exclude the time until now from the time of the next step."""
+        """Restart the step timer, so that the time until now does not count as training time."""
         self._clock = time.perf_counter()
 
     def report(
         self, number: int, metrics: Mapping[str, jax.Array], state: TrainState | None = None
     ) -> dict[str, float]:
-        """Wait for a step's metrics, check them and write them.
+        """Wait for the metrics of a step, evaluate the state if that is due, and write a record.
 
         Args:
-            number: The step.
-            metrics: Its metrics.
-            state: State after the step, to be evaluated if that is due; None if there is a newer
-                one.
+            number: Number of the step.
+            metrics: Metrics of the step, from the training step.
+            state: State after the step; None if a later step has already replaced it.
 
         Returns:
             The record of the step.
 
         Raises:
-            FloatingPointError: A loss or its gradient is not finite.
+            FloatingPointError: A loss or the gradient is not finite.
         """
         record = self._record(number, jax.device_get(metrics))
         if state is not None and self._validation and self._evaluates_after(number):
@@ -114,21 +119,24 @@ class RunProgress:
             tqdm.tqdm.write(f'Step {number}: validation loss {record[LOSS]:.4f}.')
         self._check_skipped(record)
         check_finite(record)
-        # JSON has no word for what is not finite.
+        # JSON cannot represent infinities and NaN.
         self.writer.write({k: value for k, value in record.items() if math.isfinite(value)})
         if LOSS in record:
             self._evaluations_without_progress = evaluations_without_progress(self.writer.records)
         return record
 
     def save(self, state: TrainState, always: bool = False) -> None:
-        """Save the state after the step that was reported last, if a checkpoint is due.
+        """Save the state after the last reported step, if a checkpoint is due.
 
-        It is due after regular numbers of steps, if the validation loss is the lowest so far, and
-        at the end of the run.
+        A checkpoint is due every `training.checkpoint_every` steps, at the lowest validation loss
+        so far, and at the end of the run.
 
         Args:
-            state: The state.
-            always: Whether to save in any case, and wait until the checkpoint is written.
+            state: State after the last reported step.
+            always: Whether to save even if no checkpoint is due, and to wait until it is written.
+
+        Raises:
+            OSError: The checkpoint, or the one before it, cannot be written.
         """
         record, best = self.writer.records[-1], self.checkpoints.best
         loss = record.get(LOSS)
@@ -154,10 +162,10 @@ class RunProgress:
         return number % every == 0 or number == self.setup.steps
 
     def _check_skipped(self, record: Mapping[str, float]) -> None:
-        """Checks that not too many steps in a row were left out.
+        """Check the number of consecutive steps that were skipped because they were not finite.
 
         Raises:
-            FloatingPointError: they were.
+            FloatingPointError: It exceeds `training.skip_nonfinite`.
         """
         if not record.get('skipped'):
             return
@@ -170,10 +178,15 @@ class RunProgress:
             )
 
     def _record(self, number: int, metrics: dict[str, Any]) -> dict[str, float]:
-        """One line of metrics.jsonl; a task without a token in the batch has no loss in it.
+        """Return the record of a step, one line of `metrics.jsonl`.
 
-        A step's time is what passed since the report before. Where handing a step to the device
-        waits for it, as on CPU, the first one after a start or a save counts the second's too.
+        Tasks without an answer token in the batch have no loss in the record. The time of a step is
+        the time since the previous report. On devices where dispatch waits for the computation,
+        such as CPUs, the first step after a start or a save also includes the time of the second.
+
+        Args:
+            number: Number of the step.
+            metrics: Metrics of the step, on the host.
         """
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -204,10 +217,12 @@ class RunProgress:
 
 
 def check_finite(record: Mapping[str, float]) -> None:
-    """Checks the losses and the gradient of a step's record.
+    """Check that the losses and the gradient norm of a step's record are finite.
+
+    The training loss and the gradient norm of a skipped step are not checked.
 
     Raises:
-        FloatingPointError: the first that is not finite, with the step's number.
+        FloatingPointError: A value is not finite; the message names it and the step.
     """
     own = () if record.get('skipped') else ('loss', 'gradient_norm')
     for name in (*own, LOSS):

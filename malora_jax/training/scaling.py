@@ -1,4 +1,4 @@
-"""A table of TPU slices: does a run's step fit, what do chips send, as models and slices grow."""
+"""Scaling table: memory, communication and cycles of a training step by model and TPU slice."""
 
 import copy
 import pathlib
@@ -22,7 +22,7 @@ _REMEDY = 'restore it from a copy, or choose another --output'
 
 
 class Cell(TypedDict):
-    """What names a compiled program."""
+    """Key of a table cell: the settings that identify its compiled training step."""
 
     model: str
     topology: str
@@ -39,21 +39,25 @@ def scaling_table(
     rows_per_chip: int,
     path: pathlib.Path,
 ) -> str:
-    """Compiles the step of every model for every topology; cells that the file has are kept.
+    """Compile the training step of every model for every topology, and return a table.
+
+    The mesh of each cell is FSDP over all chips of the topology. Cells that the file already has
+    are not compiled again.
 
     Args:
-        config: as written in configs/; the model, the mesh (`fsdp` over all chips) and
-            `data.batch_size` are those of the cell.
-        models: values of `config.model.name`.
-        topologies: such as 'v5e:4x4'.
-        rows_per_chip: rows of a batch for each chip.
-        path: a JSON file of cells, written after each.
+        config: Nested config as written in configs/. Its `model.name`, `mesh.fsdp` and
+            `data.batch_size` are replaced by those of each cell.
+        models: Values of `config.model.name`.
+        topologies: Names of TPU topologies, such as 'v5e:4x4'.
+        rows_per_chip: Rows of a batch per chip.
+        path: JSON file of the cells, which is written after each compilation.
 
     Returns:
-        The table in Markdown: bytes in GB of 10⁹, of one chip and one step.
+        The Markdown table. Sizes are in GB (10⁹ bytes), for one chip and one step.
 
     Raises:
-        UserError: a mistake in the config, no such topology, or no compiler for it.
+        UserError: The config or the file is invalid, or the TPU compiler does not know a topology
+            or is not installed.
     """
     cells = files.read_json(path, list[Cell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
@@ -71,7 +75,7 @@ def _cells(
     topologies: Sequence[str],
     rows_per_chip: int,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """What names a cell, and its config."""
+    """Yield the key and the config of each cell."""
     for model in models:
         for topology in topologies:
             chips = len(tpu_devices(topology))

@@ -1,4 +1,4 @@
-"""What every command that runs a model builds from a config: base, data, model, generator."""
+"""Parts of a run that are built from its config: base model, data, adapted model and generator."""
 
 import dataclasses
 import functools
@@ -22,22 +22,23 @@ from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
-# Examples that are counted before a run with a given number of steps, which takes about a second.
+# Maximum number of examples that are packed to measure how full the rows are, if the number of
+# steps is given. It takes about a second.
 _COUNTED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The parts of a run.
+    """Parts of a run: its config, models and data.
 
     Attributes:
-        run: the config.
-        base: frozen model and tokenizer.
-        model: the decoder with the adapter.
-        splits: training and held-out examples of each task.
-        sizes: of the training examples of each task.
-        template: the text around questions and answers.
-        stored_steps: Number of steps with which a run by epochs was started; 0 = it starts now.
+        run: Config of the run.
+        base: Frozen base model and tokenizer.
+        model: Decoder with the adapter.
+        splits: Training, validation and held-out examples of each task.
+        sizes: Number and lengths of each task's training examples.
+        template: Prompt template, the text around questions and answers.
+        stored_steps: Number of steps with which a run by epochs was started; 0 for a new run.
     """
 
     run: RunConfig
@@ -50,17 +51,17 @@ class Setup:
 
     @property
     def epoch_examples(self) -> int:
-        """Training examples of all tasks together."""
+        """Number of training examples of all tasks together."""
         return sum(size.examples for size in self.sizes)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """The numbers that the training step takes as arguments."""
+        """Numeric settings of the run that the training step takes as an argument."""
         return Hyperparameters.of(self.run.seed, self.run.optimizer, self.run.adapter)
 
     @functools.cached_property
     def shares(self) -> list[float]:
-        """The share of each task among the examples that are drawn."""
+        """Sampling probability of each task in the training mixture."""
         section = self.run.data
         return data.mixture_shares(self.splits, section.weights, section.size_exponent)
 
@@ -71,15 +72,15 @@ class Setup:
 
     @functools.cached_property
     def drawing(self) -> data.Drawing:
-        """The examples that the run draws.
+        """Number of steps and examples of the run, counted by packing rows as in training.
 
-        With `training.epochs` the run has the smallest number of steps that draw so many times the
-        training examples of all tasks together. With a given number of steps only the first ones
-        are counted where counting all of them would take long.
+        A run of `training.epochs` has the smallest number of steps that draw the training examples
+        of all tasks together that many times. For a run with a given number of steps, at most the
+        first steps with 10,000 examples are counted, because counting all may take long.
         """
         training, section = self.run.training, self.run.data
         given = training.steps or self.stored_steps
-        # Rounded, as 1.1 · 10 is a little more than 11.
+        # Round first, because 1.1 · 10 is slightly more than 11 in floating point.
         asked = math.ceil(round(training.epochs * self.epoch_examples, 6))
         return data.count_drawn(
             [split.task_name for split in self.splits],
@@ -95,10 +96,10 @@ class Setup:
 
     @property
     def assumed_steps(self) -> int:
-        """Number of steps that `training.epochs` meant before the examples drawn were counted.
+        """Number of steps that earlier versions of this package derived from `training.epochs`.
 
-        It assumed that rows are 95% full. A run that was started so must end so, as its learning
-        rate depends on the number of steps.
+        They assumed that packed rows are 95% full. A run that was started with this number must
+        keep it, because the learning rate schedule depends on the number of steps.
         """
         training, section = self.run.training, self.run.data
         mean_tokens = sum(
@@ -111,7 +112,7 @@ class Setup:
         return max(1, round(tokens / (positions * 0.95)))
 
     def describe_drawing(self) -> str:
-        """Return one line with the steps, the fill of rows and the examples that are drawn."""
+        """Return one line of text: the steps, the examples drawn and how full the rows are."""
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
         return data.describe_drawing(
@@ -119,9 +120,11 @@ class Setup:
         )
 
     def train_iterator(self) -> data.RowStreams:
-        """A fresh iterator over training batches, each with the rows of a whole step.
+        """Return a new iterator over training batches.
 
-        Of several processes each reads the streams that its devices' rows come from.
+        Each batch has the rows of a whole step, including all micro-batches of gradient
+        accumulation. Of several processes, each reads only the data streams of the rows that its
+        own devices need.
         """
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
@@ -147,13 +150,16 @@ class Setup:
         )
 
     def held_out_routing(self, variables: Any) -> dict[str, RoutingSums]:
-        """What the routers do with the held-out examples, cut to rows of training.
+        """Return the routing statistics of the adapted model on the held-out examples.
+
+        Examples are truncated to the sequence length of training.
 
         Args:
-            variables: the adapted model's collections.
+            variables: Collections of the adapted model.
 
         Returns:
-            As in `Losses`; empty without routers.
+            Sums by path of the adapted linear, with leaves of shape (L, G, E) for L layers, G tasks
+            and E experts; empty without routers.
         """
         if not self.run.adapter.has_router:
             return {}
@@ -161,10 +167,10 @@ class Setup:
         return held_out_losses(self.model, variables, batches, len(self.splits)).routing
 
     def held_out_batches(self, most: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches of held-out examples, each once, cut to rows of training.
+        """Yield packed batches of the held-out examples, each once and truncated to the row length.
 
         Args:
-            most: of each task, evenly spread; 0 = all.
+            most: Maximum number of examples per task, evenly spaced; 0 for all.
         """
         examples = [_evenly(split.held_out, most) for split in self.splits]
         return self._batches(examples, truncate=True)
@@ -172,14 +178,19 @@ class Setup:
     def training_batches(
         self, tasks: Collection[str], most: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches of training examples; of each task at most so many, evenly spread."""
+        """Yield packed batches of training examples, each once and truncated to the row length.
+
+        Args:
+            tasks: Names of the tasks.
+            most: Maximum number of examples per task, evenly spaced; 0 for all.
+        """
         examples = [
             _evenly(split.train, most) if split.task_name in tasks else [] for split in self.splits
         ]
         return self._batches(examples, truncate=True)
 
     def validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches of all validation examples, each once."""
+        """Yield packed batches in which each validation example occurs once."""
         examples = [split.validation for split in self.splits]
         return self._batches(examples, self.run.data.truncate)
 
@@ -196,7 +207,11 @@ class Setup:
         )
 
     def generator(self, model: Decoder) -> Generator:
-        """A generator for the adapted model or the base alone."""
+        """Return a text generator for a decoder.
+
+        Args:
+            model: Decoder of the adapted model, or of the base model alone.
+        """
         evaluation = self.run.evaluation
         limits = [split.task.scoring.max_new_tokens for split in self.splits if split.held_out]
         return Generator(
@@ -207,16 +222,16 @@ class Setup:
         )
 
     def fresh_state(self) -> TrainState:
-        """The state before the first step."""
+        """Return the freshly initialized state before the first step."""
         optimizer = make_optimizer(self.run.optimizer, self.steps)
         return create_state(self.model, optimizer, self.run.seed, self.base.params)
 
     def answer_held_out(self, variables: Any | None, description: str) -> list[runner.Answer]:
-        """Answers every held-out question.
+        """Answer every held-out question, and return the scored answers, task by task.
 
         Args:
-            variables: the adapted model's collections, or None for the base alone.
-            description: what the progress bar says.
+            variables: Collections of the adapted model; None for the base model alone.
+            description: Text of the progress bar.
         """
         model, variables = self._adapted_or_base(variables)
         evaluation = self.run.evaluation
@@ -232,7 +247,7 @@ class Setup:
         return runner.answer_held_out(examinee, self.splits, description)
 
     def scoring(self, split: data.Split) -> dict[str, Any]:
-        """Return how a task's held-out questions are answered and scored, for results."""
+        """Return how a task's held-out questions are answered and scored, for `results.json`."""
         scoring, evaluation = split.task.scoring, self.run.evaluation
         limit = runner.answer_limit(split, self.base.tokenizer, self.template)
         return {
@@ -247,15 +262,16 @@ class Setup:
 
 
 def build(run: RunConfig, base: Base | None = None) -> Setup:
-    """Loads the base and makes the data of a run.
+    """Load the base model and the data of a run, and return all parts of the run.
 
     Args:
-        run: the config.
-        base: if it is there already.
+        run: Config of the run.
+        base: Base model, if it is already loaded; None to load it.
 
     Raises:
-        UserError: an unknown task or template, a broken file, too few questions, weights that do
-            not load, examples that do not fit, or answers that generation would cut off.
+        UserError: A task or the template is unknown, a file is broken, a task has too few
+            questions, the weights cannot be loaded, examples are too long, or generation would cut
+            off right answers.
     """
     template = data.get_template(run.data.template)
     rules.check_rows('data.batch_size', run.data.batch_size)
@@ -271,7 +287,7 @@ def build(run: RunConfig, base: Base | None = None) -> Setup:
 
 
 def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
-    """At most so many of the examples, evenly spread; all if `most` is 0."""
+    """Return at most `most` evenly spaced examples; all of them if `most` is 0."""
     step = -(-len(examples) // most) if most else 1
     return [examples[i] for i in range(0, len(examples), max(step, 1))]
 
@@ -279,7 +295,7 @@ def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
 def _shortened(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> data.Split:
-    """A task whose held-out chats fit into the context."""
+    """Return a task whose held-out chats are shortened so that they fit into the context."""
     held_out = [
         data.shortened(example, tokenizer, template, run.model.context)
         for example in split.held_out
@@ -290,9 +306,13 @@ def _shortened(
 def _check_answers_fit(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> None:
-    """Checks that held-out questions fit into the context with their answers, shots included.
+    """Check that held-out questions fit into the context with their answers and few-shot examples.
 
-    And that generation does not cut off a right answer, where the task sets no limit.
+    Also check that `evaluation.max_new_tokens` does not cut off a right answer, unless the task has
+    its own limit.
+
+    Raises:
+        UserError: A question does not fit, or a right answer would be cut off.
     """
     data.measure_examples(
         split.task_name,
@@ -315,7 +335,12 @@ def _check_answers_fit(
 def _measured(
     run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
 ) -> data.Size:
-    """The size of a task's training examples; those for validation have to fit too."""
+    """Return the size of a task's training examples.
+
+    Raises:
+        UserError: A training or validation example is longer than a row, and `data.truncate` is
+            not set.
+    """
     size = functools.partial(
         data.measure_examples,
         split.task_name,
@@ -329,7 +354,7 @@ def _measured(
 
 
 def _split(run: RunConfig) -> list[data.Split]:
-    """Return the examples of all tasks that are trained on or scored, those of files last."""
+    """Return the splits of all tasks that are trained on or scored; tasks from files come last."""
     section, files = run.data, {task.name: task for task in run.data.file_tasks}
     trained = {*section.tasks, *files}
     names = dict.fromkeys([*section.tasks, *run.evaluation.tasks, *files])

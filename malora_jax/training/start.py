@@ -1,4 +1,4 @@
-"""A run that starts from what was trained before: an exported adapter, or one of `peft`'s.
+"""Start of a run from a trained adapter: one that this package exported, or one of `peft`.
 
 Dimension letters: L layers, E experts, D inputs and F outputs of a linear, R rank of the LoRA, S
 rank of the subspace.
@@ -23,27 +23,29 @@ from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import Base
 from malora_jax.training.state import TrainState
 
-# What the router of a mixture that starts from a LoRA is multiplied by. The gates of the chosen
-# experts then sum to K / E within a few thousandths, and which ones are chosen stays random.
+# Factor of the router's initial weights if a mixture starts from a LoRA. The gates of the chosen
+# experts then sum to K / E within a few thousandths, and the choice of experts stays random.
 _ROUTER_SCALE = 1e-3
 
 
 def started_from(
     directory: pathlib.Path, state: TrainState, model: Decoder, base: Base
 ) -> TrainState:
-    """Return a fresh state that computes what a trained adapter computes.
+    """Return a state before the first step whose adapter computes the same as a trained adapter.
 
-    The adapter must have the run's leaves, or be a LoRA that all experts of the run start from; see
-    `_experts`. Another α / rank is made up for in the last factor.
+    The trained adapter must have the same leaves as the run's adapter, or be a LoRA, with which all
+    experts of the run then start (see `_experts`). If its scale α / rank differs, the last factor
+    is rescaled.
 
     Args:
-        directory: of an exported adapter, or of one that `peft` saved.
-        state: before the first step.
-        model: the run's decoder, with its adapter.
-        base: the frozen model.
+        directory: Directory of an exported adapter, or of an adapter that `peft` saved.
+        state: Freshly initialized state of the run.
+        model: Decoder of the run, with its adapter.
+        base: Frozen base model.
 
     Raises:
-        UserError: there is no adapter, or it does not fit this run or its base.
+        UserError: The directory holds no adapter, or its adapter does not fit this run or its base
+            model.
     """
     leaves, scale = _trained(directory, model, base)
     adapter = model.adapter
@@ -72,7 +74,7 @@ def started_from(
 
 
 def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
-    """Return whether all leaves are the two factors of one expert."""
+    """Return whether the leaves are those of a plain LoRA: the two factors of a single expert."""
     return all(
         path.rsplit('/', 1)[-1] in IndependentExperts.factors and leaf.shape[1] == 1
         for path, leaf in leaves.items()
@@ -86,14 +88,14 @@ def _mixture(
     leaves: Mapping[str, np.ndarray],
     scale: float,
 ) -> dict[str, jax.Array]:
-    """Return the leaves of a mixture that computes what a LoRA computes, by path.
+    """Return the leaves of a mixture of experts that computes the same as a LoRA, by path.
 
     Args:
-        directory: The LoRA's directory, for messages.
+        directory: Directory of the LoRA, for error messages.
         adapter: Settings of the mixture.
-        ours: Fresh leaves of the mixture, by path.
+        ours: Freshly initialized leaves of the mixture, by path.
         leaves: Leaves of the LoRA, by path.
-        scale: Factor of the LoRA's update.
+        scale: Scale of the LoRA's update, such as α / rank.
 
     Raises:
         UserError: The mixture cannot start from a LoRA, or its rank is too low.
@@ -114,7 +116,8 @@ def _mixture(
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
-        # One layer at a time, as in `initializers`.
+        # Map over the layers one at a time, because batched decompositions can deadlock on CPU; see
+        # `initializers._decompose`.
         start = jax.jit(
             lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
@@ -127,18 +130,18 @@ def _mixture(
 def _experts(
     adapter: AdapterConfig, fresh: Mapping[str, jax.Array], down_DR: jax.Array, up_RF: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return the leaves of one linear's experts, each of which computes what a LoRA computes.
+    """Return the leaves of one linear in one layer, whose experts all start as the same LoRA.
 
-    The gates of the chosen experts sum to one, or else to K / E if the router's logits are small:
-    the router is scaled down, and the experts' updates are divided by that. Because the router is
-    random, experts see different tokens and diverge. Dimensions beyond the LoRA's rank have an
-    up-projection of zero.
+    The mixture then computes the same as the LoRA. If the gates of the K chosen experts do not
+    always sum to one, the router's weights are scaled down, so that the gates sum to about K / E,
+    and the up-projections are multiplied by E / K. Because the router is random, experts receive
+    different tokens and diverge. Ranks beyond the rank of the LoRA have zeros in the up-projection.
 
     Args:
         adapter: Settings of the mixture.
-        fresh: Leaves of the linear as they start without a LoRA.
-        down_DR: Down-projection of the LoRA.
-        up_RF: Up-projection of the LoRA, for the mixture's scale.
+        fresh: Freshly initialized leaves of the linear.
+        down_DR: (D, R), down-projection of the LoRA.
+        up_RF: (R, F), up-projection of the LoRA, rescaled for the scale of the mixture.
     """
     structure = cast(StartsFromLoRA, adapter.structure)
     leaves = dict(fresh) | structure.from_lora(fresh, down_DR, adapter.initialization.beta)
@@ -154,7 +157,14 @@ def _experts(
 def _trained(
     directory: pathlib.Path, model: Decoder, base: Base
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Leaves by path, and what the update is multiplied by."""
+    """Load a trained adapter.
+
+    Returns:
+        The leaves by path, and the scale by which the update is multiplied.
+
+    Raises:
+        UserError: The directory holds no adapter, or the adapter belongs to another base model.
+    """
     if is_peft(directory):
         return read_peft(directory, model.config)
     if not is_adapter(directory):
@@ -190,7 +200,19 @@ def _placed(
     trained: np.ndarray | None,
     scale: float,
 ) -> Any:
-    """Return a leaf of the run with the trained values in it."""
+    """Return trained values as a leaf of the run, on the devices of the fresh leaf.
+
+    Args:
+        directory: Directory of the trained adapter, for error messages.
+        adapter: Settings of the run's adapter.
+        path: Path of the leaf.
+        fresh: Freshly initialized leaf of the run.
+        trained: Trained values; None if the trained adapter has no such leaf.
+        scale: Scale of the trained adapter's update.
+
+    Raises:
+        UserError: There are no trained values, or they have another shape.
+    """
     if trained is None:
         raise UserError(
             f'training.start_from: {directory} has no {path}, which this method needs; choose the '

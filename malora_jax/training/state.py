@@ -1,4 +1,4 @@
-"""What a run trains and carries from step to step."""
+"""The training state: step, adapter and optimizer state, without the frozen base model."""
 
 import functools
 from typing import Any
@@ -15,13 +15,13 @@ from malora_jax.models.decoder import abstract_variables
 
 
 class TrainState(struct.PyTreeNode):
-    """The state of a run, without the frozen base.
+    """Training state of a run, without the frozen base model.
 
     Attributes:
-        step: () int32, optimizer steps made.
-        adapter: the trained leaves, float32.
-        adapter_frozen: the adapter's leaves that do not train.
-        opt_state: of the optimizer, over `adapter` alone.
+        step: () int32, number of optimizer steps made.
+        adapter: Trainable leaves of the adapter, float32.
+        adapter_frozen: Frozen leaves of the adapter.
+        opt_state: State of the optimizer, which updates only `adapter`.
     """
 
     step: jax.Array
@@ -30,7 +30,11 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
 
     def variables(self, params: Any) -> dict[str, Any]:
-        """The collections that the decoder is applied with."""
+        """Return the variable collections for `Decoder.apply`.
+
+        Args:
+            params: Parameters of the base model.
+        """
         return {
             'params': params,
             'adapter': self.adapter,
@@ -41,9 +45,15 @@ class TrainState(struct.PyTreeNode):
 def create_state(
     model: Decoder, optimizer: optax.GradientTransformation, seed: int | jax.Array, params: Any
 ) -> TrainState:
-    """A fresh state for a base with these parameters, from which DoRA's magnitudes start.
+    """Return a freshly initialized training state.
 
-    Where a mesh is set, leaves and their moments are split over it.
+    If a mesh is set, the leaves and their optimizer moments are sharded over it.
+
+    Args:
+        model: Decoder with the adapter.
+        optimizer: Optimizer of the adapter.
+        seed: Random seed of the initialization.
+        params: Parameters of the base model, from which DoRA's magnitudes are initialized.
     """
     key = jax.random.key(seed)
     create = functools.partial(_create, model, optimizer)
@@ -54,15 +64,25 @@ def create_state(
 def abstract_state(
     model: Decoder, optimizer: optax.GradientTransformation, params: Any
 ) -> TrainState:
-    """The shapes of `create_state`, and where they are to be if a mesh is set."""
+    """Return the shapes and dtypes of `create_state`, with shardings if a mesh is set.
+
+    Args:
+        model: Decoder with the adapter.
+        optimizer: Optimizer of the adapter.
+        params: Parameters of the base model, as arrays or shapes.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     return rules.abstract(jax.eval_shape(functools.partial(_create, model, optimizer), key, params))
 
 
 def starting_adapter(model: Decoder, seed: int) -> dict[str, Any]:
-    """The adapter's collections of `create_state`, without a base.
+    """Return the initial adapter collections of `create_state`, without a base model.
 
-    DoRA's magnitudes are the exception: they start from the base, and here from zeros.
+    DoRA's magnitudes are not the same, because here they are computed from a base model of zeros.
+
+    Args:
+        model: Decoder with the adapter.
+        seed: Random seed of the initialization.
     """
     shapes = nn.unbox(abstract_variables(model))['params']
 
@@ -76,7 +96,7 @@ def starting_adapter(model: Decoder, seed: int) -> dict[str, Any]:
 def _create(
     model: Decoder, optimizer: optax.GradientTransformation, key: jax.Array, params: Any
 ) -> TrainState:
-    """With the names of the leaves' axes, which the optimizer's moments have, too."""
+    """Return a state whose leaves and optimizer moments are boxed with the names of their axes."""
     variables = _start(model, key, params)
     adapter = variables.get('adapter', {})
     return TrainState(
@@ -88,7 +108,7 @@ def _create(
 
 
 def _start(model: Decoder, key: jax.Array, params: Any) -> Any:
-    """The adapter's collections before the first step."""
+    """Return the adapter's collections before the first step, boxed with the names of axes."""
     one = jnp.ones((1, 1), jnp.int32)
     made = ['adapter', 'adapter_frozen']
     _, variables = model.apply(

@@ -1,6 +1,7 @@
-"""One training step, and the same losses without an update.
+"""The training step, with gradient accumulation, and the losses and routing sums of a batch.
 
-Dimension letters: B batch, T sequence, N = B · T tokens, G tasks, L layers, E experts.
+Dimension letters: B batch, T sequence, N = B · T tokens, G tasks, L layers, E experts, A
+micro-batches of a step.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,19 +23,19 @@ from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_
 from malora_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]
-# (state, params, batch, hyperparameters) to (state, metrics).
+# A function from (state, params, batch, hyperparameters) to (state, metrics).
 Step = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]]
 BATCH_KEYS = ('inputs', 'targets', 'loss_mask', 'task_ids', 'segment_ids', 'positions')
 
 
 class Losses(NamedTuple):
-    """Sums over a batch, before any division.
+    """Sums over the tokens of a batch.
 
     Attributes:
-        nll: (G,) summed cross-entropy of each task, in nats.
-        loss_tokens: (G,) tokens that carried loss.
-        tokens: () tokens that were not padding.
-        routing: `RoutingSums` of each adapted linear, by its path; leaves (L, G, E).
+        nll: (G,) float32, summed cross-entropy (negative log-likelihood) of each task, in nats.
+        loss_tokens: (G,) float32, number of tokens of each task that carry loss.
+        tokens: () float32, number of tokens that are not padding.
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
     """
 
     nll: jax.Array
@@ -51,16 +52,17 @@ def losses(
     dropout_key: jax.Array | None = None,
     hyperparameters: Hyperparameters | None = None,
 ) -> Losses:
-    """Runs the model over a packed batch; dropout is on if a key is given.
+    """Apply the model to a packed batch, and return sums of the loss and of the routing.
 
     Args:
-        model: the decoder.
-        variables: its collections.
-        batch: `inputs`, `targets`, `loss_mask`, `task_ids`, `segment_ids`, `positions`, all
-            (B, T); segment 0 is padding.
-        num_tasks: G.
-        dropout_key: key for this step's dropout masks.
-        hyperparameters: Scale and dropout rate; None = those of the model's config.
+        model: Decoder, with or without an adapter.
+        variables: Variable collections of the decoder.
+        batch: `inputs`, `targets`, `loss_mask`, `task_ids`, `segment_ids` and `positions`, all of
+            shape (B, T); segment 0 is padding.
+        num_tasks: G, the number of tasks.
+        dropout_key: Random key of the dropout masks; None for no dropout.
+        hyperparameters: Hyperparameters that have the adapter's scale and dropout rate; None for
+            those of the model's config.
     """
     segments_BT = batch['segment_ids']
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
@@ -89,7 +91,14 @@ def losses(
 
 
 def mean_balance_loss(routing: Mapping[str, routers.RoutingSums]) -> jax.Array:
-    """The balance loss averaged over all routers; 1 = balanced. Zero without routers."""
+    """Return the load-balancing loss, averaged over all routers.
+
+    Args:
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+
+    Returns:
+        () float32; 1 if the load is balanced, 0 if there are no routers.
+    """
     each = [routers.balance_loss(sums) for sums in routing.values()]
     return jnp.stack(each).mean() if each else jnp.float32(0)
 
@@ -104,10 +113,18 @@ def make_train_step(
     skip_nonfinite: bool = False,
     is_joint: bool = False,
 ) -> jax.stages.Wrapped:
-    """Builds the compiled `step_function`, which reuses the state's buffers.
+    """Return `step_function` wrapped in `jax.jit`, with the buffers of the state donated.
 
-    The new state is put where `shardings` say; None = wherever the compiler puts it. A joint step
-    is mapped over a leading axis of states, batches and hyperparameters, with one copy of the base.
+    Args:
+        model: Decoder with the adapter.
+        optimizer: Optimizer of the adapter; its `update` gets the hyperparameters.
+        schedule: Learning rate schedule as a fraction of the peak, for the metrics.
+        num_tasks: G, the number of tasks.
+        accumulate: A, the number of micro-batches for gradient accumulation.
+        shardings: Shardings of the new state; None to let the compiler choose them.
+        skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite.
+        is_joint: Whether one step trains several runs with a single copy of the base model. The
+            leaves of the states, batches and hyperparameters then have a leading axis of runs.
     """
     train_step = step_function(model, optimizer, schedule, num_tasks, accumulate, skip_nonfinite)
     if is_joint:
@@ -130,22 +147,23 @@ def step_function(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> Step:
-    """Return the step itself: (state, params, batch, hyperparameters) to (state, metrics).
+    """Return the training step: (state, params, batch, hyperparameters) to (state, metrics).
 
-    Only the adapter is differentiated. The dropout masks of a step depend on the seed, the step's
-    number and the micro-batch's, so a resumed run draws the same.
+    Only the adapter is differentiated. The dropout masks depend on the seed, the number of the step
+    and the micro-batch, so a resumed run samples the same masks.
 
     Args:
-        model: the decoder.
-        optimizer: Updates the adapter; its `update` gets the hyperparameters.
-        schedule: The learning rate as a share of its peak, for the metrics.
-        num_tasks: G.
-        accumulate: A, micro-batches of a step, whose gradients are summed one after the other; a
-            batch has A · B rows. The loss is the mean over all tokens of the step that carry
-            loss, the same as in one large batch. The balance loss is that of each micro-batch,
-            averaged with their tokens as weights, as if each were on a device of its own.
-        skip_nonfinite: Whether a step whose loss or gradient is not finite changes nothing but the
-            number of steps, by which the learning rate goes; the metric `skipped` is then 1.
+        model: Decoder with the adapter.
+        optimizer: Optimizer of the adapter; its `update` gets the hyperparameters.
+        schedule: Learning rate schedule as a fraction of the peak, for the metrics.
+        num_tasks: G, the number of tasks.
+        accumulate: A, the number of micro-batches for gradient accumulation; a batch has A · B
+            rows. The loss is the mean over all tokens of the step that carry loss, the same as for
+            one large batch. The load-balancing loss is computed for each micro-batch, and averaged
+            with the numbers of their tokens as weights.
+        skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite. Then
+            only the number of steps changes, and with it the learning rate, and the metric
+            `skipped` is 1.
     """
     gradients_of = make_gradients(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
@@ -192,16 +210,17 @@ def lowered_step(
     params: Any,
     hyperparameters: Hyperparameters,
 ) -> jax.stages.Lowered:
-    """The step of a run, or the joint step of several, ready to be compiled ahead.
+    """Lower the training step of a run, or the joint step of several runs, for compilation.
 
     Args:
-        run: the config.
-        steps: of the whole run.
-        num_tasks: G.
-        state: arrays or shapes with shardings; the new state is to be where this one is.
-        params: of the base, arrays or shapes.
-        hyperparameters: Those of the run, or any others: only their shapes count. With a leading
-            axis, the step is that of so many runs, and the leaves of the state have this axis, too.
+        run: Config of the run.
+        steps: Number of optimizer steps of the whole run.
+        num_tasks: G, the number of tasks.
+        state: Training state, as arrays or as shapes with shardings. The new state gets the same
+            shardings.
+        params: Parameters of the base model, as arrays or shapes.
+        hyperparameters: Any hyperparameters of the right shape; their values do not matter. With a
+            leading axis of runs, the step is joint, and the leaves of the state need this axis too.
     """
     runs = jnp.shape(hyperparameters.seed)
     train_step = make_train_step(
@@ -225,7 +244,13 @@ def lowered_step(
 
 
 def step_bytes(compiled: Any) -> int:
-    """Return the bytes that a step takes with base, states and rows, as the compiler counts."""
+    """Return the device memory of a step in bytes, from the compiler's memory analysis.
+
+    It includes the base model, the states and the batch.
+
+    Args:
+        compiled: Compiled training step.
+    """
     memory = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -240,13 +265,20 @@ def make_gradients(
 ) -> Callable[
     [TrainState, Any, Batch, Hyperparameters], tuple[Any, tuple[jax.Array, jax.Array, Losses]]
 ]:
-    """The part of `make_train_step` before the update, with its arguments.
+    """Return the part of the training step that computes the gradient of the adapter.
 
-    The objective has a balance loss only if the model has routers and a positive balance weight.
+    The objective includes the load-balancing loss only if the model has routers and its config has
+    a positive balance weight.
+
+    Args:
+        model: Decoder with the adapter.
+        num_tasks: G, the number of tasks.
+        accumulate: A, the number of micro-batches for gradient accumulation.
 
     Returns:
-        A function of state, params, batch and hyperparameters: the gradient with respect to the
-        adapter, and the loss, the balance loss and the sums that these come from.
+        A function of state, params, batch and hyperparameters. It returns the gradient with respect
+        to the adapter, and a tuple of the loss, the load-balancing loss and the `Losses` from which
+        these are computed.
     """
     config = model.adapter
     is_balanced = config is not None and config.has_router and config.router.balance_weight > 0
@@ -276,7 +308,15 @@ def make_gradients(
 
 
 def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
-    """Shapes of a packed batch, to compile for."""
+    """Return the shapes of a packed batch for ahead-of-time compilation.
+
+    Args:
+        batch_size: Number of rows, including those of all micro-batches.
+        sequence_length: T, the tokens of a row.
+
+    Returns:
+        Shapes (rows, T) by key, sharded over the mesh if one is set.
+    """
     dtypes = dict.fromkeys(BATCH_KEYS, jnp.int32) | {'loss_mask': jnp.float32}
     shape, where = (batch_size, sequence_length), rules.rows_sharding()
     return {
@@ -285,7 +325,15 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
 
 
 def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax.Array]:
-    """Means over routers: how many experts are in use, and the share of the busiest."""
+    """Return statistics of the expert load, averaged over all routers.
+
+    Args:
+        routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
+
+    Returns:
+        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced, and
+        `max_expert_share`, the share of token slots of the busiest expert; both () float32.
+    """
     load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
     return {
         'effective_experts': routers.effective_experts(load).mean(),
@@ -294,14 +342,17 @@ def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax
 
 
 def _examples(batch: Batch, num_tasks: int) -> jax.Array:
-    """(G,) int32: how many examples of each task begin in a batch."""
+    """Return the number of examples of each task that begin in a batch, (G,) int32."""
     begins_BT = (batch['positions'] == 0) & (batch['segment_ids'] > 0)
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.int32)
     return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
 
 
 def by_path(routing: Any) -> dict[str, routers.RoutingSums]:
-    """{'layers/attention/q': sums, …} from the sown collection."""
+    """Return the routing statistics of a sown collection by path of the adapted linear.
+
+    The paths are such as 'layers/attention/q'.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(
         routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)
     )

@@ -1,7 +1,8 @@
-"""The training step as the TPU compiler sees it, on a host without a TPU.
+"""Compilation of the training step for a TPU topology, on a host without a TPU.
 
-Whether it fits, what it takes of each device's memory, what devices send each other, and an
-estimate of its cycles. Needs the package `libtpu`. Nothing is allocated.
+The compiler reports whether the step fits into device memory, how much memory it needs, how much
+data the devices exchange, and an estimate of its cycles. This needs the package `libtpu`. Nothing
+is allocated.
 """
 
 import dataclasses
@@ -23,25 +24,29 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state
 from malora_jax.training.step import lowered_step
 
-# Of the compiler's verdict: 'Used 20.98G of 15.75G hbm.'
+# Matches the compiler's out-of-memory message, such as 'Used 20.98G of 15.75G hbm.'
 _USED = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
 def compiled_for(run: RunConfig, topology: str) -> dict[str, Any]:
-    """What the compiler says of a run's step on a topology.
+    """Compile the training step of a run for a TPU topology, and return the compiler's estimates.
 
     Args:
-        run: with the mesh that the chips are to form, and the rows of all of them together.
-        topology: such as 'v5e:4x4'.
+        run: Config of the run. Its `mesh` must match the number of chips, and `data.batch_size` is
+            the number of rows on all chips together.
+        topology: Name of the topology, such as 'v5e:4x4'.
 
     Returns:
-        `name`, `devices`, `mesh`, `fits`, `bytes_per_device`; if it fits `bytes` by part,
-        `collective_bytes` by kind and `estimated_cycles`, of one device and one step; and else
-        `change`: fields with which it fits, if such were found.
+        `name`, `devices`, `mesh`, `fits` and `bytes_per_device`. If the step fits: `bytes` by part
+        of the memory, `collective_bytes` by kind of collective, and `estimated_cycles`, all for one
+        device and one step. Otherwise: `bytes_there_are`, the memory of a device, and `change`, the
+        config fields with which the step fits and its `bytes_per_device` then, or None.
 
     Raises:
-        UserError: no such topology, no compiler for it, or a mesh that it cannot form.
+        UserError: The topology is unknown, `libtpu` is missing or does not match JAX, the topology
+            cannot form the mesh, the rows cannot be split over the mesh, or the compiler refuses
+            the step.
     """
     devices = tpu_devices(topology)
     found = _verdict(run, devices)
@@ -84,16 +89,21 @@ def _verdict(run: RunConfig, devices: list[Any]) -> dict[str, Any]:
 
 
 def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """A run's training step, compiled for the devices of a mesh; all it is given are shapes.
+    """Compile the training step of a run for the devices of a mesh, from shapes alone.
+
+    Args:
+        run: Config of the run.
+        mesh: Mesh of the devices, which need not be attached to this host.
 
     Raises:
-        UserError: the rows cannot be shared among them.
-        jax.errors.JaxRuntimeError: it does not fit, or the compiler refuses it.
+        UserError: The rows cannot be split over the mesh.
+        jax.errors.JaxRuntimeError: The step does not fit into memory, or the compiler refuses it.
     """
     with jax.set_mesh(mesh):
         rules.check_rows('data.batch_size', run.data.batch_size)
         model = Decoder(run.model, run.adapter, run.training.remat)
-        steps = run.training.steps or 1  # Epochs come to a number only with the data.
+        # The number of steps of a run by epochs is known only once its data are loaded.
+        steps = run.training.steps or 1
         params = rules.abstract(abstract_variables(model)['params'])
         state = abstract_state(model, make_optimizer(run.optimizer, steps), params)
         num_tasks = len(run.data.tasks) + len(run.data.file_tasks)
@@ -112,7 +122,16 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
 
 
 def _mended(run: RunConfig, devices: list[Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """The first change of a few, gentle ones first, that makes it fit."""
+    """Return the config fields of the first of `_changes` with which the step fits, or None.
+
+    Args:
+        run: Config of the run, whose step does not fit.
+        devices: Devices of the topology.
+        sizes: Number of devices along each axis of the run's mesh.
+
+    Returns:
+        Values by dotted field name, and `bytes_per_device` with them.
+    """
     for change in _changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))
         training = dataclasses.replace(run.training, **change.get('training', {}))
@@ -120,7 +139,7 @@ def _mended(run: RunConfig, devices: list[Any], sizes: Mapping[str, int]) -> dic
         changed = dataclasses.replace(run, mesh=mesh, training=training, data=data)
         try:
             found = _verdict(changed, devices)
-        except errors.UserError:  # Such a mesh does not suit the model.
+        except errors.UserError:  # The model cannot be sharded over this mesh.
             continue
         if found['fits']:
             fields = {
@@ -133,7 +152,11 @@ def _mended(run: RunConfig, devices: list[Any], sizes: Mapping[str, int]) -> dic
 
 
 def _changes(run: RunConfig, sizes: Mapping[str, int]) -> Iterator[dict[str, dict[str, Any]]]:
-    """More of the model on other devices, then more computed anew, then fewer rows at a time."""
+    """Yield config changes that reduce memory: FSDP, then full remat, then smaller micro-batches.
+
+    Each change includes the changes before it. Halving `data.batch_size` doubles
+    `training.accumulate` (gradient accumulation), so that a step has the same number of rows.
+    """
     mesh: dict[str, dict[str, Any]] = {}
     if sizes['data'] > 1:
         mesh = {'mesh': {'data': 1, 'fsdp': sizes['data'] * sizes['fsdp']}}

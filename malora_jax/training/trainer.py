@@ -1,4 +1,4 @@
-"""The loop over the training steps of a single run."""
+"""The training loop of a single run."""
 
 from collections.abc import Mapping
 
@@ -12,25 +12,26 @@ from malora_jax.training.state import TrainState
 
 
 def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption) -> TrainState:
-    """Train from the run's step to its last one, or until early stopping.
+    """Train from the current step of the run to its last step, or until early stopping.
 
     Args:
         progress: Progress of the run, before its last step.
-        state: The state to start from; its buffers are reused.
-        preemption: Whether the run is asked to stop.
+        state: State from which training continues; its buffers are donated.
+        preemption: Watcher that reports whether the run should stop.
 
     Returns:
-        The state after the last step, which is saved.
+        The state after the last step, which is also saved as a checkpoint.
 
     Raises:
-        FloatingPointError: A loss or its gradient is not finite, with the step's number.
-        Preempted: SIGTERM came; the step in progress is finished and saved.
+        FloatingPointError: A loss or the gradient is not finite; the message names the step.
+        OSError: A checkpoint cannot be written.
+        Preempted: SIGTERM stopped the run; the step in progress is finished and saved.
     """
     setup = progress.setup
     params, tasks = setup.base.params, [split.task_name for split in setup.splits]
     hyperparameters = rules.place_whole(setup.hyperparameters)
     with progress.goodput.phase('compile'):
-        # Ahead, so that no step's time has the compiler's in it.
+        # Compile ahead of time, so that the time of the first step does not include compilation.
         train_step = step.lowered_step(
             setup.run, setup.steps, len(tasks), state, params, hyperparameters
         ).compile()
@@ -73,4 +74,4 @@ def _show(record: Mapping[str, float], tasks: list[str], bar: tqdm.tqdm) -> None
     speed = f'{record["tokens_per_second"]:.0f} tokens/s'
     text = ', '.join([f'loss {record["loss"]:.3f}', speed, *by_task])
     bar.n = record['step']
-    bar.set_postfix_str(text)  # Redraws the bar.
+    bar.set_postfix_str(text)  # This also redraws the bar.

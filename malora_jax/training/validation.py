@@ -1,4 +1,4 @@
-"""Choosing a checkpoint: the loss on examples that are neither trained on nor scored."""
+"""Validation loss, by which a checkpoint is chosen and early stopping is decided."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,22 +12,25 @@ LOSS = 'validation_loss'
 
 
 class Validation:
-    """The validation loss of a run's model.
+    """Function that computes the validation loss of a run's adapted model.
 
-    Its examples are apart from the held-out ones, so that a score on these is honest although the
-    checkpoint was chosen.
+    The validation examples are neither trained on nor scored. Choosing a checkpoint by this loss
+    therefore does not bias its scores on the held-out examples.
     """
 
     def __init__(self, setup: Setup):
-        """Packs the examples, once."""
+        """Pack the validation examples once, for all evaluations."""
         self._setup = setup
         self._batches = list(setup.validation_batches())
 
     def __call__(self, variables: Any) -> dict[str, float]:
-        """The mean over tasks and the loss of each task, as fields of a step's record.
+        """Return the validation loss, mean over tasks and per task, in nats per answer token.
 
         Args:
-            variables: the adapted model's collections.
+            variables: Collections of the adapted model.
+
+        Returns:
+            Fields of the record of a step: `validation_loss` and `validation_loss/TASK`.
         """
         splits = self._setup.splits
         sums = held_out_losses(self._setup.model, variables, self._batches, len(splits))
@@ -41,13 +44,23 @@ class Validation:
 
 
 def evaluations_without_progress(records: Sequence[Mapping[str, Any]]) -> int:
-    """How many evaluations there were since the one with the lowest loss."""
+    """Return the number of evaluations since the lowest validation loss, for early stopping.
+
+    If several evaluations have the lowest loss, the first of them counts.
+
+    Args:
+        records: Records of `metrics.jsonl`.
+    """
     losses = [record[LOSS] for record in records if LOSS in record]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
 def curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each evaluation's `step`, `loss` and `by_task`."""
+    """Return the validation curve: `step`, `loss` and `by_task` of each evaluation.
+
+    Args:
+        records: Records of `metrics.jsonl`.
+    """
     return [
         {
             'step': record['step'],

@@ -1,4 +1,4 @@
-"""A run's directory: its lock, what it says of the run, and whether that run may continue in it."""
+"""Directory of a run: its lock, the identity of its run, and checks before the run resumes."""
 
 import contextlib
 import importlib.metadata
@@ -27,14 +27,20 @@ from malora_jax.training.identity import (
 from malora_jax.training.run_files import METRICS, RESULTS
 
 CONFIG, DATA, BASE = 'config.json', 'data.json', 'base.json'
-# What is there only where a run has begun, and so has written its config.
+# Files that exist only after a run has started and has written its config.
 _REMAINS = (METRICS, 'answers_after.jsonl', RESULTS)
 _INSTEAD = 'restore it from a copy, or start anew in another --workdir'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 class BaseRecord(TypedDict):
-    """What `base.json` holds: the frozen model that a run is trained on."""
+    """Content of `base.json`: the frozen base model of a run.
+
+    Attributes:
+        name: Name of the model's preset.
+        weights: Location of the weights, as in `model.weights`.
+        fingerprint: Fingerprint of the weights.
+    """
 
     name: str
     weights: str
@@ -43,10 +49,15 @@ class BaseRecord(TypedDict):
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the directory and keeps other runs out of it; a killed run's lock is gone with it.
+    """Create the directory if necessary, and lock it against other runs inside the block.
+
+    The lock of a killed process is released by the operating system.
+
+    Args:
+        workdir: Directory of the run.
 
     Raises:
-        UserError: another run is at work in it, or the path is no directory.
+        UserError: Another run has the lock, or the path is not a directory.
     """
     if workdir.exists() and not workdir.is_dir():
         raise errors.UserError(f'--workdir: {workdir} is not a directory.')
@@ -55,20 +66,20 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class RunDirectory:
-    """The directory of a run, from when it is locked until the run begins or resumes.
+    """Directory of a run before the run starts or resumes.
 
     Attributes:
-        path: The directory.
+        path: Path of the directory.
         changes: Config fields that have changed since the run was last started.
     """
 
     def __init__(self, path: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]):
-        """Check that the directory is free or holds this very run, as far as files tell.
+        """Check that the directory holds no run or this run, from its files alone.
 
         Args:
-            path: The directory, which has to be locked if it is to be written to.
+            path: Path of the directory, which must be locked before `begin` is called.
             config: Nested config as written in configs/.
-            data: SHA-256 of the data files, as `data_digests` returns them.
+            data: SHA-256 of the data files, from `data_digests`.
 
         Raises:
             UserError: The directory holds another run, or a file of its run is missing or edited.
@@ -81,7 +92,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has its results, and its config asks for no others by now."""
+        """True if `results.json` exists and no changed config field requires other results."""
         asks_for_others = any(change.is_one_of((*LENGTH, *SCORING)) for change in self.changes)
         return (self.path / RESULTS).exists() and not asks_for_others
 
@@ -91,22 +102,22 @@ class RunDirectory:
         return self._newest.step if self._newest else 0
 
     def identity(self, base: str | None = None) -> Identity:
-        """Return the identity of the run.
+        """Return the identity of the run with the current config and data.
 
         Args:
-            base: Fingerprint of the base; None if it is not loaded yet.
+            base: Fingerprint of the base model; None if it is not loaded yet.
         """
         return Identity(flattened(self._config), self._data, base)
 
     def begin(self, run: RunConfig, identity: Identity) -> None:
-        """Write what the directory says of the run: data.json, base.json and config.json.
+        """Write the identity of the run: `data.json`, `base.json` and `config.json`.
 
-        Results that changed fields have made obsolete are put aside first, into earlier/1,
-        earlier/2 and so on, with the config that they belong to.
+        If changed fields make earlier results obsolete, these are first moved to `earlier/1`,
+        `earlier/2` and so on, with a copy of the config that they belong to.
 
         Args:
-            run: Names the base.
-            identity: Identity of the run, with the fingerprint of the base.
+            run: Config of the run, of which the name and the weights of the base model are used.
+            identity: Identity of the run, with the fingerprint of the base model.
         """
         for name in (CONFIG, BASE, *([DATA] if self._data else [])):
             if self._saved.config is not None and not (self.path / name).exists():
@@ -149,19 +160,31 @@ class RunDirectory:
 def opened(
     workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Iterator[RunDirectory]:
-    """Lock the directory of a run, and check it as `RunDirectory` does while it is locked.
+    """Lock the directory of a run inside the block, and check it as `RunDirectory` does.
 
-    Of several processes the first one has the lock.
+    Of several processes only the first one takes the lock.
+
+    Args:
+        workdir: Directory of the run; it is created if it does not exist.
+        config: Nested config as written in configs/.
+        data: SHA-256 of the data files, from `data_digests`.
+
+    Raises:
+        UserError: Another run has the lock, the directory holds another run, or a file of its run
+            is missing or edited.
     """
     with locked(workdir) if hosts.is_first() else contextlib.nullcontext():
         yield RunDirectory(workdir, config, data)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in a directory, as written in configs/.
+    """Read the config of the run in a directory, nested as written in configs/.
+
+    Args:
+        workdir: Directory of the run.
 
     Raises:
-        UserError: there is no run.
+        UserError: The directory holds no run, or its `config.json` cannot be read.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -175,15 +198,16 @@ def check_run(
     """Check that a directory holds a run with this config and these data.
 
     Args:
-        workdir: The directory.
+        workdir: Directory of the run.
         config: Nested config as written in configs/.
-        data: SHA-256 of the data files, as `data_digests` returns them; None not to compare them.
+        data: SHA-256 of the data files, from `data_digests`; None to skip their comparison.
 
     Returns:
-        The fields that differ, and may when a run resumes.
+        The fields that differ, all of which may change when a run resumes.
 
     Raises:
-        UserError: There is no run or another one, or a file of the run is missing or edited.
+        UserError: The directory holds no run or another run, or a file of the run is missing or
+            edited.
     """
     saved = saved_identity(workdir, newest_checkpoint(buckets.home(workdir / 'checkpoints')))
     if saved.config is None:
@@ -192,19 +216,21 @@ def check_run(
 
 
 def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
-    """Return the identity of the run in a directory, as its files have it.
+    """Return the identity of the run in a directory, from its files and its newest checkpoint.
 
-    The newest checkpoint confirms what they say, and stands in for a file that is missing.
+    The files must agree with the identity in the newest checkpoint, which also replaces a missing
+    file.
 
     Args:
-        workdir: The directory.
-        newest: The newest checkpoint in it.
+        workdir: Directory of the run.
+        newest: Newest checkpoint of the run; None if there is none.
 
     Returns:
-        The identity, whose parts are None where there is no run.
+        The identity. Unknown parts are None, as all parts are if the directory holds no run.
 
     Raises:
-        UserError: A file was edited, or one is missing that nothing can stand in for.
+        UserError: A file was edited, or `config.json` is missing and no checkpoint has the
+            identity.
     """
     path = workdir / CONFIG
     config = config_format.read_config(path) if path.exists() else None
@@ -246,19 +272,20 @@ def _edited(path: pathlib.Path, what: str) -> errors.UserError:
 
 
 def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
-    """Check that the base is the one that the run in a directory began with.
+    """Check that the run in a directory was started with this base model.
 
     Args:
-        workdir: Directory of a run; nothing is checked where it has not begun, or is older than
-            base.json.
-        run: Names the base.
-        params: Parameters of the base.
+        workdir: Directory of the run. Nothing is checked if it has no `base.json`, because the run
+            has not started or is from an older version of this package.
+        run: Config of the run, of which the name and the weights of the base model are used for
+            error messages.
+        params: Parameters of the base model.
 
     Returns:
-        The fingerprint of the base.
+        The fingerprint of the base model.
 
     Raises:
-        UserError: It is another base; both are named.
+        UserError: The run was started with another base model; the message names both.
     """
     fingerprint = base_fingerprint(params)
     path = workdir / BASE
@@ -274,6 +301,6 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that affect numerical results."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {'python': platform.python_version()} | found
