@@ -1,6 +1,7 @@
 """Cost of a compiled program from its HLO text: estimated cycles, arrays and collectives.
 
 The body of a loop counts once per iteration if the text states the trip count, and otherwise once.
+Every branch of a conditional counts.
 """
 
 import collections
@@ -106,7 +107,7 @@ class Program:
         )
 
     def arrays(self) -> set[Array]:
-        """Return the distinct arrays that instructions of the program produce."""
+        """Return the distinct arrays that instructions produce, also those inside fusions."""
         instructions = itertools.chain.from_iterable(self._computations.values())
         return {array for each in instructions for array in _arrays(each.result)}
 

@@ -96,8 +96,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
 def on_all_devices(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which arrays are sharded over the mesh of all devices.
 
-    On a single device the context does nothing. In a single-process run, a batch that does not
-    split evenly over all devices uses fewer of them, and a message says so.
+    If only one device is used, the context does nothing. In a single-process run, a batch that does
+    not split evenly over all devices uses fewer of them, and a message says so.
 
     Args:
         config: Number of devices along each axis.

@@ -65,8 +65,8 @@ class ModelConfig:
         qkv_bias: Whether the q, k and v projections have a bias (Qwen2).
         qk_norm: Whether each head of q and k is normalized before RoPE (Qwen3).
         tied: Whether the output head shares the matrix of the embedding.
-        dtype: Dtype of activations and frozen weights, one of `DTYPES`. Adapters and routers are
-            float32 in any case (mixed precision).
+        dtype: Dtype of activations and frozen weights, one of `DTYPES`. Adapters, routers and norms
+            have float32 parameters in any case (mixed precision).
         quantize: Quantization format of the linears' kernels, one of `quantize.KINDS`; '' stores
             them in `dtype`.
 

@@ -20,7 +20,7 @@ from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.sampling import Draws
 
-# Decode steps in one call of `Engine.step`, before tokens are copied to the host.
+# Maximum number of decode steps in one call of `Engine.step`, before tokens are copied to the host.
 STRIDE = 4
 # Smallest KV cache length and smallest padded prompt length. Larger ones are these times a power of
 # two, which limits the number of shapes to compile.

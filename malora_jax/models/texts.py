@@ -41,7 +41,7 @@ class Ending:
 
     Attributes:
         tokenizer: Tokenizer of the model.
-        stop: Stop strings. One that is the text of a single token also stops at that token, which
+        stop: Stop strings. One that is an entry of the vocabulary also stops at that token, which
             is how special tokens work as stop strings.
         ids: Ids of those tokens.
 

@@ -236,8 +236,5 @@ class _Values:
 
 
 def _is_empty(value: Any) -> bool:
-    """Return whether a value is null or empty; False and 0 are not, as they may disable a feature.
-
-    An empty value cannot ask for a feature.
-    """
+    """Return whether a value is null or empty; False and 0 are not, as they may turn things off."""
     return value is None or value in ('', [], {})
