@@ -3,9 +3,9 @@
 A slot is a row of the KV cache. Each slot has its own length, so that a new request can start in
 one while the others continue (continuous batching).
 
-On CPU each layer has its weights and its KV cache in separate arrays. If they were slices of arrays
-stacked over layers, XLA would copy each slice for every token, which would double the time. On
-other devices XLA makes no such copy, and the layers stay stacked.
+On CPU without a mesh, each layer has its weights and its KV cache in separate arrays. If they were
+slices of arrays stacked over layers, XLA would copy each slice for every token, which would double
+the time. On other devices XLA makes no such copy, and the layers stay stacked.
 
 Dimension letters: B slots (rows), S KV cache length, T padded prompt length, W decode steps, V
 vocabulary, A alternatives; others as in `decoder`.
