@@ -1,4 +1,4 @@
-"""Downloading from the Hugging Face hub into its local cache, with mistakes in one sentence."""
+"""Downloads from the Hugging Face Hub into its local cache, with one-sentence error messages."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ def snapshot(
     revision: str | None = None,
     ignore: Sequence[str] = (),
 ) -> pathlib.Path:
-    """The local directory of a repository, with the files that match downloaded if need be.
+    """Download files of a repository, unless they are in the local cache.
 
     Args:
-        name: owner/name.
-        patterns: of the files that are wanted.
-        kind: 'model' or 'dataset'.
-        instead: what to set where the hub cannot be used, for the message.
-        revision: a branch or commit; None = the newest.
-        ignore: patterns of files that are not wanted.
+        name: Name of the repository, owner/name.
+        patterns: Glob patterns of the files to download.
+        kind: Repository type, 'model' or 'dataset'.
+        instead: Alternative to the download, as an imperative clause for error messages.
+        revision: Branch, tag or commit; None for the newest.
+        ignore: Glob patterns of files to skip.
 
     Returns:
-        A directory whose name is the commit's hash.
+        The local directory with the files; its name is the hash of the commit.
 
     Raises:
-        UserError: the name cannot be one, the repository or the revision does not exist, its
-            licence was not accepted, or the hub cannot be reached or breaks off.
-        OSError: the cache cannot be written to, or the disk is full.
+        UserError: The name is malformed, the repository or the revision does not exist, its license
+            was not accepted, or the Hub cannot be reached or breaks the connection.
+        OSError: The cache cannot be written to, or the disk is full.
     """
     page = f'https://huggingface.co/{"datasets/" if kind == "dataset" else ""}{name}'
     try:
@@ -73,7 +73,7 @@ def snapshot(
         raise _refused(name, error) from error
     except OSError:
         raise
-    except Exception as error:  # Of the HTTP library, which not all versions of the hub's share.
+    except Exception as error:  # The HTTP library differs between versions of huggingface_hub.
         raise _refused(name, error) from error
     return pathlib.Path(found)
 

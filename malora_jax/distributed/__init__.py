@@ -1,1 +1,1 @@
-"""Many devices: the mesh that they form, and what is split over which of its axes."""
+"""Distributed computation: device mesh, sharding rules, processes, and cost of collectives."""

@@ -1,6 +1,7 @@
-"""What a compiled program's text says of its cost: estimated cycles, and what devices send.
+"""Cost of a compiled program from its HLO text: estimated cycles, arrays and collectives.
 
-A loop's body counts as often as it is run, where the program's text says how often, and else once.
+The body of a loop counts once per iteration if the text states the trip count, and otherwise once.
+Every branch of a conditional counts.
 """
 
 import collections
@@ -20,7 +21,7 @@ _CALLED = re.compile(
 )
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# Of a condition: one number counts up to another.
+# In the condition of a loop: the constant with which the counter is compared.
 _LAST = re.compile(r' s32\[\]\S* constant\((\d+)\)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -29,25 +30,30 @@ _BITS = re.compile(r'\d+')
 
 
 class Array(NamedTuple):
-    """An array of a program: its dtype as the compiler calls it, and its shape on one device."""
+    """Array of a compiled program.
+
+    Attributes:
+        dtype: XLA's name of the dtype, such as 'bf16'.
+        shape: Shape on one device.
+    """
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
-        """Its size; one of fewer than eight bits an entry is counted as if they were packed."""
+        """Size in bytes on one device, with types below 8 bits counted as packed."""
         bits = _BITS.search(self.dtype)
         return -(-math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8)
 
 
 class Collective(NamedTuple):
-    """What devices exchange.
+    """Collective operation of a program, by which devices exchange data.
 
     Attributes:
-        kind: among `KINDS`.
-        arrays: what each device has afterwards.
-        times: how often.
+        kind: Operation, one of `KINDS`.
+        arrays: Results of one execution on one device.
+        times: Number of executions.
     """
 
     kind: str
@@ -56,7 +62,7 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of all arrays, all times."""
+        """Size in bytes of the results on one device, over all executions."""
         return self.times * sum(array.bytes for array in self.arrays)
 
 
@@ -67,10 +73,17 @@ class _Instruction(NamedTuple):
 
 
 class Program:
-    """A compiled program, by its text."""
+    """Compiled program, parsed from its HLO text.
+
+    Example:
+        Bytes that one device receives in all-reduces:
+
+            compiled = jax.jit(step).lower(*args).compile()
+            Program(compiled.as_text()).bytes_by_kind().get('all-reduce', 0)
+    """
 
     def __init__(self, text: str):
-        """Reads what `jax.stages.Compiled.as_text` returns."""
+        """Parse the text that `jax.stages.Compiled.as_text` returns."""
         self._computations: dict[str, list[_Instruction]] = {}
         self._entry = name = ''
         for line in text.splitlines():
@@ -82,7 +95,11 @@ class Program:
                 self._computations[name].append(_Instruction(found[1], found[2], line))
 
     def cycles(self) -> int:
-        """The compiler's estimate, where it makes one, as on TPUs; good for ratios only."""
+        """Return the cycles that the compiler estimates, over all executions.
+
+        Only some compilers make estimates, such as that for TPUs; without them the sum is 0. The
+        estimates are meaningful only relative to each other.
+        """
         return sum(
             times * int(found[1])
             for instruction, times in self._run(self._entry)
@@ -90,12 +107,12 @@ class Program:
         )
 
     def arrays(self) -> set[Array]:
-        """All that an instruction makes."""
+        """Return the distinct arrays that instructions produce, also those inside fusions."""
         instructions = itertools.chain.from_iterable(self._computations.values())
         return {array for each in instructions for array in _arrays(each.result)}
 
     def collectives(self) -> list[Collective]:
-        """All that are run."""
+        """Return the collective operations that are executed, in order."""
         found: list[Collective] = []
         on_channel = set()
         for instruction, times in self._run(self._entry):
@@ -104,11 +121,12 @@ class Program:
                 continue
             arrays = _arrays(instruction.result)
             if instruction.operation != kind and kind in ('all-gather', 'collective-permute'):
-                # Operands, results, and a context of scalars.
+                # An asynchronous start returns its operands, its results and u32 scalars.
                 arrays = [array for array in arrays if array.dtype != 'u32' or array.shape]
                 arrays = arrays[len(arrays) // 2 :]
             if channel := _CHANNEL.search(instruction.line):
-                # One that runs beside other work is there several times, on one channel.
+                # A collective that overlaps with computation appears several times with the same
+                # channel, but is executed once.
                 same = (channel[1], kind, tuple(arrays))
                 if same in on_channel:
                     continue
@@ -117,14 +135,14 @@ class Program:
         return found
 
     def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes of collectives, by kind."""
+        """Return the bytes of collectives on one device, over all executions, by kind."""
         total: collections.Counter[str] = collections.Counter()
         for each in self.collectives():
             total[each.kind] += each.bytes
         return dict(total)
 
     def _run(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
-        """Every instruction, with how often it is run."""
+        """Yield each instruction of a computation and those it calls, with execution counts."""
         for instruction in self._computations.get(name, ()):
             yield instruction, times
             called = [

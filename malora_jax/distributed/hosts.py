@@ -1,6 +1,7 @@
-"""The processes of a run: how they find each other, and which of them speaks and writes.
+"""Multi-process (multi-host) runs: initialization, printing and synchronization.
 
-All of them compute the same program on the same mesh, each on its own devices.
+All processes run the same program on one mesh (SPMD), each on its own devices. The first process
+prints and writes files for all.
 """
 
 import jax
@@ -13,17 +14,18 @@ from malora_jax import errors
 def join(
     coordinator: str | None = None, processes: int | None = None, number: int | None = None
 ) -> None:
-    """Waits for the other processes of the run; before anything else that uses a device.
+    """Connect to the other processes of the run (`jax.distributed.initialize`).
 
-    Without arguments JAX finds them by itself: on Cloud TPU, SLURM, Kubernetes and Open MPI.
+    Call this before anything that uses a device. Without arguments, JAX detects the cluster: Cloud
+    TPU, SLURM, Kubernetes or Open MPI.
 
     Args:
-        coordinator: HOST:PORT of the first process.
-        processes: how many there are.
-        number: which of them this one is, from 0.
+        coordinator: Address HOST:PORT of the first process.
+        processes: Number of processes.
+        number: Index of this process, from 0.
 
     Raises:
-        UserError: there is nothing that names the others, or they do not come.
+        UserError: No cluster is detected, or the other processes do not connect in time.
     """
     try:
         jax.distributed.initialize(coordinator, processes, number)
@@ -36,22 +38,26 @@ def join(
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for all."""
+    """Return whether this is the first process, which prints and writes files for all."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints, once for all processes."""
+    """Print a line, in the first process only."""
     if is_first():
         print(text, flush=True)
 
 
 def agree(value: bool) -> bool:
-    """What the first process thinks."""
+    """Return the first process's value in every process; all of them must call this."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def meet(place: str) -> None:
-    """Returns when every process has come to that place."""
+    """Wait until all processes have called this with the same name (barrier).
+
+    Args:
+        place: Name of the barrier.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)

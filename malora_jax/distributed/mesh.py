@@ -1,4 +1,4 @@
-"""The mesh that the devices of a run form."""
+"""Device mesh of a run: data parallelism, FSDP, tensor parallelism and expert parallelism."""
 
 import contextlib
 import dataclasses
@@ -16,13 +16,26 @@ AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each axis; -1, once, is all that are left.
+    """Number of devices along each axis of the mesh.
+
+    At most one axis may be -1: it takes all the devices that the other axes leave.
 
     Attributes:
-        data: each with rows of its own and a whole copy of the model.
-        fsdp: each with rows of its own and a share of the model, gathered layer by layer.
-        tensor: devices that compute the same rows, each some heads and hidden units.
-        expert: devices that compute the same rows, each some of the experts.
+        data: Devices for data parallelism. Each has different rows of the batch, and a replica of
+            the model.
+        fsdp: Devices for fully sharded data parallelism (FSDP, ZeRO). Each has different rows and a
+            shard of the parameters, which are gathered layer by layer.
+        tensor: Devices for tensor parallelism. Each computes some of the attention heads and hidden
+            units for the same rows.
+        expert: Devices for expert parallelism. Each computes some of the experts for the same rows.
+
+    Raises:
+        UserError: A size is neither positive nor -1, or several are -1.
+
+    Example:
+        FSDP over 4 devices, and data parallelism over the others:
+
+            mesh = make_mesh(MeshConfig(data=-1, fsdp=4))
     """
 
     data: int = -1
@@ -44,14 +57,15 @@ class MeshConfig:
         return [getattr(self, axis) for axis in AXES]
 
     def shape(self, devices: int, rows: int | None = None) -> tuple[int, ...]:
-        """Devices along each of `AXES`.
+        """Return the number of devices along each of `AXES`, with -1 resolved.
 
         Args:
-            devices: how many there are.
-            rows: of a batch; if given, fewer devices will do: those that share them evenly.
+            devices: Number of devices.
+            rows: Number of rows in a batch. If given, some devices may stay unused, so that the
+                data and FSDP axes divide the rows evenly.
 
         Raises:
-            UserError: so many devices do not form such a mesh.
+            UserError: The sizes do not fit this number of devices.
         """
         sizes = self._sizes
         given = math.prod(size for size in sizes if size != -1)
@@ -70,22 +84,27 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """The mesh of all devices, or of those given, with names `AXES`.
+    """Return the mesh of all devices, or of those given, with axis names `AXES`.
 
     Raises:
-        UserError: they do not form such a mesh.
+        UserError: The sizes do not fit the number of devices.
     """
     found = jax.devices() if devices is None else devices
     return _mesh(config.shape(len(found)), found)
 
 
 def on_all_devices(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager[Any]:
-    """Within it arrays are split over the mesh of all devices; on one device it does nothing.
+    """Return a context in which arrays are sharded over the mesh of all devices.
 
-    In one process devices stay idle that batches of so many rows cannot be shared with.
+    If only one device is used, the context does nothing. In a single-process run, a batch that does
+    not split evenly over all devices uses fewer of them, and a message says so.
+
+    Args:
+        config: Number of devices along each axis.
+        rows: Number of rows in a batch.
 
     Raises:
-        UserError: the devices do not form such a mesh.
+        UserError: The sizes do not fit the number of devices.
     """
     devices = jax.devices()
     shape = config.shape(len(devices), rows if jax.process_count() == 1 else None)
@@ -96,7 +115,7 @@ def on_all_devices(config: MeshConfig, rows: int) -> contextlib.AbstractContextM
 
 
 def _mesh(shape: tuple[int, ...], devices: Sequence[Any]) -> jax.sharding.Mesh:
-    # Axes need not be those of the wires between chips.
+    # A mesh axis may be only part of a physical axis of a TPU's interconnect.
     array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.sharding.Mesh(array, AXES, axis_types=types)

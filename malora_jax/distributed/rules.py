@@ -1,7 +1,7 @@
-"""What is split over which axes of the mesh: one table for parameters and activations.
+"""Sharding rules: one table that maps logical axes of parameters and activations to mesh axes.
 
-Parameters and activations name their axes by what they are; only this table knows of devices.
-Where no mesh is set, on one device, nothing here does anything.
+Models give each axis of an array a logical name, such as 'heads'; only this table refers to the
+mesh. Without a mesh, on a single device, these functions leave arrays as they are.
 """
 
 import math
@@ -18,11 +18,11 @@ from malora_jax import errors
 from malora_jax.distributed.mesh import AXES
 
 RULES: dict[str, tuple[str, ...]] = {
-    # Of activations: rows, or the tokens of all rows one after the other.
+    # Activations. 'rows' are the rows of a batch, or the tokens of all rows concatenated.
     'rows': ('data', 'fsdp'),
     'features': (),
-    'parts': (),  # Of a step, one after the other.
-    # Of the base and of the factors; activations between two linears have these, too.
+    'parts': (),  # Micro-batches of gradient accumulation.
+    # Parameters of the base model and of adapters, and activations between two linears.
     'vocab': ('tensor',),
     'embed': ('fsdp',),
     'heads': ('tensor',),
@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     'norm': (),
     'tile': (),
     'layers': (),
-    # Experts, or their ranks stacked one after the other, and the router's outputs.
+    # 'expert' are experts, the concatenated ranks of all experts, or the router's outputs.
     'expert': ('expert',),
     'rank': (),
     'shared_rank': (),
@@ -40,14 +40,14 @@ GATHERED = 'gathered'
 
 
 def spec(axes: Sequence[str], whole: Sequence[str] = ()) -> PartitionSpec:
-    """The mesh axes of an array.
+    """Return the partition spec of an array.
 
     Args:
-        axes: the logical name of each of its axes.
-        whole: mesh axes over which it is not split, whatever the table says.
+        axes: Logical name of each axis of the array.
+        whole: Mesh axes over which the array is not sharded, whatever the table says.
 
     Raises:
-        ValueError: a name that is not in the table, or two that go to one mesh axis.
+        ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
     """
     return PartitionSpec(*(over or None for over in _split(axes, whole)))
 
@@ -65,12 +65,20 @@ def _split(axes: Sequence[Any], whole: Sequence[str] = ()) -> list[tuple[str, ..
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """x, split as the table says."""
+    """Constrain the sharding of an activation as the table says.
+
+    Args:
+        x: Array.
+        *axes: Logical name of each axis.
+
+    Raises:
+        ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
+    """
     return _constrain(x, spec(axes))
 
 
 def is_split(axis: str) -> bool:
-    """Whether several devices have parts of an axis of this name here."""
+    """Return whether the current mesh splits a logical axis over several devices."""
     return _parts(axis) > 1
 
 
@@ -80,9 +88,14 @@ def _parts(axis: str) -> int:
 
 
 def gather(x: jax.Array, axes: Sequence[str]) -> jax.Array:
-    """A parameter where it is used: whole over `fsdp`, which only stores it in parts.
+    """Gather a parameter over the FSDP axis before use; other mesh axes keep it sharded.
 
-    It has the name `GATHERED`, so that it is gathered again for the backward pass, not kept.
+    The result carries the checkpoint name `GATHERED`, so that rematerialization policies gather it
+    again in the backward pass instead of saving it.
+
+    Args:
+        x: Parameter.
+        axes: Logical name of each axis.
     """
     if not is_mesh_set():
         return x
@@ -94,18 +107,18 @@ def _constrain(x: jax.Array, where: PartitionSpec) -> jax.Array:
 
 
 def is_mesh_set() -> bool:
-    """Whether arrays are split over a mesh of ours here; another's axes are not our business."""
+    """Return whether a mesh with axes `AXES` is set; a caller's mesh without them is ignored."""
     return {*AXES} <= {*jax.sharding.get_abstract_mesh().axis_names}
 
 
 def shardings(boxed: Any) -> Any:
-    """Where each leaf of a tree is: a tree of shardings, or None where no mesh is set.
+    """Return the sharding of each leaf of a tree, or None if no mesh is set.
 
     Args:
-        boxed: shapes with their logical axis names, as `abstract_variables` gives them.
+        boxed: Tree of shapes with logical axis names, such as that of `abstract_variables`.
 
     Raises:
-        UserError: as for `leaf_spec`.
+        UserError: The size of an axis is not divisible by the number of shards.
     """
     if not is_mesh_set():
         return None
@@ -118,15 +131,17 @@ def shardings(boxed: Any) -> Any:
 
 
 def leaf_spec(path: Any, leaf: Any, mesh: Any) -> PartitionSpec:
-    """The mesh axes of a leaf; one without names is whole everywhere, as is an axis of one.
+    """Return the partition spec of a leaf.
+
+    Leaves without axis names are replicated, as are axes of size 1.
 
     Args:
-        path: of the leaf, as JAX's trees have it.
-        leaf: its shape, boxed with the names of its axes.
-        mesh: whose sizes count.
+        path: Key path of the leaf in its tree, for the message.
+        leaf: Shape, boxed in `nn.LogicallyPartitioned` with the names of its axes.
+        mesh: Mesh to shard over.
 
     Raises:
-        UserError: an axis that cannot be split into equal parts, with the leaf's path.
+        UserError: The size of an axis is not divisible by the number of shards.
     """
     if not isinstance(leaf, nn.LogicallyPartitioned):
         return PartitionSpec()
@@ -144,12 +159,22 @@ def leaf_spec(path: Any, leaf: Any, mesh: Any) -> PartitionSpec:
 
 
 def result_shardings(function: Callable[..., Any], *args: Any) -> Any:
-    """`shardings` of what a function returns; it is not even traced where no mesh is set."""
+    """Return the shardings of a function's results, or None if no mesh is set.
+
+    The function is traced with `jax.eval_shape` if a mesh is set, and otherwise not called.
+    """
     return shardings(jax.eval_shape(function, *args)) if is_mesh_set() else None
 
 
 def abstract(boxed: Any) -> Any:
-    """Shapes without boxes, and where they are to be if a mesh is set."""
+    """Return unboxed shapes, with their shardings if a mesh is set.
+
+    Args:
+        boxed: Tree of shapes with logical axis names, such as that of `abstract_variables`.
+
+    Raises:
+        UserError: The size of an axis is not divisible by the number of shards.
+    """
     shapes, where = nn.unbox(boxed), shardings(boxed)
     if where is None:
         return shapes
@@ -161,17 +186,20 @@ def abstract(boxed: Any) -> Any:
 
 
 def rows_sharding() -> NamedSharding | None:
-    """Of arrays (rows, features), or None where no mesh is set."""
+    """Return the sharding of a batch's arrays (rows, features), or None if no mesh is set."""
     if not is_mesh_set():
         return None
     return NamedSharding(jax.sharding.get_mesh(), spec(('rows', 'features')))
 
 
 def place_rows(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A batch whose rows are split over the mesh; as it is where none is set.
+    """Shard a batch by rows over the mesh, and put it on the devices.
+
+    Without a mesh, the batch is returned unchanged.
 
     Args:
-        batch: arrays (rows, features) with all rows; those that no device here has may be anything.
+        batch: NumPy arrays (rows, features) of the global batch. Rows of other processes' devices
+            are not read, so their values do not matter.
     """
     where = rows_sharding()
     if where is None:
@@ -183,7 +211,7 @@ def place_rows(batch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def place_whole(tree: Any) -> Any:
-    """Return NumPy arrays as arrays on the devices, whole on each of them where a mesh is set."""
+    """Put a tree of NumPy arrays on the devices, replicated if a mesh is set."""
     if not is_mesh_set():
         return jax.device_put(tree)
     where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
@@ -193,7 +221,7 @@ def place_whole(tree: Any) -> Any:
 
 
 def row_readers(rows: int) -> list[set[int]]:
-    """By row of a batch, the processes whose devices have it."""
+    """Return, for each row of a batch, the indices of the processes whose devices hold it."""
     where = rows_sharding()
     if where is None:
         return [{jax.process_index()}] * rows
@@ -206,15 +234,19 @@ def row_readers(rows: int) -> list[set[int]]:
 
 
 def replicate(tree: Any) -> Any:
-    """Arrays whole on every device, so that every process can read them."""
+    """Replicate arrays on all devices, so that every process can read them."""
     return jax.tree.map(lambda x: _constrain(x, PartitionSpec()), tree)
 
 
 def check_rows(field: str, rows: int) -> None:
-    """Checks that rows can be split over the mesh that is set.
+    """Check that the rows of a batch split evenly over the data and FSDP axes of the current mesh.
+
+    Args:
+        field: Config field that sets the number of rows, for the message.
+        rows: Number of rows.
 
     Raises:
-        UserError: they cannot.
+        UserError: They do not split evenly.
     """
     parts = _parts('rows')
     if rows % parts:

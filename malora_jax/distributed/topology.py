@@ -1,4 +1,4 @@
-"""Devices that are not there: the TPU compiler needs only their description."""
+"""Ahead-of-time compilation for TPUs without TPUs, from the description of a topology."""
 
 import os
 from typing import Any
@@ -10,20 +10,20 @@ from malora_jax import errors
 
 
 def use_compiler_alone() -> None:
-    """Has nothing look or wait for a TPU; before anything that uses a device."""
+    """Keep JAX and libtpu from looking for a TPU; call this before anything uses a device."""
     jax.config.update('jax_platforms', 'cpu')
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 
 def tpu_devices(name: str) -> list[Any]:
-    """The chips of a topology, to compile for.
+    """Return the devices of a TPU topology, as targets of ahead-of-time compilation.
 
     Args:
-        name: such as 'v5e:2x2'; see `jax.experimental.topologies`.
+        name: Topology for `jax.experimental.topologies`, such as 'v5e:2x2'.
 
     Raises:
-        UserError: no such topology, or no compiler for it.
+        UserError: There is no such topology, or libtpu is not installed.
     """
     try:
         return list(topologies.get_topology_desc(name, 'tpu').devices)

@@ -1,4 +1,4 @@
-"""The frozen base: its shape, the decoder, generation and loading."""
+"""Base models: configuration, decoder, text generation, quantization and weight loading."""
 
 from malora_jax.models.config import PRESETS, ModelConfig, preset
 from malora_jax.models.decoder import Decoder

@@ -1,7 +1,7 @@
-"""Rotary embeddings and masked attention, as plain functions of arrays.
+"""Rotary position embeddings (RoPE) and grouped-query attention, as pure functions of arrays.
 
-Dimension letters: B batch, T tokens, S places of a past, X = S + T, I queries of a block, J their
-keys, H query heads, K key/value heads, G = H / K query heads of one key/value head, C head width.
+Dimension letters: B batch, T tokens, S KV cache length, X = S + T, I queries of a block, J keys of
+a block, H query heads, K key/value heads, G = H / K query heads per key/value head, C head width.
 """
 
 import math
@@ -12,17 +12,31 @@ from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.models.config import Llama3Scaling
 
-# Queries of a block are a multiple of this, in so many blocks at most: each is compiled.
+# Block size in queries is a multiple of _BLOCK. The number of blocks is limited because the loop
+# over blocks is unrolled: each one adds to the compile time.
 _BLOCK = 128
 _MOST_BLOCKS = 8
-# A score whose exponential is zero, unlike minus infinity finite where nothing is visible.
+# Score of a masked key. Its exponential is zero, and unlike minus infinity it gives no NaN in the
+# softmax of a query whose keys are all masked.
 _HIDDEN = -1e30
 
 
 def rotate(
     x_BTHC: jax.Array, positions_BT: jax.Array, theta: float, scaling: Llama3Scaling | None = None
 ) -> jax.Array:
-    """Rotary position embedding: entry i is paired with entry i + C / 2, angles in float32."""
+    """Apply the rotary position embedding (RoPE) to queries or keys.
+
+    Entry i of a head is paired with entry i + C / 2, the convention of `transformers`.
+
+    Args:
+        x_BTHC: Queries or keys.
+        positions_BT: int32 position of each token.
+        theta: Base of the wavelengths.
+        scaling: Extension to a longer context, or None.
+
+    Returns:
+        (B, T, H, C) in the dtype of x; angles are computed in float32.
+    """
     half = x_BTHC.shape[-1] // 2
     frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is not None:
@@ -35,10 +49,18 @@ def rotate(
 
 
 def stretch(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
-    """Llama 3's frequencies for a longer context: high ones as they were, low ones divided.
+    """Scale RoPE frequencies to a longer context as Llama 3.1 does.
 
-    A frequency that turns n times within the original context keeps the share
-    (n - low) / (high - low), between 0 and 1, of itself; the rest is divided by the factor.
+    High frequencies stay as they are, low ones are divided by the factor. In between, the two are
+    interpolated: a frequency that makes n turns within the original context keeps its value with
+    weight (n - low) / (high - low), clipped to [0, 1].
+
+    Args:
+        frequency_C: Frequencies in radians per position, one for each pair of entries.
+        scaling: Factor, and the bounds low and high in turns.
+
+    Returns:
+        Scaled frequencies, of the same shape.
     """
     turns_C = scaling.original_context * frequency_C / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
@@ -49,17 +71,22 @@ def stretch(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
 def attend(
     q_BTHC: jax.Array, k_BTKC: jax.Array, v_BTKC: jax.Array, segments_BT: jax.Array
 ) -> jax.Array:
-    """Causal attention within the segments of packed rows; (B, T, H, C) in the dtype of q.
+    """Compute causal attention within the segments of packed rows.
 
-    Queries go in blocks, each with the keys up to its end: later ones are not visible. For the
-    gradient only the output and the logarithm of each softmax's denominator are kept, and scores
-    are computed again, as in FlashAttention-2 (Dao 2023). Softmax in float32.
+    Queries are processed in blocks, each with the keys up to the block's end, as later keys are
+    masked anyway. The backward pass recomputes the scores: besides the inputs, only the output and
+    the log-sum-exp of each query's scores are saved, as in FlashAttention-2 (Dao 2023). The softmax
+    is computed in float32.
 
     Args:
-        q_BTHC: rotated queries.
-        k_BTKC: rotated keys, each for H / K heads.
-        v_BTKC: values.
-        segments_BT: segment (packed example) of each token; 0 is padding, a segment too.
+        q_BTHC: Queries after RoPE.
+        k_BTKC: Keys after RoPE, each shared by H / K query heads.
+        v_BTKC: Values.
+        segments_BT: int32 segment (packed example) of each token. Padding is segment 0, and its
+            tokens attend to each other.
+
+    Returns:
+        (B, T, H, C) in the dtype of q.
     """
     B, T, H, C = q_BTHC.shape
     K = k_BTKC.shape[2]
@@ -85,7 +112,7 @@ def _forward(q_BKGTC, k_BKTC, v_BKTC, segments_BT):
         outs.append((out_BKGIC / total_BKGI1).astype(q_BKGTC.dtype))
         lses.append(top_BKGI1 + jnp.log(total_BKGI1))
     out_BKGTC, lse_BKGT1 = (jnp.concatenate(parts, axis=3) for parts in (outs, lses))
-    # Named, so that a policy of rematerialisation can keep them.
+    # Named so that a rematerialization policy can save them: see `decoder.REMAT`.
     out_BKGTC, lse_BKGT1 = (checkpoint_name(x, 'attended') for x in (out_BKGTC, lse_BKGT1))
     return out_BKGTC, (q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1)
 
@@ -121,7 +148,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _blocks(length: int) -> list[tuple[slice, slice]]:
-    """Queries of each block, and the keys up to its end."""
+    """Return for each block the slice of its queries and the slice of the keys up to its end."""
     size = _BLOCK * -(-length // (_BLOCK * _MOST_BLOCKS))
     return [
         (slice(start, min(start + size, length)), slice(0, min(start + size, length)))
@@ -130,7 +157,7 @@ def _blocks(length: int) -> list[tuple[slice, slice]]:
 
 
 def _scores(q_BKGTC, k_BKTC, segments_BT, rows: slice, keys: slice) -> jax.Array:
-    """Scores of one block in float32, far below zero where a key is not visible."""
+    """Return the float32 attention scores of one block, `_HIDDEN` where a key is masked."""
     scores_BKGIJ = _product('BKGIC,BKJC->BKGIJ', q_BKGTC[..., rows, :], k_BKTC[:, :, keys])
     visible_BIJ = visible(
         jnp.arange(rows.start, rows.stop), segments_BT[:, rows], segments_BT[:, keys]
@@ -140,7 +167,10 @@ def _scores(q_BKGTC, k_BKTC, segments_BT, rows: slice, keys: slice) -> jax.Array
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """A product in the model's dtype, that of either factor, summed up in float32."""
+    """Compute an einsum that accumulates in float32.
+
+    Inputs are cast to bfloat16 if either is bfloat16, and else to float32.
+    """
     dtype = jnp.bfloat16 if jnp.bfloat16 in (left.dtype, right.dtype) else jnp.float32
     return jnp.einsum(
         spec, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32
@@ -150,12 +180,15 @@ def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
 def visible(
     query_index_T: jax.Array, query_segments_BT: jax.Array, key_segments_BS: jax.Array
 ) -> jax.Array:
-    """Which keys each query sees: earlier or equal ones of its own segment; (B, T, S) bool.
+    """Return the attention mask: causal, and block-diagonal over segments.
 
     Args:
-        query_index_T: where in the row of keys each query stands.
-        query_segments_BT: segment (packed example) of each query; 0 is padding.
-        key_segments_BS: segment of each key.
+        query_index_T: Index of each query in the sequence of keys.
+        query_segments_BT: Segment (packed example) of each query; 0 is padding.
+        key_segments_BS: Segment of each key.
+
+    Returns:
+        (B, T, S) bool, True where the query attends to the key.
     """
     causal_TS = jnp.arange(key_segments_BS.shape[1])[None] <= query_index_T[:, None]
     same_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
@@ -170,17 +203,20 @@ def attend_past(
     past_v_BKSC: jax.Array,
     length_B: jax.Array,
 ) -> jax.Array:
-    """Causal attention of new tokens over those before them; (B, T, H, C) in the dtype of q.
+    """Compute causal attention of new tokens over the KV cache and over each other.
 
-    Softmax in float32.
+    The softmax is computed in float32.
 
     Args:
-        q_BTHC: rotated queries of the new tokens.
-        k_BKTC: their rotated keys, each for H / K heads.
-        v_BKTC: their values.
-        past_k_BKSC: keys of the tokens before them.
-        past_v_BKSC: values of these.
-        length_B: how many of the S places are filled in each row.
+        q_BTHC: Queries of the new tokens after RoPE.
+        k_BKTC: Keys of the new tokens after RoPE, each shared by H / K query heads.
+        v_BKTC: Values of the new tokens.
+        past_k_BKSC: Cached keys, after RoPE.
+        past_v_BKSC: Cached values.
+        length_B: int32 number of cached tokens in each row; the other positions are masked.
+
+    Returns:
+        (B, T, H, C) in the dtype of q.
     """
     B, T, H, C = q_BTHC.shape
     K, S = past_k_BKSC.shape[1:3]

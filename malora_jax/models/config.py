@@ -1,4 +1,4 @@
-"""What a base model is: one frozen dataclass and the presets."""
+"""Configuration of a base model: the dataclass `ModelConfig` and its presets."""
 
 import dataclasses
 from typing import Any
@@ -7,24 +7,25 @@ from malora_jax import errors
 from malora_jax.models.quantize import KINDS
 
 DTYPES = ('float32', 'bfloat16')
-# Tensors are looked for layer by layer; no model that is known has 1,000.
+# The loader looks up tensors layer by layer, so a corrupt file must not ask for billions of them.
+# No known model has 1,000.
 _MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """How Llama 3.1 and later stretch the rotary embedding beyond the context of their start.
+    """RoPE scaling of Llama 3.1 and later, which extends the context of pretraining.
 
     Attributes:
-        factor: what the frequencies of long wavelengths are divided by.
-        low_frequency_factor: wavelengths above `original_context` / this are stretched by the
-            whole factor.
-        high_frequency_factor: wavelengths below `original_context` / this stay as they are; in
-            between, the two are mixed.
-        original_context: positions of the first stage of training.
+        factor: Divisor of the frequencies with long wavelengths.
+        low_frequency_factor: Wavelengths above `original_context` / `low_frequency_factor` are
+            stretched by the whole factor.
+        high_frequency_factor: Wavelengths below `original_context` / `high_frequency_factor` stay
+            unchanged. Those in between are interpolated.
+        original_context: Context length of pretraining, in tokens, before the extension.
 
     Raises:
-        UserError: a number that is not positive, or bounds of wavelengths in the wrong order.
+        UserError: A number is not positive, or the high factor is not above the low one.
     """
 
     factor: float
@@ -46,31 +47,37 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of Llama's kind: Llama, Mistral, Qwen2, Qwen3.
+    """Architecture and dtypes of a Llama-style decoder: Llama, Mistral, Qwen2 or Qwen3.
 
     Attributes:
-        name: the preset's name, or that of the weights.
-        vocab_size: V.
-        width: D, width of the residual stream.
-        hidden: F, width of the MLP.
-        num_layers: L.
-        num_heads: H, query heads.
-        num_kv_heads: K, key/value heads; each serves H / K query heads.
-        head_width: C.
-        context: positions the model was trained on.
-        rope_theta: base of the rotary embedding's wavelengths.
-        rope_scaling: how the rotary embedding is stretched; None = not at all.
-        norm_epsilon: added to the mean square in RMSNorm.
-        qkv_bias: whether the projections to q, k and v have a bias (Qwen2).
-        qk_norm: whether each head of q and k is normalised before its rotation (Qwen3).
-        tied: whether the head is the embedding.
-        dtype: of activations and of the frozen weights. Adapters and router stay float32.
-        quantize: how the kernels of the linears are kept instead, one of `quantize.KINDS`;
-            '' = as the other weights.
+        name: Name of the preset, or of the weights.
+        vocab_size: V, number of rows of the embedding.
+        width: D, model dimension (width of the residual stream).
+        hidden: F, hidden dimension of the MLP.
+        num_layers: L, number of layers.
+        num_heads: H, number of query heads.
+        num_kv_heads: K, number of key/value heads; each serves H / K query heads.
+        head_width: C, dimension of a head.
+        context: Context length in tokens.
+        rope_theta: Base of the wavelengths of the rotary position embedding (RoPE).
+        rope_scaling: Scaling of RoPE to a longer context; None if there is none.
+        norm_epsilon: Epsilon that RMSNorm adds to the mean square.
+        qkv_bias: Whether the q, k and v projections have a bias (Qwen2).
+        qk_norm: Whether each head of q and k is normalized before RoPE (Qwen3).
+        tied: Whether the output head shares the matrix of the embedding.
+        dtype: Dtype of activations and frozen weights, one of `DTYPES`. Adapters, routers and norms
+            have float32 parameters in any case (mixed precision).
+        quantize: Quantization format of the linears' kernels, one of `quantize.KINDS`; '' stores
+            them in `dtype`.
 
     Raises:
-        UserError: a number that is not positive, heads that do not divide, an odd head width, or
-            an unknown dtype or way to quantise.
+        UserError: A number is not positive, `num_heads` is not a multiple of `num_kv_heads`, the
+            head width is odd, or a dtype or quantization format is unknown.
+
+    Example:
+        `preset` fills in the fields of a published model:
+
+            config = preset('llama3.1-8b', dtype='bfloat16', quantize='nf4')
     """
 
     name: str
@@ -135,8 +142,8 @@ _QWEN2 = dict(rope_theta=1e6, norm_epsilon=1e-6, qkv_bias=True)
 _QWEN3 = dict(rope_theta=1e6, norm_epsilon=1e-6, qk_norm=True)
 _SMOLLM2 = dict(rope_theta=1e5, tied=True)
 
-# The columns, then what a family differs in from Llama 2. Where base and instruct models differ in
-# context, the shorter one.
+# Values of _COLUMNS, then the fields in which a family differs from Llama 2. If the base and the
+# instruct model differ in context length, the shorter one is used.
 PRESETS: dict[str, dict[str, Any]] = {
     'llama2-7b': _sizes(32000, 4096, 11008, 32, 32, 32, 128, 4096),
     'llama2-13b': _sizes(32000, 5120, 13824, 40, 40, 40, 128, 4096),
@@ -153,16 +160,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     'smollm2-135m': _sizes(49152, 576, 1536, 30, 9, 3, 64, 8192, **_SMOLLM2),
     'smollm2-360m': _sizes(49152, 960, 2560, 32, 15, 5, 64, 8192, **_SMOLLM2),
     'smollm2-1.7b': _sizes(49152, 2048, 8192, 24, 32, 32, 64, 8192, rope_theta=1.3e5, tied=True),
-    # For tests: trains in a second, with a byte-level vocabulary.
+    # Randomly initialized model for tests: trains in a second, with a byte-level vocabulary.
     'tiny': _sizes(300, 64, 96, 2, 4, 2, 16, 2048, rope_theta=5000.0, norm_epsilon=1e-4, tied=True),
 }
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """The model of that name.
+    """Return the configuration of a published model.
+
+    Args:
+        name: Key of `PRESETS`.
+        **overrides: Fields of `ModelConfig` that replace those of the preset.
 
     Raises:
-        UserError: no such preset.
+        UserError: There is no such preset, or a field is out of range.
+
+    Example:
+        Llama 3.2 1B in bfloat16:
+
+            config = preset('llama3.2-1b', dtype='bfloat16')
     """
     if name not in PRESETS:
         raise errors.unknown_name('model', name, PRESETS)

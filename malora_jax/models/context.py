@@ -1,4 +1,4 @@
-"""Context: the information about the tokens of a batch that all layers share.
+"""Per-token metadata of a batch that every layer receives: positions, segments and tasks.
 
 Dimension letters: B batch, T sequence, N = B · T tokens, G groups of tokens (tasks).
 """
@@ -8,16 +8,18 @@ from flax import struct
 
 
 class Context(struct.PyTreeNode):
-    """Information about the tokens that every layer receives.
+    """Metadata of a batch's tokens, the same for every layer.
 
     Attributes:
-        positions: (B, T) int32, for the rotary embedding.
-        segments: (B, T) int32; tokens see only tokens of their own segment.
-        groups: (N, G) float32 one-hot group of each token, or None: see `LowRankExperts`.
-        past_length: (B,) int32, as in `Past`; None if there are no earlier tokens.
-        scale: () float32 factor of the adapter's update; None means that of the config.
-        dropout: () float32 dropout rate; None means that of the config.
-        keep: Whether keys and values of the tokens are returned.
+        positions: (B, T) int32 positions for RoPE.
+        segments: (B, T) int32 segment (packed example) of each token; tokens attend only within
+            their segment. 0 is padding.
+        groups: (N, G) float32 one-hot group (task) of each token, zero for padding. If given,
+            `LowRankExperts` records routing statistics for each group.
+        past_length: (B,) int32 number of tokens in the KV cache; None without a cache.
+        scale: () float32 factor of the adapter's update; None for that of the config.
+        dropout: () float32 dropout rate; None for that of the config.
+        keep: Whether layers return the keys and values of the tokens, for the KV cache.
         train: Whether dropout is on.
     """
 

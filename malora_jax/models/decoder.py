@@ -1,11 +1,11 @@
-"""The frozen base model: a Llama-type decoder with adapted linears, scanned over its layers.
+"""Decoder: a Llama-style transformer with adapted linears, as a scan over its layers.
 
-Linears run over tokens flattened to (N, D), N = B · T: weight gradients then contract one axis,
-which is twice as fast on CPU.
+The linears run on tokens flattened to (N, D), N = B · T, so that weight gradients contract a single
+axis, which is twice as fast on CPU.
 
 Dimension letters: B batch, T sequence, N = B · T tokens, D model, F hidden of the MLP, H query
-heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S places
-of earlier tokens.
+heads, K key/value heads, C head width, V vocabulary, L layers, G groups of tokens (tasks), S KV
+cache length.
 """
 
 import functools
@@ -25,13 +25,17 @@ from malora_jax.models.linear import AdaptedPart, Outputs, parameter
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Keeps everything but gathered kernels, which are a constraint with a name."""
+    """Save every intermediate except gathered kernels, as a rematerialization policy.
+
+    `rules.gather` is a sharding constraint followed by a name; neither result is saved.
+    """
     is_name = primitive.name == 'name' and params['name'] == rules.GATHERED
     return not is_name and primitive.name != 'sharding_constraint'
 
 
-# What the backward pass has of a layer besides its input, by how much of it is computed anew:
-# nothing; what is cheap, between the linears; everything.
+# Rematerialization (gradient checkpointing) policies: the activations that a layer saves for the
+# backward pass, besides its input. 'none' saves all of them. 'light' recomputes only the cheap
+# operations between the linears. 'full' recomputes the whole layer.
 REMAT = {
     'none': _all_but_gathered,
     'light': jax.checkpoint_policies.save_only_these_names(
@@ -42,11 +46,12 @@ REMAT = {
 
 
 class Past(struct.PyTreeNode):
-    """Keys and values of earlier tokens.
+    """KV cache: keys and values of the tokens before those of the current call.
 
     Attributes:
-        k, v: (L, B, K, S, C); of one layer, without L.
-        length: (B,) int32, how many of the S places are filled in each row.
+        k: (L, B, K, S, C) keys after RoPE.
+        v: (L, B, K, S, C) values.
+        length: (B,) int32 number of cached tokens in each row, at most S.
     """
 
     k: jax.Array
@@ -54,18 +59,18 @@ class Past(struct.PyTreeNode):
     length: jax.Array
 
 
-# Keys and values of some tokens, (B, K, T, C) for each layer.
+# Keys and values of some tokens: (B, K, T, C) each in a layer, (L, B, K, T, C) in the decoder.
 KeysValues = tuple[jax.Array, jax.Array]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale, in float32."""
+    """RMSNorm: x / rms(x) · scale, computed in float32."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        """(N, D), each token normalised."""
+        """Normalize each token; return (N, D) in the dtype of x."""
         ones = nn.initializers.ones_init()
         scale_D = parameter(self, 'scale', ones, ('norm',), x_ND.shape[-1:], 'float32')
         x32_ND = x_ND.astype(jnp.float32)
@@ -75,13 +80,23 @@ class RMSNorm(nn.Module):
 
 
 class Attention(AdaptedPart):
-    """Grouped-query attention with rotary embeddings."""
+    """Grouped-query attention with rotary position embeddings (RoPE)."""
 
     @nn.compact
     def __call__(
         self, x_ND: jax.Array, context: Context, past: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
-        """(N, D), and the keys and values of the tokens if the context says so."""
+        """Apply attention to the tokens of a batch.
+
+        Args:
+            x_ND: Normalized residual stream.
+            context: Metadata of the tokens.
+            past: Cached keys and values of this layer, (B, K, S, C) each, or None.
+
+        Returns:
+            The update (N, D) of the residual stream; and the keys and values (B, K, T, C) of the
+            tokens, or None without `past` and `context.keep`.
+        """
         config, (B, T) = self.config, context.positions.shape
 
         def outputs(heads: int, axis: str) -> Outputs:
@@ -116,11 +131,11 @@ class Attention(AdaptedPart):
 
 
 class MLP(AdaptedPart):
-    """SwiGLU: down(silu(gate(x)) · up(x))."""
+    """SwiGLU MLP: down(silu(gate(x)) · up(x))."""
 
     @nn.compact
     def __call__(self, x_ND: jax.Array, context: Context) -> jax.Array:
-        """(N, D)."""
+        """Return the update (N, D) of the residual stream."""
         wide, narrow = Outputs(self.config.hidden, 'mlp'), Outputs(self.config.width, 'embed')
         gate_NF, up_NF = self.linears(x_ND, 'embed', context, gate=wide, up=wide)
         (down_ND,) = self.linears(nn.silu(gate_NF) * up_NF, 'mlp', context, down=narrow)
@@ -128,7 +143,7 @@ class MLP(AdaptedPart):
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each behind a norm and beside a residual."""
+    """One pre-norm transformer layer: attention and MLP, each with a residual connection."""
 
     config: ModelConfig
     adapter: AdapterConfig | None
@@ -137,7 +152,7 @@ class Block(nn.Module):
     def __call__(
         self, x_ND: jax.Array, context: Context, past: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
-        """The residual stream after this layer; and what `Attention` returns besides."""
+        """Return the residual stream (N, D) after the layer; and keys and values as `Attention`."""
         attend = Attention(self.config, self.adapter, name='attention')
         update_ND, new = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
@@ -147,13 +162,24 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model up to its last hidden state; `head` and `logits` give the rest.
+    """Decoder-only language model up to its last hidden state; `logits` maps that to logits.
+
+    The base is in collection `params`, the adapter in `adapter` and `adapter_frozen`.
 
     Attributes:
-        config: the base model.
-        adapter: what is added to its linears; None for the base model alone.
-        remat: which of a layer's activations are computed anew in the backward pass; one of
-            `REMAT`.
+        config: Configuration of the base model.
+        adapter: Settings of the adapters of its linears; None for the base model alone.
+        remat: Rematerialization (gradient checkpointing) policy of the layers, a key of `REMAT`.
+
+    Example:
+        Logits of a randomly initialized model:
+
+            model = Decoder(preset('tiny'))
+            tokens = jnp.array([[1, 2, 3]])
+            inputs = tokens, jnp.arange(3)[None], jnp.ones_like(tokens)
+            variables = nn.unbox(model.init(jax.random.key(0), *inputs))
+            hidden_BTD, _ = model.apply(variables, *inputs)
+            logits_TV = logits(hidden_BTD[0], head(model.config, variables['params']))
     """
 
     config: ModelConfig
@@ -173,29 +199,32 @@ class Decoder(nn.Module):
         scale: jax.Array | None = None,
         dropout: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Runs the decoder.
+        """Compute the hidden states of a batch of tokens.
 
         Args:
             tokens_BT: int32 token ids.
             positions_BT: int32 position of each token in its example.
-            segments_BT: int32; tokens see only tokens of their own segment. 0 is padding.
-            groups_NG: see `LowRankExperts`.
-            past: what goes before the tokens of each row; they are all of its segment.
-            keep: whether keys and values are returned; with a past they always are.
-            train: whether dropout is on; needs an rng named `dropout`.
-            scale: Factor of the adapter's update, (), float32; None means that of the config.
-            dropout: Dropout rate, (), float32; None means that of the config. If the config has
-                no dropout, there is none, whatever the rate.
+            segments_BT: int32 segment (packed example) of each token; tokens attend only within
+                their segment. 0 is padding.
+            groups_NG: float32 one-hot group (task) of each token, zero for padding. If given,
+                routing statistics are sown in collection `routing`.
+            past: KV cache of the tokens before those of each row. With it, segments are ignored:
+                the tokens of a row attend to the whole cache of that row.
+            keep: Whether keys and values are returned; with `past` they always are.
+            train: Whether dropout is on; it needs a PRNG stream named `dropout`.
+            scale: () float32 factor of the adapter's update; None for that of the config.
+            dropout: () float32 dropout rate; None for that of the config. If that is zero, there
+                is no dropout, whatever this rate.
 
         Returns:
-            Hidden states (B, T, D) after the last norm, and keys and values of the tokens,
+            Hidden states (B, T, D) after the final norm; and the keys and values of the tokens,
             (L, B, K, T, C) each, or None.
         """
         config = self.config
         shape, start = (config.vocab_size, config.width), nn.initializers.normal(0.02)
         axes = ('vocab', 'embed')
         embedding_VD = parameter(self, 'embedding', start, axes, shape, config.dtype)
-        if not config.tied:  # Used by whoever wants logits: see `head`.
+        if not config.tied:  # Created here, but used by callers that compute logits: see `head`.
             parameter(self, 'head', start, axes, shape, config.dtype)
 
         B, T = tokens_BT.shape
@@ -211,9 +240,9 @@ class Decoder(nn.Module):
 
     def _layers(self, x_ND: jax.Array, context: Context, past: Any) -> tuple[jax.Array, Any]:
         block = Block
-        # On a mesh not even 'none' keeps the kernels that a layer has gathered.
+        # On a mesh, even 'none' needs a policy, as the gathered kernels should not be saved.
         if self.remat != 'none' or rules.is_mesh_set():
-            # Within a scan nothing can be merged with the first pass: no need to prevent it.
+            # Within a scan, XLA cannot merge the recomputation with the forward pass.
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
             block,
@@ -228,18 +257,35 @@ class Decoder(nn.Module):
 
 @functools.cache
 def abstract_variables(model: Decoder) -> Any:
-    """Shapes of the decoder's collections, with their logical axis names (boxed)."""
+    """Return the shapes of the decoder's variables, without computing them.
+
+    Returns:
+        Collections of `ShapeDtypeStruct`, boxed in `nn.LogicallyPartitioned` with the logical names
+        of their axes; `flax.linen.unbox` removes the boxes.
+    """
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(lambda one: model.init(jax.random.key(0), one, one, one), one)
 
 
 def head(config: ModelConfig, params: Any) -> jax.Array:
-    """The output projection (V, D): the embedding where the two are tied."""
+    """Return the matrix (V, D) of the output head; it is the embedding if the two are tied.
+
+    Args:
+        config: Configuration of the model.
+        params: Collection `params` of the decoder.
+    """
     return rules.gather(params['embedding' if config.tied else 'head'], ('vocab', 'embed'))
 
 
 def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
-    """(N, V) float32. The head stays as it lies in memory; its transpose is never made."""
+    """Return the logits (N, V) in float32.
+
+    The product contracts the last axes, so that the head is not transposed in memory.
+
+    Args:
+        hidden_ND: Hidden states of the decoder.
+        head_VD: Output head: see `head`.
+    """
     return jax.lax.dot_general(
         hidden_ND, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )

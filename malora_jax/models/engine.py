@@ -1,6 +1,7 @@
-"""Continuous batching: texts are written side by side, and a new one begins where one ends.
+"""Continuous batching: as soon as a request finishes, a waiting one takes its slot.
 
-The engine knows tokens, not texts; who asks it may end a text early by what it says.
+The engine works on tokens. It knows end tokens but no stop strings: a caller that finds one in the
+text cancels the request.
 """
 
 import collections
@@ -19,23 +20,27 @@ from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.sampling import Draws
 
-# Tokens that are chosen in each row between two looks at them.
+# Maximum number of decode steps in one call of `Engine.step`, before tokens are copied to the host.
 STRIDE = 4
-# What places are a multiple of, and prompts are filled up to; then it doubles: each is compiled.
+# Smallest KV cache length and smallest padded prompt length. Larger ones are these times a power of
+# two, which limits the number of shapes to compile.
 _LEAST_PLACES = 64
 _LEAST_PROMPT = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A text to be written.
+    """A prompt to continue, with its sampling settings.
 
     Attributes:
-        prompt: token ids, at least one.
-        limit: the most new tokens, at least 1.
-        temperature, top_k, top_p: as in `Draws`, for one row.
-        key: random key of what is drawn; None without heat.
-        alternatives: whether the most probable tokens are wanted beside each that is chosen.
+        prompt: Token ids, at least one.
+        limit: Maximum number of new tokens, at least 1.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_k: Number of most probable tokens to sample from; 0 for all.
+        top_p: Probability mass of nucleus sampling; 1 for all tokens.
+        key: PRNG key for sampling; None if the temperature is 0.
+        alternatives: Whether to return the log-probabilities of the `rows.ALTERNATIVES` most
+            probable tokens with each new token.
     """
 
     prompt: Sequence[int]
@@ -49,12 +54,14 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token that was chosen.
+    """A generated token with its log-probability.
 
     Attributes:
-        id: the token.
-        log_probability: in nats, whatever the temperature.
-        alternatives: the most probable tokens with theirs, if they are wanted.
+        id: Token id.
+        log_probability: Log-probability of the token in nats, at temperature 1 and without top-k or
+            top-p.
+        alternatives: Ids and log-probabilities of the most probable tokens, most probable first;
+            empty unless the request asks for them.
     """
 
     id: int
@@ -64,12 +71,13 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class News:
-    """What became of a request since the last look.
+    """Output of a request in one step of the engine.
 
     Attributes:
-        number: of the request.
-        tokens: new ones; an end token is not among them.
-        finish: why nothing more comes: 'stop' for an end token, 'length' for the limit; else None.
+        number: Number of the request.
+        tokens: New tokens, without the end token.
+        finish: Reason why the request has finished: 'stop' for an end token, 'length' for the limit
+            on new tokens; None while it continues.
     """
 
     number: int
@@ -78,9 +86,9 @@ class News:
 
 
 class RequestError(Exception):
-    """A request could not be begun; its number is the error's argument, its reason the cause.
+    """Error of a request that could not be started; `__cause__` holds the reason.
 
-    The engine has forgotten the request and continues with the others.
+    The engine has dropped the request and continues with the others.
     """
 
     @property
@@ -90,52 +98,61 @@ class RequestError(Exception):
 
 
 class Engine:
-    """Writes the texts of requests, as many at a time as there are rows.
+    """Continuous batching of requests over a fixed number of slots (rows of the KV cache).
 
-    Not for several threads at once.
+    The engine is not thread-safe.
 
-    Errors: if a request cannot be begun, `step` raises `RequestError`, and the other texts continue
-    with the next step. Any other error of `step` belongs to the compiled step of all rows, or has
-    destroyed their state on the device: only `reset` helps, after which requests can be submitted
-    again.
+    If a request cannot be started, `step` raises `RequestError`, and the other requests continue
+    with the next step. Any other error of `step` affects all slots: the decode step failed, or the
+    KV cache on the device is lost. Then call `reset`, and submit requests again.
+
+    Example:
+        Answer one prompt greedily with at most 20 tokens:
+
+            engine = Engine(model, variables, ends=[tokenizer.eos_id], rows=8)
+            engine.submit(Request(tokenizer.encode('Hello'), limit=20))
+            tokens = []
+            while not engine.is_idle:
+                for news in engine.step():
+                    tokens += [token.id for token in news.tokens]
     """
 
     def __init__(self, model: Decoder, variables: Any, ends: Sequence[int], rows: int):
-        """Makes room for texts.
+        """Create an engine without requests; the KV cache is allocated with the first one.
 
         Args:
-            model: the decoder.
-            variables: its collections.
-            ends: tokens after which a text is over.
-            rows: how many texts are written at a time.
+            model: Decoder.
+            variables: Collections of the decoder.
+            ends: Ids of end tokens.
+            rows: Number of slots, that is, of requests decoded at a time.
         """
         self.model = model
         self._variables = variables
         self._ends = np.array(ends, np.int32)
         self._count = rows
-        # Faster there, for arrays that are whole.
+        # One array per layer is faster on CPU: see `rows`. It needs arrays that are not sharded.
         apart = jax.default_backend() == 'cpu' and not rules.is_mesh_set()
         self._layers = rows_lib.by_layer(model.config, variables) if apart else None
         self._rows: rows_lib.Rows | None = None
         self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
-        self._at: dict[int, int] = {}  # By row, the number of the request that is written there.
-        self._begun: dict[int, rows_lib.Chosen] = {}  # By row, a first token that is not told yet.
-        self._cancelled: list[int] = []  # Rows that the device still writes.
+        self._at: dict[int, int] = {}  # Number of the request in each occupied slot.
+        self._begun: dict[int, rows_lib.Chosen] = {}  # By slot, first tokens not returned yet.
+        self._cancelled: list[int] = []  # Slots still active on the device.
         self._next = 0
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to write."""
+        """True if no request is waiting or running."""
         return not self._waiting and not self._at
 
     def submit(self, request: Request) -> int:
-        """Takes a request; it waits until there is a row for it.
+        """Add a request to the queue; it waits for a free slot.
 
         Returns:
-            Its number.
+            Number of the request.
 
         Raises:
-            UserError: prompt and answer might not fit into the model's context.
+            UserError: The prompt and the maximum number of new tokens exceed the model's context.
         """
         check_room(self.model.config, len(request.prompt), request.limit)
         self._next += 1
@@ -143,7 +160,7 @@ class Engine:
         return self._next
 
     def cancel(self, number: int) -> None:
-        """Forgets a request, wherever it stands; one that is finished is not there any more."""
+        """Drop a waiting or running request; a number that has finished is ignored."""
         self._waiting = collections.deque(each for each in self._waiting if each[0] != number)
         for row in [row for row, other in self._at.items() if other == number]:
             del self._at[row]
@@ -151,16 +168,19 @@ class Engine:
             self._cancelled.append(row)
 
     def reset(self) -> None:
-        """Forget all requests, and the state on the device."""
+        """Drop all requests, and the KV cache on the device."""
         self._rows = None
         self._waiting.clear()
         self._at, self._begun, self._cancelled = {}, {}, []
 
     def step(self) -> list[News]:
-        """Begins what there are rows for, and writes some tokens of everything that is begun.
+        """Prefill waiting requests into free slots, then run up to `STRIDE` decode steps.
+
+        Returns:
+            New tokens of each running request, including those that finished.
 
         Raises:
-            RequestError: A request could not be begun.
+            RequestError: A request could not be started.
         """
         if self._rows is not None:
             for row in self._cancelled:
@@ -171,7 +191,7 @@ class Engine:
             number, request = self._waiting.popleft()
             try:
                 self._begun[row] = self._begin(row, request)
-            except Exception as error:  # Of any kind: the device may lack memory.
+            except Exception as error:  # Such as XlaRuntimeError, if the device lacks memory.
                 if self._is_lost():
                     raise
                 raise RequestError(number) from error
@@ -198,14 +218,14 @@ class Engine:
         return news
 
     def _is_lost(self) -> bool:
-        """Whether a failed program has consumed the memory of the rows."""
+        """Return whether a failed program has consumed the KV cache, which was donated to it."""
         return any(array.is_deleted() for array in jax.tree.leaves(self._rows))
 
     def _begin(self, row: int, request: Request) -> rows_lib.Chosen:
         length = len(request.prompt)
         padded = _doubled(_LEAST_PROMPT, length)
         places = _doubled(_LEAST_PLACES, max(padded, length + request.limit))
-        # With nothing else written, the rows need be no longer than this text.
+        # If no other request is running, reallocate the KV cache at the length of this one.
         if self._rows is None or (not self._at and self._rows.places != places):
             apart = self._layers is not None
             self._rows = rows_lib.empty_rows(self.model.config, self._count, places, apart)
@@ -235,10 +255,15 @@ class Engine:
 
 
 def check_room(config: ModelConfig, prompt: int, limit: int) -> None:
-    """Check that a prompt and an answer, both in tokens, fit into the model's context.
+    """Check that a prompt and its answer fit into the model's context.
+
+    Args:
+        config: Configuration of the model.
+        prompt: Length of the prompt in tokens.
+        limit: Maximum number of new tokens.
 
     Raises:
-        UserError: They do not.
+        UserError: The sum exceeds the context length.
     """
     if prompt + limit > config.context:
         raise errors.UserError(
@@ -257,5 +282,5 @@ def _token(chosen: rows_lib.Chosen, at: tuple[int, ...], tells: bool) -> Token:
 
 
 def _doubled(least: int, needed: int) -> int:
-    """The first of least, 2 · least, 4 · least and so on that is enough."""
+    """Return the smallest of `least`, 2 · `least`, 4 · `least`, … that is at least `needed`."""
     return least << max(0, (-(-needed // least) - 1).bit_length())

@@ -1,4 +1,4 @@
-"""Answers to many prompts at once, as tokens or as texts."""
+"""Batched generation: answers to a list of prompts, as tokens or as texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from malora_jax.models.texts import Ending, TextDecoder
 
 
 class Generator:
-    """Answers prompts with a model.
+    """Batched generation with continuous batching: see `engine`.
 
     Attributes:
-        model: the decoder.
-        end_id: the token after which an answer is over; it is not part of the answer.
-        batch_size: answers that are written side by side.
-        max_new_tokens: the most new tokens.
+        model: Decoder.
+        end_id: Id of the end token, which is not part of an answer.
+        batch_size: Number of answers decoded at a time.
+        max_new_tokens: Maximum number of new tokens of an answer.
     """
 
     def __init__(self, model: Decoder, end_id: int, *, batch_size: int, max_new_tokens: int):
@@ -36,19 +36,19 @@ class Generator:
         *,
         description: str | None = None,
     ) -> list[list[int]]:
-        """The most probable continuation of each prompt.
+        """Continue each prompt by greedy decoding.
 
         Args:
-            variables: the model's collections.
-            prompts: token ids; none is empty.
-            limit: new tokens at most, if fewer than `max_new_tokens`.
-            description: what the progress bar says; None = there is none.
+            variables: Collections of the model.
+            prompts: Token ids of each prompt, at least one.
+            limit: Maximum number of new tokens, if lower than `max_new_tokens`.
+            description: Label of the progress bar; None for no progress bar.
 
         Returns:
             Token ids of each answer, in the order of the prompts.
 
         Raises:
-            UserError: a prompt and its answer might not fit into the model's context.
+            UserError: A prompt and the maximum number of new tokens exceed the model's context.
         """
         most = self._most(limit)
         requests = [Request(prompt, most) for prompt in prompts]
@@ -70,30 +70,31 @@ class Generator:
         seed: int = 0,
         description: str | None = None,
     ) -> list[list[str]]:
-        """Texts that continue each prompt.
+        """Continue each prompt by sampling or greedy decoding, and return texts.
 
-        What is drawn depends on the seed, the number of the prompt, that of the sample and the
-        place in the text; not on what else is written beside it, nor on how many samples there are.
+        The random numbers of a token depend only on the seed, the index of the prompt, the index
+        of the sample and the position in the answer. They do not depend on the batch size, on the
+        other prompts or on the number of samples.
 
         Args:
-            variables: the model's collections.
-            prompts: token ids; none is empty.
-            tokenizer: of the model.
-            limit: new tokens at most, if fewer than `max_new_tokens`.
-            stop: a text ends before the first of these. One that is a special token ends it too.
-            samples: texts for each prompt.
-            temperature: what logits are divided by before a token is drawn; 0 = each token is the
-                most probable one.
-            top_k: see `Draws`.
-            top_p: see there.
-            seed: of what is drawn.
-            description: what the progress bar says; None = there is none.
+            variables: Collections of the model.
+            prompts: Token ids of each prompt, at least one.
+            tokenizer: Tokenizer of the model.
+            limit: Maximum number of new tokens, if lower than `max_new_tokens`.
+            stop: Stop strings; a text ends before the first one. Special tokens are allowed.
+            samples: Number of texts for each prompt.
+            temperature: Divisor of the logits before sampling; 0 for greedy decoding.
+            top_k: Number of most probable tokens to sample from; 0 for all.
+            top_p: Probability mass of nucleus sampling; 1 for all tokens.
+            seed: Random seed for sampling.
+            description: Label of the progress bar; None for no progress bar.
 
         Returns:
             The texts of each prompt, in the order of the prompts.
 
         Raises:
-            UserError: as for `__call__`, or a value out of range.
+            UserError: A setting is out of range, or a prompt and the maximum number of new tokens
+                exceed the model's context.
         """
         check_sampling(samples, temperature, top_k, top_p)
         ending = Ending(tokenizer, tuple(stop))
@@ -115,20 +116,24 @@ class Generator:
         over: Callable[[list[int]], bool] | None = None,
         description: str | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
-        """Answers in the order in which they end, each with the number of its request.
+        """Yield answers as they finish, each with the index of its request.
 
         Args:
-            variables: the model's collections.
-            requests: what is to be answered.
-            over: what says of an answer that it has come to its end, some tokens ago perhaps.
-            description: what the progress bar says; None = there is none.
+            variables: Collections of the model.
+            requests: Prompts with their sampling settings.
+            over: Stop condition: returns True for the tokens of an answer so far if the answer has
+                ended. It is called every few tokens, so the end may lie some tokens back.
+            description: Label of the progress bar; None for no progress bar.
+
+        Yields:
+            Index of the request, and token ids of its answer.
 
         Raises:
-            UserError: as for `__call__`.
+            UserError: A prompt and the maximum number of new tokens exceed the model's context.
         """
         rows = max(1, min(self.batch_size, len(requests)))
         engine = Engine(self.model, variables, [self.end_id], rows)
-        # The longest first, so that there is room for the others.
+        # Longest prompt first, so that the KV cache is long enough for all from the start.
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         index_of = {engine.submit(requests[i]): i for i in longest_first}
         answers: list[list[int]] = [[] for _ in requests]

@@ -1,4 +1,4 @@
-"""Adapted linears, W x + scale · Δ(x): the frozen kernel, the adapter's update, and its dropout.
+"""Adapted linears W x + scale · Δ(x): frozen kernel, low-rank update by experts, and dropout.
 
 Dimension letters: N tokens, D inputs, F outputs, G groups of tokens (tasks).
 """
@@ -28,14 +28,32 @@ def parameter(
     shape: tuple[int, ...],
     dtype: Any,
 ) -> jax.Array:
-    """Create a parameter of the base, with logical names for its axes, and gather it for use."""
+    """Create a parameter of the base model, sharded by the logical names of its axes.
+
+    Args:
+        module: Module that owns the parameter.
+        name: Name of the parameter.
+        start: Initializer.
+        axes: Logical axis names, keys of `rules.RULES`.
+        shape: Shape of the whole parameter.
+        dtype: Dtype of the parameter.
+
+    Returns:
+        The parameter, gathered over the mesh axis `fsdp`: see `rules.gather`.
+    """
     boxed = nn.with_logical_partitioning(start, axes)
     value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
     return rules.gather(value, axes)
 
 
 class Outputs(NamedTuple):
-    """The outputs of a linear: their number, the logical name of their axis, and the bias."""
+    """Output side of a linear.
+
+    Attributes:
+        features: Number of outputs.
+        axis: Logical name of the output axis.
+        has_bias: Whether there is a bias.
+    """
 
     features: int
     axis: str
@@ -43,18 +61,19 @@ class Outputs(NamedTuple):
 
 
 class AdaptedLinear(nn.Module):
-    """y = W x + scale · Δ(x), with the adapter's leaves next to the kernel.
+    """Linear with an adapter: y = W x + scale · Δ(x).
 
-    With a magnitude (DoRA), the sum is multiplied by a factor for each output. Dropout precedes the
-    first factor of Δ as in every method; W sees the whole input.
+    In DoRA, the sum is multiplied by a factor for each output. Dropout applies to the input of the
+    down-projection of Δ only, not to the input of W. The adapter's leaves have the same module path
+    as the kernel, in collections of their own.
 
     Attributes:
-        features: F.
+        features: Number F of outputs.
         axes: Logical axis names of the inputs and outputs.
         dtype: Dtype of the kernel.
         adapter: Settings of the adapter; None if the linear has none.
         has_bias: Whether there is a bias.
-        quantize: Format of a quantized kernel; '' if it is not quantized.
+        quantize: Quantization format of the kernel; '' if it is not quantized.
     """
 
     features: int
@@ -65,7 +84,7 @@ class AdaptedLinear(nn.Module):
     quantize: str = ''
 
     def setup(self):
-        """Put the adapter's leaves under the linear's own name."""
+        """Create the adapter in the linear's own scope, so that its leaves have no extra name."""
         self.rescale: Magnitude | None = None
         if self.adapter is not None:
             self.experts = LowRankExperts(self.adapter, self.features, self.axes)
@@ -83,7 +102,18 @@ class AdaptedLinear(nn.Module):
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
     ) -> jax.Array:
-        """Return (N, F). All arguments but `x_ND` are those of `LowRankExperts.update`."""
+        """Apply the linear and its adapter.
+
+        Args:
+            x_ND: Input of the linear, without dropout.
+            leaves: Leaves of the adapter; empty if there is none.
+            found: Down-projection and router logits of the adapter; None if there is none.
+            groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
+            scale: () float32 factor of the update; None for that of the config.
+
+        Returns:
+            (N, F) in the dtype of x.
+        """
         kernel = self._kernel(x_ND.shape[-1])
         if isinstance(kernel, quantize_lib.Quantized):
             y_NF = quantize_lib.product(x_ND, kernel)
@@ -94,7 +124,7 @@ class AdaptedLinear(nn.Module):
         outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
         y_NF = checkpoint_name(rules.constrain(y_NF, 'rows', outputs), self.name)
         if self.rescale is not None:
-            # In float32: bfloat16 would round a factor near 1 to a few values.
+            # The factors are float32, since bfloat16 has only a few values near 1.
             kernel_DF = kernel.values() if isinstance(kernel, quantize_lib.Quantized) else kernel
             y_NF = (y_NF * self.rescale(kernel_DF, scale)[None]).astype(x_ND.dtype)
         if self.has_bias:
@@ -104,7 +134,7 @@ class AdaptedLinear(nn.Module):
         return y_NF
 
     def _kernel(self, inputs: int) -> jax.Array | quantize_lib.Quantized:
-        """(D, F), as numbers or as codes."""
+        """Create the kernel (D, F), as an array or quantized."""
         shape = (inputs, self.features)
         if not self.quantize:
             start = nn.initializers.lecun_normal()
@@ -118,18 +148,26 @@ class AdaptedLinear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout; the mask is named, as drawing it again costs more than keeping it."""
+    """Inverted dropout, whose mask a rematerialization policy can save.
+
+    Generating the mask again in the backward pass would cost more than saving it.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array) -> jax.Array:
-        """Return x with a share `rate` of its entries set to zero and the others scaled up."""
+        """Set each entry to zero with probability `rate`, and scale up the others."""
         keep = 1 - rate
         mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
         return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
 
 
 class AdaptedPart(nn.Module):
-    """Base of attention and MLP, the parts of a layer that have adapted linears."""
+    """Base class of `Attention` and `MLP`, the parts of a layer that contain adapted linears.
+
+    Attributes:
+        config: Configuration of the base model.
+        adapter: Settings of the adapters; None for the base model alone.
+    """
 
     config: ModelConfig
     adapter: AdapterConfig | None
@@ -137,15 +175,18 @@ class AdaptedPart(nn.Module):
     def linears(
         self, x_ND: jax.Array, inputs: str, context: Context, **outputs: Outputs
     ) -> list[jax.Array]:
-        """Apply all linears that have one input, and return their outputs in order.
+        """Apply all linears that share an input, such as q, k and v.
 
-        Their adapters share the dropout mask and compute their first products together.
+        Their adapters share the dropout mask, and their down-projections are computed together.
 
         Args:
-            x_ND: The input.
-            inputs: Logical name of its features.
-            context: Context of the layer.
-            **outputs: Outputs of each linear, by its name.
+            x_ND: Input of the linears.
+            inputs: Logical name of the input's feature axis.
+            context: Metadata of the tokens.
+            **outputs: Output side of each linear, by the linear's name.
+
+        Returns:
+            The output (N, F) of each linear, in the order of `outputs`.
         """
         linears = [self._linear(name, inputs, each) for name, each in outputs.items()]
         adapted = [linear for linear in linears if linear.adapter is not None]

@@ -1,16 +1,16 @@
-"""Frozen kernels of 8 or 4 bits: how they are kept, and products with them.
+"""Quantization of frozen kernels to 8 or 4 bits, and products with quantized kernels.
 
-* int8: 255 even steps, a scale for each output;
-* w8a8: the same, and activations and their gradients become int8 for the time of a product;
-* int4: 16 even steps, a scale for up to 64 inputs of an output;
-* nf4: 16 quantiles of a normal distribution (QLoRA, Dettmers et al. 2023), scales as int4.
+* int8: weight-only, 255 uniform steps, one scale per output;
+* w8a8: weights as int8; activations and their gradients are quantized to int8 for each product;
+* int4: weight-only, 16 uniform steps, one scale per output for each tile of up to 64 inputs;
+* nf4: 16 quantiles of a normal distribution (QLoRA, Dettmers et al. 2023), scales as for int4.
 
-The codes and scales are Qwix's, which is asked for them once, when weights are loaded. Codes of 4
-bits lie two in a byte, which every backend has: XLA unpacks arrays of 4-bit numbers on a CPU, and
-those of all layers at once.
+Qwix computes codes and scales once, when weights are loaded. Two 4-bit codes are packed into a
+byte, not stored in a 4-bit dtype: on CPU, XLA would unpack a 4-bit array, for all layers at once.
 
-A product turns the codes of one linear into numbers for as long as it takes, and the backward pass
-does so again: without a word about it, JAX would keep the numbers of all layers for it.
+A kernel is dequantized only while it is multiplied, and again in the backward pass
+(rematerialization). Otherwise JAX would save the dequantized kernels of all layers for the backward
+pass.
 
 Dimension letters: N tokens, D inputs, F outputs, S tiles of the inputs.
 """
@@ -29,9 +29,9 @@ from malora_jax.errors import UserError
 
 KINDS = ('int8', 'w8a8', 'int4', 'nf4')
 _BYTES = ('int8', 'w8a8')
-# Inputs that share a scale, of the kinds with 4 bits.
+# Largest number of inputs that share a scale in the 4-bit formats.
 _TILE = 64
-# From appendix E of the QLoRA paper.
+# NF4 values from appendix E of the QLoRA paper.
 _NF4 = np.array(
     [
         *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -43,13 +43,13 @@ _NF4 = np.array(
 
 
 class Quantized(struct.PyTreeNode):
-    """A kernel.
+    """A quantized kernel with D inputs and F outputs.
 
     Attributes:
-        codes: (D, F) int8; of 4 bits, (D / 2, F) uint8: the first half of the inputs in the lower
-            bits, the second in the upper.
-        scale: (S, F) float32.
-        kind: among `KINDS`.
+        codes: (D, F) int8. For 4-bit formats, (D / 2, F) uint8: the first half of the inputs is in
+            the lower 4 bits, the second half in the upper.
+        scale: (S, F) float32 scale of each tile of inputs; S is 1 for 8-bit formats.
+        kind: Quantization format, one of `KINDS`.
     """
 
     codes: jax.Array
@@ -57,13 +57,16 @@ class Quantized(struct.PyTreeNode):
     kind: str = struct.field(pytree_node=False)
 
     def values(self) -> jax.Array:
-        """(D, F) float32, what the codes stand for."""
+        """Return the dequantized kernel, (D, F) float32."""
         if self.kind in _BYTES:
             return self.codes * self.scale
         return jnp.concatenate(self.halves())
 
     def halves(self) -> tuple[jax.Array, jax.Array]:
-        """Those of 4 bits, by halves of the inputs: to join them would move all of them."""
+        """Return a dequantized 4-bit kernel as two halves of the inputs, (D / 2, F) float32 each.
+
+        Products with the halves avoid the copy that concatenation would need.
+        """
         numbers = _nf4 if self.kind == 'nf4' else _int4
         S, F = self.scale.shape
 
@@ -78,10 +81,13 @@ class Quantized(struct.PyTreeNode):
 
 
 def shapes(kind: str, inputs: int, outputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of codes and scales. A tile is the largest power of two, up to 64, in half of the inputs.
+    """Return the shapes of the codes and the scales of a kernel.
+
+    In 4-bit formats, a tile has the largest power of two of inputs, up to 64, that divides half of
+    the inputs.
 
     Raises:
-        UserError: an odd number of inputs, of 4 bits.
+        UserError: The number of inputs is odd and the format has 4 bits.
     """
     if kind in _BYTES:
         return (inputs, outputs), (1, outputs)
@@ -91,13 +97,21 @@ def shapes(kind: str, inputs: int, outputs: int) -> tuple[tuple[int, int], tuple
 
 
 def codes_dtype(kind: str) -> Any:
-    """Of codes."""
+    """Return the dtype of the codes: int8, or uint8 for packed 4-bit codes."""
     return jnp.dtype(jnp.int8 if kind in _BYTES else jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def quantize(kind: str, kernel_DF: jax.Array) -> Quantized:
-    """The codes of a kernel, given in float32."""
+    """Quantize a float32 kernel.
+
+    Args:
+        kind: Quantization format, one of `KINDS`.
+        kernel_DF: float32 kernel.
+
+    Raises:
+        UserError: The number of inputs is odd in a 4-bit format, or Qwix is not installed.
+    """
     D, F = kernel_DF.shape
     tile = D // shapes(kind, D, F)[1][0]
     qtype = 'int8' if kind in _BYTES else kind
@@ -111,11 +125,14 @@ def quantize(kind: str, kernel_DF: jax.Array) -> Quantized:
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def product(x_ND: jax.Array, kernel: Quantized) -> jax.Array:
-    """(N, F), x W in the dtype of x, which alone is to have a gradient."""
+    """Return the product x W with a quantized kernel, (N, F) in the dtype of x.
+
+    Differentiate it with respect to x only: the kernel is frozen.
+    """
     if kernel.kind == 'w8a8':
         return _int8_product(x_ND, kernel)
     if kernel.kind == 'int8':
-        # The scales are those of the outputs: they need not meet the kernel.
+        # One scale per output can be applied after the product, which spares dequantizing.
         y_NF = jnp.matmul(x_ND, kernel.codes.astype(x_ND.dtype), preferred_element_type=jnp.float32)
         return (y_NF * kernel.scale).astype(x_ND.dtype)
     low, high = (half.astype(x_ND.dtype) for half in kernel.halves())
@@ -124,10 +141,11 @@ def product(x_ND: jax.Array, kernel: Quantized) -> jax.Array:
 
 @jax.custom_vjp
 def _int8_product(x_ND: jax.Array, kernel: Quantized) -> jax.Array:
-    """Both sides in int8, forward and for the gradient of x, each token with a scale of its own.
+    """Multiply int8 activations and an int8 kernel, in the forward pass and for the gradient of x.
 
-    As in SwitchBack (Wortsman et al. 2023); the kernel's scales, one an output, go to the gradient
-    before it becomes int8.
+    Activations and their gradients are quantized with one scale per token, as in SwitchBack
+    (Wortsman et al. 2023). In the backward pass, the kernel's scales, one per output, are applied
+    to the gradient before it is quantized.
     """
     codes_ND, scale_N1 = _int8_rows(x_ND)
     y_NF = jnp.matmul(codes_ND, kernel.codes, preferred_element_type=jnp.int32)
@@ -150,9 +168,13 @@ _int8_product.defvjp(_forward, _backward)
 
 
 def _int8_rows(x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Codes, and the scale (N, 1) float32 of each row, 1 where it is all zeros."""
+    """Quantize each row to int8.
+
+    Returns:
+        Codes (N, D), and the scale of each row, (N, 1) float32; it is 1 for a row of zeros.
+    """
     largest_N1 = jnp.abs(x_ND).max(axis=1, keepdims=True).astype(jnp.float32)
-    # What is not a number stays so.
+    # A NaN makes the scale of its row NaN, and so reaches the output.
     scale_N1 = jnp.where(largest_N1 == 0, 1.0, largest_N1 / 127)
     return jnp.round(x_ND / scale_N1).astype(jnp.int8), scale_N1
 
@@ -162,7 +184,11 @@ def _int4(codes: jax.Array) -> jax.Array:
 
 
 def _nf4(codes: jax.Array) -> jax.Array:
-    """Climbed step by step: looking them up is slow on TPUs, and XLA keeps selections on a CPU."""
+    """Return the NF4 values of 4-bit codes, as a sum of the steps up to each code.
+
+    Table look-ups are slow on TPUs. Nested selections are not used because on CPU, XLA keeps their
+    intermediate results.
+    """
     values = jnp.float32(_NF4[0])
     for code, step in enumerate(np.diff(_NF4), start=1):
         values += (codes >= code) * jnp.float32(step)
@@ -170,7 +196,11 @@ def _nf4(codes: jax.Array) -> jax.Array:
 
 
 def _qwix() -> Any:
-    """Qwix, imported where it is needed: it takes a second, and is optional."""
+    """Import Qwix, which is optional and takes a second to import.
+
+    Raises:
+        UserError: Qwix is not installed.
+    """
     try:
         return importlib.import_module('qwix')
     except ModuleNotFoundError as error:

@@ -1,13 +1,14 @@
-"""Rows in which texts are written: prompts are read into them, and tokens are added to all at once.
+"""Batched decoding with a KV cache: prefill a prompt into one slot, then decode all slots together.
 
-Each row has its own length, so that a text can begin in one while others go on.
+A slot is a row of the KV cache. Each slot has its own length, so that a new request can start in
+one while the others continue (continuous batching).
 
-On CPU each layer has weights, keys and values in arrays of its own, and reads them where they lie:
-cut out of the stack of all layers, they would be copied for every token, which takes as long as
-all the rest. Elsewhere the compiler needs no copy, and the layers stay stacked.
+On CPU without a mesh, each layer has its weights and its KV cache in separate arrays. If they were
+slices of arrays stacked over layers, XLA would copy each slice for every token, which would double
+the time. On other devices XLA makes no such copy, and the layers stay stacked.
 
-Dimension letters: B rows, S places of a row, T places of a prompt, W new tokens, V vocabulary, A
-alternatives; others as in `decoder`.
+Dimension letters: B slots (rows), S KV cache length, T padded prompt length, W decode steps, V
+vocabulary, A alternatives; others as in `decoder`.
 """
 
 import functools
@@ -24,26 +25,27 @@ from malora_jax.models.context import Context
 from malora_jax.models.decoder import Block, Decoder, Past, RMSNorm, head, logits
 from malora_jax.models.sampling import Draws, sample
 
-# A: how many of the most probable tokens are told with each that is chosen.
+# A: number of most probable tokens that are returned with each new token.
 ALTERNATIVES = 20
 
 
-# What each layer has of something, stacked or apart.
+# Keys or values of all layers: one array with a leading layer axis, or a tuple with one per layer.
 _Stack = Any
 
 
 class Rows(struct.PyTreeNode):
-    """The state of all rows.
+    """Decoding state of all slots: KV cache, last tokens and settings.
 
     Attributes:
-        k, v: keys and values of the tokens so far, (L, B, K, S, C), or L arrays (B, K, S, C).
-        length: (B,) int32, how many these are.
-        token: (B,) int32, the token that was chosen last; it is not among them yet.
-        chosen: (B,) int32, how many tokens were chosen since the prompt.
-        limit: (B,) int32, how many may be.
-        writes: (B,) bool, whether more are to be chosen.
-        tells: (B,) bool, whether alternatives are wanted.
-        draws: how tokens are chosen.
+        k: (L, B, K, S, C) cached keys after RoPE, or a tuple of L arrays (B, K, S, C).
+        v: Cached values, in the same form as `k`.
+        length: (B,) int32 number of cached tokens.
+        token: (B,) int32 newest token; the next decode step adds it to the cache.
+        chosen: (B,) int32 number of new tokens so far.
+        limit: (B,) int32 maximum number of new tokens.
+        writes: (B,) bool, whether the slot is active: its request has not finished.
+        tells: (B,) bool, whether the request asks for the most probable tokens.
+        draws: Sampling settings of each slot.
     """
 
     k: _Stack
@@ -58,18 +60,18 @@ class Rows(struct.PyTreeNode):
 
     @property
     def places(self) -> int:
-        """S."""
+        """KV cache length S, in tokens per slot."""
         return jax.tree.leaves(self.k)[0].shape[-2]
 
 
 class Order(struct.PyTreeNode):
-    """What is to be written in one row; scalars.
+    """Settings of a request that is prefilled into a slot; all are scalars.
 
     Attributes:
-        row: which.
-        limit: the most tokens.
-        tells: whether alternatives are wanted.
-        draws: how tokens are chosen.
+        row: int32 index of the slot.
+        limit: int32 maximum number of new tokens.
+        tells: bool, whether the request asks for the most probable tokens.
+        draws: Sampling settings.
     """
 
     row: jax.Array
@@ -79,13 +81,13 @@ class Order(struct.PyTreeNode):
 
 
 class Chosen(struct.PyTreeNode):
-    """Tokens, with how probable the model finds them, whatever the temperature.
+    """New tokens with log-probabilities, at temperature 1 and without top-k or top-p.
 
     Attributes:
-        token: (…) int32.
-        log_probability: (…) float32, in nats.
-        others: (…, A) int32, the most probable tokens, if they are wanted.
-        others_log_probability: (…, A) float32.
+        token: (…) int32 token ids.
+        log_probability: (…) float32 log-probabilities of the tokens, in nats.
+        others: (…, A) int32 ids of the most probable tokens; zeros if no slot asks for them.
+        others_log_probability: (…, A) float32 log-probabilities of `others`, in nats.
     """
 
     token: jax.Array
@@ -95,13 +97,13 @@ class Chosen(struct.PyTreeNode):
 
 
 def empty_rows(config: ModelConfig, rows: int, places: int, apart: bool) -> Rows:
-    """Rows in which nothing is written yet.
+    """Allocate the KV cache and the state of slots that are all inactive.
 
     Args:
-        config: of the model.
-        rows: B.
-        places: S.
-        apart: whether each layer has arrays of its own.
+        config: Configuration of the model.
+        rows: Number B of slots.
+        places: KV cache length S, in tokens per slot.
+        apart: Whether each layer's cache is an array of its own, instead of one stacked array.
     """
     shape = (rows, config.num_kv_heads, places, config.head_width)
 
@@ -134,7 +136,7 @@ def empty_rows(config: ModelConfig, rows: int, places: int, apart: bool) -> Rows
 
 @functools.partial(jax.jit, static_argnums=1)
 def grown(rows: Rows, places: int) -> Rows:
-    """The rows with more places."""
+    """Return the state with its KV cache padded to `places` tokens per slot."""
 
     def wider(cache: jax.Array) -> jax.Array:
         return jnp.pad(cache, [(0, 0)] * (cache.ndim - 2) + [(0, places - rows.places), (0, 0)])
@@ -143,9 +145,9 @@ def grown(rows: Rows, places: int) -> Rows:
 
 
 def by_layer(config: ModelConfig, variables: Any) -> list[dict[str, Any]]:
-    """The collections of each layer, in arrays of their own.
+    """Split the decoder's variables, which are stacked over layers, into one tree per layer.
 
-    On CPU these are views: the memory is that of the stacks.
+    On CPU these are views into the stacked arrays and take no memory.
     """
     stacks = {name: tree['layers'] for name, tree in variables.items() if 'layers' in tree}
     arrays = jax.tree.map(np.asarray, stacks)
@@ -165,19 +167,19 @@ def read(
     order: Order,
     ends: jax.Array,
 ) -> tuple[Rows, Chosen]:
-    """Reads a prompt into a row, in place of what was in it, and chooses the first token.
+    """Prefill a prompt into a slot, which it overwrites, and sample the first new token.
 
     Args:
-        model: the decoder.
-        variables: its collections.
-        rows: their memory is used for the result.
-        tokens_T: the prompt, filled up on the right; T ≤ S.
-        length: () int32, tokens of the prompt.
-        order: what is to be written.
-        ends: tokens after which nothing is written.
+        model: Decoder.
+        variables: Collections of the decoder.
+        rows: State of all slots; its buffers are donated.
+        tokens_T: int32 prompt, padded on the right; T ≤ S.
+        length: () int32 length of the prompt without padding.
+        order: Slot and settings of the request.
+        ends: int32 ids of end tokens.
 
     Returns:
-        The rows, and the token, without a leading dimension.
+        The new state; and the token, with leaves of `Chosen` that have no leading axis.
     """
     T = tokens_T.shape[0]
     inside_1T = (jnp.arange(T) < length).astype(jnp.int32)[None]
@@ -219,18 +221,20 @@ def read(
 def write(
     model: Decoder, count: int, variables: Any, layers: Any, rows: Rows, ends: jax.Array
 ) -> tuple[Rows, Chosen, jax.Array]:
-    """Chooses up to `count` more tokens in each row that writes.
+    """Run up to `count` decode steps for all active slots, until none is active.
 
     Args:
-        model: the decoder.
-        count: W.
-        variables: its collections.
-        layers: those of each layer, see `by_layer`; None = as they lie in `variables`.
-        rows: their memory is used for the result.
-        ends: tokens after which nothing is written.
+        model: Decoder.
+        count: Maximum number W of decode steps.
+        variables: Collections of the decoder.
+        layers: Variables of each layer (see `by_layer`), if the KV cache has one array per layer;
+            None to scan over the stacked `variables`.
+        rows: State of all slots; its buffers are donated.
+        ends: int32 ids of end tokens.
 
     Returns:
-        The rows; the tokens, (B, W) and more; and how many of each row count, (B,).
+        The new state; the tokens, with leading axes (B, W); and the number (B,) of valid tokens of
+        each slot, which come first.
     """
     B, A = rows.token.shape[0], _alternatives(model)
     out = Chosen(
@@ -263,7 +267,7 @@ def write(
         return step + 1, rows, jax.tree.map(lambda o, c: o.at[step].set(c), out, chosen)
 
     _, rows, out = jax.lax.while_loop(unfinished, one_more, (jnp.int32(0), rows, out))
-    # Whole on every device: each process looks at all of them.
+    # Replicated, because every process reads all of them.
     rows = rows.replace(writes=rules.replicate(rows.writes), tells=rules.replicate(rows.tells))
     out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
     return rows, *rules.replicate((out, rows.chosen - before_B))
@@ -276,9 +280,13 @@ def _alternatives(model: Decoder) -> int:
 def _append(
     model: Decoder, variables: Any, layers: Any, rows: Rows
 ) -> tuple[jax.Array, _Stack, _Stack]:
-    """Runs the model on each row's last token; its output, and keys and values with it.
+    """Run the model on each slot's newest token.
 
-    In a row that does not write, what is put behind its end is overwritten or never looked at.
+    Inactive slots are computed as well. The entry that this adds to their cache does no harm, since
+    it is beyond their length, or their cache is not read any more.
+
+    Returns:
+        The hidden states (B, D), and the cached keys and values including those of the token.
     """
     config, B = model.config, rows.token.shape[0]
     positions_B1, ones_B1 = rows.length[:, None], jnp.ones((B, 1), jnp.int32)
@@ -316,7 +324,11 @@ def _choose(
     place_B: jax.Array,
     tells: jax.Array,
 ) -> Chosen:
-    """The next token of each row, from the model's output."""
+    """Sample the next token of each slot from the model's hidden states.
+
+    `place_B` is the index of that token in its answer. The most probable tokens are computed for
+    all slots if any of `tells` is set.
+    """
     logits_BV = logits(hidden_BD, head(model.config, variables['params']))
     token_B = sample(logits_BV, draws, place_B)
     log_total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)

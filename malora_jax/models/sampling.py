@@ -1,4 +1,4 @@
-"""Drawing tokens: temperature, top k and nucleus, with a random key for each answer.
+"""Sampling of tokens: temperature, top-k and nucleus (top-p), with a PRNG key for each answer.
 
 Dimension letters: B batch, V vocabulary.
 """
@@ -9,20 +9,21 @@ from flax import struct
 
 from malora_jax import errors
 
-# The most that an int32 holds.
+# Largest int32, as `top_k` is an int32 on the device.
 MOST_TOP_K = 2**31 - 1
 
 
 class Draws(struct.PyTreeNode):
-    """How the tokens of each row are drawn.
+    """Sampling settings of each row of a batch.
 
     Attributes:
-        keys: (B,), a random key for each answer.
-        temperature: (B,) float32, what logits are divided by; 0 = the most probable token.
-        top_k: (B,) int32; tokens are drawn from so many, the most probable ones, and those as
-            probable as the last of them; 0 = from all.
-        top_p: (B,) float32; tokens are drawn from the most probable of these, as few as together
-            have at least this probability (nucleus sampling, Holtzman et al. 2020).
+        keys: (B,) PRNG key of each answer.
+        temperature: (B,) float32 divisor of the logits; 0 for greedy decoding.
+        top_k: (B,) int32 number of most probable tokens to sample from, plus any that tie with the
+            last of them; 0 for all tokens.
+        top_p: (B,) float32 probability mass of nucleus sampling (Holtzman et al. 2020): sample from
+            the smallest set of most probable tokens that has at least this probability, plus ties.
+            It applies after `temperature` and `top_k`; 1 for all tokens.
     """
 
     keys: jax.Array
@@ -32,10 +33,16 @@ class Draws(struct.PyTreeNode):
 
 
 def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Checks how many answers are drawn for a prompt, and how.
+    """Check the sampling settings of a user.
+
+    Args:
+        samples: Number of answers for each prompt, at least 1.
+        temperature: Sampling temperature, at least 0; positive for several samples.
+        top_k: Number of most probable tokens to sample from, at least 0.
+        top_p: Probability mass of nucleus sampling, in (0, 1].
 
     Raises:
-        UserError: a value out of range, by its name.
+        UserError: A value is out of range; the message names it.
     """
     if samples < 1:
         raise errors.out_of_range('samples', samples, 'at least 1')
@@ -52,27 +59,37 @@ def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -
 
 
 def keys_of(seed: int, prompts: int, samples: int) -> jax.Array:
-    """(prompts · samples,) keys; one does not depend on how many there are."""
+    """Return a PRNG key for each sample of each prompt.
+
+    Args:
+        seed: Random seed.
+        prompts: Number of prompts.
+        samples: Number of samples for each prompt.
+
+    Returns:
+        (prompts · samples,) keys, those of a prompt together. A key depends only on the seed and
+        the indices of its prompt and sample, not on the numbers of them.
+    """
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     of_prompts = fold(jax.random.key(seed), jnp.arange(prompts))
     return jax.vmap(fold, (0, None))(of_prompts, jnp.arange(samples)).reshape(-1)
 
 
 def sample(logits_BV: jax.Array, draws: Draws, place_B: jax.Array) -> jax.Array:
-    """Chooses the next token of each row.
+    """Sample the next token of each row.
 
     Args:
-        logits_BV: float32.
-        draws: how.
-        place_B: int32, the number of the token in its answer.
+        logits_BV: float32 logits.
+        draws: Sampling settings of each row.
+        place_B: int32 index of the token in its answer; it is folded into the row's key.
 
     Returns:
-        (B,) int32.
+        (B,) int32 token ids.
     """
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def draw() -> jax.Array:
-        # A row without heat is not drawn; any other temperature will do.
+        # Greedy rows ignore the sampled token; 1 avoids their division by zero.
         heat_B = jnp.where(draws.temperature > 0, draws.temperature, 1)
         scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / heat_B[:, None]
         for restrict, limit_B, limits in (
@@ -88,24 +105,33 @@ def sample(logits_BV: jax.Array, draws: Draws, place_B: jax.Array) -> jax.Array:
 
 
 def _top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
-    """Logits, −inf outside of the k most probable; of all where k is 0."""
+    """Set logits to −inf except for the k most probable tokens of each row; k = 0 keeps all."""
     count_B = jnp.where(top_k_B > 0, top_k_B, logits_BV.shape[-1])
     ones_BV = jnp.ones_like(logits_BV, jnp.int32)
     return _keep_enough(logits_BV, ones_BV, count_B)
 
 
 def _nucleus(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """Logits, −inf outside of the nucleus."""
+    """Set logits to −inf except for the nucleus of each row."""
     # A probability that float32 rounds to zero would keep no token at all.
     enough_B = jnp.maximum(top_p_B, jnp.finfo(jnp.float32).tiny)
     return _keep_enough(logits_BV, jax.nn.softmax(logits_BV, axis=-1), enough_B)
 
 
 def _keep_enough(logits_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:
-    """The most probable tokens that together weigh enough, and all as probable as the last.
+    """Keep the fewest most probable tokens whose weights sum to `enough_B`, plus ties.
 
-    The least probability is found by bisection over bit patterns, which are in the order of the
-    floats they stand for: to sort a vocabulary takes ten times as long on CPU.
+    The lowest probability to keep is found by bisection over the bit patterns of float32, which
+    are ordered like the non-negative numbers that they encode. Sorting the vocabulary would take
+    ten times as long on CPU.
+
+    Args:
+        logits_BV: float32 logits.
+        weight_BV: Non-negative weight of each token.
+        enough_B: Sum of weights to reach in each row.
+
+    Returns:
+        (B, V) logits, −inf for the other tokens.
     """
     chance_BV = jax.nn.softmax(logits_BV, axis=-1)
     bits_BV = jax.lax.bitcast_convert_type(chance_BV, jnp.int32)

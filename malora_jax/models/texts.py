@@ -1,6 +1,7 @@
-"""Tokens as the text that they grow into: where it ends, and what of it can be shown already.
+"""Incremental detokenization (streaming) and stop strings.
 
-A token may hold part of a character, and part of a text that ends the answer.
+A token may hold only part of a character, or part of a stop string, so text is held back until it
+is clear what it is.
 """
 
 import dataclasses
@@ -9,32 +10,43 @@ from typing import Protocol
 
 from malora_jax import errors
 
-# What bytes that are no character yet are decoded to.
+# Character to which decoders map bytes that are not a complete UTF-8 character.
 _INCOMPLETE = '\ufffd'
-# Tokens that are decoded again with the next ones, and how many may pile up before they become so
-# few again. A character spans at most four tokens; what is none after so many never becomes one.
+# _CharacterStream decodes a window of the latest tokens. Once the window has more than _FULL
+# tokens, it is cut to about _CONTEXT. A character spans at most four tokens, so bytes that are
+# still no character after _HOPELESS tokens never become one.
 _CONTEXT, _FULL, _HOPELESS = 8, 16, 64
 
 
 class TextDecoder(Protocol):
-    """What generation needs of a tokenizer."""
+    """Protocol of the tokenizer methods that generation needs."""
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
-        """The text of some tokens, without special tokens."""
+        """Return the text of token ids, without special tokens.
+
+        Args:
+            ids: Token ids.
+            continues: Whether the text follows another, so that a leading space is kept.
+        """
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The token written so, or None."""
+        """Return the id of a token given by its text, or None if there is no such token."""
         ...
 
 
 @dataclasses.dataclass
 class Ending:
-    """Where a text ends before its end token.
+    """Stop condition of an answer: stop strings and stop tokens.
 
     Attributes:
-        tokenizer: of the model.
-        stop: texts that end it; those that are special tokens as tokens.
+        tokenizer: Tokenizer of the model.
+        stop: Stop strings. One that is an entry of the vocabulary also stops at that token, which
+            is how special tokens work as stop strings.
+        ids: Ids of those tokens.
+
+    Raises:
+        UserError: A stop string is empty.
     """
 
     tokenizer: TextDecoder
@@ -43,16 +55,16 @@ class Ending:
     def __post_init__(self):
         if '' in self.stop:
             raise errors.out_of_range('stop', self.stop, 'texts that are not empty')
-        # Special tokens are not in the text.
+        # Decoded text leaves out special tokens, so they are looked for by id.
         self.ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
 
     def is_met(self, ids: list[int]) -> bool:
-        """Whether the text has come to its end."""
+        """Return whether an answer contains a stop string or stop token."""
         text = self.tokenizer.decode(ids, continues=True)
         return not self.ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
 
     def text(self, ids: list[int]) -> str:
-        """The text up to its end: what ends it is the stop that is complete first."""
+        """Return the text of an answer up to the stop string that is complete first."""
         count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
         text = self.tokenizer.decode(ids[:count], continues=True)
         found = [(text.index(stop), stop) for stop in self.stop if stop in text]
@@ -61,12 +73,12 @@ class Ending:
 
 
 class TextStream:
-    """The text of an answer, piece by piece as its tokens come.
+    """Incremental detokenizer of an answer, which stops at stop strings.
 
-    The time for all pieces is linear in the number of tokens, whatever the length of the stops.
+    The total time is linear in the number of tokens, whatever the length of the stop strings.
 
     Attributes:
-        is_over: Whether the text has come to its end.
+        is_over: Whether a stop string or stop token was found.
     """
 
     def __init__(self, ending: Ending):
@@ -74,12 +86,12 @@ class TextStream:
         self._ends = ending.ids
         self._characters = _CharacterStream(ending.tokenizer)
         self._stops = [_PrefixMatch(stop) for stop in ending.stop]
-        self._held = ''  # The end of the text, as far as it may be the beginning of a stop.
+        self._held = ''  # End of the text that may be the start of a stop string.
 
     def add(self, ids: Sequence[int]) -> str:
-        """Return what can be shown now.
+        """Add tokens, and return the new text that is final.
 
-        Incomplete characters, and text that may become a stop, are held back.
+        Incomplete characters, and text that may become a stop string, are held back.
         """
         if self.is_over:
             return ''
@@ -91,7 +103,7 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Return the text held back, after the last token."""
         if self.is_over:
             return ''
         piece = self._match(self._characters.rest())
@@ -99,10 +111,10 @@ class TextStream:
         return piece + rest
 
     def _match(self, text: str) -> str:
-        """Return the text, after what was held back of it and up to a possible stop."""
+        """Add text; return the text held back plus this, up to where a stop string may start."""
         before, self._held = len(self._held), self._held + text
         for place, character in enumerate(text, start=before + 1):
-            # Of stops that are complete at the same place, the longest one begins first.
+            # If several stop strings end at this character, the longest one starts first.
             complete = [len(stop.text) for stop in self._stops if stop.add(character)]
             if complete:
                 self.is_over = True
@@ -114,15 +126,15 @@ class TextStream:
 
 
 class _CharacterStream:
-    """Decodes tokens as they come; only the last few are decoded again."""
+    """Incremental detokenizer that decodes only a window of the latest tokens again."""
 
     def __init__(self, tokenizer: TextDecoder):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0  # Characters of the text of these tokens.
+        self._shown = 0  # Characters of the window's text that were returned.
 
     def add(self, ids: Sequence[int]) -> str:
-        """Return the new text up to its last complete character."""
+        """Add tokens, and return the new text up to its last complete character."""
         self._ids += ids
         text = self._decode(self._ids)
         is_hopeless = len(self._ids) > _HOPELESS
@@ -133,16 +145,16 @@ class _CharacterStream:
         return piece
 
     def rest(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Return the text held back, after the last token."""
         return self._decode(self._ids)[self._shown :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, continues=True)
 
     def _shorten(self, text: str, is_hopeless: bool) -> None:
-        """Forget the first tokens, if the others are decoded without them as they were with them.
+        """Drop the first tokens of the window where that leaves the text of the others unchanged.
 
-        Between two tokens of one character they are not.
+        A cut between two tokens of one character would change it, so several cuts are tried.
         """
         most = len(self._ids) - _CONTEXT
         for start in range(most, most - 4, -1):
@@ -156,23 +168,25 @@ class _CharacterStream:
 
 
 class _PrefixMatch:
-    """The longest prefix of a stop that a text ends with (Knuth, Morris and Pratt 1977).
+    """Longest prefix of a stop string that the text so far ends with (Knuth, Morris, Pratt 1977).
 
-    The table grows with the match, so that a long stop that hardly ever matches costs nothing.
+    The failure table grows with the match, so that a long stop string that rarely matches costs
+    nothing.
 
     Attributes:
-        text: The stop.
+        text: The stop string.
         length: Number of its characters that match.
     """
 
     def __init__(self, text: str):
         self.text = text
         self.length = 0
-        # By length of a prefix of the stop: the longest shorter prefix that it ends with.
+        # Failure table: for each prefix of the stop string, by its length, the length of the
+        # longest shorter prefix that it ends with.
         self._shorter = [0, 0]
 
     def add(self, character: str) -> bool:
-        """Add a character to the text; return whether the stop is complete."""
+        """Add a character to the text; return whether the stop string is complete."""
         self.length = self._next(self.length, character)
         if self.length == len(self._shorter):
             self._shorter.append(self._next(self._shorter[-1], character))

@@ -1,1 +1,1 @@
-"""Reading weights and tokenizers."""
+"""Loading of base models: configuration, weights and tokenizer from Hugging Face or GGUF files."""

@@ -1,7 +1,7 @@
-"""A model's shape from the metadata of a GGUF file.
+"""Model configuration from the metadata of a GGUF file.
 
-Every key of the architecture is either read here, known not to change what the model computes, or
-refused unless it is empty: what is not implemented is never approximated.
+Each key of the architecture is read here, known not to affect what the model computes, or refused
+unless it is empty. A feature that is not implemented is thus never silently ignored.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from malora_jax.models.loading.gguf_file import ROPE_DIVISORS, GGUFFile
 _ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 _EMBEDDING, _HEAD = 'token_embd.weight', 'output.weight'
 
-# What our fields are called in the file, after the architecture's name.
+# GGUF key of each field of `ModelConfig`, without the prefix that names the architecture.
 _FIELDS = {
     'width': 'embedding_length',
     'hidden': 'feed_forward_length',
@@ -29,7 +29,7 @@ _FIELDS = {
 }
 _ALSO_READ = ('attention.sliding_window', 'attention.value_length', 'rope.dimension_count')
 _WITHOUT_EFFECT = ('vocab_size', 'tensor_data_layout', 'rope.scaling.original_context_length')
-# Keys that change the computation, with the one value that is implemented.
+# Keys that affect the computation, with the only value that is implemented.
 _FIXED = {
     'rope.scaling.type': 'none',
     'rope.scale_linear': 1.0,
@@ -41,7 +41,7 @@ _FIXED = {
 
 
 def keys(file: GGUFFile) -> dict[str, str]:
-    """What our fields are called in the file, for messages."""
+    """Return the GGUF name of each field of `ModelConfig`, for messages."""
     named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
     return named | {
         'vocab_size': f'rows of {_EMBEDDING}',
@@ -52,10 +52,17 @@ def keys(file: GGUFFile) -> dict[str, str]:
 
 
 def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
-    """The model that the metadata describe; see `huggingface_config.read_config`.
+    """Return the configuration of the model in a GGUF file.
+
+    The context is limited to the sliding window, within which sliding attention is full attention.
+
+    Args:
+        file: GGUF file.
+        name: Name for the model.
+        dtype: Dtype of activations and frozen weights.
 
     Raises:
-        UserError: another architecture, a missing key, or something that is not implemented.
+        UserError: The architecture or a feature is not implemented, or a key is missing.
     """
     if file.architecture not in _ARCHITECTURES:
         raise errors.UserError(
@@ -83,7 +90,7 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
             num_heads=heads,
             num_kv_heads=_count(file, 'attention.head_count_kv', heads),
             head_width=head_width,
-            # Within its window, sliding attention is plain attention.
+            # Within its window, sliding attention is full attention.
             context=min(context, _count(file, 'attention.sliding_window', context)),
             rope_theta=theta,
             rope_scaling=_scaling(file, head_width, theta),
@@ -110,7 +117,7 @@ def _check_known(file: GGUFFile) -> None:
 
 
 def _scaling(file: GGUFFile, head_width: int, theta: float) -> Llama3Scaling | None:
-    """Llama 3's scaling, of which a file has only what the frequencies are divided by."""
+    """Return Llama 3's RoPE scaling; the file holds only the divisors of the frequencies."""
     if file.shape(ROPE_DIVISORS) is None:
         return None
     divisors_C = file.tensor(ROPE_DIVISORS)
@@ -142,7 +149,7 @@ def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
     value = default if value is None else value
     if not isinstance(value, float) or not 0 < value < float('inf'):
         raise _refuse(file, key, 'a positive number')
-    # The shortest decimal number that is the same in float32, as the file has it.
+    # Files store float32: take the shortest decimal that rounds to it, so that 1e-05 stays 1e-05.
     return float(str(np.float32(value)))
 
 

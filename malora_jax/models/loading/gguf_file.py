@@ -1,4 +1,4 @@
-"""A GGUF file: its metadata, and its tensors dequantised a block of rows at a time."""
+"""GGUF files: metadata, and tensors that are dequantized a block of rows at a time."""
 
 import pathlib
 from typing import Any
@@ -10,26 +10,29 @@ from malora_jax import errors, schema
 from malora_jax.models.loading.names import Format
 from malora_jax.schema import Positive
 
-# The tensor by whose values rotary frequencies are divided: part of the config, not of the weights.
+# Tensor with the divisors of the RoPE frequencies: part of the config, not of the weights.
 ROPE_DIVISORS = 'rope_freqs.weight'
 
 
-# Of a list in the metadata; the largest that are known, vocabularies and merges, have 500,000.
+# Maximum length of a metadata list; the largest known ones, vocabularies and merges, have 500,000.
 _MOST_ITEMS = 2**23
 
 
 class _Reader(gguf.GGUFReader):
-    """Reads through a plain array: slicing `numpy.memmap` a million times takes seconds."""
+    """GGUF reader over a plain array, since slicing `numpy.memmap` a million times takes seconds.
+
+    It also refuses impossible sizes in corrupt files.
+    """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        # Without this, a count of 2^60 would be looped over beyond the end of the file.
+        # Otherwise a corrupt count such as 2^60 would be looped over beyond the end of the file.
         if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
             raise ValueError('it ends too early')
         return super()._get(offset, dtype, count, override_order)
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type == gguf.GGUFValueType.ARRAY:
-            # Of each item, an array of numpy is made.
+            # The base class creates a NumPy array for each item, so the number must be bounded.
             kind, count = self._get(orig_offs, np.uint32)[0], self._get(orig_offs + 4, np.uint64)[0]
             if kind == gguf.GGUFValueType.ARRAY or count > _MOST_ITEMS:
                 raise ValueError(f'it has a list of {count:,} items of kind {kind}')
@@ -37,7 +40,7 @@ class _Reader(gguf.GGUFReader):
 
     @property  # type: ignore[override]
     def data(self) -> np.ndarray:
-        """The bytes of the file, still mapped."""
+        """Bytes of the file, memory-mapped."""
         return self._bytes
 
     @data.setter
@@ -46,10 +49,15 @@ class _Reader(gguf.GGUFReader):
 
 
 class GGUFFile:
-    """A GGUF file, memory-mapped; its metadata and its tensors by name.
+    """Memory-mapped GGUF file; implements `WeightFile`.
+
+    Attributes:
+        path: Path of the file.
+        names: Names of the weight tensors.
+        architecture: Architecture in the metadata, such as 'llama'; None if it is missing.
 
     Raises:
-        UserError: the file is missing, truncated or not GGUF.
+        UserError: The file is missing, truncated or not GGUF.
     """
 
     file_format: Format = 'gguf'
@@ -61,7 +69,7 @@ class GGUFFile:
         try:
             with np.errstate(over='ignore'):
                 reader = _Reader(self.path)
-        except Exception as error:  # It fails in many ways on a cut file.
+        except Exception as error:  # The reader raises many types of errors on a truncated file.
             reason = ' '.join(str(error).split())
             raise errors.UserError(
                 f'{self.path} is not a complete GGUF file ({reason}); download it again.'
@@ -73,19 +81,19 @@ class GGUFFile:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all metadata."""
+        """Keys of all metadata."""
         return list(self._fields)
 
     def field(self, key: str, kind: Any = Any, default: Any = None) -> Any:
-        """The metadata value of that key, as Python objects.
+        """Return a metadata value as Python objects.
 
         Args:
-            key: Its name.
-            kind: Type hint that it must match if the file has it; see `schema`.
-            default: What is returned if the file does not have it.
+            key: Name of the value.
+            kind: Type hint that the value must match, if it is there: see `schema`.
+            default: Result if the file does not have the key.
 
         Raises:
-            UserError: it has another type, or text that is not UTF-8.
+            UserError: The value has another type, or is not valid UTF-8.
         """
         if key not in self._fields:
             return default
@@ -101,16 +109,20 @@ class GGUFFile:
         return value
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a tensor, outputs first; None if there is no such tensor."""
+        """Return the shape of a tensor, outputs first; None if there is no such tensor."""
         tensor = self._tensors.get(name)
         return None if tensor is None else tuple(int(size) for size in reversed(tensor.shape))
 
     def tensor(self, name: str) -> np.ndarray:
-        """A whole tensor, dequantised, as it lies in the file."""
+        """Return a whole tensor, dequantized, with rows in the order of the file."""
         return self._dequantize(name, self._tensors[name].data)
 
     def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        """See `WeightFile`; float32, with the rows of a head in the order of `transformers`."""
+        """Read rows of a tensor, dequantized and in the order of `transformers`: see `WeightFile`.
+
+        Raises:
+            UserError: There is no such tensor, it has another shape, or its format is unsupported.
+        """
         found = self.shape(name)
         if found is None:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
@@ -126,7 +138,7 @@ class GGUFFile:
     def _dequantize(self, name: str, data: np.ndarray) -> np.ndarray:
         kind = self._tensors[name].tensor_type
         try:
-            # What is not finite is found later.
+            # The loader checks for NaN and infinity later.
             with np.errstate(all='ignore'):
                 return gguf.dequantize(data, kind)
         except NotImplementedError as error:
@@ -136,10 +148,10 @@ class GGUFFile:
             ) from error
 
     def _order(self, name: str, rows: int) -> np.ndarray:
-        """Where in the file each row is.
+        """Return the index in the file of each row of a tensor.
 
-        For models of architecture llama, llama.cpp has the rows of a query's or key's head such
-        that rotary pairs are neighbours; here entry i is paired with entry i + C / 2.
+        For architecture llama, llama.cpp permutes the rows of each query and key head so that the
+        entries of a RoPE pair are adjacent. Here entry i is paired with entry i + C / 2.
         """
         order = np.arange(rows)
         part = name.split('.')[-2]

@@ -1,11 +1,11 @@
-"""Models of the Hugging Face hub: their names, and which of their files are wanted."""
+"""Base models on the Hugging Face Hub: names of the presets, and the files to download."""
 
 import pathlib
 import re
 
 from malora_jax import hub
 
-# The hub's name of each preset.
+# Repository of each preset on the Hub.
 NAMES = {
     'llama2-7b': 'meta-llama/Llama-2-7b-hf',
     'llama2-13b': 'meta-llama/Llama-2-13b-hf',
@@ -25,21 +25,28 @@ NAMES = {
 }
 
 CONFIG = ('config.json',)
-# No pickles, no code, and not the copies in other formats that some models have.
+# Excludes pickles, code, and the copies in other formats that some repositories have.
 WHOLE_MODEL = ('model*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
 
 
 def is_name(text: str) -> bool:
-    """Whether a text could be a model's name, owner/name."""
+    """Return whether a text has the form of a repository name, owner/name."""
     return re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', text) is not None
 
 
 def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
-    """The local directory of a model, with the files that match downloaded if they are not there.
+    """Download files of a model, unless they are in the local cache.
+
+    Args:
+        name: Name of the repository, owner/name.
+        patterns: Glob patterns of files in the top directory of the repository.
+
+    Returns:
+        The local directory with the files.
 
     Raises:
-        UserError: the name cannot be one, the model does not exist, its licence was not accepted,
-            or the hub cannot be reached.
+        UserError: The name is malformed, the model does not exist, its license was not accepted, or
+            the Hub cannot be reached.
     """
     return hub.snapshot(
         name,

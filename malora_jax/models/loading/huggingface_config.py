@@ -1,7 +1,7 @@
-"""A model's shape from the `config.json` of `transformers`.
+"""Model configuration from the `config.json` of `transformers`.
 
-Every key is either read here, known not to change what the model computes, or refused unless it is
-empty: what is not implemented is never approximated.
+Each key is read here, known not to affect what the model computes, or refused unless it is empty.
+A feature that is not implemented is thus never silently ignored.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from typing import Any
 from malora_jax import errors, files, schema
 from malora_jax.models.config import Llama3Scaling, ModelConfig
 
-# What `transformers` assumes of each architecture where the file is silent.
+# Defaults of `transformers` for keys that the file lacks, by architecture.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     'LlamaForCausalLM': {},
     'MistralForCausalLM': {'num_key_value_heads': 8, 'sliding_window': 4096},
@@ -19,7 +19,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     'Qwen3ForCausalLM': {'num_key_value_heads': 32, 'head_dim': 128, 'sliding_window': 4096},
 }
 
-# What our fields are called in the file.
+# Key in the file of each field of `ModelConfig`.
 KEYS = {
     'vocab_size': 'vocab_size',
     'width': 'hidden_size',
@@ -44,7 +44,7 @@ _ALSO_READ = (
     'layer_types',
 )
 
-# Keys that change the computation, with the one value that is implemented.
+# Keys that affect the computation, with the only value that is implemented.
 _FIXED: dict[str, Any] = {
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -55,7 +55,7 @@ _FIXED: dict[str, Any] = {
     'auto_map': None,
 }
 
-# Keys that change nothing: bookkeeping, generation, and what only training from scratch reads.
+# Keys without effect on the logits: bookkeeping, generation, and training from scratch.
 _WITHOUT_EFFECT = """
     model_type transformers_version torch_dtype dtype tokenizer_class use_cache return_dict
     initializer_range pretraining_tp max_window_layers chunk_size_feed_forward id2label label2id
@@ -66,7 +66,7 @@ _WITHOUT_EFFECT = """
     no_repeat_ngram_size num_return_sequences early_stopping
 """
 
-# Keys that change nothing where they are false.
+# Keys without effect if they are false.
 _OFF = """
     use_mrope rope_interleaved use_qk_norm is_decoder is_encoder_decoder add_cross_attention
     tie_encoder_decoder output_attentions output_hidden_states output_scores output_router_logits
@@ -86,17 +86,17 @@ _ROPE_KEYS: dict[str, tuple[str, ...]] = {
 
 
 def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
-    """The model that a `config.json` describes.
+    """Return the configuration of the model that a `config.json` describes.
 
-    Within its window, sliding attention is plain attention: the window bounds the context.
+    The context is limited to the sliding window, within which sliding attention is full attention.
 
     Args:
-        path: of the file.
-        name: what to call the model.
-        dtype: of activations and of the frozen weights.
+        path: Path of the file.
+        name: Name for the model.
+        dtype: Dtype of activations and frozen weights.
 
     Raises:
-        UserError: the file is missing or broken, or asks for something that is not implemented.
+        UserError: The file is missing or broken, or sets something that is not implemented.
     """
     values = _Values(path)
     values.check()
@@ -123,7 +123,7 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
 
 
 class _Values:
-    """The keys of the file, with the architecture's defaults."""
+    """Values of a `config.json`, checked, with the defaults of the architecture."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -142,7 +142,7 @@ class _Values:
         return self._values.get(key, default)
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 on; `default` where the key is missing or null."""
+        """Return a positive integer; `default` if the key is missing or null."""
         value = self.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or schema.find_fault(schema.Positive, value):
@@ -150,7 +150,7 @@ class _Values:
         return value
 
     def flag(self, key: str) -> bool:
-        """True or false; false where the key is missing or null."""
+        """Return a bool; False if the key is missing or null."""
         value = self.get(key)
         if value is not None and type(value) is not bool:
             raise self._refuse(key, 'true or false')
@@ -161,7 +161,7 @@ class _Values:
         return self._positive(key, default if value is None else value)
 
     def check(self) -> None:
-        """Refuses what is not implemented."""
+        """Raise an error for keys and values that are not implemented."""
         for key, right in _FIXED.items():
             if self._values.get(key) not in (None, right):
                 raise self._refuse(key, f'{right!r}, as nothing else is implemented')
@@ -177,7 +177,7 @@ class _Values:
                 )
 
     def context(self) -> int:
-        """Positions within which every query sees all earlier keys."""
+        """Return the number of tokens within which every query attends to all earlier keys."""
         context = self.count('max_position_embeddings')
         window, kinds = self.get('sliding_window'), self.get('layer_types') or ['full_attention']
         switch = self.architecture.startswith('Qwen')
@@ -198,7 +198,7 @@ class _Values:
         return self._positive('rope_theta', 10000.0 if theta is None else theta)
 
     def scaling(self) -> Llama3Scaling | None:
-        """The stretching of the rotary embedding, in the old or the new way of writing it."""
+        """Return the RoPE scaling, from `rope_scaling` or the newer `rope_parameters`."""
         section, rope = self._rope()
         kind = rope.get('rope_type') or rope.get('type') or 'default'
         if kind not in list(_ROPE_KEYS):
@@ -236,5 +236,5 @@ class _Values:
 
 
 def _is_empty(value: Any) -> bool:
-    """Null and empty say nothing; false and zero may switch something off."""
+    """Return whether a value is null or empty; False and 0 are not, as they may turn things off."""
     return value is None or value in ('', [], {})

@@ -1,7 +1,7 @@
-"""Where each tensor of a weight file goes in the decoder's tree: one table for both formats.
+"""Map from tensor names in weight files to leaves of the decoder's `params`, for both formats.
 
-Files hold a tensor for each layer, outputs before inputs; the tree stacks layers, inputs before
-outputs.
+Files hold one tensor per layer, with outputs before inputs. In `params`, layers are stacked, and
+kernels have inputs before outputs.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from malora_jax.models.decoder import Decoder, abstract_variables
 
 Format = Literal['huggingface', 'gguf']
 
-# Our module, its name in `transformers`, and llama.cpp's; {} is the layer.
+# Name of each module of `Decoder` in `transformers` and in llama.cpp; {} is the index of the layer.
 _MODULES = {
     'embedding': ('model.embed_tokens', 'token_embd'),
     'head': ('lm_head', 'output'),
@@ -36,14 +36,14 @@ _MODULES = {
 
 
 class Leaf(NamedTuple):
-    """A leaf of the tree and the tensors that it is made of.
+    """Leaf of the decoder's `params`, and the tensors of the file that it consists of.
 
     Attributes:
-        path: in the tree, with slashes.
-        shape: of the leaf, layers first if it has any.
-        dtype: of the leaf.
-        names: of the tensors, one a layer, or just one.
-        transposed: whether the tensors are, against the leaf.
+        path: Path of the leaf, with slashes.
+        shape: Shape of the leaf, with the layer axis first if it is stacked.
+        dtype: Dtype of the leaf.
+        names: Names of the tensors in the file: one per layer, or only one.
+        transposed: Whether the tensors in the file are transposed relative to the leaf.
     """
 
     path: str
@@ -54,20 +54,20 @@ class Leaf(NamedTuple):
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        """The shape of each tensor in the file."""
+        """Shape of each of the tensors in the file."""
         shape = self.shape[1:] if self.path.startswith('layers/') else self.shape
         return shape[::-1] if self.transposed else shape
 
     @property
     def row_axis(self) -> int:
-        """The axis of the leaf along which its tensors' rows lie."""
+        """Axis of the leaf that corresponds to the first axis (rows) of its tensors."""
         if self.transposed:
             return len(self.shape) - 1
         return 1 if self.path.startswith('layers/') else 0
 
 
 def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
-    """All leaves of the decoder's `params` before kernels are quantised, in tree order."""
+    """Return all leaves of the decoder's `params` before quantization, in tree order."""
     config = dataclasses.replace(config, quantize='')
     params = nn.unbox(abstract_variables(Decoder(config))['params'])
     return [
@@ -77,7 +77,10 @@ def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
 
 
 def name(module: str, file_format: Format) -> str:
-    """The name of a module's weight; {} is the layer, if it is in one."""
+    """Return the name of a module's weight in files of a format.
+
+    For modules in a layer, the name contains {} for the index of the layer.
+    """
     return _MODULES[module][file_format == 'gguf'] + '.weight'
 
 

@@ -1,4 +1,4 @@
-"""The decoder's `params` from a weight file, a block of rows at a time, and back into tensors."""
+"""Loading of the decoder's `params` from a weight file, block by block; and their export."""
 
 import concurrent.futures
 import pathlib
@@ -18,18 +18,18 @@ from malora_jax.models.loading import names as names_lib
 from malora_jax.models.loading.parts import Parts
 from malora_jax.models.quantize import codes_dtype, quantize, shapes
 
-# About so many scalars are read at once.
+# Approximate number of scalars in a block that is read at once.
 _BLOCK = 2**18
-# So many tensors are read at the same time.
+# Number of threads, each of which reads one tensor at a time.
 _READERS = 4
 
 
 class WeightFile(Protocol):
-    """What is read from: one file or several that belong together.
+    """Protocol of a source of weights: a file, or several shards of one model.
 
     Attributes:
-        path: where it is, for messages.
-        file_format: whose names the tensors have.
+        path: Path of the file or its directory, for messages.
+        file_format: Format, which determines the names of the tensors.
     """
 
     path: pathlib.Path
@@ -37,38 +37,47 @@ class WeightFile(Protocol):
 
     @property
     def names(self) -> Collection[str]:
-        """Names of the tensors, those that follow from the config left out."""
+        """Names of the tensors, except for those that the config determines."""
         ...
 
     def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        """Rows of the tensor, from `start` to before `stop`; no others are read.
+        """Read the rows `start` to `stop` - 1 of a tensor, and no others.
+
+        Args:
+            name: Name of the tensor.
+            shape: Expected shape of the whole tensor.
+            start: Index of the first row.
+            stop: Index after the last row.
 
         Raises:
-            UserError: there is no such tensor, it has another shape, or it is stored in a way
-                that cannot be read.
+            UserError: There is no such tensor, it has another shape, or its format is unsupported.
         """
         ...
 
 
 def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
-    """The decoder's `params` collection.
+    """Load the decoder's `params` collection, sharded if a mesh is set.
 
-    Where a mesh is set, leaves are split over it as `rules` says. At no time is there more than a
-    few blocks of rows besides the parts that this process's devices have, and a few kernels in
-    float32 where they are quantised. Rows of which no part is here are not read, but for kernels
-    that are quantised.
+    Besides the shards of this process's devices, memory holds only a few blocks of rows at a time,
+    and with quantization a few kernels in float32. Rows that no local device needs are not read,
+    except those of kernels to quantize.
+
+    Args:
+        file: Source of the weights.
+        config: Configuration of the model.
 
     Raises:
-        UserError: a tensor is missing, has another shape or a value that is not finite, or belongs
-            to no part of the model.
+        UserError: A tensor is missing, has the wrong shape, has a value that is not finite, or
+            does not belong to the model.
     """
     leaves = names_lib.leaves(config, file.file_format)
     _check_names(file, config, leaves)
-    for leaf in leaves:  # All shapes before any memory: a wrong size may be a very large one.
+    # Check all shapes before memory is allocated, since a wrong config may ask for huge arrays.
+    for leaf in leaves:
         for name in leaf.names:
             file.rows(name, leaf.tensor_shape, 0, 1)
     params: dict[str, jax.Array] = {}
-    # Most of the time memory is touched for the first time: a matter for several cores.
+    # Most of the time goes into page faults of new memory, which several cores handle faster.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         for leaf in leaves:
             quantized = bool(config.quantize) and leaf.path.endswith('/kernel')
@@ -78,11 +87,14 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
 
 
 def to_huggingface(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """The tensors of a decoder under the names and in the shapes of `transformers`.
+    """Convert the decoder's `params` to the tensor names and shapes of `transformers`.
 
     Args:
-        config: its shape.
-        params: not quantised.
+        config: Configuration of the model.
+        params: Collection `params`, not quantized.
+
+    Returns:
+        Tensors by name, one per layer, with outputs before inputs.
     """
     values = dict(named_leaves(params))
     tensors = {}
@@ -94,7 +106,10 @@ def to_huggingface(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
 
 
 def _check_names(file: WeightFile, config: ModelConfig, leaves: list[names_lib.Leaf]) -> None:
-    """Checks that the file has what the model needs and nothing else."""
+    """Check that the file has all tensors of the model, and no others.
+
+    A tied model's file may repeat the embedding as the head.
+    """
     needed = {name for leaf in leaves for name in leaf.names}
     missing = [name for leaf in leaves for name in leaf.names if name not in file.names]
     if missing:
@@ -120,7 +135,7 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[names_lib.L
 
 
 def _layers(leaf: names_lib.Leaf, array: np.ndarray) -> np.ndarray:
-    """Where each tensor of a leaf goes: into a layer, or into the leaf itself."""
+    """Return a leaf's array with one entry of the first axis for each tensor of the file."""
     return array if leaf.path.startswith('layers/') else array[None]
 
 
@@ -147,7 +162,7 @@ def _read_plain(
 def _read_quantized(
     file: WeightFile, config: ModelConfig, leaf: names_lib.Leaf, pool: concurrent.futures.Executor
 ) -> dict[str, jax.Array]:
-    """A kernel as codes and scales, which lie beside it."""
+    """Read a kernel, and quantize it into two leaves: codes and scales."""
     L, D, F = leaf.shape
     of_codes, of_scale = shapes(config.quantize, D, F)
     scale_path = f'{leaf.path}_scale'
@@ -168,7 +183,7 @@ def _read_quantized(
 
 
 def _parts(config: ModelConfig, path: str, shape: tuple[int, ...], dtype: Any) -> Parts:
-    """Memory for what of a leaf is wanted here, on the mesh that is set."""
+    """Allocate memory for the shards of a leaf that this process's devices hold."""
     boxed = flatten_dict(abstract_variables(Decoder(config))['params'], sep='/')[path]
     found = rules.shardings({path: boxed})
     return Parts(shape, dtype, found and found[path])
@@ -177,10 +192,14 @@ def _parts(config: ModelConfig, path: str, shape: tuple[int, ...], dtype: Any) -
 def _finite_blocks(
     file: WeightFile, name: str, shape: tuple[int, ...], spans: list[tuple[int, int]]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Spans of rows in float32, each with the row where it begins."""
+    """Read spans of a tensor's rows in float32, and check that all values are finite.
+
+    Yields:
+        Index of the first row of a span, and the rows.
+    """
     for span in spans:
         block = file.rows(name, shape, *span).astype(np.float32, copy=False)
-        # NaN spreads to both, and no copy is made as with isfinite.
+        # NaN propagates to min and max; unlike isfinite, they need no temporary array.
         if not np.isfinite([block.min(), block.max()]).all():
             raise errors.UserError(
                 f'{file.path}: tensor {name!r} has a value that is not finite (NaN or infinity).'
@@ -189,6 +208,9 @@ def _finite_blocks(
 
 
 def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Where blocks of a tensor's rows begin and end; a vector is one."""
+    """Return the first row of each block of a tensor and the row after its last.
+
+    A vector is a single block.
+    """
     rows = max(1, _BLOCK // shape[-1]) if len(shape) > 1 else shape[0]
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]

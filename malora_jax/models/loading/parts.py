@@ -1,4 +1,4 @@
-"""A leaf as the parts of it that the devices of this process have, filled block by block."""
+"""Assembly of a sharded array, block by block, from the shards that local devices hold."""
 
 from typing import Any
 
@@ -7,43 +7,43 @@ import numpy as np
 
 _ALIGNMENT = 64
 
-# Where a part begins and ends, axis by axis.
+# Start and stop of a shard along each axis of the whole array.
 _Bounds = tuple[tuple[int, int], ...]
 
 
 class Parts:
-    """A leaf that is being read: memory for the parts that are wanted here, and for no others."""
+    """Host buffers for the shards of one array that the devices of this process hold."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None):
-        """Takes the memory.
+        """Allocate the buffers, uninitialized.
 
         Args:
-            shape: of the whole leaf.
-            dtype: of the leaf.
-            sharding: where it goes; None = whole, to the default device.
+            shape: Shape of the whole array.
+            dtype: Dtype of the array.
+            sharding: Sharding of the array; None puts it on the default device.
         """
         self._shape, self._sharding = shape, sharding
         self._of: dict[Any, _Bounds] = {None: tuple((0, size) for size in shape)}
         if sharding is not None:
             indices = sharding.addressable_devices_indices_map(shape)
             self._of = {device: _bounds(index or (), shape) for device, index in indices.items()}
-        # Devices that have the same part share it.
+        # Devices with the same shard share a buffer.
         self._arrays = {
             bounds: _empty(tuple(end - start for start, end in bounds), dtype)
             for bounds in set(self._of.values())
         }
 
     def wants(self, axis: int, start: int, stop: int) -> bool:
-        """Whether a part here has some of what lies between two places along an axis."""
+        """Return whether a local shard overlaps the indices `start` to `stop` - 1 of an axis."""
         spans = [bounds[axis] for bounds in self._arrays]
         return any(start < last and first < stop for first, last in spans)
 
     def put(self, block: np.ndarray, corner: tuple[int, ...]) -> None:
-        """Copies a block of the leaf into the parts that have some of it.
+        """Copy a block of the array into the local shards that overlap it.
 
         Args:
-            block: with as many axes as the leaf.
-            corner: where in the leaf it begins.
+            block: Block with as many axes as the array.
+            corner: Index of the block's first entry in the whole array.
         """
         for bounds, array in self._arrays.items():
             common = [
@@ -55,7 +55,7 @@ class Parts:
                 array[to] = block[_slices(common, corner)]
 
     def array(self) -> jax.Array:
-        """The leaf, on its devices."""
+        """Return the array on its devices."""
         if self._sharding is None:
             return jax.device_put(self._arrays[self._of[None]])
         placed = [jax.device_put(self._arrays[bounds], at) for at, bounds in self._of.items()]
@@ -73,7 +73,7 @@ def _slices(common: list[tuple[int, int]], origin: Any) -> tuple[slice, ...]:
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An empty array whose memory JAX takes over as it is on a CPU, instead of copying it."""
+    """Allocate an array aligned so that on CPU, JAX uses its memory instead of copying it."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

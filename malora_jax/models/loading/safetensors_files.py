@@ -1,4 +1,4 @@
-"""Weights in the directory of a Hugging Face model: `model.safetensors`, whole or in shards."""
+"""Weights of a Hugging Face model in safetensors format, as one file or in shards."""
 
 import pathlib
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ from malora_jax.models.loading.names import Format
 
 _WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _DTYPES = ('F32', 'BF16', 'F16')
-# Old files hold the rotary embedding's frequencies, which follow from the config.
+# Old files contain the RoPE frequencies, which the config determines.
 _DERIVED = 'rotary_emb.inv_freq'
 
 
@@ -20,10 +20,15 @@ class _Index(TypedDict):
 
 
 class SafetensorsFiles:
-    """The tensors of a model by name; files are mapped into memory, none is read as a whole.
+    """Memory-mapped safetensors files of a model's directory; implements `WeightFile`.
+
+    Attributes:
+        path: Directory of the model.
+        names: Names of the weight tensors.
 
     Raises:
-        UserError: there are no such files, or one is missing, truncated or not what the index says.
+        UserError: There are no safetensors files, or one is missing, truncated or different from
+            what the index says.
     """
 
     file_format: Format = 'huggingface'
@@ -40,7 +45,11 @@ class SafetensorsFiles:
         self.names = {name for name in self._files if not name.endswith(_DERIVED)}
 
     def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        """See `WeightFile`."""
+        """Read rows of a tensor, in the dtype of the file: see `WeightFile`.
+
+        Raises:
+            UserError: There is no such tensor, it has another shape, or its dtype is unsupported.
+        """
         if name not in self._files:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
         tensor = self._files[name].get_slice(name)

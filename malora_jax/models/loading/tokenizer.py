@@ -1,4 +1,4 @@
-"""The tokenizer that comes with a base model, from a Hugging Face directory or a GGUF file."""
+"""Tokenizer of a base model, from a Hugging Face directory or a GGUF file."""
 
 import pathlib
 
@@ -7,25 +7,32 @@ import tokenizers
 from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-# After this, a text is encoded like one that goes on: in SentencePiece a line break is a byte, and
-# does not grow together with what follows.
+# Text after a line break is encoded without SentencePiece's leading space. SentencePiece encodes a
+# line break as a byte token, which does not merge with the text after it.
 _LINE_BREAK = '\n'
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Conversion between text and token ids, with the special tokens of a model.
 
-    SentencePiece puts a space before a text and takes it away again when decoding. Both are wrong
-    in the middle of a conversation; `continues` says that a text follows another.
+    SentencePiece adds a space before a text, and removes it when decoding. Both are wrong in the
+    middle of a conversation: `continues` means that the text follows another.
 
     Attributes:
-        eos_id: the token that ends a text.
-        bos_id: the token that every text starts with, or None. `encode` does not add it.
-        vocab_size: the highest id, plus 1.
-        longest_token: The most characters that one token stands for.
-        chat_template: the model's own template in the language of Jinja, or None.
-        named_tokens: special tokens by the names that templates give them, such as `bos_token`.
-        special_tokens: the texts of all tokens that `decode` leaves out.
+        eos_id: Id of the end token.
+        bos_id: Id of the token that every text starts with, or None. `encode` does not add it.
+        vocab_size: Highest token id plus 1.
+        longest_token: Length in characters of the longest entry of the vocabulary.
+        chat_template: The model's chat template in Jinja, or None.
+        named_tokens: Special tokens by their names in chat templates, such as `bos_token`.
+        special_tokens: Texts of the special tokens, which `decode` leaves out.
+
+    Example:
+        Round trip of a text:
+
+            tokenizer = from_huggingface('models/smollm2')
+            ids = tokenizer.encode('Hello')
+            tokenizer.decode(ids)  # 'Hello'
     """
 
     def __init__(
@@ -48,38 +55,50 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder().values()
         self.special_tokens = frozenset(token.content for token in added if token.special)
         self._line_break = self.encode(_LINE_BREAK)
-        # Whether a word is another token at the beginning of a text.
+        # True if a space is added before a text, so that its first word is encoded differently.
         self._adds_space = self.encode('a') != self.encode(_LINE_BREAK + 'a')[-1:]
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        """Token ids of the text; special tokens in it are recognised, none is added."""
+        """Return the token ids of a text.
+
+        Special tokens in the text are recognized; none are added.
+
+        Args:
+            text: Text to encode.
+            continues: Whether the text follows another, so that no space is added before it.
+        """
         if not continues or not self._adds_space:
-            # Unlike `encode`, this lets other threads run, and it takes half the time.
+            # Unlike the library's `encode`, this releases the GIL, and it takes half the time.
             return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         both = self.encode(_LINE_BREAK + text)
         count = len(self._line_break)
-        # In a vocabulary with a token for several line breaks, it may grow after all.
+        # If the vocabulary has tokens of several line breaks, the prefix may merge with the text.
         return both[count:] if both[:count] == self._line_break else self.encode(text)
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
-        """The text of the ids, without special tokens."""
+        """Return the text of token ids, without special tokens.
+
+        Args:
+            ids: Token ids.
+            continues: Whether the text follows another, so that a leading space is kept.
+        """
         if not continues or not self._adds_space:
             return self._backend.decode(ids, skip_special_tokens=True)
-        # Not after a line break: runs of bytes are decoded together.
+        # The prefix is not a line break, since adjacent byte tokens are decoded together.
         before = self.encode('a')
         return self.decode(before + ids).removeprefix(self.decode(before))
 
     @property
     def definition(self) -> str:
-        """What `tokenizer.json` holds for this tokenizer."""
+        """Content of a `tokenizer.json` for this tokenizer."""
         return self._backend.to_str()
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of one token by its text, or None."""
+        """Return the id of a token given by its text, or None if there is no such token."""
         return self._backend.token_to_id(token)
 
     def id_to_token(self, token_id: int) -> str:
-        """Return the text of one token by its id, as it stands in the vocabulary.
+        """Return the vocabulary entry of a token id.
 
         Raises:
             KeyError: There is no token with this id.
@@ -91,10 +110,12 @@ class Tokenizer:
 
 
 def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
-    """Reads `tokenizer.json` and what the files beside it say about special tokens.
+    """Load the tokenizer of a Hugging Face directory.
+
+    It comes from `tokenizer.json`; special tokens and the chat template are in other files.
 
     Raises:
-        UserError: a file is missing or broken, or names a token that the tokenizer lacks.
+        UserError: A file is missing or broken, or names a token that the tokenizer lacks.
     """
     directory = pathlib.Path(directory)
     backend = tokenizer_huggingface.backend(directory)
@@ -110,11 +131,10 @@ def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
 
 
 def from_gguf(file: GGUFFile) -> Tokenizer:
-    """Builds the tokenizer from `tokenizer.ggml.*`.
+    """Build the tokenizer from the metadata `tokenizer.ggml.*` of a GGUF file.
 
     Raises:
-        UserError: a kind of tokenizer that is not known, or metadata that are missing or do not
-            fit together.
+        UserError: The kind of tokenizer is not implemented, or metadata is missing or inconsistent.
     """
     return Tokenizer(
         tokenizer_gguf.backend(file),

@@ -1,7 +1,7 @@
-"""Tokenizers from the metadata of a GGUF file, with the ids that llama.cpp gives.
+"""Tokenizers from the metadata of a GGUF file, with the same token ids as llama.cpp.
 
-Two kinds are known: byte-level BPE ('gpt2'), which names how it splits text before merging, and
-SentencePiece BPE ('llama'), which has scores in place of merges.
+Two kinds are implemented: byte-level BPE ('gpt2') with a named pre-tokenizer, and SentencePiece BPE
+('llama'), which has scores instead of merges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from malora_jax import errors
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-# gguf.TokenType.
+# Values of gguf.TokenType.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
-# What llama.cpp calls the way of splitting, and its pattern; None for single digits, then GPT-2's.
+# Pattern of each pre-tokenizer of llama.cpp; None splits single digits, then as GPT-2 does.
 _SPLITS = {
     'smollm': None,
     'llama-bpe': (
@@ -31,10 +31,10 @@ _SPLITS = {
 
 
 def backend(file: GGUFFile) -> tokenizers.Tokenizer:
-    """The tokenizer without special ids.
+    """Build the tokenizer of the `tokenizers` library.
 
     Raises:
-        UserError: another kind, or metadata that are missing or do not fit together.
+        UserError: The kind of tokenizer is not implemented, or metadata is missing or inconsistent.
     """
     kind, split = _kinds(file)
     if kind == 'gpt2' and split in _SPLITS:
@@ -54,29 +54,34 @@ def backend(file: GGUFFile) -> tokenizers.Tokenizer:
 
 
 def eos_id(file: GGUFFile) -> int:
-    """The token that ends a text.
+    """Return the id of the end token.
 
     Raises:
-        UserError: the file names none, or one that is not in its vocabulary.
+        UserError: The file names no end token, or one that is not in its vocabulary.
     """
     return _token_id(file, 'eos_token_id')
 
 
 def bos_id(file: GGUFFile) -> int | None:
-    """The token that every text starts with, or None.
+    """Return the id of the token that every text starts with, or None.
 
     Raises:
-        UserError: texts start with one, but the file does not name it or does not have it.
+        UserError: Texts start with a token that the file does not name, or that is not in its
+            vocabulary.
     """
     kind, split = _kinds(file)
-    # What llama.cpp does where the file is silent.
+    # Default of llama.cpp if the file does not say.
     default = kind == 'llama' or split == 'llama-bpe'
     adds = file.field('tokenizer.ggml.add_bos_token', bool, default)
     return _token_id(file, 'bos_token_id') if adds else None
 
 
 def named_tokens(file: GGUFFile) -> dict[str, str]:
-    """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
+    """Return special tokens by their names in chat templates, such as `bos_token`.
+
+    Raises:
+        UserError: A special token is not in the vocabulary.
+    """
     tokens = _tokens(file)
     keys = {
         'bos_token': 'bos_token_id',
@@ -92,7 +97,7 @@ def named_tokens(file: GGUFFile) -> dict[str, str]:
 
 
 def _kinds(file: GGUFFile) -> tuple[str | None, str | None]:
-    """How the file calls its tokenizer, and its way of splitting texts."""
+    """Return the names of the tokenizer model and of the pre-tokenizer; None if missing."""
     return file.field('tokenizer.ggml.model', str), file.field('tokenizer.ggml.pre', str)
 
 
@@ -119,7 +124,7 @@ def _token_id(file: GGUFFile, key: str) -> int:
 
 
 def _one_each(file: GGUFFile, key: str, kind: Any) -> Any:
-    """The items of a list that says something of every token."""
+    """Return a metadata list that must have one item for each token of the vocabulary."""
     items, tokens = _field(file, key, kind), _tokens(file)
     if len(items) != len(tokens):
         raise errors.UserError(
@@ -136,7 +141,7 @@ def _add(
     which: Sequence[int],
     special: bool,
 ) -> None:
-    """Has the tokens of some kinds matched before anything else, never split."""
+    """Register the tokens of some kinds as added tokens, which are matched first, never split."""
     chosen = [token for token, kind in zip(tokens, kinds, strict=True) if kind in which]
     tokenizer.add_tokens(
         [tokenizers.AddedToken(token, special=special, normalized=False) for token in chosen]
@@ -150,7 +155,7 @@ def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
         raise errors.UserError(
             f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
         )
-    # Llama 3 takes a piece that is a token as that token, whatever its merges lead to.
+    # Llama 3 encodes a piece that is itself a token as that token, without applying merges.
     model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split == 'llama-bpe')
     tokenizer = tokenizers.Tokenizer(model)
     if split == 'qwen2':
@@ -187,7 +192,7 @@ def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
             byte_fallback=True,
         )
     )
-    # The space before a text, also before the text after a special token, as in llama.cpp.
+    # As in llama.cpp, a space is added before a text, and also after each special token.
     adds_space = file.field('tokenizer.ggml.add_space_prefix', bool, True)
     prepend = [normalizers.Prepend('▁')] if adds_space else []
     strip = [decoders.Strip(' ', left=1)] if adds_space else []
@@ -199,10 +204,11 @@ def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
 
 
 def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every way to put a token together from two, the best token first.
+    """Return BPE merges that are equivalent to SentencePiece scores.
 
-    SentencePiece joins the neighbours whose union has the highest score; BPE joins those that
-    stand first in a list.
+    SentencePiece merges the adjacent pair whose union has the highest score; BPE merges the pair
+    that comes first in a list. The list thus has every split of each token into two, in order of
+    decreasing score.
     """
     best_first = sorted(scores, key=lambda token: -scores[token])
     return [

