@@ -99,7 +99,7 @@ def readable(message: str) -> str:
 
 
 def remove_copies() -> None:
-    """Remove the local copies; `shutdown.leave` also calls this at the end of a command."""
+    """Remove the local copies, as also happens when the process ends without being killed."""
     if _copies:
         _copies.clear()
         _scratch().cleanup()

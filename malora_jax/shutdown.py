@@ -30,7 +30,7 @@ _PATIENCE = 10.0
 
 
 class Preempted(SystemExit):
-    """Exit with status 0 after SIGTERM, because the work is saved."""
+    """Exit of the process with status 0 after SIGTERM, when the work is saved."""
 
     def __init__(self):
         super().__init__(0)

@@ -24,7 +24,7 @@ _CHUNK_ITEMS = 2**20
 
 
 class Interval(NamedTuple):
-    """A confidence interval.
+    """A confidence interval with its bounds.
 
     Attributes:
         low: Lower bound.

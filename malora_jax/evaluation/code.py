@@ -30,7 +30,7 @@ _FENCED = re.compile(r'^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE |
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A HumanEval problem.
+    """A problem of the HumanEval benchmark.
 
     Attributes:
         prompt: Source code up to the function's body: imports, helpers, signature and docstring.

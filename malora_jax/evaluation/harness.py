@@ -69,7 +69,7 @@ class HarnessModel(TemplateLM):
         max_length: int | None = None,
         seed: int = 0,
     ):
-        """Wrap a model.
+        """Wrap a model for the harness.
 
         Args:
             subject: Model under evaluation.

@@ -85,6 +85,10 @@ def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: st
         examinee: Model to evaluate.
         splits: Split of each task; splits without held-out questions are skipped.
         description: Start of the progress bars' labels.
+
+    Raises:
+        UserError: A question and its answer do not fit into the model's context, or generated code
+            would run as root without a sandbox.
     """
     return [
         answer

@@ -151,6 +151,7 @@ class LanguageModel:
         Raises:
             UserError: A field is out of range, or a question with an answer of maximum length
                 exceeds the model's context length.
+            TypeError: `questions` is a single string.
         """
         if isinstance(questions, str):
             raise TypeError('generate takes a list of questions.')

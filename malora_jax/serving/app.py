@@ -52,7 +52,8 @@ def make_app(
 
     Args:
         models: Models by the names that requests use.
-        rows: Number of texts of each model that are decoded together (batch size).
+        rows: Number of texts of each model that are decoded together (batch size). The memory for
+            the KV cache grows with it.
         most_waiting: Maximum number of queued texts; further requests get status 429.
         timeout_s: Maximum time of a request in seconds; then it gets status 504, or an error event
             if streaming has started.
@@ -157,7 +158,11 @@ class _Service:
         return self._describe(name)
 
     async def chat(self, http: fastapi.Request) -> Response:
-        """Answer POST /v1/chat/completions."""
+        """Answer a request to POST /v1/chat/completions.
+
+        Raises:
+            RefusedError: The request is invalid or cannot be completed.
+        """
         body = await self._read(ChatRequest, http)
         model = self._model(body.model)
         messages = [message.plain() for message in body.messages]
@@ -182,7 +187,11 @@ class _Service:
         )
 
     async def complete(self, http: fastapi.Request) -> Response:
-        """Answer POST /v1/completions."""
+        """Answer a request to POST /v1/completions.
+
+        Raises:
+            RefusedError: The request is invalid or cannot be completed.
+        """
         body = await self._read(CompletionRequest, http)
         model = self._model(body.model)
         prompts = [

@@ -30,7 +30,7 @@ class Guard:
         body_s: float,
         is_draining: Callable[[], bool],
     ):
-        """Wrap an application.
+        """Wrap an ASGI application.
 
         Args:
             app: ASGI application.

@@ -169,7 +169,7 @@ class Scheduler:
         self._deliver([(text, shutting_down()) for text in texts])
 
     def stop(self) -> None:
-        """End all open texts, and stop the threads after the current step of at most a few tokens."""
+        """End all open texts, and stop the threads after their current step (a few tokens)."""
         self.end_all()
         with self._wake:
             self._is_stopped = True

@@ -133,7 +133,7 @@ class _Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b'')
             # If the body of a request is broken, the application may already be working on an
-            # answer; tell it that the client is gone.
+            # answer. Mark the client as disconnected, so that the application stops.
             if self.cycle is not None:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
