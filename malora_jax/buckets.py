@@ -1,12 +1,13 @@
-"""Directories in Google Cloud Storage, gs://BUCKET/PATH, by way of local copies.
+"""Directories in Google Cloud Storage (gs://BUCKET/PATH), mirrored in local copies.
 
-An object store knows no append, lock or rename; an object is there as a whole or not at all. So a
-command works on a copy of a directory's files (`local`), and what has changed in it is written back
-at certain moments (`push`). Checkpoints are left out: Orbax has them in the bucket (`home`).
+An object store has no append, lock or rename, and objects are written as a whole. A command
+therefore works on a local copy of a directory's files (`local`), and uploads changed files at
+certain points (`push`). Checkpoints are not copied, because Orbax reads and writes them in the
+bucket (`home`).
 
-Nothing is locked there. But before anything is written back, the objects must be those that were
-read or written last: of two runs in one directory, the one that began first stops at its next
-`push`.
+Nothing is locked in the bucket. Instead, `push` checks that the objects are still those that were
+last read or written. If two runs use the same directory, the one that started first stops at its
+next `push`.
 """
 
 import base64
@@ -29,11 +30,17 @@ _CHECKPOINTS = 'checkpoints'
 
 
 def local(address: str | os.PathLike[str]) -> pathlib.Path:
-    """The path of a directory or file, or that of its copy if it is in a bucket.
+    """Return the local path of a directory or file; one in a bucket is downloaded first.
+
+    Later calls for the same address download only new objects.
+
+    Args:
+        address: Path, or gs://BUCKET/PATH.
 
     Raises:
-        UserError: the address is none, the extra `gcs` is not installed, or there is no access.
-        OSError: the bucket cannot be reached.
+        UserError: The address is malformed, the extra `gcs` is not installed, there are no
+            credentials or no access, or the bucket does not exist.
+        OSError: The bucket cannot be reached.
     """
     text = os.fspath(address)
     if '://' not in text:
@@ -49,28 +56,32 @@ def local(address: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def home(path: pathlib.Path) -> pathlib.Path:
-    """Where that is of which a path is the copy, as a path of etils; any other path as it is."""
+    """Return the bucket address of a path in a local copy, as an etils path.
+
+    A path outside the copies is returned unchanged.
+    """
     for copy in _copies.values():
         if path.is_relative_to(copy.path):
             from etils import epath
 
-            # It does what a Path does, but is none.
+            # An etils path has the methods of pathlib.Path, but is not a subclass.
             return cast(pathlib.Path, epath.Path(copy.address) / path.relative_to(copy.path))
     return path
 
 
 def push() -> None:
-    """Writes back what has changed in the copies since the last time; nothing if there are none.
+    """Upload the files of all local copies that have changed since the last call.
 
     Raises:
-        OSError: another command has written there, or the bucket cannot be reached.
+        UserError: The bucket does not exist, or there is no access.
+        OSError: Another command has written to the directory, or the bucket cannot be reached.
     """
     for copy in _copies.values():
         copy.push()
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file or directory, if it is there; of a copy, in the bucket too."""
+    """Remove a file or directory if it exists; for one in a local copy, also its objects."""
     for copy in _copies.values():
         if path.is_relative_to(copy.path):
             copy.delete(path)
@@ -81,14 +92,14 @@ def remove(path: pathlib.Path) -> None:
 
 
 def readable(message: str) -> str:
-    """A message with addresses in place of copies' paths."""
+    """Return a message with the paths of local copies replaced by their bucket addresses."""
     for copy in _copies.values():
         message = message.replace(str(copy.path), copy.address)
     return message
 
 
 def remove_copies() -> None:
-    """Removes the copies, as the end of the process does unless it is killed."""
+    """Remove the local copies, as also happens when the process ends without being killed."""
     if _copies:
         _copies.clear()
         _scratch().cleanup()
@@ -96,18 +107,23 @@ def remove_copies() -> None:
 
 
 class _Seen(NamedTuple):
-    """An object and its file when they were the same: its generation, and the file's stamp."""
+    """State of an object and its local file at the last time when they were equal.
+
+    Attributes:
+        generation: Generation number of the object.
+        stamp: Modification time and size of the file.
+    """
 
     generation: int
     stamp: tuple[int, int]
 
 
 class _Copy:
-    """Of a directory or file in a bucket.
+    """A local copy of a directory or file in a bucket.
 
     Attributes:
-        address: what is copied.
-        path: the copy.
+        address: Address of the original, gs://BUCKET/PATH.
+        path: Local path of the copy.
     """
 
     def __init__(self, bucket: str, key: str):
@@ -116,11 +132,11 @@ class _Copy:
         self._seen: dict[pathlib.Path, _Seen] = {}
         with _told(self.address):
             self._bucket = _client(self.address).bucket(bucket)
-        # The last names are those of the address, by which models and tasks are called.
+        # End the path like the address, because models and tasks are named after their paths.
         self.path = pathlib.Path(tempfile.mkdtemp(dir=_scratch().name), bucket, key)
 
     def pull(self) -> None:
-        """Reads what is new in the bucket."""
+        """Download new and changed objects."""
         with _told(self.address):
             for path, blob in self._new():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +144,12 @@ class _Copy:
                 self._seen[path] = _Seen(blob.generation, _stamp(path))
 
     def push(self) -> None:
-        """As `buckets.push`, in the order in which the files were written."""
+        """Upload changed files, in the order in which they were written.
+
+        Raises:
+            UserError: The bucket does not exist, or there is no access.
+            OSError: Another command has written to the directory, or the bucket cannot be reached.
+        """
         paths = [self.path] if self.path.is_file() else self.path.rglob('*')
         files = [path for path in paths if self._is_copied(path) and path.is_file()]
         stamps = {path: _stamp(path) for path in sorted(files, key=_stamp)}
@@ -140,7 +161,7 @@ class _Copy:
         if not changed:
             return
         with _told(self.address):
-            # Of all, before the first is written: one that comes too late must write none.
+            # Check all objects before the first upload, so that after a conflict none is written.
             for path, blob in self._new():
                 if path in stamps:
                     self._seen[path] = _Seen(self._same(path, blob), stamps[path])
@@ -149,14 +170,14 @@ class _Copy:
                     self._seen[path] = _Seen(self._write(path), stamp)
 
     def delete(self, removed: pathlib.Path) -> None:
-        """Deletes the object of a file, or the objects of a directory."""
+        """Delete the object of a file, or the objects of a directory."""
         with _told(self.address):
             for path in [path for path in self._seen if path.is_relative_to(removed)]:
                 self._bucket.delete_blobs([self._blob(path)], on_error=lambda blob: None)
                 del self._seen[path]
 
     def _new(self) -> Iterator[tuple[pathlib.Path, Any]]:
-        """Objects that are not as they were seen, and the paths of their copies."""
+        """Yield the local path of each new or changed object, and the object."""
         for blob in self._bucket.client.list_blobs(self._bucket, prefix=self._key):
             name = pathlib.PurePosixPath(blob.name)
             if blob.name.endswith('/') or not name.is_relative_to(self._key):
@@ -167,7 +188,11 @@ class _Copy:
                 yield path, blob
 
     def _write(self, path: pathlib.Path) -> int:
-        """The generation of what is written."""
+        """Upload a file and return the generation of its object.
+
+        Raises:
+            OSError: Another command has written the object.
+        """
         from google.api_core.exceptions import PreconditionFailed
 
         blob = self._blob(path)
@@ -180,9 +205,12 @@ class _Copy:
         return blob.generation
 
     def _same(self, path: pathlib.Path, blob: Any) -> int:
-        """The generation of an object that holds what its copy does.
+        """Return the generation of an unexpected object, if its content equals the local file's.
 
-        So it is after an answer that was lost: what was to be written is there already.
+        That is the case if an earlier upload succeeded, but its response was lost.
+
+        Raises:
+            OSError: The content differs, because another command has written the object.
         """
         content = path.read_bytes() if path.is_file() else b''
         if blob.md5_hash != base64.b64encode(hashlib.md5(content).digest()).decode():
@@ -196,7 +224,7 @@ class _Copy:
         return self._bucket.blob('/'.join([self._key, *path.relative_to(self.path).parts]))
 
     def _is_copied(self, path: pathlib.Path) -> bool:
-        """Whether a file is not Orbax's, nor one that is only there for a while."""
+        """Return whether a file is copied: it is no checkpoint of Orbax and no temporary file."""
         parts = path.relative_to(self.path).parts
         return not any(part == _CHECKPOINTS or part.startswith('.') for part in parts)
 
@@ -211,7 +239,7 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
-    """Tells a file from what it was, and orders files by when they were written."""
+    """Return a file's modification time and size, to detect changes and to sort by age."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size
 
@@ -220,7 +248,7 @@ def _client(address: str) -> Any:
     import fsspec
     from google.cloud import storage
 
-    # Orbax lists directories through it, to which other processes write.
+    # Orbax lists directories with gcsfs, whose cache would miss what other processes write.
     fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
     try:
         return storage.Client()
@@ -232,7 +260,13 @@ def _client(address: str) -> Any:
 
 @contextlib.contextmanager
 def _told(address: str) -> Iterator[None]:
-    """Tells the storage's errors in one line."""
+    """Translate errors of Google Cloud Storage into one-line messages.
+
+    Raises:
+        UserError: The extra `gcs` is not installed, there are no credentials or no access, or the
+            bucket does not exist.
+        OSError: The bucket cannot be reached.
+    """
     if not importlib.util.find_spec('gcsfs'):
         raise UserError(f"{address} needs gcsfs: run pip install 'malora_jax[gcs]'.")
     import requests

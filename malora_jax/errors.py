@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""`UserError`, the exception for mistakes that the user can fix, and helpers that create it."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from malora_jax import schema
 
 # The largest int32.
 _MOST = 2**31 - 1
-# Of known names: that are compared with an unknown one, and that are listed.
+# Maximum number of known names that are compared with an unknown one, and that a message lists.
 _MOST_NAMES, _MOST_LISTED = 1000, 100
 
 shown = schema.shown
@@ -20,13 +20,22 @@ class UserError(ValueError):
     """A mistake in a config, a file or a command line.
 
     The message is one sentence that names the field, file or row at fault and says what would be
-    right. Command-line entries print it without a traceback and exit with status 2.
+    right. Commands print it without a traceback and exit with status 2.
     """
 
 
 @contextlib.contextmanager
 def within(place: object) -> Iterator[None]:
-    """Names the file, or the row, in the messages of mistakes that are found meanwhile."""
+    """Prefix the message of any `UserError` from the `with` block with a place.
+
+    A message that already contains the place is not changed.
+
+    Args:
+        place: File or row that is at fault.
+
+    Raises:
+        UserError: The `with` block raised it.
+    """
     try:
         yield
     except UserError as error:
@@ -36,9 +45,15 @@ def within(place: object) -> Iterator[None]:
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a registry, with the near ones first."""
+    """Return the error for a name that is not in a registry, with suggestions.
+
+    Args:
+        kind: Kind of the name, such as 'task'.
+        name: Unknown name.
+        known: Names in the registry.
+    """
     every = sorted(known)
-    # A table may have any number of columns.
+    # The number of known names may be large: they may be the columns of a user's table.
     near = difflib.get_close_matches(str(name)[:200], every[:_MOST_NAMES], n=3, cutoff=0.5)
     listed = ', '.join(every[:_MOST_LISTED])
     more = f' and {len(every) - _MOST_LISTED:,} more' if len(every) > _MOST_LISTED else ''
@@ -47,20 +62,25 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
 
 
 def out_of_range(field: str, value: object, right: str) -> UserError:
-    """The error for a config field whose value cannot be."""
+    """Return the error for a field whose value is out of range.
+
+    Args:
+        field: Name of the field.
+        value: Value of the field.
+        right: Description of right values, to follow 'it must be'.
+    """
     return UserError(f'{field} is {schema.shown(value)}; it must be {right}.')
 
 
 def check_types(section: str, settings: typing.Any) -> None:
-    """Checks the values of a dataclass of settings against its annotations.
+    """Check the values of a dataclass of settings against its type hints.
 
     Args:
-        section: what the fields' names are prefixed with.
-        settings: an instance; its whole numbers must fit into 32 bits, as arrays have them.
+        section: Prefix of the fields' names in messages.
+        settings: Instance of the dataclass; its integers must fit into int32, as array elements do.
 
     Raises:
-        UserError: a value of another type, or a number that is not finite or too large, by its
-            field.
+        UserError: A field has a value of another type, or a number that is not finite or too large.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -69,5 +89,5 @@ def check_types(section: str, settings: typing.Any) -> None:
             raise out_of_range(name, value, f'at most {_MOST:,} in magnitude')
         fault = schema.find_fault(hints[field.name], value, name)
         if fault:
-            # Of a tuple, all of it is shown.
+            # The fault may be an item of a tuple; the message shows the whole tuple.
             raise out_of_range(name, value, schema.describe(hints[field.name]))

@@ -1,4 +1,4 @@
-"""Files: written so that none is ever left half-written, and read with every check there is."""
+"""Atomic file writes, directory locks, and reading of JSON files with thorough checks."""
 
 import contextlib
 import fcntl
@@ -13,20 +13,26 @@ from malora_jax import schema
 from malora_jax.errors import UserError
 
 LOCK = '.lock'
-# What a user can do about a broken file of a run; never to remove it, which might mix results.
+# Remedy for a broken file of a run. It never suggests removal, which might mix results of two runs.
 RESTORE = 'restore it from a copy'
-# Of a JSON file; the largest that are read, tokenizers, have some 30 MB.
+# Maximum size of a JSON file; the largest ones that are read, tokenizers, have about 30 MB.
 _MOST_BYTES = 2**28
-_MOST_DEPTH = 100
+_MOST_DEPTH = 100  # Maximum nesting of lists and objects.
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` at the end.
+    """Yield a temporary path to write to, which atomically replaces `path` at the end.
 
-    After an error the temporary file is removed and `path` is as it was.
+    After an error the temporary file is removed, and `path` is unchanged. For example:
+
+        with replacing(pathlib.Path('table.csv')) as temporary:
+            temporary.write_text('a,b')
+
+    Args:
+        path: File to create or replace.
     """
-    # The suffix stays last: writers choose their format by it.
+    # Keep the suffix, because some writers choose the format by it.
     temporary = path.with_name(f'.{path.stem}.tmp{path.suffix}')
     try:
         yield temporary
@@ -39,17 +45,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path, busy: str) -> Iterator[None]:
-    """Makes a directory and keeps other processes out; the lock of a killed one is gone with it.
+    """Create a directory and hold an exclusive lock on it; a killed process loses its lock.
 
-    What is refused leaves nothing behind: if the body raises a UserError before anything else is in
-    the directory, the lock file and the directories that were made for it are removed.
+    If the body raises a UserError while the directory holds nothing but the lock file, the lock
+    file and the directories created here are removed.
 
     Args:
-        directory: to be locked, by the file `.lock` in it.
-        busy: what is said if another process has it.
+        directory: Directory to lock, with the file `.lock` in it.
+        busy: Error message if another process holds the lock.
 
     Raises:
-        UserError: another process has it.
+        UserError: Another process holds the lock.
     """
     with removed_if_refused(directory, LOCK), _lock(directory / LOCK, busy):
         yield
@@ -57,11 +63,14 @@ def locked(directory: pathlib.Path, busy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def removed_if_refused(directory: pathlib.Path, *temporary: str) -> Iterator[None]:
-    """Make a directory, and remove it again if the body raises a UserError and left it unused.
+    """Create a directory, and remove it again if the body raises a UserError and left it unused.
 
     Args:
-        directory: The directory; parents are made and removed with it.
+        directory: Directory to create; missing parents are created and removed with it.
         temporary: Names of files in it, such as a lock, that do not count as use.
+
+    Raises:
+        UserError: The body raised it.
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     there = {name for name in temporary if (directory / name).exists()}
@@ -72,7 +81,7 @@ def removed_if_refused(directory: pathlib.Path, *temporary: str) -> Iterator[Non
         if {path.name for path in directory.iterdir()} <= {*temporary}:
             for name in {*temporary} - there:
                 (directory / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # Another process may have begun to use one.
+            with contextlib.suppress(OSError):  # Another process may have started to use one.
                 for path in missing:
                     path.rmdir()
         raise
@@ -86,7 +95,7 @@ def _lock(path: pathlib.Path, busy: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(busy) from error
-            # A refused process may have removed the file between our opening and locking it.
+            # Another process, after a UserError, may have removed the file before it was locked.
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 yield
                 return
@@ -94,18 +103,18 @@ def _lock(path: pathlib.Path, busy: str) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text, and a line feed after it."""
+    """Write a text file atomically, with a line feed at the end."""
     with replacing(path) as temporary:
         temporary.write_text(text + '\n', 'utf-8')
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes an indented JSON file."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def write_json_lines(path: pathlib.Path, rows: list[Any]) -> None:
-    """Writes one JSON value a line."""
+    """Write a JSON Lines file atomically, with one JSON value per line."""
     with replacing(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         temporary.write_text(''.join(lines), 'utf-8')
@@ -115,9 +124,9 @@ def read_json(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> Any
     """Read a JSON file and check its content.
 
     Args:
-        path: The file.
+        path: File to read.
         kind: Type hint that the content must match; see `schema`.
-        remedy: What a user can do about a broken file, for messages.
+        remedy: Advice about a broken file, for messages.
 
     Raises:
         UserError: The file is not a regular file, not UTF-8, not JSON, nested too deeply, or too
@@ -133,15 +142,16 @@ def read_json(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> Any
 
 
 def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> list[Any]:
-    """Read a file with one JSON value per line; a last line that a kill cut short is skipped.
+    """Read a JSON Lines file; an incomplete last line, left by a killed process, is skipped.
 
     Args:
-        path: The file.
+        path: File to read.
         kind: Type hint that each value must match; see `schema`.
-        remedy: What a user can do about a broken file, for messages.
+        remedy: Advice about a broken file, for messages.
 
     Raises:
-        UserError: As `read_json`, with the line's number.
+        UserError: The file is not a regular file, or a line is invalid as in `read_json`; the
+            message has the line's number.
         FileNotFoundError: There is no file.
     """
     check_regular(path)
@@ -160,21 +170,21 @@ def parse_json_lines(
     decode: Callable[[str], Any] = json.loads,
     skip_blank: bool = True,
 ) -> Iterator[tuple[str, Any]]:
-    r"""Parse lines with one JSON value each; every reader of JSON Lines calls this.
+    r"""Parse lines with one JSON value each; all readers of JSON Lines use this function.
 
     Args:
-        lines: Lines that end at a line feed, such as an open binary file or `text.split('\n')`.
-            `str.splitlines` would also split within JSON strings.
-        file: Start of the place of each line, such as 'rows.jsonl line '.
-        remedy: What a user can do about a broken line, for messages.
-        decode: Parser of one line.
+        lines: Lines separated at line feeds only, such as an open binary file or
+            `text.split('\n')`; `str.splitlines` would also split within JSON strings.
+        file: Prefix of each line's place in messages, such as 'rows.jsonl line '.
+        remedy: Advice about a broken line, for messages.
+        decode: Function that parses one line.
         skip_blank: Whether blank lines are skipped rather than refused.
 
     Yields:
-        The place, `file` and the line's number from 1, and the value.
+        The place (`file` followed by the line's number, from 1), and the value.
 
     Raises:
-        UserError: As `parse_json`, with the place.
+        UserError: A line is invalid as in `parse_json`; the message has the place.
     """
     for number, line in enumerate(lines, start=1):
         if not skip_blank or line.strip():
@@ -183,11 +193,11 @@ def parse_json_lines(
 
 
 def check_regular(path: pathlib.Path) -> None:
-    """Check that a path names a regular file: opening a FIFO or a device may block for ever.
+    """Check that a path is a regular file, because opening a FIFO or a device may block forever.
 
     Raises:
-        UserError: It is something else.
-        FileNotFoundError: It does not exist.
+        UserError: The path is a directory, pipe, socket or device.
+        FileNotFoundError: The path does not exist.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         what = 'a directory' if path.is_dir() else 'a pipe, socket or device'
@@ -200,18 +210,17 @@ def parse_json(
     remedy: str = '',
     decode: Callable[[str], Any] = json.loads,
 ) -> Any:
-    """Parse JSON from outside; every other module that reads JSON calls this.
+    """Parse JSON from an external source; all other modules that read JSON use this function.
 
     Args:
-        content: UTF-8; or text that is already decoded, in which half characters are the caller's
-            business.
+        content: UTF-8 bytes, or decoded text. Only bytes are checked for lone surrogates.
         place: File, or file and line, for messages.
-        remedy: What a user can do about it, for messages; '' if that is clear.
-        decode: What parses the text.
+        remedy: Advice to the user, for messages; '' for none.
+        decode: Function that parses the text.
 
     Raises:
-        UserError: It is not UTF-8 or not JSON, is nested too deeply, or has a number of thousands
-            of digits or half a character.
+        UserError: The content is not UTF-8 or not JSON, is nested too deeply, has a number of
+            thousands of digits, or has a lone surrogate (half a character).
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
@@ -226,10 +235,10 @@ def parse_json(
         raise _broken(place, 'is nested too deeply', remedy) from error
     except ValueError as error:
         raise _broken(place, 'holds a number of too many digits', remedy) from error
-    # Brackets are counted first because that takes no time; most of them may stand in strings.
+    # Counting brackets is fast; the exact check follows, since brackets may be inside strings.
     if text.count('[') + text.count('{') > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
         raise _broken(place, 'is nested too deeply', remedy)
-    # Half a character can only be there as an escape.
+    # In UTF-8, a lone surrogate can only be written as an escape.
     if isinstance(content, bytes) and ('\\ud' in text or '\\uD' in text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -241,8 +250,14 @@ def parse_json(
 def check_content(kind: Any, value: Any, place: str, remedy: str = '') -> None:
     """Check a parsed value against a type hint.
 
+    Args:
+        kind: Type hint; see `schema`.
+        value: Parsed value.
+        place: File, or file and line, for messages.
+        remedy: Advice to the user, for messages; '' for none.
+
     Raises:
-        UserError: It does not match, with the place and the field.
+        UserError: The value does not match; the message has the place and the field.
     """
     fault = None if kind is Any else schema.find_fault(kind, value)
     if fault:
@@ -254,7 +269,7 @@ def _broken(place: str, what: str, remedy: str) -> UserError:
 
 
 def _is_deeper(value: Any, most: int) -> bool:
-    """Return whether lists and objects are nested more than `most` times."""
+    """Return whether lists and objects are nested more than `most` levels deep."""
     level = [value]
     for _ in range(most + 1):
         level = [

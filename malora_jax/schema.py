@@ -1,8 +1,8 @@
-"""Checks of values against type hints, for JSON from files and for the sections of a config.
+"""Validation of values against type hints, for JSON from files and for config sections.
 
-A type hint describes what is right: int, float, bool, str, None, Any, a union, list, tuple or
-Sequence, dict or Mapping with text as keys, a Path, a Literal, a TypedDict, or a dataclass, which
-stands for a JSON object with the dataclass's fields.
+A type hint describes the right values: int, float, bool, str, None, Any, a union, list, tuple or
+Sequence, dict or Mapping with string keys, a Path, a Literal, a TypedDict, or a dataclass, which
+describes a JSON object with the dataclass's fields.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ _MOST_INT = 2**63 - 1
 
 
 class Measured(float):
-    """As a type hint: a number that may be NaN or infinite, as in the metrics of a run."""
+    """Type hint for a number that may be NaN or infinite, such as a metric of a run."""
 
 
 class Positive(int):
-    """As a type hint: a whole number from 1 on."""
+    """Type hint for an integer of at least 1."""
 
 
 class Fault(NamedTuple):
     """A value that does not match its type hint.
 
     Attributes:
-        field: Dotted path of the value; '' for the whole.
-        value: The value, or `MISSING`.
-        right: Description of a right value, to follow 'it must be'.
+        field: Dotted path of the value; '' for the root value.
+        value: Value that does not match, or `MISSING`.
+        right: Description of right values, to follow 'it must be'.
     """
 
     field: str
@@ -49,7 +49,7 @@ class Fault(NamedTuple):
     right: str
 
     def __str__(self) -> str:
-        # A name may be anything in a file from elsewhere: it must not break the line.
+        # A field name from a foreign file may contain line breaks, which `shown` escapes.
         field = shown(self.field)[1:-1] or 'the content'
         if self.value is MISSING:
             return f'{field} is missing'
@@ -60,8 +60,8 @@ MISSING = object()
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: its repr on one line, shortened if it is long."""
-    if type(value) is int and value.bit_length() > 600:  # Python refuses to print very long ones.
+    """Return a value for use in a message: its repr on one line, shortened if it is long."""
+    if type(value) is int and value.bit_length() > 600:  # Python refuses to print huge integers.
         return f'a number of {value.bit_length():,} bits'
     text = ' '.join(repr(value).split())
     return text if len(text) <= _SHOWN_CHARACTERS else f'{text[:_SHOWN_CHARACTERS]}…'
@@ -70,9 +70,13 @@ def shown(value: object) -> str:
 def find_fault(hint: Any, value: Any, field: str = '') -> Fault | None:
     """Return the first part of a value that does not match a type hint, or None.
 
+    For example:
+
+        find_fault(list[int], [1, 'a'], 'ranks')  # Fault(field='ranks[1]', value='a', …)
+
     Args:
         hint: Type hint.
-        value: The value.
+        value: Value to check.
         field: Dotted path of the value, for the fault.
     """
     if hint is Any or (hint in _SCALARS and _is_a(hint, value)):
@@ -84,7 +88,7 @@ def find_fault(hint: Any, value: Any, field: str = '') -> Fault | None:
 
 
 def describe(hint: Any) -> str:
-    """Return what a type hint asks for, such as 'a list, each item a whole number'."""
+    """Return a description of right values, such as 'a list, each item a whole number'."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SCALARS:
         return _SCALARS[hint]
@@ -102,7 +106,7 @@ def describe(hint: Any) -> str:
 
 
 def _is_a(hint: Any, value: Any) -> bool:
-    """Return whether a value has exactly a scalar type: True is no number."""
+    """Return whether a value matches a scalar type hint; bool does not count as a number."""
     if hint is float:
         return type(value) in (int, float) and _is_finite(value)
     return type(value) is hint and (hint is not int or abs(value) <= _MOST_INT)
@@ -111,7 +115,7 @@ def _is_a(hint: Any, value: Any) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # A whole number beyond all floats.
+    except OverflowError:  # An integer beyond the range of floats.
         return False
 
 
@@ -133,7 +137,7 @@ def _check_union(hint: Any, value: Any, field: str) -> Fault | None:
     faults = [find_fault(each, value, field) for each in typing.get_args(hint)]
     if None in faults:
         return None
-    # The one that is furthest inside says most: of 'object or null' that of the object's field.
+    # Report the most deeply nested fault: for 'object or null', that of the object's field.
     deepest = max(faults, key=lambda fault: len(fault.field) if fault else 0)
     return deepest if deepest and deepest.field != field else Fault(field, value, describe(hint))
 
@@ -165,7 +169,7 @@ def _check_mapping(hint: Any, value: Any, field: str) -> Fault | None:
 
 
 def _check_record(hint: Any, value: Any, field: str) -> Fault | None:
-    # An instance of a dataclass has checked itself.
+    # Dataclasses check their fields when an instance is created.
     if dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
         return None
     if not isinstance(value, Mapping):
@@ -178,7 +182,7 @@ def _check_record(hint: Any, value: Any, field: str) -> Fault | None:
             fault = Fault(_joined(field, name), MISSING, '') if name in required else None
         if fault:
             return fault
-    # A TypedDict names what is used of an object; a dataclass has room for nothing else.
+    # A TypedDict names only the fields that are used; a dataclass allows no other fields.
     strange = sorted(value.keys() - hints.keys()) if dataclasses.is_dataclass(hint) else []
     if strange:
         return Fault(_joined(field, strange[0]), value[strange[0]], 'absent')
@@ -191,7 +195,7 @@ def _joined(field: str, name: str) -> str:
 
 @functools.cache
 def _record(hint: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the hints of a record's fields, and the names of those that must be there."""
+    """Return the type hints of a record's fields, and the names of the required fields."""
     hints = typing.get_type_hints(hint)
     if not dataclasses.is_dataclass(hint):
         return hints, hint.__required_keys__
@@ -204,7 +208,7 @@ def _record(hint: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the key of `_CHECKS` for a hint without arguments."""
+    """Return the key of `_CHECKS` for a type hint without arguments."""
     record = dataclasses.is_dataclass(hint) or typing.is_typeddict(hint)
     return dataclasses if record else hint
 

@@ -1,10 +1,10 @@
-"""How a process ends: SIGTERM, SIGINT, and the death of the process that started it.
+"""Shutdown of a process on SIGTERM, on SIGINT, or when its parent process dies.
 
-A command calls `install` before its slow imports. From then on a thread of its own waits for the
-signals, so that they take effect at once even while the main thread compiles a program. The first
-signal either ends the process or, within `deferred`, is noted for the code that is about to save.
-Later signals change nothing. The process ends by `leave`, which skips the interpreter's finalizers:
-these reset the signal handlers, and crash where a computation outlives them.
+A command calls `install` before its slow imports. From then on a separate thread waits for signals,
+so that they take effect at once, even while the main thread compiles a program. The first signal
+ends the process or, within `deferred`, is recorded for the code that saves a checkpoint. Later
+signals are ignored. The process ends by `leave`, which skips the interpreter's finalizers, because
+they reset the signal handlers and crash if a computation is still running.
 
 A program that uses the library keeps its own handlers, except within `watched`.
 """
@@ -17,36 +17,36 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-# Last line of a command that SIGTERM has ended with status 0.
+# Last line of output of a command that SIGTERM ends with status 0.
 SAVED = 'Stopped by SIGTERM; the same command resumes from what was saved.'
-# Statuses as shells show them: 128 + the signal's number.
+# Exit statuses by the convention of shells: 128 + the signal's number.
 _STOPPED, _INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
-# Names the descriptor of the pipe whose other end only the parent process holds.
+# Environment variable with the descriptor of a pipe whose other end only the parent process holds.
 _PARENT = 'MALORA_JAX_PARENT'
-# In the listener's pipe, between the numbers of signals.
+# Marker that `interruptible` writes to the listener's pipe, which otherwise holds signal numbers.
 _MARK = b'\0'
-# Seconds to wait for a reader of the last message.
+# Maximum time in seconds to wait until the last message can be written.
 _PATIENCE = 10.0
 
 
 class Preempted(SystemExit):
-    """SIGTERM came and the work is saved: exit status 0."""
+    """Exit of the process with status 0 after SIGTERM, when the work is saved."""
 
     def __init__(self):
         super().__init__(0)
 
 
 class _State:
-    """What signals of this process do.
+    """State of this process's signal handling.
 
     Attributes:
-        lock: Guards the other fields; `leave` never releases it.
+        lock: Lock for the other fields; `leave` never releases it.
         is_command: Whether `install` was called.
-        is_resumable: Whether the command continues from what it saved when it is run again.
-        deferred: Signals that are only noted.
-        requested: Signal that asked the process to end; 0 if none has.
+        is_resumable: Whether the command resumes from what it saved when it is run again.
+        deferred: Signals that are only recorded.
+        requested: Signal that asked the process to end; 0 = none yet.
         cleanups: Functions that `leave` calls.
-        wakeup: Descriptor through which signals reach the listener.
+        wakeup: Write end of the pipe through which signals reach the listener.
         caught_up: Set when the listener has read the mark that `interruptible` wrote.
     """
 
@@ -64,16 +64,16 @@ _state = _State()
 
 
 def install(is_resumable: bool) -> None:
-    """Handles SIGTERM, SIGINT and the parent's death until the process ends.
+    """Handle SIGTERM, SIGINT and the parent's death until the process ends.
 
     Args:
-        is_resumable: Whether the command continues from what it saved when it is run again. If
-            so, SIGTERM means status 0, otherwise 143.
+        is_resumable: Whether the command resumes from what it saved when it is run again. The exit
+            status after SIGTERM is 0 if it does, else 143.
     """
     _state.is_command, _state.is_resumable = True, is_resumable
     reading, _state.wakeup = os.pipe()
     os.set_blocking(_state.wakeup, False)
-    # Before the handlers: a signal that comes in between is not lost.
+    # Set this before the handlers, so that no signal in between is lost.
     signal.set_wakeup_fd(_state.wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _wake)
     # A shell starts background jobs with SIGINT ignored.
@@ -88,7 +88,11 @@ def install(is_resumable: bool) -> None:
 
 @contextlib.contextmanager
 def deferred(*numbers: int) -> Iterator[None]:
-    """Within it, these signals do nothing but change what `requested` returns."""
+    """Defer signals: within the block, they only set the value that `requested` returns.
+
+    Args:
+        *numbers: Numbers of the signals.
+    """
     before = _state.deferred
     with _state.lock:
         _state.deferred = numbers
@@ -100,13 +104,13 @@ def deferred(*numbers: int) -> Iterator[None]:
 
 
 def requested() -> int:
-    """Returns the deferred signal that asked the process to end; 0 if none has."""
+    """Return the deferred signal that asked the process to end; 0 if none has."""
     return _state.requested
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Handles SIGTERM in a program that is not a command; there it raises `Preempted`.
+    """Raise `Preempted` on SIGTERM within the block, in a program that is not a command.
 
     Only the main thread of a process can receive signals; in other threads this does nothing.
     """
@@ -123,7 +127,7 @@ def watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, Ctrl-C raises KeyboardInterrupt in a command, too."""
+    """Make Ctrl-C raise KeyboardInterrupt within the block, in a command, too."""
     if signal.getsignal(signal.SIGINT) is not _wake:
         yield
         return
@@ -132,7 +136,8 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         try:
-            # The listener must not take a signal that was caught here for one that comes later.
+            # Wait until the listener has skipped the signals that were handled in the block, so
+            # that it does not act on them afterwards.
             _state.caught_up.clear()
             os.write(_state.wakeup, _MARK)
             _state.caught_up.wait()
@@ -142,11 +147,11 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lifeline() -> Iterator[tuple[int, dict[str, str]]]:
-    """Lets child processes notice when this process ends, however it does.
+    """Let child processes detect the end of this process, even if it is killed.
 
     Yields:
         A descriptor for the children to inherit, and their additional environment variables. A
-        child that is a command stops as by SIGTERM when the other end of the pipe is closed.
+        child that is a command stops as after SIGTERM when this process ends or leaves the block.
     """
     reading, writing = os.pipe()
     try:
@@ -157,12 +162,12 @@ def lifeline() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def at_end(cleanup: Callable[[], None]) -> None:
-    """Has `leave` call a function, which may run in any thread."""
+    """Register a function that `leave` calls, in whichever thread it runs."""
     _state.cleanups.append(cleanup)
 
 
 def leave(status: int, message: str = '') -> NoReturn:
-    """Ends the process; no signal that comes from here on changes its status.
+    """Run the cleanups and end the process; later signals do not change its exit status.
 
     Args:
         status: Exit status.
@@ -178,8 +183,12 @@ def leave(status: int, message: str = '') -> NoReturn:
 
 
 def leave_by(number: int) -> NoReturn:
-    """Ends the process as a signal does that is not deferred."""
-    start = '\n' if os.isatty(2) else ''  # A progress bar may stand in the line.
+    """End the process as after a signal that is not deferred.
+
+    Args:
+        number: Number of the signal, SIGINT or SIGTERM.
+    """
+    start = '\n' if os.isatty(2) else ''  # A progress bar may be on the current line.
     if number == signal.SIGINT:
         again = 'resumes from what was saved' if _state.is_resumable else 'starts again'
         leave(_INTERRUPTED, f'{start}Interrupted; the same command {again}.')
@@ -189,7 +198,11 @@ def leave_by(number: int) -> NoReturn:
 
 
 def _stop(number: int) -> None:
-    """Acts on a signal, unless another came before."""
+    """Act on a signal, unless an earlier one has asked the process to end.
+
+    Raises:
+        Preempted: The process is not a command, and the signal is not deferred.
+    """
     with _state.lock:
         if _state.requested:
             return
@@ -203,7 +216,7 @@ def _stop(number: int) -> None:
 
 
 def _listen(signals: int, *parent: int) -> None:
-    """Waits for signals and for the end of the parent process."""
+    """Wait for signals and for the end of the parent process, and act on them."""
     sources = [signals, *parent]
     while True:
         ready, _, _ = select.select(sources, [], [])
@@ -211,7 +224,7 @@ def _listen(signals: int, *parent: int) -> None:
             for number in os.read(signals, 64):
                 if number == _MARK[0]:
                     _state.caught_up.set()
-                # Whoever installs another handler acts on the signal itself.
+                # Another handler, if one is installed, acts on the signal itself.
                 elif signal.getsignal(number) is _wake:
                     _stop(number)
         else:
@@ -221,11 +234,11 @@ def _listen(signals: int, *parent: int) -> None:
 
 
 def _wake(*_: Any) -> None:
-    """Does nothing: the interpreter has already written the signal to the listener's pipe."""
+    """Do nothing, because the interpreter has written the signal to the listener's pipe."""
 
 
 def _uninstall() -> None:
-    """Gives a forked child, which has no listener, the usual handlers."""
+    """Restore the default handlers in a forked child, which has no listener thread."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is _wake:
@@ -233,8 +246,8 @@ def _uninstall() -> None:
 
 
 def _say(message: str, descriptor: int) -> None:
-    # Not by print: the main thread may be in the middle of one, and hold its lock.
+    # Do not use print, because the main thread may hold the lock of the stream.
     with contextlib.suppress(OSError):
         if select.select([], [descriptor], [], _PATIENCE)[1]:
-            # Arguments of a command may hold bytes that are no UTF-8.
+            # Arguments of a command may contain bytes that are not UTF-8.
             os.write(descriptor, f'{message}\n'.encode(errors='backslashreplace'))

@@ -1,10 +1,11 @@
-"""How far a score can be trusted: intervals for one, and for the difference of two.
+"""Confidence intervals and significance tests of scores and of differences between models.
 
-What is uncertain here is which questions were asked: everything is about other questions of the
-same kind, put to the same trained models. Differences are paired, as both models answer the same
-questions, which makes them far more certain than two separate intervals suggest.
+The source of uncertainty is the sample of questions: the intervals are about other questions of the
+same kind, for the same trained models. The exception is `seed_interval`. Differences are paired,
+because both models answer the same questions. They are therefore far more certain than two separate
+intervals suggest.
 
-Dimensions: S runs that differ in their seed, Q questions of a task.
+Dimension letters: S runs that differ in their seed, Q questions of a task.
 """
 
 import dataclasses
@@ -17,12 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# Of a chunk of resamples, so that memory does not grow with their number: 8 MB of int64.
+# Maximum number of indices of a chunk of bootstrap resamples (8 MB of int64), so that memory does
+# not grow with the number of resamples.
 _CHUNK_ITEMS = 2**20
 
 
 class Interval(NamedTuple):
-    """An interval of confidence."""
+    """A confidence interval with its bounds.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+    """
 
     low: float
     high: float
@@ -30,12 +37,12 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much higher one set of scores, or of losses, is than another.
+    """The difference between two sets of scores or losses.
 
     Attributes:
-        mean: the difference of the means.
-        interval: its interval of confidence.
-        p: two-sided probability of a difference this large if there were none.
+        mean: Difference of the means.
+        interval: Confidence interval of the difference.
+        p: Two-sided p-value: probability of a difference this large if there were none.
     """
 
     mean: float
@@ -44,20 +51,20 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval excludes 0, so that the difference is significant."""
         return not self.interval.low <= 0.0 <= self.interval.high
 
 
 def wilson_interval(right: float, count: int, level: float = 0.95) -> Interval:
-    """Interval of confidence for a share of right answers (Wilson 1927).
+    """Return the Wilson score interval of an accuracy, the share of right answers (Wilson 1927).
 
     Args:
-        right: how many are right; a mean over runs need not be whole.
-        count: how many questions there are.
-        level: how often such intervals hold the true share.
+        right: Number of right answers; as a mean over runs it may be a fraction.
+        count: Number of questions.
+        level: Confidence level: share of such intervals that contain the true accuracy.
 
     Raises:
-        ValueError: `right` is not between 0 and `count`, `count` not positive, or `level` not
+        ValueError: `right` is not between 0 and `count`, `count` is not positive, or `level` is not
             between 0 and 1.
     """
     _check_level(level)
@@ -73,19 +80,19 @@ def wilson_interval(right: float, count: int, level: float = 0.95) -> Interval:
 def bootstrap_interval(
     values: ArrayLike, level: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval for a mean of scores that are not 0 or 1 (Efron 1979).
+    """Return the percentile bootstrap interval of a mean score (Efron 1979).
 
-    For shares of right answers, `wilson_interval` is better, above all near 0 and 1. With less than
-    a few dozen scores the interval is too narrow.
+    It is meant for scores other than 0 and 1. For accuracies `wilson_interval` is better, above all
+    near 0 and 1. With fewer than a few dozen scores the interval is too narrow.
 
     Args:
         values: (Q,) or (S, Q) scores; those of several runs are averaged by question first.
-        level: how often such intervals hold the true mean.
-        samples: how many times the questions are drawn anew.
-        seed: of the draws.
+        level: Confidence level: share of such intervals that contain the true mean.
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap resamples.
 
     Raises:
-        ValueError: there are no values, one is not finite, or `level` is not between 0 and 1.
+        ValueError: There are no values, one is not finite, or `level` is not between 0 and 1.
     """
     _check_level(level)
     rng = np.random.default_rng(seed)
@@ -93,10 +100,15 @@ def bootstrap_interval(
 
 
 def score_interval(scores: ArrayLike) -> Interval:
-    """95% interval of confidence for a mean score: Wilson's if all are 0 or 1, else by bootstrap.
+    """Return the 95% confidence interval of a mean score.
+
+    It is Wilson's interval if all scores are 0 or 1, and a bootstrap interval otherwise.
 
     Args:
-        scores: (Q,) or (S, Q).
+        scores: (Q,) or (S, Q) scores; those of several runs are averaged by question first.
+
+    Raises:
+        ValueError: There are no scores, or one is not finite.
     """
     if np.isin(scores, (0.0, 1.0)).all():
         mean_Q = _by_question(scores)
@@ -105,33 +117,39 @@ def score_interval(scores: ArrayLike) -> Interval:
 
 
 def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> Interval:
-    """Interval of confidence for the mean over tasks of their mean scores.
+    """Return the confidence interval of the mean over tasks of their mean scores.
 
-    Stratified bootstrap: the questions of each task are drawn anew, and every task weighs the same.
+    The bootstrap is stratified: the questions of each task are resampled separately, and all tasks
+    have the same weight.
 
     Args:
-        scores: of each task, (Q,) or (S, Q).
-        level: how often such intervals hold the true mean.
+        scores: (Q,) or (S, Q) scores of each task.
+        level: Confidence level: share of such intervals that contain the true mean.
 
     Raises:
-        ValueError: as `paired_bootstrap`.
+        ValueError: There are no tasks or scores, one is not finite, or `level` is not between 0
+            and 1.
     """
-    # That of the difference to no right answer.
+    # The mean equals its difference from scores of zero.
     nothing = {task: np.zeros_like(_by_question(values)) for task, values in scores.items()}
     return paired_bootstrap(scores, nothing, level).interval
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
-    """Interval of confidence for the mean over all seeds, from some: Student's t.
+    """Return Student's t interval of the mean over all possible seeds.
 
-    What is uncertain here is which seeds were drawn, and with them data, start and dropout.
+    The source of uncertainty is the sample of seeds, which determine the data, initialization and
+    dropout.
 
     Args:
-        values: (S,), a number of each seed's run.
-        level: how often such intervals hold the true mean.
+        values: (S,) metric of each seed's run.
+        level: Confidence level: share of such intervals that contain the true mean.
 
     Returns:
-        None for a single seed, which says nothing of others.
+        The interval; None for a single seed, from which the variance cannot be estimated.
+
+    Raises:
+        ValueError: `level` is not between 0 and 1.
     """
     _check_level(level)
     values_S = np.asarray(values, np.float64)
@@ -149,26 +167,30 @@ def paired_bootstrap(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """How much better `scores` are than `baseline`, in the mean over tasks of their means.
+    """Return the difference of `scores` and `baseline`, in the mean over tasks of their means.
 
-    Paired bootstrap (Koehn 2004), stratified: the questions of each task are drawn anew, for both
-    alike, and every task weighs the same. The scores of several runs are averaged by question
-    first, so that the interval is about these runs: it does not tell how others would come out.
+    The paired bootstrap (Koehn 2004) is stratified: the questions of each task are resampled
+    separately, the same ones for both sides, and all tasks have the same weight. The scores of
+    several runs are averaged by question first. The interval is therefore about these runs, and
+    does not include the variation between seeds. For example:
+
+        difference = paired_bootstrap({'gsm8k': [1, 0, 1, 1]}, {'gsm8k': [0, 0, 1, 0]})
 
     Args:
-        scores: of each task, (Q,) or (S, Q).
-        baseline: of the same tasks and, in the same order, the same questions; the number of runs
-            may differ.
-        level: how often such intervals hold the true difference.
-        samples: how many times the questions are drawn anew.
-        seed: of the draws.
+        scores: (Q,) or (S, Q) scores of each task.
+        baseline: (Q,) or (S, Q) baseline scores of the same tasks, with the same questions in the
+            same order; S may differ.
+        level: Confidence level: share of such intervals that contain the true difference.
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap resamples.
 
     Returns:
-        The difference, its percentile interval, and twice the smaller share of draws on one side
-        of 0, which is under 1 - `level` where the interval leaves out 0, but for rounding.
+        The difference of the means, its percentile interval, and its p-value: twice the smaller
+        share of resamples on one side of 0. Apart from rounding, the p-value is below 1 - `level`
+        if the interval excludes 0.
 
     Raises:
-        ValueError: the two have other tasks or numbers of questions, there are none, a score is
+        ValueError: The tasks or their numbers of questions differ, there are no tasks, a score is
             not finite, or `level` is not between 0 and 1.
     """
     _check_level(level)
@@ -176,13 +198,13 @@ def paired_bootstrap(
         raise ValueError(f'Tasks differ: {sorted(scores)} and {sorted(baseline)}.')
     rng = np.random.default_rng(seed)
     gains = [_gain(task, scores[task], baseline[task]) for task in sorted(scores)]
-    # Rounded, as sums of floats that cancel out would not be quite 0.
+    # Round, because sums of floats that should cancel out may not be exactly 0.
     drawn = np.mean([_resampled_means(gain, samples, rng) for gain in gains], axis=0).round(12)
     side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Difference(
         mean=float(np.mean([gain.mean() for gain in gains])),
         interval=_percentiles(drawn, level),
-        # The data themselves count as one more draw, so that it is never 0.
+        # Count the data as one more resample, so that the p-value is never 0.
         p=min(1.0, 2 * (side + 1) / (samples + 1)),
     )
 
@@ -198,7 +220,11 @@ def _gain(task: str, scores: ArrayLike, baseline: ArrayLike) -> np.ndarray:
 
 
 def _by_question(values: ArrayLike) -> np.ndarray:
-    """(Q,): the mean over runs."""
+    """Return the mean over runs of each question's score, (Q,) float64.
+
+    Raises:
+        ValueError: The array has another shape, is empty, or has a value that is not finite.
+    """
     values_SQ = np.atleast_2d(np.asarray(values, np.float64))
     if values_SQ.ndim > 2 or not values_SQ.size:
         raise ValueError(f'Scores are (questions) or (runs, questions), not {values_SQ.shape}.')
@@ -208,7 +234,7 @@ def _by_question(values: ArrayLike) -> np.ndarray:
 
 
 def _resampled_means(values_Q: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """(samples,): the means of as many values, drawn with replacement."""
+    """Return the means of bootstrap resamples, (samples,): Q values drawn with replacement."""
     size = len(values_Q)
     rows = max(1, _CHUNK_ITEMS // size)
     counts = (min(rows, samples - start) for start in range(0, samples, rows))

@@ -1,1 +1,1 @@
-"""Scoring of generated answers."""
+"""Evaluation: answers to held-out questions, their scores, and the sandbox for generated code."""

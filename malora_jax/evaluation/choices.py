@@ -1,4 +1,4 @@
-"""Questions with options, answered by the log-probability of each option's text."""
+"""Multiple-choice questions, answered by the log-probability of each option's text."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from malora_jax.evaluation.likelihood import Request
 
 
 class Choice(NamedTuple):
-    """The options that a model takes.
+    """The options that a model chooses, with and without length normalization.
 
     Attributes:
-        raw: index of the option with the largest log-probability.
-        normalized: index of the one with the largest log-probability per character.
+        raw: Index of the option with the largest log-probability.
+        normalized: Index of the option with the largest log-probability per character.
     """
 
     raw: int
@@ -23,7 +23,13 @@ class Choice(NamedTuple):
 
 
 def option_requests(tokenizer: Tokenizer, template: Template, example: Example) -> list[Request]:
-    """Tokens of the prompt and of the continuation, for each option of a question."""
+    """Return the prompt and continuation tokens of each option of a question.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+        example: Question whose metadata lists the `options`.
+    """
     prompt = encode_prompt(tokenizer, template, example.question)
     return [
         (
@@ -35,14 +41,14 @@ def option_requests(tokenizer: Tokenizer, template: Template, example: Example) 
 
 
 def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> Choice:
-    """What a model takes of some options; the first one among equals.
+    """Return the options with the largest log-probability; ties go to the first option.
 
-    The length of an option is that of its text in characters, without the white space around it,
-    as in `acc_norm` of the Evaluation Harness.
+    The length of an option is its number of characters without surrounding white space, as in
+    `acc_norm` of EleutherAI's evaluation harness.
 
     Args:
-        log_probabilities: of each option's continuation, in nats.
-        options: their texts.
+        log_probabilities: Log-probability of each option's continuation, in nats.
+        options: Text of each option.
     """
     lengths = [len(option.strip()) for option in options]
     per_character = np.asarray(log_probabilities) / lengths
@@ -50,7 +56,12 @@ def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> Choice
 
 
 def choice_scores(choice: Choice, metadata: Mapping[str, int]) -> dict[str, float]:
-    """1.0 or 0.0 for the option taken, by `accuracy` and `accuracy_normalized`."""
+    """Return the scores `accuracy` and `accuracy_normalized`: 1.0 if right, else 0.0.
+
+    Args:
+        choice: Options that the model chose.
+        metadata: Metadata of the example; `label` is the index of the right option.
+    """
     label = metadata['label']
     return {
         'accuracy': float(choice.raw == label),

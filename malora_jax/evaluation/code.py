@@ -1,6 +1,6 @@
-"""HumanEval: does a completed function pass its test, and pass@k (Chen et al. 2021).
+"""Execution-based scoring of generated code on HumanEval, and pass@k (Chen et al. 2021).
 
-The candidate and the test run in two confined processes, see `sandbox` and `confined.roles`.
+The candidate and the test run in two confined processes; see `sandbox` and `confined.roles`.
 """
 
 import dataclasses
@@ -22,19 +22,20 @@ from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.confined import roles
 
-# Where a completed function ends, as UltraEval has it; a fence may have been opened before.
+# Start of the code after a completed function, as in UltraEval. A code fence ends it, too, because
+# the function may be in a fenced block.
 _NEXT = re.compile(r'\n(?:class|def|#|@|print|if|```)')
 _FENCED = re.compile(r'^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A problem of HumanEval.
+    """A problem of the HumanEval benchmark.
 
     Attributes:
-        prompt: the head of the function with its docstring, and what comes before it.
-        test: source code that defines `check(candidate)`.
-        entry_point: the function's name.
+        prompt: Source code up to the function's body: imports, helpers, signature and docstring.
+        test: Source code that defines `check(candidate)`.
+        entry_point: Name of the function.
     """
 
     prompt: str
@@ -44,7 +45,12 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Whether a completion passes, and if not, why."""
+    """The test result of a completion.
+
+    Attributes:
+        passed: Whether the completion passes the test.
+        reason: Reason of the failure; '' if it passes.
+    """
 
     passed: bool
     reason: str = ''
@@ -55,22 +61,25 @@ def humaneval_passes(
 ) -> Outcome:
     """Run the test of a problem on a completion.
 
-    The candidate has the standard library only, and what it prints is lost. Arguments and results
-    travel as plain data. An instance of a class that the prompt defines arrives as one; of other
-    instances only the attributes arrive, so that no class of the candidate decides a comparison.
+    The candidate can import only the standard library, and its output is discarded. Arguments and
+    results are sent between the processes as plain data. An instance of a class that the prompt
+    defines arrives as an instance of that class. Of any other instance only the attributes arrive,
+    so that no class of the candidate can decide a comparison.
 
-    A call without a result fails the test, whatever the test catches: an exception, an exit, or a
-    result of another kind. The test does not see that a candidate changes its arguments. No test of
-    HumanEval expects an exception or a change.
+    A call without a result fails the test, even if the test catches exceptions. A call has no
+    result if it raises an exception, exits, or returns something other than plain data. The test
+    cannot see that a candidate changes its arguments. No test of HumanEval expects an exception or
+    such a change.
 
     Args:
         problem: Problem with the test.
         completion: Rest of the program, after the prompt; `cut_completion` and `chat_completion`
-            make it from what a model writes.
-        limits: Limits of the candidate, and of the test.
+            extract it from generated text.
+        limits: Resource limits of the candidate, and of the test; None = the defaults.
 
     Raises:
-        UserError, OSError: The sandbox does not work, see `sandbox.protections`.
+        UserError: Generated code would run as root without the seccomp filter.
+        OSError: The sandbox does not work on this system.
     """
     limits = limits or sandbox.Limits()
     name = problem.entry_point
@@ -83,7 +92,7 @@ def humaneval_passes(
         sandbox.confined('candidate', program, limits, left.fileno()) as candidate,
         sandbox.confined('examiner', test, limits, right.fileno(), subprocess.PIPE) as examiner,
     ):
-        # Held by nobody else, each end tells when the other process has ended.
+        # Close both ends here, so that each process reads end-of-file when the other one ends.
         left.close()
         right.close()
         try:
@@ -114,21 +123,22 @@ def score_completions(
     limits: sandbox.Limits | None = None,
     workers: int = os.cpu_count() or 1,
 ) -> list[list[Outcome]]:
-    """Runs the tests of many completions, several at once.
+    """Run the tests of many completions in parallel.
 
     Args:
-        problems: the problems.
-        completions: for each problem, its completions.
-        limits: of each candidate, and of each test.
-        workers: how many candidates run at once.
+        problems: HumanEval problems.
+        completions: Completions of each problem.
+        limits: Resource limits of each candidate, and of each test; None = the defaults.
+        workers: Number of candidates that run at the same time.
 
     Returns:
-        For each problem, the outcomes of its completions.
+        The outcomes of each problem's completions.
 
     Raises:
-        UserError, OSError: the sandbox does not work, see `sandbox.protections`.
+        UserError: Generated code would run as root without the seccomp filter.
+        OSError: The sandbox does not work on this system.
     """
-    sandbox.protections()  # Fails here rather than in a thread.
+    sandbox.protections()  # Raise errors here rather than in a worker thread.
     jobs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
     bar = tqdm.tqdm(total=len(jobs), desc='HumanEval', unit='completion', dynamic_ncols=True)
     with bar, futures.ThreadPoolExecutor(workers) as pool:
@@ -141,18 +151,20 @@ def score_completions(
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that one of k samples is right (Chen et al. 2021, equation 1), without bias.
+    """Return the unbiased estimate of pass@k for one problem (Chen et al. 2021, equation 1).
+
+    pass@k is the probability that at least one of k samples is right.
 
     Args:
-        samples: how many completions were sampled for a problem, n.
-        right: how many of them pass, c.
-        k: how many one may try, 1 to n.
+        samples: Number n of completions sampled for the problem.
+        right: Number c of completions that pass.
+        k: Number of attempts, 1 to n.
 
     Returns:
         1 - C(n - c, k) / C(n, k).
 
     Raises:
-        UserError: there are fewer samples than that.
+        UserError: k is not from 1 to n.
     """
     if not 1 <= k <= samples:
         raise UserError(f'pass@{k} of {samples} samples is not defined: k must be 1 to {samples}.')
@@ -160,12 +172,16 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def cut_completion(problem: Problem, text: str) -> str:
-    """The completion in what a model wrote on after the prompt: it ends where the function does.
+    """Return the completion in a text that continues the prompt, cut where the function ends.
 
-    The prompt may have been shown without the white space at its end, as UltraEval does, and a
-    decoder may have dropped a space. So the text begins a new line with the docstring's
-    indentation, whatever white space it brings; a text that starts with the function's head anew
-    begins one without.
+    The prompt may have been shown without its trailing white space, as in UltraEval, and decoding
+    may have dropped a space. Leading white space of the text is therefore replaced by a new line
+    with the docstring's indentation. A text that repeats the function's signature only gets a new
+    line in front.
+
+    Args:
+        problem: Problem that the prompt was made from.
+        text: Generated text.
     """
     code = _NEXT.split(text, maxsplit=1)[0]
     if _defines(problem, code):
@@ -174,10 +190,14 @@ def cut_completion(problem: Problem, text: str) -> str:
 
 
 def chat_completion(problem: Problem, answer: str) -> str:
-    """The completion in a chat's answer: a fenced block, or all of an answer without any.
+    """Return the completion in a chat answer: a fenced code block, or else the whole answer.
 
-    It is the first block that defines the function, which then takes the place of the prompt's
-    head, or else the first block, as the body.
+    The completion is the first block that defines the function, and so overrides the prompt's
+    unfinished definition. If no block defines it, the first block is the function's body.
+
+    Args:
+        problem: Problem that the prompt was made from.
+        answer: Generated answer.
     """
     blocks = [textwrap.dedent(block) for block in _FENCED.findall(answer) or [answer]]
     for block in blocks:

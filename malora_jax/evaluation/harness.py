@@ -1,10 +1,10 @@
-"""The model as EleutherAI's evaluation harness asks it; needs the extra `harness`.
+"""Adapter to EleutherAI's evaluation harness, lm-evaluation-harness; needs the extra `harness`.
 
-The harness makes tokens of a context and a continuation together and then cuts them, where training
-and our own scores make those of each apart. The two are the same wherever a token cannot reach
-across, as before a continuation that begins with white space.
+The harness tokenizes a context and its continuation together and then splits the tokens. Training
+and the project's own scores tokenize them separately. Both give the same tokens if no token can
+span the boundary, for example if the continuation begins with white space.
 
-Nothing else of this package imports `lm_eval`.
+No other module of this package imports `lm_eval`.
 """
 
 import dataclasses
@@ -26,23 +26,24 @@ from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 
 NAME = 'malora_jax'
-BATCH_SIZE = 16  # What 'auto' means.
-BUCKET = 128  # Positions of a row, which holds several texts.
-MAX_NEW_TOKENS = 256  # Where a task does not say, as for the harness's own models.
+BATCH_SIZE = 16  # Batch size if the harness passes 'auto'.
+BUCKET = 128  # Row lengths are a multiple of this; several texts are packed into a row.
+MAX_NEW_TOKENS = 256  # Default for tasks that set no limit, as for the harness's own models.
 
-# What a task may set of generation; and what it may say too, but not otherwise.
+# Generation settings that a task may choose, and settings that it may only give with this value.
 _SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_p')
 _FIXED = {'num_beams': 1}
 
 
 class Subject(NamedTuple):
-    """Who is examined.
+    """The model under evaluation.
 
     Attributes:
-        model: the decoder.
-        variables: its collections.
-        tokenizer: of the model.
-        end: a text that ends an answer beside the tokenizer's end of text; None = there is none.
+        model: Decoder.
+        variables: Variable collections of the decoder.
+        tokenizer: Tokenizer of the model.
+        end: Text that ends an answer, in addition to the tokenizer's end-of-text token; None if
+            there is none.
     """
 
     model: Decoder
@@ -54,7 +55,10 @@ class Subject(NamedTuple):
 class HarnessModel(TemplateLM):
     """A model for `lm_eval.simple_evaluate`.
 
-    Contexts that are too long are cut on the left, as in the harness's own models.
+    Contexts that are too long are truncated on the left, as in the harness's own models. For
+    example:
+
+        lm_eval.simple_evaluate(HarnessModel(subject), tasks=['arc_easy'])
     """
 
     def __init__(
@@ -65,13 +69,17 @@ class HarnessModel(TemplateLM):
         max_length: int | None = None,
         seed: int = 0,
     ):
-        """Wraps a model.
+        """Wrap a model for the harness.
 
         Args:
-            subject: the model.
-            batch_size: rows of BUCKET positions, or prompts, that are computed together.
-            max_length: positions to use, if fewer than the model has.
-            seed: of what is drawn in tasks that sample.
+            subject: Model under evaluation.
+            batch_size: Number of rows of BUCKET positions, or of prompts, that are computed
+                together.
+            max_length: Context length to use, in tokens; None = the model's own.
+            seed: Random seed of tasks that sample.
+
+        Raises:
+            UserError: `max_length` is not from 1 to the model's context length.
         """
         super().__init__()
         config = subject.model.config
@@ -86,17 +94,17 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Positions that are used."""
+        """Context length in use, in tokens."""
         return self.subject.model.config.context
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Id of the token that ends a text."""
         return self.subject.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is predicted from: bos, or eos where there is no bos."""
+        """Id of the token that the first token of a text is predicted from: bos, or else eos."""
         tokenizer = self.subject.tokenizer
         bos = tokenizer.token_to_id(tokenizer.named_tokens.get('bos_token', ''))
         return self.eot_token_id if bos is None else bos
@@ -104,7 +112,13 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text, after a bos token where texts start with one."""
+        """Return the token ids of a text, with a leading bos token if the tokenizer adds one.
+
+        Args:
+            string: Text to encode.
+            add_special_tokens: False = without the bos token.
+            **kwargs: Further arguments of the harness, which are ignored.
+        """
         ids = self.subject.tokenizer.encode(string)
         return ids if add_special_tokens is False else with_bos(self.subject.tokenizer, ids)
 
@@ -124,7 +138,12 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihood of whole texts, in nats."""
+        """Return the log-likelihood of each whole text in nats, from which perplexity is computed.
+
+        Args:
+            requests: Requests whose only argument is a text.
+            disable_tqdm: Ignored.
+        """
         found = rolling_log_likelihoods(
             self.subject.model,
             self.subject.variables,
@@ -137,10 +156,14 @@ class HarnessModel(TemplateLM):
         return [likelihood.log_probability for likelihood in found]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts that continue contexts, each by its own settings of generation.
+        """Return a generated continuation of each context.
+
+        Args:
+            requests: Requests with a context and its generation settings.
+            disable_tqdm: Ignored.
 
         Raises:
-            UserError: a setting that is not known, or leaves no room for a context.
+            UserError: A setting is unknown, or leaves no room for a context.
         """
         texts = [''] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -185,25 +208,25 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness knows prompts of the chat template by, where it keeps them."""
+        """Name under which the harness caches prompts that are in the model's chat template."""
         return self.subject.model.config.name
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The source of the model's own chat template, for the results."""
+        """Return the source of the model's own chat template, which the harness records."""
         return self.subject.tokenizer.chat_template or ''
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation in the model's own chat template.
+        """Render a conversation with the model's own chat template.
 
         Args:
-            chat_history: messages, each with a `role` and a `content`.
-            add_generation_prompt: whether the model's turn begins at the end; else it is the last
-                message, which is left open.
+            chat_history: Messages, each with a `role` and a `content`.
+            add_generation_prompt: Whether to end with the start of the model's turn. If False, the
+                text ends with the last message, whose turn is left open.
 
         Raises:
-            UserError: the model has no chat template, or one that cannot be used.
+            UserError: The model has no chat template, or one that cannot be used.
         """
         tokenizer = self.subject.tokenizer
         if tokenizer.chat_template is None:
@@ -219,13 +242,14 @@ class HarnessModel(TemplateLM):
 
 
 def register(load: Callable[..., tuple[Decoder, Any, Tokenizer, str | None]]) -> None:
-    """Makes `malora_jax` a model of the harness's command line.
+    """Register `malora_jax` as a model of the harness's command line.
 
-    Of --model_args, `max_length` and `seed` are those of `HarnessModel`. The harness's --device is
-    not looked at: JAX chooses.
+    Among the harness's --model_args, `max_length` and `seed` go to `HarnessModel`, and the others
+    to `load`. The harness's --device is ignored, because JAX chooses the device.
 
     Args:
-        load: makes a `Subject`'s parts from the other arguments; what looks like a number is one.
+        load: Function that returns the fields of a `Subject`. The harness converts arguments that
+            look like numbers to numbers.
     """
     parameters = inspect.signature(load).parameters
 

@@ -1,11 +1,12 @@
-"""Log-likelihoods of texts: how probable a model finds a continuation of a context.
+"""Log-likelihoods of continuations, given their contexts.
 
-Texts are packed as in training, several a row and each a segment of its own. One that another
-begins with is not computed twice: options of one token, such as letters, cost their question once.
-The head runs at the positions that predict a token of a continuation and nowhere else.
+Texts are packed as in training: several in a row, each with its own segment id. A text that is a
+prefix of another one is not computed again. Options of a single token, such as letters, therefore
+cost one forward pass over their question. The LM head runs only at the positions that predict a
+token of a continuation.
 
-Dimension letters: B rows of a batch, T positions of a row, N = B · T, D model, V vocabulary, P
-predictions that go through the head together.
+Dimension letters: B rows of a batch, T positions of a row, N = B · T, D model width, V vocabulary,
+P predictions that go through the LM head together.
 """
 
 import bisect
@@ -23,19 +24,19 @@ from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head, logits
 
-CHUNK = 256  # P: large enough for full speed, small in memory.
+CHUNK = 256  # P: large enough for full speed, while the (P, V) logits stay small.
 
-# Token ids of a context and of what may follow it; neither is empty.
+# Token ids of a context and of its continuation; neither is empty.
 Request = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
-    """How likely a continuation is.
+    """The log-likelihood of a continuation.
 
     Attributes:
-        log_probability: in nats, summed over its tokens.
-        tokens: how many these are.
-        greedy: whether each is the most probable one at its place.
+        log_probability: Log-probability in nats, summed over the continuation's tokens.
+        tokens: Number of tokens of the continuation.
+        greedy: Whether greedy decoding would produce the continuation.
     """
 
     log_probability: float
@@ -44,11 +45,11 @@ class Likelihood(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Packed texts.
+    """A batch of packed texts.
 
     Attributes:
-        arrays: tokens, positions and segments, (3, B, T) int32.
-        starts: of each text, by its number, the place in (N,).
+        arrays: (3, B, T) int32; tokens, positions and segment ids.
+        starts: Offset of each text's first token in the flattened batch, (N,), by text index.
     """
 
     arrays: np.ndarray
@@ -64,27 +65,29 @@ def log_likelihoods(
     bucket: int,
     description: str | None = None,
 ) -> list[Likelihood]:
-    """The log-likelihood of each continuation, given its context.
+    """Return the log-likelihood of each continuation, given its context.
 
-    A request may have one token more than the model has positions, as the last one is only
-    predicted. Where it has more, its context is cut on the left, as in EleutherAI's harness.
+    A request may have one token more than the model's context length, because the last token is
+    predicted but not fed in. A longer request has its context truncated on the left, as in
+    EleutherAI's harness.
 
     Args:
-        model: the decoder.
-        variables: its collections.
-        requests: contexts and continuations, in any order.
-        batch_size: rows of `bucket` positions that are computed together; of longer rows, as many
-            as have no more positions.
-        bucket: T is a multiple of this; the decoder is compiled once for each T that occurs. A few
-            times the usual length of a request leaves little padding.
-        description: what the progress bar says; None = there is none.
+        model: Decoder.
+        variables: Variable collections of the decoder.
+        requests: Token ids of contexts and continuations, in any order.
+        batch_size: Number of rows of `bucket` positions that are computed together. Longer rows are
+            computed in smaller batches, with the same number of positions at most.
+        bucket: Divisor of the row length T. The decoder is compiled once for each T that occurs. A
+            few times the usual length of a request leaves little padding.
+        description: Label of the progress bar; None = no progress bar.
 
     Returns:
-        One for each request; up to rounding, whatever else is computed beside it.
+        The likelihood of each request, in the order of `requests`. Apart from rounding, it does not
+        depend on the other requests.
 
     Raises:
-        UserError: a context or a continuation is empty, or a continuation has more tokens than the
-            model has positions.
+        UserError: A context or a continuation is empty, or a continuation has more tokens than the
+            model's context.
     """
     texts = [_text(i, request, model.config.context) for i, request in enumerate(requests)]
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
@@ -126,16 +129,18 @@ def rolling_log_likelihoods(
     bucket: int,
     description: str | None = None,
 ) -> list[Likelihood]:
-    """The log-likelihood of each whole text, which may be longer than the model's context.
+    """Return the log-likelihood of each whole text, which may be longer than the model's context.
+
+    The perplexity of a text is exp(-log_probability / tokens).
 
     Args:
-        model: the decoder.
-        variables: its collections.
-        texts: token ids; see `windows` for how they are cut.
-        prefix_id: the token that the first one is predicted from.
-        batch_size: see `log_likelihoods`.
-        bucket: see there.
-        description: what the progress bar says.
+        model: Decoder.
+        variables: Variable collections of the decoder.
+        texts: Token ids of each text; `windows` splits long texts.
+        prefix_id: Id of the token that the first token of a text is predicted from.
+        batch_size: Number of rows computed together, as in `log_likelihoods`.
+        bucket: Divisor of the row length, as in `log_likelihoods`.
+        description: Label of the progress bar; None = no progress bar.
     """
     parts = [windows(text, prefix_id, model.config.context) for text in texts]
     scores = iter(
@@ -160,10 +165,15 @@ def _joined(parts: Sequence[Likelihood]) -> Likelihood:
 
 
 def windows(text: Sequence[int], prefix_id: int, length: int) -> list[Request]:
-    """Cuts a text into requests that predict each of its tokens once.
+    """Split a text into requests that predict each of its tokens once.
 
-    As in EleutherAI's harness: windows of `length` inputs that do not overlap, but for the last,
-    which goes back as far as it can.
+    The windows are those of EleutherAI's harness: each has `length` input tokens. They do not
+    overlap, except that the last one is extended to the left to the full length.
+
+    Args:
+        text: Token ids of the text.
+        prefix_id: Id of the token that the first token is predicted from.
+        length: Maximum number of input tokens of a window.
     """
     inputs = [prefix_id, *text]
     cut: list[Request] = []
@@ -174,7 +184,11 @@ def windows(text: Sequence[int], prefix_id: int, length: int) -> list[Request]:
 
 
 def _text(number: int, request: Request, positions: int) -> tuple[int, ...]:
-    """What the decoder is given: all but the last token, as much of it as there are positions."""
+    """Return the input tokens of a request: all but the last, truncated to the context length.
+
+    Raises:
+        UserError: A part of the request is empty, or the continuation does not fit.
+    """
     context, continuation = request
     if not len(context) or not len(continuation):
         empty = 'continuation' if len(context) else 'context'
@@ -188,14 +202,14 @@ def _text(number: int, request: Request, positions: int) -> tuple[int, ...]:
 
 
 def _batches(texts: Sequence[tuple[int, ...]], batch_size: int, bucket: int) -> Iterator[_Batch]:
-    """All texts, the longest first."""
+    """Yield batches of all texts, those with the longest rows first."""
     groups = _share(texts)
-    rows: dict[int, list[list[list[int]]]] = {}  # By length; a row is a list of groups.
+    rows: dict[int, list[list[list[int]]]] = {}  # By row length; a row is a list of groups.
     for row in _pack([len(texts[group[0]]) for group in groups], bucket):
         length = _round_up(len(texts[groups[row[0]][0]]), bucket)
         rows.setdefault(length, []).append([groups[number] for number in row])
     for length, same in rows.items():
-        # Batches of equal size: little of the last one is empty.
+        # Batches of equal size leave few padding rows in the last one.
         count = -(-len(same) // max(1, batch_size * bucket // length))
         size = -(-len(same) // count)
         for start in range(0, len(same), size):
@@ -203,9 +217,13 @@ def _batches(texts: Sequence[tuple[int, ...]], batch_size: int, bucket: int) -> 
 
 
 def _share(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Groups of texts, by number; the first of a group begins with each of the others."""
+    """Group texts that share a prefix.
+
+    Returns:
+        Groups of text indices. Every text of a group is a prefix of the group's first text.
+    """
     groups: list[list[int]] = []
-    # Texts that begin with another one come right after it in this order, and before it backwards.
+    # In reverse lexicographic order, a text directly follows the texts that it is a prefix of.
     for i in sorted(range(len(texts)), key=texts.__getitem__, reverse=True):
         if groups and texts[groups[-1][0]][: len(texts[i])] == texts[i]:
             groups[-1].append(i)
@@ -215,12 +233,15 @@ def _share(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _pack(lengths: Sequence[int], bucket: int) -> list[list[int]]:
-    """Rows of what has these lengths, by number: best fit, the longest first.
+    """Pack items of the given lengths into rows by best-fit decreasing bin packing.
 
-    The first of a row decides its length, the next multiple of `bucket`.
+    The first item of a row determines the row length: the next multiple of `bucket`.
+
+    Returns:
+        Indices of the items of each row.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # What a row has left, and its number; sorted.
+    room: list[tuple[int, int]] = []  # Free positions and index of each row, sorted.
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         place = bisect.bisect_left(room, (lengths[i], 0))
         if place < len(room):
@@ -236,7 +257,13 @@ def _pack(lengths: Sequence[int], bucket: int) -> list[list[int]]:
 def _lay_out(
     rows: list[list[list[int]]], texts: Sequence[tuple[int, ...]], shape: tuple[int, int]
 ) -> _Batch:
-    """A batch of rows of groups; what is left of it is padding."""
+    """Return the arrays of a batch; positions without a text are padding.
+
+    Args:
+        rows: Groups of text indices for each row.
+        texts: Token ids of each text.
+        shape: (B, T).
+    """
     tokens_BT, positions_BT, segments_BT = arrays = np.zeros((3, *shape), np.int32)
     starts: dict[int, int] = {}
     for number, row in enumerate(rows):
@@ -264,7 +291,14 @@ def _hidden(model: Decoder, variables: Any, tokens_BT, positions_BT, segments_BT
 def _predictions(
     hidden_ND: jax.Array, head_VD: jax.Array, places: list[int], targets: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability of each target at its place, and whether it is the most probable token."""
+    """Return the log-probability of each target, and whether it is the most probable token.
+
+    Args:
+        hidden_ND: (N, D) final hidden states.
+        head_VD: (V, D) weights of the LM head.
+        places: Index into N of each prediction.
+        targets: Token id that each prediction is scored on.
+    """
     count = len(places)
     padded = np.zeros((2, _round_up(count, CHUNK)), np.int32)
     padded[:, :count] = places, targets

@@ -1,4 +1,4 @@
-"""Answers to held-out questions, each task as its scoring rule asks for them."""
+"""Evaluation of a model on held-out questions, by the scoring rule of each task."""
 
 import dataclasses
 import functools
@@ -24,25 +24,25 @@ from malora_jax.evaluation import choices, code, sandbox
 from malora_jax.evaluation.likelihood import Likelihood, Request, log_likelihoods
 from malora_jax.models.generate import Generator
 
-# Positions of a row of texts, which holds about so many; of more positions, attention takes longer,
-# and fewer leave more padding.
+# Divisor of the row length of packed texts, and the approximate number of texts in such a row.
+# Longer rows make attention slower, and shorter ones have more padding.
 _TEXT_BUCKET, _TEXTS = 128, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One question and what the model made of it.
+    """A held-out question with the model's answer and its score.
 
     Attributes:
-        task: name of the task.
-        question: what was asked.
-        expected: the answer of the data.
-        answer: what the model said, or the option that it took.
-        score: in [0, 1].
-        nats: the loss on the expected answer, as in training: minus the log-probability of its
-            tokens and of the one that ends it.
-        tokens: how many these are.
-        more: other scores of the same answer, by name.
+        task: Name of the task.
+        question: Text of the question.
+        expected: Right answer according to the data.
+        answer: Text that the model generated, or the option that it chose.
+        score: Score in [0, 1].
+        nats: Loss on the expected answer, in nats, summed over its tokens and the end token, as in
+            training.
+        tokens: Number of these tokens.
+        more: Other scores of the same answer, by name.
     """
 
     task: str
@@ -57,16 +57,16 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Examinee:
-    """A model with what it takes to ask it.
+    """A model to evaluate, with its tokenizer, template and sampling settings.
 
     Attributes:
-        generator: of the model's continuations.
-        variables: the model's collections.
-        tokenizer: of the model.
-        template: around the questions, the one trained with.
-        samples: programs for each question of a task that runs them.
-        temperature: of these samples; 0 = the most probable tokens.
-        seed: of these samples.
+        generator: Batched text generator of the model.
+        variables: Variable collections of the model.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template that the model was trained with.
+        samples: Number of programs per question, for tasks that run programs.
+        temperature: Sampling temperature of these programs; 0 = greedy decoding.
+        seed: Random seed of these programs.
     """
 
     generator: Generator
@@ -79,12 +79,16 @@ class Examinee:
 
 
 def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: str) -> list[Answer]:
-    """Answers every held-out question.
+    """Let the model answer every held-out question, and score the answers.
 
     Args:
-        examinee: who is asked.
-        splits: the tasks; those without held-out questions are left out.
-        description: what the progress bars say.
+        examinee: Model to evaluate.
+        splits: Split of each task; splits without held-out questions are skipped.
+        description: Start of the progress bars' labels.
+
+    Raises:
+        UserError: A question and its answer do not fit into the model's context, or generated code
+            would run as root without a sandbox.
     """
     return [
         answer
@@ -108,7 +112,7 @@ def answer_lengths(split: Split, tokenizer: Tokenizer, template: Template) -> It
 
 @functools.singledispatch
 def environment(scoring: Scoring) -> dict[str, Any]:
-    """Return what results record about the machine that scores; most rules depend on none."""
+    """Return the properties of the scoring machine that results record, usually none."""
     return {}
 
 
@@ -118,7 +122,7 @@ def _(scoring: ProgramScoring) -> dict[str, Any]:
 
 
 def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """The answers of each task."""
+    """Group answers by the name of their task."""
     grouped: dict[str, list[Answer]] = {}
     for answer in answers:
         grouped.setdefault(answer.task, []).append(answer)
@@ -126,17 +130,17 @@ def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def mean_score(answers: Sequence[Answer]) -> float:
-    """The mean score of one task's answers, at least one."""
+    """Return the mean score of the answers to one task, of which there must be at least one."""
     return sum(answer.score for answer in answers) / len(answers)
 
 
 def mean_loss(answers: Sequence[Answer]) -> float:
-    """Nats per token of one task's expected answers: all nats by all tokens."""
+    """Return the loss of one task's expected answers in nats per token: all nats / all tokens."""
     return sum(answer.nats for answer in answers) / sum(answer.tokens for answer in answers)
 
 
 def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """The other scores of one task's answers: by name, their mean `score` and its `interval`."""
+    """Return the mean `score` and its `interval` of one task's additional scores, by name."""
     found = {}
     for name in answers[0].more:
         others = [dataclasses.replace(answer, score=answer.more[name]) for answer in answers]
@@ -145,18 +149,18 @@ def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
-    """95% interval of one task's mean score, for other questions of its kind."""
+    """Return the 95% confidence interval of one task's mean score over questions of its kind."""
     return list(statistics.score_interval([answer.score for answer in answers]))
 
 
 def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
-    """95% interval of the mean over tasks of their mean scores."""
+    """Return the 95% confidence interval of the mean over tasks of their mean scores."""
     scores = {task: [a.score for a in of_task] for task, of_task in answers.items()}
     return list(statistics.average_interval(scores))
 
 
 def average(values: Mapping[str, float]) -> float:
-    """The mean over tasks."""
+    """Return the unweighted mean over tasks."""
     return sum(values.values()) / len(values)
 
 
@@ -164,7 +168,7 @@ def average(values: Mapping[str, float]) -> float:
 def _answer_task(
     scoring: Scoring, examinee: Examinee, split: Split, description: str
 ) -> list[Answer]:
-    """Answer the held-out questions of a task; a function is registered for each class of rules."""
+    """Answer the held-out questions of a task; dispatches on the class of the scoring rule."""
     raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
 
 
@@ -185,7 +189,8 @@ def _write_answers(
 def _take_options(
     scoring: LikelihoodScoring, examinee: Examinee, split: Split, description: str
 ) -> list[Answer]:
-    # The right answer costs next to nothing: its text is that of an option and one token more.
+    # The loss of the right answer costs almost nothing: its text is that of an option plus an end
+    # token, and shared prefixes are computed once.
     tokenizer, template = examinee.tokenizer, examinee.template
     requests = []
     for example in split.held_out:
@@ -208,8 +213,8 @@ def _take_options(
 def _write_programs(
     scoring: ProgramScoring, examinee: Examinee, split: Split, description: str
 ) -> list[Answer]:
-    """Score pass@1; with k samples, pass@k is another score."""
-    # What ends a completed function may well stand in a chat's answer before it.
+    """Score pass@1 and, with k > 1 samples, also pass@k."""
+    # A chat answer may contain the stop strings before the function, so they must not end it.
     in_chat = examinee.template.end(examinee.tokenizer) is not None
     texts = _generate(
         examinee,
@@ -248,7 +253,15 @@ def _write_programs(
 def _generate(
     examinee: Examinee, split: Split, description: str, stop: Sequence[str], **drawn: Any
 ) -> list[list[str]]:
-    """The texts that the model says to each held-out question, drawn as `Generator.texts` does."""
+    """Return the texts generated for each held-out question.
+
+    Args:
+        examinee: Model to evaluate.
+        split: Split of the task.
+        description: Label of the progress bar.
+        stop: Strings that end a text.
+        **drawn: Sampling arguments of `Generator.texts`.
+    """
     tokenizer, template = examinee.tokenizer, examinee.template
     prompts = [encode_prompt(tokenizer, template, e.question, e.earlier) for e in split.held_out]
     return examinee.generator.texts(
@@ -263,7 +276,7 @@ def _generate(
 
 
 def _right_answers(examinee: Examinee, split: Split, description: str) -> list[Likelihood]:
-    """How likely the model finds the expected answer to each held-out question."""
+    """Return the likelihood of the expected answer to each held-out question."""
     tokenizer, template = examinee.tokenizer, examinee.template
     requests = [
         (

@@ -1,24 +1,25 @@
-"""A sandbox for generated code: Python processes that can compute, and little else.
+"""A sandbox for generated code: Python processes that can compute, and do little else.
 
-A confined process starts in a session of its own, in an empty temporary directory, with an empty
-environment and Python's standard library only. Before anything untrusted runs it gives up for good
+A confined process starts in its own session, in an empty temporary directory, with a minimal
+environment and only Python's standard library. Before any untrusted code runs, it restricts itself
+irrevocably:
 
-* more than so much processor time, memory and open files, and any byte written to a file;
-* on Linux, by a seccomp filter, all but some fifty system calls: no new process or thread, no
-  socket, no signal to another process, no file changed, no privilege, even for root;
-* on Linux with Landlock, reading anything but the standard library, the system's libraries and the
-  time zones.
+* Resource limits bound its processor time, memory and open files, and forbid any write to a file.
+* On Linux, a seccomp filter blocks all but about fifty system calls: no new process or thread, no
+  socket, no signal to another process, no change to a file, and no privileges, even for root.
+* On Linux with Landlock, it can read only the standard library, the system's libraries and the time
+  zones.
 
-This takes no privilege. There are no children, so killing the process leaves nothing behind. On
-Linux it also dies with the thread that started it; the empty directory that is then left is removed
-by the next evaluation. `protections` tells which of these a system has.
+The sandbox needs no privileges. A confined process has no children, so killing it leaves nothing
+behind. On Linux it also dies with the thread that started it; the next evaluation removes the empty
+directory that then remains. `protections` reports which restrictions a system supports.
 
-What stays open: that a file exists and the system's name, load and clock can be seen, what the
-distribution keeps under /usr/lib can be read, and the kernel itself is trusted. On other systems
-than Linux generated code can do whatever its user can, within the limits.
+Known limits: a confined process can see whether a file exists, and the system's name, load and
+clock. It can read what the distribution installs under /usr/lib. The kernel itself is trusted. On
+systems other than Linux, generated code can do whatever its user can, within the resource limits.
 
-Honest programs that need what is taken away fail: threads, processes, files and connections of
-their own. asyncio works, with timers but without connections.
+Harmless programs fail if they need threads, processes, files or network connections. asyncio works,
+with timers but without connections.
 """
 
 import contextlib
@@ -38,8 +39,9 @@ from typing import Any
 
 from malora_jax.errors import UserError, check_types, out_of_range
 
-# The package is imported from its own folder, to load nothing else of malora_jax. The folder comes
-# last, as it may hold names of the standard library, and is taken off again.
+# Import `confined` as a top-level package, so that nothing else of malora_jax is loaded. Its folder
+# comes last in sys.path, because modules next to it may have names of the standard library (`code`
+# does), and is removed right afterwards.
 _START = """
 import sys
 sys.path.append(sys.argv[1])
@@ -48,26 +50,27 @@ sys.path.pop()
 main()
 """
 _FOLDER = pathlib.Path(__file__).parent
-# No packages, nor modules of the current directory; sets in the same order each time.
+# Ignore installed packages and modules of the current directory.
 _OPTIONS = ('-s', '-S', '-P', '-X', 'utf8')
-# Programs may ask for the name of their user, which would else be looked up in /etc/passwd.
+# A fixed hash seed makes the order of sets reproducible. LOGNAME answers programs that ask for the
+# user's name, because the sandbox may block the lookup in /etc/passwd.
 _ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LOGNAME': 'user'}
 _LEAST_MEMORY = 1 << 27
-# Of the names of temporary directories, by which later evaluations find those of killed ones.
+# Prefix of temporary directories, by which later evaluations find those of killed evaluations.
 _PREFIX = 'malora-sandbox-'
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one confined process may use.
+    """Resource limits of one confined process.
 
     Attributes:
-        cpu_seconds: processor time; does not depend on what else the machine does.
-        wall_seconds: time from its start on, as a program may also sleep.
-        memory_bytes: address space, the interpreter's own included.
+        cpu_seconds: Processor time in seconds, which does not depend on the machine's load.
+        wall_seconds: Time since the start in seconds, because a program may also sleep.
+        memory_bytes: Address space in bytes, including that of the interpreter.
 
     Raises:
-        UserError: a value that cannot be, by its field.
+        UserError: The value of a field has the wrong type or is out of range.
     """
 
     cpu_seconds: int = 3
@@ -87,15 +90,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Protections:
-    """What this system lets the sandbox enforce, besides limits on time and file sizes.
+    """Restrictions that the sandbox can enforce here, besides limits on time and file sizes.
 
     Attributes:
-        memory: no more than `Limits.memory_bytes`.
-        processes: no process or thread is started, signalled or traced. Without it, the limit of
-            processes still stops a user other than root from starting any.
-        network: no socket is opened.
-        writing: no file is made, changed or removed.
-        reading: no file is read but the interpreter's and the system's libraries.
+        memory: Whether `Limits.memory_bytes` is enforced.
+        processes: Whether starting, signaling and tracing processes and threads is blocked. If not,
+            a resource limit still keeps users other than root from starting processes.
+        network: Whether opening sockets is blocked.
+        writing: Whether creating, changing and removing files is blocked.
+        reading: Whether reading is restricted to the libraries of the interpreter and the system,
+            and the time zones.
     """
 
     memory: bool
@@ -106,11 +110,13 @@ class Protections:
 
 
 def protections() -> Protections:
-    """What holds on this system, found out by trying; results should carry it.
+    """Return the restrictions that this system supports, which results should record.
+
+    The first call starts a confined process that tries them.
 
     Raises:
-        UserError: this would run generated code as root without protection.
-        OSError: confined processes do not work here.
+        UserError: Generated code would run as root without the seccomp filter.
+        OSError: Confined processes do not work on this system.
     """
     layers = _layers()
     seccomp = 'seccomp' in layers
@@ -141,17 +147,18 @@ def confined(
     channel: int,
     stdout: int = subprocess.DEVNULL,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    """A confined process, killed at the end.
+    """Run a confined process as a context manager, which kills it on exit.
 
     Args:
-        role: name of a function of `confined.roles`.
-        arguments: its arguments but `channel`, as JSON can hold them.
-        limits: what it may use.
-        channel: descriptor of a socket, which it inherits.
-        stdout: where its output goes, as for `subprocess.Popen`.
+        role: Name of a function of `confined.roles`.
+        arguments: Arguments of that function, JSON-serializable, without `channel`.
+        limits: Resource limits of the process.
+        channel: Descriptor of a socket, which the process inherits.
+        stdout: Destination of the process's output, as in `subprocess.Popen`.
 
     Raises:
-        UserError, OSError: as `protections`.
+        UserError: Generated code would run as root without the seccomp filter.
+        OSError: Confined processes do not work on this system.
     """
     arguments = {**arguments, 'channel': channel}
     return _started(role, arguments, limits, _layers(), (channel,), stdout, subprocess.DEVNULL)
@@ -205,10 +212,10 @@ def _empty_directory() -> Iterator[str]:
 
 
 def _make_directory() -> tuple[str, int]:
-    """Make a temporary directory and lock it; a lock ends with its process, even a killed one."""
+    """Make a temporary directory and lock it; the lock ends with its process, even if killed."""
     while True:
         directory = tempfile.mkdtemp(prefix=_PREFIX)
-        # Until it is locked, another process may take it for abandoned.
+        # Another process may remove the directory as abandoned until it is locked.
         with contextlib.suppress(FileNotFoundError):
             lock = _lock(directory, fcntl.LOCK_SH)
             if os.path.exists(directory):

@@ -1,1 +1,1 @@
-"""Trained models in the forms that others read."""
+"""Export of trained models: adapter files, PEFT, merged Hugging Face models, static LoRA."""

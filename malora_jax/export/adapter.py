@@ -1,4 +1,10 @@
-"""A trained adapter as two files: safetensors, and a manifest that says what it belongs to."""
+"""Export format of a trained adapter: a safetensors file, and a manifest that identifies its base.
+
+For example:
+
+    adapter.write_adapter(trained, pathlib.Path('exports/malora'))
+    trained = adapter.saved_adapter(pathlib.Path('exports/malora')).load()
+"""
 
 import dataclasses
 import functools
@@ -49,22 +55,24 @@ class _Manifest(TypedDict):
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
-    """Whether a directory holds an exported adapter."""
+    """Return whether a directory holds an exported adapter."""
     return (directory / _MANIFEST).is_file()
 
 
 def write_adapter(
     trained: Restored, output: pathlib.Path, static: Mapping[str, Any] | None = None
 ) -> None:
-    """Exports a trained model; what is written is read again and compared.
+    """Export a trained adapter, then read the files again and compare them.
 
     Args:
-        trained: the model.
-        output: a new directory.
-        static: what the manifest tells of a mixture that this one stands for.
+        trained: Trained model.
+        output: Directory to create.
+        static: Manifest entry about the routed mixture that this adapter approximates, if it
+            approximates one.
 
     Raises:
-        UserError: the directory is not new.
+        UserError: The directory exists and is not empty.
+        OSError: The files cannot be written, or differ when they are read again.
     """
     tensors = {
         f'{name}/{path}': np.asarray(leaf)
@@ -104,14 +112,14 @@ def write_adapter(
 
 
 def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
-    """What an exported adapter holds.
+    """Return an exported adapter, whose weights are not read yet.
 
     Args:
-        directory: of the export.
-        weights: where the base's weights are, if not where they were in training.
+        directory: Directory of the export.
+        weights: Location of the base weights, as in configs; None = as in training.
 
     Raises:
-        UserError: its manifest is broken or of a newer version.
+        UserError: The manifest is broken or of a newer version.
     """
     path = directory / _MANIFEST
     head = files.read_json(path, dict, _REMEDY)
@@ -176,7 +184,11 @@ def _restore(
 
 
 def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """A collection in the form of `shapes`."""
+    """Return a variable collection with the structure of `shapes`.
+
+    Raises:
+        UserError: A tensor is missing or has another shape.
+    """
     arrays = {}
     for path, leaf in named_leaves(shapes):
         found = tensors.get(f'{name}/{path}')

@@ -1,4 +1,4 @@
-"""A directory that is there as a whole or not at all."""
+"""Atomic creation of a directory: it appears with all its files, or not at all."""
 
 import contextlib
 import os
@@ -11,22 +11,24 @@ from malora_jax.errors import UserError
 
 
 def check_new(path: pathlib.Path) -> None:
-    """Checks that there is nothing at `path` yet, or an empty directory.
+    """Check that `path` does not exist yet, or is an empty directory.
 
     Raises:
-        UserError: there is something, or it is the current directory.
+        UserError: `path` exists and is not an empty directory, or is the current directory.
     """
-    # The current directory has no name that could be given.
+    # Another directory cannot be renamed to a path without a name, such as '.'.
     if path.exists() and (not path.name or not path.is_dir() or any(path.iterdir())):
         raise UserError(f'--output: {path} exists already; choose a new directory.')
 
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary directory to write to, which gets the name `path` at the end.
+    """Yield a temporary directory to write to, which is renamed to `path` at the end.
+
+    After an error nothing is left behind.
 
     Raises:
-        UserError: there is something at `path` already.
+        UserError: `path` exists and is not an empty directory.
     """
     check_new(path)
     temporary = path.with_name(f'.{path.name}.tmp')

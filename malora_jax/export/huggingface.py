@@ -1,4 +1,4 @@
-"""Directories that `transformers` loads: the base with the update in its weights."""
+"""Export for `transformers`: the base model with the adapter merged into its weights."""
 
 import pathlib
 from typing import Any
@@ -15,14 +15,15 @@ from malora_jax.models.loading.params import to_huggingface
 
 
 def write_merged(trained: Restored, output: pathlib.Path) -> None:
-    """The base with the update in its weights: config, safetensors, tokenizer and prompts.
+    """Write the merged model: config, safetensors, tokenizer and generation settings.
 
     Args:
-        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
-        output: a new directory.
+        trained: Trained model of method LoRA, rsLoRA, DoRA or AsyLoRA.
+        output: Directory to create.
 
     Raises:
-        UserError: another method, an update of zero, or the directory is not new.
+        UserError: The method cannot be merged, the update is zero, or the directory exists and is
+            not empty.
     """
     params = merge.merged_params(trained)
     config = trained.model.config
@@ -40,10 +41,11 @@ def write_merged(trained: Restored, output: pathlib.Path) -> None:
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
-    """What `transformers` is told of a model's shape.
+    """Return the content of config.json for `transformers`, without special token ids.
 
     Raises:
-        UserError: norms of q and k together with biases, which no architecture has.
+        UserError: The model has both norms and biases of q and k, as no architecture of
+            `transformers` has.
     """
     if config.qkv_bias and config.qk_norm:
         raise UserError(f'{config.name} has biases and norms of q and k: no architecture has both.')

@@ -1,4 +1,4 @@
-"""Which base and tokenizer a trained model belongs to, as short texts that can be compared."""
+"""Fingerprints that identify the base model and the tokenizer of a trained adapter."""
 
 import hashlib
 from typing import Any
@@ -10,15 +10,19 @@ import numpy as np
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.distributed import rules
 
-# Values of each leaf that are looked at, spread evenly.
+# Number of evenly spaced values of each leaf that enter the fingerprint.
 _SAMPLES = 1024
 
 
 def base_fingerprint(params: Any) -> str:
-    """Of a base's weights: names, shapes, and a sample of each leaf in bfloat16.
+    """Return the fingerprint of a base model's weights, 32 hexadecimal digits.
 
-    So it is the same whether they are kept in float32 or in bfloat16; other weights of the same
-    shape, such as those of another version, have another.
+    It is a hash of the names, the shapes, and a sample of each leaf in bfloat16. Weights stored in
+    float32 and in bfloat16 therefore have the same fingerprint. Different weights of the same
+    shape, such as another version of the model, have different fingerprints.
+
+    Args:
+        params: The decoder's `params` collection.
     """
     digest = hashlib.sha256()
     samples = jax.device_get(_samples(params))
@@ -31,17 +35,17 @@ def base_fingerprint(params: Any) -> str:
 def _samples(params: Any) -> Any:
     def sample(leaf: jax.Array) -> jax.Array:
         places = np.linspace(0, leaf.size - 1, min(leaf.size, _SAMPLES)).astype(np.int64)
-        # By axis: flat, a leaf that is split over devices would have to be joined.
+        # Index by axis, because flattening would gather a leaf that is sharded over devices.
         return leaf[np.unravel_index(places, leaf.shape)].astype(jnp.bfloat16)
 
     return rules.replicate(jax.tree.map(sample, params))
 
 
 def text_fingerprint(text: str) -> str:
-    """Of a tokenizer's definition, or any text."""
+    """Return the fingerprint of a text, such as a tokenizer's definition: 32 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def file_digest(data: bytes) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 digest of a file's content, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

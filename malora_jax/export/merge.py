@@ -1,6 +1,6 @@
-"""Updates that are the same for every token, put into the base's weights.
+"""Merging of adapters into the base weights, for updates that are the same for every token.
 
-Dimension letters: L layers, D inputs and F outputs of a linear, R rank.
+Dimension letters: L layers, D inputs and F outputs of a linear layer, R rank.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,17 @@ _PARTS = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'
 
 
 def check_static(trained: Restored, what: str) -> AdapterConfig:
-    """The adapter's settings, if its update is W + s · B A, with DoRA's magnitude perhaps.
+    """Return the adapter's settings, after checking that the adapter can be merged.
+
+    A mergeable adapter turns W into W + s · B A, possibly with DoRA's magnitudes.
 
     Args:
-        trained: the model.
-        what: is to be made of it, for the message.
+        trained: Trained model.
+        what: Export format, for the message.
 
     Raises:
-        UserError: it is routed, so that its update differs from token to token; or it was not
-            trained, so that nothing would change.
+        UserError: The adapter is routed, so that its update differs from token to token; or its
+            update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
@@ -43,10 +45,14 @@ def check_static(trained: Restored, what: str) -> AdapterConfig:
 
 
 def check_trained(trained: Restored, what: str) -> None:
-    """Checks that the update is not zero.
+    """Check that the adapter was trained and its update is not zero.
+
+    Args:
+        trained: Trained model.
+        what: Export format, for the message.
 
     Raises:
-        UserError: it is, so that nothing would change.
+        UserError: The update is zero, so that the export would equal the base model.
     """
     adapter = trained.model.adapter
     targets = adapter.targets if adapter else ()
@@ -62,10 +68,10 @@ def check_trained(trained: Restored, what: str) -> None:
 
 
 def merged_params(trained: Restored) -> Any:
-    """The base's `params` with the update in them, in its dtype.
+    """Return the base's `params` with the update merged in, in the dtype of the base.
 
     Raises:
-        UserError: as `check_static`.
+        UserError: The adapter cannot be merged, or its update is zero.
     """
     adapter = check_static(trained, 'merged')
     structure = cast(IndependentExperts, adapter.structure)
@@ -83,7 +89,7 @@ def merged_params(trained: Restored) -> Any:
 
 
 def plain_params(config: ModelConfig, params: Any) -> Any:
-    """The base's `params` with every quantised kernel as numbers in the model's dtype."""
+    """Return the base's `params`, with every quantized kernel dequantized to the model's dtype."""
     if not config.quantize:
         return params
     flat = flatten_dict(params, sep='/')
@@ -94,7 +100,15 @@ def plain_params(config: ModelConfig, params: Any) -> Any:
 
 
 def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:
-    """The adapter's leaves of one linear in all layers, whichever collection they are in."""
+    """Return the adapter's leaves of one linear layer, stacked over all layers.
+
+    Args:
+        variables: Variable collections of the model; the leaves of all of them are returned.
+        target: Name of the linear layer, such as 'q'.
+
+    Returns:
+        Arrays (L, ...) by leaf name, such as `down` and `up`.
+    """
     found: dict[str, jax.Array] = {}
     for name in COLLECTIONS:
         tree = variables.get(name, {}).get('layers', {})
@@ -103,11 +117,11 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
 
 
 def linear_factors(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
-    """Return `linear_leaves` as float64, for exact products."""
+    """Return the result of `linear_leaves` as float64, for accurate products."""
     leaves = linear_leaves(variables, target)
     return {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
 
 
 def part_of(target: str) -> str:
-    """The module that a linear is in."""
+    """Return the name of the module that a linear layer is in: 'attention' or 'mlp'."""
     return _PARTS.get(target, 'mlp')

@@ -1,6 +1,6 @@
-"""LoRA as `peft` keeps it, beside its base: adapter_config.json and adapter_model.safetensors.
+"""LoRA adapters in PEFT's file format: adapter_config.json and adapter_model.safetensors.
 
-Dimension letters: L layers, D inputs and F outputs of a linear, R rank.
+Dimension letters: L layers, D inputs and F outputs of a linear layer, R rank.
 """
 
 import pathlib
@@ -23,9 +23,9 @@ from malora_jax.schema import Positive, find_fault
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-# Names of peft's modules, by leaf. The magnitude is a vector without a module for its weight.
+# Names of PEFT's modules, by leaf. The magnitude is a vector, whose name has no suffix '.weight'.
 MODULES = {'down': 'lora_A', 'up': 'lora_B', 'magnitude': 'lora_magnitude_vector'}
-# Settings that change what the tensors mean, and the values with which they do not.
+# PEFT settings that may change the meaning of the tensors, with the values that leave it unchanged.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
     'bias': ('none',),
@@ -43,25 +43,26 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     'arrow_config': (None,),
     'kasa_config': (None,),
     'monteclora_config': (None,),
-    # The others change the base.
+    # Other initializations change the base weights.
     'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
 }
 
 
 def is_peft(directory: pathlib.Path) -> bool:
-    """Whether a directory holds an adapter of `peft`'s."""
+    """Return whether a directory holds an adapter in PEFT's format."""
     return (directory / _CONFIG).is_file()
 
 
 def write_peft(trained: Restored, output: pathlib.Path) -> None:
-    """The update as `peft` keeps LoRA, with the tokenizer and the prompts that it was trained with.
+    """Write an adapter in PEFT's format, with its tokenizer and generation settings.
 
     Args:
-        trained: LoRA, rsLoRA, DoRA or AsyLoRA.
-        output: a new directory.
+        trained: Trained model of method LoRA, rsLoRA, DoRA or AsyLoRA.
+        output: Directory to create.
 
     Raises:
-        UserError: another method, an update of zero, or the directory is not new.
+        UserError: The method is not one LoRA, the update is zero, or the directory exists and is
+            not empty.
     """
     adapter = merge.check_static(trained, 'peft')
     tensors = {}
@@ -92,19 +93,20 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
-    """What `peft` trained, as leaves of ours.
+    """Read an adapter that PEFT trained, as adapter leaves of this project.
 
     Args:
-        directory: with the two files.
-        model: whose layers they are.
+        directory: Directory with PEFT's two files.
+        model: Configuration of the model that the adapter belongs to.
 
     Returns:
-        By path, such as 'layers/attention/q/down', all layers in one: `down` (L, 1, D, R), `up`
-        (L, 1, R, F) and, of DoRA, `magnitude` (L, F); and what their product is multiplied by.
+        Float32 leaves by path, such as 'layers/attention/q/down', stacked over layers: `down`
+        (L, 1, D, R), `up` (L, 1, R, F) and, for DoRA, `magnitude` (L, F); and the scale of the
+        update, α / R or, for rsLoRA, α / √R.
 
     Raises:
-        UserError: a file is missing or broken, a setting that is not implemented, a tensor that
-            belongs to no linear of the model, or a linear that not every layer has.
+        UserError: A file is missing or broken, a setting is not implemented, a tensor belongs to no
+            linear layer of the model, or only some layers adapt a linear layer.
     """
     config = files.read_json(directory / _CONFIG, dict, 'save it again')
     if not all(key in config for key in ('r', 'lora_alpha')):
@@ -164,11 +166,11 @@ def _is_vector(leaf: str) -> bool:
 
 
 def _tensor_name(target: str, leaf: str) -> str:
-    """Return the name of a tensor in an adapter's file; {} stands for the layer."""
+    """Return the name of a tensor in PEFT's file, with {} in place of the layer index."""
     return f'{_PREFIX}{_module(target)}.{MODULES[leaf]}{"" if _is_vector(leaf) else ".weight"}'
 
 
 def _module(target: str) -> str:
-    """What `transformers` calls an adapted linear; {} is the layer."""
+    """Return the `transformers` name of an adapted linear layer, with {} for the layer index."""
     path = f'layers/{merge.part_of(target)}/{target}'
     return names.name(path, 'huggingface').removesuffix('.weight')

@@ -1,9 +1,9 @@
-"""How an exported model is asked: tokenizer, chat template and end of an answer as in training.
+"""Tokenizer, chat template and end token of an exported model, so that prompts are as in training.
 
-`transformers` takes these from tokenizer.json, tokenizer_config.json and generation_config.json.
-The token that texts start with stands in the chat template, as a rendered chat is encoded without
-special tokens, and in tokenizer.json's post-processor for other texts: `add_bos_token` alone is not
-looked at by every version.
+`transformers` reads them from tokenizer.json, tokenizer_config.json and generation_config.json. The
+bos token is part of the chat template, because a rendered chat is encoded without special tokens.
+For other texts, the post-processor in tokenizer.json adds it, because some versions ignore
+`add_bos_token`.
 """
 
 import json
@@ -21,7 +21,7 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
 
     Args:
         directory: Directory of the export.
-        trained: The model.
+        trained: Trained model.
     """
     tokenizer = trained.base.tokenizer
     backend = _backend(trained)
@@ -31,7 +31,7 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': trained.model.config.context,
         'clean_up_tokenization_spaces': False,
-        # Without token types, which these models do not take.
+        # The default also lists token types, which these models do not accept.
         'model_input_names': ['input_ids', 'attention_mask'],
         'add_bos_token': tokenizer.bos_id is not None,
         'chat_template': chat_template(trained),
@@ -40,14 +40,17 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
         settings['bos_token'] = tokenizer.id_to_token(tokenizer.bos_id)
     files.write_json(directory / 'tokenizer.json', json.loads(backend.to_str()))
     files.write_json(directory / 'tokenizer_config.json', settings)
-    # Greedy, as held-out questions are answered.
+    # Greedy decoding is also the default for held-out questions.
     files.write_json(
         directory / 'generation_config.json', special_ids(trained) | {'do_sample': False}
     )
 
 
 def special_ids(trained: Restored) -> dict[str, int | None]:
-    """Return the ids of the tokens that start a text, end an answer and fill up a row."""
+    """Return the ids of the tokens for bos, end of answer and padding.
+
+    The end token doubles as padding if the tokenizer has no padding token.
+    """
     tokenizer = trained.base.tokenizer
     end = data.end_id(tokenizer, trained.template)
     padding = tokenizer.named_tokens.get('pad_token')
@@ -59,9 +62,9 @@ def special_ids(trained: Restored) -> dict[str, int | None]:
 
 
 def chat_template(trained: Restored) -> str:
-    """Return the template that the model was trained with, in the language of Jinja.
+    """Return the prompt template of training as a Jinja chat template.
 
-    A question in it has the tokens that it had in training.
+    A question rendered with it has the same tokens as in training.
     """
     tokenizer, template = trained.base.tokenizer, trained.template
     source = template.jinja(tokenizer)
@@ -74,13 +77,13 @@ def chat_template(trained: Restored) -> str:
     start = json.dumps(bos, ensure_ascii=False)
     if tokenizer.encode(bos + prompt) == data.encode_prompt(tokenizer, template, 'Why?'):
         return f'{{{{ {start} }}}}{source}'
-    # SentencePiece puts a space before a text that has none, but not after a special token.
+    # SentencePiece puts a space in front of a text without one, but not after a special token.
     space = "('' if text.startswith(' ') else ' ')"
     return f"{{% set text %}}{{{{ '' }}}}{source}{{% endset %}}{{{{ {start} + {space} + text }}}}"
 
 
 def _backend(trained: Restored) -> tokenizers.Tokenizer:
-    """Return the tokenizer, which adds just the token that texts start with."""
+    """Return the tokenizer, set up to add only the bos token if texts start with one."""
     tokenizer = trained.base.tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.definition)
     alone = backend.encode('a', add_special_tokens=False).ids

@@ -1,10 +1,11 @@
-"""A plain LoRA in place of a routed mixture: each expert counts with its mean gate.
+"""Static approximation of a routed mixture by one LoRA: each expert is weighted by its mean gate.
 
-A routed update differs from token to token; its mean over the tokens' gates does not.
-`analysis.static_export` measures the gates, and the loss that the approximation costs.
+The update of a routed mixture differs from token to token. Replacing the gates by their means over
+tokens makes it the same for all tokens. `analysis.static_export` measures the mean gates, and the
+loss that the approximation costs.
 
-Dimension letters: L layers, E experts, D inputs and F outputs of a linear, S rank of the subspace,
-R rank of an expert, Q rank of the result.
+Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, Q rank of the
+result.
 """
 
 from collections.abc import Mapping
@@ -21,13 +22,13 @@ from malora_jax.models import Decoder
 
 
 def check_mixture(trained: Restored) -> AdapterConfig:
-    """Check that a trained model is a mixture, which needs the approximation.
+    """Check that a trained model is a routed mixture, which needs the approximation.
 
     Returns:
-        Its adapter.
+        The adapter's settings.
 
     Raises:
-        UserError: The model is a plain LoRA, or was not trained.
+        UserError: The model is a plain LoRA, or its update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or adapter.structure.is_mergeable:
@@ -46,17 +47,17 @@ def static(
 
     Args:
         trained: A routed mixture.
-        gates: Mean gate of each expert by linear, (L, E).
-        rank: Rank of the result, by a truncated singular value decomposition; 0 for the rank that
-            holds the mean update exactly.
+        gates: (L, E) mean gate of each expert, by name of the linear layer.
+        rank: Rank Q of the result, by truncated singular value decomposition (SVD); 0 = the rank
+            that represents the mean update exactly.
 
     Returns:
-        The LoRA, as if it had been trained so; and for its manifest `approximates` (the method),
-        `exact_rank`, `rank`, and `lost_by_rank`: ‖ΔW − its truncation‖ / ‖ΔW‖ of the mean update,
-        over all linears.
+        The LoRA, in the form of a trained model; and the manifest's entry about it:
+        `approximates` (the method), `exact_rank`, `rank`, and `lost_by_rank`, the relative error
+        ‖ΔW − its truncation‖ / ‖ΔW‖ of the mean update ΔW over all linear layers.
 
     Raises:
-        UserError: As `check_mixture`, or the rank is above the exact one.
+        UserError: The model is a plain LoRA, its update is zero, or `rank` is above the exact rank.
     """
     adapter = check_mixture(trained)
     exact = {
@@ -77,9 +78,18 @@ def static(
 
 
 def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the nearest product of that rank (Eckart and Young), each layer on its own.
+    """Return factors of the best approximation of lower rank (Eckart and Young), layer by layer.
 
-    No matrix of the product's size is made: the factors are brought to triangles first.
+    The SVD is computed from QR decompositions of the factors, so that the (D, F) product is never
+    formed.
+
+    Args:
+        down_LDQ: (L, D, Q) first factors.
+        up_LQF: (L, Q, F) second factors.
+        rank: Rank of the result.
+
+    Returns:
+        (L, D, rank) and (L, rank, F) factors.
     """
     q_LDQ, r_LQQ = np.linalg.qr(down_LDQ)
     p_LFQ, s_LQQ = np.linalg.qr(up_LQF.swapaxes(1, 2))
@@ -87,7 +97,7 @@ def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.n
     root = np.sqrt(sigma[:, None, :rank])
     down = q_LDQ @ (u[:, :, :rank] * root)
     up = (vt[:, :rank] * root.swapaxes(1, 2)) @ p_LFQ.swapaxes(1, 2)
-    # Zeros where a side of the linear is shorter than the rank.
+    # Pad with zeros if a dimension of the linear layer is smaller than the rank.
     more = rank - down.shape[-1]
     return np.pad(down, [(0, 0), (0, 0), (0, more)]), np.pad(up, [(0, 0), (0, more), (0, 0)])
 
@@ -96,7 +106,7 @@ def _as_lora(
     trained: Restored, adapter: AdapterConfig, found: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> Restored:
     rank = next(iter(found.values()))[0].shape[-1]
-    # The same factor of the update as before, α / rank.
+    # Choose alpha so that the scale of the update, alpha / rank, stays the same.
     config = method(
         'lora',
         rank=rank,
@@ -122,13 +132,16 @@ def _lost(
     exact: Mapping[str, tuple[np.ndarray, np.ndarray]],
     found: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> float:
-    """‖ΔW − ΔW'‖ / ‖ΔW‖ over all linears, ΔW' the best of a lower rank: norms suffice."""
+    """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers.
+
+    ΔW' is the best approximation of a lower rank, so that ‖ΔW − ΔW'‖² = ‖ΔW‖² − ‖ΔW'‖².
+    """
     whole = sum(_square_norm(*pair) for pair in exact.values())
     kept = sum(_square_norm(*pair) for pair in found.values())
     return float(np.sqrt(max(0.0, 1 - kept / whole))) if whole else 0.0
 
 
 def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:
-    """‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
+    """Return ‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
     down_LQQ = down_LDQ.swapaxes(1, 2) @ down_LDQ
     return float((down_LQQ * (up_LQF @ up_LQF.swapaxes(1, 2))).sum())

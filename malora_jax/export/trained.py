@@ -1,4 +1,4 @@
-"""A trained model, and one that is kept in a directory."""
+"""Trained models: in memory with their base (`Restored`), and in a directory (`Saved`)."""
 
 import pathlib
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from malora_jax.models.loading.weights import Base, load_base
 
 
 class Restored(NamedTuple):
-    """A trained model.
+    """A trained model in memory.
 
     Attributes:
-        base: frozen model and tokenizer.
-        model: the decoder with the adapter.
-        variables: its collections.
-        template: around questions and answers, the one that was trained with.
-        method: name of the method.
-        weights: where the base's weights are, as configs say it.
-        step: optimizer steps that were made.
+        base: Frozen base model with its tokenizer.
+        model: Decoder with the adapter.
+        variables: Variable collections of the decoder.
+        template: Prompt template of the training.
+        method: Name of the fine-tuning method.
+        weights: Location of the base weights, as in configs.
+        step: Number of optimizer steps of the training.
     """
 
     base: Base
@@ -32,13 +32,13 @@ class Restored(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A trained model in a directory, without its base.
+    """A trained model in a directory, which is not loaded yet.
 
     Attributes:
-        path: the directory.
-        model: the base's shape.
-        weights: where its weights are, as configs say it.
-        restore: makes the model, given the base.
+        path: Directory of the run or export.
+        model: Configuration of the base model.
+        weights: Location of the base weights, as in configs.
+        restore: Function that loads the trained model, given the base.
     """
 
     path: pathlib.Path
@@ -47,9 +47,10 @@ class Saved(NamedTuple):
     restore: Callable[[Base], Restored]
 
     def load(self) -> Restored:
-        """The model, with its base.
+        """Load the base and the trained model.
 
         Raises:
-            UserError: the base cannot be loaded or is another one, or there is no checkpoint.
+            UserError: The base cannot be loaded or is not the one of the training, or there is no
+                checkpoint.
         """
         return self.restore(load_base(self.model, self.weights))

@@ -1,4 +1,4 @@
-"""Using what was trained: answers, scores and chats."""
+"""Inference with trained models: generation, chat and scoring of answers."""
 
 from malora_jax.inference.language_model import LanguageModel, load, load_all
 

@@ -1,4 +1,4 @@
-"""A trained model as one object that answers, scores and chats."""
+"""High-level interface to a trained model: generate, chat, stream and score."""
 
 import dataclasses
 import os
@@ -20,23 +20,26 @@ from malora_jax.models.sampling import check_sampling
 from malora_jax.models.texts import Ending, TextStream
 from malora_jax.training.restore import saved_model
 
-# Texts are scored several a row of so many positions.
+# Several texts are packed for scoring into a row; row lengths are a multiple of this.
 _ROW = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a text is written.
+    """Settings of text generation.
 
     Attributes:
-        max_new_tokens: the most tokens.
-        temperature: what logits are divided by before a token is drawn; 0 = each token is the most
-            probable one.
-        top_k: tokens are drawn from so many, the most probable ones; 0 = from all.
-        top_p: tokens are drawn from the most probable ones, as few as together have at least this
-            probability.
-        stop: a text ends before the first of these.
-        seed: of what is drawn.
+        max_new_tokens: Maximum number of generated tokens.
+        temperature: Sampling temperature, by which logits are divided; 0 = greedy decoding.
+        top_k: Top-k sampling: each token is sampled from this many most probable ones, and those
+            tied with the last of them; 0 = from all.
+        top_p: Nucleus sampling: each token is sampled from the smallest set of most probable tokens
+            whose probabilities sum to at least this, after top-k.
+        stop: Stop strings; a text ends before the first of them.
+        seed: Random seed of the sampling.
+
+    Raises:
+        UserError: A value is out of range.
     """
 
     max_new_tokens: int = 256
@@ -52,20 +55,33 @@ class Sampling:
         check_sampling(1, self.temperature, self.top_k, self.top_p)
 
     def request(self, prompt: Sequence[int], key: jax.Array | None) -> Request:
-        """What is asked of an engine; without heat no key is needed."""
+        """Return the request to an `Engine` for a prompt.
+
+        Args:
+            prompt: Token ids, at least one.
+            key: Random key of the sampling; may be None if the temperature is 0.
+        """
         return Request(prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, key)
 
 
 class LanguageModel:
-    """A model with its tokenizer and the template that it was trained with.
+    """A model with its tokenizer and its prompt template.
+
+    For example:
+
+        model = malora_jax.load('runs/malora')
+        model.generate(['What is 2 + 3?'], max_new_tokens=32)
+        model.chat('Name a prime number.', temperature=0.7, top_p=0.9)
+        model.score(['What is 2 + 3?'], ['5'])[0].log_probability
 
     Attributes:
-        name: what it is called.
-        model: the decoder, with the adapter.
-        variables: its collections.
-        tokenizer: of the base.
-        template: the text around questions and answers.
-        batch_size: answers that are written side by side.
+        name: Name of the model, such as that of its directory.
+        model: Decoder with the adapter.
+        variables: Variable collections of the decoder.
+        tokenizer: Tokenizer of the base model.
+        template: Prompt template that the model was trained with.
+        batch_size: Number of answers that are generated together by continuous batching.
+        end_id: Id of the token that ends an answer.
     """
 
     def __init__(
@@ -87,25 +103,28 @@ class LanguageModel:
 
     @property
     def most_characters(self) -> int:
-        """Number of characters that fit into the context, if every token is the longest one."""
+        """Upper bound of the number of characters that fit into the context.
+
+        It assumes that every token is the longest one of the vocabulary.
+        """
         return self.model.config.context * self.tokenizer.longest_token
 
     def base(self) -> 'LanguageModel':
-        """The base model alone, by its own name, in the same template."""
+        """Return the base model without the adapter, with its own name and the same template."""
         config, params = self.model.config, self.variables['params']
         return LanguageModel(
             config.name, Decoder(config), {'params': params}, self.tokenizer, self.template
         )
 
     def prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens that an answer goes on from.
+        """Return the token ids of a prompt in the template, which an answer continues.
 
         Args:
-            question: put into the template; or a conversation, messages each with its `role` and
-                `content`, of which the last is the user's.
+            question: Question; or a conversation, a list of messages with a `role` and a `content`
+                each, of which the last is the user's.
 
         Raises:
-            UserError: a conversation that is none, or that the template has no place for.
+            UserError: The conversation is malformed, or the template does not support it.
         """
         if isinstance(question, str):
             return data.encode_prompt(self.tokenizer, self.template, question)
@@ -113,22 +132,26 @@ class LanguageModel:
         return self.tokens(self.template.conversation(self.tokenizer, question))
 
     def tokens(self, text: str) -> list[int]:
-        """The tokens of a text as it stands, after a bos token where texts start with one."""
+        """Return the token ids of a text without the template.
+
+        They start with a bos token if the tokenizer adds one.
+        """
         return data.with_bos(self.tokenizer, self.tokenizer.encode(text))
 
     def generate(
         self, questions: Sequence[str], description: str | None = None, **sampling: Any
     ) -> list[str]:
-        """The answer to each question.
+        """Generate an answer to each question, with continuous batching.
 
         Args:
-            questions: each put into the template.
-            description: what a progress bar says; None = there is none.
-            **sampling: fields of `Sampling`.
+            questions: Questions, which are put into the template.
+            description: Label of the progress bar; None = no progress bar.
+            **sampling: Fields of `Sampling`.
 
         Raises:
-            UserError: a field out of range, or a question and its answer might not fit into the
-                model's context.
+            UserError: A field is out of range, or a question with an answer of maximum length
+                exceeds the model's context length.
+            TypeError: `questions` is a single string.
         """
         if isinstance(questions, str):
             raise TypeError('generate takes a list of questions.')
@@ -153,23 +176,29 @@ class LanguageModel:
         return [text.strip() for (text,) in texts]
 
     def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
-        """The next turn of a conversation.
+        """Generate the next turn of a conversation.
 
         Args:
-            messages: as for `stream`.
-            **sampling: fields of `Sampling`.
+            messages: Question; or messages with a `role` and a `content` each, of which the last is
+                the user's.
+            **sampling: Fields of `Sampling`.
+
+        Raises:
+            UserError: The conversation is malformed or too long, or a field is out of range.
         """
         return ''.join(self.stream(messages, Sampling(**sampling))).strip()
 
     def stream(self, messages: str | Sequence[Mapping[str, str]], how: Sampling) -> Iterator[str]:
-        """The next turn of a conversation, piece by piece as it is written.
+        """Return an iterator over the next turn of a conversation, in pieces as they are generated.
 
         Args:
-            messages: each with its `role` and `content`, the last the user's; or a question.
-            how: it is written.
+            messages: Question; or messages with a `role` and a `content` each, of which the last is
+                the user's.
+            how: Generation settings.
 
         Raises:
-            UserError: as for `prompt` and `generate`.
+            UserError: The conversation is malformed or too long, or the template does not support
+                it.
         """
         prompt = self.prompt(messages)
         engine = Engine(self.model, self.variables, [self.end_id], 1)
@@ -178,11 +207,14 @@ class LanguageModel:
         return _pieces(engine, text)
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Likelihood]:
-        """How likely the model finds each answer to its question, the token that ends it included.
+        """Return the log-likelihood of each answer to its question, including the end token.
 
         Args:
-            questions: each put into the template.
-            answers: one for each.
+            questions: Questions, which are put into the template.
+            answers: Answer to each question.
+
+        Raises:
+            UserError: An answer has more tokens than the model's context length.
         """
         requests = []
         for question, answer in zip(questions, answers, strict=True):
@@ -195,14 +227,19 @@ class LanguageModel:
 
 
 def load(directory: str | os.PathLike[str], weights: str | None = None) -> LanguageModel:
-    """A trained model: that of a run, its best checkpoint or its newest; or an exported adapter.
+    """Load a trained model: a run's best checkpoint (or else its newest), or an exported adapter.
+
+    For example:
+
+        model = load('runs/malora')
 
     Args:
-        directory: what --workdir named, or --output of an export as `adapter`.
-        weights: where the base's weights are, if not where they were in training.
+        directory: Directory of a run (--workdir), or of an export of format `adapter` (--output).
+        weights: Location of the base weights, as in configs; None = as in training.
 
     Raises:
-        UserError: the directory holds neither, or the base cannot be loaded, or is another one.
+        UserError: The directory holds neither, or the base cannot be loaded or is not the one of
+            the training.
     """
     return load_all([directory], weights)[0]
 
@@ -210,10 +247,18 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> Langu
 def load_all(
     directories: Sequence[str | os.PathLike[str]], weights: str | None = None
 ) -> list[LanguageModel]:
-    """Trained models on one base, which is in memory once; each is named by its directory.
+    """Load trained models with the same base, which they share in memory.
+
+    For example:
+
+        malora, lora = load_all(['runs/malora', 'runs/lora'])
+
+    Args:
+        directories: Directories of runs or of exported adapters, which give the models their names.
+        weights: Location of the base weights, as in configs; None = as in training.
 
     Raises:
-        UserError: as `load`, or the models have different bases.
+        UserError: A model cannot be loaded, or the models have different bases.
     """
     paths = [buckets.local(directory) for directory in directories]
     saved = [saved_model(path, weights) for path in paths]
@@ -242,7 +287,7 @@ def _base_name(saved: Saved) -> str:
 
 
 def _pieces(engine: Engine, text: TextStream) -> Iterator[str]:
-    """The text that the engine writes, without white space before it."""
+    """Yield the text that the engine generates, without leading white space."""
     begun = False
     while not engine.is_idle:
         for news in engine.step():

@@ -1,1 +1,1 @@
-"""An HTTP endpoint that speaks as OpenAI's does; needs the extra `serve`."""
+"""OpenAI-compatible HTTP server with continuous batching; needs the extra `serve`."""

@@ -1,4 +1,4 @@
-"""What a text looks like in a response, whole or piece by piece."""
+"""Conversion of generated texts and log-probabilities to the JSON of responses."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,13 @@ from malora_jax.serving.scheduler import Generation, Piece
 
 
 async def whole(generation: Generation) -> list[Piece]:
-    """Return all texts of a request, each with its pieces put together.
+    """Wait for all texts of a request, and return each one as a single piece.
+
+    Args:
+        generation: Texts of the request.
 
     Raises:
-        RefusedError: A text failed.
+        RefusedError: The generation of a text failed.
     """
     found = [Piece('', [], None) for _ in generation.texts]
     async for index, piece in generation.pieces():
@@ -23,13 +26,12 @@ async def whole(generation: Generation) -> list[Piece]:
 
 
 def encode(value: Any, depth: int = 6) -> Iterator[str]:
-    """Yield parts of a JSON text.
-
-    Other threads can run between two parts, but not while one is made.
+    """Yield the parts of a JSON text, so that other threads can run between two parts.
 
     Args:
-        value: What is encoded.
-        depth: Levels of objects and arrays that are taken apart.
+        value: JSON-serializable value.
+        depth: Number of nesting levels that are split into parts; deeper values are encoded as one
+            part.
     """
     if depth and isinstance(value, dict):
         for i, (key, part) in enumerate(value.items()):
@@ -48,7 +50,14 @@ def encode(value: Any, depth: int = 6) -> Iterator[str]:
 def chat_logprobs(
     model: LanguageModel, tokens: Sequence[Token], alternatives: int | None
 ) -> dict[str, Any] | None:
-    """As in chat completions; None where they are not wanted."""
+    """Return the `logprobs` of a chat completion.
+
+    Args:
+        model: Model that generated the tokens.
+        tokens: Tokens of a piece.
+        alternatives: Number of most probable tokens to report per position; None = the request does
+            not ask for log-probabilities, so that the result is None.
+    """
     if alternatives is None:
         return None
 
@@ -71,13 +80,14 @@ def chat_logprobs(
 def completion_logprobs(
     model: LanguageModel, tokens: Sequence[Token], alternatives: int | None, offset: int
 ) -> dict[str, Any] | None:
-    """As in text completions; None where they are not wanted.
+    """Return the `logprobs` of a text completion.
 
     Args:
-        model: whose tokens they are.
-        tokens: of a piece.
-        alternatives: how many are told beside each token.
-        offset: characters before the piece.
+        model: Model that generated the tokens.
+        tokens: Tokens of a piece.
+        alternatives: Number of most probable tokens to report per position; None = the request does
+            not ask for log-probabilities, so that the result is None.
+        offset: Number of characters of the text before the piece.
     """
     if alternatives is None:
         return None

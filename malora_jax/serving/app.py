@@ -1,4 +1,4 @@
-"""The endpoint: OpenAI's chat and text completions, and the list of models."""
+"""The ASGI application: OpenAI's chat and text completions, and the list of models."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from malora_jax.serving.responses import ErrorBody, handle_errors
 from malora_jax.serving.scheduler import Generation, Piece, Scheduler
 from malora_jax.serving.workers import Workers
 
-# What a chat may take where the request does not say, if the context has room for it.
+# Default maximum number of new tokens in a chat, if the context has room for them.
 _MOST_TOKENS = 1024
 
 _Result = TypeVar('_Result')
@@ -46,15 +46,21 @@ def make_app(
 ) -> fastapi.FastAPI:
     """Return the ASGI application; `app.state.scheduler` is its `Scheduler`.
 
+    For example:
+
+        app = make_app({'malora': malora_jax.load('runs/malora')}, key='secret')
+
     Args:
-        models: Models by the names that requests give.
-        rows: Texts of each model that are generated side by side.
-        most_waiting: Texts that may wait; those after them are answered by status 429.
-        timeout_s: Seconds after which a request is given up, with status 504 if nothing was sent.
-        body_s: Seconds within which the body of a request must arrive.
-        key: The key that requests must bear, or None.
-        hosts: Names of this host that requests may use, besides addresses and `localhost`; with a
-            key, any name will do.
+        models: Models by the names that requests use.
+        rows: Number of texts of each model that are decoded together (batch size). The memory for
+            the KV cache grows with it.
+        most_waiting: Maximum number of queued texts; further requests get status 429.
+        timeout_s: Maximum time of a request in seconds; then it gets status 504, or an error event
+            if streaming has started.
+        body_s: Maximum time in seconds for the body of a request to arrive.
+        key: API key that requests must have, or None.
+        hosts: Host names that requests may use, besides IP addresses and `localhost`; ignored with
+            a key.
     """
     scheduler, workers = Scheduler(models, rows, most_waiting), Workers()
 
@@ -97,7 +103,7 @@ def _body(kind: type[ChatRequest | CompletionRequest]) -> dict[str, Any]:
 
 
 def _openapi(app: fastapi.FastAPI) -> dict[str, Any]:
-    """Return the schema of the API, with the bodies that `protocol.parse` reads."""
+    """Return the OpenAPI schema, including the request bodies that `protocol.parse` reads."""
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
     kinds = [(kind, 'validation') for kind in (ChatRequest, CompletionRequest)]
     _, bodies = models_json_schema(kinds, ref_template=_REFERENCE)  # type: ignore[arg-type]
@@ -110,8 +116,8 @@ class _Prompt:
     """A prompt that is not yet tokenized.
 
     Attributes:
-        size: Number of its characters.
-        tokens: Returns its tokens; takes long if the text is long.
+        size: Number of characters.
+        tokens: Function that tokenizes the prompt, which takes long if the prompt is long.
     """
 
     size: int
@@ -119,7 +125,7 @@ class _Prompt:
 
 
 class _Service:
-    """What is done for each path."""
+    """The handlers of the HTTP paths."""
 
     def __init__(
         self,
@@ -135,20 +141,28 @@ class _Service:
         self.started = int(time.time())
 
     async def health(self) -> dict[str, Any]:
-        """Whether the server answers, and how much it has to do."""
+        """Report that the server is running, and how many texts it generates or has queued."""
         return {'status': 'ok', 'open_requests': self.scheduler.open_requests}
 
     async def list_models(self) -> dict[str, Any]:
-        """The names that requests may give."""
+        """List the names of the models."""
         return {'object': 'list', 'data': [self._describe(name) for name in self.models]}
 
     async def get_model(self, name: str) -> dict[str, Any]:
-        """One model by its name."""
+        """Return the description of one model.
+
+        Raises:
+            RefusedError: There is no model with this name.
+        """
         self._model(name)
         return self._describe(name)
 
     async def chat(self, http: fastapi.Request) -> Response:
-        """POST /v1/chat/completions."""
+        """Answer a request to POST /v1/chat/completions.
+
+        Raises:
+            RefusedError: The request is invalid or cannot be completed.
+        """
         body = await self._read(ChatRequest, http)
         model = self._model(body.model)
         messages = [message.plain() for message in body.messages]
@@ -156,7 +170,7 @@ class _Service:
         prompt = _Prompt(size, functools.partial(model.prompt, messages))
 
         def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
-            # White space before an answer is of the template; see `LanguageModel.chat`.
+            # White space before an answer belongs to the template; see `LanguageModel.chat`.
             text = piece.text if offset else piece.text.lstrip()
             logprobs = answers.chat_logprobs(model, piece.tokens, body.alternatives)
             role = {'role': 'assistant'} if not (is_stream and offset) else {}
@@ -173,7 +187,11 @@ class _Service:
         )
 
     async def complete(self, http: fastapi.Request) -> Response:
-        """POST /v1/completions."""
+        """Answer a request to POST /v1/completions.
+
+        Raises:
+            RefusedError: The request is invalid or cannot be completed.
+        """
         body = await self._read(CompletionRequest, http)
         model = self._model(body.model)
         prompts = [
@@ -199,7 +217,7 @@ class _Service:
             raise RefusedError(499, 'The client is gone.') from None
         content_type = http.headers.get('content-type', '').partition(';')[0].strip().lower()
         if content_type != 'application/json':
-            # A page that a browser shows may send anything else to any server.
+            # Browsers let any web page send other content types to any server, without CORS checks.
             raise RefusedError(422, 'The body must have the content type application/json.')
         return await self.workers.run(len(raw), functools.partial(protocol.parse, kind, raw))
 
@@ -270,11 +288,11 @@ class _Service:
         prompts: Sequence[_Prompt],
         field: str,
     ) -> int:
-        """Submit `n` texts for each prompt; return the number of tokens of all prompts."""
+        """Submit `n` texts for each prompt, and return the total number of prompt tokens."""
         seed = uuid.uuid4().int % 2**31 if body.seed is None else body.seed % 2**31
         count = 0
         for number, prompt in enumerate(prompts):
-            # One at a time, so that a request with many prompts does not hold up another one.
+            # Tokenize one prompt at a time, so that requests with many prompts do not delay others.
             request = await self.workers.run(
                 prompt.size, functools.partial(self._request, body, prompt, field)
             )
@@ -286,11 +304,12 @@ class _Service:
     def _request(
         self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
     ) -> Request:
-        """Return what the engine is asked for each text of a prompt; in a worker's thread.
+        """Return the engine's request for each text of a prompt; runs in a worker thread.
 
         Raises:
-            RefusedError: The prompt has no tokens, or too many with the answer.
-            UserError: The template has no place for the messages.
+            RefusedError: The prompt has no tokens, or does not fit into the context with its
+                answer.
+            UserError: The template does not support the messages.
         """
         model = self.models[body.model]
         tokens, context = prompt.tokens(), model.model.config.context
@@ -314,14 +333,14 @@ class _Service:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; the work for them is cancelled when the client is gone."""
+    """A response of server-sent events, whose generation is cancelled if the client disconnects."""
 
     def __init__(self, events: AsyncIterator[str], cancel: Callable[[], None]):
         super().__init__(events, media_type='text/event-stream')
         self._cancel = cancel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Send the response, as an ASGI application, and cancel unfinished work at the end."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -329,7 +348,12 @@ class _EventStream(StreamingResponse):
 
 
 class _Deadline:
-    """The time at which a request is given up."""
+    """The deadline of a request.
+
+    Attributes:
+        at: Time of the event loop's clock at which the request is abandoned, in seconds.
+        error: Error that the client then gets.
+    """
 
     def __init__(self, timeout_s: float):
         self.at = asyncio.get_running_loop().time() + timeout_s
@@ -338,10 +362,14 @@ class _Deadline:
     async def unless_gone(
         self, work: Coroutine[Any, Any, _Result], http: fastapi.Request
     ) -> _Result:
-        """Return the result of the work, unless the client goes away or time is out.
+        """Return the result of the work; cancel it if the client disconnects or time runs out.
+
+        Args:
+            work: Coroutine that computes the result.
+            http: HTTP request whose connection is watched.
 
         Raises:
-            RefusedError: The work is given up.
+            RefusedError: The work was cancelled.
         """
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(http))
         both: set[asyncio.Future[Any]] = {task, gone}
@@ -372,7 +400,17 @@ async def _events(
     prompt_tokens: int,
     deadline: _Deadline,
 ) -> AsyncIterator[str]:
-    """Yield a chunk for each piece of any text, as it comes; an error if no more will come."""
+    """Yield the events of a streamed response: a chunk for each piece, or an error, then [DONE].
+
+    Args:
+        body: Request.
+        generation: Texts of the request.
+        head: Fields that all chunks have.
+        choice: Function that converts a piece, with the index of its text, the number of characters
+            before it, and whether the response is streamed, to an entry of `choices`.
+        prompt_tokens: Number of tokens of all prompts, for the usage.
+        deadline: Deadline of the request.
+    """
     tokens, offsets = 0, [0] * len(generation.texts)
     try:
         async with asyncio.timeout_at(deadline.at):

@@ -1,4 +1,4 @@
-"""Checks of a request before anything looks at it: host, key, size and time."""
+"""Middleware that checks requests before they are processed: host, API key, size and time."""
 
 import asyncio
 import hmac
@@ -10,16 +10,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from malora_jax.serving.errors import RefusedError, shutting_down
 from malora_jax.serving.responses import respond
 
-# Bytes of a request.
+# Maximum size of a request's body in bytes.
 MOST_BYTES = 4 * 2**20
 
 
 class Guard:
-    """Refuses requests that do not bear the key, name another host, or are too large or too slow.
+    """Middleware that refuses requests with a wrong API key or host, too large ones and slow ones.
 
-    A page that a browser shows can reach a server on the same machine under a name of its own
-    (DNS rebinding). It cannot do so under an address, nor does it know the key: only without a key
-    names are checked.
+    A web page in a browser can reach a server on the same machine under the page's own host name
+    (DNS rebinding). It cannot do so under an IP address, and it does not know the key. Host names
+    are therefore checked only if there is no key.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Guard:
         body_s: float,
         is_draining: Callable[[], bool],
     ):
-        """Wraps an application.
+        """Wrap an ASGI application.
 
         Args:
-            app: The application.
-            key: The key that requests must bear, or None.
-            hosts: Names of this host that requests may use, besides addresses and `localhost`.
-            body_s: Seconds for the body of a request to arrive.
-            is_draining: Returns whether no new request is taken.
+            app: ASGI application.
+            key: API key that requests must have, or None.
+            hosts: Host names that requests may use, besides IP addresses and `localhost`.
+            body_s: Maximum time in seconds for the body of a request to arrive.
+            is_draining: Function that returns whether new requests are refused.
         """
         self._app = app
         self._key = None if key is None else f'Bearer {key}'.encode()
@@ -46,14 +46,14 @@ class Guard:
         self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Check a request, then forward it to the ASGI application or answer with an error."""
         if scope['type'] != 'http':
             await self._app(scope, receive, send)
             return
         try:
             self._check(scope['path'], dict(scope['headers']))
         except RefusedError as error:
-            # The body is not read, so that the connection is of no more use.
+            # Close the connection, because the body remains unread.
             await respond(error, {'Connection': 'close'})(scope, receive, send)
             return
         await self._app(scope, self._limited(receive), send)
@@ -73,7 +73,7 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         if not host:
-            return  # A browser always sends one.
+            return  # Browsers always send a host, so this request is not from a web page.
         name, _, port = host.rpartition(':')
         name = name if port.isdigit() else host
         if name.lower() in self._hosts:
@@ -86,7 +86,7 @@ class Guard:
             ) from None
 
     def _limited(self, receive: Receive) -> Receive:
-        """Return a function that receives a body only as far as size and time allow."""
+        """Return a `receive` that raises `RefusedError` if a body is too large or too slow."""
         total, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self._body_s
 
@@ -109,5 +109,5 @@ class Guard:
 
 
 def too_large() -> RefusedError:
-    """Return the error for a body above the limit."""
+    """Return status 413 for a body above the size limit."""
     return RefusedError(413, f'A request may have {MOST_BYTES:,} bytes.')

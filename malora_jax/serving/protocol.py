@@ -1,4 +1,4 @@
-"""Requests as OpenAI's API has them: what is taken, and what is refused."""
+"""Request schemas of OpenAI's API: which fields and values are supported, and their validation."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from malora_jax.models.sampling import MOST_TOP_K
 from malora_jax.serving.errors import RefusedError
 
-# Of the alternatives that are told beside a token.
+# Maximum number of alternatives whose log-probability is reported for each token.
 MOST_ALTERNATIVES = 20
 _MOST_MESSAGES = 4096
-# Fields of an object in a request: each unknown one would be an error message of its own.
+# Maximum number of fields of an object in a request; each unknown field causes a separate error.
 _MOST_FIELDS = 64
-# Values of a request: no other thread runs while the parser makes them.
+# Maximum number of values in a request, because no other thread runs while they are parsed.
 _MOST_VALUES = 100_000
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -22,22 +22,22 @@ _Name = Annotated[str, Field(max_length=256)]
 
 
 class _Strict(BaseModel):
-    """Values must have the type of their field: true is no number, and "1" is none."""
+    """Base of models without type coercion: neither true nor "1" counts as a number."""
 
     model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(_Strict):
-    """What a stream holds besides."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
 
 
 class Common(_Strict):
-    """What both kinds of requests have.
+    """Fields that chat and text completion requests have in common.
 
-    Fields that would change the text and are not implemented may have the value that changes
-    nothing; those that cannot change it are taken and not looked at.
+    Fields that would change the text but are not implemented accept only the value that has no
+    effect. Fields that cannot change the text are accepted and ignored.
     """
 
     model: _Name
@@ -58,12 +58,12 @@ class Common(_Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end an answer."""
+        """Stop strings, which end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class TextPart(BaseModel):
-    """A part of a message; only text is understood."""
+    """A part of a message; only text is supported."""
 
     model_config = ConfigDict(extra='ignore', strict=True)
 
@@ -72,7 +72,7 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """A message: one turn of a conversation."""
 
     model_config = ConfigDict(extra='ignore', strict=True)
 
@@ -80,14 +80,14 @@ class Message(BaseModel):
     content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
-        """With its content as one text."""
+        """Return the message with its parts joined to one text."""
         parts = self.content
         text = parts if isinstance(parts, str) else ''.join(part.text for part in parts)
         return {'role': self.role, 'content': text}
 
 
 class ChatRequest(Common):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[
         list[Message], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)
@@ -100,24 +100,28 @@ class ChatRequest(Common):
 
     @model_validator(mode='after')
     def check_logprobs(self) -> Self:
-        """Alternatives are told with log-probabilities alone."""
+        """Check that `top_logprobs` comes with `logprobs`.
+
+        Raises:
+            ValueError: `top_logprobs` is set without `logprobs`.
+        """
         if self.top_logprobs and not self.logprobs:
             raise ValueError('top_logprobs needs logprobs: true')
         return self
 
     @property
     def limit(self) -> int | None:
-        """The most new tokens."""
+        """Maximum number of new tokens; None if the request does not set it."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many are told beside each token; None = not even its own log-probability."""
+        """Number of alternatives to report per token; None = no log-probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Common):
-    """POST /v1/completions."""
+    """The body of POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=64, fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -127,17 +131,17 @@ class CompletionRequest(Common):
 
     @property
     def prompts(self) -> list[str]:
-        """Texts to be continued."""
+        """Prompts as a list of texts."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
     def limit(self) -> int:
-        """The most new tokens; OpenAI's default."""
+        """Maximum number of new tokens, with OpenAI's default of 16."""
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many are told beside each token; None = not even its own log-probability."""
+        """Number of alternatives to report per token; None = no log-probabilities at all."""
         return self.logprobs
 
 
@@ -145,15 +149,18 @@ SomeRequest = TypeVar('SomeRequest', ChatRequest, CompletionRequest)
 
 
 def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
-    """Return a request whose every field has the right type and is in range.
+    """Parse and validate the body of a request.
+
+    The JSON parser refuses nesting deeper than 200 levels, numbers of more than 4,300 digits, and
+    lone surrogates.
 
     Args:
         kind: Type of the request.
-        body: JSON. What the parser does not take: nesting deeper than 200 levels, numbers of more
-            than 4,300 digits, and surrogates, which are no text.
+        body: Body of the HTTP request, in JSON.
 
     Raises:
-        RefusedError: The body is not a request of this kind.
+        RefusedError: The body is not valid JSON, has too many fields or values, or has a field that
+            is unknown, missing, of the wrong type or out of range.
     """
     _check_count(body)
     try:
@@ -168,21 +175,21 @@ def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
         return kind.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        # Of a field that may have several types, the error is that of the type that it has.
+        # A field that allows several types has an error for each; report that of the matching type.
         first = min(found, key=lambda each: each['type'].endswith('_type'))
-        # Between the fields' names are those of the types that a value might have had.
+        # Drop the names of allowed types, which Pydantic puts between the names of the fields.
         names = [str(p) for p in first['loc'] if isinstance(p, int) or p.isidentifier()]
         where, param = '.'.join(names)[:100], names[0][:100] if names else None
         raise RefusedError(422, f'{where or "The body"}: {first["msg"]}.', param) from error
 
 
 def _check_count(body: bytes) -> None:
-    """Check how many values a body has, much faster than it could be parsed.
+    """Check the number of values in a body, much faster than parsing it.
 
     Raises:
-        RefusedError: It has too many.
+        RefusedError: The body has too many values.
     """
-    # Without escaped characters, every second part between quotes is text.
+    # After escaped characters are removed, every second part between quotes is inside a string.
     parts = body.replace(b'\\\\', b'').replace(b'\\"', b'').split(b'"', 2 * _MOST_VALUES + 1)
     outside = b''.join(parts[::2])
     count = outside.count(b'{') + outside.count(b'[') + outside.count(b',')

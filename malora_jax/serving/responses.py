@@ -1,4 +1,4 @@
-"""Errors as responses."""
+"""HTTP responses for errors, in the format of OpenAI's API."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from malora_jax.serving.errors import RefusedError
 
 
 class ErrorDetails(BaseModel):
-    """What is wrong with a request."""
+    """The description of an error, as in OpenAI's API."""
 
     message: str
     type: str
@@ -27,12 +27,17 @@ class ErrorBody(BaseModel):
 
 
 def respond(error: RefusedError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response for an error."""
+    """Return the HTTP response for an error.
+
+    Args:
+        error: Error that the client receives.
+        headers: Additional headers of the response.
+    """
     return JSONResponse(error.body(), error.status, headers)
 
 
 def handle_errors(app: fastapi.FastAPI) -> None:
-    """Make the application answer every exception in OpenAI's form."""
+    """Make the application answer every exception in the format of OpenAI's API."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: fastapi.Request, error: RefusedError) -> Response:
@@ -49,5 +54,5 @@ def handle_errors(app: fastapi.FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: fastapi.Request, error: Exception) -> Response:
-        # The server gets the exception, too, and logs its traceback.
+        # Starlette raises the exception again afterwards, so that the server logs its traceback.
         return respond(RefusedError(500, 'The server failed; the log says why.'))

@@ -1,6 +1,7 @@
-"""Threads that generate texts, and the event loop that hands them to clients.
+"""Scheduler of the server: runs one engine with continuous batching per model.
 
-One thread runs the engines, another one turns their tokens into text. Neither waits for a client.
+One thread runs the engines, and another one decodes their tokens to text. The event loop sends the
+text to the clients, so that neither thread waits for a client.
 """
 
 import asyncio
@@ -22,12 +23,13 @@ from malora_jax.serving.errors import RefusedError, failed, shutting_down
 
 @dataclasses.dataclass
 class Piece:
-    """What is new of a text.
+    """A new part of a text.
 
     Attributes:
-        text: What can be shown now.
-        tokens: Those that were generated; a text that a stop string ends may show fewer.
-        finish: 'stop' or 'length' with the last piece, else None.
+        text: New text that can be shown; incomplete characters and possible beginnings of a stop
+            string are held back.
+        tokens: New tokens. If a stop string ends the text, they may go beyond `text`.
+        finish: 'stop' or 'length' in the last piece, else None.
     """
 
     text: str
@@ -36,11 +38,11 @@ class Piece:
 
 
 class Generation:
-    """The texts of one HTTP request; of the event loop's thread.
+    """The texts of one HTTP request; may be used only in the event loop's thread.
 
     Attributes:
-        texts: Each text, in the order of the response.
-        loop: The event loop.
+        texts: Texts, in the order of the response.
+        loop: Event loop that handles the request.
     """
 
     def __init__(self, model: str, count: int):
@@ -49,14 +51,19 @@ class Generation:
         self._news: asyncio.Queue[tuple[int, Piece | RefusedError]] = asyncio.Queue()
 
     def put(self, index: int, piece: Piece | RefusedError) -> None:
-        """Hand over what is new of a text."""
+        """Add a new piece of a text, or the error that ends it.
+
+        Args:
+            index: Index of the text in the response.
+            piece: New piece or error.
+        """
         self._news.put_nowait((index, piece))
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """Yield what is new of any text, with its index, until all are finished.
+        """Yield new pieces of all texts, each with the index of its text, until all are finished.
 
         Raises:
-            RefusedError: A text failed; what was generated is lost.
+            RefusedError: The generation of a text failed.
         """
         running = len(self.texts)
         while running:
@@ -68,19 +75,21 @@ class Generation:
 
 
 class PendingText:
-    """A text for which there is a place in the queue.
+    """A text that is queued or being generated.
+
+    Only the text thread uses `is_over`, and only the writer thread uses the attributes after it.
 
     Attributes:
         generation: All texts of the same HTTP request.
         model: Name of the model.
-        index: Place in the response.
-        request: What the engine is asked for, once that is known.
-        seed: Random seed that the text shares with the others, or None if it needs none.
-        stream: Makes text of tokens.
-        is_over: Whether nothing more is told; of the text thread.
-        told: Tokens that the engine has told; of the writer thread, as are the next ones.
-        repeats: How many of these a fresh engine has yet to generate again.
-        is_suspect: Whether a step failed that generated this text and others.
+        index: Index in the response.
+        request: Request to the engine; set by `Scheduler.submit`.
+        seed: Random seed that all texts of the HTTP request share; None = `request` has the key.
+        stream: Incremental decoder from tokens to text.
+        is_over: Whether the last piece was delivered.
+        told: Ids of the tokens that the engine has generated so far.
+        repeats: Number of these tokens that must still be generated again after an engine reset.
+        is_suspect: Whether a failed step included this text and others.
     """
 
     request: Request
@@ -97,27 +106,31 @@ class PendingText:
         self.is_suspect = False
 
 
-# What became of a text in a step; None if it failed.
+# Results of a step: the news of each text, or None if the text failed.
 _Found = list[tuple[PendingText, News | None]]
 
 
 class Scheduler:
-    """Generates the texts of several models, each with an engine of its own, in turns.
+    """Generates the texts of several models, with one engine per model, whose steps alternate.
 
-    Errors of one text stay with it. If it cannot be begun, or not be decoded, it alone fails. An
-    error of a compiled step does not say which text caused it: all texts of that step are generated
-    again, one at a time, until each is past the place where the step failed. The one whose step
-    fails once more has failed; the others, and those that wait, continue. What a text depends on is
-    its request alone, so that the tokens told before are generated again and not told twice.
+    Each engine uses continuous batching: a queued text is prefilled as soon as a row is free, and
+    each step decodes a few tokens of all running texts.
+
+    An error affects only the text that causes it. If the prefill of a text fails, or its tokens
+    cannot be decoded to text, only that text fails. An error of a compiled decode step does not
+    reveal which text caused it. All texts of that step are then generated again, one at a time,
+    until each is past the token where the step failed. The text whose step fails again has failed;
+    the others, and the queued ones, continue. A text depends only on its own request, so that the
+    repeated tokens are the same; they are not sent to the client again.
     """
 
     def __init__(self, models: Mapping[str, LanguageModel], rows: int, most_waiting: int):
-        """Makes the engines; nothing is generated before `start`.
+        """Create the engines; nothing is generated before `start`.
 
         Args:
-            models: Models by the names that requests give.
-            rows: Texts of each model that are generated side by side.
-            most_waiting: Texts that may wait for a row.
+            models: Models by the names that requests use.
+            rows: Number of texts of each model that are decoded together (batch size).
+            most_waiting: Maximum number of queued texts, which wait for a free row.
         """
         self._models = models
         self._writers = {name: _Writer(model, rows) for name, model in models.items()}
@@ -135,20 +148,20 @@ class Scheduler:
 
     @property
     def open_requests(self) -> int:
-        """Number of texts that are generated or wait."""
+        """Number of texts that are queued or being generated."""
         return len(self._open)
 
     def start(self) -> None:
-        """Begin to generate."""
+        """Start the threads, which generate texts."""
         for thread in self._threads:
             thread.start()
 
     def drain(self) -> None:
-        """Take no more texts, from any thread; those that were taken are finished."""
+        """Refuse new requests, but finish those that are open; thread-safe."""
         self.is_draining = True
 
     def end_all(self) -> None:
-        """Tell all who wait for a text that none will come, from any thread."""
+        """Refuse new requests, and end all open texts with status 503; thread-safe."""
         self.drain()
         with self._wake:
             texts = list(self._open)
@@ -156,7 +169,7 @@ class Scheduler:
         self._deliver([(text, shutting_down()) for text in texts])
 
     def stop(self) -> None:
-        """End the threads after what they are at, at most a few tokens."""
+        """End all open texts, and stop the threads after their current step (a few tokens)."""
         self.end_all()
         with self._wake:
             self._is_stopped = True
@@ -165,10 +178,14 @@ class Scheduler:
             thread.join()
 
     def open(self, model: str, count: int) -> Generation:
-        """Take places in the queue for the texts of a request; from the event loop.
+        """Reserve places in the queue for the texts of a request; call it in the event loop.
+
+        Args:
+            model: Name of the model.
+            count: Number of texts.
 
         Raises:
-            RefusedError: Too many texts wait already, or the server is shutting down.
+            RefusedError: The queue is full, or the server is shutting down.
         """
         if self.is_draining:
             raise shutting_down()
@@ -182,13 +199,13 @@ class Scheduler:
     def submit(
         self, text: PendingText, request: Request, stops: Sequence[str], seed: int | None = None
     ) -> None:
-        """Have a text generated; one that was cancelled is forgotten.
+        """Queue a text for generation, unless it was cancelled.
 
         Args:
-            text: Its place in the queue.
-            request: Prompt and answer, which fit into the model's context.
-            stops: Strings that end it.
-            seed: Random seed of all texts of the HTTP request, if the request has no key.
+            text: Text with a reserved place in the queue.
+            request: Request to the engine; prompt and answer must fit into the model's context.
+            stops: Stop strings, which end the text.
+            seed: Random seed of all texts of the HTTP request; None = `request` has the key.
         """
         tokenizer = self._models[text.model].tokenizer
         text.request, text.seed = request, seed
@@ -199,7 +216,7 @@ class Scheduler:
                 self._wake.notify()
 
     def cancel(self, generation: Generation) -> None:
-        """Forget the texts of a request that are not finished; from any thread."""
+        """Cancel the unfinished texts of a request; thread-safe."""
         with self._wake:
             self._drop([text for text in generation.texts if text in self._open])
 
@@ -210,7 +227,7 @@ class Scheduler:
         self._wake.notify()
 
     def _write(self) -> None:
-        """Run the engines; what they tell is for the text thread."""
+        """Run the engines, and pass their results to the text thread; the writer thread's loop."""
         while True:
             with self._wake:
                 while not (self._is_stopped or self._asked or self._is_busy()):
@@ -230,7 +247,7 @@ class Scheduler:
         return any(writer.is_busy for writer in self._writers.values())
 
     def _read(self) -> None:
-        """Turn tokens into text; the event loop hands it to clients."""
+        """Decode tokens to text, and pass it to the event loop; the text thread's loop."""
         while (found := self._found.get()) is not None:
             news = [(text, self._piece(text, news)) for text, news in found if not text.is_over]
             self._deliver([(text, piece) for text, piece in news if piece is not None])
@@ -246,12 +263,13 @@ class Scheduler:
                 if not (shown or news.tokens or finish):
                     return None
                 piece = Piece(shown + text.stream.rest() if finish else shown, news.tokens, finish)
-            except Exception:  # Of a tokenizer that cannot decode what the model says.
+            except Exception:  # A tokenizer may be unable to decode what the model generates.
                 piece = failed()
         text.is_over = isinstance(piece, RefusedError) or piece.finish is not None
         if text.is_over:
             with self._wake:
-                # The engine may have finished it long ago, and will not look for it.
+                # A stop string may end a text that the engine still generates, so cancel it there.
+                # If the engine has finished it, that has no effect.
                 self._drop([text] if text in self._open else [])
         return piece
 
@@ -262,30 +280,30 @@ class Scheduler:
                     text.generation.put(text.index, piece)
 
         for loop in {text.generation.loop for text, _ in news}:
-            with contextlib.suppress(RuntimeError):  # The loop is closed; nobody waits.
+            with contextlib.suppress(RuntimeError):  # The loop may be closed: no client waits.
                 loop.call_soon_threadsafe(put, loop)
 
 
 class _Writer:
-    """Generates the texts of one model; of the writer thread."""
+    """Generates the texts of one model; only the writer thread uses it."""
 
     def __init__(self, model: LanguageModel, rows: int):
         self._engine = Engine(model.model, model.variables, [model.end_id], rows)
         self._rows = rows
         self._waiting: collections.deque[PendingText] = collections.deque()
-        self._begun: dict[int, PendingText] = {}  # By the engine's number.
+        self._begun: dict[int, PendingText] = {}  # Running texts by the engine's request number.
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is anything to generate."""
+        """True if there are queued or running texts."""
         return bool(self._waiting or self._begun)
 
     def submit(self, text: PendingText) -> None:
-        """Let a text wait for a row."""
+        """Add a text to the queue."""
         self._waiting.append(text)
 
     def cancel(self, text: PendingText) -> None:
-        """Forget a text, wherever it stands; one that is finished is not there any more."""
+        """Remove a text from the queue or the engine; a finished text is ignored."""
         if text in self._waiting:
             self._waiting.remove(text)
         for number in [number for number, other in self._begun.items() if other is text]:
@@ -293,7 +311,7 @@ class _Writer:
             del self._begun[number]
 
     def step(self) -> _Found:
-        """Generate some tokens of as many texts as there are rows."""
+        """Fill free rows from the queue, and generate a few tokens of all running texts."""
         while self._waiting and self._has_room():
             text = self._waiting.popleft()
             self._begun[self._engine.submit(_keyed(text))] = text
@@ -302,19 +320,23 @@ class _Writer:
         except RequestError as error:
             traceback.print_exc()
             return [(self._begun.pop(error.number), None)]
-        except Exception:  # Whatever the device says: memory, most of the time.
+        except Exception:  # The device may raise any error, most often out of memory.
             traceback.print_exc()
             return self._recover()
         return [self._tell(news) for news in found]
 
     def _has_room(self) -> bool:
-        """Whether the first text that waits can be begun; a suspect is generated alone."""
+        """Return whether the next queued text can start; a suspect text must run alone."""
         texts = [self._waiting[0], *self._begun.values()]
         alone = any(text.is_suspect for text in texts)
         return len(self._begun) < (1 if alone else self._rows)
 
     def _recover(self) -> _Found:
-        """Begin anew after a step that failed; return the text that caused it, if that is known."""
+        """Reset the engine after a failed step, and queue its texts again as suspects.
+
+        Returns:
+            The failed text, if the step had only one; otherwise nothing.
+        """
         self._engine.reset()
         texts, self._begun = list(self._begun.values()), {}
         if len(texts) == 1:
@@ -325,7 +347,10 @@ class _Writer:
         return []
 
     def _tell(self, news: News) -> tuple[PendingText, News | None]:
-        """Return the news without the tokens that were told before."""
+        """Return the news of a text without the tokens that were generated before a reset.
+
+        The news are None, for a failure, if a repeated token differs or the text ends early.
+        """
         text = self._begun[news.number]
         ids = [token.id for token in news.tokens]
         again, start = min(text.repeats, len(ids)), len(text.told) - text.repeats
@@ -342,7 +367,7 @@ class _Writer:
 
 
 def _keyed(text: PendingText) -> Request:
-    """Return the request for a text with its random key, for which the device may be needed."""
+    """Return the engine's request for a text, with a random key derived from seed and index."""
     if text.seed is None or text.request.temperature == 0:
         return text.request
     key = jax.random.fold_in(jax.random.key(text.seed), text.index)

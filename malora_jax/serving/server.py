@@ -1,4 +1,4 @@
-"""The HTTP server: connections, signals and how it ends."""
+"""The HTTP server: connections, signals and graceful shutdown."""
 
 import asyncio
 import gc
@@ -17,26 +17,28 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from malora_jax.serving.errors import RefusedError
 from malora_jax.serving.scheduler import Scheduler
 
-# Seconds for the head of a request to arrive, and for finished responses to be sent at the end.
+# Maximum time in seconds for the head of a request to arrive, and for sending finished responses
+# at the end.
 _HEAD_S, _FLUSH_S = 30.0, 3.0
 
 
 def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None:
-    """Serve until SIGINT or SIGTERM; from the main thread.
+    """Serve until SIGINT or SIGTERM; must be called from the main thread.
 
-    After the first signal new requests are answered by status 503, and those that were taken are
-    finished for `grace_s` seconds. What is not finished by then, or at the second signal, ends with
-    status 503: a stream with an error event and `[DONE]`. Later signals change nothing.
+    After the first signal, new requests get status 503, and open requests have `grace_s` seconds to
+    finish. Requests that are still open then, or at the second signal, end with status 503; streams
+    end with an error event and `[DONE]`. Later signals are ignored.
 
     Args:
-        app: The application of `make_app`.
-        listener: Socket that listens.
-        grace_s: Seconds after the first signal.
+        app: Application returned by `make_app`.
+        listener: Listening socket.
+        grace_s: Grace period after the first signal, in seconds.
 
     Raises:
         RuntimeError: The server ended without a signal.
     """
-    # What is there now stays: looking through it for garbage would hold up all threads.
+    # Exclude existing objects, which live until the end, from later garbage collections, which
+    # would block all threads.
     gc.collect()
     gc.freeze()
     server = uvicorn.Server(config(app))
@@ -48,7 +50,7 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
         finally:
             events.put('ended')
 
-    # uvicorn ends at a signal only in the main thread.
+    # uvicorn runs in another thread, where it does not install its own signal handlers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: events.put('signal'))
     thread = threading.Thread(target=run, name='server', daemon=True)
@@ -61,7 +63,7 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
 
 
 def config(app: fastapi.FastAPI) -> uvicorn.Config:
-    """Return the settings of the server."""
+    """Return the settings of the uvicorn server."""
     return uvicorn.Config(
         app,
         http=_Connection,
@@ -72,7 +74,13 @@ def config(app: fastapi.FastAPI) -> uvicorn.Config:
 
 
 def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: float) -> None:
-    """Wait until no text is open, the time is over, or there is another event; then end all."""
+    """Wait until all texts are finished, time runs out or another event comes; then end the rest.
+
+    Args:
+        scheduler: Scheduler of the application.
+        events: Queue of signals and of the server's end.
+        grace_s: Maximum time to wait, in seconds.
+    """
     scheduler.drain()
     end = time.monotonic() + grace_s
     while scheduler.open_requests and events.empty() and time.monotonic() < end:
@@ -81,7 +89,7 @@ def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: floa
 
 
 class _Connection(H11Protocol):
-    """A connection whose errors have OpenAI's form, and which is closed if a head is late."""
+    """An HTTP connection that answers protocol errors in OpenAI's format, with a head timeout."""
 
     _late: asyncio.TimerHandle | None = None
 
@@ -102,7 +110,7 @@ class _Connection(H11Protocol):
         self._refuse(RefusedError(400, msg))
 
     def _watch(self) -> None:
-        """Allow a time for the head of a request that has begun to arrive."""
+        """Start the timeout while the head of a request is awaited, and cancel it otherwise."""
         if self.conn.their_state is h11.IDLE and self._late is None:
             error = RefusedError(408, f'No request arrived within {_HEAD_S:g} seconds.')
             self._late = self.loop.call_later(_HEAD_S, self._refuse, error)
@@ -111,7 +119,7 @@ class _Connection(H11Protocol):
             self._late = None
 
     def _refuse(self, error: RefusedError) -> None:
-        """Answer what is no request, unless it comes within a response, and close."""
+        """Send an error, unless a response has started, and close the connection."""
         if self.transport.is_closing():
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -124,7 +132,8 @@ class _Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=headers)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b'')
-            # The application may be about to answer a request whose body turned out to be broken.
+            # If the body of a request is broken, the application may already be working on an
+            # answer. Mark the client as disconnected, so that the application stops.
             if self.cycle is not None:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()

@@ -1,4 +1,4 @@
-"""Threads for work on texts that would hold up the event loop."""
+"""Worker threads for text processing that would block the event loop."""
 
 import asyncio
 import concurrent.futures
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 _Result = TypeVar('_Result')
 
-# Characters (or bytes) of a text whose work takes some 30 ms.
+# Maximum size of a short text in characters or bytes; its processing takes about 30 ms.
 _SHORT = 20_000
 
 
 class Workers:
-    """Two lanes: no short text waits for a long one.
+    """Two thread pools, so that work on short texts never waits for work on long ones.
 
-    The long one has one thread, so that long texts take at most one core.
+    The pool for long texts has one thread, so that they take at most one core.
     """
 
     def __init__(self):
@@ -22,16 +22,16 @@ class Workers:
         self._long = concurrent.futures.ThreadPoolExecutor(1, 'long-texts')
 
     async def run(self, size: int, work: Callable[[], _Result]) -> _Result:
-        """Return the result of the work, which waits for its turn.
+        """Run a function in a worker thread, and return its result.
 
         Args:
-            size: Characters or bytes to work on.
-            work: Called in a thread, unless the caller is cancelled before its turn.
+            size: Size of the text in characters or bytes, which selects the pool.
+            work: Function to call; it is not called if the caller is cancelled before its turn.
         """
         lane = self._short if size <= _SHORT else self._long
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 
     def close(self) -> None:
-        """Forget all work that has not begun."""
+        """Cancel all work that has not started."""
         for lane in (self._short, self._long):
             lane.shutdown(wait=False, cancel_futures=True)

@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: the standard library only, nothing of the rest of malora_jax."""
+"""Programs that run inside the sandbox: standard library only, no import from malora_jax."""

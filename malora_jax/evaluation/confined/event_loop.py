@@ -1,9 +1,10 @@
-"""An event loop for asyncio that needs no socket and no further system call.
+"""An asyncio event loop that needs no socket and no extra system call.
 
-The loops of asyncio make a socket pair, by which threads and signals wake them. A confined process
-has neither threads nor connections, so nothing can happen while a loop waits: it just sleeps.
+asyncio's own event loops create a socket pair, through which threads and signals wake them. A
+confined process has neither threads nor connections, so nothing but a timer can end a wait, and
+this loop simply sleeps.
 
-asyncio is imported only on demand, since its import takes longer than most programs.
+asyncio is imported only on demand, because its import takes longer than most programs run.
 """
 
 import functools
@@ -11,17 +12,17 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-# Seconds; longer than any confined process may run.
+# In seconds; longer than any confined process may run.
 _FOREVER = 1e6
 
 
 @functools.cache
 def install() -> None:
-    """Make asyncio create this kind of event loop."""
+    """Make asyncio create event loops that need no socket."""
     import asyncio
 
     class EventLoop(asyncio.BaseEventLoop):
-        """An event loop that waits for nothing but timers."""
+        """An event loop that waits only for timers."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -33,13 +34,13 @@ def install() -> None:
             return []
 
         def _process_events(self, event_list: list[Any]) -> None:
-            """Do nothing, as there are no events."""
+            """Do nothing, because there are no events."""
 
         def _write_to_self(self) -> None:
-            """Do nothing, as no other thread calls this."""
+            """Do nothing, because no other thread needs to wake the loop."""
 
     class Policy(asyncio.DefaultEventLoopPolicy):
-        """The default policy with this event loop."""
+        """The default event loop policy, but with `EventLoop`."""
 
         def new_event_loop(self) -> asyncio.AbstractEventLoop:
             """Return a new event loop."""
@@ -49,7 +50,7 @@ def install() -> None:
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Return the result of a coroutine."""
+    """Run a coroutine to its end and return its result."""
     install()
     import asyncio
 

@@ -1,8 +1,8 @@
-"""Reading is confined to the standard library, the system's libraries and the time zones.
+"""Restricts file reads to the standard library, system libraries and time zones, by Landlock.
 
-Linux's Landlock needs no privilege and cannot be taken off. The rest of the disk, other processes'
-memory under /proc and the packages beside the standard library are out of reach, so that neither a
-benchmark's answers nor anybody's secrets can be read. That a file exists can still be seen.
+Linux's Landlock needs no privileges, and a process cannot remove its restrictions. The rest of the
+disk, the memory of other processes under /proc, and installed packages cannot be read. Benchmark
+answers and secrets are thus out of reach. The process can still see whether a file exists.
 """
 
 import os
@@ -12,26 +12,26 @@ from collections.abc import Iterable, Iterator
 
 from . import libc
 
-# System calls, the same numbers on every machine, and rights (linux/landlock.h).
+# System call numbers, which are the same on every architecture, and rights (linux/landlock.h).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
 _READ_FILE, _READ_DIRECTORY = 1 << 2, 1 << 3
 _ALL_OF_FIRST_VERSION = (1 << 13) - 1
 
 _LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64', '/etc/ld.so.cache')
-# Where zoneinfo looks, besides /usr/lib.
+# Directories that zoneinfo searches, besides /usr/lib.
 _TIME_ZONES = ('/usr/share/zoneinfo', '/usr/share/lib/zoneinfo', '/etc/zoneinfo')
-# Beside the standard library.
+# Directories of installed packages within that of the standard library.
 _PACKAGES = ('site-packages', 'dist-packages')
 
 
 def apply() -> None:
-    """Gives up all access to files but reading those named above, for good.
+    """Irrevocably give up all access to files, except reading libraries and time zones.
 
-    `PR_SET_NO_NEW_PRIVS` must be set.
+    `PR_SET_NO_NEW_PRIVS` must be set before.
 
     Raises:
-        OSError: the system has no Landlock.
+        OSError: The system has no Landlock.
     """
     handled = struct.pack('Q', _ALL_OF_FIRST_VERSION)
     rules = libc.call('syscall', _CREATE_RULESET, handled, len(handled), 0)
@@ -47,7 +47,8 @@ def apply() -> None:
 def _readable() -> Iterator[tuple[str, int]]:
     yield '.', _READ_DIRECTORY
     for folder in filter(os.path.isdir, sys.path):
-        # A right holds for all that lies beneath: packages can only be left out one by one.
+        # A rule covers everything below its path, so packages can only be excluded by listing all
+        # other entries.
         yield folder, _READ_DIRECTORY
         yield from _whole(entry.path for entry in os.scandir(folder) if entry.name not in _PACKAGES)
     yield from _whole(_LIBRARIES)

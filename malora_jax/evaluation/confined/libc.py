@@ -1,4 +1,4 @@
-"""Calls into the C library that raise as Python's own do."""
+"""Calls of C library functions that raise OSError on failure, like Python's own functions."""
 
 import ctypes
 import os
@@ -8,10 +8,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> int:
-    """The result of a C function; whole numbers are passed as long.
+    """Call a function of the C library and return its result.
+
+    Args:
+        name: Name of the function.
+        *arguments: Arguments of the function; integers are passed as C long.
 
     Raises:
-        OSError: it gave -1, or the C library has no such function.
+        OSError: The function returned -1, or the C library has no such function.
     """
     try:
         function = getattr(_LIBC, name)

@@ -1,4 +1,4 @@
-"""Start of a confined process: it reads its job, gives up what it can do, then does the job."""
+"""Entry point of a confined process: read the job, apply the restrictions, then run the job."""
 
 import json
 import os
@@ -13,10 +13,10 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 def main() -> None:
-    """Do the job on standard input, a JSON object.
+    """Run the job described by the JSON object on standard input.
 
-    Its `limits` are the arguments of `_confine`; `role` names an entry of `_ROLES`, and `arguments`
-    are those of that function.
+    Its field `limits` holds the arguments of `_confine`, `role` names a function in `_ROLES`, and
+    `arguments` holds the arguments of that function.
     """
     job = json.load(sys.stdin)
     _confine(**job['limits'])
@@ -24,15 +24,16 @@ def main() -> None:
 
 
 def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> None:
-    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # SIGXCPU, then SIGKILL.
+    # The kernel sends SIGXCPU at the soft limit, and SIGKILL at the hard limit.
+    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, 64)
     _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_NPROC, 0)  # Does not bind root: see seccomp.
+    _limit(resource.RLIMIT_NPROC, 0)  # Does not apply to root, whom seccomp restricts.
     if sys.platform == 'linux':
-        # Nothing survives the evaluation, even if that is killed.
+        # The kernel kills this process when the evaluation ends, even if that is killed.
         libc.call('prctl', _PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)
-        if os.getppid() != parent:  # The evaluation was killed before that line.
+        if os.getppid() != parent:  # The evaluation had ended before the prctl call.
             sys.exit('The evaluation has ended.')
         libc.call('prctl', _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for layer in layers:
@@ -40,10 +41,10 @@ def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> N
 
 
 def _apply(layer: str, memory: int) -> None:
-    """Adds a protection that not every system has.
+    """Apply a restriction that not every system supports.
 
     Raises:
-        OSError, ValueError: this one does not have it.
+        OSError, ValueError: The system does not support it.
     """
     if layer == 'memory':
         _limit(resource.RLIMIT_AS, memory)
@@ -62,7 +63,7 @@ def _limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _probe(memory: int, layers: Sequence[str]) -> None:
-    """Prints, as a JSON list, those of the layers that this system has."""
+    """Print a JSON list of those layers that this system supports, after applying them."""
     found = []
     for layer in layers:
         try:
@@ -70,7 +71,7 @@ def _probe(memory: int, layers: Sequence[str]) -> None:
             found.append(layer)
         except (OSError, ValueError):
             pass
-    # If modules could not be read now, every candidate that imports one would be wrong.
+    # The probe must fail if the restrictions block imports: every candidate with one would fail.
     import colorsys  # noqa: F401
     import hashlib  # noqa: F401
 

@@ -1,9 +1,8 @@
-"""The two ends of a test: the candidate, which nobody trusts, and the examiner with the test.
+"""The two processes of a test: the untrusted candidate, and the examiner, which runs the test.
 
-They are two processes with a socket between them. A line to the candidate holds the arguments of
-a call, and a line back holds its result, both as plain data. Answers are all that a candidate can
-contribute to the verdict: it never sees the test, and what it patches, prints or ends is its own
-process.
+A socket connects them. Each line to the candidate holds the arguments of a call, and each line back
+holds the result, both as plain data. A candidate can influence the verdict only by its results: it
+never sees the test, and anything that it patches, prints or exits affects only its own process.
 """
 
 import contextlib
@@ -18,16 +17,17 @@ from typing import Any, BinaryIO
 
 from . import event_loop, values
 
-# What the examiner prints once both processes run, and its verdict when the other has ended.
+# First line of the examiner's output, once both processes run, and its verdict if the candidate's
+# process has ended.
 READY = 'ready'
 ENDED = 'the candidate has ended'
 
-# Longest line from a candidate, in bytes: more than any test needs.
+# Maximum length of a line from the candidate, in bytes: more than any test needs.
 _LONGEST = 1 << 20
 
 
 def candidate(program: str, function: str, channel: int) -> None:
-    """Run a program, then call its function as often as the examiner asks.
+    """Run a program, then call its function for each line that the examiner sends.
 
     Args:
         program: Source code that defines the function.
@@ -42,7 +42,8 @@ def candidate(program: str, function: str, channel: int) -> None:
         if function not in namespace:
             raise NameError(f'name {function!r} is not defined')
 
-    _answer(answers, lambda: None)  # The process runs, and nothing of the program has run yet.
+    # Report that the process runs, before any code of the program runs.
+    _answer(answers, lambda: None)
     _answer(answers, load)
     for line in calls:
         _answer(answers, functools.partial(_call, namespace, function, line))
@@ -54,7 +55,7 @@ def _call(namespace: dict[str, Any], function: str, line: bytes) -> Any:
 
 
 def _new_program() -> dict[str, Any]:
-    """Return the namespace of a module, which pickle and typing find by its name."""
+    """Return the namespace of a new module in `sys.modules`, where pickle and typing look it up."""
     module = types.ModuleType(values.PROGRAM)
     sys.modules[values.PROGRAM] = module
     return vars(module)
@@ -67,7 +68,7 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
 
 
 def _classes(namespace: dict[str, Any]) -> dict[str, type]:
-    """Return the classes that a program defines, without those that it imports."""
+    """Return the classes that a program defines, by name, without those that it imports."""
     return {
         name: value
         for name, value in namespace.items()
@@ -82,7 +83,7 @@ def _open(channel: int) -> tuple[BinaryIO, BinaryIO]:
 def _answer(answers: BinaryIO, compute: Callable[[], Any]) -> None:
     try:
         line = json.dumps({'result': values.pack(compute())})
-    except BaseException as error:  # SystemExit is a wrong answer like any other.
+    except BaseException as error:  # SystemExit counts as a wrong answer, too.
         line = json.dumps({'raised': _describe(error)})
     answers.write(line.encode() + b'\n')
     answers.flush()
@@ -95,16 +96,19 @@ def _describe(error: BaseException) -> str:
 
 
 class _CandidateError(BaseException):
-    """The candidate gave no result. Not an `Exception`, so that it ends most tests at once."""
+    """A call of the candidate without a result.
+
+    It is not an `Exception`, so that tests which catch exceptions end at once, too.
+    """
 
 
 class _Remote:
-    """A candidate in another process, called like a function.
+    """A candidate in another process, which can be called like a function.
 
     Attributes:
-        classes: Classes by name of which results may be instances.
-        failure: Why the first call without a result has none, or None. A test that catches
-            everything, even by a bare `except`, must not pass without a result.
+        classes: Classes that results may be instances of, by name.
+        failure: Reason why the first failed call has no result, or None. It is stored because a
+            test with a bare `except` must not pass either.
     """
 
     def __init__(self, channel: int):
@@ -120,7 +124,7 @@ class _Remote:
             return self._receive()
 
     def wait(self) -> None:
-        """Wait until the candidate has done its next step."""
+        """Wait until the candidate has completed its next step."""
         with self._recording_failure():
             self._receive()
 
@@ -148,12 +152,12 @@ class _Remote:
 def examiner(prompt: str, test: str, function: str, channel: int) -> None:
     """Run a test on a candidate and print two lines: READY, and the verdict in JSON.
 
-    The verdict is null if the test passed, and otherwise a text that says why not.
+    The verdict is null if the test passed, and otherwise the reason of the failure.
 
     Args:
         prompt: Head of the function, with the imports, helpers and classes that the test may need.
         test: Source code that defines `check(candidate)`.
-        function: Name of the function, by which the test may call it too.
+        function: Name of the function; the test may also call it by this name.
         channel: Descriptor of the socket to the candidate.
     """
     remote = _Remote(channel)
@@ -161,7 +165,7 @@ def examiner(prompt: str, test: str, function: str, channel: int) -> None:
     print(READY, flush=True)
     verdict = None
     try:
-        # Tests may print, and some draw their questions: the same ones each time.
+        # Some tests draw random inputs, which must be the same each time, and some print.
         random.seed(0)
         with contextlib.redirect_stdout(io.StringIO()):
             remote.wait()

@@ -1,9 +1,10 @@
-"""A filter on system calls: the process may compute and read files, and nothing else.
+"""A seccomp filter for system calls: the process may only compute and read files.
 
-Linux's seccomp needs no privilege and cannot be taken off. What the list below does not name fails
-as on a kernel without it (ENOSYS). So there is no way to start a process or a thread, to open a
-socket, to signal, trace or limit another process, to mount, or to change, make or remove a file;
-opening one for writing finds a read-only file system (EROFS).
+Linux's seccomp needs no privileges, and a process cannot remove its filter. A system call that is
+not in the list below fails as on a kernel without that call (ENOSYS). The process therefore cannot
+start processes or threads, open sockets, signal, trace or limit other processes, mount file
+systems, or change, create or remove files. Opening a file for writing fails as on a read-only file
+system (EROFS).
 """
 
 import ctypes
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 from . import libc
 
-# Name and number on x86_64 and aarch64 (asm/unistd_64.h, asm-generic/unistd.h); - is none.
+# Each call with its numbers on x86_64 and aarch64 (asm/unistd_64.h, asm-generic/unistd.h). A '-'
+# means that the architecture does not have the call.
 _ALLOWED = """
     access 21 -                 brk 12 214                  clock_getres 229 114
     clock_gettime 228 113       clock_nanosleep 230 115     close 3 57
@@ -38,13 +40,13 @@ _ALLOWED = """
 
 
 class _Machine(NamedTuple):
-    audit: int  # AUDIT_ARCH_… of linux/audit.h
-    column: int  # of `_ALLOWED`
-    opening: tuple[tuple[int, int], ...]  # open and openat: number, and argument with the flags
+    audit: int  # AUDIT_ARCH_… of linux/audit.h.
+    column: int  # Column of `_ALLOWED`.
+    opening: tuple[tuple[int, int], ...]  # open and openat: number, and index of the flags.
     fcntl: int
 
 
-# By what uname calls them. Both are little-endian, as `_unless` takes for granted.
+# Architectures by their name in uname. Both are little-endian, which `_unless` relies on.
 _MACHINES = {
     'x86_64': _Machine(0xC000003E, 1, ((2, 1), (257, 2)), 72),
     'aarch64': _Machine(0xC00000B7, 2, ((56, 2),), 25),
@@ -57,21 +59,22 @@ _KILL, _FAIL, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
-_Instruction = tuple[int, int, int, int]  # operation, jumps if true and if false, operand
+_Instruction = tuple[int, int, int, int]  # Operation, jumps if true and if false, operand.
 
 
 def apply() -> None:
-    """Gives up all privileges and all system calls but the allowed ones, for good.
+    """Irrevocably give up all privileges, and all system calls except the allowed ones.
 
-    `PR_SET_NO_NEW_PRIVS` must be set.
+    `PR_SET_NO_NEW_PRIVS` must be set before.
 
     Raises:
-        OSError: the system has no seccomp filters, or there is no list for this machine.
+        OSError: The system has no seccomp filters, or this architecture has no list of calls.
     """
     machine = _MACHINES.get(os.uname().machine)
     if machine is None:
         raise OSError(errno.ENOSYS, f'no list of system calls for {os.uname().machine}')
-    # A process of root keeps its user, who owns the interpreter's files, but none of its powers.
+    # A root process stays root, because root owns the interpreter's files, but loses its
+    # capabilities.
     libc.call('capset', struct.pack('Ii', _CAPABILITY_VERSION_3, 0), bytes(24))
     instructions = [struct.pack('HBBI', *instruction) for instruction in _program(machine)]
     program = ctypes.create_string_buffer(b''.join(instructions))
@@ -80,8 +83,9 @@ def apply() -> None:
 
 
 def _program(machine: _Machine) -> list[_Instruction]:
-    """The filter in the kernel's classic BPF."""
-    # Another architecture's calls, such as 32-bit ones, have other numbers.
+    """Return the filter as instructions of the kernel's classic BPF."""
+    # Kill processes that make calls of another architecture, such as 32-bit ones: the numbers of
+    # these calls have other meanings.
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, machine.audit),
@@ -94,13 +98,22 @@ def _program(machine: _Machine) -> list[_Instruction]:
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     for number, flags in machine.opening:
         program += _unless(_ANY_BIT, writing, number, flags, errno.EROFS)
-    # Its first four commands duplicate and look; F_SETOWN would signal any process of the user.
+    # The first four fcntl commands (0 to 3) duplicate descriptors and read flags. Others are
+    # blocked, because F_SETOWN could signal any process of the user.
     program += _unless(_GREATER, 3, machine.fcntl, 1, errno.ENOSYS)
     return [*program, (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
 
 
 def _unless(test: int, value: int, number: int, argument: int, error: int) -> list[_Instruction]:
-    """Allows a call unless the test is true of the low word of one of its arguments."""
+    """Return instructions that allow a call unless a test of one of its arguments is true.
+
+    Args:
+        test: BPF operation that compares the argument.
+        value: Operand of the test.
+        number: Number of the system call.
+        argument: Index of the argument, whose low 32 bits are tested.
+        error: Error number with which the call fails if the test is true.
+    """
     return [
         (_EQUAL, 0, 4, number),
         (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),

@@ -1,7 +1,7 @@
-"""Values on the wire between a test and a candidate: plain data as JSON, never pickle.
+"""Serialization of values between a test and a candidate: plain data as JSON, never pickle.
 
-The receiver makes each value anew, of a type of Python itself or of a class of its own program. No
-class of the sender travels, so a candidate cannot decide how its results compare.
+The receiver reconstructs each value from a built-in type or a class of its own program. Classes of
+the sender are not transferred, so a candidate cannot decide how its results compare.
 """
 
 import collections
@@ -14,7 +14,8 @@ from typing import Any
 
 from . import event_loop
 
-# Module of the candidate's program and of the test. Only instances of its classes travel.
+# Name of the module in which the candidate's program runs, and of the one in which the test runs.
+# Only instances of the classes defined there are transferred with their class name.
 PROGRAM = 'program'
 
 _NUMBERS: dict[type, Callable[[Any], Any]] = {
@@ -27,21 +28,21 @@ _COLLECTIONS = (tuple, set, frozenset, bytes, bytearray, collections.deque)
 
 
 def pack(value: Any) -> Any:
-    """Return a JSON form of a value.
+    """Return a JSON-serializable form of a value.
 
-    Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but not
-    a subclass of it: a Counter becomes a dictionary. An instance of a class of the program becomes
-    the name of the class and the attributes. An iterator, or any other iterable, is read to its end
-    and arrives as an iterator; a coroutine is run to its end.
+    Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but a
+    subclass becomes its base: a Counter becomes a dictionary. An instance of a class of the program
+    is sent as the name of the class and the attributes. Any other iterable is read to its end and
+    arrives as an iterator. A coroutine is run to its end, and its result is sent.
 
     Raises:
-        TypeError: The value contains something else.
+        TypeError: The value contains an object of another kind.
     """
     return _Packer().pack_all(value)
 
 
 class _Packer:
-    """Packs one value and the objects in it, which may refer to each other."""
+    """Packs one value with all objects in it, which may refer to each other."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
@@ -49,7 +50,8 @@ class _Packer:
 
     def pack_all(self, value: Any) -> Any:
         packed = self._pack(value)
-        # The list grows while it is read. Linked lists may thus be longer than Python can recurse.
+        # Packing an object appends the objects that it refers to. The loop avoids recursion, so
+        # that linked lists may be longer than Python's recursion limit.
         rows = [self._pack_object(item) for item in self._objects]
         return {'objects': [rows, packed]} if rows else packed
 
@@ -93,7 +95,7 @@ class _Packer:
 
     def _pack_object(self, value: Any) -> list[Any]:
         state: Any = object.__getstate__(value) or {}
-        if isinstance(state, tuple):  # With `__slots__`: attributes in a dictionary, and others.
+        if isinstance(state, tuple):  # With `__slots__`, it is (`__dict__`, values of the slots).
             state = {**(state[0] or {}), **state[1]}
         attributes = [[name, self._pack(item)] for name, item in state.items()]
         items = self._pack_items(value) if isinstance(value, Iterable) else None
@@ -108,7 +110,7 @@ def _time_parts(value: Any) -> list[Any]:
 
 
 def unpack(packed: Any, classes: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """Return the value that `pack` was given; hostile input cannot make it run code.
+    """Return the value that `pack` was given; hostile input cannot make this function run code.
 
     An instance of an unknown class becomes an iterator if it is iterable, else a `SimpleNamespace`
     of its attributes.
@@ -118,13 +120,13 @@ def unpack(packed: Any, classes: Mapping[str, type] = types.MappingProxyType({})
         classes: Classes of the receiver's own program, by name.
 
     Raises:
-        Exception: `packed` was not made by `pack`. The exception may be of any type.
+        Exception: `packed` was not made by `pack`. The exception may have any type.
     """
     return _Unpacker(classes).unpack(packed)
 
 
 class _Unpacker:
-    """Makes one value, and the objects in it, of given classes."""
+    """Reconstructs one value and the objects in it, as instances of the given classes."""
 
     def __init__(self, classes: Mapping[str, type]):
         self._classes = classes
@@ -149,10 +151,11 @@ class _Unpacker:
         return _MAKERS[kind](content)
 
     def _unpack_all(self, rows: list[Any], packed: Any) -> Any:
-        # All objects exist before any has attributes, as they may refer to each other.
+        # Create all objects before setting attributes, because they may refer to each other.
         made = [self._make_object(*row) for row in rows]
         self._objects = [value for value, _ in made]
-        # A set needs the attributes of its items, which stand in later rows.
+        # Complete later rows first: the hash of a set's item may need the item's attributes, and
+        # items are in later rows than the object with the set.
         for _, complete in reversed(made):
             complete()
         return self.unpack(packed)
@@ -160,7 +163,7 @@ class _Unpacker:
     def _make_object(
         self, name: str, attributes: list[Any], items: Any
     ) -> tuple[Any, Callable[[], None]]:
-        """Return an empty object and a function that completes it."""
+        """Return an empty object and a function that fills it."""
         known = self._classes.get(name)
         if known is None and items is not None:
             content: list[Any] = []
@@ -179,7 +182,7 @@ class _Unpacker:
 
 
 def _make_time(parts: list[Any]) -> Any:
-    import datetime  # Its import takes longer than most programs.
+    import datetime  # Imported on demand, because the import takes longer than most programs run.
 
     name, *content = parts
     if name == 'timedelta':
