@@ -68,7 +68,7 @@ def compile_once():
     """Cache compiled programs on disk, for tests that train the same small run several times."""
     jax.config.update('jax_compilation_cache_dir', _compiled.name)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    compilation_cache.reset_cache()  # Otherwise the cache keeps the settings of the first compilation.
+    compilation_cache.reset_cache()  # Else the first compilation fixes its settings.
     yield
     jax.config.update('jax_compilation_cache_dir', None)
     compilation_cache.reset_cache()

@@ -126,9 +126,7 @@ def test_of_two_commands_in_one_directory_the_one_that_began_first_stops(address
 
     append(second, 'goodput.jsonl', 'second\n')
     second.push()
-    append(
-        first, 'metrics.jsonl', 'first\n'
-    )  # Older than the other file, so it would be written first.
+    append(first, 'metrics.jsonl', 'first\n')  # The older file is pushed first.
     append(first, 'goodput.jsonl', 'first\n')
     with pytest.raises(OSError, match=f'Another command has written to {address}: this one stops'):
         first.push()

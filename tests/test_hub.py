@@ -103,7 +103,8 @@ def test_what_is_asked_and_what_is_given(monkeypatch, tmp_path):
             'The Hugging Face hub did not give owner/rows: Expecting value: line 1 column 1 (char '
             '0)',
         ),
-        # Of the HTTP library, when a download breaks off or the proxy's address is none.
+        # An error of the HTTP library, when a download breaks off or the proxy's address is
+        # invalid.
         (
             type('ReadTimeout', (Exception,), {})('timed\nout'),
             'The Hugging Face hub did not give owner/rows: timed out',
@@ -125,7 +126,7 @@ def test_a_full_disk_is_not_the_hubs_fault(monkeypatch):
 
 
 def test_what_is_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
-    """By the hub's own code."""
+    """The hub library's own cache lookup finds the snapshot."""
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     repository = tmp_path / 'datasets--owner--rows'

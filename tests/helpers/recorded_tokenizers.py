@@ -38,7 +38,7 @@ def from_directory(path: pathlib.Path, name: str, **settings: Any) -> Tokenizer:
 
 
 def from_metadata(path: pathlib.Path, name: str, **changes: Any) -> Tokenizer:
-    """Return the tokenizer of a GGUF file with recorded metadata; changing a key to None drops it."""
+    """Return the tokenizer of a GGUF file with recorded metadata; None drops a key."""
     metadata = recorded(name)['gguf'] | changes
     write_tokenizer_gguf(path, {k: v for k, v in metadata.items() if v is not None})
     return from_gguf(GGUFFile(path))

@@ -16,7 +16,7 @@ def softmax(logits):
 
 
 def gates(x, W_g, K, renormalize=False, equal_gates=False):
-    """Return the gates of one token, eq. (4): G(x) = TopK(Softmax(W_g x)); ties go to the lower index."""
+    """Return one token's gates, eq. (4): G(x) = TopK(Softmax(W_g x)); low indices win ties."""
     probabilities = softmax(W_g @ x)
     kept = sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t))[:K]
     G = np.zeros_like(probabilities)
@@ -25,7 +25,7 @@ def gates(x, W_g, K, renormalize=False, equal_gates=False):
 
 
 def expert(t, leaves, config: AdapterConfig):
-    """Return the m × n matrix of expert t, unscaled: section 2's table and section 3's ablations."""
+    """Return expert t's m × n matrix, unscaled: section 2's table, section 3's ablations."""
     settings = settings_of(config)
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t

@@ -167,7 +167,7 @@ class ReferenceDecoder:
         return self._linear(out, block['o'], f'layers/{i}/attention/o')
 
     def _rotary(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Apply RoPE: rotate the pair (x_j, x_{j + C/2}), as a complex number, by position · frequency_j."""
+        """Apply RoPE: rotate the complex pair (x_j, x_{j + C/2}) by position · frequency_j."""
         half = self.config.head_width // 2
         turn = np.exp(1j * positions[:, :, None, None] * _frequencies(self.config))
         turned = (x[..., :half] + 1j * x[..., half:]) * turn

@@ -57,8 +57,8 @@ def get_config():
 SWEPT = ('malora-seed0', 'malora-seed1')
 # These fields of metrics.jsonl depend on the duration of the steps.
 TIMES = ('tokens_per_second', 'train_time_s')
-# Mean seconds between the signals of a burst: the second may arrive while the process is ending, or
-# while it is still saving.
+# Mean seconds between the signals of a burst, from almost simultaneous to long enough that the
+# process is already ending or saving.
 _BURSTS = (0.002, 0.05, 0.5)
 # Signs of a crash in the output of a command.
 CRASHES = ('Traceback', 'Fatal Python error', 'Exception ignored', 'Segmentation fault')
@@ -214,7 +214,7 @@ def disturbed(
 
 
 def _moments(rng: random.Random, seconds: float) -> list[float]:
-    """Return the times of one to five signals in seconds: spread over the command, or in a burst."""
+    """Return when to send one to five signals, in seconds: spread out, or in a burst."""
     count, first = rng.randint(1, 5), rng.uniform(0, seconds)
     if rng.random() < 0.5:
         return sorted([first, *(rng.uniform(0, seconds) for _ in range(count - 1))])
