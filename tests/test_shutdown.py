@@ -175,7 +175,7 @@ def test_a_background_job_ignores_ctrl_c():
 
 
 def test_a_forked_worker_can_be_terminated_alone():
-    """As when lm_eval ends its pool: the worker dies, and the command continues."""
+    """The worker dies and the command continues, as lm_eval needs when it ends its pool."""
     program = """
         import multiprocessing
         with multiprocessing.get_context('fork').Pool(2) as pool:

@@ -248,7 +248,7 @@ def test_router_sees_the_input_without_dropout():
 
 @pytest.mark.parametrize('name', ['molora', 'malora'])
 def test_dispatch_equals_rank_space_over_many_tiles(name):
-    """Values and gradients agree with several tiles per expert and one expert without tokens."""
+    """Values and gradients agree with several tiles per expert, an idle and a busy expert."""
     config = method(name, **SMALL[name])
     experts, dispatched = (
         LowRankExperts(c, OUTPUTS) for c in (config, changed(config, top_k=2, dispatch=True))

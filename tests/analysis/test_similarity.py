@@ -36,7 +36,7 @@ def test_it_is_the_mean_squared_cosine_of_scipy_s_angles(ranks):
 
 
 def test_it_is_what_the_classical_eigenvalue_problem_gives():
-    """By Hotelling, the eigenvalues of Sxx⁻¹ Sxy Syy⁻¹ Syx are the squared correlations."""
+    """The squared correlations are the eigenvalues of Hotelling's Sxx⁻¹ Sxy Syy⁻¹ Syx."""
     x, y = random(30, 3), random(30, 3, seed=1)
     x_on_y, y_on_x = solve(y.T @ y, y.T @ x), solve(x.T @ x, x.T @ y)
     assert of(x, y) == pytest.approx(np.trace(y_on_x @ x_on_y) / 3, abs=1e-12)

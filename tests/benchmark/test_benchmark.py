@@ -140,8 +140,8 @@ def test_an_interrupt_leaves_the_whole_rounds(monkeypatch):
 
     def run_part(part, batch):
         interrupted(part, batch)
-        # The interrupt comes after three warm-up steps and three parts of the first round: in the
-        # third round's step.
+        # Parts of b: three warm-ups, three in round 1, the step of round 2, and then this one,
+        # the step of round 3.
         if sum(name == 'b' for name, _, _ in log) == 8:
             raise KeyboardInterrupt
 

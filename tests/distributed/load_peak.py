@@ -1,4 +1,4 @@
-"""Measures the memory that two processes need to load a checkpoint of a billion parameters.
+"""Measure the memory that two processes need to load a checkpoint of a billion parameters.
 
 `python -m tests.distributed.load_peak [PRESET]` writes random bfloat16 weights (2.5 GB). It loads
 them in one process, and in two that share them with FSDP. It prints each process's peak private

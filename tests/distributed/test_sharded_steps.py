@@ -1,5 +1,6 @@
 """Training on eight devices equals training on one, for every structure and kind of mesh.
 
+The meshes cover data parallelism, FSDP, tensor parallelism, and a mixture with expert parallelism.
 Each mesh has a separate process, because the number of devices is fixed when JAX starts.
 """
 

@@ -31,7 +31,7 @@ def tokens(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def questions(seed: int, *shapes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Return requests: for each shape, a context and its continuations, with these lengths."""
+    """Return (context, continuation) pairs; a shape is a context's length, then continuations'."""
     rng = np.random.default_rng(seed)
     contexts = [(tokens(rng, first), rest) for first, *rest in shapes]
     return [(context, tokens(rng, length)) for context, rest in contexts for length in rest]

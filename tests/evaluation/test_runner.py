@@ -100,7 +100,7 @@ SAYS = {
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch) -> list[tuple[str, str, bool]]:
-    """Replace the likelihoods by those of `NATS`, and record texts and whether they end."""
+    """Recorded likelihood requests (context, text, has an end token), answered from `NATS`."""
     requests = []
 
     def log_likelihoods(model, variables, of_batch, *, batch_size, bucket, description):

@@ -1,4 +1,4 @@
-"""Reads exports with transformers and peft, in an environment that has them.
+"""Read exports with transformers and peft, in an environment that has them.
 
     python -m tests.export.in_transformers CASES RESULTS
 

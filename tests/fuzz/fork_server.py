@@ -1,4 +1,4 @@
-"""Runs attempts, with limits, in forks of a process that has imported everything.
+"""Run attempts, with limits, in forks of a process that has imported everything.
 
 A request is a line of JSON on stdin. It has a `directory`, and either a `command` (name and
 arguments of an entry of experiments/) or a `reader` (a name in `readers.READERS`) with its `path`.

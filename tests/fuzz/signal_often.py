@@ -1,4 +1,4 @@
-"""Sends SIGTERM to many runs at random moments, and checks that the outcomes are unchanged.
+"""Send SIGTERM to many runs at random moments, and check that the outcomes are unchanged.
 
 `python -m tests.fuzz.signal_often [RUNS [SEED]]` starts tiny runs. Each gets one to five SIGTERMs
 while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs, eight

@@ -201,7 +201,7 @@ def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
 def serving(
     plan: Plan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
 ) -> Iterator[Stub]:
-    """Serve a stub in a thread."""
+    """Serve a stub in a thread, and yield it."""
     stub = Stub(plan or Plan(), answer)
     loop = asyncio.new_event_loop()
     runner = loop.run_until_complete(_started(stub))

@@ -55,7 +55,7 @@ def alone(prompt: list[int], limit: int, **how) -> list[int]:
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_stacked_layers_write_what_those_apart_do(name, monkeypatch):
-    """The code path of accelerators equals that of CPUs."""
+    """A scan over stacked layers (accelerators) gives the tokens of separate layers (CPUs)."""
     found = []
     for backend in ('cpu', 'tpu'):
         monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)

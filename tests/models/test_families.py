@@ -144,7 +144,7 @@ def test_names_go_there_and_back(bases, family):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_configs_of_older_versions_say_the_same(bases, family, tmp_path):
-    """Before version 5 of `transformers`, theta was a separate field, and scaling in `rope_scaling`."""
+    """Before version 5, `transformers` had a separate theta, and scaling in `rope_scaling`."""
     config = dict(recorded(family).config)
     rope = config.pop('rope_parameters')
     config['rope_theta'] = rope.pop('rope_theta')

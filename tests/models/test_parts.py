@@ -33,7 +33,7 @@ def test_wanted_is_what_a_device_here_has():
 
 
 def test_rows_of_which_no_part_is_here_are_not_read(tmp_path, monkeypatch):
-    """Local are each `o` kernel's outputs from the fifth on, and the embedding's first two tokens."""
+    """Local parts: outputs 4 and up of each `o`, and the embedding of the first two tokens."""
     config = preset('tiny')
     params = random_variables(tiny_model())['params']
     save_file(to_huggingface(config, params), tmp_path / 'model.safetensors')

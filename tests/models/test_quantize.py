@@ -257,7 +257,7 @@ def wide_step(kind: str, remat: str):
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
 @pytest.mark.parametrize('remat', REMAT)
 def test_no_kernel_is_kept_as_numbers_from_one_layer_to_the_next(kind, remat):
-    """If JAX differentiated the layer scan, the backward pass would keep all dequantized kernels."""
+    """If JAX differentiated the scan, the backward pass would keep all dequantized kernels."""
     found, plain = (wide_step(each, remat).temp_size_in_bytes for each in (kind, ''))
     kernel = 4 * 256 * 1024  # Bytes of the largest kernel in float32.
     assert found < plain + 2 * kernel

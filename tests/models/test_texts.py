@@ -143,4 +143,4 @@ def test_other_threads_run_while_a_text_is_encoded(tmp_path):
     seconds, during = time.perf_counter() - start, counts[0] - before
     done.set()
     thread.join()
-    assert during > 50 * seconds  # If the tokenizer held the lock, one or two.
+    assert during > 50 * seconds  # If the tokenizer held the GIL, one or two.

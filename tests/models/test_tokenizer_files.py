@@ -27,7 +27,7 @@ def test_tokenizer_json(tmp_path, name):
 
 @pytest.mark.parametrize('name', BYTE_LEVEL)
 def test_byte_level_gguf(tmp_path, name):
-    """Results equal those of transformers; llama.cpp differs by skipping Qwen's NFC normalization."""
+    """Results equal those of transformers; llama.cpp lacks the NFC normalization of Qwen."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     differing = []
     for item in recorded(name)['texts']:
@@ -39,7 +39,7 @@ def test_byte_level_gguf(tmp_path, name):
 
 @pytest.mark.parametrize('name', SENTENCE_PIECE)
 def test_sentence_piece_gguf(tmp_path, name):
-    """Results equal those of llama.cpp and SentencePiece, which always put a space before the text."""
+    """Results equal those of llama.cpp and SentencePiece, which always prepend a space."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     for item in recorded(name)['texts']:
         expected = item.get('llama_cpp', item['ids'])

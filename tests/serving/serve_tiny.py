@@ -1,4 +1,4 @@
-"""Serves a small model, or a given one, in a separate process.
+"""Serve a small model, or a given one, in a separate process.
 
 `python -m tests.serving.serve_tiny [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
 address. A delay makes each decode step of the engine take that many seconds longer, and disables

@@ -97,7 +97,7 @@ def test_runs_are_as_they_would_be_alone(alone, tiny_weights, tmp_path, capsys):
 
 
 def test_from_different_steps_they_go_on(alone, tiny_weights, tmp_path, monkeypatch):
-    """All runs are stopped in step 4; then the first one continues alone to a checkpoint at step 4."""
+    """All runs stop in step 4; then the first resumes alone, and keeps its checkpoint of step 4."""
     write = metrics.MetricWriter.write
 
     def fail(self, record):

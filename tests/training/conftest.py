@@ -30,9 +30,7 @@ def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """Directory of an uninterrupted run, and its output on stderr."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.delenv(
-            'COLUMNS', raising=False
-        )  # Progress bars are not cut to some terminal's width.
+        patch.delenv('COLUMNS', raising=False)  # Else it would cut the progress bars.
         training.train(run_settings(tiny_weights), workdir, write_run_plots)
     return workdir, stderr.getvalue()
 

@@ -1,4 +1,4 @@
-"""Kills a small run repeatedly, and checks that the outcome is unchanged.
+"""Kill a small run repeatedly, and check that the outcome is unchanged.
 
 `python -m tests.training.kill_often [KILLS [SEED]]` trains the tiny model twice: once undisturbed,
 and once killed with SIGKILL at random moments, every third time during a save, and restarted. It

@@ -148,7 +148,7 @@ def test_parts_need_the_memory_of_one_part_and_remat_less():
 
 
 def test_the_sum_of_gradients_takes_the_place_of_the_updates():
-    """The adapter is large compared with everything else, which the previous test does not cover."""
+    """The adapter is large next to everything else, which the test above does not cover."""
     adapter = method('lora', rank=60)
     one, two, four = (temporary_bytes(n, n, 'full', adapter, length=16) for n in (1, 2, 4))
     gradients = memory_bytes(Decoder(preset('tiny', num_layers=6), adapter))['gradients']

@@ -1,4 +1,4 @@
-"""A bfloat16 base model: the adapter stays float32, and losses are close to those of float32."""
+"""Mixed precision: bfloat16 base model, float32 adapter, and losses close to float32."""
 
 import jax
 import jax.numpy as jnp

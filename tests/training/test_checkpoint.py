@@ -305,7 +305,7 @@ def test_the_same_step_may_break_again(tmp_path, new_data):
 
 
 def test_where_none_can_be_read_all_stay(tmp_path, new_data):
-    """As with a state of another shape, the checkpoints themselves are intact."""
+    """The checkpoints are intact: the state that they are restored into has another shape."""
     directory = tmp_path / 'c'
     with Checkpoints(directory, keep=3) as checkpoints:
         for step in (1, 2, 3):

@@ -34,7 +34,7 @@ def test_epochs_come_to_that_many_examples(tiny_weights, changes):
 
 
 def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
-    """Build a run on a file with examples of about these lengths, one row of 512 tokens per step."""
+    """Build a run on examples of about these lengths, with one row of 512 tokens per step."""
     rng = random.Random(0)
     path = directory / 'rows.jsonl'
     rows = [

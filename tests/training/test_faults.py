@@ -80,9 +80,7 @@ def test_sigterm_before_the_first_step_ends_the_process_with_status_0(tmp_path):
     write_tiny_gguf(weights)
     command = [sys.executable, '-m', 'tests.helpers.runs', weights, tmp_path / 'run', '99']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        line = (
-            process.stdout.readline()
-        )  # The summary of the run, printed before anything is compiled.
+        line = process.stdout.readline()  # Printed before compilation.
         assert 'trained parameters' in line
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=300)

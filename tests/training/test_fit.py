@@ -48,7 +48,7 @@ def test_a_row_takes_what_the_compiler_gives_it(remat):
 
 
 def test_options_for_llama2_7b():
-    """The base model has 13.5 GB in bfloat16; its linears have 6.5 of its 6.7 billion parameters."""
+    """The base model takes 13.5 GB in bfloat16; linears have 6.5 of 6.7 billion parameters."""
     found = {(option.kept, option.remat): option for option in options(run(), 24 * 10**9)}
     assert len(found) == 6
     for remat in ('light', 'full'):

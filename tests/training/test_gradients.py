@@ -81,7 +81,7 @@ class Trained(NamedTuple):
 
 
 def decided_variables(model: Decoder) -> dict[str, Any]:
-    """Return random values for which no routing decision is close enough for rounding to change it."""
+    """Return random values for which rounding cannot change a routing decision."""
     for seed in range(20):
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs

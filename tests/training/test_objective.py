@@ -130,7 +130,7 @@ def test_bfloat16():
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_a_sixth_of_the_memory_of_full_logits(dtype):
-    """Memory use is compiled, not measured, for Llama 3's vocabulary and 8,192 tokens with loss."""
+    """Compile, but do not run, with Llama 3's vocabulary and 8,192 tokens that carry loss."""
     T, V, D = 8192, 128_256, 2048
 
     def full_logits(hidden_TD, head_VD, targets_T, weights_TG):

@@ -123,7 +123,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_operations_of_an_adapter_by_hand(name):
-    """The forward pass and the input gradient use every leaf; weight gradients only trained ones."""
+    """Forward pass and input gradient use every leaf; weight gradients only trained leaves."""
     trained, frozen = PRODUCTS[name]
     found = flops_per_token(tiny_model(small_method(name)), 128, 4)
     assert found['adapter_forward'] == 2 * 2 * (trained + frozen)

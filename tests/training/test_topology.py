@@ -25,7 +25,7 @@ EXPERTS = 8
 
 @pytest.fixture(scope='module', autouse=True)
 def compiler_alone():
-    """Use only the TPU compiler; in a fixture, because CPU and GPU test runs import this file too."""
+    """Use the TPU compiler alone, but not on import, which CPU and GPU tests do as well."""
     use_compiler_alone()
 
 
@@ -72,12 +72,12 @@ def test_what_is_too_large():
 
 
 def test_it_fits_with_room():
-    """Of 16 GB, a chip needs a sixteenth of the base model, saved activations, and two layers."""
+    """A chip of 16 GB holds 1/16 of the base model, saved activations, and two whole layers."""
     assert bytes_per_chip('malora') < 6.6e9
 
 
 def test_what_it_costs_beside_lora():
-    """With dropout and one row per chip, factors and their update weigh more than with many rows."""
+    """With dropout and one row per chip, factors and their update have a large share."""
     assert bytes_per_chip('malora') < 1.2 * bytes_per_chip('lora')
     assert program('malora').cycles() < 1.15 * program('lora').cycles()
 

@@ -1,4 +1,4 @@
-"""Choice of the best checkpoint, in a run whose excessive learning rate makes the loss rise again."""
+"""Choosing the best checkpoint of a run whose loss rises again, due to a high learning rate."""
 
 import dataclasses
 import json

@@ -59,7 +59,7 @@ def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tupl
 
 
 def main(path: str, language: str) -> None:
-    """Print the results for the texts of a file: each line up to the first tab."""
+    """Print the results for the texts of a file, one per line up to the first tab."""
     lines = pathlib.Path(path).read_text('utf-8').splitlines()
     texts = [re.sub(r'\t.*', '', line) for line in lines]
     for rate, (recall, precision) in measure(texts, language, len(texts) // 2).items():

@@ -1,4 +1,4 @@
-"""Kills the stage `dialogues` repeatedly, and checks that the outcome is unchanged.
+"""Kill the stage `dialogues` repeatedly, and check that the outcome is unchanged.
 
 `python -m tests.ultralink.kill_often [KILLS [SEED [SEGMENTS]]]` makes dialogues in the five
 languages with an endpoint that fails, twice: once undisturbed, and once killed with SIGKILL at

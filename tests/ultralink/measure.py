@@ -1,4 +1,4 @@
-"""Measures the speed of the stage `dialogues`, and whether the memory of `documents` is flat.
+"""Measure the speed of the stage `dialogues`, and whether the memory of `documents` is flat.
 
 `python -m tests.ultralink.measure requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
 a separate process, and prints requests per second and the CPU time per request on both sides.

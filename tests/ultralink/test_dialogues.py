@@ -90,9 +90,7 @@ def test_a_dialogue_from_its_segment(tmp_path):
 
 def test_lengths_are_those_of_the_papers_rule(tmp_path, monkeypatch):
     """The lengths have the distribution computed by hand: 0.1, 0.9 · 0.2, and so on."""
-    monkeypatch.setattr(
-        turn_checks, 'identify', lambda text: 'en'
-    )  # Language identification would take half of the time.
+    monkeypatch.setattr(turn_checks, 'identify', lambda text: 'en')  # It is slow.
     found, rows, _ = run(tmp_path, in_turn, 1000, config={'context_tokens': 10**6})
     lengths = collections.Counter(len(row['kinds']) for row in rows)
     expected = {2: 0.1, 3: 0.18, 4: 0.288, 5: 0.3456, 6: 0.0864}
