@@ -55,7 +55,9 @@ backend_config={"known_trip_count":{"n":"2"}}
 def test_loops_count_as_often_as_they_run():
     """One loop runs 30 times by its condition, one twice by the compiler's annotation.
 
-    A collective that is repeated on the same channel, such as its asynchronous halves, counts once."""
+    A collective that is repeated on the same channel, such as its asynchronous halves, counts
+    once.
+    """
     program = Program(TEXT)
     assert program.cycles() == 100 + (30 + 2) * (7 + 5)
     gathered = Collective('all-gather', [Array('bf16', (8, 8))], 30)

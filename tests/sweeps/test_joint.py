@@ -208,7 +208,7 @@ def test_the_base_counts_once(tiny_weights):
 
 
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
-    """A joint step of three runs takes as long as ten steps alone, so they are trained alone."""
+    """Runs train alone if joint throughput is lower: a step of three takes as long as ten alone."""
     ways = []
     monkeypatch.setattr(joint, '_alone', lambda some, *_: ways.append(list(some)) or {})
     compared = joint.compare

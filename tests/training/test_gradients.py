@@ -66,7 +66,7 @@ class Trained(NamedTuple):
     Attributes:
         model: Decoder with the adapter.
         before: Variables before the step.
-        params: Parameters of the base model after the step.
+        params: Parameters of the base model that the step was given.
         metrics: Metrics of the step.
         gradients: Gradients of the adapter.
         after: State after the step.
