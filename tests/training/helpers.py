@@ -1,4 +1,4 @@
-"""Reader of TensorBoard event files, written without TensorBoard."""
+"""Reader of TensorBoard event files that parses their records itself."""
 
 import pathlib
 import struct
