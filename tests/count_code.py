@@ -14,17 +14,17 @@ import tokenize
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Code that presents results, by where it is and where it was.
+# Code that presents results, under its present and its former paths.
 _PRESENTATION = (
     *('malora_jax/analysis/', 'malora_jax/runs/', 'malora_jax/statistics.py'),
     *('malora_jax/markdown.py', 'malora_jax/benchmark/plots.py', 'malora_jax/export/static.py'),
     *(f'malora_jax/sweeps/{name}.py' for name in ('found', 'report', 'plots')),
     *(f'experiments/{name}.py' for name in ('analyze', 'compare', 'table')),
 )
-# Functions that read the files of a finished run, and the packages that write and read them first.
+# Functions that read the files of a finished run.
 _READERS = {'read_results', 'read_metrics', 'answer_rows'}
 LEAVES = {'router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude'}
-# Linears of the base model have two of these names; such places are named here, by file.
+# Linears of the base model share two of these names, so these files are exempt.
 _LINEARS = {'malora_jax/models/decoder.py', 'malora_jax/models/config.py'}
 _SKIPPED = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
@@ -33,7 +33,7 @@ _SKIPPED = {
 
 
 def sources(root: pathlib.Path, *folders: str) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yield the Python files of some folders of a checkout, with their paths in it."""
+    """Yield the Python files in some folders of a checkout, with their relative paths."""
     for folder in folders:
         for path in sorted((root / folder).rglob('*.py')):
             yield path.relative_to(root).as_posix(), path
@@ -58,7 +58,7 @@ def code_lines(path: pathlib.Path) -> int:
 
 
 def leaf_literals(path: pathlib.Path) -> list[int]:
-    """Return the numbers of the lines with a string literal that is the name of a leaf."""
+    """Return the numbers of the lines with a string literal that is an adapter leaf's name."""
     return sorted(
         {
             node.lineno
@@ -85,15 +85,15 @@ def layers(root: pathlib.Path = ROOT) -> list[str]:
 
 
 def upward_imports(root: pathlib.Path, table: list[str]) -> list[str]:
-    """Return the imports of a package from a higher one, as 'FILE:LINE imports MODULE'.
+    """Return the imports from a higher layer, as 'FILE:LINE imports MODULE'.
 
     Args:
         root: Root of the checkout.
-        table: Packages, the highest first; the last one stands for the modules next to them.
+        table: Packages, the highest first; the last entry covers the modules next to them.
     """
     found = []
     for name, path in sources(root, 'malora_jax', 'experiments', 'configs'):
-        if name == 'malora_jax/__init__.py':  # It offers `load` of a higher package.
+        if name == 'malora_jax/__init__.py':  # The package's `load` comes from a higher layer.
             continue
         level = _level(name.removesuffix('.py'), table)
         for node in ast.walk(ast.parse(path.read_text())):
@@ -104,7 +104,7 @@ def upward_imports(root: pathlib.Path, table: list[str]) -> list[str]:
 
 
 def _level(name: str, table: list[str]) -> int:
-    """Return the number of a module's layer from the top; modules from elsewhere are the lowest."""
+    """Return the number of a module's layer, counted from the top; other modules are the lowest."""
     owners = [n for n, package in enumerate(table) if f'{name}/'.startswith(f'{package}/')]
     return min(owners, default=len(table))
 
@@ -146,7 +146,7 @@ def lines_by_package(root: pathlib.Path = ROOT) -> dict[str, int]:
 
 
 def main(root: pathlib.Path) -> None:
-    """Print all counts."""
+    """Print all counts of a checkout."""
     for package, count in sorted(lines_by_package(root).items()):
         print(f'{count:7,}  {package}')
     for title, places in (

@@ -1,4 +1,4 @@
-"""Directories in a bucket, on a server that speaks as Google Cloud Storage does."""
+"""Run directories in a bucket, on a server that emulates Google Cloud Storage."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from malora_jax.errors import UserError
 
 
 class Objects:
-    """The objects under an address, seen by another client."""
+    """Objects under an address, as another client sees them."""
 
     def __init__(self, address: str):
         bucket, self.key = address.removeprefix('gs://').split('/', 1)
@@ -49,7 +49,7 @@ def _alone():
 
 
 def anew(address: str):
-    """The copy that another process would make."""
+    """Return a new local copy, as another process would make it."""
     copy = buckets._Copy(*address.removeprefix('gs://').split('/', 1))
     copy.pull()
     return copy
@@ -99,7 +99,7 @@ def test_what_has_changed_is_written_back(address, objects):
 
 
 def test_files_are_written_back_in_the_order_in_which_they_were_written(address, monkeypatch):
-    """`results.json` says that all else is there."""
+    """`results.json` must come last, because it marks a run as complete."""
     path = buckets.local(address)
     path.mkdir(parents=True)
     for name in ('z', 'a', 'm'):
@@ -114,7 +114,7 @@ def test_files_are_written_back_in_the_order_in_which_they_were_written(address,
 
 
 def test_of_two_commands_in_one_directory_the_one_that_began_first_stops(address, objects):
-    """It writes nothing at all, or the second one would find it in its way."""
+    """The first command writes nothing at all, so that the second one meets no conflict."""
     for name in ('metrics.jsonl', 'goodput.jsonl'):
         objects.write(name, 'start\n')
     first, second = anew(address), anew(address)
@@ -126,7 +126,7 @@ def test_of_two_commands_in_one_directory_the_one_that_began_first_stops(address
 
     append(second, 'goodput.jsonl', 'second\n')
     second.push()
-    append(first, 'metrics.jsonl', 'first\n')  # Written before, so it would go first.
+    append(first, 'metrics.jsonl', 'first\n')  # The older file is pushed first.
     append(first, 'goodput.jsonl', 'first\n')
     with pytest.raises(OSError, match=f'Another command has written to {address}: this one stops'):
         first.push()
@@ -189,11 +189,11 @@ def test_a_data_file_in_a_bucket(address, objects):
     [task] = file_tasks([f'{address}/faq.jsonl'], (), **fields)
     assert task.name == 'faq'
     assert [each.question for each in read_examples(task, task.path).examples] == ['Who?']
-    # By its name in the config, so that it is the same on another machine.
+    # The digest's key is the name in the config, so that it is the same on another machine.
     assert [*file_digests([task])] == [f'{address}/faq.jsonl']
 
 
-# What a user may get wrong.
+# User errors.
 
 
 @pytest.mark.parametrize('address', ['gs://', 'gs://bucket', 'gs:///path', 's3://bucket/path'])
@@ -219,7 +219,7 @@ def test_without_the_extra(monkeypatch):
 
 
 def without_server(home, **variables) -> str:
-    """What asking for a directory raises in a process that knows nothing of this one's server."""
+    """Return the error of opening an address in a process that does not know this test's server."""
     code = """
 from google.cloud.storage import retry
 from malora_jax import buckets

@@ -1,4 +1,4 @@
-"""Messages for names that are not known."""
+"""Messages about unknown names and numbers out of range."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Files are never left half-written."""
+"""Files are never left half-written, and broken files are reported in one line."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_json_lines_round_trip_with_any_text(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp('rows') / 'rows.jsonl'
     files.write_json_lines(path, rows)
     assert files.read_json_lines(path) == rows
-    # One line feed a row, and characters of all languages as they are.
+    # One line feed per row, and non-ASCII characters unescaped.
     content = path.read_bytes()
     assert content.count(b'\n') == len(rows)
     assert not any('数' in str(row) for row in rows) or '数'.encode() in content
@@ -38,7 +38,7 @@ def test_json_lines_round_trip_with_any_text(tmp_path_factory, rows):
 
 @pytest.mark.parametrize('cut', range(1, 11))
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path, cut):
-    """At any byte, within a character too, and if only the line feed is missing."""
+    """The cut may be at any byte, within a character too, or drop only the line feed."""
     path = tmp_path / 'rows.jsonl'
     files.write_json_lines(path, ['one', 'two'])
     whole = path.read_bytes()

@@ -1,6 +1,6 @@
-"""Downloading datasets from the hub: what is asked, and what each refusal becomes.
+"""Downloading datasets from the Hugging Face hub: requests, and messages for each refusal.
 
-tests/models/test_weights.py has the same for models.
+tests/models/test_weights.py covers models.
 """
 
 import errno
@@ -17,7 +17,7 @@ from malora_jax.errors import UserError
 
 COMMIT = 'c' * 40
 PAGE = 'https://huggingface.co/datasets/owner/rows'
-# What the hub's errors want to know of an answer.
+# Response attributes that the hub's errors read.
 ANSWER = types.SimpleNamespace(headers={}, request=None)
 
 snapshot = functools.partial(
@@ -97,13 +97,14 @@ def test_what_is_asked_and_what_is_given(monkeypatch, tmp_path):
             hub_errors.HfHubHTTPError('503 Service\nUnavailable', response=ANSWER),
             'The Hugging Face hub did not give owner/rows: 503 Service Unavailable',
         ),
-        # A page to log in to a network, where the hub's answer should be.
+        # The login page of a network, instead of the hub's answer.
         (
             json.JSONDecodeError('Expecting value', '<html>', 0),
             'The Hugging Face hub did not give owner/rows: Expecting value: line 1 column 1 (char '
             '0)',
         ),
-        # Of the HTTP library, when a download breaks off or the proxy's address is none.
+        # An error of the HTTP library, when a download breaks off or the proxy's address is
+        # invalid.
         (
             type('ReadTimeout', (Exception,), {})('timed\nout'),
             'The Hugging Face hub did not give owner/rows: timed out',
@@ -125,7 +126,7 @@ def test_a_full_disk_is_not_the_hubs_fault(monkeypatch):
 
 
 def test_what_is_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
-    """By the hub's own code."""
+    """The hub library's own cache lookup finds the snapshot."""
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     repository = tmp_path / 'datasets--owner--rows'

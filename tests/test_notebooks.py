@@ -1,4 +1,4 @@
-"""The notebooks from top to bottom, with the tiny model and few steps."""
+"""Notebooks run from top to bottom, with the tiny model and few steps."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
 
-# Tasks whose questions are short, in tokens of a few bytes.
+# Small settings, with tasks whose questions are short even as byte-like tokens.
 SMALL = {
     'model.name': 'tiny',
     'adapter.dropout': 0.0,
@@ -52,13 +52,13 @@ PARAMETERS = {
         'ROUNDS': 2,
     },
 }
-# How many runs each makes, and pictures.
+# Number of runs and of images that each notebook makes.
 MADE = {'quickstart': (1, 2), 'your_own_tasks': (1, 2), 'paper_figures': (12, 5)}
 
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory) -> pathlib.Path:
-    """The code as a clone has it, so that what the notebooks write is nowhere else."""
+    """Copy of the code as in a clone, so that the notebooks write nowhere else."""
     home = tmp_path_factory.mktemp('clone')
     for name in ('malora_jax', 'configs', 'experiments', 'notebooks'):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -67,14 +67,14 @@ def home(tmp_path_factory) -> pathlib.Path:
 
 
 def with_parameters(book: nbformat.NotebookNode, values: dict) -> None:
-    """Sets names after the cell that is tagged for it, as papermill does."""
+    """Insert assignments after the cell tagged "parameters", as papermill does."""
     (number,) = [i for i, c in enumerate(book.cells) if 'parameters' in c.metadata.get('tags', ())]
     given = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
     book.cells.insert(number + 1, nbformat.v4.new_code_cell(given))
 
 
 def assert_loss_falls(metrics: pathlib.Path) -> None:
-    """The last quarter of the steps is below the first."""
+    """Check that the mean loss of the last quarter of the steps is below that of the first."""
     losses = [json.loads(line)['loss'] for line in metrics.open(encoding='utf-8')]
     quarter = max(1, len(losses) // 4)
     assert np.mean(losses[-quarter:]) < np.mean(losses[:quarter]), metrics
@@ -82,7 +82,7 @@ def assert_loss_falls(metrics: pathlib.Path) -> None:
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
-    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # Most of the time is the compiler's.
+    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # Compiling takes most of the time.
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(home), os.environ.get('PYTHONPATH', '')]))
     book = nbformat.read(home / 'notebooks' / f'{name}.ipynb', as_version=4)
     values = PARAMETERS[name]
@@ -93,7 +93,7 @@ def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
     ).execute()
     metrics = sorted((home / 'runs' / name).rglob('metrics.jsonl'))
     for path in metrics:
-        if 'sweep' not in str(path.relative_to(home)):  # Which have too few steps for it.
+        if 'sweep' not in str(path.relative_to(home)):  # A sweep's runs have too few steps.
             assert_loss_falls(path)
     pictures = [
         output
@@ -106,7 +106,7 @@ def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_what_it_printed_is_saved(name):
-    """Every cell was run, one after the other, without an error; the pictures are there."""
+    """Every cell was run once, in order and without an error, and the images are saved."""
     book = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
     cells = [cell for cell in book.cells if cell.cell_type == 'code']
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]

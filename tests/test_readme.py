@@ -1,4 +1,4 @@
-"""Numbers in the README are those that the commands print."""
+"""Numbers in the README equal those that the commands print."""
 
 import importlib
 import re
@@ -14,7 +14,7 @@ README = (ROOT / 'README.md').read_text('utf-8')
 
 
 def planned_row(name: str) -> list[str]:
-    """A row of the README's table of methods, without its equation."""
+    """Return the expected row of the README's table of methods, without its equation."""
     config = importlib.import_module('configs.quickstart').get_config(name)
     config.model.name = 'llama2-7b'
     config.model.dtype = 'bfloat16'

@@ -1,4 +1,4 @@
-"""Signals in small processes that need no JAX: each prints a line, gets signals, and ends."""
+"""Signals in small processes without JAX: each prints a line, gets signals, and ends."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ INTERRUPTED = 'Interrupted; the same command resumes from what was saved.\n'
 
 
 def start(program: str, is_resumable: bool = True, **options) -> subprocess.Popen:
-    """A process that has printed its first line."""
+    """Start a process, and return it once it has printed its first line."""
     head = 'import os, signal, sys, time\nfrom malora_jax import shutdown\n'
     head += f'shutdown.install({is_resumable})\n'
     process = subprocess.Popen(
@@ -32,7 +32,7 @@ def start(program: str, is_resumable: bool = True, **options) -> subprocess.Pope
 
 
 def end(process: subprocess.Popen, *numbers: int, pause: float = 0.05) -> tuple[int, str, str]:
-    """Status, stdout and stderr after these signals."""
+    """Send signals to a process, and return its exit status, stdout and stderr."""
     for number in numbers:
         process.send_signal(number)
         time.sleep(pause)
@@ -58,7 +58,7 @@ def test_ctrl_c_ends_a_command_with_status_130():
 
 
 def test_a_long_call_into_a_library_does_not_delay_the_end():
-    """Python's own handlers would wait until it returns."""
+    """Python's own signal handlers would wait until the call returns."""
     program = """
         import hashlib
         print('ready', flush=True)
@@ -95,7 +95,7 @@ def test_a_signal_that_is_not_deferred_ends_at_once():
 
 
 def test_no_signal_changes_the_status_once_the_process_is_ending():
-    """Cleanups run meanwhile, once each."""
+    """Cleanup functions still run, once each."""
     program = """
         def clean():
             print('ready', flush=True)
@@ -149,7 +149,7 @@ def test_ctrl_c_can_be_caught_again_and_again():
 
 
 def test_ctrl_c_that_was_caught_does_not_end_the_command_later():
-    """Even if the listening thread does not run before the handler is back."""
+    """This holds even if the listening thread does not run before the handler returns."""
     program = """
         sys.setswitchinterval(60)
         try:
@@ -175,7 +175,7 @@ def test_a_background_job_ignores_ctrl_c():
 
 
 def test_a_forked_worker_can_be_terminated_alone():
-    """As lm_eval ends its pool: neither does the worker survive nor the command end."""
+    """The worker dies and the command continues, as lm_eval needs when it ends its pool."""
     program = """
         import multiprocessing
         with multiprocessing.get_context('fork').Pool(2) as pool:
@@ -188,7 +188,7 @@ def test_a_forked_worker_can_be_terminated_alone():
     assert end(start(program)) == (6, '', '')
 
 
-# A child whose parent ends.
+# Programs of a child process and of the parent that ends before it.
 
 CHILD = """
 import os, time
@@ -225,14 +225,14 @@ def test_children_stop_when_their_parent_is_killed():
     )
     assert [process.stdout.readline() for _ in range(2)] == ['ready\n'] * 2
     process.kill()
-    # Its end is that of the pipe, which the children hold.
+    # The output ends only when the children, which hold the pipe, have ended too.
     started = time.monotonic()
     out = process.communicate(timeout=30)[0].splitlines()
     assert time.monotonic() - started < 20
     assert sorted(out) == ['The process that started this one has ended.'] * 2 + ['saved'] * 2
 
 
-# In a program that is not a command.
+# Programs that are not commands.
 
 
 def test_a_program_hears_of_sigterm_only_within_watched():
@@ -251,5 +251,5 @@ def test_a_program_defers_as_a_command_does():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
             assert shutdown.requested() == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGTERM)  # A later one changes nothing.
+        os.kill(os.getpid(), signal.SIGTERM)  # A later signal changes nothing.
         time.sleep(0.01)

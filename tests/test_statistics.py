@@ -1,4 +1,4 @@
-"""Intervals against scipy, by hand, and by how often they hold the truth."""
+"""Intervals compared with scipy, with values computed by hand, and with their nominal coverage."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from malora_jax.statistics import (
     wilson_interval,
 )
 
-# One share.
+# One proportion.
 
 
 @pytest.mark.parametrize('right, count', [(0, 1), (0, 164), (1, 3), (54, 164), (1319, 1319)])
@@ -53,10 +53,11 @@ def test_what_wilson_refuses(right, count, level, message):
 
 
 def test_all_resamples_of_three():
-    """The quantiles of the 27 equally likely resamples."""
+    """The interval's ends are quantiles of the 27 equally likely resamples."""
     values = [0.1, 0.4, 0.9]
     means = [np.mean(drawn) for drawn in itertools.product(values, repeat=3)]
-    # Between steps of the distribution, so that chance cannot move them.
+    # These levels lie between steps of the distribution, so sampling noise cannot move the
+    # quantiles.
     expected = np.quantile(means, [0.1, 0.9], method='inverted_cdf')
     assert bootstrap_interval(values, level=0.8) == pytest.approx(tuple(expected))
 
@@ -101,7 +102,7 @@ def test_values_of_another_shape(values):
         bootstrap_interval(values)
 
 
-# Two.
+# Differences between two runs.
 
 
 def test_every_task_weighs_the_same():
@@ -120,7 +121,7 @@ def test_the_order_of_tasks_does_not_matter():
 
 
 def test_all_resamples_of_two_tasks():
-    """Gains of 1, 0 and of 1, 1, -1: the 4 x 27 equally likely resamples."""
+    """Gains of 1, 0 and of 1, 1, -1 have 4 x 27 equally likely resamples."""
     difference = paired_bootstrap({'a': [1, 1], 'b': [1, 1, 0]}, {'a': [0, 1], 'b': [0, 0, 1]}, 0.8)
     means = [
         (np.mean(first) + np.mean(second)) / 2
@@ -163,7 +164,7 @@ def test_equal_scores():
 
 
 def test_gains_that_cancel_out_are_no_difference():
-    """0.1 + 0.2 - 0.3 is not 0 in floats."""
+    """In floating point, 0.1 + 0.2 - 0.3 is not 0."""
     scores = {name: [gain] * 4 for name, gain in (('a', 0.1), ('b', 0.2), ('c', -0.3))}
     difference = paired_bootstrap(scores, {name: [0.0] * 4 for name in scores})
     assert not difference.distinguishable

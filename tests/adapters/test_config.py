@@ -1,4 +1,4 @@
-"""Settings of methods: the table, the overrides, the mistakes."""
+"""Adapter settings of the methods: the table, overrides, and invalid settings."""
 
 import re
 
@@ -34,7 +34,7 @@ def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank():
 
 
 def test_methods_differ():
-    """No two names stand for the same settings."""
+    """No two method names have the same settings."""
     adapters = [method(name) for name in METHODS]
     assert len(set(adapters)) == len(METHODS) == 17
 

@@ -1,4 +1,4 @@
-"""Equations (8) to (10) and what the paper derives from them."""
+"""Initialization: equations (8) to (10) and the paper's conclusions from them."""
 
 import pathlib
 import subprocess
@@ -59,7 +59,7 @@ def test_cores_are_those_of_a_singular_value_decomposition():
 
 @pytest.mark.parametrize('name', ['malora', 'malora_unshared'])
 def test_the_start_does_not_depend_on_the_signs_of_singular_vectors(name, monkeypatch):
-    """They are free, and another device's library may choose them in another way."""
+    """The signs are arbitrary, and another device's library may choose others."""
     config = method(name, num_experts=4, rank=6, shared_rank=8)
     eigh, svd = jnp.linalg.eigh, jnp.linalg.svd
     signs = jnp.array([1.0, -1, -1, 1, -1, 1, 1, -1])
@@ -106,7 +106,7 @@ def test_subspaces_of_their_own_start_orthonormal_and_with_maloras_scale(beta):
     gram_EII = np.einsum('EDI,EDJ->EIJ', leaves['down'], leaves['down'])
     np.testing.assert_allclose(gram_EII, beta**2 * np.eye(4)[None].repeat(8, 0), atol=1e-5)
     product_EDR = np.einsum('EDI,EIR->EDR', leaves['down'], leaves['core'])
-    # 96 rows of 4 uniform entries: a mean within 10% of 1/3.
+    # The mean of 96 rows of 4 uniform entries is within 10% of 1/3.
     np.testing.assert_allclose((product_EDR**2).sum(axis=1).mean(), 1 / 3, rtol=0.1)
 
 
@@ -156,10 +156,11 @@ print('done')
 
 
 def test_many_subspaces_at_once_do_not_deadlock():
-    """Batched decompositions side by side once waited for each other for ever on two cores.
+    """Batched decompositions must not wait for each other forever, as they once did on two cores.
 
-    Six in one program, as the linears of a layer; then in a scan over layers. Few experts hide it:
-    a small batch is not split among workers. In a process of its own, so that a deadlock ends.
+    Six run in one program, as for the linears of a layer, and then in a scan over layers. With few
+    experts the deadlock does not show, because a small batch is not split among workers. The
+    program runs in a separate process, so that a deadlock ends with a timeout.
     """
     done = subprocess.run(
         [sys.executable, '-c', MANY_SUBSPACES],

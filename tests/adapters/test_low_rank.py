@@ -1,4 +1,4 @@
-"""Each method's update and gradients against its equation in float64 numpy, with B non-zero."""
+"""Each method's update and gradients against its equation in float64 numpy, with nonzero B."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ SMALL = {
     'malora_dispatch': dict(rank=4, shared_rank=10),
     'hydralora': dict(rank=4, shared_rank=4),
 }
-# What the paper does not have: a name, the method that it changes, the change.
+# Options that the paper does not have: name, the method that the option changes, the change.
 OPTIONS = {
     'renormalized': ('malora', dict(renormalize=True)),
     'equal_gates': ('malora', dict(equal_gates=True)),
@@ -57,14 +57,14 @@ CONFIGS = {name: method(name, **SMALL[name]) for name in METHODS} | {
 
 
 def collections_of(config: AdapterConfig, leaves):
-    """The leaves in the collections that the module looks for them in."""
+    """Split the leaves into the module's collections of trained and frozen leaves."""
     frozen = {name: leaf for name, leaf in leaves.items() if name in config.frozen}
     trained = {name: leaf for name, leaf in leaves.items() if name not in config.frozen}
     return {'adapter': trained, 'adapter_frozen': frozen}
 
 
 def random_leaves(experts: LowRankExperts, inputs: int, seed: int = 0):
-    """Every leaf, B too, replaced by normal values of a size that makes Δ of order one."""
+    """Return random normal leaves, B included, scaled so that Δ is of order one."""
     made = nn.unbox(experts.init(jax.random.key(0), jnp.zeros((1, inputs))))
     shapes = made['adapter'] | made.get('adapter_frozen', {})
     rng = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ def test_update_equals_the_equation(name):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_linears_with_one_input_are_what_each_is_alone(name):
-    """In value and every gradient, where dropout has left them another input than their routers."""
+    """Values and all gradients agree, also if dropout makes the input differ from the routers'."""
     experts = LowRankExperts(CONFIGS[name], OUTPUTS)
     leaves = [random_leaves(experts, INPUTS, seed) for seed in range(3)]
     both = tokens_of(TOKENS, INPUTS, seed=7), tokens_of(TOKENS, INPUTS, seed=8)
@@ -131,11 +131,12 @@ def test_linears_with_one_input_are_what_each_is_alone(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_gradients_equal_the_equations_central_differences(name):
-    """Along random directions of every leaf and of x, in float64 numpy: step 1e-5, error 1e-4.
+    """Check gradients along random directions of every leaf and of x: step 1e-5, error 1e-4.
 
-    Of frozen leaves too: what does not train is what the optimizer is not given. A kept set that
-    changes within the step would make the function jump: a gap between the K-th and the next
-    probability of every token is asserted to rule it out.
+    The finite differences use float64 numpy. Frozen leaves are included, because they get gradients
+    too; only the optimizer ignores them. The function would jump if the selected experts changed
+    within a step. An assertion rules that out: every token has a gap between its K-th and its next
+    probability.
     """
     config = CONFIGS[name]
     experts = LowRankExperts(config, OUTPUTS)
@@ -200,7 +201,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
         rank_stabilized=data.draw(st.booleans()),
         renormalize=renormalize,
         equal_gates=equal_gates,
-        # With equal gates for all experts it would get no gradient.
+        # With equal gates for all experts, the router would get no gradient.
         frozen=('router',) if equal_gates and top_k == experts else (),
     ).build()
     module = LowRankExperts(config, features=6)
@@ -212,7 +213,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
 
 @pytest.mark.parametrize('top_k', [1, 2])
 def test_one_expert_and_one_left_of_several_are_the_same(top_k):
-    """With equal gates and twins for experts, K of them are one."""
+    """With equal gates, K identical experts equal a single one."""
     alone = method('lora', rank=3)
     several = method('molora', rank=3, top_k=top_k, equal_gates=True)
     leaves, x_ND = random_leaves(LowRankExperts(alone, 6), 9), tokens_of(5, 9)
@@ -247,7 +248,7 @@ def test_router_sees_the_input_without_dropout():
 
 @pytest.mark.parametrize('name', ['molora', 'malora'])
 def test_dispatch_equals_rank_space_over_many_tiles(name):
-    """Several tiles an expert, one expert without a token and one with most; values, gradients."""
+    """Values and gradients agree with several tiles per expert, an idle and a busy expert."""
     config = method(name, **SMALL[name])
     experts, dispatched = (
         LowRankExperts(c, OUTPUTS) for c in (config, changed(config, top_k=2, dispatch=True))
@@ -279,7 +280,7 @@ def test_dispatch_equals_rank_space_over_many_tiles(name):
 def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_experts, data):
     top_k = data.draw(st.integers(1, num_experts))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    # Experts of very different popularity.
+    # The experts differ widely in popularity.
     ranked_NE = np.argsort(rng.normal(size=(tokens, num_experts)) - np.arange(num_experts), axis=1)
     chosen_NK = np.sort(ranked_NE[:, :top_k], axis=1)
     selected_NE = np.zeros((tokens, num_experts), np.float32)
@@ -294,7 +295,7 @@ def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_e
 
 
 _ROUTER = {'router': (INPUTS, 8)}
-# Leaves and shapes of the methods at the paper's sizes: trained, then frozen.
+# Trained and frozen leaves, with their shapes, of the methods at the paper's sizes.
 SHAPES = {
     'lora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),
     'dora': ({'down': (1, INPUTS, 64), 'up': (1, 64, OUTPUTS)}, {}),

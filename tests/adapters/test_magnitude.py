@@ -1,4 +1,4 @@
-"""DoRA's column lengths and its factor, against W + (α/r) B A written out."""
+"""DoRA's column norms and factor, compared with an explicit W + (α/r) B A."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ INPUTS, OUTPUTS = 24, 20
 
 
 class Linear(nn.Module):
-    """A kernel with its adapter: y and DoRA's factor."""
+    """A linear with a kernel and an adapter, which returns y and DoRA's factor."""
 
     frozen: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ def test_lengths_need_no_matrix_of_the_kernels_size():
 
 
 def test_the_equation_and_its_gradients_with_the_norm_held_fixed():
-    """Central differences in float64: step 1e-5, error 1e-4."""
+    """The gradients equal central differences in float64: step 1e-5, error 1e-4."""
     W = np.asarray(KERNEL, np.float64).T
     exact = float64(LEAVES)
     lengths = reference.column_lengths(W, exact, CONFIG)
@@ -89,7 +89,8 @@ def test_the_equation_and_its_gradients_with_the_norm_held_fixed():
         slope = (value(ends[0], lengths) - value(ends[1], lengths)) / 2e-5
         np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=2e-4, err_msg=name)
         full = (value(ends[0], None) - value(ends[1], None)) / 2e-5
-        # The norm's own slope is left out, as in the paper; m does not enter it.
+        # As in the paper, the gradient ignores the norm's own slope, which does not affect that of
+        # m.
         assert (abs(full - slope) < 1e-3 * abs(slope)) == (name == 'magnitude')
 
 

@@ -1,4 +1,4 @@
-"""Routing, eq. (4), the balance loss and the statistics."""
+"""Routing (eq. (4)), the load-balancing loss and the routing statistics."""
 
 import flax.linen as nn
 import jax
@@ -108,7 +108,7 @@ def test_balanced_routing_has_loss_one_and_collapse_has_experts_over_k(top_k):
 
 
 def test_layers_that_collapse_on_different_experts_are_not_balanced():
-    """Averaging over routers, not concatenating: four layers each on a pair of their own."""
+    """The loss averages over routers: here four layers each use a different pair of experts."""
     load_LGE = jnp.eye(4).repeat(2, axis=1)[:, None, :]
     loss_L = routers.balance_loss(routers.RoutingSums(load_LGE, load_LGE, load_LGE))
     np.testing.assert_allclose(loss_L, 4)
@@ -175,7 +175,7 @@ def test_sums_are_sown_only_when_groups_are_given():
 
 @pytest.mark.parametrize('name', ['malora', 'hydralora'])
 def test_a_router_can_see_the_shared_down_projection(name):
-    """Its logits are W_g S_A drop(x), and its gates those of the equation."""
+    """The logits are W_g S_A drop(x), and the gates follow from the equation."""
     overrides = {'rank': 4, 'shared_rank': 6 if name == 'malora' else 4}
     config = method(name, **overrides, router_input='first')
     assert changed(config, top_k=3).router.input == 'first'

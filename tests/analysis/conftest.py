@@ -10,7 +10,15 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
 class Runs(NamedTuple):
-    """Directories of short runs on the tiny model; for reading only."""
+    """Directories of short runs on the tiny model; tests must not change them.
+
+    Attributes:
+        mixed: MALoRA on two tasks.
+        alone: MALoRA on the first task alone.
+        reverse: MALoRA on the second task alone.
+        lora: LoRA on both tasks.
+        weights: GGUF file of the base model.
+    """
 
     mixed: pathlib.Path
     alone: pathlib.Path
@@ -21,7 +29,7 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory) -> Runs:
-    """Two tasks with MALoRA, each of them alone, and LoRA; the names have to be escaped."""
+    """MALoRA on two tasks and on each alone, and LoRA; one name needs escaping in HTML."""
     home = tmp_path_factory.mktemp('runs')
     weights = home / 'tiny.gguf'
     write_tiny_gguf(weights)

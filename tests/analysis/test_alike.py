@@ -1,4 +1,4 @@
-"""Which runs are compared, and what of them: on leaves whose likeness is planted."""
+"""Similarity of experts: which runs are compared, and results for planted similarities."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_the_projections_of_an_expert_multiply_to_its_update(name):
-    """Against the paper's equations of one expert, in every layer."""
+    """The product equals the paper's equation of each expert, in every layer."""
     config = small_method(name)
     variables = random_variables(tiny_model(config))
     found = projections_of(config.structure, variables, 'k')
@@ -68,7 +68,7 @@ def projections(seed: int, experts: int = 3) -> dict[str, np.ndarray]:
 
 
 def test_experts_are_held_against_their_start_and_against_independent_ones():
-    """All A start from one draw, and training turns one of three away from it."""
+    """All A start from one draw, and training turns one of the three away from it."""
     one = projections(0)
     one['A'][:] = one['A'][:, :1]
     trained = {key: leaf.copy() for key, leaf in one.items()}
@@ -93,7 +93,7 @@ def test_runs_are_compared_expert_with_expert():
     (both,) = measure(wanted[:1], [[(same, same), (same, same), (same, same)]])
     np.testing.assert_allclose(both.sides['A'].trained, np.ones((1, 2)))
     assert 1 / 3 < found.sides['A'].trained[0, 0] < 0.9
-    # One of them started from an adapter.
+    # One of the two started from an adapter.
     assert found.sides['A'].start is None and both.sides['A'].start is not None
 
 
@@ -104,7 +104,7 @@ def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
     (found,) = measure(wanted, [[(hydra, hydra)]])
     assert {*found.sides} == {'B'}
     one = found.sides['B'].trained.copy()
-    # Two pairs have an expert without an update, and one remains.
+    # An expert without an update is part of two pairs, so only one pair remains.
     own = {key: leaf[:, 1:] if key == 'B' else leaf for key, leaf in hydra.items()}
     (rest,) = measure(wanted, [[(own, own)]])
     np.testing.assert_allclose(rest.sides['B'].trained, one)

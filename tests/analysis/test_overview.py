@@ -1,4 +1,4 @@
-"""The overview of runs: their numbers, and their losses over training."""
+"""The overview of runs: summary numbers, and loss curves."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ from tests.helpers.finished_runs import write_finished_run
 
 
 def write_runs(directory: pathlib.Path, losses: list[float], **changes) -> None:
-    """Runs named run0, run1, … with losses after training."""
+    """Write finished runs named run0, run1, … with the given losses after training."""
     for number, loss in enumerate(losses):
         config = intra_domain_small.get_config('lora')
         write_finished_run(directory / f'run{number}', config, 20, loss=loss, **changes)
@@ -21,7 +21,7 @@ def write_runs(directory: pathlib.Path, losses: list[float], **changes) -> None:
 
 @pytest.fixture
 def figures(monkeypatch):
-    """Figures that are saved."""
+    """Figures that were saved, collected instead of written."""
     found = []
 
     def keep(figure, path, **_):
@@ -37,7 +37,7 @@ def test_the_numbers_of_a_run(tmp_path, figures):
     section = overview_section(read_runs([tmp_path]), tmp_path)
     found = section.numbers['run1']
     assert found['method'] == 'lora' and found['trained'] == 1234567
-    # Tasks have losses of 2 to 6 after training, and of 4 before.
+    # The tasks have losses of 2 to 6 after training, and of 4 before.
     assert (found['loss_before'], found['loss_after']) == (4.0, pytest.approx(4.0))
     assert (found['before'], found['after']) == (25.0, 50.0)
     assert found['seconds_per_step'] == pytest.approx(1 / 3)

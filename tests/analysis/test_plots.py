@@ -1,4 +1,4 @@
-"""Plots show what they are given: checked on the figure's own data, then on the file."""
+"""Plots contain the given data: checked in the figure, then in the file."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from malora_jax.analysis import training_plots as plots
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The figures that were saved."""
+    """Figures that were saved, in order."""
     figures = []
     save = Figure.savefig
 
@@ -58,7 +58,7 @@ def test_validation_losses_are_dashed_in_the_colour_of_their_task(tmp_path, save
 
 
 def test_names_are_shown_as_they_are(tmp_path, saved):
-    """A broken formula, to matplotlib, which would end a run without its results."""
+    """matplotlib would read the name as a broken formula, and the run would end without results."""
     records = [{'step': 1, 'loss/us$_^^$': 4.0}]
     plots.plot_losses(tmp_path / 'loss.png', records, 'us$_^^$')
     scores = {'us$_^^$': {'before': 0.0, 'best_constant': 0.25, 'after': 0.75}}

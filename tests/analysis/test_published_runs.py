@@ -1,4 +1,4 @@
-"""The archive of runs that docs/comparison.md is made of, read by the command on that page."""
+"""The archived runs behind docs/comparison.md, read with the command on that page."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Reports about short runs of the tiny model: what they say, and what they refuse."""
+"""Reports about short runs of the tiny model: contents and error messages."""
 
 import base64
 import html
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 @pytest.fixture(scope='module')
 def output(runs, tmp_path_factory) -> pathlib.Path:
-    """The report about the mixture and the runs of its tasks alone, on all questions."""
+    """Report about the mixture and the single-task runs, on all questions."""
     output = tmp_path_factory.mktemp('report')
     write_report([runs.mixed, runs.alone, runs.reverse], output, questions=0)
     return output
@@ -43,7 +43,7 @@ def numbers(output):
 
 
 def words(page: str) -> str:
-    """What a reader sees."""
+    """Return the visible text of an HTML page."""
     return ' '.join(html.unescape(re.sub(r'<[^>]*>', ' ', page.replace('<wbr>', ''))).split())
 
 
@@ -54,7 +54,7 @@ def test_one_file_holds_the_pictures(page, output):
     assert len(re.findall(r'<img ', page)) == len(found)
     assert not re.search(r'(src|href)="(?!data:|#)', page) and '<script' not in page
     assert '<meta name="viewport" content="width=device-width' in page
-    # Each says what one sees and how to read it.
+    # Each caption says what the image shows and how to read it.
     captions = re.findall(r'<img [^>]*>\s*<figcaption>([^<]*)</figcaption>', page)
     assert len(captions) == len(found) and all(len(caption) > 60 for caption in captions)
 
@@ -123,7 +123,7 @@ def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_p
     for name, load_LGE in found['load'].items():
         np.testing.assert_allclose(found['token_slots'][name], tokens, rtol=1e-5)
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)
-        assert np.std(load_LGE) > 1e-4  # Slots would be a quarter each.
+        assert np.std(load_LGE) > 1e-4  # Token slots would be a quarter each.
     page = words((tmp_path / 'report' / 'report.html').read_text('utf-8'))
     assert 'shares are those of their gates' in page and 'Example tokens' not in page
 
@@ -136,7 +136,8 @@ def test_the_paper_s_settings_are_compared(numbers, runs):
     }
     across = found['malora (rank 4) runs of different tasks']
     assert across['pairs'] == 16
-    # The same seed, so the same start: all 4 × 4 pairs as within a run, and each with itself.
+    # All runs have the same seed and so the same start: all 4 × 4 pairs are those within a run, and
+    # each expert with itself.
     within = found[f'experts within {runs.alone.name}']
     for linear, start in across['A']['start'].items():
         own = np.array(within['A']['start'][linear])
@@ -241,7 +242,7 @@ def test_runs_of_different_bases_are_refused(runs, tmp_path):
     (path / 'base.json').write_text(json.dumps(base | {'fingerprint': 'another'}))
     assert 'base.json was edited' in refusal([runs.lora, path], tmp_path)
     for manifest in (path / 'checkpoints').glob('*/manifest'):
-        shutil.rmtree(manifest)  # An older run, whose checkpoints do not say what they are of.
+        shutil.rmtree(manifest)  # Older runs have checkpoints without a record of their content.
     assert refusal([runs.lora, path], tmp_path) == (
         f'{runs.lora} and {path} have different bases, tiny ({base["fingerprint"]}) and tiny '
         '(another): analyse them apart.'

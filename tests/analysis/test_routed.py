@@ -1,4 +1,4 @@
-"""Sums of routing by question and by token, against the sums that training makes and by hand."""
+"""Routing sums by question and by token, compared with training's sums and manual sums."""
 
 import collections
 
@@ -20,7 +20,7 @@ LENGTHS = [[9, 5, 4], [12], [8, 8]], [[7], [6, 6, 5], []]
 
 @pytest.fixture(scope='module')
 def batches():
-    """Six and four questions; few different tokens, so that some are frequent."""
+    """Batches of six and four questions with few different tokens, so that some are frequent."""
     made = [packed_batch(rows, 20, seed=seed) for seed, rows in enumerate(LENGTHS)]
     for batch in made:
         batch['inputs'] = np.where(batch['segment_ids'] > 0, batch['inputs'] % 7 + 3, 0)
@@ -78,7 +78,7 @@ def test_every_token_of_a_question_counts(found):
 
 
 def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variables):
-    """Each token as a group of its own, added up by hand."""
+    """Expected sums: each position is its own group, and each token's groups are added."""
     expected: dict[str, np.ndarray] = {}
     for batch in batches:
         alone_NN = jnp.eye(batch['inputs'].size)

@@ -1,4 +1,4 @@
-"""Information and entropy against cases by hand and scipy; tokens of experts by hand."""
+"""Task information and entropy against manual values and scipy; top tokens of experts."""
 
 import numpy as np
 import pytest
@@ -24,13 +24,13 @@ def test_entropy_is_in_bits():
 @pytest.mark.parametrize(
     'load_GE, expected',
     [
-        ([[4, 0], [0, 4]], 1.0),  # An expert for each task.
-        ([[400, 0], [0, 4]], 1.0),  # However many tokens each has.
-        ([[1, 3], [2, 6]], 0.0),  # The same shares.
-        # H(5/8, 3/8) - (H(1/4) + 0) / 2, as shares are (3/4, 1/4) and (1/2, 1/2), by hand below.
+        ([[4, 0], [0, 4]], 1.0),  # One expert per task.
+        ([[400, 0], [0, 4]], 1.0),  # The number of tokens does not matter.
+        ([[1, 3], [2, 6]], 0.0),  # Equal shares.
+        # H(5/8, 3/8) - (H(1/4) + H(1/2)) / 2: the shares are (3/4, 1/4) and (1/2, 1/2).
         ([[3, 1], [1, 1]], 0.954434 - (0.811278 + 1.0) / 2),
-        ([[2, 2, 0, 0], [0, 0, 2, 2]], 1.0),  # Two experts for each task.
-        ([[5, 5], [0, 0]], 0.0),  # A task without a token.
+        ([[2, 2, 0, 0], [0, 0, 2, 2]], 1.0),  # Two experts per task.
+        ([[5, 5], [0, 0]], 0.0),  # A task without tokens.
     ],
 )
 def test_task_information_by_hand(load_GE, expected):
@@ -39,7 +39,7 @@ def test_task_information_by_hand(load_GE, expected):
 
 
 def test_task_information_is_the_sum_over_the_joint_distribution():
-    """Σ p(g, e) log₂ p(g, e) / (p(g) p(e)), with every task weighing the same."""
+    """The result equals Σ p(g, e) log₂ p(g, e) / (p(g) p(e)), with equal weights for all tasks."""
     load_LGE = np.random.default_rng(0).integers(1, 50, (5, 3, 4)).astype(float)
     for found, load_GE in zip(task_information(load_LGE), load_LGE, strict=True):
         joint_GE = load_GE / load_GE.sum(axis=1, keepdims=True) / 3
@@ -68,7 +68,7 @@ def test_loads_of_questions_are_summed_by_task():
 
 
 def test_chance_is_what_dealt_tasks_give():
-    """Questions that differ by chance: chance explains all; tasks with own experts: little."""
+    """Chance explains all if tasks route alike, and little if tasks have their own experts."""
     rng = np.random.default_rng(1)
     task_Q = np.repeat([0, 1], 30)
     alike_QLE = rng.multinomial(20, [0.25] * 4, size=(60, 1)).astype(float)
@@ -76,7 +76,7 @@ def test_chance_is_what_dealt_tasks_give():
     found = task_information(by_task(alike_QLE, task_Q)).item()
     assert chance.shape == (200, 1)
     assert 0 < chance.mean() < 0.01 and found < np.quantile(chance, 0.999)
-    # One question of each task: dealt either way, it says all.
+    # With one question per task, either assignment to tasks explains everything.
     apart = np.array([[[9.0, 0.0]], [[0.0, 9.0]]])
     np.testing.assert_allclose(chance_information(apart, np.array([0, 1])), 1.0)
     apart_QLE = np.repeat(apart, 30, axis=0)
@@ -88,10 +88,10 @@ def test_the_tokens_of_each_expert():
     load_WE = np.array([[8.0, 0.0, 8.0], [10.0, 5.0, 5.0], [3.0, 4.0, 1.0]])
     count_W = np.array([8, 10, 4])
     first, second, third = expert_words(load_WE, count_W, 0.0, 2)
-    # Of equals the more frequent one.
+    # Ties go to the more frequent token.
     assert first == [Word(1, 1.0), Word(0, 1.0)]
     assert second == [Word(2, 1.0), Word(1, 0.5)]
     assert third == [Word(0, 1.0), Word(1, 0.5)]
-    # A token that goes there no more often than it must is no example.
+    # A token whose share is not above the threshold is not listed.
     assert expert_words(load_WE, count_W, 0.5, 3)[1:] == [[Word(2, 1.0)], [Word(0, 1.0)]]
     assert expert_words(load_WE[:1], count_W[:1], 0.0, 2)[1] == []

@@ -1,4 +1,4 @@
-"""Tables of the paper from directories as runs leave them, made up here."""
+"""Tables of the paper, made from directories in the form that runs leave."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ def seven(method: str):
 
 
 def rows_of(text: str, heading: str = 'Scores in %, each') -> dict[str, list[str]]:
-    """Cells by row of the first table below a heading."""
+    """Return the cells by row of the first table below a heading."""
     lines = text[text.index(heading) :].splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith('|---'))
     found: dict[str, list[str]] = {}
@@ -50,7 +50,7 @@ def rows_of(text: str, heading: str = 'Scores in %, each') -> dict[str, list[str
 
 
 def make_table(table: str, directory: pathlib.Path, output: pathlib.Path) -> str:
-    """The report about all runs in a directory, in Markdown."""
+    """Return the report about all runs in a directory, as Markdown."""
     return to_markdown('title', write_report([directory], output, table=table, routing=False))
 
 
@@ -82,7 +82,7 @@ def test_scores_stand_above_the_paper_s_with_wilson_s_interval(tmp_path):
 
 
 def test_the_average_s_interval_takes_tasks_as_they_are(tmp_path):
-    """Only the third task is uncertain: its bootstrap interval, divided by five."""
+    """Only the third task is uncertain: the interval is its bootstrap interval, divided by five."""
     write_finished_run(
         tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 0), 'piqa': 40, 'boolq': 20}
     )
@@ -100,8 +100,7 @@ def test_seeds_are_averaged(tmp_path):
     rows = rows_of(text)
     assert list(rows) == ['base', 'MALoRA', 'MALoRA (paper)']
     assert [cell.split()[0] for cell in rows['MALoRA']] == ['62.5'] * 6
-    # Losses are 1 to 5 and 2 to 6.
-    # The only row is held against the base, whose loss is 4.
+    # Losses are 1 to 5 and 2 to 6. The only row is compared with the base model, whose loss is 4.
     assert rows_of(text, LOSSES)['MALoRA'][0] == '3.500'
     assert rows_of(text, LOSSES)['MALoRA'][1].startswith('-0.500 [')
     assert rows_of(text, AVERAGES)['MALoRA'][:2] == ['1,234,567 (2.1%)', '0: 50.0, 7: 75.0']
@@ -143,7 +142,7 @@ def test_differences_to_lora_and_molora(tmp_path):
 
 
 def test_differences_are_paired(tmp_path):
-    """MALoRA knows what LoRA knows and a few more: apart, their intervals overlap widely."""
+    """MALoRA answers what LoRA answers and three more: unpaired intervals would overlap widely."""
     write_finished_run(tmp_path / 'lora', small('lora'), 20)
     write_finished_run(tmp_path / 'malora', small('malora'), 23)
     cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)['MALoRA'][2]
@@ -166,18 +165,19 @@ def same_nats(value: float) -> dict[str, list[float]]:
 
 
 def test_a_loss_is_all_nats_by_all_tokens(tmp_path):
-    """One question in two has 1 nat for its token, the other 9 for its three; seeds differ."""
+    """Half of the questions have 1 nat for one token, the others 9 for three; seeds differ."""
     one = dict.fromkeys(TASKS, [1.0, 9.0] * (QUESTIONS // 2))
     write_finished_run(tmp_path / 'lora-0', small('lora'), 20, nats=same_nats(4.0))
     write_finished_run(tmp_path / 'malora-0', small('malora'), 20, seed=0, nats=one)
     write_finished_run(tmp_path / 'malora-1', small('malora'), 20, seed=1, nats=same_nats(2.0))
     rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), LOSSES)
     assert rows['LoRA'] == ['2.000', '–']
-    # (20 · 1 + 20 · 9) / 80 = 2.5 and 80 / 80 = 1; not the mean of ratios, 2 and 4/3.
+    # (20 · 1 + 20 · 9) / 80 = 2.5 and 80 / 80 = 1; the mean of ratios would be 2 and 4/3.
     loss, change = rows['MALoRA']
     assert loss == '1.750'
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', change))
-    # By question the seeds' mean is 0.75 or 2.75: a deviation of 1 over 200 questions.
+    # By question, the mean over seeds is 0.75 or 2.75: a standard deviation of 1 over 200
+    # questions.
     half = stats.norm.ppf(0.975) / (QUESTIONS * len(TASKS)) ** 0.5
     assert mean == -0.25
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.006)
@@ -185,7 +185,7 @@ def test_a_loss_is_all_nats_by_all_tokens(tmp_path):
 
 
 def test_differences_of_losses_are_paired(tmp_path):
-    """Questions cost 0 to 39 nats, and all a quarter less with MALoRA: there is no doubt."""
+    """Questions cost 0 to 39 nats, and each a quarter nat less with MALoRA: no uncertainty."""
     for name, less in (('lora', 0.0), ('molora', 0.0), ('malora', 0.25)):
         nats = {task: [q - less for q in range(QUESTIONS)] for task in TASKS}
         write_finished_run(tmp_path / name, small(name), 20, nats=nats)
@@ -197,7 +197,7 @@ def test_differences_of_losses_are_paired(tmp_path):
 
 
 def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
-    """Of each task's questions one half is 1 nat above LoRA, the other below: binomial."""
+    """Half of each task's questions are 1 nat above LoRA, half below: a binomial sample."""
     nats = dict.fromkeys(TASKS, [3.0, 1.0] * (QUESTIONS // 2))
     write_finished_run(tmp_path / 'lora', small('lora'), 20, nats=same_nats(2.0))
     write_finished_run(tmp_path / 'malora', small('malora'), 20, nats=nats)
@@ -210,7 +210,7 @@ def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
 
 
 def test_the_seesaw(tmp_path):
-    """Against single-task LoRA, and MALoRA against its own; the paper's next to LoRA's."""
+    """Rows are compared with single-task LoRA, MALoRA with single-task MALoRA if there is one."""
     columns = list(inter_domain.TRAINED_ON)
     for task in columns:
         write_finished_run(tmp_path / f'lora-{task}', seven(f'lora,task={task}'), {task: 20})
@@ -233,7 +233,7 @@ def test_the_seesaw(tmp_path):
         *('*-0.5*', '–'),
     ]
     against, *cells, count = rows['MALoRA']
-    # Tasks that MALoRA was not trained on alone are held against LoRA.
+    # Tasks without a single-task MALoRA run are compared with single-task LoRA.
     assert against == 'LoRA (single task), malora_single' and count == '1 : 0'
     assert [float(re.match(r'[+-][\d.]+', cell)[0]) for cell in cells] == [0, 0, 50, 0, 0, 0, 0]
 
@@ -244,7 +244,7 @@ def test_without_single_tasks_there_is_no_seesaw(tmp_path):
     assert not (tmp_path / 'out' / 'seesaw.png').exists()
 
 
-# Which row a run belongs to.
+# The row that a run belongs to.
 
 
 @pytest.mark.parametrize('name', paper.TABLES)
@@ -295,7 +295,7 @@ def test_other_runs_have_rows_of_their_own(tmp_path):
     assert list(rows) == ['base', 'LoRA', 'LoRA (paper)', 'no_dropout']
 
 
-# What is said, and what is refused.
+# Notes and error messages.
 
 
 def test_what_is_missing_and_what_else_differs_is_told(tmp_path):

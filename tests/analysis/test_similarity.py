@@ -12,7 +12,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def of(x_DR: np.ndarray, y_DP: np.ndarray) -> float:
-    """The similarity of two projections alone."""
+    """Return the similarity of two single projections."""
     one, other = (subspaces(each[None, None]) for each in (x_DR, y_DP))
     return similarity(one, other).item()
 
@@ -36,7 +36,7 @@ def test_it_is_the_mean_squared_cosine_of_scipy_s_angles(ranks):
 
 
 def test_it_is_what_the_classical_eigenvalue_problem_gives():
-    """Hotelling's: the eigenvalues of Sxx⁻¹ Sxy Syy⁻¹ Syx are the squared correlations."""
+    """The squared correlations are the eigenvalues of Hotelling's Sxx⁻¹ Sxy Syy⁻¹ Syx."""
     x, y = random(30, 3), random(30, 3, seed=1)
     x_on_y, y_on_x = solve(y.T @ y, y.T @ x), solve(x.T @ x, x.T @ y)
     assert of(x, y) == pytest.approx(np.trace(y_on_x @ x_on_y) / 3, abs=1e-12)
@@ -72,7 +72,7 @@ def test_no_update_is_like_nothing():
 
 
 def test_independent_subspaces_have_the_expected_similarity():
-    """max(p, q) / D, beside the mean of many draws."""
+    """The expectation max(p, q) / D agrees with the mean of many draws."""
     drawn = random(4000, 1, 16, 5)
     fixed = subspaces(np.eye(16, 3)[None, None])
     expected = independent(fixed, subspaces(drawn[:1])).item()

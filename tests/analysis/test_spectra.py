@@ -1,4 +1,4 @@
-"""Singular values of concatenated experts: planted ones, and by another route."""
+"""Singular values of concatenated experts: planted ones, and eigenvalues as a second method."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_planted_singular_values_are_found():
-    """Orthonormal columns of known lengths, dealt to two experts and rotated over both."""
+    """Orthonormal columns with known norms, rotated, and divided between two experts."""
     sigma = np.array([5.0, 3.0, 2.0, 0.5])
     basis, _ = np.linalg.qr(random(20, 4))
     rotation, _ = np.linalg.qr(random(4, 4, seed=1))
@@ -23,7 +23,7 @@ def test_planted_singular_values_are_found():
 
 @pytest.mark.parametrize('width', [30, 4])
 def test_squares_are_the_eigenvalues_of_the_sum_over_experts(width):
-    """Σ_t A_t A_tᵀ, in layers with more and with fewer inputs than ranks."""
+    """The sum is Σ_t A_t A_tᵀ, in layers with more and with fewer inputs than total rank."""
     projections_LEDR = random(2, 3, width, 2)
     found_LK = singular_values(projections_LEDR)
     for sigma_K, experts in zip(found_LK, projections_LEDR, strict=True):
@@ -35,7 +35,7 @@ def test_squares_are_the_eigenvalues_of_the_sum_over_experts(width):
 @pytest.mark.parametrize(
     'sigma, expected',
     [
-        ([1.0] * 10, 9),  # Exactly 90% by nine, whatever rounding says.
+        ([1.0] * 10, 9),  # Nine give exactly 90%, regardless of rounding.
         ([3.0, 1.0], 1),  # 9 of 10.
         ([2.9, 1.0], 2),  # 8.41 of 9.41 is 89.4%.
         ([1.0, 0.0, 0.0], 1),
@@ -51,13 +51,14 @@ def test_the_random_control_has_the_same_norm_and_is_flat():
     control_LK, own_LK = random_singular_values(planted), singular_values(planted)
     norms = (control_LK**2).sum(axis=-1), (own_LK**2).sum(axis=-1)
     np.testing.assert_allclose(*norms)
-    # Of a 200 × 8 matrix they are within 1 ± √(8 / 200) of each other, about.
+    # The singular values of a 200 × 8 Gaussian matrix are roughly within 1 ± √(8 / 200) of each
+    # other.
     assert (control_LK.max(axis=-1) / control_LK.min(axis=-1) < 1.8).all()
     assert (directions(control_LK) > directions(own_LK)).all()
 
 
 def test_a_subspace_has_no_more_directions_than_dimensions():
-    """MALoRA: eight experts of rank 3, all through a subspace of 5."""
+    """MALoRA: eight experts of rank 3 share a subspace of dimension 5."""
     shared, core, up = random(2, 30, 5), random(2, 8, 5, 3, seed=1), random(2, 8, 3, 40, seed=2)
     trained = {'A': shared[:, None] @ core, 'B': up.swapaxes(-1, -2)}
     start = {'A': shared[:, None] @ random(2, 8, 5, 3, seed=3)}

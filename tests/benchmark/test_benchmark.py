@@ -39,7 +39,7 @@ def tiny_run(**overrides):
     return run_config(config.to_dict())
 
 
-# Rows.
+# Synthetic batches.
 
 
 def test_synthetic_rows_are_full_and_predict_the_next_token():
@@ -53,7 +53,7 @@ def test_synthetic_rows_are_full_and_predict_the_next_token():
     assert [set(row) for row in first['task_ids'].tolist()] == [{0}, {1}, {2}, {3}]
 
 
-# Subjects.
+# Benchmarked methods.
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -83,7 +83,7 @@ def test_the_base_s_gradient_is_its_loss_s_slope():
 
 
 def test_a_method_s_subject_trains():
-    """Each of its steps starts from the state of the one before."""
+    """Each step starts from the state that the previous step left."""
     run = tiny_run()
     params, (batch,) = random_base(run), rows.synthetic(run, 1)
     for name in ('lora', 'malora'):
@@ -120,7 +120,7 @@ def test_subjects_take_turns_from_another_first_one(monkeypatch):
     steps = [(name, batch) for name, part, batch in rest if part == 'step']
     assert ''.join(name for name, _ in steps) == 'abcbcacababcbca'
     assert ''.join(batch for _, batch in steps) == 'xxxyyyxxxyyyxxx'
-    # The parts in the first round and the fifth.
+    # Parts are timed in the first round and the fifth.
     assert sum(part == 'forward' for _, part, _ in rest) == 6
     assert np.isnan(times['b']['gradient']).tolist() == [False, True, True, True, False]
     assert all(len(times[name]['step']) == 5 for name in 'abc')
@@ -140,7 +140,8 @@ def test_an_interrupt_leaves_the_whole_rounds(monkeypatch):
 
     def run_part(part, batch):
         interrupted(part, batch)
-        # After three warm-ups, and three parts in the first round: the third round's step.
+        # Parts of b: three warm-ups, three in round 1, the step of round 2, and then this one,
+        # the step of round 3.
         if sum(name == 'b' for name, _, _ in log) == 8:
             raise KeyboardInterrupt
 
@@ -182,7 +183,8 @@ def test_figures_by_hand():
     found = report.summarize(subjects, example_times(), real_tokens=300, positions=400)
     lora = found['lora']
     assert lora['step_s'] == 2.2 and lora['rounds'] == 3 and not lora['steady']
-    # Round by round 2, 1.5 and 2.2: not 2.2 / 1.
+    # The round-by-round ratios are 2, 1.5 and 2.2, with median 2; the ratio of the medians would be
+    # 2.2 / 1.
     assert (lora['ratio_to_base'], lora['ratio_to_lora']) == (2.0, 1.0)
     assert lora['forward_s'] == 0.5
     assert lora['backward_s'] == pytest.approx(1.3)
@@ -206,7 +208,7 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
     assert text.splitlines()[-1].startswith('\\* The middle half')
 
 
-# Growth.
+# Growth of time and memory.
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def grown_figures() -> dict:
 
 def test_growth_by_hand():
     text = growth.format_table('rank', grown_figures())
-    # Five operations for four; 8 MB of the base, and 16 bytes for each trained parameter.
+    # Five operations instead of four; 8 MB of the base model, and 16 bytes per trained parameter.
     assert text.splitlines()[2] == '| 4 | malora | 3.00 * | 1.50 | 1.25 | 12 | 10 |'
     assert len(text.splitlines()) == 4
     curve = growth.curves(grown_figures())['malora']
@@ -325,7 +327,7 @@ def test_base_subject_runs_all_parts():
     assert subject.trained_parameters == 0
 
 
-# What the TPU compiler says.
+# Results of compiling for a TPU topology.
 
 
 def test_without_a_compiler_for_the_topology_it_is_said():

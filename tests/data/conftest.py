@@ -13,7 +13,7 @@ def tokenizer() -> ByteTokenizer:
 
 @pytest.fixture
 def splits() -> list[Split]:
-    """Three tasks of short examples, in bytes about as long as real tokens: 40 and 10 held out."""
+    """Three tasks with short examples, 40 for training and 10 held out each."""
     rng = random.Random(0)
 
     def examples(letter: str, numbers: range) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Public datasets as tasks: which examples are trained on, kept and scored, and in what form."""
+"""Public datasets as tasks: trained, validation and held-out examples, and their form."""
 
 import collections
 import contextlib
@@ -53,7 +53,7 @@ FILES = {
 
 @pytest.fixture(scope='module')
 def filled(tmp_path_factory) -> Store:
-    """A store with all of them, prepared by whoever comes first."""
+    """Store with all these files; the first test that needs a dataset prepares it."""
     directory = tmp_path_factory.mktemp('data')
     sources = []
     for place, rows in FILES.items():
@@ -82,7 +82,7 @@ def questions(examples) -> list[str]:
 
 @pytest.fixture
 def reads(monkeypatch) -> collections.Counter:
-    """How often an item was read from disk."""
+    """Counter of how often each item was read from disk."""
     counter: collections.Counter = collections.Counter()
     read = stored_items.Items.__getitem__
 
@@ -94,7 +94,7 @@ def reads(monkeypatch) -> collections.Counter:
     return counter
 
 
-# What is trained on.
+# Training examples.
 
 
 def test_all_of_the_training_split_is_trained_on_once(filled):
@@ -141,7 +141,7 @@ def test_validation_leaves_half(filled, validation):
 
 
 def test_validation_on_rows_that_all_ask_the_same(filled):
-    """The three questions of E2E's six rows are kept, so nothing is left."""
+    """All three questions of E2E's six rows would be kept for validation, so none would be left."""
     text = "Task 'e2e_nlg' has 6 training examples; data.validation = 3 must leave half of them"
     assert mistake(split, filled, 'e2e_nlg', validation=3).startswith(text)
     assert len(split(filled, 'e2e_nlg', validation=2).validation) == 2
@@ -161,7 +161,7 @@ def test_a_sample_with_validation_reads_no_more_than_it_must(filled, reads):
     assert reads['items'] < 30
 
 
-# What is scored.
+# Scored questions.
 
 
 def test_held_out_questions_are_the_test_split_in_its_order(filled):
@@ -209,7 +209,7 @@ def test_shots_stand_in_front_of_held_out_questions_only(filled):
 
 
 def test_shots_are_the_same_for_every_seed(filled):
-    """GSM8K has eight by default."""
+    """GSM8K has eight shots by default."""
     samples = [questions(split(filled, seed=seed).held_out) for seed in (0, 1)]
     assert samples[0] == samples[1] and samples[0][0].count('Question:') == 9
 
@@ -267,7 +267,7 @@ def test_the_origin_is_what_is_locked(filled):
     assert split(filled).origin == {'dataset': filled.lock(get_dataset('gsm8k'))}
 
 
-# Drawn as batches.
+# Batches.
 
 
 def batches(found, **settings):

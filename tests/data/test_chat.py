@@ -1,4 +1,4 @@
-"""Chat templates against transformers: see make_tokenizers.py."""
+"""Chat templates, compared with recordings of transformers; see make_tokenizers.py."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def chat_of(name: str, template: str) -> dict:
 
 @pytest.fixture(params=CASES, ids='-'.join)
 def case(request, tmp_path):
-    """A tokenizer with a chat template, the token that ends its answers, and recorded turns."""
+    """Tokenizer with a chat template, the end token of its answers, and recorded turns."""
     name, template = request.param
     chat = chat_of(name, template)
     tokenizer = from_directory(tmp_path, name, chat_template=chat['template'])
@@ -80,7 +80,7 @@ def test_the_loss_is_on_the_answer_and_its_end(case):
 
 
 def test_gguf_gives_the_same_texts(tmp_path):
-    """With its own way to encode what comes after a special token."""
+    """A GGUF tokenizer has its own way to encode text after a special token."""
     chat = chat_of('llama2', 'llama2')
     tokenizer = from_metadata(tmp_path / 'a.gguf', 'llama2', chat_template=chat['template'])
     for turn in chat['turns']:
@@ -92,7 +92,7 @@ def test_gguf_gives_the_same_texts(tmp_path):
         whole = tokenizer.encode(turn['whole'])
         assert [*encoded['inputs'].tolist(), int(encoded['targets'][-1])] == whole
         assert whole[: len(prompt)] == prompt
-        # Meta's code puts the bos token before what SentencePiece makes of the rest.
+        # Meta's code prepends the BOS token to SentencePiece's encoding of the rest.
         assert whole == [1, *tokenizer.encode(turn['whole'].removeprefix('<s>'))]
 
 
@@ -120,7 +120,7 @@ def test_prompts_start_with_bos_once_and_completions_never(tmp_path, name, kind)
 @pytest.mark.parametrize('name', ['llama2', 'mistral'])
 @pytest.mark.parametrize('kind', ['directory', 'gguf'])
 def test_an_answer_goes_on_where_the_prompt_ends(tmp_path, name, kind):
-    """What SentencePiece makes of ' yes' alone is not what follows 'Answer:'."""
+    """SentencePiece encodes ' yes' alone differently from ' yes' after 'Answer:'."""
     if kind == 'gguf':
         tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     else:
@@ -136,7 +136,7 @@ def test_an_answer_goes_on_where_the_prompt_ends(tmp_path, name, kind):
 
 
 def test_an_answer_after_a_control_token_has_one_space_before_it(tmp_path):
-    """As Mistral was trained, though llama.cpp adds one when it encodes both together."""
+    """Mistral was trained like this, though llama.cpp adds a space if it encodes both at once."""
     source = chat_of('mistral', 'mistral-0.3')['template']
     tokenizer = from_metadata(tmp_path / 'a.gguf', 'mistral', chat_template=source)
     encoded = encode_example(tokenizer, CHAT, Example('Is it?', 'yes', {}), 0, 512)
@@ -146,7 +146,7 @@ def test_an_answer_after_a_control_token_has_one_space_before_it(tmp_path):
 
 @pytest.mark.parametrize('name', ['llama2', 'llama3'])
 def test_a_prompt_that_would_grow_into_the_answer_stays_as_it_is(tmp_path, name):
-    """Generation sees the prompt's tokens alone, so training does."""
+    """Generation sees the prompt's tokens alone, so training must use the same tokens."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     ends_in_space = dataclasses.replace(get_template('plain'), between='\nAnswer: ', space='')
     example = Example('Is it?', 'yes', {})
@@ -166,11 +166,11 @@ def from_recorded(name: str) -> Tokenizer:
         return from_metadata(pathlib.Path(folder) / 'a.gguf', name)
 
 
-# Without special tokens, and the mark that SentencePiece uses for a space.
+# Texts without special tokens and without the mark that SentencePiece uses for a space.
 TEXTS = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='<[▁'), max_size=20)
 
 
-# Not Qwen's, which composes letters, also across the two.
+# Without Qwen's tokenizer: its normalization composes characters, even across the two texts.
 @pytest.mark.parametrize('name', ['llama3', 'llama2', 'mistral'])
 @settings(deadline=None, max_examples=100)
 @given(question=TEXTS, between=TEXTS, answer=TEXTS)

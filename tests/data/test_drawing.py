@@ -1,4 +1,4 @@
-"""The examples that a run draws, counted before the run, against those in its batches."""
+"""The examples that a run will draw, counted in advance and compared with its batches."""
 
 import dataclasses
 from collections import Counter
@@ -36,7 +36,7 @@ def counted(splits, tokenizer, shares, seed=0, **settings):
 @pytest.mark.parametrize('streams', [1, 2, 4])
 @pytest.mark.parametrize('weights', [(), (1.0, 2.0, 3.0)])
 def test_counts_are_those_of_the_batches(splits, tokenizer, weights, streams):
-    """After each of the steps of two packs, in which the rows of 64 at a time are shuffled."""
+    """Counts agree throughout two packs, in each of which 64 rows are shuffled together."""
     shares = mixture_shares(splits, weights, size_exponent=0.0)
     batches = iterate(splits, tokenizer, weights, seed=5, streams=streams, workers=streams - 1)
     drawn, filled = np.zeros(3, int), 0
@@ -66,7 +66,7 @@ def test_the_count_ends_with_the_step_that_draws_enough(splits, tokenizer):
 
 
 def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
-    """Rows of one example; the shares are not whole hundredths of the smallest."""
+    """Each row has one example; no share is a whole number of hundredths of the smallest."""
     sizes = (1000, 1009, 1998)
     splits = [
         Split(
@@ -84,7 +84,7 @@ def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
         seed=0,
     )
     drawn = Counter(int(batch['task_ids'][0, 0]) for batch in take(batches, sum(sizes)))
-    # But for the rows that are shuffled across the end of the epoch.
+    # The tolerance allows for rows that are shuffled across the end of the epoch.
     for task, size in enumerate(sizes):
         assert drawn[task] == pytest.approx(size, abs=8)
     shares = mixture_shares(splits, (), size_exponent=1.0)
@@ -92,7 +92,7 @@ def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
     found = count_drawn(
         'abc', of_epochs, shares, sequence_length=200, batch_size=1, seed=0, examples=64 * 4007
     )
-    # 64 epochs end with a pack.
+    # 64 epochs end at the end of a pack.
     assert found.examples == tuple(64 * size for size in sizes)
 
 

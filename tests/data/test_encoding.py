@@ -52,14 +52,14 @@ def test_end_tokens(tokenizer):
 
 
 def cut(tokenizer, prompt, answer, length):
-    """How many 'p' and 'a' are left of a prompt and an answer, and whether the answer is ended."""
+    """Return how many 'p' and 'a' remain after truncation, and whether the answer still ends."""
     encoded = encode_example(
         tokenizer, BARE, Example('p' * prompt, 'a' * answer, {}), 0, length, truncate=True
     )
     assert len(encoded['inputs']) == min(length, prompt + answer)
     tokens = [*encoded['inputs'].tolist(), int(encoded['targets'][-1])]
     assert (encoded['targets'][:-1] == encoded['inputs'][1:]).all()
-    # Just the answer and what ends it are targets that carry loss.
+    # Only the answer and its end token are targets with loss.
     assert (encoded['loss_mask'].astype(bool) == (encoded['targets'] != ord('p'))).all()
     return tokens.count(ord('p')), tokens.count(ord('a')), tokens[-1] == tokenizer.eos_id
 
@@ -69,10 +69,10 @@ def cut(tokenizer, prompt, answer, length):
     [
         (4, 4, (4, 4, True)),  # Fits.
         (6, 4, (6, 4, True)),
-        (7, 4, (6, 4, True)),  # The prompt loses its beginning.
+        (7, 4, (6, 4, True)),  # The prompt loses its start.
         (100, 1, (9, 1, True)),
-        (4, 100, (4, 7, False)),  # The answer loses its end, and what would end it.
-        (100, 100, (6, 5, False)),  # Half for the answer.
+        (4, 100, (4, 7, False)),  # The answer loses its end and the end token.
+        (100, 100, (6, 5, False)),  # The answer keeps half.
         (6, 5, (6, 5, False)),
     ],
 )

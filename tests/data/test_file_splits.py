@@ -18,7 +18,7 @@ TESTED = dataclasses.replace(TASK, test_file='t.tsv')
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Files are looked for in the current directory."""
+    """Make the temporary directory the current one, because paths are relative to it."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -55,7 +55,7 @@ def test_sizes_and_origin():
 
 
 def test_the_split_is_the_same_on_every_machine():
-    """The order is that of `printf 0/q0 | sha256sum` and so on."""
+    """The order is that of the hashes from `printf 0/q0 | sha256sum` and so on."""
     write(numbered(12))
     split = TASK.split(0, 0, held_out=3, validation=2)
     assert questions(split.held_out) == ['q2', 'q5', 'q4']

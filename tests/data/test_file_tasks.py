@@ -1,4 +1,4 @@
-"""What the `data` section says of files, and what is read from them."""
+"""File tasks: settings in the `data` section, and the examples read from the files."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from malora_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Files are looked for in the current directory."""
+    """Make the temporary directory the current one, because paths are relative to it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -46,7 +46,7 @@ def message(function, *arguments, **keywords) -> str:
     return str(caught.value)
 
 
-# What a config says.
+# Settings in the config.
 
 
 def test_a_task_has_the_name_it_is_given_or_the_file_s():
@@ -135,7 +135,7 @@ def test_a_pattern_has_names_alone_in_its_braces(pattern):
     assert 'must be the name of a field' in message(parse_pattern, pattern)
 
 
-# What is read.
+# Examples that are read.
 
 
 def test_examples_with_their_rows(here):
@@ -275,7 +275,7 @@ def test_digests(here):
     assert message(file_digests, tasks).startswith('There is no data file t.csv (looked for in ')
 
 
-# What is right.
+# Scoring of answers.
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_batches_hold_whole_training_examples(splits, tokenizer):
 
 
 def test_no_held_out_question_is_trained_on(splits, tokenizer):
-    """Over several epochs of each task, all that is trained on, and nothing that is held out."""
+    """Several epochs of each task contain all training questions and no held-out question."""
     batches = take(iterate(splits, tokenizer), 32)
     texts = [tokenizer.decode(example['inputs'].tolist()) for example in unpack(batches)]
     asked = {text.removeprefix('Question: ').split('\n')[0] for text in texts}
@@ -44,7 +44,7 @@ def test_no_held_out_question_is_trained_on(splits, tokenizer):
     held_out = [example.question for split in splits for example in split.held_out]
     assert len(held_out) == 30
     everything = '\n'.join(texts)
-    # A question is its letter and number, once or more.
+    # A question is its letter and number, repeated at least once.
     assert not [question for question in held_out if question[:4] in everything]
 
 
@@ -54,7 +54,8 @@ def test_rows_are_full(splits, tokenizer):
 
 
 def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(splits, tokenizer):
-    # Rows of one example, so that the order is the order of drawing but for rows shuffled together.
+    # Rows of one example, so that the order is the sampling order except for rows shuffled
+    # together.
     alone = [
         Split(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000)
     ]
@@ -73,7 +74,7 @@ def test_the_seed_decides_everything(splits, tokenizer):
 
 @pytest.mark.parametrize('consumed', [0, 1, 7, 16, 21])
 def test_a_fresh_iterator_continues_in_the_middle_of_a_pack(splits, tokenizer, consumed):
-    """64 rows are packed at a time, which is 16 batches of 4."""
+    """64 rows are packed at a time, which gives 16 batches of 4."""
     iterator = iterate(splits, tokenizer, weights=(1.0, 2.0, 3.0))
     take(iterator, consumed)
     state = json.loads(json.dumps(iterator.get_state()))

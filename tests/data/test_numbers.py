@@ -1,4 +1,4 @@
-"""Which number of a text is its answer, and how it is read."""
+"""Final numbers of answers: which number counts, and how it is parsed."""
 
 import pytest
 from hypothesis import given
@@ -9,12 +9,12 @@ from malora_jax.errors import UserError
 
 
 def read(text: str, language: str = 'en') -> str | None:
-    """The number in plain digits, without zeros at the end."""
+    """Return the final number in plain digits, without trailing zeros."""
     number = final_number(text, language)
     return None if number is None else f'{number.normalize():f}'
 
 
-# Which number counts.
+# Choice of the number.
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def read(text: str, language: str = 'en') -> str | None:
         ('', None),
         ('eighteen', None),
         ('16 - 3 - 4 = 9, so 18 dollars for 9 eggs', '9'),
-        # Of GSM8K, and what a model writes after it.
+        # GSM8K's format, and text that a model writes after it.
         ('48/2 = <<48/2=24>>24 clips.\n#### 72', '72'),
         ('#### 72\n\nQuestion: How many?\nAnswer: 5\n#### 5', '72'),
         ('####72 of 80', '72'),
@@ -32,7 +32,7 @@ def read(text: str, language: str = 'en') -> str | None:
         ('#### none in 1999', '1999'),
         ('#### Step 1: add\n2 + 3 = 5', '5'),
         ('##### 4\nso 5', '5'),
-        # Announced.
+        # Announced answers.
         ('The answer is 18, for 9 eggs.', '18'),
         ('The answer is: $18 per day.', '18'),
         ('The answer is 5. Wait, 3 is wrong. So the answer is\n\n**6** for 2.', '6'),
@@ -43,7 +43,7 @@ def read(text: str, language: str = 'en') -> str | None:
         ('It is \\boxed{18} for 9 eggs', '18'),
         ('\\boxed{\\$18}, not 19', '18'),
         ('#### 4 but the answer is 5', '4'),
-        # Numbers that count lines.
+        # Numbers of list items and steps.
         ('She makes $18.\nStep 2: Check', '18'),
         ('She makes $18.\n**Step 2:** Check', '18'),
         ('1. She makes $18.\n2. Done', '18'),
@@ -82,7 +82,7 @@ def test_announced_in_its_language(language, text):
     assert read(text, language) == '18'
 
 
-# How it is read.
+# Parsing of the number.
 
 
 @pytest.mark.parametrize(

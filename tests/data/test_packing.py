@@ -41,7 +41,7 @@ def test_by_hand(tokenizer):
     assert batch['segment_ids'][0].tolist() == [1] * length + [2] * length + [0] * 6
     assert batch['task_ids'][0].tolist() == [1] * length + [2] * length + [0] * 6
     assert batch['targets'][0, length - 1] == tokenizer.eos_id
-    # ' ', 'b' and the end carry the loss.
+    # ' ', 'b' and the end token carry the loss.
     assert batch['loss_mask'][0, :length].tolist() == [0] * (length - 3) + [1] * 3
 
 
@@ -49,7 +49,7 @@ def test_by_hand(tokenizer):
 def test_short_examples_fill_the_rows(tokenizer, seed):
     rng = random.Random(seed)
     examples = numbered([rng.randint(5, 45) for _ in range(2_000)])
-    # The last 64 rows were still open when the examples ended.
+    # Skip the last 64 rows, which were still open when the examples ended.
     batches = list(packed_batches(examples, tokenizer, PLAIN, 256, 8))[:-8]
     assert np.mean([batch['segment_ids'] > 0 for batch in batches]) >= 0.95
 

@@ -18,7 +18,7 @@ TASKS = sorted(module._SETTINGS)
 
 
 def fingerprint() -> str:
-    """Of some questions and answers of every task."""
+    """Return a hash of some questions and answers of every task."""
     drawn = [get_task(name).source.examples(3, 50) for name in TASKS]
     text = repr([[(e.question, e.answer) for e in examples] for examples in drawn])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -66,7 +66,7 @@ def test_splits_are_short_distinct_disjoint_and_differ_between_seeds(name, capfd
 
 
 def test_questions_do_not_depend_on_the_process():
-    """Python's hashes of strings do: a data set that iterates over a set would show here."""
+    """Python's string hashes do depend on it, so a dataset that iterates over a set would fail."""
     code = 'from tests.data import test_reasoning_gym_tasks as t; print(t.fingerprint())'
     printed = subprocess.run(
         [sys.executable, '-c', code],

@@ -18,7 +18,7 @@ from malora_jax.errors import UserError
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file and returns its path."""
+    """Function that writes a file and returns its path."""
 
     def write(name: str, content: str | bytes):
         path = tmp_path / name
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 
 def rows(path, *columns: str) -> list[tuple[str, dict]]:
-    """Place, without the directory, and fields of each row."""
+    """Return each row's place, without the directory, and its fields."""
     found = read_rows(path, columns)
     return [(row.place.removeprefix(f'{path.parent}/'), row.fields) for row in found]
 

@@ -82,7 +82,7 @@ def test_numbers_in_a_language():
         ('A.', 'A'),
         ('A: wet palms', 'A'),
         ('A - wet palms', 'A'),
-        # The article, the pronoun, and letters of words.
+        # The article, the pronoun, and letters inside words.
         ('A dog is (B)', 'B'),
         ('A dog', None),
         ('Answer: A dog', None),
@@ -135,14 +135,15 @@ def test_the_longer_of_two_labels_at_one_place(options):
 @pytest.mark.parametrize(
     'prediction, answers, score',
     [
-        # Of 3 words, 2 are in order in a reference of 4: F of 2/3 and 2/4.
+        # Of 3 words, 2 are in order in a reference of 4: F1 of precision 2/3 and recall 2/4.
         ('The cat slept.', ('the cat sat down',), 4 / 7),
         ('cat the sat', ('the cat sat',), 2 / 3),
-        # The largest F, not the largest precision with the largest recall.
+        # The score is the largest F1 of a reference; it does not mix precision and recall of
+        # different ones.
         ('a b c d', ('a b', 'a b c d e f g h'), 2 / 3),
         ('dogs', ('dog',), 0.0),
         ('', ('dog',), 0.0),
-        # Words of any alphabet, and characters of Chinese.
+        # Words in any alphabet, and single characters in Chinese.
         ('Кошка спит.', ('кошка сидит',), 1 / 2),
         ('猫坐在垫子上。', ('猫在垫子下。',), 8 / 11),
     ],

@@ -8,7 +8,7 @@ from malora_jax.errors import UserError
 
 @dataclass
 class Listed:
-    """A source that gives all that it was given, right or wrong."""
+    """A source that returns exactly the given questions, valid or not."""
 
     questions: list[str]
 

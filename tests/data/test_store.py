@@ -1,6 +1,6 @@
-"""The store of public datasets: what is prepared, locked, checked, refused and gone on with.
+"""The store of public datasets: preparing, locking, checking, refusing and resuming.
 
-The hub is a directory for each commit, with Parquet files written by the test.
+The hub is a directory per commit, with Parquet files written by the test.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ OLD, NEW = 'a' * 40, 'b' * 40
 
 
 def sums(*numbers: int) -> list[dict]:
-    """Rows of GSM8K."""
+    """Return rows of GSM8K."""
     return [{'question': f'Double {n}.', 'answer': f'2 * {n}.\n#### {2 * n}'} for n in numbers]
 
 
 def choices(*numbers: int) -> list[dict]:
-    """Rows of ARC with 3 to 5 options."""
+    """Return rows of ARC with 3 to 5 options."""
     return [
         {
             'question': f'Which is {n}? “é”\n本',
@@ -69,15 +69,15 @@ def message(call, *arguments) -> str:
 
 
 def left(store: Store) -> list[str]:
-    """What is in a store besides the lock file and the file at which processes wait."""
-    if not store.directory.exists():  # What was refused left nothing behind.
+    """Return the names in a store, except the lock file and the file on which processes wait."""
+    if not store.directory.exists():  # A refused request leaves no directory.
         return []
     names = {path.name for path in store.directory.iterdir()}
     return sorted(names - {LOCK, '.malora_jax.busy'})
 
 
 class Hub:
-    """A hub with the same files in every repository, and what was asked of it."""
+    """Fake hub with the same files in every repository, which records its requests."""
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
@@ -85,7 +85,7 @@ class Hub:
         self.newest = ''
 
     def publish(self, commit: str, parts: dict[str, list[list[dict]]]) -> None:
-        """Makes a commit, the newest: for each CONFIG/SPLIT the rows of its files."""
+        """Publish the newest commit, with the rows of the files of each CONFIG/SPLIT."""
         shutil.rmtree(self.directory / commit, ignore_errors=True)
         for place, files in parts.items():
             (self.directory / commit / place).mkdir(parents=True)
@@ -118,12 +118,12 @@ def store(tmp_path) -> Store:
 
 @pytest.fixture
 def local(tmp_path) -> Store:
-    """A store, not yet filled, with GSM8K's training split from a local file."""
+    """Empty store whose GSM8K training split is a local file."""
     path = write_lines(tmp_path / 'train.jsonl', sums(*range(5)))
     return Store(tmp_path / 'store', (f'gsm8k/train={path}',))
 
 
-# What is read back.
+# Items read back.
 
 
 def test_items_are_what_was_parsed_in_order_by_random_access(hub, store):
@@ -217,7 +217,7 @@ def test_where_the_store_is(monkeypatch, directory, environment, expected):
     assert open_store(directory).directory == pathlib.Path(os.path.expanduser(expected))
 
 
-# The lock file.
+# Lock file.
 
 
 def test_the_lock_file_says_which_rows_there_are(hub, store):
@@ -260,7 +260,7 @@ def test_datasets_share_a_lock_file(hub, store):
 
 
 def locked_like(store: Store, directory: pathlib.Path) -> Store:
-    """A store with nothing but a copy of the lock file."""
+    """Return a store that contains only a copy of the lock file."""
     directory.mkdir()
     shutil.copy(store.lock_path, directory)
     return dataclasses.replace(store, directory=directory)
@@ -301,7 +301,7 @@ def test_other_files_than_the_locked_ones_are_refused(hub, store, tmp_path):
 
 
 def test_another_number_of_rows_is_refused(local, tmp_path):
-    """Of the same files, as another version of the reader might give them."""
+    """Another version of the reader might return other rows of the same files."""
     local.prepare(GSM8K)
     other = locked_like(local, tmp_path / 'other')
     changed = dataclasses.replace(GSM8K, read=lambda path: [*read_rows(path)][1:])
@@ -350,7 +350,7 @@ def test_a_broken_lock_file(local, text, expected):
         assert told.startswith(f'{local.lock_path}{expected}')
 
 
-# Where the rows are from.
+# Sources of rows.
 
 
 def test_only_the_splits_of_local_files_are_prepared(local):
@@ -447,7 +447,7 @@ def test_sources_that_can_be():
     check_sources(['gsm8k/train=a=b/c', 'gsm8k/test=a', 'piqa/test=a'])
 
 
-# Rows that cannot be used.
+# Broken rows.
 
 MISSING = {'question': 'q'}
 NUMBER = {'question': 3.5, 'answer': '#### 1'}
@@ -456,7 +456,7 @@ HALF = {'question': 'q\ud800', 'answer': '#### 1'}
 
 
 def with_rows(tmp_path: pathlib.Path, rows: list[dict], **settings) -> tuple[Store, Dataset]:
-    """A store of GSM8K with these rows, whose fields may be of any type."""
+    """Return a store of GSM8K with these rows, whose fields may be of any type."""
     path = tmp_path / 'rows.jsonl'
     path.touch()
 
@@ -507,7 +507,7 @@ def test_broken_rows_are_left_out_and_listed_where_that_is_wanted(tmp_path):
 
 
 def test_an_original_file_of_medmcqa_is_not_a_broken_row(tmp_path):
-    """It counts from 1: every label would be wrong."""
+    """The file counts options from 1, so every label would be wrong."""
     row = {'question': 'q', 'opa': '1', 'opb': '2', 'opc': '3', 'opd': '4', 'choice_type': 'single'}
     path = write_lines(tmp_path / 'dev.jsonl', [row | {'cop': 1}, row | {'cop': 4}])
     store = Store(tmp_path / 'store', (f'medmcqa/train={path}',), skip_broken=True)
@@ -566,7 +566,7 @@ def test_a_split_that_is_larger_than_the_buffer(local, monkeypatch):
     assert left(local) == []
 
 
-# What becomes of a store.
+# Damage, interruption and concurrent access.
 
 
 def test_damage_is_told(local):
@@ -634,7 +634,7 @@ Store(pathlib.Path(directory), (source,)).prepare(dataset)
 
 
 class Slow:
-    """Processes that fill a store, and wait after the first row until they are let go."""
+    """Processes that fill a store, and pause after the first row until they are released."""
 
     def __init__(self, signs: pathlib.Path, store: Store):
         self.signs, self.store = signs, store
@@ -643,7 +643,7 @@ class Slow:
 
     @property
     def begun(self) -> int:
-        """How many have read a row."""
+        """Number of processes that have read a row."""
         return len([*self.signs.glob('begun-*')])
 
     def start(self) -> subprocess.Popen:
@@ -722,7 +722,7 @@ assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules
 
 
 def test_no_network_for_what_is_prepared_and_no_tensorflow_at_all(hub, store, local, tmp_path):
-    """A dataset of the hub that is prepared, and one from a file that is not."""
+    """The network is unused for a prepared dataset of the hub and for an unprepared local one."""
     store.prepare(GSM8K)
     (tmp_path / 'tensorflow.py').write_text('raise AssertionError("TensorFlow is imported")')
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -763,7 +763,7 @@ def test_a_disk_that_is_full_and_then_larger_and_then_read_only(local, tmp_path)
 
 
 def test_what_one_machine_prepares_in_a_bucket_another_reads(bucket, tmp_path):
-    """One and the same source, which is in the bucket too."""
+    """Both machines use the same source, which is in the bucket too."""
     buckets.local(f'{bucket}/sources').mkdir(parents=True)
     write_lines(buckets.local(f'{bucket}/sources') / 'train.jsonl', sums(1, 2))
     buckets.push()

@@ -1,4 +1,4 @@
-"""Rows of a batch depend on the number of streams, not on who reads which."""
+"""Rows of a batch depend on the number of streams, not on which process reads them."""
 
 import json
 from collections import Counter
@@ -9,13 +9,13 @@ import pytest
 from malora_jax.data import Example, Split
 from tests.helpers.data import assert_same, iterate, take, unpack
 
-# Of four rows a batch, those of each of two streams.
+# Each batch has four rows: two of each of two streams.
 ROWS = (slice(0, 2), slice(2, 4))
 
 
 @pytest.mark.parametrize('read', [(0,), (1, 3), (3,)])
 def test_who_reads_some_streams_has_their_rows(splits, tokenizer, read):
-    """Of four rows a batch, one a stream; the others are padding."""
+    """Each of the four rows of a batch is one stream; unread streams give padding."""
     whole = take(iterate(splits, tokenizer, streams=4), 3)
     some = take(iterate(splits, tokenizer, streams=4, read=read), 3)
     for full, part in zip(whole, some, strict=True):
@@ -26,7 +26,7 @@ def test_who_reads_some_streams_has_their_rows(splits, tokenizer, read):
 
 
 def test_examples_are_dealt_and_none_is_lost_or_repeated(splits, tokenizer):
-    """Rows of one example, 64 shuffled together in each stream, which are half of two epochs."""
+    """Rows have one example; each stream shuffles 64 together, which are half of two epochs."""
     numbers = range(10, 74)
     alone = [Split(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in numbers], [], 1_000)]
     batches = take(iterate(alone, tokenizer, streams=2), 64)
@@ -40,7 +40,7 @@ def test_examples_are_dealt_and_none_is_lost_or_repeated(splits, tokenizer):
 
 
 def test_it_goes_on_where_it_stood_whoever_reads_then(splits, tokenizer):
-    """Positions of two readers, put together for one that reads all."""
+    """One reader of all streams resumes from the combined positions of two readers."""
     expected = take(iterate(splits, tokenizer, streams=2), 4)
     states = {}
     for number in (0, 1):

@@ -1,4 +1,4 @@
-"""Chat templates that take too much time or memory are refused; others render as before."""
+"""Chat templates that take too much time or memory are refused; ordinary ones still render."""
 
 import resource
 import time
@@ -64,7 +64,7 @@ def test_a_template_that_takes_too_much_is_refused(source, monkeypatch):
     ):
         Chat(source + ORDINARY, {}, frozenset(['<|end|>']))
     assert time.thread_time() - began < 5
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**20  # Of 1024 bytes.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**20  # In KiB: 1 GiB.
 
 
 def test_limits_hold_while_rendering_and_not_only_at_first(monkeypatch):

@@ -1,4 +1,4 @@
-"""Chats of several turns: every answer is learnt, and nothing else."""
+"""Conversations of several turns: training learns every answer, and nothing else."""
 
 import json
 
@@ -17,12 +17,12 @@ from tests.helpers.data import ByteTokenizer
 
 BRIEF = FixedTemplate('brief', before='>', between=':', space=' ', end_token='<|end|>', gap='~')
 CHAT = Example('e', 'ff', {}, (('a', 'bb'), ('cc', 'd')))
-# As most models have it.
+# The usual ChatML template.
 CHATML = (
     '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}'
     '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
-# Leaves out what earlier answers say, as models do that think first.
+# Drops the content of earlier answers, as templates of reasoning models drop their thoughts.
 FORGETFUL = (
     '{% for m in messages %}<|im_start|>{{ m.role }}\n'
     "{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
@@ -64,7 +64,7 @@ def test_a_single_turn_is_as_before(tokenizer):
 
 @pytest.mark.parametrize('name', ['chatml', 'chat'])
 def test_it_is_the_conversation_that_is_served(name):
-    """What a model is given when it is asked goes on what it has learnt, token by token."""
+    """Serving gives the model the same tokens that training did."""
     tokenizer, template = with_template(CHATML), get_template(name)
     prompt = encode_prompt(tokenizer, template, CHAT.question, CHAT.earlier)
     text = template.conversation(tokenizer, messages(CHAT, last=False))
@@ -76,7 +76,7 @@ def test_it_is_the_conversation_that_is_served(name):
 
 def test_the_template_that_ultralink_trained_with(tokenizer):
     text = get_template('inst').conversation(tokenizer, messages(CHAT, last=False))
-    # The first <s> is the tokenizer's own.
+    # The tokenizer adds the first <s>.
     assert text == '[INST] a [/INST] bb</s><s>[INST] cc [/INST] d</s><s>[INST] e [/INST]'
 
 
@@ -91,7 +91,7 @@ def test_later_turns_are_left_out_where_there_is_no_room(tokenizer):
     assert lengths == [6, 14, 22]
     for length, kept in ((22, 3), (21, 2), (14, 2), (13, 1), (6, 1)):
         assert cut_turns(turns, length, None) == turns[:kept]
-    # Of the first alone, the answer keeps half.
+    # With only the first turn left, the answer keeps half of the length.
     assert cut_turns(turns, 4, None) == [(list(b'>a:'), list(b' b'))]
 
 
@@ -116,7 +116,7 @@ def test_a_held_out_chat_asks_an_earlier_question_where_there_is_no_room(tokeniz
     assert found[13] == found[2] == Example('a', 'bb', {'answers': ('bb',)})
 
 
-# From files.
+# Conversations from files.
 
 
 def write(tmp_path, *rows) -> FileTask:

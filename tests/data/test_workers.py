@@ -1,4 +1,4 @@
-"""Threads that tokenise ahead: the same batches, and the same ones again after a resume."""
+"""Worker threads that tokenize ahead: the same batches, also after a resume."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.helpers.data import assert_same, iterate, take
 
 @pytest.mark.parametrize('before, after', [(0, 1), (1, 2), (2, 2), (2, 0)])
 def test_workers_change_nothing(splits, tokenizer, before, after):
-    """Nor does going on with another number of them."""
+    """Resuming with another number of workers changes nothing either."""
     alone = iterate(splits, tokenizer, (1.0, 2.0, 3.0))
     helped = iterate(splits, tokenizer, (1.0, 2.0, 3.0), workers=before)
     assert_same(take(alone, 21), take(helped, 21))

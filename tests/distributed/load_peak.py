@@ -1,9 +1,9 @@
-"""Measures the memory that two processes take to read a checkpoint of a billion parameters.
+"""Measure the memory that two processes need to load a checkpoint of a billion parameters.
 
-`python -m tests.distributed.load_peak [PRESET]` writes random bfloat16 weights (2.5 GB), reads
-them in one process and in two that share them by `fsdp`, and prints what each had in memory of its
-own at most, beside what its parts are. Pages of the mapped file, which the system may drop, do not
-count.
+`python -m tests.distributed.load_peak [PRESET]` writes random bfloat16 weights (2.5 GB). It loads
+them in one process, and in two that share them with FSDP. It prints each process's peak private
+memory, next to the size of its parameters. Pages of the memory-mapped file do not count, because
+the system may drop them.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def write(config: ModelConfig, path: pathlib.Path) -> None:
 
 
 class Peak:
-    """The most memory of its own that this process has had, in bytes, looked at each 5 ms."""
+    """Peak private memory of this process in bytes, sampled every 5 ms."""
 
     def __init__(self):
         self.bytes = 0

@@ -1,8 +1,8 @@
-"""One of several processes that share a small run.
+"""One of several processes that train a small run together.
 
-`python -m tests.distributed.one_of_several PORT PROCESSES PROCESS WEIGHTS WORKDIR STEP
-[METHOD [CHANGES [--saved]]]`: two fake devices each; from WEIGHTS on, the arguments of
-`tests.helpers.runs`.
+`python -m tests.distributed.one_of_several PORT PROCESSES PROCESS WEIGHTS WORKDIR STEP [METHOD
+[CHANGES [--saved]]]` starts a process with two fake devices. The arguments from WEIGHTS on are
+those of `tests.helpers.runs`.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Five training steps on a mesh of eight fake devices and on one, method by method.
+"""Five training steps on a mesh of eight fake devices and on a single one, method by method.
 
 `python -m tests.distributed.sharded_steps DATA FSDP TENSOR EXPERT METHOD…` prints a JSON line for
-each method: the largest differences of losses, of the fifth step's gradients and of the adapter,
-each as a share of what it is compared with, and the shapes of what collectives carry.
+each method. It holds the largest relative differences of the losses, of the fifth step's gradients
+and of the adapter, and the output shapes of the collectives.
 """
 
 import json
@@ -25,16 +25,16 @@ from tests.helpers.steps import numbers, recording
 
 DEVICES, STEPS, TASKS = 8, 5, 2
 BASE = {'vocab_size': 320, 'head_width': 22, 'hidden': 104}
-# No activation has the shape of a kernel; and few tokens have few choices of experts that are so
-# close that the rounding of a sum may turn them.
+# With these shapes, no activation has the shape of a kernel. With few tokens, few choices of
+# experts are so close that rounding could change them.
 LENGTH = 20
 ROWS = [[10, 6], [15], [4, 4, 4], [15, 5], [5, 10], [20], [8, 8], [2, 3, 4]]
-# Plain steps, unlike Adam's, keep what rounding makes of a gradient as small as it is.
+# SGD keeps rounding errors of a gradient small, whereas Adam amplifies them.
 OPTIMIZER = optax.sgd(1e-3)
 
 
 def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[float], Any, Any, str]:
-    """Losses, the last gradients, the adapter, and the compiled step's text."""
+    """Return the losses, the last gradients, the adapter, and the compiled step's HLO text."""
     optimizer = recording(OPTIMIZER)
     boxed = rules.shardings(abstract_variables(model))
     params = variables['params']
@@ -70,7 +70,7 @@ def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[floa
 
 
 def difference(found: Any, expected: Any) -> float:
-    """The largest one of all leaves, as a share of the leaf's largest entry."""
+    """Return the largest difference of any leaf, relative to the leaf's largest entry."""
     return max(
         float(np.abs(a - b).max() / np.abs(b).max())
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
@@ -78,7 +78,7 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
-    """By kind, the shapes of what collectives put out."""
+    """Return the output shapes of the collectives, by kind."""
     found: dict[str, list[tuple[int, ...]]] = {}
     for each in hlo.Program(text).collectives():
         found.setdefault(each.kind, []).extend(array.shape for array in each.arrays)
@@ -86,9 +86,9 @@ def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
 
 
 def sized(name: str) -> AdapterConfig:
-    """The method, with ranks that no part of a kernel of `BASE` has, not even side by side.
+    """Return the method with ranks that are no dimension of a (stacked) part of a `BASE` kernel.
 
-    Shapes then tell what is sent.
+    Shapes alone then identify the arrays that collectives send.
     """
     shared = small_method(name).structure.subspace_rank
     if shared:

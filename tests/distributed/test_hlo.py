@@ -1,4 +1,4 @@
-"""Against a program written by hand in the compilers' notation, and one that JAX compiled."""
+"""Analysis of HLO programs: one written by hand, and one that JAX compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,11 @@ backend_config={"known_trip_count":{"n":"2"}}
 
 
 def test_loops_count_as_often_as_they_run():
-    """30 turns by the condition, 2 by the compiler's word; what is on a channel once."""
+    """One loop runs 30 times by its condition, one twice by the compiler's annotation.
+
+    A collective that is repeated on the same channel, such as its asynchronous halves, counts
+    once.
+    """
     program = Program(TEXT)
     assert program.cycles() == 100 + (30 + 2) * (7 + 5)
     gathered = Collective('all-gather', [Array('bf16', (8, 8))], 30)

@@ -1,4 +1,4 @@
-"""A run of two processes with two fake devices each, and what is left of it when one dies."""
+"""A run of two processes with two fake devices each, and its recovery when one of them dies."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.devices
 
-# Two streams of rows: each process reads one.
+# Two data streams: each process reads one.
 CHANGES = {'data__batch_size': 4, 'data__streams': 2, 'mesh__fsdp': 2}
 END = 99
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def start(weights, workdir, *stop_after: int, **changes) -> list[subprocess.Popen]:
-    """Starts a process for each number, to be killed once the checkpoint of that step is saved."""
+    """Start one process per number, which is killed once that step's checkpoint is saved."""
     port, given = free_port(), json.dumps(CHANGES | changes)
     return [
         subprocess.Popen(
@@ -51,7 +51,7 @@ def start(weights, workdir, *stop_after: int, **changes) -> list[subprocess.Pope
 
 
 def finish(processes) -> list[str]:
-    """Waits for all; what each printed."""
+    """Wait for all processes, and return their outputs."""
     printed = []
     for process in processes:
         out, err = process.communicate(timeout=400)
@@ -61,7 +61,7 @@ def finish(processes) -> list[str]:
 
 
 def kill_the_rest(processes) -> None:
-    """Waits for the process that kills itself, and kills those that wait for it."""
+    """Wait for the process that kills itself, and kill the processes that wait for it."""
     dying = processes[-1]
     assert dying.wait(timeout=400) == -signal.SIGKILL, dying.stderr.read()
     for process in processes:
@@ -82,7 +82,7 @@ def alone(weights, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def together(weights, tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
-    """The directory of a run of two processes, one of which is killed at steps 2 and 4."""
+    """Run directory and outputs of a two-process run that was killed after steps 2 and 4."""
     workdir = tmp_path_factory.mktemp('together') / 'run'
     for step in (2, 4):
         kill_the_rest(start(weights, workdir, END, step))
@@ -91,7 +91,7 @@ def together(weights, tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
 
 
 def test_two_processes_end_with_what_one_ends_with(alone, together):
-    """Losses within 1e-4, as for other devices; no example is lost or read twice."""
+    """Losses agree within 1e-4, as on other devices; no example is lost or read twice."""
     workdir, _ = together
     found, expected = records(workdir), records(alone)
     assert [each['loss'] for each in found] == pytest.approx(
@@ -107,7 +107,7 @@ def test_one_process_speaks_and_writes(together):
     workdir, printed = together
     assert 'after step 4.' in printed[0]
     assert 'Goodput' in printed[0]
-    # Of JAX's collectives on CPUs we have no say.
+    # JAX's messages about collectives on CPUs are outside our control.
     assert not [word for word in ('tasks', 'Continuing', 'Goodput') if word in printed[1]]
     for step in ('4', '6'):
         files = {path.name for path in (workdir / 'checkpoints' / step / 'data').iterdir()}
@@ -115,7 +115,7 @@ def test_one_process_speaks_and_writes(together):
 
 
 def test_another_number_of_processes_goes_on(weights, together, alone, tmp_path):
-    """From two to one: the run is copied as it was after step 4."""
+    """The run is copied in its state after step 4, and resumes with one process instead of two."""
     workdir, _ = together
     copied = tmp_path / 'run'
     shutil.copytree(workdir, copied)
@@ -130,7 +130,7 @@ def test_another_number_of_processes_goes_on(weights, together, alone, tmp_path)
 
 
 def test_sigterm_on_one_host_stops_all_after_the_same_step(weights, tmp_path):
-    """And what they saved is gone on from."""
+    """The same command resumes from the saved checkpoint."""
     workdir, steps = tmp_path / 'run', {'training__steps': 40, 'training__checkpoint_every': 100}
     processes = start(weights, workdir, END, END, **steps)
     deadline = time.monotonic() + 400

@@ -1,4 +1,4 @@
-"""The recipes of docs/launch: what can be checked of them without such machines."""
+"""Recipes of docs/launch: everything that can be checked without such machines."""
 
 import pathlib
 import re
@@ -28,7 +28,7 @@ def test_there_are_three():
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.name)
 def test_flags_are_known_and_the_config_is_valid(path):
-    """Each sets the rows and streams of all processes, and the mesh."""
+    """Each recipe sets the mesh, and the batch size and data streams of all processes."""
     config, given = inter_domain.get_config('malora'), {}
     for argument in arguments(path):
         name, _, value = argument.removeprefix('--').partition('=')

@@ -60,7 +60,7 @@ def test_a_mesh_that_cannot_be_is_refused(sizes, message):
     ],
 )
 def test_a_run_takes_the_devices_that_its_rows_can_be_shared_with(sizes, rows, shape):
-    """Of eight."""
+    """Eight devices are available."""
     assert MeshConfig(**sizes).shape(8, rows) == shape
 
 
@@ -78,7 +78,7 @@ def test_another_mesh_is_not_our_business():
 
 @pytest.mark.parametrize('remat', ['none', 'light', 'full'])
 def test_gathered_kernels_are_not_kept_for_the_backward_pass(remat, capsys):
-    """On a mesh of one device, which is asked for as any other."""
+    """The mesh has a single device but requests sharding like any other."""
     model = tiny_model(small_method('malora')).clone(remat=remat)
     variables = random_variables(model)
     tokens = jax.numpy.ones((2, 40), 'int32')
@@ -91,7 +91,7 @@ def test_gathered_kernels_are_not_kept_for_the_backward_pass(remat, capsys):
         jax.ad_checkpoint.print_saved_residuals(loss, variables['adapter'])
     lines = capsys.readouterr().out.splitlines()
     kept = [line for line in lines if 'from the argument' not in line and 'constant' not in line]
-    # Stacked over the layers; activations have 80 tokens.
+    # Shapes of the kernels stacked over the layers; activations have 80 tokens.
     kernels = ('[2,64,64]', '[2,64,32]', '[2,64,96]', '[2,96,64]')
     assert kept
     assert not [line for line in kept if any(shape in line for shape in kernels)]
@@ -123,7 +123,7 @@ def test_a_misspelt_or_colliding_axis_raises():
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_every_leaf_of_every_model_has_a_place(name):
-    """With each method on one model, and MALoRA on each."""
+    """Every method is checked on the tiny model, and MALoRA on every model."""
     tiny = [small_method(each) for each in METHOD_NAMES]
     for adapter in tiny if name == 'tiny' else [method('malora')]:
         boxed = abstract_variables(Decoder(preset(name), adapter))

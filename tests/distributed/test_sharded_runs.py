@@ -1,4 +1,4 @@
-"""Whole runs on several fake devices, each in a process of its own."""
+"""Complete runs on several fake devices, each in a separate process."""
 
 import json
 import os
@@ -14,9 +14,9 @@ pytestmark = pytest.mark.devices
 
 
 def start(weights, workdir, devices: int, stop_after: int = 99, **mesh: int):
-    """Starts a run of six steps, killed after one of them; `mesh` has the sizes of its axes."""
+    """Start a run of six steps, killed after step `stop_after`; `mesh` has the axis sizes."""
     changes = {f'mesh__{axis}': size for axis, size in mesh.items()} | {'data__batch_size': 4}
-    # With seed 0, two experts of a token are so close that rounding decides between them.
+    # With seed 0, two experts have so similar probabilities for one token that rounding decides.
     changes['seed'] = 1
     command = [sys.executable, '-m', 'tests.helpers.runs', str(weights), str(workdir)]
     return subprocess.run(
@@ -35,7 +35,7 @@ def losses(workdir) -> list[float]:
 
 
 def test_a_run_goes_on_with_other_devices(weights, tmp_path):
-    """Four devices, then one, then two in another mesh: the losses of one device throughout."""
+    """Four devices, then one, then two in another mesh give the losses of a single device."""
     alone, moved = tmp_path / 'alone', tmp_path / 'moved'
     done = start(weights, alone, 1)
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def test_a_run_goes_on_with_other_devices(weights, tmp_path):
     ):
         done = start(weights, moved, devices, stop_after, **mesh)
         assert done.returncode == (0 if stop_after == 99 else -9), done.stderr
-    # Adam, at a learning rate of 0.01, makes the most of how sums are rounded.
+    # Adam, at a learning rate of 0.01, amplifies differences in rounding.
     assert losses(moved) == pytest.approx(losses(alone), rel=1e-4)
     assert len(losses(moved)) == 6
 

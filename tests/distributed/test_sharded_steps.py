@@ -1,6 +1,7 @@
-"""Training on eight devices is training on one, for every structure and kind of mesh.
+"""Training on eight devices equals training on one, for every structure and kind of mesh.
 
-Each mesh in a process of its own: the number of devices is fixed when JAX starts.
+The meshes cover data parallelism, FSDP, tensor parallelism, and a mixture with expert parallelism.
+Each mesh has a separate process, because the number of devices is fixed when JAX starts.
 """
 
 import functools
@@ -23,7 +24,7 @@ MESHES = {
     'expert': (2, 1, 1, 4),
     'mixed': (1, 2, 2, 2),
 }
-# Inputs and outputs of the adapted linears.
+# Input and output widths of the adapted linears.
 LINEARS = {
     'q': (64, 88),
     'k': (64, 44),
@@ -37,7 +38,10 @@ KERNELS = set(LINEARS.values())
 
 @functools.cache
 def measured(mesh: str) -> dict[str, dict]:
-    """What `sharded_steps` prints of each structure; on the mixed mesh of each layout."""
+    """Return the output of `sharded_steps` by method.
+
+    It covers every structure; on the mixed mesh also every layout.
+    """
     methods = LAYOUTS if mesh == 'mixed' else STRUCTURES
     done = subprocess.run(
         [
@@ -58,10 +62,10 @@ def measured(mesh: str) -> dict[str, dict]:
 
 @pytest.mark.parametrize('mesh', MESHES)
 def test_losses_gradients_and_adapter_are_those_of_one_device(mesh):
-    """After five steps from B ≠ 0, in float32, dropout on.
+    """Compare after five steps from B ≠ 0, in float32, with dropout.
 
-    As shares of the largest loss or of a leaf's largest entry: 1e-6, 2e-4 for the fifth step's
-    gradients, and 1e-5 for the adapter.
+    The tolerances are relative to the largest loss or a leaf's largest entry: 1e-6 for losses, 2e-4
+    for the fifth step's gradients, and 1e-5 for the adapter.
     """
     for method, found in measured(mesh).items():
         assert found['losses'] < 1e-6, method
@@ -71,7 +75,7 @@ def test_losses_gradients_and_adapter_are_those_of_one_device(mesh):
 
 @pytest.mark.parametrize('mesh', MESHES)
 def test_no_gradient_of_the_base_is_sent(mesh):
-    """Neither a whole kernel nor a part of one is summed over devices: the base is frozen."""
+    """The base model is frozen, so no kernel or part of one is summed over devices."""
     _, fsdp, tensor, _ = MESHES[mesh]
     parts = {
         (D // rows, F // columns)
@@ -97,9 +101,9 @@ def test_only_fsdp_gathers_kernels():
 
 
 def test_adapter_gradients_are_summed_over_rows():
-    """And nothing else but sums of numbers: the factors of LoRA's six linears, in the loop.
+    """Otherwise only scalars are summed; the arrays are the factors of LoRA's linears, in the loop.
 
-    Down-projections of one input, those of q, k and v and of gate and up, are one array.
+    Linears with the same input (q, k, v and gate, up) have their down-projections in one array.
     """
     collectives = measured('data')['lora']['collectives']
     assert list(collectives) == ['all-reduce']

@@ -1,4 +1,4 @@
-"""What the tests of the sandbox share."""
+"""Helpers for the tests of the sandbox."""
 
 import contextlib
 import json
@@ -31,14 +31,14 @@ def run(body: str, problem: Problem = DOUBLE, limits: sandbox.Limits = QUICK) ->
 
 
 def run_all(bodies: Iterable[str], problem: Problem = DOUBLE) -> list[Outcome]:
-    """Outcomes of many completions at once: most of them wait for a limit."""
+    """Return the outcomes of many completions, run concurrently because most wait for a limit."""
     completions = [cut_completion(problem, body) for body in bodies]
     (outcomes,) = score_completions([problem], [completions], QUICK, workers=8)
     return outcomes
 
 
 def successes(lines: Mapping[str, str], **values: object) -> set[str]:
-    """Names of the lines that run through, all in one process."""
+    """Run lines of code in one confined process, and return the names of those that succeed."""
     attempts = [line.format(**values) for line in lines.values()]
     body = (
         f'worked = []\n    for number, line in enumerate({attempts!r}):\n'
@@ -52,7 +52,7 @@ def successes(lines: Mapping[str, str], **values: object) -> set[str]:
 
 
 def secrets(folder: pathlib.Path) -> dict[str, object]:
-    """What the lines of `READS` name: all of it is there, and would be read without protection."""
+    """Return existing targets for `READS`, all readable without protection."""
     path = folder / 'secret'
     path.write_text('secret')
     packages = pathlib.Path(sysconfig.get_path('purelib', vars={'base': sys.base_prefix}))

@@ -24,7 +24,7 @@ try:
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-# In the schema of HumanEval; the second test uses a helper and the function's own name.
+# Problems in HumanEval's format; the second test uses a helper and the function's own name.
 MEAN = Problem(
     'from typing import List\n\n\ndef mean(numbers: List[float]) -> float:\n'
     '    """ The mean.\n    >>> mean([1.0, 2.0])\n    1.5\n    """\n',

@@ -1,4 +1,4 @@
-"""The adapter to lm_eval, on tasks of the test's own. Nothing is downloaded."""
+"""The adapter to lm_eval, on tasks defined here. Nothing is downloaded."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Read when lm_eval imports them.
+# lm_eval reads these variables on import.
 os.environ['HF_HUB_OFFLINE'] = os.environ['HF_DATASETS_OFFLINE'] = '1'
 lm_eval = pytest.importorskip('lm_eval', reason="needs the extra 'harness'")
 
@@ -86,7 +86,7 @@ def weights(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def workdir(weights, tmp_path_factory) -> pathlib.Path:
-    """A run with three checkpoints, of which the second has the lowest validation loss."""
+    """Run directory with three checkpoints; the second one has the lowest validation loss."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
     (folder / 'checkpoints').mkdir(parents=True)
     settings = run_settings(weights)
@@ -121,7 +121,7 @@ def model(subject) -> HarnessModel:
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """Of tasks and their rows."""
+    """Directory with task definitions and their rows."""
     write_json_lines(tmp_path / 'rows.jsonl', QUESTIONS)
     (tmp_path / 'choice.yaml').write_text(TASK.format(folder=tmp_path))
     return tmp_path
@@ -144,7 +144,7 @@ def test_a_run_is_loaded_with_its_best_checkpoint(subject):
 
 
 def test_our_scores_are_the_harness_s(model, subject, folder):
-    """Ours make tokens of context and continuation apart, as training does."""
+    """Our tokenization encodes context and continuation separately, as in training."""
     found = run_tasks(model, folder, 'our_choice')
     ours = {'acc': [], 'acc_norm': []}
     for row, sample in zip(QUESTIONS, found['samples']['our_choice'], strict=True):
@@ -157,7 +157,7 @@ def test_our_scores_are_the_harness_s(model, subject, folder):
         )
         theirs = sample['filtered_resps']
         nats = [each.log_probability for each in likelihoods]
-        # Batched otherwise: 1e-4 for a token, and float32's rounding of sums over many.
+        # Batches differ: 1e-4 for one token, and float32 rounding for sums over many tokens.
         their_nats = [score for score, _ in theirs]
         np.testing.assert_allclose(their_nats, nats, rtol=2e-6, atol=1e-4)
         assert [greedy for _, greedy in theirs] == [each.greedy for each in likelihoods]
@@ -211,7 +211,7 @@ def test_sampling(subject, model):
 
 
 def test_a_text_ends_with_a_text_or_with_a_turn(subject, model):
-    """With the tokenizer's end of text and with that of the run's template."""
+    """Generation ends at the tokenizer's end-of-text token or the template's end token."""
     (whole,) = ask(model, 'Two', max_gen_toks=12)
     turn = HarnessModel(subject._replace(end=whole[5:8]), batch_size=4)
     assert ask(turn, 'Two', max_gen_toks=12) == [whole[:5]]
@@ -225,7 +225,7 @@ def test_a_text_ends_with_a_text_or_with_a_turn(subject, model):
 
 
 def test_rolling_log_likelihoods(subject, weights):
-    """From the token that begins texts, in windows of the length that is used."""
+    """Texts start from the BOS token, in windows of the context length in use."""
     texts = [' and the other of it' * 3, 'in']
     short = HarnessModel(subject, max_length=16)
     found = short.loglikelihood_rolling(
@@ -250,7 +250,7 @@ def test_a_context_that_is_too_long_loses_its_beginning(subject, model):
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(model, subject):
-    """lm_eval's rule, without which ' ' and 'the' would be two tokens."""
+    """This is lm_eval's rule; without it ' ' and 'the' would be two tokens."""
     apart = model.loglikelihood([Instance('loglikelihood', {}, ('It is ', 'the'), 0)])
     assert apart == model.loglikelihood([Instance('loglikelihood', {}, ('It is', ' the'), 0)])
 
@@ -334,7 +334,7 @@ def test_beams_may_be_one(model):
 
 @pytest.fixture
 def registry(monkeypatch):
-    """What is registered is forgotten after the test."""
+    """Registry of models; registrations are undone after the test."""
     monkeypatch.setattr(model_registry, '_objs', dict(model_registry._objs))
 
 

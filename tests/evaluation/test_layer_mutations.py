@@ -1,7 +1,8 @@
-"""Without any one of its layers, the sandbox no longer passes the tests of that layer.
+"""Mutation tests: without any one layer of the sandbox, a test of that layer fails.
 
-Each mutation edits a copy of the package, since nothing in the sandbox itself can be switched off.
-The copy still runs honest programs, so the tests fail for the layer's sake.
+Each mutation edits a copy of the package, because no layer of the real sandbox can be switched off.
+The copy must still run honest programs, which shows that the test fails because of the missing
+layer.
 """
 
 import os
@@ -29,7 +30,11 @@ class Mutation(NamedTuple):
     """An edit of a file of `malora_jax/evaluation`, and a test that must then fail.
 
     Attributes:
-        honest: A test that must still pass.
+        file: Path of the file in `malora_jax/evaluation`.
+        old: Text to replace.
+        new: Replacement text.
+        test: Test that must fail.
+        honest: Test that must still pass.
     """
 
     file: str
@@ -71,7 +76,7 @@ MUTATIONS = {
         '_LONGEST = 1 << 30',
         'test_sandbox.py::test_it_cannot_make_the_test_pass',
     ),
-    # Life and death.
+    # Process lifetimes.
     'death with the parent': Mutation(
         'confined/main.py',
         "libc.call('prctl', _PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)",
@@ -102,13 +107,13 @@ MUTATIONS = {
         '',
         'test_layers.py::test_the_examiner_notices_that_the_candidate_has_ended',
     ),
-    # The kernel's protections.
+    # Kernel protections.
     'no new privileges': Mutation(
         'confined/main.py',
         "libc.call('prctl', _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)",
         'pass',
         'test_layers.py::test_no_program_gains_privileges',
-        # Neither Landlock nor seccomp work then, and root is refused.
+        # Without it, neither Landlock nor seccomp work, and root is refused.
         honest='test_layers.py::test_honest_programs_run',
     ),
     'Landlock': Mutation(
@@ -159,7 +164,7 @@ MUTATIONS = {
         '_unless(_GREATER, 1000, machine.fcntl',
         'test_layers.py::test_no_descriptor_sends_signals',
     ),
-    # What a process is given.
+    # Resources that a process receives.
     'environment': Mutation(
         'sandbox.py',
         'env=_ENVIRONMENT',
@@ -241,7 +246,13 @@ if ROOT:
 
 
 def copy_package(folder: pathlib.Path) -> pathlib.Path:
-    """A package like malora_jax whose folder `evaluation` can be edited."""
+    """Make a copy of malora_jax whose folder `evaluation` can be edited.
+
+    Everything else is a symbolic link to the original.
+
+    Returns:
+        Path of the copied folder `evaluation`.
+    """
     package = folder / 'malora_jax'
     package.mkdir()
     for entry in PACKAGE.iterdir():
@@ -253,9 +264,9 @@ def copy_package(folder: pathlib.Path) -> pathlib.Path:
 
 
 def outcomes(folder: pathlib.Path, *tests: str) -> dict[str, str]:
-    """Runs tests on the package in a folder, and returns the outcome of each."""
+    """Run tests on the package in a folder, and return the outcome of each."""
     options = ['-p', 'no:cacheprovider', '--noconftest', '-q', '-rA', '-c', os.devnull]
-    # The edited package comes before the tests and, beside them, the original.
+    # On the path, the edited package precedes the tests and, next to them, the original package.
     path = os.pathsep.join([str(folder), str(ROOT)])
     process = subprocess.run(
         [

@@ -32,7 +32,7 @@ def needs(*layers: str):
 
 @pytest.fixture
 def only(monkeypatch):
-    """A function that says which layers are on, of those that not every system has."""
+    """Function that enables only the given layers, of those that not every system has."""
     return lambda *layers: monkeypatch.setattr(sandbox, '_layers', lambda: layers)
 
 
@@ -86,9 +86,9 @@ ATTEMPTS = {'landlock': READS, 'seccomp': SOCKETS | WRITES}
 @ON_LINUX
 @pytest.mark.parametrize('layer', ATTEMPTS)
 def test_without_the_layer_attempts_succeed(layer, only, tmp_path):
-    """The attempts that a layer stops are real ones."""
+    """Without the layer, the attempts that it should stop succeed."""
     only()
-    # Another process's memory is open to its own tracers and root only.
+    # Only a process's own tracers and root can read its memory.
     hidden = {'memory'} if os.geteuid() else set()
     values = secrets(tmp_path)
     assert successes(ATTEMPTS[layer], **values) >= set(ATTEMPTS[layer]) - hidden
@@ -109,7 +109,7 @@ def test_root_has_no_privileges(only, tmp_path):
     assert run(f'open({str(path)!r})').reason.startswith('PermissionError')
 
 
-# Asks for the process's number by a 32-bit system call.
+# Requests the process ID with a 32-bit system call.
 THIRTY_TWO_BITS = """
 import ctypes, mmap
 

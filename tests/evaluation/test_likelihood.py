@@ -31,13 +31,14 @@ def tokens(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def questions(seed: int, *shapes: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Requests: of each shape, a context of the first length and continuations of the others."""
+    """Return (context, continuation) pairs; a shape is a context's length, then continuations'."""
     rng = np.random.default_rng(seed)
     contexts = [(tokens(rng, first), rest) for first, *rest in shapes]
     return [(context, tokens(rng, length)) for context, rest in contexts for length in rest]
 
 
-# One of each kind of sharing: letters, texts, a text that begins with another, and twice the same.
+# One request of each kind of sharing: single letters, texts, a text that starts with another, and a
+# duplicate.
 REQUESTS = questions(0, (9, 1, 1, 1, 1), (5, 3, 4, 2), (1, 1), (20, 11), (3, 7))
 REQUESTS += [(REQUESTS[4][0], REQUESTS[4][1][:2]), REQUESTS[0]]
 
@@ -48,7 +49,7 @@ def scores(requests, name='malora', *, batch_size=4, bucket=32) -> list[Likeliho
 
 
 def reference_logits(name: str, text: list[int]) -> np.ndarray:
-    """(T, V) float64, of a text for which rounding changes no choice of an expert."""
+    """Return float64 logits (T, V); rounding must not change the routing of this text."""
     model, one = MODELS[name], np.ones((1, len(text)), int)
     reference = ReferenceDecoder(model.config, VARIABLES[name], model.adapter)
     outputs = reference(np.array([text]), np.arange(len(text))[None], one)
@@ -69,7 +70,7 @@ def reference_score(name: str, context: list[int], continuation: list[int]) -> L
 def check_close(
     found: list[Likelihood], expected: list[Likelihood], tolerance: float = 1e-5
 ) -> None:
-    """Equal, but for nats within the tolerance for each token."""
+    """Check that results are equal; log probabilities may differ by the tolerance per token."""
     for a, b in zip(found, expected, strict=True):
         assert a[1:] == b[1:]
         assert abs(a.log_probability - b.log_probability) <= tolerance * max(a.tokens, 1)
@@ -78,7 +79,7 @@ def check_close(
 @pytest.mark.parametrize('name', MODELS)
 def test_against_the_reference(name):
     requests = list(REQUESTS)
-    # What the model would say itself, and the same but for its last token.
+    # The model's own greedy continuation, and the same with another last token.
     said = tokens(np.random.default_rng(3), 6)
     for _ in range(3):
         said.append(int(reference_logits(name, said)[-1].argmax()))
@@ -102,7 +103,7 @@ shapes = st.lists(st.lists(st.integers(1, 12), min_size=2, max_size=5), min_size
 @settings(deadline=None, max_examples=6)
 @given(shapes, st.integers(1, 4), st.sampled_from([3, 16, 40]), st.integers(0, 99))
 def test_what_is_computed_beside_it_changes_no_score(sizes, batch_size, bucket, seed):
-    # The base: a router in two minds might choose otherwise after rounding.
+    # The base model, because rounding could change the choice of a router that is nearly undecided.
     requests = questions(seed, *sizes)
     found = scores(requests, 'base', batch_size=batch_size, bucket=bucket)
     alone = [scores([request], 'base', batch_size=1)[0] for request in requests]
@@ -138,14 +139,14 @@ def test_rows_are_filled(lengths, bucket):
         assert sizes == sorted(sizes, reverse=True)
         left.append(-sizes[0] // bucket * -bucket - sum(sizes))
     assert all(room >= 0 for room in left)
-    # What begins a later row had no room in those before it.
+    # A row's first request did not fit into any earlier row.
     for i, row in enumerate(rows):
         assert all(room < lengths[row[0]] for room in left[:i])
 
 
 @pytest.fixture
 def computed(monkeypatch) -> dict[str, list]:
-    """The shapes of what goes through the decoder and the head."""
+    """Recorded shapes of the inputs to the decoder and the head."""
     seen: dict[str, list] = {'decoder': [], 'positions': [], 'head': []}
     hidden, predict = likelihood._hidden, likelihood._predict
 
@@ -170,7 +171,7 @@ def test_the_letters_of_a_question_cost_it_once(computed):
 
 def test_rows_of_a_length_make_batches_of_one_shape(computed):
     scores(questions(0, *[(20, 1)] * 9, (46, 1), (46, 4)), batch_size=4, bucket=32)
-    # Four rows of 32 positions, or two of 64, at a time; nine are three batches of three.
+    # A batch has four rows of 32 positions, or two of 64; nine rows are three batches of three.
     assert computed['decoder'] == [(2, 64), (3, 32), (3, 32), (3, 32)]
 
 
@@ -203,10 +204,10 @@ def short_scores(*requests) -> list[Likelihood]:
 def test_the_context_of_what_is_too_long_loses_its_beginning():
     ((context, continuation),) = questions(2, (15, 4))
     (found,) = short_scores((context, continuation))
-    # 16 positions: the last token is only predicted.
+    # There are 16 positions; the last token is only predicted.
     check_close([found], short_scores((context[2:], continuation)))
     assert abs(found.log_probability - short_scores((context[3:], continuation))[0][0]) > 2e-4
-    # All that is left of this one is the token that the first is predicted from.
+    # Only the token from which the first one is predicted remains of this context.
     ((context, continuation),) = questions(2, (15, 16))
     check_close(short_scores((context, continuation)), short_scores((context[-1:], continuation)))
 
@@ -230,7 +231,7 @@ def test_what_cannot_be_scored(request_, message):
 
 
 def test_windows():
-    """The example in the documentation of lm_eval's `loglikelihood_rolling`, with 99 for bos."""
+    """The example is from the documentation of lm_eval's `loglikelihood_rolling`, with BOS 99."""
     assert windows(range(10), 99, 4) == [
         ([99], range(0, 4)),
         ([3], range(4, 8)),

@@ -47,7 +47,7 @@ def half_for_length(prediction: str, example: Example) -> float:
 
 @dataclasses.dataclass
 class Benchmark:
-    """A task with a rule of its own."""
+    """A task with a scoring rule of its own."""
 
     name: str
     scoring: Scoring
@@ -69,7 +69,7 @@ CODE = Benchmark('runner_code', ProgramScoring(stop=('\ndef',), max_new_tokens=5
 
 @dataclasses.dataclass
 class Scripted:
-    """A generator that says what it is told to, and remembers what it was asked."""
+    """Fake generator that returns scripted texts and records its requests."""
 
     says: dict[str, list[str]]
     model = 'model'
@@ -100,7 +100,7 @@ SAYS = {
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch) -> list[tuple[str, str, bool]]:
-    """Finds texts as likely as the text's `NATS` say, and remembers them and whether they end."""
+    """Recorded likelihood requests (context, text, has an end token), answered from `NATS`."""
     requests = []
 
     def log_likelihoods(model, variables, of_batch, *, batch_size, bucket, description):
@@ -119,7 +119,7 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
     return requests
 
 
-# Per character, the second option of the first question is ahead.
+# Per character, the second option of the first question is the most likely.
 NATS = {' ab': 2.0, ' abcdefgh': 4.0, ' b': 1.0, ' c': 1.0, ' d': 3.0}
 
 
@@ -129,7 +129,7 @@ def ask(generator, splits, template=PLAIN, **settings):
 
 
 def test_every_question_is_answered_and_scored_by_its_task(asked):
-    """The loss is that of the expected answer, a space before it and the token that ends it."""
+    """The loss covers the expected answer, the space before it and its end token."""
     assert ask(Scripted(SAYS), SPLITS) == [
         Answer('runner_exact', 'a?', '1', '1', 1.0, 1.25, 3),
         Answer('runner_exact', 'b?', '12345', '12346', 0.0, 3.25, 7),
@@ -144,7 +144,7 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
     generator = Scripted(SAYS)
     ask(generator, SPLITS)
     prompts = list(SAYS)
-    # The longest answer with the space before it, and four more.
+    # The longest answer with the space before it, and four more tokens.
     first, second = ({'limit': n + 4, 'stop': ()} for n in (6, 3))
     assert generator.asked == [(prompts[:2], first), (prompts[2:4], second)]
 
@@ -195,7 +195,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
     )
     assert generator.asked[0][1] == {
         **{'samples': 4, 'temperature': 0.8, 'seed': 3, 'limit': 50},
-        # In a chat's answer, a definition may follow another, or an import, or a sentence.
+        # In a chat answer, a definition may follow another one, an import, or a sentence.
         'stop': () if template.name == 'chatml' else ('\ndef',),
     }
     assert (answer.score, answer.more) == (0.5, {'pass@4': 1.0})
@@ -214,7 +214,7 @@ def test_means_and_intervals():
     (more,) = runner.more_scores(binary).values()
     assert more['score'] == 0.375
     assert more['interval'][0] < 0.375 < more['interval'][1]
-    # Wilson's interval of 3 in 4, by its formula.
+    # Wilson's interval for 3 of 4, by its formula.
     z = 1.959963984540054
     middle = (0.75 + z**2 / 8) / (1 + z**2 / 4)
     half = z * math.sqrt(0.75 * 0.25 / 4 + z**2 / 64) / (1 + z**2 / 4)
@@ -223,7 +223,7 @@ def test_means_and_intervals():
     low, high = runner.interval(graded)
     assert 0.2 <= low < 0.5 < high <= 0.9
     assert runner.by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {'t', 'u'}
-    # All nats by all tokens, not the mean of 1 and 3.
+    # The mean is total nats by total tokens, not the mean of 1 and 3.
     uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
     assert runner.mean_loss(uneven) == 2.5
     assert runner.average({'a': 0.5, 'b': 0.2}) == pytest.approx(0.35)

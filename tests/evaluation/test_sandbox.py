@@ -49,7 +49,7 @@ def protected(name: str):
 
 @pytest.fixture
 def started(monkeypatch, tmp_path) -> list[int]:
-    """Numbers of the confined processes; at the end nothing of them may be left."""
+    """IDs of the confined processes; the test fails if any process or file of them remains."""
     numbers = []
 
     class Recorded(subprocess.Popen):
@@ -69,7 +69,7 @@ def started(monkeypatch, tmp_path) -> list[int]:
     assert list(temporary.iterdir()) == []
 
 
-# Each would be right but for the hostile line before it.
+# Each program would be right without the hostile line before its answer.
 PROCESSES = {
     'fork': 'import os; os.fork()',
     'fork bomb': 'import os\n    while True: os.fork()',
@@ -168,11 +168,11 @@ def test_memory_is_bounded(started):
     assert run(body, Problem(DOUBLE.prompt, test, 'double')).passed
 
 
-# In the examiner this would print that the test has passed, and end it.
+# In the examiner this would print that the test has passed, and exit.
 PASS = '__import__("os").write(1, b"null\\n") and __import__("os")._exit(0)'
 ENDLESS = ('MemoryError', 'the candidate has ended (out of processor time)')
-# Attempts to pass without knowing the answer, and how the reason starts for which each fails. Code
-# after the function takes effect before the first call.
+# Attempts to pass without knowing the answer, and the start of the reason for which each fails.
+# Code after the function takes effect before the first call.
 CHEATS = {
     'equal to all': (
         'class E:\n        __eq__ = lambda s, o: True\n    return E()',
@@ -282,7 +282,7 @@ humaneval_passes(problem, '    import time; time.sleep(100)\\n', sandbox.Limits(
 
 @contextlib.contextmanager
 def evaluating(folder: pathlib.Path):
-    """An evaluation of a candidate that sleeps, and the numbers of its two confined processes."""
+    """Start an evaluation of a sleeping candidate; yield it and the IDs of its two processes."""
     environment = {**os.environ, 'TMPDIR': str(folder)}
     with subprocess.Popen([sys.executable, '-c', SLEEPING], env=environment) as process:
         children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
@@ -299,7 +299,10 @@ def evaluating(folder: pathlib.Path):
 
 
 def is_sleeping(number: int) -> bool:
-    """Whether a process is confined and waits: the candidate for time, the examiner for it."""
+    """Return whether a process is confined and sleeps.
+
+    The candidate sleeps for a time, and the examiner waits for the candidate.
+    """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         status = pathlib.Path(f'/proc/{number}/status').read_text()
         return all(line in status for line in ('State:\tS', 'Threads:\t1\n', 'Seccomp:\t2\n'))
@@ -356,7 +359,7 @@ def test_a_sandbox_that_does_not_start_is_no_failure_of_the_candidate(monkeypatc
 
 @pytest.fixture
 def unprotected(monkeypatch):
-    """A system that has nothing but limits."""
+    """Emulate a system whose only protection is resource limits."""
     process = subprocess.CompletedProcess([], 0)
     process.communicate = lambda: (b'["memory"]', b'')
     started = sandbox._started

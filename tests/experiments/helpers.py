@@ -1,4 +1,4 @@
-"""Commands as a user runs them."""
+"""Running commands as a user does."""
 
 import pathlib
 import subprocess
@@ -18,7 +18,7 @@ def run(command: str, *arguments: str, timeout: int = 120) -> subprocess.Complet
 
 
 def mistake(command: str, *arguments: str) -> str:
-    """The one line that a mistake gives."""
+    """Run a command with a user error, and return its one-line message."""
     done = run(command, *arguments)
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
@@ -29,7 +29,7 @@ def mistake(command: str, *arguments: str) -> str:
 
 
 def small_run(weights: pathlib.Path) -> list[str]:
-    """Arguments of a run of three steps on two tasks with the tiny model's weights."""
+    """Return the arguments of a run of three steps on two tasks with the tiny model's weights."""
     return [
         '--config=configs/quickstart.py:malora',
         '--config.model.name=tiny',

@@ -1,4 +1,4 @@
-"""The command that analyses runs, as a user calls it."""
+"""The analyze command, as a user calls it."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow(start_first=True)
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, compile_quickly) -> pathlib.Path:
-    """Of a short run on tasks that every process knows."""
+    """Directory of a short run on tasks that every process can load."""
     home = tmp_path_factory.mktemp('home')
     write_tiny_gguf(home / 'tiny.gguf')
     changes = {
@@ -32,8 +32,8 @@ def test_it_writes_the_report_into_the_run(workdir):
     assert done.returncode == 0, done.stderr
     page = workdir / 'analysis' / 'report.html'
     assert done.stdout.endswith(f'\n{page}: {page.stat().st_size / 1e6:.1f} MB.\n')
-    assert '| run | ' in done.stdout  # Its row in the table of scores.
-    # How far the long work is.
+    assert '| run | ' in done.stdout  # The run's row in the table of scores.
+    # Progress of the long computations.
     for name in ('weights', 'similarity', 'spectra of run', 'run: step 2'):
         assert name in done.stderr
     text = page.read_text('utf-8')

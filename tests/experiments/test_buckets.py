@@ -1,4 +1,4 @@
-"""Commands on directories in a bucket."""
+"""Commands on run directories in a bucket."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: mistakes are one line of stderr and status 2."""
+"""The command line as users see it: an error is one line on stderr, with status 2."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 pytestmark = pytest.mark.slow(start_first=True)
 
 QUICKSTART = '--config=configs/quickstart.py'
-# A run that has little to prepare before it needs its weights.
+# A run that needs little preparation before it loads its weights.
 SMALL = (
     QUICKSTART,
     '--config.model.name=tiny',
@@ -196,7 +196,7 @@ def test_plan_prints_one_json_object():
 
 
 def test_sigterm_while_answers_are_written_ends_with_status_0(tmp_path):
-    """A computation is cut off then, which the interpreter's end need not survive."""
+    """A computation is still running then, which could crash the interpreter's exit."""
     write_tiny_gguf(tmp_path / 'tiny.gguf')
     arguments = [*small_run(tmp_path / 'tiny.gguf'), f'--workdir={tmp_path / "run"}']
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and who may write there."""
+"""The directory of the compilation cache, and who may write to it."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What llama.cpp is given: the same weights as numbers; and the table of what was measured."""
+"""Decoding benchmark: llama.cpp gets the same weights, and the table shows the measurements."""
 
 import gguf
 import numpy as np

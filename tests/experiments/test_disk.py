@@ -1,6 +1,6 @@
-"""A run on a file system that is full or read-only: one line, and nothing that was saved is lost.
+"""Runs on full or read-only file systems end with one line and lose nothing that was saved.
 
-The file systems are real: a tmpfs of a few hundred kilobytes, mounted in a namespace of its own.
+The file systems are real: a tmpfs of a few hundred kilobytes, mounted in its own namespace.
 """
 
 import json
@@ -42,9 +42,15 @@ def weights(tmp_path_factory):
 def on_disk(
     tmp_path: pathlib.Path, weights: pathlib.Path, options: str, *commands: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs shell commands with a tmpfs at `$disk`; what is on it at the end is copied to `kept`.
+    """Run shell commands with a tmpfs mounted at `$disk`.
 
-    `train` starts the run there.
+    The shell function `train` starts the run there. The final content is copied to `tmp_path/kept`.
+
+    Args:
+        tmp_path: Directory of the mount point and the copy.
+        weights: Weights of the tiny model.
+        options: Mount options, such as 'size=1500k'.
+        *commands: Shell commands.
     """
     disk, kept = tmp_path / 'disk', tmp_path / 'kept'
     disk.mkdir()
@@ -64,7 +70,7 @@ def on_disk(
 
 
 def only_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What stands on stderr besides progress bars."""
+    """Return the only line on stderr besides progress bars."""
     lines = done.stderr.replace('\r', '\n').splitlines()
     lines = [line for line in lines if line.strip() and '|' not in line]
     assert len(lines) == 1, done.stderr
@@ -72,7 +78,7 @@ def only_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_checkpoint_that_does_not_fit_ends_the_run_and_room_continues_it(tmp_path, weights):
-    """One checkpoint fits and a second does not; each takes 0.3 MB, and 1 MB must be free."""
+    """Each checkpoint takes 0.3 MB, and 1 MB must be free: one fits, and a second does not."""
     done = on_disk(
         tmp_path,
         weights,
@@ -104,7 +110,7 @@ def test_a_disk_without_room_for_one_checkpoint_is_told_before_any_work(tmp_path
 
 
 def test_a_file_that_fills_the_disk_is_one_line(tmp_path, weights):
-    """Full already: not even the config fits, and none is left half-written."""
+    """The disk is already full: not even the config fits, and none is left half-written."""
     fill = 'head -c 1M /dev/zero > $disk/filler 2> /dev/null'
     done = on_disk(tmp_path, weights, 'size=800k', fill, 'train')
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The command that exports, on a run of the tiny model."""
+"""The export command, on a run of the tiny model."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def test_a_mixture_becomes_one_lora_and_that_goes_to_peft(workdir, tmp_path):
         row = ' | '.join(f'{losses[model]:.4f}' for model in ('base', 'mixture', 'static'))
         assert f'| {task} | {row} |' in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f'{found}: lora on tiny after 3 steps, ')
-    # On a machine where the base lies elsewhere.
+    # On a machine that stores the base model elsewhere.
     weights = tmp_path / 'elsewhere.gguf'
     write_tiny_gguf(weights)
     done = export(found, '--format=peft', f'--weights={weights}', f'--output={tmp_path / "peft"}')

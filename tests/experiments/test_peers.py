@@ -1,6 +1,6 @@
-"""The comparison with peers: what they are given, what is reported, and that they compute the same.
+"""The comparison with other implementations (peers): inputs, report, and equal results.
 
-The last needs the peers' packages (experiments/peers/README.md), and is skipped without them.
+The last part needs the peers' packages (experiments/peers/README.md), and is skipped without them.
 """
 
 import json
@@ -62,7 +62,7 @@ def test_synthetic_rows_are_full():
     assert step.tokens == inputs.size == 4 * 256
     np.testing.assert_array_equal(inputs, again.packed['inputs'])
     np.testing.assert_array_equal(inputs, step.padded['input_ids'])
-    # The peers predict label i + 1 from input i; so do we, everywhere but at the end of a row.
+    # Peers predict label i + 1 from input i. Our targets agree, except at the end of a row.
     np.testing.assert_array_equal(targets[:, :-1], step.padded['labels'][:, 1:])
     assert mask[:, :-1].all() and not mask[:, -1].any()
     assert inputs.min() >= 0 and inputs.max() < 50
@@ -83,7 +83,7 @@ def test_links_reach_every_part_of_a_leaf_once():
 
 
 class Fixed:
-    """A system with given loss and gradient that notes its steps."""
+    """A fake system with fixed loss and gradients that logs its steps."""
 
     def __init__(self, loss=1.0, gradient=1.0, name='', log=None, router=(1.0, 1.0, 1.0)):
         self.loss, self.gradient, self.name, self.log = loss, gradient, name, log

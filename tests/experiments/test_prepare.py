@@ -1,4 +1,4 @@
-"""experiments.prepare as a user calls it: from local files, and from a hub on this machine."""
+"""experiments.prepare as a user calls it: from local files, and from a local fake hub."""
 
 import hashlib
 import http.server
@@ -35,7 +35,7 @@ ROWS = {'train': piqa(*range(12)), 'test': piqa(20, 21)}
 
 @pytest.fixture
 def sources(tmp_path) -> list[str]:
-    """PIQA in local files, the third row of train broken."""
+    """PIQA in local files, with a broken third row in train."""
     rows = {'train': [*ROWS['train'][:2], {'goal': ''}, *ROWS['train'][2:]], 'test': ROWS['test']}
     for split, of_split in rows.items():
         lines = ''.join(json.dumps(row) + '\n' for row in of_split)
@@ -54,13 +54,13 @@ def run(
         capture_output=True,
         text=True,
         timeout=120,
-        # Another test's setting may stand in this process.
+        # Another test may have set this variable in this process.
         env={**os.environ, 'HF_HUB_OFFLINE': '0', **environment},
     )
 
 
 def besides_bars(stderr: str) -> list[str]:
-    """The lines of stderr that are no progress bar."""
+    """Return the lines of stderr that are not progress bars."""
     lines = stderr.replace('\r', '\n').replace('\x1b[A', '').splitlines()
     return [line for line in lines if line.strip() and not re.search(r'\[\d\d:\d\d[,<]', line)]
 
@@ -94,7 +94,7 @@ def test_local_files(tmp_path, sources):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers what the hub's client asks of a repository."""
+    """Fake hub that answers the client's requests for a repository."""
 
     files: ClassVar[dict[str, bytes]] = {}
 
@@ -127,7 +127,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The address of a hub with PIQA, and with a part of it that nobody wants."""
+    """Address of a hub with PIQA, and with one file that must not be downloaded."""
     for split, of_hub in (('train', 'train'), ('test', 'validation')):
         path = tmp_path / f'{split}.parquet'
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[split]), path)
@@ -140,7 +140,7 @@ def hub(tmp_path):
 
 
 def test_the_hub_and_then_no_network(tmp_path, hub):
-    """The second run is without the store and without a hub: the downloaded files stay."""
+    """The second run has neither the store nor a hub, but uses the downloaded files."""
     expected = (
         'Prepared in {}, with malora_jax.lock.json:\n'
         f'  piqa: 12 train, 2 test, from ybisk/piqa at {COMMIT}\n'
@@ -156,7 +156,7 @@ def test_the_hub_and_then_no_network(tmp_path, hub):
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path, sources):
-    """After a progress bar, on a line of its own."""
+    """The message has its own line after a progress bar."""
     overrides = [f'--config.data.sources={tuple(sources)!r}', '--config.data.skip_broken=False']
     done = run(tmp_path / 'data', *overrides)
     assert (done.returncode, done.stdout) == (2, '')
@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, sources):
 
 
 def test_every_dataset_of_a_config_once(tmp_path, sources):
-    """Those that are trained on, then those that are only scored; other tasks are not."""
+    """Training datasets come first, then those that are only scored; other tasks are skipped."""
     for split in ('train', 'test'):
         row = {'question': 'q', 'answer': '#### 1'}
         (tmp_path / f'gsm-{split}.jsonl').write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""Whole commands that get signals: their status, their last line, and what they have saved."""
+"""Whole commands that receive signals: exit status, last line of output, and saved state."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow(start_first=True)
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    """Its runs are far longer than any test."""
+    """Directory whose runs take far longer than any test."""
     return make_home(tmp_path_factory.mktemp('home'), 3000, 1000, 0)
 
 
@@ -36,7 +36,7 @@ def arguments(home, name):
 
 @pytest.fixture(scope='module')
 def stopped(home):
-    """A run that got SIGTERM again and again, until it had ended."""
+    """Exit status and output of a run that got SIGTERM repeatedly until it ended."""
     with Started('train', *arguments(home, 'stopped')) as command:
         command.wait_for(lambda: steps_made(home / 'stopped') >= 2)
         command.send(signal.SIGTERM, times=10_000, pause=0.002)
@@ -56,7 +56,7 @@ def test_sigterm_while_a_command_is_imported(home, tmp_path):
 
 
 def test_signals_while_the_process_exits(home):
-    """Python resets the handlers then, if it is left to end by itself."""
+    """If the interpreter exits normally, Python resets the handlers during the exit."""
     for _ in range(3):
         with Started('train', '--help') as command:
             command.wait_for(lambda: command.out)
@@ -115,7 +115,7 @@ def test_answers_to_a_file_are_kept_and_the_same_command_resumes(home, stopped):
 
 @pytest.mark.parametrize('together', [1, 2])
 def test_the_processes_of_a_sweep_end_with_it(home, together):
-    """Even if it is killed; and they save what they have done."""
+    """They end even if the sweep is killed, and save their progress."""
     workdir = home / f'sweep{together}'
     runs = [workdir / name for name in SWEPT]
     with Started('sweep', *sweep(home, workdir, together=together, jobs=3 - together)) as command:
@@ -134,7 +134,7 @@ def test_the_processes_of_a_sweep_end_with_it(home, together):
 
 
 def test_ctrl_c_in_a_terminal_stops_a_sweep_whose_runs_save(home):
-    """A terminal sends it to the whole process group."""
+    """A terminal sends SIGINT to the whole process group."""
     workdir = home / 'interrupted_sweep'
     runs = [workdir / name for name in SWEPT]
     with Started('sweep', *sweep(home, workdir, together=2)) as command:

@@ -1,4 +1,4 @@
-"""A whole sweep through the real command: two tiny runs, one of which cannot be."""
+"""A sweep through the real command: two tiny runs, one of which must fail."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ GOOD, BAD = 'malora-learning_rate0.001-seed0', 'malora-learning_rate1e+30-seed0'
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory) -> pathlib.Path:
-    """A directory with a model, a file, a base config and a sweep."""
+    """Directory with a model, a data file, a base config and a sweep config."""
     home = tmp_path_factory.mktemp('home')
     write_tiny_gguf(home / 'tiny.gguf')
     rows = [json.dumps({'question': f'{n} + 1?', 'answer': str(n + 1)}) for n in range(40)]
@@ -64,7 +64,7 @@ def home(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def swept(home) -> subprocess.CompletedProcess[str]:
-    """The sweep: both runs in one process, and then the one that failed alone."""
+    """Result of the sweep: both runs in one process, then the failed one alone."""
     command = ('sweep', f'--config={home}/sweep.py', f'--workdir={home}/swept')
     return run(*command, timeout=900)
 

@@ -1,4 +1,4 @@
-"""configs/your_tasks.py through the real commands: files in, a report out."""
+"""configs/your_tasks.py with the real commands: from data files to a report."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory) -> pathlib.Path:
-    """A directory with a model and files of three kinds; 'sums' and 'more' share a question."""
+    """Directory with a model and files of three kinds; 'sums' and 'more' share a question."""
     home = tmp_path_factory.mktemp('home')
     write_tiny_gguf(home / 'tiny.gguf')
     sums = [{'prompt': f'{n} + 1?', 'completion': n + 1} for n in range(40)]
@@ -54,7 +54,7 @@ def home(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def files(home) -> list[str]:
-    """What names them on a command line."""
+    """Command-line arguments that name the files."""
     paths = [f'sums={home}/sums.jsonl', f'{home}/letters.csv', f'more={home}/more.parquet']
     settings = [
         'letters.question_field={of} of {the word}?\\nSay it.',
@@ -73,7 +73,7 @@ def files(home) -> list[str]:
 
 @pytest.fixture(scope='module')
 def finished(home, files) -> tuple[pathlib.Path, str]:
-    """A finished run and what it printed."""
+    """Directory and output of a finished run."""
     done = run(*files, *SMALL, f'--workdir={home}/run')
     assert done.returncode == 0, done.stderr
     assert 'Traceback' not in done.stderr
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line(tmp_path, arguments, expected):
 
 
 def test_a_held_out_question_that_does_not_fit(home, files, tmp_path):
-    """Said before anything is trained; a held-out question may be longer than a training row."""
+    """The error comes before training; held-out questions may be longer than a training row."""
     path = tmp_path / 'long.jsonl'
     path.write_text('{"prompt": "' + 'x' * 99_999 + '", "completion": "y"}', 'utf-8')
     own = [f'--config.data.files=("more={home}/more.parquet",)', *files[1:3], files[-1]]

@@ -1,4 +1,4 @@
-"""Trained models that need no training: random values everywhere, on the tiny base."""
+"""Trained models without training: random values everywhere, on the tiny base model."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from malora_jax.models.loading.weights import Base, load_base
 from tests.helpers.models import random_variables, small_method, tiny_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-# Of a name: the method, and what is changed of it.
+# Method and its changed settings, by name of the variant.
 VARIANTS = {
     'lora': ('lora', {}),
     'rslora': ('lora', {'rank_stabilized': True, 'targets': ('q', 'o', 'down')}),
@@ -20,14 +20,14 @@ TOKENS = [[5, 17, 200, 33, 250, 6, 90, 120], [9, 8, 7, 100, 101, 102, 3, 4]]
 
 
 def tiny_base(directory: pathlib.Path) -> tuple[Base, str]:
-    """The base, and where its weights are."""
+    """Write and load the tiny base model; return it and the path of its weights."""
     path = directory / 'tiny.gguf'
     write_tiny_gguf(path)
     return load_base(preset('tiny'), str(path)), str(path)
 
 
 def trained(name: str, base: Base, weights: str = '', step: int = 7) -> Restored:
-    """As if a run of this method, or variant, had ended so."""
+    """Return a restored model, as if a run of this method or variant had ended at this step."""
     method, changes = VARIANTS.get(name, (name, {}))
     model = tiny_model(small_method(method, **changes))
     variables = random_variables(model, seed=3) | {'params': base.params}

@@ -1,11 +1,11 @@
-"""Reads exports with transformers and peft, in an environment that has them.
+"""Read exports with transformers and peft, in an environment that has them.
 
     python -m tests.export.in_transformers CASES RESULTS
 
-CASES is a JSON file: by name, the directory of an `export`, that of its `base` if it is an adapter
-of peft's, `questions`, a `text`, and a number of `new_tokens`. RESULTS gets, by name, the `prompts`
-(ids) and `answers` (texts) to the questions, as someone gets them who follows the export's files,
-the `text`'s ids, and the versions.
+CASES is a JSON file. By name, it holds the directory of an `export`, the directory of its `base` if
+the export is a peft adapter, `questions`, a `text`, and the number of `new_tokens`. RESULTS gets,
+by name, the `prompts` (ids) and `answers` (texts) to the questions that result from the export's
+own files, the ids of the `text`, and the versions of the packages.
 """
 
 import json

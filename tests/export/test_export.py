@@ -1,4 +1,4 @@
-"""What is exported: read again by us, and by `peft` and `transformers` (see make_exports.py)."""
+"""Exports, loaded by us and by `peft` and `transformers` (see make_exports.py)."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from malora_jax.models.loading.weights import load_base
 from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
 from tests.helpers.models import STRUCTURES, logits_of
 
-# Logits of `peft` and `transformers` from what is exported here, in float32.
+# Logits of `peft` and `transformers` for our exports, in float32.
 LOGITS = np.load(Path(__file__).parents[1] / 'fixtures' / 'export_logits.npz')
 TOLERANCE = 1e-4
 
@@ -131,7 +131,7 @@ def test_nothing_is_overwritten(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
-# What others load.
+# Exports that other libraries load.
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -147,13 +147,13 @@ def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
     np.testing.assert_allclose(LOGITS[f'merged_{name}'], expected, atol=TOLERANCE)
     text = 'Why? <|im_end|> 12'
     assert merged.tokenizer.encode(text) == base[0].tokenizer.encode(text)
-    # The end of an answer in training, whatever ends a text of the base.
+    # The end token of an answer in training, even if the base model ends texts differently.
     assert merged.tokenizer.eos_id == end_id(base[0].tokenizer, found.template) == 2
 
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_peft_says_what_we_do(base, tmp_path, name):
-    """The fixture is of these very tensors."""
+    """The recorded logits belong to exactly these tensors, which their sums confirm."""
     found = trained(name, *base)
     write_peft(found, tmp_path / 'out')
     tensors = safetensors.numpy.load_file(tmp_path / 'out' / 'adapter_model.safetensors')

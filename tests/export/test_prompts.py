@@ -1,4 +1,4 @@
-"""Exports are asked as the model was trained: the same tokens in, the same texts out."""
+"""Exports use the prompts of training: the same tokens in give the same texts out."""
 
 import importlib.util
 import json
@@ -41,14 +41,14 @@ QUESTIONS = [
     'He is',
     'on',
 ]
-# An interpreter that has transformers and peft: `make test-export` names one.
+# A Python interpreter with transformers and peft; `make test-export` sets one.
 READER = os.environ.get('TRANSFORMERS_PYTHON') or (
     sys.executable if importlib.util.find_spec('transformers') else ''
 )
 
 
 def with_tokens(base: Base, *, eos: str, bos: str | None, template: str = '') -> Base:
-    """The base with a tokenizer that ends and begins texts in another way."""
+    """Return the base model with other BOS and end-of-text tokens."""
     tokenizer = base.tokenizer
     named = tokenizer.named_tokens | {'eos_token': eos} | ({'bos_token': bos} if bos else {})
     other = Tokenizer(
@@ -62,7 +62,7 @@ def with_tokens(base: Base, *, eos: str, bos: str | None, template: str = '') ->
 
 
 def ids_by_the_files(directory: Path, question: str) -> list[int]:
-    """The prompt as transformers makes it: rendered, then encoded without special tokens."""
+    """Return the prompt's ids as transformers does: rendered, encoded without added tokens."""
     settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
     environment = _environment()
     environment.begin()
@@ -83,7 +83,7 @@ THINKING = (
     '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% if enable_thinking is not '
     'defined or enable_thinking %} thinks{% endif %}{% endif %}'
 )
-# By name: the template, and the tokens that begin and end texts otherwise.
+# Template, and the changed BOS and end-of-text tokens, by name of the case.
 CASES = {
     'chatml': ('chatml', {'eos': '<|endoftext|>', 'bos': None}),
     'chatml with bos': ('chatml', {'eos': '<|im_start|>', 'bos': '<|endoftext|>'}),
@@ -99,7 +99,7 @@ CASES = {
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory) -> Base:
-    """Of which the end of an answer is written more often than by chance."""
+    """Base model that generates the end tokens of answers more often than by chance."""
     found, _ = tiny_base(tmp_path_factory.mktemp('base'))
     params = jax.tree.map(jnp.copy, found.params)
     params['embedding'] = params['embedding'].at[:3].multiply(2.5)
@@ -128,7 +128,7 @@ def test_a_merged_model_says_how_it_was_trained(base, tmp_path, name):
     for question in QUESTIONS:
         expected = encode_prompt(tokenizer, template, question)
         assert ids_by_the_files(tmp_path / 'out', question) == expected
-    # Read by us, as a base.
+    # Loaded by us, as a base model.
     again = from_huggingface(tmp_path / 'out')
     assert (again.eos_id, again.bos_id) == (end, tokenizer.bos_id)
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
@@ -137,7 +137,7 @@ def test_a_merged_model_says_how_it_was_trained(base, tmp_path, name):
 
 
 def test_a_conversation_is_written_as_in_training(base, tmp_path):
-    """With answers, whose end is marked; and a role that there was not is refused."""
+    """Answers get their end token, and unknown roles are refused."""
     found = model_of(base, 'chatml with bos')
     write_merged(found, tmp_path / 'out')
     again, chat = from_huggingface(tmp_path / 'out'), get_template('chat')
@@ -160,7 +160,7 @@ def test_tokenizers_of_all_kinds(tmp_path, name, template):
     found = Restored(Base(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
     try:
         end_id(tokenizer, chosen)
-    except UserError:  # The tokenizer lacks the template's end.
+    except UserError:  # The tokenizer lacks the template's end token.
         return
     (tmp_path / 'out').mkdir()
     write_prompts(tmp_path / 'out', found)
@@ -194,7 +194,7 @@ def test_an_adapter_says_how_it_was_trained(base, tmp_path):
 
 @pytest.mark.skipif(not READER, reason='transformers and peft are not installed: make test-export')
 def test_transformers_writes_what_we_write(base, tmp_path, monkeypatch):
-    """Text in, text out, greedily, from merged models and with peft."""
+    """Greedy generation gives the same texts from merged models and with peft."""
     exports = {name: (model_of(base, name), write_merged) for name in CASES}
     for method in ('lora', 'dora'):
         exports[f'peft {method}'] = (model_of(base, 'chatml', method), write_peft)
@@ -216,13 +216,13 @@ def test_transformers_writes_what_we_write(base, tmp_path, monkeypatch):
             'text': ours.tokens('in the world'),
             'end': ours.end_id,
         }
-    # The base alone, for peft.
+    # The base model alone, for peft.
     monkeypatch.setattr(merge, 'merged_params', lambda found: found.base.params)
     write_merged(model_of(base, 'bare'), tmp_path / 'base')
     found = run_in_transformers(tmp_path, cases)
     for name, values in expected.items():
         assert found[name] == values, (name, found['versions'])
-    # Some answers end before they are cut off, and are not all the same.
+    # Some answers end before the limit, and their lengths differ.
     lengths = {len(model['answers'][0]) for model in expected.values()}
     assert len(lengths) > 2
 

@@ -1,4 +1,4 @@
-"""Runs that start from a trained adapter: ours, or one of `peft`'s."""
+"""Runs that start from a trained adapter of ours or of `peft`."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def base(tmp_path_factory):
 
 
 def fresh(model: Decoder) -> TrainState:
-    """A state whose every value is random and differs from what `trained` has."""
+    """Return a state whose values are all random and differ from those of `trained`."""
     variables = random_variables(model, seed=9)
     return TrainState(0, variables['adapter'], variables.get('adapter_frozen', {}), ())
 
@@ -92,7 +92,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
 @pytest.mark.parametrize(
     'method, changes, tolerance',
     [
-        # Gates of the chosen sum to K / E, up to what a small router makes of them.
+        # The gates of the chosen experts sum to K / E, except for the effect of a small router.
         ('molora', {'rank': 8}, 0.01),
         ('molora', {'rank': 10, 'alpha': 4.0, 'top_k': 1}, 0.01),
         ('molora_dispatch', {'rank': 8}, 0.01),
@@ -101,7 +101,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
         ('malora', {'rank': 9, 'shared_rank': 20, 'beta': 0.5}, 0.01),
         ('malora_dispatch', {'rank': 8, 'rank_stabilized': True}, 0.01),
         ('malora_fixed_shared', {'rank': 8}, 0.01),
-        # They sum to one.
+        # The gates sum to one.
         ('molora', {'rank': 8, 'renormalize': True}, 1e-4),
         ('malora', {'rank': 8, 'equal_gates': True}, 1e-4),
         ('malora', {'rank': 8, 'top_k': 4}, 1e-4),
@@ -111,7 +111,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
     ],
 )
 def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, changes, tolerance):
-    """The tolerance is of the mean distance of the LoRA's logits from those of the base."""
+    """The tolerance is relative to the mean distance of LoRA's logits from the base model's."""
     found = trained('lora', *base)
     write_peft(found, tmp_path / 'peft')
     model = tiny_model(small_method(method, **changes))
@@ -127,14 +127,14 @@ def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, chang
         loss_by_task(Decoder(found.model.config), {'params': base[0].params}),
     )
     assert np.abs(ours - theirs).max() < 0.01 < 0.05 < np.abs(ours - none).max()
-    # Every leaf is where it was, of the same shape.
+    # The tree and the shapes of its leaves are unchanged.
     assert jax.tree.map(np.shape, state.variables(0)) == jax.tree.map(
         np.shape, fresh(model).variables(0)
     )
 
 
 def test_the_subspace_keeps_the_paper_s_scale(base, tmp_path):
-    """S_A is β times an orthonormal basis, and gradients go by β as in appendix A.3."""
+    """S_A is β times an orthonormal basis, so gradients scale with β as in appendix A.3."""
     write_peft(trained('lora', *base), tmp_path / 'peft')
     for beta in (0.5, 2.0):
         model = tiny_model(small_method('malora', rank=9, shared_rank=20, beta=beta))
@@ -163,7 +163,7 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
     )
 
     def least_distance(adapter) -> float:
-        """Between two experts' up-projections, relative to their norm."""
+        """The distance is that of two experts' up-projections, relative to their norm."""
         up_LERF = np.asarray(adapter['layers']['mlp']['up']['up'])
         experts = up_LERF.shape[1]
         pairs = [
@@ -172,7 +172,7 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
         return min(pairs) / np.linalg.norm(up_LERF[:, 0])
 
     assert least_distance(state.adapter) < 1e-6
-    # Each expert has its own gradient: it sees other tokens, or with other gates.
+    # Experts have different gradients, because their tokens or gates differ.
     assert least_distance(gradients) > 0.1
     step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), 2)
     for _ in range(5):
@@ -182,7 +182,7 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
 
 
 def test_a_config_as_peft_writes_it(base, tmp_path):
-    """peft_config.json is what peft 0.21.2 saved of a DoRA of this shape."""
+    """peft_config.json was saved by peft 0.21.2 for a DoRA of this shape."""
     found = trained('dora', *base)
     write_peft(found, tmp_path / 'peft')
     shutil.copy(Path(__file__).parent / 'peft_config.json', tmp_path / 'peft/adapter_config.json')
@@ -301,7 +301,7 @@ def test_a_run_goes_on_from_an_adapter_and_needs_it_only_once(base, tmp_path):
     assert abs(first[0] - first[1]) > 0.01
     shutil.rmtree(tmp_path / 'peft')
     (tmp_path / 'run' / 'results.json').unlink()
-    # What a kill in the middle of the first save leaves is no checkpoint.
+    # The remains of a first save that was killed are not a checkpoint.
     (tmp_path / 'other' / 'checkpoints' / '2.orbax-checkpoint-tmp-1').mkdir(parents=True)
     train(settings, tmp_path / 'run')
     with pytest.raises(UserError, match='start_from'):

@@ -1,4 +1,4 @@
-"""The plain LoRA that stands for a mixture: exact where gates are the same for all tokens."""
+"""Plain LoRA that approximates a mixture: exact where gates are the same for all tokens."""
 
 import json
 
@@ -34,7 +34,10 @@ def setup(tmp_path_factory):
 
 
 def mixture(setup, name: str, **changes):
-    """Random experts; with a router of zeros and all experts chosen, gates are constant."""
+    """Return a mixture of random experts; any changes also set its routers to zero.
+
+    With all experts chosen, the gates are then constant.
+    """
     found = trained(name, setup.base, setup.run.weights)
     if not changes:
         return found
@@ -73,7 +76,7 @@ def test_a_routed_mixture_is_only_approximated(setup):
 
 
 def test_the_gates_of_all_tasks_are_the_mean_of_each(setup):
-    """The subspace of MALoRA is shared, so up-projections are linear in the gates."""
+    """MALoRA's subspace is shared, so the up-projections are linear in the gates."""
     mixed = mixture(setup, 'malora')
     both, *each = (static_export(setup, mixed, task) for task in ('', *TASKS))
     assert both.about['gates_of'] == [*TASKS] and each[0].about['gates_of'] == [TASKS[0]]
@@ -142,7 +145,7 @@ def test_mistakes(setup, name, arguments, expected):
 
 
 def test_a_rank_above_a_linear_s_shorter_side(setup):
-    """Of the tiny model, k has 32 outputs."""
+    """In the tiny model, k has 32 outputs."""
     adapter = small_method('molora', num_experts=8, rank=8)
     model = Decoder(setup.base.config, adapter)
     variables = random_variables(model, seed=3) | {'params': setup.base.params}

@@ -1,7 +1,7 @@
-"""Seeded fuzzing: how many attempts a fuzz test makes, and from which random numbers.
+"""Seeded fuzzing: the number of attempts of a fuzz test, and their random generators.
 
 By default a test makes the number of attempts that it asks for, which takes seconds. A long run
-continues for a time instead, and another seed makes other attempts:
+continues for a given time instead, and another seed makes other attempts:
 
     python -m pytest tests/fuzz/test_files.py --fuzz-minutes=30 --fuzz-seed=7
 """
@@ -26,10 +26,10 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def attempts(request) -> Callable[[int], Iterator[random.Random]]:
-    """A function that yields one seeded random generator per attempt.
+    """Function that yields one seeded random generator per attempt.
 
-    A failing attempt can be repeated alone: the generator depends only on `--fuzz-seed`, the
-    test's name and the attempt's number, which the terminal summary shows.
+    A failed attempt can be repeated alone: the generator depends only on `--fuzz-seed`, the test's
+    name and the attempt's number, which the terminal summary shows.
     """
     seed = request.config.getoption('fuzz_seed', 0)
     minutes = request.config.getoption('fuzz_minutes', 0.0)
@@ -40,7 +40,7 @@ def attempts(request) -> Callable[[int], Iterator[random.Random]]:
         made = 0
         while time.monotonic() < end if minutes else made < count:
             made += 1
-            # Updated before each attempt, so that the report of a failure has it, too.
+            # Set before each attempt, so that the report of a failure includes it.
             request.node.user_properties[:] = [('attempts', made)]
             yield random.Random(f'{seed} {name} {made}')
 
@@ -48,7 +48,7 @@ def attempts(request) -> Callable[[int], Iterator[random.Random]]:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Lists the attempts of each test, those of a failed test up to its failure."""
+    """List the attempts of each test; a failed test stops at its failure."""
     reports = [
         report
         for outcome in ('passed', 'failed')

@@ -1,9 +1,9 @@
-"""Runs attempts in forks of a process that has imported everything, each with limits.
+"""Run attempts, with limits, in forks of a process that has imported everything.
 
-A request is a line of JSON on stdin: `directory`, and either `command`, the name and arguments of
-an entry of experiments/, or `reader`, a name in `readers.READERS`, and its `path`. The answer is a
-line on stdout: `status`, `stdout`, `stderr` and `seconds`. JAX is imported, but no backend is
-started before the fork, so that there are no threads whose locks a child might wait for.
+A request is a line of JSON on stdin. It has a `directory`, and either a `command` (name and
+arguments of an entry of experiments/) or a `reader` (a name in `readers.READERS`) with its `path`.
+The answer is a line on stdout with `status`, `stdout`, `stderr` and `seconds`. JAX is imported, but
+no backend is started before the fork, so that there are no threads whose locks could block a child.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from typing import Any
 
 from tests.helpers.paths import ROOT
 
-# For each attempt: of processor time and of address space, of which JAX reserves much.
+# Limits of each attempt: CPU time, address space (JAX reserves much), and elapsed time.
 CPU_SECONDS = 40
 ADDRESS_BYTES = 24 * 2**30
 WALL_SECONDS = 240
-# What a process gets that was stopped by its limits.
+# Message of an attempt that exceeded its time limit.
 TOO_LONG = 'took too long'
 
 
 class Server:
-    """The process that forks; a context manager."""
+    """The forking process, as a context manager."""
 
     def __enter__(self) -> 'Server':
         environment = {
@@ -59,7 +59,7 @@ class Server:
         self._process.wait(60)
 
     def run(self, **request: Any) -> dict[str, Any]:
-        """Returns the answer to a request."""
+        """Send a request, and return the answer."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(request) + '\n')
         self._process.stdin.flush()
@@ -118,7 +118,7 @@ def _child(request: dict[str, Any], out: Any, err: Any) -> int:
     except BaseException as error:
         from malora_jax.errors import UserError
 
-        # As `experiments.cli` tells them.
+        # Report errors as `experiments.cli` does.
         kinds = ((UserError, 2), (FloatingPointError, 1), (OSError, 1))
         known = [status for kind, status in kinds if isinstance(error, kind)]
         status = known[0] if known and 'reader' in request else 3

@@ -1,4 +1,4 @@
-"""Ways to damage a file, as a disk, a program or a person may."""
+"""Ways in which a disk, a program or a person may damage a file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _BYTES = (b'\xff', b'\0', b'\xed\xa0\x80', b'\\ud800', b'[' * 10**5, b'9' * 5000
 
 
 def damage(rng: random.Random, path: pathlib.Path) -> str:
-    """Damages a file in one to three ways, and tells how."""
+    """Damage a file in one to three ways, and return a description."""
     told = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if not path.is_file():
@@ -136,7 +136,7 @@ def change_header(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def change_metadata(rng: random.Random, path: pathlib.Path) -> str:
-    """Changes the type, or the first bytes of the value, of a key of GGUF."""
+    """Change the type, or the first bytes of the value, of a GGUF key."""
     content = bytearray(path.read_bytes())
     keys = re.findall(
         rb'(?:llama|tokenizer|general)\.[a-z_.]+|[a-z0-9_.]+\.weight', content[:60_000]
@@ -157,13 +157,13 @@ def change_metadata(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def _place(rng: random.Random, content: bytes | bytearray) -> int:
-    """Somewhere, half of the time near the beginning."""
+    """Return a random position, half of the time near the start."""
     end = min(len(content), 2000) if rng.random() < 0.5 else len(content)
     return rng.randrange(max(end, 1))
 
 
 def _changed(rng: random.Random, text: str) -> tuple[str, str]:
-    """JSON with one thing changed, and what that was."""
+    """Return JSON with one random change, and a description of the change."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

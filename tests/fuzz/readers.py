@@ -1,4 +1,4 @@
-"""Every way to read a file of each kind, for `fork_server`."""
+"""Readers for each kind of file, called by `fork_server`."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ from malora_jax.ultralink.llm import cache
 
 
 def read_base(path: pathlib.Path) -> None:
-    """A GGUF file or a directory of Hugging Face's, with its tokenizer and chat template."""
+    """Load a GGUF file or Hugging Face directory, and use its tokenizer and chat template."""
     config = model_config('auto', str(path), 'float32')
     tokenizer = load_base(config, str(path)).tokenizer
     tokenizer.decode(tokenizer.encode('Hello, wörld!'))
@@ -26,12 +26,12 @@ def read_base(path: pathlib.Path) -> None:
 
 
 def read_data(path: pathlib.Path) -> None:
-    """A data file of one's own."""
+    """Read a user's data file."""
     FileTask('mine', str(path), 'question', 'answer', 'exact_match').split(0, 0, 4)
 
 
 def read_run(path: pathlib.Path) -> None:
-    """A finished run, by each of the ways in which its files are read again."""
+    """Read a finished run in each way in which the project does."""
     write_report([path.parent], path.parent / 'report', routing=False)
     goodput.describe(goodput.accounts(goodput.read(path)))
     status.read(path.parent, path.name, 'finished')
@@ -40,13 +40,13 @@ def read_run(path: pathlib.Path) -> None:
 
 
 def read_stage(path: pathlib.Path) -> None:
-    """A stage of UltraLink."""
+    """Read the output of an UltraLink stage."""
     for row in shards.read([path]):
         shards.text_field(row, 'text')
 
 
 def read_cache(path: pathlib.Path) -> None:
-    """Answers that are kept."""
+    """Read the answers in an UltraLink cache."""
     with cache.opened(path) as answers:
         answers.get(b'key')
         str(answers.tokens)

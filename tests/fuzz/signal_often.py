@@ -1,11 +1,11 @@
-"""Sends SIGTERM to many runs at random moments, and shows that nothing came of it.
+"""Send SIGTERM to many runs at random moments, and check that the outcomes are unchanged.
 
-`python -m tests.fuzz.signal_often [RUNS [SEED]]` makes tiny runs, each of which gets one to five
-SIGTERMs while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs
-eight are trained by `experiments.train`, one by a sweep that starts a process for each run, and one
-by a sweep whose two runs train together. A line tells for each the statuses of its processes and
-whether metrics, final state and scores equal those of an undisturbed run to the last bit. The exit
-status is 1 if a process ended otherwise than documented, or an outcome differs.
+`python -m tests.fuzz.signal_often [RUNS [SEED]]` starts tiny runs. Each gets one to five SIGTERMs
+while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs, eight
+are trained by `experiments.train`, one by a sweep with a process for each run, and one by a sweep
+whose two runs train together. For each run a line shows the exit statuses of its processes, and
+whether metrics, final state and scores are bitwise equal to those of an undisturbed run. The exit
+status is 1 if a process ended with an undocumented status, or if an outcome differs.
 """
 
 import collections
@@ -34,7 +34,7 @@ def main(runs: int, seed: int) -> int:
         home = make_home(root / 'home', 12, 2, 4)
 
         def given(kind: str, workdir: pathlib.Path) -> tuple[str, list[str], list[str]]:
-            """Command, arguments, and the runs in its directory."""
+            """Return the command, its arguments, and the runs in its directory."""
             if kind == 'train':
                 return kind, [f'--config={home}/base.py', f'--workdir={workdir}'], ['.']
             if kind == 'sweep':
@@ -45,7 +45,7 @@ def main(runs: int, seed: int) -> int:
         seconds = {}
         for kind in ('train', 'sweep', 'together'):
             command, arguments, _ = given(kind, root / kind)
-            # Once to fill the cache of compiled programs, and once to measure.
+            # The first run fills the compilation cache; the second is measured.
             undisturbed(command, *arguments)
             again = given(kind, root / f'{kind}_again')[1]
             _, seconds[kind] = undisturbed(command, *again)

@@ -1,7 +1,7 @@
-"""Command lines that nobody meant: refused in one line that leaves nothing behind.
+"""Random invalid command lines are refused in one line, and leave no files behind.
 
-The base's weights of every command that would train or measure are at a path where there are none,
-so that a command line that is right after all is refused at the latest there.
+Every command that would train or measure gets a path without weights, so that a command line that
+happens to be valid is refused there at the latest.
 """
 
 import os
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.fuzz
 
 CONFIG = f'--config={ROOT}/configs/quickstart.py:malora'
 SWEEP = f'--config={ROOT}/configs/sweeps/rank.py'
-# Set last, so that no value before them makes a command do real work.
+# These flags come last, so that no earlier value makes a command do real work.
 WITHOUT = (
     '--config.model.name=tiny',
     '--config.model.weights=nothing.gguf',
 )
-# By command: arguments that are right, and those that stand at the end.
+# Valid arguments, and the arguments that must come last, by command.
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     'train': ((CONFIG, '--workdir=run'), WITHOUT),
     'evaluate': ((CONFIG, '--workdir=run'), WITHOUT),
@@ -94,7 +94,7 @@ def server():
 
 
 def command_line(rng: random.Random) -> list[str]:
-    """A command with one to three things wrong."""
+    """Return a command with one to three random errors."""
     if rng.random() < 0.3:
         stage = rng.choice([*STAGES])
         first, arguments, last = ['ultralink', stage], [*STAGES[stage]], []
@@ -119,7 +119,7 @@ def command_line(rng: random.Random) -> list[str]:
             arguments.insert(at, rng.choice((value, f'--{value}', '-x', '--=')))
         else:
             arguments.append(f'--{rng.choice(FLAGS)}={value}')
-    # No process is started with a null character in its arguments.
+    # A process cannot be started with a null character in its arguments.
     return [*first, *arguments, *last]
 
 
@@ -146,7 +146,7 @@ def test_command_lines(server, attempts, tmp_path):
         assert status in (0, 1, 2), why
         assert 'Traceback' not in told and TOO_LONG not in told, why
         if status:
-            # Progress bars are drawn over by what follows.
+            # Later output overwrites progress bars.
             lines = [line for line in told.split('\n') if line.strip() and '\r' not in line]
             assert len(lines) == 1, why
             assert listing(work) == before, (why, listing(work).keys() - before.keys())

@@ -1,4 +1,4 @@
-"""Damaged files are read, or refused in one sentence that names them, within limits."""
+"""Damaged files are read or refused in one sentence that names them, within resource limits."""
 
 import json
 import pathlib
@@ -149,7 +149,7 @@ def write_cache(path: pathlib.Path) -> None:
             answers.put(key, Reply('größer' * 20, 'stop', 7))
 
 
-# By name: what writes the files, the reader, what it is given, and attempts by default.
+# Function that writes the files, the reader, its path, and the default number of attempts, by name.
 KINDS = {
     'gguf': (write_base, 'base', 'tiny.gguf', 12),
     'huggingface': (write_huggingface, 'base', 'model', 14),

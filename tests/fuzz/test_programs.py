@@ -1,4 +1,4 @@
-"""Random programs in the sandbox: honest ones compute as outside, hostile ones do no harm."""
+"""Random programs in the sandbox: honest ones give the same results, hostile ones do no harm."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ try:
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-# What values are is described alike on both sides, since not every value can be written down.
+# Both sides describe values in the same way, because not every value has a literal.
 PROMPT = '''import asyncio, collections, dataclasses, datetime, decimal, enum, fractions
 import json, typing
 
@@ -104,7 +104,7 @@ def test_honest_programs_return_the_same_as_outside(attempts):
         assert outcome == Outcome(True), (outcome, dict(enumerate(lines)))
 
 
-# An attack may take effect with its own answer or a later one; all of them are wrong.
+# An attack may affect its own answer or a later one; all of its answers are wrong.
 DOUBLE = Problem(
     'def double(x):\n    """Twice x."""\n',
     'def check(candidate):\n    candidate(0)\n    for x in range(1, 3):\n        try:\n'
@@ -112,7 +112,7 @@ DOUBLE = Problem(
     'double',
 )
 QUICK = sandbox.Limits(cpu_seconds=1, wall_seconds=10.0, memory_bytes=1 << 28)
-# Calls that may wait for something that never comes, on x86_64: read, readv, futex and epoll_wait.
+# System calls of x86_64 that may wait forever: read, readv, futex and epoll_wait.
 WAITING = {0, 19, 202, 232}
 
 
@@ -213,7 +213,7 @@ ATTACKS = [system_calls, files, sockets, processes, memory, floods, answers]
 
 
 def world(path):
-    """What a hostile program must not change: a file and those beside it, and the processes."""
+    """Return the state that a hostile program must not change: files and processes."""
     tasks = pathlib.Path('/proc/self/task').iterdir()
     children = ' '.join((task / 'children').read_text() for task in tasks).split()
     status = path.stat()

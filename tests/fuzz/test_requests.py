@@ -1,7 +1,7 @@
-"""Random requests to a server that answers others meanwhile, who must see nothing of it.
+"""Random requests to a server that serves other clients, which must not be affected.
 
-Requests are made from the server's OpenAPI schema, with values beyond every range, and by hand:
-what is no HTTP, or no JSON, or arrives late or never.
+Some requests are made from the server's OpenAPI schema, with values beyond every range. Others are
+made by hand: they are not valid HTTP or JSON, or arrive late or never.
 """
 
 import collections
@@ -21,7 +21,7 @@ from tests.helpers.servers import chat, is_error, process
 
 pytestmark = pytest.mark.fuzz
 
-# What a request may not do, whatever it is.
+# Statuses that no request may cause.
 _NEVER = (500, 502)
 _PATHS = (b'/health', b'/v1/models', b'/v1/models/tiny', b'/v1/completions', b'/')
 
@@ -40,7 +40,7 @@ def address(log):
 
 @pytest.fixture
 def witness(address, log):
-    """A client that asks the same again and again, and gets the same answer every time."""
+    """Client that repeats one request and checks that the answer never changes."""
     expected = chat(address, seed=1, temperature=0.7, max_tokens=12).json()['choices']
     found, stopped = [], threading.Event()
 
@@ -61,7 +61,7 @@ def witness(address, log):
 
 
 def check(status: int, body: bytes, sent: object) -> None:
-    """Checks a response; an error prints what was sent."""
+    """Check a response; a failure prints the request."""
     assert status not in _NEVER, (status, body, sent)
     assert status < 400 or is_error(status, body), (status, body, sent)
 
@@ -89,7 +89,7 @@ def test_requests_of_the_schema(address, witness, attempts):
                     response = case.call(base_url=address, timeout=120)
                     check(response.status_code, response.content, case.as_curl_command())
 
-                # A path without parameters has no wrong ones.
+                # A path without parameters has no invalid parameters.
                 with contextlib.suppress(hypothesis.errors.Unsatisfiable):
                     run()
     assert sent.keys() == {operation.path for operation in operations}
@@ -129,7 +129,7 @@ _FIELDS = (
 
 
 def _body(rng: random.Random) -> tuple[bytes, bytes]:
-    """Path and body of a request that is mostly right."""
+    """Return the path and body of a mostly valid request."""
     is_chat = rng.random() < 0.5
     fields = {'model': 'tiny', 'max_tokens': rng.choice((1, 5))}
     if is_chat:
@@ -162,7 +162,7 @@ def _nested(rng: random.Random, body: bytes) -> bytes:
 
 
 def _heads(rng: random.Random, path: bytes, body: bytes) -> bytes:
-    """The head of a request, with something that may be wrong."""
+    """Return the head of a request, with a possible error."""
     length = rng.choice((len(body), len(body), len(body), len(body) + 10, 0, -1, 10**30))
     lines = [
         b'%s %s HTTP/1.%d' % (rng.choice((b'POST', b'POST', b'GET', b'X')), path, rng.randrange(2)),
@@ -198,7 +198,7 @@ def _status_and_body(response: bytes) -> tuple[int, bytes]:
 
 
 def test_requests_by_hand(address, witness, attempts):
-    """Some clients go away before they are answered."""
+    """Some clients disconnect before they are answered."""
     host, port = address.removeprefix('http://').split(':')
     for rng in attempts(150):
         path, body = _body(rng)
@@ -207,11 +207,11 @@ def test_requests_by_hand(address, witness, attempts):
         data = _heads(rng, path, body) + body
         with socket.create_connection((host, int(port)), timeout=1.0) as connection:
             response = b''
-            with contextlib.suppress(OSError):  # The server may close before it has read all.
+            with contextlib.suppress(OSError):  # The server may close it early.
                 connection.sendall(data)
                 while rng.random() < 0.9 and (part := connection.recv(2**16)):
                     response += part
-        # A response that ends within its head or body is of a client that went away.
+        # A truncated response belongs to a client that disconnected.
         with contextlib.suppress(ValueError, IndexError):
             if (found := _status_and_body(response))[0] != 100:
                 assert found[0] not in _NEVER, (found, data[:2000])

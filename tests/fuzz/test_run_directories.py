@@ -1,4 +1,4 @@
-"""Damaged and edited run directories: a run ends as if nothing had happened, or it is refused."""
+"""Damaged and edited run directories: the run gives the undamaged result, or is refused."""
 
 import json
 import pathlib
@@ -15,14 +15,14 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.fuzz
 
-# Two runs that differ in what a config may say without any shape being another.
+# Two runs whose configs differ without changing any shape.
 OTHER = {'seed': 1, 'optimizer__learning_rate': 3e-3, 'adapter__alpha': 3.0}
 RECORDS = ('config.json', 'base.json', 'data.json')
 
 
 @pytest.fixture(scope='module')
 def runs(compile_once, tmp_path_factory):
-    """By name, the settings and the finished directory of two runs on a file."""
+    """Settings and finished directory of two runs on a data file, by name."""
     folder = tmp_path_factory.mktemp('runs')
     write_tiny_gguf(folder / 'tiny.gguf')
     rows = [{'question': f'{n} and 1?', 'answer': str(n + 1)} for n in range(40)]
@@ -43,15 +43,16 @@ def runs(compile_once, tmp_path_factory):
 
 
 def digests(workdir: pathlib.Path) -> dict[str, str]:
-    """Returns the SHA-256 of each array of the last checkpoint."""
+    """Return the SHA-256 of each array of the last checkpoint."""
     return read_json(workdir / 'checkpoints' / '4' / 'manifest' / 'data.json')['arrays']
 
 
-# Each takes random numbers, our directory and another run's, and says what it did.
+# Kinds of damage: each takes a random generator, our directory and another run's directory, and
+# returns a description.
 
 
 def any_file(rng: random.Random, workdir: pathlib.Path) -> pathlib.Path:
-    """Returns one of the files that hold something; a checkpoint's are taken less often."""
+    """Return a random file of the directory; a checkpoint's files are chosen less often."""
     files = [path for path in sorted(workdir.rglob('*')) if path.is_file() and path.name != '.lock']
     outside = [path for path in files if 'checkpoints' not in path.parts]
     return rng.choice(outside if outside and rng.random() < 0.6 else files)
@@ -73,7 +74,7 @@ def truncate(rng, workdir, other):
 def flip_bits(rng, workdir, other):
     path = any_file(rng, workdir)
     content = bytearray(path.read_bytes())
-    # A digit of a score may become another, which no reader can know.
+    # A digit of a score may become another, which no reader can detect.
     if not content or path.name.startswith(('results', 'answers', 'metrics', 'goodput')):
         return 'nothing'
     place = rng.randrange(len(content))
@@ -116,7 +117,7 @@ def edit_record(rng, workdir, other):
 
 def copy_file(rng, workdir, other):
     path = any_file(rng, other)
-    # Answers and metrics of another run with the same shape are told from ours by nothing.
+    # Nothing distinguishes answers and metrics of another run with the same shape from ours.
     if path.name.startswith(('results', 'answers', 'metrics', 'goodput')):
         return 'nothing'
     target = workdir / path.relative_to(other)

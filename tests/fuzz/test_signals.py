@@ -1,8 +1,9 @@
-"""Commands that get one to five SIGTERMs at random times until they have done their work.
+"""Commands that get one to five SIGTERMs at random times until they have finished.
 
-Every process must end with the documented status and without a crash, and the outcome must equal
-that of an undisturbed command to the last bit. Times are counted from the moment at which a process
-handles signals: before, while the interpreter itself starts, SIGTERM ends it as any process.
+Every process must end with the documented status and without a crash, and the outcome must be
+bitwise equal to that of an undisturbed command. Times are measured from the moment at which a
+process handles signals. Before that, while the interpreter starts, SIGTERM ends it like any
+process.
 """
 
 import json
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.fuzz
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_little():
-    """Most of the time would be the compiler's."""
+    """Disable most optimizations, because compiling would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
         patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
@@ -37,7 +38,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(home):
-    """Directory and seconds of an undisturbed run."""
+    """Directory and duration in seconds of an undisturbed run."""
     workdir = home / 'trained'
     _, seconds = undisturbed('train', f'--config={home}/base.py', f'--workdir={workdir}')
     return workdir, seconds
@@ -53,7 +54,7 @@ def test_training(home, trained, attempts, tmp_path):
 
 
 def test_a_sweep_of_a_process_for_each_run(home, trained, attempts, tmp_path):
-    """Its first run is that of `trained`."""
+    """The sweep's first run is the run of `trained`."""
     alone, seconds = trained
     for number, rng in enumerate(attempts(1)):
         workdir = tmp_path / str(number)
@@ -64,7 +65,7 @@ def test_a_sweep_of_a_process_for_each_run(home, trained, attempts, tmp_path):
 
 @pytest.fixture
 def only_if_long(request):
-    """Skips a test that starts more processes than continuous integration has time for."""
+    """Skip a test that starts too many processes for continuous integration."""
     if not request.config.getoption('fuzz_minutes'):
         pytest.skip('only with --fuzz-minutes')
 
@@ -83,7 +84,7 @@ def test_an_evaluation(only_if_long, home, trained, attempts):
     given = f'--config={home}/base.py', f'--workdir={trained[0]}'
     out, seconds = undisturbed('evaluate', *given)
     for rng in attempts(0):
-        # Without a signal in time it is done: status 0.
+        # The evaluation has status 0 if it finishes before the signal.
         found = disturbed(rng, seconds, [0, 143], 'evaluate', *given)
         assert json.loads(found.out) == json.loads(out)
 

@@ -1,4 +1,4 @@
-"""A row of each public dataset, with the columns and types of the hub, written for the tests."""
+"""One handwritten row per public dataset, with the columns and types of the dataset on the hub."""
 
 from typing import Any
 
@@ -103,13 +103,13 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def row(name: str, **changes: Any) -> Row:
-    """The dataset's row with some fields changed; `...` takes a field away."""
+    """Return the dataset's row with some fields changed; the value `...` removes a field."""
     fields = {**ROWS[name], **changes}
     return Row(PLACE, {field: value for field, value in fields.items() if value is not ...})
 
 
 def broken(parse, changed: Row) -> str:
-    """What a parser says of a broken row, without the place that it must begin with."""
+    """Return a parser's message for a broken row, without the place that it must start with."""
     with pytest.raises(BrokenRowError) as caught:
         parse(changed)
     message = str(caught.value)

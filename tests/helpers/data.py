@@ -1,4 +1,4 @@
-"""A tokenizer to follow by hand, and the inverse of packing."""
+"""A byte tokenizer whose tokens are easy to check by hand, and the inverse of packing."""
 
 from itertools import islice
 from typing import ClassVar
@@ -12,7 +12,7 @@ FEATURES = ['inputs', 'targets', 'loss_mask', 'task_ids']
 
 
 class ByteTokenizer:
-    """A token for each byte, and three special ones: enough to follow everything by hand."""
+    """Tokenizer with one token per byte and three special tokens, easy to check by hand."""
 
     SPECIAL = ('<|im_start|>', '<|im_end|>', '<|end|>')
     eos_id = 258
@@ -37,7 +37,10 @@ class ByteTokenizer:
 
 
 def unpack(batches) -> list[dict[str, np.ndarray]]:
-    """The examples of some batches; checks segment ids, positions and padding on the way."""
+    """Return the unpacked examples of packed batches.
+
+    Segment ids, positions and padding are checked on the way.
+    """
     examples = []
     for batch in batches:
         assert sorted(batch) == KEYS

@@ -1,4 +1,4 @@
-"""Directories as finished runs leave them, with made-up answers and without checkpoints."""
+"""Run directories as finished runs leave them, with made-up answers and no checkpoints."""
 
 import json
 import pathlib
@@ -21,21 +21,22 @@ def write_finished_run(
     nats: Mapping[str, Sequence[float]] | None = None,
     validation: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
-    """A finished run that answers the first `right` of 40 questions of each task.
+    """Write a finished run that answers the first `right` of 40 questions of each task correctly.
 
-    The right answers of each task have 1, 3, 1, 3, ... tokens and, before, 8 nats; afterwards
-    `nats`, or as many as make the losses of the tasks `loss`, `loss` + 1, ...
+    The right answers of each task have 1, 3, 1, 3, ... tokens. Each has 8 nats of loss before
+    training. Afterwards it has `nats`, or the nats that give the tasks the losses `loss`, `loss` +
+    1, ... per token.
 
     Args:
         directory: Directory of the run.
-        config: Config of the run, whose seed is set.
-        right: Number of questions with a right answer, by task or of each.
+        config: Config of the run; its seed is set.
+        right: Number of questions answered correctly, by task or the same for each.
         seed: Seed of the run.
-        loss: Loss of the first task after training.
-        questions: Text of the questions, with their number.
-        scoring: Rule of `scoring` in results.json.
-        before: Number of questions that the base answers right.
-        nats: Nats of the right answers by task.
+        loss: Loss of the first task after training, in nats per token.
+        questions: Text of the questions, with `{}` for their number.
+        scoring: Scoring rule that results.json records.
+        before: Number of questions that the base model answers correctly.
+        nats: Summed loss of each right answer after training, by task.
         validation: Validation losses by step.
     """
     directory.mkdir(parents=True)

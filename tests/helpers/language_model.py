@@ -1,4 +1,4 @@
-"""A language model with random weights that reads and writes bytes."""
+"""A byte-level language model with random weights."""
 
 from malora_jax.data import get_template
 from malora_jax.inference import LanguageModel
@@ -10,7 +10,7 @@ VARIABLES = random_variables(MODEL, seed=1)
 
 
 class Tokenizer(ByteTokenizer):
-    """Leaves special tokens and what is no byte out of texts."""
+    """Byte tokenizer whose `decode` drops special tokens and tokens above ASCII."""
 
     def decode(self, ids, *, continues=False):
         return bytes(i for i in ids if i < 128).decode()

@@ -1,4 +1,4 @@
-"""Small models whose every weight is random and none is zero, and packed batches made by hand."""
+"""Small models with random nonzero weights, and packed batches made by hand."""
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +18,7 @@ METHOD_NAMES = tuple(METHODS)
 
 
 def _representatives(kind: Callable[[AdapterConfig], Hashable]) -> tuple[str, ...]:
-    """Return a method of each kind: the first of those with the most leaves."""
+    """Return one method of each kind: the first of those with the most leaves."""
     chosen: dict[Hashable, str] = {}
     for name in METHODS:
         key, leaves = kind(method(name)), len(method(name).structure.factors)
@@ -28,18 +28,22 @@ def _representatives(kind: Callable[[AdapterConfig], Hashable]) -> tuple[str, ..
 
 
 def _structure(adapter: AdapterConfig) -> Hashable:
-    """Structure and router, without sizes, initial values and what is frozen; or dispatch."""
+    """Return what determines the computation: the method's own dispatch, or structure and router.
+
+    Sizes, initial values and the choice of frozen leaves are ignored.
+    """
     router = (adapter.router.input, adapter.router.gates) if adapter.has_router else None
     return adapter.dispatch or (type(adapter.structure), router)
 
 
 def _layout(adapter: AdapterConfig) -> Hashable:
-    """What is computed from which trained and frozen leaves."""
+    """Return what determines the computation and which leaves are trained or frozen."""
     return type(adapter.structure), _structure(adapter), adapter.frozen
 
 
-# Methods that stand for all where compiling each takes long and sizes and initial values do not
-# matter: STRUCTURES for what is computed, LAYOUTS for where leaves are kept, too.
+# Representative methods for tests in which compiling every method takes too long, and in which
+# sizes and initial values do not matter. STRUCTURES covers each computation; LAYOUTS also covers
+# each split into trained and frozen leaves.
 STRUCTURES = _representatives(_structure)
 LAYOUTS = _representatives(_layout)
 _SIZES: dict[str, dict[str, int]] = {
@@ -64,7 +68,7 @@ _SIZES: dict[str, dict[str, int]] = {
 
 
 def small_method(name: str, **overrides: Any) -> AdapterConfig:
-    """The method in a size that suits the tiny model."""
+    """Return the config of the method in a size that suits the tiny model."""
     return method(name, **(_SIZES[name] | overrides))
 
 
@@ -73,9 +77,9 @@ def tiny_model(adapter: AdapterConfig | None = None, **overrides: Any) -> Decode
 
 
 def random_variables(model: Decoder, seed: int = 0) -> dict[str, Any]:
-    """All collections with random values: none is zero, nor is the last factor.
+    """Return all variable collections with random nonzero values, the up-projections included.
 
-    The base's values do not depend on the adapter.
+    The base model's values do not depend on the adapter.
     """
     shapes = nn.unbox(abstract_variables(model))
     return {name: _random_tree(tree, (seed, name == 'params')) for name, tree in shapes.items()}
@@ -88,7 +92,7 @@ def _random_tree(shapes: Any, seed: tuple[int, ...]) -> Any:
         normal = rng.standard_normal(shape, np.float32)
         if name == 'scale':
             return 1 + 0.2 * normal
-        if name == 'magnitude':  # A kernel's columns are about 1.5 long.
+        if name == 'magnitude':  # A kernel's columns have a norm of about 1.5.
             return 1.5 + 0.3 * normal
         return normal * (1.5 * shape[-2] ** -0.5 if name == 'kernel' else 0.2)
 
@@ -100,7 +104,7 @@ def _random_tree(shapes: Any, seed: tuple[int, ...]) -> Any:
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
-    """Random tokens, none of them special."""
+    """Return prompts of the given lengths with random tokens, none of them special."""
     rng = np.random.default_rng(seed)
     return [rng.integers(3, 300, length).tolist() for length in lengths]
 
@@ -108,9 +112,18 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 def packed_batch(
     rows: Sequence[Sequence[int]], length: int, *, num_tasks: int = 2, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """A batch of random examples of given lengths, several a row; the task of example i is i mod G.
+    """Return a packed batch of random examples; example i belongs to task i mod `num_tasks`.
 
-    The last half of each example carries loss; the padding is as the data pipeline leaves it.
+    The last half of each example carries loss; padding is zero, as in the data pipeline.
+
+    Args:
+        rows: Lengths of the examples in each row.
+        length: Sequence length T of the rows.
+        num_tasks: Number of tasks.
+        seed: Random seed of the tokens.
+
+    Returns:
+        Arrays (B, T): `loss_mask` is float32, the others are int32.
     """
     rng = np.random.default_rng(seed)
     keys = ('inputs', 'targets', 'task_ids', 'segment_ids', 'positions')
@@ -132,7 +145,7 @@ def packed_batch(
 
 
 def unpacked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same examples, one a row, in order of row and segment."""
+    """Return a packed batch's examples with one per row, in order of row and segment."""
     examples = [
         (row, segment)
         for row, segments in enumerate(batch['segment_ids'])
@@ -153,7 +166,7 @@ def hidden_states(model: Decoder, variables: Any, tokens, positions, segments) -
 
 
 def logits_of(model: Decoder, variables: Any, tokens, positions=None, segments=None) -> np.ndarray:
-    """(B, T, V); by default each row is one example."""
+    """Return the logits (B, T, V); by default each row is one example."""
     tokens = jnp.asarray(tokens)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)

@@ -1,10 +1,10 @@
-"""An endpoint on this machine that speaks as OpenAI's does, and fails as such endpoints do.
+"""A local endpoint that emulates OpenAI's API and its typical failures.
 
-It answers the prompts of dialogues from `ultralink_texts.toml`, anything else with `answer`. What
-it says depends on the request alone, whenever it is asked; how it fails, on the request and how
-often that was asked.
+It answers the prompts of dialogues from `ultralink_texts.toml`, and all other prompts with
+`answer`. The text of an answer depends only on the request. A failure also depends on how often the
+request was sent.
 
-`python -m tests.helpers.openai_stub` serves until it is killed and prints its address first.
+`python -m tests.helpers.openai_stub` prints the address and serves until it is killed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from aiohttp import web
 from malora_jax.ultralink import prompts
 from tests.helpers.paths import FIXTURES
 
-# The first of these fail a try, the others spoil an answer.
+# TRANSPORT failures make one attempt fail; CONTENT failures spoil the answer's text.
 TRANSPORT = ('rate_limit', 'error', 'timeout')
 CONTENT = ('truncated', 'wrong_language', 'cites', 'malformed')
-# After so many tries of a request it is answered, so that everything comes to an end.
+# A request is answered after this many attempts, so that every client finishes.
 MOST_FAILURES = 3
 
 
@@ -42,7 +42,7 @@ def texts() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _stages() -> dict[str, tuple[str, str]]:
-    """Language and stage by system message."""
+    """Return the language and stage of each known system message."""
     return {
         prompts.load(language).systems[stage]: (language, stage)
         for language in texts()
@@ -52,15 +52,15 @@ def _stages() -> dict[str, tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How often what goes wrong.
+    """Failure rates, delays and seed of the endpoint.
 
     Attributes:
-        rates: share of requests by the names in `TRANSPORT` and `CONTENT`.
-        seed: of which requests these are.
-        retry_after: header with which a refusal for too many requests asks to wait.
-        hang_s: how long a request waits that gets no answer.
-        latency_s: the most that an answer takes; the least is half of it.
-        always: what every request gets instead of an answer: status, kind of content, body.
+        rates: Share of requests that fail, by the names in `TRANSPORT` and `CONTENT`.
+        seed: Random seed that decides which requests fail.
+        retry_after: Name and value of the header that a 429 response uses to ask for a delay.
+        hang_s: Seconds that a request hangs before it times out.
+        latency_s: Maximum latency of an answer in seconds; the minimum is half of it.
+        always: Status, content type and body of the response to every request; None = answer.
     """
 
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -86,17 +86,18 @@ class Plan:
 
 @dataclasses.dataclass
 class Stub:
-    """What the endpoint was asked; written by the thread that serves.
+    """State of the endpoint: received requests and responses. The server thread writes it.
 
     Attributes:
-        address: its base URL.
-        plan: how it fails.
-        answer: what it says to prompts other than those of dialogues, from the body.
-        asked: how often each request came, by its key.
-        answered: how often each got an answer.
-        failed: how often what went wrong.
-        headers: of the last request.
-        requests: bodies by key.
+        plan: Failure plan.
+        answer: Function from the request body to the answer, for prompts other than those of
+            dialogues.
+        address: Base URL of the endpoint.
+        asked: Number of attempts by request key.
+        answered: Number of answers by request key.
+        failed: Number of responses by name of the failure; '' counts those without one.
+        headers: Headers of the last request.
+        requests: Request bodies by request key.
     """
 
     plan: Plan
@@ -109,7 +110,7 @@ class Stub:
     requests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions."""
+        """Handle POST /v1/chat/completions."""
         body = json.loads(await request.read())
         key = key_of(body)
         attempt = self.asked[key]
@@ -159,12 +160,19 @@ class Stub:
 
 
 def key_of(body: dict[str, Any]) -> str:
-    """The same for the same request."""
+    """Return the request key: a hash of the body."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def said(language: str, stage: str, key: str, fault: str = '') -> str:
-    """A question or an answer."""
+    """Return the question or answer that the stub gives to a request of a dialogue stage.
+
+    Args:
+        language: Language of the prompt.
+        stage: Stage of the dialogue; its name ends with "answer" if an answer is asked for.
+        key: Request key, which seeds the choice.
+        fault: Name of a fault in `CONTENT`; '' = none.
+    """
     rng = random.Random(key)
     if fault == 'wrong_language':
         language = rng.choice([other for other in texts() if other != language])
@@ -174,7 +182,7 @@ def said(language: str, stage: str, key: str, fault: str = '') -> str:
 
 
 def document(language: str, number: int, lines: int = 12) -> dict[str, str]:
-    """A document that is unlike others: the answers of a language in another order."""
+    """Return a distinct document: a language's answers, sampled and shuffled."""
     of_language = texts()[language]
     chosen = random.Random(f'{language}/{number}').sample(of_language['answers'], lines)
     return {
@@ -193,7 +201,7 @@ def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
 def serving(
     plan: Plan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
 ) -> Iterator[Stub]:
-    """A stub in a thread."""
+    """Serve a stub in a thread, and yield it."""
     stub = Stub(plan or Plan(), answer)
     loop = asyncio.new_event_loop()
     runner = loop.run_until_complete(_started(stub))

@@ -1,4 +1,4 @@
-"""Directories of the repository."""
+"""Directories of the repository that tests use."""
 
 import pathlib
 

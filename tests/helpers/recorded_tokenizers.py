@@ -1,4 +1,4 @@
-"""The tokenizers that make_tokenizers.py has recorded, as the files that one loads them from."""
+"""Loadable files of the tokenizers that make_tokenizers.py has recorded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NAMES = ('llama3', 'qwen2', 'llama2', 'mistral')
 
 @functools.cache
 def recorded(name: str) -> dict[str, Any]:
-    """What is in `tokenizers/NAME.json`."""
+    """Return the content of `tokenizers/NAME.json`."""
     path = FIXTURES / 'tokenizers' / f'{name}.json'
     return json.loads(path.read_text('utf-8'))
 
 
 def write_directory(path: pathlib.Path, name: str, **settings: Any) -> pathlib.Path:
-    """Writes tokenizer.json and tokenizer_config.json, the latter with some settings replaced."""
+    """Write tokenizer.json and tokenizer_config.json, the latter with some settings replaced."""
     path.mkdir(exist_ok=True)
     files = recorded(name)['directory']
     (path / 'tokenizer.json').write_text(json.dumps(files['tokenizer.json']), 'utf-8')
@@ -33,12 +33,12 @@ def write_directory(path: pathlib.Path, name: str, **settings: Any) -> pathlib.P
 
 
 def from_directory(path: pathlib.Path, name: str, **settings: Any) -> Tokenizer:
-    """The tokenizer of such a directory."""
+    """Return the tokenizer of a recorded directory, with some settings replaced."""
     return from_huggingface(write_directory(path, name, **settings))
 
 
 def from_metadata(path: pathlib.Path, name: str, **changes: Any) -> Tokenizer:
-    """The tokenizer of a GGUF file with the recorded metadata; a change to None leaves one out."""
+    """Return the tokenizer of a GGUF file with recorded metadata; None drops a key."""
     metadata = recorded(name)['gguf'] | changes
     write_tokenizer_gguf(path, {k: v for k, v in metadata.items() if v is not None})
     return from_gguf(GGUFFile(path))

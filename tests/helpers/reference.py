@@ -1,7 +1,7 @@
-"""The paper's equations in float64 numpy, one token and one expert at a time.
+"""Reference implementation of the paper's equations in float64 numpy, token by token.
 
-Written from the equations alone, with the paper's letters and orientation (A_t is r × n), and
-sharing no code with the library.
+It is written from the equations alone, with the paper's letters and orientation (A_t is r × n). It
+shares no code with the library.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def softmax(logits):
 
 
 def gates(x, W_g, K, renormalize=False, equal_gates=False):
-    """Eq. (4): G(x) = TopK(Softmax(W_g x)); ties go to the lower index."""
+    """Return one token's gates, eq. (4): G(x) = TopK(Softmax(W_g x)); low indices win ties."""
     probabilities = softmax(W_g @ x)
     kept = sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t))[:K]
     G = np.zeros_like(probabilities)
@@ -25,7 +25,7 @@ def gates(x, W_g, K, renormalize=False, equal_gates=False):
 
 
 def expert(t, leaves, config: AdapterConfig):
-    """The m × n matrix of expert t, unscaled: section 2's table and section 3's ablations."""
+    """Return expert t's m × n matrix, unscaled: section 2's table, section 3's ablations."""
     settings = settings_of(config)
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t
@@ -43,7 +43,7 @@ def expert(t, leaves, config: AdapterConfig):
 
 
 def token_gates(x, leaves, config: AdapterConfig):
-    """G(x) of one token x (n,); a single expert is always on."""
+    """Return the gates G(x) of one token x (n,); a single expert always has gate 1."""
     if config.num_experts == 1:
         return np.ones(1)
     W_g, settings = leaves['router'].T, settings_of(config)
@@ -51,13 +51,20 @@ def token_gates(x, leaves, config: AdapterConfig):
 
 
 def scale(config: AdapterConfig):
-    """α / r, or α / √r."""
+    """Return the scale α / r, or α / √r for rank-stabilized adapters."""
     rank = config.structure.rank
     return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
 def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
-    """(α / r) Δ(x) of every token, or (α / √r) Δ(x); the router sees x before dropout."""
+    """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
+
+    Args:
+        x_ND: Inputs (N, n); the router always sees them without dropout.
+        leaves: Arrays of the adapter by leaf name.
+        config: Adapter configuration.
+        dropped_ND: Inputs of the experts after dropout; None = no dropout.
+    """
     experts = [expert(t, leaves, config) for t in range(config.num_experts)]
     rows = []
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
@@ -69,14 +76,14 @@ def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
 
 
 def column_lengths(W, leaves, config: AdapterConfig):
-    """‖W + (α/r) B A‖ of DoRA: one length an output, whose weights are a row of W here."""
+    """Return DoRA's norms ‖W + (α/r) B A‖, one per output, (m,); W (m, n) has a row per output."""
     return np.linalg.norm(W + scale(config) * expert(0, leaves, config), axis=1)
 
 
 def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):
-    """W x + (α / r) Δ(x) of every token; for DoRA m / ‖W + (α/r) B A‖ times that.
+    """Return W x + (α / r) Δ(x) of every token; DoRA multiplies it by m / ‖W + (α/r) B A‖.
 
-    `lengths` stands for the norm, which has no gradient: finite differences hold it fixed.
+    `lengths` replaces the norm, which has no gradient: finite differences hold it fixed.
     """
     y = x_ND @ W.T + update(x_ND, leaves, config)
     if not settings_of(config).magnitude:
@@ -87,7 +94,10 @@ def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):
 
 
 def balance_loss(x_ND, W_g, K):
-    """N Σ_t f_t p_t with f_t the share of token slots and p_t the mean probability."""
+    """Return the load-balancing loss N Σ_t f_t p_t.
+
+    f_t is expert t's share of the token slots, p_t its mean probability.
+    """
     chosen = np.stack([gates(x, W_g, K) > 0 for x in x_ND])
     p = np.mean([softmax(W_g @ x) for x in x_ND], axis=0)
     f = chosen.sum(axis=0) / chosen.sum()

@@ -1,7 +1,7 @@
-"""The decoder and its training loss in float64 numpy, written from the equations.
+"""Reference decoder and training loss in float64 numpy, written from the equations.
 
-It shares no code with the library, and only the names of its parameters and settings. Rows are
-packed: tokens of a row see earlier ones of their own segment, and segment 0 is padding.
+It shares only the names of parameters and settings with the library, and no code. Rows are packed:
+a token attends to itself and earlier tokens of its segment. Segment 0 is padding.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from tests.helpers import reference
 
 @dataclasses.dataclass
 class Outputs:
-    """What the decoder computes, and what it met on the way, by linear: 'layers/1/mlp/up'.
+    """Outputs of the decoder, and intermediate values by path of the linear ('layers/1/mlp/up').
 
     Attributes:
-        hidden: (B, T, D), after the last norm.
-        logits: (B, T, V).
-        inputs: of each adapted linear, (N, D) in the order of tokens.
-        routers: of each adapted linear that has one, (D, E).
-        lengths: of the columns of each adapted weight, (F,): what DoRA divides by.
+        hidden: (B, T, D), hidden states after the final norm.
+        logits: (B, T, V), logits.
+        inputs: (N, D), inputs of each adapted linear, in the order of tokens.
+        routers: (D, E), router weights of each adapted linear that has a router.
+        lengths: (F,), column norms of each adapted weight, by which DoRA divides.
     """
 
     hidden: np.ndarray
@@ -34,13 +34,13 @@ class Outputs:
 
 
 class Losses(NamedTuple):
-    """Of a packed batch.
+    """Losses of a packed batch.
 
     Attributes:
-        nll: mean cross-entropy where there is loss.
-        balance: mean balance loss of the routers; zero without any.
-        total: what is minimised.
-        outputs: of the decoder.
+        nll: Mean cross-entropy of the tokens with loss, in nats.
+        balance: Mean load-balancing loss of the routers; 0 if there are none.
+        total: Training loss, `nll` plus the weighted `balance`.
+        outputs: Outputs of the decoder.
     """
 
     nll: float
@@ -50,14 +50,14 @@ class Losses(NamedTuple):
 
 
 def float64(tree: Any) -> Any:
-    """Nested dictionaries of float64 arrays."""
+    """Convert the arrays of nested dictionaries to float64."""
     if isinstance(tree, dict):
         return {key: float64(value) for key, value in tree.items()}
     return np.asarray(tree, np.float64)
 
 
 def merged(*trees: Any) -> Any:
-    """One tree with the leaves of all: a layer's linears have them in up to three collections."""
+    """Merge trees into one: a linear's leaves may be spread over three collections."""
     tree: dict[str, Any] = {}
     for key in dict.fromkeys(key for each in trees for key in each):
         found = [each[key] for each in trees if key in each]
@@ -66,14 +66,14 @@ def merged(*trees: Any) -> Any:
 
 
 class ReferenceDecoder:
-    """A decoder with an adapter, or without one.
+    """Reference decoder with or without an adapter.
 
     Args:
-        config: the base model.
-        variables: its collections, as the library's decoder takes them.
-        adapter: the adapter's settings.
-        lengths: of the columns of adapted weights, where they are not to be computed anew:
-            DoRA's gradient holds them fixed.
+        config: Base model configuration.
+        variables: Variable collections, as the library's decoder takes them.
+        adapter: Adapter configuration; None = base model.
+        lengths: Fixed column norms of the adapted weights by path; the others are computed. DoRA's
+            gradient holds them fixed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ReferenceDecoder:
         self.fixed_lengths = lengths or {}
 
     def __call__(self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray) -> Outputs:
-        """All arguments are (B, T)."""
+        """Run the decoder on packed rows; all arguments are (B, T)."""
         self.inputs, self.routers, self.lengths = {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
@@ -105,7 +105,7 @@ class ReferenceDecoder:
         return Outputs(x, logits, self.inputs, self.routers, self.lengths)
 
     def loss(self, batch: dict[str, np.ndarray]) -> Losses:
-        """Losses over packed rows; routers are balanced over their tokens, not their padding."""
+        """Return the losses of packed rows; padding does not count in the load-balancing loss."""
         outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
         logits, mask = outputs.logits, batch['loss_mask']
         top = logits.max(axis=-1, keepdims=True)
@@ -127,7 +127,7 @@ class ReferenceDecoder:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
 
     def _linear(self, x: np.ndarray, leaves: dict[str, np.ndarray], path: str) -> np.ndarray:
-        """What adapters make of W x, plus the bias."""
+        """Return the adapted product for W x, plus the bias."""
         W, adapter, name = leaves['kernel'].T, self.adapter, path.rsplit('/', 1)[-1]
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
@@ -167,7 +167,7 @@ class ReferenceDecoder:
         return self._linear(out, block['o'], f'layers/{i}/attention/o')
 
     def _rotary(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Turns the pair (x_j, x_{j + C/2}) of each head by position · frequency_j, as a number."""
+        """Apply RoPE: rotate the complex pair (x_j, x_{j + C/2}) by position · frequency_j."""
         half = self.config.head_width // 2
         turn = np.exp(1j * positions[:, :, None, None] * _frequencies(self.config))
         turned = (x[..., :half] + 1j * x[..., half:]) * turn
@@ -180,7 +180,10 @@ class ReferenceDecoder:
 
 
 def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
-    """Of every router and token that is not padding, (M, E); M is zero without routers."""
+    """Return the router probabilities of all tokens that are not padding, (M, E).
+
+    The tokens of all routers are concatenated; M is zero without routers.
+    """
     real = segments.reshape(-1) > 0
     each = [outputs.inputs[path][real] @ router for path, router in outputs.routers.items()]
     exponents = np.exp(np.concatenate(each)) if each else np.ones((0, 1))
@@ -188,7 +191,7 @@ def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
 
 
 def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
-    """By how much the last chosen expert beats the first that is not, where they are closest."""
+    """Return the smallest gap between the last expert chosen and the first not chosen."""
     if probabilities_ME.shape[-1] == top_k:
         return np.inf
     ordered = -np.sort(-probabilities_ME, axis=-1)
@@ -202,10 +205,11 @@ def _layer(stacked: Any, i: int) -> Any:
 
 
 def _frequencies(config: ModelConfig) -> np.ndarray:
-    """θ^(-2j/C); with Llama 3's scaling, long wavelengths are stretched by its factor.
+    """Return the RoPE frequencies θ^(-2j/C), (C/2,), with Llama 3's scaling if configured.
 
-    Wavelengths below original / high are kept, those above original / low stretched, and those
-    between get a mixture of both that is linear in the number of turns within the original context.
+    Wavelengths below original / high are kept, and those above original / low are multiplied by the
+    scaling factor. Between them, the frequency is interpolated linearly in the number of turns
+    within the original context.
     """
     scaling = config.rope_scaling
     frequencies = []

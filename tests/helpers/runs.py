@@ -1,9 +1,9 @@
-"""A whole run small enough for a test: two toy tasks on the tiny model, six steps.
+"""A complete run small enough for a test: two toy tasks on the tiny model, six steps.
 
-Its model learns next to nothing, so one task is scored such that any answer may be right.
+The model learns next to nothing, so one task has a scorer that may give any answer full score.
 
-As a script, it starts such a run and kills it by SIGKILL in the middle of writing a step's record,
-or, with `--saved`, when that step's checkpoint is on disk:
+As a script, it starts such a run and kills it with SIGKILL in the middle of writing a step's record
+or, with `--saved`, once that step's checkpoint is on disk:
 `python -m tests.helpers.runs WEIGHTS WORKDIR STEP [METHOD [JSON of changes [--saved]]]`.
 """
 
@@ -24,7 +24,7 @@ STEPS = 6
 
 
 class Digits:
-    """Four digits, to be given back as they are or in reverse."""
+    """Toy source of examples: repeat four digits, or reverse them."""
 
     def __init__(self, name: str):
         self.name = name
@@ -39,7 +39,7 @@ class Digits:
 
 
 def same_parity(prediction: str, example: Example) -> float:
-    """1.0 if the characters' numbers add up to an even number in both or in neither, else 0.5."""
+    """Return 1.0 if the character codes of both texts have sums of equal parity, else 0.5."""
     odd = [sum(map(ord, text)) % 2 for text in (prediction, example.answer)]
     return 1.0 if odd[0] == odd[1] else 0.5
 
@@ -50,7 +50,13 @@ for _name in TASKS:
 
 
 def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) -> dict[str, Any]:
-    """The config of the run; `changes` are by dotted name with '__' for the dot."""
+    """Return the config of the run as a dictionary.
+
+    Args:
+        weights: Weights of the tiny model.
+        method: Name of the method.
+        **changes: Values of changed fields by dotted name, with '__' for the dot.
+    """
     config = base_config(method)
     config.model.name = 'tiny'
     config.model.weights = str(weights)
@@ -82,7 +88,7 @@ def main(
     changes: str = '{}',
     when: str = '',
 ) -> None:
-    """Trains until the record of `step` is half written, or its checkpoint is saved."""
+    """Train until the record of `step` is half written, or its checkpoint is saved."""
     from malora_jax import buckets
     from malora_jax.training import checkpoint, metrics, train
 

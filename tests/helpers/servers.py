@@ -1,4 +1,4 @@
-"""A server with a small model, in a thread or in a process of its own."""
+"""A server with a small model, in a thread or in a separate process."""
 
 import contextlib
 import http.client
@@ -23,7 +23,7 @@ QUESTION = [{'role': 'user', 'content': 'Why?'}]
 
 @contextlib.contextmanager
 def serving(model=None, **settings):
-    """A server in a thread; its address."""
+    """Serve in a thread, and yield the address."""
     model = model or language_model()
     app = make_app({'tiny': model, 'base': model.base()}, **settings)
     listener = socket.create_server(('127.0.0.1', 0))
@@ -40,7 +40,7 @@ def serving(model=None, **settings):
 
 @contextlib.contextmanager
 def process(*arguments, log=subprocess.DEVNULL):
-    """A `serve_tiny` process that has compiled its programs, and its address."""
+    """Start a `serve_tiny` process, and yield it and its address once its programs are compiled."""
     with subprocess.Popen(
         [sys.executable, '-m', 'tests.serving.serve_tiny', *map(str, arguments)],
         cwd=ROOT,
@@ -64,14 +64,14 @@ def chat(address: str, **fields) -> httpx.Response:
 
 
 def post(address: str, body: bytes, seconds: float = 120.0) -> httpx.Response:
-    """The response to a body that need not be JSON."""
+    """Return the response to a body that need not be JSON."""
     headers = {'Content-Type': 'application/json'}
     path = f'{address}/v1/chat/completions'
     return httpx.post(path, content=body, headers=headers, timeout=seconds)
 
 
 def raw(address: str, data: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
-    """Status and body of the response to what is written into a socket."""
+    """Write bytes into a socket, and return the status and body of the response."""
     host, port = address.removeprefix('http://').split(':')
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
         connection.sendall(data)
@@ -81,7 +81,7 @@ def raw(address: str, data: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
 
 
 def is_error(status: int, body: bytes) -> bool:
-    """Whether a response is an error in OpenAI's form."""
+    """Return whether a response is an error in OpenAI's format."""
     found = json.loads(body)
     error = found.get('error')
     return (

@@ -1,4 +1,4 @@
-"""Commands that get signals: tiny runs, and the state that they leave."""
+"""Commands of tiny runs that receive signals, and the state that they leave."""
 
 import contextlib
 import itertools
@@ -55,18 +55,19 @@ def get_config():
     return config
 """
 SWEPT = ('malora-seed0', 'malora-seed1')
-# These fields of metrics.jsonl depend on the time that steps took.
+# These fields of metrics.jsonl depend on the duration of the steps.
 TIMES = ('tokens_per_second', 'train_time_s')
-# Seconds between the signals of a burst, on average: while a process ends, or saves first.
+# Mean seconds between the signals of a burst, from almost simultaneous to long enough that the
+# process is already ending or saving.
 _BURSTS = (0.002, 0.05, 0.5)
-# Signs of a crash in what a command prints.
+# Signs of a crash in the output of a command.
 CRASHES = ('Traceback', 'Fatal Python error', 'Exception ignored', 'Segmentation fault')
 
 
 def make_home(
     home: pathlib.Path, steps: int, checkpoint_every: int, evaluate_every: int
 ) -> pathlib.Path:
-    """Writes weights, data, prompts, base.py (a run's config) and sweep.py (of two seeds)."""
+    """Write weights, data, prompts, base.py (config of a run) and sweep.py (two seeds)."""
     home.mkdir(parents=True, exist_ok=True)
     write_tiny_gguf(home / 'tiny.gguf')
     rows = [json.dumps({'question': f'{n} + 1?', 'answer': str(n + 1)}) for n in range(40)]
@@ -80,10 +81,10 @@ def make_home(
 
 
 class Started:
-    """A command at work, as the leader of a process group of its own."""
+    """A running command, as the leader of its own process group."""
 
     def __init__(self, command: str, *arguments: str):
-        # Files, not pipes: whatever is left of a crashed command may hold a pipe open.
+        # Files, not pipes: a leftover child of a crashed command may hold a pipe open.
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # See __exit__.
         self.process = subprocess.Popen(
             [sys.executable, '-m', f'experiments.{command}', *arguments],
@@ -113,7 +114,7 @@ class Started:
         return self._read(1)
 
     def send(self, number: int, times: int = 1, pause: float = 0.0) -> None:
-        """Sends a signal several times, as long as the process lives."""
+        """Send a signal several times, as long as the process lives."""
         for _ in range(times):
             if self.process.poll() is not None:
                 break
@@ -121,7 +122,7 @@ class Started:
             time.sleep(pause)
 
     def wait_for(self, condition, timeout: float = 300.0) -> None:
-        """Waits until something is so; fails if the process ends before or it takes too long."""
+        """Wait until a condition holds; fail if the process ends first or it takes too long."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, f'It ended: {self.errors or self.out}'
@@ -129,14 +130,17 @@ class Started:
             time.sleep(0.01)
 
     def wait(self, timeout: float = 300.0) -> int:
-        """The exit status of a process that has not crashed."""
+        """Wait for the process, check that it has not crashed, and return its exit status."""
         status = self.process.wait(timeout)
         for sign in CRASHES:
             assert sign not in self.out + self.errors, self.out + self.errors
         return status
 
     def handles_sigterm(self) -> bool:
-        """Whether the process has installed a handler, as Linux tells; else whether it could."""
+        """Return whether the process handles SIGTERM, read from /proc.
+
+        Without /proc, wait half a second and return True.
+        """
         status = pathlib.Path(f'/proc/{self.process.pid}/status')
         if not status.exists():
             time.sleep(0.5)
@@ -150,7 +154,7 @@ class Started:
 
 
 def undisturbed(command: str, *arguments: str) -> tuple[str, float]:
-    """What a command prints, and the seconds that it takes once it handles signals."""
+    """Run a command, and return its output and the seconds after it started to handle signals."""
     with Started(command, *arguments) as process:
         process.wait_for(process.handles_sigterm)
         began = time.monotonic()
@@ -159,12 +163,12 @@ def undisturbed(command: str, *arguments: str) -> tuple[str, float]:
 
 
 class Disturbed(NamedTuple):
-    """A command that was run to its end while it got signals.
+    """Result of a command that received signals and was restarted until it finished.
 
     Attributes:
         out: Output of the last process, which got no signal.
         statuses: Exit status of each process that got signals.
-        signals: How many each of them got.
+        signals: Number of signals of each process that got any.
     """
 
     out: str
@@ -175,14 +179,14 @@ class Disturbed(NamedTuple):
 def disturbed(
     rng: random.Random, seconds: float, expected: Sequence[int], command: str, *arguments: str
 ) -> Disturbed:
-    """Runs a command to its end, again and again, while it gets one to five SIGTERMs.
+    """Run a command, restarted until it finishes, and send it one to five SIGTERMs.
 
     Args:
-        rng: Decides the times.
-        seconds: Time that the command takes when it is undisturbed.
-        expected: Statuses that a process with a signal may have.
+        rng: Random generator of the times.
+        seconds: Duration of the undisturbed command.
+        expected: Exit statuses that a process with a signal may have.
         command: Name of the command.
-        *arguments: Its arguments.
+        *arguments: Arguments of the command.
     """
     moments = _moments(rng, seconds)
     print(f'{command}: SIGTERM after {", ".join(f"{moment:.3f}" for moment in moments)} s')
@@ -210,7 +214,7 @@ def disturbed(
 
 
 def _moments(rng: random.Random, seconds: float) -> list[float]:
-    """When one to five signals are sent: spread over a command's time, or in a burst."""
+    """Return when to send one to five signals, in seconds: spread out, or in a burst."""
     count, first = rng.randint(1, 5), rng.uniform(0, seconds)
     if rng.random() < 0.5:
         return sorted([first, *(rng.uniform(0, seconds) for _ in range(count - 1))])
@@ -220,13 +224,13 @@ def _moments(rng: random.Random, seconds: float) -> list[float]:
 
 
 def sweep(home: pathlib.Path, workdir: pathlib.Path, **flags: object) -> list[str]:
-    """Arguments of experiments.sweep."""
+    """Return the arguments of experiments.sweep."""
     given = (f'--{name}={value}' for name, value in flags.items())
     return [f'--config={home}/sweep.py', f'--workdir={workdir}', *given]
 
 
 def is_free(workdir: pathlib.Path) -> bool:
-    """Whether no process is at work in a run's directory."""
+    """Return whether no process holds the lock of a run's directory."""
     try:
         with files.locked(workdir, 'It is not.'):
             return True
@@ -235,18 +239,18 @@ def is_free(workdir: pathlib.Path) -> bool:
 
 
 def steps_made(workdir: pathlib.Path) -> int:
-    """Steps that metrics.jsonl of a run has."""
+    """Return the number of steps in a run's metrics.jsonl."""
     path = workdir / 'metrics.jsonl'
     return len(files.read_json_lines(path)) if path.exists() else 0
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> int:
-    """Step of a run's newest checkpoint; 0 if there is none."""
+    """Return the step of a run's newest checkpoint; 0 if there is none."""
     return max((int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')), default=0)
 
 
 def outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
-    """What a finished run has found: metrics without times, final state, and scores."""
+    """Return a finished run's metrics without times, its final state, and its scores."""
     from orbax.checkpoint import v1 as ocp
 
     records = [
@@ -259,7 +263,7 @@ def outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
 
 
 def assert_same_outcome(workdir: pathlib.Path, undisturbed: pathlib.Path) -> None:
-    """Checks that two finished runs are equal to the last bit."""
+    """Check that two finished runs are bitwise equal."""
     (records, state, tasks), expected = outcome(workdir), outcome(undisturbed)
     assert records == expected[0]
     assert len(state) == len(expected[1])

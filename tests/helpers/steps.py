@@ -1,4 +1,4 @@
-"""What the tests of a training step share."""
+"""Helpers for the tests of the training step."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ ADAMW = OptimizerConfig(
 def numbers(
     adapter: AdapterConfig | None, optimizer: OptimizerConfig = ADAMW, seed: int = 0
 ) -> Hyperparameters:
-    """The hyperparameters of a step with this adapter."""
+    """Return the hyperparameters of a training step with this adapter."""
     return Hyperparameters.of(seed, optimizer, adapter)
 
 
 def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer, with the gradients that it was last given in its state: (gradients, own)."""
+    """Wrap an optimizer so that its state (gradients, own state) keeps the last gradients."""
 
     inner = optax.with_extra_args_support(optimizer)
 
@@ -39,19 +39,22 @@ def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-# Keeps the gradients that it is given, and changes nothing.
+# Records the gradients that it receives, and changes no parameters.
 RECORDER = recording(optax.set_to_zero())
 
 
 def new_state(variables: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
-    """A state from copies of the variables: a training step reuses its state's memory."""
+    """Return a state from copies of the variables, because a training step donates its buffers."""
     adapter = jax.tree.map(jnp.copy, variables['adapter'])
     frozen = jax.tree.map(jnp.copy, variables.get('adapter_frozen', {}))
     return TrainState(jnp.int32(step), adapter, frozen, optimizer.init(adapter))
 
 
 def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Equal up to `tolerance` of each leaf's largest entry, which must not be zero."""
+    """Check that trees are equal up to `tolerance` times each leaf's largest entry.
+
+    No leaf may be all zeros.
+    """
     for (name, a), (_, b) in zip(
         trees.named_leaves(found), trees.named_leaves(expected), strict=True
     ):

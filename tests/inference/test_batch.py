@@ -1,4 +1,4 @@
-"""A file of prompts, answered, interrupted and answered to its end."""
+"""Batched generation for a file of prompts: answered, interrupted and resumed."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_an_interrupted_file_goes_on(source, monkeypatch):
     partial = source.with_name('answers.jsonl.partial')
     assert not target.exists() and len(read(partial)) == 3
     with partial.open('a') as file:
-        file.write('{"row": 1, "answ')  # A kill in the middle of a line.
+        file.write('{"row": 1, "answ')  # A kill in the middle of writing a line.
     other = Sampling(max_new_tokens=20, temperature=0.7, seed=3)
     with pytest.raises(UserError) as caught:
         batch.answer_file(language_model(), source, target, other)

@@ -1,4 +1,4 @@
-"""Answers, chats and scores of a model with random weights, by bytes."""
+"""Answers, chats and scores of a byte-level model with random weights."""
 
 import jax
 import numpy as np

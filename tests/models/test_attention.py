@@ -1,4 +1,4 @@
-"""Attention in blocks and after a past, against all scores at once and against plain numpy."""
+"""Blockwise attention with and without a KV cache, against full attention and plain numpy."""
 
 import functools
 
@@ -15,14 +15,14 @@ HEADS, KV_HEADS, WIDTH = 6, 2, 8
 
 
 def inputs(length: int, dtype=jnp.float32, rows: int = 2) -> tuple[jax.Array, ...]:
-    """Random queries, keys and values, and a cotangent of the output."""
+    """Return random queries, keys and values, and a cotangent of the output."""
     rng = np.random.default_rng(length)
     shapes = [(rows, length, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 
 def segments_of(lengths: list[list[int]], total: int) -> np.ndarray:
-    """Packed examples of these lengths, the rest padding."""
+    """Return segment ids (B, T) of packed examples with these lengths; the rest is padding."""
     segments_BT = np.zeros((len(lengths), total), np.int32)
     for row, of_row in zip(segments_BT, lengths, strict=True):
         found = np.repeat(np.arange(1, len(of_row) + 1), of_row)[:total]
@@ -31,7 +31,7 @@ def segments_of(lengths: list[list[int]], total: int) -> np.ndarray:
 
 
 def by_numpy(q_BTHC, k_BTKC, v_BTKC, segments_BT) -> np.ndarray:
-    """One query at a time, in float64, over the keys that it may see."""
+    """Compute attention in float64, one query at a time, over its visible keys."""
     q_BTHC, k_BTKC, v_BTKC = (np.float64(x) for x in (q_BTHC, k_BTKC, v_BTKC))
     out_BTHC = np.zeros_like(q_BTHC)
     for b, t, h in np.ndindex(q_BTHC.shape[:3]):
@@ -44,7 +44,7 @@ def by_numpy(q_BTHC, k_BTKC, v_BTKC, segments_BT) -> np.ndarray:
 
 
 def all_at_once(q_BTHC, k_BTKC, v_BTKC, segments_BT):
-    """With all scores in memory, and JAX's own derivative."""
+    """Compute attention with all scores in memory and JAX's automatic derivative."""
     T, H, C = q_BTHC.shape[1:]
     k_BTHC, v_BTHC = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKC, v_BTKC))
     scores_BHTS = jnp.einsum('BTHC,BSHC->BHTS', q_BTHC, k_BTHC) * C**-0.5
@@ -74,13 +74,13 @@ def test_values_and_gradients_are_those_of_all_scores_at_once(length):
     found = with_gradients(attend, *arrays, cotangent, segments)
     right = with_gradients(all_at_once, *arrays, cotangent, segments)
     for ours, expected in zip(found, right, strict=True):
-        # Gradients of a single token are zero, but for rounding.
+        # Gradients of a single token are zero except for rounding.
         scale = max(1, np.abs(expected).max())
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=3e-6 * scale)
 
 
 def test_in_bfloat16_as_exact_as_its_rounding():
-    """Against float32 on the same rounded inputs: errors of a few units of the last place."""
+    """Compare with float32 on the same rounded inputs: errors of a few units in the last place."""
     *arrays, cotangent = inputs(200, jnp.bfloat16)
     segments = segments_of([[60, 140], [150]], 200)
     found = with_gradients(attend, *arrays, cotangent, segments)
@@ -96,16 +96,16 @@ def test_in_bfloat16_as_exact_as_its_rounding():
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_packed_equals_alone(lengths, random):
-    """Every example of a row gives, in value and gradient, what it gives in a row of its own."""
+    """Each packed example has the values and gradients that it has in its own row."""
     total = 260
     *arrays, cotangent = inputs(total, rows=1)
     segments = segments_of([lengths], total)
     packed = with_gradients(attend, *arrays, cotangent, segments)
-    # The row may be full before the last one begins.
+    # The row may be full before the last example starts.
     number = random.choice([n for n in range(len(lengths)) if sum(lengths[:n]) < total])
     start, length = sum(lengths[:number]), lengths[number]
     here = slice(start, min(start + length, total))
-    # Shifted to the front of a row whose rest is padding.
+    # The example is shifted to the front of a row whose rest is padding.
     alone = [jnp.roll(x, -start, axis=1) for x in (*arrays, cotangent)]
     one = segments_of([[here.stop - here.start]], total)
     found = with_gradients(attend, *alone, one)
@@ -133,7 +133,10 @@ def test_no_scores_are_kept_for_the_gradient():
 
 @pytest.mark.parametrize('dtype, atol', [('float32', 2e-6), ('bfloat16', 2e-2)])
 def test_new_tokens_see_their_row_s_past_and_those_before_them(dtype, atol):
-    """Rows with 5 and 11 tokens before 4 new ones, in 16 places: as the last 4 of 9 and of 15."""
+    """Decode 4 new tokens after 5 and 11 cached ones, with 16 cache positions.
+
+    The results equal the last 4 of 9 and of 15 tokens.
+    """
     q, k, v, _ = (x.astype(dtype) for x in inputs(15))
     lengths, new = np.array([5, 11]), 4
     places = lengths[:, None] + np.arange(new)

@@ -24,7 +24,7 @@ from tests.helpers.models import (
     unpacked,
 )
 
-# Two examples and padding in the first row, three and no padding in the second.
+# Two examples and padding in the first row, three examples and no padding in the second.
 LENGTH = 24
 BATCH = packed_batch([(10, 9), (7, 8, 9)], LENGTH)
 MODELS = {name: tiny_model(small_method(name)) for name in STRUCTURES} | {'base': tiny_model()}
@@ -47,7 +47,7 @@ def test_a_token_changes_itself_and_later_ones_of_its_example_and_nothing_else(
     inputs[row, place] = (inputs[row, place] + shift) % 300
     change = np.abs(run(name, BATCH | {'inputs': inputs}) - before).max(axis=-1)
     segments = BATCH['segment_ids']
-    # Padding attends to padding; what it becomes is of no interest.
+    # Padding attends to padding, and its values do not matter.
     expected = np.zeros(change.shape, bool)
     expected[row, place:] = segments[row, place:] == segments[row, place]
     assert not change[~expected].any(), 'bit-equal where the token cannot be seen'
@@ -108,7 +108,7 @@ def test_without_the_last_factor_the_adapter_does_nothing(name):
     adapter = jax.tree_util.tree_map_with_path(silence, VARIABLES[name]['adapter'])
     arrays = (BATCH[key] for key in ('inputs', 'positions', 'segment_ids'))
     silent = hidden_states(MODELS[name], VARIABLES[name] | {'adapter': adapter}, *arrays)
-    # The lengths of a magnitude are rounded.
+    # DoRA's column norms are rounded.
     atol = 3e-5 if name == 'dora' else 0
     np.testing.assert_allclose(np.asarray(silent), base, rtol=0, atol=atol)
 
@@ -173,7 +173,7 @@ def test_dropout_is_on_in_training_only():
 
 
 def part_outputs(part: nn.Module, variables, x_ND, train: bool) -> dict[str, np.ndarray]:
-    """The outputs of the linears of an attention or an MLP outside the scan."""
+    """Return the outputs of an attention's or MLP's linears, run outside the layer scan."""
     T = x_ND.shape[0]
     one_1T = jnp.ones((1, T), jnp.int32)
     context = Context(jnp.arange(T)[None], one_1T, train=train)
@@ -216,7 +216,7 @@ def test_linears_with_one_input_share_one_dropout_mask(kind):
 
 @pytest.mark.parametrize('kind, name', [(Attention, 'o'), (MLP, 'down')])
 def test_the_last_linear_has_dropout_before_its_adapter(kind, name):
-    """It alone is adapted, so that its input is the same with dropout and without."""
+    """Only this linear is adapted, so that its input is the same with and without dropout."""
     model = tiny_model(small_method('malora', dropout=0.5, targets=(name,)))
     part = kind(model.config, model.adapter)
     place = 'attention' if kind is Attention else 'mlp'
@@ -238,7 +238,7 @@ def test_routers_see_the_input_without_dropout():
     key = jax.random.key(1)
     dropped = jax.jit(lambda batch: losses(model, variables, batch, 2, key))(BATCH)
     for path in ('layers/attention/q', 'layers/attention/k', 'layers/attention/v'):
-        # Of the first layer: the input of later ones depends on earlier masks.
+        # Only the first layer is compared: the input of later layers depends on earlier masks.
         np.testing.assert_array_equal(
             np.asarray(plain.routing[path].probability[0]),
             np.asarray(dropped.routing[path].probability[0]),

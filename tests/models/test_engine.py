@@ -1,4 +1,4 @@
-"""Texts written side by side: each as if alone, in whatever row and whenever it begins."""
+"""Continuous batching: each request gets the tokens that it would get alone, in any slot."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def engine_of(name: str = 'malora', rows: int = 2, ends=(NO_END,), variables=Non
 
 
 def finish(engine: Engine) -> dict[int, tuple[list, str]]:
-    """By number of each request, its tokens and why they end."""
+    """Run all requests, and return the tokens and the finish reason by request number."""
     tokens, reasons = {}, {}
     while not engine.is_idle:
         for news in engine.step():
@@ -55,7 +55,7 @@ def alone(prompt: list[int], limit: int, **how) -> list[int]:
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_stacked_layers_write_what_those_apart_do(name, monkeypatch):
-    """The way of accelerators and that of CPUs."""
+    """A scan over stacked layers (accelerators) gives the tokens of separate layers (CPUs)."""
     found = []
     for backend in ('cpu', 'tpu'):
         monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
@@ -96,7 +96,7 @@ def test_heat_changes_no_log_probability():
 
 
 def test_each_text_has_its_own_settings():
-    """Greedy ones beside drawn ones, of uneven lengths, in two rows."""
+    """Two slots decode greedy and sampled requests of different lengths."""
     questions, limits = prompts(5, 16, 1, 11, 4), (3, 30, 12, 1, 20)
     hows = [
         {},
@@ -190,7 +190,7 @@ def test_apart_layers_share_the_memory_of_the_stack():
 
 
 def test_padding_of_the_prompt_is_no_past():
-    """What a row held before, and what the prompt was filled up with, are not seen."""
+    """A request sees neither the slot's previous content nor the padding of its prompt."""
     (prompt,) = prompts(5)
     engine = engine_of(rows=1, variables=VARIABLES)
     engine.submit(Request(prompts(60, seed=3)[0], 4))

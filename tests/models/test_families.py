@@ -1,4 +1,4 @@
-"""Each model family against `transformers`: see fixtures/make_families.py."""
+"""Each model family, compared with `transformers`; see fixtures/make_families.py."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.helpers.tiny_gguf import SHAPE, write_tiny_gguf
 
 FAMILIES = json.loads((FIXTURES / 'families.json').read_text())['families']
 LOGITS = np.load(FIXTURES / 'family_logits.npz')
-# Absolute, for logits whose standard deviation is 2; float32 itself is off by 1e-5.
+# Absolute tolerance for logits with standard deviation 2; float32 itself is off by 1e-5.
 TOLERANCE = 1e-4
 
 
@@ -32,9 +32,9 @@ class Recorded(NamedTuple):
     """A tiny model as `transformers` saves it.
 
     Attributes:
-        config: the content of config.json.
-        shards: the file of each tensor.
-        weights: by name.
+        config: Content of config.json.
+        shards: File of each tensor, by name.
+        weights: Tensors by name.
     """
 
     config: dict[str, Any]
@@ -49,7 +49,7 @@ def recorded(family: str) -> Recorded:
 
 
 def load_recorded(model: Recorded, path: pathlib.Path) -> Base:
-    """Writes what `save_pretrained` writes, and a tokenizer; loads it as what it says it is."""
+    """Write the files of `save_pretrained` and a tokenizer, and load the model from them."""
     (path / 'config.json').write_text(json.dumps(model.config))
     index = {'metadata': {}, 'weight_map': model.shards}
     (path / 'model.safetensors.index.json').write_text(json.dumps(index))
@@ -69,7 +69,7 @@ def load_auto(path: pathlib.Path) -> Base:
 
 @pytest.fixture(scope='module')
 def bases(tmp_path_factory) -> dict[str, Base]:
-    """Every family's model."""
+    """Loaded model of each family."""
     return {
         family: load_recorded(recorded(family), tmp_path_factory.mktemp(family))
         for family in FAMILIES
@@ -83,7 +83,7 @@ def logits_at_positions(config: ModelConfig, params: Any) -> np.ndarray:
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_logits_equal_those_of_transformers(bases, family):
-    """At positions past the context, or past the original one with scaling."""
+    """Positions exceed the context, or the original context if RoPE is scaled."""
     base, expected = bases[family], LOGITS[family]
     scaling = base.config.rope_scaling
     context = scaling.original_context if scaling else base.config.context
@@ -121,7 +121,7 @@ SCALING = dict(factor=4.0, low_frequency_factor=2.0, high_frequency_factor=3.0, 
     + [('llama3', {field: value}) for field, value in SCALING.items()],
 )
 def test_nothing_that_a_family_has_is_without_effect(bases, family, changes):
-    """What the logits above prove: without it they would be others."""
+    """The comparison of logits is sensitive: changing any of these features changes the logits."""
     base = bases[family]
     if changes.keys() <= SCALING.keys():
         changes = {'rope_scaling': dataclasses.replace(base.config.rope_scaling, **changes)}
@@ -132,7 +132,7 @@ def test_nothing_that_a_family_has_is_without_effect(bases, family, changes):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_names_go_there_and_back(bases, family):
-    """Our tree has a place for every tensor of the file, and every leaf comes from the file."""
+    """Our tree has a leaf for every tensor of the file, and every leaf comes from the file."""
     base, expected = bases[family], recorded(family).weights
     tensors = to_huggingface(base.config, base.params)
     assert tensors.keys() == expected.keys()
@@ -144,7 +144,7 @@ def test_names_go_there_and_back(bases, family):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_configs_of_older_versions_say_the_same(bases, family, tmp_path):
-    """Before version 5 of `transformers`, theta stood by itself, and scaling in `rope_scaling`."""
+    """Before version 5, `transformers` had a separate theta, and scaling in `rope_scaling`."""
     config = dict(recorded(family).config)
     rope = config.pop('rope_parameters')
     config['rope_theta'] = rope.pop('rope_theta')
@@ -157,7 +157,7 @@ def test_configs_of_older_versions_say_the_same(bases, family, tmp_path):
 
 @pytest.mark.parametrize('family, tied', [('llama', False), ('qwen2', True), ('qwen3', False)])
 def test_a_gguf_file_holds_the_same_model(family, tied, tmp_path):
-    """Loaded from the two formats, a model is the same to the bit."""
+    """Models loaded from the two formats are bitwise equal."""
     path = tmp_path / 'model.gguf'
     weights = write_tiny_gguf(path, 0, 'F32', tied=tied, architecture=family)
     numbers = dataclasses.asdict(SHAPE)
@@ -166,7 +166,7 @@ def test_a_gguf_file_holds_the_same_model(family, tied, tmp_path):
     config = FAMILIES[family]['config'] | numbers | changes
     shards = dict.fromkeys(weights, 'model-00001-of-00001.safetensors')
     expected, found = load_recorded(Recorded(config, shards, weights), tmp_path), load_auto(path)
-    # The file's metadata give a context of their own.
+    # The file's metadata contain another context length.
     same = dict(name=expected.config.name, context=expected.config.context)
     assert dataclasses.replace(found.config, **same) == expected.config
     leaves = dict(named_leaves(expected.params))
@@ -177,7 +177,7 @@ def test_a_gguf_file_holds_the_same_model(family, tied, tmp_path):
 
 @pytest.mark.parametrize('family', ['llama3', 'qwen2', 'qwen3'])
 def test_logits_after_a_past(bases, family):
-    """A prompt in one piece, then the rest after it, with more places than are filled."""
+    """Prefill a prompt at once, then decode the rest, with a cache larger than needed."""
     base, (B, T), prompt = bases[family], LOGITS['tokens'].shape, 100
     model, variables = Decoder(base.config), {'params': base.params}
     positions = np.broadcast_to(np.arange(T), (B, T))

@@ -13,7 +13,7 @@ from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import Draws
 from tests.helpers.models import logits_of, prompts, random_variables, small_method, tiny_model
 
-NO_END = 300  # No token of the vocabulary: generation runs to its limit.
+NO_END = 300  # Not in the vocabulary: generation runs to its limit.
 PLACES = 40
 LONG = 2 * STRIDE + 5
 MODELS = {
@@ -33,7 +33,7 @@ def most_probable(logits: np.ndarray, place: int) -> int:
 def uncached(
     model: Decoder, variables, prompt: list[int], count: int, pick=most_probable
 ) -> list[int]:
-    """The continuation by running the whole sequence anew for each token."""
+    """Return the continuation without a KV cache: each token runs the whole sequence again."""
     tokens = list(prompt)
     for _ in range(count):
         row = np.zeros((1, PLACES), np.int32)
@@ -64,7 +64,7 @@ def test_the_adapter_changes_the_answers():
 
 @pytest.mark.parametrize('name', MODELS)
 def test_batched_equals_single(name):
-    # Uneven, unsorted, and two batches of which the second has rows without a prompt.
+    # Uneven, unsorted prompts in two batches; the second one has slots without a prompt.
     questions = prompts(9, 2, 15, 1, 7, 3)
     batched = generate(name, questions)
     assert [len(answer) for answer in batched] == [12] * 6
@@ -82,7 +82,7 @@ def test_limit():
 def test_an_answer_stops_before_the_end_token():
     questions = prompts(4, 8, 6, seed=5)
     whole = generate('malora', questions)
-    # A token that ends one answer in its middle, and others elsewhere or never.
+    # A token that ends one answer in its middle, and the others elsewhere or never.
     end = whole[0][5]
     expected = [answer[: answer.index(end)] if end in answer else answer for answer in whole]
     assert len(expected[0]) <= 5
@@ -113,7 +113,7 @@ def test_prompt_and_answer_must_fit_into_the_context():
 
 
 class Letters:
-    """Two letters a token; 7 is special and not in the text."""
+    """Tokenizer with two letters per token, except for the special token 7, which gives no text."""
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
         assert continues
@@ -150,7 +150,7 @@ def test_looking_at_the_texts_changes_nothing():
 
 @pytest.mark.parametrize('start, batch', [(1, 4), (8, 1), (2 * STRIDE - 1, 4), (2 * STRIDE + 4, 4)])
 def test_a_text_ends_before_a_stop_string(start, batch):
-    """That begins and ends within a token; at odd places of it, or from one look to the next."""
+    """The stop string starts and ends within tokens, also across two checks for stop strings."""
     questions = prompts(4, 8, 6, 2, 9)
     whole = [text for (text,) in texts(questions, new=LONG)]
     stop = whole[1][start : start + 5]
@@ -168,7 +168,7 @@ def test_the_first_stop_string_counts():
 def test_a_stop_string_may_be_a_special_token():
     questions = prompts(4, 8, 6, 2, 9)
     tokens = generate('malora', questions, new=LONG)
-    # Takes the place of a token that the model says: all other ids are as they were.
+    # It replaces a token that the model generates; all other ids are unchanged.
     special = tokens[2][STRIDE + 2]
 
     class Special(Letters):
@@ -185,7 +185,7 @@ def test_a_stop_string_may_be_a_special_token():
 
 
 def test_an_answer_is_over_when_its_text_is(monkeypatch):
-    """Its row goes to the next one; nothing more is written when all are over."""
+    """Its slot is reused by the next request; generation ends when all answers are complete."""
     steps = []
     step = Engine.step
 
@@ -263,7 +263,7 @@ def test_without_heat_it_is_the_most_probable():
 
 @pytest.mark.parametrize('temperature, top_p', [(1.0, 1.0), (0.5, 1.0), (1.3, 0.8)])
 def test_frequencies_are_those_of_the_softmax(temperature, top_p):
-    """By a chi-square test, which 1 in 10,000 seeds would fail."""
+    """A chi-square test, which 1 in 10,000 seeds would fail."""
     count, (prompt,) = 4000, prompts(6)
     logits = logits_of(MODELS['malora'], VARIABLES['malora'], [prompt])[0, -1].astype(float)
     chances = np.exp(logits / temperature)
@@ -271,7 +271,7 @@ def test_frequencies_are_those_of_the_softmax(temperature, top_p):
     expected = count * chances / chances.sum()
     how = dict(samples=count, temperature=temperature, top_p=top_p)
     (drawn,) = texts([prompt], batch=1000, new=1, **how)
-    # The special token is no text.
+    # The special token gives no text.
     tokens = [26 * ord(text[0]) + ord(text[1]) - 27 * 97 if text else 7 for text in drawn]
     found = np.bincount(tokens, minlength=300)
     assert not found[expected == 0].any()
@@ -284,7 +284,7 @@ def test_frequencies_are_those_of_the_softmax(temperature, top_p):
 
 
 def nucleus(chances: np.ndarray, top_p: float) -> np.ndarray:
-    """The chances of the nucleus, from the definition; zero outside."""
+    """Return the probabilities of the nucleus, by its definition; zero outside."""
     order = np.argsort(-chances, kind='stable')
     count = 1 + int((np.cumsum(chances[order]) < top_p).sum())
     return np.where(chances >= chances[order[min(count, len(order)) - 1]], chances, 0)
@@ -293,19 +293,19 @@ def nucleus(chances: np.ndarray, top_p: float) -> np.ndarray:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-30, 30), min_size=12, max_size=12), st.floats(0.01, 0.99))
 def test_the_nucleus(eighths, top_p):
-    """With ties, since logits are multiples of 1/8."""
+    """Probabilities may be equal, because logits are multiples of 1/8."""
     logits = np.array(eighths) / 8
     chances = np.exp(logits) / np.exp(logits).sum()
     found = jax.jit(sampling._nucleus)(jnp.float32(logits)[None], jnp.float32([top_p]))[0]
     sums = np.cumsum(-np.sort(-chances))
-    if np.abs(sums - top_p).min() > 1e-5:  # Else rounding decides.
+    if np.abs(sums - top_p).min() > 1e-5:  # Otherwise rounding decides.
         np.testing.assert_array_equal(np.isfinite(found), nucleus(chances, top_p) > 0)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-30, 30), min_size=12, max_size=12), st.integers(0, 14))
 def test_the_most_probable_ones(eighths, top_k):
-    """The k most probable and those as probable as the last of them; all if k is 0."""
+    """Top-k keeps the k most probable tokens and ties with the last of them; all if k is 0."""
     logits = np.array(eighths) / 8
     found = jax.jit(sampling._top_k)(jnp.float32(logits)[None], jnp.array([top_k]))[0]
     least = np.sort(logits)[::-1][min(top_k, 12) - 1] if top_k else -np.inf

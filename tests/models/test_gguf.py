@@ -23,7 +23,7 @@ from malora_jax.models.loading.weights import find_weights, load_base, model_con
 from tests.helpers.models import tiny_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-# Our path under `layers`, and the name in `transformers`, whose kernels are (outputs, inputs).
+# Our path under `layers`, and the name in `transformers`, where kernels are (outputs, inputs).
 LAYER_NAMES = {
     'attention_norm/scale': 'input_layernorm',
     'attention/q/kernel': 'self_attn.q_proj',
@@ -124,11 +124,11 @@ def test_a_window_bounds_the_context(tmp_path):
     )
 
 
-# Llama 3's scaling.
+# Llama 3's RoPE scaling.
 
 
 def divisors(factor: float, theta: float = 5000.0, half: int = 8) -> np.ndarray:
-    """What llama.cpp's converter writes, one frequency at a time."""
+    """Return the divisors that llama.cpp's converter writes, one per frequency."""
     found = []
     for i in range(half):
         wavelength = 2 * np.pi * theta ** (i / half)
@@ -193,7 +193,7 @@ def test_params_have_the_shapes_of_the_decoder(tmp_path):
         assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == expected
 
 
-# Mistakes.
+# User errors.
 
 
 def message(path: pathlib.Path, model: str = 'tiny', **overrides) -> str:
@@ -438,7 +438,7 @@ def test_unknown_model():
 
 
 def damaged(path, key: bytes, skipped: int, value: bytes) -> None:
-    """A file with other bytes at some distance after a key of its metadata."""
+    """Overwrite bytes of a file at some distance after a metadata key."""
     content = bytearray(path.read_bytes())
     at = content.index(key) + len(key) + skipped
     content[at : at + len(value)] = value

@@ -1,7 +1,7 @@
-"""Every quantisation that is promised, against the format's formulas, a block at a time.
+"""Every supported GGUF quantization, compared with the format's formulas, block by block.
 
-The k-quants (super-blocks of 256 values) are decoded here value by value as ggml's documentation of
-the structs says; the package itself can make the others.
+The k-quants (super-blocks of 256 values) are decoded here value by value, as ggml's documentation
+of the structs specifies; the `gguf` package itself can write the others.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ KINDS = gguf.GGMLQuantizationType
 
 
 def write(path: pathlib.Path, kind: str, rows: np.ndarray) -> GGUFFile:
-    """A file with one tensor whose stored rows are given."""
+    """Write a file with one tensor whose stored rows are given."""
     writer = gguf.GGUFWriter(path, 'llama')
     writer.add_tensor('some.weight', rows, raw_dtype=KINDS[kind])
     writer.write_header_to_file()
@@ -35,9 +35,9 @@ def read(file: GGUFFile, rows: int) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-# How far apart the values of a block of 32 are that a quantisation tells apart, at most, as a share
-# of the block's largest. Half of it bounds the error, apart from rounding a block's scale and
-# minimum to 16-bit floats.
+# Maximum distance between adjacent quantized values of a block of 32, relative to the block's
+# largest value. Half of it bounds the error, except for rounding a block's scale and minimum to
+# 16-bit floats.
 STEPS = {
     'F32': 0.0,
     'F16': 2**-10,
@@ -59,14 +59,15 @@ def test_round_trip(tmp_path, kind, rows):
     assert found.shape == weight.shape and found.dtype == np.float32
     largest = np.abs(weight.reshape(ROWS, -1, 32)).max(axis=-1, keepdims=True)
     error = np.abs(found - weight).reshape(ROWS, -1, 32) / largest
-    # The most negative of the symmetric kinds' values has no positive twin: there, a whole step.
+    # In the symmetric types, the most negative value has no positive counterpart: there, the error
+    # may be a whole step.
     whole = 1.0 if kind in ('Q5_0', 'Q4_0') else 0.5
     rounding = 2**-10 if kind.startswith('Q') else 0.0
     assert error.max() <= whole * STEPS[kind] + rounding
     assert error.max() >= 0.2 * STEPS[kind], 'or it is stored better than that'
 
 
-# One super-block: 256 values from its bytes.
+# Reference decoders of one super-block: 256 values from its bytes.
 
 
 def half(data: bytes) -> float:
@@ -74,7 +75,7 @@ def half(data: bytes) -> float:
 
 
 def scales_and_minima(packed: bytes) -> list[tuple[int, int]]:
-    """Eight scales and minima of 6 bits in 12 bytes, of Q4_K and Q5_K."""
+    """Return the eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes."""
     found = []
     for j in range(8):
         if j < 4:
@@ -115,7 +116,7 @@ def q6_k(block: bytes) -> list[float]:
 
 
 def random_bytes(size: int, halves: list[int]) -> np.ndarray:
-    """Super-blocks of random bytes, with sensible 16-bit floats at some places."""
+    """Return super-blocks of random bytes, with plausible 16-bit floats at some places."""
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (ROWS, COLUMNS // 256, size), np.uint8)
     for place in halves:

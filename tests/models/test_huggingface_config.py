@@ -1,4 +1,4 @@
-"""What a `config.json` may say, and what is refused."""
+"""Parsing of `config.json`: supported and refused content."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_llama(tmp_path):
         ({'architectures': ['MistralForCausalLM'], 'sliding_window': None}, {}),
         ({'architectures': ['Qwen2ForCausalLM']}, {'qkv_bias': True}),
         ({'architectures': ['Qwen3ForCausalLM'], 'head_dim': 16}, {'qk_norm': True}),
-        # What transformers assumes where the file is silent.
+        # Defaults of transformers for missing fields.
         ({'architectures': ['Qwen3ForCausalLM']}, {'qk_norm': True, 'head_width': 128}),
         ({'num_key_value_heads': None}, {'num_kv_heads': 4}),
         ({'rms_norm_eps': None}, {'norm_epsilon': 1e-6}),
@@ -71,14 +71,14 @@ def test_llama(tmp_path):
         ({'head_dim': None}, {}),
         ({'tie_word_embeddings': True}, {'tied': True}),
         ({'tie_word_embeddings': False}, {}),
-        # Rotary scaling, written as before version 5 of transformers and since.
+        # RoPE scaling, in the format before version 5 of transformers and in the one since.
         ({'rope_scaling': None}, {}),
         ({'rope_scaling': LLAMA3}, {'rope_scaling': SCALING}),
         ({'rope_parameters': LLAMA3 | {'rope_theta': 7e5}, 'rope_theta': None},
          {'rope_scaling': SCALING, 'rope_theta': 7e5}),
         ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 7e5}}, {'rope_theta': 7e5}),
         ({'rope_scaling': {'type': 'default'}}, {}),
-        # Within its window, sliding attention is plain attention.
+        # Within its window, sliding-window attention equals full attention.
         ({'architectures': ['MistralForCausalLM'], 'sliding_window': 512}, {'context': 512}),
         ({'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}, {}),
         ({'architectures': ['MistralForCausalLM'], 'max_position_embeddings': 32768},
@@ -89,7 +89,7 @@ def test_llama(tmp_path):
           'use_sliding_window': True, 'max_window_layers': 1,
           'layer_types': ['full_attention', 'sliding_attention']},
          {'qkv_bias': True, 'context': 512}),
-        # Keys that change nothing.
+        # Keys without effect.
         ({'torch_dtype': 'bfloat16', 'eos_token_id': [1, 2], 'pretraining_tp': 1,
           '_name_or_path': 'x', 'use_mrope': False, 'pruned_heads': {}, 'hidden_act': 'silu',
           'attention_bias': False, 'attention_dropout': 0.0, 'quantization_config': None}, {}),
@@ -107,7 +107,7 @@ def test_a_file_without_key_value_heads(tmp_path):
 
 
 def test_the_files_of_the_presets(tmp_path):
-    """The keys that decide, as the files on the hub have them."""
+    """The relevant keys have the values of the published files on the hub."""
     published = {
         'llama3.2-1b': {
             'architectures': ['LlamaForCausalLM'], 'attention_bias': False,
@@ -141,7 +141,7 @@ def test_the_files_of_the_presets(tmp_path):
         assert found == preset(name)
 
 
-# What is refused.
+# Refused content.
 
 
 @pytest.mark.parametrize('architectures', [['GemmaForCausalLM'], ['LlamaModel'], [], None, 'Llama'])

@@ -1,4 +1,4 @@
-"""Logits against `transformers` on the same dequantised weights: see fixtures/make_smollm2.py."""
+"""Logits against `transformers` on the same dequantized weights; see fixtures/make_smollm2.py."""
 
 import hashlib
 
@@ -15,7 +15,8 @@ from tests.helpers.models import logits_of
 from tests.helpers.paths import FIXTURES
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-# Absolute, for logits whose standard deviation is a few units. Float32 itself is off by 6e-5.
+# Absolute tolerance for logits whose standard deviation is a few units; float32 itself is off by
+# 6e-5.
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Every method in the decoder: against float64 numpy, without jit, and in bfloat16."""
+"""Every method in the decoder: compared with float64 numpy, without jit, and in bfloat16."""
 
 import functools
 
@@ -39,7 +39,7 @@ def compile_quickly():
 
 
 def reference_outputs(model: Decoder, variables) -> tuple[Outputs, float]:
-    """What the decoder should compute, and by how much its routers prefer what they choose."""
+    """Return the reference outputs, and the smallest margin of a routing decision."""
     reference = ReferenceDecoder(model.config, variables, model.adapter)
     outputs = reference(*map(np.asarray, ARRAYS))
     if model.adapter is None:
@@ -50,7 +50,7 @@ def reference_outputs(model: Decoder, variables) -> tuple[Outputs, float]:
 
 @functools.cache
 def decided(name: str):
-    """The method's model with random values for which rounding changes no choice of an expert."""
+    """Return the method's model and random values for which rounding cannot change the routing."""
     model = tiny_model(small_method(name), **FEATURES)
     for seed in range(20):
         variables = random_variables(model, seed)
@@ -72,7 +72,7 @@ def test_hidden_states_against_the_reference(name):
 
 @st.composite
 def adapters(draw) -> AdapterConfig:
-    """Any member of the family, small."""
+    """Draw any small member of the adapter family."""
     num_experts, rank = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     top_k = draw(st.integers(1, num_experts))
     subspace = draw(st.sampled_from([None, *SUBSPACES]))
@@ -93,7 +93,7 @@ def adapters(draw) -> AdapterConfig:
         rank_stabilized=draw(st.booleans()),
         magnitude=num_experts == 1 and subspace is None and draw(st.booleans()),
         **({} if chosen == 'plain' else {chosen: True}),
-        # With equal gates for all experts it would get no gradient.
+        # With equal gates for all experts, the router would get no gradient.
         frozen=('router',) if chosen == 'equal_gates' and top_k == num_experts else (),
         targets=tuple(draw(st.sets(st.sampled_from(LINEARS), min_size=1))),
     ).build()
@@ -101,7 +101,7 @@ def adapters(draw) -> AdapterConfig:
 
 @st.composite
 def models(draw) -> Decoder:
-    """Any shape of a decoder with an adapter, small."""
+    """Draw any small decoder with an adapter."""
     num_kv_heads = draw(st.integers(1, 2))
     return tiny_model(
         draw(adapters()),
@@ -137,10 +137,10 @@ def test_jit_changes_nothing(name):
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_bfloat16_is_close_to_float32(name):
-    """Within 4% of the size of the hidden states: ten times the resolution of a number."""
+    """The error is below 4% of the hidden states' size, ten times the precision of bfloat16."""
     model, variables = decided(name)
     small = tiny_model(model.adapter, **FEATURES, dtype='bfloat16')
-    # The same numbers in both, rounded.
+    # Both use the same rounded numbers.
     shapes = random_variables(small)['params']
     params = jax.tree.map(lambda a, like: a.astype(like.dtype), variables['params'], shapes)
     rounded = jax.tree.map(lambda a: a.astype(jnp.float32), params)

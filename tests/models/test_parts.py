@@ -1,4 +1,4 @@
-"""Parts of leaves as a process of several has them; whole runs are in tests/distributed."""
+"""Loading only the local parts of leaves, as in multi-process runs (see tests/distributed)."""
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -12,7 +12,7 @@ from tests.helpers.models import random_variables, tiny_model
 
 
 class Here:
-    """A sharding of which these devices are here."""
+    """A fake sharding with these parts on local devices."""
 
     def __init__(self, indices):
         self._indices = indices
@@ -33,7 +33,7 @@ def test_wanted_is_what_a_device_here_has():
 
 
 def test_rows_of_which_no_part_is_here_are_not_read(tmp_path, monkeypatch):
-    """Of each `o` its outputs from the fourth on, and of the embedding the first two tokens."""
+    """Local parts: outputs 4 and up of each `o`, and the embedding of the first two tokens."""
     config = preset('tiny')
     params = random_variables(tiny_model())['params']
     save_file(to_huggingface(config, params), tmp_path / 'model.safetensors')
@@ -63,7 +63,7 @@ def test_rows_of_which_no_part_is_here_are_not_read(tmp_path, monkeypatch):
     kernel = np.asarray(params['layers']['attention']['o']['kernel'])
     np.testing.assert_array_equal(found['layers']['attention']['o']['kernel'], kernel[..., 4:])
     np.testing.assert_array_equal(found['embedding'], params['embedding'][:2])
-    # Each tensor's first row is looked at for its shape.
+    # Each tensor's first row is read to find its shape.
     spans = [span for name, *span in read if 'o_proj' in name and span != [0, 1]]
     assert spans and min(start for start, _ in spans) >= 4
     assert [span for name, *span in read if 'embed' in name] == [[0, 1], [0, 2]]

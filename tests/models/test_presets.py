@@ -1,4 +1,4 @@
-"""The presets' sizes against the published totals, and Llama 3's rotary scaling."""
+"""The presets' sizes, compared with the published totals, and Llama 3's RoPE scaling."""
 
 import dataclasses
 
@@ -43,13 +43,13 @@ def test_number_of_parameters(name):
     assert parameter_counts(Decoder(preset(name)))['base'] == TOTALS[name]
 
 
-# Rotary scaling.
+# RoPE scaling.
 
 SCALING = Llama3Scaling(8.0, 1.0, 4.0, 256)
 
 
 def scaled_angles(width: int, theta: float, scaling: Llama3Scaling) -> np.ndarray:
-    """Radians a position, pair by pair, from the definition of the three bands of wavelengths."""
+    """Return radians per position and pair, from the definition of the three wavelength bands."""
     angles = []
     for i in range(width // 2):
         angle = theta ** (-2 * i / width)
@@ -80,7 +80,8 @@ def test_rotation_with_scaling():
     found = np.asarray(rotate(x, positions, theta, SCALING))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert np.abs(np.asarray(rotate(x, positions, theta)) - expected).max() > 0.1
-    # bfloat16 has 8 bits: its angles would be wrong by whole turns, its entries are by 1 / 256.
+    # bfloat16 has 8 bits: angles computed in it would be wrong by whole turns, but the entries are
+    # only off by 1 / 256.
     rough = np.asarray(rotate(x.astype(jnp.bfloat16), positions, theta, SCALING), np.float32)
     np.testing.assert_allclose(rough, expected, rtol=0, atol=2**-5)
 

@@ -1,4 +1,4 @@
-"""Quantised kernels: their error, products with them, and that none is kept as numbers."""
+"""Quantized kernels: their error, their products, and that none stays dequantized."""
 
 import functools
 import statistics
@@ -33,7 +33,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow
 
-# All codes in order: 0 to 7 in the lower bits, 8 to 15 in the upper.
+# All codes in order: 0 to 7 in the lower bits, 8 to 15 in the upper bits.
 NF4 = Quantized(
     jnp.asarray([i | i + 8 << 4 for i in range(8)], jnp.uint8)[:, None], jnp.ones((2, 1)), 'nf4'
 )
@@ -57,7 +57,7 @@ def test_integers_are_the_nearest_of_even_steps(kind, steps):
 
 
 def test_nf4_has_the_quantiles_of_a_normal_distribution():
-    """The average of both ends of each of 16 equal parts, on either side of zero, scaled to 1."""
+    """The values are means of the quantiles at both ends of 16 equal parts, scaled to 1."""
     offset = (1 / 30 + 1 / 32) / 2
     normal = statistics.NormalDist().inv_cdf
     above = [normal(p) for p in np.linspace(1 - offset, 0.5, 9)[:-1]]
@@ -109,7 +109,7 @@ def test_products_and_their_gradient_are_those_of_the_values(kind, dtype, tolera
 
 
 def test_int8_products_of_whole_numbers_are_exact():
-    """Rows whose largest number is 127 have the scale 1; so has a kernel that is its codes."""
+    """Rows with maximum 127 have scale 1, and so does a kernel of integer codes."""
     rng = np.random.default_rng(0)
 
     def whole(*shape):
@@ -155,7 +155,7 @@ def test_no_product_with_an_int8_kernel_leaves_int8():
 
 
 def quantized(kind: str, method: str):
-    """A tiny model with quantised kernels, and the same with what their codes stand for."""
+    """Return a tiny model with quantized kernels, and one with the dequantized kernels."""
     adapter = small_method(method)
     plain = tiny_model(adapter)
     model = tiny_model(adapter, quantize=kind)
@@ -195,7 +195,7 @@ def test_losses_and_gradients_are_those_of_the_values(kind, method):
 
 @pytest.mark.usefixtures('compile_quickly')
 def test_activations_in_int8_change_little():
-    """The kernels are those of int8; rounding activations to 255 steps moves losses a little."""
+    """Kernels are as in int8; rounding activations to 255 steps changes losses a little."""
     batch = jax.tree.map(jnp.asarray, packed_batch([[20, 9], [31]], 32))
     found = []
     for kind in ('int8', 'w8a8'):
@@ -242,7 +242,7 @@ def test_texts_are_those_of_the_values(kind):
 
 @functools.cache
 def wide_step(kind: str, remat: str):
-    """Compiled for kernels that are much larger than everything else."""
+    """Return the memory use of a compiled step with kernels far larger than everything else."""
     config = preset('tiny', width=256, hidden=1024, num_layers=8, quantize=kind)
     model = Decoder(config, small_method('lora'), remat)
     params = nn.unbox(abstract_variables(model))['params']
@@ -257,9 +257,9 @@ def wide_step(kind: str, remat: str):
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
 @pytest.mark.parametrize('remat', REMAT)
 def test_no_kernel_is_kept_as_numbers_from_one_layer_to_the_next(kind, remat):
-    """Of a scan that JAX differentiates, the backward pass would have those of all layers."""
+    """If JAX differentiated the scan, the backward pass would keep all dequantized kernels."""
     found, plain = (wide_step(each, remat).temp_size_in_bytes for each in (kind, ''))
-    kernel = 4 * 256 * 1024  # float32 bytes of the largest one.
+    kernel = 4 * 256 * 1024  # Bytes of the largest kernel in float32.
     assert found < plain + 2 * kernel
 
 
@@ -267,7 +267,7 @@ def test_arguments_are_as_small_as_the_codes():
     sizes = {kind: wide_step(kind, 'light').argument_size_in_bytes for kind in ('', 'int8', 'nf4')}
     kernels = 8 * (2 * 256 * 64 + 2 * 256 * 32 + 3 * 256 * 1024)
     assert sizes[''] - sizes['int8'] == pytest.approx(3 * kernels, rel=0.02)
-    # Half a byte, and 4 bytes of scale for 64.
+    # Half a byte per weight, and a 4-byte scale per 64 weights.
     assert sizes[''] - sizes['nf4'] == pytest.approx((3.5 - 1 / 16) * kernels, rel=0.02)
 
 

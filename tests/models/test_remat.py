@@ -1,4 +1,4 @@
-"""Rematerialised layers give what kept activations give: loss, routing and gradients."""
+"""Rematerialization (gradient checkpointing) keeps the loss, routing and gradients."""
 
 import collections
 import functools
@@ -21,7 +21,7 @@ BATCH = jax.tree.map(jnp.asarray, packed_batch([(10, 9), (7, 8, 9)], 24))
 
 
 def models(name: str, **overrides) -> dict[str, Decoder]:
-    """The model with each way to rematerialise layers, with dropout on."""
+    """Return the model with each rematerialization mode, with dropout."""
     model = tiny_model(small_method(name, dropout=0.5), **overrides)
     return {remat: Decoder(model.config, model.adapter, remat) for remat in REMAT}
 
@@ -71,7 +71,7 @@ def test_remat_keeps_less_in_memory():
 
 
 def products(model: Decoder) -> collections.Counter[str]:
-    """How many matrix products there are of each shape, in the gradient of a layer."""
+    """Return the number of matrix products of each shape in the gradient of a layer."""
     closed = jax.make_jaxpr(lambda v: loss_and_gradients(model, v))(random_variables(model))
     return collections.Counter(
         ' '.join(str(var.aval) for var in (*equation.invars, *equation.outvars))
@@ -82,7 +82,7 @@ def products(model: Decoder) -> collections.Counter[str]:
 
 @pytest.mark.parametrize('name', ['lora', 'dora', 'malora'])
 def test_light_computes_no_product_of_a_linear_again(name):
-    """Only gates are widened again; full has the products of the linears twice."""
+    """`light` only recomputes the widening of gates; `full` has the products of linears twice."""
     none, light, full = (products(model) for model in models(name).values())
     widened = {'malora': {'float32[48,4] float32[4,16] float32[48,16]': 6}}
     assert light - none == widened.get(name, {})

@@ -1,4 +1,4 @@
-"""Weights from safetensors files, whole and in shards, and all that can be broken in them."""
+"""Weights from safetensors files, whole and in shards, and broken files."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ Q = 'model.layers.1.self_attn.q_proj.weight'
 
 
 def write_shards(path: pathlib.Path, weights: dict[str, np.ndarray], count: int = 3) -> None:
-    """The tensors dealt out to shards, and their index."""
+    """Write the tensors to shards, with their index."""
     shard_of = {}
     for number in range(count):
         shard = f'model-{number + 1:05d}-of-{count:05d}.safetensors'
@@ -37,7 +37,7 @@ def write_shards(path: pathlib.Path, weights: dict[str, np.ndarray], count: int 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    """Every matrix is read in many blocks, that do not divide its rows."""
+    """Read every matrix in many blocks that do not divide its rows evenly."""
     monkeypatch.setattr(params_lib, '_BLOCK', 500)
 
 
@@ -65,7 +65,8 @@ def assert_params(found: dict[str, np.ndarray], dtype=np.float32) -> None:
 def test_names_are_unique_and_complete():
     scalars = sum(leaf.size for _, leaf in named_leaves(PARAMS))
     assert sum(tensor.size for tensor in WEIGHTS.values()) == scalars
-    # 7 matrices, 2 norms, 3 biases and 2 norms of heads a layer; embedding, last norm and head.
+    # A layer has 7 matrices, 2 norms, 3 biases and 2 norms of heads; the others are the embedding,
+    # the final norm and the head.
     assert len(WEIGHTS) == 2 * 14 + 3
     kernel = np.asarray(PARAMS['layers']['attention']['q']['kernel'])
     np.testing.assert_array_equal(WEIGHTS[Q], kernel[1].T)

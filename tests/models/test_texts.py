@@ -1,4 +1,4 @@
-"""What of a text is shown while it is written: in the end all of it, and never too much."""
+"""Streaming of text: in the end all of it is sent, and never too much."""
 
 import random
 import threading
@@ -14,7 +14,7 @@ from tests.helpers import recorded_tokenizers
 
 
 class Bytes:
-    """A token for each byte, and one that is no text."""
+    """Tokenizer with a token per byte, and one token without text."""
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
         assert continues
@@ -25,7 +25,7 @@ class Bytes:
 
 
 def pieces(text: bytes | list[int], sizes: list[int], stop: tuple[str, ...] = ()) -> list[str]:
-    """What is shown after each of some runs of tokens, and at last what was held back."""
+    """Return the streamed text after each of several runs of tokens, and the rest at the end."""
     stream, shown, start = TextStream(Ending(Bytes(), stop)), [], 0
     for size in [*sizes, len(text)]:
         shown.append(stream.add(list(text[start : start + size])))
@@ -81,7 +81,7 @@ def test_an_empty_stop_is_refused():
     st.text('ab', max_size=200),
 )
 def test_stops_that_contain_each_other(stops, text):
-    """The first stop that is complete ends the text; the longest of several."""
+    """The first complete stop string ends the text; of several, the longest one."""
     shown = ''.join(pieces(text.encode(), [7] * 40, tuple(stops)))
     assert shown == Ending(Bytes(), tuple(stops)).text(list(text.encode()))
 
@@ -114,7 +114,7 @@ def test_the_time_of_a_text_is_linear():
 
 @pytest.mark.parametrize('name', recorded_tokenizers.NAMES)
 def test_pieces_of_a_tokenizer(name, tmp_path):
-    """Together they are what is decoded at once."""
+    """Joined, the pieces equal the text that is decoded at once."""
     tokenizer = recorded_tokenizers.from_directory(tmp_path / name, name)
     rng = random.Random(0)
     for text in ('Grüße, 你好 ' * 40, '😀👩‍👩‍👧 x\n\n  y' * 30, ' a  b ' * 50):
@@ -143,4 +143,4 @@ def test_other_threads_run_while_a_text_is_encoded(tmp_path):
     seconds, during = time.perf_counter() - start, counts[0] - before
     done.set()
     thread.join()
-    assert during > 50 * seconds  # If the lock were held: one or two.
+    assert during > 50 * seconds  # If the tokenizer held the GIL, one or two.

@@ -1,4 +1,4 @@
-"""Tokens against a plain reference: see fixtures/make_smollm2.py and fixtures/reference_bpe.py."""
+"""Tokens against a reference: see fixtures/make_smollm2.py and fixtures/reference_bpe.py."""
 
 import json
 
@@ -42,8 +42,8 @@ def test_special_tokens(smollm2):
     assert smollm2.token_to_id('<|no_such_token|>') is None
 
 
-# SmolLM2 has no token for some control characters and for the bytes F1 and F2, with which
-# code points from U+40000 on begin.
+# SmolLM2 has no token for some control characters and for the bytes F1 and F2, with which code
+# points from U+40000 on start.
 @settings(deadline=None, max_examples=100)
 @given(text=st.text(st.characters(exclude_categories=['Cs', 'Cc'], max_codepoint=0x3FFFF)))
 def test_every_text_comes_back(smollm2, tiny, text):
@@ -64,7 +64,7 @@ TASKS = ('word_sequence_reversal', 'number_filtering', 'decimal_chain_sum', 'nee
 
 @pytest.mark.parametrize('task', TASKS)
 def test_chatml_as_the_quickstart_trains_it(smollm2, task):
-    """Prompt, answer and end are what they are when each is encoded alone."""
+    """Prompt, answer and end token have the ids that they have when each is encoded alone."""
     template = get_template('chatml')
     assert end_id(smollm2, template) == 2
     for example in get_task(task).source.examples(0, 25):

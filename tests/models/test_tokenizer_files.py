@@ -27,7 +27,7 @@ def test_tokenizer_json(tmp_path, name):
 
 @pytest.mark.parametrize('name', BYTE_LEVEL)
 def test_byte_level_gguf(tmp_path, name):
-    """As transformers; Qwen's composed letters (NFC) are what llama.cpp leaves out."""
+    """Results equal those of transformers; llama.cpp lacks the NFC normalization of Qwen."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     differing = []
     for item in recorded(name)['texts']:
@@ -39,7 +39,7 @@ def test_byte_level_gguf(tmp_path, name):
 
 @pytest.mark.parametrize('name', SENTENCE_PIECE)
 def test_sentence_piece_gguf(tmp_path, name):
-    """As llama.cpp and SentencePiece, which put a space before the text in any case."""
+    """Results equal those of llama.cpp and SentencePiece, which always prepend a space."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     for item in recorded(name)['texts']:
         expected = item.get('llama_cpp', item['ids'])
@@ -48,7 +48,7 @@ def test_sentence_piece_gguf(tmp_path, name):
 
 @pytest.mark.parametrize('name', SENTENCE_PIECE)
 def test_the_older_tokenizer_json_of_llama(tmp_path, name):
-    """With a normaliser that prepends the space, as the published files have it."""
+    """The published files have a normalizer that prepends the space."""
     write_directory(tmp_path, name)
     content = json.loads((tmp_path / 'tokenizer.json').read_text('utf-8'))
     space = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}
@@ -80,7 +80,7 @@ def test_texts_come_back_with_all_spaces(tmp_path, name):
             text = item['text']
             if with_special_tokens(name, text) or (name == 'qwen2' and 'llama_cpp' in item):
                 continue
-            # Metaspace adds no space before a text that begins with one, and takes one away.
+            # Metaspace adds no space before a text that starts with one; decoding removes one.
             metaspace = name in SENTENCE_PIECE and tokenizer.encode(' a') == tokenizer.encode('a')
             if not (metaspace and text.startswith(' ')):
                 assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -114,7 +114,7 @@ def test_line_breaks_that_grow_together(tmp_path):
 
 @pytest.mark.parametrize('name', SENTENCE_PIECE)
 def test_bytes_that_are_no_text(tmp_path, name):
-    """An answer that was cut off within a letter."""
+    """An answer may be cut off within a character."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     ids = tokenizer.encode('龍', continues=True)
     assert len(ids) == 3

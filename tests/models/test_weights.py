@@ -1,4 +1,4 @@
-"""Where weights are looked for, `model.name='auto'`, and what the hub's refusals become."""
+"""Sources of weights, `model.name='auto'`, and messages for each refusal of the hub."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ RIGHT = "a GGUF file, a Hugging Face directory, or a model's name on the hub suc
 
 
 def write_directory(path: pathlib.Path, tokens: int = 300, **changes) -> pathlib.Path:
-    """A directory as `save_pretrained` writes it, with the tiny model."""
+    """Write a directory with the tiny model, as `save_pretrained` does."""
     path.mkdir(parents=True, exist_ok=True)
     (path / 'config.json').write_text(json.dumps(CONFIG | changes))
     weights = to_huggingface(preset('tiny'), random_variables(tiny_model())['params'])
@@ -121,7 +121,7 @@ def test_a_directory_without_config(tmp_path):
     assert message(model_config, 'auto', str(tmp_path), 'float32') == expected
 
 
-# What may stand in `model.weights`.
+# Possible values of `model.weights`.
 
 
 def test_auto_needs_weights():
@@ -152,12 +152,12 @@ def test_a_file_that_is_no_gguf(tmp_path):
     )
 
 
-# The hub, of which there is none here.
+# The hub, replaced by a fake.
 
 
 @pytest.fixture
 def downloads(monkeypatch, tmp_path) -> list[tuple[str, list[str]]]:
-    """What is asked of the hub, which has the tiny model under every name."""
+    """Requests to a fake hub, which has the tiny model under every name."""
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot_download(name, *, repo_type, revision, allow_patterns, ignore_patterns):
@@ -219,7 +219,7 @@ def test_which_files_are_downloaded(name, chosen):
     assert list(kept) == [name] * chosen
 
 
-# What the hub's errors want to know of an answer.
+# Response attributes that the hub's errors read.
 ANSWER = types.SimpleNamespace(headers={}, request=None)
 
 

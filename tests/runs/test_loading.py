@@ -1,4 +1,4 @@
-"""Runs are read from directories as training leaves them, made up here."""
+"""Loading finished runs from directories, made up here in the form that training leaves."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from tests.helpers.finished_runs import write_finished_run
 
 
 def write_run(directory: pathlib.Path, method: str = 'lora', **changes) -> None:
-    """A finished run; a change is the value of a config field, named SECTION__FIELD."""
+    """Write a finished run; a change is the value of a config field, named SECTION__FIELD."""
     config = intra_domain_small.get_config(method)
     for name in [name for name in changes if '__' in name]:
         section, field = name.split('__')
@@ -100,7 +100,8 @@ def test_runs_that_cannot_be_compared(tmp_path, other, what):
     )
     with pytest.raises(UserError, match=re.escape(message)):
         check_comparable(runs)
-    # Without a table of the paper they stand next to each other, but have no difference.
+    # Without a table of the paper, the rows are only listed next to each other, without
+    # differences.
     _, lora, malora = seed_groups(runs)
     assert malora.change_from(lora) is None and malora.changes_from(lora) == {}
 
@@ -117,7 +118,7 @@ def test_how_programs_are_confined_makes_no_difference(tmp_path):
 
 
 def test_runs_of_other_tasks_can_be_read_together(tmp_path):
-    """What they share is comparable."""
+    """The tasks that they share are compared."""
     write_run(tmp_path / 'lora')
     write_run(tmp_path / 'lora-boolq', 'lora,task=boolq')
     runs = read_runs([tmp_path])
@@ -127,7 +128,7 @@ def test_runs_of_other_tasks_can_be_read_together(tmp_path):
 
 
 def test_rows_without_a_table(tmp_path):
-    """Seeds share a row if they differ in nothing else; other runs have rows of their own."""
+    """Seeds share a row if nothing else differs; other runs have their own rows."""
     for seed in (0, 1):
         write_run(tmp_path / f'lora-seed{seed}', seed=seed)
         rate = 0.001 + 0.001 * seed

@@ -1,11 +1,11 @@
-"""Clients that stream from a server while another one attacks it.
+"""Clients that stream from a server while another client attacks it.
 
 `python -m tests.serving.hostile_client [MINUTES [PLACE]]` starts a server with the tiny model, or
-with that of PLACE (a run, or a config such as configs/quickstart.py for its base). 32 clients
-stream answers, one sends the attacks below in a loop, and one asks /health every 50 ms. It prints
-how many answers there were and the latencies of /health with the attacks and, for a quarter of the
-time, without. The exit status is 1 if a client saw an error or another answer than before, or if
-the 99th percentile with attacks is 200 ms or more.
+with the model of PLACE (a run, or a config such as configs/quickstart.py for its base model). 32
+clients stream answers, one sends the attacks below in a loop, and one requests /health every 50 ms.
+The script prints the number of answers and the latencies of /health with the attacks and, for a
+quarter of the time, without. The exit status is 1 if a client saw an error or a changed answer, or
+if the 99th percentile of the latency with attacks is 200 ms or more.
 """
 
 import concurrent.futures
@@ -34,7 +34,7 @@ def chat_body(content: str = 'x', **fields) -> bytes:
 
 
 def partial(address: str) -> None:
-    """Sends a part of a body and goes away."""
+    """Send a part of a request body, and disconnect."""
     host, port = address.removeprefix('http://').split(':')
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n')
@@ -43,14 +43,14 @@ def partial(address: str) -> None:
 
 
 def dropped(address: str) -> None:
-    """Leaves a stream after its first line, or after two seconds."""
+    """Disconnect from a stream after its first line, or after two seconds."""
     body = {'model': 'tiny', 'prompt': 'x', 'max_tokens': 200, 'stream': True}
     with httpx.stream('POST', f'{address}/v1/completions', json=body, timeout=2) as response:
         next(response.iter_lines())
 
 
 def bodies() -> dict[str, bytes]:
-    """The attacks that are a body of a chat."""
+    """Return the attacks that are a chat request's body, by name."""
     marks = {'objects': b'{},', 'strings': b'"",', 'numbers': b'1.5,', 'depth': b'['}
     return {
         'top_k of 2^31': chat_body(top_k=2**31, temperature=1),
@@ -81,14 +81,14 @@ def attack(
         if stopped.is_set():
             return
         with contextlib.suppress(httpx.TransportError, ConnectionError):
-            response = send()  # It goes away if the answer takes longer than two seconds.
+            response = send()  # The client disconnects if the answer takes longer than two seconds.
             if response is not None and response.status_code >= 500:
                 found.append(f'{name}: {response.text}')
         counts[name] = counts.get(name, 0) + 1
 
 
 def stream(address: str, number: int, stopped: threading.Event, found: list[str]) -> None:
-    """Asks the same question again and again."""
+    """Stream the answer to the same question repeatedly, and record errors and differences."""
     body = {'model': 'tiny', 'prompt': f'Once {number}', 'max_tokens': 40, 'seed': number}
     expected = None
     with httpx.Client(timeout=600) as client:
@@ -103,7 +103,7 @@ def stream(address: str, number: int, stopped: threading.Event, found: list[str]
 
 
 def latencies(address: str, seconds: float) -> list[float]:
-    """Of /health, each on a connection of its own."""
+    """Return the latencies of /health in seconds, each on a new connection."""
     found, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         start = time.monotonic()
@@ -130,7 +130,7 @@ def main() -> int:
     arguments = [f'--model={sys.argv[2]}'] if len(sys.argv) > 2 else []
     answers: list[str] = []
     counts: dict[str, int] = {}
-    # Apart from the clients, who would hold it up themselves.
+    # A separate process, because the client threads would delay the measurement.
     spawn = multiprocessing.get_context('spawn')
     with (
         process('--rows=8', *arguments, log=None) as (_, address),
@@ -144,7 +144,7 @@ def main() -> int:
         ]
         for thread in threads:
             thread.start()
-        time.sleep(10)  # Compiles.
+        time.sleep(10)  # Wait for compilation.
         describe('without attacks', prober.submit(latencies, address, 15 * minutes).result())
         threads.append(threading.Thread(target=attack, args=(address, stopped, counts, answers)))
         threads[-1].start()

@@ -1,7 +1,8 @@
-"""Serves a small model, or another one, in a process of its own.
+"""Serve a small model, or a given one, in a separate process.
 
 `python -m tests.serving.serve_tiny [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
-address. A delay makes each step of an engine so many seconds longer, and no text ends early.
+address. A delay makes each decode step of the engine take that many seconds longer, and disables
+the end token.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> None:
         jax.config.update('jax_disable_most_optimizations', True)
     model = local.load(flags.model) if flags.model else language_model()
     if flags.delay:
-        model.end_id = model.model.config.vocab_size  # Texts are as long as they may be.
+        model.end_id = model.model.config.vocab_size  # Texts then have their maximum length.
     step = Engine.step
 
     def slow_step(engine):

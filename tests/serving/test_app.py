@@ -1,4 +1,4 @@
-"""The endpoint, asked by OpenAI's own client and by hand, over a real socket."""
+"""The server, called by OpenAI's own client and by plain HTTP, over a real socket."""
 
 import asyncio
 import concurrent.futures
@@ -109,7 +109,7 @@ def test_log_probabilities_of_a_chat(client):
     content = found.choices[0].logprobs.content
     assert len(content) == 5 and all(len(token.top_logprobs) == 2 for token in content)
     for token in content:
-        # The most probable token was taken.
+        # The most probable token was chosen.
         np.testing.assert_allclose(token.logprob, token.top_logprobs[0].logprob)
         assert token.logprob > token.top_logprobs[1].logprob
 
@@ -197,7 +197,7 @@ def test_no_work_for_a_client_that_is_gone(address, stream):
 
 
 def test_many_clients_at_once(address):
-    """Each gets the answer that it would get alone."""
+    """Each client gets the answer that it would get alone."""
     model = language_model()
     prompts = [f'Once {i}' for i in range(24)]
     expected = {}

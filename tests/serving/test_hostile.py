@@ -1,4 +1,4 @@
-"""What one request does to others, whatever is in it: nothing."""
+"""No request affects other requests, whatever its content."""
 
 import concurrent.futures
 import functools
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 class SlowTokenizer(Tokenizer):
-    """Takes two seconds for a text with the word `slow`."""
+    """Tokenizer that takes two seconds for a text with the word `slow`."""
 
     def encode(self, text, *, continues=False):
         if 'slow' in text:
@@ -77,7 +77,7 @@ def test_values_at_the_end_of_their_range(address):
     alone = chat(address).json()['choices']
     ends = {'top_k': 2**31 - 1, 'seed': -(2**63), 'stop': ['x' * 1000] * 4, 'presence_penalty': 0}
     assert chat(address, **ends).json()['choices'] == alone
-    # Rounded to float32 it is zero; the most probable token remains.
+    # As float32 it is zero, so only the most probable token remains.
     found = chat(address, temperature=1, top_p=1e-60).json()['choices']
     assert found == alone
 
@@ -103,7 +103,7 @@ def test_a_long_text_is_refused_before_it_is_tokenized(address, monkeypatch):
 
 
 def test_nobody_waits_for_the_tokens_of_others(address):
-    chat(address)  # Compiles.
+    chat(address)  # Compile first.
     slow = [{'role': 'user', 'content': 'slow' + 'x' * 1000}]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         other = pool.submit(chat, address, messages=slow)
@@ -168,7 +168,7 @@ def test_what_is_no_http(address, head):
 
 
 def test_a_request_is_answered_once(address, caplog):
-    """Its body is broken, and its host is one that the application refuses."""
+    """The body is broken, and the application also refuses the host."""
     head = 'POST /v1/completions HTTP/1.1\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'
     uvicorn_log = logging.getLogger('uvicorn.error')
     uvicorn_log.addHandler(caplog.handler)
@@ -197,7 +197,7 @@ def test_a_head_that_does_not_arrive(address, monkeypatch):
     monkeypatch.setattr('malora_jax.serving.server._HEAD_S', 0.5)
     status, body = raw(address, b'GET /health HTTP/1.1\r\nHost: local')
     assert status == 408 and is_error(408, body)
-    # A connection that waits for its next request is another matter.
+    # A connection that waits for its next request does not time out.
     with httpx.Client() as client:
         for _ in range(3):
             assert client.get(f'{address}/health').status_code == 200
@@ -224,7 +224,7 @@ def test_hosts(address):
 
 
 def begin_fails_for(token: int, monkeypatch) -> None:
-    """No text whose prompt ends with the token can be begun."""
+    """Make prefill fail for every prompt that ends with the token."""
     begin = Engine._begin
 
     def failing(engine, row, request):
@@ -236,10 +236,10 @@ def begin_fails_for(token: int, monkeypatch) -> None:
 
 
 def steps_fail_with(token: int, monkeypatch) -> list[int]:
-    """No step succeeds in which a text writes whose prompt ends with the token.
+    """Make every decode step fail that includes a text whose prompt ends with the token.
 
     Returns:
-        For each step that failed, the number of rows that wrote.
+        Number of active cache slots in each failed step.
     """
     write, begin, failures, bad = rows_lib.write, Engine._begin, [], {}
 
@@ -262,7 +262,7 @@ def steps_fail_with(token: int, monkeypatch) -> list[int]:
 
 
 def completion(address: str, prompt: str, stream: bool = False) -> str | int:
-    """The text, or the status of an error."""
+    """Return the generated text, or the status of an error."""
     body = {'model': 'tiny', 'prompt': prompt, 'max_tokens': 60, 'temperature': 0.7, 'seed': 3}
     found = httpx.post(f'{address}/v1/completions', json=body | {'stream': stream}, timeout=120)
     if not stream:
@@ -289,7 +289,7 @@ def test_a_text_that_fails_is_the_only_one(address, monkeypatch, capfd, fails):
 
 
 def test_a_step_that_fails_once_is_repeated(address, monkeypatch, capfd):
-    """A client sees nothing of it: no token is told twice, and none is missing."""
+    """Clients do not notice it: no token is repeated or missing."""
     prompts = [f'Twice {i}' for i in range(6)]
     expected = [completion(address, prompt) for prompt in prompts]
     step, count = Engine.step, [0]

@@ -1,4 +1,4 @@
-"""How a server ends: every stream with its text or with an error, and the process with status 0."""
+"""Server shutdown: each stream ends with its text or an error, and the process with status 0."""
 
 import concurrent.futures
 import json
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def stream(address: str, tokens: int) -> tuple[int, list[str]]:
-    """Status and events."""
+    """Stream a completion, and return the status and the events."""
     body = {'model': 'tiny', 'prompt': 'x', 'max_tokens': tokens, 'stream': True}
     found = httpx.post(f'{address}/v1/completions', json=body, timeout=120)
     return found.status_code, [x.removeprefix('data: ') for x in found.text.splitlines() if x]
@@ -30,7 +30,7 @@ def wait_for_work(address: str, count: int) -> None:
 
 
 def test_what_was_taken_is_finished(tmp_path):
-    """Nothing new is taken meanwhile."""
+    """The server accepts no new requests meanwhile."""
     with process('--grace=100', '--delay=0.1') as (server, address):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             texts = [pool.submit(stream, address, 80) for _ in range(3)]
@@ -51,7 +51,7 @@ def test_what_was_taken_is_finished(tmp_path):
 
 @pytest.mark.parametrize('arguments, signals', [(['--grace=0.5'], 1), (['--grace=60'], 5)])
 def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path, arguments, signals):
-    """After a second signal there is no more time."""
+    """A second signal ends the grace period."""
     log = tmp_path / 'log'
     with (
         log.open('w') as file,

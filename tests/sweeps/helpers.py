@@ -1,4 +1,4 @@
-"""Sweeps of a base that needs nothing, and runs made by hand."""
+"""Sweeps of a base config that needs no files, and finished runs made by hand."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ TASKS = ('chain_sum', 'needle_haystack')
 
 
 def sweep(**fields: Any) -> dict[str, Any]:
-    """A sweep of MALoRA over two learning rates, with other fields."""
+    """Return a sweep of MALoRA over two learning rates, with other fields."""
     return {
         'base': str(ROOT / 'configs' / 'quickstart.py'),
         'seeds': (0, 1),
@@ -20,7 +20,7 @@ def sweep(**fields: Any) -> dict[str, Any]:
 
 
 def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
-    """A results.json: the first task is better than the mean, the last one worse."""
+    """Return results in which the first task is better than the mean, the last one worse."""
     apart = {tasks[0]: 0.1, tasks[-1]: -0.1}
     of_task = {
         name: {
@@ -41,7 +41,7 @@ def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[s
 
 
 def write_run(workdir: pathlib.Path, name: str, found: dict[str, Any]) -> None:
-    """A finished run in a sweep's directory."""
+    """Write a finished run into a sweep's directory."""
     (workdir / name).mkdir(parents=True)
     config = {
         'seed': int(name.rpartition('-seed')[2]) if '-seed' in name else 0,

@@ -1,4 +1,4 @@
-"""Which run's answers of the base stand for another's."""
+"""Reuse of the base model's answers from another run of the sweep."""
 
 import json
 
@@ -19,7 +19,7 @@ def runs(monkeypatch):
 
 @pytest.fixture
 def scored(runs, tmp_path):
-    """The sweep's directory, where one run has the base's answers."""
+    """Directory of a sweep in which one run has the base model's answers."""
     name = 'malora-learning_rate0.001-seed0'
     (tmp_path / name).mkdir()
     (tmp_path / name / 'config.json').write_text(json.dumps(runs[name]))

@@ -1,4 +1,4 @@
-"""Every config and every run of a sweep: its abstract training state, and what it trains."""
+"""Every config and every run of a sweep: abstract training state and trained parameters."""
 
 import functools
 import importlib
@@ -21,7 +21,7 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 from tests.helpers.paths import ROOT
 
-# Trained parameters on LLaMA-2 7B, counted by hand from the shapes.
+# Number of trained parameters on LLaMA-2 7B, computed by hand from the shapes.
 LLAMA2_7B = {
     'lora': 143_130_624,
     'dora': 144_359_424,
@@ -59,7 +59,7 @@ LLAMA2_7B |= {
     for rank, d in ((14, 16), (12, 32), (10, 48), (8, 64))
     for beta in ('050', '100', '125', '200')
 }
-# How many runs the other sweeps have.
+# Number of runs of the other sweeps.
 OWN_SWEEPS = {
     'rank': 16,
     'experts': 12,
@@ -67,7 +67,7 @@ OWN_SWEEPS = {
     'learning_rate': 12,
     'ultralink_pruning': 10,
 }
-# Of the method that each config has by default: MALoRA.
+# Number of trained parameters with each config's default method, MALoRA.
 CONFIGS = {
     'inter_domain': LLAMA2_7B['malora'],
     'intra_domain': LLAMA2_7B['malora'],
@@ -81,7 +81,7 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
-    """Paths of configs are from there, as on the command line."""
+    """Paths of configs are relative to the repository root, as on the command line."""
     monkeypatch.chdir(ROOT)
 
 
@@ -98,9 +98,9 @@ def sweep(name: str) -> dict[str, Any]:
 
 
 def trained(config: dict[str, Any]) -> int:
-    """Trained parameters of a run, counted in the state that it would begin with."""
+    """Return the number of trained parameters of a run, counted in its initial state."""
     run = run_config(config)
-    # Of runs whose shapes are the same, one state is enough.
+    # One state is enough for runs with the same shapes.
     adapter = changed(run.adapter, beta=1.0)
     return count_trained(Decoder(run.model, adapter, run.training.remat))
 
@@ -113,7 +113,7 @@ def count_trained(model: Decoder) -> int:
         abstract_variables(model)['params'],
     )
     count = trees.count(state.adapter)
-    # AdamW has two moments of what trains, and of nothing else.
+    # AdamW has two moments for each trained parameter, and none for others.
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == 2 * count
     return count
 
@@ -234,7 +234,7 @@ def test_averages_are_the_means_of_their_rows():
 
 
 def test_tables_agree_on_what_they_share():
-    """MoLoRA and MALoRA stand in Tables 1, 3 and 11, MALoRA of Table 2 in Table 12."""
+    """MoLoRA and MALoRA are in Tables 1, 3 and 11, and MALoRA of Table 2 is in Table 12."""
     for name in ('molora', 'malora'):
         row = TABLES['table1'].rows[name]
         mean = sum(row.scores.values()) / len(row.scores)

@@ -1,4 +1,4 @@
-"""Which runs a sweep has, and which sweeps are refused."""
+"""Expansion of a sweep into runs, and refused sweeps."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_a_grid_is_every_combination_with_every_seed():
     assert config['adapter']['dropout'] == 0.1
     assert config['optimizer']['learning_rate'] == 0.01
     assert config['seed'] == 1
-    # Nothing else differs from the base.
+    # Nothing else differs from the base config.
     config['adapter']['dropout'], config['optimizer']['learning_rate'] = 0.05, 0.001
     config['seed'] = 0
     from configs import quickstart
@@ -86,7 +86,7 @@ def test_random_values_are_in_their_ranges_and_decided_by_the_seed():
     assert len(found) == 40
     rates = [rate for (rate,) in values(found, 'optimizer.learning_rate')]
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
-    # As many below the geometric mean as above, give or take.
+    # About half of the values are below the geometric mean.
     assert 10 <= sum(math.log10(rate) < -3 for rate in rates) <= 30
     assert {k for (k,) in values(found, 'adapter.top_k')} == {1, 2, 3, 4}
     assert {remat for (remat,) in values(found, 'training.remat')} == {'light', 'full'}
@@ -122,14 +122,14 @@ def ranks(run):
 
 
 def test_the_subspace_follows_the_rank():
-    """Table 11: r = 4, 8, 16, 32 are r̄ = 6, 12, 24, 48 with d = 16, 32, 64, 128."""
+    """In Table 11, r = 4, 8, 16, 32 give r̄ = 6, 12, 24, 48 with d = 16, 32, 64, 128."""
     made = sweep(grid={'adapter': {'rank': (4, 8, 16, 32)}}, subspace_share=0.5, seeds=(0,))
     found = expand(made)
     assert [ranks(run) for run in found.values()] == [
         *((6, 16, 12.0), (12, 32, 24.0), (24, 64, 48.0), (48, 128, 96.0))
     ]
     assert next(iter(found)) == 'malora-rank4-seed0'
-    # A method without a subspace has the rank itself.
+    # A method without a subspace uses the rank itself.
     molora = expand(made | {'runs': {'molora': {'arg': 'molora'}}})
     assert [ranks(run)[:2] for run in molora.values()] == [(4, 0), (8, 0), (16, 0), (32, 0)]
 
@@ -146,7 +146,7 @@ def test_the_subspace_stays_where_that_is_said():
     assert [ranks(run)[:2] for run in found.values()] == [(8, 32), (16, 32)]
 
 
-# Mistakes.
+# User errors.
 
 RANKS = {'adapter': {'rank': (8, 16)}}
 

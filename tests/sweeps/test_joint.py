@@ -1,4 +1,4 @@
-"""Whole runs that train together against the same runs alone."""
+"""Complete runs trained jointly, compared with the same runs trained alone."""
 
 import json
 import os
@@ -28,7 +28,7 @@ TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def configs(weights, **changes):
-    """Three runs: the second learns at another rate, the third has a seed and a rank of its own."""
+    """Return three runs that differ in learning rate, dropout, seed and rank."""
     changes = {'data__validation': 4, 'training__evaluate_every': 3} | changes
     return {
         'a': run_settings(weights, **changes),
@@ -39,7 +39,7 @@ def configs(weights, **changes):
 
 @pytest.fixture(scope='module')
 def alone(tiny_weights, tmp_path_factory):
-    """The directory of the runs, each trained alone."""
+    """Directory of the runs, each trained alone."""
     workdir = tmp_path_factory.mktemp('alone')
     for name, config in configs(tiny_weights).items():
         training.train(config, workdir / name)
@@ -57,7 +57,7 @@ def without_times(records):
 
 
 def assert_same(workdir, alone, configs):
-    """Each run's metrics, adapter, moments, position in the data and files."""
+    """Check each run's metrics, adapter, moments, data position and files."""
     for name, config in configs.items():
         ours, theirs = (
             without_times(read_json_lines(directory / name / 'metrics.jsonl'))
@@ -91,13 +91,13 @@ def test_runs_are_as_they_would_be_alone(alone, tiny_weights, tmp_path, capsys):
     # The runs differ from each other.
     losses = {read_json(tmp_path / name / 'results.json')['validation_loss'] for name in 'abc'}
     assert len(losses) == 3
-    # And each is finished for the ordinary command.
+    # The ordinary command treats each run as finished.
     training.train(configs(tiny_weights)['b'], tmp_path / 'b')
     assert 'is finished; its results' in capsys.readouterr().out
 
 
 def test_from_different_steps_they_go_on(alone, tiny_weights, tmp_path, monkeypatch):
-    """All are stopped in step 4; then the first one is made alone, up to a checkpoint at step 4."""
+    """All runs stop in step 4; then the first resumes alone, and keeps its checkpoint of step 4."""
     write = metrics.MetricWriter.write
 
     def fail(self, record):
@@ -138,7 +138,7 @@ def test_sigterm_saves_all(tiny_weights, tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_leaves_the_others(alone, tiny_weights, tmp_path):
-    """Two of four have a loss that is not finite; the others are put together anew."""
+    """Two of four runs get a loss that is not finite; the others are combined again."""
     wild = {
         name: run_settings(
             tiny_weights,
@@ -173,7 +173,7 @@ def test_a_directory_of_another_run_is_refused(tiny_weights, tmp_path):
     assert not (tmp_path / 'a').exists()
 
 
-# How many at once.
+# Number of runs per process.
 
 
 @pytest.mark.parametrize('fit, sizes', [(0, [1, 1, 1]), (1, [1, 1, 1]), (2, [2, 1]), (9, [3])])
@@ -201,14 +201,14 @@ def test_the_base_counts_once(tiny_weights):
     total = 10**9
     count = fit.joint_runs(run, total)
     each = (0.9 * total - base) / (count + 0.5)
-    # With twice the memory, and no second base, more than twice as many.
+    # Twice the memory does not need a second base model, so more than twice as many runs fit.
     assert fit.joint_runs(run, 2 * total) == pytest.approx((1.8 * total - base) / each, rel=0.1)
     assert fit.joint_runs(run, base) == 0
     assert fit.available_memory() > 2**27
 
 
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
-    """A step of three together is as long as ten alone: so they are trained alone."""
+    """Runs train alone if joint throughput is lower: a step of three takes as long as ten alone."""
     ways = []
     monkeypatch.setattr(joint, '_alone', lambda some, *_: ways.append(list(some)) or {})
     compared = joint.compare
@@ -223,7 +223,7 @@ def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatc
     monkeypatch.setattr(joint, 'compare', slowly)
     train_together(configs(tiny_weights), tmp_path)
     out = capsys.readouterr().out
-    # 3 · 2 rows of 96 positions in two seconds, against 2 rows in 0.2.
+    # 3 · 2 rows of 96 positions in two seconds, compared with 2 rows in 0.2 seconds.
     assert '3 runs together: 288 tokens/s and ' in out
     assert 'one alone: 960 tokens/s' in out
     assert 'Together they take 3.33 of the time' in out
@@ -232,7 +232,7 @@ def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatc
 
 
 def test_only_runs_of_equal_steps_train_together(tiny_weights, tmp_path, monkeypatch):
-    """By epochs, another seed may mean another number of steps, and so another schedule."""
+    """With epochs, another seed may give another number of steps and so another schedule."""
     setups = {'a': 7, 'b': 8, 'c': 7}
     trained = []
 

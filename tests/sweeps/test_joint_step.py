@@ -1,4 +1,4 @@
-"""Steps of several runs at once against the steps of each alone."""
+"""Joint training steps of several runs, compared with the steps of each run alone."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from tests.helpers.runs import run_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 STEPS = 3
-# What each of three runs has.
+# Values of each of three runs.
 DIFFERENT = {
     'seed': (0, 5, 0),
     'optimizer__learning_rate': (1e-2, 3e-3, 1e-3),
@@ -40,7 +40,7 @@ DIFFERENT = {
 
 
 def settings(weights, method, **changes):
-    """Configs of three runs that differ in everything that may."""
+    """Return configs of three runs that differ in everything that may differ."""
     if method == 'dora':
         changes |= {'adapter__num_experts': 1}
     return [
@@ -67,10 +67,10 @@ MALORA_RANKS = (
     ids=['lora', 'dora', 'malora', 'molora of three ranks', 'malora of three ranks'],
 )
 def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
-    """Adapters are random: with B = 0 half of the gradients would be zero.
+    """Adapters are random, because with B = 0 half of the gradients would be zero.
 
-    Each step begins from equal states. Where they had drifted apart by rounding, a choice between
-    two experts that are nearly equal could fall otherwise, and no tolerance covers that.
+    Each step starts from equal states. If rounding had made them drift apart, a choice between two
+    nearly equal experts could change, which no tolerance covers.
     """
     configs = settings(tiny_weights, method)
     for config, changes in zip(configs, ranks, strict=False):
@@ -104,7 +104,7 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     # They are not the same by accident.
     finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
     assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
-    # What was padded is zero still.
+    # The padding is still zero.
     for leaf, whole_leaf in zip(
         jax.tree.leaves(cut(take(stacked, 0), states[0])),
         jax.tree.leaves(take(stacked, 0)),
@@ -124,9 +124,9 @@ def _random(state, seed):
 
 
 def _assert_close(found, expected):
-    """Moments up to 1e-4 of each leaf's largest entry, what Adam makes of them up to 1e-3.
+    """Compare moments up to 1e-4 of each leaf's largest entry, and adapters up to 1e-3.
 
-    It divides by roots of moments, some of which are little more than rounding.
+    Adam divides by roots of moments, some of which are little more than rounding errors.
     """
     leaves = zip(trees.named_leaves(found), trees.named_leaves(expected), strict=True)
     for (name, a), (_, b) in leaves:
@@ -135,7 +135,7 @@ def _assert_close(found, expected):
 
 
 def test_the_activations_keep_their_dtype(tiny_weights):
-    """The scale and the dropout rate are float32, and would make everything behind them so."""
+    """The scale and the dropout rate are float32, and must not promote the activations."""
     runs = [
         run_config(config) for config in settings(tiny_weights, 'malora', model__dtype='bfloat16')
     ]
@@ -173,7 +173,7 @@ def test_initial_states_compile_once_for_each_rank_and_beta(tiny_weights):
     joint.create_compiled.clear_cache()
     for run in runs:
         initial_state(runs[0], build(run, base))
-    # Three values of beta.
+    # There are three values of beta.
     assert joint.create_compiled._cache_size() == 3
 
 
@@ -182,7 +182,7 @@ def test_groups_of_runs_that_train_jointly(tiny_weights):
     other = run_settings(tiny_weights, 'malora', adapter__rank=2)
     longer = run_settings(tiny_weights, 'malora', training__steps=7)
     plain = run_settings(tiny_weights, 'molora')
-    plain['method'] = 'malora'  # By its settings alone.
+    plain['method'] = 'malora'  # Only its settings count, not its name.
     found = joint_groups({'a': one, 'b': plain, 'c': two, 'd': longer, 'e': three, 'f': other})
     assert found == [['a', 'c', 'e', 'f'], ['b'], ['d']]
 
@@ -197,7 +197,7 @@ def test_whether_dropout_and_balance_loss_exist_is_the_same_in_a_group(field, ti
 
 
 def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
-    """α / r of 16 / 4 and 12 / 2, whatever the ranks of the others."""
+    """The scales α / r are 16 / 4 and 12 / 2, independent of other runs' ranks."""
     runs = [
         run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
         for rank, alpha in ((4, 16.0), (2, 12.0))

@@ -1,4 +1,4 @@
-"""Reports on runs that are made by hand."""
+"""Reports on sweeps whose runs are made by hand."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.report import write_report
 from tests.sweeps.helpers import ROOT, results, sweep, write_run
 
-# By learning rate and seed: score and loss. The seeds of the first are one point apart.
+# Score and loss by learning rate and seed. The first rate's seeds are ten points apart.
 FOUND = {
     (0.001, 0): (0.50, 1.0),
     (0.001, 1): (0.60, 1.2),
@@ -28,7 +28,7 @@ def at_root(monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, by file."""
+    """Saved figures, by file name."""
     figures = {}
     save = Figure.savefig
 
@@ -49,7 +49,7 @@ def report(workdir, made, errors=None):
 
 @pytest.fixture
 def reported(tmp_path, drawn):
-    """Three runs of four; the last has failed."""
+    """Report on a sweep with three finished runs and a failed one, and its figures."""
     for (rate, seed), (score, loss) in FOUND.items():
         write_run(tmp_path, f'malora-learning_rate{rate:g}-seed{seed}', results(score, loss))
     failed = 'malora-learning_rate0.01-seed1'
@@ -74,7 +74,7 @@ def test_a_row_of_the_csv_for_each_run(reported):
 def test_means_over_seeds_with_their_intervals(reported):
     text, _, _ = reported
     assert '3 of 4 runs are finished.' in text
-    # Student's t for two seeds is 12.706 standard errors: those of 50 and 60 are 5.
+    # For two seeds, Student's t is 12.706 standard errors; the standard error of 50 and 60 is 5.
     low, high = 55 - 12.706 * 5, 55 + 12.706 * 5
     (line,) = [
         line for line in text.splitlines() if line.startswith('| malora-learning_rate0.001 | 0.001')
@@ -99,7 +99,7 @@ def test_the_plot_has_a_panel_for_each_metric(reported):
 
 
 def test_one_line_for_each_run_where_values_go_together(tmp_path, drawn):
-    """Ranks with their β, as in Table 11; x is r and not r̄."""
+    """Values that change together, as rank and β in Table 11, share a curve; x is r, not r̄."""
     runs = {'molora': {'arg': 'molora'}, 'malora': {'arg': 'malora'}}
     made = sweep(runs=runs, seeds=(0,), subspace_share=0.5, report={'metrics': ('score',)})
     del made['grid']
@@ -128,7 +128,7 @@ def test_the_paper_s_numbers_stand_beside_runs_of_its_tasks(tmp_path, drawn):
     write_run(tmp_path, 'malora-rank16-seed0', results(0.6, 1.0, tasks))
     text, _ = report(tmp_path, made)
     assert '| *in the paper* |' in text
-    # β of r = 16 is 3.5 there, and 1 here.
+    # In the paper, β of r = 16 is 3.5, but here it is 1.
     (eight, sixteen) = [line for line in text.splitlines() if line.startswith('| malora-rank')][:2]
     assert eight.endswith('| 50.0 | 1.000 | *56.27* |')
     assert sixteen.endswith('| 60.0 | 1.000 | – |')
@@ -151,7 +151,7 @@ def test_without_a_finished_run_there_is_no_report(tmp_path):
 
 
 def test_an_interval_over_seeds():
-    """Five numbers, by hand: t = 2.776 with four degrees of freedom."""
+    """Five numbers by hand: t = 2.776 with four degrees of freedom."""
     values = [1.0, 2.0, 3.0, 4.0, 5.0]
     half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)
     low, high = seed_interval(values)

@@ -1,4 +1,4 @@
-"""Runs that are skipped, go on, are tried again, and fail: processes that are made up here."""
+"""The sweep runner with fake processes: runs are skipped, resumed, retried, and fail."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from malora_jax.sweeps.sweeping import Sweeping
 from malora_jax.training.preemption import Preempted
 from tests.sweeps.helpers import results, sweep, write_run
 
-# Notes that it was started; then finishes each run, or does what its name says.
+# Records that it was started, then finishes each run or does what its name says.
 SCRIPT = textwrap.dedent("""
     import json, os, pathlib, signal, sys, time
     workdir, *names = sys.argv[1:]
@@ -57,7 +57,7 @@ def command(workdir, *names):
 
 
 def make(workdir, *names, at_once=1, gpus=()):
-    """Starts each run in a process; the runner and what was shown."""
+    """Start each run in a process, and return the runner and its progress lines."""
     (workdir / 'sweep' / 'logs').mkdir(parents=True)
     steps = dict.fromkeys(names, 10)
     runner = Runner(workdir, steps, lambda name: command(workdir, name), at_once, gpus, 0.02)
@@ -97,7 +97,7 @@ def test_runs_of_one_process_are_tried_again_alone(tmp_path):
     )
     runner.run([Job(names, command(tmp_path, *names))], lambda _: None)
     assert set(runner.states.values()) == {'finished'}
-    # The first was done when the second failed, and the third had not begun.
+    # The first was finished when the second failed, and the third had not started.
     assert [starts(tmp_path, name) for name in names] == [1, 2, 1]
 
 
@@ -118,7 +118,7 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path, monkeypatch):
 
 
 def ask_to_stop(run):
-    """Sends this process SIGTERM once a run is at work."""
+    """Send this process SIGTERM once a run is active."""
 
     def ask():
         while not (run / 'metrics.jsonl').exists():
@@ -187,7 +187,7 @@ def test_runs_that_are_alike_are_one_process(tmp_path):
     assert processes(tmp_path, 1, 0, runs=runs) == [4, 4]
     assert processes(tmp_path, 1, 3, runs=runs) == [3, 1, 3, 1]
     assert processes(tmp_path, 1, 1, runs=runs) == [1] * 8
-    # Enough of them for four at once.
+    # Enough processes to run four at once.
     assert processes(tmp_path, 4, 0, runs=runs) == [2, 2, 2, 2]
     ranks, experts = ({'adapter': fields} for fields in ({'rank': (4, 8)}, {'num_experts': (4, 8)}))
     assert processes(tmp_path, 1, 0, grid=ranks, subspace_share=0.5) == [4]

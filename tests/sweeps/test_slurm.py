@@ -1,4 +1,4 @@
-"""Array jobs, as far as they can be checked without SLURM."""
+"""SLURM array jobs, as far as they can be checked without SLURM."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def test_the_array_is_bash_and_has_a_task_for_each_process(path):
 
 
 def run_task(path: pathlib.Path, number: int) -> tuple[int, list[str]]:
-    """Runs a task with an `srun` that tells its arguments and then starts them."""
+    """Run a task with a fake `srun` that prints its arguments and then runs them."""
     srun = path.parent / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexec "$@"\n')
     srun.chmod(0o755)

@@ -27,17 +27,17 @@ def tiny_base(tiny_weights) -> Base:
 
 @pytest.fixture(scope='session')
 def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
-    """The directory of a run that was never interrupted, and what it wrote to stderr."""
+    """Directory of an uninterrupted run, and its output on stderr."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.delenv('COLUMNS', raising=False)  # A bar is not cut to the width of some terminal.
+        patch.delenv('COLUMNS', raising=False)  # Else it would cut the progress bars.
         training.train(run_settings(tiny_weights), workdir, write_run_plots)
     return workdir, stderr.getvalue()
 
 
 @pytest.fixture(scope='session')
 def finished(finished_run) -> pathlib.Path:
-    """The directory of a run that was never interrupted; for reading only."""
+    """Directory of an uninterrupted run; tests must not change it."""
     return finished_run[0]
 
 

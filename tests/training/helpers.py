@@ -1,4 +1,4 @@
-"""What TensorBoard would show of a run: its event files, read by hand."""
+"""Reader of TensorBoard event files that parses their records itself."""
 
 import pathlib
 import struct
@@ -7,7 +7,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 def events(path: pathlib.Path) -> list[Event]:
-    """The events of one file: records of 8 bytes of length, 4 of checksum, data, 4 of checksum."""
+    """Return the events of a file.
+
+    A record has a length (8 bytes), a checksum (4 bytes), the data, and a checksum (4 bytes).
+    """
     content, found = path.read_bytes(), []
     while content:
         (size,) = struct.unpack('<Q', content[:8])
@@ -18,7 +21,10 @@ def events(path: pathlib.Path) -> list[Event]:
 
 
 def read_scalars(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
-    """The scalars by step and tag; a session that starts at a step hides older ones from there."""
+    """Return the scalars by step and tag, as TensorBoard shows them.
+
+    A session that starts at a step hides older scalars from that step on.
+    """
     steps: dict[int, dict[str, float]] = {}
     for path in sorted((workdir / 'tensorboard').glob('events.*')):
         for event in events(path):

@@ -1,9 +1,9 @@
-"""Kills a small run again and again, and shows that nothing came of it.
+"""Kill a small run repeatedly, and check that the outcome is unchanged.
 
 `python -m tests.training.kill_often [KILLS [SEED]]` trains the tiny model twice: once undisturbed,
-and once killed by SIGKILL at random moments, every third time within a save, and started again. It
-prints the step and the phase of each kill, and whether metrics and the final state are bit-equal;
-if they are not, the exit status is 1.
+and once killed with SIGKILL at random moments, every third time during a save, and restarted. It
+prints the step and the phase of each kill, and whether the metrics and the final state are bitwise
+equal. The exit status is 1 if they are not.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 CHANGES = {'training__steps': 2000, 'training__checkpoint_every': 20}
-# These tell of time; all else of metrics.jsonl must be equal.
+# These fields depend on time; all others in metrics.jsonl must be equal.
 TIMES = ('tokens_per_second', 'train_time_s')
 
 
@@ -48,12 +48,12 @@ def events(workdir: pathlib.Path) -> list[dict]:
 
 
 def is_writing(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint is begun and not yet whole: Orbax renames it when it is."""
+    """Return whether a checkpoint is being written: Orbax renames it when it is complete."""
     return any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*'))
 
 
 def where(workdir: pathlib.Path) -> tuple[int, str]:
-    """The step that was the last to begin, and what was under way."""
+    """Return the last step that started, and the current phase."""
     found = events(workdir)
     step = next((event['step_count'] for event in reversed(found) if 'step_count' in event), 0)
     if is_writing(workdir):
@@ -66,10 +66,10 @@ def where(workdir: pathlib.Path) -> tuple[int, str]:
 
 
 def kill_once(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Random, in_save: bool):
-    """Kills at a random moment after the first step, or within a save that begins after a while.
+    """Kill the run at a random moment after its first step, or during a later save.
 
     Returns:
-        As `where`; None if the run came to its end before.
+        Step and phase, as from `where`; None if the run had ended.
     """
     known, moment = len(events(workdir)), None
     patience = rng.uniform(0.0, 4.0)
@@ -88,7 +88,7 @@ def kill_once(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Rand
 
 
 def adapter(workdir: pathlib.Path):
-    """The last checkpoint's arrays, as Orbax reads them without being told their shapes."""
+    """Return the last checkpoint's arrays, loaded by Orbax without their expected shapes."""
     from orbax.checkpoint import v1 as ocp
 
     last = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name))

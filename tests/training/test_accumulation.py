@@ -1,4 +1,4 @@
-"""A step in parts against the same rows at once, and against the formula written out."""
+"""Gradient accumulation, compared with one large batch and with the explicit formula."""
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from tests.helpers.models import packed_batch, random_variables, small_method, t
 from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
 
 NUM_TASKS = 2
-# Parts of two rows that differ much in what they hold; the last has no token at all.
+# Micro-batches of two rows with very different numbers of tokens; the last one has none.
 BATCH = packed_batch([(10, 9), (7, 8, 9), (4,), (), (24,), (3, 3), (), ()], 24)
 PARTS = 4
 
@@ -40,7 +40,7 @@ def small_model(name: str, **overrides):
 
 
 def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
-    """The state, the gradients and the metrics after a step of the batch."""
+    """Return the state, the gradients and the metrics after one step."""
     optimizer = recording(optimizer)
     train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, accumulate)
     state = new_state(variables, optimizer, number)
@@ -50,10 +50,10 @@ def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
 
 @pytest.mark.parametrize('name', ['dora', 'malora'])
 def test_parts_are_one_large_batch(name):
-    """Loss, gradient and update, where no balance loss is asked for.
+    """Loss, gradient and update agree if there is no load-balancing loss.
 
-    Adam divides a gradient by its size: the update is compared, to 1e-4 of the learning rate and
-    one rounding of the value, where the gradient is not lost in rounding.
+    Adam divides a gradient by its size. Updates are therefore compared to 1e-4 of the learning rate
+    and one rounding of the value, and only where the gradient is larger than rounding errors.
     """
     model = small_model(name, dropout=0.0, balance_weight=0.0)
     variables, optimizer = random_variables(model), make_optimizer(ADAMW, 10)
@@ -75,7 +75,7 @@ def test_parts_are_one_large_batch(name):
 
 
 def gradient_written_out(model, variables, keys):
-    """Of the objective as the docstring of `make_train_step` has it."""
+    """Return the gradient of the objective in the docstring of `make_train_step`."""
     loss_tokens, tokens = BATCH['loss_mask'].sum(), (BATCH['segment_ids'] > 0).sum()
 
     @jax.jit
@@ -101,7 +101,7 @@ def test_balance_loss_and_dropout_are_those_of_each_part():
     step_key = jax.random.fold_in(jax.random.key(0), 3)
     keys = jax.random.split(step_key, PARTS)
     assert_close(found, gradient_written_out(model, variables, keys), 2e-5)
-    # The same masks in each part are far from it.
+    # With the same dropout masks in each micro-batch, the gradient is far off.
     with pytest.raises(AssertionError):
         assert_close(found, gradient_written_out(model, variables, [step_key] * PARTS), 1e-2)
 
@@ -120,7 +120,7 @@ def test_sums_over_parts_in_order():
     np.testing.assert_allclose(draws, sum(jax.random.uniform(key) for key in keys), rtol=1e-6)
 
 
-# Memory, as the compiler plans it.
+# Memory, as planned by the compiler.
 
 
 SMALL = method('lora', rank=2, targets=('q',))
@@ -148,7 +148,7 @@ def test_parts_need_the_memory_of_one_part_and_remat_less():
 
 
 def test_the_sum_of_gradients_takes_the_place_of_the_updates():
-    """Where the adapter is large against everything else, which the test above cannot see."""
+    """The adapter is large next to everything else, which the test above does not cover."""
     adapter = method('lora', rank=60)
     one, two, four = (temporary_bytes(n, n, 'full', adapter, length=16) for n in (1, 2, 4))
     gradients = memory_bytes(Decoder(preset('tiny', num_layers=6), adapter))['gradients']

@@ -1,4 +1,4 @@
-"""A base in bfloat16: the adapter stays float32, and the losses are near those of float32."""
+"""Mixed precision: bfloat16 base model, float32 adapter, and losses close to float32."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def small_model(name: str, dtype: str) -> Decoder:
 
 
 def one_step(name: str, dtype: str, variables):
-    """The state and metrics after a step, and the gradients."""
+    """Return the state, the metrics and the gradients after one step."""
     model = small_model(name, dtype)
     optimizer = recording(make_optimizer(ADAMW, 10))
     train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS)
@@ -43,10 +43,10 @@ def one_step(name: str, dtype: str, variables):
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_a_step_is_near_that_of_float32(name):
-    """The weights are the same; what differs is rounding to 8 bits, 0.4%, in every product.
+    """The weights are equal, but every product is rounded to 8 bits (0.4%).
 
-    Losses agree to 1%, the direction of the whole gradient to a cosine of 0.95: a few tokens choose
-    another expert.
+    Losses agree to 1%. The directions of the whole gradients agree to a cosine of 0.95, because a
+    few tokens choose another expert.
     """
     rounded = random_variables(small_model(name, 'bfloat16'))
     exact = rounded | {'params': jax.tree.map(jnp.float32, rounded['params'])}

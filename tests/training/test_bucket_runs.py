@@ -1,4 +1,4 @@
-"""Runs in a bucket, killed and resumed, beside a run on a disk."""
+"""Runs in a bucket, killed and resumed, compared with a run on a disk."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import run_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
-# These tell of time; all else must be equal.
+# These fields depend on time; all others must be equal.
 TIMES = ('tokens_per_second', 'train_time_s')
 
 
@@ -27,7 +27,7 @@ def names(directory):
 
 
 def kill(weights, address, step, *when):
-    """Trains in a process of its own until it kills itself."""
+    """Train in a separate process until it kills itself."""
     arguments = map(str, [weights, address, step, 'malora', '{}', *when])
     command = [sys.executable, '-m', 'tests.helpers.runs', *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -36,16 +36,17 @@ def kill(weights, address, step, *when):
 
 @pytest.fixture(scope='module')
 def ended(bucket, tiny_weights):
-    """The address of a run that was killed in a step after a save and in a save, and went on."""
+    """Address of a run that was killed in a step after a save and in a save, and then resumed."""
     address = f'{bucket}/runs/killed'
-    # Within step 4 that of step 2, which is written beside the next steps, may be there or not.
+    # The checkpoint of step 2 is written in the background, so it may or may not exist during step
+    # 4.
     for step, when, newest in ((4, [], (0, 2)), (4, ['--saved'], (4,))):
         kill(tiny_weights, address, step, *when)
         workdir = buckets.local(address)
         whole = buckets.home(workdir / 'checkpoints').glob('*/commit_success.txt')
         last = max((int(path.parent.name) for path in whole), default=0)
         assert last in newest
-        # No checkpoint without its steps.
+        # No checkpoint is ahead of the recorded metrics.
         assert len(read_json_lines(workdir / 'metrics.jsonl')) >= last
     training.train(run_settings(tiny_weights), workdir)
     return address

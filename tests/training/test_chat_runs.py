@@ -1,4 +1,4 @@
-"""A run on chats of two languages, as configs/ultralink_lm_small.py makes it."""
+"""A run on conversations in two languages, as configs/ultralink_lm_small.py sets it up."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from malora_jax.inference import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
-# Questions and answers of a few bytes, which a tiny model learns by heart.
+# Short questions and answers, which a tiny model memorizes.
 CHATS = {
     'en': [['colour %d?', 'red'], ['and of %d?', 'red too']],
     'fr': [['couleur %d ?', 'bleu'], ['et de %d ?', 'bleu aussi']],
@@ -64,7 +64,7 @@ def test_the_loss_of_each_language_falls(workdir):
 
 
 def test_answers_of_all_turns_carry_loss_and_nothing_else(workdir):
-    """By the counts of the first step: one token for each byte, and one that ends an answer."""
+    """The training data counts one token per byte of an answer, and one end token per answer."""
     results = json.loads((workdir / 'results.json').read_text())
     for language, turns in CHATS.items():
         found = results['training_data'][language]
@@ -74,7 +74,7 @@ def test_answers_of_all_turns_carry_loss_and_nothing_else(workdir):
 
 
 def test_the_last_question_is_asked_after_the_turns_before(workdir):
-    """The held-out loss is that of the last answer in the conversation that is served."""
+    """The held-out loss is that of the last answer in the conversation as it is served."""
     model = load(workdir)
     answers = read_json_lines(workdir / 'answers_after.jsonl')
     (first,) = [answer for answer in answers if answer['question'].startswith('and of')][:1]

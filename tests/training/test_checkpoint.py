@@ -49,7 +49,7 @@ def new_data(tiny_base, splits):
 
 
 def random_state(step: int, seed: int) -> TrainState:
-    """A state whose leaves are all random, the optimizer's moments too."""
+    """Return a state whose leaves are all random, including the optimizer's moments."""
     variables = nn.unbox(abstract_variables(tiny_model(CONFIG)))
     rng = np.random.default_rng(seed)
 
@@ -101,7 +101,7 @@ def test_the_state_alone(tmp_path, new_data):
 
 
 def test_what_is_saved_is_what_was_there_when_it_began(tmp_path, new_data):
-    """Training goes on while it is written, with the state's buffers and with the data."""
+    """During the save, training continues and reuses the state's buffers and the data iterator."""
     state, data = random_state(5, 0), new_data()
     kept = jax.device_get(state)
     position = json.dumps(data.get_state(), sort_keys=True)
@@ -118,7 +118,7 @@ def test_what_is_saved_is_what_was_there_when_it_began(tmp_path, new_data):
 
 
 def test_what_cannot_be_written_later_is_told(tmp_path, new_data, monkeypatch):
-    """The disk fails after the save has begun."""
+    """The disk fails after the save has started."""
     with Checkpoints(tmp_path / 'c', keep=2) as checkpoints:
         checkpoints.save(random_state(1, 1), new_data())
         checkpoints.wait()
@@ -158,7 +158,7 @@ def test_a_step_is_saved_once(tmp_path, new_data):
         assert_bit_equal(checkpoints.restore_state(random_state(0, 2)), random_state(1, 0))
 
 
-# The best one.
+# The best checkpoint.
 
 
 def saved_steps(directory) -> list[int]:
@@ -167,7 +167,7 @@ def saved_steps(directory) -> list[int]:
 
 @pytest.fixture
 def save_all(tmp_path, new_data):
-    """Saves a state for each loss of a dict by step, in a new `Checkpoints` for each."""
+    """Function that saves a state for each loss by step, each with a new `Checkpoints`."""
 
     def save(losses: dict[int, float | None], keep: int) -> None:
         for step, loss in losses.items():
@@ -194,7 +194,7 @@ def test_the_best_one_stays_whatever_is_newer_and_however_often_it_is_opened(tmp
 def test_going_on_from_an_older_checkpoint_keeps_the_best(tmp_path, save_all):
     save_all({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5}, keep=1)
     assert saved_steps(tmp_path / 'c') == [2, 4]
-    # As the message about a checkpoint that cannot be read has it.
+    # The message about an unreadable checkpoint suggests this.
     shutil.rmtree(tmp_path / 'c' / '4')
     with Checkpoints(tmp_path / 'c', 1) as checkpoints:
         assert checkpoints.latest_step == 2
@@ -229,23 +229,23 @@ def test_no_checkpoint(tmp_path, new_data):
 
 
 def test_nothing_runs_in_the_background_once_it_is_open(tmp_path):
-    """Or a run that ends at once with a message would end with a thread's traceback too."""
+    """Otherwise a run that ends early with a message could also print a thread's traceback."""
     threads = {*threading.enumerate()}
     with Checkpoints(tmp_path / 'checkpoints', keep=2):
         assert not {*threading.enumerate()} - threads
 
 
-# One that is not whole.
+# Incomplete and damaged checkpoints.
 
 
 def cut(folder):
-    """The largest file to half of its size."""
+    """Truncate the largest file to half of its size."""
     largest = max((path for path in folder.rglob('*') if path.is_file()), key=_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
 def flip(folder):
-    """One bit in the middle of the largest file, which holds the arrays."""
+    """Flip one bit in the middle of the largest file, which holds the arrays."""
     largest = max((path for path in folder.rglob('*') if path.is_file()), key=_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -253,7 +253,7 @@ def flip(folder):
 
 
 def halve(folder):
-    """Half of its files are gone."""
+    """Remove half of the checkpoint's files."""
     for path in sorted(path for path in (folder / 'state').rglob('*') if path.is_file())[::2]:
         path.unlink()
 
@@ -287,7 +287,7 @@ def test_a_broken_checkpoint_is_put_aside_and_the_one_before_is_taken(
             r'put aside as broken-2; the one before is taken\.\n',
             line,
         )
-        # Its place can be taken again.
+        # Its step can be saved again.
         checkpoints.save(random_state(2, 5), fresh)
     assert sorted(path.name for path in directory.iterdir()) == ['1', '2', 'broken-2']
 
@@ -305,7 +305,7 @@ def test_the_same_step_may_break_again(tmp_path, new_data):
 
 
 def test_where_none_can_be_read_all_stay(tmp_path, new_data):
-    """As with a state of another shape: the fault is not theirs."""
+    """The checkpoints are intact: the state that they are restored into has another shape."""
     directory = tmp_path / 'c'
     with Checkpoints(directory, keep=3) as checkpoints:
         for step in (1, 2, 3):
@@ -336,7 +336,7 @@ OURS = Identity({'seed': 0, 'training.steps': 9}, {'mine.jsonl': 'a1'}, 'b1')
 
 
 def without_manifest(folder, sums: bool, state: TrainState, data) -> None:
-    """Makes a checkpoint one of those from before manifests, with or without sums of words."""
+    """Turn a checkpoint into one from before manifests, with or without checksums of arrays."""
     shutil.rmtree(folder / 'manifest')
     if not sums:
         return
@@ -382,7 +382,7 @@ def test_sums_of_words_are_still_checked(tmp_path, new_data):
 
 
 def test_permuted_words_are_damage(new_data):
-    """Their sum is the same."""
+    """Permuted words have the same sum, so only a hash detects them."""
     state, data = random_state(1, 1), new_data()
     saved = Manifest.of(state, data, None)
     assert saved.first_difference(state, data) is None
@@ -496,7 +496,7 @@ def test_metadata_that_are_none_are_named(tmp_path, new_data):
         assert_bit_equal(checkpoints.restore(random_state(0, 0), new_data()), random_state(1, 1))
 
 
-# In a bucket, where nothing is renamed: a checkpoint counts once its last object is there.
+# In a bucket, nothing can be renamed: a checkpoint counts once its last object exists.
 
 
 @pytest.fixture

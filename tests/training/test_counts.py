@@ -1,4 +1,4 @@
-"""A guard on what a step costs that no machine's speed has a part in: operations and buffers."""
+"""Cost of a training step, independent of the machine's speed: operations and buffer sizes."""
 
 import functools
 import math
@@ -23,9 +23,10 @@ RANK_SPACE = [name for name in METHOD_NAMES if not name.endswith('_dispatch')]
 
 
 def abstract(name: str, remat: str = 'none'):
-    """A model and the shapes that its step takes: state, base, batch."""
+    """Return a model and the abstract arguments of its step: state, base model, batch, numbers."""
     adapter = small_method(name, dropout=0.0) if name else None
-    # No kernel's shape is that of factors side by side, whose columns are multiples of 8 or few.
+    # With this head width, no kernel has the shape of concatenated factors, whose columns are few
+    # or multiples of 8.
     model = Decoder(preset('tiny', num_layers=LAYERS, head_width=22), adapter, remat)
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = make_optimizer(ADAMW, 10)
@@ -35,13 +36,13 @@ def abstract(name: str, remat: str = 'none'):
 
 @functools.cache
 def traced(name: str, remat: str = 'none'):
-    """Every equation of a method's loss and gradient, with how often it runs."""
+    """Return every equation of a method's loss and gradient, and how often it runs."""
     model, shapes = abstract(name, remat)
     return list(equations(jax.make_jaxpr(make_gradients(model, TASKS))(*shapes).jaxpr))
 
 
 def flops_of_linears(name: str, remat: str = 'none') -> int:
-    """Of the products of two matrices, the head's left out."""
+    """Return the FLOPs of all products of two matrices, except for the head."""
     vocabulary = preset('tiny').vocab_size
     return sum(
         times * product_flops(equation)
@@ -55,7 +56,7 @@ def flops_of_linears(name: str, remat: str = 'none') -> int:
 @pytest.mark.parametrize('remat', ['none', 'light'])
 @pytest.mark.parametrize('name', RANK_SPACE)
 def test_operations_are_those_of_the_plan(name, remat):
-    """But for widening gates and sums of routing, under 5% even of this model."""
+    """The plan ignores widening gates and routing sums, under 5% even in this model."""
     model, _ = abstract(name)
     planned = flops_per_token(model, LENGTH, ROWS)
     head = 2 * model.config.width * model.config.vocab_size
@@ -78,7 +79,7 @@ def test_no_product_is_a_gradient_of_the_base(name):
 
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_no_buffer_has_tokens_by_experts_by_features(name):
-    """Nor slots of dispatch by features beyond those of the K experts and a tile for each."""
+    """Dispatch buffers also have at most K slots per token and a tile per expert."""
     model, _ = abstract(name)
     adapter, config = model.adapter, model.config
     rows = TOKENS
@@ -89,11 +90,11 @@ def test_no_buffer_has_tokens_by_experts_by_features(name):
     )
     for equation, _ in traced(name):
         if equation.primitive.name in ('scan', 'while', 'pjit', 'jit'):
-            continue  # Their results hold all layers, or the base.
+            continue  # Their results hold all layers, or the base model.
         for var in equation.outvars:
             shape = var.aval.shape
             if config.vocab_size in shape:
-                continue  # Logits, a chunk at a time.
+                continue  # Logits, one chunk at a time.
             of_tokens = TOKENS in shape or ROWS in shape[:1] or rows in shape
             assert not of_tokens or math.prod(shape) <= most, equation
 
@@ -108,5 +109,5 @@ def temporary_bytes(name: str) -> int:
 
 @pytest.mark.parametrize('name, most', [('dora', 1.2), ('molora', 1.2), ('malora', 1.35)])
 def test_memory_is_about_that_of_lora(name, most):
-    """In this model, gates and hidden activations are large beside its 64 dimensions."""
+    """Gates and hidden activations are large compared with this model's 64 dimensions."""
     assert temporary_bytes(name) < most * temporary_bytes('lora')

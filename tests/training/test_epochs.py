@@ -1,4 +1,4 @@
-"""Epochs as a number of steps, and the count of what was drawn."""
+"""Conversion of epochs to steps, and the number of examples drawn."""
 
 import dataclasses
 import json
@@ -34,11 +34,11 @@ def test_epochs_come_to_that_many_examples(tiny_weights, changes):
 
 
 def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
-    """A run of one row of 512 tokens a step on a file with examples of about these lengths."""
+    """Build a run on examples of about these lengths, with one row of 512 tokens per step."""
     rng = random.Random(0)
     path = directory / 'rows.jsonl'
     rows = [
-        # Chatml's frame and the answer take 30 tokens.
+        # ChatML's markup and the answer take 30 tokens.
         {'question': ''.join(rng.choices('0123456789', k=length - 30)), 'answer': '1'}
         for length in lengths
     ]
@@ -59,10 +59,10 @@ def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
 @pytest.mark.parametrize(
     'lengths, epochs',
     [
-        # Two of them do not fit into a row of 512.
+        # Two examples do not fit into a row of 512.
         (lambda rng: rng.randint(270, 330), 1.0),
         (lambda rng: 300, 3.0),
-        # Rows fuller than is usual.
+        # Rows fuller than usual.
         (lambda rng: 60, 3.0),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capf
 def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
     settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__sequence_length': 48}
     setup = build(run_config(run_settings(tiny_weights, **settings)))
-    # Before examples were counted.
+    # The number of steps that older versions assumed, before they counted examples.
     assert setup.assumed_steps == 241
     older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
     assert older.steps == older.drawing.steps == 241 != setup.steps

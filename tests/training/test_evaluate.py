@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
 
 def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:
-    """Every file and folder below a directory with what is in it and when it was changed."""
+    """Return the content and modification time of every file and folder below a directory."""
     return {
         str(path.relative_to(directory)): (
             path.read_bytes() if path.is_file() else None,
@@ -28,7 +28,7 @@ def content(directory: pathlib.Path) -> dict[str, tuple[bytes | None, int]]:
 
 
 def scores_of(results, when: str):
-    """What `evaluate` finds, taken from the results of a run."""
+    """Return the expected result of `evaluate`, taken from the results of a run."""
     tasks = {
         name: {
             'metric': 'exact_match',
@@ -54,7 +54,7 @@ def scores_of(results, when: str):
 
 @pytest.fixture
 def given(monkeypatch) -> list[Answer]:
-    """The answers that `evaluate` scores; the scores of two models may be equal by chance."""
+    """Answers that `evaluate` scores; scores alone of two models may be equal by chance."""
     answers: list[Answer] = []
 
     def recorded(*arguments):
@@ -73,7 +73,7 @@ def kept(workdir: pathlib.Path, when: str) -> list[Answer]:
 def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
     finished, results, given, tiny_weights, tmp_path
 ):
-    """Not even a checkpoint that a trainer is about to finish."""
+    """Even a checkpoint that a training process is still writing stays unchanged."""
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
     unfinished = workdir / 'checkpoints' / '3.orbax-checkpoint-tmp'

@@ -1,4 +1,4 @@
-"""What may happen to a run: SIGTERM, losses that are not finite, another base."""
+"""Faults during a run: SIGTERM, losses that are not finite, another base model."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
 @pytest.fixture
 def signalled(monkeypatch):
-    """Sends this process SIGTERM while a step's record is written."""
+    """Function that sends this process SIGTERM while a step's record is written."""
 
     def at(number: int) -> None:
         original = metrics.MetricWriter.write
@@ -52,7 +52,7 @@ def signalled(monkeypatch):
 def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
     tiny_weights, tmp_path, finished, signalled, monkeypatch, capsys
 ):
-    """Step 3 is reported while step 4 is under way: that is done, saved, and not made again."""
+    """Step 3 is recorded while step 4 runs, which is then finished, saved, and not repeated."""
     settings, workdir = run_settings(tiny_weights, training__checkpoint_every=100), tmp_path / 'run'
     signalled(3)
     with pytest.raises(Preempted) as caught:
@@ -75,12 +75,12 @@ def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
 
 
 def test_sigterm_before_the_first_step_ends_the_process_with_status_0(tmp_path):
-    """While the first step compiles, which no signal interrupts, or anything before that."""
+    """The signal may arrive during compilation, which it cannot interrupt, or earlier."""
     weights = tmp_path / 'tiny.gguf'
     write_tiny_gguf(weights)
     command = [sys.executable, '-m', 'tests.helpers.runs', weights, tmp_path / 'run', '99']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()  # What is trained, before anything is compiled.
+        line = process.stdout.readline()  # Printed before compilation.
         assert 'trained parameters' in line
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=300)
@@ -111,7 +111,7 @@ def test_a_run_in_a_thread_listens_to_nothing(tiny_weights, tmp_path):
 
 
 def poisoned(numbers):
-    """A step that is given weights of loss that are not a number at some of its calls."""
+    """Make some calls of the step get loss weights that are NaN."""
     original = step.make_train_step
 
     def make(*args, **options):
@@ -173,7 +173,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
     assert found['skipped'] == 1
     before = new_state(variables, optimizer, 3)
     assert int(state.step) == 4
-    # The learning rate falls as planned.
+    # The learning rate schedule still advances.
     assert optax.tree.get_all_with_path(state.opt_state, 'count')[1][1] == 4
     for a, b in zip(
         jax.tree.leaves((state.adapter, state.opt_state)),
@@ -181,7 +181,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    # A good step is the same as without.
+    # A step with finite loss equals one without this option.
     state, found = train_step(new_state(variables, optimizer, 3), variables['params'], batch, given)
     assert found['skipped'] == 0
     expected, _ = plain_step(before, variables['params'], batch, given)
@@ -190,7 +190,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
 
 @pytest.mark.parametrize('skipped', [1, 3])
 def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradient(skipped):
-    """Adam divides its moments by how many gradients they have seen; the rate is the step's."""
+    """Adam's bias correction counts gradients that it has seen; the schedule counts steps."""
     model = tiny_model(small_method('malora', dropout=0.0))
     variables = random_variables(model)
     config = dataclasses.replace(ADAMW, weight_decay=0.0)
@@ -213,11 +213,11 @@ def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradie
     assert_close(update(skipped), update(0), 2e-3)
 
 
-# Another base.
+# Another base model.
 
 
 def test_a_run_does_not_go_on_with_another_base(tiny_weights, tmp_path):
-    """Both are named; what they hold counts, not where they are."""
+    """The message names both base models; the check compares contents, not paths."""
     weights = tmp_path / 'base.gguf'
     weights.write_bytes(tiny_weights.read_bytes())
     settings, workdir = run_settings(weights), tmp_path / 'run'

@@ -1,4 +1,4 @@
-"""What is said to fit into a memory, against what the compiler needs."""
+"""Estimates of what fits into memory, compared with the compiler's allocation."""
 
 import dataclasses
 import importlib
@@ -40,7 +40,7 @@ def compiled_bytes(model: Decoder, rows: int, length: int) -> int:
 
 @pytest.mark.parametrize('remat', ['light', 'full'])
 def test_a_row_takes_what_the_compiler_gives_it(remat):
-    """In float32: XLA computes bfloat16 in float32 on a CPU."""
+    """The test uses float32, because XLA computes bfloat16 in float32 on a CPU."""
     config = preset('tiny', width=256, hidden=768, num_layers=12)
     model = Decoder(config, small_method('malora'), remat)
     two, six = (compiled_bytes(model, rows, 256) for rows in (2, 6))
@@ -48,7 +48,7 @@ def test_a_row_takes_what_the_compiler_gives_it(remat):
 
 
 def test_options_for_llama2_7b():
-    """The base alone is 13.5 GB in bfloat16; its linears are 6.5 of its 6.7 billion parameters."""
+    """The base model takes 13.5 GB in bfloat16; linears have 6.5 of 6.7 billion parameters."""
     found = {(option.kept, option.remat): option for option in options(run(), 24 * 10**9)}
     assert len(found) == 6
     for remat in ('light', 'full'):
@@ -63,7 +63,7 @@ def test_options_for_llama2_7b():
             if option.rows:
                 assert option.total <= 0.9 * 24e9 < option.total + option.row
     assert found['int8', 'full'].rows > found['int8', 'light'].rows
-    # Each layer's input alone is 32 · 512 · 4096 · 2 bytes.
+    # The layer inputs alone are 32 · 512 · 4096 · 2 bytes.
     assert found['int8', 'full'].row > 32 * 512 * 4096 * 2
 
 

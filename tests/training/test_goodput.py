@@ -1,4 +1,4 @@
-"""Against events laid out by hand, whose seconds are known."""
+"""Goodput accounting, on handmade events with known durations."""
 
 import pytest
 
@@ -8,7 +8,10 @@ from malora_jax.training.goodput import Goodput
 
 
 def events_of(*lines):
-    """(seconds, kind, name): 'begin' and 'end' of a phase, 'step' n, 'job' and 'over'."""
+    """Return events from (seconds, kind, name).
+
+    The kinds are 'begin' and 'end' of a phase, 'step' with a number, 'job' and 'over'.
+    """
     found = []
     for now, kind, name in lines:
         if kind in ('job', 'over'):
@@ -25,7 +28,7 @@ def events_of(*lines):
 
 
 def test_every_second_is_accounted_for():
-    """Two starts; the first is killed in its fourth step, and steps 3 and 4 are made again."""
+    """There are two starts; the first is killed in step 4, and steps 3 and 4 are repeated."""
     events = events_of(
         (100.0, 'job', ''),
         (101.0, 'begin', 'load'),
@@ -41,7 +44,7 @@ def test_every_second_is_accounted_for():
         (126.0, 'step', 3),
         (130.0, 'step', 4),
         (131.0, 'begin', 'data wait'),
-        # Killed here; started again seven seconds later.
+        # Killed here, and restarted seven seconds later.
         (138.0, 'job', ''),
         (140.0, 'begin', 'load'),
         (143.0, 'end', 'load'),
@@ -87,7 +90,7 @@ def test_a_phase_within_a_phase_counts_once():
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
-    """Events from before there is a file too; a line that a kill cut off is left out."""
+    """Events from before the file existed are kept, and a truncated line is dropped."""
     record = Goodput()
     with record.phase('start'):
         pass
@@ -99,7 +102,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     with (tmp_path / goodput.FILE).open('a') as file:
         file.write('{"step_count": 2, "step_st')
     again = Goodput()
-    again.open(tmp_path)  # The next start goes on behind the last whole line.
+    again.open(tmp_path)  # The next start appends after the last complete line.
     again.close()
     events = goodput.read(tmp_path)
     assert [next(reversed(event)) for event in events[-2:]] == ['job_start_time', 'job_end_time']

@@ -1,4 +1,4 @@
-"""Every method through a two-layer model: losses, gradients, and what one step changes."""
+"""Every method in a two-layer model: losses, gradients, and the changes of one step."""
 
 import functools
 from typing import Any, NamedTuple
@@ -28,13 +28,13 @@ from tests.helpers.reference_decoder import Losses, ReferenceDecoder, float64, m
 from tests.helpers.steps import numbers, recording
 
 NUM_TASKS = 2
-SIZE, STEP = 0.2, 1e-5  # Of the values, and of the differences as a share of it.
+SIZE, STEP = 0.2, 1e-5  # Size of the values, and step of the differences relative to it.
 # Three examples and, in the second row, padding.
 BATCH = packed_batch([(4, 4), (6,)], 8)
 ADAMW = OptimizerConfig(
     learning_rate=1e-3, warmup_ratio=0.0, schedule='cosine', weight_decay=0.01, clip_norm=1.0
 )
-# The leaves of each adapted linear: those that train, and those that do not.
+# Trained and frozen leaves of each adapted linear.
 LEAVES = {
     'lora': ({'down', 'up'}, set()),
     'dora': ({'down', 'up', 'magnitude'}, set()),
@@ -61,7 +61,16 @@ pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 
 class Trained(NamedTuple):
-    """One training step: where it started, what it was given, what it made of it."""
+    """Inputs and results of one training step.
+
+    Attributes:
+        model: Decoder with the adapter.
+        before: Variables before the step.
+        params: Parameters of the base model that the step was given.
+        metrics: Metrics of the step.
+        gradients: Gradients of the adapter.
+        after: State after the step.
+    """
 
     model: Decoder
     before: dict[str, Any]
@@ -72,7 +81,7 @@ class Trained(NamedTuple):
 
 
 def decided_variables(model: Decoder) -> dict[str, Any]:
-    """Random values with which no router is in two minds, so that rounding changes no choice."""
+    """Return random values for which rounding cannot change a routing decision."""
     for seed in range(20):
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
@@ -84,7 +93,7 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
 
 @functools.cache
 def trained(name: str) -> Trained:
-    """A step of a model that has what any family has, from random values without a zero."""
+    """Run a step of a model with the features of all families, from random nonzero values."""
     model = tiny_model(
         small_method(name, dropout=0.0, balance_weight=0.5),
         qkv_bias=True,
@@ -125,14 +134,14 @@ def test_losses_against_the_reference(name):
 
 
 def moved(tree: Any, path: str, change: np.ndarray) -> Any:
-    """The tree with a change added to one leaf."""
+    """Return the tree with a change added to one leaf."""
     key, _, rest = path.partition('/')
     return tree | {key: moved(tree[key], rest, change) if rest else tree[key] + change}
 
 
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_gradients_are_central_differences_of_the_reference(name):
-    """Along a random direction in each leaf, to 5e-5; DoRA's lengths are held."""
+    """Compare along a random direction in each leaf, to 5e-5; DoRA's norms are held fixed."""
     step, top_k = trained(name), small_method(name).router.top_k
     variables = {key: float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
@@ -149,7 +158,7 @@ def test_gradients_are_central_differences_of_the_reference(name):
             change = np.abs(probabilities(end.outputs, segments) - chances).max(initial=0)
             assert 2 * change < margin(chances, top_k), f'{path}: the step may change a choice'
         expected = (ends[0].total - ends[1].total) / (2 * STEP)
-        # How large a derivative in a random direction is.
+        # The typical size of a derivative in a random direction.
         size = SIZE * np.sqrt((gradient**2).sum())
         assert size > 0.01, path
         found = (gradient * direction).sum()
@@ -157,7 +166,7 @@ def test_gradients_are_central_differences_of_the_reference(name):
 
 
 def test_lengths_of_dora_carry_no_gradient():
-    """With lengths that follow the weights, the differences are others: what is held matters."""
+    """If the norms followed the weights, the differences would not match: holding them matters."""
     step = trained('dora')
     variables = {key: float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
@@ -176,7 +185,7 @@ def test_lengths_of_dora_carry_no_gradient():
     assert difference(None) < 0.95 * difference(here.lengths)
 
 
-# What trains.
+# Trained leaves.
 
 
 def leaves_of(tree: Any) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""One compiled step for any hyperparameters, and what it contains only where the config has it."""
+"""One compiled step serves all hyperparameter values, and contains only configured features."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ OTHER = dataclasses.replace(
     up_rate=16.0,
     magnitude_rate=4.0,
 )
-# Of two runs: the optimizer's config, the adapter's fields, and the seed.
+# Optimizer config, adapter fields and seed of two runs.
 RUNS = (
     (ADAMW, {'alpha': 8.0, 'dropout': 0.1, 'balance_weight': 0.01}, 0),
     (OTHER, {'alpha': 3.0, 'dropout': 0.3, 'balance_weight': 0.5}, 5),
@@ -43,7 +43,7 @@ def train_step_of(model: Decoder, config: OptimizerConfig):
 
 
 def gradients_by_constants(model: Decoder, variables, seed: int):
-    """The gradient of a run whose numbers are constants of its config."""
+    """Return the gradient of a run whose hyperparameters are compiled as constants."""
     key = jax.random.fold_in(jax.random.key(seed), STEP)
 
     @jax.jit
@@ -79,7 +79,7 @@ def test_one_program_trains_runs_with_other_hyperparameters(name):
             np.testing.assert_array_equal(a, b, err_msg=path)
         gradients, own_state = found.opt_state
         assert_close(gradients, gradients_by_constants(model, variables, seed), 2e-5)
-        # The optimizer of this config, which is given no hyperparameters.
+        # The optimizer of this config, with its hyperparameters as constants.
         start = new_state(variables, own_optimizer, STEP)
         updates, state = make_optimizer(config, 10).update(
             gradients, start.opt_state[1], start.adapter
@@ -93,7 +93,7 @@ def test_one_program_trains_runs_with_other_hyperparameters(name):
 
 
 def gradient_jaxpr(**fields):
-    """The traced gradient of a step; its last inputs are the dropout rate and balance weight."""
+    """Return a step's traced gradient; its last inputs are dropout rate and balance weight."""
     model = tiny_model(small_method('malora', **fields))
     variables = random_variables(model)
     state = new_state(variables, make_optimizer(ADAMW, 10))

@@ -1,4 +1,4 @@
-"""A run directory never mixes two runs, whatever happens to its files or in between."""
+"""A run directory never mixes two runs, even after changes to its files or concurrent starts."""
 
 import shutil
 
@@ -19,20 +19,20 @@ FILES = ('config.json', 'base.json')
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of a finished run."""
+    """Copy of a finished run."""
     return shutil.copytree(finished, tmp_path / 'run')
 
 
 @pytest.fixture
 def interrupted(run):
-    """A copy of a run that was killed after its last checkpoint."""
+    """Copy of a run that was killed after its last checkpoint."""
     for name in ('results.json', 'answers_before.jsonl', 'answers_after.jsonl'):
         (run / name).unlink()
     return run
 
 
 def make_older(workdir):
-    """Removes the manifests, as checkpoints had none before there were identities."""
+    """Remove the manifests, which older checkpoints did not have."""
     for folder in (workdir / 'checkpoints').glob('*/manifest'):
         shutil.rmtree(folder)
 
@@ -47,7 +47,7 @@ def edit(path, section, field, value):
 
 
 def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, monkeypatch):
-    """Another process that comes while the base is loaded is refused, instead of being mixed in."""
+    """A process that starts while the base model is loading is refused."""
     build, refused = loop.build, []
 
     def slow(run):
@@ -88,14 +88,14 @@ def test_a_finished_run_does_not_go_on_with_another_without_its_config(run, tiny
 
 
 def test_what_is_left_of_a_run_is_not_mixed_in(run, tiny_weights):
-    """As where someone removed the config and the checkpoints to begin anew."""
+    """A user may have removed the config and the checkpoints to start again."""
     (run / 'config.json').unlink()
     shutil.rmtree(run / 'checkpoints')
     with pytest.raises(UserError, match=r'config\.json is missing from a run'):
         training.train(run_settings(tiny_weights, seed=1), run)
 
 
-# Files that are missing or edited.
+# Missing or edited files.
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -110,7 +110,7 @@ def test_a_file_that_is_missing_is_named_and_written_again(
 
 
 def test_an_edited_config_is_named(interrupted, tiny_weights):
-    """Whether the command is given the edited config or that of the run."""
+    """The message is the same whether the command gets the edited config or the run's config."""
     edit(interrupted / 'config.json', 'optimizer', 'learning_rate', 0.5)
     for change in ({}, {'optimizer__learning_rate': 0.5}):
         with pytest.raises(UserError) as caught:
@@ -120,7 +120,7 @@ def test_an_edited_config_is_named(interrupted, tiny_weights):
             'optimizer.learning_rate that the checkpoints next to it have; restore it, or remove '
             'it and start the command with the config of the run.'
         )
-    # The advice, followed with either config, mixes nothing.
+    # Following the message's advice with either config mixes nothing.
     (interrupted / 'config.json').unlink()
     with pytest.raises(UserError, match=r'holds a run with another optimizer\.learning_rate'):
         training.train(run_settings(tiny_weights, optimizer__learning_rate=0.5), interrupted)
@@ -136,7 +136,7 @@ def test_an_edited_base_record_is_named(interrupted, tiny_weights):
 
 
 def test_a_model_is_not_loaded_by_an_edited_config(run):
-    """α is no shape: the model would answer otherwise, and nobody would know."""
+    """α changes no shape: the model would give other answers without any error."""
     edit(run / 'config.json', 'adapter', 'alpha', 3.0)
     with pytest.raises(UserError, match=r'config\.json was edited: .* the adapter\.alpha that'):
         load(run)
@@ -144,7 +144,7 @@ def test_a_model_is_not_loaded_by_an_edited_config(run):
 
 @pytest.fixture
 def with_file(tiny_weights, tmp_path):
-    """A run on a file, stopped before it is scored; its settings and directory."""
+    """Settings and directory of a run on a file, without results."""
     rows = [{'question': f'{n} and 1?', 'answer': str(n + 1)} for n in range(40)]
     write_json_lines(tmp_path / 'mine.jsonl', rows)
     settings = run_settings(
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, tiny_weights, tmp_p
     assert (interrupted / 'checkpoints' / number).exists()
 
 
-# What may change.
+# Permitted changes.
 
 
 def test_more_steps(run, tiny_weights, results, capsys):
@@ -231,7 +231,7 @@ def test_more_steps(run, tiny_weights, results, capsys):
     assert f'Continuing {run} after step {STEPS}.' in told
     assert len(read_json_lines(run / 'metrics.jsonl')) == STEPS + 2
     assert read_json(run / 'config.json')['training']['steps'] == STEPS + 2
-    # The base answers as before; what was found is not lost.
+    # The base model's scores are unchanged, and earlier results are kept.
     assert {name: task['before'] for name, task in found['tasks'].items()} == {
         name: task['before'] for name, task in results['tasks'].items()
     }

@@ -48,7 +48,7 @@ TIMES = ('tokens_per_second', 'train_time_s')
 
 @pytest.fixture(scope='module')
 def last_state(tiny_weights):
-    """The state in the newest checkpoint of a directory."""
+    """Function that returns the state in the newest checkpoint of a directory."""
     run = run_config(run_settings(tiny_weights))
     optimizer = make_optimizer(run.optimizer, run.training.steps)
     params = load_base(run.model, run.weights).params
@@ -85,7 +85,7 @@ def test_metrics(finished):
     totals = itertools.accumulate(record['tokens'] for record in records)
     assert [record['total_tokens'] for record in records] == list(totals)
     assert all(0 < record['tokens'] <= 2 * 96 for record in records)
-    # 0.1 · 6 steps of warm-up make one; then a cosine over five.
+    # Warm-up takes 0.1 · 6 steps, rounded to one; a cosine over five steps follows.
     rates = [record['learning_rate'] for record in records]
     np.testing.assert_allclose(rates[:2], 1e-2, rtol=1e-6)
     assert rates[1:] == sorted(rates[1:], reverse=True)
@@ -104,7 +104,7 @@ def test_results(finished, results):
     chosen = [results[key] for key in ('best_step', 'validation_loss', 'validation_curve')]
     assert chosen == [None, None, []]
     assert results['tasks']['toy_copy']['best_constant'] == pytest.approx(1 / 6)
-    # Of six answers, three or more have the same parity.
+    # Three or more of six answers have the same parity.
     assert 1 / 2 <= results['tasks']['toy_reverse']['best_constant'] <= 1
     assert results['average'].keys() >= {'before', 'after'}
     for key, value in results['average'].items():
@@ -132,14 +132,14 @@ def test_answers_are_kept_and_scored(finished, results, when):
         assert [answer.score for answer in mine] == scores
         share = np.mean(scores)
         assert results['tasks'][task][when] == pytest.approx(share)
-    # Of the task that any answer may be right in, some are.
+    # In the task in which any answer may be right, some answers are.
     assert 0 < share < 1
 
 
 def test_scores_are_of_the_base_before_and_of_the_last_state_after(
     finished, tiny_weights, last_state
 ):
-    """The answers are generated again, and differ before and after."""
+    """The answers are generated again, and differ before and after training."""
     setup = build(run_config(run_settings(tiny_weights)))
 
     def answered(model: Decoder, variables) -> list[Answer]:
@@ -159,7 +159,7 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
 
 def test_the_bar_tells_step_loss_speed_and_the_loss_of_each_task(finished_run):
     workdir, stderr = finished_run
-    # Each update begins with a carriage return; the bar of the training is called so.
+    # Each update starts with a carriage return; "train" is the label of the training bar.
     updates = [text for text in re.split('[\\r\\n]', stderr) if text.startswith('train:')]
     for record in read_json_lines(workdir / 'metrics.jsonl'):
         tasks = [f'{task} {record[f"loss/{task}"]:.2f}' for task in TASKS]
@@ -245,7 +245,7 @@ def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weight
 
 @pytest.fixture(scope='module')
 def resumed(tiny_weights, tmp_path_factory) -> pathlib.Path:
-    """SIGKILL while the record of the last step is written, two steps after a checkpoint."""
+    """Directory of a run that was killed while it wrote the last step's record, then resumed."""
     workdir = tmp_path_factory.mktemp('resumed') / 'run'
     command = [sys.executable, '-m', 'tests.helpers.runs', tiny_weights, workdir, str(STEPS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
     assert 'Lower optimizer.learning_rate' in str(caught.value)
     assert [record['step'] for record in read_json_lines(tmp_path / 'metrics.jsonl')] == [1]
     assert not (tmp_path / 'results.json').exists()
-    # The checkpoint after step 2 was due, and not made.
+    # The checkpoint after step 2 was due, but not made.
     assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 

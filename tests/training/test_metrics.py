@@ -76,7 +76,7 @@ def test_records_of_steps_before_the_checkpoint_must_be_there(tmp_path, there):
 
 
 def in_tensorboard(steps) -> dict[int, dict[str, float]]:
-    """The records as TensorBoard holds them, in float32."""
+    """Return the records as TensorBoard holds them, in float32."""
     return {
         step: {tag: pytest.approx(value) for tag, value in record(step).items() if tag != 'step'}
         for step in steps
@@ -87,7 +87,7 @@ def in_tensorboard(steps) -> dict[int, dict[str, float]]:
 def test_tensorboard_shows_each_step_once(tmp_path, checkpoint):
     write(tmp_path, 0, [1, 2, 3, 4])
     assert read_scalars(tmp_path) == in_tensorboard([1, 2, 3, 4])
-    # Files are named by the second.
+    # File names have a resolution of a second.
     (path,) = (tmp_path / 'tensorboard').iterdir()
     path.rename(path.with_name('events.out.tfevents.1.earlier'))
     write(tmp_path, checkpoint, [])

@@ -16,7 +16,7 @@ COUNTS = (0, 1, objective.CHUNK - 1, objective.CHUNK, objective.CHUNK + 1, TOKEN
 
 
 def reference(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G):
-    """Value, and gradient of value · cotangent with respect to the hidden states, in float64."""
+    """Return the value, and the gradient of value · cotangent by the hidden states, in float64."""
     hidden, head, weights = (np.asarray(a, np.float64) for a in (hidden_ND, head_VD, weights_NG))
     logits = hidden @ head.T
     logits -= logits.max(axis=-1, keepdims=True)
@@ -30,7 +30,7 @@ def reference(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G):
 
 @functools.partial(jax.jit, static_argnames='chunk')
 def computed(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G, chunk=None):
-    """Value and gradients with respect to hidden states and head, compiled."""
+    """Return the value and the gradients by hidden states and head, compiled."""
 
     def scalar(hidden_ND, head_VD):
         value_G = objective.cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
@@ -41,7 +41,7 @@ def computed(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G, chunk=None)
 
 
 def arguments(seed: int, tokens: int, count: int, groups: int):
-    """Random arguments in which `count` tokens, anywhere, carry loss of random weight."""
+    """Return random arguments in which `count` tokens carry loss with random weights."""
     rng = np.random.default_rng(seed)
     hidden_ND = rng.standard_normal((tokens, WIDTH), np.float32)
     head_VD = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
@@ -49,14 +49,14 @@ def arguments(seed: int, tokens: int, count: int, groups: int):
     weights_NG = np.zeros((tokens, groups), np.float32)
     carries = rng.choice(tokens, count, replace=False)
     weights_NG[carries] = rng.uniform(0.1, 2, (count, groups))
-    # Some carry loss in one group alone.
+    # Some tokens carry loss in only one group.
     weights_NG[carries[::3], 1:] = 0
     cotangent_G = rng.uniform(0.5, 2, groups).astype(np.float32)
     return hidden_ND, head_VD, targets_N, weights_NG, cotangent_G
 
 
 def assert_right(found, expected, tolerance=1e-5):
-    """Values relative to themselves, gradients (of size 1 to 10) relative to the largest."""
+    """Check values with relative tolerance, and gradients relative to the largest entry."""
     (value, gradient, head_gradient), (right_value, right_gradient) = found, expected
     np.testing.assert_allclose(value, right_value, rtol=tolerance, atol=tolerance)
     scale = max(np.abs(right_gradient).max(), 1)
@@ -116,13 +116,13 @@ def test_targets_where_no_loss_is_do_not_matter():
 
 
 def test_bfloat16():
-    """Rounding of the softmax and of the result: 2^-8 each, against the exact gradient."""
+    """Softmax and result are rounded to 2^-8 each, compared with the exact gradient."""
     hidden, head, *rest = arguments(0, TOKENS, 300, 2)
     args = (jnp.bfloat16(hidden), jnp.bfloat16(head), *rest)
     found, expected = computed(*args), reference(*args)
     assert found[0].dtype == jnp.float32
     assert found[1].dtype == jnp.bfloat16
-    # Logits are summed in float32: the value is as good as ever.
+    # Logits are summed in float32, so the value is as exact as in float32.
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     error = np.abs(np.asarray(found[1], np.float64) - expected[1])
     assert error.max() < 2**-7 * np.abs(expected[1]).max()
@@ -130,7 +130,7 @@ def test_bfloat16():
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_a_sixth_of_the_memory_of_full_logits(dtype):
-    """With Llama 3's vocabulary and 8,192 tokens that all carry loss; compiled, not run."""
+    """Compile, but do not run, with Llama 3's vocabulary and 8,192 tokens that carry loss."""
     T, V, D = 8192, 128_256, 2048
 
     def full_logits(hidden_TD, head_VD, targets_T, weights_TG):

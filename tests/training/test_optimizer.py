@@ -1,4 +1,4 @@
-"""The optimizer by hand, the rate of each kind of leaf, and the schedule."""
+"""The optimizer computed by hand, the learning rate of each kind of leaf, and the schedule."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tests.helpers.models import METHOD_NAMES, small_method, tiny_model
 from tests.helpers.steps import ADAMW
 
-# Powers of two: a product with one is exact.
+# Powers of two, so that products with them are exact.
 RATES = {'router': 0.5, 'down': 2.0, 'core': 4.0, 'up': 16.0, 'magnitude': 0.25}
 
 
 def test_clipping_and_weight_decay():
-    """One step from zero moments: Adam's update is the sign, whatever the clipped scale."""
+    """In the first step, Adam's update is the gradient's sign, regardless of clipping."""
     config = OptimizerConfig(
         learning_rate=0.1, warmup_ratio=0.0, schedule='linear', weight_decay=0.5, clip_norm=1e-3
     )
@@ -39,14 +39,14 @@ def test_clipping_and_weight_decay():
     np.testing.assert_allclose(moments[0], 0.1 * 1e-3 * np.array([0.6, -0.8, 0]), rtol=1e-5)
 
 
-# The rate of each kind of leaf.
+# Learning rate multipliers of each kind of leaf.
 
 LEAVES = ('router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude')
 ADAPTER = {'q': {name: 0.1 * jnp.arange(1.0, 4.0) for name in LEAVES}}
 
 
 def updates_of(optimizer: optax.GradientTransformation) -> tuple[list, optax.OptState]:
-    """The updates of three steps with random gradients, and the last state."""
+    """Return the updates of three steps with random gradients, and the last state."""
     state, made = optimizer.init(ADAPTER), []
     for seed in range(3):
         draws = np.random.default_rng(seed).standard_normal((len(LEAVES), 3))
@@ -67,7 +67,7 @@ PLAIN = optax.chain(
 
 @pytest.mark.parametrize('rates', [RATES, dict.fromkeys(RATES, 1.0)], ids=['rates', 'none'])
 def test_each_update_of_adamw_is_multiplied_by_its_rate_and_nothing_else_changes(rates):
-    """To the bit."""
+    """Updates and state are bitwise equal."""
     config = dataclasses.replace(ADAMW, **{f'{kind}_rate': rate for kind, rate in rates.items()})
     expected, plain_state = updates_of(PLAIN)
     found, state = updates_of(make_optimizer(config, 10))

@@ -11,8 +11,8 @@ from malora_jax.training.plan import flops_per_token, memory_bytes, parameter_co
 from tests.helpers.models import small_method, tiny_model
 
 LLAMA2_7B = 6_738_415_616
-# Counted by the paper's equations (3), (7) and (8) and the shapes of its ablations: a name, the
-# settings it changes, then trainable, frozen in the adapter, % of base, % of all.
+# Counts from the paper's equations (3), (7) and (8) and the shapes of its ablations: name, changed
+# settings, trainable, frozen in the adapter, % of base, % of all.
 ROWS = [
     ('lora', {}, 143_130_624, 0, 2.124, 2.080),
     ('dora', {}, 144_359_424, 0, 2.142, 2.097),
@@ -32,7 +32,7 @@ ROWS = [
     ('malora_fixed_core', {}, 158_269_440, 589_824, 2.349, 2.295),
     ('molora_dispatch', {}, 151_191_552, 0, 2.244, 2.194),
     ('malora_dispatch', {}, 158_859_264, 0, 2.358, 2.303),
-    # r̄ = 13 fits the 2.2% that the paper prints without the ranks.
+    # r̄ = 13 gives the 2.2% that the paper prints without the ranks.
     ('malora_shared_up', {'rank': 13}, 152_813_568, 0, 2.268, 2.218),
 ]
 
@@ -59,7 +59,7 @@ def test_parameters_on_llama2_7b_to_the_last_digit(row):
         'percent_of_all': percent_of_all,
     }
     assert sum(by_group.values()) == trainable + frozen
-    # One router a linear: 32 layers of five linears with 4096 inputs and one with 11008.
+    # One router per linear: 32 layers of five linears with 4096 inputs and one with 11008.
     routers = 0 if method in ('lora', 'dora', 'asylora') else 32 * 8 * (5 * 4096 + 11008)
     assert by_group.get('router', 0) == routers
 
@@ -81,7 +81,7 @@ def test_smollm2_has_135_million():
 def test_frozen_leaves_count_apart():
     model = tiny_model(small_method('malora', frozen=('shared_down',)))
     found = parameter_counts(model)
-    # Two layers; q, k, v, gate and up have 64 inputs, down has 96.
+    # In two layers, q, k, v, gate and up have 64 inputs, and down has 96.
     frozen = 2 * 9 * (5 * 64 + 96)
     assert found['frozen_in_adapter'] == found['by_group']['shared_down'] == frozen
     assert found['trainable'] == sum(found['by_group'].values()) - frozen
@@ -103,8 +103,8 @@ def test_operations_by_hand(tied):
     assert found['total'] == sum(value for key, value in found.items() if key != 'total')
 
 
-# Scalars of six linears, whose inputs add up to 416 and whose outputs to 384: of the leaves that
-# train, then of those that do not.
+# Scalars of six linears, whose inputs add up to 416 and outputs to 384: in trained leaves, then in
+# frozen ones.
 PRODUCTS = {
     'lora': (8 * 416 + 8 * 384, 0),
     'dora': (8 * 416 + 8 * 384, 0),
@@ -123,7 +123,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_operations_of_an_adapter_by_hand(name):
-    """Two layers. Forward and the gradient of the input need every leaf, its own the trained."""
+    """Forward pass and input gradient use every leaf; weight gradients only trained leaves."""
     trained, frozen = PRODUCTS[name]
     found = flops_per_token(tiny_model(small_method(name)), 128, 4)
     assert found['adapter_forward'] == 2 * 2 * (trained + frozen)
@@ -135,7 +135,7 @@ def test_operations_of_an_adapter_by_hand(name):
 
 
 def test_operations_of_column_lengths_as_the_compiler_counts_them():
-    """The elementwise rest is left out; it is below 2% here."""
+    """The formula ignores elementwise operations, which are below 2% here."""
     shapes = [
         jax.ShapeDtypeStruct(shape, 'float32') for shape in [(256, 512), (256, 32), (32, 512)]
     ]

@@ -1,6 +1,6 @@
-"""A whole run on public datasets, from small local files: trained, scored, killed, gone on with.
+"""A complete run on public datasets from small local files: trained, scored, killed, resumed.
 
-One task is trained on and scored, one trained on only, and three are scored only.
+One task is trained and scored, one only trained, and three only scored.
 """
 
 import json
@@ -54,7 +54,7 @@ def attributes(number: int) -> dict[str, Any]:
     }
 
 
-# How many rows each file has, and what is its own in row n.
+# Number of rows of each file, and a function that makes row n.
 FILES: dict[str, tuple[int, Any]] = {
     'arc_easy/train': (12, lambda n: {'question': f'Is {n} wet?'} | options(n, '123')),
     'arc_easy/test': (6, lambda n: {'question': f'Is it {n}?'} | options(n, 'ABCD'[: 3 + n % 2])),
@@ -72,12 +72,12 @@ def rows(place: str) -> list[dict[str, Any]]:
 
 
 class Public(NamedTuple):
-    """The files of a run.
+    """Files of a run.
 
     Attributes:
-        folder: of the datasets' files.
-        changes: of the config of the tiny run.
-        weights: of the tiny model.
+        folder: Directory of the datasets' files.
+        changes: Changes to the config of the tiny run.
+        weights: GGUF file of the tiny model.
     """
 
     folder: pathlib.Path
@@ -119,7 +119,7 @@ def public(tiny_weights, tmp_path_factory) -> Public:
 
 @pytest.fixture(scope='module')
 def workdir(public, tmp_path_factory) -> pathlib.Path:
-    """Of a run that was never interrupted; for reading only."""
+    """Directory of an uninterrupted run; tests must not change it."""
     workdir = tmp_path_factory.mktemp('public_run') / 'run'
     training.train(public.settings, workdir, write_run_plots)
     return workdir
@@ -184,7 +184,7 @@ def test_what_is_trained_on_is_described(public, workdir, results):
     assert list(results['training_data']) == list(TRAINED)
     last = read_json_lines(workdir / 'metrics.jsonl')[-1]
     for name, found in results['training_data'].items():
-        # Three of the twelve are kept for validation.
+        # Three of the twelve examples are kept for validation.
         assert (found['examples'], found['available']) == (9, 12)
         assert found['epochs'] == last[f'examples/{name}'] / 9
         assert found['dataset']['rows']['train'] == 12
@@ -225,7 +225,10 @@ def test_scores_are_the_means_of_the_answers(workdir, results, when):
 
 @pytest.fixture(scope='module')
 def likelihoods(workdir) -> Callable[..., list[Likelihood]]:
-    """Finds how likely the base before, or the best checkpoint after, finds some texts."""
+    """Function that returns likelihoods of texts.
+
+    The model is the base model ('before') or the best checkpoint ('after').
+    """
     run = saved_model(workdir).load()
     models = {
         'before': (Decoder(run.model.config), {'params': run.base.params}),
@@ -244,7 +247,7 @@ def likelihoods(workdir) -> Callable[..., list[Likelihood]]:
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_options_are_taken_by_their_likelihood(workdir, results, likelihoods, when):
-    """All of them are computed again, from the rows of the file."""
+    """All likelihoods are computed again, from the rows of the file."""
     asked = {f'Question: {row["question"]}\nAnswer:': row for row in rows('arc_easy/test')}
     normalized = []
     for answer in answers(workdir, when, 'arc_easy'):
@@ -264,7 +267,7 @@ def test_options_are_taken_by_their_likelihood(workdir, results, likelihoods, wh
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_the_loss_is_that_of_whole_answers(workdir, results, likelihoods, when):
-    """After whole prompts: those with shots are longer than the rows that are trained on."""
+    """The loss follows whole prompts: those with shots are longer than training rows."""
     for name, task in results['tasks'].items():
         given = answers(workdir, when, name)
         found = likelihoods(when, [(a.question, a.expected) for a in given], ended=True)
@@ -315,10 +318,10 @@ def test_evaluation_finds_the_same_scores(public, workdir, results):
 
 @pytest.fixture(scope='module')
 def killed(public, tmp_path_factory) -> pathlib.Path:
-    """The directory of a run that got a SIGKILL when step 4 was saved; for reading only."""
+    """Directory of a run that was killed when step 4 was saved; tests must not change it."""
     workdir = tmp_path_factory.mktemp('public_killed') / 'run'
     arguments = [public.weights, workdir, '4', 'malora', json.dumps(public.changes), '--saved']
-    environment = {**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # As here.
+    environment = {**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # As in this process.
     command = [sys.executable, '-m', 'tests.helpers.runs', *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -332,7 +335,7 @@ def test_killed_and_resumed_equals_uninterrupted(public, workdir, results, kille
     shutil.copytree(killed, resumed)
     found = training.train(public.settings, resumed)
     records, whole = (read_json_lines(path / 'metrics.jsonl') for path in (resumed, workdir))
-    # The losses to the bit, and how many examples of each task were drawn.
+    # Losses are bitwise equal, and so are the numbers of examples drawn for each task.
     assert without_times(records) == without_times(whole)
     for key in ('tasks', 'average', 'training_data', 'best_step', 'validation_curve'):
         assert json.loads(json.dumps(found[key])) == results[key]
@@ -344,7 +347,7 @@ def without_times(records):
 
 @pytest.fixture
 def changed(public):
-    """A row of the training split is another one; afterwards all is as it was."""
+    """Change a row of the training split, and restore everything afterwards."""
     path, store = public.file('arc_easy/train'), public.folder / 'store'
     content = path.read_bytes()
     shutil.copytree(store, public.folder / 'kept')
@@ -377,7 +380,7 @@ def test_a_file_that_is_not_the_prepared_one_is_refused(public, killed, changed,
 
 @pytest.mark.parametrize('command', [training.train, evaluate])
 def test_a_file_that_was_prepared_anew_is_refused(public, killed, changed, command):
-    """The store has no trace of the other one, but the run does."""
+    """The store has no record of the old file, but the run does."""
     shutil.rmtree(public.folder / 'store')
     assert refusal(command, public.settings, killed) == (
         f'arc_easy has changed since the run in {killed} began: restore it, or choose another '
@@ -386,6 +389,6 @@ def test_a_file_that_was_prepared_anew_is_refused(public, killed, changed, comma
 
 
 def test_no_number_is_missing(workdir):
-    """A task without examples of some kind has no loss, rather than one that is not a number."""
+    """A task without examples in a step has no loss in the record, instead of NaN."""
     for record in read_json_lines(workdir / 'metrics.jsonl'):
         assert all(math.isfinite(value) for value in record.values())

@@ -1,4 +1,4 @@
-"""What a config may be, and what is said when it cannot; configs/ itself too."""
+"""Validation of configs, with the message for each error, and of the files in configs/."""
 
 import dataclasses
 import importlib
@@ -20,7 +20,8 @@ from tests.helpers.models import METHOD_NAMES
 CONFIGS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
-    # `saved` takes a run's config.json, not a method; tests/experiments/test_sweep.py has it.
+    # `saved` takes a run's config.json instead of a method; tests/experiments/test_sweep.py covers
+    # it.
     if path.stem not in ('__init__', 'common', 'paper', 'saved')
 )
 
@@ -271,11 +272,11 @@ def test_the_config_is_not_changed():
     assert config == plain()
 
 
-# What lies in configs/.
+# Files of configs/.
 
 
 def filled(name: str, *argument: str):
-    """A config as plain dicts, with a file where it wants the user's own."""
+    """Return a config as plain dicts, with a file if it needs the user's own."""
     config = importlib.import_module(f'configs.{name}').get_config(*argument).to_dict()
     if not config['data']['tasks']:
         config['data']['files'] = FILES
@@ -370,7 +371,7 @@ def test_mistakes_in_what_is_scored():
     )
     config['evaluation']['samples'] = 1
     assert run_config(config).benchmarks == ['gsm8k']
-    # A file may have a dataset's name, which then means the file.
+    # A file may have a dataset's name, which then refers to the file.
     config['data']['files'] = ('gsm8k=mine.jsonl',)
     assert run_config(config).benchmarks == []
 

@@ -26,7 +26,7 @@ from tests.helpers.models import (
 from tests.helpers.steps import ADAMW, RECORDER, assert_close, new_state, numbers
 
 NUM_TASKS = 2
-# Five examples in two rows, and three rows of padding; every test has this shape.
+# Five examples in two rows, and three rows of padding; every test uses this shape.
 BATCH = packed_batch([(10, 9), (7, 8, 9), (), (), ()], 24)
 
 
@@ -46,7 +46,7 @@ def recording_step(model: Decoder):
 
 
 def metrics_and_gradients(model: Decoder, variables, batch) -> tuple[dict[str, Any], Any]:
-    """What the compiled training step computes, before the optimizer."""
+    """Return the metrics and gradients of the compiled training step, before the optimizer."""
     state = new_state(variables, RECORDER)
     state, metrics = recording_step(model)(
         state, variables['params'], batch, numbers(model.adapter)
@@ -67,7 +67,7 @@ def test_packed_equals_unpacked(name):
     assert metrics['loss'] > 1
     for key in ('loss', 'task_nll', 'task_tokens', 'tokens', 'balance_loss', 'gradient_norm'):
         np.testing.assert_allclose(metrics[key], metrics_alone[key], rtol=1e-5, err_msg=key)
-    # The sums run over other orders of tokens.
+    # Sums run over tokens in another order.
     assert_close(gradients, gradients_alone, 5e-5)
 
 
@@ -82,7 +82,7 @@ def test_padding_changes_nothing(name):
         for key, value in dict(inputs=9, targets=17, task_ids=1, positions=3).items()
     }
     batches = [garbage]
-    if name == 'malora':  # Without the rows of padding; compiled anew.
+    if name == 'malora':  # Without the rows of padding, which takes another compilation.
         batches.append({key: array[:2] for key, array in BATCH.items()})
     for batch in batches:
         metrics_padded, gradients_padded = metrics_and_gradients(model, variables, batch)
@@ -118,11 +118,12 @@ def test_a_batch_without_loss_gives_no_nan():
     assert metrics['balance_loss'] > 1
     for path, leaf in trees.named_leaves(gradients):
         assert np.isfinite(leaf).all()
-        # The balance loss is left, which reaches up through later layers' inputs alone.
+        # Only the load-balancing loss remains, which reaches up-projections only through inputs of
+        # later layers.
         assert leaf[0].any() or path.endswith(('gate/up', 'up/up', 'down/up')), path
 
 
-# The optimizer and what it may touch.
+# The optimizer, and what it may change.
 
 
 def bits(tree) -> dict[str, bytes]:
@@ -147,7 +148,7 @@ def test_only_the_adapter_is_trained(name, frozen):
     changed = {path for path in before if after[path] != before[path]}
     assert changed == {path for path in before if path.startswith('adapter/')}
     assert len(changed) == len(jax.tree.leaves(variables['adapter']))
-    # Two moments of every trained scalar, and the counters of Adam and of the schedule.
+    # Two moments of every trained parameter, and the counters of Adam and of the schedule.
     counts = parameter_counts(model)
     assert trees.count(state.adapter) == counts['trainable']
     assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
@@ -166,7 +167,7 @@ def num_bytes(tree) -> int:
 )
 @pytest.mark.usefixtures('compile_well')
 def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
-    """What the compiled step allocates, where the base is large against everything else."""
+    """Memory of a compiled step, with a base model that is large compared with everything else."""
     config = ModelConfig(
         name='wide',
         vocab_size=512,
@@ -186,10 +187,12 @@ def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
     memory = train_step.lower(*arguments).compile().memory_analysis()
     base, trained, small = num_bytes(params), num_bytes(state.adapter), 10_000
     assert base > 50 * trained
-    # In: the base once, the adapter and its two moments. Out: the metrics alone are new.
+    # Inputs: the base model once, the adapter and its two moments. Outputs: only the metrics are
+    # new.
     assert 0 <= memory.argument_size_in_bytes - base - 3 * trained < small
     assert 0 <= memory.output_size_in_bytes - memory.alias_size_in_bytes < small
-    # In between: a few layers' worth at once, but neither a copy of the base nor its gradient.
+    # Temporary memory holds a few layers at once, but neither a copy of the base model nor its
+    # gradient.
     assert memory.temp_size_in_bytes < 0.3 * base
     assert trees.count(state.opt_state) == 2 * trees.count(state.adapter) + 2
     shapes = {leaf.shape for leaf in jax.tree.leaves(params)}

@@ -1,4 +1,4 @@
-"""A whole step of LLaMA-2 7B on sixteen chips, by the TPU compiler; `make test-tpu` brings it."""
+"""A training step of LLaMA-2 7B on sixteen chips, compiled for TPU; `make test-tpu` runs it."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ from malora_jax.training.topology import compiled_step
 pytestmark = pytest.mark.tpu
 
 CHIPS = 16
-# Of one chip, and of no other size in the model.
+# Tokens per chip, a number that is no other size in the model.
 TOKENS = 640
 MODEL = preset('llama2-7b')
 EXPERTS = 8
@@ -25,7 +25,7 @@ EXPERTS = 8
 
 @pytest.fixture(scope='module', autouse=True)
 def compiler_alone():
-    """In a fixture, as tests of CPUs or GPUs import this file, too."""
+    """Use the TPU compiler alone, but not on import, which CPU and GPU tests do as well."""
     use_compiler_alone()
 
 
@@ -52,7 +52,7 @@ def bytes_per_chip(method: str) -> int:
 
 
 def too_large(arrays) -> list[hlo.Array]:
-    """Those with a token's entry for each expert and feature; scan stacks what layers keep."""
+    """Return the arrays with a value per token, expert and feature, in one layer or stacked."""
     most = max(TOKENS * MODEL.hidden, MODEL.num_heads * TOKENS**2)
     assert most < TOKENS * EXPERTS * MODEL.width
     return [
@@ -64,7 +64,7 @@ def too_large(arrays) -> list[hlo.Array]:
 
 
 def test_what_is_too_large():
-    """The check itself, on arrays of which one is tokens by experts by features."""
+    """The check finds arrays of tokens by experts by features among others."""
     shapes = [(TOKENS, MODEL.hidden), (MODEL.num_layers, TOKENS, MODEL.width)]
     wrong = [(TOKENS, EXPERTS, MODEL.width), (MODEL.num_layers, EXPERTS, TOKENS, MODEL.width)]
     found = too_large([hlo.Array('bf16', shape) for shape in (*shapes, *wrong)])
@@ -72,12 +72,12 @@ def test_what_is_too_large():
 
 
 def test_it_fits_with_room():
-    """Of 16 GB: a sixteenth of the base, what layers keep, and two layers gathered."""
+    """A chip of 16 GB holds 1/16 of the base model, saved activations, and two whole layers."""
     assert bytes_per_chip('malora') < 6.6e9
 
 
 def test_what_it_costs_beside_lora():
-    """One row a chip, with dropout: factors and their update weigh more than with many rows."""
+    """With dropout and one row per chip, factors and their update have a large share."""
     assert bytes_per_chip('malora') < 1.2 * bytes_per_chip('lora')
     assert program('malora').cycles() < 1.15 * program('lora').cycles()
 
@@ -89,7 +89,7 @@ def test_no_buffer_has_tokens_by_experts_by_features():
 
 @pytest.mark.parametrize('method', ['malora', 'lora'])
 def test_no_sum_over_chips_has_a_kernel(method):
-    """Nor a part of one: the frozen base has no gradient."""
+    """The frozen base model has no gradient, so no part of a kernel is summed either."""
     sizes = {MODEL.width * MODEL.width, MODEL.width * MODEL.hidden}
     for each in program(method).collectives():
         if each.kind in ('all-reduce', 'reduce-scatter'):

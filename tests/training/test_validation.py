@@ -1,4 +1,4 @@
-"""Choosing the best checkpoint: a run whose loss falls, then rises, as its rate is far too high."""
+"""Choosing the best checkpoint of a run whose loss rises again, due to a high learning rate."""
 
 import dataclasses
 import json
@@ -32,8 +32,8 @@ from tests.helpers.runs import TASKS, run_settings
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 CHANGES = dict(
     data__validation=5,
-    # The rate rises to the last step. Once it is above 1 / weight_decay, each step overshoots zero:
-    # the loss has its lowest value early, by a wide margin, whatever the rounding.
+    # The learning rate rises until the last step. Once it is above 1 / weight_decay, each step
+    # overshoots zero, so the loss is lowest early, by a wide margin that rounding cannot change.
     optimizer__learning_rate=0.3,
     optimizer__warmup_ratio=0.99,
     optimizer__weight_decay=15.0,
@@ -52,7 +52,7 @@ def settings(weights: pathlib.Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope='module')
 def chosen(tiny_weights, tmp_path_factory) -> pathlib.Path:
-    """The directory of a run that was never interrupted; for reading only."""
+    """Directory of an uninterrupted run; tests must not change it."""
     workdir = tmp_path_factory.mktemp('chosen') / 'run'
     training.train(settings(tiny_weights), workdir)
     return workdir
@@ -81,19 +81,19 @@ def state_of(setup, workdir: pathlib.Path, step: int):
 
 
 def lowest(losses: list[float]) -> int:
-    """The step, from 1, of the lowest loss, which is neither the first nor the last."""
+    """Return the step, from 1, of the lowest loss, which must be neither the first nor the last."""
     step = int(np.argmin(losses)) + 1
     assert 1 < step < len(losses) - 1
     return step
 
 
 def loss_by_hand(setup, variables, examples) -> float:
-    """Nats per token of the answers, each example alone in a row, in float64."""
+    """Return the answer loss (nats per token) in float64, with each example in its own row."""
     total = tokens = 0.0
     for example in examples:
         encoded = encode_example(setup.base.tokenizer, setup.template, example, 0, 96)
         length = len(encoded['inputs'])
-        inputs = np.pad(encoded['inputs'], (0, 96 - length))[None]  # Compiled once.
+        inputs = np.pad(encoded['inputs'], (0, 96 - length))[None]  # One shape, so one compilation.
         logits = np.float64(logits_of(setup.model, variables, inputs)[0, :length])
         log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         nll = -log_probs[np.arange(length), encoded['targets']]
@@ -151,7 +151,7 @@ def test_validation_examples_are_neither_trained_on_nor_scored(setup):
         validation = {example.question for example in split.validation}
         assert len(validation) == 5
         assert not any(part & validation for part in parts)
-        # The same held-out questions as without a validation part.
+        # The held-out questions are the same as without a validation part.
         alone = get_task(split.task_name).split(0, 30, 6)
         assert alone.held_out == split.held_out
 

@@ -1,4 +1,4 @@
-"""Texts that are nearly the same: a share of the words replaced, taken out or added to."""
+"""Near-duplicate texts: a share of the words is replaced, removed or added to."""
 
 import pathlib
 import random
@@ -11,7 +11,7 @@ RATES = (0.05, 0.1, 0.2)
 
 
 def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The near-duplicates among texts with ids."""
+    """Return the near-duplicates among texts with ids."""
     sketches = Sketches()
     for key, text in rows:
         sketches.add(key, text)
@@ -19,7 +19,7 @@ def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def edited(text: str, rate: float, words: Sequence[str], by: str, random_: random.Random) -> str:
-    """A text with a share of its words, or of the characters if `by` is empty, changed."""
+    """Return a text with a share of its words changed, or of its characters if `by` is empty."""
     units = text.split(by) if by else list(text)
     changed: list[str] = []
     for unit in units:
@@ -32,12 +32,12 @@ def edited(text: str, rate: float, words: Sequence[str], by: str, random_: rando
 
 
 def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tuple[float, float]]:
-    """Recall and precision for each rate of edits.
+    """Return recall and precision of near-duplicate detection for each rate of edits.
 
     Args:
-        texts: no two of them nearly the same.
-        language: of the texts.
-        edits: how many of them have a near-duplicate made.
+        texts: Texts, no two of which are near-duplicates.
+        language: Language of the texts.
+        edits: Number of texts for which a near-duplicate is made.
     """
     by = '' if language == 'zh' else ' '
     words = [unit for text in texts for unit in (text.split(by) if by else text)]
@@ -59,7 +59,7 @@ def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tupl
 
 
 def main(path: str, language: str) -> None:
-    """Prints the figures for the texts of a file: a line each, up to the first tab."""
+    """Print the results for the texts of a file, one per line up to the first tab."""
     lines = pathlib.Path(path).read_text('utf-8').splitlines()
     texts = [re.sub(r'\t.*', '', line) for line in lines]
     for rate, (recall, precision) in measure(texts, language, len(texts) // 2).items():

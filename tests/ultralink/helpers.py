@@ -1,4 +1,4 @@
-"""What tests of UltraLink share."""
+"""Helpers for the tests of UltraLink."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 
 class Words:
-    """Counts words and Chinese characters; no tokenizer is needed."""
+    """Fake tokenizer that counts words and Chinese characters."""
 
     fingerprint = 'words'
 
@@ -23,10 +23,10 @@ class Words:
 
 
 class Told:
-    """A model that answers as a function says.
+    """A fake model that answers with a function's result.
 
     Attributes:
-        requests: that it got.
+        requests: Received requests.
     """
 
     name = 'told'
@@ -42,7 +42,7 @@ class Told:
 
 
 def run(*arguments, **environment):
-    """Run `experiments.ultralink` in a process of its own."""
+    """Run `experiments.ultralink` in a separate process."""
     return subprocess.run(
         [sys.executable, '-m', 'experiments.ultralink', *map(str, arguments)],
         cwd=ROOT,
@@ -54,7 +54,7 @@ def run(*arguments, **environment):
 
 
 def succeed(*arguments):
-    """Run `experiments.ultralink`, which must succeed, and return what it printed."""
+    """Run `experiments.ultralink`, which must succeed, and return its output."""
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -67,12 +67,12 @@ def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
 
 
 def rows_of(directory: pathlib.Path) -> list[dict[str, Any]]:
-    """Of a stage's directory, read without its own reader."""
+    """Return the rows of a stage's directory, read without the project's reader."""
     shards = sorted(directory.glob('rows-*.jsonl'))
     return [json.loads(line) for shard in shards for line in shard.open(encoding='utf-8')]
 
 
 def contents(directory: pathlib.Path) -> dict[str, bytes]:
-    """Name and bytes of every file that a stage leaves, but for its lock."""
+    """Return the name and content of every file of a stage's output, except for its lock."""
     files = [path for path in directory.iterdir() if path.name != '.lock']
     return {path.name: path.read_bytes() for path in files}

@@ -1,10 +1,10 @@
-"""Kills the stage `dialogues` again and again, and shows that nothing came of it.
+"""Kill the stage `dialogues` repeatedly, and check that the outcome is unchanged.
 
-`python -m tests.ultralink.kill_often [KILLS [SEED [SEGMENTS]]]` makes dialogues of the five
-languages with an endpoint that fails, twice: once undisturbed, and once killed by SIGKILL at random
-moments and started again. It prints what was finished at each kill, whether the files of the output
-have the same bytes, and how many requests were asked again whose answer had been kept: if the bytes
-differ or there are any, the exit status is 1.
+`python -m tests.ultralink.kill_often [KILLS [SEED [SEGMENTS]]]` makes dialogues in the five
+languages with an endpoint that fails, twice: once undisturbed, and once killed with SIGKILL at
+random moments and restarted. It prints the progress at each kill, whether the output files are
+bitwise equal, and the number of requests that were repeated although their answers were cached. The
+exit status is 1 if files differ or requests were repeated.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ PLAN = Plan(RATES, latency_s=0.05)
 
 
 def make(address: str, root: pathlib.Path) -> None:
-    """Makes the dialogues, in the process that is to be killed."""
+    """Make the dialogues, in the process that will be killed."""
 
     async def main() -> None:
         async with opened(Choice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)) as model:
@@ -65,13 +65,13 @@ def start(stub: Stub, root: pathlib.Path) -> subprocess.Popen:
 
 
 def kept(root: pathlib.Path) -> set[bytes]:
-    """Keys of the answers that are in the cache."""
+    """Return the keys of the answers in the cache."""
     with sqlite3.connect(root / 'answers.sqlite') as connection:
         return {key for [key] in connection.execute('SELECT key FROM replies')}
 
 
 def key_in_cache(body: dict) -> bytes:
-    """The cache's key of a request that the stub got; which sample it was, its seed tells."""
+    """Return the cache key of a request that the stub received; its seed identifies the sample."""
     messages = tuple(Message(**message) for message in body['messages'])
     sampling = Sampling(body['max_tokens'], body['temperature'], body['top_p'])
     for sample in range(DialoguesConfig().attempts):
@@ -82,7 +82,7 @@ def key_in_cache(body: dict) -> bytes:
 
 
 def kill_once(stub: Stub, root: pathlib.Path, rng: random.Random, most: int) -> bool:
-    """Kills after a random number of further answers; False if it came to its end before."""
+    """Kill after a random number of further answers; return False if the process had ended."""
     process, before = start(stub, root), sum(stub.answered.values())
     wanted = before + rng.randint(1, most)
     while sum(stub.answered.values()) < wanted:
@@ -92,7 +92,7 @@ def kill_once(stub: Stub, root: pathlib.Path, rng: random.Random, most: int) -> 
     time.sleep(rng.uniform(0.0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(2 * PLAN.latency_s)  # What is under way in the stub ends there.
+    time.sleep(2 * PLAN.latency_s)  # Let the stub finish its active requests.
     return True
 
 

@@ -1,9 +1,9 @@
-"""Measures how fast the stage `dialogues` is, and whether the memory of `documents` is flat.
+"""Measure the speed of the stage `dialogues`, and whether the memory of `documents` is flat.
 
 `python -m tests.ultralink.measure requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
-a process of its own, and prints requests a second and what each cost in time of a core on both
-sides. `python -m tests.ultralink.measure memory [DOCUMENTS]` makes segments, and prints the memory
-of the process after each tenth of the documents.
+a separate process, and prints requests per second and the CPU time per request on both sides.
+`python -m tests.ultralink.measure memory [DOCUMENTS]` makes segments, and prints the memory of the
+process after each tenth of the documents.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ CODES = list(LANGUAGES)
 
 @contextlib.contextmanager
 def stub() -> Iterator[tuple[str, int]]:
-    """The address and the number of the process of a stub."""
+    """Start a stub endpoint, and yield its address and process ID."""
     command = [sys.executable, '-m', 'tests.helpers.openai_stub']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -48,7 +48,7 @@ def stub() -> Iterator[tuple[str, int]]:
 
 
 def core_s(process: int) -> float:
-    """Seconds that a process has kept a core busy."""
+    """Return the CPU time of a process in seconds."""
     fields = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 

@@ -1,11 +1,11 @@
-"""Rows of conversations, made up."""
+"""Made-up rows with conversations."""
 
 import random
 from typing import Any
 
 
 def conversation(language: str, subset: str, number: int, turns: int = 1) -> dict[str, Any]:
-    """A conversation that resembles no other one."""
+    """Return a conversation that resembles no other one."""
     random_ = random.Random(f'{language}/{subset}/{number}')
     data = []
     for _ in range(2 * turns):

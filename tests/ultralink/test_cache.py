@@ -1,4 +1,4 @@
-"""The cache of answers: what is the same request, and what outlives a kill."""
+"""The cache of answers: identity of requests, and persistence after a kill."""
 
 import asyncio
 import contextlib

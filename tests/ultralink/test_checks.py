@@ -1,4 +1,4 @@
-"""Clean translations pass; each kind of fault is caught in each language."""
+"""Clean translations pass; each kind of fault is detected in each language."""
 
 from unittest import mock
 
@@ -100,7 +100,7 @@ def test_too_short_a_text_is_not_judged():
     assert checks.in_language('我们今天去北京看长城。', 'zh', identify)
 
 
-# Numbers, against a writer of them that shares nothing with their reader.
+# Numbers, written by code that shares nothing with their parser.
 
 WAYS = {
     'en': (',', '.'),
@@ -139,7 +139,8 @@ def test_numbers_are_the_same_however_they_are_written(cents, way):
 def test_a_changed_lost_or_added_number_is_found(cents, way, data):
     at = data.draw(st.integers(0, len(cents) - 1))
     other = data.draw(st.integers(1, 10**11))
-    # 1,234 and 1.234 may be the same number, which other thousandfold values are not.
+    # 1,234 and 1.234 may be the same number, so values that differ by a factor of 1000 are
+    # excluded.
     related = {cents[at] * 1000, cents[at] / 1000, cents[at]}
     english = ' ; '.join(written(n, 'en') for n in cents)
     if other not in related:
@@ -196,7 +197,7 @@ def test_numbers_that_differ(english, other):
     assert quantities.same(english, other) != ([], [])
 
 
-# What no translator touches.
+# Text that translators do not change.
 
 
 def test_prices_are_no_latex():
@@ -230,6 +231,6 @@ def test_names_of_code():
 @settings(deadline=None)
 @given(st.text(alphabet='`~$\\[](){}ab_1 \n.#'))
 def test_any_text_keeps_itself(text):
-    """Whatever is written, an untouched text has no fault."""
+    """An unchanged text never has a fault, whatever it contains."""
     everything = [kind for kind in checks.KINDS if kind != 'language']
     assert checks.faults(text, text, 'fr', languages.identify, everything) == []

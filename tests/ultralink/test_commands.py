@@ -1,4 +1,4 @@
-"""The commands, as a user runs them."""
+"""The commands of UltraLink, as a user runs them."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_from_documents_to_dialogues(tmp_path, weights):
-    # The tiny tokenizer makes a token of almost every byte.
+    # The tiny tokenizer has a token for almost every byte.
     source = write_rows(tmp_path / 'wiki.jsonl', [document('fr', i) for i in range(4)])
     made = run(
         'documents',
@@ -38,10 +38,10 @@ def test_from_documents_to_dialogues(tmp_path, weights):
     assert again.stdout == asked.stdout and sum(stub.asked.values()) == requests
     [first, *_] = rows_of(tmp_path / 'dialogues')
     assert first['id'] == 'fr-0-0' and len(first['data']) >= 4
-    # The key is nowhere.
+    # The API key is in no file.
     for path in tmp_path.rglob('*'):
         assert not path.is_file() or b'sk-secret' not in path.read_bytes()
-    # Another base is another setting, and one line.
+    # Another --context-tokens is a different setting: one line of error.
     other = run(*talk, '--context-tokens=100')
     assert other.returncode == 2
     assert other.stderr == (

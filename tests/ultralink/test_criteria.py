@@ -1,4 +1,4 @@
-"""The filter of conversations, with a model that is told its scores."""
+"""The filter of conversations, with a fake model that returns given scores."""
 
 import asyncio
 import json

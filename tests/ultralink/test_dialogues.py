@@ -1,4 +1,4 @@
-"""The stage `dialogues`: turns, how they end, and what an endpoint that fails does to them."""
+"""The stage `dialogues`: turns, their end, and the effects of a failing endpoint."""
 
 import asyncio
 import collections
@@ -31,7 +31,7 @@ def kind_of(request):
 
 
 def in_turn(request):
-    """Another question or answer each time, by how much was said already."""
+    """Return a different question or answer each time, by the number of earlier answers."""
     of_kind = texts()['en'][kind_of(request)]
     said = request.messages[1].content.count(PROMPTS.answer)
     return of_kind[(said + request.sample) % len(of_kind)]
@@ -89,8 +89,8 @@ def test_a_dialogue_from_its_segment(tmp_path):
 
 
 def test_lengths_are_those_of_the_papers_rule(tmp_path, monkeypatch):
-    """Beside the distribution worked out by hand: 0.1, 0.9 · 0.2, and so on."""
-    monkeypatch.setattr(turn_checks, 'identify', lambda text: 'en')  # It takes half of the time.
+    """The lengths have the distribution computed by hand: 0.1, 0.9 · 0.2, and so on."""
+    monkeypatch.setattr(turn_checks, 'identify', lambda text: 'en')  # It is slow.
     found, rows, _ = run(tmp_path, in_turn, 1000, config={'context_tokens': 10**6})
     lengths = collections.Counter(len(row['kinds']) for row in rows)
     expected = {2: 0.1, 3: 0.18, 4: 0.288, 5: 0.3456, 6: 0.0864}
@@ -138,7 +138,7 @@ def test_a_short_answer_ends_a_dialogue_and_drops_it_if_it_is_the_first(tmp_path
     found, [row], requests = run(tmp_path, say)
     assert row['kinds'] == ['initial'] and len(row['data']) == 2
     assert found.total.counts == {'ended: answer: short': 1, 'turns': 1}
-    assert len(requests) == 4  # It is not asked again.
+    assert len(requests) == 4  # It is not requested again.
     (tmp_path / 'first').mkdir()
     found, rows, requests = run(
         tmp_path / 'first', lambda r: 'No.' if kind_of(r) == 'answers' else in_turn(r)
@@ -170,7 +170,7 @@ def test_a_fault_is_tried_again_and_counted(tmp_path, reason, kind):
         'turns': turns,
     }
     assert len(requests) == 3 * turns
-    # What is drawn of the dialogue is the same as without the fault.
+    # The dialogue's random choices are the same as without the fault.
     (tmp_path / 'clean').mkdir()
     _, [clean], _ = run(tmp_path / 'clean', in_turn)
     assert clean['kinds'] == row['kinds']
@@ -240,7 +240,7 @@ def test_a_row_that_is_no_segment(tmp_path, change, message):
     assert str(error.value).startswith(f'{source}:1{message}')
 
 
-# Against the stub.
+# Tests with the stub endpoint.
 
 RATES = {
     'rate_limit': 0.08,
@@ -288,18 +288,18 @@ def test_five_languages_through_an_endpoint_that_fails(tmp_path):
     with serving(Plan(RATES, hang_s=6.0)) as stub:
         found = through(stub.address, source, tmp_path / 'out', cache)
     rows = rows_of(tmp_path / 'out')
-    # Nothing is lost and nothing is there twice.
+    # Nothing is lost or duplicated.
     ids = [f'{list(LANGUAGES)[i % 5]}-{i}-0' for i in range(60)]
     made = [row['id'] for row in rows]
     assert made == [i for i in ids if i in made] and len(set(made)) == len(made)
     assert found.total.items == 60 == len(rows) + sum(found.total.dropped.values())
-    # Every request was answered once, and that answer is kept.
+    # Every request was answered once, and that answer is cached.
     assert set(stub.answered.values()) == {1}
     assert replies(cache) == len(stub.answered) == len(stub.asked)
     assert all(stub.failed[name] for name in RATES)
     failures = sum(stub.failed[name] for name in ('rate_limit', 'error', 'timeout'))
     assert sum(stub.asked.values()) == len(stub.answered) + failures
-    # Everything spoilt was counted for what it is.
+    # Every fault was counted under its name.
     counts = collections.Counter()
     for name, number in found.total.counts.items():
         if name.startswith('fault in '):
@@ -313,7 +313,7 @@ def test_five_languages_through_an_endpoint_that_fails(tmp_path):
     assert {reason: counts[reason] for reason in expected} == {
         reason: stub.failed[name] for reason, name in expected.items()
     }
-    # No turn that is kept has a fault.
+    # No kept turn has a fault.
     for row in rows:
         questions, answers = (
             texts()[row['language']]['questions'],

@@ -1,4 +1,4 @@
-"""The stage `documents`: which are kept, and what becomes of their lines."""
+"""The stage `documents`: filtering of documents and of their lines."""
 
 import asyncio
 import dataclasses

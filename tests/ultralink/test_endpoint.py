@@ -1,4 +1,4 @@
-"""An endpoint over a real socket, and how it fails."""
+"""The client of an endpoint, over a real socket, and the endpoint's failures."""
 
 import asyncio
 import json
@@ -210,7 +210,7 @@ def test_never_more_than_the_limit_is_spent():
     refused = [reply for reply in replies if isinstance(reply, UserError)]
     assert len(answered) + len(refused) == 30
     spent = 100 + sum(reply.tokens for reply in answered)
-    # No more than the limit, and no less than where the next request might have gone over it.
+    # At most the limit is spent, and at least so much that the next request might have exceeded it.
     assert 1000 - most < spent <= 1000
     assert sum(stub.asked.values()) == len(answered)
     assert str(refused[0]).startswith(

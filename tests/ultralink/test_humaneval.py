@@ -1,4 +1,4 @@
-"""Translated problems, damaged as the released ones are, and what is found of it."""
+"""Translated problems, damaged like the released ones, and the damage that is found."""
 
 import pytest
 
@@ -24,7 +24,7 @@ ODD = {
         '    """\n    '
     ),
     'entry_point': 'is_odd',
-    # Goes on in the line that the prompt has begun.
+    # Continues the last line of the prompt.
     'canonical_solution': 'return n % 2 == 1\n',
     'test': 'def check(candidate):\n    assert candidate(3)\n    assert not candidate(4)\n',
 }
@@ -62,7 +62,7 @@ def test_a_clean_file_and_lost_endings(tmp_path):
 
 
 def test_damaged_rows_are_named(tmp_path):
-    """A translated entry point, and a quotation mark that ends the docstring early."""
+    """Faults: a translated entry point, and a quotation mark that ends the docstring early."""
     rows = [
         translated(DOUBLE, ('def double_all', 'def duplicar_todos')),
         translated(ODD, ('un número', 'un """número""" o')),

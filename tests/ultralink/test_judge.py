@@ -1,4 +1,4 @@
-"""Verdicts in both orders, and the win rate of many."""
+"""Verdicts of an LLM judge in both orders, and win rates."""
 
 import asyncio
 import re
@@ -27,13 +27,13 @@ def run(path, say, answers=('long answer',), baselines=('short',), **options):
 
 
 def shown(request) -> tuple[str, str]:
-    """The two answers in the order in which the judge sees them."""
+    """Return the two answers in the order in which the judge sees them."""
     text = request.messages[-1].content
     return tuple(re.search(rf'<answer {x}>\n(.*)\n</answer', text)[1] for x in 'AB')
 
 
 def longer(request) -> str:
-    """Prefers the longer answer, wherever it stands."""
+    """Prefer the longer answer in either position."""
     first, second = map(len, shown(request))
     return '[[C]]' if first == second else '[[A]]' if first > second else '[[B]]'
 
@@ -103,7 +103,7 @@ def test_the_win_rate_counts_ties_as_halves():
     found = win_rate(50 * [1.0] + 30 * [0.5] + 20 * [0.0])
     assert found.rate == pytest.approx(0.65)
     assert (found.wins, found.ties, found.losses) == (50, 30, 20)
-    # By the normal approximation, with the standard deviation of the scores.
+    # The expected interval is the normal approximation with the standard deviation of the scores.
     half = 1.96 * np.std(50 * [1.0] + 30 * [0.5] + 20 * [0.0]) / 10
     assert found.low == pytest.approx(0.65 - half, abs=0.01)
     assert found.high == pytest.approx(0.65 + half, abs=0.01)

@@ -1,4 +1,4 @@
-"""The stage `dialogues`, killed a few times; `kill_often.py` does it more often."""
+"""The stage `dialogues`, killed a few times; `kill_often.py` kills it more often."""
 
 import subprocess
 import sys

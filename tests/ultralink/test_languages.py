@@ -1,4 +1,4 @@
-"""Which language a text is in, on texts written for it and on others' of neighbours."""
+"""Language identification, on texts in the five languages and in related ones."""
 
 import sys
 
@@ -10,7 +10,7 @@ from malora_jax.ultralink import extra
 from malora_jax.ultralink.languages import LANGUAGES, get_language, identify, to_simplified
 from tests.helpers.openai_stub import texts
 
-# Not of the five, but near to one of them.
+# Languages that are not among the five, but related to one of them.
 OTHERS = {
     'de': 'Warum wurde der Kanal von Albany nach Buffalo im neunzehnten Jahrhundert verbreitert?',
     'nl': 'Waarom werd het kanaal tussen Albany en Buffalo in de negentiende eeuw verbreed?',

@@ -1,4 +1,4 @@
-"""The project's own decoder as the model that is asked, with small random weights."""
+"""The project's own decoder as the queried model, with small random weights."""
 
 import asyncio
 import dataclasses
@@ -128,7 +128,7 @@ def test_what_is_for_endpoints_is_refused(flag, value):
 
 
 def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_path, config):
-    """Nothing is weakened for it: the funnel tells why."""
+    """No check is relaxed for it: the counts give the reasons."""
     rows = [
         {'id': str(i), 'language': 'en', 'title': 't', 'text': f'The canal was dug in {1800 + i}.'}
         for i in range(3)

@@ -1,4 +1,4 @@
-"""Problems of MGSM, asked in each language and scored by the number at the end."""
+"""Problems of MGSM, asked in each language and scored by the final number."""
 
 import asyncio
 

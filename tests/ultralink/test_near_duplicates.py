@@ -14,7 +14,7 @@ TEXT = 'The quick brown fox jumps over the lazy dog near the old stone bridge at
 
 
 def texts(language: str, count: int) -> list[str]:
-    """Texts of 80 words, or characters, of which some are as frequent as in a language."""
+    """Return texts of 80 words or characters, with frequencies like those of a language."""
     random_ = random.Random(language)
     space = '' if language == 'zh' else ' '
     words = [f'word{n}' if space else chr(0x4E00 + n) for n in range(3000)]
@@ -56,7 +56,7 @@ def test_code_is_compared_by_words_in_chinese_too():
 
 
 def test_what_is_left_out_takes_nothing_with_it():
-    """The third is near the second only, which is near the first."""
+    """The third text is near only the second one, which is dropped because it is near the first."""
     words = [f'word{n}' for n in range(100)]
     rows = [(str(n), ' '.join(words[start : start + 50])) for n, start in enumerate((0, 20, 40))]
     assert near_duplicates(rows[1:]) == {'2': '1'}

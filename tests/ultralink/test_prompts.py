@@ -1,4 +1,4 @@
-"""Prompts: what every language has, and what a model is shown."""
+"""Prompts: their presence in every language, and the text that a model gets."""
 
 import pytest
 

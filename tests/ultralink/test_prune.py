@@ -1,4 +1,4 @@
-"""Budgets, samples and near-duplicates of made-up rows."""
+"""Pruning of made-up rows: budgets, samples and near-duplicates."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import rows_of, write_rows
 from tests.ultralink.rows import conversation
 
-# By language and subset.
+# Number of rows by language and subset.
 COUNTS = {
     ('en', 'math'): 30,
     ('fr', 'math'): 40,
@@ -30,7 +30,7 @@ def rows():
 
 
 def run(path, made, config=CONFIG, seed=0, shard_items=1000):
-    """The ids that are kept, and the manifest."""
+    """Prune rows, and return the kept rows and the manifest."""
     output = path / f'pruned-{len(list(path.iterdir()))}'
     source = write_rows(path / f'{output.name}.jsonl', made)
     given = StageRun(config, [source], output, seed=seed, shard_items=shard_items)
@@ -51,7 +51,7 @@ def test_an_interrupt_does_not_wait_till_all_is_compared(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(prune.Sketches, 'near_duplicates', near_duplicates)
-    # A process that a shell has put into the background ignores interrupts.
+    # Background processes of a shell ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_each_language_and_skill_has_its_budget(tmp_path):
     found, manifest = run(tmp_path, rows())
     sizes = {group: len(kept(found, *group)) for group in COUNTS}
     assert sizes == {
-        ('en', 'math'): 30,  # Whole.
+        ('en', 'math'): 30,  # All rows are kept.
         ('fr', 'math'): 10,
         ('zh', 'math'): 5,
         ('fr', 'code'): 7,
@@ -97,7 +97,7 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_order(tmp_path):
 
 
 def test_a_larger_budget_only_adds(tmp_path):
-    """So that growing amounts of data can be compared."""
+    """Nested samples make growing amounts of data comparable."""
     small, large = (
         kept(run(tmp_path, rows(), PruneConfig(math=budget))[0], 'fr', 'math')
         for budget in (10, 20)
@@ -124,7 +124,7 @@ def test_near_duplicates_go_first(tmp_path):
     ]
     found, manifest = run(tmp_path, [*copies, *made])
     assert manifest.total.dropped == {'near-duplicate': 40, 'over the budget': 43}
-    # The copies change nothing of the sample.
+    # The copies do not change the sample.
     assert found == run(tmp_path, made)[0]
 
 

@@ -1,4 +1,4 @@
-"""What is exported has the released form, and comes back the same."""
+"""Exports have the format of the released dataset, and importing them restores the rows."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import rows_of, write_rows
 from tests.ultralink.rows import conversation
 
-# What a row of the stage `dialogues` has.
+# Fields of a row of the stage `dialogues`.
 DIALOGUE = {
     'id': 'fr-17-0',
     'language': 'fr',
@@ -105,7 +105,7 @@ def test_what_is_exported_is_imported_as_it_was(tmp_path):
         by_group.setdefault((row['language'], row['subset']), []).append(row['data'])
     for (language, subset), data in by_group.items():
         assert data == [conversation(language, subset, n, turns=1 + n)['data'] for n in range(3)]
-    # And exported again as the same files.
+    # Exporting again gives the same files.
     release.export([tmp_path / 'imported'], tmp_path / 'again')
     for name in release.NAMES:
         assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'out' / name).read_bytes()
@@ -155,7 +155,7 @@ def test_every_bad_row_is_named_and_counted(tmp_path, capsys):
     assert total.dropped == {'bad row': len(BAD)}
     assert total.counts['bad rows of zh_math.jsonl'] == len(BAD)
     assert total.counts['rows of zh_math.jsonl'] == 2
-    # A bar, perhaps one that another test has left open, moves the cursor.
+    # A progress bar, perhaps one of another test, moves the cursor.
     err = re.sub(r'\x1b\[\w', '', capsys.readouterr().err)
     named = [line for line in err.splitlines() if 'zh_math.jsonl:' in line]
     for number, (line, (bad, message)) in enumerate(zip(named, BAD.items(), strict=True), 2):

@@ -1,4 +1,4 @@
-"""The commands after the dialogues, as a user runs them: from English to a release and a report."""
+"""The commands after `dialogues`, as a user runs them: from English to a release and a report."""
 
 import json
 
@@ -18,7 +18,7 @@ CHAT = 'I sleep 8 hours and still feel tired. What could help me to stay awake? 
 
 
 def answer(body):
-    """Scores a conversation, or gives a text in French."""
+    """Score a conversation, or answer in French."""
     text = body['messages'][-1]['content']
     if text.startswith('<user>'):
         return json.dumps({**dict.fromkeys(CRITERIA, 0), 'names': int('Number 3' in text)})
@@ -44,7 +44,7 @@ def test_from_english_to_a_report(tmp_path, weights):
             f'--output={tmp_path}/french',
             *model,
         )
-    # Numbers and the language are not kept by what the stub says to chats.
+    # The stub's reply to chats keeps neither the numbers nor the language.
     assert out.startswith('translate: 5 items, 1 kept, 1 rows\n  dropped, numbers: 4')
     assert '  fault: numbers: 12' in out
     rest = [

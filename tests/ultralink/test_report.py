@@ -1,4 +1,4 @@
-"""Tables of rows that are counted by hand, and funnels that add up."""
+"""Reports: statistics of rows that are counted by hand, and counts that add up."""
 
 import asyncio
 
@@ -60,7 +60,7 @@ def test_documents_are_not_counted(tmp_path):
     ]
     french = counts['fr', 'chat_specific']
     assert (french.conversations, french.turns) == (2, 3)
-    # Words between spaces: 3, 3 and 4 of the questions; 3, 4 and 2 of the answers.
+    # Words between spaces: 3, 3 and 4 in the questions; 3, 4 and 2 in the answers.
     assert mean(french.questions) == pytest.approx(10 / 3)
     assert mean(french.answers) == pytest.approx(3)
 
@@ -110,7 +110,7 @@ def test_the_plot(reported):
     assert titles[:3] == ['chat_specific', 'math', 'code']
     for axes in figure.axes:
         for patch in axes.patches:
-            # All texts are in some bin.
+            # Every text is in some bin.
             assert patch.get_data().values.sum() == pytest.approx(100)
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {'en', 'zh', 'fr'}

@@ -1,4 +1,4 @@
-"""Segments: nothing is lost, none is too long, and lines stay whole where they can."""
+"""Segments: nothing is lost, none is too long, and lines stay whole where possible."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from malora_jax.ultralink.text.segments import segments
 from tests.helpers.recorded_tokenizers import from_directory
 
 TEXTS = st.text(alphabet='ab é.。!\n\u2028\t', max_size=300)
-# The last one gives a text more tokens than its parts, as merges across a cut may.
+# The last tokenizer gives a text more tokens than its parts, as merges across a cut may.
 COUNTS = st.sampled_from(
     [len, lambda text: len(text.encode()), lambda text: (len(text) + 3) // 4 + text.count('a\nb')]
 )

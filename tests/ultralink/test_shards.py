@@ -1,4 +1,4 @@
-"""Directories of stages: what they hold, and what is refused."""
+"""Directories of stages: their content, and refused ones."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The runner of stages: order, counts, resuming, and what happens when something fails."""
+"""The runner of stages: order, counts, resuming, and failures."""
 
 import asyncio
 import collections
@@ -21,7 +21,7 @@ def run(process, source, output, **how):
 
 
 async def uneven(row):
-    """Takes longer for some; drops by the id; gives as many rows as the id says."""
+    """Stage function: some rows take longer; the id decides on dropping and the number of rows."""
     number = row.fields['id']
     await asyncio.sleep(0.002 * random.random() * (number % 7 == 0))
     if number % 5 == 1:
@@ -138,7 +138,7 @@ def test_no_more_than_the_concurrency_at_work_and_few_wait(tmp_path):
             stage.run('some', process, [source], tmp_path / 'out', settings={}, concurrency=6)
         )
         await asyncio.sleep(0.3)
-        # The first item is still at work: the others may not run ahead without bound.
+        # The first item is still being processed, so the others may not run ahead without bound.
         ahead = len(read)
         written.set()
         await running

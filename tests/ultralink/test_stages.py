@@ -1,4 +1,4 @@
-"""The table of stages: flags, help and checks follow from its entries."""
+"""The table of stages: flags, help texts and checks are generated from its entries."""
 
 import dataclasses
 import shlex
@@ -31,7 +31,7 @@ def test_the_examples_are_command_lines(name):
     for example in stage.examples:
         registry = flags.FlagValues()
         StageFlags(stage, registry)
-        # An unknown flag or a missing one is an error.
+        # An unknown flag or a missing one would be an error.
         rest = registry([name, *map(_with_underscores, shlex.split(example))])
         assert rest == [name]
 

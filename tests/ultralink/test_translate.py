@@ -1,4 +1,4 @@
-"""Translations by a model that is told what to say, faults included."""
+"""Translations by a fake model with given answers, faults included."""
 
 import asyncio
 import collections
@@ -20,13 +20,13 @@ SUBSETS = {'maths': 'math', 'code': 'code'}
 
 
 def row(name: str, number: int = 0, copies: int = 2):
-    """A conversation of the same text so many times, in English."""
+    """Return an English conversation that repeats one text."""
     data = copies * [translated.ALL[name].english]
     return {'id': f'{name}-{number}', 'language': 'en', 'subset': SUBSETS[name], 'data': data}
 
 
 def right(language: str):
-    """Says the translation of any of the texts."""
+    """Return a function that gives the right translation of any of the texts."""
     known = {text.english: text.others[language] for text in translated.ALL.values()}
     return lambda request: known[request.messages[-1].content]
 
@@ -77,7 +77,7 @@ def test_each_text_is_asked_with_one_demonstration_and_the_text_before_it(tmp_pa
     ]
 
 
-# What a model gets wrong, and how it is counted; the kinds of code are those of code.
+# Faults of a model by the name under which they are counted; kinds of code are those of code.
 FAULTS = {
     'numbers': ('maths', lambda text: text.replace('150', '15')),
     'final_answer': ('maths', lambda text: text.replace('#### 1102', '#### 1103')),
@@ -110,7 +110,7 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
     say, broken = right('fr'), 0
 
     def sometimes(request):
-        """Breaks the second text of each."""
+        """Break every second text."""
         nonlocal broken
         second = len(request.messages) > 4
         broken += second
@@ -119,7 +119,7 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
     made, total, requests = run(tmp_path, [row(name, n) for n in range(3)], sometimes, attempts=2)
     assert made == []
     (reason,) = total.dropped
-    # Another last line is another number too, which is found first.
+    # A changed last line is also a changed number, which is detected first.
     assert reason == {'final_answer': 'numbers'}.get(kind, kind)
     assert (total.items, total.kept, total.dropped[reason]) == (3, 0, 3)
     assert total.counts[f'fault: {kind}'] == broken == 6

@@ -1,4 +1,4 @@
-"""Checks of questions and answers: what was written passes, what is spoilt is found."""
+"""Checks of questions and answers: handwritten ones pass, and faults are detected."""
 
 import itertools
 
@@ -164,7 +164,7 @@ def test_a_question_that_was_asked_before(code):
     for one, two in itertools.combinations(questions, 2):
         assert of_question(one, code, [two]) == ''
     for question in questions:
-        # Other case and signs, and a word more.
+        # The same question in other case and punctuation.
         again = f'  {question.upper() if code != "zh" else question[:-1] + " ？"}'.strip()
         assert of_question(question, code, ['x', again]) == 'asked before'
 

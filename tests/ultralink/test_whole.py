@@ -1,7 +1,7 @@
 """All of UltraLink on this machine: from documents in five languages to an adapter.
 
-The endpoint refuses, breaks, hangs, cuts its answers short and takes the wrong language now and
-then; what it says are recorded texts in each language.
+The endpoint occasionally refuses, fails, hangs, cuts its answers short or uses the wrong language;
+its answers are recorded texts in each language.
 """
 
 import json
@@ -26,7 +26,7 @@ RATES = {
     **dict.fromkeys(('rate_limit', 'error', 'timeout'), 0.03),
     **dict.fromkeys(('truncated', 'wrong_language', 'cites', 'malformed'), 0.04),
 }
-# The tiny tokenizer makes a token of almost every byte, and the tiny model has room for 2,048.
+# The tiny tokenizer has a token for almost every byte, and the tiny model has a context of 2,048.
 SEGMENTS = ('--segment-tokens=1100', '--least-segment-tokens=300')
 SMALL = (
     *('--config.model.name=tiny', '--config.data.sequence_length=512', '--config.data.held_out=2'),
@@ -37,7 +37,7 @@ SMALL = (
 
 
 def translation(body) -> str:
-    """The recorded translation of a text into the language that is asked for."""
+    """Return the recorded translation of a text into the requested language."""
     system, text = body['messages'][0]['content'], body['messages'][-1]['content']
     (language,) = [
         code for code in translations.CODES if system == translations.load(code, 'math').system
@@ -48,7 +48,7 @@ def translation(body) -> str:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, weights):
-    """The directory of all stages, and what they printed."""
+    """Directory of all stages, and their output."""
     home = tmp_path_factory.mktemp('whole')
     counter = f'--tokenizer={weights}'
     maths = [

@@ -1,4 +1,4 @@
-"""Documents from each kind of file, and what is malformed."""
+"""Reading documents from each kind of file, and malformed files."""
 
 import html
 
@@ -18,7 +18,7 @@ DOCUMENTS = [
 
 
 def extracted(documents):
-    """As WikiExtractor writes it."""
+    """Return the documents in WikiExtractor's format."""
     return ''.join(
         f'<doc id="{d["id"]}" url="https://x.org/?a=1&amp;b=2" title="{html.escape(d["title"])}">\n'
         f'{html.escape(d["text"], quote=False)}\n\n</doc>\n'

@@ -1,10 +1,10 @@
-"""Translations into each language, made by hand, that keep everything."""
+"""Handwritten translations into each language that keep all numbers, formulas and code."""
 
 from typing import NamedTuple
 
 
 class Translated(NamedTuple):
-    """A text in English and in the other languages."""
+    """A text in English and its translations by language."""
 
     english: str
     others: dict[str, str]

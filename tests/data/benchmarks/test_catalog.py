@@ -1,4 +1,4 @@
-"""The catalogue: each dataset's rows read from the files that the hub and users have."""
+"""The catalog: rows of each dataset, read from files of the hub and of users."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_files_are_those_of_the_converted_branch():
 
 @pytest.mark.parametrize('name', sorted(DATASETS))
 def test_parquet_and_json_give_the_same_item(tmp_path, name):
-    """In the one a number is an int, in the other it is text."""
+    """A number may be an int in one format and text in the other."""
     dataset, fields = get_dataset(name), sample(name)
     table, lines = tmp_path / 'a.parquet', tmp_path / 'a.jsonl'
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([fields]), table)

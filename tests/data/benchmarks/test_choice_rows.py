@@ -1,4 +1,4 @@
-"""Rows with options: what is read, and what is said of a broken row."""
+"""Parsers of multiple-choice rows: parsed items, and messages about broken rows."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def test_medmcqa_counts_from_0():
 
 
 def test_an_original_file_of_medmcqa_is_refused_as_a_whole():
-    """A row that a config may leave out would not do: the other labels are wrong as well."""
+    """Skipping single rows would not help, because all other labels are wrong as well."""
     with pytest.raises(UserError) as caught:
         parsers.medmcqa(row('medmcqa', cop='4'))
     assert not isinstance(caught.value, BrokenRowError)

@@ -194,7 +194,7 @@ def test_shots():
 @pytest.mark.parametrize('form', sorted(FORMS))
 @pytest.mark.parametrize('name', sorted(DATASETS))
 def test_no_right_answer_is_cut_short(form, name):
-    """What a model is trained to say does not hold a text at which its answer is cut."""
+    """No target answer contains a stop text."""
     with contextlib.suppress(UserError):
         for text in default_scoring(name, form).stop:
             assert text not in example(form, name).answer
@@ -203,7 +203,7 @@ def test_no_right_answer_is_cut_short(form, name):
 @pytest.mark.parametrize('form', sorted(FORMS))
 @pytest.mark.parametrize('name', ['gsm8k', 'mgsm_en', 'mgsm_zh'])
 def test_generation_stops_at_the_next_question(form, name):
-    """After a right answer a base model goes on with another question, as in the shots."""
+    """A base model continues a right answer with another question, in the format of the shots."""
     asked = example(form, name)
     shown = with_shots(asked, [asked]).question
     assert any(text in shown for text in default_scoring(name, form).stop)

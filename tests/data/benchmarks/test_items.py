@@ -1,4 +1,4 @@
-"""Items: grouping those with one question."""
+"""Items: grouping those with the same question."""
 
 from hypothesis import given
 from hypothesis import strategies as st

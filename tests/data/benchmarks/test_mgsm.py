@@ -1,4 +1,4 @@
-"""MGSM: questions with a number, and worked examples in eleven languages."""
+"""MGSM: questions with a numeric answer, and worked examples in eleven languages."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def test_a_question_has_a_number(number):
 
 
 def test_a_worked_example_loses_its_words():
-    """Only those in front: the answer has a wide colon of its own."""
+    """Only the labels at the start are removed: the answer also contains a full-width colon."""
     assert mgsm(row('mgsm_zh')) == Item(
         '一包有 3 个梨。两包有多少个？', answers=('2 * 3 = 6。答案是：6。',)
     )

@@ -1,4 +1,4 @@
-"""Financial PhraseBank: rows of the hub, the released text file, and its zip."""
+"""Financial PhraseBank: rows of the hub, the released text file, and its zip archive."""
 
 import zipfile
 

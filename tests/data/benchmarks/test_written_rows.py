@@ -1,4 +1,4 @@
-"""Rows whose answer is written: instructions, worked solutions, programs, descriptions."""
+"""Parsers of free-text rows: instructions, worked solutions, programs, descriptions."""
 
 import pytest
 
