@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import malora_jax
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +24,7 @@ TESTS = pathlib.Path(__file__).parent
 PACKAGE = pathlib.Path(malora_jax.__file__).parent
 HONEST = 'test_code.py::test_right_completions_pass_and_wrong_ones_fail'
 LIMITS = 'test_layers.py::test_resources_are_limited'
-ROOT = os.geteuid() == 0
+IS_ROOT = os.geteuid() == 0
 
 
 class Mutation(NamedTuple):
@@ -236,7 +237,7 @@ MUTATIONS = {
         'test_code.py::test_no_test_passes_that_swallows_a_failed_call[raise SystemExit(0)-]',
     ),
 }
-if ROOT:
+if IS_ROOT:
     MUTATIONS['privileges of root'] = Mutation(
         'confined/seccomp.py',
         "libc.call('capset', struct.pack('Ii', _CAPABILITY_VERSION_3, 0), bytes(24))",
