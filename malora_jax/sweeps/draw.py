@@ -75,7 +75,7 @@ def _endless(draws: Draws) -> Iterator[Point]:
 
 
 def _draw(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
-    """Return a random value; floats are rounded to three digits, so that run names show them fully."""
+    """Return a random value; floats have three significant digits, which run names show fully."""
     if isinstance(spec, tuple):
         return rng.choice(spec)
     if spec.scale == 'log':

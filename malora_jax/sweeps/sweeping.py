@@ -54,7 +54,7 @@ class Sweeping:
 
         Args:
             at_once: Maximum number of concurrent processes.
-            gpus: Numbers of GPUs; each process gets one of them. () if each process sees all devices.
+            gpus: Numbers of GPUs; each process gets one. () if each process sees all devices.
 
         Returns:
             The report in Markdown.
@@ -101,7 +101,7 @@ class Sweeping:
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, at_once: int) -> list[Job]:
-        """Return the jobs of the unfinished runs: joint groups, split to keep `at_once` processes busy."""
+        """Return the jobs of the unfinished runs; joint groups are split to fill `at_once` processes."""
         todo = {
             name: run.config
             for name, run in self._runs.items()
