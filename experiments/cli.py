@@ -43,7 +43,7 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 
 def run_without_config(main: Callable[[], None]) -> None:
-    """Parse the command line and call `main` for a command without a config; otherwise like `run`."""
+    """Parse the command line and call `main` for a command without a config; else like `run`."""
     call(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
@@ -174,7 +174,7 @@ def _exists(path: pathlib.Path) -> bool:
 
 
 def _innermost(error: BaseException) -> str:
-    """Return the message of the innermost of the errors that are wrapped as each other's argument."""
+    """Return the message of the innermost error, if errors are wrapped in each other's args."""
     text = error.args[0] if error.args else error
     return _innermost(text) if isinstance(text, BaseException) and text is not error else str(text)
 

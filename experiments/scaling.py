@@ -1,4 +1,4 @@
-"""Print a training step's memory on TPU slices of several sizes, compiled without a TPU.
+"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
 
 Needs pip install 'malora_jax[tpu-plan]'. Each program takes a minute or two to compile; programs
 that are already in the output file are skipped.

@@ -101,7 +101,7 @@ class Sweeping:
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, at_once: int) -> list[Job]:
-        """Return the jobs of the unfinished runs; joint groups are split to fill `at_once` processes."""
+        """Return the jobs of the unfinished runs; joint groups are split to fill all processes."""
         todo = {
             name: run.config
             for name, run in self._runs.items()
