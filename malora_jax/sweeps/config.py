@@ -83,7 +83,7 @@ class Sweep:
     Attributes:
         base: Path of the config file from which all runs start.
         seeds: Random seeds; each run is repeated with each of them.
-        runs: Variants by name: `arg` for the config file, and `overrides` by section.
+        runs: Variants by name: `arg` for the config file, and optional `overrides` and `zip`.
         own: Zipped values of the variants with a `zip` of their own, by variant, then by dotted
             field.
         grid: Values by dotted field; every combination is a run.

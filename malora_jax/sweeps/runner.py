@@ -1,4 +1,4 @@
-"""Runner of a sweep: starts each run in a process of its own, several at a time if requested.
+"""Runner of a sweep: trains its runs in child processes, several at a time if requested.
 
 Finished runs are skipped, and interrupted runs resume from their checkpoints, as in
 `experiments.train`. A failed run is tried once more, alone; if it fails again, the other runs
@@ -44,7 +44,7 @@ class _Process(NamedTuple):
 
 
 class Runner:
-    """Starts the processes of a sweep and monitors them.
+    """Runner that starts the processes of a sweep and monitors them.
 
     Attributes:
         states: State of each run by name, as in `Status`.
