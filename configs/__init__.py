@@ -1,1 +1,1 @@
-"""One file per experiment."""
+"""Configs of experiments, one file for each."""

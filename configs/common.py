@@ -1,4 +1,4 @@
-"""Base config and helpers of all configs."""
+"""Base config with the default values of all configs."""
 
 import dataclasses
 
@@ -9,19 +9,23 @@ from malora_jax.adapters.methods import settings_of
 
 
 def base_config(method_name: str) -> ConfigDict:
-    """A config with a method's settings and the paper's hyperparameters, without a task.
+    """Return a config with a method's settings and the paper's hyperparameters, without a task.
 
-    α follows an overridden rank, as 2 · rank; anything else is overridden by its own name.
+    If adapter.rank is overridden, adapter.alpha follows it as 2 · rank, unless alpha is overridden
+    itself.
+
+    Args:
+        method_name: Name of the method, a key of `adapters.METHODS`.
     """
     config = ConfigDict()
     config.seed = 0
     config.method = method_name
 
     config.model = ConfigDict()
-    config.model.name = 'smollm2-135m'  # A preset, or 'auto' for what the weights are.
-    config.model.weights = ''  # The preset's own; else a GGUF file, a directory or a hub name.
+    config.model.name = 'smollm2-135m'  # Preset; 'auto' reads it off the weights.
+    config.model.weights = ''  # GGUF file, directory or hub name; '' = the preset's own.
     config.model.dtype = 'float32'
-    config.model.quantize = ''  # Or 'int8', 'w8a8', 'int4', 'nf4': the kernels of the frozen base.
+    config.model.quantize = ''  # Of the frozen base: 'int8', 'w8a8', 'int4' or 'nf4'.
 
     settings = dataclasses.asdict(settings_of(method(method_name)))
     del settings['alpha']
@@ -29,19 +33,19 @@ def base_config(method_name: str) -> ConfigDict:
     config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
 
     config.data = ConfigDict()
-    config.data.weights = ()  # By size_exponent: 0 = all tasks the same, 1 = by size.
+    config.data.weights = ()  # Sampling weights of the tasks; () = by size_exponent.
     config.data.size_exponent = 0.0
-    config.data.template = 'chatml'  # Or 'plain', or 'chat', the model's own.
+    config.data.template = 'chatml'  # Or 'plain', or 'chat': the model's own template.
     config.data.truncate = False
     config.data.workers = 0
-    config.data.streams = 1  # As many as there are hosts, and each reads its share alone.
-    # Of public datasets.
+    config.data.streams = 1  # Set it to the number of hosts, so that each reads only its share.
+    # Settings of public datasets.
     config.data.form = 'completion'  # Or 'sectioned'.
     config.data.task_settings = ()  # Such as ('gsm8k.shots=0', 'boolq.form=sectioned').
-    config.data.directory = ''  # Where they are stored; '' = TFDS_DATA_DIR, or TFDS's own.
-    config.data.sources = ()  # 'DATASET/SPLIT=PATH' each, to read local files instead of the hub.
+    config.data.directory = ''  # Storage of the datasets; '' = TFDS_DATA_DIR, or TFDS's own.
+    config.data.sources = ()  # 'DATASET/SPLIT=PATH' reads a local file, not the hub.
     config.data.skip_broken = False
-    config.data.validation = 0  # With more, and evaluate_every: the best checkpoint is chosen.
+    config.data.validation = 0  # With evaluate_every, examples that choose the best checkpoint.
 
     # Tables 8 and 9 of the paper; it does not name the schedule.
     config.optimizer = ConfigDict()
@@ -50,7 +54,7 @@ def base_config(method_name: str) -> ConfigDict:
     config.optimizer.schedule = 'cosine'
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
-    # Multiples of learning_rate.
+    # Multipliers of the learning rate for each kind of parameter.
     config.optimizer.router_rate = 1.0
     config.optimizer.down_rate = 1.0
     config.optimizer.core_rate = 1.0
@@ -58,26 +62,26 @@ def base_config(method_name: str) -> ConfigDict:
     config.optimizer.magnitude_rate = 1.0
 
     config.training = ConfigDict()
-    config.training.epochs = 0.0  # By steps.
+    config.training.epochs = 0.0  # The length is set in training.steps instead.
     config.training.keep_checkpoints = 2
-    config.training.accumulate = 1
-    config.training.remat = 'light'  # Or 'full', or 'none'.
+    config.training.accumulate = 1  # Gradient accumulation: batches per optimizer step.
+    config.training.remat = 'light'  # Or 'full', 'none': gradient checkpointing (remat).
     config.training.evaluate_every = 0
-    config.training.patience = 0
-    config.training.skip_nonfinite = 0  # Stops at the first loss or gradient that is not finite.
+    config.training.patience = 0  # Early stopping: evaluations without improvement; 0 = off.
+    config.training.skip_nonfinite = 0  # Stop at the first loss or gradient that is not finite.
     config.training.start_from = ''  # An exported adapter, or a LoRA that `peft` saved.
 
-    # Devices along each axis; -1 = all that are left.
+    # Number of devices along each mesh axis; -1 = all remaining devices.
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # Rows of their own, and all of the model.
-    config.mesh.fsdp = 1  # Rows of their own, and a share of the model.
-    config.mesh.tensor = 1  # Some heads and hidden units of the same rows.
-    config.mesh.expert = 1  # Some of the experts.
+    config.mesh.data = -1  # Data parallelism: each has its own rows and the whole model.
+    config.mesh.fsdp = 1  # FSDP: each has its own rows and a shard of the model.
+    config.mesh.tensor = 1  # Tensor parallelism: same rows, some heads and hidden units.
+    config.mesh.expert = 1  # Expert parallelism: each has some of the experts.
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64
     config.evaluation.max_new_tokens = 32
-    config.evaluation.tasks = ()  # All that are trained on.
+    config.evaluation.tasks = ()  # () = all tasks that are trained on.
     config.evaluation.samples = 1
     config.evaluation.temperature = 0.0
     return config

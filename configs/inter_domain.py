@@ -1,20 +1,20 @@
-"""The paper's inter-domain experiment, a row of Table 1: six domains learnt at once by LLaMA-2 7B.
+"""The paper's inter-domain experiment, a row of Table 1: LLaMA-2 7B learns six domains jointly.
 
 Command, for each row (any method of the README's table):
     python -m experiments.prepare --config=configs/inter_domain.py
     python -m experiments.train --config=configs/inter_domain.py:malora --workdir=runs/table1/malora
-and the rows of single tasks, one run for each of the columns, such as
+and for the rows of single tasks, one run for each of the columns, such as
     python -m experiments.train --config=configs/inter_domain.py:lora,task=gsm8k \
       --workdir=runs/table1/lora-gsm8k
 
 Trains on 30,000 rows of each of MedMCQA, Magicoder (the 110K of Evol-Instruct; magicoder_oss is the
-other part), Finance Alpaca, MetaMathQA, Alpaca-GPT4 and E2E NLG, blended uniformly, for 3 epochs.
+other part), Finance Alpaca, MetaMathQA, Alpaca-GPT4 and E2E NLG, sampled uniformly, for 3 epochs.
 Scores MedMCQA, HumanEval, GSM8K, Financial PhraseBank, ARC-C, ARC-E and E2E NLG.
 
-Stated in the paper (Table 8): learning rate 5e-4, 3 epochs, batch size 4, β 1, four A100. Left
-open: whether that is the batch of one GPU, and how long sequences are. The 16,384 tokens a step of
-Table 10 are 4 examples of 1,024 tokens on each of four. Here a step is 4 rows of 1,024 tokens,
-packed: about as many examples as those 16, without their padding.
+Stated in the paper (Table 8): learning rate 5e-4, 3 epochs, batch size 4, β 1, four A100. Not
+stated: the sequence length, and whether the batch size is per GPU. The 16,384 tokens per step of
+Table 10 are 4 examples of 1,024 tokens on each of four GPUs. Here a step is 4 packed rows of 1,024
+tokens: about as many examples as those 16, without their padding.
 
 The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 54.7, AsyLoRA 54.2,
 DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m
@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from configs import paper
 
-# What each column of Table 1 is trained on, where one task is trained alone.
+# Training dataset of each column of Table 1.
 TRAINED_ON = {
     'medmcqa': 'medmcqa',
     'humaneval': 'magicoder_evol',
@@ -41,7 +41,11 @@ TRAINED_ON = {
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for 'METHOD[,task=NAME]', NAME a column of Table 1."""
+    """Return the config for the argument 'METHOD[,task=NAME]', where NAME is a column of Table 1.
+
+    Raises:
+        UserError: The argument has another form, or an unknown method or task.
+    """
     method, task = paper.parse(arg)
     config = paper.paper_config(method)
     scored = paper.choose(task, tuple(TRAINED_ON))

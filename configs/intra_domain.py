@@ -1,17 +1,19 @@
-"""The paper's intra-domain experiment, a row of Table 2: five tasks of common sense, LLaMA-2 7B.
+"""The paper's intra-domain experiment, a row of Table 2: LLaMA-2 7B learns five commonsense tasks.
 
 Command, for each row (any method of the README's table):
     python -m experiments.prepare --config=configs/intra_domain.py
     python -m experiments.train --config=configs/intra_domain.py:malora --workdir=runs/table2/malora
-and for one task alone :malora,task=boolq.
+and for a single task :malora,task=boolq.
 
 Trains on ARC-C, ARC-E, PIQA, OpenBookQA and BoolQ (with its passages), and scores them.
 
-Stated in the paper (Table 9): learning rate 4e-4, 2 epochs, batch size 2, β 1.25, one A100. Left
-open: how long sequences are, and the blend. Here a step is one row of 512 tokens, packed, so that
-nearly all of BoolQ's passages fit. It holds 7 examples or so, which makes a third of the paper's
-updates; --config.data.sequence_length=192 comes nearer to its two, and cuts passages. An epoch
-takes every example once (size_exponent 1), but for the rows that are shuffled across its end.
+Stated in the paper (Table 9): learning rate 4e-4, 2 epochs, batch size 2, β 1.25, one A100. Not
+stated: the sequence length, and the sampling weights of the tasks. Here a step is one packed row of
+512 tokens, so that nearly all of BoolQ's passages fit. It holds about 7 examples, which makes a
+third of the paper's number of updates; --config.data.sequence_length=192 comes closer to the
+paper's two examples, and truncates passages. Examples are sampled in proportion to task size
+(size_exponent 1), so each is drawn once per epoch, apart from those shuffled across epoch
+boundaries.
 
 The paper's averages (%): LoRA 78.48, AsyLoRA 79.42, DoRA 79.56, MoLoRA 79.69, MALoRA 80.47.
 `python -m experiments.analyze --workdir=runs/table2 --table=table2` prints the runs next to them.
@@ -28,7 +30,11 @@ TASKS = ('piqa', 'openbookqa', 'boolq', 'arc_challenge', 'arc_easy')
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for 'METHOD[,task=NAME]', NAME one of the five."""
+    """Return the config for the argument 'METHOD[,task=NAME]', where NAME is one of the five tasks.
+
+    Raises:
+        UserError: The argument has another form, or an unknown method or task.
+    """
     method, task = paper.parse(arg)
     config = paper.paper_config(method)
     config.data.tasks = paper.choose(task, TASKS)

@@ -5,9 +5,9 @@ Command:
     python -m experiments.train --config=configs/intra_domain_small.py:malora \
       --workdir=runs/intra_domain_small/malora
 
-The argument is as in configs/intra_domain.py. The paper's ranks would be 13% of this base. Here
-they are a quarter of them, about 4%, and every method trains within 3% as many parameters as
-MoLoRA, MALoRA-Small apart:
+The argument is the same as in configs/intra_domain.py. With the paper's ranks, adapters would have
+13% of this base model's parameters. The ranks here are a quarter of them, about 4%, and every
+method except MALoRA-Small trains within 3% as many parameters as MoLoRA:
 
     method        rank, subspace  parameters
     lora          20              5,414,400
@@ -18,15 +18,15 @@ MoLoRA, MALoRA-Small apart:
     malora        3, 8            5,472,000
     malora_small  2, 6            4,083,840
 
-Differs from the paper besides: learning rate 1e-3 and 120 steps of 4 packed rows of 256 tokens, at
-most 200 held-out questions a task, blended uniformly.
+Other differences from the paper: learning rate 1e-3, 120 steps of 4 packed rows of 256 tokens, at
+most 200 held-out questions per task, and uniform sampling of the tasks.
 """
 
 from ml_collections import ConfigDict
 
 from configs import intra_domain
 
-# Rank of one expert, rank of the shared subspace.
+# Rank of one expert and rank of the shared subspace, by method.
 RANKS = {
     'lora': (20, 0),
     'dora': (20, 0),
@@ -39,7 +39,13 @@ RANKS = {
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for 'METHOD[,task=NAME]'; a method without ranks above has the paper's."""
+    """Return the config for the argument 'METHOD[,task=NAME]'.
+
+    A method that is not in `RANKS` keeps the paper's ranks.
+
+    Raises:
+        UserError: The argument has another form, or an unknown method or task.
+    """
     config = intra_domain.get_config(arg)
     if config.method in RANKS:
         config.adapter.rank, config.adapter.shared_rank = RANKS[config.method]

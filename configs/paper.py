@@ -1,16 +1,17 @@
-"""What the paper's two experiments share; see configs/inter_domain.py and configs/intra_domain.py.
+"""Shared settings of the paper's experiments, configs/inter_domain.py and configs/intra_domain.py.
 
 Stated in Tables 8 and 9: LLaMA-2 7B; AdamW with weight decay 0.01, warm-up over a tenth of the
-steps, dropout 0.05, balance loss times 0.01, and the rank, α, N and K of each method.
+steps, dropout 0.05, load-balancing loss with weight 0.01, and the rank, α, N and K of each method.
 
-Left open there, and chosen here:
+Not stated there, and chosen here:
 
-- Schedule and clipping: cosine to zero, norm 1.
+- Schedule and clipping: cosine decay to zero, gradient norm clipped to 1.
 - MALoRA-Small's α: 2 · r̄ as in all other rows, 16.
-- Prompts: UltraEval's form for log-probabilities, trained and scored. LLaMA-2's own scores in Table
-  1 (ARC-C 43.1, ARC-E 75.5) are those of that form. The other is --config.data.form=sectioned.
-- Sequence length and batch: see the two files. Packing changes what a batch is: rows of a fixed
-  length are filled with whole examples, and longer examples are truncated and counted.
+- Prompts: UltraEval's form for log-probabilities, in training and scoring. LLaMA-2's own scores in
+  Table 1 (ARC-C 43.1, ARC-E 75.5) are those of this form. --config.data.form=sectioned selects the
+  other form.
+- Sequence length and batch size: see the two files. Packing changes what a batch is: rows of a
+  fixed length are filled with whole examples, and longer examples are truncated and counted.
 """
 
 from ml_collections import ConfigDict
@@ -20,28 +21,32 @@ from malora_jax.errors import UserError, unknown_name
 
 
 def paper_config(method: str) -> ConfigDict:
-    """A config without tasks, learning rate, epochs and batch."""
+    """Return the paper's config of a method, without tasks, learning rate, epochs and batch size.
+
+    Args:
+        method: Name of the method.
+    """
     config = common.base_config(method)
     config.model.name = 'llama2-7b'
     config.model.dtype = 'bfloat16'
 
-    config.data.template = 'bare'  # The forms are whole prompts.
-    config.data.skip_broken = True  # Such rows are listed in the lock file.
+    config.data.template = 'bare'  # The forms of public datasets are whole prompts.
+    config.data.skip_broken = True  # Skipped rows are listed in the lock file.
     config.data.held_out = 0  # The whole test split.
     config.data.truncate = True
 
-    config.training.steps = 0  # By the epochs.
+    config.training.steps = 0  # The length is set in epochs.
     config.training.checkpoint_every = 500
 
-    config.evaluation.batch_size = 16  # 16 prompts of eight shots take 17 GB of keys and values.
+    config.evaluation.batch_size = 16  # The KV cache of 16 eight-shot prompts takes 17 GB.
     return config
 
 
 def parse(arg: str) -> tuple[str, str]:
-    """Method and task of an argument 'METHOD[,task=NAME]'; '' for no task.
+    """Return the method and the task of an argument 'METHOD[,task=NAME]'; '' for no task.
 
     Raises:
-        UserError: something else stands after the comma.
+        UserError: The text after the comma has another form.
     """
     method, comma, setting = arg.partition(',')
     key, _, task = setting.partition('=')
@@ -51,10 +56,14 @@ def parse(arg: str) -> tuple[str, str]:
 
 
 def choose(task: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """That task alone, or all tasks if it is ''.
+    """Return only the named task, or all tasks if the name is ''.
+
+    Args:
+        task: Name of a task, or ''.
+        tasks: Names of all tasks.
 
     Raises:
-        UserError: it is none of them.
+        UserError: There is no such task.
     """
     if task and task not in tasks:
         raise unknown_name('task', task, tasks)

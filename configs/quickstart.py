@@ -7,9 +7,9 @@ decimals, finding who likes what, family relationships.
 Command:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 
-The argument is the method, malora by default, with the paper's ranks: any of the README's table.
-Differs from the paper: learning rate 1e-3 instead of 5e-4 and 240 steps of 4 packed rows of 128
-tokens (about 2,800 examples), for the small model and the short time.
+The argument is the method, by default malora, with the paper's ranks: any of the README's table.
+Differences from the paper: learning rate 1e-3 instead of 5e-4, because the model is small, and 240
+steps of 4 packed rows of 128 tokens (about 2,800 examples), to keep the time short.
 
 Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory; 6 to 10 minutes of training at 190
 to 300 tokens a second, and 2 or more for scoring and compilation. JAX 0.10.2.
@@ -22,7 +22,7 @@ from configs import common
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for the method named by `arg`."""
+    """Return the config for the method named by `arg`."""
     config = common.base_config(arg)
     config.data.tasks = (
         'word_sequence_reversal',

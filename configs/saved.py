@@ -1,10 +1,11 @@
-"""The config of a run that there is: to repeat it, or to change what it says.
+"""Config of an existing run, to repeat the run or to change some of its fields.
 
 Command:
     python -m experiments.train --config=configs/saved.py:runs/quickstart/config.json \
       --workdir=runs/again --config.seed=1
 
-The argument is the run's config.json. A sweep starts its runs so, from the configs in DIR/sweep.
+The argument is the path of the run's config.json. A sweep starts its runs in this way, from the
+configs in DIR/sweep.
 """
 
 import pathlib
@@ -18,7 +19,11 @@ from malora_jax.training.config_format import read_config
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config in the file named by `arg`."""
+    """Return the config in the file named by `arg`.
+
+    Raises:
+        UserError: There is no such file, or it is not a config.
+    """
     path = pathlib.Path(arg).expanduser()
     if not path.is_file():
         raise UserError(
@@ -28,7 +33,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has lists where configs have tuples."""
+    """Return a JSON value with lists converted to tuples, as configs have them."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, list) else value

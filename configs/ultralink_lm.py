@@ -1,7 +1,7 @@
-"""UltraLink-LM with adapters: LLaMA-2 13B learns chats in five languages, a task each.
+"""UltraLink-LM with adapters: LLaMA-2 13B learns chats in five languages, each as a task.
 
-Each file is a language, in the form of the released data: `id`, and `data` with the texts of user
-and model in turn. Every answer of a chat is learnt, its questions are given.
+Each file holds one language, in the form of the released data: `id`, and `data` with the texts of
+user and model in turn. Every answer of a chat is trained on; questions are only given as context.
 
 Command:
     python -m experiments.train --config=configs/ultralink_lm.py:malora \
@@ -9,14 +9,14 @@ Command:
       'fr=fr.jsonl','es=es.jsonl')"
 
 The argument is the method, as in configs/quickstart.py. `metrics.jsonl` has the loss of each
-language, and experiments.analyze shows which experts it goes to.
+language, and experiments.analyze shows to which experts each language is routed.
 
 Stated in the paper (Wang et al., ACL 2024): LLaMA-2 13B, all weights trained for 3 epochs of 1,032K
 chats, cosine from 2e-5, warm-up over 0.04 of the steps, batches of 128 chats, 4,096 tokens, the
-template <s>[INST] q [/INST] a </s>. Left open: packing, the loss mask, and how languages are mixed.
+template <s>[INST] q [/INST] a </s>. Not stated: packing, the loss mask, and the mix of languages.
 
-Here the adapter alone is trained, at MALoRA's 5e-4; chats are packed, with loss on answers, and
-drawn in proportion to their number. A step has 16 rows of 4,096 tokens, about 110 chats of 594
+Here only the adapter is trained, at MALoRA's 5e-4. Chats are packed, with loss on the answers, and
+sampled in proportion to their number. A step has 16 rows of 4,096 tokens, about 110 chats of 594
 tokens (1,623K turns of 378 tokens in 1,032K chats).
 
 The paper's averages over the five languages (%): OMGEval 28.2, HumanEval 46.8, MGSM 65.0, ARC 56.7,
@@ -32,7 +32,7 @@ from configs import your_tasks
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for the method named by `arg`; `data.files` is to be given."""
+    """Return the config for the method named by `arg`; the user must set `data.files`."""
     config = your_tasks.get_config(arg)
     config.model.name = 'llama2-13b'
     config.model.dtype = 'bfloat16'
@@ -47,11 +47,11 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.data.batch_size = 16
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_ratio = 0.04
-    config.training.steps = 0  # By the epochs.
+    config.training.steps = 0  # The length is set in epochs.
     config.training.epochs = 3.0
     config.training.remat = 'full'
     config.training.checkpoint_every = 500
     config.training.evaluate_every = 500
     config.evaluation.batch_size = 16
-    config.evaluation.max_new_tokens = 2048  # No held-out answer may be longer.
+    config.evaluation.max_new_tokens = 2048  # Longer held-out answers are refused.
     return config

@@ -1,14 +1,14 @@
-"""UltraLink-LM for two CPU cores: SmolLM2-135M learns chats in several languages, a task each.
+"""UltraLink-LM for two CPU cores: SmolLM2-135M learns chats in several languages, each as a task.
 
 Command:
     python -m experiments.train --config=configs/ultralink_lm_small.py:malora \
       --workdir=runs/ultralink_lm_small --config.data.files="('en=en.jsonl','fr=fr.jsonl')"
 
-The argument and the files are as in configs/ultralink_lm.py. SmolLM2 knows English and hardly any
-other language, so this shows that the recipe works, and not what it is good for.
+The argument and the files are the same as in configs/ultralink_lm.py. SmolLM2 knows English and
+hardly any other language, so this config shows that the recipe works, not how well.
 
-Differs from it besides: SmolLM2's own ChatML, learning rate 1e-3, 200 steps of 4 packed rows of 512
-tokens, languages drawn alike, 16 held-out chats each.
+Differences from configs/ultralink_lm.py: SmolLM2's own ChatML template, learning rate 1e-3, 200
+steps of 4 packed rows of 512 tokens, uniform sampling of the languages, and 16 held-out chats each.
 
 Hardware and time: two CPU cores and 4 GB of memory; at 200 tokens a second about 35 minutes.
 """
@@ -19,7 +19,7 @@ from configs import ultralink_lm
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for the method named by `arg`; `data.files` is to be given."""
+    """Return the config for the method named by `arg`; the user must set `data.files`."""
     config = ultralink_lm.get_config(arg)
     config.model.name = 'smollm2-135m'
     config.model.dtype = 'float32'
@@ -35,5 +35,5 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.training.remat = 'light'
     config.training.checkpoint_every = 50
     config.training.evaluate_every = 50
-    config.evaluation.max_new_tokens = 512  # No held-out answer may be longer.
+    config.evaluation.max_new_tokens = 512  # Longer held-out answers are refused.
     return config

@@ -1,36 +1,39 @@
-r"""Your own tasks: any number of JSONL, CSV, TSV and Parquet files, learnt at once.
+r"""Your own tasks: any number of JSONL, CSV, TSV and Parquet files, learned jointly.
 
-A task is a file, and an example is a row of it: a question, an answer. One that names its fields
-prompt and completion, another that keeps them in columns title and reply:
+Each file is a task, and each of its rows is an example: a question and an answer. This command
+trains on two files, one with the fields prompt and completion, the other with the columns title and
+reply:
 
     python -m experiments.train --config=configs/your_tasks.py:malora --workdir=runs/mine \
       --config.data.files="('support=support.jsonl','faq=faq.csv')" \
       --config.data.question_field=prompt --config.data.answer_field=completion \
       --config.data.file_settings="('faq.question_field=title','faq.answer_field=reply')"
 
-The argument is the method, as in configs/quickstart.py. All that can be said of files, in `data`:
+The argument is the method, as in configs/quickstart.py. All settings of files, in `data`:
 
-    files           'NAME=PATH' or just 'PATH' each, in quotes, in a tuple
-    question_field  the name of a field, or text with names in braces: '{context}\n{question}'
-    answer_field    the same for the answer
+    files           tuple of 'NAME=PATH' or just 'PATH', in quotes
+    question_field  name of a field, or text with names in braces: '{context}\n{question}'
+    answer_field    name of a field or such text, for the answer
     scorer          exact_match; choice: the first word decides ('B' is right in '(b) palms');
-                    letter: '(B)' wherever it stands; number: the last one; rouge_l: longest common
-                    subsequence of words
-    turns_field     instead of question and answer: the name of a field with a list of texts, the
-                    user's and the model's in turn; every answer is learnt, the last one is scored
-    file_settings   'NAME.FIELD=VALUE': one of the four above for one task, or its test_file
-    held_out        questions of each task that are scored before and after
-    validation      questions of each task whose loss chooses the best checkpoint
-    max_per_task    at most how many questions of each task to train on; 0 = all the others
+                    letter: '(B)' anywhere in the answer; number: the last number; rouge_l: longest
+                    common subsequence of words
+    turns_field     instead of question and answer: name of a field with a list of texts, the user's
+                    and the model's in turn; every answer is trained on, the last one is scored
+    file_settings   tuple of 'NAME.FIELD=VALUE': for one task, the value of one of the four fields
+                    above, or of test_file
+    held_out        number of questions of each task that are scored before and after training
+    validation      number of questions of each task whose loss chooses the best checkpoint
+    max_per_task    maximum number of questions of each task to train on; 0 = all the others
 
-A held-out question is never trained on: the split is by question, all rows of one are on the same
-side, and their answers are all right. Exact repetitions of a row are left out. Adding rows moves no
-question from training to the held-out ones; data/file_splits.py says how. A task may bring its own
-held-out file, 'faq.test_file=faq_test.csv'. --config.data.tasks adds tasks of reasoning-gym.
+A held-out question is never trained on. The split is by question: all rows with the same question
+are on the same side, and each of their answers counts as right. Exact duplicates of a row are
+dropped. If rows are added, no question moves from training to the held-out ones;
+data/file_splits.py explains how. A task may have its own held-out file,
+'faq.test_file=faq_test.csv'. --config.data.tasks adds tasks of reasoning-gym.
 
-Everything is checked before the model is trained, and said with file and line. No example is cut,
-unless data.truncate says so: the message tells which sequence_length or max_new_tokens is needed. A
-run that is resumed wants its files unchanged.
+Everything is checked before the model is trained; error messages name file and line. Examples are
+not truncated unless data.truncate is set: the error message names the sequence_length or
+max_new_tokens that they need. To resume a run, its files must be unchanged.
 
 Hardware and time: two CPU cores and 3.5 GB of memory; at the quickstart's 300 tokens a second, 200
 steps of 4 packed rows of 256 tokens take 12 minutes, scoring apart.
@@ -42,7 +45,7 @@ from configs import common
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """The config for the method named by `arg`; `data.files` is to be given."""
+    """Return the config for the method named by `arg`; the user must set `data.files`."""
     config = common.base_config(arg)
     config.data.tasks = ()
     config.data.files = ()

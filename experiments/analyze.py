@@ -3,17 +3,17 @@
 The sections of the report:
     runs        counts, losses and scores of each run, and its loss over training
     scores      scores and losses by row, their differences with intervals, the paper's rows
-    seesaw      what each task gains or loses from being trained with others
+    seesaw      gain or loss of each task from being trained together with others
     tasks       loss of each task over training, and its scores
-    similarity  how similar the experts are, next to controls (Figure 2 of the paper)
-    spectra     how many directions the experts use, next to controls (Figure 3)
-    routing     how tokens are routed by task and layer; this runs the model on held-out questions
+    similarity  similarity of the experts, next to controls (Figure 2 of the paper)
+    spectra     number of directions that the experts use, next to controls (Figure 3)
+    routing     routing of tokens by task and layer; this runs the model on held-out questions
     costs       parameters by part and time by activity
-Similarity and spectra read checkpoints, and all but routing needs neither the base nor the data.
+Similarity, spectra and routing read checkpoints. Only routing needs the base model and the data.
 
-Runs must share one base. A directory of runs stands for the finished runs in it. Runs named
-NAME-seed0, NAME-seed1, … are averaged into one row. --table adds the rows of a table of the paper
-and refuses runs that are not scored on its tasks.
+Runs must share one base model. A directory of runs is the same as naming its finished runs. Runs
+named NAME-seed0, NAME-seed1, … are averaged into one row. --table adds the rows of a table of the
+paper and refuses runs that are not scored on its tasks.
 
 Examples:
     python -m experiments.analyze --workdir=runs/quickstart
@@ -53,7 +53,7 @@ _QUESTIONS = flags.DEFINE_integer(
 
 
 def main() -> None:
-    """Write the report, and print its scores and where it is."""
+    """Write the report, and print its scores and its location."""
     if not all(_WORKDIRS.value):
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:

@@ -1,7 +1,8 @@
-"""Measures the training step of several methods side by side, in one process.
+"""Benchmark the training step of several methods, interleaved in one process.
 
-Prints a table; with --output it writes FILE as JSON, and beside it the table and a bar chart.
-'base' is the frozen model alone: its forward pass and the gradient with respect to its embedding.
+Prints a table of throughput and memory. With --output, also writes FILE as JSON, and next to it the
+table and a bar chart. 'base' is the frozen model alone: its forward pass and the gradient with
+respect to its embedding.
 
 Example:
     python -m experiments.benchmark --config=configs/quickstart.py \
@@ -45,7 +46,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 
 
 def main(config: dict[str, Any]) -> None:
-    """Measures, prints and writes."""
+    """Run the benchmark, print its table, and write the output files."""
     if _MODEL.value is not None:
         config['model']['name'] = _MODEL.value
     if _TOKENS.value is not None:
@@ -82,7 +83,7 @@ def _compare(config: dict[str, Any]) -> None:
 
 
 def _tell(found: dict[str, Any], table: str, plot: Callable[..., None]) -> None:
-    """Writes what was measured, with a plot, and prints it."""
+    """Write the measurements with a plot, and print their table."""
     machine = found['machine']
     title = f'{found["model"]}, {found["dtype"]}, {found["tokens_per_step"]:,.0f} tokens a step'
     output = _write(found, table)
@@ -93,7 +94,7 @@ def _tell(found: dict[str, Any], table: str, plot: Callable[..., None]) -> None:
 
 
 def _write(found: dict[str, Any], table: str) -> pathlib.Path | None:
-    """Writes the figures and the table, if there is to be a file, and tells which."""
+    """Write the measurements and their table if --output is given; return the path of the JSON."""
     if _OUTPUT.value is None:
         return None
     output = pathlib.Path(_OUTPUT.value).expanduser()

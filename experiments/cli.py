@@ -1,4 +1,4 @@
-"""What the command-line entries share: the config flag, and mistakes as one line of stderr."""
+"""Shared parts of the command-line entry points: the config flag, and one-line error messages."""
 
 import contextlib
 import errno
@@ -22,16 +22,19 @@ from malora_jax.errors import UserError
 
 
 def run(main: Callable[[dict[str, Any]], None]) -> None:
-    """Parses the command line and calls `main` with the config as plain dicts.
+    """Parse the command line and call `main` with the config as plain dicts.
 
-    Exit status: 0 when `main` returns; 2 after a mistake of the user's; 1 when the run cannot go on
-    (a loss that is not finite, a full disk); 130 when interrupted; after SIGTERM 0 if the same
-    command resumes, otherwise 143. All but 0 with one line on stderr; anything else is a bug and
+    Exit status: 0 if `main` returns; 2 after a user error; 1 if the run cannot continue (a
+    non-finite loss, a full disk); 130 after Ctrl-C; after SIGTERM, 0 if the same command resumes,
+    else 143. Every nonzero status comes with one line on stderr. Any other exception is a bug and
     shows its traceback.
+
+    Args:
+        main: Function that runs the command.
     """
     text = 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
     try:
-        # It reads the files of --flagfile at once.
+        # Defining the flag already reads the files of --flagfile.
         _check_regular(sys.argv)
         config = config_flags.DEFINE_config_file('config', None, text)
     except (UserError, flags.Error, OSError, ValueError) as error:
@@ -40,21 +43,24 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 
 def run_without_config(main: Callable[[], None]) -> None:
-    """The same for a command that takes no config."""
+    """Parse the command line and call `main` for a command without a config; else like `run`."""
     call(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
 def define_weights() -> flags.FlagHolder[str | None]:
-    """The flag of commands that use a trained model."""
+    """Define the flag --weights, for commands that use a trained model."""
     text = "Where the base's weights are, if not where they were in training."
     return flags.DEFINE_string('weights', None, text)
 
 
 def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
-    """The path that a flag names, or that of a copy of what it names in a bucket.
+    """Return the path that a flag names, or the path of its local copy if it is in a bucket.
+
+    Args:
+        flag: Flag that names a directory or file.
 
     Raises:
-        UserError: it names none, as --workdir="$UNSET" does, or as `buckets.local`.
+        UserError: The flag is empty, as in --workdir="$UNSET", or `buckets.local` refuses it.
     """
     if not flag.value:
         raise UserError(f'--{flag.name} is empty; it must name a directory.')
@@ -62,19 +68,19 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
 
 
 def call(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and ends the process with the status that `run` describes."""
+    """Call `main`, and end the process with the exit status that `run` describes."""
     status, message = 0, ''
     try:
         try:
             main()
         except shutdown.Preempted:
             message = shutdown.SAVED
-        except SystemExit as error:  # absl raises it when `main` returns.
+        except SystemExit as error:  # absl raises SystemExit when `main` returns.
             status = _status(error)
         buckets.push()
         sys.stdout.flush()
         if not status and jax.distributed.is_initialized():
-            jax.distributed.shutdown()  # The other processes wait for it.
+            jax.distributed.shutdown()  # Other processes wait for this.
         shutdown.leave(status, message)
     except UserError as error:
         _fail(str(error), 2)
@@ -89,14 +95,19 @@ def call(main: Callable[[], None]) -> NoReturn:
 
 
 def leave(status: int, message: str = '') -> NoReturn:
-    """Ends the process as `shutdown.leave`, after writing what was printed."""
-    with contextlib.suppress(OSError):  # A closed pipe, which the message may be about.
+    """End the process with `shutdown.leave`, after flushing the printed output.
+
+    Args:
+        status: Exit status.
+        message: Last line of stdout, or of stderr if the status is not 0.
+    """
+    with contextlib.suppress(OSError):  # The message may be about a closed pipe.
         sys.stdout.flush()
     shutdown.leave(status, message)
 
 
 def _status(end: SystemExit) -> int:
-    """The exit status that SystemExit asks for, whose text goes to stderr if it has one."""
+    """Return the exit status of a SystemExit; print its message to stderr if it has one."""
     if end.code is None or isinstance(end.code, int):
         return end.code or 0
     print(end.code, file=sys.stderr)
@@ -109,19 +120,19 @@ def _start(main: Callable[[], None]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    """Reads flags and config; whatever is wrong with them is the user's to mend."""
+    """Parse flags and config, and end with a one-line message if they are invalid."""
     try:
         _check_regular(arguments)
         rest = flags.FLAGS(list(arguments))
         if 'config' in flags.FLAGS:
             _check_config_file()
             _check_overrides()
-    except SystemExit:  # --help, after printing it; absl would report failure.
+    except SystemExit:  # After --help, where absl would report failure.
         sys.exit(0)
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:
-        # An override loads the file before it was looked for; the last line says what was tried.
+        # An override loads the config file before it is checked. The last line names the file.
         _fail(f'--config: {str(error).splitlines()[-1].strip()} (from {os.getcwd()}).', 2)
     except SyntaxError as error:
         _fail(f'--config: that file is no Python: {error}.', 2)
@@ -134,10 +145,10 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         section = re.match(r'flag --(\S+?)=.* as a ConfigDict', str(error))
         if section:
             _fail(f'{section[1]} has fields: set each as --{section[1]}.FIELD=VALUE.', 2)
-        # What goes wrong within a config file comes as the text of its traceback: a mistake that
-        # the user can mend is told in its last line, a bug in the file needs all of it.
+        # An error inside a config file arrives as the text of its traceback. The last line is
+        # enough for a UserError; a bug in the file needs the whole traceback.
         _fail(str(error).rsplit('UserError: ')[-1], 2)
-    except RecursionError:  # From absl's search for flags with nearly the same name.
+    except RecursionError:  # From absl's search for similar flags.
         _fail('A flag on the command line is too long to be one.', 2)
     if len(rest) > 1:
         _fail(f'Stray words on the command line: {" ".join(rest[1:])}; write --flag=value.', 2)
@@ -147,7 +158,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_regular(arguments: Sequence[str]) -> None:
-    """Checks the files that are read while flags are parsed: a pipe would block for ever."""
+    """Check that --config and --flagfile name regular files: reading a pipe would block forever."""
     words = [part for argument in arguments for part in argument.split('=', 1)]
     for flag, value in itertools.pairwise(words):
         name, path = flag.lstrip('-'), pathlib.Path(value.split(':')[0])
@@ -158,12 +169,12 @@ def _check_regular(arguments: Sequence[str]) -> None:
 def _exists(path: pathlib.Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # A name that is too long, or holds a null character.
+    except (OSError, ValueError):  # The name is too long or holds a null character.
         return False
 
 
 def _innermost(error: BaseException) -> str:
-    """The text of the first error in a chain that was wrapped argument by argument."""
+    """Return the message of the innermost error, if errors are wrapped in each other's args."""
     text = error.args[0] if error.args else error
     return _innermost(text) if isinstance(text, BaseException) and text is not error else str(text)
 
@@ -181,7 +192,7 @@ def _config_path() -> str:
 
 
 def _check_overrides() -> None:
-    # The method has set the adapter's fields by now, and would only be another name for them.
+    # The method has already set the adapter's fields, so an override would only change its name.
     method = config_flags.get_override_values(flags.FLAGS['config']).get('method')
     if method is not None:
         raise UserError(
@@ -190,7 +201,7 @@ def _check_overrides() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    # What a user has typed may hold line breaks; only a bug's traceback has more than one line.
+    # User input may hold line breaks; only the traceback of a bug may have several lines.
     if 'Traceback' not in message:
         message = ' '.join(message.splitlines())
     leave(status, buckets.readable(message.strip()))

@@ -1,4 +1,4 @@
-"""Compiled programs stay on disk, so that the next start of the same run need not wait for them."""
+"""Persistent compilation cache on disk, so that later starts of a run need not compile again."""
 
 import os
 import pathlib
@@ -6,15 +6,16 @@ import sys
 
 import jax
 
-# Bytes; what was used least recently goes first.
+# Maximum size of the cache in bytes; the least recently used programs are deleted first.
 MAX_SIZE = 4 * 2**30
 
 
 def enable() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX was told where.
+    """Store compiled programs in the user's cache directory, unless JAX is configured otherwise.
 
-    They are run when they are read: the directory is the user's own and closed to others. Where
-    there can be no such directory, everything is compiled anew, as without this.
+    Cached programs are executed when they are loaded, so the directory must belong to the user and
+    is closed to others. If there can be no such directory, a warning is printed and nothing is
+    cached.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
@@ -32,6 +33,6 @@ def enable() -> None:
 
 
 def default_directory() -> pathlib.Path:
-    """Within XDG_CACHE_HOME, or ~/.cache."""
+    """Return the cache directory of compiled programs, in $XDG_CACHE_HOME or ~/.cache."""
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(cache) / 'malora_jax' / 'compiled'

@@ -1,6 +1,6 @@
-"""Scores a run's checkpoint on its held-out questions, or without a workdir the base model.
+"""Score a run's checkpoint on its held-out questions, or the base model if there is no --workdir.
 
-Prints one JSON object; `step` says which checkpoint: the best by validation loss where that was
+Prints one JSON object. Its `step` names the checkpoint: the best by validation loss if that was
 measured, else the newest. The config must be the run's own: with another split, held-out questions
 may have been trained on.
 
@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; none for 
 
 
 def main(config: dict[str, Any]) -> None:
-    """Scores, and prints the scores."""
+    """Score the model, and print its scores as JSON."""
     workdir = None if _WORKDIR.value is None else cli.directory(_WORKDIR)
     print(json.dumps(evaluate(config, workdir), indent=2))
 

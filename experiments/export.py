@@ -1,12 +1,14 @@
-"""Writes a trained model in the form that others read.
+"""Export a trained model in a format that other programs read.
 
-    adapter  safetensors and a manifest; every method; `malora_jax.load` and the other commands
-             take the directory in place of a run's, on any machine that has the base
-    peft     LoRA, rsLoRA, DoRA and AsyLoRA as `peft` keeps them
-    merged   the base with the update of these methods in its weights, for `transformers`
-    static   a plain LoRA that approximates a routed mixture, as `adapter`, from which `peft` and
-             `merged` can be made: experts count with their mean gates over the training examples
-             of all tasks or of --task; exactly, or by a singular value decomposition to --rank
+    adapter  safetensors and a manifest; every method. `malora_jax.load` and the other commands
+             accept the directory in place of a run's, on any machine that has the base model
+    peft     LoRA, rsLoRA, DoRA and AsyLoRA in the format of Hugging Face PEFT
+    merged   the base model with the update of one of these methods merged into its weights, for
+             `transformers`
+    static   a plain LoRA that approximates a routed mixture, in the format `adapter`, from which
+             `peft` and `merged` can be made. Each expert is weighted by its mean gate over the
+             training examples of all tasks, or of --task. The result equals this mean update
+             exactly, or is truncated to --rank by a singular value decomposition
 
 Example:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
@@ -49,11 +51,11 @@ _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Export a run that has not 
 
 
 def main() -> None:
-    """Loads the run, and writes it."""
+    """Load the run, and write it in the requested format."""
     workdir, output = cli.directory(_WORKDIR), cli.directory(_OUTPUT)
     saved = saved_model(workdir, _WEIGHTS.value)
     _check_flags(workdir)
-    check_new(output)  # Not after all the work.
+    check_new(output)  # Fail before the work.
     if _FORMAT.value == 'static':
         trained = _write_static(saved, output)
     else:
@@ -81,7 +83,7 @@ def _check_flags(workdir: pathlib.Path) -> None:
 
 
 def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
-    """Writes the approximation, and prints what it loses."""
+    """Write the static approximation, and print its held-out losses next to the mixture's."""
     run = config_of(saved.path, _WEIGHTS.value)
     check_run(saved.path, read_config(saved.path), data_digests(run))
     setup = build(run)

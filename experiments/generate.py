@@ -1,8 +1,8 @@
-r"""Talks with a trained model, or has it answer a file of prompts.
+r"""Chat with a trained model, or have it answer a file of prompts.
 
-Without --input, a chat: an empty line begins a new conversation, Ctrl-D ends. With --input, a JSON
-Lines file whose rows have a `prompt` or `messages`; --output gets the rows with an `answer`. What
-is answered is kept, and the same command goes on from there.
+Without --input, starts a chat: an empty line begins a new conversation, Ctrl-D ends. With --input,
+reads a JSON Lines file whose rows have a `prompt` or `messages`, and writes the rows to --output
+with an `answer` each. Answers are saved as they finish, and the same command resumes from them.
 
 Example:
     python -m experiments.generate --workdir=runs/quickstart
@@ -34,11 +34,11 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.')
 
 
 def main() -> None:
-    """Chats, or answers a file.
+    """Start a chat, or answer a file.
 
     Raises:
-        UserError: only one of input and output is named, a setting is out of range, or as
-            `answer_file`.
+        UserError: Only one of --input and --output is given, a sampling setting is out of range, or
+            `answer_file` refuses a file.
     """
     if (_INPUT.value is None) != (_OUTPUT.value is None):
         raise errors.UserError('--input and --output must be given together, or neither to chat.')
@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def _chat(model: LanguageModel, sampling: Sampling) -> None:
-    """Reads questions and shows answers as they are written, until the input ends."""
+    """Read questions and stream the answers, until the input ends."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401  # Lines can be edited, and earlier ones had back.
+        import readline  # noqa: F401  # Enables line editing and history.
 
         print(f'{model.name}: an empty line begins a new conversation, Ctrl-D ends.')
     messages: list[dict[str, str]] = []
@@ -88,7 +88,7 @@ def _chat(model: LanguageModel, sampling: Sampling) -> None:
                 print(piece, end='', flush=True)
                 answer += piece
         except KeyboardInterrupt:
-            pass  # The answer is as long as the user wants it.
+            pass  # Ctrl-C ends the answer, and the conversation continues.
         except errors.UserError as error:
             print(f'{error} A new conversation begins.')
             messages = []

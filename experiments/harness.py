@@ -1,21 +1,22 @@
-r"""Runs EleutherAI's evaluation harness on a run's checkpoint, or on a base model.
+r"""Run EleutherAI's evaluation harness on a run's checkpoint, or on a base model.
 
 The arguments are those of `lm_eval run`, such as --num_fewshot, --limit, --output_path with
---log_samples, or --include_path for tasks of one's own. The harness comes with the extra `harness`:
+--log_samples, or --include_path for custom tasks. The harness comes with the extra `harness`:
 pip install 'malora_jax[harness]'.
 
 Examples:
     python -m experiments.harness --model_args workdir=runs/quickstart --tasks arc_easy,piqa
     python -m experiments.harness --model_args model=smollm2-135m --tasks gsm8k --batch_size 32
 
-What --model_args takes:
-    workdir     directory of a run: its best checkpoint, or the newest if none was measured; or of
-                an exported adapter
-    model       instead of it, name of a base model, and
-    weights     the base's weights, if they are not the preset's own or where they were, and
-    dtype       float32 or bfloat16
-    max_length  positions to use, if fewer than the model has: attention needs their square
-    seed        of what is drawn in tasks that sample
+Keys of --model_args:
+    workdir     directory of a run, whose best checkpoint is used, or else its newest; or directory
+                of an exported adapter
+    model       name of a base model, instead of workdir
+    weights     location of the base model's weights, if they are not the preset's or have moved
+    dtype       float32 or bfloat16, with model only
+    max_length  number of positions to use, if fewer than the model's context length; the memory of
+                attention grows with its square
+    seed        random seed of tasks that sample
 """
 
 import importlib.util
@@ -28,17 +29,23 @@ from malora_jax import data, errors, inference
 from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import load_base, model_config
 
-# What the command line begins with; what is given later takes its place.
+# Default arguments of the command line; later arguments override them.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
 
 _Subject = tuple[Decoder, Any, data.Tokenizer, str | None]
 
 
 def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32') -> _Subject:
-    """The model that --model_args names, as `evaluation.harness.Subject` has it.
+    """Return the model that --model_args names, as the fields of `evaluation.harness.Subject`.
+
+    Args:
+        workdir: Directory of a run or an exported adapter; '' for a base model.
+        model: Name of a base model; '' for a run.
+        weights: Location of the base model's weights; '' for the default.
+        dtype: Data type of a base model, 'float32' or 'bfloat16'.
 
     Raises:
-        UserError: not exactly one of run and base model is named, or it cannot be loaded.
+        UserError: Not exactly one of run and base model is named, or it cannot be loaded.
     """
     if bool(workdir) == bool(model):
         raise errors.UserError(
@@ -54,10 +61,10 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
 
 
 def main() -> None:
-    """Runs the harness's command line with our model.
+    """Run the harness's command line with our model.
 
     Raises:
-        UserError: the harness is not installed, or refuses what it is given.
+        UserError: The harness is not installed, or it refuses an argument.
     """
     if importlib.util.find_spec('lm_eval') is None:
         raise errors.UserError("lm_eval is not installed: run pip install 'malora_jax[harness]'.")
@@ -78,7 +85,7 @@ def main() -> None:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The module that raised an error."""
+    """Return the name of the module that raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals['__name__']
 

@@ -1,9 +1,9 @@
-"""Prints what a run would cost, as one JSON object: parameters, operations, memory.
+"""Print the cost of a run as one JSON object: parameters, operations and memory.
 
-With --memory, prints instead what fits into that much of it: how the base is kept (model.quantize),
-what is computed anew (training.remat), and how many rows a batch may have.
+With --memory, prints instead what fits into that much memory: quantization of the base model
+(model.quantize), rematerialization (training.remat), and the largest batch in rows.
 
-With --topology, adds what the TPU compiler says of the training step on these chips. No TPU is
+With --topology, adds the TPU compiler's estimate of the training step on these chips. No TPU is
 needed, but pip install 'malora_jax[tpu-plan]'.
 
 Example:
@@ -30,7 +30,7 @@ _MEMORY = flags.DEFINE_string('memory', None, 'Of the device, such as 24GB.')
 
 
 def main(config: dict[str, Any]) -> None:
-    """Plans, and prints the plan."""
+    """Compute the plan, and print it."""
     if _TOPOLOGY.value is not None:
         use_compiler_alone()
     run = run_config(config)

@@ -1,8 +1,8 @@
-"""Downloads and stores the public datasets of a config, so that its runs need no network.
+"""Download and store the public datasets of a config, so that its runs need no network.
 
-They go to config.data.directory, by default TFDS_DATA_DIR or ~/tensorflow_datasets, with a lock
-file beside them that says which rows they are. What is there already is not touched; the same
-command goes on after an interruption.
+They are stored in config.data.directory, by default TFDS_DATA_DIR or ~/tensorflow_datasets, next to
+a lock file that records their rows. Existing datasets are not touched; after an interruption, the
+same command resumes.
 
 Example:
     python -m experiments.prepare --config=configs/intra_domain.py
@@ -15,7 +15,7 @@ from malora_jax.training.prepare import prepare
 
 
 def main(config: dict[str, Any]) -> None:
-    """Prepares, and prints what there is."""
+    """Prepare the datasets, and print their sources and numbers of rows."""
     print(prepare(config))
 
 

@@ -1,7 +1,7 @@
-"""Prints what a run's step takes on TPU slices of several sizes, compiled without a TPU.
+"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
 
-Needs pip install 'malora_jax[tpu-plan]'. A program takes a minute or two; those that the output
-has are not compiled again.
+Needs pip install 'malora_jax[tpu-plan]'. Each program takes a minute or two to compile; programs
+that are already in the output file are skipped.
 
 Example:
     python -m experiments.scaling \
@@ -24,7 +24,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file of what was found.', re
 
 
 def main(config: dict[str, Any]) -> None:
-    """Compiles what is missing, and prints the table."""
+    """Compile the missing programs, and print the table."""
     use_compiler_alone()
     path = cli.directory(_OUTPUT)
     print(scaling_table(config, _MODELS.value, _TOPOLOGIES.value, _ROWS.value, path))

@@ -1,7 +1,7 @@
-r"""Serves trained models by an HTTP endpoint that speaks as OpenAI's does.
+r"""Serve trained models over HTTP with an OpenAI-compatible API.
 
-The models are those of one or more runs on one base, each by the name of its directory, and the
-base by its own. Requests: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET
+Serves one or more runs on one base model under their directories' names, and the base model under
+its own name. Requests: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET
 /health. Needs the extra `serve`: pip install 'malora_jax[serve]'.
 
 Example:
@@ -44,16 +44,16 @@ _KEY = 'MALORA_JAX_KEY'
 
 
 def main() -> None:
-    """Serves until interrupted; what is being answered is finished first, for --grace seconds.
+    """Serve requests until interrupted; then finish running requests, for at most --grace seconds.
 
-    A key that requests must bear is taken from the environment, MALORA_JAX_KEY. SIGINT and SIGTERM
-    end the process with status 0, however often they come.
+    If the environment variable MALORA_JAX_KEY is set, requests must carry it as their API key.
+    SIGINT and SIGTERM end the process with status 0, however often they arrive.
 
     Raises:
-        UserError: the extra is not installed, a run cannot be loaded, two have one name, or the
-            port is in use.
+        UserError: The extra is not installed, a run cannot be loaded, two runs have the same name,
+            or the port is in use.
     """
-    # Until requests are taken, nothing is left to be done.
+    # Before the server starts, there are no requests to finish, so a signal ends the process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     if not all(importlib.util.find_spec(name) for name in ('fastapi', 'uvicorn')):
@@ -80,12 +80,12 @@ def main() -> None:
     address, port = listener.getsockname()[:2]
     print(f'Serving {", ".join(models)} at http://{address}:{port}/v1', flush=True)
     serve(app, listener, _GRACE.value)
-    # Without waiting for a computation that nobody needs.
+    # Exit without waiting for computations whose results nobody needs.
     cli.leave(0)
 
 
 def _leave(*_) -> None:
-    """Ends the process; a signal may come while the output is flushed, which cannot be repeated."""
+    """End the process, even if a second signal interrupts a flush, which cannot be repeated."""
     try:
         cli.leave(0)
     finally:
@@ -93,7 +93,7 @@ def _leave(*_) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Takes the port before models are loaded: that it is in use shows at once."""
+    """Open the port before models are loaded, so that a port in use is reported at once."""
     try:
         return socket.create_server((host, port), reuse_port=False)
     except OSError as error:

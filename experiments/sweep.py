@@ -1,11 +1,11 @@
-"""Makes the runs of a sweep and reports on them; the same command again goes on.
+"""Complete the runs of a sweep and report on them; the same command resumes after an interruption.
 
-Finished runs are skipped, interrupted ones go on, and what fails is tried once more. Runs that
-differ in seed, ranks, learning rate, α, β, dropout rate or balance weight alone (dropout and
-balance loss in all of them or in none) train together where they fit into memory and that is
-faster; --together=1 makes each alone, --together=4 four at once without asking whether that is
-faster. The report is DIR/report.md with DIR/runs.csv and plots; every run is a directory of its
-own in DIR. Exit status 1 if a run has failed.
+Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Runs that
+differ in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight alone (dropout and
+load-balancing loss in all of them or in none) train jointly where they fit into memory and that is
+faster. --together=1 trains each run alone; --together=4 trains four at once without measuring if
+that is faster. Each run has its own directory in DIR. The report is DIR/report.md, with
+DIR/runs.csv and plots. The exit status is 1 if a run has failed.
 
 Examples:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
@@ -47,7 +47,12 @@ _REPORT = flags.DEFINE_boolean('report', False, 'Only report on the runs that ar
 
 
 def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
-    """The process of one run, or of several together."""
+    """Return the job that trains one run, or several runs jointly.
+
+    Args:
+        workdir: Directory of the sweep.
+        names: Names of the runs, at least one.
+    """
     if len(names) > 1:
         command = [
             'experiments.train_together',
@@ -62,7 +67,7 @@ def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
 
 
 def main(config: dict[str, Any]) -> None:
-    """Sweeps, and prints the report."""
+    """Run or launch the sweep, and print its report."""
     workdir = cli.directory(_WORKDIR)
     if buckets.home(workdir) != workdir:
         raise UserError(

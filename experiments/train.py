@@ -1,7 +1,8 @@
-"""Fine-tunes a base model on a mixture of tasks; the same command again resumes.
+"""Fine-tune a base model on a mixture of tasks; the same command resumes an interrupted run.
 
-Of a run on several hosts each starts the same command with --distributed, which finds the others on
-Cloud TPU, SLURM, Kubernetes and Open MPI, or with --coordinator, --processes and --process.
+For a run on several hosts, start the same command on each host with --distributed, which finds the
+other hosts on Cloud TPU, SLURM, Kubernetes and Open MPI, or with --coordinator, --processes and
+--process.
 
 Example:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
@@ -27,7 +28,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(config: dict[str, Any]) -> None:
-    """Trains, and prints the table of scores."""
+    """Train the model, and print the table of scores."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     results = training.train(config, cli.directory(_WORKDIR), write_run_plots)

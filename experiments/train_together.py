@@ -1,7 +1,8 @@
-"""Trains runs of a sweep jointly, in one process and on one copy of the base.
+"""Train several runs of a sweep jointly, in one process and with one copy of the base model.
 
-experiments.sweep starts it; every run has its own directory, as experiments.train makes it. Exit
-status 1 if a run has failed: the last line of its log in DIR/sweep/logs tells why.
+experiments.sweep starts this command. Each run has its own directory, as experiments.train writes
+it. The exit status is 1 if a run has failed; the last line of its log in DIR/sweep/logs gives the
+reason.
 
 Example:
     python -m experiments.train_together --workdir=runs/rates --runs=malora-seed0,malora-seed1
@@ -24,7 +25,7 @@ _MEASURE = flags.DEFINE_boolean(
 
 
 def main() -> None:
-    """Trains, and tells which runs failed."""
+    """Train the runs, and print the errors of failed runs."""
     workdir = cli.directory(_WORKDIR)
     configs = {name: read_config(sweeps.config_path(workdir, name)) for name in _RUNS.value}
     errors = train_together(configs, workdir, _MEASURE.value)

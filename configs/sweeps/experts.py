@@ -1,9 +1,9 @@
 """Numbers of experts: MoLoRA and MALoRA with four, eight and sixteen, as in Figure 4(b).
 
-The rank stays, r = 8; two experts are active for each token. With subspace_share = 1/2, MALoRA's
-subspace grows with the experts, d = r N / 2 = 16, 32, 64, and r̄ = 12; --config.subspace_share=0.0
-keeps d = 32. Both then have about as many parameters as MoLoRA at each N. (Two experts would make
-d = 8, which is less than r̄.)
+The rank is fixed at r = 8; two experts are active for each token. With subspace_share = 1/2,
+MALoRA's subspace grows with the experts, d = r N / 2 = 16, 32, 64, and r̄ = 12, so that MALoRA has
+about as many parameters as MoLoRA at each N. --config.subspace_share=0.0 keeps d = 32. (Two experts
+would make d = 8, which is less than r̄.)
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/experts.py --workdir=runs/experts
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/quickstart.py'
     config.seeds = (0, 1)

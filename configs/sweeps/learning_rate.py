@@ -1,20 +1,20 @@
-"""Learning rates of LoRA, MoLoRA and MALoRA, so that none is compared at another's best.
+"""Learning rates of LoRA, MoLoRA and MALoRA, so that each method is compared at its own best rate.
 
-The runs of a method differ in the learning rate and the seed alone: those train together, on one
-copy of the base, where their memory allows.
+The runs of a method differ in the learning rate and the seed alone. Therefore they train jointly,
+on one copy of the base model, if they fit into memory.
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates
     python -m experiments.sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates-7b \
       --config.base=configs/intra_domain.py --launcher=slurm
 
-Another grid is --config.grid.optimizer.learning_rate="(0.001,0.01)". For a random one, put
+Another grid is --config.grid.optimizer.learning_rate="(0.001,0.01)". For random search, replace
+the grid by
     config.random = {
         'draws': 8, 'seed': 0,
         'fields': {'optimizer': {'learning_rate': {'low': 1e-4, 'high': 1e-2, 'scale': 'log'}}},
     }
-in the place of the grid. Choose by the loss on data.validation, not by the scores that are to be
-reported, where the difference matters.
+If the difference matters, choose by the loss on data.validation, not by the scores to report.
 
 Hardware: 12 runs, each as in configs/quickstart.py: on two CPU cores about 3 hours. Not yet run.
 """
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/quickstart.py'
     config.seeds = (0,)

@@ -5,17 +5,18 @@
     MoLoRA, average      53.12  55.33  56.37  55.74
     MALoRA, average      54.28  56.27  56.61  56.69
 
-These are Table 11's, in %, of LLaMA-2 7B and the tasks of Table 1. With subspace_share = 1/2,
-adapter.rank is r, and a run of MALoRA gets r̄ = (2 − 1/2) r and d = r N / 2; its β goes with the
-rank as in the table.
+These are the numbers of Table 11, in %, for LLaMA-2 7B and the tasks of Table 1. With
+subspace_share = 1/2, adapter.rank is r, and a run of MALoRA gets r̄ = (2 − 1/2) r and d = r N / 2;
+its β follows the rank as in the table.
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank-llama2 \
       --config.base=configs/inter_domain.py --launcher=slurm
 
-The first is the quickstart's SmolLM2-135M and its tasks; the second the paper's, whose numbers then
-stand beside ours (configs/sweeps/table11.py are the same runs by name, of one seed).
+The first command uses the quickstart's SmolLM2-135M and tasks. The second uses the paper's, whose
+numbers are then shown next to ours (configs/sweeps/table11.py has the same runs by name, with one
+seed).
 
 Hardware: 16 runs, each as in configs/quickstart.py: on two CPU cores about 4 hours. Not yet run.
 """
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/quickstart.py'
     config.seeds = (0, 1)

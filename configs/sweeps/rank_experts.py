@@ -1,8 +1,8 @@
-"""Ranks and numbers of experts at once: MALoRA at nine shapes, and MoLoRA at three of their sizes.
+"""Ranks and numbers of experts: MALoRA with nine combinations, MoLoRA with three of their sizes.
 
 MALoRA has r̄ = 6, 12, 24 with two, four and eight experts, of which two are active for each token;
-its subspace stays, d = 32. MoLoRA has the ranks with which it trains as many parameters as MALoRA
-on the diagonal, within 3%:
+its subspace is fixed, d = 32. MoLoRA has the ranks with which it trains as many parameters as
+MALoRA on the diagonal, within 3%:
 
     MALoRA r̄, N   6, 2    12, 4   24, 8
     MoLoRA r, N   11, 2   10, 4   15, 8
@@ -13,7 +13,7 @@ Commands:
       --workdir=runs/rank_experts-llama2 --config.base=configs/intra_domain.py --launcher=slurm
 
 SmolLM2-135M learns ARC-C, ARC-E, PIQA and OpenBookQA, 32 steps of 4 packed rows of 256 tokens; both
-seeds of a shape train together. docs/sweeps.md shows what came of it.
+seeds of a combination train jointly. docs/sweeps.md shows the results.
 
 Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB a process.
 """
@@ -22,14 +22,14 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/intra_domain_small.py'
     config.seeds = (0, 1)
     small = {
         'data': {'tasks': ('arc_challenge', 'arc_easy', 'piqa', 'openbookqa'), 'held_out': 24},
         'training': {'steps': 32},
-        'evaluation': {'tasks': ()},  # Those that are learnt.
+        'evaluation': {'tasks': ()},  # () = all tasks that are trained on.
     }
     config.runs = {
         'malora': {'arg': 'malora', 'overrides': small | {'adapter': {'shared_rank': 32}}},

@@ -1,4 +1,4 @@
-"""Table 1 of the paper: six domains learnt at once by LLaMA-2 7B, against each of them alone.
+"""Table 1 of the paper: LLaMA-2 7B learns six domains jointly, compared with single-task training.
 
     base                   37.1
     LoRA (single task)     57.0    lora-TASK, a run for each of the seven columns
@@ -11,18 +11,19 @@
     MALoRA-Small           55.4    malora_small
     MALoRA                 56.3    malora
 
-These are averages in %; malora_jax/analysis/paper.py has every cell. After the runs
+These are averages in %; malora_jax/runs/paper.py has every cell. After the runs
     python -m experiments.analyze --workdir=runs/table1 --table=table1
-prints ours beside them.
+prints our results next to them.
 
-The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):
+Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
 - sequence length: 1,024 tokens, packed;
 - schedule: cosine to zero after the warm-up;
 - whether the batch of 4 is that of one device: a step is 4 packed rows in all;
 - MALoRA-Small's α: 16, twice its rank;
-- how often each row was run: three seeds;
-- what "single task" means for ARC-C and ARC-E, which nothing is trained on: Alpaca-GPT4 alone, as
-  its domain is the one that they test. These are two runs, so that each column has its own.
+- number of runs for each row: three seeds;
+- what "single task" means for ARC-C and ARC-E, whose own training data the experiment does not use:
+  Alpaca-GPT4 alone, as it is the domain that they test. These are two runs, so that each column has
+  its own.
 
 Hardware: 21 runs for each seed, each as in configs/inter_domain.py. Not yet run at this size.
 """
@@ -35,7 +36,7 @@ METHODS = ('lora', 'asylora', 'dora', 'moasylora', 'molora', 'malora_small', 'ma
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/inter_domain.py'
     config.seeds = (0, 1, 2)

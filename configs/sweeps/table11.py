@@ -9,15 +9,15 @@
     MALoRA r̄ = 24, d = 64, β 3.5  56.61    malora_r24
     MALoRA r̄ = 48, d = 128, β 5   56.69    malora_r48
 
-Averages in %. After the runs
+These are averages in %. After the runs
     python -m experiments.analyze --workdir=runs/table11 --table=table11
-prints ours beside them; the directories of molora and malora may be those of Table 1.
+prints our results next to them; the directories of molora and malora may be those of Table 1.
 
-The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):
+Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
 - α and the learning rate at other ranks: α stays twice the rank, the learning rate 5e-4;
 - sequence length: 1,024 tokens, packed; schedule: cosine to zero after the warm-up;
 - whether the batch of 4 is that of one device: a step is 4 packed rows in all;
-- how often each row was run: one seed. What other seeds change can be read off Table 1.
+- number of runs for each row: one seed. Table 1 shows how much scores vary between seeds.
 
 Hardware: 8 runs, each as in configs/inter_domain.py; MoLoRA r = 32 trains 581 million parameters, 9
 GB with gradients and moments. Not yet run at this size.
@@ -26,7 +26,7 @@ GB with gradients and moments. Not yet run at this size.
 from ml_collections import ConfigDict
 
 MOLORA = {'molora_r4': 4, 'molora': 8, 'molora_r16': 16, 'molora_r32': 32}
-# Rank of one expert, rank of the shared subspace, β.
+# Rank of one expert, rank of the shared subspace and β, by name of the run.
 MALORA = {
     'malora_r6': (6, 16, 0.3),
     'malora': (12, 32, 1.0),
@@ -36,7 +36,7 @@ MALORA = {
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/inter_domain.py'
     config.seeds = (0,)

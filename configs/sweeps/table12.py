@@ -6,31 +6,31 @@
     10, 48     79.48   79.72   80.79    80.50
     8, 64      78.43   79.09   78.91    78.97
 
-Averages in %. Runs are named by d and hundredths of β, malora_d16_beta050; that of Table 2's MALoRA
-is malora_d32_beta125. After the runs
+These are averages in %. Runs are named by d and hundredths of β, such as malora_d16_beta050;
+MALoRA's row in Table 2 is malora_d32_beta125. After the runs
     python -m experiments.analyze --workdir=runs/table12 --table=table12
-prints ours beside them.
+prints our results next to them.
 
-The paper leaves open, and here is (configs/intra_domain.py and configs/paper.py say why):
+Not stated in the paper, and chosen here (configs/intra_domain.py and configs/paper.py say why):
 - α: twice the rank of one expert;
 - sequence length: 512 tokens, packed; schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, 7 examples or so;
-- the blend of the tasks: by their sizes;
-- how often each was run: one seed. Neighbours differ by less than a point: what other seeds change
-  can be read off Table 2.
+- the batch: 2 on one A100 is a whole step; a step is one packed row, about 7 examples;
+- sampling weights of the tasks: by their sizes;
+- number of runs for each cell: one seed. Most neighboring cells differ by less than a point;
+  Table 2 shows how much scores vary between seeds.
 
 Hardware: 16 runs, each as in configs/intra_domain.py. Not yet run at this size.
 """
 
 from ml_collections import ConfigDict
 
-# Rank of one expert by rank of the shared subspace: about the same parameters.
+# Rank of one expert by rank of the shared subspace; all pairs have about as many parameters.
 RANKS = {16: 14, 32: 12, 48: 10, 64: 8}
 BETAS = (0.5, 1.0, 1.25, 2.0)
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/intra_domain.py'
     config.seeds = (0,)

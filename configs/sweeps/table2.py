@@ -1,4 +1,4 @@
-"""Table 2 of the paper: five tasks of common sense learnt at once by LLaMA-2 7B.
+"""Table 2 of the paper: LLaMA-2 7B learns five commonsense tasks jointly.
 
     LoRA     78.48    lora
     AsyLoRA  79.42    asylora
@@ -6,18 +6,18 @@
     MoLoRA   79.69    molora
     MALoRA   80.47    malora, β 1.25
 
-Averages over PIQA, OpenBookQA, BoolQ, ARC-C and ARC-E in %. After the runs
+These are averages over PIQA, OpenBookQA, BoolQ, ARC-C and ARC-E in %. After the runs
     python -m experiments.analyze --workdir=runs/table2 --table=table2
-prints ours beside them. With --config.base=configs/intra_domain_small.py these are the same
-comparisons for two CPU cores.
+prints our results next to them. --config.base=configs/intra_domain_small.py makes the same
+comparisons on two CPU cores.
 
-The paper leaves open, and here is (configs/intra_domain.py and configs/paper.py say why):
+Not stated in the paper, and chosen here (configs/intra_domain.py and configs/paper.py say why):
 - sequence length: 512 tokens, packed;
 - schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, 7 examples or so;
-- the blend of the tasks: by their sizes, as when all rows are shuffled together;
-- how often each row was run: three seeds.
-MALoRA-Small, whose α it leaves open too, is not in this table.
+- the batch: 2 on one A100 is a whole step; a step is one packed row, about 7 examples;
+- sampling weights of the tasks: by their sizes, as when all rows are shuffled together;
+- number of runs for each row: three seeds.
+MALoRA-Small, whose α is not stated either, is not in this table.
 
 Hardware: 5 runs for each seed, each as in configs/intra_domain.py. Not yet run at this size.
 """
@@ -28,7 +28,7 @@ METHODS = ('lora', 'asylora', 'dora', 'molora', 'malora')
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/intra_domain.py'
     config.seeds = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""Table 3 of the paper: what MALoRA loses without each of its parts, on the tasks of Table 1.
+"""Table 3 of the paper, an ablation: MALoRA without each of its parts, on the tasks of Table 1.
 
     MoLoRA                  55.3    molora
     MoLoRA r = 12           56.0    molora_r12
@@ -10,18 +10,18 @@
     w/o fine-tuning P_t     55.5    malora_fixed_core
     decomposing B_t         54.8    malora_shared_up, r = 12, d = 32
 
-Averages in %. After the runs
+These are averages in %. After the runs
     python -m experiments.analyze --workdir=runs/table3 --table=table3
-prints ours beside them; the directories of molora and malora may be those of Table 1.
+prints our results next to them; the directories of molora and malora may be those of Table 1.
 
-The paper leaves open, and here is (configs/inter_domain.py and configs/paper.py say why):
-- the ranks of "decomposing B_t": MALoRA's, 2.1% of the base. It prints 2.2%, which r = 13 would
-  give;
-- how the parts start that only an ablation has: malora_jax/adapters/initializers.py;
-- α: twice the rank of one expert, as in all rows where it is told;
+Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
+- the ranks of "decomposing B_t": MALoRA's, 2.1% of the base. The paper prints 2.2%, which r = 13
+  would give;
+- initialization of the parts that only an ablation has: malora_jax/adapters/initializers.py;
+- α: twice the rank of one expert, as in all rows where the paper states it;
 - sequence length: 1,024 tokens, packed; schedule: cosine to zero after the warm-up;
 - whether the batch of 4 is that of one device: a step is 4 packed rows in all;
-- how often each row was run: three seeds.
+- number of runs for each row: three seeds.
 
 Hardware: 9 runs for each seed, each as in configs/inter_domain.py. Not yet run at this size.
 """
@@ -42,7 +42,7 @@ METHODS = (
 
 
 def get_config() -> ConfigDict:
-    """The sweep."""
+    """Return the config of the sweep."""
     config = ConfigDict()
     config.base = 'configs/inter_domain.py'
     config.seeds = (0, 1, 2)

@@ -1,1 +1,1 @@
-"""Our training beside that of HF PEFT and MoE-PEFT; see the README beside this file."""
+"""Comparison of our training with HF PEFT and MoE-PEFT; see README.md in this directory."""

@@ -1,8 +1,8 @@
-"""Times our training step beside HF PEFT's and MoE-PEFT's, in turns on the same examples.
+"""Time our training step against HF PEFT's and MoE-PEFT's, interleaved on the same examples.
 
-Prints tables in Markdown. Before anything is timed, losses and gradients are compared where the
-methods are the same; experiments/peers/README.md tells what is the same, and what to install. All
-systems use as many threads as the process may use cores: `taskset` lets it use fewer.
+Prints tables in Markdown. Before timing, losses and gradients are compared where the methods are
+the same; experiments/peers/README.md lists which are the same, and what to install. All systems
+use as many threads as the process may use cores; `taskset` limits them.
 
 Examples:
     python -m experiments.peers --config=configs/quickstart.py --output=runs/peers.json
@@ -30,7 +30,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was
 
 
 def main(config: dict[str, Any]) -> None:
-    """Measures, prints the tables, and writes the file."""
+    """Run the benchmark, print its tables, and write the file."""
     _check(_PAIRS, PAIRS)
     _check(_ROWS, KINDS)
     report = benchmark(config, _PAIRS.value, _ROWS.value, _TURNS.value, _STEPS.value)

@@ -1,4 +1,4 @@
-"""The whole measurement: build everything from a config, compare, then time in turns."""
+"""Complete benchmark: build all systems from a config, compare them, then time them interleaved."""
 
 import dataclasses
 import importlib.metadata
@@ -15,7 +15,7 @@ from malora_jax.benchmark.machine import cores
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import Setup, build
 
-# Endless examples, always the same ones.
+# Endless batches, the same in each iterator.
 KINDS: dict[str, Callable[[Setup], Iterator[rows.Rows]]] = {
     'synthetic': lambda setup: rows.synthetic(setup.run.model.vocab_size, setup.run.seed),
     'real': lambda setup: rows.real(setup.train_iterator(), setup.base.tokenizer.eos_id),
@@ -30,22 +30,23 @@ def benchmark(
     turns: int,
     steps: int,
 ) -> dict[str, Any]:
-    """Compares and times pairs of systems.
+    """Compare and time pairs of systems.
 
     Args:
-        config: as written in configs/. Model, data, optimizer, the adapted linears and dropout are
-            used; ranks and experts are those of the methods' names.
-        pairs: names in `PAIRS`.
-        kinds: of rows, names in `KINDS`.
-        turns: how often each system gets its turn.
-        steps: timed steps of a turn.
+        config: Config as written in configs/. Its model, data, optimizer, adapted linear modules
+            and dropout are used; ranks and experts are those of the named methods.
+        pairs: Names of pairs in `PAIRS`.
+        kinds: Names of kinds of batches in `KINDS`.
+        turns: Number of rounds, in each of which every system has one turn.
+        steps: Number of timed steps per turn.
 
     Returns:
-        Versions and settings; `differences` by rows and pair; `rows`, a `summary` of each kind.
+        Versions and settings; `differences` by kind of batches and pair; and `rows`, a `summary` of
+        each kind.
 
     Raises:
-        UserError: a mistake in the config, a package that is missing, or systems that should
-            compute the same and do not.
+        UserError: The config is invalid, a package is missing, or systems that should compute the
+            same do not.
     """
     run = run_config(config)
     _check_adapter(run)
@@ -79,7 +80,7 @@ def _check_adapter(run: RunConfig) -> None:
 def _differences(
     setup: Setup, pairs: Sequence[str], kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Compares the pairs that are the same method, without dropout, on the first examples."""
+    """Compare the pairs that are the same method, without dropout, on one batch of each kind."""
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in pairs:
         pair = PAIRS[name]

@@ -1,8 +1,8 @@
-"""Times how fast one text is written, by us and by llama.cpp, in turns on the same weights.
+"""Time the decoding of one text by our engine and by llama.cpp, interleaved on the same weights.
 
-Both write the same number of tokens after the same prompt, greedily, with a cache, on as many
+Both decode the same number of tokens after the same prompt, greedily, with a KV cache, on as many
 threads as the process may use cores. llama.cpp gets the preset's weights as float16 and as float32,
-dequantised into GGUF files of their own; ours are float32. Prints a table in Markdown. Needs the
+dequantized into GGUF files of their own; ours are float32. Prints a table in Markdown. Needs the
 package `xllamacpp`; see experiments/peers/README.md.
 
 Example:
@@ -30,15 +30,15 @@ _PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'What the text conti
 _NEW_TOKENS = flags.DEFINE_integer('new_tokens', 128, 'Tokens of a turn.', lower_bound=16)
 _TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
 
-# What a GGUF file's metadata call a file of such numbers.
+# Values of `general.file_type` in a GGUF file's metadata.
 _FILE_TYPES = {'float32': 0, 'float16': 1}
 
-# A turn: the text that was written, and how many tokens a second came after the first ones.
+# A function that decodes once and returns the text, and tokens per second after the first tokens.
 Turn = Callable[[], tuple[str, float]]
 
 
 def main() -> None:
-    """Measures, and prints the table."""
+    """Time all systems, and print the table."""
     config = preset(_MODEL.value)
     path = find_weights(config, '')
     if path.suffix != '.gguf':
@@ -49,7 +49,7 @@ def main() -> None:
             file = pathlib.Path(directory) / f'{kind}.gguf'
             _dequantized(path, file, kind)
             turns[f'llama.cpp, {kind}'] = _llama_cpp(file)
-        for turn in turns.values():  # Compiles, and touches all memory for the first time.
+        for turn in turns.values():  # Warm-up: compiles, and allocates all memory.
             turn()
         found = [{name: turn() for name, turn in turns.items()} for _ in range(_TURNS.value)]
     print(_table({name: [each[name] for each in found] for name in turns}))
@@ -62,7 +62,7 @@ def _ours(base: Base) -> Turn:
     def turn() -> tuple[str, float]:
         engine = Engine(model, variables, ends=[], rows=1)
         engine.submit(Request(prompt, _NEW_TOKENS.value))
-        # The first look comes with the prompt's time.
+        # The first step includes the prefill, so it is not timed.
         ids = [token.id for token in engine.step()[0].tokens]
         first, began = len(ids), time.perf_counter()
         while not engine.is_idle:
@@ -98,11 +98,17 @@ def _llama_cpp(path: pathlib.Path) -> Turn:
 
 
 def _dequantized(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
-    """Writes a GGUF file with the same metadata and tensors, vectors in float32 as always."""
+    """Write a GGUF file with the same metadata and tensors, dequantized; vectors stay in float32.
+
+    Args:
+        source: GGUF file to read.
+        target: GGUF file to write.
+        kind: Data type of the matrices, 'float32' or 'float16'.
+    """
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields['general.architecture'].contents())
     for field in reader.fields.values():
-        # The writer makes those of the file's layout itself.
+        # The writer itself creates the fields that describe the file's layout.
         if field.name == 'general.architecture' or field.name.startswith('GGUF.'):
             continue
         value = field.contents()

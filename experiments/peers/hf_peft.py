@@ -1,4 +1,4 @@
-"""LoRA and DoRA of Hugging Face's PEFT, on LlamaForCausalLM with its default attention (SDPA)."""
+"""LoRA and DoRA of Hugging Face PEFT, on LlamaForCausalLM with its default attention (SDPA)."""
 
 import peft
 import torch.distributed.tensor  # noqa: F401 - peft uses it, and leaves its import to others.
@@ -18,12 +18,12 @@ _NAMES = {
 
 
 def make(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
-    """The system with our settings and weights.
+    """Create the PEFT system with our settings and weights.
 
     Args:
-        setup: whose base and optimizer are used.
-        adapter: of `lora` or `dora`.
-        leaves: of our adapter.
+        setup: Parts of the run, of which the base model and the optimizer are used.
+        adapter: Adapter configuration of `lora` or `dora`.
+        leaves: Leaves of our adapter, which are copied.
     """
     config = setup.run.model
     settings = peft.LoraConfig(

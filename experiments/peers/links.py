@@ -1,4 +1,4 @@
-"""Links between the parameters of a peer in torch and the leaves of our adapter."""
+"""Mapping between the parameters of a torch peer and the leaves of our adapter."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from malora_jax.models.loading import names
 
 
 class Link(NamedTuple):
-    """A parameter, and where our tree has its transpose.
+    """A parameter, and the position of its transpose in our tree.
 
     Attributes:
         name: Name of the parameter.
@@ -26,13 +26,13 @@ class Link(NamedTuple):
 
 
 def make_links(leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str]) -> list[Link]:
-    """The parameters of a peer for all of our leaves.
+    """Return links from the peer's parameters to all of our leaves.
 
     Args:
-        leaves: of our adapter.
-        config: the base.
-        patterns: the parameter's name by that of our leaf (`down`, `up`, ...), with {linear} for
-            such as layers.0.self_attn.q_proj, and {expert}.
+        leaves: Leaves of our adapter by path.
+        config: Configuration of the base model.
+        patterns: Pattern of the parameter's name by name of our leaf (`down`, `up`, ...). In it,
+            {linear} is a name such as layers.0.self_attn.q_proj, and {expert} is a number.
     """
     linears = _linears(config)
     links = []
@@ -45,14 +45,14 @@ def make_links(leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str])
 
 
 def linear_names(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
-    """Return the names of the adapted linears of a layer in `transformers`, such as q_proj."""
+    """Return the names of a layer's adapted linear modules in `transformers`, such as q_proj."""
     linears = _linears(config)
     adapted = [path for path in linears if path.rsplit('/', 1)[1] in targets]
     return [linears[path][0].rsplit('.', 1)[1] for path in adapted]
 
 
 def _linears(config: ModelConfig) -> dict[str, list[str]]:
-    """The linears of `transformers`, one a layer, by our path."""
+    """Return the names of the linear modules in `transformers`, one per layer, by our path."""
     return {
         leaf.path.removesuffix('/kernel'): [
             name.removeprefix('model.').removesuffix('.weight') for name in leaf.names

@@ -1,4 +1,4 @@
-"""Comparing what two systems compute, and timing several of them in turns."""
+"""Comparison of the losses and gradients of two systems, and interleaved timing of several."""
 
 import dataclasses
 import itertools
@@ -13,23 +13,25 @@ from experiments.peers.rows import Rows
 from experiments.peers.systems import System
 from malora_jax.errors import UserError
 
-# The largest differences between float32 sums in another order that are no difference in method.
+# Tolerances for the rounding of float32 sums in another order; larger differences mean that the
+# methods differ.
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-# With such differences, a token between two experts that are nearly equal may go to the other one.
-# The gradients of that linear in that layer are then apart, the router's most; of 180 at most two.
+# Rounding may route a token to another expert if two experts have nearly equal scores. Then the
+# gradients of that linear module in that layer differ, the router's most. At most two of 180 may
+# do so.
 _MOST_CHOICES, _CHOICE_TOLERANCE = 2, 5e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far two systems are apart on the same examples.
+    """Difference between two systems on the same batch.
 
     Attributes:
-        loss: absolute difference of the losses, in nats.
-        gradient: the largest ‖g − g'‖ / ‖g‖ of a leaf in one layer, but for those of `choices`.
-        leaf: which leaf that is, and its layer.
-        choices: linears, with their layers, in which a token went to another expert.
+        loss: Absolute difference of the losses, in nats.
+        gradient: Largest ‖g − g'‖ / ‖g‖ of a leaf in one layer, except in the modules of `choices`.
+        leaf: Name of the leaf with the largest difference, and its layer.
+        choices: Linear modules, with their layers, in which a token was routed to another expert.
     """
 
     loss: float
@@ -39,10 +41,15 @@ class Difference:
 
 
 def compare(ours: System, peer: System, rows: Rows) -> Difference:
-    """Compares loss and gradients of two systems with the same weights.
+    """Compare the losses and gradients of two systems with the same weights.
+
+    Args:
+        ours: Our system.
+        peer: System to compare it with.
+        rows: Batch of examples.
 
     Raises:
-        UserError: they differ by more than the tolerances.
+        UserError: The systems differ by more than the tolerances.
     """
     (our_loss, our_gradients), (loss, gradients) = ours.gradients(rows), peer.gradients(rows)
     apart: dict[str, dict[str, float]] = {}
@@ -69,7 +76,7 @@ def compare(ours: System, peer: System, rows: Rows) -> Difference:
 
 
 def _other_choices(apart: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Linears with a router whose gradients are off, by so little as one token makes."""
+    """Return the routed modules whose gradients differ by no more than one rerouted token makes."""
     found = [
         linear
         for linear, leaves in apart.items()
@@ -82,20 +89,20 @@ def _other_choices(apart: Mapping[str, Mapping[str, float]]) -> list[str]:
 def time_in_turns(
     systems: Mapping[str, System], rows: Iterator[Rows], turns: int, steps: int
 ) -> tuple[dict[str, list[float]], list[Rows]]:
-    """Trains all systems side by side, each of them on the same examples.
+    """Train all systems, interleaved, on the same batches, and time their steps.
 
-    In each turn a system makes some steps in a row. The first is not timed: it compiles, or has to
-    get back memory that the other systems' steps have used since. Each turn starts with another
-    system, so that none always follows the same one.
+    In each turn, a system makes some steps in a row. The first step is not timed: it compiles, or
+    it has to reload memory that the other systems' steps have used since. Each round starts with
+    another system, so that no system always follows the same one.
 
     Args:
-        systems: by name.
-        rows: what they are trained on.
-        turns: how often each system gets its turn.
-        steps: timed steps of a turn.
+        systems: Systems by name.
+        rows: Batches to train on.
+        turns: Number of rounds, in each of which every system has one turn.
+        steps: Number of timed steps per turn.
 
     Returns:
-        Seconds of each timed step, by system, and the examples of these steps.
+        Seconds of each timed step, by system, and the batches of these steps.
     """
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}

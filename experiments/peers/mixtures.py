@@ -1,4 +1,4 @@
-"""MoLA and MixLoRA of MoE-PEFT."""
+"""MoLA and MixLoRA from MoE-PEFT, with our settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.export.peft import MODULES
 from malora_jax.training.setup import Setup
 
-# MoE-PEFT makes no adapter without dropout. It can be taken away afterwards, but not from the plain
-# LoRAs of MixLoRA, which check it each time.
+# MoE-PEFT creates no adapter without dropout. Dropout can be removed afterwards, but not from the
+# plain LoRAs of MixLoRA, which check the rate at each call.
 _ANY_DROPOUT = 0.5
 
 _MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
@@ -29,14 +29,14 @@ _MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
 def mola(
     setup: Setup, adapter: AdapterConfig, leaves: Leaves, recompute: bool = False
 ) -> TorchSystem:
-    """A router and LoRA experts on each linear, with our settings and weights.
+    """Create MoLA with our settings and weights: a router and LoRA experts on each linear module.
 
     Args:
-        setup: whose base and optimizer are used.
-        adapter: of `molora`.
-        leaves: of our adapter.
-        recompute: whether each layer is computed again in the backward pass, as MoE-PEFT's own
-            trainer always does.
+        setup: Parts of the run, of which the base model and the optimizer are used.
+        adapter: Adapter configuration of `molora`.
+        leaves: Leaves of our adapter, which are copied.
+        recompute: Whether to use gradient checkpointing for each layer, as MoE-PEFT's own trainer
+            always does.
     """
     model = _model(setup, adapter, 'mola')
     if adapter.dropout == 0:
@@ -51,10 +51,14 @@ def mola(
 
 
 def mixlora(setup: Setup, adapter: AdapterConfig) -> TorchSystem:
-    """A router and LoRA experts on each MLP, plain LoRA of one expert's rank on attention.
+    """Create MixLoRA: a router and LoRA experts on each MLP, and a plain LoRA on attention.
+
+    Args:
+        setup: Parts of the run, of which the base model and the optimizer are used.
+        adapter: Adapter configuration of `molora`. The plain LoRA has the rank of one expert.
 
     Raises:
-        UserError: there is no dropout.
+        UserError: The dropout rate is 0, which MixLoRA does not support.
     """
     if adapter.dropout == 0:
         raise errors.out_of_range('adapter.dropout', adapter.dropout, 'positive for MixLoRA')

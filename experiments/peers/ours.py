@@ -1,4 +1,4 @@
-"""Our side: the step that every run takes, and loss and gradients for the comparison."""
+"""Our side of the comparison: the training step of our runs, and its loss and gradients."""
 
 from typing import Any
 
@@ -15,22 +15,27 @@ from malora_jax.training.setup import Setup
 from malora_jax.training.state import create_state
 from malora_jax.training.step import losses, make_train_step
 
-# By path in the adapter's tree, such as layers/attention/q/up; the layers come first.
+# Arrays by path in the adapter's tree, such as layers/attention/q/up; the first axis is the layer.
 Leaves = dict[str, np.ndarray]
 
-# Standard deviation of what is put into the last factor, which starts at zero.
+# Standard deviation of the random values in the last factor, which would otherwise start at zero.
 _SPREAD = 0.02
 
 
 class Ours:
-    """One method in JAX.
+    """One of our methods, in JAX.
 
     Attributes:
-        leaves: the adapter's weights before the first step, none of them zero.
+        leaves: Weights of the adapter before the first step, all of them nonzero, by path.
     """
 
     def __init__(self, setup: Setup, adapter: AdapterConfig):
-        """Makes the adapter on the base of `setup`; compilation comes with the first step."""
+        """Create the adapter on the base model of `setup`; the first step compiles.
+
+        Args:
+            setup: Parts of the run.
+            adapter: Adapter configuration.
+        """
         run = setup.run
         self._params, self._num_tasks = setup.base.params, len(setup.splits)
         self._model = Decoder(run.model, adapter, run.training.remat)
@@ -44,14 +49,17 @@ class Ours:
         self._hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, adapter))
 
     def step(self, rows: Rows) -> None:
-        """One training step, to its end."""
+        """Run one training step, and wait until it ends."""
         self._state, metrics = self._step(
             self._state, self._params, rows.packed, self._hyperparameters
         )
         jax.block_until_ready((self._state, metrics))
 
     def gradients(self, rows: Rows) -> tuple[float, Leaves]:
-        """Mean cross-entropy and its gradient, without dropout and balance loss."""
+        """Return the mean cross-entropy in nats and its gradient, without dropout or balance loss.
+
+        The balance loss is the load-balancing loss of the routers.
+        """
 
         @jax.jit
         @jax.value_and_grad
@@ -65,7 +73,7 @@ class Ours:
 
 
 def _filled(adapter: Any, last: str, seed: int) -> Any:
-    """The adapter with random numbers in the leaves named `last`."""
+    """Return the adapter with random numbers in the leaves named `last`."""
     key = jax.random.key(seed)
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
@@ -77,5 +85,5 @@ def _filled(adapter: Any, last: str, seed: int) -> Any:
 
 
 def _as_numpy(tree: Any) -> Leaves:
-    """Copies: the step reuses the memory of the state."""
+    """Return copies of all leaves; the training step reuses the memory of the originals."""
     return {path: np.array(leaf) for path, leaf in named_leaves(tree)}

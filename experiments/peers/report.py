@@ -1,4 +1,4 @@
-"""What was measured, as JSON and as tables in Markdown."""
+"""Report on the measurements, as JSON and as tables in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +13,16 @@ Seconds = Mapping[str, Sequence[float]]
 
 
 def summary(kind: str, seconds: Seconds, rows: Sequence[Rows], pairs: Sequence[str]) -> dict:
-    """Medians and quartiles of one kind of rows.
+    """Return medians and quartiles for one kind of batches.
 
     Args:
-        kind: of the rows.
-        seconds: of each step, by system.
-        rows: the examples of each step.
-        pairs: names of the pairs to compare.
+        kind: Name of the kind in `benchmark.KINDS`.
+        seconds: Seconds of each step, by system.
+        rows: Batch of each step.
+        pairs: Names of the pairs to compare.
 
     Returns:
-        `tokens`, `examples` and the `positions` of packed and padded rows, means of a step;
+        `tokens`, `examples` and the `positions` of packed and padded batches, means per step;
         `systems`, each with tokens_per_second and step_s; `pairs`, each with the ratio of the
         medians, the quartiles of the ratios of single steps, and the target.
     """
@@ -45,7 +45,7 @@ def summary(kind: str, seconds: Seconds, rows: Sequence[Rows], pairs: Sequence[s
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """The report for readers."""
+    """Return the report as tables in Markdown."""
     parts = []
     if report['differences']:
         header = ['rows', 'ours and peer', 'losses', 'gradients, ‖g − g′‖ / ‖g‖', 'worst leaf']

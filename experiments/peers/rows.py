@@ -1,4 +1,4 @@
-"""What each system is given for a step: the same examples, packed for us and padded for the peers.
+"""Batches for all systems: the same examples, packed for us and padded for the peers.
 
 B is the number of packed rows of a batch, T their length, N the number of examples in them, S the
 length of the longest.
@@ -9,21 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What torch's cross-entropy passes over.
+# Label that torch's cross-entropy ignores.
 NO_LOSS = -100
 
 SYNTHETIC_SHAPE = (4, 256)
 
 
 class Rows(NamedTuple):
-    """The examples of one step.
+    """Batch of examples for one step.
 
     Attributes:
-        packed: what our step takes, arrays (B, T).
-        padded: `input_ids`, `labels` and `attention_mask` (N, S) int64, padded on the right, as the
-            peers' own data collators make them.
-        tokens: how many inputs of ours are not padding. This is what tokens per second count, for
-            every system; the peers also read the last token of each example.
+        packed: Batch for our step; arrays (B, T).
+        padded: Batch for the peers: `input_ids`, `labels` and `attention_mask`, (N, S) int64,
+            padded on the right, as the peers' own data collators do it.
+        tokens: Number of our inputs that are not padding. Throughput counts them for every system,
+            although the peers also read the last token of each example.
     """
 
     packed: Mapping[str, np.ndarray]
@@ -32,7 +32,12 @@ class Rows(NamedTuple):
 
 
 def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
-    """Endless full rows of random tokens, each predicting the next."""
+    """Yield full rows of random tokens without end, where each token predicts the next.
+
+    Args:
+        vocab_size: Size of the vocabulary.
+        seed: Random seed of the tokens.
+    """
     rng = np.random.default_rng(seed)
     B, T = SYNTHETIC_SHAPE
     while True:
@@ -40,7 +45,7 @@ def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
         packed = {
             'inputs': tokens_BT,
             'targets': np.roll(tokens_BT, -1, axis=1),
-            # The last token has nothing to predict: the peers shift labels within a row.
+            # The last token predicts nothing, because the peers shift labels within a row.
             'loss_mask': np.broadcast_to(np.arange(T) < T - 1, (B, T)).astype(np.float32),
             'task_ids': np.zeros((B, T), np.int32),
             'segment_ids': np.ones((B, T), np.int32),
@@ -52,16 +57,24 @@ def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
 
 
 def real(batches: Iterator[Mapping[str, np.ndarray]], padding_id: int) -> Iterator[Rows]:
-    """The examples of packed batches, for the peers one a row."""
+    """Yield the examples of packed batches; the peers get one example per row.
+
+    Args:
+        batches: Packed batches of the training data.
+        padding_id: Token id of the padding.
+    """
     for packed in batches:
         padded = pad(unpack(packed), padding_id)
         yield Rows(packed, padded, int((packed['segment_ids'] > 0).sum()))
 
 
 def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and labels of each example of a packed batch, with the token that ends it.
+    """Return the tokens and labels of each example of a packed batch, with the token that ends it.
 
     Labels are the tokens themselves where they are predicted, else `NO_LOSS`.
+
+    Args:
+        packed: Packed batch, arrays (B, T).
     """
     examples = []
     for row in range(len(packed['inputs'])):
@@ -77,7 +90,12 @@ def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarra
 
 
 def pad(examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int) -> dict[str, np.ndarray]:
-    """Examples as one batch, each padded on the right to the longest: see `Rows.padded`."""
+    """Return examples as one batch, padded on the right to the longest: see `Rows.padded`.
+
+    Args:
+        examples: Tokens and labels of each example.
+        padding_id: Token id of the padding.
+    """
     shape = (len(examples), max(len(tokens) for tokens, _ in examples))
     padded = {
         'input_ids': np.full(shape, padding_id, np.int64),

@@ -1,4 +1,4 @@
-"""Which systems are held against each other, and how each is made."""
+"""Systems to compare, pairs of them, and the function that creates each system."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from malora_jax.adapters import AdapterConfig, method
 from malora_jax.benchmark.machine import cores
 from malora_jax.training.setup import Setup
 
-# What they are called in reports. The peers' packages are those that have to be installed.
+# Titles of the systems in reports.
 OURS = {
     'lora': 'ours: LoRA',
     'dora': 'ours: DoRA',
@@ -26,7 +26,7 @@ PEERS = {
     'mixlora': 'MoE-PEFT: MixLoRA',
 }
 TITLES = OURS | PEERS
-# Whose settings and weights each peer gets.
+# For each peer, our method whose settings and weights it gets.
 _TWINS = {
     'peft_lora': 'lora',
     'peft_dora': 'dora',
@@ -38,24 +38,24 @@ _PACKAGES = ('torch', 'transformers', 'peft', 'moe_peft')
 
 
 class System(Protocol):
-    """What is timed and compared."""
+    """A system that can be timed and compared."""
 
     def step(self, rows: Rows) -> None:
-        """One training step, to its end: forward, backward, AdamW over the adapter alone."""
+        """Run one training step to its end: forward, backward, and AdamW over the adapter alone."""
         ...
 
     def gradients(self, rows: Rows) -> tuple[float, Leaves]:
-        """Mean cross-entropy, and its gradient by our names of the adapter's leaves."""
+        """Return the mean cross-entropy in nats, and its gradient by path in our adapter."""
         ...
 
 
 class Pair(NamedTuple):
-    """A system of ours and one of the peers.
+    """One of our systems and one of the peers.
 
     Attributes:
-        ours, peer: their names.
-        same: whether both compute the same, so that loss and gradients have to agree.
-        targets: by kind of rows, how many times the peer's tokens a second ours should have.
+        ours, peer: Names of the two systems.
+        same: Whether both compute the same, so that their losses and gradients must agree.
+        targets: Target ratio of our throughput to the peer's, by kind of batches.
     """
 
     ours: str
@@ -75,15 +75,15 @@ PAIRS = {
 
 
 def make(name: str, setup: Setup, dropout: float) -> System:
-    """Makes one of the systems. Those of a pair that is the same start from the same weights.
+    """Create a system. The systems of a pair that computes the same start from the same weights.
 
     Args:
-        name: in `TITLES`.
-        setup: base, data and optimizer.
-        dropout: in front of the down-projections.
+        name: Name of the system in `TITLES`.
+        setup: Parts of the run: base model, data and optimizer.
+        dropout: Dropout rate on the inputs of the down-projections.
 
     Raises:
-        UserError: a package is not installed, or the peer lacks what the config asks for.
+        UserError: A package is not installed, or the peer does not support the config.
     """
     if name in OURS:
         return Ours(setup, _adapter(name, setup, dropout))
@@ -107,7 +107,7 @@ def make(name: str, setup: Setup, dropout: float) -> System:
 
 
 def _adapter(name: str, setup: Setup, dropout: float) -> AdapterConfig:
-    """The settings of a method of ours, on the config's linears."""
+    """Return the settings of one of our methods, on the config's linear modules."""
     targets = setup.run.adapter.targets
-    # MoLA's router scales the gates that it keeps; ours does not, as the paper's.
+    # MoLA's router scales the selected gates to sum to one; ours does not, like the paper's.
     return method(name, targets=targets, dropout=dropout, renormalize=name == 'molora')

@@ -1,4 +1,4 @@
-"""A peer: a model in torch on our base weights, with our adapter's weights copied into it."""
+"""Peer system: a model in torch on our base weights, with our adapter's weights copied into it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Loss = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class TorchSystem:
-    """A model in torch, trained as its library does: autograd and AdamW, nothing compiled."""
+    """Model in torch, trained as is usual in its library: autograd and AdamW, not compiled."""
 
     def __init__(
         self,
@@ -30,14 +30,14 @@ class TorchSystem:
         leaves: Leaves,
         links: Sequence[Link],
     ):
-        """Copies our weights.
+        """Create the optimizer, and copy our adapter's weights into the model.
 
         Args:
-            loss: of the model.
-            parameters: what is trained, by name.
-            optimizer: learning rate and weight decay.
-            leaves: of our adapter; {} for a peer that starts as it does on its own.
-            links: what to copy where.
+            loss: Function that returns the model's loss on a padded batch.
+            parameters: Trained parameters by name.
+            optimizer: Optimizer settings, of which the learning rate and the weight decay are used.
+            leaves: Leaves of our adapter; {} for a peer that keeps its own initialization.
+            links: Positions in our leaves of the parameters to copy.
         """
         self._loss, self._parameters = loss, parameters
         self._leaves, self._links = leaves, links
@@ -48,17 +48,17 @@ class TorchSystem:
             parameters.values(),
             lr=optimizer.learning_rate,
             weight_decay=optimizer.weight_decay,
-            fused=True,  # Not the default, but faster.
+            fused=True,  # Faster than the default.
         )
 
     def step(self, rows: Rows) -> None:
-        """One training step."""
+        """Run one training step."""
         self._loss(_tensors(rows)).backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 
     def gradients(self, rows: Rows) -> tuple[float, Leaves]:
-        """The loss, and its gradient in the shapes of our leaves."""
+        """Return the loss in nats, and its gradient in the shapes of our leaves."""
         loss = self._loss(_tensors(rows))
         loss.backward()
         gradients = {path: np.empty_like(leaf) for path, leaf in self._leaves.items()}
@@ -69,10 +69,13 @@ class TorchSystem:
 
 
 def llama(base: Base) -> Any:
-    """The frozen base as `transformers` has it.
+    """Return the frozen base model as a LlamaForCausalLM of `transformers`.
+
+    Args:
+        base: Base model.
 
     Raises:
-        UserError: the base is not of the family that all peers know.
+        UserError: The base model is not a plain Llama, the only family that all peers support.
     """
     config = base.config
     if config.qkv_bias or config.qk_norm or config.rope_scaling:
@@ -95,7 +98,7 @@ def llama(base: Base) -> Any:
         )
     )
     tensors = to_huggingface(config, base.params)
-    # Of a tied model, the head is no tensor of its own.
+    # A model with tied embeddings has no separate tensor for the output head.
     model.load_state_dict(
         {name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=not config.tied
     )

@@ -1,1 +1,1 @@
-"""Tables and plots of runs."""
+"""Reports and plots about trained runs."""

@@ -1,6 +1,8 @@
-"""Figure 2: how alike the projections of experts are, within a run and across runs.
+"""Similarity of the experts' projections, within a run and across runs (Figure 2 of the paper).
 
-Dimension letters: J linears, L layers, E and G experts.
+A and B are the sides of an adapter: A is the down-projection, B the up-projection.
+
+Dimension letters: J linear modules, L layers, E and G experts.
 """
 
 import itertools
@@ -22,12 +24,13 @@ SIDES = ('A', 'B')
 
 
 class Side(NamedTuple):
-    """Similarities of A or of B, each the mean over the pairs that were compared.
+    """Similarities of A or of B, each averaged over the compared pairs.
 
     Attributes:
-        trained: (J, L); nan where an expert's update is still zero.
-        start: (J, L), of the same pairs before training; None if that is not known, or all zero.
-        independent: (J, L), of subspaces that have nothing to do with each other.
+        trained: (J, L) similarities after training; nan where an expert's update is still zero.
+        start: (J, L) similarities of the same pairs before training; None if they are not known or
+            the weights start at zero.
+        independent: (J, L) expected similarities of independent random subspaces.
     """
 
     trained: np.ndarray
@@ -39,9 +42,9 @@ class Alike(NamedTuple):
     """Similarity of the projections in one comparison.
 
     Attributes:
-        label: for legends.
-        pairs: Number of pairs for each linear and layer, by side.
-        sides: by name; 'A' is missing where the experts share one.
+        label: Label for legends.
+        pairs: Number of compared pairs for each linear module and layer.
+        sides: Similarities by side, 'A' and 'B'; 'A' is missing if all experts share one A.
     """
 
     label: str
@@ -53,8 +56,9 @@ class Comparison(NamedTuple):
     """A comparison to make.
 
     Attributes:
-        label: for legends.
-        pairs: numbers of runs; of a run with itself, its experts are compared with each other.
+        label: Label for legends.
+        pairs: Pairs of run indices. A pair of a run with itself compares its experts with each
+            other.
     """
 
     label: str
@@ -62,13 +66,13 @@ class Comparison(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A run, by the properties that decide what it is compared with.
+    """Properties of a run that decide which comparisons it takes part in.
 
     Attributes:
-        name: of the run.
-        method: its method, with whatever else must be the same.
-        tasks: that it was trained on.
-        experts: how many each linear has.
+        name: Name of the run.
+        method: Name of the method, with everything else that compared runs must share.
+        tasks: Names of the tasks that the run was trained on.
+        experts: Number of experts per linear module.
     """
 
     name: str
@@ -78,11 +82,11 @@ class Candidate(NamedTuple):
 
 
 def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
-    """The paper's three settings, as far as there are runs for them.
+    """Return the paper's three kinds of comparisons, as far as the runs allow them.
 
-    Experts within a run with several; runs of one method and the same tasks (ST(S) in the paper,
-    where they differ in their seeds); and of one method and different tasks (ST(D)). A run of one
-    task is not compared with one of several.
+    They are: experts within a run that has several; runs of one method on the same tasks (ST(S) in
+    the paper, where they differ in their seeds); and runs of one method on different tasks (ST(D)).
+    A single-task run is not compared with a multi-task run.
     """
     found = [
         Comparison(f'experts within {run.name}', [(i, i)])
@@ -100,16 +104,19 @@ def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
     return found
 
 
-# By run: the projections of a linear by side, trained and initial (None if these are not known).
+# For each run: the projections of one linear module by side, trained and initial (None if the
+# initial ones are not known).
 Projections = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
 
 
 def measure(wanted: Sequence[Comparison], linears: Iterable[Projections]) -> list[Alike]:
-    """Compares; what the experts of a run have in common is left out.
+    """Return the similarities of each comparison that has pairs to compare.
+
+    Projections that all experts of a run share are left out.
 
     Args:
-        wanted: at least one.
-        linears: Projections of all runs, for each of the J linears.
+        wanted: Comparisons to make, at least one.
+        linears: Projections of all runs, for each of the J linear modules.
     """
     rows: dict[int, dict[str, list[Side]]] = {number: {} for number in range(len(wanted))}
     counts: dict[int, int] = {}
@@ -139,14 +146,14 @@ def measure(wanted: Sequence[Comparison], linears: Iterable[Projections]) -> lis
 
 
 def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Over what is known; nan where nothing is."""
+    """Return the mean along an axis, ignoring nan; nan where all values are nan."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)
         return np.nanmean(values, axis=axis)
 
 
 def _starts(runs: Projections, side: str) -> dict[int, Subspaces]:
-    """Return initial subspaces by run, as far as known; B starts at zero and has none."""
+    """Return the initial subspaces of A by run, where known; B starts at zero and has none."""
     if side == 'B':
         return {}
     return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}
@@ -163,7 +170,7 @@ def _pairs(
     runs: Sequence[Subspaces] | Mapping[int, Subspaces],
     pairs: Sequence[tuple[int, int]],
 ) -> np.ndarray:
-    """(L, all pairs of experts of all pairs of runs)."""
+    """Return an (L, P) array of a function of all P pairs of experts in all pairs of runs."""
     found = []
     for i, j in pairs:
         values_LEG = function(runs[i], runs[j])

@@ -1,4 +1,4 @@
-"""Numbers as cells of tables, and as JSON."""
+"""Formatting of numbers as table cells and as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from malora_jax.statistics import Difference, Interval
 
 
 def score(found: tuple[float, Interval | None] | None) -> str:
-    """Return a mean score in percent, with its interval."""
+    """Return a mean score in percent with its interval, such as '41.2 [38.0, 44.5]'."""
     if found is None:
         return NONE
     mean, interval = found
@@ -18,7 +18,7 @@ def score(found: tuple[float, Interval | None] | None) -> str:
 
 
 def loss(mean: float | None, interval: Interval | None = None) -> str:
-    """Return a mean loss, with its interval."""
+    """Return a mean loss with its interval, such as '0.412 [0.398, 0.427]'."""
     if mean is None:
         return NONE
     inside = f' [{interval.low:.3f}, {interval.high:.3f}]' if interval else ''
@@ -26,17 +26,17 @@ def loss(mean: float | None, interval: Interval | None = None) -> str:
 
 
 def score_difference(found: Difference | None) -> str:
-    """Return a difference of scores in points."""
+    """Return a difference of scores in percentage points with its interval."""
     return _difference(found, 100, 1)
 
 
 def loss_difference(found: Difference | None) -> str:
-    """Return a difference of losses."""
+    """Return a difference of losses with its interval."""
     return _difference(found, 1, 3)
 
 
 def plain(value: Any) -> Any:
-    """Return numbers as JSON has them."""
+    """Return a nested value with each `Difference` converted to a dict, ready for JSON."""
     if isinstance(value, Difference):
         return dataclasses.asdict(value)
     if isinstance(value, Mapping):

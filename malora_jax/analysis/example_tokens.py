@@ -1,4 +1,4 @@
-"""Examples of the tokens that go to each expert."""
+"""Tables of example tokens that are routed to each expert."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,25 @@ from malora_jax.analysis.weights import linears
 from malora_jax.data import Tokenizer
 from malora_jax.training.config import RunConfig
 
-# Tokens named for each expert.
+# Maximum number of tokens named per expert.
 _MOST = 6
 
 
 def word_tables(
     run: RunConfig, state: RouterState, routed: Routed, asked: Questions, tokenizer: Tokenizer
 ) -> list[Table]:
-    """For each linear, of the layer whose experts tell most of the task; none if all are chosen."""
+    """Return a table of example tokens by expert for each linear module.
+
+    Each table shows the layer whose experts carry the most information about the task. There are
+    no tables if all experts are active for every token or no token is frequent enough.
+
+    Args:
+        run: Config of the run.
+        state: State of the routers.
+        routed: Routing sums of the model.
+        asked: Held-out questions that were routed.
+        tokenizer: Tokenizer of the base model.
+    """
     adapter = run.adapter
     if not len(asked.words) or is_dense(adapter):
         return []
@@ -49,7 +60,7 @@ def word_tables(
 
 
 def _shown(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Tokens as one can read them; parts of letters by their number."""
+    """Return readable tokens; a token that is only part of a character is shown by its id."""
     special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
     texts = []
     for token in tokens:

@@ -1,4 +1,4 @@
-"""What all plots share: colours, curves, and the writing of a PNG. Needs no display."""
+"""Shared helpers of all plots: colors, curves, and writing PNG files without a display."""
 
 import pathlib
 import textwrap
@@ -11,44 +11,67 @@ from matplotlib.figure import Figure
 
 from malora_jax import files
 
-# Names of tasks and runs are shown as they are, a dollar sign too.
+# Names of tasks and runs are shown literally: a dollar sign does not start a formula.
 literally = matplotlib.rc_context({'text.parse_math': False})
-# Inches; at twice a telephone's pixels for each of them.
+# Width in inches and resolution of figures for phones; twice the pixel density of a phone.
 PHONE, PHONE_DPI = 4.3, 180
 COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
 
 def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, where it was taken."""
+    """Return the steps and values of a metric, from the records that have it.
+
+    Args:
+        records: Records of `metrics.jsonl`.
+        name: Name of the metric.
+
+    Returns:
+        Two arrays (N,), with N the number of records that have the metric.
+    """
     taken = [(record['step'], record[name]) for record in records if name in record]
     steps, values = np.array(taken).reshape(-1, 2).T
     return steps, values
 
 
 def smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Centred moving average, over what there is of the window at the ends."""
+    """Return the centered moving average; at the ends, the window is truncated.
+
+    Args:
+        values: (N,) array.
+        window: Length of the window.
+    """
     ones = np.ones(min(window, len(values)))
     count = np.convolve(np.ones(len(values)), ones, mode='same')
     return np.convolve(values, ones, mode='same') / count
 
 
 def cycle(count: int) -> list[Any]:
-    """As many colours, from the first again after the last."""
+    """Return a list of `count` colors that repeats the palette if it is too short."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def wrapped(name: str, width: int) -> str:
-    """A name in lines, broken after underscores where it is too long for one."""
+    """Return a name with line breaks after underscores, for lines of at most `width` characters."""
     lines = textwrap.wrap(name.replace('_', '_ '), width)
     return '\n'.join(line.replace('_ ', '_') for line in lines)
 
 
 def small_figure(height: float) -> Figure:
-    """A figure of a telephone's width, on which its letters can be read."""
+    """Create a figure that is as wide as a phone's screen, with readable text.
+
+    Args:
+        height: Height in inches.
+    """
     return Figure(figsize=(PHONE, height), layout='constrained')
 
 
 def save(figure: Figure, path: pathlib.Path, dpi: int = 120) -> None:
-    """Writes the figure as a whole or not at all."""
+    """Write a figure as a PNG file, atomically.
+
+    Args:
+        figure: Figure to write.
+        path: PNG file to write.
+        dpi: Resolution in dots per inch.
+    """
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

@@ -15,7 +15,7 @@ NONE = '–'
 
 
 class Italic(str):
-    """Text in italics, such as a number of the paper."""
+    """Text in italics, such as a number from the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class BulletList:
-    """A list of short paragraphs."""
+    """A bulleted list of short paragraphs."""
 
     items: Sequence[str]
     kind: ClassVar[str] = 'items'
@@ -39,7 +39,7 @@ class Picture:
     """A PNG file with its caption.
 
     Attributes:
-        path: The file.
+        path: PNG file.
         caption: Sentence that says what the picture shows and how to read it.
     """
 
@@ -49,7 +49,7 @@ class Picture:
 
     @property
     def data(self) -> str:
-        """Content of the file in base64."""
+        """Content of the PNG file, encoded in base64."""
         return base64.b64encode(self.path.read_bytes()).decode('ascii')
 
 
@@ -60,9 +60,9 @@ class Table:
     Attributes:
         caption: Meaning of the numbers.
         head: Names of the columns.
-        rows: As many cells each as the head.
+        rows: Cells of each row, as many as there are columns.
         bars: Share, 0 to 1, of the bar below the name of each row; () for no bars.
-        texts: Numbers of the columns that hold text, besides the first.
+        texts: Indices of the columns that hold text, besides the first.
     """
 
     caption: str
@@ -74,12 +74,12 @@ class Table:
 
     @classmethod
     def of(cls, caption: str, rows: Sequence[Mapping[str, str]], **options: Any) -> 'Table':
-        """Make a table from rows that name their columns; a cell that a row lacks is a dash.
+        """Create a table from rows that name their columns; a missing cell is shown as a dash.
 
         Args:
             caption: Meaning of the numbers.
-            rows: Cells by the name of their column; the first column has the names of the rows.
-            **options: Further attributes.
+            rows: Cells by column name; the first column holds the names of the rows.
+            **options: Further attributes of the table.
         """
         head = [*dict.fromkeys(column for row in rows for column in row)]
         return cls(
@@ -89,7 +89,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Details that are shown on demand."""
+    """Collapsible details that are shown on demand."""
 
     title: str
     blocks: Sequence['Block']
@@ -107,7 +107,7 @@ class Section:
         name: Anchor in the page, and key in `analysis.json`.
         title: Heading.
         blocks: Content for readers.
-        numbers: The same numbers for programs.
+        numbers: Numbers of the section for `analysis.json`.
     """
 
     name: str
@@ -121,7 +121,7 @@ def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> None
 
     Args:
         title: Heading of the report.
-        sections: The sections.
+        sections: Sections to write.
         output: Directory of the files.
     """
     files.write_text(output / 'report.html', to_html(title, sections))
@@ -130,7 +130,7 @@ def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> None
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """Return one HTML page that needs no other file; names are escaped."""
+    """Return one self-contained HTML page; all text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('malora_jax.analysis', 'templates'),
         autoescape=True,
@@ -176,7 +176,7 @@ def _cell(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape the characters that Markdown would take for markup; soft hyphens are for pages."""
+    """Escape Markdown's markup characters, and remove soft hyphens, which only HTML needs."""
     for character in r'\*<':
         text = text.replace(character, f'\\{character}')
     return str(text).replace('\u00ad', '')

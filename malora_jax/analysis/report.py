@@ -1,4 +1,4 @@
-"""A report about runs: one HTML page, Markdown, the plots in them, and their numbers."""
+"""Reports about runs: an HTML page, Markdown, the plots in them, and their numbers as JSON."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from malora_jax.analysis.weights import read_weights
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
 from malora_jax.runs.paper import TABLES
 
-# Number of runs that the title names.
+# With more runs than these, the title gives their number instead of their names.
 _MOST_NAMES = 4
 
 
@@ -37,21 +37,21 @@ def write_report(
     `_sections` below.
 
     Args:
-        workdirs: Directories of runs on one base, or of several such runs each.
+        workdirs: Directories of runs on one base model; each may also hold several such runs.
         output: Directory of the files.
-        table: Name of a table of the paper, whose rows then stand next to the runs.
-        weights: Location of the base's weights, if they have moved since training.
-        unfinished: Whether runs may have no results yet.
-        routing: Whether to run the model on held-out questions for the sections on routing; the
-            other sections need neither base nor data.
-        questions: Number of questions of each task for routing, at most; 0 for all.
+        table: Name of a table of the paper whose rows are shown next to the runs.
+        weights: Location of the base model's weights, if they have moved since training.
+        unfinished: Whether runs without results are allowed.
+        routing: Whether to run the model on held-out questions for the sections on routing. The
+            other sections need neither the base model nor the data.
+        questions: Maximum number of questions of each task for routing; 0 for all.
 
     Returns:
         The sections of the report.
 
     Raises:
-        UserError: As `read_runs`; with a table, as `seed_groups`; or for the routing, base or data
-            are not those of a run.
+        UserError: `read_runs` refuses the runs; with a table, `seed_groups` refuses them; or, for
+            the sections on routing, the base model or the data differ from those of a run.
     """
     runs = read_runs(workdirs, weights, unfinished)
     finished = [run for run in runs if run.is_finished]

@@ -1,4 +1,4 @@
-"""Decisions of a run's routers for its held-out questions, question by question.
+"""Routing decisions of a run's routers on held-out questions, summed for each question.
 
 Dimension letters: B rows, T positions, N = B · T tokens, G groups of tokens, L layers, E experts,
 Q questions, W words (tokens of the vocabulary).
@@ -17,19 +17,21 @@ from malora_jax.adapters.routers import RoutingSums
 from malora_jax.models import Decoder
 from malora_jax.training.step import Batch, by_path
 
-# How many tokens of the vocabulary are followed, the most frequent ones, and how often each occurs.
+# Routing is counted for at most this many of the most frequent tokens, with a minimum number of
+# occurrences.
 _WORDS, _LEAST = 512, 8
 
 
 class Questions(NamedTuple):
-    """The held-out questions with their answers, packed.
+    """Packed held-out questions with their answers.
 
     Attributes:
-        batches: each with `groups` besides, (B, T): which of the batch's questions a token is of.
-        task: (Q,), in the order of the batches.
-        per_batch: how many questions each has.
-        words: (W,) ids of the tokens that are followed.
-        counts: (W,) how often each occurs.
+        batches: Packed batches. Each has an additional entry `groups`, (B, T) int32: index within
+            the batch of the question that a token belongs to, -1 for padding.
+        task: (Q,) task index of each question, in the order of the batches.
+        per_batch: Number of questions in each batch.
+        words: (W,) ids of the most frequent tokens, whose routing is counted token by token.
+        counts: (W,) number of occurrences of each of these tokens.
     """
 
     batches: Sequence[Batch]
@@ -40,11 +42,11 @@ class Questions(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """Sums of what routers did; by linear.
+    """Sums of routing decisions by linear module.
 
     Attributes:
-        questions: leaves (Q, L, E), summed over the tokens of each question.
-        words: (L, W, E), token slots that each of the words that are followed gave.
+        questions: Sums over the tokens of each question; leaves (Q, L, E).
+        words: (L, W, E) number of times that each frequent token was routed to each expert.
     """
 
     questions: dict[str, RoutingSums]
@@ -52,12 +54,16 @@ class Routed(NamedTuple):
 
 
 def questions(batches: Sequence[Batch]) -> Questions:
-    """Numbers the questions of packed batches, and finds the tokens that are frequent."""
+    """Number the questions of packed batches, and find the most frequent tokens.
+
+    Args:
+        batches: Packed batches of held-out questions.
+    """
     numbered, tasks, per_batch = [], [], []
     for batch in batches:
         segments_BT = np.asarray(batch['segment_ids'])
         rows_BT = np.arange(len(segments_BT))[:, None]
-        # A number for each pair of row and segment; padding is segment 0.
+        # A question is a pair of row and segment, which gets one number; padding is segment 0.
         pairs_BT = rows_BT * (segments_BT.max() + 1) + segments_BT
         real_BT = segments_BT > 0
         found, first = np.unique(pairs_BT[real_BT], return_index=True)
@@ -75,13 +81,13 @@ def questions(batches: Sequence[Batch]) -> Questions:
 def route(
     model: Decoder, variables: Any, asked: Questions, description: str | None = None
 ) -> Routed:
-    """Runs the model over the questions, dropout off.
+    """Run the model over the questions, without dropout, and sum its routing decisions.
 
     Args:
-        model: the decoder, with routers.
-        variables: its collections.
-        asked: the questions.
-        description: what the progress bar says.
+        model: Decoder with routers.
+        variables: Variable collections of the model.
+        asked: Held-out questions.
+        description: Label of the progress bar.
     """
     most = max(asked.per_batch)
     parts: dict[str, list[RoutingSums]] = {}
@@ -102,7 +108,7 @@ def route(
 def _sums(
     model: Decoder, variables: Any, batch: Batch, words_W: jax.Array, most: int
 ) -> Iterator[tuple[str, RoutingSums]]:
-    """Return sums by linear: leaves (L, most + W, E), by question of the batch, then by word."""
+    """Yield each linear module's sums: leaves (L, most + W, E), by question, then by word."""
     kept = {key: batch[key] for key in ('inputs', 'positions', 'segment_ids', 'groups')}
     found: Mapping[str, RoutingSums] = _compiled(model, variables, kept, words_W, most)
     for path, sums in found.items():
@@ -113,8 +119,8 @@ def _sums(
 def _compiled(
     model: Decoder, variables: Any, batch: Batch, words_W: jax.Array, most: int
 ) -> dict[str, RoutingSums]:
-    # Sums over the tokens of a question and sums over the occurrences of a word are both sums over
-    # groups of tokens; that each token is of one of either makes no difference.
+    # Sums over the tokens of a question and over the occurrences of a word are both sums over
+    # groups of tokens. Groups may overlap, so one forward pass computes both.
     question_NG = jax.nn.one_hot(batch['groups'].reshape(-1), most, dtype=jnp.float32)
     is_word_NW = batch['inputs'].reshape(-1, 1) == words_W[None]
     is_real_N1 = batch['segment_ids'].reshape(-1, 1) > 0

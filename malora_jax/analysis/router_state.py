@@ -1,6 +1,6 @@
-"""State of the routers at one step of a run, on its held-out questions.
+"""State of the routers at one step of a run, measured on its held-out questions.
 
-Dimension letters: J linears, L layers, G tasks, E experts, Q questions.
+Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from malora_jax.analysis.routed import Routed
 
 
 class RouterState(NamedTuple):
-    """Load, balance and task information of the routers.
+    """Load, load balance and task information of the routers.
 
     Attributes:
-        load: (J, L, G, E), the share of each expert; they sum to one over E.
-        balance, effective, largest: (J, L), the balance loss, how many experts are in use, and the
-            share of the busiest.
-        information: (J, L), bits that an expert tells of the task.
+        load: (J, L, G, E) fraction of token slots that each expert gets; sums to one over E. Each
+            token has top_k slots.
+        balance, effective, largest: (J, L) load-balancing loss, effective number of experts, and
+            fraction of token slots of the busiest expert.
+        information: (J, L) mutual information of task and expert, in bits.
     """
 
     load: np.ndarray
@@ -31,7 +32,7 @@ class RouterState(NamedTuple):
     information: np.ndarray
 
     def means(self) -> dict[str, float]:
-        """Over all routers, by the names of metrics.jsonl."""
+        """Return the means over all routers, by the names of `metrics.jsonl`."""
         return {
             'balance_loss': float(self.balance.mean()),
             'effective_experts': float(self.effective.mean()),
@@ -41,25 +42,33 @@ class RouterState(NamedTuple):
 
 
 def is_dense(adapter: AdapterConfig) -> bool:
-    """True if all experts are chosen, so that only gates differ."""
+    """Return whether all experts are active for every token, so that only their gates differ."""
     return adapter.router.top_k == adapter.num_experts
 
 
 def choices(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
-    """Token slots that went to each expert; where all are chosen, the sums of their gates."""
+    """Return the number of token slots of each expert, or its sum of gates if all are active.
+
+    Args:
+        adapter: Adapter configuration.
+        sums: Routing sums with leaves (..., E).
+
+    Returns:
+        (..., E) float64.
+    """
     return np.asarray(sums.gate if is_dense(adapter) else sums.load, np.float64)
 
 
 def state_of(
     adapter: AdapterConfig, linears: Sequence[str], routed: Routed, task_Q: np.ndarray
 ) -> RouterState:
-    """The state, from sums by question.
+    """Return the state of the routers, computed from sums by question.
 
     Args:
-        adapter: the settings.
-        linears: J names.
-        routed: what was summed.
-        task_Q: the task of each question, from 0.
+        adapter: Adapter configuration.
+        linears: Names of the J linear modules.
+        routed: Routing sums.
+        task_Q: (Q,) task index of each question, from 0.
     """
     loads, rows = [], []
     for linear in linears:
@@ -81,7 +90,15 @@ def state_of(
 
 
 def mean_chance(adapter: AdapterConfig, routed: Routed, task_Q: np.ndarray) -> float:
-    """Task information if tasks were dealt to the questions at random; mean over routers."""
+    """Return the mean task information over routers with tasks assigned to questions at random.
+
+    This is the chance level of `RouterState.information`.
+
+    Args:
+        adapter: Adapter configuration.
+        routed: Routing sums.
+        task_Q: (Q,) task index of each question, from 0.
+    """
     each = [
         routing.chance_information(choices(adapter, sums), task_Q).mean()
         for sums in routed.questions.values()

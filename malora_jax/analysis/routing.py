@@ -1,6 +1,6 @@
 """Information in a router's choices: about the task of a token, and about the token itself.
 
-Loads, balance and effective experts are those of `adapters.routers`.
+`adapters.routers` computes loads, the load-balancing loss and the effective number of experts.
 
 Dimension letters: L routers, G tasks, E experts, Q questions, W words (tokens of the vocabulary).
 """
@@ -11,22 +11,22 @@ import numpy as np
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
-    """Of distributions along the last axis, in bits."""
+    """Return the entropy in bits of distributions along the last axis."""
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     return -(shares * logs).sum(axis=-1)
 
 
 def task_information(load_LGE: np.ndarray) -> np.ndarray:
-    """Mutual information of task and expert, in bits, every task weighing the same.
+    """Return the mutual information of task and expert in bits, with all tasks weighted equally.
 
-    It is what the expert of one token slot tells of the slot's task: 0 where all tasks use the
-    experts alike. Tasks without a token are left out.
+    It is the information that the expert of one token slot gives about the task of the token: 0 if
+    all tasks use the experts in the same way. Tasks without tokens are ignored.
 
     Args:
-        load_LGE: token slots (or shares of them) by router, task and expert.
+        load_LGE: (L, G, E) token slots, or fractions of them, by router, task and expert.
 
     Returns:
-        (L,): H(expert) - H(expert | task), at least 0 and at most `most_information`.
+        (L,) H(expert) - H(expert | task), at least 0 and at most `most_information`.
     """
     load_LGE = np.asarray(load_LGE, np.float64)
     shares_LGE = shares(load_LGE[:, load_LGE.sum(axis=(0, 2)) > 0])
@@ -35,26 +35,30 @@ def task_information(load_LGE: np.ndarray) -> np.ndarray:
 
 
 def most_information(num_tasks: int, num_experts: int, top_k: int) -> float:
-    """The most that `task_information` can be: a task's slots go to K experts at least."""
+    """Return the upper bound of `task_information` in bits.
+
+    It is not log2(num_tasks) in general, because the token slots of a task go to at least top_k
+    experts.
+    """
     return float(np.log2(min(num_tasks, num_experts / top_k)))
 
 
 def chance_information(
     load_QLE: np.ndarray, task_Q: np.ndarray, draws: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """`task_information` where tasks are dealt to the questions at random, a control.
+    """Return `task_information` with tasks assigned to questions at random, as a control.
 
-    Few questions look different by chance alone, and the tokens of one question are alike: so
-    whole questions are dealt.
+    With few questions, tasks differ by chance alone. The tokens of one question are similar, so
+    whole questions are permuted.
 
     Args:
-        load_QLE: token slots by question, router and expert.
-        task_Q: the task of each question.
-        draws: how many times tasks are dealt.
-        seed: of the deals.
+        load_QLE: (Q, L, E) token slots by question, router and expert.
+        task_Q: (Q,) task index of each question.
+        draws: Number of random permutations.
+        seed: Random seed of the permutations.
 
     Returns:
-        (draws, L).
+        (draws, L) bits.
     """
     rng = np.random.default_rng(seed)
     return np.stack(
@@ -63,19 +67,29 @@ def chance_information(
 
 
 def by_task(load_QLE: np.ndarray, task_Q: np.ndarray) -> np.ndarray:
-    """(L, G, E): sums over the questions of each task."""
+    """Return the sums over the questions of each task, (L, G, E).
+
+    Args:
+        load_QLE: (Q, L, E) token slots by question, router and expert.
+        task_Q: (Q,) task index of each question, from 0.
+    """
     one_hot_GQ = np.arange(task_Q.max() + 1)[:, None] == task_Q[None]
     return np.einsum('GQ,QLE->LGE', one_hot_GQ.astype(np.float64), load_QLE)
 
 
 def shares(counts: np.ndarray) -> np.ndarray:
-    """Counts as shares of their sum along the last axis; zero where there are none."""
+    """Return counts divided by their sum along the last axis; zero where the sum is zero."""
     total = counts.sum(axis=-1, keepdims=True)
     return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
 
 
 class Word(NamedTuple):
-    """The number of a token, and the share of its occurrences that an expert got."""
+    """A token of the vocabulary and the fraction of its occurrences that an expert gets.
+
+    Attributes:
+        number: Index of the token in the array of frequent tokens.
+        share: Fraction of its occurrences that are routed to the expert.
+    """
 
     number: int
     share: float
@@ -84,16 +98,16 @@ class Word(NamedTuple):
 def expert_words(
     load_WE: np.ndarray, count_W: np.ndarray, above: float, most: int
 ) -> list[list[Word]]:
-    """The tokens that go to each expert most often when they occur.
+    """Return the tokens with the largest fraction of occurrences routed to each expert.
 
     Args:
-        load_WE: how often each token went to each expert, of one router.
-        count_W: how often each occurred, at least once.
-        above: the share that a token must exceed, such as that of even routing.
-        most: how many tokens to name.
+        load_WE: (W, E) number of times that each token was routed to each expert of one router.
+        count_W: (W,) number of occurrences of each token, at least 1.
+        above: Fraction that a token must exceed, such as that of uniform routing.
+        most: Maximum number of tokens for each expert.
 
     Returns:
-        For each expert, tokens with the highest share first; of equals the more frequent.
+        The tokens of each expert, by descending fraction; ties are broken by frequency.
     """
     share_WE = load_WE / count_W[:, None]
     orders = [np.lexsort((-count_W, -share_W)) for share_W in share_WE.T]

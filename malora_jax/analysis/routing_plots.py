@@ -1,6 +1,6 @@
-"""Plots of what routers do.
+"""Plots of routing: expert load, router statistics, and their change over training.
 
-Dimension letters: L layers, J linears, G tasks, E experts.
+Dimension letters: L layers, J linear modules, G tasks, E experts.
 """
 
 import pathlib
@@ -18,14 +18,14 @@ _GREY = '0.4'
 def plot_load(
     path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, most: float
 ) -> None:
-    """A heat map for each task: the share that each expert of a linear gets, by layer.
+    """Plot a heat map for each task: the share that each expert of a linear module gets, by layer.
 
     Args:
-        path: the PNG to write.
-        load_LGE: shares by layer, task and expert, which sum to one over E.
-        tasks: the G names.
-        linear: whose routers these are.
-        most: the largest share that an expert can get.
+        path: PNG file to write.
+        load_LGE: (L, G, E) shares by layer, task and expert; sum to one over E.
+        tasks: Names of the G tasks.
+        linear: Name of the linear module.
+        most: Largest share that an expert can get.
     """
     experts = load_LGE.shape[-1]
     rows = -(-len(tasks) // 2)
@@ -36,7 +36,7 @@ def plot_load(
         panel.set_title(wrapped(task, 24), fontsize=9)
         panel.set_xticks(range(experts))
         panel.tick_params(labelsize=8)
-    for panel in panels:  # Those that are left over.
+    for panel in panels:  # Panels without data.
         panel.set_axis_off()
     for panel in figure.axes[max(0, len(tasks) - 2) : len(tasks)]:
         panel.set_xlabel(f'expert of {linear}', fontsize=9)
@@ -58,15 +58,15 @@ def plot_routers(
     chance: float,
     experts: int,
 ) -> None:
-    """Two heat maps, layer by linear: how much experts tell of the task; how many are in use.
+    """Plot two heat maps, layer by linear module: task information and effective experts.
 
     Args:
-        path: the PNG to write.
-        information_JL: bits.
-        effective_JL: effective experts.
-        linears: the J names.
-        chance: bits that chance gives.
-        experts: E.
+        path: PNG file to write.
+        information_JL: (J, L) task information in bits.
+        effective_JL: (J, L) effective number of experts.
+        linears: Names of the J linear modules.
+        chance: Task information in bits at chance level.
+        experts: Number of experts E.
     """
     figure = small_figure(4.4)
     panels = figure.subplots(1, 2, sharey=True)
@@ -96,13 +96,13 @@ def plot_evolution(
     held_out: Mapping[str, Sequence[float]],
     lines: Mapping[str, tuple[float, str]],
 ) -> None:
-    """Routing over training: a panel for each measure, with its reference line.
+    """Plot routing over training: a panel for each measure, with its reference line.
 
     Args:
-        path: the PNG to write.
-        records: of metrics.jsonl: each step's own batch, faint, and a moving average.
-        held_out: on held-out questions, by measure; with `step`, of the checkpoints.
-        lines: by measure: where its reference line is, and what that is.
+        path: PNG file to write.
+        records: Records of `metrics.jsonl`, measured on the training batch of each step.
+        held_out: Values on held-out questions by measure, and their checkpoints' steps as `step`.
+        lines: Height and label of the reference line, by measure.
     """
     names = {
         'balance_loss': 'balance',

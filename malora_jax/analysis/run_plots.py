@@ -1,4 +1,4 @@
-"""The plots that training writes into the directory of a run."""
+"""Plots that training writes into the directory of a run."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ def write_run_plots(workdir: pathlib.Path, data: PlotData) -> None:
         workdir: Directory of the run.
         data: Data to plot.
     """
-    # Imported here because a run that starts need not wait for matplotlib.
+    # Imported here because training should not wait for matplotlib at its start.
     from malora_jax.analysis import training_plots
 
     path, title = workdir, data.title

@@ -1,10 +1,10 @@
-"""How alike projections are: canonical correlations of the subspaces that their columns span.
+"""Similarity of projections: canonical correlations of the subspaces that their columns span.
 
-The measure is the goodness of fit of canonical correlation analysis that work on LoRA's asymmetry
-uses (Zhu et al. 2024; R²_CCA in Kornblith et al. 2019): the mean of the squared canonical
+The measure is the goodness of fit of canonical correlation analysis (CCA) that work on LoRA's
+asymmetry uses (Zhu et al. 2024; R²_CCA in Kornblith et al. 2019): the mean of the squared canonical
 correlations, ‖Q_xᵀ Q_y‖² / min(rank), with orthonormal bases Q of the two column spaces. It is 1
 for the same subspace and 0 for orthogonal ones, and does not depend on scales or on the basis in
-which a projection is written. Columns are not centred: a projection is a linear map.
+which a projection is written. Columns are not centered: a projection is a linear map.
 
 Dimension letters: L layers, E and G experts, D inputs (or outputs), R rank of an expert.
 """
@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of weights, relative to the largest singular value: they are kept in float32.
+# Relative precision of singular values: weights are stored in float32.
 PRECISION = 2.0**-23
 
 
 class Subspaces(NamedTuple):
-    """The column spaces of projections.
+    """Column spaces of projections.
 
     Attributes:
-        basis: (L, E, D, R), orthonormal columns; those beyond the rank are zero.
-        rank: (L, E) whole numbers.
+        basis: (L, E, D, R) float64 orthonormal columns; columns beyond the rank are zero.
+        rank: (L, E) integer ranks.
     """
 
     basis: np.ndarray
@@ -30,14 +30,26 @@ class Subspaces(NamedTuple):
 
 
 def subspaces(projections_LEDR: np.ndarray) -> Subspaces:
-    """Bases of the column spaces; directions below float32's precision count as none."""
-    # Twice, as the first basis is orthonormal only as far as the projection is well conditioned.
+    """Return orthonormal bases of the column spaces, without directions below float32's precision.
+
+    Args:
+        projections_LEDR: (L, E, D, R) projections.
+    """
+    # Whitened twice, because the first basis of an ill-conditioned projection is not orthonormal.
     basis_LEDR, _ = _whitened(np.asarray(projections_LEDR, np.float64))
     return Subspaces(*_whitened(basis_LEDR))
 
 
 def similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
-    """(L, E, G): each of the one's subspaces with each of the other's; nan where one is empty."""
+    """Return the similarity of each subspace of `one` with each of `other`; nan where one is empty.
+
+    Args:
+        one: Subspaces of E experts.
+        other: Subspaces of G experts.
+
+    Returns:
+        (L, E, G), between 0 and 1.
+    """
     L, E, D, R = one.basis.shape
     G, P = other.basis.shape[1], other.basis.shape[3]
     x_LQD = one.basis.swapaxes(2, 3).reshape(L, E * R, D)
@@ -48,10 +60,14 @@ def similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
 
 
 def independent(one: Subspaces, other: Subspaces) -> np.ndarray:
-    """(L, E, G): the expected similarity of subspaces that have nothing to do with each other.
+    """Return the expected similarity of independent random subspaces, (L, E, G).
 
-    Where at least one of two subspaces of ranks p and q is drawn uniformly in D dimensions,
-    E ‖Q_xᵀ Q_y‖² = p q / D, so that the mean squared correlation is max(p, q) / D.
+    If at least one of two subspaces of ranks p and q is drawn uniformly in D dimensions,
+    E ‖Q_xᵀ Q_y‖² = p q / D, so the mean squared correlation is max(p, q) / D.
+
+    Args:
+        one: Subspaces of E experts.
+        other: Subspaces of G experts.
     """
     p_LE1, q_L1G = one.rank[:, :, None], other.rank[:, None, :]
     product = p_LE1 * q_L1G / one.basis.shape[2]
@@ -59,16 +75,20 @@ def independent(one: Subspaces, other: Subspaces) -> np.ndarray:
 
 
 def distinct_pairs(pairs_LEE: np.ndarray) -> np.ndarray:
-    """(L, E (E - 1) / 2): of similarities within one set of experts, each pair once."""
+    """Return each pair of distinct experts once, (L, E (E - 1) / 2).
+
+    Args:
+        pairs_LEE: (L, E, E) similarities within one set of experts.
+    """
     rows, columns = np.triu_indices(pairs_LEE.shape[-1], k=1)
     return pairs_LEE[:, rows, columns]
 
 
 def _whitened(x_LEDR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """X V Λ^(-1/2) with XᵀX = V Λ Vᵀ, and how many directions there are.
+    """Return X V Λ^(-1/2), where XᵀX = V Λ Vᵀ, and the number of nonzero directions.
 
-    Of the few columns' products: many times faster than a decomposition of the matrix itself, which
-    numpy's threads make slower still.
+    The eigendecomposition of the small R × R product is many times faster than a singular value
+    decomposition of X itself, which numpy's threads slow down further.
     """
     square_LER, v_LERR = np.linalg.eigh(x_LEDR.swapaxes(-1, -2) @ x_LEDR)
     largest_LE1 = square_LER[..., -1:]

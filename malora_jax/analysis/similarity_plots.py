@@ -1,6 +1,6 @@
-"""Plots of what experts' projections have in common: Figures 2 and 3 of the paper.
+"""Plots of the experts' projections: similarity and singular values (Figures 2 and 3 of the paper).
 
-Dimension letters: J linears, L layers, K singular values.
+Dimension letters: J linear modules, L layers, K singular values.
 """
 
 import pathlib
@@ -18,14 +18,14 @@ _GREY = '0.55'
 
 @literally
 def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str]) -> None:
-    """A panel each for A and B: by linear, the mean over layers and the range of layers.
+    """Plot similarities of A and B by linear module: the mean over layers and the range of layers.
 
-    Hollow markers are the same at the start, grey dashes what independent subspaces would have.
+    Hollow markers show the similarity before training; gray dashes that of independent subspaces.
 
     Args:
-        path: the PNG to write.
-        found: what was compared, in one colour each.
-        linears: J names.
+        path: PNG file to write.
+        found: Similarities of each comparison, each with a color of its own.
+        linears: Names of the J linear modules.
     """
     figure = small_figure(5.6 + 0.25 * len(found))
     panels = figure.subplots(len(SIDES), 1, sharex=True)
@@ -67,7 +67,16 @@ def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequenc
 def plot_similarity_by_layer(
     path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str], side: str
 ) -> None:
-    """A panel for each linear: similarity over layers; dotted at the start, dashed independent."""
+    """Plot similarity over layers, with a panel for each linear module.
+
+    Lines are solid after training, dotted before training, and dashed for independent subspaces.
+
+    Args:
+        path: PNG file to write.
+        found: Similarities of each comparison, each with a color of its own.
+        linears: Names of the J linear modules.
+        side: Side to plot, 'A' or 'B'.
+    """
     found = [alike for alike in found if side in alike.sides]
     rows = -(-len(linears) // 2)
     figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(found))
@@ -82,7 +91,7 @@ def plot_similarity_by_layer(
         panel.set_title(linear, fontsize=10)
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylim(0, None)
-    for panel in panels:  # Those that are left over.
+    for panel in panels:  # Panels without data.
         panel.set_axis_off()
     for panel in figure.axes[max(0, len(linears) - 2) : len(linears)]:
         panel.set_xlabel('layer', fontsize=9)
@@ -94,14 +103,14 @@ def plot_similarity_by_layer(
 
 @literally
 def plot_spectra(path: pathlib.Path, spread: Mapping[str, Mapping[str, Spread]]) -> None:
-    """A row of panels for each linear: singular values of the concatenated A, and of B.
+    """Plot singular values of the concatenated A and B, a row of panels for each linear module.
 
-    The median over layers with the range of layers; a control dashed; a line where 90% of the
-    squared norm is reached.
+    Each panel shows the median over layers with the range of layers, a dashed control, and a line
+    at the number of directions that carry 90% of the squared norm.
 
     Args:
-        path: the PNG to write.
-        spread: by linear, then by side.
+        path: PNG file to write.
+        spread: Singular values by linear module, then by side.
     """
     figure = small_figure(1.0 + 1.25 * len(spread))
     panels = figure.subplots(len(spread), 2, squeeze=False)

@@ -1,4 +1,4 @@
-"""Figure 3: over how many directions the experts of a linear spread.
+"""Number of directions over which the experts of a linear module spread (Figure 3 of the paper).
 
 Dimension letters: L layers, K singular values.
 """
@@ -16,11 +16,12 @@ class Spread(NamedTuple):
     """Singular values of the experts' concatenated A, or B.
 
     Attributes:
-        trained: (L, K).
-        control: (L, K); of A at the start if that is known, else random of the same norm.
-        directions: (L,), how many carry 90% of the squared norm.
-        control_directions: (L,), the same of the control.
-        possible: how many there may be at most: the rank of all experts together.
+        trained: (L, K) singular values after training.
+        control: (L, K) singular values of the control: the initial A if it is known, else a random
+            matrix of the same norm.
+        directions: (L,) number of directions that carry 90% of the squared norm.
+        control_directions: (L,) number of such directions of the control.
+        possible: Maximum number of directions: the rank of all experts together.
     """
 
     trained: np.ndarray
@@ -33,11 +34,11 @@ class Spread(NamedTuple):
 def spread(
     trained: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray] | None
 ) -> dict[str, Spread]:
-    """Measure the projections of one linear, by side.
+    """Return the singular values of one linear module by side, 'A' and 'B'.
 
     Args:
-        trained: Projections by side, see `weights.projections_of`.
-        start: Their initial values, if these are known.
+        trained: Trained projections by side, as `weights.projections_of` returns them.
+        start: Initial projections by side, if they are known.
     """
     down_LEDR, up_LEFR = trained['A'], trained['B']
     down_control = random_singular_values(down_LEDR)
@@ -50,7 +51,7 @@ def spread(
 
 
 def _spread(trained_LK: np.ndarray, control_LK: np.ndarray) -> Spread:
-    # Values that only rounding makes are left out: of MALoRA's A there are d.
+    # Singular values that are only rounding errors are dropped: MALoRA's A has rank d at most.
     largest = max(trained_LK.max(), control_LK.max())
     possible = int((trained_LK > PRECISION * largest).any(axis=0).sum())
     kept = slice(max(possible, 1))

@@ -1,4 +1,4 @@
-"""The static export of a routed mixture, and the loss that it costs on held-out examples.
+"""Static export of a routed mixture as a plain LoRA, and the held-out loss that it costs.
 
 Dimension letters: L layers, G tasks, E experts.
 """
@@ -16,19 +16,19 @@ from malora_jax.models import Decoder
 from malora_jax.training.heldout import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
 
-# Training examples of each task whose gates are averaged.
+# Maximum number of training examples per task over whose tokens gates are averaged.
 EXAMPLES = 128
 
 
 class StaticExport(NamedTuple):
-    """A plain LoRA that approximates a mixture.
+    """A plain LoRA that approximates a mixture of experts.
 
     Attributes:
-        trained: The LoRA, as if it had been trained so.
+        trained: The LoRA, in the form of a restored training run.
         about: Entries for its manifest: those of `export.static.static`, `gates_of` (the tasks
-            whose tokens were averaged over) and `examples` (of each task, at most).
-        losses: Loss of the held-out answers of each task in nats per token, by `base`, `mixture`
-            and `static`.
+            whose gates were averaged) and `examples` (maximum number of examples per task).
+        losses: Loss on the held-out answers in nats per token, by task, then by model: `base`,
+            `mixture` and `static`.
     """
 
     trained: Restored
@@ -37,17 +37,17 @@ class StaticExport(NamedTuple):
 
 
 def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> StaticExport:
-    """Approximate a mixture by a plain LoRA, and measure what that costs.
+    """Approximate a mixture of experts by a plain LoRA, and measure the held-out loss of both.
 
     Args:
-        setup: Parts of the run that was trained.
-        trained: A routed mixture.
-        task: Task whose training examples' gates are averaged; '' for all tasks, which count the
-            same.
-        rank: Rank of the result; 0 for the exact one.
+        setup: Parts of the trained run.
+        trained: Routed mixture to approximate.
+        task: Task on whose training examples the gates are averaged; '' for all tasks, with equal
+            weight.
+        rank: Rank of the LoRA; 0 for the rank at which it equals the mean update exactly.
 
     Raises:
-        UserError: There is no such task; or as `export.static.static`.
+        UserError: There is no such task, or `export.static.static` refuses the mixture or the rank.
     """
     check_mixture(trained)
     tasks = [split.task_name for split in setup.splits if split.train]
@@ -60,7 +60,7 @@ def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0
 
 
 def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return mean gates by linear, (L, E): over the tokens of each task, then over tasks."""
+    """Return mean gates by linear module, (L, E): over the tokens of a task, then over tasks."""
     adapter, config = trained.model.adapter, trained.model.config
     assert adapter is not None
     if not adapter.has_router:
@@ -94,6 +94,6 @@ def _losses(setup: Setup, mixture: Restored, lora: Restored) -> dict[str, dict[s
         batches = tqdm.tqdm(list(setup.held_out_batches()), desc=f'loss of {label}', unit='batch')
         sums = held_out_losses(model, variables, batches, len(names))
         for name, loss in zip(names, loss_by_task(sums), strict=True):
-            if np.isfinite(loss):  # Of a task that has answers.
+            if np.isfinite(loss):  # The loss of a task without answers is nan.
                 losses.setdefault(name, {})[label] = float(loss)
     return losses

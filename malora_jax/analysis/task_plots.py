@@ -1,4 +1,4 @@
-"""Plots of losses over training, and of changes by task."""
+"""Plots of losses over training, and of score changes by task."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ from malora_jax.statistics import Difference
 def plot_curves(
     path: pathlib.Path, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], label: str
 ) -> None:
-    """Plot a panel for each run: its own curve in color, with those of the others in grey behind.
+    """Plot a panel for each run: its curve in color, with the curves of all other runs in gray.
 
     Args:
         path: PNG file to write.
-        curves: Steps and values by name.
+        curves: Steps and values by name of the run.
         label: Label of the values.
     """
     columns = min(3, len(curves))
@@ -45,7 +45,7 @@ def plot_curves(
         panel.plot(*curve, color=COLOURS[0], linewidth=2)
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.3)
-    for panel in panels:  # Those that are left over.
+    for panel in panels:  # Panels without data.
         panel.set_axis_off()
     for panel in figure.axes[max(0, len(curves) - columns) : len(curves)]:
         panel.tick_params(labelbottom=True)
@@ -62,7 +62,8 @@ def plot_tasks(
 
     Args:
         path: PNG file to write.
-        records: Records of `metrics.jsonl` of several runs, by the label of their color.
+        records: Records of `metrics.jsonl` of one or more runs, by label. Each label has its own
+            color.
     """
     everything = [record for runs in records.values() for run in runs for record in run]
     tasks = sorted({key for record in everything for key in record if key.startswith('loss/')})
@@ -83,7 +84,7 @@ def plot_tasks(
         panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
-    for panel in panels:  # Those that are left over.
+    for panel in panels:  # Panels without data.
         panel.set_axis_off()
     for panel in figure.axes[max(0, len(tasks) - 2) : len(tasks)]:
         panel.set_xlabel('step', fontsize=9)
@@ -96,11 +97,11 @@ def plot_tasks(
 
 @literally
 def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Difference]]) -> None:
-    """Plot each task's change against training on it alone, with its 95% interval.
+    """Plot the change of each task's score against single-task training, with its 95% interval.
 
     Args:
         path: PNG file to write.
-        changes: Changes of scores by label, which has a color of its own, and by task.
+        changes: Changes of scores by label, then by task. Each label has its own color.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
     heights = len(tasks) * (0.25 + 0.2 * len(changes)) + 0.2 * len(changes)
@@ -112,7 +113,7 @@ def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Differenc
         means = 100 * np.array([change.mean for change in by_task.values()])
         lows, highs = 100 * np.array([change.interval for change in by_task.values()]).T
         places = [tasks.index(task) + shift for task in by_task]
-        # Rounding may put a mean outside of an interval without width.
+        # Clipped at 0, because rounding may put a mean outside an interval of zero width.
         errors = np.maximum((means - lows, highs - means), 0)
         axes.errorbar(means, places, xerr=errors, fmt='o', capsize=3, label=run)
     axes.axvline(0, color='black', linewidth=0.8)

@@ -1,4 +1,4 @@
-"""Plots of one run, as PNG files."""
+"""Plots of a single run, as PNG files."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from malora_jax.analysis.figures import COLOURS, cycle, literally, save, smooth
 
 @literally
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Training loss of each task over steps: each step faint, a moving average on top.
+    """Plot the training loss of each task over steps, with a moving average.
 
     Validation losses, where they were measured, are dashed, with a marker for each evaluation.
 
     Args:
-        path: the PNG to write.
-        records: of metrics.jsonl.
-        title: above the plot.
+        path: PNG file to write.
+        records: Records of `metrics.jsonl`.
+        title: Title of the plot.
     """
     tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
     figure = Figure(figsize=(8, 4.5), layout='constrained')
@@ -43,16 +43,17 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
 def plot_expert_load(
     path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
 ) -> None:
-    """Heat maps of the share of token slots that each expert gets, by layer.
+    """Plot heat maps of the fraction of token slots that each expert gets, by layer.
 
-    A row of panels for each adapted linear, a column for each task. Every linear has a router and
-    experts of its own, so loads are not averaged over linears.
+    There is a row of panels for each adapted linear module and a column for each task. Every linear
+    module has its own router and experts, so loads are not averaged over linear modules.
 
     Args:
-        path: the PNG to write.
-        loads: by linear, (L, G, E): shares by layer, task and expert, which sum to one over E.
-        tasks: the G names.
-        title: above the plot.
+        path: PNG file to write.
+        loads: (L, G, E) fractions by layer, task and expert, for each linear module; sum to one
+            over E.
+        tasks: Names of the G tasks.
+        title: Title of the plot.
     """
     experts = next(iter(loads.values())).shape[-1]
     size = (1.5 + 1.5 * len(tasks), 1 + 1.6 * len(loads))
@@ -75,12 +76,12 @@ def plot_expert_load(
 
 @literally
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Bars of each task's score before and after, and of the best constant answer.
+    """Plot bars of each task's score before and after training, and of its majority baseline.
 
     Args:
-        path: the PNG to write.
-        tasks: `tasks` of results.json.
-        title: above the plot.
+        path: PNG file to write.
+        tasks: Value of `tasks` in `results.json`.
+        title: Title of the plot.
     """
     figure = Figure(figsize=(8, 4), layout='constrained')
     axes = figure.add_subplot(ylabel='share of right answers', title=title, ylim=(0, 1))

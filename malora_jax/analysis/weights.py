@@ -1,4 +1,4 @@
-"""A run's adapter as arrays, from its checkpoints or as it started; the base is not needed."""
+"""Adapter weights of a run as arrays, trained and initial, without the base model."""
 
 import pathlib
 from collections.abc import Sequence
@@ -21,19 +21,25 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state, starting_adapter
 
-# An adapter's collections.
+# Variable collections of an adapter: 'adapter' and 'adapter_frozen'.
 Adapter = dict[str, Any]
 
 
 def read_adapter(workdir: pathlib.Path, run: RunConfig, step: int) -> Adapter:
-    """The adapter's collections of a checkpoint.
+    """Return the adapter's variable collections from a checkpoint.
+
+    Args:
+        workdir: Directory of the run.
+        run: Config of the run.
+        step: Step of the checkpoint.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The checkpoint cannot be read.
     """
     model = Decoder(run.model, run.adapter)
     params = nn.unbox(abstract_variables(Decoder(run.model)))['params']
-    # For its shapes, which do not depend on the number of steps; on one device, wherever they were.
+    # Only shapes matter here, and they do not depend on the number of steps. Everything is restored
+    # onto one device, whatever the sharding of the run was.
     shapes = abstract_state(model, make_optimizer(run.optimizer, 1), params)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     fresh = jax.tree.map(
@@ -47,9 +53,13 @@ def read_adapter(workdir: pathlib.Path, run: RunConfig, step: int) -> Adapter:
 def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
     """Return the adapter's collections before the first step, or None if they are not known.
 
-    They are not known where they came from another adapter. Nor are those of a shared subspace in
-    runs from before checkpoints had identities: the signs of its singular vectors were those that
-    the device of the run happened to choose.
+    They are not known if the run started from another adapter, or for a shared subspace in runs
+    that are older than the identity stored in checkpoints: the signs of its singular vectors
+    depended on the device.
+
+    Args:
+        workdir: Directory of the run.
+        run: Config of the run.
     """
     if run.training.start_from:
         return None
@@ -61,7 +71,12 @@ def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
 
 
 def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[str, np.ndarray]:
-    """Return the two sides of each expert of one linear in all layers, float64.
+    """Return the two projections of each expert of one linear module in all layers, float64.
+
+    Args:
+        structure: Structure of the adapter.
+        adapter: Variable collections of the adapter.
+        linear: Name of the linear module.
 
     Returns:
         'A', (L, E, D, R), with L layers, E experts (1 if they share it), D inputs and rank R; and
@@ -72,12 +87,18 @@ def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[
 
 
 def linears(run: RunConfig) -> list[str]:
-    """The adapted linears, in the order of a layer."""
+    """Return the names of the adapted linear modules, in the order of a layer."""
     return [linear for linear in LINEARS if linear in run.adapter.targets]
 
 
 class Weights(NamedTuple):
-    """Adapter of a run, as trained and as it started (None if that is not known)."""
+    """Adapter weights of a run.
+
+    Attributes:
+        run: The run.
+        trained: Variable collections of the trained adapter.
+        start: Variable collections of the initial adapter; None if they are not known.
+    """
 
     run: LoadedRun
     trained: Adapter
@@ -85,7 +106,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(runs: Sequence[LoadedRun]) -> list[Weights]:
-    """Read the adapters of the checkpoints that stand for the runs."""
+    """Read the trained and the initial adapter of each run, from its best or newest checkpoint."""
     bar = tqdm.tqdm(runs, desc='weights', unit='run', dynamic_ncols=True)
     return [
         Weights(
@@ -100,7 +121,15 @@ def read_weights(runs: Sequence[LoadedRun]) -> list[Weights]:
 def projections(
     weights: Weights, linear: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Return the projections of one linear, see `projections_of`, as trained and as started."""
+    """Return the trained and the initial projections of one linear module.
+
+    Args:
+        weights: Adapter weights of a run.
+        linear: Name of the linear module.
+
+    Returns:
+        The results of `projections_of`; None for the initial ones if they are not known.
+    """
     structure = weights.run.settings.adapter.structure
     start = None if weights.start is None else projections_of(structure, weights.start, linear)
     return projections_of(structure, weights.trained, linear), start

@@ -1,4 +1,10 @@
-"""Runs: reading them from their directories, and comparing the finished ones."""
+"""Runs: reading runs from their directories, and comparing finished runs.
+
+Example:
+    runs = read_runs([pathlib.Path('runs/malora'), pathlib.Path('runs/lora')])
+    for group in seed_groups(runs):
+        print(group.name, group.average())
+"""
 
 from malora_jax.runs.compare import SeedGroup, check_comparable, seed_groups
 from malora_jax.runs.loading import LoadedRun, read_runs

@@ -34,7 +34,7 @@ _IMMATERIAL = (
 )
 # Config fields that name the tasks of a run, or depend on them.
 _OF_TASKS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')
-# Config fields in which rows differ by their nature.
+# Config fields in which rows are expected to differ.
 _OF_A_ROW = ('seed', 'method', 'data.tasks', 'evaluation.tasks')
 _AFTER = {'score': 'after', 'loss': 'loss_after'}
 
@@ -46,9 +46,13 @@ class SeedGroup:
     Attributes:
         name: Name of the row.
         tasks: Names of the tasks of the row.
-        runs: The finished runs, at least one.
-        is_base: Whether the row is that of the base model, which all these runs started from.
-        paper: The paper's row next to it, if there is one.
+        runs: Finished runs, at least one.
+        is_base: Whether this is the row of the base model, from which all these runs started.
+        paper: Row of the paper that is shown next to it, if there is one.
+
+    Example:
+        group = SeedGroup('malora', ['piqa'], read_runs([pathlib.Path('runs/malora-seed0')]))
+        mean, interval = group.score('piqa')
     """
 
     name: str
@@ -59,7 +63,7 @@ class SeedGroup:
 
     @property
     def label(self) -> str:
-        """Name of the row in tables: the paper's, if there is one."""
+        """Name of the row in tables: the paper's name, if there is one."""
         return self.paper.label if self.paper else self.name
 
     @property
@@ -69,20 +73,20 @@ class SeedGroup:
 
     @property
     def is_single_task(self) -> bool:
-        """Whether each run is trained on one task."""
+        """True if each run is trained on one task."""
         return not self.is_base and self.runs[0].is_single_task
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Numbers of parameters, as `training.plan.parameter_counts` returns them."""
+        """Parameter counts, as `training.plan.parameter_counts` returns them."""
         return self.runs[0].parameters
 
     def by_seed(self, metric: str, task: str = '') -> dict[int, float]:
-        """Return numbers of `results.json` by seed.
+        """Return scores or losses after training from `results.json`, by seed.
 
         Args:
             metric: 'score' or 'loss'.
-            task: Name of a task; '' for the mean over the tasks, of the seeds that have them all.
+            task: Name of a task; '' for the mean over tasks, of the seeds that have all tasks.
         """
         found: dict[int, list[float]] = {}
         for run in () if self.is_base else self.runs:
@@ -93,16 +97,26 @@ class SeedGroup:
         return {s: float(np.mean(v)) for s, v in sorted(found.items()) if len(v) == wanted}
 
     def mean(self, metric: str, task: str = '') -> float:
-        """Return the mean of `by_seed`."""
+        """Return the mean over seeds of `by_seed`.
+
+        Args:
+            metric: 'score' or 'loss'.
+            task: Name of a task; '' for the mean over tasks.
+        """
         return float(np.mean([*self.by_seed(metric, task).values()]))
 
     def interval(self, metric: str, task: str = '') -> Interval | None:
-        """Return the 95% interval of that mean for other seeds; None with a single seed."""
+        """Return the 95% interval of `mean` for other seeds; None with a single seed.
+
+        Args:
+            metric: 'score' or 'loss'.
+            task: Name of a task; '' for the mean over tasks.
+        """
         return seed_interval([*self.by_seed(metric, task).values()])
 
     @functools.cached_property
     def _answers(self) -> Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]:
-        """Scored answers to each task, run by run."""
+        """Scored answers to each task, by run; the base model's are taken from one run."""
         found: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
         for run in self.runs:
             answers = run.before if self.is_base else run.after
@@ -119,8 +133,8 @@ class SeedGroup:
     def losses(self) -> Mapping[str, np.ndarray]:
         """Losses of the right answers to each scored task, (S, Q).
 
-        They are in nats by the mean number of tokens, so that the mean of a run is the loss per
-        token over all answers.
+        They are in nats, divided by the mean number of tokens per answer, so that the mean over the
+        answers of a run is its loss per token.
         """
         found = {}
         for task in self.scores:
@@ -133,35 +147,48 @@ class SeedGroup:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every task is scored, as averages need."""
+        """True if every task is scored, as averages need."""
         return self.scores.keys() == {*self.tasks}
 
     def score(self, task: str) -> tuple[float, Interval] | None:
-        """Return the mean score on a task and its 95% interval for other questions of its kind."""
+        """Return the mean score on a task, and its 95% interval for other questions of this kind.
+
+        Args:
+            task: Name of the task.
+
+        Returns:
+            None if the task is not scored.
+        """
         if task not in self.scores:
             return None
         scores_SQ = self.scores[task]
         return float(scores_SQ.mean()), score_interval(scores_SQ)
 
     def average(self) -> tuple[float, Interval] | None:
-        """Return the mean score over tasks and its 95% interval for other questions."""
+        """Return the mean score over tasks, and its 95% interval for other questions.
+
+        The result is None unless every task is scored.
+        """
         if not self.is_whole:
             return None
         mean = float(np.mean([scores.mean() for scores in self.scores.values()]))
         return mean, average_interval(self.scores)
 
     def average_loss(self) -> float | None:
-        """Return the mean loss over tasks in nats per token."""
+        """Return the mean loss over tasks in nats per token; None unless every task is scored."""
         if not self.is_whole:
             return None
         return float(np.mean([losses.mean() for losses in self.losses.values()]))
 
     def change_from(self, other: 'SeedGroup', metric: str = 'score') -> Difference | None:
-        """Return the difference of averages, paired by question; None without a whole pair.
+        """Return the difference of averages, paired by question.
 
         Args:
-            other: The row that is subtracted.
+            other: Row that is subtracted.
             metric: 'score' or 'loss'.
+
+        Returns:
+            None if a row lacks a task, or the rows are scored on different questions.
         """
         if not (self.is_whole and other.is_whole and self._is_paired_with(other)):
             return None
@@ -169,7 +196,7 @@ class SeedGroup:
         return paired_bootstrap(*arrays)
 
     def changes_from(self, other: 'SeedGroup') -> dict[str, Difference]:
-        """Return the difference of scores on each task that both have, paired by question."""
+        """Return the difference of scores on each task that both rows have, paired by question."""
         return {
             task: paired_bootstrap({task: self.scores[task]}, {task: other.scores[task]})
             for task in self.tasks_paired_with(other)
@@ -188,9 +215,12 @@ class SeedGroup:
 def check_comparable(runs: Sequence[LoadedRun]) -> None:
     """Check that scores and losses of runs are comparable.
 
+    Example:
+        check_comparable(read_runs([pathlib.Path('runs/malora'), pathlib.Path('runs/lora')]))
+
     Raises:
-        UserError: Two runs have another base or template, or for the same task other held-out
-            questions or another scoring.
+        UserError: Two runs differ in their base model or template, or in the held-out questions or
+            the scoring of a task.
     """
     for one, other in itertools.combinations(runs, 2):
         what = _difference(one, other)
@@ -202,7 +232,7 @@ def check_comparable(runs: Sequence[LoadedRun]) -> None:
 
 
 def _difference(one: LoadedRun, other: LoadedRun) -> str:
-    """Return what keeps two runs from being comparable; '' if nothing does."""
+    """Return the first property that makes two runs incomparable; '' if they are comparable."""
     if one is other:
         return ''
     shared = (what for what in one.evaluation_setup if what in other.evaluation_setup)
@@ -214,18 +244,21 @@ def _difference(one: LoadedRun, other: LoadedRun) -> str:
 def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> list[SeedGroup]:
     """Group finished runs into rows: the base model, the paper's rows in its order, then others.
 
-    Runs that belong to no row of the paper have a row by the name of their directory, without
-    -seedN; those of single tasks have one together, NAME_single, if they are called NAME-TASK.
+    A run that belongs to no row of the paper gets a row that is named after its directory, without
+    -seedN. Single-task runs named NAME-TASK share the row NAME_single.
+
+    Example:
+        groups = seed_groups(read_runs([pathlib.Path('runs/table2')]), TABLES['table2'])
 
     Args:
-        runs: The runs, at least one.
-        table: Table of the paper whose rows come first. Its tasks are then the columns, and runs
-            have to be comparable.
+        runs: Finished runs, at least one.
+        table: Table of the paper whose rows come first. Its tasks are then the columns, and the
+            runs must be comparable.
 
     Raises:
-        UserError: With a table, a run is not scored on its tasks, is named as a row that it is not
-            in, or differs from another of its row in more than seed and tasks. Without a table,
-            such runs have rows of their own.
+        UserError: With a table, a run is not scored on its tasks, has the name of a row but another
+            adapter, or differs from another run of its row in more than seed and tasks. Without a
+            table, such runs get rows of their own.
     """
     tasks = [*table.tasks] if table else _scored_tasks(runs)
     grouped: dict[str, list[LoadedRun]] = {}
@@ -251,9 +284,10 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
 
 
 def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
-    """Return the rows of single-task runs that a row is compared with, by task.
+    """Return the single-task row that a row is compared with, by task.
 
-    That of a task is a row of the same method, or else of LoRA, that was asked the same questions.
+    For each task, it is a row of the same method, or else of LoRA, that is scored on the same
+    questions.
     """
     if group.is_single_task or group.is_base:
         return {}
@@ -273,7 +307,7 @@ def other_settings(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]
     """Return the config fields in which rows differ besides method, adapter, seed and tasks.
 
     Returns:
-        By field, the names of the rows by their value.
+        By field, the names of the rows by `repr` of their value.
     """
     settings = {group.name: _settings(group.runs[0]) for group in groups if not group.is_base}
     found = {}
@@ -291,7 +325,7 @@ def _scored_tasks(runs: Sequence[LoadedRun]) -> list[str]:
 
 
 def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
-    """Return the name of a run's row: the paper's, or one by its directory."""
+    """Return the name of a run's row: the paper's, or one derived from its directory."""
     tasks, single = {*run.results['tasks']}, run.is_single_task
     name = re.sub(r'-seed\d+$', '', run.name)
     if single:
@@ -317,7 +351,7 @@ def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
 
 
 def _split(grouped: Mapping[str, Sequence[LoadedRun]]) -> list[tuple[str, list[LoadedRun]]]:
-    """Give the runs of a row rows of their own if they differ in more than seed and tasks."""
+    """Split each group whose runs differ in more than seed and tasks into rows of one run each."""
     found = []
     for name, members in grouped.items():
         try:
@@ -330,7 +364,7 @@ def _split(grouped: Mapping[str, Sequence[LoadedRun]]) -> list[tuple[str, list[L
 
 
 def _settings(run: LoadedRun) -> dict[str, Any]:
-    """Return the config fields that a run depends on, by their dotted names."""
+    """Return the config fields that affect the results of a run, by their dotted names."""
     fields = defaults() | flatten_dict(dict(run.config), sep='.')
     return {field: value for field, value in fields.items() if field not in _IMMATERIAL}
 

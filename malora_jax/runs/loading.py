@@ -22,27 +22,31 @@ from malora_jax.training.workdir import BASE, CONFIG, BaseRecord
 
 
 class LoadedRun:
-    """A run in a directory. Each property reads its file of the run on first use, and keeps it.
+    """A run in a directory. Each property reads its file on first use, and caches the content.
 
-    The properties raise a UserError if a file is missing or broken. `read_runs` reads all that
-    every report needs, so that a broken run is refused before a report is started.
+    Properties raise a UserError if their file is missing or broken. `read_runs` reads all files
+    that every report needs, so that a broken run is refused before a report is started.
 
     Attributes:
         path: Directory of the run.
-        name: Name in reports: that of the directory, or the whole path if two names are equal.
-        file_name: Prefix of the names of its plots.
+        name: Name in reports: the name of the directory, or its whole path if names are not unique.
+        file_name: Prefix of the file names of its plots.
+
+    Example:
+        run = LoadedRun(pathlib.Path('runs/quickstart'))
+        print(run.method, run.results['average']['after'])
     """
 
     def __init__(
         self, path: pathlib.Path, name: str = '', file_name: str = '', weights: str | None = None
     ):
-        """Name the run; its files are read later.
+        """Store the names of the run; its files are read later.
 
         Args:
             path: Directory of the run.
             name: Name in reports; '' for the name of the directory.
-            file_name: Prefix of the names of its plots.
-            weights: Location of the base's weights, if they have moved since training.
+            file_name: Prefix of the file names of its plots.
+            weights: Location of the base model's weights, if they have moved since training.
         """
         self.path = path
         self.name = name or path.name
@@ -51,7 +55,7 @@ class LoadedRun:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """Raw config: nested values of `config.json`, without the fields that are newer."""
+        """Raw config: nested values of `config.json`, without fields newer than the run."""
         try:
             config = config_format.read_config(self.path / CONFIG)
         except FileNotFoundError as error:
@@ -76,19 +80,19 @@ class LoadedRun:
 
     @functools.cached_property
     def tasks(self) -> list[str]:
-        """Names of the tasks that it is trained on."""
+        """Names of the tasks that the run is trained on."""
         data = self.config['data']
         own = self.settings.data.file_tasks if data.get('files') else ()
         return [*data['tasks'], *(task.name for task in own)]
 
     @property
     def is_single_task(self) -> bool:
-        """Whether it is trained on one task."""
+        """True if the run is trained on one task."""
         return len(self.tasks) == 1
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has finished, and so has results."""
+        """True if the run has finished and therefore has results."""
         return (self.path / run_files.RESULTS).exists()
 
     @functools.cached_property
@@ -124,7 +128,7 @@ class LoadedRun:
 
     @property
     def step(self) -> int:
-        """Step of the checkpoint that stands for the run: the best or newest; 0 without one."""
+        """Step of the checkpoint to report on: the best, or else the newest; 0 without one."""
         return self._checkpoints[1]
 
     @property
@@ -141,20 +145,20 @@ class LoadedRun:
 
     @functools.cached_property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds by activity over all starts of the run; empty without `goodput.jsonl`."""
+        """Seconds by activity, over all starts of the run; empty without `goodput.jsonl`."""
         exists = (self.path / goodput.FILE).exists()
         return goodput.accounts(goodput.read(self.path)) if exists else {}
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, Any]:
-        """Numbers of parameters, as `training.plan.parameter_counts` returns them."""
+        """Parameter counts, as `training.plan.parameter_counts` returns them."""
         if self.is_finished:
             return self.results['parameters']
         return parameter_counts(Decoder(self.settings.model, self.settings.adapter))
 
     @functools.cached_property
     def base(self) -> tuple[str, str | None]:
-        """Name of the base and its fingerprint, which older runs lack."""
+        """Name of the base model, and the fingerprint of its weights, which older runs lack."""
         path = self.path / BASE
         fingerprint = files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None
         return self.config['model']['name'], fingerprint
@@ -163,7 +167,7 @@ class LoadedRun:
     def evaluation_setup(self) -> Mapping[str, Any]:
         """Properties that two runs must share for their scores and losses to be comparable.
 
-        A task that only one of the runs is scored on does not matter.
+        Tasks on which only one of the runs is scored are not compared.
         """
         model, tasks = self.config['model'], self.results['tasks'] if self.is_finished else {}
         found: dict[str, Any] = {
@@ -179,7 +183,11 @@ class LoadedRun:
         return found
 
     def mean(self, key: str) -> float:
-        """Return the mean over tasks of a number in `results.json`, such as 'loss_after'."""
+        """Return the mean over tasks of a number in `results.json`, such as 'loss_after'.
+
+        Args:
+            key: Name of the number in each task's results.
+        """
         tasks = self.results['tasks'].values()
         return sum(task[key] for task in tasks) / len(tasks)
 
@@ -198,16 +206,19 @@ class LoadedRun:
 def read_runs(
     workdirs: Sequence[pathlib.Path], weights: str | None = None, unfinished: bool = False
 ) -> list[LoadedRun]:
-    """Read the runs in some directories, and check that they can be shown in one report.
+    """Read runs from directories, and check that one report can show them all.
+
+    Example:
+        runs = read_runs([pathlib.Path('runs/quickstart')])
 
     Args:
-        workdirs: Directories of runs, or of several runs, which then count if they have ended.
-        weights: Location of the base's weights, if they have moved since training.
+        workdirs: Directories of runs, or of several runs each, of which the finished ones are read.
+        weights: Location of the base model's weights, if they have moved since training.
         unfinished: Whether a run that is named itself may have no results.
 
     Raises:
-        UserError: A directory is given twice or holds no run, an unfinished one, or one whose
-            files are missing or broken; or two runs have different bases.
+        UserError: A directory is given twice, holds no run, an unfinished one, or one whose files
+            are missing or broken; or two runs have different base models.
     """
     paths = [path for workdir in workdirs for path in _expanded(workdir)]
     for path, times in Counter(path.resolve() for path in paths).items():
@@ -225,7 +236,7 @@ def read_runs(
 
 
 def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
-    workdir = pathlib.Path(os.path.abspath(workdir))  # '.' has a name, too.
+    workdir = pathlib.Path(os.path.abspath(workdir))  # Absolute, because '.' has no name.
     if is_adapter(workdir):
         raise UserError(
             f'{workdir} is an exported adapter; --workdir must name the run it is from.'

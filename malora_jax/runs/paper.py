@@ -1,4 +1,4 @@
-"""Tables of the paper, and the row to which one of our runs belongs.
+"""Tables of the paper, and assignment of our runs to their rows.
 
 Wang, Zhao, Wang, Wang and Liu, MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced
 Multi-Task Learning, Findings of NAACL 2025. Scores of LLaMA-2 7B in %: ROUGE-L for E2E NLG, pass@1
@@ -19,15 +19,15 @@ _INTRA = ('piqa', 'openbookqa', 'boolq', 'arc_challenge', 'arc_easy')
 
 @dataclasses.dataclass(frozen=True)
 class PaperRow:
-    """A row of a table.
+    """A row of a table in the paper.
 
     Attributes:
         label: Name of the row in the paper.
         average: Average over the tasks, in %.
-        method: Our name of the method; '' for the base model.
-        scores: Scores by task, in %, where we have them.
+        method: Name of the method in this package; '' for the base model.
+        scores: Scores by task, in %; empty if this package does not record them.
         settings: Adapter fields that differ from those of the method.
-        single_task: Whether each task was trained on alone.
+        single_task: Whether a separate model was trained on each task.
         printed: Printed average, if it is not the mean of the printed scores.
     """
 
@@ -40,7 +40,11 @@ class PaperRow:
     printed: float | None = None
 
     def adapter(self, **sizes: int) -> dict[str, Any]:
-        """Return the adapter settings of the row, with other sizes than the paper's if given."""
+        """Return the adapter settings of the row.
+
+        Args:
+            **sizes: Ranks to use instead of the paper's.
+        """
         return _material(
             dataclasses.asdict(settings_of(method(self.method, **{**self.settings, **sizes})))
         )
@@ -48,12 +52,12 @@ class PaperRow:
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-    """A table of scores.
+    """A table of scores in the paper.
 
     Attributes:
         title: Number and subject of the table.
-        tasks: Names of its columns.
-        rows: Rows by the names that our sweeps give to the runs.
+        tasks: Names of the tasks in its columns.
+        rows: Rows of the table, by the names that our sweeps give to the runs.
     """
 
     title: str
@@ -63,7 +67,7 @@ class PaperTable:
     def row_of(self, config: Mapping[str, Any]) -> str | None:
         """Return the name of the row that a run belongs to, or None.
 
-        On another base model, ranks may differ from the paper's if only one row can be meant.
+        On another base model, ranks may differ from the paper's if only one row matches the method.
 
         Args:
             config: Raw config of the run.
@@ -86,12 +90,16 @@ class PaperTable:
 
 
 def is_single_task(config: Mapping[str, Any]) -> bool:
-    """True if a run is trained on one task."""
+    """Return whether a run is trained on one task.
+
+    Args:
+        config: Raw config of the run.
+    """
     return len(config['data']['tasks']) == 1
 
 
 def _material(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an adapter, complete, but without a β that has no effect."""
+    """Return the complete settings of an adapter, without a β that has no effect."""
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
     plain = dataclasses.asdict(AdapterSettings(**given))
     if not plain['shared_rank'] or plain['subspace'] not in ('down', 'own'):
@@ -99,7 +107,7 @@ def _material(adapter: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-# MedMCQA, HumanEval, GSM8K, PhraseBank, ARC-C, ARC-E, E2E NLG; average.
+# Scores of MedMCQA, HumanEval, GSM8K, PhraseBank, ARC-C, ARC-E and E2E NLG, and their average.
 _TABLE_1 = {
     'base': (34.2, 14.6, 13.2, 57.6, 43.1, 75.5, 21.7, 37.1),
     'lora_single': (42.5, 34.8, 36.5, 77.4, 62.4, 79.3, 66.4, 57.0),
@@ -123,7 +131,7 @@ _TABLE_3 = {
     'malora_fixed_core': ('w/o fine-tuning P_t', 55.5),
     'malora_shared_up': ('decomposing B_t', 54.8),
 }
-# By r̄ and d, then β.
+# Averages by r̄ and d, then by β.
 _TABLE_12 = {
     (14, 16): {0.5: 78.80, 1.0: 79.08, 1.25: 79.70, 2.0: 78.95},
     (12, 32): {0.5: 79.64, 1.0: 80.03, 1.25: 80.47, 2.0: 79.24},

@@ -1,7 +1,7 @@
-"""The base's answers to held-out questions, which runs of a sweep take from each other.
+"""Reuse of the base model's answers to held-out questions among the runs of a sweep.
 
-They are found once for the same base, questions and way of asking: they are a third of what a short
-run's scoring takes, and no run changes them.
+Training does not change these answers, so they are computed once for the same base model, questions
+and evaluation settings. Without reuse, they take a third of the scoring time of a short run.
 """
 
 import json
@@ -14,28 +14,28 @@ from malora_jax import files
 from malora_jax.training.config_format import read_config
 
 ANSWERS = 'answers_before.jsonl'
-# Of a config: what these answers are made of. The seed decides the questions.
+# Sections of a config that determine these answers. The seed determines the questions.
 _SECTIONS = ('seed', 'model', 'data', 'evaluation')
 
 
 def take_base_answers(
     workdir: pathlib.Path, name: str, config: Mapping[str, Any], digests: Mapping[str, Any]
 ) -> bool:
-    """Copies the base's answers from another run of the sweep, if there are any that fit.
+    """Copy the base model's answers from another run of the sweep, if a matching run has them.
 
     Args:
-        workdir: of the sweep.
-        name: of the run that they are for.
-        config: its config, as written in configs/.
-        digests: of its data, as `data_digests` gives them.
+        workdir: Directory of the sweep.
+        name: Name of the run that needs the answers.
+        config: Config of this run, as written in configs/.
+        digests: Digests of this run's data, as `data_digests` returns them.
 
     Returns:
-        Whether the run has them now.
+        Whether the run has the answers now.
     """
     ours = workdir / name / ANSWERS
     if ours.exists():
         return True
-    # As JSON, which has no tuples.
+    # Converted to JSON and back, because stored configs have lists in place of tuples.
     wanted = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
     for theirs in sorted(workdir.glob(f'*/{ANSWERS}')):
         found = read_config(theirs.with_name('config.json'))

@@ -1,4 +1,4 @@
-"""A sweep as frozen dataclasses: what a config of configs/sweeps becomes, validated."""
+"""Validated sweep configs: frozen dataclasses made from a config of configs/sweeps."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ from malora_jax import errors
 from malora_jax.runs.paper import TABLES
 
 METRICS = ('score', 'loss')
-# What names a directory on any file system.
+# Names that are valid directory names on any file system.
 _NAME = re.compile(r'[A-Za-z0-9][\w.+=-]*')
-# Fields of a run that have their own place in a sweep.
+# Fields of a run that are set elsewhere in a sweep, and where.
 _ELSEWHERE = {'seed': 'seeds', 'method': 'runs, by arg'}
 
 Fields = Mapping[str, tuple[Any, ...]]
@@ -20,11 +20,11 @@ Fields = Mapping[str, tuple[Any, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Where random values of a field are drawn from.
+    """Range from which random values of a field are drawn.
 
     Attributes:
-        low, high: the least and the largest; whole numbers if both are.
-        scale: 'linear', or 'log' for as many draws in each order of magnitude.
+        low, high: Smallest and largest value. If both are integers, integers are drawn.
+        scale: Distribution: 'linear' for uniform, 'log' for log-uniform.
     """
 
     low: float
@@ -34,12 +34,12 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Random values.
+    """Random search: points with random values of some fields.
 
     Attributes:
-        count: how many points are drawn.
-        seed: of the draws.
-        fields: by dotted name, a range or the values to choose among.
+        count: Number of points to draw.
+        seed: Random seed of the draws.
+        fields: Ranges, or tuples of values to choose from, by dotted field name.
     """
 
     count: int
@@ -49,12 +49,16 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What is told of the runs.
+    """Settings of a sweep's report.
 
     Attributes:
-        metrics: among `METRICS`, in plots.
-        plots: dotted fields to plot the metrics against; () = all that change and are numbers.
-        table: name of the paper's table whose numbers stand beside ours; '' = none.
+        metrics: Metrics to plot, among `METRICS`.
+        plots: Dotted names of the fields to plot the metrics against; () for all numeric fields
+            that change.
+        table: Name of the paper's table whose numbers are shown next to ours; '' for none.
+
+    Raises:
+        UserError: A field has a wrong type, or a metric or the table is unknown.
     """
 
     metrics: tuple[str, ...] = METRICS
@@ -74,18 +78,20 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep.
+    """Validated config of a sweep.
 
     Attributes:
-        base: the config file that the runs start from.
-        seeds: every run is made with each.
-        runs: by name, `arg` for that file and `overrides` by section.
-        own: by name of a run, the values that go together of those that have their own `zip`.
-        grid: by dotted field, values of which every combination is a run.
-        zipped: by dotted field, values that go together.
-        draws: random values, or None.
-        subspace_share: λ, if d follows the rank as d = λ r N; 0 = it stays; None = not said.
-        report: what is told.
+        base: Path of the config file from which all runs start.
+        seeds: Random seeds; each run is repeated with each of them.
+        runs: Variants by name: `arg` for the config file, and optional `overrides` and `zip`.
+        own: Zipped values of the variants with a `zip` of their own, by variant, then by dotted
+            field.
+        grid: Values by dotted field; every combination is a run.
+        zipped: Values by dotted field; the first value of each field makes one run, and so on.
+        draws: Random search, or None.
+        subspace_share: λ, if d follows the rank as d = λ r N; 0 if d is fixed; None if the config
+            does not set it.
+        report: Settings of the report.
     """
 
     base: str
@@ -100,22 +106,30 @@ class Sweep:
 
     @property
     def fields(self) -> list[str]:
-        """The dotted fields that change in runs without a `zip` of their own."""
+        """Dotted names of the fields that change in variants without a `zip` of their own."""
         return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
 
     def fields_of(self, variant: str) -> list[str]:
-        """The dotted fields that change in the runs of a name, besides what it overrides."""
+        """Return the dotted names of the fields that change among the runs of a variant.
+
+        Fields that the variant overrides with one value are not among them.
+        """
         return [*self.own[variant]] if variant in self.own else self.fields
 
     @property
     def all_fields(self) -> list[str]:
-        """The dotted fields that change in any run."""
+        """Dotted names of the fields that change in any run."""
         return list(
             dict.fromkeys([*self.fields, *(name for own in self.own.values() for name in own)])
         )
 
     def together(self, variant: str, field: str) -> set[str]:
-        """A field and those whose values go together with it, in the runs of a name."""
+        """Return a field and all fields whose values change together with it, in a variant's runs.
+
+        Args:
+            variant: Name of the variant.
+            field: Dotted name of the field.
+        """
         drawn = self.draws.fields if self.draws else {}
         for section in (self.own.get(variant, {}), self.zipped, drawn):
             if field in section:
@@ -124,10 +138,13 @@ class Sweep:
 
 
 def sweep_config(config: Mapping[str, Any]) -> Sweep:
-    """Converts a sweep as it is written in configs/sweeps.
+    """Convert and validate a sweep as it is written in configs/sweeps.
+
+    Args:
+        config: Config of the sweep, as plain dicts.
 
     Raises:
-        UserError: an unknown, missing or empty field, or a value of the wrong type, named.
+        UserError: A field is unknown, missing or empty, or has a value of the wrong type.
     """
     known = ('base', 'seeds', 'runs', 'grid', 'zip', 'random', 'subspace_share', 'report')
     if 'base' not in config:
@@ -210,7 +227,7 @@ def _runs(value: Any) -> dict[str, dict[str, Any]]:
 
 
 def _values(section: str, config: Mapping[str, Any], place: str = '') -> Fields:
-    """The fields of a section by dotted name, with their values."""
+    """Return the tuples of values in a section, by dotted field name."""
     if section not in config:
         return {}
     fields = _flat(place + section, config[section])
@@ -262,7 +279,7 @@ def _share(value: Any) -> float | None:
 
 
 def _flat(section: str, value: Any, leaf: Any = lambda _: False) -> dict[str, Any]:
-    """A nested section by dotted name."""
+    """Return a nested section as a flat dict with dotted names."""
     tree = _section(section, value)
     if not tree:
         raise errors.UserError(

@@ -1,9 +1,9 @@
-"""A sweep's directory: a directory for each run, and beside them what the sweep itself knows.
+"""Layout of a sweep's directory: one directory for each run, and the files of the sweep itself.
 
-NAME/                the runs, as experiments.train makes them
-sweep.json           which runs there are
-sweep/configs/       the config of each run
-sweep/logs/          what each run printed
+NAME/                run directory, as experiments.train writes it
+sweep.json           list of the runs
+sweep/configs/       config of each run
+sweep/logs/          printed output of each run
 report.md, runs.csv, *.png
 """
 
@@ -19,7 +19,7 @@ from malora_jax.training.identity import LENGTH, SCORING, another_run
 from malora_jax.training.workdir import CONFIG, check_run
 
 _RECORD = 'sweep.json'
-# What there may be before it, if a sweep was killed as it began.
+# Entries that may exist without the record, if a sweep was killed at its start.
 _FIRST = ('.lock', 'sweep')
 
 
@@ -28,12 +28,16 @@ class _Record(TypedDict):
 
 
 def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
-    """Checks that a directory is free, or holds this sweep or a part of it.
+    """Check that a directory is free, or holds this sweep or a part of it.
 
-    A sweep may grow: with more seeds or values it goes on in the same directory.
+    A sweep may grow: with more seeds or values, it continues in the same directory.
+
+    Args:
+        workdir: Directory of the sweep.
+        runs: Runs of the sweep by name.
 
     Raises:
-        UserError: it holds another sweep, or something else.
+        UserError: The directory holds another sweep or something else.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is not a directory.')
@@ -52,13 +56,20 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
     for name, run in runs.items():
         if (workdir / name / CONFIG).exists():
             changes = check_run(workdir / name, run.config, None)
-            # The runs of a sweep differ in nothing but what it sweeps over.
+            # `check_run` allows these changes in a single run. In a sweep they are an error,
+            # because its runs may differ only in the swept fields.
             if wrong := [change for change in changes if change.is_one_of((*LENGTH, *SCORING))]:
                 raise another_run(workdir / name, wrong[0].field)
 
 
 def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> None:
-    """Writes what there is to know of the runs, each one's config before the list of all."""
+    """Write the config of each run, and then the list of all runs.
+
+    Args:
+        workdir: Directory of the sweep.
+        base: Path of the config file from which all runs start.
+        runs: Runs of the sweep by name.
+    """
     for folder in ('configs', 'logs'):
         (workdir / 'sweep' / folder).mkdir(parents=True, exist_ok=True)
     for name, run in runs.items():
@@ -68,15 +79,23 @@ def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> Non
 
 
 def config_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the config of a run is."""
+    """Return the path of a run's config.
+
+    Example:
+        config_path(pathlib.Path('runs/rank'), 'malora-seed0')
+
+    Args:
+        workdir: Directory of the sweep.
+        name: Name of the run.
+    """
     return workdir / 'sweep' / 'configs' / f'{name}.json'
 
 
 def log_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Where what a run prints goes."""
+    """Return the path of the log with a run's printed output."""
     return workdir / 'sweep' / 'logs' / f'{name}.txt'
 
 
 def is_finished(workdir: pathlib.Path, name: str) -> bool:
-    """Whether a run has come to its end."""
+    """Return whether a run has finished and therefore has results."""
     return (workdir / name / 'results.json').exists()

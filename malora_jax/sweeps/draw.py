@@ -1,4 +1,4 @@
-"""The points of a sweep: which values its fields have together."""
+"""Points of a sweep: the combinations of values that its fields take."""
 
 import itertools
 import math
@@ -13,14 +13,17 @@ Point = dict[str, Any]
 
 
 def points(sweep: Sweep, variant: str) -> list[Point]:
-    """Every combination of the grid with every row of `zip` and every random draw.
+    """Return every combination of the grid with every row of `zip` and every random draw.
 
     Args:
-        sweep: what changes.
-        variant: a name in `runs`; one that has a `zip` of its own has these points and no others.
+        sweep: The sweep.
+        variant: Name of a variant in `runs`. A variant with its own `zip` has only those points.
+
+    Returns:
+        Points, each with values by dotted field name.
 
     Raises:
-        UserError: fewer different points can be drawn than are asked for, or two are the same.
+        UserError: There are fewer distinct random points than requested, or two points are equal.
     """
     if variant in sweep.own:
         return _distinct(_rows(sweep.own[variant]))
@@ -38,7 +41,7 @@ def points(sweep: Sweep, variant: str) -> list[Point]:
 
 
 def _rows(zipped: Fields) -> list[Point]:
-    """The values that go together; a single empty point where there are none."""
+    """Return the points of zipped fields; a single empty point if there are none."""
     rows = zip(*zipped.values(), strict=True)
     return [dict(zip(zipped, values, strict=True)) for values in rows] or [{}]
 
@@ -52,7 +55,7 @@ def _distinct(found: list[Point]) -> list[Point]:
 
 
 def _drawn(draws: Draws) -> list[Point]:
-    """Different points, as many as are asked for."""
+    """Return the requested number of distinct random points."""
     found: list[Point] = []
     for point in itertools.islice(_endless(draws), 100 * draws.count):
         if point not in found:
@@ -72,7 +75,7 @@ def _endless(draws: Draws) -> Iterator[Point]:
 
 
 def _draw(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
-    """A choice; or a number of three significant digits, which a run's name can tell in full."""
+    """Return a random value; floats have three significant digits, which run names show fully."""
     if isinstance(spec, tuple):
         return rng.choice(spec)
     if spec.scale == 'log':

@@ -1,4 +1,4 @@
-"""The runs of a sweep, each with its whole config."""
+"""Expansion of a sweep into its runs, each with its complete config."""
 
 import collections
 import dataclasses
@@ -22,12 +22,16 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        name: of its directory, ROW-seedN.
-        row: runs that differ in their seed alone share it.
-        variant: the name in `runs` that it is of.
-        seed: its seed.
-        values: of the fields that change, by dotted name, as the sweep has them.
-        config: as written in configs/, in plain dicts.
+        name: Name of the run and its directory, ROW-seedN.
+        row: Name of the row, which runs share that differ in their seed alone.
+        variant: Name of the run's entry in `runs` of the sweep.
+        seed: Random seed of the run.
+        values: Values of the swept fields by dotted name, as the sweep sets them.
+        config: Config as written in configs/, as plain dicts.
+
+    Example:
+        run = expand(config)['malora-rank8-seed0']
+        run.values  # {'adapter.rank': 8}
     """
 
     name: str
@@ -39,14 +43,18 @@ class SweepRun:
 
 
 def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
-    """The runs of a sweep, by the names of their directories.
+    """Return the runs of a sweep, by name.
+
+    Example:
+        config = {'base': 'configs/quickstart.py', 'seeds': (0,), 'runs': {'lora': {'arg': 'lora'}}}
+        runs = expand(config)  # {'lora-seed0': SweepRun(...)}
 
     Args:
-        config: of configs/sweeps, as plain dicts.
+        config: Config of the sweep, as plain dicts.
 
     Raises:
-        UserError: a mistake in the sweep; the base is no config file; or a run that would not be
-            valid, with its name.
+        UserError: The sweep is invalid, its base is not a config file, or a run would be invalid;
+            the message names the run.
     """
     sweep = sweep_config(config)
     get_config = _get_config(sweep.base)
@@ -79,7 +87,7 @@ def _get_config(path: str) -> Callable[[str], ConfigDict]:
 def _config(
     sweep: Sweep, get_config: Callable[[str], ConfigDict], variant: str, point: Point
 ) -> ConfigDict:
-    """The config of a run but for its seed."""
+    """Return the complete config of a run, apart from its seed."""
     run = sweep.runs[variant]
     config = get_config(run['arg'])
     for name, value in flatten_dict(dict(run.get('overrides', {})), sep='.').items():
@@ -114,7 +122,7 @@ def _check(row: str, config: ConfigDict) -> None:
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:
-    """What fields are called in names: their last part where that leaves no doubt."""
+    """Return the short names of fields in run names: the last part of each, if it is unique."""
     fields = list(fields)
     last = collections.Counter(name.rsplit('.', 1)[-1] for name in fields)
     short = {name: name.rsplit('.', 1)[-1] for name in fields}
@@ -122,7 +130,7 @@ def _labels(fields: Iterable[str]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A value as it stands in a name."""
+    """Return a value in the form that run names use."""
     if isinstance(value, float):
         return f'{value:.6g}'
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, found without starting JAX: each run of a sweep gets its own."""
+"""GPUs of this machine, found without starting JAX, so that each run of a sweep gets its own."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ _DEVICES = pathlib.Path('/dev')
 def check(gpus: Sequence[str]) -> None:
     """Check the GPUs that a command names for its processes.
 
+    Args:
+        gpus: Numbers of GPUs, as given on the command line.
+
     Raises:
         UserError: One is not a number, is named twice, or is not in this machine.
     """
@@ -20,7 +23,7 @@ def check(gpus: Sequence[str]) -> None:
         if not (gpu.isascii() and gpu.isdecimal()) or gpus.count(gpu) > 1:
             right = 'it must be different numbers of GPUs, such as 0,1'
             raise UserError(f'--gpus has {gpu!r}; {right}.')
-    # Windows' subsystem for Linux has one device for all of them.
+    # The Windows Subsystem for Linux has one device for all GPUs, so they cannot be counted.
     count = len(list(_DEVICES.glob('nvidia[0-9]*')))
     if (_DEVICES / 'dxg').exists() and not count:
         return

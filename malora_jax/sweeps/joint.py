@@ -1,4 +1,4 @@
-"""Joint training: runs of a sweep in one process, as many at once as fit into memory."""
+"""Joint training: several runs of a sweep in one process, as many at once as fit into memory."""
 
 import contextlib
 import dataclasses
@@ -28,28 +28,29 @@ from malora_jax.training.state import TrainState, create_state
 from malora_jax.training.workdir import RunDirectory, opened
 
 Configs = Mapping[str, Mapping[str, Any]]
-# Compiled once for each model, by its value; optimizers are cached by theirs.
+# Models are compared by value, and optimizers are cached by their settings, so each distinct model
+# compiles once.
 create_compiled = jax.jit(create_state, static_argnums=(0, 1))
 
 
 def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True) -> dict[str, str]:
-    """Train runs of one of the `joint_groups` to their ends.
+    """Train the runs of one of the `joint_groups` until they finish.
 
-    Each has its own directory, as `training.train` makes it, and its own data. Where fewer than two
-    fit into memory, there are several devices, or it does not pay, they are trained one after
-    another.
+    Each run has its own directory, as `training.train` writes it, and its own data. The runs are
+    trained one after another if fewer than two fit into memory, there are several devices, or joint
+    training is not faster.
 
     Args:
         configs: Configs as written in configs/, by run name.
         workdir: Directory of the sweep; each run is a directory in it.
-        measure: Whether to measure first if joint training pays, and to print that.
+        measure: Whether to first measure if joint training is faster, and to print the result.
 
     Returns:
-        Why a run failed, by its name.
+        Error messages of the failed runs, by name.
 
     Raises:
-        UserError: A mistake in the configs or their files.
-        Preempted: SIGTERM came; the runs are saved.
+        UserError: The configs or the files that they name are invalid.
+        Preempted: SIGTERM arrived; the runs are saved.
     """
     todo = {name: config for name, config in configs.items() if not is_finished(workdir, name)}
     if not todo:
@@ -60,7 +61,8 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
     parts = np.array_split(list(todo), -(-len(todo) // max(1, most)))
     for chunk in (part.tolist() for part in parts):
         setups = _setups({name: todo[name] for name in chunk}) if len(chunk) > 1 else {}
-        # Runs by epochs may differ by a step or two if their seeds differ.
+        # Runs whose length is set in epochs may differ slightly in their number of steps if their
+        # seeds differ. Only runs with the same number of steps can train jointly.
         steps = {name: setups[name].steps if setups else 0 for name in chunk}
         for number in dict.fromkeys(steps.values()):
             own, found = {name: todo[name] for name in steps if steps[name] == number}, None
@@ -71,12 +73,12 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
 
 
 def initial_state(run: RunConfig, setup: Setup) -> TrainState:
-    """Create the state of a run before its first step.
+    """Create the training state of a run before its first step.
 
-    It compiles once for each rank, shared rank and beta of the runs in a group.
+    It compiles once for each combination of rank, shared rank and beta in a group.
 
     Args:
-        run: Config of any run in the group, the same one in all calls.
+        run: Config of any run in the group; the same one in all calls.
         setup: Parts of the run whose state is created.
     """
     own = setup.run.adapter
@@ -100,7 +102,7 @@ def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) 
 
 
 def _setups(configs: Configs) -> dict[str, Setup]:
-    """The parts of each run by its name, with one base."""
+    """Return the parts of each run by name; all runs share one copy of the base model."""
     setups: dict[str, Setup] = {}
     base = None
     for name, config in configs.items():
@@ -117,7 +119,7 @@ def _train(
     workdir: pathlib.Path,
     measure: bool,
 ) -> dict[str, str] | None:
-    """Return why runs failed; None if they were not trained, as that does not pay."""
+    """Return errors of failed runs by name; None if the runs were skipped, as it is not faster."""
     started, step = time.perf_counter(), None
     with contextlib.ExitStack() as files:
         directories = [

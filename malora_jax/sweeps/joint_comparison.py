@@ -1,4 +1,4 @@
-"""A joint step of several runs compared with steps of a single run: time and memory."""
+"""Comparison of a joint step of several runs with steps of a single run: time and memory."""
 
 import time
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import Batch, lowered_step, step_bytes
 
-# Steps that are timed, after one that is not.
+# Number of timed steps, after an untimed warm-up step.
 _STEPS = 3
 
 
 class Comparison(NamedTuple):
-    """Measured times and memory.
+    """Measured step times and memory.
 
     Attributes:
         runs: Number of runs that train jointly.
         together_s: Seconds of a joint step.
-        alone_s: Seconds of a step of a single run.
-        together_bytes: Memory of the joint step, as the compiler counts it.
-        alone_bytes: Memory of a single run's step.
-        tokens: Positions in a step of a single run.
+        alone_s: Seconds of a single run's step.
+        together_bytes: Memory of the joint step in bytes, as the compiler estimates it.
+        alone_bytes: Memory of a single run's step in bytes.
+        tokens: Token positions in a single run's step.
     """
 
     runs: int
@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether joint training is faster than one run after the other."""
+        """True if joint training is faster than one run after the other."""
         return self.together_s < self.runs * self.alone_s
 
     def __str__(self) -> str:
@@ -59,11 +59,11 @@ class Comparison(NamedTuple):
 def compare(
     setups: Sequence[Setup], states: list[TrainState]
 ) -> tuple[Comparison, jax.stages.Compiled]:
-    """Measure the joint step of runs, and the step of the one with the largest rank.
+    """Measure the joint step of runs, and the single step of the run with the largest rank.
 
     Args:
         setups: Parts of the runs.
-        states: State of each run. The list is emptied, to free their memory.
+        states: Training state of each run. The list is emptied, to free their memory.
 
     Returns:
         The measurements, and the compiled joint step.
@@ -84,9 +84,9 @@ def compare(
 def _measured(
     setup: Setup, run: RunConfig, state: TrainState, numbers: Hyperparameters, rows: Batch
 ) -> tuple[jax.stages.Compiled, float, int]:
-    """Return a compiled step, the shortest of its times in seconds, and its bytes.
+    """Return a compiled step, its shortest time in seconds, and its memory in bytes.
 
-    Other programs can only make a step longer.
+    The shortest time is used because other programs can only make a step slower.
     """
     params = setup.base.params
     sizes = (setup.steps, len(setup.splits))

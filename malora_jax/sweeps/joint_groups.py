@@ -1,4 +1,4 @@
-"""Which runs of a sweep can train jointly, by one compiled step."""
+"""Groups of runs in a sweep that can train jointly, with one compiled step."""
 
 import dataclasses
 import json
@@ -11,23 +11,23 @@ from malora_jax.adapters.methods import changed
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import CONFIG_FIELDS
 
-# States of smaller ranks are padded, and beta has a part in the initial state alone.
+# States with smaller ranks are padded, and beta affects only the initial state.
 _FREE_FIELDS = (*CONFIG_FIELDS, 'adapter.rank', 'adapter.beta')
-# Whether these are zero decides what the step computes.
+# The compiled step differs between zero and nonzero values of these fields.
 _SWITCHES = ('adapter.dropout', 'adapter.balance_weight', 'adapter.shared_rank')
 
 
 def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Group the runs that can train jointly.
 
-    Their configs differ in hyperparameters, ranks and beta alone. Dropout, the balance loss and
-    the shared subspace are each present in all runs of a group or in none.
+    Their configs differ in hyperparameters, ranks and beta alone. Dropout, the load-balancing loss
+    and the shared subspace are each present in all runs of a group or in none.
 
     Args:
         configs: Configs as written in configs/, by run name.
 
     Returns:
-        The names in their order, group by group.
+        Run names of each group, in the order of `configs`.
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
@@ -39,7 +39,7 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def with_largest_ranks(runs: Sequence[RunConfig]) -> RunConfig:
-    """Return the config of the first run of a group with the largest ranks of all its runs."""
+    """Return the config of a group's first run with the largest ranks of all its runs."""
     structures = [run.adapter.structure for run in runs]
     adapter = changed(
         runs[0].adapter,

@@ -1,8 +1,8 @@
-"""The loop over the steps of several runs at once.
+"""Training loop over the steps of several runs at once.
 
-Each run reports, evaluates and saves by itself. The runs may be at different steps, as after an
-interruption. A run that is at its end or has failed is still computed, in vain, until half of the
-runs are; then the others are stacked anew.
+Each run reports, evaluates and saves its own state. The runs may be at different steps, for example
+after an interruption. The step still computes a run that has finished or failed and discards the
+result. Once at most half of the runs are active, only the active runs are stacked again.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from malora_jax.training.step import lowered_step
 
 @dataclasses.dataclass(eq=False)
 class JointRun:
-    """One of the runs that train jointly.
+    """A run that trains jointly with others.
 
     Attributes:
-        progress: Its progress.
-        state: Its state before the first and after the last step of the loop; None in between.
-        error: Why it failed; '' if it did not.
-        batch: Rows of its newest step.
+        progress: Progress of the run.
+        state: Training state before the first and after the last step of the loop; None in between.
+        error: Error message if the run failed, else ''.
+        batch: Batch of its newest step.
     """
 
     progress: RunProgress
@@ -40,12 +40,12 @@ class JointRun:
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has steps left."""
+        """True if the run has not failed and has steps left."""
         return not (self.error or self.progress.is_at_end)
 
 
 class JointLoop:
-    """Trains several runs by one step over their stacked states."""
+    """Training of several runs by one step over their stacked states."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class JointLoop:
 
         Args:
             runs: Runs of one of the `joint_groups`.
-            preemption: Whether the runs are asked to stop.
-            step: The step of all runs, if it is compiled already.
+            preemption: Watcher for requests to stop.
+            step: Compiled step of all runs, if it exists already.
         """
         self._runs: list[JointRun] = []
         self._states: Any = None
@@ -69,15 +69,15 @@ class JointLoop:
             self._stack(active, step if len(active) == len(runs) else None)
 
     def train(self) -> None:
-        """Train all runs to their ends.
+        """Train all runs until they finish.
 
         Raises:
-            Preempted: SIGTERM came; the step in progress is finished and saved.
+            Preempted: SIGTERM arrived; the step in progress is finished and saved.
         """
         steps = sum(run.progress.setup.steps for run in self._runs)
         done = sum(run.progress.step for run in self._runs)
         bar = tqdm.tqdm(total=steps, initial=done, desc='train together', unit='step')
-        # Steps that were started and are not reported yet, with their stacked metrics.
+        # Numbers and stacked metrics of the steps that have started and are not reported yet.
         unreported: dict[JointRun, int] = {}
         metrics: Any = None
         with self._preemption.deferred(), bar:
@@ -100,9 +100,9 @@ class JointLoop:
                     raise Preempted
 
     def _start_step(self) -> tuple[dict[JointRun, int], Any]:
-        """Start a step; return its number in each active run, and the stacked metrics."""
+        """Start a step; return each active run's step number, and the stacked metrics."""
         active = [run for run in self._runs if run.is_active]
-        for run in active:  # The others repeat their last batches, in vain.
+        for run in active:  # Inactive runs repeat their last batch.
             run.batch = run.progress.next_batch()
             run.progress.start_step()
         rows = jax.tree.map(lambda *arrays: np.stack(arrays), *[run.batch for run in self._runs])
@@ -111,7 +111,7 @@ class JointLoop:
         return {run: run.progress.step for run in active}, metrics
 
     def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
-        """Report steps; evaluate the states that are due, if no newer step was started."""
+        """Report steps, and evaluate the states that are due unless a newer step has started."""
         found = jax.device_get(metrics)
         for run, number in steps.items():
             if not run.error:
@@ -133,12 +133,12 @@ class JointLoop:
         return cut(take(self._states, self._runs.index(run)), self._shapes[run])
 
     def _remove_inactive(self) -> None:
-        """Stack the active runs anew once they are at most half of all."""
+        """Stack only the active runs again, once they are at most half of all runs."""
         active = [run for run in self._runs if run.is_active]
         if 2 * len(active) <= len(self._runs):
             for run in active:
                 run.state = self._state(run)
-            self._states = None  # Frees its memory.
+            self._states = None  # Frees memory.
             self._stack(active)
 
     def _stack(self, runs: list[JointRun], step: jax.stages.Compiled | None = None) -> None:
@@ -150,7 +150,7 @@ class JointLoop:
         config, setup = with_largest_ranks([setup.run for setup in setups]), setups[0]
         with contextlib.ExitStack() as phases:
             for run in runs:
-                run.state = None  # Frees its memory.
+                run.state = None  # Frees memory.
                 phases.enter_context(run.progress.goodput.phase('compile'))
             sizes, arrays = (setup.steps, len(setup.splits)), (self._states, setup.base.params)
             self._step = (

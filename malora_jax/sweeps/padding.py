@@ -1,8 +1,9 @@
-"""States of several runs as one tree with a leading axis, padded to equal ranks with zeros.
+"""States of several runs as one tree with a leading axis, padded with zeros to equal ranks.
 
-A rank whose row of A and column of B are zero has no part in the update, and no gradient: that of
-each is a product with the other. Adam leaves it at zero, decay too. The same holds for a dimension
-of the subspace, between S_A and P. So nothing needs to be masked.
+A padded rank, with zeros in its row of A and its column of B, does not change the update. Its
+gradients are zero too, because each of the two gradients is a product with the other factor. Adam
+and weight decay therefore leave it at zero. The same holds for a dimension of the subspace, between
+S_A and P. So no masking is needed.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ import numpy as np
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Stack trees along a new first axis, each leaf padded to the largest shape among them."""
+    """Stack trees along a new first axis, each leaf padded to the largest shape among them.
+
+    Args:
+        trees: Trees of arrays with the same structure.
+    """
 
     def padded(leaf: Any, shape: tuple[int, ...]) -> Any:
         widths = [(0, new - old) for old, new in zip(leaf.shape, shape, strict=True)]
@@ -29,12 +34,22 @@ def stack(trees: Sequence[Any]) -> Any:
 
 
 def take(tree: Any, index: int | np.ndarray) -> Any:
-    """Return the entry of one run of a stacked tree, or those of several."""
+    """Return one run's entry of a stacked tree, or the entries of several runs.
+
+    Args:
+        tree: Stacked tree; the first axis of each leaf is the run.
+        index: Index of the run, or an array of indices.
+    """
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def cut(tree: Any, like: Any) -> Any:
-    """Remove the padding: cut each leaf to the shape of that of `like`."""
+    """Remove the padding: slice each leaf to the shape of the matching leaf in `like`.
+
+    Args:
+        tree: Padded tree of one run.
+        like: Tree of arrays or shapes with the same structure.
+    """
     return jax.tree.map(
         lambda leaf, shape: leaf[tuple(slice(size) for size in shape.shape)], tree, like
     )

@@ -1,4 +1,4 @@
-"""A table of a sweep's runs that is redrawn in a terminal; elsewhere a line when one changes."""
+"""Progress display of a sweep: a live table in a terminal, else a line for each state change."""
 
 import collections
 from collections.abc import Mapping
@@ -10,18 +10,22 @@ from rich.table import Table
 
 from malora_jax.sweeps.status import Status
 
-# What there may be most of comes last, where a small terminal cuts it off.
+# States with potentially many runs come last, because a small terminal cuts the table off.
 _ORDER = ('running', 'failed', 'stopped', 'waiting', 'finished')
 _STYLES = {'running': 'bold', 'failed': 'red', 'waiting': 'dim', 'finished': 'green'}
-# Of a terminal, what the table's head, frame and title take.
+# Terminal lines that the table's head, frame and title need.
 _FRAME_LINES = 7
 
 
 class Progress:
-    """Shows how far runs are; a context manager."""
+    """Progress display of a sweep's runs; a context manager."""
 
     def __init__(self, console: Console | None = None):
-        """Shows it on a console, by default on stdout."""
+        """Create the display; `__enter__` starts it.
+
+        Args:
+            console: Console to print to; None for stdout.
+        """
         self._console = console or Console()
         self._live: Live | None = None
         self._known: dict[str, str] = {}
@@ -37,7 +41,11 @@ class Progress:
             self._live.stop()
 
     def show(self, statuses: Mapping[str, Status]) -> None:
-        """Redraws the table, or tells which runs have changed."""
+        """Redraw the table, or print the runs whose state has changed.
+
+        Args:
+            statuses: Status of each run by name.
+        """
         if self._live:
             rows = max(1, self._console.height - _FRAME_LINES)
             self._live.update(_table(statuses, rows), refresh=True)
@@ -55,7 +63,11 @@ class Progress:
 
 
 def summary(statuses: Mapping[str, Status]) -> str:
-    """How many runs are in which state."""
+    """Return the number of runs in each state, such as '3 finished, 1 running'.
+
+    Args:
+        statuses: Status of each run by name.
+    """
     counts = collections.Counter(status.state for status in statuses.values())
     return ', '.join(f'{counts[state]} {state}' for state in reversed(_ORDER) if counts[state])
 

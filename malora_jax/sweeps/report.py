@@ -1,4 +1,4 @@
-"""The report of a sweep: a CSV with a row for each run, and sections over the seeds."""
+"""Report of a sweep: a CSV file with a row for each run, and sections with means over seeds."""
 
 import csv
 import pathlib
@@ -28,8 +28,8 @@ def write_report(
 
     Args:
         workdir: Directory of the sweep.
-        sweep: The sweep, which says what to plot and which table of the paper to show.
-        runs: The runs by name.
+        sweep: Sweep, which defines what to plot and which table of the paper to show.
+        runs: Runs of the sweep by name.
         errors: Errors of the failed runs by name.
 
     Returns:
@@ -56,7 +56,7 @@ def write_report(
 
 
 def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dict[str, SeedGroup]:
-    """Return the finished runs that differ in their seed alone, by row."""
+    """Return the finished runs that differ in their seed alone, grouped by row."""
     found = {}
     for row in dict.fromkeys(runs[name].row for name in finished):
         names = [name for name in finished if runs[name].row == row]
@@ -67,7 +67,7 @@ def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dic
 
 
 def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> PaperRow | None:
-    """Return the paper's row with the adapter of a run, if it is of the same tasks."""
+    """Return the paper's row with the adapter of a run, if the row has the same tasks."""
     if not sweep.report.table:
         return None
     table = TABLES[sweep.report.table]
@@ -100,7 +100,7 @@ def _unfinished(
     groups: Mapping[str, SeedGroup],
     errors: Mapping[str, str],
 ) -> Iterator[Section]:
-    """Yield the section on what the numbers do not say."""
+    """Yield sections on progress, failed runs and unfinished runs."""
     waiting = [name for name in runs if name not in finished and name not in errors]
     yield Section(
         'progress',
@@ -136,7 +136,7 @@ def _numeric_fields(runs: _Runs) -> list[str]:
 
 
 def _line(run: SweepRun, together: set[str]) -> str:
-    """Return the label of a line: the variant, and the values of other swept fields."""
+    """Return the label of a line: the variant, and the values of the other swept fields."""
     others = [
         f'{name.rsplit(".", 1)[-1]} {value}'
         for name, value in run.values.items()
@@ -146,7 +146,7 @@ def _line(run: SweepRun, together: set[str]) -> str:
 
 
 def _value(run: SweepRun, field: str) -> float:
-    """Return the value of a field: the sweep's, where rank is r and not r̄, or the config's."""
+    """Return a field's value: the sweep's, where rank means r and not r̄, or else the config's."""
     return run.values.get(field, flatten_dict(dict(run.config), sep='.').get(field))
 
 

@@ -1,8 +1,8 @@
-"""Makes the runs of a sweep, each in a process of its own, several at a time if wanted.
+"""Runner of a sweep: trains its runs in child processes, several at a time if requested.
 
-What has finished is skipped and what was interrupted goes on, as `experiments.train` does by
-itself. What fails is tried once more, alone; if it fails again the others go on without it. When
-this process ends, even by SIGKILL, the others save and end, too.
+Finished runs are skipped, and interrupted runs resume from their checkpoints, as in
+`experiments.train`. A failed run is tried once more, alone; if it fails again, the other runs
+continue without it. When this process ends, even by SIGKILL, its child processes save and end too.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from malora_jax.shutdown import Preempted
 from malora_jax.sweeps import directory, status
 from malora_jax.sweeps.status import Status
 
-# How long a process may take to save when the sweep is stopped.
+# Seconds that a process may take to save when the sweep is stopped.
 _GRACE_SECONDS = 120
 _TRIES = 2
 
@@ -28,8 +28,8 @@ class Job(NamedTuple):
     """A process to be started.
 
     Attributes:
-        names: of the runs that it makes.
-        command: that makes them.
+        names: Names of the runs that it trains.
+        command: Command line of the process.
     """
 
     names: tuple[str, ...]
@@ -44,11 +44,11 @@ class _Process(NamedTuple):
 
 
 class Runner:
-    """Starts processes and follows them.
+    """Runner that starts the processes of a sweep and monitors them.
 
     Attributes:
-        states: by run, as in `Status`.
-        errors: by run that failed, why.
+        states: State of each run by name, as in `Status`.
+        errors: Error messages of the failed runs by name.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Runner:
         gpus: Sequence[str] = (),
         poll_seconds: float = 0.5,
     ):
-        """Looks at what there is.
+        """Find out which runs are already finished.
 
         Args:
-            workdir: of the sweep.
-            steps: by run, as in `Status`.
-            alone: the command that makes one run.
-            at_once: how many processes at the same time.
-            gpus: numbers of GPUs, of which each process gets one, if there are any.
-            poll_seconds: how often they are looked at.
+            workdir: Directory of the sweep.
+            steps: Number of training steps of each run by name, as in `Status`.
+            alone: Function that returns the command line that trains a single run.
+            at_once: Maximum number of concurrent processes.
+            gpus: Numbers of GPUs; each process gets one of them. () for no assignment.
+            poll_seconds: Seconds between checks of the processes.
         """
         self._workdir, self._steps, self._alone = workdir, steps, alone
         self._at_once, self._poll_seconds = at_once, poll_seconds
@@ -82,15 +82,15 @@ class Runner:
         }
 
     def run(self, jobs: Sequence[Job], show: Callable[[Mapping[str, Status]], None]) -> None:
-        """Makes all runs of the jobs that are not finished.
+        """Complete all runs of the jobs that are not finished.
 
         Args:
-            jobs: in the order in which they are started.
-            show: is given the status of all runs, again and again.
+            jobs: Jobs in the order in which they are started.
+            show: Function that is called repeatedly with the status of all runs.
 
         Raises:
-            Preempted: SIGTERM came; what was at work was stopped likewise, and has saved.
-            KeyboardInterrupt: The same after Ctrl-C.
+            Preempted: SIGTERM arrived; running processes were stopped and have saved.
+            KeyboardInterrupt: Ctrl-C was pressed; running processes were stopped and have saved.
             OSError: A process did not save in time and was killed.
         """
         queue, active = list(jobs), list[_Process]()
@@ -119,7 +119,7 @@ class Runner:
                 raise Preempted
 
     def statuses(self) -> dict[str, Status]:
-        """Of all runs."""
+        """Return the current status of each run by name."""
         found = {}
         for name, state in self.states.items():
             if name in self._finished:
@@ -132,15 +132,15 @@ class Runner:
         return found
 
     def _start(self, job: Job, descriptor: int, environment: Mapping[str, str]) -> _Process:
-        """Starts a process that inherits the lifeline's descriptor and environment."""
+        """Start a process that inherits the lifeline's descriptor and environment."""
         logs = contextlib.ExitStack()
-        # Of several runs the first one's has it all; what became of each stands in its own.
+        # Jointly trained runs print into the log of the first one.
         log: IO[Any] = logs.enter_context(
             directory.log_path(self._workdir, job.names[0]).open('ab')
         )
         gpu = self._free_gpus.pop(0) if self._free_gpus else ''
-        # Unbuffered, so that lines of stdout and stderr stand in the log in their order: the last
-        # one of a run that failed says why.
+        # Unbuffered, so that stdout and stderr are in order in the log: the last line of a failed
+        # run is its error.
         own = {'PYTHONUNBUFFERED': '1'} | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
         process = subprocess.Popen(
             job.command,
@@ -149,7 +149,8 @@ class Runner:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, **own},
             pass_fds=[descriptor],
-            # A terminal's Ctrl-C reaches this process only, which asks the others to save.
+            # In a process group of its own, so that a terminal's Ctrl-C reaches only this process,
+            # which then asks the others to save.
             process_group=0,
         )
         for name in job.names:
@@ -158,7 +159,7 @@ class Runner:
         return _Process(job, process, logs, gpu)
 
     def _ended(self, ended: _Process) -> list[Job]:
-        """Notes what became of the runs; those that are to be tried again."""
+        """Record the outcome of an ended process; return the jobs of runs to try again."""
         ended.logs.close()
         if ended.gpu:
             self._free_gpus.append(ended.gpu)
@@ -182,7 +183,7 @@ class Runner:
         return status.last_line(self._workdir, name)
 
     def _stop(self, active: list[_Process]) -> list[str]:
-        """Asks processes to save and end; returns the runs of those that had to be killed."""
+        """Ask processes to save and end; return the names of runs whose process was killed."""
         killed: list[str] = []
         for one in active:
             one.process.terminate()

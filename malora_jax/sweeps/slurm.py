@@ -1,4 +1,4 @@
-"""A sweep as an array job of SLURM."""
+"""Launching a sweep as a SLURM array job."""
 
 import pathlib
 import shlex
@@ -31,10 +31,13 @@ srun "${{command[@]}}" || srun "${{command[@]}}"
 
 
 def options(text: str) -> list[str]:
-    """Split options of sbatch as a shell does, and check them.
+    """Split sbatch options as a shell does, and check them.
+
+    Args:
+        text: Options in one string, such as '--gpus=1 --time=12:00:00'.
 
     Raises:
-        UserError: Quotes that do not match, or something else than options.
+        UserError: The quotes do not match, or the text has something else than options.
     """
     right = 'it must be options of sbatch, such as "--gpus=1 --time=12:00:00"'
     try:
@@ -50,16 +53,16 @@ def options(text: str) -> list[str]:
 def write_array(
     workdir: pathlib.Path, jobs: Sequence[Job], at_once: int, options: Sequence[str]
 ) -> pathlib.Path:
-    """Writes `sweep/array.sbatch`.
+    """Write the script of the array job, `sweep/array.sbatch`.
 
     Args:
-        workdir: of the sweep.
-        jobs: that are to be made.
-        at_once: how many at the same time; 0 = as many as there is room for.
-        options: of sbatch, as `options` gives them.
+        workdir: Directory of the sweep.
+        jobs: Jobs of the array, at least one.
+        at_once: Maximum number of concurrent jobs; 0 for no limit.
+        options: Options of sbatch, as `options` returns them.
 
     Returns:
-        Its path.
+        The path of the script.
     """
     path = workdir / 'sweep' / 'array.sbatch'
     cases = '\n'.join(
@@ -80,10 +83,13 @@ def write_array(
 
 
 def submit(path: pathlib.Path) -> str:
-    """Submits an array where SLURM is; what came of it, in one sentence.
+    """Submit an array job if this machine has SLURM, and return a sentence about the outcome.
+
+    Args:
+        path: Script of the array job.
 
     Raises:
-        UserError: SLURM refuses it.
+        UserError: SLURM refuses the job.
     """
     if shutil.which('sbatch') is None:
         return f'Wrote {path}; there is no sbatch here: submit it where SLURM is.'

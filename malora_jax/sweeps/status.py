@@ -1,4 +1,4 @@
-"""How far each run of a sweep is, read from its directory while another process makes it."""
+"""Status of each run of a sweep, read from its directory while another process trains it."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from malora_jax.errors import UserError
 from malora_jax.runs import LoadedRun
 from malora_jax.sweeps import directory
 
-# Of metrics.jsonl, enough for its last line.
+# Number of bytes at the end of metrics.jsonl that surely contain its last line.
 _TAIL_BYTES = 1 << 16
 
 
 class Status(NamedTuple):
-    """How far a run is.
+    """Status of a run.
 
     Attributes:
-        state: 'waiting', 'running', 'finished', 'failed', or 'stopped' (by a signal).
-        step: optimizer steps made.
-        steps: of the whole run; 0 if they come from its epochs.
-        loss: of the last step, or of a finished run the mean over its held-out questions.
-        score: of a finished run.
-        speed: tokens a second.
-        error: why it failed.
+        state: State: 'waiting', 'running', 'finished', 'failed', or 'stopped' (by a signal).
+        step: Number of optimizer steps made.
+        steps: Total number of steps; 0 if it follows from the number of epochs.
+        loss: Training loss of the last step; for a finished run, the mean held-out loss over tasks.
+        score: Mean score over tasks of a finished run, 0 to 1.
+        speed: Throughput in tokens per second.
+        error: Error message of a failed run.
     """
 
     state: str
@@ -37,14 +37,14 @@ class Status(NamedTuple):
 
 
 def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: int = 0) -> Status:
-    """The status of a run in a sweep's directory.
+    """Read the status of a run from a sweep's directory.
 
     Args:
-        workdir: of the sweep.
-        name: of the run.
-        state: what its process does.
-        error: why it failed.
-        steps: that it is to make.
+        workdir: Directory of the sweep.
+        name: Name of the run.
+        state: State of its process, as in `Status`.
+        error: Error message if the run failed.
+        steps: Total number of steps; 0 if it is not known.
     """
     if state == 'finished':
         run = LoadedRun(workdir / name)
@@ -56,14 +56,19 @@ def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: i
 
 
 def last_line(workdir: pathlib.Path, name: str) -> str:
-    """What a run printed last: its error, if it failed."""
+    """Return the last line that a run printed, which is its error if it failed.
+
+    Args:
+        workdir: Directory of the sweep.
+        name: Name of the run.
+    """
     path = directory.log_path(workdir, name)
     lines = path.read_text('utf-8', errors='replace').split('\n') if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), 'it printed nothing')
 
 
 def _last_record(path: pathlib.Path) -> dict[str, Any]:
-    """The last whole line of a metrics.jsonl."""
+    """Return the last complete record of a `metrics.jsonl`, or {}."""
     try:
         files.check_regular(path)
         with path.open('rb') as file:

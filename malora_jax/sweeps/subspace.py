@@ -1,7 +1,7 @@
-"""The rank of MALoRA's subspace in sweeps over ranks and numbers of experts.
+"""Rank of MALoRA's shared subspace in sweeps over ranks and numbers of experts.
 
-Section 3.3 of the paper: a budget of rank r an expert, as MoLoRA would have it, becomes a shared
-subspace of d = λ r N dimensions and experts of rank r̄ = r + (1 − λ) r.
+Section 3.3 of the paper: a budget of rank r per expert, as MoLoRA would use it, is split into a
+shared subspace of d = λ r N dimensions and experts of rank r̄ = r + (1 − λ) r.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ _RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.sha
 
 
 def check_said(sweep: Sweep, variant: str, config: ConfigDict) -> None:
-    """Checks that a sweep whose ranks change says what becomes of d, once.
+    """Check that a sweep over ranks or experts states, exactly once, how d follows.
 
     Args:
-        sweep: what changes.
-        variant: a name in its runs.
-        config: of one of these.
+        sweep: The sweep.
+        variant: Name of a variant in `runs`.
+        config: Config of one of the variant's runs.
 
     Raises:
-        UserError: it does not, or says two things.
+        UserError: The sweep does not state it, or states it twice.
     """
     fields = {*sweep.fields_of(variant)}
     changes = {_RANK, _EXPERTS} & fields
@@ -39,16 +39,16 @@ def check_said(sweep: Sweep, variant: str, config: ConfigDict) -> None:
 
 
 def follow(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
-    """Sets r̄ and d of a run that has a subspace.
+    """Set r̄ and d of a run that has a shared subspace.
 
     Args:
-        config: of the run, changed in place.
-        share: λ.
-        values: what the sweep sets; `adapter.rank` is r there. Without it r is what the run's r̄
-            is made of.
+        config: Config of the run, changed in place.
+        share: Share λ of the rank budget that the subspace gets.
+        values: Values that the sweep sets; `adapter.rank` is r here. Without it, r is computed from
+            the config's r̄.
 
     Raises:
-        UserError: r̄, d or r would be no whole number.
+        UserError: r̄ or d would not be an integer.
     """
     if not _has_subspace(config):
         return
@@ -65,5 +65,5 @@ def follow(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
 
 
 def _has_subspace(config: ConfigDict) -> bool:
-    """Whether experts share a subspace on the side of the input, with cores of their own."""
+    """Return whether experts share a subspace on the input side and have their own cores."""
     return config.adapter.shared_rank > 0 and config.adapter.subspace == 'down'

@@ -1,4 +1,4 @@
-"""A sweep from its config to its report."""
+"""Sweep from its config to its report: check, run or launch, and report."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,14 @@ from malora_jax.training.workdir import locked
 
 
 class Sweeping:
-    """A sweep and its directory.
+    """A sweep in its directory.
 
     Attributes:
-        errors: by run that has failed, why.
+        errors: Error messages of the failed runs by name.
+
+    Example:
+        sweeping = Sweeping(config, pathlib.Path('runs/rank'), process)
+        print(sweeping.run(at_once=2))
     """
 
     def __init__(
@@ -28,17 +32,17 @@ class Sweeping:
         process: Callable[[pathlib.Path, Sequence[str]], Job],
         together: int = 0,
     ):
-        """Checks everything, and writes nothing.
+        """Check the config and the directory, without writing anything.
 
         Args:
-            config: of configs/sweeps, as plain dicts.
-            workdir: of the sweep.
-            process: what makes one run, or several that train jointly, given the workdir and their
-                names.
-            together: how many runs one process may train at once, at most; 0 = as many as fit.
+            config: Config of the sweep, as plain dicts.
+            workdir: Directory of the sweep.
+            process: Function of the workdir and run names that returns the job to train one run, or
+                several runs jointly.
+            together: Maximum number of runs that one process trains jointly; 0 for as many as fit.
 
         Raises:
-            UserError: as `expand` and `directory.check`.
+            UserError: `expand` refuses the config, or `directory.check` refuses the directory.
         """
         self._sweep, self._runs = sweep_config(config), expand(config)
         self._workdir, self._process, self._together = workdir, process, together
@@ -46,17 +50,17 @@ class Sweeping:
         self.errors: dict[str, str] = {}
 
     def run(self, at_once: int, gpus: Sequence[str] = ()) -> str:
-        """Makes the runs here.
+        """Complete the runs on this machine.
 
         Args:
-            at_once: how many processes at the same time.
-            gpus: numbers of GPUs, of which each process gets one; () = each sees all devices.
+            at_once: Maximum number of concurrent processes.
+            gpus: Numbers of GPUs; each process gets one. () if each process sees all devices.
 
         Returns:
-            The report.
+            The report in Markdown.
 
         Raises:
-            UserError: another process is at work on the sweep, or no run could be finished.
+            UserError: Another process is working on the sweep, or no run has finished.
         """
         steps = {name: run.config['training']['steps'] for name, run in self._runs.items()}
         with locked(self._workdir):
@@ -69,14 +73,17 @@ class Sweeping:
         return self.report()
 
     def launch(self, at_once: int, options: Sequence[str]) -> str:
-        """Writes an array job of the runs that are not finished, and submits it.
+        """Write an array job of the unfinished runs, and submit it.
 
         Args:
-            at_once: how many processes at the same time; 0 = all.
-            options: of sbatch.
+            at_once: Maximum number of concurrent jobs; 0 for no limit.
+            options: Options of sbatch.
 
         Returns:
-            What came of it; or the report, if all runs are finished.
+            A sentence about the outcome; or the report, if all runs are finished.
+
+        Raises:
+            UserError: Another process is working on the sweep, or SLURM refuses the job.
         """
         jobs = self._jobs(1)
         if not jobs:
@@ -86,15 +93,15 @@ class Sweeping:
             return slurm.submit(slurm.write_array(self._workdir, jobs, at_once, options))
 
     def report(self) -> str:
-        """Writes the report on the runs that are finished.
+        """Write the report on the finished runs, and return it in Markdown.
 
         Raises:
-            UserError: none is.
+            UserError: No run is finished.
         """
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
     def _jobs(self, at_once: int) -> list[Job]:
-        """What is not finished, with joint groups in one process; enough for all at once."""
+        """Return the jobs of the unfinished runs; joint groups are split to fill all processes."""
         todo = {
             name: run.config
             for name, run in self._runs.items()

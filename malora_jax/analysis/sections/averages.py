@@ -1,4 +1,4 @@
-"""Means over seeds of the rows of a sweep, with intervals for other seeds."""
+"""Sections with the means over seeds of each row of a sweep, with intervals for other seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def averages_section(
     """Return the section on averages over tasks.
 
     Args:
-        groups: The rows.
+        groups: Rows of the sweep, at least one.
         values: Values of the swept fields by row, then by field.
     """
     fields = [*dict.fromkeys(field for group in groups for field in values[group.name])]
@@ -53,7 +53,11 @@ def averages_section(
 
 
 def by_task_section(groups: Sequence[SeedGroup]) -> Section:
-    """Return the section on scores by task, means over seeds."""
+    """Return the section on the scores of each task, as means over seeds.
+
+    Args:
+        groups: Rows of the sweep.
+    """
     numbers = {
         group.name: {task: _numbers(group, 'score', task) for task in group.tasks}
         for group in groups

@@ -1,4 +1,4 @@
-"""Parameters by part, and time by activity."""
+"""Section on the costs of runs: parameters by part, and time by activity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

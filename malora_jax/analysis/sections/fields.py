@@ -1,4 +1,4 @@
-"""Scores and losses against a field of the config, as in the paper's Figures 4(a) and 4(b)."""
+"""Scores and losses against a config field, as in the paper's Figures 4(a) and 4(b)."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from malora_jax.runs import SeedGroup
 
 _LABELS = {'score': 'score (%)', 'loss': 'answer loss (nats per token)'}
 _UNITS = {'score': 100.0, 'loss': 1.0}
-# Ratio of the largest to the smallest value from which an axis is logarithmic.
+# An axis is logarithmic if its largest value is at least this multiple of its smallest one.
 _WIDE = 4
 
 # Values of the field with their rows, in ascending order.
@@ -27,14 +27,14 @@ def field_section(
     output: pathlib.Path,
     connected: bool = True,
 ) -> Section:
-    """Return the section on the effect of a field.
+    """Return the section on the effect of a field, with its plot.
 
     Args:
         field: Dotted name of the field.
-        lines: Points by label.
+        lines: Points of each line, by the line's label.
         metrics: Metrics to show: 'score', 'loss' or both.
         output: Directory of the plot.
-        connected: Whether lines connect the points; random values are not connected.
+        connected: Whether lines connect the points; randomly drawn values are not connected.
     """
     name = field.rsplit('.', 1)[-1]
     path = output / f'{name}.png'

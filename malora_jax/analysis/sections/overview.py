@@ -1,4 +1,4 @@
-"""The runs of a report, with the counts of `metrics.jsonl`, and their loss over training."""
+"""Section on the runs of a report: their step, token and example counts, and loss over training."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ _LABELS = {
     'after': 'score after, %',
     'seconds_per_step': 'seconds per step',
 }
-# Number of decimals, where it is not one.
+# Number of decimals of numbers that do not have one decimal.
 _DIGITS = {'loss_before': 3, 'loss_after': 3, 'seconds_per_step': 2}
-# With more runs than these, each is a row and not a column.
+# With more runs than this, each run is a row instead of a column.
 _MOST_COLUMNS = 4
 
 
@@ -35,7 +35,8 @@ def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section
     """Return the section on the runs.
 
     Args:
-        runs: The runs; many are sorted by their held-out loss, the lowest first.
+        runs: Runs of the report. If there are many, the table sorts them by held-out loss, lowest
+            first.
         output: Directory of the plot.
     """
     numbers = {run.name: _overview(run) for run in runs}
@@ -76,7 +77,7 @@ def _overview(run: LoadedRun) -> dict[str, Any]:
 
 
 def _curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
-    # The validation loss if all runs have one: it is on the same examples at each step.
+    # Validation losses are preferred, because they are measured on the same examples at each step.
     validated = all(len(points(run.records, 'validation_loss')[0]) for run in runs)
     metric = 'validation_loss' if validated else 'loss'
     label = f'{metric.replace("_", " ")} (nats per token)'

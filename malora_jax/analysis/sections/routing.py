@@ -1,6 +1,6 @@
-"""The part of the report that is about routing: one run's routers on its held-out questions.
+"""Section on routing: the routers of one run on its held-out questions.
 
-Dimension letters: J linears, L layers, G tasks, E experts, Q questions.
+Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions.
 """
 
 import pathlib
@@ -25,20 +25,22 @@ from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.workdir import check_base, check_run
 
-# Checkpoints to which the questions are put.
+# Maximum number of evenly spread checkpoints that are run on the questions.
 _MOST_STEPS = 4
 
 
 def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
-    """Loads by task and layer, how far they are from balanced, and what experts tell of tasks.
+    """Return the section on expert load, load balance and task information of a run's routers.
+
+    Runs the model on held-out questions at some of the run's checkpoints.
 
     Args:
-        run: the run.
-        output: where plots go.
-        most: held-out questions of each task.
+        run: The run.
+        output: Directory of the plots.
+        most: Maximum number of held-out questions of each task; 0 for all.
 
     Raises:
-        UserError: base or data are not there, or not those of the run.
+        UserError: The base model or the data are missing, or differ from those of the run.
     """
     name = f'routing-{run.file_name}'
     title = f'Routing of {run.name}'
@@ -92,7 +94,7 @@ def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
 
 
 def _steps(run: LoadedRun) -> list[int]:
-    """The start, the step that stands for the run, and others between, evenly spread."""
+    """Return step 0, the step to report on, and some evenly spread checkpoints' steps."""
     steps = sorted({*run.steps, run.step})
     if len(steps) > _MOST_STEPS:
         picked = np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)

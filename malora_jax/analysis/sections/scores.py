@@ -1,4 +1,4 @@
-"""Scores and answer losses of each row, and their differences from baselines."""
+"""Section on the scores and answer losses of each row, and their differences from baselines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from malora_jax.analysis.page import NONE, Block, BulletList, Italic, Section, T
 from malora_jax.runs import SeedGroup, paper
 from malora_jax.runs.compare import other_settings
 
-# Rows that others are compared with, where they exist.
+# Names of the rows that all others are compared with, if they exist.
 _BASELINES = ('lora', 'molora')
 _READING = (
     'A difference of scores is in points, with its 95% interval by a paired bootstrap over the '
@@ -29,8 +29,8 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
     """Return the section on scores and losses by row.
 
     Args:
-        groups: The rows, the base model first.
-        table: Table of the paper whose numbers stand next to ours.
+        groups: Rows of the report, the base model first.
+        table: Table of the paper whose numbers are shown next to ours.
     """
     baselines = _baselines(groups)
     numbers = {group.name: _row(group, baselines) for group in groups}
@@ -46,7 +46,7 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
 
 
 def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
-    """Return LoRA's and MoLoRA's rows, or else the first row: the base if there is one run."""
+    """Return the rows of LoRA and MoLoRA, or else the first trained row of several, or the base."""
     found = [group for name in _BASELINES for group in groups if group.name == name]
     return found or [groups[1] if len(groups) > 2 else groups[0]]
 

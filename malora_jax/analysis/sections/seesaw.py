@@ -1,4 +1,4 @@
-"""Change of each task's score against training on that task alone."""
+"""Section on the change of each task's score against single-task training."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     """Return the section on gains and losses from training tasks together.
 
     Args:
-        groups: The rows of the report.
+        groups: Rows of the report.
         output: Directory of the plot.
     """
     alone = {group.name: single_task_rows(groups, group) for group in groups}
@@ -76,5 +76,5 @@ def _table(
 
 
 def _clear(changes: _Changes) -> list[bool]:
-    """Return whether each distinguishable change is a gain."""
+    """Return, for each distinguishable change, whether it is a gain."""
     return [change.mean > 0 for change in changes.values() if change.distinguishable]

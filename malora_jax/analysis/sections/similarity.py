@@ -1,4 +1,4 @@
-"""Similarity of the experts' projections, within runs and across them: Figure 2 of the paper."""
+"""Section on the similarity of the experts' projections, within and across runs (Figure 2)."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,12 @@ _COMPOSED = (
 
 
 def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
-    """Return the section on the similarity of projections, within runs and across them."""
+    """Return the section on the similarity of projections, within runs and across runs.
+
+    Args:
+        weights: Adapter weights of the runs, at least one.
+        output: Directory of the plots.
+    """
     title = 'How alike are the experts? (Figure 2)'
     names = linears(weights[0].run.settings)
     comparable = [w for w in weights if linears(w.run.settings) == names]
@@ -66,7 +71,7 @@ def similarity_section(weights: Sequence[Weights], output: pathlib.Path) -> Sect
 
 def _candidate(run: LoadedRun) -> Candidate:
     adapter = run.settings.adapter
-    # Runs of one method with other ranks would be another comparison.
+    # Only runs with the same method and rank are compared.
     shape = f'{run.method} (rank {adapter.structure.rank})'
     return Candidate(run.name, shape, frozenset(run.tasks), adapter.num_experts)
 
@@ -147,5 +152,5 @@ def _numbers(alike: Alike, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _lists(values: np.ndarray) -> list[list[float | None]]:
-    """JSON has no word for what is not a number."""
+    """Return nested lists with None in place of nan, which JSON does not have."""
     return [[None if np.isnan(value) else float(value) for value in row] for row in values]

@@ -1,4 +1,4 @@
-"""Singular values of the experts' projections: Figure 3 of the paper."""
+"""Section on the singular values of the experts' projections (Figure 3 of the paper)."""
 
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +14,12 @@ from malora_jax.analysis.weights import Weights, linears, projections
 
 
 def spectra_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
-    """Return the section on the number of directions that each run's experts use."""
+    """Return the section on the number of directions that each run's experts use.
+
+    Args:
+        weights: Adapter weights of the runs.
+        output: Directory of the plots.
+    """
     blocks: list[Block] = [
         Text(
             'All A of a linear are put side by side, and so are all B. If their singular values '

@@ -1,4 +1,4 @@
-"""Losses of each task over training, and scores before and after."""
+"""Section on tasks: losses over training, and scores before and after training."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,10 @@ from malora_jax.analysis.figures import points
 from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table
 from malora_jax.runs import LoadedRun, SeedGroup
 
-# With more runs than these, their tables are folded.
+# With more runs than this, their tables are collapsed.
 _MOST_TABLES = 4
-# With more rows than these, only the curves of some are shown, the first of these if they exist.
+# With more rows than this, only the curves of the preferred rows are shown, or else those of the
+# first rows.
 _MOST_CURVES = 4
 _PREFERRED = ('lora', 'malora', 'lora_single', 'malora_single')
 
@@ -22,8 +23,8 @@ def tasks_section(
     """Return the section on tasks.
 
     Args:
-        runs: The runs.
-        groups: The rows of the finished runs, each with a color of its own.
+        runs: Runs of the report.
+        groups: Rows of the finished runs, each with a color of its own.
         output: Directory of the plot.
     """
     path = output / 'tasks.png'
@@ -56,7 +57,10 @@ def _trained(run: LoadedRun) -> list[str]:
 
 
 def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
-    """Losses are means over the first and the last tenth of the steps that had the task."""
+    """Return the numbers of a task.
+
+    Losses are means over the first and the last tenth of the steps that had examples of the task.
+    """
     losses = points(run.records, f'loss/{task}')[1]
     tenth = max(1, len(losses) // 10)
     scored = run.results['tasks'].get(task) if run.is_finished else None
