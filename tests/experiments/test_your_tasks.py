@@ -13,6 +13,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.training import train
+from malora_jax.training.config_format import read_config
 from malora_jax.training.evaluate import evaluate
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -117,7 +118,7 @@ def test_the_content_of_the_files_is_pinned(home, finished):
     assert json.loads((workdir / 'data.json').read_text('utf-8')) == {
         f'{home}/{name}': hashlib.sha256((home / name).read_bytes()).hexdigest() for name in names
     }
-    config = json.loads((workdir / 'config.json').read_text('utf-8'))
+    config = read_config(workdir / 'config.json')
     scores = json.loads((workdir / 'results.json').read_text('utf-8'))['average']
     assert evaluate(config, workdir)['average'] == scores['after']
 

@@ -11,6 +11,7 @@ import pytest
 
 from malora_jax import training
 from malora_jax.adapters import trees
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.sweeps import joint
@@ -42,7 +43,7 @@ def alone(tiny_weights, tmp_path_factory):
     """Directory of the runs, each trained alone."""
     workdir = tmp_path_factory.mktemp('alone')
     for name, config in configs(tiny_weights).items():
-        training.train(config, workdir / name)
+        training.train(config, workdir / name, write_run_plots)
     return workdir
 
 

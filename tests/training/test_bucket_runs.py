@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from malora_jax import buckets, inference, training
+from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
 from tests.helpers.paths import ROOT
@@ -48,7 +49,7 @@ def ended(bucket, tiny_weights):
         assert last in newest
         # No checkpoint is ahead of the recorded metrics.
         assert len(read_json_lines(workdir / 'metrics.jsonl')) >= last
-    training.train(run_settings(tiny_weights), workdir)
+    training.train(run_settings(tiny_weights), workdir, write_run_plots)
     return address
 
 

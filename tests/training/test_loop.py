@@ -23,6 +23,7 @@ from malora_jax.models import Decoder
 from malora_jax.models.loading.weights import load_base
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
+from malora_jax.training.config_format import read_config
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build
 from malora_jax.training.state import TrainState, create_state
@@ -66,7 +67,7 @@ def without_times(records):
 
 
 def test_config_is_kept(finished, tiny_weights):
-    kept = json.loads((finished / 'config.json').read_text('utf-8'))
+    kept = read_config(finished / 'config.json')
     assert run_config(kept) == run_config(run_settings(tiny_weights))
 
 
