@@ -107,9 +107,12 @@ class LoadedRun:
     def records(self) -> Sequence[Mapping[str, Any]]:
         """Records of `metrics.jsonl`, one for each step."""
         try:
-            return run_files.read_metrics(self.path / run_files.METRICS)
+            records = run_files.read_metrics(self.path / run_files.METRICS)
         except FileNotFoundError as error:
             raise self._incomplete(error) from error
+        if not records:
+            raise UserError(f'{self.path} is no whole run: {run_files.METRICS} has no record.')
+        return records
 
     @functools.cached_property
     def before(self) -> Sequence[Mapping[str, Any]]:

@@ -52,6 +52,7 @@ class TaskResult(TypedDict):
     examples: Positive
     metric: str
     scoring: NotRequired[dict[str, Any]]
+    after_interval: NotRequired[list[float]]
 
 
 class Average(TypedDict):
@@ -65,6 +66,10 @@ class Parameters(TypedDict):
     """Parameter counts that are read from `results.json`."""
 
     trainable: int
+    base: NotRequired[Positive]
+    frozen_in_adapter: NotRequired[int]
+    percent_of_base: NotRequired[float]
+    by_group: NotRequired[dict[str, int]]
 
 
 class Results(TypedDict):

@@ -6,7 +6,7 @@ from typing import Any
 
 from malora_jax.analysis import task_plots
 from malora_jax.analysis.figures import points
-from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table
+from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table, Text
 from malora_jax.runs import LoadedRun, SeedGroup
 
 # With more runs than this, their tables are collapsed.
@@ -31,7 +31,6 @@ def tasks_section(
     shown = _with_curves([group for group in groups if not group.is_base])
     records = {group.label: [run.records for run in group.runs] for group in shown}
     records |= {run.name: [run.records] for run in runs if not run.is_finished}
-    task_plots.plot_tasks(path, records)
     caption = (
         'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
         'the validation loss, where it was measured); lower is better, and the lower of two '
@@ -41,6 +40,10 @@ def tasks_section(
     tables = [_table(run, numbers[run.name]) for run in runs]
     folded = len(tables) > _MOST_TABLES
     blocks: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
+    if not any(numbers.values()):
+        text = 'The metrics of these runs have no losses of single tasks.'
+        return Section('tasks', 'Tasks', [Text(text)], numbers)
+    task_plots.plot_tasks(path, records)
     return Section('tasks', 'Tasks', [Picture(path, caption), *blocks], numbers)
 
 
