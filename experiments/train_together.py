@@ -17,10 +17,14 @@ from malora_jax import sweeps
 from malora_jax.sweeps.joint import train_together
 from malora_jax.training.config_format import read_config
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
-_RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep. Required.', required=True)
+_RUNS = flags.DEFINE_list(
+    'runs', None, 'Names of the runs to train, separated by commas. Required.', required=True
+)
 _MEASURE = flags.DEFINE_boolean(
-    'measure', True, 'Find out first whether it pays; if not, train one after another.'
+    'measure',
+    True,
+    'First measure if joint training is faster; if it is not, train one run after another.',
 )
 
 

@@ -17,16 +17,31 @@ from absl import flags
 from experiments import cli
 from experiments.peers.benchmark import KINDS, benchmark
 from experiments.peers.report import tables
-from experiments.peers.systems import PAIRS
+from experiments.peers.systems import PAIRS, TITLES
 from malora_jax import errors, files
 
-_PAIRS = flags.DEFINE_list('pairs', [*PAIRS], 'What is held against each other, by our methods.')
-_ROWS = flags.DEFINE_list(
-    'rows', [*KINDS], 'Full rows of random tokens, and the data of the config.'
+_PAIRS = flags.DEFINE_list(
+    'pairs',
+    [*PAIRS],
+    'Pairs of systems to compare, separated by commas, each one of our methods and a peer: '
+    + '; '.join(
+        f'{name} = {TITLES[pair.ours]}, {TITLES[pair.peer]}' for name, pair in PAIRS.items()
+    )
+    + '.',
 )
-_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn, after an untimed one.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was measured.')
+_ROWS = flags.DEFINE_list(
+    'rows',
+    [*KINDS],
+    'Kinds of batches to measure on, separated by commas: synthetic = full rows of random tokens; '
+    "real = the config's data.",
+)
+_TURNS = flags.DEFINE_integer(
+    'turns', 5, 'Number of rounds, in each of which every system has one turn.', lower_bound=1
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', 4, 'Number of timed steps per turn, after an untimed warm-up step.', lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write all measurements into.')
 
 
 def main(config: dict[str, Any]) -> None:
