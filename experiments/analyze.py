@@ -33,8 +33,8 @@ from malora_jax.runs.paper import TABLES
 _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
     None,
-    'Directory of a run, or of several runs, or gs://BUCKET/PATH; may be given several times. '
-    'Required.',
+    # absl continues this text: "; repeat this option to specify a list of values".
+    'Required: directory of a run or of several runs, or gs://BUCKET/PATH',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(

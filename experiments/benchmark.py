@@ -33,7 +33,7 @@ from malora_jax.benchmark.run import benchmark, estimate, grow
 _METHODS = flags.DEFINE_list(
     'methods',
     ['base', 'lora', 'molora', 'malora'],
-    'Methods to compare, separated by commas; base = the frozen base model alone.',
+    'Names of the methods to compare; base = the frozen base model alone.',
 )
 _ROWS = flags.DEFINE_enum(
     'rows',

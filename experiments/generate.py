@@ -56,7 +56,10 @@ _TOP_P = flags.DEFINE_float(
     'this; 1 = from all.',
 )
 _STOP = flags.DEFINE_multi_string(
-    'stop', [], 'Text that ends an answer and is not part of it; may be given several times.'
+    # absl continues this text: "; repeat this option to specify a list of values".
+    'stop',
+    [],
+    'Text that ends an answer and is not part of it',
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the sampling.')
 

@@ -21,13 +21,13 @@ from malora_jax.training.scaling import scaling_table
 _MODELS = flags.DEFINE_list(
     'models',
     None,
-    'Names of base models (values of config.model.name), separated by commas. Required.',
+    'Names of base models (values of config.model.name). Required.',
     required=True,
 )
 _TOPOLOGIES = flags.DEFINE_list(
     'topologies',
     None,
-    'TPU topologies to compile for, separated by commas, such as v5e:2x2,v5e:4x4. Required.',
+    'TPU topologies to compile for, such as v5e:2x2,v5e:4x4. Required.',
     required=True,
 )
 _ROWS = flags.DEFINE_integer(

@@ -30,7 +30,7 @@ from malora_jax import errors, inference
 _WORKDIR = flags.DEFINE_list(
     'workdir',
     None,
-    'Directories of runs or exported adapters to serve, separated by commas. Required.',
+    'Directories of runs or exported adapters to serve, or gs://BUCKET/PATH. Required.',
     required=True,
 )
 _WEIGHTS = cli.define_weights()
@@ -40,7 +40,7 @@ _HOST = flags.DEFINE_string(
 _HOSTS = flags.DEFINE_list(
     'allowed_hosts',
     [],
-    'Host names that requests may use for this server, separated by commas, besides localhost and '
+    'Host names that requests may use for this server, besides localhost and '
     '--host. IP addresses are always allowed; with an API key (MALORA_JAX_KEY), so is any name.',
 )
 _PORT = flags.DEFINE_integer(

@@ -1,14 +1,14 @@
 r"""Complete the runs of a sweep and report on them; the same command resumes an interrupted sweep.
 
 A sweep has a config of its own, such as configs/sweeps/rank.py, which names the config of its runs
-in the field `base`. List its fields with `from configs.sweeps.rank import get_config`.
+in the field `base`. To list the fields of a sweep, import get_config from configs.sweeps.rank.
 
 Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Runs that
 differ in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight alone (dropout and
 load-balancing loss in all of them or in none) train jointly where they fit into memory and that is
 faster. --together=1 trains each run alone; --together=4 trains four at once without measuring if
-that is faster. Each run has its own directory in DIR. The report is DIR/report.md, with
-DIR/runs.csv and plots. The exit status is 1 if a run has failed.
+that is faster. Each run has its own directory in --workdir. The report is report.md there, with
+runs.csv and plots. The exit status is 1 if a run has failed.
 
 Flags by group:
     sweep    --config, --workdir
@@ -52,7 +52,7 @@ _JOBS = flags.DEFINE_integer(
 _GPUS = flags.DEFINE_list(
     'gpus',
     [],
-    'Numbers of the GPUs to use, separated by commas, such as 0,1,2,3; each process gets one GPU.',
+    'Numbers of the GPUs to use, such as 0,1,2,3; each process gets one GPU.',
 )
 _TOGETHER = flags.DEFINE_integer(
     'together',

@@ -4,6 +4,14 @@ Prints tables in Markdown. Before timing, losses and gradients are compared wher
 the same; experiments/peers/README.md lists which are the same, and what to install. All systems
 use as many threads as the process may use cores; `taskset` limits them.
 
+Pairs of systems:
+    lora     our LoRA, HF PEFT's LoRA
+    dora     our DoRA, HF PEFT's DoRA
+    molora   our MoLoRA with gates that sum to one, MoE-PEFT's MoLA
+    malora   our MALoRA, MoE-PEFT's MoLA
+    trainer  our MALoRA, MoE-PEFT's MoLA with the rematerialization of its own trainer
+    mixlora  our MALoRA, MoE-PEFT's MixLoRA
+
 Examples:
     python -m experiments.peers --config=configs/quickstart.py --output=runs/peers.json
     python -m experiments.peers --config=configs/quickstart.py --pairs=lora --rows=real
@@ -17,22 +25,18 @@ from absl import flags
 from experiments import cli
 from experiments.peers.benchmark import KINDS, benchmark
 from experiments.peers.report import tables
-from experiments.peers.systems import PAIRS, TITLES
+from experiments.peers.systems import PAIRS
 from malora_jax import errors, files
 
 _PAIRS = flags.DEFINE_list(
     'pairs',
     [*PAIRS],
-    'Pairs of systems to compare, separated by commas, each one of our methods and a peer: '
-    + '; '.join(
-        f'{name} = {TITLES[pair.ours]}, {TITLES[pair.peer]}' for name, pair in PAIRS.items()
-    )
-    + '.',
+    'Pairs of systems to compare, each one of our methods and one of HF PEFT or MoE-PEFT.',
 )
 _ROWS = flags.DEFINE_list(
     'rows',
     [*KINDS],
-    'Kinds of batches to measure on, separated by commas: synthetic = full rows of random tokens; '
+    'Kinds of batches to measure on: synthetic = full rows of random tokens; '
     "real = the config's data.",
 )
 _TURNS = flags.DEFINE_integer(
