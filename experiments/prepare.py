@@ -1,8 +1,9 @@
 r"""Download and store the public datasets of a config, so that its runs need no network.
 
-They are stored in config.data.directory, by default TFDS_DATA_DIR or ~/tensorflow_datasets, next to
-a lock file that records their rows. Existing datasets are not touched; after an interruption, the
-same command resumes. Prints the source and the number of rows of each dataset.
+The datasets are stored in config.data.directory, by default TFDS_DATA_DIR or
+~/tensorflow_datasets, next to a lock file that records their rows. Existing datasets are not
+touched; after an interruption, the same command resumes. Prints the source and the number of rows
+of each dataset.
 
 Examples:
     python -m experiments.prepare --config=configs/intra_domain.py
