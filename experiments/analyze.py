@@ -33,22 +33,30 @@ from malora_jax.runs.paper import TABLES
 _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
     None,
-    'Directory of a run, or of several runs; may be given several times.',
+    # absl continues this text: "; repeat this option to specify a list of values".
+    'Required: directory of a run or of several runs, or gs://BUCKET/PATH',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'Directory for the report; default: analysis/ in the first --workdir.'
+    'output',
+    None,
+    'Directory to write the report into; default: analysis/ in the first --workdir.',
 )
 _TABLE = flags.DEFINE_enum(
-    'table', None, list(TABLES), 'Table of the paper whose rows stand next to the runs.'
+    'table', None, list(TABLES), 'Table of the paper whose rows are shown next to the runs.'
 )
 _WEIGHTS = cli.define_weights()
-_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not ended.')
+_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not finished.')
 _ROUTING = flags.DEFINE_bool(
-    'routing', True, 'Run the model on held-out questions to show its routing.'
+    'routing',
+    True,
+    'Include the routing of tokens, for which the model is run on held-out questions; needs the '
+    'base model and the data.',
 )
 _QUESTIONS = flags.DEFINE_integer(
-    'questions', 32, 'Held-out questions per task for the routing, at most; 0 for all.'
+    'questions',
+    32,
+    'Maximum number of held-out questions per task on which routing is measured; 0 = all.',
 )
 
 

@@ -1,10 +1,15 @@
-"""Benchmark the training step of several methods, interleaved in one process.
+r"""Benchmark the training step of several methods, interleaved in one process.
 
 Prints a table of throughput and memory. With --output, also writes FILE as JSON, and next to it the
 table and a bar chart. 'base' is the frozen model alone: its forward pass and the gradient with
 respect to its embedding.
 
-Example:
+Flags by group:
+    what is measured  --config, --methods, --model, --rows, --tokens, --rounds
+    other modes       --grow (a curve over a size), --topology (compile for a TPU, without one)
+    result            --output
+
+Examples:
     python -m experiments.benchmark --config=configs/quickstart.py \
       --methods=base,lora,dora,molora,malora --output=runs/benchmark/synthetic.json
     python -m experiments.benchmark --config=configs/quickstart.py --grow=num_experts \
@@ -26,23 +31,45 @@ from malora_jax.benchmark import compiled, growth, plots, report
 from malora_jax.benchmark.run import benchmark, estimate, grow
 
 _METHODS = flags.DEFINE_list(
-    'methods', ['base', 'lora', 'molora', 'malora'], 'Names of methods, and base.'
+    'methods',
+    ['base', 'lora', 'molora', 'malora'],
+    'Names of the methods to compare; base = the frozen base model alone.',
 )
 _ROWS = flags.DEFINE_enum(
-    'rows', 'synthetic', ['synthetic', 'packed'], "Full rows of random tokens, or the config's own."
+    'rows',
+    'synthetic',
+    ['synthetic', 'packed'],
+    'Batches to measure on: synthetic = full rows of random tokens; packed = packed rows of the '
+    "config's tasks.",
 )
-_MODEL = flags.DEFINE_string('model', None, 'A preset, instead of config.model.name.')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Name of a preset of the base model, which replaces config.model.name.'
+)
 _TOKENS = flags.DEFINE_integer(
-    'tokens', None, 'Positions of a step, instead of config.data.batch_size rows.', lower_bound=1
+    'tokens',
+    None,
+    'Number of token positions per step: sets config.data.batch_size accordingly, and shortens '
+    'config.data.sequence_length if it is longer.',
+    lower_bound=1,
 )
-_ROUNDS = flags.DEFINE_integer('rounds', 20, 'Steps of each method, at least.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 20, 'Minimum number of timed steps per method.', lower_bound=1
+)
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None, 'A TPU such as v5e:2x2: what its compiler estimates for one layer, instead.'
+    'topology',
+    None,
+    "TPU topology, such as v5e:2x2: print the TPU compiler's estimates for one layer, instead of "
+    'measuring.',
 )
 _GROW = flags.DEFINE_enum(
-    'grow', None, list(growth.SIZES), 'Measure at more and more of these, instead of at one size.'
+    'grow',
+    None,
+    list(growth.SIZES),
+    'Setting of the adapter to vary: measure at increasing values of it, instead of at one.',
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'JSON file to write; the table and a chart are written next to it.'
+)
 
 
 def main(config: dict[str, Any]) -> None:

@@ -20,6 +20,17 @@ from experiments import compilation_cache
 from malora_jax import buckets, shutdown
 from malora_jax.errors import UserError
 
+# Attribute flags that this module defines to the calling command, so that its --help lists them.
+flags.disclaim_key_flags()
+
+# Paragraph of --help that all commands with --config share.
+_CONFIG_HELP = """\
+Config: --config=configs/NAME.py names the config file. If the file takes an argument, such as the
+method, add it after a colon: --config=configs/NAME.py:METHOD. Override any field of the config with
+--config.FIELD=VALUE, or --config.SECTION.FIELD=VALUE. List the fields and their values with
+    python -c "from configs.NAME import get_config; print(get_config())"
+"""
+
 
 def run(main: Callable[[dict[str, Any]], None]) -> None:
     """Parse the command line and call `main` with the config as plain dicts.
@@ -32,7 +43,11 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
     Args:
         main: Function that runs the command.
     """
-    text = 'Config file, with an argument if it takes one: configs/NAME.py[:METHOD].'
+    text = (
+        'Config file, with an argument if it takes one, such as configs/quickstart.py:malora. '
+        '--config.SECTION.FIELD=VALUE overrides a field. Required.'
+    )
+    _insert_config_help()
     try:
         # Defining the flag already reads the files of --flagfile.
         _check_regular(sys.argv)
@@ -49,7 +64,7 @@ def run_without_config(main: Callable[[], None]) -> None:
 
 def define_weights() -> flags.FlagHolder[str | None]:
     """Define the flag --weights, for commands that use a trained model."""
-    text = "Where the base's weights are, if not where they were in training."
+    text = "Location of the base model's weights, if they have moved since training."
     return flags.DEFINE_string('weights', None, text)
 
 
@@ -104,6 +119,14 @@ def leave(status: int, message: str = '') -> NoReturn:
     with contextlib.suppress(OSError):  # The message may be about a closed pipe.
         sys.stdout.flush()
     shutdown.leave(status, message)
+
+
+def _insert_config_help() -> None:
+    """Insert the help on the config after the first paragraph of the command's docstring."""
+    command = sys.modules['__main__']
+    if command.__doc__:  # Python -OO drops docstrings.
+        purpose, break_, rest = command.__doc__.partition('\n\n')
+        command.__doc__ = f'{purpose}\n\n{_CONFIG_HELP}{break_[1:]}{rest}'
 
 
 def _status(end: SystemExit) -> int:

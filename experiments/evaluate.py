@@ -1,11 +1,12 @@
-"""Score a run's checkpoint on its held-out questions, or the base model if there is no --workdir.
+"""Score a run's checkpoint, or the base model without --workdir, on held-out questions.
 
 Prints one JSON object. Its `step` names the checkpoint: the best by validation loss if that was
 measured, else the newest. The config must be the run's own: with another split, held-out questions
 may have been trained on.
 
-Example:
+Examples:
     python -m experiments.evaluate --config=configs/quickstart.py:malora --workdir=runs/quickstart
+    python -m experiments.evaluate --config=configs/quickstart.py
 """
 
 import json
@@ -16,7 +17,11 @@ from absl import flags
 from experiments import cli
 from malora_jax.training.evaluate import evaluate
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; none for the base model.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Directory of the run, or gs://BUCKET/PATH; without it, the base model is scored.',
+)
 
 
 def main(config: dict[str, Any]) -> None:

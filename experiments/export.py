@@ -1,5 +1,6 @@
 """Export a trained model in a format that other programs read.
 
+Formats:
     adapter  safetensors and a manifest; every method. `malora_jax.load` and the other commands
              accept the directory in place of a run's, on any machine that has the base model
     peft     LoRA, rsLoRA, DoRA and AsyLoRA in the format of Hugging Face PEFT
@@ -10,7 +11,7 @@
              training examples of all tasks, or of --task. The result equals this mean update
              exactly, or is truncated to --rank by a singular value decomposition
 
-Example:
+Examples:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
     python -m experiments.export --workdir=runs/quickstart --format=static --output=exports/static
     python -m experiments.export --workdir=exports/static --format=peft --output=exports/peft
@@ -40,14 +41,36 @@ _WRITERS = {
     'merged': huggingface.write_merged,
 }
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory of the run, or of an exported adapter.', required=True
+    'workdir',
+    None,
+    'Directory of the run or of an exported adapter, or gs://BUCKET/PATH. Required.',
+    required=True,
 )
 _WEIGHTS = cli.define_weights()
-_FORMAT = flags.DEFINE_enum('format', 'adapter', [*_WRITERS, 'static'], 'See above.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Directory to make.', required=True)
-_TASK = flags.DEFINE_string('task', '', 'Of static: for this task alone.')
-_RANK = flags.DEFINE_integer('rank', 0, 'Of static: its rank; 0 = the one that is exact.')
-_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Export a run that has not ended.')
+_FORMAT = flags.DEFINE_enum(
+    'format',
+    'adapter',
+    [*_WRITERS, 'static'],
+    'Output format: adapter = safetensors and a manifest; peft = Hugging Face PEFT; merged = base '
+    'model with the update merged into its weights; static = plain LoRA that approximates a '
+    'routed mixture.',
+)
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Directory to create for the exported model. Required.', required=True
+)
+_TASK = flags.DEFINE_string(
+    'task',
+    '',
+    "With --format=static: average the gates over this task's training examples only; '' = over "
+    'those of all tasks.',
+)
+_RANK = flags.DEFINE_integer(
+    'rank',
+    0,
+    'With --format=static: rank of the LoRA; 0 = the rank at which it equals the mean update '
+    'exactly.',
+)
+_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Allow the export of an unfinished run.')
 
 
 def main() -> None:

@@ -4,7 +4,12 @@ Without --input, starts a chat: an empty line begins a new conversation, Ctrl-D 
 reads a JSON Lines file whose rows have a `prompt` or `messages`, and writes the rows to --output
 with an `answer` each. Answers are saved as they finish, and the same command resumes from them.
 
-Example:
+Flags by group:
+    model     --workdir, --weights
+    files     --input, --output, --batch_size
+    sampling  --max_new_tokens, --stop, --temperature, --top_k, --top_p, --seed
+
+Examples:
     python -m experiments.generate --workdir=runs/quickstart
     python -m experiments.generate --workdir=runs/quickstart --input=prompts.jsonl \
       --output=answers.jsonl --max_new_tokens=64
@@ -20,17 +25,43 @@ from malora_jax import buckets, errors, inference, shutdown
 from malora_jax.inference.batch import answer_file
 from malora_jax.inference.language_model import LanguageModel, Sampling
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run or an exported adapter.', required=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Directory of a run or of an exported adapter, or gs://BUCKET/PATH. Required.',
+    required=True,
+)
 _WEIGHTS = cli.define_weights()
-_INPUT = flags.DEFINE_string('input', None, 'JSON Lines file of prompts; none for a chat.')
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON Lines file to write.')
-_BATCH = flags.DEFINE_integer('batch_size', 8, 'Answers side by side.', lower_bound=1)
-_MOST = flags.DEFINE_integer('max_new_tokens', 256, 'The most tokens of an answer.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, '0 = the most probable tokens.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from so many tokens; 0 = from all.')
-_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from the tokens that together are so probable.')
-_STOP = flags.DEFINE_multi_string('stop', [], 'An answer ends before this text; may be repeated.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.')
+_INPUT = flags.DEFINE_string(
+    'input', None, 'JSON Lines file of prompts, with --output; without it, a chat starts.'
+)
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'JSON Lines file to write the answers into, with --input.'
+)
+_BATCH = flags.DEFINE_integer(
+    'batch_size',
+    8,
+    'Maximum number of prompts of a file that are decoded together (batched generation).',
+    lower_bound=1,
+)
+_MOST = flags.DEFINE_integer('max_new_tokens', 256, 'Maximum number of tokens of an answer.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Sampling temperature; 0 = greedy decoding.')
+_TOP_K = flags.DEFINE_integer(
+    'top_k', 0, 'Top-k sampling: sample from this many most probable tokens; 0 = from all.'
+)
+_TOP_P = flags.DEFINE_float(
+    'top_p',
+    1.0,
+    'Nucleus sampling: sample from the smallest set of tokens whose probabilities sum to at least '
+    'this; 1 = from all.',
+)
+_STOP = flags.DEFINE_multi_string(
+    # absl continues this text: "; repeat this option to specify a list of values".
+    'stop',
+    [],
+    'Text that ends an answer and is not part of it',
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the sampling.')
 
 
 def main() -> None:

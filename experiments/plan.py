@@ -1,4 +1,4 @@
-"""Print the cost of a run as one JSON object: parameters, operations and memory.
+r"""Print the cost of a run as one JSON object: parameters, operations and memory.
 
 With --memory, prints instead what fits into that much memory: quantization of the base model
 (model.quantize), rematerialization (training.remat), and the largest batch in rows.
@@ -6,7 +6,7 @@ With --memory, prints instead what fits into that much memory: quantization of t
 With --topology, adds the TPU compiler's estimate of the training step on these chips. No TPU is
 needed, but pip install 'malora_jax[tpu-plan]'.
 
-Example:
+Examples:
     python -m experiments.plan --config=configs/quickstart.py:malora --config.model.name=llama2-7b
     python -m experiments.plan --config=configs/intra_domain.py:malora --memory=24GB
     python -m experiments.plan --config=configs/intra_domain.py:malora --topology=v5e:4x4 \
@@ -25,8 +25,18 @@ from malora_jax.training.fit import describe, memory_size, options
 from malora_jax.training.plan import plan
 from malora_jax.training.topology import compiled_for
 
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU chips, such as v5e:4x4 or v5p:2x2x2.')
-_MEMORY = flags.DEFINE_string('memory', None, 'Of the device, such as 24GB.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology',
+    None,
+    "TPU topology, such as v5e:4x4 or v5p:2x2x2: add the TPU compiler's estimate of the training "
+    'step.',
+)
+_MEMORY = flags.DEFINE_string(
+    'memory',
+    None,
+    'Memory of one device, such as 24GB or 16GiB: print which quantization, rematerialization and '
+    'batch size fit into it, instead of the cost.',
+)
 
 
 def main(config: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
-"""Download and store the public datasets of a config, so that its runs need no network.
+r"""Download and store the public datasets of a config, so that its runs need no network.
 
-They are stored in config.data.directory, by default TFDS_DATA_DIR or ~/tensorflow_datasets, next to
-a lock file that records their rows. Existing datasets are not touched; after an interruption, the
-same command resumes.
+The datasets are stored in config.data.directory, by default TFDS_DATA_DIR or
+~/tensorflow_datasets, next to a lock file that records their rows. Existing datasets are not
+touched; after an interruption, the same command resumes. Prints the source and the number of rows
+of each dataset.
 
-Example:
+Examples:
     python -m experiments.prepare --config=configs/intra_domain.py
+    python -m experiments.prepare --config=configs/intra_domain.py --config.data.directory=datasets
 """
 
 from typing import Any

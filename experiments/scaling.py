@@ -1,7 +1,8 @@
-"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
+r"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
 
-Needs pip install 'malora_jax[tpu-plan]'. Each program takes a minute or two to compile; programs
-that are already in the output file are skipped.
+Needs pip install 'malora_jax[tpu-plan]'. The training step is compiled for each pair of a model and
+a topology, with FSDP over all chips. Each compilation takes a minute or two; pairs that are already
+in the output file are skipped.
 
 Example:
     python -m experiments.scaling \
@@ -17,10 +18,27 @@ from experiments import cli
 from malora_jax.distributed.topology import use_compiler_alone
 from malora_jax.training.scaling import scaling_table
 
-_MODELS = flags.DEFINE_list('models', None, 'Values of config.model.name.', required=True)
-_TOPOLOGIES = flags.DEFINE_list('topologies', None, 'TPU chips, each a slice.', required=True)
-_ROWS = flags.DEFINE_integer('rows_per_chip', 4, 'Rows of a batch a chip.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file of what was found.', required=True)
+_MODELS = flags.DEFINE_list(
+    'models',
+    None,
+    'Names of base models (values of config.model.name). Required.',
+    required=True,
+)
+_TOPOLOGIES = flags.DEFINE_list(
+    'topologies',
+    None,
+    'TPU topologies to compile for, such as v5e:2x2,v5e:4x4. Required.',
+    required=True,
+)
+_ROWS = flags.DEFINE_integer(
+    'rows_per_chip', 4, 'Number of batch rows per TPU chip.', lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string(
+    'output',
+    None,
+    'JSON file of the results; what it already has is not compiled again. Required.',
+    required=True,
+)
 
 
 def main(config: dict[str, Any]) -> None:

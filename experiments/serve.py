@@ -2,9 +2,16 @@ r"""Serve trained models over HTTP with an OpenAI-compatible API.
 
 Serves one or more runs on one base model under their directories' names, and the base model under
 its own name. Requests: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET
-/health. Needs the extra `serve`: pip install 'malora_jax[serve]'.
+/health. Needs the extra `serve`: pip install 'malora_jax[serve]'. If the environment variable
+MALORA_JAX_KEY is set, requests must carry it as their API key.
 
-Example:
+Flags by group:
+    models   --workdir, --weights
+    network  --host, --port, --allowed_hosts
+    load     --batch_size, --most_waiting, --timeout
+    end      --grace
+
+Examples:
     python -m experiments.serve --workdir=runs/quickstart
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
       -d '{"model": "quickstart", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}'
@@ -20,23 +27,47 @@ from absl import flags
 from experiments import cli
 from malora_jax import errors, inference
 
-_WORKDIR = flags.DEFINE_list('workdir', None, 'Of runs or exported adapters.', required=True)
+_WORKDIR = flags.DEFINE_list(
+    'workdir',
+    None,
+    'Directories of runs or exported adapters to serve, or gs://BUCKET/PATH. Required.',
+    required=True,
+)
 _WEIGHTS = cli.define_weights()
-_HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address; 0.0.0.0 for all of this machine.')
+_HOST = flags.DEFINE_string(
+    'host', '127.0.0.1', 'IP address to listen on; 0.0.0.0 = all addresses of this machine.'
+)
 _HOSTS = flags.DEFINE_list(
     'allowed_hosts',
     [],
-    'Names of this machine by which requests may reach the server, besides localhost and --host. '
-    'Addresses are always allowed, and so is any name if requests must bear a key.',
+    'Host names that requests may use for this server, besides localhost and '
+    '--host. IP addresses are always allowed; with an API key (MALORA_JAX_KEY), so is any name.',
 )
-_PORT = flags.DEFINE_integer('port', 8000, 'Port.', lower_bound=0, upper_bound=65535)
-_BATCH = flags.DEFINE_integer('batch_size', 8, 'Texts side by side, of each model.', lower_bound=1)
-_WAITING = flags.DEFINE_integer('most_waiting', 256, 'Requests that may wait.', lower_bound=0)
-_TIMEOUT = flags.DEFINE_float('timeout', 600.0, 'Seconds for a request.', lower_bound=0.0)
+_PORT = flags.DEFINE_integer(
+    'port', 8000, 'TCP port to listen on; 0 = any free port.', lower_bound=0, upper_bound=65535
+)
+_BATCH = flags.DEFINE_integer(
+    'batch_size',
+    8,
+    'Maximum number of texts that each model decodes together (continuous batching).',
+    lower_bound=1,
+)
+_WAITING = flags.DEFINE_integer(
+    'most_waiting',
+    256,
+    'Maximum number of queued texts; further requests get HTTP status 429.',
+    lower_bound=0,
+)
+_TIMEOUT = flags.DEFINE_float(
+    'timeout',
+    600.0,
+    'Maximum time of a request in seconds; then it gets HTTP status 504.',
+    lower_bound=0.0,
+)
 _GRACE = flags.DEFINE_float(
     'grace',
     30.0,
-    'Seconds for which requests are still answered after SIGINT or SIGTERM.',
+    'Maximum time in seconds in which running requests may finish after SIGINT or SIGTERM.',
     lower_bound=0.0,
     upper_bound=1e6,
 )

@@ -1,11 +1,20 @@
-"""Complete the runs of a sweep and report on them; the same command resumes after an interruption.
+r"""Complete the runs of a sweep and report on them; the same command resumes an interrupted sweep.
+
+A sweep has a config of its own, such as configs/sweeps/rank.py, which names the config of its runs
+in the field `base`. To list the fields of a sweep, import get_config from configs.sweeps.rank.
 
 Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Runs that
 differ in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight alone (dropout and
 load-balancing loss in all of them or in none) train jointly where they fit into memory and that is
 faster. --together=1 trains each run alone; --together=4 trains four at once without measuring if
-that is faster. Each run has its own directory in DIR. The report is DIR/report.md, with
-DIR/runs.csv and plots. The exit status is 1 if a run has failed.
+that is faster. Each run has its own directory in --workdir. The report is report.md there, with
+runs.csv and plots. The exit status is 1 if a run has failed.
+
+Flags by group:
+    sweep    --config, --workdir
+    local    --jobs, --gpus, --together
+    SLURM    --launcher=slurm, --sbatch, --jobs, --together
+    report   --report
 
 Examples:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
@@ -27,23 +36,46 @@ from malora_jax.errors import UserError
 from malora_jax.sweeps import gpus, slurm
 from malora_jax.sweeps.runner import Job
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
-_JOBS = flags.DEFINE_integer(
-    'jobs', None, 'How many processes at once; default: one, and under SLURM all.', lower_bound=1
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Directory of the sweep on a local disk: new, or that of the sweep to resume. Required.',
+    required=True,
 )
-_GPUS = flags.DEFINE_list('gpus', [], 'GPUs to share out, such as 0,1,2,3: a process on each.')
+_JOBS = flags.DEFINE_integer(
+    'jobs',
+    None,
+    'Maximum number of processes that train at the same time; default: one per GPU in --gpus, or '
+    'else one; with --launcher=slurm, no limit.',
+    lower_bound=1,
+)
+_GPUS = flags.DEFINE_list(
+    'gpus',
+    [],
+    'Numbers of the GPUs to use, such as 0,1,2,3; each process gets one GPU.',
+)
 _TOGETHER = flags.DEFINE_integer(
     'together',
     0,
-    'Most runs that one process trains jointly, as far as they fit into memory; 0 = as many as '
-    'fit, if that is found to be faster; 1 = each alone.',
+    'Maximum number of runs that one process trains jointly, as far as they fit into memory; 0 = '
+    'as many as fit, if that is measured to be faster; 1 = train each run alone.',
     lower_bound=0,
 )
 _LAUNCHER = flags.DEFINE_enum(
-    'launcher', 'local', ['local', 'slurm'], 'Here, or as an array job that is submitted.'
+    'launcher',
+    'local',
+    ['local', 'slurm'],
+    'Where to train: local = on this machine; slurm = submit an array job to SLURM.',
 )
-_SBATCH = flags.DEFINE_string('sbatch', '', 'More options for the array: "--gpus=1".')
-_REPORT = flags.DEFINE_boolean('report', False, 'Only report on the runs that are finished.')
+_SBATCH = flags.DEFINE_string(
+    'sbatch',
+    '',
+    'Further options of sbatch for the array job of --launcher=slurm, such as '
+    '"--gpus=1 --time=12:00:00".',
+)
+_REPORT = flags.DEFINE_boolean(
+    'report', False, 'Only write and print the report on the finished runs; train nothing.'
+)
 
 
 def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:

@@ -1,11 +1,15 @@
-"""Fine-tune a base model on a mixture of tasks; the same command resumes an interrupted run.
+r"""Fine-tune a base model on a mixture of tasks; the same command resumes an interrupted run.
 
 For a run on several hosts, start the same command on each host with --distributed, which finds the
-other hosts on Cloud TPU, SLURM, Kubernetes and Open MPI, or with --coordinator, --processes and
---process.
+other hosts on Cloud TPU, SLURM, Kubernetes and Open MPI. Elsewhere, start it with --coordinator and
+--processes, the same on all hosts, and --process.
 
-Example:
+Examples:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
+    python -m experiments.train --config=configs/quickstart.py:molora --workdir=runs/molora \
+      --config.adapter.rank=4 --config.data.tasks="('chain_sum', 'gcd')"
+    python -m experiments.train --config=configs/intra_domain.py:malora --workdir=runs/pod \
+      --distributed
 """
 
 from typing import Any
@@ -18,12 +22,35 @@ from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.distributed import hosts
 from malora_jax.training.results import format_table
 
-_DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'Join the other processes of the run.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of the first process.')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are.', lower_bound=1)
-_PROCESS = flags.DEFINE_integer('process', None, 'Which this one is, from 0.', lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    'distributed',
+    False,
+    'Train on several hosts, whose processes are found automatically (Cloud TPU, SLURM, '
+    'Kubernetes or Open MPI).',
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator',
+    None,
+    'Network address HOST:PORT of the first process of a run on several hosts, if it cannot be '
+    'found automatically.',
+)
+_PROCESSES = flags.DEFINE_integer(
+    'processes',
+    None,
+    'Number of processes of a run on several hosts, with --coordinator.',
+    lower_bound=1,
+)
+_PROCESS = flags.DEFINE_integer(
+    'process',
+    None,
+    'Index of this process in a run on several hosts, from 0, with --coordinator.',
+    lower_bound=0,
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory of the run, or gs://BUCKET/PATH.', required=True
+    'workdir',
+    None,
+    'Directory of the run, or gs://BUCKET/PATH: new, or that of the run to resume. Required.',
+    required=True,
 )
 
 

@@ -1,8 +1,8 @@
 """Train several runs of a sweep jointly, in one process and with one copy of the base model.
 
 experiments.sweep starts this command. Each run has its own directory, as experiments.train writes
-it. The exit status is 1 if a run has failed; the last line of its log in DIR/sweep/logs gives the
-reason.
+it. The exit status is 1 if a run has failed; the last line of its log, in sweep/logs of --workdir,
+gives the reason.
 
 Example:
     python -m experiments.train_together --workdir=runs/rates --runs=malora-seed0,malora-seed1
@@ -17,10 +17,12 @@ from malora_jax import sweeps
 from malora_jax.sweeps.joint import train_together
 from malora_jax.training.config_format import read_config
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.', required=True)
-_RUNS = flags.DEFINE_list('runs', None, 'Names of the runs.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep. Required.', required=True)
+_RUNS = flags.DEFINE_list('runs', None, 'Names of the runs to train. Required.', required=True)
 _MEASURE = flags.DEFINE_boolean(
-    'measure', True, 'Find out first whether it pays; if not, train one after another.'
+    'measure',
+    True,
+    'First measure if joint training is faster; if it is not, train one run after another.',
 )
 
 

@@ -4,6 +4,14 @@ Prints tables in Markdown. Before timing, losses and gradients are compared wher
 the same; experiments/peers/README.md lists which are the same, and what to install. All systems
 use as many threads as the process may use cores; `taskset` limits them.
 
+Pairs of systems:
+    lora     our LoRA, HF PEFT's LoRA
+    dora     our DoRA, HF PEFT's DoRA
+    molora   our MoLoRA with gates that sum to one, MoE-PEFT's MoLA
+    malora   our MALoRA, MoE-PEFT's MoLA
+    trainer  our MALoRA, MoE-PEFT's MoLA with the rematerialization of its own trainer
+    mixlora  our MALoRA, MoE-PEFT's MixLoRA
+
 Examples:
     python -m experiments.peers --config=configs/quickstart.py --output=runs/peers.json
     python -m experiments.peers --config=configs/quickstart.py --pairs=lora --rows=real
@@ -20,13 +28,24 @@ from experiments.peers.report import tables
 from experiments.peers.systems import PAIRS
 from malora_jax import errors, files
 
-_PAIRS = flags.DEFINE_list('pairs', [*PAIRS], 'What is held against each other, by our methods.')
-_ROWS = flags.DEFINE_list(
-    'rows', [*KINDS], 'Full rows of random tokens, and the data of the config.'
+_PAIRS = flags.DEFINE_list(
+    'pairs',
+    [*PAIRS],
+    'Pairs of systems to compare, each one of our methods and one of HF PEFT or MoE-PEFT.',
 )
-_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn, after an untimed one.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file for everything that was measured.')
+_ROWS = flags.DEFINE_list(
+    'rows',
+    [*KINDS],
+    'Kinds of batches to measure on: synthetic = full rows of random tokens; '
+    "real = the config's data.",
+)
+_TURNS = flags.DEFINE_integer(
+    'turns', 5, 'Number of rounds, in each of which every system has one turn.', lower_bound=1
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', 4, 'Number of timed steps per turn, after an untimed warm-up step.', lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write all measurements into.')
 
 
 def main(config: dict[str, Any]) -> None:

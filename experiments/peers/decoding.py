@@ -25,10 +25,16 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.engine import Engine, Request
 from malora_jax.models.loading.weights import Base, find_weights, load_base
 
-_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'A preset whose weights are a GGUF file.')
-_PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'What the text continues.')
-_NEW_TOKENS = flags.DEFINE_integer('new_tokens', 128, 'Tokens of a turn.', lower_bound=16)
-_TURNS = flags.DEFINE_integer('turns', 5, 'How often each system gets its turn.', lower_bound=1)
+_MODEL = flags.DEFINE_string(
+    'model', 'smollm2-135m', 'Name of a model preset whose weights are a GGUF file.'
+)
+_PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'Prompt that the text continues.')
+_NEW_TOKENS = flags.DEFINE_integer(
+    'new_tokens', 128, 'Number of tokens to decode per turn.', lower_bound=16
+)
+_TURNS = flags.DEFINE_integer(
+    'turns', 5, 'Number of rounds, in each of which every system has one turn.', lower_bound=1
+)
 
 # Values of `general.file_type` in a GGUF file's metadata.
 _FILE_TYPES = {'float32': 0, 'float16': 1}

@@ -1,7 +1,8 @@
 r"""Generate multilingual fine-tuning data, stage by stage; needs the extra `ultralink`.
 
 Each stage reads JSON Lines, and writes a directory of JSON Lines files with a manifest. Repeat the
-same command to resume after an interruption; the output has the same bytes as without one.
+same command to resume after an interruption; the output has the same bytes as without one. In the
+names of flags, hyphens and underscores are the same.
 
 Examples:
     python -m experiments.ultralink documents --language=fr --input=wiki/fr \
@@ -42,10 +43,10 @@ def main() -> None:
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
     stage = STAGES[name]
-    # absl prints this docstring above the flags in --help.
-    sys.modules['__main__'].__doc__ = stage.help
     sys.argv[:] = [f'experiments.ultralink.{name}', *map(_with_underscores, sys.argv[2:])]
     given = stage_flags.StageFlags(stage)
+    # absl prints this docstring above the flags in --help.
+    sys.modules['__main__'].__doc__ = given.help
     flags.adopt_module_key_flags(stage_flags)
     cli.run_without_config(lambda: _run(stage, given))
 

@@ -1,6 +1,7 @@
 """Command-line flags of a stage, defined from its entry in the registry of stages."""
 
 import pathlib
+import textwrap
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +18,36 @@ from malora_jax.ultralink.stages import Command
 from malora_jax.ultralink.text.tokens import counter
 
 _TOKENIZER = (
-    'Model whose tokenizer counts: a preset such as llama2-13b, a GGUF file or a directory.'
+    'Tokenizer that counts tokens: that of a model preset such as llama2-13b, of a GGUF file, or '
+    'of a directory with tokenizer.json.'
 )
-_LLM = "A model's name at the endpoint; or local:RUN or local:configs/NAME.py for one of our own."
-_CONCURRENCY = 'Requests in progress at a time; default: 64, or 8 for a model of our own.'
-_TOKEN_LIMIT = 'Maximum number of tokens that the answers in the cache may have cost; 0 = any.'
-_CACHE = 'File of all answers; default: answers.sqlite next to the output directory.'
+_LLM = (
+    'Language model to query: name of a model at the endpoint; or, to decode in this process, '
+    'local:runs/NAME for a trained model or local:configs/NAME.py for the base model of a config.'
+)
+_BASE_URL = (
+    "Address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; default: OpenAI's."
+)
+_CONCURRENCY = (
+    'Maximum number of model requests in progress at a time; default: 64, or 8 for a local model.'
+)
+_TIMEOUT = 'Timeout of one attempt at a model request, in seconds.'
+_TOKEN_LIMIT = (
+    'Maximum total number of tokens of all requests and replies in the cache; the stage stops '
+    'before it exceeds this; 0 = no limit.'
+)
+_CACHE = (
+    'SQLite file that caches the replies of the model; default: answers.sqlite next to the output '
+    'directory.'
+)
+_SEED = 'Random seed of all random choices.'
+# Flags by group, for --help; the others are the settings of the stage.
+_GROUPS = {
+    'data': ('input', 'output', 'tokenizer'),
+    'model': ('llm', 'base_url', 'concurrency', 'timeout', 'token_limit', 'cache'),
+}
+# A stage with more flags lists them by group.
+_MAX_UNGROUPED = 6
 # Function that defines a flag, by the type of the settings field.
 _DEFINE: dict[Any, Any] = {
     int: flags.DEFINE_integer,
@@ -46,13 +71,34 @@ class StageFlags:
         if 'tokenizer' in stage.needs:
             self._define('tokenizer', _TOKENIZER, required=True)
         if 'seed' in stage.needs:
-            self._define('seed', 'Random seed of all sampling.', flags.DEFINE_integer, 0)
+            self._define('seed', _SEED, flags.DEFINE_integer, 0)
         if 'model' in stage.needs:
             self._define_model()
         for name, each in declarations(stage.config).items():
             default, required = getattr(stage.config, name, None), not hasattr(stage.config, name)
             kind = _DEFINE.get(self._hints[name], flags.DEFINE_string)
             self._define(name, each.flag_help, kind, default, required=required)
+
+    @property
+    def help(self) -> str:
+        """Text of --help above the flags, with a list of many flags by group."""
+        if len(self._flags) <= _MAX_UNGROUPED:
+            return self._stage.help
+        named = {name for names in _GROUPS.values() for name in names}
+        groups = {**_GROUPS, 'settings': tuple(name for name in self._flags if name not in named)}
+        lines = ['Flags by group:']
+        for group, names in groups.items():
+            listed = ', '.join(f'--{name}' for name in names if name in self._flags)
+            if listed:
+                lines += textwrap.wrap(
+                    listed,
+                    100,
+                    initial_indent=f'    {group:10}',
+                    subsequent_indent=' ' * 14,
+                    break_on_hyphens=False,
+                )
+        text, example, rest = self._stage.help.partition('\n\nExample')
+        return '\n'.join([f'{text}\n', *lines]) + example + rest
 
     def parsed(self) -> tuple[StageRun[Any], Choice | None]:
         """Return the run that the flags describe, and the choice of its model, if it uses one.
@@ -83,13 +129,15 @@ class StageFlags:
         default: Any = None,
         **options: Any,
     ) -> None:
+        if options.get('required'):
+            text = f'{text} Required.'
         self._flags[name] = kind(name, default, text, flag_values=self._registry, **options)
 
     def _define_model(self) -> None:
         self._define('llm', _LLM, required=True)
-        self._define('base_url', "Address of the endpoint; default: OpenAI's.")
+        self._define('base_url', _BASE_URL)
         self._define('concurrency', _CONCURRENCY, flags.DEFINE_integer, lower_bound=1)
-        self._define('timeout', 'Seconds for a try of a request.', flags.DEFINE_float, 600.0)
+        self._define('timeout', _TIMEOUT, flags.DEFINE_float, 600.0)
         self._define('token_limit', _TOKEN_LIMIT, flags.DEFINE_integer, 0)
         self._define('cache', _CACHE)
 

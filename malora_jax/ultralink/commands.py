@@ -23,7 +23,9 @@ class ReportConfig(Settings):
 
     section = 'report'
     stages: Sequence[pathlib.Path] = setting(
-        'Directories of stages whose counts are reported, complete or not.', (), recorded=False
+        'Output directories of stages whose counts are reported, whether complete or not.',
+        (),
+        recorded=False,
     )
 
 
@@ -40,10 +42,12 @@ class HumanevalConfig(Settings):
     """Settings of the command `check_humaneval`."""
 
     section = 'check_humaneval'
-    input: pathlib.Path = setting('File of translated problems.', recorded=False)
-    originals: pathlib.Path = setting('File of the original problems.', recorded=False)
+    input: pathlib.Path = setting('HumanEval file with translated docstrings.', recorded=False)
+    originals: pathlib.Path = setting(
+        'Original HumanEval file, such as HumanEval.jsonl.gz.', recorded=False
+    )
     workers: int = setting(
-        'Number of canonical solutions that run at the same time.',
+        'Number of canonical solutions that run at the same time; default: number of CPU cores.',
         os.cpu_count() or 1,
         at_least=1,
     )

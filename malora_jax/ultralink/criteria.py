@@ -66,10 +66,12 @@ class CriteriaConfig(Settings):
 
     section = STAGE
     least_characters: int = setting(
-        'Minimum number of characters of a conversation.', 100, at_least=0
+        'Minimum number of characters of a conversation; a shorter one is dropped.', 100, at_least=0
     )
     most_characters: int = setting(
-        'Maximum number of characters of a conversation.', 12_000, at_least='least_characters'
+        'Maximum number of characters of a conversation; a longer one is dropped.',
+        12_000,
+        at_least='least_characters',
     )
     attempts: int = attempts_setting(3)
     temperature: float = temperature_setting(0.3)

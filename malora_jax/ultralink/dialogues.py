@@ -37,17 +37,20 @@ class DialoguesConfig(Settings):
         'Probability that a dialogue ends after its second turn.', 0.1, at_least=0, at_most=1
     )
     stop_growth: float = setting(
-        'Factor by which stop_probability grows with each further turn, up to 1.', 2.0, at_least=1
+        'Factor by which the probability that a dialogue ends grows with each turn after the '
+        'second, up to a probability of 1.',
+        2.0,
+        at_least=1,
     )
     depth_share: float = setting(
-        'Share of further questions that go deeper into the last answer; the others open up '
-        'another side of the subject.',
+        'Probability that a follow-up question goes deeper into the last answer, rather than to '
+        'another aspect of the document.',
         0.5,
         at_least=0,
         at_most=1,
     )
     context_tokens: int = setting(
-        'Number of tokens of the document and the turns at which a dialogue ends.',
+        'Number of tokens of the document and all turns at which a dialogue ends.',
         4070,
         at_least=1,
     )
@@ -56,20 +59,28 @@ class DialoguesConfig(Settings):
         10,
         at_least=1,
     )
-    least_question: int = setting('Minimum number of characters of a question.', 6, at_least=1)
+    least_question: int = setting(
+        'Minimum number of characters of a question; a shorter one is rejected.', 6, at_least=1
+    )
     most_question: int = setting(
-        'Maximum number of characters of a question.', 600, at_least='least_question'
+        'Maximum number of characters of a question; a longer one is rejected.',
+        600,
+        at_least='least_question',
     )
     most_similarity: float = setting(
-        'Maximum similarity of a question to an earlier one of the dialogue: the share of common '
-        'runs of three letters.',
+        'Maximum similarity of a question to an earlier one of the dialogue: Jaccard similarity of '
+        'their character trigrams.',
         0.6,
         at_least=0,
         at_most=1,
     )
     attempts: int = attempts_setting(3)
-    question_tokens: int = setting('Maximum number of tokens of a question.', 256, at_least=1)
-    answer_tokens: int = setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    question_tokens: int = setting(
+        'Maximum number of tokens that the model generates for a question.', 256, at_least=1
+    )
+    answer_tokens: int = setting(
+        'Maximum number of tokens that the model generates for an answer.', 1024, at_least=1
+    )
     temperature: float = temperature_setting(1.0)
     top_p: float = top_p_setting(1.0)
 

@@ -24,10 +24,14 @@ class DocumentsConfig(Settings):
     """Settings of document filtering and segmentation. The defaults are the paper's."""
 
     section = STAGE
-    language: str = language_setting()
-    least_tokens: int = setting('Minimum number of tokens of a document.', 1000, at_least=1)
+    language: str = language_setting('Language code of the documents.')
+    least_tokens: int = setting(
+        'Minimum number of tokens of a document; a shorter one is dropped.', 1000, at_least=1
+    )
     most_tokens: int = setting(
-        'Maximum number of tokens of a document.', 10_000, at_least='least_tokens'
+        'Maximum number of tokens of a document; a longer one is dropped.',
+        10_000,
+        at_least='least_tokens',
     )
     segment_tokens: int = setting(
         'Number of tokens that a segment must stay below.', 2000, at_least=2
@@ -38,12 +42,14 @@ class DocumentsConfig(Settings):
         at_least=0,
     )
     done: Sequence[pathlib.Path] = setting(
-        'Rows of earlier stages; documents with the titles of these rows are dropped.',
+        'Files or directories of rows of earlier stages; documents with the titles of these rows '
+        'are dropped.',
         (),
         recorded=False,
     )
     words: Sequence[pathlib.Path] = setting(
-        'Files with a word or phrase per line; documents with any of them are dropped.',
+        'Blocklists: UTF-8 files with one word or phrase per line; documents that contain any of '
+        'them are dropped.',
         (),
         recorded=False,
     )

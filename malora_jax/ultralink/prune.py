@@ -37,7 +37,10 @@ _Group = tuple[str, str]
 
 def _budget(subset: str, default: int) -> int:
     """Declare the settings field for the budget of a subset."""
-    text = f'Maximum number of conversations per language in the subset of {subset}; 0 = all.'
+    text = (
+        f'Maximum number of conversations to keep per language, except English, in the subset of '
+        f'{subset}; 0 = all.'
+    )
     return setting(text, default, at_least=0)
 
 
@@ -54,7 +57,8 @@ class PruneConfig(Settings):
     chat_agnostic: int = _budget('language-agnostic chat', 0)
     chat_specific: int = _budget('language-specific chat', 0)
     least_similarity: float = setting(
-        'Minimum similarity of near-duplicates, of which one is kept.',
+        'Estimated Jaccard similarity from which two conversations are near-duplicates, of which '
+        'only one is kept.',
         THRESHOLD,
         above=0,
         at_most=1,

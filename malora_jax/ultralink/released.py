@@ -72,9 +72,13 @@ class ImportConfig(Settings):
     """Settings of the stage `import`: the source of the released files."""
 
     section = STAGE
-    input: pathlib.Path | None = setting('Folder of the released files.', None, recorded=False)
+    input: pathlib.Path | None = setting(
+        'Folder with the 20 files of the released dataset, instead of --revision.',
+        None,
+        recorded=False,
+    )
     revision: str | None = setting(
-        f'Commit of {REPOSITORY} to download, instead of a folder in --input.',
+        f'Commit hash of the Hugging Face dataset {REPOSITORY} to download, instead of --input.',
         None,
         recorded=False,
     )

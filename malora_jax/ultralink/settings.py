@@ -85,18 +85,22 @@ def setting(text: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any
     return dataclasses.field(default=default, metadata={'declaration': Declaration(text, **bounds)})
 
 
-def language_setting(choices: Iterable[str] = LANGUAGES) -> Any:
+def language_setting(text: str, choices: Iterable[str] = LANGUAGES) -> Any:
     """Declare a field for a language code.
 
     Args:
+        text: Help text of the flag.
         choices: Allowed codes; by default the five languages.
     """
-    return setting('Code of the language.', is_language=True, choices=tuple(choices))
+    return setting(text, is_language=True, choices=tuple(choices))
 
 
 def attempts_setting(default: int) -> Any:
     """Declare a field for the maximum number of attempts at a usable reply."""
-    text = 'Number of times that the model is asked for the same text until the answer is usable.'
+    text = (
+        'Maximum number of times that the model is asked for the same text until its reply is '
+        'usable.'
+    )
     return setting(text, default, at_least=1)
 
 

@@ -29,8 +29,8 @@ from malora_jax.ultralink.text import wikipedia
 _COMMAND = 'python -m experiments.ultralink'
 _ENDPOINT = '--llm=MODEL --base-url=http://127.0.0.1:8000/v1'
 _KEPT_ANSWERS = """\
-Every answer is kept in the cache, so no request is paid for twice. The endpoint's key is taken from
-the environment, OPENAI_API_KEY."""
+The model's replies are cached in a file, so that no request is paid for twice. The API key of the
+endpoint is read from the environment variable OPENAI_API_KEY."""
 
 
 def _wrapped(command: str) -> str:
@@ -155,8 +155,8 @@ JSON Lines with `id`, `title` and `text`.""",
             '--language=zh --input=wiki/zh --tokenizer=llama2-13b --output=data/zh/documents',
         ),
         config=documents.DocumentsConfig,
-        inputs='Files and directories of documents.',
-        output='Directory for the segments.',
+        inputs='Files and directories of documents: WikiExtractor output, Parquet or JSON Lines.',
+        output='Directory to write the segments into.',
         needs=('tokenizer',),
         prepare=documents.prepare,
         read=wikipedia.read,
@@ -166,8 +166,9 @@ JSON Lines with `id`, `title` and `text`.""",
         purpose='Generate questions and answers about segments, turn by turn, in their language.',
         details="""\
 A dialogue has 2 to 6 turns, by the paper's rule. Questions and answers that are cut short, are in
-another language, speak of "the text", do not stand alone or were asked before are tried again; then
-the dialogue ends at its last good turn, or is dropped. Prints how many ended for which reason.""",
+another language, speak of "the text", do not stand alone or were asked before are requested again;
+if they stay so, the dialogue ends at its last good turn, or is dropped. Prints how many dialogues
+ended for which reason.""",
         examples=(
             f'--input=data/fr/documents {_ENDPOINT} --tokenizer=llama2-13b '
             '--output=data/fr/dialogues',
@@ -175,25 +176,25 @@ the dialogue ends at its last good turn, or is dropped. Prints how many ended fo
             '--tokenizer=smollm2-135m --output=data/en/dialogues',
         ),
         config=dialogues.DialoguesConfig,
-        inputs='Directories of segments.',
-        output='Directory for the dialogues.',
+        inputs='Files and directories of segments, which the stage `documents` writes.',
+        output='Directory to write the dialogues into.',
         needs=('model', 'tokenizer', 'seed'),
         prepare=dialogues.prepare,
     ),
     Stage(
         name=criteria.STAGE,
-        purpose='Keep the English conversations that say the same in every language.',
+        purpose='Keep the English conversations that do not depend on a language or culture.',
         details="""\
-Those with links, too short or long, or in another language are dropped. A model scores the others
-by seven criteria, such as names, places and brands, and one that meets any is dropped. Prints how
-many for which.
+Conversations with links, of too few or too many characters, or in another language are dropped. A
+model scores the others by seven criteria, such as names, places and brands; a conversation that
+meets any of them is dropped. Prints how many were dropped for which reason.
 
-Inputs: conversations as other stages have them, or ShareGPT's files (`id`, `conversations`), JSON
-Lines or an array in a .json.""",
+Inputs: conversations as other stages write them, or ShareGPT's files (`id`, `conversations`), as
+JSON Lines or as an array in a .json file.""",
         examples=(f'--input=sharegpt.json {_ENDPOINT} --output=data/en/chat',),
         config=criteria.CriteriaConfig,
-        inputs='Conversations in English.',
-        output='Directory for the conversations that are kept.',
+        inputs='Files and directories of English conversations.',
+        output='Directory to write the kept conversations into.',
         needs=('model', 'seed'),
         prepare=criteria.prepare,
         read=criteria.read,
@@ -209,8 +210,8 @@ conversation. Prints how many were dropped for which reason, and how often each 
             f'--language=fr --input=data/en/math.jsonl {_ENDPOINT} --output=data/fr/translated',
         ),
         config=translate.TranslateConfig,
-        inputs='Conversations in English.',
-        output='Directory for the translations.',
+        inputs='Files and directories of English conversations.',
+        output='Directory to write the translations into.',
         needs=('model', 'seed'),
         prepare=translate.prepare,
     ),
@@ -223,8 +224,8 @@ kept: 32,000 conversations about mathematics and 16,000 about code, as in the pa
 became of the rows of each language and subset.""",
         examples=('--input=data/fr/translated,data/zh/translated --output=data/pruned',),
         config=prune.PruneConfig,
-        inputs='Directories of conversations.',
-        output='Directory for the conversations that are kept.',
+        inputs='Files and directories of conversations.',
+        output='Directory to write the kept conversations into.',
         needs=('seed',),
         prepare=prune.prepare,
         summary=prune.summary,
@@ -237,8 +238,8 @@ The output has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LA
 all rows of a language, as configs/ultralink_lm.py takes them. Prints the number of rows of each
 file.""",
         examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
-        inputs='Directories of conversations.',
-        output='New directory for the files.',
+        inputs='Files and directories of conversations.',
+        output='New directory to write the files into.',
         function=commands.export,
     ),
     Stage(
@@ -251,7 +252,7 @@ file.""",
         ),
         config=released.ImportConfig,
         find_inputs=released.find_inputs,
-        output='Directory for the rows.',
+        output='Directory to write the rows into.',
         prepare=released.prepare,
         read=released.read,
     ),
@@ -266,8 +267,8 @@ files of the release are read with the stage `import` first.""",
             '--stages=data/fr/documents,data/fr/dialogues,data/pruned',
         ),
         config=commands.ReportConfig,
-        inputs='Directories of conversations.',
-        output='Directory for the report.',
+        inputs='Files and directories of conversations.',
+        output='Directory to write the report into.',
         needs=('tokenizer',),
         function=commands.report,
     ),
@@ -289,8 +290,9 @@ row, and how many canonical solutions pass. Exit status 1 if a row has a fault."
             '--language=fr --input=mgsm_fr.tsv --llm=local:runs/fr --output=results/mgsm_fr',
         ),
         config=mgsm.MgsmConfig,
-        inputs='TSV files of the problems.',
-        output='Directory for the answers.',
+        inputs='Files of MGSM problems: the original TSV, or JSON Lines with `question` and '
+        '`answer_number`.',
+        output='Directory to write the answers into.',
         needs=('model', 'seed'),
         prepare=mgsm.prepare,
         read=mgsm.read,
@@ -305,8 +307,9 @@ row, and how many canonical solutions pass. Exit status 1 if a row has a fault."
             '--output=results/judge_fr',
         ),
         config=judge.JudgeConfig,
-        inputs='Rows with `id`, `question` and `answer`.',
-        output='Directory for the verdicts.',
+        inputs='Files and directories of the answers to judge: rows with `id`, `question` and '
+        '`answer`.',
+        output='Directory to write the verdicts into.',
         needs=('model', 'seed'),
         prepare=judge.prepare,
         summary=judge.summary,

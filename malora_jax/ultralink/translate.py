@@ -41,9 +41,11 @@ class TranslateConfig(Settings):
     """
 
     section = STAGE
-    language: str = language_setting(translations.CODES)
+    language: str = language_setting('Language code of the translations.', translations.CODES)
     attempts: int = attempts_setting(3)
-    max_tokens: int = setting('Maximum number of tokens of a translated text.', 4096, at_least=1)
+    max_tokens: int = setting(
+        'Maximum number of tokens that the model generates for a text.', 4096, at_least=1
+    )
     temperature: float = temperature_setting(0.3)
     top_p: float = top_p_setting(1.0)
 

@@ -146,7 +146,18 @@ def test_help_shows_an_example(command):
     done = run(command, '--help')
     assert 'Traceback' not in done.stderr
     assert f'python -m experiments.{command} --config=configs/quickstart.py' in done.stdout
-    assert '--config' in done.stdout
+    assert '\n  --config: ' in done.stdout
+
+
+def test_help_says_how_to_list_and_override_the_fields_of_a_config():
+    done = run('plan', '--help')
+    purpose, config = done.stdout.split('\n\n')[:2]
+    assert purpose.count('\n') == 0
+    assert '--config.SECTION.FIELD=VALUE' in config and 'print(get_config())' in config
+
+
+def test_help_lists_the_flags_that_commands_share():
+    assert '\n  --weights: ' in run('export', '--help').stdout
 
 
 def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):

@@ -1,6 +1,7 @@
 """The table of stages: flags, help texts and checks are generated from its entries."""
 
 import dataclasses
+import re
 import shlex
 
 import pytest
@@ -41,6 +42,16 @@ def test_the_help_has_purpose_example_and_narrow_lines(name):
     text = STAGES[name].help
     assert text.startswith(f'{STAGES[name].purpose}\n\n')
     assert f'    python -m experiments.ultralink {name} --' in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_the_help_of_a_stage_with_many_flags_lists_each_once_by_group(name):
+    registry = flags.FlagValues()
+    text = StageFlags(STAGES[name], registry).help
+    _, _, groups = text.partition('\n\nFlags by group:\n')
+    listed = re.findall(r'--(\w+)', groups.partition('\n\n')[0])
+    assert sorted(listed) == (sorted(registry) if len(list(registry)) > 6 else [])
     assert all(len(line) <= 100 for line in text.splitlines())
 
 

@@ -62,13 +62,16 @@ class JudgeConfig(Settings):
     """Settings of the comparison: language, baseline answers, and model requests."""
 
     section = STAGE
-    language: str = language_setting()
+    language: str = language_setting('Language code of the questions.')
     baseline: pathlib.Path = setting(
-        "Rows with the `id` and `answer` of the baseline's answers, one for each question.",
+        "File or directory of rows with `id` and `answer`: the baseline's answer to each question "
+        'of --input.',
         recorded=False,
     )
     attempts: int = attempts_setting(3)
-    max_tokens: int = setting('Maximum number of tokens of a verdict.', 512, at_least=1)
+    max_tokens: int = setting(
+        'Maximum number of tokens that the model generates for a verdict.', 512, at_least=1
+    )
     temperature: float = temperature_setting(0.3)
 
 

@@ -39,8 +39,10 @@ class MgsmConfig(Settings):
     """Settings of the evaluation: the language, and model requests."""
 
     section = STAGE
-    language: str = language_setting()
-    max_tokens: int = setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    language: str = language_setting('Language code of the problems.')
+    max_tokens: int = setting(
+        'Maximum number of tokens that the model generates for an answer.', 1024, at_least=1
+    )
     temperature: float = temperature_setting(0.0)
 
 
