@@ -1,7 +1,8 @@
 """Sharding rules: one table that maps logical axes of parameters and activations to mesh axes.
 
-Models give each axis of an array a logical name, such as 'heads'; only this table refers to the
-mesh. Without a mesh, on a single device, these functions leave arrays as they are.
+The table `RULES` shards everything: the base model, the router, the experts and the activations, by
+data parallelism, FSDP, tensor parallelism and expert parallelism. Models give each axis of an array
+a logical name, such as 'heads'; only this table refers to the mesh. Without a mesh, on a single device, these functions leave arrays as they are.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Loss and routing statistics on held-out examples, without a training step."""
+"""Held-out loss (log of the perplexity) of each task, and routing statistics, without training."""
 
 import functools
 from collections.abc import Iterable

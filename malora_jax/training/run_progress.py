@@ -69,10 +69,9 @@ class RunProgress:
 
     @property
     def is_stopped_early(self) -> bool:
-        """True if early stopping ended the run.
+        """Decision of early stopping: True if the run ends before its last step.
 
-        That is the case if the last `training.patience` evaluations did not lower the validation
-        loss.
+        It ends when the last `training.patience` evaluations did not lower the validation loss.
         """
         patience = self.setup.run.training.patience
         return 0 < patience <= self._evaluations_without_progress

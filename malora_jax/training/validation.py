@@ -1,4 +1,4 @@
-"""Validation loss, by which a checkpoint is chosen and early stopping is decided."""
+"""Validation loss, which chooses the best checkpoint and is the criterion of early stopping."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
