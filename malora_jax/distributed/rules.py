@@ -2,7 +2,8 @@
 
 The table `RULES` shards everything: the base model, the router, the experts and the activations, by
 data parallelism, FSDP, tensor parallelism and expert parallelism. Models give each axis of an array
-a logical name, such as 'heads'; only this table refers to the mesh. Without a mesh, on a single device, these functions leave arrays as they are.
+a logical name, such as 'heads'; only this table refers to the mesh. Without a mesh, on a single
+device, these functions leave arrays as they are.
 """
 
 import math
