@@ -116,17 +116,22 @@ class Section:
     numbers: Any = None
 
 
-def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> None:
+def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> str:
     """Write sections as `report.html`, `report.md` and `analysis.json`, next to their pictures.
 
     Args:
         title: Heading of the report.
         sections: Sections to write.
         output: Directory of the files.
+
+    Returns:
+        The report in Markdown.
     """
+    text = to_markdown(title, sections)
     files.write_text(output / 'report.html', to_html(title, sections))
-    files.write_text(output / 'report.md', to_markdown(title, sections))
+    files.write_text(output / 'report.md', text)
     files.write_json(output / 'analysis.json', {each.name: each.numbers for each in sections})
+    return text
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:

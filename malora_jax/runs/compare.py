@@ -274,13 +274,15 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
         names = [*grouped]
     asked = {task: run for run in reversed(runs) for task in _scored_tasks([run])}
     starts = [run for run in runs if run in asked.values()]
-    base = SeedGroup(BASE, tasks, starts, True, table.rows.get(BASE) if table else None)
-    groups = [
-        SeedGroup(name, tasks, grouped[name], paper=table.rows.get(name) if table else None)
-        for name in names
-        if name in grouped
+    paper = table.rows if table else {}
+    return [
+        SeedGroup(BASE, tasks, starts, is_base=True, paper=paper.get(BASE)),
+        *(
+            SeedGroup(name, tasks, grouped[name], paper=paper.get(name))
+            for name in names
+            if name in grouped
+        ),
     ]
-    return [base, *groups]
 
 
 def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
@@ -297,10 +299,11 @@ def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str,
         for other in groups
         if other.is_single_task and other.method == method
     ]
-    found = {
-        t: next((s for s in singles if t in s.tasks_paired_with(group)), None) for t in group.tasks
-    }
-    return {task: other for task, other in found.items() if other}
+    found: dict[str, SeedGroup] = {}
+    for other in singles:
+        for task in other.tasks_paired_with(group):
+            found.setdefault(task, other)
+    return {task: found[task] for task in group.tasks if task in found}
 
 
 def other_settings(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]]]:

@@ -5,8 +5,8 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from malora_jax import files
 from malora_jax.buckets import home
@@ -19,6 +19,8 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.plan import parameter_counts
 from malora_jax.training.restore import config_of
 from malora_jax.training.workdir import BASE, CONFIG, BaseRecord
+
+_Content = TypeVar('_Content')
 
 
 class LoadedRun:
@@ -56,10 +58,7 @@ class LoadedRun:
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """Raw config: nested values of `config.json`, without fields newer than the run."""
-        try:
-            config = config_format.read_config(self.path / CONFIG)
-        except FileNotFoundError as error:
-            raise self._incomplete(error) from error
+        config = self._read(config_format.read_config, self.path / CONFIG)
         files.check_content(run_files.Config, config, str(self.path / CONFIG), files.RESTORE)
         return config
 
@@ -98,18 +97,12 @@ class LoadedRun:
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
         """Content of `results.json`, which only finished runs have."""
-        try:
-            return run_files.read_results(self.path)
-        except FileNotFoundError as error:
-            raise self._incomplete(error) from error
+        return self._read(run_files.read_results, self.path)
 
     @functools.cached_property
     def records(self) -> Sequence[Mapping[str, Any]]:
         """Records of `metrics.jsonl`, one for each step."""
-        try:
-            records = run_files.read_metrics(self.path / run_files.METRICS)
-        except FileNotFoundError as error:
-            raise self._incomplete(error) from error
+        records = self._read(run_files.read_metrics, self.path / run_files.METRICS)
         if not records:
             raise UserError(f'{self.path} is no whole run: {run_files.METRICS} has no record.')
         return records
@@ -197,13 +190,19 @@ class LoadedRun:
     def _answers(self, when: str) -> Sequence[Mapping[str, Any]]:
         if not self.is_finished:
             return ()
-        try:
-            return run_files.answer_rows(self.path / f'answers_{when}.jsonl', self.results)
-        except FileNotFoundError as error:
-            raise self._incomplete(error) from error
+        path = self.path / f'answers_{when}.jsonl'
+        return self._read(run_files.answer_rows, path, self.results)
 
-    def _incomplete(self, error: FileNotFoundError) -> UserError:
-        return UserError(f'{self.path} is no whole run: {error.filename} is missing.')
+    def _read(self, reader: Callable[..., _Content], *arguments: Any) -> _Content:
+        """Call a reader of a file that every run must have.
+
+        Raises:
+            UserError: The file is missing, or the reader refuses it.
+        """
+        try:
+            return reader(*arguments)
+        except FileNotFoundError as error:
+            raise UserError(f'{self.path} is no whole run: {error.filename} is missing.') from error
 
 
 def read_runs(

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
+from malora_jax.runs import LoadedRun
 from malora_jax.sweeps.expand import SweepRun
 from malora_jax.training.config_format import write_config
 from malora_jax.training.identity import LENGTH, SCORING, another_run
@@ -98,4 +99,4 @@ def log_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 def is_finished(workdir: pathlib.Path, name: str) -> bool:
     """Return whether a run has finished and therefore has results."""
-    return (workdir / name / 'results.json').exists()
+    return LoadedRun(workdir / name).is_finished

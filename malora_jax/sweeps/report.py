@@ -50,9 +50,7 @@ def write_report(
         *_sections(workdir, sweep, runs, groups),
         *_unfinished(sweep, runs, finished, groups, errors),
     ]
-    title = f'{workdir.name}: {model}'
-    page.write(title, sections, workdir)
-    return page.to_markdown(title, sections)
+    return page.write(f'{workdir.name}: {model}', sections, workdir)
 
 
 def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dict[str, SeedGroup]:

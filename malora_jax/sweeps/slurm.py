@@ -17,7 +17,7 @@ _SCRIPT = """#!/usr/bin/env bash
 #SBATCH --array=0-{last}{at_once}
 #SBATCH --output={logs}/slurm-%A_%a.txt
 #SBATCH --requeue
-# SIGTERM two minutes before the end: a run saves, and goes on when it is queued again.
+# SIGTERM two minutes before the end: a run saves, and resumes when it is queued again.
 #SBATCH --signal=TERM@120
 {options}set -euo pipefail
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from malora_jax import errors, files
 from malora_jax.adapters.methods import stored_settings
+from malora_jax.training.run_files import REMEDY
 
 FORMAT = 2
-_REMEDY = 'restore it from a copy, or start anew in another --workdir'
 
 _Config = dict[str, Any]
 
@@ -40,12 +40,12 @@ def read_config(path: pathlib.Path) -> _Config:
         UserError: The file is invalid, or a newer version of this package wrote it.
         FileNotFoundError: The file does not exist.
     """
-    config = files.read_json(path, dict, _REMEDY)
+    config = files.read_json(path, dict, REMEDY)
     version = config.pop('format', 1)
     if type(version) is not int or version < 1:
         raise errors.UserError(
             f'{path}: format is {errors.shown(version)}; it must be a whole number from 1 to '
-            f'{FORMAT}: {_REMEDY}.'
+            f'{FORMAT}: {REMEDY}.'
         )
     if version > FORMAT:
         raise errors.UserError(

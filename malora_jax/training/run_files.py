@@ -11,7 +11,8 @@ from malora_jax.evaluation.runner import Answer
 from malora_jax.schema import Measured, Positive
 
 METRICS, RESULTS = 'metrics.jsonl', 'results.json'
-_INSTEAD = 'restore it from a copy, or start anew in another --workdir'
+# Remedy in messages about a broken file of a run.
+REMEDY = 'restore it from a copy, or start anew in another --workdir'
 
 
 class _Model(TypedDict):
@@ -95,9 +96,9 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
         FileNotFoundError: The run is not finished.
     """
     path = workdir / RESULTS
-    results = files.read_json(path, Results, _INSTEAD)
+    results = files.read_json(path, Results, REMEDY)
     if not results['tasks']:
-        raise UserError(f'{path}: tasks names no task: {_INSTEAD}.')
+        raise UserError(f'{path}: tasks names no task: {REMEDY}.')
     return results
 
 
@@ -108,11 +109,11 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         UserError: A line is not a record, or a step is missing or occurs twice.
         FileNotFoundError: The file does not exist.
     """
-    records = files.read_json_lines(path, dict[str, Measured], _INSTEAD)
+    records = files.read_json_lines(path, dict[str, Measured], REMEDY)
     for number, record in enumerate(records, start=1):
         if record.get('step') != number:
             found = f'step {record["step"]:g}' if 'step' in record else 'no step'
-            raise UserError(f'{path}:{number} has {found}; it must have step {number}: {_INSTEAD}.')
+            raise UserError(f'{path}:{number} has {found}; it must have step {number}: {REMEDY}.')
     return records
 
 
@@ -127,7 +128,7 @@ def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answe
         UserError: A line is not an answer, or a task has more or fewer answers than questions.
         FileNotFoundError: The file does not exist.
     """
-    answers = [Answer(**row) for row in files.read_json_lines(path, Answer, _INSTEAD)]
+    answers = [Answer(**row) for row in files.read_json_lines(path, Answer, REMEDY)]
     check_counts(path, Counter(answer.task for answer in answers), questions)
     return answers
 
@@ -149,7 +150,7 @@ def check_counts(
         if found.get(task, 0) != questions.get(task, 0):
             raise UserError(
                 f'{path} has {found.get(task, 0):,} answers of task {task!r}, which has '
-                f'{questions.get(task, 0):,} held-out questions: {_INSTEAD}.'
+                f'{questions.get(task, 0):,} held-out questions: {REMEDY}.'
             )
 
 
@@ -166,7 +167,7 @@ def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapp
         UserError: A line is not an answer, or a task has more or fewer answers than questions.
         FileNotFoundError: The file does not exist.
     """
-    rows = files.read_json_lines(path, ScoredAnswer, _INSTEAD)
+    rows = files.read_json_lines(path, ScoredAnswer, REMEDY)
     examples = {task: each['examples'] for task, each in results['tasks'].items()}
     check_counts(path, Counter(row['task'] for row in rows), examples)
     return rows

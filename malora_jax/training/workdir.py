@@ -24,12 +24,11 @@ from malora_jax.training.identity import (
     changed_fields,
     flattened,
 )
-from malora_jax.training.run_files import METRICS, RESULTS
+from malora_jax.training.run_files import METRICS, REMEDY, RESULTS
 
 CONFIG, DATA, BASE = 'config.json', 'data.json', 'base.json'
 # Files that exist only after a run has started and has written its config.
 _REMAINS = (METRICS, 'answers_after.jsonl', RESULTS)
-_INSTEAD = 'restore it from a copy, or start anew in another --workdir'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -235,7 +234,7 @@ def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
     path = workdir / CONFIG
     config = config_format.read_config(path) if path.exists() else None
     data, base = (
-        files.read_json(path, kind, _INSTEAD) if (path := workdir / name).exists() else None
+        files.read_json(path, kind, REMEDY) if (path := workdir / name).exists() else None
         for name, kind in ((DATA, dict), (BASE, BaseRecord))
     )
     found = Identity(
@@ -289,7 +288,7 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
     """
     fingerprint = base_fingerprint(params)
     path = workdir / BASE
-    began = files.read_json(path, BaseRecord, _INSTEAD) if path.exists() else None
+    began = files.read_json(path, BaseRecord, REMEDY) if path.exists() else None
     if began and began['fingerprint'] != fingerprint:
         theirs = f'{began["weights"] or began["name"]} ({began["fingerprint"]})'
         ours = f'{run.weights or run.model.name} ({fingerprint})'

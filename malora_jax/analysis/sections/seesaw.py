@@ -21,11 +21,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
         output: Directory of the plot.
     """
     alone = {group.name: single_task_rows(groups, group) for group in groups}
-    changes = {
-        group.name: {t: group.changes_from(other)[t] for t, other in alone[group.name].items()}
-        for group in groups
-        if alone[group.name]
-    }
+    changes = {g.name: _changes_of(g, alone[g.name]) for g in groups if alone[g.name]}
     if not changes:
         text = (
             'Nothing to compare: give, as further --workdir, finished runs that were trained on '
@@ -52,6 +48,12 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     }
     blocks: list[Block] = [Picture(path, caption), _table(compared, alone, changes)]
     return Section('seesaw', _TITLE, blocks, numbers)
+
+
+def _changes_of(group: SeedGroup, alone: Mapping[str, SeedGroup]) -> _Changes:
+    """Return the change of each task against the row of single-task runs with that task."""
+    by_row = {other: group.changes_from(other) for other in {*alone.values()}}
+    return {task: by_row[other][task] for task, other in alone.items()}
 
 
 def _table(

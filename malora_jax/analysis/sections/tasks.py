@@ -27,23 +27,23 @@ def tasks_section(
         groups: Rows of the finished runs, each with a color of its own.
         output: Directory of the plot.
     """
+    numbers = {run.name: {task: _of_task(run, task) for task in _trained(run)} for run in runs}
+    if not any(numbers.values()):
+        text = 'The metrics of these runs have no losses of single tasks.'
+        return Section('tasks', 'Tasks', [Text(text)], numbers)
     path = output / 'tasks.png'
     shown = _with_curves([group for group in groups if not group.is_base])
     records = {group.label: [run.records for run in group.runs] for group in shown}
     records |= {run.name: [run.records] for run in runs if not run.is_finished}
+    task_plots.plot_tasks(path, records)
     caption = (
         'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
         'the validation loss, where it was measured); lower is better, and the lower of two '
         'curves in one panel learned that task better.'
     )
-    numbers = {run.name: {task: _of_task(run, task) for task in _trained(run)} for run in runs}
     tables = [_table(run, numbers[run.name]) for run in runs]
     folded = len(tables) > _MOST_TABLES
     blocks: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
-    if not any(numbers.values()):
-        text = 'The metrics of these runs have no losses of single tasks.'
-        return Section('tasks', 'Tasks', [Text(text)], numbers)
-    task_plots.plot_tasks(path, records)
     return Section('tasks', 'Tasks', [Picture(path, caption), *blocks], numbers)
 
 
@@ -100,9 +100,9 @@ def _scores_of(found: Mapping[str, Any]) -> dict[str, str]:
     """Return scores and the interval after training, in percent."""
     if found['after'] is None:
         return {}
-    low, high = (f'{100 * end:.0f}' for end in found['interval'] or (float('nan'),) * 2)
+    interval = '–'.join(f'{100 * end:.0f}' for end in found['interval'] or ())
     return {
         'score before': f'{100 * found["before"]:.1f}',
         'after': f'{100 * found["after"]:.1f}',
-        '95%': f'{low}–{high}' if found['interval'] else NONE,
+        '95%': interval or NONE,
     }
