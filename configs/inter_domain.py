@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from configs import paper
 
 # Training dataset of each column of Table 1.
-TRAINED_ON = {
+TRAINING_DATA = {
     'medmcqa': 'medmcqa',
     'humaneval': 'magicoder_evol',
     'phrasebank': 'finance_alpaca',
@@ -46,11 +46,11 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     Raises:
         UserError: The argument has another form, or an unknown method or task.
     """
-    method, task = paper.parse(arg)
+    method, task = paper.parse_arg(arg)
     config = paper.paper_config(method)
-    scored = paper.choose(task, tuple(TRAINED_ON))
-    config.data.tasks = tuple(dict.fromkeys(TRAINED_ON[name] for name in scored))
-    config.evaluation.tasks = scored
+    scored_tasks = paper.select_tasks(task, tuple(TRAINING_DATA))
+    config.data.tasks = tuple(dict.fromkeys(TRAINING_DATA[name] for name in scored_tasks))
+    config.evaluation.tasks = scored_tasks
     config.data.max_per_task = 30_000
     config.data.sequence_length = 1024
     config.data.batch_size = 4

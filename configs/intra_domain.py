@@ -35,9 +35,9 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     Raises:
         UserError: The argument has another form, or an unknown method or task.
     """
-    method, task = paper.parse(arg)
+    method, task = paper.parse_arg(arg)
     config = paper.paper_config(method)
-    config.data.tasks = paper.choose(task, TASKS)
+    config.data.tasks = paper.select_tasks(task, TASKS)
     config.evaluation.tasks = config.data.tasks
     config.data.max_per_task = 0
     config.data.size_exponent = 1.0

@@ -42,7 +42,7 @@ def paper_config(method: str) -> ConfigDict:
     return config
 
 
-def parse(arg: str) -> tuple[str, str]:
+def parse_arg(arg: str) -> tuple[str, str]:
     """Return the method and the task of an argument 'METHOD[,task=NAME]'; '' for no task.
 
     Raises:
@@ -55,7 +55,7 @@ def parse(arg: str) -> tuple[str, str]:
     return method, task
 
 
-def choose(task: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+def select_tasks(task: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """Return only the named task, or all tasks if the name is ''.
 
     Args:

@@ -29,11 +29,11 @@ def get_config(arg: str = '') -> ConfigDict:
         raise UserError(
             f'There is no file {arg!r}: name a config.json, --config=configs/saved.py:PATH.'
         )
-    return ConfigDict(_plain(read_config(path)))
+    return ConfigDict(_lists_to_tuples(read_config(path)))
 
 
-def _plain(value: Any) -> Any:
+def _lists_to_tuples(value: Any) -> Any:
     """Return a JSON value with lists converted to tuples, as configs have them."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if isinstance(value, list) else value
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value

@@ -27,8 +27,8 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
-from malora_jax.benchmark import compiled, growth, plots, report
-from malora_jax.benchmark.run import benchmark, estimate, grow
+from malora_jax.benchmark import adapter_scaling, compiler_estimates, plots, report
+from malora_jax.benchmark.run import benchmark, benchmark_scaling, estimate
 
 _METHODS = flags.DEFINE_list(
     'methods',
@@ -64,7 +64,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _GROW = flags.DEFINE_enum(
     'grow',
     None,
-    list(growth.SIZES),
+    list(adapter_scaling.SIZES),
     'Setting of the adapter to vary: measure at increasing values of it, instead of at one.',
 )
 _OUTPUT = flags.DEFINE_string(
@@ -90,17 +90,17 @@ def main(config: dict[str, Any]) -> None:
 
 def _estimate(config: dict[str, Any], topology: str) -> None:
     found = estimate(config, _METHODS.value, topology)
-    table = compiled.format_table(found['methods'])
+    table = compiler_estimates.format_table(found['methods'])
     _write(found, table)
     print(f'One layer of {found["model"]}, {found["dtype"]}, {found["positions"]:,} tokens, ')
     print(f'dropout {found["dropout"]}, for {found["topology"]}\n\n{table}')
 
 
 def _grow(config: dict[str, Any], field: str) -> None:
-    found = grow(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
+    found = benchmark_scaling(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
     sizes = found['sizes']
-    plot = functools.partial(plots.plot_growth, curves=growth.curves(sizes), field=field)
-    _tell(found, growth.format_table(field, sizes), plot)
+    plot = functools.partial(plots.plot_scaling, curves=adapter_scaling.curves(sizes), field=field)
+    _tell(found, adapter_scaling.format_table(field, sizes), plot)
 
 
 def _compare(config: dict[str, Any]) -> None:

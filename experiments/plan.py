@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax.distributed.topology import use_compiler_alone
+from malora_jax.distributed.topology import disable_tpu_detection
 from malora_jax.training import run_config
 from malora_jax.training.fit import describe, memory_size, options
 from malora_jax.training.plan import plan
@@ -42,7 +42,7 @@ _MEMORY = flags.DEFINE_string(
 def main(config: dict[str, Any]) -> None:
     """Compute the plan, and print it."""
     if _TOPOLOGY.value is not None:
-        use_compiler_alone()
+        disable_tpu_detection()
     run = run_config(config)
     if _MEMORY.value is None:
         found = plan(run)

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax.distributed.topology import use_compiler_alone
+from malora_jax.distributed.topology import disable_tpu_detection
 from malora_jax.training.scaling import scaling_table
 
 _MODELS = flags.DEFINE_list(
@@ -43,7 +43,7 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(config: dict[str, Any]) -> None:
     """Compile the missing programs, and print the table."""
-    use_compiler_alone()
+    disable_tpu_detection()
     path = cli.directory(_OUTPUT)
     print(scaling_table(config, _MODELS.value, _TOPOLOGIES.value, _ROWS.value, path))
 

@@ -57,9 +57,9 @@ _WORKDIR = flags.DEFINE_string(
 def main(config: dict[str, Any]) -> None:
     """Train the model, and print the table of scores."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        hosts.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     results = training.train(config, cli.directory(_WORKDIR), write_run_plots)
-    hosts.say(format_table(results))
+    hosts.print_on_first(format_table(results))
 
 
 if __name__ == '__main__':

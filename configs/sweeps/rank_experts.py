@@ -26,16 +26,16 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = 'configs/intra_domain_small.py'
     config.seeds = (0, 1)
-    small = {
+    overrides = {
         'data': {'tasks': ('arc_challenge', 'arc_easy', 'piqa', 'openbookqa'), 'held_out': 24},
         'training': {'steps': 32},
         'evaluation': {'tasks': ()},  # () = all tasks that are trained on.
     }
     config.runs = {
-        'malora': {'arg': 'malora', 'overrides': small | {'adapter': {'shared_rank': 32}}},
+        'malora': {'arg': 'malora', 'overrides': overrides | {'adapter': {'shared_rank': 32}}},
         'molora': {
             'arg': 'molora',
-            'overrides': small,
+            'overrides': overrides,
             'zip': {'adapter': {'rank': (11, 10, 15), 'num_experts': (2, 4, 8)}},
         },
     }

@@ -30,7 +30,7 @@ Hardware: 21 runs for each seed, each as in configs/inter_domain.py. Not yet run
 
 from ml_collections import ConfigDict
 
-from configs.inter_domain import TRAINED_ON
+from configs.inter_domain import TRAINING_DATA
 
 METHODS = ('lora', 'asylora', 'dora', 'moasylora', 'molora', 'malora_small', 'malora')
 
@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = 'configs/inter_domain.py'
     config.seeds = (0, 1, 2)
-    alone = {
+    single_task_runs = {
         f'{method}-{task}': {'arg': f'{method},task={task}'}
         for method in ('lora', 'asylora')
-        for task in TRAINED_ON
+        for task in TRAINING_DATA
     }
-    config.runs = alone | {method: {'arg': method} for method in METHODS}
+    config.runs = single_task_runs | {method: {'arg': method} for method in METHODS}
     config.report = {'table': 'table1'}
     return config

@@ -28,12 +28,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = 'configs/ultralink_lm.py'
     config.seeds = (0,)
-    shared = {'model': {'name': 'llama2-7b'}, 'data': {'files': ('zh=zh_math.jsonl',)}}
+    overrides = {'model': {'name': 'llama2-7b'}, 'data': {'files': ('zh=zh_math.jsonl',)}}
     config.runs = {
-        'base': {'arg': 'malora', 'overrides': shared},
+        'base': {'arg': 'malora', 'overrides': overrides},
         'english': {
             'arg': 'malora',
-            'overrides': shared | {'training': {'start_from': 'runs/english/adapter'}},
+            'overrides': overrides | {'training': {'start_from': 'runs/english/adapter'}},
         },
     }
     config.grid = {'data': {'max_per_task': (2000, 4000, 8000, 16000, 32000)}}

@@ -11,7 +11,7 @@ from experiments.peers.report import summary
 from experiments.peers.systems import PAIRS, make
 from malora_jax import errors
 from malora_jax.adapters import method
-from malora_jax.benchmark.machine import cores
+from malora_jax.benchmark.machine import num_cores
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import Setup, build
 
@@ -58,7 +58,7 @@ def benchmark(
         'model': run.model.name,
         'dropout': run.adapter.dropout,
         'targets': run.adapter.targets,
-        'threads': cores(),
+        'threads': num_cores(),
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         'differences': differences,
         'rows': {

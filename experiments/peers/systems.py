@@ -8,7 +8,7 @@ from experiments.peers.ours import Leaves, Ours
 from experiments.peers.rows import Rows
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig, method
-from malora_jax.benchmark.machine import cores
+from malora_jax.benchmark.machine import num_cores
 from malora_jax.training.setup import Setup
 
 # Titles of the systems in reports.
@@ -96,7 +96,7 @@ def make(name: str, setup: Setup, dropout: float) -> System:
 
     from experiments.peers import hf_peft, mixtures
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(num_cores())
     adapter = _adapter(_TWINS[name], setup, dropout)
     if name == 'mixlora':
         return mixtures.mixlora(setup, adapter)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import initializers
-from malora_jax.adapters.routers import Router
+from malora_jax.adapters.routers import RouterConfig
 from malora_jax.adapters.structures import Axis, DoRA, Structure, require
 
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
+DEFAULT_TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,13 @@ class AdapterConfig:
     """
 
     structure: Structure
-    router: Router
+    router: RouterConfig
     alpha: float
     rank_stabilized: bool = False
     initialization: Initialization = Initialization()
     dropout: float = 0.05
     frozen: tuple[str, ...] = ()
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = DEFAULT_TARGETS
     dispatch: bool = False
 
     def __post_init__(self):
@@ -77,7 +77,7 @@ class AdapterConfig:
         )
         require(
             not self.initialization.identical
-            or (self.has_router and bool(self.structure.per_expert)),
+            or (self.has_router and bool(self.structure.expert_input_factors)),
             'identical_start',
             True,
             'False where the experts have no down-projections of their own',
@@ -93,13 +93,13 @@ class AdapterConfig:
             'alone, and here gets no gradient',
         )
         require(
-            not self.dispatch or (self.has_router and bool(self.structure.dispatched)),
+            not self.dispatch or (self.has_router and bool(self.structure.dispatch_factors)),
             'dispatch',
             True,
             "False but for routed experts whose subspace, if there is one, is 'down'",
         )
         require(
-            router.input == 'x' or self.structure.first_axis != 'expert',
+            router.input == 'x' or self.structure.first_factor_axis != 'expert',
             'router_input',
             router.input,
             "'x' where the experts share no first factor",
@@ -111,10 +111,10 @@ class AdapterConfig:
 
     def _check_frozen(self) -> None:
         for name in self.frozen:
-            if name not in self.leaves:
-                raise errors.unknown_name('leaf in adapter.frozen', name, self.leaves)
-        trains = set(self.frozen) < set(self.leaves)
-        require(trains, 'frozen', self.frozen, 'short of every leaf')
+            if name not in self.leaf_names:
+                raise errors.unknown_name('leaf in adapter.frozen', name, self.leaf_names)
+        has_trainable = set(self.frozen) < set(self.leaf_names)
+        require(has_trainable, 'frozen', self.frozen, 'short of every leaf')
         last = self.structure.factors[-1]
         require(
             last not in self.frozen or isinstance(self.structure, DoRA),
@@ -140,10 +140,10 @@ class AdapterConfig:
         return self.alpha / (rank**0.5 if self.rank_stabilized else rank)
 
     @property
-    def leaves(self) -> tuple[str, ...]:
+    def leaf_names(self) -> tuple[str, ...]:
         """Names of the adapter parameters of one linear layer, such as 'router' and 'up'."""
         one = Axis('', 1)
-        return (*self.axes(one, one), *self.structure.extra)
+        return (*self.axes(one, one), *self.structure.kernel_dependent)
 
     @property
     def _router_learns_from_balance(self) -> bool:
@@ -151,8 +151,8 @@ class AdapterConfig:
 
         The loss is constant, and has no gradient, if every token uses all experts.
         """
-        moves = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
-        return moves or 'router' in self.frozen
+        has_gradient = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
+        return has_gradient or 'router' in self.frozen
 
     def axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of the router's weight, if there is a router, and of each factor.
@@ -164,14 +164,14 @@ class AdapterConfig:
         Returns:
             Axes of each parameter, by its name.
         """
-        factors = self.structure.leaves(inputs, outputs)
+        factors = self.structure.leaf_axes(inputs, outputs)
         if not self.has_router:
             return factors
         first = factors[self.structure.factors[0]]
-        seen = inputs if self.router.input == 'x' else first[-1]
-        return {'router': (seen, self.structure.experts)} | factors
+        input_axis = inputs if self.router.input == 'x' else first[-1]
+        return {'router': (input_axis, self.structure.expert_axis)} | factors
 
-    def start(self, key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    def initialize(self, key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
         """Initialize the adapter parameters of one linear layer.
 
         The paper does not specify the initialization of the router's weight W_g. It is
@@ -183,15 +183,15 @@ class AdapterConfig:
             outputs: Number of outputs of the linear layer, F.
 
         Returns:
-            Float32 arrays by parameter name, without those in `structure.extra`.
+            Float32 arrays by parameter name, without those in `structure.kernel_dependent`.
         """
         router_key, key = jax.random.split(key)
         structure, initialization = self.structure, self.initialization
-        leaves = structure.start(key, inputs, outputs, initialization.beta)
+        leaves = structure.initialize(key, inputs, outputs, initialization.beta)
         if initialization.identical:
             leaves |= {
                 name: jnp.broadcast_to(leaves[name][:1], leaves[name].shape)
-                for name in structure.per_expert
+                for name in structure.expert_input_factors
             }
         if self.has_router:
             axes = self.axes(Axis('', inputs), Axis('', outputs))['router']

@@ -7,8 +7,8 @@ token. `products` computes the same result for all experts in rank space, which 
 experts of low rank. This module is the reference.
 
 The slots of each expert are padded to whole tiles. Shapes therefore do not depend on the routing,
-and no token is dropped. `Slots` maps positions to tokens and tokens to positions, so the forward
-and backward passes only gather vectors and never scatter them.
+and no token is dropped. `SortedSlots` maps positions to tokens and tokens to positions, so the
+forward and backward passes only gather vectors and never scatter them.
 
 Dimension letters: N tokens, K experts of a token, E experts, D inputs, S subspace, R rank, F
 outputs, M positions in the sorted order (slots and padding), I tiles, J positions of a tile.
@@ -25,17 +25,17 @@ from malora_jax.adapters.routers import Routing
 _TILE = 128
 
 
-class Slots(NamedTuple):
+class SortedSlots(NamedTuple):
     """Order of the N · K token slots, sorted by expert and padded to whole tiles.
 
     Attributes:
         token: (M,) int32, index of the token at each position; N at padding.
-        place: (N, K) int32, positions of the slots of each token.
+        position: (N, K) int32, positions of the slots of each token.
         expert: (I,) int32, index of the expert of each tile.
     """
 
     token: jax.Array
-    place: jax.Array
+    position: jax.Array
     expert: jax.Array
 
 
@@ -55,15 +55,15 @@ def update(
     Returns:
         (N, F) in the dtype of x.
     """
-    slots, expert_NK = assign(routing.selected, top_k)
-    hidden_MR = _product(_spread(x_ND, slots), down_EDR.astype(x_ND.dtype), slots)
-    out_MF = _product(hidden_MR, up_ERF.astype(x_ND.dtype), slots)
+    slots, expert_NK = sort_by_expert(routing.selected, top_k)
+    hidden_MR = _grouped_matmul(_dispatch(x_ND, slots), down_EDR.astype(x_ND.dtype), slots)
+    out_MF = _grouped_matmul(hidden_MR, up_ERF.astype(x_ND.dtype), slots)
     gate_NK = jnp.take_along_axis(routing.gates, expert_NK, axis=1)
-    gate_M1 = _spread_gates(gate_NK, slots)[:, None]
-    return _collect(out_MF * gate_M1.astype(out_MF.dtype), slots)
+    gate_M1 = _dispatch_gates(gate_NK, slots)[:, None]
+    return _combine(out_MF * gate_M1.astype(out_MF.dtype), slots)
 
 
-def assign(selected_NE: jax.Array, top_k: int) -> tuple[Slots, jax.Array]:
+def sort_by_expert(selected_NE: jax.Array, top_k: int) -> tuple[SortedSlots, jax.Array]:
     """Sort the token slots by expert.
 
     Args:
@@ -77,22 +77,22 @@ def assign(selected_NE: jax.Array, top_k: int) -> tuple[Slots, jax.Array]:
     chosen_NE = selected_NE > 0
     expert_NK = jnp.argsort(~chosen_NE, axis=1, stable=True)[:, :top_k].astype(jnp.int32)
     # Number of earlier tokens that use the same expert.
-    rank_NE = jnp.cumsum(chosen_NE, axis=0, dtype=jnp.int32) - 1
-    tiles_E = -(-(rank_NE[-1] + 1) // _TILE)
+    offset_NE = jnp.cumsum(chosen_NE, axis=0, dtype=jnp.int32) - 1
+    tiles_E = -(-(offset_NE[-1] + 1) // _TILE)
     # Upper bound, because shapes must not depend on the routing. Each expert has at most one
     # partial tile.
     tiles = -(-tokens * top_k // _TILE) + num_experts
     end_E = jnp.cumsum(tiles_E)
     start_E = (end_E - tiles_E) * _TILE
-    place_NK = jnp.take_along_axis(rank_NE, expert_NK, axis=1) + start_E[expert_NK]
-    token_NK = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], place_NK.shape)
-    token_M = jnp.full(tiles * _TILE, tokens, jnp.int32).at[place_NK].set(token_NK)
+    position_NK = jnp.take_along_axis(offset_NE, expert_NK, axis=1) + start_E[expert_NK]
+    token_NK = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], position_NK.shape)
+    token_M = jnp.full(tiles * _TILE, tokens, jnp.int32).at[position_NK].set(token_NK)
     expert_I = jnp.searchsorted(end_E, jnp.arange(tiles), side='right')
     expert_I = jnp.minimum(expert_I, num_experts - 1).astype(jnp.int32)
-    return Slots(token_M, place_NK, expert_I), expert_NK
+    return SortedSlots(token_M, position_NK, expert_I), expert_NK
 
 
-def _product(x_MD: jax.Array, weights_EDF: jax.Array, slots: Slots) -> jax.Array:
+def _grouped_matmul(x_MD: jax.Array, weights_EDF: jax.Array, slots: SortedSlots) -> jax.Array:
     """Multiply each tile with the weights of its expert, in one batched product, (M, F).
 
     The weights are copied for each tile. This is faster than `ragged_dot` or a loop over tiles, as
@@ -104,28 +104,28 @@ def _product(x_MD: jax.Array, weights_EDF: jax.Array, slots: Slots) -> jax.Array
 
 
 @jax.custom_vjp
-def _spread(x_ND: jax.Array, slots: Slots) -> jax.Array:
+def _dispatch(x_ND: jax.Array, slots: SortedSlots) -> jax.Array:
     """Gather the vector of the token at each position, (M, D); zeros at padding."""
     return x_ND.at[slots.token].get(mode='fill', fill_value=0)
 
 
 @jax.custom_vjp
-def _collect(y_MF: jax.Array, slots: Slots) -> jax.Array:
-    """Sum the vectors at the positions of each token, (N, F); the transpose of `_spread`."""
-    first, *others = (y_MF[place_N] for place_N in slots.place.T)
+def _combine(y_MF: jax.Array, slots: SortedSlots) -> jax.Array:
+    """Sum the vectors at the positions of each token, (N, F); the transpose of `_dispatch`."""
+    first, *others = (y_MF[position_N] for position_N in slots.position.T)
     return sum(others, start=first)
 
 
-def _spread_gates(gate_NK: jax.Array, slots: Slots) -> jax.Array:
+def _dispatch_gates(gate_NK: jax.Array, slots: SortedSlots) -> jax.Array:
     """Return the gate at each position, (M,); zero at padding."""
-    return jnp.zeros(slots.token.shape, gate_NK.dtype).at[slots.place].set(gate_NK)
+    return jnp.zeros(slots.token.shape, gate_NK.dtype).at[slots.position].set(gate_NK)
 
 
-_spread.defvjp(
-    lambda x_ND, slots: (_spread(x_ND, slots), slots),
-    lambda slots, gradient_MD: (_collect(gradient_MD, slots), None),
+_dispatch.defvjp(
+    lambda x_ND, slots: (_dispatch(x_ND, slots), slots),
+    lambda slots, gradient_MD: (_combine(gradient_MD, slots), None),
 )
-_collect.defvjp(
-    lambda y_MF, slots: (_collect(y_MF, slots), slots),
-    lambda slots, gradient_NF: (_spread(gradient_NF, slots), None),
+_combine.defvjp(
+    lambda y_MF, slots: (_combine(y_MF, slots), slots),
+    lambda slots, gradient_NF: (_dispatch(gradient_NF, slots), None),
 )

@@ -44,7 +44,7 @@ def shared_subspace(
     # Eq. (8): K_t = U_t Σ_t V_t, with K_t (S × D) Kaiming-uniform. All arrays here are transposes:
     # k_EDS of K_t, v_DS of V_0, ut_SS of U_0.
     k_EDS = kaiming_uniform(key, (num_experts, inputs, shared_rank))
-    v_DS, sigma_S, ut_SS = _decompose(k_EDS[0])
+    v_DS, sigma_S, ut_SS = _svd(k_EDS[0])
     # The other experts need only U_t and Σ_t. The eigendecomposition K_t K_tᵀ = U_t Σ_t² U_tᵀ takes
     # a tenth of the time of an SVD. It returns them in ascending order.
     square_ES, u_ESS = jax.lax.map(lambda k_DS: jnp.linalg.eigh(k_DS.T @ k_DS), k_EDS[1:])
@@ -68,11 +68,11 @@ def orthonormal_bases(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     Returns:
         Float32 array of that shape, with orthonormal columns for each expert.
     """
-    bases_EDI, _, _ = jax.lax.map(_decompose, kaiming_uniform(key, shape))
+    bases_EDI, _, _ = jax.lax.map(_svd, kaiming_uniform(key, shape))
     return bases_EDI
 
 
-def _decompose(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _svd(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the thin singular value decomposition of a matrix, with signs fixed by `_signs`.
 
     Map batches with `jax.lax.map`, one matrix at a time. On CPU, a batched decomposition waits for

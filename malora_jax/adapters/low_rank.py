@@ -12,59 +12,63 @@ from malora_jax import errors
 from malora_jax.adapters import dispatch, products, routers
 from malora_jax.adapters.config import AdapterConfig
 from malora_jax.adapters.structures import Axis
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 
 Leaves = Mapping[str, jax.Array]
 
 
-class FirstProducts(NamedTuple):
+class ProjectedInput(NamedTuple):
     """Router logits and down-projected input of one adapter.
 
     Attributes:
         logits: (N, E) float32, logits of the router; None without a router.
-        first: (N, Q), input after dropout times the first factor: S_A x, or A_t x of all experts
-            concatenated.
-        dropped: (N, D), input after dropout.
+        down_projected: (N, Q), input after dropout times the first factor: S_A x, or A_t x of all
+            experts concatenated.
+        after_dropout: (N, D), input after dropout.
     """
 
     logits: jax.Array | None
-    first: jax.Array
-    dropped: jax.Array
+    down_projected: jax.Array
+    after_dropout: jax.Array
 
 
-def first_products(
-    config: AdapterConfig, x_ND: jax.Array, dropped_ND: jax.Array, leaves: Sequence[Leaves]
-) -> list[FirstProducts]:
+def project_input(
+    config: AdapterConfig, x_ND: jax.Array, after_dropout_ND: jax.Array, leaves: Sequence[Leaves]
+) -> list[ProjectedInput]:
     """Compute the first products of all adapters that share one input, such as q, k and v.
 
     Args:
         config: Adapter configuration.
         x_ND: (N, D), input of the linear layers.
-        dropped_ND: (N, D), the same input after dropout.
+        after_dropout_ND: (N, D), the same input after dropout.
         leaves: Parameters of each adapter, by name.
 
     Returns:
         The first products of each adapter, in the order of `leaves`.
     """
     structure, x_dtype = config.structure, x_ND.dtype
-    weights = [structure.first(each).astype(x_dtype) for each in leaves]
-    first = products.joint(dropped_ND, weights, 'rank', structure.first_axis)
+    weights = [structure.first_factor(each).astype(x_dtype) for each in leaves]
+    down_projected = products.fused_matmul(
+        after_dropout_ND, weights, 'rank', structure.first_factor_axis
+    )
     logits: Sequence[jax.Array | None] = [None] * len(leaves)
     if config.has_router:
         highest = jax.lax.Precision.HIGHEST
-        of_routers = [each['router'].astype(jnp.float32) for each in leaves]
+        router_weights = [each['router'].astype(jnp.float32) for each in leaves]
         if config.router.input == 'x':
             x32_ND = x_ND.astype(jnp.float32)
-            logits = products.joint(x32_ND, of_routers, 'router', 'expert', highest)
+            logits = products.fused_matmul(x32_ND, router_weights, 'router', 'expert', highest)
         else:
             logits = [
-                products.saved(
-                    jnp.matmul(first_NQ.astype(jnp.float32), router_QE, precision=highest),
+                products.save_for_backward(
+                    jnp.matmul(projected_NQ.astype(jnp.float32), router_QE, precision=highest),
                     name='router',
                 )
-                for first_NQ, router_QE in zip(first, of_routers, strict=True)
+                for projected_NQ, router_QE in zip(down_projected, router_weights, strict=True)
             ]
-    return [FirstProducts(*both, dropped_ND) for both in zip(logits, first, strict=True)]
+    return [
+        ProjectedInput(*both, after_dropout_ND) for both in zip(logits, down_projected, strict=True)
+    ]
 
 
 class LowRankExperts(nn.Module):
@@ -93,16 +97,17 @@ class LowRankExperts(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        dropped: jax.Array | None = None,
+        after_dropout: jax.Array | None = None,
         groups: jax.Array | None = None,
     ) -> jax.Array:
         """Return scale · Δ(x).
 
-        For linear layers that share their input, `first_products` and `update` are faster.
+        For linear layers that share their input, `project_input` and `update` are faster.
 
         Args:
             x: (..., D), input of the linear layer.
-            dropped: (..., D), the same input after dropout, for the first factor; x by default.
+            after_dropout: (..., D), the same input after dropout, for the first factor; x by
+                default.
             groups: (N, G) float32, group of each token as in `update`, where N is the product of
                 the leading axes of x.
 
@@ -113,14 +118,14 @@ class LowRankExperts(nn.Module):
             UserError: The shared subspace has more dimensions than the input.
         """
         x_ND = x.reshape(-1, x.shape[-1])
-        dropped_ND = x_ND if dropped is None else dropped.reshape(x_ND.shape)
+        after_dropout_ND = x_ND if after_dropout is None else after_dropout.reshape(x_ND.shape)
         leaves = self.leaves(x.shape[-1])
-        (found,) = first_products(self.config, x_ND, dropped_ND, [leaves])
-        return self.update(found, leaves, groups).reshape(*x.shape[:-1], self.features)
+        (projected,) = project_input(self.config, x_ND, after_dropout_ND, [leaves])
+        return self.update(projected, leaves, groups).reshape(*x.shape[:-1], self.features)
 
     def update(
         self,
-        found: FirstProducts,
+        projected: ProjectedInput,
         leaves: Leaves,
         groups_NG: jax.Array | None,
         scale: jax.Array | None = None,
@@ -128,7 +133,7 @@ class LowRankExperts(nn.Module):
         """Route the tokens, and return scale · Δ(x).
 
         Args:
-            found: First products of the input and these parameters.
+            projected: First products of the input and these parameters.
             leaves: Parameters by name, as the method `leaves` returns them.
             groups_NG: (N, G) float32, one-hot group (task) of each token; zeros for padding. If
                 given, `RoutingSums` are sown in collection `routing` under the name `sums`.
@@ -137,23 +142,27 @@ class LowRankExperts(nn.Module):
         Returns:
             (N, F) in the dtype of the input.
         """
-        scale = jnp.asarray(self.config.scale if scale is None else scale, found.first.dtype)
+        scale = jnp.asarray(
+            self.config.scale if scale is None else scale, projected.down_projected.dtype
+        )
         structure, gates_NE = self.config.structure, None
-        if found.logits is not None:
-            routing = self._route(found.logits, groups_NG)
+        if projected.logits is not None:
+            routing = self._route(projected.logits, groups_NG)
             if self.config.dispatch:
-                return scale * self._dispatched(found, leaves, routing)
+                return scale * self._dispatch_update(projected, leaves, routing)
             gates_NE = routing.gates
-        return structure.update(found.first, leaves, gates_NE, scale)
+        return structure.update(projected.down_projected, leaves, gates_NE, scale)
 
-    def _dispatched(
-        self, found: FirstProducts, leaves: Leaves, routing: routers.Routing
+    def _dispatch_update(
+        self, projected: ProjectedInput, leaves: Leaves, routing: routers.Routing
     ) -> jax.Array:
         structure = self.config.structure
-        first, second = structure.dispatched
+        first, second = structure.dispatch_factors
         # As in the paper, a shared S_A is applied before dispatch, which then moves S numbers per
         # token instead of D.
-        inputs = found.dropped if first == structure.factors[0] else found.first
+        inputs = (
+            projected.after_dropout if first == structure.factors[0] else projected.down_projected
+        )
         return dispatch.update(
             inputs, routing, leaves[first], leaves[second], self.config.router.top_k
         )
@@ -179,16 +188,16 @@ class LowRankExperts(nn.Module):
             )
 
         @functools.cache
-        def start() -> dict[str, jax.Array]:
-            return config.start(self.make_rng('params'), inputs, self.features)
+        def initial_leaves() -> dict[str, jax.Array]:
+            return config.initialize(self.make_rng('params'), inputs, self.features)
 
         leaves = {}
         for name, axes in config.axes(Axis(in_axis, inputs), Axis(out_axis, self.features)).items():
             names = tuple(axis.name for axis in axes)
             collection = 'adapter_frozen' if name in config.frozen else 'adapter'
-            boxed = nn.with_logical_partitioning(lambda name=name: start()[name], names)
+            boxed = nn.with_logical_partitioning(lambda name=name: initial_leaves()[name], names)
             value = cast(jax.Array, self.variable(collection, name, boxed).value)
-            leaves[name] = rules.gather(value, names)
+            leaves[name] = sharding.gather(value, names)
         return leaves
 
     def _route(self, logits_NE: jax.Array, groups_NG: jax.Array | None) -> routers.Routing:

@@ -48,18 +48,18 @@ class Magnitude(nn.Module):
             scale: () float32, scale of B A; `config.scale` by default.
         """
         down_DR, up_RF = (self._factor(name)[0] for name in self.config.structure.factors)
-        lengths_F = jax.lax.stop_gradient(
-            products.column_lengths(
+        norms_F = jax.lax.stop_gradient(
+            products.column_norms(
                 kernel_DF, down_DR, up_RF, self.config.scale if scale is None else scale
             )
         )
         # Saved under this name, because recomputing the lengths in the backward pass would cost a
         # matrix product with the whole kernel.
-        lengths_F = checkpoint_name(lengths_F, 'lengths')
-        (name,) = self.config.structure.extra
-        boxed = nn.with_logical_partitioning(lambda: lengths_F, (self.axis,))
+        norms_F = checkpoint_name(norms_F, 'lengths')
+        (name,) = self.config.structure.kernel_dependent
+        boxed = nn.with_logical_partitioning(lambda: norms_F, (self.axis,))
         leaf = self.variable(self._collection(name), name, boxed)
-        return cast(jax.Array, leaf.value) / lengths_F
+        return cast(jax.Array, leaf.value) / norms_F
 
     def _factor(self, name: str) -> jax.Array:
         return cast(jax.Array, nn.unbox(self.get_variable(self._collection(name), name)))

@@ -6,16 +6,16 @@ from typing import Any
 
 from malora_jax import errors
 from malora_jax.adapters import structures
-from malora_jax.adapters.config import TARGETS, AdapterConfig, Initialization
-from malora_jax.adapters.routers import Router
-from malora_jax.adapters.structures import Heads, Structure, SubspaceStructure, require
+from malora_jax.adapters.config import DEFAULT_TARGETS, AdapterConfig, Initialization
+from malora_jax.adapters.routers import RouterConfig
+from malora_jax.adapters.structures import HydraLoRA, Structure, SubspaceStructure, require
 
 # Structures with a subspace of `shared_rank` dimensions, by the value of `adapter.subspace`.
-SUBSPACES: dict[str, type[SubspaceStructure] | type[Heads]] = {
+SUBSPACES: dict[str, type[SubspaceStructure] | type[HydraLoRA]] = {
     'down': structures.SharedDown,
     'own': structures.IndependentSubspaces,
     'up': structures.SharedUp,
-    'heads': Heads,
+    'heads': HydraLoRA,
 }
 
 
@@ -77,7 +77,7 @@ class AdapterSettings:
     renormalize: bool = False
     equal_gates: bool = False
     frozen: tuple[str, ...] = ()
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = DEFAULT_TARGETS
     dispatch: bool = False
     router_input: str = 'x'
 
@@ -99,7 +99,7 @@ class AdapterSettings:
         gates = 'equal' if self.equal_gates else 'renormalized' if self.renormalize else 'softmax'
         return AdapterConfig(
             structure=self._structure(),
-            router=Router(self.top_k, self.router_input, gates, self.balance_weight),
+            router=RouterConfig(self.top_k, self.router_input, gates, self.balance_weight),
             alpha=self.alpha,
             rank_stabilized=self.rank_stabilized,
             initialization=Initialization(self.beta, self.identical_start),
@@ -130,7 +130,7 @@ class AdapterSettings:
         if self.shared_rank == 0:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
-        if issubclass(kind, Heads):
+        if issubclass(kind, HydraLoRA):
             description = f'rank = {self.rank}, as heads share A'
             require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
             return kind(self.num_experts, self.rank)
@@ -163,7 +163,7 @@ def settings_of(adapter: AdapterConfig) -> AdapterSettings:
     )
 
 
-def stored_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Migrate stored fields of `AdapterSettings` to the current format.
 
     Args:
@@ -177,7 +177,7 @@ def stored_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, 'dispatch': bool(dispatch)} if isinstance(dispatch, str) else {**fields}
 
 
-def changed(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
+def replace_settings(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
     """Return an adapter with some settings replaced.
 
     Args:
@@ -190,7 +190,7 @@ def changed(adapter: AdapterConfig, **overrides: Any) -> AdapterConfig:
     return dataclasses.replace(settings_of(adapter), **overrides).build()
 
 
-_EIGHT = dict(num_experts=8, top_k=2)
+_TOP2_OF_8 = dict(num_experts=8, top_k=2)
 # If every token uses all experts, their loads are equal and the load-balancing loss is constant.
 _DENSE = dict(num_experts=8, top_k=8, balance_weight=0.0)
 
@@ -200,23 +200,23 @@ METHODS: dict[str, dict[str, Any]] = {
     'lora': dict(num_experts=1, top_k=1, rank=64),
     'dora': dict(num_experts=1, top_k=1, rank=64, magnitude=True),
     'asylora': dict(num_experts=1, top_k=1, rank=128, frozen=('down',)),
-    'molora': dict(_EIGHT, rank=8),
-    'moasylora': dict(_EIGHT, rank=16, frozen=('down',)),
-    'malora': dict(_EIGHT, rank=12, shared_rank=32),
-    'malora_small': dict(_EIGHT, rank=8, shared_rank=22),
-    'molora_r12': dict(_EIGHT, rank=12),
-    'molora_same_down': dict(_EIGHT, rank=12, identical_start=True),
-    'malora_fixed_shared': dict(_EIGHT, rank=16, shared_rank=32, frozen=('shared_down',)),
-    'malora_symmetric': dict(_EIGHT, rank=8, shared_rank=64),
-    'malora_unshared': dict(_EIGHT, rank=12, shared_rank=32, subspace='own'),
-    'malora_fixed_core': dict(_EIGHT, rank=12, shared_rank=32, frozen=('core',)),
-    'malora_shared_up': dict(_EIGHT, rank=12, shared_rank=32, subspace='up'),
+    'molora': dict(_TOP2_OF_8, rank=8),
+    'moasylora': dict(_TOP2_OF_8, rank=16, frozen=('down',)),
+    'malora': dict(_TOP2_OF_8, rank=12, shared_rank=32),
+    'malora_small': dict(_TOP2_OF_8, rank=8, shared_rank=22),
+    'molora_r12': dict(_TOP2_OF_8, rank=12),
+    'molora_same_down': dict(_TOP2_OF_8, rank=12, identical_start=True),
+    'malora_fixed_shared': dict(_TOP2_OF_8, rank=16, shared_rank=32, frozen=('shared_down',)),
+    'malora_symmetric': dict(_TOP2_OF_8, rank=8, shared_rank=64),
+    'malora_unshared': dict(_TOP2_OF_8, rank=12, shared_rank=32, subspace='own'),
+    'malora_fixed_core': dict(_TOP2_OF_8, rank=12, shared_rank=32, frozen=('core',)),
+    'malora_shared_up': dict(_TOP2_OF_8, rank=12, shared_rank=32, subspace='up'),
     # Not in the paper. HydraLoRA's own script has 4 heads of rank 4. For comparability, this row
     # has MALoRA's number of experts and rank.
     'hydralora': dict(_DENSE, rank=12, shared_rank=12, subspace='heads'),
     # The methods molora and malora with token dispatch, as in the paper.
-    'molora_dispatch': dict(_EIGHT, rank=8, dispatch=True),
-    'malora_dispatch': dict(_EIGHT, rank=12, shared_rank=32, dispatch=True),
+    'molora_dispatch': dict(_TOP2_OF_8, rank=8, dispatch=True),
+    'malora_dispatch': dict(_TOP2_OF_8, rank=12, shared_rank=32, dispatch=True),
 }
 
 

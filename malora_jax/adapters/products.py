@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 
 
-def joint(
+def fused_matmul(
     x_ND: jax.Array,
     weights: Sequence[jax.Array],
     name: str,
@@ -32,7 +32,7 @@ def joint(
     Args:
         x_ND: (N, D), input.
         weights: Matrices, (D, Q) each.
-        name: Name of the products for rematerialization, as in `saved`.
+        name: Name of the products for rematerialization, as in `save_for_backward`.
         axis: Logical axis name of the columns. If this axis is sharded, each matrix gets a product
             of its own, because concatenation would move data between devices.
         precision: Precision of the product.
@@ -42,14 +42,14 @@ def joint(
     """
 
     def product(weight_DQ: jax.Array) -> jax.Array:
-        return saved(jnp.matmul(x_ND, weight_DQ, precision=precision), axis, name)
+        return save_for_backward(jnp.matmul(x_ND, weight_DQ, precision=precision), axis, name)
 
-    if rules.is_split(axis):
+    if sharding.is_sharded(axis):
         return [product(weight_DQ) for weight_DQ in weights]
     return jnp.split(product(jnp.concatenate(weights, axis=1)), len(weights), axis=1)
 
 
-def saved(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:
+def save_for_backward(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:
     """Mark activations to be saved for the backward pass under rematerialization.
 
     Activations in rank space are small compared with their inputs. If the inputs are sharded over
@@ -61,7 +61,7 @@ def saved(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Ar
         axis: Logical axis name of the columns.
         name: Name that a rematerialization policy refers to, 'rank' or 'router'.
     """
-    return checkpoint_name(rules.constrain(hidden, 'rows', axis), name)
+    return checkpoint_name(sharding.constrain(hidden, 'rows', axis), name)
 
 
 def stack_ranks(weights_EIR: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def sum_of_experts(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
     return hidden_NP @ weights_ERF.reshape(-1, weights_ERF.shape[-1]).astype(hidden_NP.dtype)
 
 
-def column_lengths(
+def column_norms(
     kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float | jax.Array
 ) -> jax.Array:
     """Return the lengths of the columns of W + scale · B A, one per output, (F,) float32.

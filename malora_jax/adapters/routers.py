@@ -22,7 +22,7 @@ GATES = ('softmax', 'renormalized', 'equal')
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
+class RouterConfig:
     """Settings of a top-k router.
 
     Attributes:
@@ -57,7 +57,7 @@ class Router:
         if self.balance_weight < 0:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
 
-    def sum_to_one(self, num_experts: int) -> bool:
+    def gates_sum_to_one(self, num_experts: int) -> bool:
         """Return whether the gates of every token sum to one.
 
         Args:

@@ -9,15 +9,15 @@ Each structure is a class. With the gates G_t of the experts, it computes Σ_t G
 | `SharedDown`           | B_t P_t S_A | `shared_down`, `core`, `up`   | MALoRA            |
 | `IndependentSubspaces` | B_t P_t S_t | `down`, `core`, `up`          | "w/o shared S_A"  |
 | `SharedUp`             | S_B P_t A_t | `down`, `core`, `shared_up`   | "decomposing B_t" |
-| `Heads`                | B_t A       | `shared_down`, `up`           | HydraLoRA         |
+| `HydraLoRA`            | B_t A       | `shared_down`, `up`           | HydraLoRA         |
 
-All experts are computed together in rank space. `first` returns the matrix that multiplies the
-input, `hidden` the activations of all experts, and `output` their sum; `update` applies the gates
-in between. The structure also defines everything else that depends on the factors: their shapes,
-initialization, export and reports.
+All experts are computed together in rank space. `first_factor` returns the matrix that multiplies
+the input, `hidden` the activations of all experts, and `output` their sum; `update` applies the
+gates in between. The structure also defines everything else that depends on the factors: their
+shapes, initialization, export and reports.
 
-To add a structure, define `factors`, `per_expert`, `leaves`, and the products in which it differs.
-`projections` and `mean_update` are used by reports and by the export as a static LoRA.
+To add a structure, define `factors`, `expert_input_factors`, `leaf_axes`, and the products in which
+it differs. `projections` and `mean_update` are used by reports and by the export as a static LoRA.
 
 `LowRankExperts` applies the router and passes the gates to `update`. A structure with a second
 router computes those gates in `update` from a parameter of its own; they have no load-balancing
@@ -42,7 +42,7 @@ from malora_jax.adapters import initializers, products
 Leaves = Mapping[str, jax.Array]
 # By parameter name: the KIND of the config field optimizer.KIND_rate that scales the learning rate,
 # and a description for reports.
-KINDS = {
+PARAMETER_KINDS = {
     'router': ('router', 'routers'),
     'down': ('down', 'down-projections, A'),
     'shared_down': ('down', 'shared subspace, S_A'),
@@ -89,11 +89,13 @@ class Structure(abc.ABC):
         num_experts: Number of experts, E. A single expert has no router.
         rank: Rank of one expert, R.
         factors: Names of the parameters whose product is an expert, from input to output.
-        extra: Names of parameters that depend on the kernel, such as DoRA's magnitude. `leaves`
-            describes all others: the factors, and possibly a second router.
-        per_expert: Names of the factors on the input side that each expert has for itself.
-        dispatched: Names of an expert's two own factors if token dispatch is supported, else ().
-        first_axis: Logical axis name of the columns of the first factor.
+        kernel_dependent: Names of parameters that depend on the kernel, such as DoRA's magnitude.
+            `leaf_axes` describes all others: the factors, and possibly a second router.
+        expert_input_factors: Names of the factors on the input side that each expert has for
+            itself.
+        dispatch_factors: Names of an expert's two own factors if token dispatch is supported, else
+            ().
+        first_factor_axis: Logical axis name of the columns of the first factor.
         is_subspace_of_inputs: Whether the subspace, if there is one, is on the input side.
 
     Raises:
@@ -104,10 +106,10 @@ class Structure(abc.ABC):
     rank: int
 
     factors: ClassVar[tuple[str, ...]]
-    extra: ClassVar[tuple[str, ...]] = ()
-    per_expert: ClassVar[tuple[str, ...]]
-    dispatched: ClassVar[tuple[str, ...]] = ()
-    first_axis: ClassVar[str] = 'expert'
+    kernel_dependent: ClassVar[tuple[str, ...]] = ()
+    expert_input_factors: ClassVar[tuple[str, ...]]
+    dispatch_factors: ClassVar[tuple[str, ...]] = ()
+    first_factor_axis: ClassVar[str] = 'expert'
     is_subspace_of_inputs: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -115,12 +117,12 @@ class Structure(abc.ABC):
         require(self.rank >= 1, 'rank', self.rank, 'at least 1')
 
     @property
-    def experts(self) -> Axis:
+    def expert_axis(self) -> Axis:
         """Axis of the experts, size E."""
         return Axis('expert', self.num_experts)
 
     @property
-    def ranks(self) -> Axis:
+    def rank_axis(self) -> Axis:
         """Axis of the rank of one expert, size R."""
         return Axis('rank', self.rank)
 
@@ -135,7 +137,7 @@ class Structure(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of each factor of a linear layer, by name.
 
         Args:
@@ -143,7 +145,9 @@ class Structure(abc.ABC):
             outputs: Output axis of the linear layer, size F.
         """
 
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
+    def initialize(
+        self, key: jax.Array, inputs: int, outputs: int, beta: float
+    ) -> dict[str, jax.Array]:
         """Initialize the low-rank factors.
 
         By default, the last factor is zero, so that the update is zero at first. All other factors
@@ -158,12 +162,12 @@ class Structure(abc.ABC):
         Returns:
             Float32 factors by name.
         """
-        leaves = self.leaves(Axis('', inputs), Axis('', outputs))
-        shapes = [tuple(axis.size for axis in leaves[name]) for name in self.factors]
+        axes = self.leaf_axes(Axis('', inputs), Axis('', outputs))
+        shapes = [tuple(axis.size for axis in axes[name]) for name in self.factors]
         values = map(initializers.kaiming_uniform, jax.random.split(key), shapes[:-1])
         return dict(zip(self.factors, [*values, jnp.zeros(shapes[-1])], strict=True))
 
-    def first(self, leaves: Leaves) -> jax.Array:
+    def first_factor(self, leaves: Leaves) -> jax.Array:
         """Return the factor that multiplies the input, (D, Q), concatenated over experts.
 
         Args:
@@ -172,14 +176,14 @@ class Structure(abc.ABC):
         first = leaves[self.factors[0]]
         return first if first.ndim == 2 else products.stack_ranks(first)
 
-    def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
+    def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return the activations of all experts before gating, (N, P).
 
         Args:
-            first_NQ: (N, Q), input times the first factor.
+            projected_NQ: (N, Q), input times the first factor.
             leaves: Parameters by name.
         """
-        return first_NQ
+        return projected_NQ
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
         """Multiply the activations with the remaining factors, and sum over experts, (N, F).
@@ -191,21 +195,21 @@ class Structure(abc.ABC):
         return products.sum_of_experts(hidden_NP, leaves['up'])
 
     def update(
-        self, first_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
+        self, projected_NQ: jax.Array, leaves: Leaves, gates_NE: jax.Array | None, scale: jax.Array
     ) -> jax.Array:
         """Return the update scale · Σ_t G_t E_t x, (N, F).
 
         Override this method for gates that do not multiply the experts' activations, or for a
-        second router. Such a structure must leave `dispatched` empty, because token dispatch does
-        not call this method.
+        second router. Such a structure must leave `dispatch_factors` empty, because token dispatch
+        does not call this method.
 
         Args:
-            first_NQ: (N, Q), input times the first factor.
+            projected_NQ: (N, Q), input times the first factor.
             leaves: Parameters by name.
             gates_NE: (N, E), gates of the experts; None with a single expert.
             scale: Scale of the update, (), in the dtype of the activations.
         """
-        hidden_NP = self.hidden(first_NQ, leaves)
+        hidden_NP = self.hidden(projected_NQ, leaves)
         if gates_NE is not None:
             hidden_NP = products.gate(hidden_NP, gates_NE)
         return self.output(scale * hidden_NP, leaves)
@@ -247,7 +251,9 @@ class Structure(abc.ABC):
 class StartsFromLoRA(Protocol):
     """Protocol of structures whose experts can all start as copies of one trained LoRA."""
 
-    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
         """Return input-side factors with which every expert computes A x of a LoRA.
 
         Dimensions beyond the LoRA's rank keep their initial values.
@@ -292,20 +298,22 @@ class IndependentExperts(Structure):
     """LoRA, or with several experts a mixture of independent LoRAs (MoLoRA): Σ_t G_t B_t A_t x."""
 
     factors = ('down', 'up')
-    per_expert = ('down',)
-    dispatched = ('down', 'up')
+    expert_input_factors = ('down',)
+    dispatch_factors = ('down', 'up')
 
     @property
     def is_mergeable(self) -> bool:
         """True with a single expert, which every token uses."""
         return self.num_experts == 1
 
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of A_t and B_t."""
-        E, R = self.experts, self.ranks
+        E, R = self.expert_axis, self.rank_axis
         return {'down': (E, inputs, R), 'up': (E, R, outputs)}
 
-    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
         """Return down-projections A_t whose first dimensions are those of A."""
         return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
@@ -322,7 +330,7 @@ class IndependentExperts(Structure):
         down_LDQ = leaves['down'].transpose(0, 2, 1, 3).reshape(L, D, E * R)
         return down_LDQ, up_LERF.reshape(L, E * R, -1)
 
-    def merged(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
+    def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
         """Return the merged kernel W + scale · B A of a single expert, (D, F) float32.
 
         Args:
@@ -339,16 +347,18 @@ class DoRA(IndependentExperts):
 
     num_experts: int = dataclasses.field(default=1, init=False)
 
-    extra = ('magnitude',)
+    kernel_dependent = ('magnitude',)
 
-    def merged(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
+    def merged_kernel(self, kernel_DF: jax.Array, leaves: Leaves, scale: float) -> jax.Array:
         """Return the merged kernel m (W + scale · B A) / ‖W + scale · B A‖, (D, F) float32."""
         down_DR, up_RF = leaves['down'][0], leaves['up'][0]
-        lengths_F = products.column_lengths(kernel_DF, down_DR, up_RF, scale)
-        return super().merged(kernel_DF, leaves, scale) * (leaves['magnitude'] / lengths_F)[None]
+        norms_F = products.column_norms(kernel_DF, down_DR, up_RF, scale)
+        return (
+            super().merged_kernel(kernel_DF, leaves, scale) * (leaves['magnitude'] / norms_F)[None]
+        )
 
-    def length_operations(self, inputs: int, outputs: int) -> int:
-        """Return the number of floating-point operations of `products.column_lengths`.
+    def column_norm_flops(self, inputs: int, outputs: int) -> int:
+        """Return the number of floating-point operations of `products.column_norms`.
 
         Args:
             inputs: Number of inputs of the linear layer, D.
@@ -366,16 +376,18 @@ class SharedDown(SubspaceStructure):
     """
 
     factors = ('shared_down', 'core', 'up')
-    per_expert = ('core',)
-    dispatched = ('core', 'up')
-    first_axis = 'shared_rank'
+    expert_input_factors = ('core',)
+    dispatch_factors = ('core', 'up')
+    first_factor_axis = 'shared_rank'
 
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of S_A, P_t and B_t."""
-        E, R, S = self.experts, self.ranks, Axis('shared_rank', self.shared_rank)
+        E, R, S = self.expert_axis, self.rank_axis, Axis('shared_rank', self.shared_rank)
         return {'shared_down': (inputs, S), 'core': (E, S, R), 'up': (E, R, outputs)}
 
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
+    def initialize(
+        self, key: jax.Array, inputs: int, outputs: int, beta: float
+    ) -> dict[str, jax.Array]:
         """Initialize S_A and P_t by eq. (8) to (10), and B_t with zeros."""
         E, R = self.num_experts, self.rank
         key, _ = jax.random.split(key)
@@ -384,7 +396,9 @@ class SharedDown(SubspaceStructure):
         )
         return {'shared_down': shared_down_DS, 'core': core_ESR, 'up': jnp.zeros((E, R, outputs))}
 
-    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
         """Return an S_A whose first dimensions span the rows of A, and cores that restore A.
 
         The new S_A is β times an orthonormal basis of the rows of A and of the initial S_A. The
@@ -399,10 +413,10 @@ class SharedDown(SubspaceStructure):
             'core': core_ESR.at[:, :R, :R].set(triangle_QQ[:R, :R] / beta),
         }
 
-    def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
+    def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return P_t S_A x of all experts, (N, P)."""
-        core_SP = products.stack_ranks(leaves['core']).astype(first_NQ.dtype)
-        return products.saved(first_NQ @ core_SP)
+        core_SP = products.stack_ranks(leaves['core']).astype(projected_NQ.dtype)
+        return products.save_for_backward(projected_NQ @ core_SP)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the transposes of P_t S_A and B_t."""
@@ -427,43 +441,45 @@ class IndependentSubspaces(SubspaceStructure):
     """
 
     factors = ('down', 'core', 'up')
-    per_expert = ('down', 'core')
+    expert_input_factors = ('down', 'core')
 
     def _check_shared_rank(self) -> None:
         is_multiple = self.shared_rank > 0 and self.shared_rank % self.num_experts == 0
         description = f'0 or a multiple of num_experts = {self.num_experts}'
         require(is_multiple, 'shared_rank', self.shared_rank, description)
 
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of S_t, P_t and B_t."""
-        E, R = self.experts, self.ranks
-        own = self.shared_rank // self.num_experts
+        E, R = self.expert_axis, self.rank_axis
+        own_rank = self.shared_rank // self.num_experts
         return {
-            'down': (E, inputs, Axis('rank', own)),
-            'core': (E, Axis('shared_rank', own), R),
+            'down': (E, inputs, Axis('rank', own_rank)),
+            'core': (E, Axis('shared_rank', own_rank), R),
             'up': (E, R, outputs),
         }
 
-    def start(self, key: jax.Array, inputs: int, outputs: int, beta: float) -> dict[str, jax.Array]:
+    def initialize(
+        self, key: jax.Array, inputs: int, outputs: int, beta: float
+    ) -> dict[str, jax.Array]:
         """Initialize S_t as β times an orthonormal basis, P_t Kaiming-uniform over β, B_t as zeros.
 
         The paper does not describe this initialization. S_t corresponds to MALoRA's S_A, and the
         rows of P_t S_t have the same scale as in MALoRA.
         """
-        E, R, own = self.num_experts, self.rank, self.shared_rank // self.num_experts
+        E, R, own_rank = self.num_experts, self.rank, self.shared_rank // self.num_experts
         key, core_key = jax.random.split(key)
         return {
-            'down': beta * initializers.orthonormal_bases(key, (E, inputs, own)),
-            'core': initializers.kaiming_uniform(core_key, (E, own, R)) / beta,
+            'down': beta * initializers.orthonormal_bases(key, (E, inputs, own_rank)),
+            'core': initializers.kaiming_uniform(core_key, (E, own_rank, R)) / beta,
             'up': jnp.zeros((E, R, outputs)),
         }
 
-    def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
+    def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return P_t S_t x of all experts, (N, P)."""
-        E, R, core_EIR = self.num_experts, self.rank, leaves['core'].astype(first_NQ.dtype)
-        first_NEI = first_NQ.reshape(-1, E, core_EIR.shape[1])
-        hidden_NER = jnp.einsum('NEI,EIR->NER', first_NEI, core_EIR)
-        return products.saved(hidden_NER.reshape(-1, E * R))
+        E, R, core_EIR = self.num_experts, self.rank, leaves['core'].astype(projected_NQ.dtype)
+        projected_NEI = projected_NQ.reshape(-1, E, core_EIR.shape[1])
+        hidden_NER = jnp.einsum('NEI,EIR->NER', projected_NEI, core_EIR)
+        return products.save_for_backward(hidden_NER.reshape(-1, E * R))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the transposes of P_t S_t and B_t."""
@@ -473,8 +489,8 @@ class IndependentSubspaces(SubspaceStructure):
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the transposes of S_t and G_t B_t P_t, concatenated over experts: rank S."""
-        own = {'down': leaves['down'], 'up': leaves['core'] @ leaves['up']}
-        return IndependentExperts(self.num_experts, self.rank).mean_update(own, gates_LE)
+        factors = {'down': leaves['down'], 'up': leaves['core'] @ leaves['up']}
+        return IndependentExperts(self.num_experts, self.rank).mean_update(factors, gates_LE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,12 +501,12 @@ class SharedUp(SubspaceStructure):
     """
 
     factors = ('down', 'core', 'shared_up')
-    per_expert = ('down', 'core')
+    expert_input_factors = ('down', 'core')
     is_subspace_of_inputs = False
 
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of A_t, P_t and S_B."""
-        E, R, S = self.experts, self.ranks, Axis('shared_rank', self.shared_rank)
+        E, R, S = self.expert_axis, self.rank_axis, Axis('shared_rank', self.shared_rank)
         return {'down': (E, inputs, R), 'core': (E, R, S), 'shared_up': (S, outputs)}
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
@@ -511,33 +527,35 @@ class SharedUp(SubspaceStructure):
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads(Structure):
+class HydraLoRA(Structure):
     """HydraLoRA: a shared down-projection A, and an up-projection per expert: Σ_t G_t B_t A x.
 
     The experts are the heads of Tian et al. 2024.
     """
 
     factors = ('shared_down', 'up')
-    per_expert = ()
-    first_axis = 'shared_rank'
+    expert_input_factors = ()
+    first_factor_axis = 'shared_rank'
 
     @property
     def subspace_rank(self) -> int:
         """Dimensions of the shared A x, equal to the rank of one expert."""
         return self.rank
 
-    def leaves(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
+    def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
         """Return the axes of A and B_t."""
-        E, R, shared = self.experts, self.ranks, Axis('shared_rank', self.rank)
+        E, R, shared = self.expert_axis, self.rank_axis, Axis('shared_rank', self.rank)
         return {'shared_down': (inputs, shared), 'up': (E, R, outputs)}
 
-    def from_lora(self, fresh: Leaves, down_DR: jax.Array, beta: float) -> dict[str, jax.Array]:
+    def factors_from_lora(
+        self, fresh: Leaves, down_DR: jax.Array, beta: float
+    ) -> dict[str, jax.Array]:
         """Return a shared down-projection whose first dimensions are those of the LoRA's A."""
         return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
-    def hidden(self, first_NQ: jax.Array, leaves: Leaves) -> jax.Array:
+    def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
         """Return A x, repeated for each expert, (N, P)."""
-        return jnp.tile(first_NQ, (1, self.num_experts))
+        return jnp.tile(projected_NQ, (1, self.num_experts))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the transposes of the shared A and of B_t."""

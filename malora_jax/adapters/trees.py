@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 # Flax collections of an adapter: trained parameters, and frozen ones.
-COLLECTIONS = ('adapter', 'adapter_frozen')
+ADAPTER_COLLECTIONS = ('adapter', 'adapter_frozen')
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -17,13 +17,13 @@ def machine() -> dict[str, Any]:
         'device': device.device_kind,
         'platform': device.platform,
         'processor': _processor(),
-        'cores': cores(),
+        'cores': num_cores(),
         'system': platform.system(),
         'versions': versions(),
     }
 
 
-def cores() -> int:
+def num_cores() -> int:
     """Return the number of CPU cores that this process may use.
 
     XLA starts one thread per core. Systems that do not report the cores of a process report those

@@ -23,17 +23,17 @@ def plot_step_times(
     """
     figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
     axes = figure.add_subplot(ylabel='seconds per step', title=title)
-    places = np.arange(len(methods))
+    positions = np.arange(len(methods))
     bottom = np.zeros(len(methods))
     for part in ('forward', 'backward', 'optimizer'):
         heights = np.array([found[f'{part}_s'] for found in methods.values()])
-        axes.bar(places, heights, 0.6, bottom=bottom, label=part)
+        axes.bar(positions, heights, 0.6, bottom=bottom, label=part)
         bottom += heights
-    for place, found in zip(places, methods.values(), strict=True):
-        ratio = found['ratio_to_base']
+    for position, measurements in zip(positions, methods.values(), strict=True):
+        ratio = measurements['ratio_to_base']
         text = '' if ratio is None else f'{ratio:.2f} × base'
-        axes.annotate(text, (place, bottom[place]), ha='center', va='bottom', fontsize=8)
-    axes.set_xticks(places, list(methods), rotation=20)
+        axes.annotate(text, (position, bottom[position]), ha='center', va='bottom', fontsize=8)
+    axes.set_xticks(positions, list(methods), rotation=20)
     axes.margins(y=0.12)
     axes.grid(axis='y', alpha=0.3)
     axes.set_axisbelow(True)
@@ -41,7 +41,7 @@ def plot_step_times(
     save(figure, path)
 
 
-def plot_growth(
+def plot_scaling(
     path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[float]]], field: str, title: str
 ) -> None:
     """Plot step time and memory, with lower bounds, against the number of experts or the rank.
@@ -57,9 +57,11 @@ def plot_growth(
     panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
     for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
         for colour, (name, curve) in zip(cycle(len(curves)), curves.items(), strict=True):
-            values, least = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
+            values, lower_bound = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
             axes.plot(curve['size'], values, 'o-', color=colour, label=name)
-            axes.plot(curve['size'], least, '--', color=colour, linewidth=1, label=f'{name}, floor')
+            axes.plot(
+                curve['size'], lower_bound, '--', color=colour, linewidth=1, label=f'{name}, floor'
+            )
         axes.set_xscale('log', base=2)
         sizes = next(iter(curves.values()))['size']
         axes.set_xticks(sizes, [f'{size:g}' for size in sizes])

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from malora_jax import markdown
-from malora_jax.benchmark.subjects import BASE, PARTS, Subject
-from malora_jax.benchmark.timing import STEADY, Times, is_steady
+from malora_jax.benchmark.timed_steps import BASE, PARTS, TimedStep
+from malora_jax.benchmark.timing import MAX_RELATIVE_IQR, Times, is_steady
 
 _REFERENCE = 'lora'
 # The parts of a step in Table 10 of the paper.
-_SPLIT = ('forward_s', 'backward_s', 'optimizer_s')
+_PART_KEYS = ('forward_s', 'backward_s', 'optimizer_s')
 
 
 def summarize(
-    subjects: Sequence[Subject], times: Times, real_tokens: float, positions: int
+    timed_steps: Sequence[TimedStep], times: Times, real_tokens: float, positions: int
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each subject: times, ratios, throughput, FLOPs and memory.
 
@@ -24,7 +24,7 @@ def summarize(
     of the differences in each round. Ratios are medians of the ratios in each round.
 
     Args:
-        subjects: Subjects that were timed.
+        timed_steps: Subjects that were timed.
         times: Seconds of each round, by subject and part.
         real_tokens: Mean number of tokens per batch that are not padding, for the throughput.
         positions: Number of positions per batch including padding, for the FLOPs per second.
@@ -32,29 +32,31 @@ def summarize(
     Returns:
         Statistics by name of the subject; times are in seconds (`_s`), memory in bytes (`_bytes`).
     """
-    found = {}
-    for subject in subjects:
-        seconds = times[subject.name]['step']
+    statistics = {}
+    for timed_step in timed_steps:
+        seconds = times[timed_step.name]['step']
         low, middle, high = np.percentile(seconds, (25, 50, 75))
-        parts = {part: float(np.nanmedian(of_part)) for part, of_part in _split(times, subject)}
-        found[subject.name] = {
+        parts = {
+            part: float(np.nanmedian(of_part)) for part, of_part in _part_times(times, timed_step)
+        }
+        statistics[timed_step.name] = {
             'step_s': middle,
             'step_quartiles_s': [low, high],
             'rounds': len(seconds),
             'steady': is_steady(seconds),
             **parts,
             'tokens_per_s': real_tokens / middle,
-            'ratio_to_base': _ratio(times, subject.name, BASE),
-            'ratio_to_lora': _ratio(times, subject.name, _REFERENCE),
-            'flops_per_token': subject.flops_per_token,
-            'flops_per_s': subject.flops_per_token * positions / middle,
-            'trained_parameters': subject.trained_parameters,
-            'temporary_bytes': subject.temporary_bytes,
-            'resident_bytes': subject.resident_bytes,
-            'compile_s': subject.compile_s,
-            'first_step_s': subject.compile_s + subject.first_step_s,
+            'ratio_to_base': _ratio(times, timed_step.name, BASE),
+            'ratio_to_lora': _ratio(times, timed_step.name, _REFERENCE),
+            'flops_per_token': timed_step.flops_per_token,
+            'flops_per_s': timed_step.flops_per_token * positions / middle,
+            'trained_parameters': timed_step.trained_parameters,
+            'temporary_bytes': timed_step.temporary_bytes,
+            'resident_bytes': timed_step.resident_bytes,
+            'compile_s': timed_step.compile_s,
+            'first_step_s': timed_step.compile_s + timed_step.first_step_s,
         }
-    return found
+    return statistics
 
 
 def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
@@ -68,34 +70,35 @@ def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
         *('× LoRA', 'GFLOP/s', 'temporary, MB', 'compile, s', 'first step, s'),
     ]
     rows = [head]
-    for name, found in methods.items():
-        low, high = found['step_quartiles_s']
+    for name, statistics in methods.items():
+        low, high = statistics['step_quartiles_s']
         rows.append(
             [
                 name,
-                _seconds(found['step_s']),
-                f'{_seconds(low)}–{_seconds(high)}' + ('' if found['steady'] else ' *'),
-                *(_seconds(found[part]) for part in _SPLIT),
-                f'{found["tokens_per_s"]:,.0f}',
-                *(_times(found[key]) for key in ('ratio_to_base', 'ratio_to_lora')),
-                f'{found["flops_per_s"] / 1e9:,.0f}',
-                f'{found["temporary_bytes"] / 1e6:,.0f}',
-                f'{found["compile_s"]:.1f}',
-                f'{found["first_step_s"]:.1f}',
+                _seconds(statistics['step_s']),
+                f'{_seconds(low)}–{_seconds(high)}' + ('' if statistics['steady'] else ' *'),
+                *(_seconds(statistics[part]) for part in _PART_KEYS),
+                f'{statistics["tokens_per_s"]:,.0f}',
+                *(_format_ratio(statistics[key]) for key in ('ratio_to_base', 'ratio_to_lora')),
+                f'{statistics["flops_per_s"] / 1e9:,.0f}',
+                f'{statistics["temporary_bytes"] / 1e6:,.0f}',
+                f'{statistics["compile_s"]:.1f}',
+                f'{statistics["first_step_s"]:.1f}',
             ]
         )
     table = markdown.table(rows)
     if not all(found['steady'] for found in methods.values()):
-        table += f'\n\n\\* The middle half of the times is wider than {STEADY:.0%} of the median.'
+        limit = f'{MAX_RELATIVE_IQR:.0%}'
+        table += f'\n\n\\* The middle half of the times is wider than {limit} of the median.'
     return table
 
 
-def _split(times: Times, subject: Subject) -> list[tuple[str, np.ndarray]]:
+def _part_times(times: Times, timed_step: TimedStep) -> list[tuple[str, np.ndarray]]:
     """Return the seconds of each part of the step, nan in rounds in which parts are not timed."""
-    forward, gradient, step = (times[subject.name][part] for part in PARTS)
+    forward, gradient, step = (times[timed_step.name][part] for part in PARTS)
     # The step of the base model is its gradient, so the difference would be only noise.
-    update = np.zeros_like(step) if subject.name == BASE else np.maximum(step - gradient, 0)
-    return list(zip(_SPLIT, (forward, gradient - forward, update), strict=True))
+    update = np.zeros_like(step) if timed_step.name == BASE else np.maximum(step - gradient, 0)
+    return list(zip(_PART_KEYS, (forward, gradient - forward, update), strict=True))
 
 
 def _ratio(times: Times, name: str, other: str) -> float | None:
@@ -109,5 +112,5 @@ def _seconds(value: float) -> str:
     return f'{value:.3g}' if value < 1 else f'{value:.2f}'
 
 
-def _times(value: float | None) -> str:
+def _format_ratio(value: float | None) -> str:
     return '–' if value is None else f'{value:.3f}'

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.benchmark import compiled, growth, report, rows, timing
+from malora_jax.benchmark import adapter_scaling, compiler_estimates, input_batches, report, timing
 from malora_jax.benchmark.machine import machine
-from malora_jax.benchmark.subjects import BASE, base_subject, method_subject
+from malora_jax.benchmark.timed_steps import BASE, compile_base_step, compile_method_step
 from malora_jax.models import Decoder
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import build
@@ -20,7 +20,7 @@ from malora_jax.training.step import Batch
 from malora_jax.training.workdir import versions
 
 # Number of distinct batches, which the rounds repeat. More batches would not change the work.
-_BATCHES = 8
+_NUM_BATCHES = 8
 
 
 def benchmark(
@@ -48,12 +48,15 @@ def benchmark(
     """
     _check_names(methods)
     run = run_config(config)
-    rig = _rig(run, packed)
+    workload = _make_workload(run, packed)
     runs = {name: None if name == BASE else with_method(run, name) for name in methods}
-    return _conditions(rig) | {'methods': _measure(rig, runs, rounds), 'machine': machine()}
+    return _conditions(workload) | {
+        'methods': _measure(workload, runs, rounds),
+        'machine': machine(),
+    }
 
 
-def grow(
+def benchmark_scaling(
     config: Mapping[str, Any], methods: Sequence[str], rounds: int, packed: bool, field: str
 ) -> dict[str, Any]:
     """Measure methods with increasing numbers of experts, or with increasing ranks.
@@ -74,22 +77,24 @@ def grow(
     """
     _check_names(methods)
     run = run_config(config)
-    rig = _rig(run, packed)
+    workload = _make_workload(run, packed)
     sizes = {}
-    for size in growth.SIZES[field]:
+    for size in adapter_scaling.SIZES[field]:
         print(f'{field} = {size}:', flush=True)
         runs: dict[str, RunConfig | None] = {BASE: None}
         for name in methods:
             if name != BASE:
-                made = with_method(run, name)
-                adapter = growth.grown(made.adapter, field, size, run.model.width)
-                runs[name] = dataclasses.replace(made, adapter=adapter)
-        sizes[size] = _measure(rig, runs, rounds)
-    return _conditions(rig) | {'field': field, 'sizes': sizes, 'machine': machine()}
+                method_run = with_method(run, name)
+                adapter = adapter_scaling.resize_adapter(
+                    method_run.adapter, field, size, run.model.width
+                )
+                runs[name] = dataclasses.replace(method_run, adapter=adapter)
+        sizes[size] = _measure(workload, runs, rounds)
+    return _conditions(workload) | {'field': field, 'sizes': sizes, 'machine': machine()}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rig:
+class _Workload:
     """Conditions that all methods of a benchmark share.
 
     Attributes:
@@ -107,26 +112,32 @@ class _Rig:
     tasks: int
 
 
-def _rig(run: RunConfig, packed: bool) -> _Rig:
+def _make_workload(run: RunConfig, packed: bool) -> _Workload:
     # The compilation cache is disabled, so that compile times are those of a first start.
     jax.config.update('jax_enable_compilation_cache', False)
     if packed:
         setup = build(run)
-        batches = rows.packed(setup, _BATCHES)
-        return _Rig(run, packed, setup.base.params, batches, len(setup.splits))
-    return _Rig(run, packed, random_base(run), rows.synthetic(run, _BATCHES), rows.SYNTHETIC_TASKS)
+        batches = input_batches.packed_batches(setup, _NUM_BATCHES)
+        return _Workload(run, packed, setup.base.params, batches, len(setup.splits))
+    return _Workload(
+        run,
+        packed,
+        random_base_params(run),
+        input_batches.synthetic_batches(run, _NUM_BATCHES),
+        input_batches.NUM_SYNTHETIC_TASKS,
+    )
 
 
-def _conditions(rig: _Rig) -> dict[str, Any]:
-    run = rig.run
+def _conditions(workload: _Workload) -> dict[str, Any]:
+    run = workload.run
     return {
         'model': run.model.name,
         'dtype': run.model.dtype,
         'quantize': run.model.quantize,
-        'rows': 'packed' if rig.packed else 'synthetic',
-        'tokens_per_step': rows.real_tokens(rig.batches),
-        'loss_tokens_per_step': rows.loss_tokens(rig.batches),
-        'positions_per_step': rig.batches[0]['inputs'].size,
+        'rows': 'packed' if workload.packed else 'synthetic',
+        'tokens_per_step': input_batches.real_tokens(workload.batches),
+        'loss_tokens_per_step': input_batches.loss_tokens(workload.batches),
+        'positions_per_step': workload.batches[0]['inputs'].size,
         'sequence_length': run.data.sequence_length,
         'dropout': run.adapter.dropout,
         'remat': run.training.remat,
@@ -134,19 +145,25 @@ def _conditions(rig: _Rig) -> dict[str, Any]:
 
 
 def _measure(
-    rig: _Rig, runs: Mapping[str, RunConfig | None], rounds: int
+    workload: _Workload, runs: Mapping[str, RunConfig | None], rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of each run's step by name; a run of None is the base model alone."""
-    subjects = []
+    timed_steps = []
     for name, run in runs.items():
         print(f'Compiling {name} …', flush=True)
         if run is None:
-            subjects.append(base_subject(rig.run, rig.params, rig.batches[0]))
+            timed_steps.append(
+                compile_base_step(workload.run, workload.params, workload.batches[0])
+            )
         else:
-            subjects.append(method_subject(name, run, rig.params, rig.batches[0], rig.tasks))
-    times = timing.measure(subjects, rig.batches, rounds)
-    positions = rig.batches[0]['inputs'].size
-    return report.summarize(subjects, times, rows.real_tokens(rig.batches), positions)
+            timed_steps.append(
+                compile_method_step(name, run, workload.params, workload.batches[0], workload.tasks)
+            )
+    times = timing.measure(timed_steps, workload.batches, rounds)
+    positions = workload.batches[0]['inputs'].size
+    return report.summarize(
+        timed_steps, times, input_batches.real_tokens(workload.batches), positions
+    )
 
 
 def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -> dict[str, Any]:
@@ -158,9 +175,9 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
         topology: Name of a TPU topology, such as 'v5e:2x2'; the estimates are for one of its chips.
 
     Returns:
-        `methods`, the estimates of `compiled.estimates` by method, and the conditions: `model`,
-        `dtype`, `quantize`, `positions`, `sequence_length`, `dropout`, `remat`, `topology`,
-        `versions`.
+        `methods`, the estimates of `compiled.estimate_layer` by method, and the conditions:
+        `model`, `dtype`, `quantize`, `positions`, `sequence_length`, `dropout`, `remat`,
+        `topology`, `versions`.
 
     Raises:
         UserError: A method is unknown or named twice, the config is invalid, the topology is
@@ -178,7 +195,7 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
         'dropout': run.adapter.dropout,
         'remat': run.training.remat,
         'topology': topology,
-        'methods': compiled.estimates(run, adapters, topology),
+        'methods': compiler_estimates.estimate_layer(run, adapters, topology),
         'versions': versions(),
     }
 
@@ -202,7 +219,7 @@ def with_method(run: RunConfig, name: str) -> RunConfig:
     return dataclasses.replace(run, method=name, adapter=adapter)
 
 
-def random_base(run: RunConfig) -> Any:
+def random_base_params(run: RunConfig) -> Any:
     """Return randomly initialized parameters of the base model."""
 
     @jax.jit

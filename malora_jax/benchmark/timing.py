@@ -10,13 +10,13 @@ import numpy as np
 import tqdm
 
 from malora_jax import shutdown
-from malora_jax.benchmark.subjects import PARTS, Subject, seconds
+from malora_jax.benchmark.timed_steps import PARTS, TimedStep, time_part
 from malora_jax.training.step import Batch
 
 # A step time is steady if its interquartile range is below this fraction of its median.
-STEADY = 0.03
+MAX_RELATIVE_IQR = 0.03
 # Maximum number of rounds, as a multiple of the requested number.
-_PATIENCE = 2
+_MAX_ROUNDS_FACTOR = 2
 # Rounds from one timing of a step's parts to the next; every round times the whole step.
 _PARTS_EVERY = 4
 
@@ -24,13 +24,13 @@ _PARTS_EVERY = 4
 Times = dict[str, dict[str, np.ndarray]]
 
 
-def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) -> Times:
+def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: int) -> Times:
     """Time the step of each subject in every round, and the parts of the step in some rounds.
 
     Ctrl-C ends the measurement; the complete rounds count.
 
     Args:
-        subjects: Subjects to be timed. Each part is first run once as a warm-up.
+        timed_steps: Subjects to be timed. Each part is first run once as a warm-up.
         batches: Batches of the same shape. All subjects use the same batch in a round.
         rounds: Minimum number of rounds. Up to twice as many are run until all steps are steady.
 
@@ -40,50 +40,50 @@ def measure(subjects: Sequence[Subject], batches: Sequence[Batch], rounds: int) 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed before the first round was complete.
     """
-    for subject in subjects:
+    for timed_step in timed_steps:
         for part in PARTS:
-            subject.run_part(part, batches[0])
-    found: list[dict[tuple[str, str], float]] = []
+            timed_step.run_part(part, batches[0])
+    round_times: list[dict[tuple[str, str], float]] = []
     bar = tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True)
     with shutdown.interruptible(), bar:
-        for number in range(_PATIENCE * rounds):
+        for number in range(_MAX_ROUNDS_FACTOR * rounds):
             if number >= rounds and all(
-                is_steady(np.array([times[subject.name, 'step'] for times in found]))
-                for subject in subjects
+                is_steady(np.array([times[subject.name, 'step'] for times in round_times]))
+                for subject in timed_steps
             ):
                 break
             parts = PARTS if number % _PARTS_EVERY == 0 else PARTS[-1:]
-            batch, first = batches[number % len(batches)], number % len(subjects)
-            turns = (*subjects[first:], *subjects[:first])
+            batch, offset = batches[number % len(batches)], number % len(timed_steps)
+            order = (*timed_steps[offset:], *timed_steps[:offset])
             try:
-                found.append(
+                round_times.append(
                     {
-                        (s.name, part): seconds(s.run_part, part, batch)
-                        for s in turns
+                        (s.name, part): time_part(s.run_part, part, batch)
+                        for s in order
                         for part in parts
                     }
                 )
             except KeyboardInterrupt:
-                if not found:
+                if not round_times:
                     raise
-                bar.write(f'Interrupted: {len(found)} whole rounds count.')
+                bar.write(f'Interrupted: {len(round_times)} whole rounds count.')
                 break
             bar.total = max(rounds, number + 1)
             bar.update()
     return {
         subject.name: {
-            part: np.array([times.get((subject.name, part), np.nan) for times in found])
+            part: np.array([times.get((subject.name, part), np.nan) for times in round_times])
             for part in PARTS
         }
-        for subject in subjects
+        for subject in timed_steps
     }
 
 
 def is_steady(seconds: np.ndarray) -> bool:
-    """Return whether the interquartile range is below `STEADY` times the median.
+    """Return whether the interquartile range is below `MAX_RELATIVE_IQR` times the median.
 
     Args:
         seconds: (rounds,), the times of one subject's step.
     """
     low, middle, high = np.percentile(seconds, (25, 50, 75))
-    return bool(high - low < STEADY * middle)
+    return bool(high - low < MAX_RELATIVE_IQR * middle)

@@ -11,25 +11,31 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-KINDS = ('all-reduce', 'reduce-scatter', 'all-gather', 'all-to-all', 'collective-permute')
+COLLECTIVE_KINDS = (
+    'all-reduce',
+    'reduce-scatter',
+    'all-gather',
+    'all-to-all',
+    'collective-permute',
+)
 
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _INSTRUCTION = re.compile(r'^ +(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(')
 _COMMENT = re.compile(r'/\*.*?\*/')
-_CALLED = re.compile(
+_CALLEES = re.compile(
     r'(?:calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)'
 )
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
-_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # In the condition of a loop: the constant with which the counter is compared.
-_LAST = re.compile(r' s32\[\]\S* constant\((\d+)\)')
+_LOOP_BOUND = re.compile(r' s32\[\]\S* constant\((\d+)\)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
 _BITS = re.compile(r'\d+')
 
 
-class Array(NamedTuple):
+class HLOArray(NamedTuple):
     """Array of a compiled program.
 
     Attributes:
@@ -51,19 +57,19 @@ class Collective(NamedTuple):
     """Collective operation of a program, by which devices exchange data.
 
     Attributes:
-        kind: Operation, one of `KINDS`.
+        kind: Operation, one of `COLLECTIVE_KINDS`.
         arrays: Results of one execution on one device.
-        times: Number of executions.
+        executions: Number of executions.
     """
 
     kind: str
-    arrays: list[Array]
-    times: int
+    arrays: list[HLOArray]
+    executions: int
 
     @property
     def bytes(self) -> int:
         """Size in bytes of the results on one device, over all executions."""
-        return self.times * sum(array.bytes for array in self.arrays)
+        return self.executions * sum(array.bytes for array in self.arrays)
 
 
 class _Instruction(NamedTuple):
@@ -91,8 +97,8 @@ class Program:
                 name = head[2]
                 self._computations[name] = []
                 self._entry = name if head[1] else self._entry
-            elif found := _INSTRUCTION.match(_COMMENT.sub('', line)):
-                self._computations[name].append(_Instruction(found[1], found[2], line))
+            elif match := _INSTRUCTION.match(_COMMENT.sub('', line)):
+                self._computations[name].append(_Instruction(match[1], match[2], line))
 
     def cycles(self) -> int:
         """Return the cycles that the compiler estimates, over all executions.
@@ -101,12 +107,12 @@ class Program:
         estimates are meaningful only relative to each other.
         """
         return sum(
-            times * int(found[1])
-            for instruction, times in self._run(self._entry)
-            if (found := _CYCLES.search(instruction.line))
+            times * int(match[1])
+            for instruction, times in self._walk(self._entry)
+            if (match := _CYCLES.search(instruction.line))
         )
 
-    def arrays(self) -> set[Array]:
+    def arrays(self) -> set[HLOArray]:
         """Return the distinct arrays that instructions produce, also those inside fusions."""
         instructions = itertools.chain.from_iterable(self._computations.values())
         return {array for each in instructions for array in _arrays(each.result)}
@@ -114,10 +120,10 @@ class Program:
     def collectives(self) -> list[Collective]:
         """Return the collective operations that are executed, in order."""
         found: list[Collective] = []
-        on_channel = set()
-        for instruction, times in self._run(self._entry):
+        seen = set()
+        for instruction, times in self._walk(self._entry):
             kind = instruction.operation.removesuffix('-start')
-            if kind not in KINDS:
+            if kind not in COLLECTIVE_KINDS:
                 continue
             arrays = _arrays(instruction.result)
             if instruction.operation != kind and kind in ('all-gather', 'collective-permute'):
@@ -127,10 +133,10 @@ class Program:
             if channel := _CHANNEL.search(instruction.line):
                 # A collective that overlaps with computation appears several times with the same
                 # channel, but is executed once.
-                same = (channel[1], kind, tuple(arrays))
-                if same in on_channel:
+                key = (channel[1], kind, tuple(arrays))
+                if key in seen:
                     continue
-                on_channel.add(same)
+                seen.add(key)
             found.append(Collective(kind, arrays, times))
         return found
 
@@ -141,31 +147,31 @@ class Program:
             total[each.kind] += each.bytes
         return dict(total)
 
-    def _run(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
+    def _walk(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
         """Yield each instruction of a computation and those it calls, with execution counts."""
         for instruction in self._computations.get(name, ()):
             yield instruction, times
             called = [
                 name
-                for group in _CALLED.findall(instruction.line)
+                for group in _CALLEES.findall(instruction.line)
                 for name in re.findall(r'[\w.\-]+', group)
             ]
-            turns = self._turns(instruction) if instruction.operation == 'while' else 1
+            trip_count = self._trip_count(instruction) if instruction.operation == 'while' else 1
             for each in called:
-                yield from self._run(each, times * turns)
+                yield from self._walk(each, times * trip_count)
 
-    def _turns(self, loop: _Instruction) -> int:
-        if found := _TURNS.search(loop.line):
-            return int(found[1])
+    def _trip_count(self, loop: _Instruction) -> int:
+        if match := _TRIP_COUNT.search(loop.line):
+            return int(match[1])
         condition = _CONDITION.search(loop.line)
-        found_lines = self._computations.get(condition[1], []) if condition else []
-        lines = [instruction.line for instruction in found_lines]
-        lasts = [int(found[1]) for line in lines if (found := _LAST.search(line))]
-        return lasts[0] if len(lasts) == 1 and 'direction=LT' in lines[-1] else 1
+        instructions = self._computations.get(condition[1], []) if condition else []
+        lines = [instruction.line for instruction in instructions]
+        bounds = [int(match[1]) for line in lines if (match := _LOOP_BOUND.search(line))]
+        return bounds[0] if len(bounds) == 1 and 'direction=LT' in lines[-1] else 1
 
 
-def _arrays(result: str) -> list[Array]:
+def _arrays(result: str) -> list[HLOArray]:
     return [
-        Array(dtype, tuple(int(size) for size in shape.split(',') if size))
+        HLOArray(dtype, tuple(int(size) for size in shape.split(',') if size))
         for dtype, shape in _ARRAY.findall(result)
     ]

@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from malora_jax import errors
 
 
-def join(
-    coordinator: str | None = None, processes: int | None = None, number: int | None = None
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
     """Connect to the other processes of the run (`jax.distributed.initialize`).
 
@@ -21,14 +21,14 @@ def join(
 
     Args:
         coordinator: Address HOST:PORT of the first process.
-        processes: Number of processes.
-        number: Index of this process, from 0.
+        num_processes: Number of processes.
+        process_id: Index of this process, from 0.
 
     Raises:
         UserError: No cluster is detected, or the other processes do not connect in time.
     """
     try:
-        jax.distributed.initialize(coordinator, processes, number)
+        jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
         raise errors.UserError(
             f'--distributed: the other processes are not found ({str(error).splitlines()[0]}); '
@@ -37,27 +37,27 @@ def join(
         ) from error
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Return whether this is the first process, which prints and writes files for all."""
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def print_on_first(text: str) -> None:
     """Print a line, in the first process only."""
-    if is_first():
+    if is_first_process():
         print(text, flush=True)
 
 
-def agree(value: bool) -> bool:
+def broadcast_from_first(value: bool) -> bool:
     """Return the first process's value in every process; all of them must call this."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def meet(place: str) -> None:
+def barrier(name: str) -> None:
     """Wait until all processes have called this with the same name (barrier).
 
     Args:
-        place: Name of the barrier.
+        name: Name of the barrier.
     """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(place)
+        multihost_utils.sync_global_devices(name)

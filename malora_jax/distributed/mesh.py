@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 
 from malora_jax import errors
 
-AXES = ('data', 'fsdp', 'tensor', 'expert')
+MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MeshConfig:
 
     def __post_init__(self):
         errors.check_types('mesh', self)
-        for axis in AXES:
+        for axis in MESH_AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
                 raise errors.out_of_range(f'mesh.{axis}', size, 'at least 1, or -1 for the rest')
@@ -54,10 +54,10 @@ class MeshConfig:
 
     @property
     def _sizes(self) -> list[int]:
-        return [getattr(self, axis) for axis in AXES]
+        return [getattr(self, axis) for axis in MESH_AXES]
 
     def shape(self, devices: int, rows: int | None = None) -> tuple[int, ...]:
-        """Return the number of devices along each of `AXES`, with -1 resolved.
+        """Return the number of devices along each of `MESH_AXES`, with -1 resolved.
 
         Args:
             devices: Number of devices.
@@ -68,32 +68,34 @@ class MeshConfig:
             UserError: The sizes do not fit this number of devices.
         """
         sizes = self._sizes
-        given = math.prod(size for size in sizes if size != -1)
-        rest = devices // given
-        if rest == 0 or (rows is None and (devices % given or (rest > 1 and -1 not in sizes))):
-            asked = ', '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))
+        fixed_size = math.prod(size for size in sizes if size != -1)
+        rest = devices // fixed_size
+        if rest == 0 or (rows is None and (devices % fixed_size or (rest > 1 and -1 not in sizes))):
+            requested = ', '.join(
+                f'{axis} {size}' for axis, size in zip(MESH_AXES, sizes, strict=True)
+            )
             raise errors.UserError(
-                f'mesh ({asked}) does not fit {devices} devices: the product must be {devices}, '
-                'and -1 stands for what is left.'
+                f'mesh ({requested}) does not fit {devices} devices: the product must be {devices}'
+                ', and -1 stands for what is left.'
             )
         if rows is not None and -1 in (self.data, self.fsdp):
             others = self.fsdp if self.data == -1 else self.data
-            fitting = [each for each in range(1, rest + 1) if rows % (each * others) == 0]
-            rest = max(fitting, default=1)
+            divisors = [each for each in range(1, rest + 1) if rows % (each * others) == 0]
+            rest = max(divisors, default=1)
         return tuple(rest if size == -1 else size for size in sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Return the mesh of all devices, or of those given, with axis names `AXES`.
+    """Return the mesh of all devices, or of those given, with axis names `MESH_AXES`.
 
     Raises:
         UserError: The sizes do not fit the number of devices.
     """
-    found = jax.devices() if devices is None else devices
-    return _mesh(config.shape(len(found)), found)
+    mesh_devices = jax.devices() if devices is None else devices
+    return _mesh(config.shape(len(mesh_devices)), mesh_devices)
 
 
-def on_all_devices(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager[Any]:
+def use_mesh(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which arrays are sharded over the mesh of all devices.
 
     If only one device is used, the context does nothing. In a single-process run, a batch that does
@@ -108,14 +110,18 @@ def on_all_devices(config: MeshConfig, rows: int) -> contextlib.AbstractContextM
     """
     devices = jax.devices()
     shape = config.shape(len(devices), rows if jax.process_count() == 1 else None)
-    used = math.prod(shape)
-    if used < len(devices):
-        print(f'{used} of {len(devices)} devices are used, by mesh and data.batch_size ({rows}).')
-    return jax.set_mesh(_mesh(shape, devices[:used])) if used > 1 else contextlib.nullcontext()
+    num_used = math.prod(shape)
+    if num_used < len(devices):
+        print(
+            f'{num_used} of {len(devices)} devices are used, by mesh and data.batch_size ({rows}).'
+        )
+    return (
+        jax.set_mesh(_mesh(shape, devices[:num_used])) if num_used > 1 else contextlib.nullcontext()
+    )
 
 
 def _mesh(shape: tuple[int, ...], devices: Sequence[Any]) -> jax.sharding.Mesh:
     # A mesh axis may be only part of a physical axis of a TPU's interconnect.
     array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.sharding.Mesh(array, AXES, axis_types=types)
+    types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.sharding.Mesh(array, MESH_AXES, axis_types=types)

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from malora_jax import errors
 
 
-def use_compiler_alone() -> None:
+def disable_tpu_detection() -> None:
     """Keep JAX and libtpu from looking for a TPU; call this before anything uses a device."""
     jax.config.update('jax_platforms', 'cpu')
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')

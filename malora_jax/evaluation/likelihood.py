@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from malora_jax.distributed import hosts, rules
+from malora_jax.distributed import hosts, sharding
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head, logits
@@ -97,7 +97,7 @@ def log_likelihoods(
         desc=description,
         unit='text',
         dynamic_ncols=True,
-        disable=description is None or not hosts.is_first(),
+        disable=description is None or not hosts.is_first_process(),
     ) as bar:
         for batch in _batches(texts, batch_size, bucket):
             places: list[int] = []
@@ -317,4 +317,4 @@ def _predict(
     logits_PV = logits(hidden_ND[places_P], head_VD)
     target_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
     right_P = logits_PV.argmax(axis=-1) == targets_P
-    return rules.replicate((target_P - jax.nn.logsumexp(logits_PV, axis=-1), right_P))
+    return sharding.replicate((target_P - jax.nn.logsumexp(logits_PV, axis=-1), right_P))

@@ -20,8 +20,8 @@ from flax.traverse_util import unflatten_dict
 
 from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterSettings
-from malora_jax.adapters.methods import settings_of, stored_settings
-from malora_jax.adapters.trees import COLLECTIONS, named_leaves
+from malora_jax.adapters.methods import migrate_settings, settings_of
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.export import identity, prompts
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored, Saved
@@ -76,7 +76,7 @@ def write_adapter(
     """
     tensors = {
         f'{name}/{path}': np.asarray(leaf)
-        for name in COLLECTIONS
+        for name in ADAPTER_COLLECTIONS
         for path, leaf in named_leaves(trained.variables.get(name, {}))
     }
     content = safetensors.numpy.save(tensors)
@@ -101,7 +101,7 @@ def write_adapter(
         (temporary / _WEIGHTS).write_bytes(content)
         files.write_json(temporary / _MANIFEST, manifest)
         again = saved_adapter(temporary).restore(trained.base)
-        for name in COLLECTIONS:
+        for name in ADAPTER_COLLECTIONS:
             before, after = (
                 dict(named_leaves(each.variables.get(name, {}))) for each in (trained, again)
             )
@@ -141,7 +141,7 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         )
         fields: dict[str, Any] = {
             field: tuple(value) if isinstance(value, list) else value
-            for field, value in stored_settings(manifest['adapter']).items()
+            for field, value in migrate_settings(manifest['adapter']).items()
         }
         adapter = AdapterSettings(**fields).build()
     except (TypeError, errors.UserError) as error:
@@ -169,7 +169,7 @@ def _restore(
         ) from error
     shapes = nn.unbox(abstract_variables(model))
     variables = {'params': base.params}
-    for name in COLLECTIONS:
+    for name in ADAPTER_COLLECTIONS:
         if name in shapes:
             variables[name] = _tree(directory, name, shapes[name], tensors)
     return Restored(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 
 # Number of evenly spaced values of each leaf that enter the fingerprint.
 _SAMPLES = 1024
@@ -38,7 +38,7 @@ def _samples(params: Any) -> Any:
         # Index by axis, because flattening would gather a leaf that is sharded over devices.
         return leaf[np.unravel_index(places, leaf.shape)].astype(jnp.bfloat16)
 
-    return rules.replicate(jax.tree.map(sample, params))
+    return sharding.replicate(jax.tree.map(sample, params))
 
 
 def text_fingerprint(text: str) -> str:

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.adapters.trees import COLLECTIONS
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.errors import UserError
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
@@ -81,7 +81,7 @@ def merged_params(trained: Restored) -> Any:
         part = part_of(target)
         leaves = linear_leaves(trained.variables, target)
         kernel_LDF = layers[part][target]['kernel']
-        merged = jax.vmap(structure.merged, (0, 0, None))
+        merged = jax.vmap(structure.merged_kernel, (0, 0, None))
         new = merged(kernel_LDF, leaves, adapter.scale)
         linear = layers[part][target] | {'kernel': new.astype(kernel_LDF.dtype)}
         layers[part] = layers[part] | {target: linear}
@@ -110,7 +110,7 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
         Arrays (L, ...) by leaf name, such as `down` and `up`.
     """
     found: dict[str, jax.Array] = {}
-    for name in COLLECTIONS:
+    for name in ADAPTER_COLLECTIONS:
         tree = variables.get(name, {}).get('layers', {})
         found |= tree.get(part_of(target), {}).get(target, {})
     return found

@@ -162,7 +162,7 @@ def _tensors(directory: pathlib.Path) -> Mapping[str, np.ndarray]:
 
 
 def _is_vector(leaf: str) -> bool:
-    return leaf in DoRA.extra
+    return leaf in DoRA.kernel_dependent
 
 
 def _tensor_name(target: str, leaf: str) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
@@ -29,7 +29,7 @@ def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
 
     `rules.gather` is a sharding constraint followed by a name; neither result is saved.
     """
-    is_name = primitive.name == 'name' and params['name'] == rules.GATHERED
+    is_name = primitive.name == 'name' and params['name'] == sharding.GATHERED
     return not is_name and primitive.name != 'sharding_constraint'
 
 
@@ -158,7 +158,7 @@ class Block(nn.Module):
         x_ND += update_ND
         mlp = MLP(self.config, self.adapter, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
-        return rules.constrain(x_ND, 'rows', 'features'), new
+        return sharding.constrain(x_ND, 'rows', 'features'), new
 
 
 class Decoder(nn.Module):
@@ -233,7 +233,7 @@ class Decoder(nn.Module):
             positions_BT, segments_BT, groups_NG, length_B, scale, dropout, keep=keep, train=train
         )
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
-        x_ND = rules.constrain(x_ND, 'rows', 'features')
+        x_ND = sharding.constrain(x_ND, 'rows', 'features')
         x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))
         x_ND = RMSNorm(config, name='final_norm')(x_ND)
         return x_ND.reshape(B, T, config.width), new
@@ -241,7 +241,7 @@ class Decoder(nn.Module):
     def _layers(self, x_ND: jax.Array, context: Context, past: Any) -> tuple[jax.Array, Any]:
         block = Block
         # On a mesh, even 'none' needs a policy, as the gathered kernels should not be saved.
-        if self.remat != 'none' or rules.is_mesh_set():
+        if self.remat != 'none' or sharding.is_mesh_set():
             # Within a scan, XLA cannot merge the recomputation with the forward pass.
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
@@ -274,7 +274,7 @@ def head(config: ModelConfig, params: Any) -> jax.Array:
         config: Configuration of the model.
         params: Collection `params` of the decoder.
     """
-    return rules.gather(params['embedding' if config.tied else 'head'], ('vocab', 'embed'))
+    return sharding.gather(params['embedding' if config.tied else 'head'], ('vocab', 'embed'))
 
 
 def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:

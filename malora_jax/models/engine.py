@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from malora_jax import errors
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import rows as rows_lib
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
@@ -131,7 +131,7 @@ class Engine:
         self._ends = np.array(ends, np.int32)
         self._count = rows
         # One array per layer is faster on CPU: see `rows`. It needs arrays that are not sharded.
-        apart = jax.default_backend() == 'cpu' and not rules.is_mesh_set()
+        apart = jax.default_backend() == 'cpu' and not sharding.is_mesh_set()
         self._layers = rows_lib.by_layer(model.config, variables) if apart else None
         self._rows: rows_lib.Rows | None = None
         self._waiting: collections.deque[tuple[int, Request]] = collections.deque()

@@ -142,7 +142,7 @@ class Generator:
             desc=description,
             unit='answer',
             dynamic_ncols=True,
-            disable=description is None or not hosts.is_first(),
+            disable=description is None or not hosts.is_first_process(),
         ) as bar:
             while not engine.is_idle:
                 for news in engine.step():

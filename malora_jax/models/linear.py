@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.adapters import AdapterConfig, LowRankExperts, Magnitude
-from malora_jax.adapters.low_rank import FirstProducts, first_products
+from malora_jax.adapters.low_rank import ProjectedInput, project_input
 from malora_jax.adapters.structures import DoRA
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import quantize as quantize_lib
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
@@ -43,7 +43,7 @@ def parameter(
     """
     boxed = nn.with_logical_partitioning(start, axes)
     value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
-    return rules.gather(value, axes)
+    return sharding.gather(value, axes)
 
 
 class Outputs(NamedTuple):
@@ -98,7 +98,7 @@ class AdaptedLinear(nn.Module):
         self,
         x_ND: jax.Array,
         leaves: Mapping[str, jax.Array],
-        found: FirstProducts | None,
+        found: ProjectedInput | None,
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
     ) -> jax.Array:
@@ -122,7 +122,7 @@ class AdaptedLinear(nn.Module):
         if found is not None:
             y_NF += self.experts.update(found, leaves, groups_NG, scale)
         outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
-        y_NF = checkpoint_name(rules.constrain(y_NF, 'rows', outputs), self.name)
+        y_NF = checkpoint_name(sharding.constrain(y_NF, 'rows', outputs), self.name)
         if self.rescale is not None:
             # The factors are float32, since bfloat16 has only a few values near 1.
             kernel_DF = kernel.values() if isinstance(kernel, quantize_lib.Quantized) else kernel
@@ -191,13 +191,13 @@ class AdaptedPart(nn.Module):
         linears = [self._linear(name, inputs, each) for name, each in outputs.items()]
         adapted = [linear for linear in linears if linear.adapter is not None]
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
-        found: dict[str | None, FirstProducts] = {}
+        found: dict[str | None, ProjectedInput] = {}
         if self.adapter is not None and adapted:
             dropped_ND = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
                 dropped_ND = Dropout()(x_ND, rate)
-            each = first_products(self.adapter, x_ND, dropped_ND, list(leaves.values()))
+            each = project_input(self.adapter, x_ND, dropped_ND, list(leaves.values()))
             found = dict(zip(leaves, each, strict=True))
         return [
             linear(

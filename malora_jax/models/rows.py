@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import Block, Decoder, Past, RMSNorm, head, logits
@@ -214,7 +214,7 @@ def read(
         tells=put(rows.tells, order.tells),
         draws=jax.tree.map(put, rows.draws, order.draws),
     )
-    return rows, rules.replicate(jax.tree.map(lambda x: x[0], chosen))
+    return rows, sharding.replicate(jax.tree.map(lambda x: x[0], chosen))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -268,9 +268,11 @@ def write(
 
     _, rows, out = jax.lax.while_loop(unfinished, one_more, (jnp.int32(0), rows, out))
     # Replicated, because every process reads all of them.
-    rows = rows.replace(writes=rules.replicate(rows.writes), tells=rules.replicate(rows.tells))
+    rows = rows.replace(
+        writes=sharding.replicate(rows.writes), tells=sharding.replicate(rows.tells)
+    )
     out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
-    return rows, *rules.replicate((out, rows.chosen - before_B))
+    return rows, *sharding.replicate((out, rows.chosen - before_B))
 
 
 def _alternatives(model: Decoder) -> int:

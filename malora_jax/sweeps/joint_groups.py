@@ -7,7 +7,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from malora_jax.adapters.methods import changed
+from malora_jax.adapters.methods import replace_settings
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import CONFIG_FIELDS
 
@@ -41,7 +41,7 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def with_largest_ranks(runs: Sequence[RunConfig]) -> RunConfig:
     """Return the config of a group's first run with the largest ranks of all its runs."""
     structures = [run.adapter.structure for run in runs]
-    adapter = changed(
+    adapter = replace_settings(
         runs[0].adapter,
         rank=max(structure.rank for structure in structures),
         shared_rank=max(structure.subspace_rank for structure in structures),

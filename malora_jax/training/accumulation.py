@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 
 Rows = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def summed_gradients(
 
     parts = {name: rows.reshape(len(keys_A), -1, *rows.shape[1:]) for name, rows in batch.items()}
     parts = {
-        name: rules.constrain(x, 'parts', 'rows', *['features'] * (x.ndim - 2))
+        name: sharding.constrain(x, 'parts', 'rows', *['features'] * (x.ndim - 2))
         for name, x in parts.items()
     }
     zeros = jax.tree.map(jnp.zeros_like, trained)

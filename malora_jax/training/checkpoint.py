@@ -277,12 +277,12 @@ class Checkpoints:
             again = (f'broken-{step}-{number}' for number in itertools.count(2))
             names = itertools.chain([f'broken-{step}'], again)
             aside = next(name for name in names if not (self._directory / name).exists())
-            hosts.meet(f'put aside {step}')
-            if hosts.is_first():
+            hosts.barrier(f'put aside {step}')
+            if hosts.is_first_process():
                 (self._directory / str(step)).rename(self._directory / aside)
-            hosts.say(f'{error} It is put aside as {aside}; the one before is taken.')
+            hosts.print_on_first(f'{error} It is put aside as {aside}; the one before is taken.')
         if broken:
-            hosts.meet('put aside')
+            hosts.barrier('put aside')
             self._checkpointer.reload()
 
     def best_state(self, state: TrainState) -> TrainState:

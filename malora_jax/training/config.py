@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from malora_jax import data, errors
 from malora_jax.adapters import METHODS, AdapterConfig, AdapterSettings, method
 from malora_jax.adapters.methods import settings_of
-from malora_jax.adapters.structures import KINDS
+from malora_jax.adapters.structures import PARAMETER_KINDS
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig
 from malora_jax.models.decoder import REMAT
@@ -52,7 +52,7 @@ class OptimizerConfig:
         errors.check_types('optimizer', self)
         positive('optimizer', self, 'learning_rate', 'clip_norm')
         right = 'positive; adapter.frozen names the leaves that do not train'
-        for kind in {kind for kind, _ in KINDS.values()}:
+        for kind in {kind for kind, _ in PARAMETER_KINDS.values()}:
             rate = getattr(self, f'{kind}_rate')
             require(rate > 0, f'optimizer.{kind}_rate', rate, right)
         require(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from malora_jax import errors, files
-from malora_jax.adapters.methods import stored_settings
+from malora_jax.adapters.methods import migrate_settings
 from malora_jax.training.run_files import REMEDY
 
 FORMAT = 2
@@ -60,7 +60,7 @@ def read_config(path: pathlib.Path) -> _Config:
 def _from_format_1(config: _Config) -> _Config:
     if not isinstance(config.get('adapter'), Mapping):
         return config
-    return {**config, 'adapter': stored_settings(config['adapter'])}
+    return {**config, 'adapter': migrate_settings(config['adapter'])}
 
 
 # Migrations by format: each returns a config of the next format.

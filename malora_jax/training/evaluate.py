@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import buckets
-from malora_jax.distributed.mesh import on_all_devices
+from malora_jax.distributed.mesh import use_mesh
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
@@ -34,7 +34,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     run = run_config(config)
     if workdir:
         check_run(workdir, config, data_digests(run))
-    with on_all_devices(run.mesh, run.data.batch_size):
+    with use_mesh(run.mesh, run.data.batch_size):
         setup = build(run)
         step, variables = _restore(setup, config, workdir) if workdir else (None, None)
         answers = setup.answer_held_out(variables, 'score')

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.training.step import Batch, Losses, losses
 
@@ -49,4 +49,4 @@ def loss_by_task(sums: Losses) -> np.ndarray:
 # At module level, so that repeated evaluations of one model share one compilation.
 @functools.partial(jax.jit, static_argnames=('model', 'num_tasks'))
 def _one_batch(model: Decoder, variables: Any, batch: Batch, num_tasks: int) -> Losses:
-    return rules.replicate(losses(model, variables, batch, num_tasks))
+    return sharding.replicate(losses(model, variables, batch, num_tasks))

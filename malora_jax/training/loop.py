@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from malora_jax import buckets, errors
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
-from malora_jax.distributed.mesh import on_all_devices
+from malora_jax.distributed.mesh import use_mesh
 from malora_jax.training import goodput, results
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
@@ -58,11 +58,11 @@ def train(
     run = run_config(config)
     with opened(workdir, config, data_digests(run)) as directory:
         if directory.is_finished:
-            hosts.say(f'{buckets.home(workdir)} is finished; its results:')
+            hosts.print_on_first(f'{buckets.home(workdir)} is finished; its results:')
             return read_results(workdir)
         record = Goodput()
         with record.phase('start'):
-            devices = on_all_devices(run.mesh, run.data.batch_size)
+            devices = use_mesh(run.mesh, run.data.batch_size)
         with devices, watched() as preemption:
             return _train(run, directory, _Watch(started, record, preemption, write_plots))
 
@@ -92,21 +92,21 @@ def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, 
         state = started(setup, setup.fresh_state(), directory)
     # `parameter_counts` would trace the model once more, which delays the first step.
     parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
-    hosts.say(
+    hosts.print_on_first(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
         f'({parameters["percent_of_base"]:.1f}% of the base), {len(setup.splits)} tasks.'
     )
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
-            hosts.say(describe_split(split, size))
-    hosts.say(setup.describe_drawing())
-    if not hosts.is_first():
-        hosts.meet('begun')
+            hosts.print_on_first(describe_split(split, size))
+    hosts.print_on_first(setup.describe_drawing())
+    if not hosts.is_first_process():
+        hosts.barrier('begun')
         return _run(setup, state, data, directory.path, identity, watch)
     directory.begin(run, identity)
     watch.goodput.open(directory.path)
     buckets.push()
-    hosts.meet('begun')
+    hosts.barrier('begun')
     try:
         return _run(setup, state, data, directory.path, identity, watch)
     finally:
@@ -203,7 +203,7 @@ def opened_progress(
             with record.phase('load'):
                 state = checkpoints.restore(state, data)
                 done = int(state.step)
-            hosts.say(f'Continuing {buckets.home(workdir)} after step {done}.')
+            hosts.print_on_first(f'Continuing {buckets.home(workdir)} after step {done}.')
         with MetricWriter(workdir, done) as writer:
             progress = RunProgress(setup, workdir, data, writer, checkpoints, record, done)
             if not progress.is_at_end:

@@ -120,7 +120,7 @@ class JSONItem:
 
         async def write() -> None:
             folder = await directory.await_creation()
-            if hosts.is_first():
+            if hosts.is_first_process():
                 await asyncio.to_thread((folder / _FILE).write_text, text)
 
         return write()

@@ -48,7 +48,7 @@ class MetricWriter:
                 f'{path} has {len(self.records)} of the {step} steps of the newest checkpoint: '
                 'restore it, or start anew in another --workdir.'
             )
-        self._writes = hosts.is_first()
+        self._writes = hosts.is_first_process()
         if not self._writes:
             return
         files.write_json_lines(path, self.records)

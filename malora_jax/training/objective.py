@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models.decoder import logits
 
 # Tokens per multiplication with the head: enough for full speed, but few logits in memory.
@@ -35,10 +35,10 @@ def cross_entropy(
     Returns:
         (G,) float32: Σ_n weights[n, g] · (−log p(target_n)).
     """
-    if not rules.is_mesh_set():
+    if not sharding.is_mesh_set():
         return _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
     # Under data parallelism and FSDP, each device sorts and processes only its own tokens.
-    over = rules.RULES['rows']
+    over = sharding.LOGICAL_AXIS_RULES['rows']
     tokens, whole = PartitionSpec(over), PartitionSpec()
     return jax.shard_map(
         lambda *own: jax.lax.psum(_cross_entropy(*own), over),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from malora_jax.adapters.structures import KINDS
+from malora_jax.adapters.structures import PARAMETER_KINDS
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 
@@ -76,7 +76,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def _adamw(
     numbers: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    rates = {name: getattr(numbers, f'{kind}_rate') for name, (kind, _) in KINDS.items()}
+    rates = {name: getattr(numbers, f'{kind}_rate') for name, (kind, _) in PARAMETER_KINDS.items()}
     return optax.chain(
         optax.clip_by_global_norm(numbers.clip_norm),
         optax.adamw(

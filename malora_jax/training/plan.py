@@ -118,9 +118,9 @@ def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
         return 0
     structure, counts = adapter.structure, trees.count_by_name(tree)
     if adapter.dispatch:
-        for name in counts.keys() & {*structure.dispatched}:
+        for name in counts.keys() & {*structure.dispatch_factors}:
             counts[name] = counts[name] * adapter.router.top_k // adapter.num_experts
-    return sum(count for name, count in counts.items() if name not in structure.extra)
+    return sum(count for name, count in counts.items() if name not in structure.kernel_dependent)
 
 
 def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
@@ -132,7 +132,7 @@ def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
         linear, _, name = path.rpartition('/')
         if name == 'kernel' and linear.rpartition('/')[-1] in adapter.targets:
             layers, inputs, outputs = leaf.shape
-            total += layers * adapter.structure.length_operations(inputs, outputs)
+            total += layers * adapter.structure.column_norm_flops(inputs, outputs)
     return total
 
 

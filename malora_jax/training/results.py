@@ -45,11 +45,11 @@ def scored(
         UserError: The file is broken, or does not have exactly one answer to each question.
     """
     path = workdir / f'answers_{when}.jsonl'
-    if hosts.agree(path.exists()):
+    if hosts.broadcast_from_first(path.exists()):
         held_out = {split.task_name: len(split.held_out) for split in setup.splits}
         return run_files.read_answers(path, held_out)
     answers = setup.answer_held_out(variables, f'score {when}')
-    if hosts.is_first():
+    if hosts.is_first_process():
         files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
         buckets.push()
     return answers
@@ -145,7 +145,7 @@ def write_results(
         'seed': run.seed,
         'versions': versions(),
     }
-    if not hosts.is_first():
+    if not hosts.is_first_process():
         return results
     if write_plots:
         scored = [bool(split.held_out) for split in setup.splits]

@@ -11,7 +11,7 @@ import numpy as np
 
 from malora_jax import data, errors
 from malora_jax.adapters.routers import RoutingSums
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
@@ -128,7 +128,7 @@ class Setup:
         """
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
-        readers_of_row, each = rules.row_readers(rows), rows // section.streams
+        readers_of_row, each = sharding.row_processes(rows), rows // section.streams
         readers = {
             number: set().union(*readers_of_row[number * each : (number + 1) * each])
             for number in range(section.streams)
@@ -274,7 +274,7 @@ def build(run: RunConfig, base: Base | None = None) -> Setup:
             off right answers.
     """
     template = data.get_template(run.data.template)
-    rules.check_rows('data.batch_size', run.data.batch_size)
+    sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
     splits = _split(run)
     base = base or load_base(run.model, run.weights)
     if run.data.truncate:

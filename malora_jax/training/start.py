@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts, StartsFromLoRA
-from malora_jax.adapters.trees import COLLECTIONS, named_leaves
+from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.export.peft import is_peft, read_peft
@@ -50,7 +50,7 @@ def started_from(
     leaves, scale = _trained(directory, model, base)
     adapter = model.adapter
     assert adapter is not None
-    fresh = {name: dict(named_leaves(getattr(state, name))) for name in COLLECTIONS}
+    fresh = {name: dict(named_leaves(getattr(state, name))) for name in ADAPTER_COLLECTIONS}
     ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
     _check_targets(directory, ours, leaves)
     if _is_lora(leaves) and not adapter.structure.is_mergeable:
@@ -114,7 +114,7 @@ def _mixture(
         )
     found: dict[str, jax.Array] = {}
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
-        fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaves}
+        fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaf_names}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
         # Map over the layers one at a time, because batched decompositions can deadlock on CPU; see
         # `initializers._decompose`.
@@ -144,9 +144,9 @@ def _experts(
         up_RF: (R, F), up-projection of the LoRA, rescaled for the scale of the mixture.
     """
     structure = cast(StartsFromLoRA, adapter.structure)
-    leaves = dict(fresh) | structure.from_lora(fresh, down_DR, adapter.initialization.beta)
+    leaves = dict(fresh) | structure.factors_from_lora(fresh, down_DR, adapter.initialization.beta)
     router, num_experts = adapter.router, adapter.num_experts
-    if adapter.has_router and not router.sum_to_one(num_experts):
+    if adapter.has_router and not router.gates_sum_to_one(num_experts):
         leaves['router'] = _ROUTER_SCALE * fresh['router']
         up_RF = up_RF * (num_experts / router.top_k)
     last = adapter.structure.factors[-1]
@@ -175,7 +175,7 @@ def _trained(
     trained = saved_adapter(directory).restore(base)
     leaves = {
         path: np.asarray(leaf)
-        for name in COLLECTIONS
+        for name in ADAPTER_COLLECTIONS
         for path, leaf in named_leaves(trained.variables.get(name, {}))
     }
     return leaves, trained.model.adapter.scale if trained.model.adapter else 1.0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 
@@ -57,7 +57,7 @@ def create_state(
     """
     key = jax.random.key(seed)
     create = functools.partial(_create, model, optimizer)
-    where = rules.result_shardings(create, key, params)
+    where = sharding.result_shardings(create, key, params)
     return jax.jit(lambda *args: nn.unbox(create(*args)), out_shardings=where)(key, params)
 
 
@@ -72,7 +72,9 @@ def abstract_state(
         params: Parameters of the base model, as arrays or shapes.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return rules.abstract(jax.eval_shape(functools.partial(_create, model, optimizer), key, params))
+    return sharding.sharded_shapes(
+        jax.eval_shape(functools.partial(_create, model, optimizer), key, params)
+    )
 
 
 def starting_adapter(model: Decoder, seed: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from malora_jax.adapters import routers
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import head
 from malora_jax.training.accumulation import summed_gradients
@@ -134,7 +134,7 @@ def make_train_step(
         state: TrainState, params: Any, batch: Batch, hyperparameters: Hyperparameters
     ):
         state, metrics = train_step(state, params, batch, hyperparameters)
-        return state, rules.replicate(metrics)
+        return state, sharding.replicate(metrics)
 
     return jax.jit(with_whole_metrics, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -318,7 +318,7 @@ def abstract_batch(batch_size: int, sequence_length: int) -> Batch:
         Shapes (rows, T) by key, sharded over the mesh if one is set.
     """
     dtypes = dict.fromkeys(BATCH_KEYS, jnp.int32) | {'loss_mask': jnp.float32}
-    shape, where = (batch_size, sequence_length), rules.rows_sharding()
+    shape, where = (batch_size, sequence_length), sharding.batch_sharding()
     return {
         key: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for key, dtype in dtypes.items()
     }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from malora_jax import errors
-from malora_jax.distributed import hlo, rules
+from malora_jax.distributed import hlo, sharding
 from malora_jax.distributed.mesh import make_mesh
 from malora_jax.distributed.topology import tpu_devices
 from malora_jax.models import Decoder
@@ -100,11 +100,11 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
         jax.errors.JaxRuntimeError: The step does not fit into memory, or the compiler refuses it.
     """
     with jax.set_mesh(mesh):
-        rules.check_rows('data.batch_size', run.data.batch_size)
+        sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
         model = Decoder(run.model, run.adapter, run.training.remat)
         # The number of steps of a run by epochs is known only once its data are loaded.
         steps = run.training.steps or 1
-        params = rules.abstract(abstract_variables(model)['params'])
+        params = sharding.sharded_shapes(abstract_variables(model)['params'])
         state = abstract_state(model, make_optimizer(run.optimizer, steps), params)
         num_tasks = len(run.data.tasks) + len(run.data.file_tasks)
         numbers = Hyperparameters.of(run.seed, run.optimizer, run.adapter)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import tqdm
 
-from malora_jax.distributed import hosts, rules
+from malora_jax.distributed import hosts, sharding
 from malora_jax.training import step
 from malora_jax.training.preemption import Preempted, Preemption
 from malora_jax.training.run_progress import RunProgress
@@ -29,7 +29,7 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
     """
     setup = progress.setup
     params, tasks = setup.base.params, [split.task_name for split in setup.splits]
-    hyperparameters = rules.place_whole(setup.hyperparameters)
+    hyperparameters = sharding.put_replicated(setup.hyperparameters)
     with progress.goodput.phase('compile'):
         # Compile ahead of time, so that the time of the first step does not include compilation.
         train_step = step.lowered_step(
@@ -42,12 +42,12 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
         desc='train',
         unit='step',
         dynamic_ncols=True,
-        disable=not hosts.is_first(),
+        disable=not hosts.is_first_process(),
     )
     with preemption.deferred(), bar:
         progress.start_clock()
         while not progress.is_at_end:
-            batch = rules.place_rows(progress.next_batch())
+            batch = sharding.shard_batch(progress.next_batch())
             progress.start_step()
             state, metrics = train_step(state, params, batch, hyperparameters)
             if unreported is not None:
@@ -59,7 +59,9 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
                 unreported = None
                 progress.save(state, stops)
                 if stops:
-                    hosts.say(f'Stopped by SIGTERM after step {progress.step}, which is saved.')
+                    hosts.print_on_first(
+                        f'Stopped by SIGTERM after step {progress.step}, which is saved.'
+                    )
                     raise Preempted
                 if progress.is_stopped_early:
                     bar.write(

@@ -172,7 +172,7 @@ def opened(
         UserError: Another run has the lock, the directory holds another run, or a file of its run
             is missing or edited.
     """
-    with locked(workdir) if hosts.is_first() else contextlib.nullcontext():
+    with locked(workdir) if hosts.is_first_process() else contextlib.nullcontext():
         yield RunDirectory(workdir, config, data)
 
 

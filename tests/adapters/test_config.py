@@ -6,7 +6,7 @@ import pytest
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.adapters.methods import settings_of, stored_settings
+from malora_jax.adapters.methods import migrate_settings, settings_of
 
 
 def settings(name, **overrides):
@@ -104,5 +104,5 @@ def test_unknown_method_names_the_near_ones():
 
 @pytest.mark.parametrize('saved, meant', [('', False), ('batched', True)])
 def test_how_earlier_runs_named_dispatch(saved, meant):
-    fields = stored_settings({'rank': 8, 'dispatch': saved})
+    fields = migrate_settings({'rank': 8, 'dispatch': saved})
     assert method('malora', **fields) == method('malora', rank=8, dispatch=meant)

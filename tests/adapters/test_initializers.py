@@ -73,10 +73,10 @@ def test_the_start_does_not_depend_on_the_signs_of_singular_vectors(name, monkey
         own = signs[: len(sigma)]
         return u * own[None], sigma, vt * own[:, None]
 
-    expected = config.start(jax.random.key(3), 40, 24)
+    expected = config.initialize(jax.random.key(3), 40, 24)
     monkeypatch.setattr(jnp.linalg, 'eigh', other_eigh)
     monkeypatch.setattr(jnp.linalg, 'svd', other_svd)
-    found = config.start(jax.random.key(3), 40, 24)
+    found = config.initialize(jax.random.key(3), 40, 24)
     for leaf in expected:
         np.testing.assert_allclose(found[leaf], expected[leaf], atol=1e-6, err_msg=leaf)
 
@@ -102,7 +102,7 @@ def test_product_does_not_depend_on_beta(beta):
 
 @pytest.mark.parametrize('beta', [0.5, 1.0])
 def test_subspaces_of_their_own_start_orthonormal_and_with_maloras_scale(beta):
-    leaves = method('malora_unshared', beta=beta).start(jax.random.key(0), INPUTS, 8)
+    leaves = method('malora_unshared', beta=beta).initialize(jax.random.key(0), INPUTS, 8)
     gram_EII = np.einsum('EDI,EDJ->EIJ', leaves['down'], leaves['down'])
     np.testing.assert_allclose(gram_EII, beta**2 * np.eye(4)[None].repeat(8, 0), atol=1e-5)
     product_EDR = np.einsum('EDI,EIR->EDR', leaves['down'], leaves['core'])
@@ -175,7 +175,7 @@ def test_many_subspaces_at_once_do_not_deadlock():
 @pytest.mark.parametrize('name', METHODS)
 def test_what_the_paper_is_silent_about_starts_as_a_linear_layer(name):
     config = method(name)
-    leaves = config.start(jax.random.key(0), INPUTS, 96)
+    leaves = config.initialize(jax.random.key(0), INPUTS, 96)
     as_linear = {'router', 'down'} & leaves.keys() if name != 'malora_unshared' else {'router'}
     as_linear |= {'hydralora': {'shared_down'}, 'malora_shared_up': {'core'}}.get(name, set())
     for leaf in as_linear:

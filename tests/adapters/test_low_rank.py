@@ -17,8 +17,8 @@ from malora_jax.adapters import (
     dispatch,
     method,
 )
-from malora_jax.adapters.low_rank import first_products
-from malora_jax.adapters.methods import SUBSPACES, changed
+from malora_jax.adapters.low_rank import project_input
+from malora_jax.adapters.methods import SUBSPACES, replace_settings
 from tests.helpers import reference
 
 INPUTS, OUTPUTS, TOKENS = 72, 40, 14
@@ -87,7 +87,7 @@ def test_update_equals_the_equation(name):
     config = CONFIGS[name]
     experts = LowRankExperts(config, OUTPUTS)
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(TOKENS, INPUTS)
-    assert {*leaves} == {*config.leaves} - {'magnitude'}
+    assert {*leaves} == {*config.leaf_names} - {'magnitude'}
     variables = collections_of(config, leaves)
     found = jax.jit(experts.apply)(variables, x_ND)
     expected = reference.update(float64(x_ND), float64(leaves), config)
@@ -108,7 +108,7 @@ def test_linears_with_one_input_are_what_each_is_alone(name):
         return [experts.apply(collections_of(CONFIGS[name], each), *both) for each in leaves]
 
     def together(leaves, both):
-        found = first_products(CONFIGS[name], *both, leaves)
+        found = project_input(CONFIGS[name], *both, leaves)
         return [
             experts.apply({}, *each, None, method=experts.update)
             for each in zip(found, leaves, strict=True)
@@ -251,7 +251,8 @@ def test_dispatch_equals_rank_space_over_many_tiles(name):
     """Values and gradients agree with several tiles per expert, an idle and a busy expert."""
     config = method(name, **SMALL[name])
     experts, dispatched = (
-        LowRankExperts(c, OUTPUTS) for c in (config, changed(config, top_k=2, dispatch=True))
+        LowRankExperts(c, OUTPUTS)
+        for c in (config, replace_settings(config, top_k=2, dispatch=True))
     )
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(700, INPUTS) + 0.5
     router_DE = leaves['router']
@@ -285,9 +286,9 @@ def test_every_slot_has_a_place_of_its_own_in_a_tile_of_its_expert(tokens, num_e
     chosen_NK = np.sort(ranked_NE[:, :top_k], axis=1)
     selected_NE = np.zeros((tokens, num_experts), np.float32)
     np.put_along_axis(selected_NE, chosen_NK, 1, axis=1)
-    slots, expert_NK = dispatch.assign(jnp.asarray(selected_NE), top_k)
+    slots, expert_NK = dispatch.sort_by_expert(jnp.asarray(selected_NE), top_k)
     np.testing.assert_array_equal(expert_NK, chosen_NK)
-    places = np.asarray(slots.place)
+    places = np.asarray(slots.position)
     assert len(np.unique(places)) == tokens * top_k
     np.testing.assert_array_equal(slots.token[places], np.arange(tokens)[:, None] + 0 * places)
     assert (np.asarray(slots.token) == tokens).sum() == len(slots.token) - tokens * top_k

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from malora_jax.adapters import LowRankExperts, Magnitude, method
-from malora_jax.adapters.products import column_lengths
+from malora_jax.adapters.products import column_norms
 from tests.helpers import reference
 
 INPUTS, OUTPUTS = 24, 20
@@ -53,7 +53,7 @@ def test_lengths_are_those_of_the_sum(scale):
     total = np.asarray(KERNEL, np.float64) + scale * np.asarray(down_DR, np.float64) @ np.asarray(
         up_RF, np.float64
     )
-    found = column_lengths(KERNEL, down_DR, up_RF, scale)
+    found = column_norms(KERNEL, down_DR, up_RF, scale)
     np.testing.assert_allclose(found, np.linalg.norm(total, axis=0), rtol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_lengths_need_no_matrix_of_the_kernels_size():
     shapes = [
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((512, 512), (512, 4), (4, 512))
     ]
-    compiled = jax.jit(lambda *factors: column_lengths(*factors, 2.0)).lower(*shapes).compile()
+    compiled = jax.jit(lambda *factors: column_norms(*factors, 2.0)).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 512 * 512 * 4 / 8
 
 

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from malora_jax import errors
 from malora_jax.adapters import LowRankExperts, method, routers
-from malora_jax.adapters.low_rank import first_products
-from malora_jax.adapters.methods import changed
+from malora_jax.adapters.low_rank import project_input
+from malora_jax.adapters.methods import replace_settings
 from tests.helpers import reference
 
 
@@ -33,12 +33,12 @@ def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(scores, top_k):
 
 def logits(x_ND, router_DE):
     leaves = {'router': router_DE, 'down': router_DE[None]}
-    (found,) = first_products(method('molora'), x_ND, x_ND, [leaves])
+    (found,) = project_input(method('molora'), x_ND, x_ND, [leaves])
     return found.logits
 
 
 def route(logits_NE, top_k, gates='softmax'):
-    return routers.Router(top_k, gates=gates).route(logits_NE)
+    return routers.RouterConfig(top_k, gates=gates).route(logits_NE)
 
 
 def routed(seed: int = 0, tokens: int = 40, inputs: int = 12, top_k: int = 2, renormalize=False):
@@ -178,7 +178,7 @@ def test_a_router_can_see_the_shared_down_projection(name):
     """The logits are W_g S_A drop(x), and the gates follow from the equation."""
     overrides = {'rank': 4, 'shared_rank': 6 if name == 'malora' else 4}
     config = method(name, **overrides, router_input='first')
-    assert changed(config, top_k=3).router.input == 'first'
+    assert replace_settings(config, top_k=3).router.input == 'first'
     experts = LowRankExperts(config, features=10)
     shapes = nn.unbox(experts.init(jax.random.key(0), jnp.ones((1, 12))))['adapter']
     assert shapes['router'].shape == (overrides['shared_rank'], 8)

@@ -128,6 +128,6 @@ def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     whole = {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
     for linear in run.adapter.targets:
         one, other = linear_leaves(found, linear), linear_leaves(whole, linear)
-        assert one.keys() == other.keys() == {*run.adapter.leaves}
+        assert one.keys() == other.keys() == {*run.adapter.leaf_names}
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])

@@ -211,7 +211,7 @@ def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
 
 def test_the_seesaw(tmp_path):
     """Rows are compared with single-task LoRA, MALoRA with single-task MALoRA if there is one."""
-    columns = list(inter_domain.TRAINED_ON)
+    columns = list(inter_domain.TRAINING_DATA)
     for task in columns:
         write_finished_run(tmp_path / f'lora-{task}', seven(f'lora,task={task}'), {task: 20})
     write_finished_run(tmp_path / 'malora-gsm8k', seven('malora,task=gsm8k'), {'gsm8k': 0})

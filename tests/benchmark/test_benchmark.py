@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from malora_jax.adapters import method
-from malora_jax.benchmark import compiled, growth, report, rows, timing
-from malora_jax.benchmark.run import random_base, with_method
-from malora_jax.benchmark.subjects import (
+from malora_jax.benchmark import adapter_scaling, compiler_estimates, input_batches, report, timing
+from malora_jax.benchmark.run import random_base_params, with_method
+from malora_jax.benchmark.timed_steps import (
     PARTS,
-    Subject,
+    TimedStep,
     base_loss,
-    base_subject,
-    method_subject,
+    compile_base_step,
+    compile_method_step,
 )
 from malora_jax.models import Decoder
 from malora_jax.training import run_config
@@ -28,7 +28,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow(start_first=True)
 
-TASKS = rows.SYNTHETIC_TASKS
+TASKS = input_batches.NUM_SYNTHETIC_TASKS
 
 
 def tiny_run(**overrides):
@@ -44,12 +44,16 @@ def tiny_run(**overrides):
 
 def test_synthetic_rows_are_full_and_predict_the_next_token():
     run = tiny_run()
-    first, second = rows.synthetic(run, 2)
+    first, second = input_batches.synthetic_batches(run, 2)
     assert all(array.shape == (4, 24) for array in first.values())
     np.testing.assert_array_equal(first['inputs'][:, 1:], first['targets'][:, :-1])
     assert first['inputs'].max() < run.model.vocab_size
     assert (first['inputs'] != second['inputs']).mean() > 0.9
-    assert rows.real_tokens([first, second]) == rows.loss_tokens([first, second]) == 96
+    assert (
+        input_batches.real_tokens([first, second])
+        == input_batches.loss_tokens([first, second])
+        == 96
+    )
     assert [set(row) for row in first['task_ids'].tolist()] == [{0}, {1}, {2}, {3}]
 
 
@@ -60,7 +64,7 @@ def test_synthetic_rows_are_full_and_predict_the_next_token():
 def test_the_base_s_loss_is_the_model_s_without_an_adapter(tied):
     run = tiny_run()
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, tied=tied))
-    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    params, (batch,) = random_base_params(run), input_batches.synthetic_batches(run, 1)
     batch['loss_mask'][:, ::3] = 0
     batch['segment_ids'][1, 15:] = 0
     embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
@@ -73,7 +77,7 @@ def test_the_base_s_loss_is_the_model_s_without_an_adapter(tied):
 
 def test_the_base_s_gradient_is_its_loss_s_slope():
     run = tiny_run()
-    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    params, (batch,) = random_base_params(run), input_batches.synthetic_batches(run, 1)
     embedded_ND = params['embedding'][batch['inputs'].reshape(-1)]
     loss = jax.jit(base_loss(run))
     gradient_ND = jax.grad(loss)(embedded_ND, params, batch)
@@ -85,9 +89,9 @@ def test_the_base_s_gradient_is_its_loss_s_slope():
 def test_a_method_s_subject_trains():
     """Each step starts from the state that the previous step left."""
     run = tiny_run()
-    params, (batch,) = random_base(run), rows.synthetic(run, 1)
+    params, (batch,) = random_base_params(run), input_batches.synthetic_batches(run, 1)
     for name in ('lora', 'malora'):
-        subject = method_subject(name, with_method(run, name), params, batch, TASKS)
+        subject = compile_method_step(name, with_method(run, name), params, batch, TASKS)
         for part in PARTS:
             subject.run_part(part, batch)
         assert subject.trained_parameters > 0 and subject.temporary_bytes > 0
@@ -103,11 +107,11 @@ def test_methods_have_their_own_settings_and_the_run_s_dropout_and_linears():
 # Timing.
 
 
-def fake(name: str, log: list, seconds) -> Subject:
+def fake(name: str, log: list, seconds) -> TimedStep:
     def run_part(part, batch):
         log.append((name, part, batch))
 
-    return Subject(name, run_part, 1.0, 0.5, 100, 200, 7, 3)
+    return TimedStep(name, run_part, 1.0, 0.5, 100, 200, 7, 3)
 
 
 def test_subjects_take_turns_from_another_first_one(monkeypatch):
@@ -223,7 +227,7 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
     ],
 )
 def test_what_grows_keeps_its_share_of_the_subspace(name, field, size, expected):
-    found = growth.grown(method(name), field, size, width=300)
+    found = adapter_scaling.resize_adapter(method(name), field, size, width=300)
     sizes = found.num_experts, found.structure.rank, found.structure.subspace_rank
     assert sizes == expected
     assert found.router.top_k == method(name).router.top_k
@@ -239,11 +243,11 @@ def grown_figures() -> dict:
 
 
 def test_growth_by_hand():
-    text = growth.format_table('rank', grown_figures())
+    text = adapter_scaling.format_table('rank', grown_figures())
     # Five operations instead of four; 8 MB of the base model, and 16 bytes per trained parameter.
     assert text.splitlines()[2] == '| 4 | malora | 3.00 * | 1.50 | 1.25 | 12 | 10 |'
     assert len(text.splitlines()) == 4
-    curve = growth.curves(grown_figures())['malora']
+    curve = adapter_scaling.curves(grown_figures())['malora']
     assert curve['size'] == [4, 8] and curve['time_floor'] == [1.25, 1.25]
     assert curve['bytes'] == [12e6, 12e6] and curve['bytes_floor'] == [9.6e6, 9.6e6]
 
@@ -320,8 +324,8 @@ def test_mistakes_are_one_line(arguments, expected):
 
 def test_base_subject_runs_all_parts():
     run = tiny_run()
-    params, (batch,) = random_base(run), rows.synthetic(run, 1)
-    subject = base_subject(run, params, batch)
+    params, (batch,) = random_base_params(run), input_batches.synthetic_batches(run, 1)
+    subject = compile_base_step(run, params, batch)
     for part in PARTS:
         subject.run_part(part, batch)
     assert subject.trained_parameters == 0
@@ -354,7 +358,8 @@ def test_estimates_of_the_tpu_s_compiler(tmp_path):
 def test_the_layer_that_is_estimated_compiles_on_any_backend():
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     small, large = (
-        compiled._estimate(tiny_run(), method('lora', rank=rank), place) for rank in (2, 32)
+        compiler_estimates._estimate(tiny_run(), method('lora', rank=rank), place)
+        for rank in (2, 32)
     )
     assert 0 < small['flops'] < large['flops'] and small['temporary_bytes'] > 0
 
@@ -362,7 +367,7 @@ def test_the_layer_that_is_estimated_compiles_on_any_backend():
 def test_the_table_of_estimates():
     figures = {'cycles': 2_000_000, 'temporary_bytes': 3e6, 'flops': 4e9}
     found = {'lora': figures, 'malora': figures | {'cycles': 2_100_000}}
-    assert compiled.format_table(found).splitlines()[2:] == [
+    assert compiler_estimates.format_table(found).splitlines()[2:] == [
         '| lora | 2,000,000 | 1.000 | 3 | 4 |',
         '| malora | 2,100,000 | 1.050 | 3 | 4 |',
     ]

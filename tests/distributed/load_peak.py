@@ -55,7 +55,7 @@ class Peak:
 
 def read(config: ModelConfig, path: str, port: str, processes: str, number: str) -> None:
     if int(processes) > 1:
-        hosts.join(f'127.0.0.1:{port}', int(processes), int(number))
+        hosts.initialize(f'127.0.0.1:{port}', int(processes), int(number))
     peak = Peak()
     mesh = make_mesh(MeshConfig(fsdp=int(processes)), jax.devices())
     with jax.set_mesh(mesh):
@@ -72,7 +72,7 @@ def read(config: ModelConfig, path: str, port: str, processes: str, number: str)
         f'Process {number} of {processes}: parts {here / 1e9:.2f} GB, '
         f'peak {(peak.bytes - before) / 1e9:.2f} GB, {seconds:.1f} s'
     )
-    hosts.meet('read')
+    hosts.barrier('read')
 
 
 def main(name: str = 'llama3.2-1b', *rest: str) -> None:

@@ -15,5 +15,5 @@ from tests.helpers import runs
 if __name__ == '__main__':
     port, processes, process, *rest = sys.argv[1:]
     jax.config.update('jax_num_cpu_devices', 2)
-    hosts.join(f'127.0.0.1:{port}', int(processes), int(process))
+    hosts.initialize(f'127.0.0.1:{port}', int(processes), int(process))
     runs.main(*rest)

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from malora_jax.adapters import AdapterConfig
-from malora_jax.distributed import hlo, rules
-from malora_jax.distributed.mesh import MeshConfig, on_all_devices
+from malora_jax.distributed import hlo, sharding
+from malora_jax.distributed.mesh import MeshConfig, use_mesh
 from malora_jax.models.decoder import Decoder, abstract_variables
 from malora_jax.training.state import create_state
 from malora_jax.training.step import make_train_step
@@ -36,7 +36,7 @@ OPTIMIZER = optax.sgd(1e-3)
 def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[float], Any, Any, str]:
     """Return the losses, the last gradients, the adapter, and the compiled step's HLO text."""
     optimizer = recording(OPTIMIZER)
-    boxed = rules.shardings(abstract_variables(model))
+    boxed = sharding.shardings(abstract_variables(model))
     params = variables['params']
     if boxed is not None:
         params = jax.device_put(params, boxed['params'])
@@ -58,8 +58,8 @@ def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[floa
         TASKS,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
-    batch = rules.place_rows(packed_batch(ROWS, LENGTH, num_tasks=TASKS))
-    given = rules.place_whole(numbers(model.adapter, seed=seed))
+    batch = sharding.shard_batch(packed_batch(ROWS, LENGTH, num_tasks=TASKS))
+    given = sharding.put_replicated(numbers(model.adapter, seed=seed))
     compiled = train_step.lower(state, params, batch, given).compile()
     losses = []
     for _ in range(STEPS):
@@ -101,7 +101,7 @@ def main(mesh: MeshConfig, methods: list[str]) -> None:
         model = tiny_model(sized(name), **BASE).clone(remat='light')
         variables = random_variables(model)
         expected = five_steps(model, variables)
-        with on_all_devices(mesh, len(ROWS)):
+        with use_mesh(mesh, len(ROWS)):
             found = five_steps(model, variables)
         line = {
             'method': name,

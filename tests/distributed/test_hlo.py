@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from malora_jax.distributed.hlo import Array, Collective, Program
+from malora_jax.distributed.hlo import Collective, HLOArray, Program
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true
@@ -60,9 +60,9 @@ def test_loops_count_as_often_as_they_run():
     """
     program = Program(TEXT)
     assert program.cycles() == 100 + (30 + 2) * (7 + 5)
-    gathered = Collective('all-gather', [Array('bf16', (8, 8))], 30)
-    summed = Collective('all-reduce', [Array('f32', (4, 8)), Array('f32', ())], 30)
-    last = Collective('all-gather', [Array('f32', (4, 8))], 1)
+    gathered = Collective('all-gather', [HLOArray('bf16', (8, 8))], 30)
+    summed = Collective('all-reduce', [HLOArray('f32', (4, 8)), HLOArray('f32', ())], 30)
+    last = Collective('all-gather', [HLOArray('f32', (4, 8))], 1)
     assert program.collectives() == [gathered, summed, last]
     assert gathered.bytes == 30 * 64 * 2
     assert program.bytes_by_kind() == {
@@ -72,9 +72,9 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_arrays_of_few_bits_are_packed():
-    assert Array('s4', (3, 3)).bytes == 5
-    assert Array('pred', (10,)).bytes == 10
-    assert Array('f8e4m3fn', (10,)).bytes == 10
+    assert HLOArray('s4', (3, 3)).bytes == 5
+    assert HLOArray('pred', (10,)).bytes == 10
+    assert HLOArray('f8e4m3fn', (10,)).bytes == 10
 
 
 def test_a_program_on_one_device_sends_nothing():

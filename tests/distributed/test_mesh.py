@@ -4,8 +4,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from malora_jax.adapters import method
-from malora_jax.distributed import rules
-from malora_jax.distributed.mesh import AXES, MeshConfig, make_mesh, on_all_devices
+from malora_jax.distributed import sharding
+from malora_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh, use_mesh
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, preset
 from malora_jax.models.config import PRESETS
@@ -73,7 +73,7 @@ def test_another_mesh_is_not_our_business():
     types = (jax.sharding.AxisType.Auto,) * 2
     with jax.set_mesh(jax.make_mesh((1, 1), ('dp', 'mp'), axis_types=types)):
         x = jax.numpy.ones((3, 5))
-        assert rules.constrain(x, 'rows', 'mlp') is x
+        assert sharding.constrain(x, 'rows', 'mlp') is x
 
 
 @pytest.mark.parametrize('remat', ['none', 'light', 'full'])
@@ -98,27 +98,31 @@ def test_gathered_kernels_are_not_kept_for_the_backward_pass(remat, capsys):
 
 
 def test_one_device_needs_no_mesh():
-    with on_all_devices(MeshConfig(), 3):
-        assert not rules.is_mesh_set()
+    with use_mesh(MeshConfig(), 3):
+        assert not sharding.is_mesh_set()
         x = jax.numpy.ones((3, 5))
-        assert rules.constrain(x, 'rows', 'mlp') is x
-        assert rules.gather(x, ('embed', 'mlp')) is x
-        rules.check_rows('data.batch_size', 3)
+        assert sharding.constrain(x, 'rows', 'mlp') is x
+        assert sharding.gather(x, ('embed', 'mlp')) is x
+        sharding.check_rows_divisible('data.batch_size', 3)
 
 
 def test_the_table_splits_rows_and_parameters():
-    assert rules.spec(('rows', 'features')) == PartitionSpec(('data', 'fsdp'), None)
-    assert rules.spec(('layers', 'embed', 'mlp')) == PartitionSpec(None, 'fsdp', 'tensor')
-    gathered = rules.spec(('embed', 'mlp'), whole=('fsdp',))
+    assert sharding.partition_spec(('rows', 'features')) == PartitionSpec(('data', 'fsdp'), None)
+    assert sharding.partition_spec(('layers', 'embed', 'mlp')) == PartitionSpec(
+        None, 'fsdp', 'tensor'
+    )
+    gathered = sharding.partition_spec(('embed', 'mlp'), replicated_over=('fsdp',))
     assert gathered == PartitionSpec(None, 'tensor')
-    assert {axis for over in rules.RULES.values() for axis in over} == set(AXES)
+    assert {axis for over in sharding.LOGICAL_AXIS_RULES.values() for axis in over} == set(
+        MESH_AXES
+    )
 
 
 def test_a_misspelt_or_colliding_axis_raises():
     with pytest.raises(UserError, match="Unknown logical axis 'embd': did you mean embed"):
-        rules.spec(('embd', 'mlp'))
+        sharding.partition_spec(('embd', 'mlp'))
     with pytest.raises(ValueError, match=r"\('rows', 'embed'\) are split over mesh axis 'fsdp'"):
-        rules.spec(('rows', 'embed'))
+        sharding.partition_spec(('rows', 'embed'))
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -129,13 +133,13 @@ def test_every_leaf_of_every_model_has_a_place(name):
         boxed = abstract_variables(Decoder(preset(name), adapter))
         boxed.pop('routing', None)
         for leaf in jax.tree.leaves(boxed, is_leaf=lambda node: isinstance(node, nn.Partitioned)):
-            assert len(rules.spec(leaf.names)) == leaf.value.ndim
+            assert len(sharding.partition_spec(leaf.names)) == leaf.value.ndim
             assert leaf.names[0] == 'layers' or leaf.value.ndim <= 2
 
 
 def test_an_axis_that_does_not_divide_is_named():
     mesh = make_mesh(MeshConfig())
-    uneven = jax.sharding.AbstractMesh((1, 5, 1, 1), AXES)
+    uneven = jax.sharding.AbstractMesh((1, 5, 1, 1), MESH_AXES)
     boxed = {
         'layers': {
             'q': nn.LogicallyPartitioned(
@@ -144,8 +148,8 @@ def test_an_axis_that_does_not_divide_is_named():
         }
     }
     with jax.set_mesh(mesh):
-        assert rules.shardings(boxed)['layers']['q'].spec == PartitionSpec('fsdp', 'tensor')
+        assert sharding.shardings(boxed)['layers']['q'].spec == PartitionSpec('fsdp', 'tensor')
     path = (jax.tree_util.DictKey('layers'), jax.tree_util.DictKey('q'))
     message = 'mesh: layers/q has an axis of 64, which cannot be split over fsdp = 5'
     with pytest.raises(UserError, match=message):
-        rules.leaf_spec(path, boxed['layers']['q'], uneven)
+        sharding.leaf_spec(path, boxed['layers']['q'], uneven)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import malora_jax
-from malora_jax.adapters.methods import changed
+from malora_jax.adapters.methods import replace_settings
 from malora_jax.analysis.static_export import static_export
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
@@ -42,7 +42,7 @@ def mixture(setup, name: str, **changes):
     if not changes:
         return found
     adapter = found.model.adapter
-    model = Decoder(found.model.config, changed(adapter, **changes))
+    model = Decoder(found.model.config, replace_settings(adapter, **changes))
     still = jax.tree_util.tree_map_with_path(
         lambda path, x: x * 0 if 'router' in str(path[-1]) else x, found.variables['adapter']
     )

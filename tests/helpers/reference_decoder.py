@@ -134,7 +134,7 @@ class ReferenceDecoder:
             self.inputs[path] = x
             if adapter.has_router:
                 self.routers[path] = leaves['router']
-            if adapter.structure.extra:
+            if adapter.structure.kernel_dependent:
                 self.lengths[path] = reference.column_lengths(W, leaves, adapter)
             y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_lengths.get(path))
         return y + leaves['bias'] if 'bias' in leaves else y

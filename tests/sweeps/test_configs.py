@@ -10,7 +10,7 @@ import pytest
 
 from configs import intra_domain_small
 from malora_jax.adapters import trees
-from malora_jax.adapters.methods import changed
+from malora_jax.adapters.methods import replace_settings
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
@@ -101,7 +101,7 @@ def trained(config: dict[str, Any]) -> int:
     """Return the number of trained parameters of a run, counted in its initial state."""
     run = run_config(config)
     # One state is enough for runs with the same shapes.
-    adapter = changed(run.adapter, beta=1.0)
+    adapter = replace_settings(run.adapter, beta=1.0)
     return count_trained(Decoder(run.model, adapter, run.training.remat))
 
 

@@ -139,7 +139,7 @@ def test_operations_of_column_lengths_as_the_compiler_counts_them():
     shapes = [
         jax.ShapeDtypeStruct(shape, 'float32') for shape in [(256, 512), (256, 32), (32, 512)]
     ]
-    lowered = jax.jit(products.column_lengths, static_argnums=3).lower(*shapes, 2.0)
+    lowered = jax.jit(products.column_norms, static_argnums=3).lower(*shapes, 2.0)
     structure = method('dora', rank=32).structure
     expected = structure.length_operations(256, 512)
     assert expected == 2 * (256 * 512 * 33 + 32 * 32 * (256 + 512))

@@ -8,7 +8,7 @@ import pytest
 from configs import intra_domain
 from malora_jax.distributed import hlo
 from malora_jax.distributed.mesh import make_mesh
-from malora_jax.distributed.topology import tpu_devices, use_compiler_alone
+from malora_jax.distributed.topology import disable_tpu_detection, tpu_devices
 from malora_jax.models import preset
 from malora_jax.training import run_config
 from malora_jax.training.step import step_bytes
@@ -26,7 +26,7 @@ EXPERTS = 8
 @pytest.fixture(scope='module', autouse=True)
 def compiler_alone():
     """Use the TPU compiler alone, but not on import, which CPU and GPU tests do as well."""
-    use_compiler_alone()
+    disable_tpu_detection()
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def bytes_per_chip(method: str) -> int:
     return step_bytes(compiled(method))
 
 
-def too_large(arrays) -> list[hlo.Array]:
+def too_large(arrays) -> list[hlo.HLOArray]:
     """Return the arrays with a value per token, expert and feature, in one layer or stacked."""
     most = max(TOKENS * MODEL.hidden, MODEL.num_heads * TOKENS**2)
     assert most < TOKENS * EXPERTS * MODEL.width
@@ -67,7 +67,7 @@ def test_what_is_too_large():
     """The check finds arrays of tokens by experts by features among others."""
     shapes = [(TOKENS, MODEL.hidden), (MODEL.num_layers, TOKENS, MODEL.width)]
     wrong = [(TOKENS, EXPERTS, MODEL.width), (MODEL.num_layers, EXPERTS, TOKENS, MODEL.width)]
-    found = too_large([hlo.Array('bf16', shape) for shape in (*shapes, *wrong)])
+    found = too_large([hlo.HLOArray('bf16', shape) for shape in (*shapes, *wrong)])
     assert [array.shape for array in found] == wrong
 
 

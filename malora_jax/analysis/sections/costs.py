@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_jax.adapters.structures import KINDS
+from malora_jax.adapters.structures import PARAMETER_KINDS
 from malora_jax.analysis.page import Block, Section, Table, Text
 from malora_jax.runs import LoadedRun
 
@@ -29,7 +29,11 @@ def _parameter_table(name: str, found: Mapping[str, Any]) -> Table:
     by_group = found['by_group']
     whole = sum(by_group.values())
     rows = [
-        [KINDS[part][1] if part in KINDS else part, f'{count:,}', f'{100 * count / whole:.1f}%']
+        [
+            PARAMETER_KINDS[part][1] if part in PARAMETER_KINDS else part,
+            f'{count:,}',
+            f'{100 * count / whole:.1f}%',
+        ]
         for part, count in by_group.items()
     ]
     caption = (

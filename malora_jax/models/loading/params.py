@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from malora_jax import errors
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.distributed import rules
+from malora_jax.distributed import sharding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder, abstract_variables
 from malora_jax.models.loading import names as names_lib
@@ -185,7 +185,7 @@ def _read_quantized(
 def _parts(config: ModelConfig, path: str, shape: tuple[int, ...], dtype: Any) -> Parts:
     """Allocate memory for the shards of a leaf that this process's devices hold."""
     boxed = flatten_dict(abstract_variables(Decoder(config))['params'], sep='/')[path]
-    found = rules.shardings({path: boxed})
+    found = sharding.shardings({path: boxed})
     return Parts(shape, dtype, found and found[path])
 
 

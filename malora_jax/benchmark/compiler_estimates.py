@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
-from malora_jax.benchmark.rows import SYNTHETIC_TASKS
+from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import tpu_devices
 from malora_jax.models.context import Context
@@ -24,7 +24,7 @@ from malora_jax.models.decoder import REMAT, Block
 from malora_jax.training.config import RunConfig
 
 
-def estimates(
+def estimate_layer(
     run: RunConfig, adapters: Mapping[str, AdapterConfig | None], topology: str
 ) -> dict[str, dict[str, float]]:
     """Compile the forward and backward pass of one layer for one chip, with each adapter.
@@ -43,15 +43,15 @@ def estimates(
     Raises:
         UserError: The topology is unknown, or `libtpu` is not installed.
     """
-    place = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
-    return {name: _estimate(run, adapter, place) for name, adapter in adapters.items()}
+    sharding = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
+    return {name: _estimate(run, adapter, sharding) for name, adapter in adapters.items()}
 
 
 def _estimate(
-    run: RunConfig, adapter: AdapterConfig | None, place: jax.sharding.Sharding
+    run: RunConfig, adapter: AdapterConfig | None, sharding: jax.sharding.Sharding
 ) -> dict[str, float]:
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         _shapes(run, adapter),
     )
     compiled = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes).compile()
@@ -90,7 +90,7 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
 def _context(segments_BT: jax.Array, train: bool) -> Context:
     B, T = segments_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    groups_NG = jax.nn.one_hot(jnp.arange(B * T) % SYNTHETIC_TASKS, SYNTHETIC_TASKS)
+    groups_NG = jax.nn.one_hot(jnp.arange(B * T) % NUM_SYNTHETIC_TASKS, NUM_SYNTHETIC_TASKS)
     return Context(positions_BT, segments_BT, groups_NG, train=train)
 
 
@@ -114,21 +114,24 @@ def _layer_gradient(
     return jax.grad(objective, argnums=(0, 1))(trained, x_ND)
 
 
-def format_table(found: Mapping[str, Mapping[str, float]]) -> str:
+def format_table(layer_estimates: Mapping[str, Mapping[str, float]]) -> str:
     """Return a Markdown table, with ratios to the base model and to LoRA if these are included.
 
     Args:
-        found: Result of `estimates`.
+        layer_estimates: Result of `estimate_layer`.
     """
-    against = [name for name in ('base', 'lora') if name in found]
-    head = ['', 'cycles', *(f'× {name}' for name in against), 'temporary, MB', 'GFLOP']
+    baselines = [name for name in ('base', 'lora') if name in layer_estimates]
+    head = ['', 'cycles', *(f'× {name}' for name in baselines), 'temporary, MB', 'GFLOP']
     rows = [head]
-    for name, figures in found.items():
+    for name, figures in layer_estimates.items():
         rows.append(
             [
                 name,
                 f'{figures["cycles"]:,.0f}',
-                *(f'{figures["cycles"] / found[other]["cycles"]:.3f}' for other in against),
+                *(
+                    f'{figures["cycles"] / layer_estimates[baseline]["cycles"]:.3f}'
+                    for baseline in baselines
+                ),
                 f'{figures["temporary_bytes"] / 1e6:,.0f}',
                 f'{figures["flops"] / 1e9:,.0f}',
             ]

@@ -25,11 +25,11 @@ BASE = 'base'
 # Timed parts of each subject: the loss; the loss and its gradient; these and the optimizer update.
 PARTS = ('forward', 'gradient', 'step')
 # Number of steps of the learning rate schedule. It does not affect the time of a step.
-_STEPS = 1000
+_SCHEDULE_STEPS = 1000
 
 
 @dataclasses.dataclass
-class Subject:
+class TimedStep:
     """Training step of a method, or of the base model alone, that is timed.
 
     Attributes:
@@ -53,7 +53,9 @@ class Subject:
     trained_parameters: int
 
 
-def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: int) -> Subject:
+def compile_method_step(
+    name: str, run: RunConfig, params: Any, batch: Batch, tasks: int
+) -> TimedStep:
     """Compile the training step of a method, and run its first step.
 
     Args:
@@ -64,7 +66,7 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
         tasks: Number of tasks in the batches.
     """
     model = Decoder(run.model, run.adapter, run.training.remat)
-    optimizer = make_optimizer(run.optimizer, _STEPS)
+    optimizer = make_optimizer(run.optimizer, _SCHEDULE_STEPS)
     state = create_state(model, optimizer, run.seed, params)
     accumulate = run.training.accumulate
     hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, run.adapter))
@@ -73,7 +75,7 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
         key = jax.random.key(hyperparameters.seed)
         return losses(model, state.variables(params), batch, tasks, key, hyperparameters)
 
-    schedule = learning_rate_schedule(run.optimizer, _STEPS)
+    schedule = learning_rate_schedule(run.optimizer, _SCHEDULE_STEPS)
     step = make_train_step(model, optimizer, schedule, tasks, accumulate)
     started = time.perf_counter()
     compiled = step.lower(state, params, batch, hyperparameters).compile()
@@ -92,18 +94,18 @@ def method_subject(name: str, run: RunConfig, params: Any, batch: Batch, tasks: 
             jax.block_until_ready(parts[part](state, params, batch, hyperparameters))
 
     flops = flops_per_token(model, run.data.sequence_length, run.data.batch_size)
-    return Subject(
+    return TimedStep(
         name,
         run_part,
         compile_s,
-        seconds(run_part, 'step', batch),
+        time_part(run_part, 'step', batch),
         *_memory(compiled),
         flops['total'],
         parameter_counts(model)['trainable'],
     )
 
 
-def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
+def compile_base_step(run: RunConfig, params: Any, batch: Batch) -> TimedStep:
     """Compile the loss of the frozen base model and its gradient, and run the gradient once.
 
     The gradient is computed with respect to the output of the embedding. This is the work that
@@ -116,14 +118,14 @@ def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
     """
     loss = base_loss(run)
 
-    def embedded(params, batch):
+    def embed(params, batch):
         return params['embedding'][batch['inputs'].reshape(-1)]
 
     def forward(params, batch):
-        return loss(embedded(params, batch), params, batch)
+        return loss(embed(params, batch), params, batch)
 
     def gradient(params, batch):
-        return jax.value_and_grad(loss)(embedded(params, batch), params, batch)
+        return jax.value_and_grad(loss)(embed(params, batch), params, batch)
 
     started = time.perf_counter()
     compiled = jax.jit(gradient).lower(params, batch).compile()
@@ -138,9 +140,9 @@ def base_subject(run: RunConfig, params: Any, batch: Batch) -> Subject:
         jax.block_until_ready(parts[part](params, batch))
 
     flops = flops_per_token(Decoder(run.model), run.data.sequence_length, run.data.batch_size)
-    first_step_s = seconds(run_part, 'step', batch)
+    first_step_s = time_part(run_part, 'step', batch)
     memory = _memory(compiled)
-    return Subject(BASE, run_part, compile_s, first_step_s, *memory, flops['total'], 0)
+    return TimedStep(BASE, run_part, compile_s, first_step_s, *memory, flops['total'], 0)
 
 
 def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
@@ -158,9 +160,9 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
         # Use the embedded tokens as the embedding matrix, with one row per token of the batch.
         tokens_BT = jnp.arange(embedded_ND.shape[0]).reshape(batch['inputs'].shape)
         config = dataclasses.replace(run.model, vocab_size=embedded_ND.shape[0], tied=True)
-        given = {name: leaf for name, leaf in params.items() if name != 'head'}
+        other_params = {name: leaf for name, leaf in params.items() if name != 'head'}
         hidden_BTD, _ = Decoder(config, None, run.training.remat).apply(
-            {'params': given | {'embedding': embedded_ND}},
+            {'params': other_params | {'embedding': embedded_ND}},
             tokens_BT,
             batch['positions'],
             batch['segment_ids'],
@@ -177,7 +179,7 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
     return loss
 
 
-def seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
+def time_part(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
     """Return the seconds that a part of a subject takes on a batch.
 
     Args:
@@ -192,5 +194,5 @@ def seconds(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> 
 
 def _memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
     """Return the bytes of temporary buffers and of arguments, from the compiler's analysis."""
-    found: Any = compiled.memory_analysis()
-    return found.temp_size_in_bytes, found.argument_size_in_bytes
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes, analysis.argument_size_in_bytes

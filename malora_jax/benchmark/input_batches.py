@@ -13,10 +13,10 @@ from malora_jax.training.setup import Setup
 from malora_jax.training.step import Batch
 
 # Number of tasks in batches of random tokens.
-SYNTHETIC_TASKS = 4
+NUM_SYNTHETIC_TASKS = 4
 
 
-def synthetic(run: RunConfig, count: int) -> list[Batch]:
+def synthetic_batches(run: RunConfig, count: int) -> list[Batch]:
     """Return batches of random tokens without padding.
 
     Each row is a single example of one task, and all of its tokens carry loss.
@@ -30,7 +30,7 @@ def synthetic(run: RunConfig, count: int) -> list[Batch]:
     batches: list[Batch] = []
     for _ in range(count):
         tokens_BT = rng.integers(run.model.vocab_size, size=(shape[0], shape[1] + 1))
-        task_B1 = np.arange(shape[0])[:, None] % SYNTHETIC_TASKS
+        task_B1 = np.arange(shape[0])[:, None] % NUM_SYNTHETIC_TASKS
         batches.append(
             {
                 'inputs': tokens_BT[:, :-1].astype(np.int32),
@@ -44,7 +44,7 @@ def synthetic(run: RunConfig, count: int) -> list[Batch]:
     return batches
 
 
-def packed(setup: Setup, count: int) -> list[Batch]:
+def packed_batches(setup: Setup, count: int) -> list[Batch]:
     """Return the first training batches of a run.
 
     Args:

@@ -5,8 +5,8 @@ from typing import Any
 
 from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
-from malora_jax.adapters.methods import changed
-from malora_jax.benchmark.subjects import BASE
+from malora_jax.adapters.methods import replace_settings
+from malora_jax.benchmark.timed_steps import BASE
 
 # Values of the adapter field that is varied, by its name. The number of active experts per token
 # (top-k routing) stays the same.
@@ -15,7 +15,7 @@ SIZES = {'num_experts': (4, 8, 16, 32, 64), 'rank': (4, 8, 16, 32, 64, 128)}
 _TRAINED_BYTES = 16
 
 
-def grown(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterConfig:
+def resize_adapter(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterConfig:
     """Return an adapter configuration with another number of experts or another rank.
 
     The dimension of the shared subspace stays the same fraction λ of all ranks, d = λ r N (section
@@ -30,16 +30,16 @@ def grown(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterC
     """
     if field == 'num_experts' and not adapter.has_router:
         return adapter
-    now = {'num_experts': adapter.num_experts, 'rank': adapter.structure.rank}[field]
-    shared_rank = min(round(adapter.structure.subspace_rank * size / now), width)
-    return changed(adapter, **{field: size, 'shared_rank': shared_rank})
+    current = {'num_experts': adapter.num_experts, 'rank': adapter.structure.rank}[field]
+    shared_rank = min(round(adapter.structure.subspace_rank * size / current), width)
+    return replace_settings(adapter, **{field: size, 'shared_rank': shared_rank})
 
 
-def floors(found: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
+def lower_bounds(measurements: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
     """Return lower bounds of the time and memory of a method's step, relative to the base model.
 
     Args:
-        found: Measurements of the method, from `report.summarize`.
+        measurements: Measurements of the method, from `report.summarize`.
         base: Measurements of the base model, from `report.summarize`.
 
     Returns:
@@ -47,25 +47,25 @@ def floors(found: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, fl
         speed; and the bytes of the base model's step plus those of each trainable parameter with
         its gradient and moments.
     """
-    time = found['flops_per_token'] / base['flops_per_token']
-    return time, total_bytes(base) + _TRAINED_BYTES * found['trained_parameters']
+    time = measurements['flops_per_token'] / base['flops_per_token']
+    return time, total_bytes(base) + _TRAINED_BYTES * measurements['trained_parameters']
 
 
-def total_bytes(found: Mapping[str, Any]) -> int:
+def total_bytes(measurements: Mapping[str, Any]) -> int:
     """Return the memory of a step in bytes: weights, state, batch and temporary buffers.
 
     Args:
-        found: Measurements of a method, from `report.summarize`.
+        measurements: Measurements of a method, from `report.summarize`.
     """
-    return found['resident_bytes'] + found['temporary_bytes']
+    return measurements['resident_bytes'] + measurements['temporary_bytes']
 
 
-def format_table(field: str, sizes: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
+def format_table(field: str, by_size: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
     """Return a Markdown table with a row for each size and method.
 
     Args:
         field: Name of the varied field, a key of `SIZES`.
-        sizes: Measurements from `report.summarize` by size and method, including the base model.
+        by_size: Measurements from `report.summarize` by size and method, including the base model.
     """
     rows: list[Sequence[str]] = [
         (field, 'method', 'step, s', '× base', 'floor', 'memory, MB', 'floor')
@@ -74,32 +74,32 @@ def format_table(field: str, sizes: Mapping[int, Mapping[str, Mapping[str, Any]]
         (
             f'{size}',
             name,
-            f'{found["step_s"]:.2f}' + ('' if found['steady'] else ' *'),
-            f'{found["ratio_to_base"]:.2f}',
+            f'{measurements["step_s"]:.2f}' + ('' if measurements['steady'] else ' *'),
+            f'{measurements["ratio_to_base"]:.2f}',
             f'{time:.2f}',
-            f'{total_bytes(found) / 1e6:,.0f}',
+            f'{total_bytes(measurements) / 1e6:,.0f}',
             f'{memory / 1e6:,.0f}',
         )
-        for size, name, found, (time, memory) in _points(sizes)
+        for size, name, measurements, (time, memory) in _points(by_size)
     ]
     return markdown.table(rows)
 
 
 def curves(
-    sizes: Mapping[int, Mapping[str, Mapping[str, Any]]],
+    by_size: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
     """Return the curves of `plots.plot_growth` for each method.
 
     Args:
-        sizes: Measurements from `report.summarize` by size and method, including the base model.
+        by_size: Measurements from `report.summarize` by size and method, including the base model.
 
     Returns:
         Lists with one number per size, by method and name: `size`; `time`, as a multiple of the
         base model's; `bytes`; and the lower bounds `time_floor` and `bytes_floor`.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for size, name, figures, (time_floor, bytes_floor) in _points(sizes):
-        curve = found.setdefault(name, {})
+    curves_by_method: dict[str, dict[str, list[float]]] = {}
+    for size, name, figures, (time_floor, bytes_floor) in _points(by_size):
+        curve = curves_by_method.setdefault(name, {})
         for key, value in (
             ('size', size),
             ('time', figures['ratio_to_base']),
@@ -108,14 +108,14 @@ def curves(
             ('bytes_floor', bytes_floor),
         ):
             curve.setdefault(key, []).append(value)
-    return found
+    return curves_by_method
 
 
 def _points(
-    sizes: Mapping[int, Mapping[str, Mapping[str, Any]]],
+    by_size: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[int, str, Mapping[str, Any], tuple[float, float]]]:
     """Yield size, name, measurements and lower bounds of every method except the base model."""
-    for size, methods in sizes.items():
-        for name, found in methods.items():
+    for size, methods in by_size.items():
+        for name, measurements in methods.items():
             if name != BASE:
-                yield size, name, found, floors(found, methods[BASE])
+                yield size, name, measurements, lower_bounds(measurements, methods[BASE])

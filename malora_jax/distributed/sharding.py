@@ -1,9 +1,9 @@
 """Sharding rules: one table that maps logical axes of parameters and activations to mesh axes.
 
-The table `RULES` shards everything: the base model, the router, the experts and the activations, by
-data parallelism, FSDP, tensor parallelism and expert parallelism. Models give each axis of an array
-a logical name, such as 'heads'; only this table refers to the mesh. Without a mesh, on a single
-device, these functions leave arrays as they are.
+The table `LOGICAL_AXIS_RULES` shards everything: the base model, the router, the experts and the
+activations, by data parallelism, FSDP, tensor parallelism and expert parallelism. Models give each
+axis of an array a logical name, such as 'heads'; only this table refers to the mesh. Without a
+mesh, on a single device, these functions leave arrays as they are.
 """
 
 import math
@@ -17,9 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from malora_jax import errors
-from malora_jax.distributed.mesh import AXES
+from malora_jax.distributed.mesh import MESH_AXES
 
-RULES: dict[str, tuple[str, ...]] = {
+LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     # Activations. 'rows' are the rows of a batch, or the tokens of all rows concatenated.
     'rows': ('data', 'fsdp'),
     'features': (),
@@ -41,29 +41,32 @@ RULES: dict[str, tuple[str, ...]] = {
 GATHERED = 'gathered'
 
 
-def spec(axes: Sequence[str], whole: Sequence[str] = ()) -> PartitionSpec:
+def partition_spec(axes: Sequence[str], replicated_over: Sequence[str] = ()) -> PartitionSpec:
     """Return the partition spec of an array.
 
     Args:
         axes: Logical name of each axis of the array.
-        whole: Mesh axes over which the array is not sharded, whatever the table says.
+        replicated_over: Mesh axes over which the array is not sharded, whatever the table says.
 
     Raises:
         ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
     """
-    return PartitionSpec(*(over or None for over in _split(axes, whole)))
+    return PartitionSpec(*(mesh_axes or None for mesh_axes in _mesh_axes(axes, replicated_over)))
 
 
-def _split(axes: Sequence[Any], whole: Sequence[str] = ()) -> list[tuple[str, ...]]:
+def _mesh_axes(axes: Sequence[Any], replicated_over: Sequence[str] = ()) -> list[tuple[str, ...]]:
     for axis in axes:
-        if axis not in RULES:
-            raise errors.unknown_name('logical axis', axis, RULES)
-    found = [tuple(name for name in RULES[axis] if name not in whole) for axis in axes]
-    used = [name for over in found for name in over]
+        if axis not in LOGICAL_AXIS_RULES:
+            raise errors.unknown_name('logical axis', axis, LOGICAL_AXIS_RULES)
+    names_by_axis = [
+        tuple(name for name in LOGICAL_AXIS_RULES[axis] if name not in replicated_over)
+        for axis in axes
+    ]
+    used = [name for names in names_by_axis for name in names]
     for name in used:
         if used.count(name) > 1:
             raise ValueError(f'Two of the axes {tuple(axes)} are split over mesh axis {name!r}.')
-    return found
+    return names_by_axis
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
@@ -76,17 +79,17 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     Raises:
         ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
     """
-    return _constrain(x, spec(axes))
+    return _constrain(x, partition_spec(axes))
 
 
-def is_split(axis: str) -> bool:
+def is_sharded(axis: str) -> bool:
     """Return whether the current mesh splits a logical axis over several devices."""
-    return _parts(axis) > 1
+    return _num_shards(axis) > 1
 
 
-def _parts(axis: str) -> int:
+def _num_shards(axis: str) -> int:
     sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(name, 1) for name in RULES[axis])
+    return math.prod(sizes.get(name, 1) for name in LOGICAL_AXIS_RULES[axis])
 
 
 def gather(x: jax.Array, axes: Sequence[str]) -> jax.Array:
@@ -101,16 +104,16 @@ def gather(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     """
     if not is_mesh_set():
         return x
-    return checkpoint_name(_constrain(x, spec(axes, whole=('fsdp',))), GATHERED)
+    return checkpoint_name(_constrain(x, partition_spec(axes, replicated_over=('fsdp',))), GATHERED)
 
 
-def _constrain(x: jax.Array, where: PartitionSpec) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, where) if is_mesh_set() else x
+def _constrain(x: jax.Array, pspec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, pspec) if is_mesh_set() else x
 
 
 def is_mesh_set() -> bool:
-    """Return whether a mesh with axes `AXES` is set; a caller's mesh without them is ignored."""
-    return {*AXES} <= {*jax.sharding.get_abstract_mesh().axis_names}
+    """Return whether a mesh with axes `MESH_AXES` is set; other meshes are ignored."""
+    return {*MESH_AXES} <= {*jax.sharding.get_abstract_mesh().axis_names}
 
 
 def shardings(boxed: Any) -> Any:
@@ -148,15 +151,15 @@ def leaf_spec(path: Any, leaf: Any, mesh: Any) -> PartitionSpec:
     if not isinstance(leaf, nn.LogicallyPartitioned):
         return PartitionSpec()
     entries = []
-    for size, over in zip(leaf.value.shape, _split(leaf.names), strict=True):
-        parts = math.prod(mesh.shape[name] for name in over)
-        if size > 1 and size % parts:
+    for size, mesh_axes in zip(leaf.value.shape, _mesh_axes(leaf.names), strict=True):
+        num_shards = math.prod(mesh.shape[name] for name in mesh_axes)
+        if size > 1 and size % num_shards:
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise errors.UserError(
                 f'mesh: {name} has an axis of {size}, which cannot be split over '
-                f'{" · ".join(over)} = {parts}.'
+                f'{" · ".join(mesh_axes)} = {num_shards}.'
             )
-        entries.append(over if over and size > 1 else None)
+        entries.append(mesh_axes if mesh_axes and size > 1 else None)
     return PartitionSpec(*entries)
 
 
@@ -168,7 +171,7 @@ def result_shardings(function: Callable[..., Any], *args: Any) -> Any:
     return shardings(jax.eval_shape(function, *args)) if is_mesh_set() else None
 
 
-def abstract(boxed: Any) -> Any:
+def sharded_shapes(boxed: Any) -> Any:
     """Return unboxed shapes, with their shardings if a mesh is set.
 
     Args:
@@ -177,24 +180,24 @@ def abstract(boxed: Any) -> Any:
     Raises:
         UserError: The size of an axis is not divisible by the number of shards.
     """
-    shapes, where = nn.unbox(boxed), shardings(boxed)
-    if where is None:
+    shapes, tree_shardings = nn.unbox(boxed), shardings(boxed)
+    if tree_shardings is None:
         return shapes
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        where,
+        tree_shardings,
     )
 
 
-def rows_sharding() -> NamedSharding | None:
+def batch_sharding() -> NamedSharding | None:
     """Return the sharding of a batch's arrays (rows, features), or None if no mesh is set."""
     if not is_mesh_set():
         return None
-    return NamedSharding(jax.sharding.get_mesh(), spec(('rows', 'features')))
+    return NamedSharding(jax.sharding.get_mesh(), partition_spec(('rows', 'features')))
 
 
-def place_rows(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def shard_batch(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """Shard a batch by rows over the mesh, and put it on the devices.
 
     Without a mesh, the batch is returned unchanged.
@@ -203,36 +206,36 @@ def place_rows(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         batch: NumPy arrays (rows, features) of the global batch. Rows of other processes' devices
             are not read, so their values do not matter.
     """
-    where = rows_sharding()
-    if where is None:
+    sharding = batch_sharding()
+    if sharding is None:
         return batch
     return {
-        name: jax.make_array_from_callback(rows.shape, where, rows.__getitem__)
+        name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
         for name, rows in batch.items()
     }
 
 
-def place_whole(tree: Any) -> Any:
+def put_replicated(tree: Any) -> Any:
     """Put a tree of NumPy arrays on the devices, replicated if a mesh is set."""
     if not is_mesh_set():
         return jax.device_put(tree)
-    where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
     return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, where, np.asarray(x).__getitem__), tree
+        lambda x: jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__), tree
     )
 
 
-def row_readers(rows: int) -> list[set[int]]:
+def row_processes(rows: int) -> list[set[int]]:
     """Return, for each row of a batch, the indices of the processes whose devices hold it."""
-    where = rows_sharding()
-    if where is None:
+    sharding = batch_sharding()
+    if sharding is None:
         return [{jax.process_index()}] * rows
-    found: list[set[int]] = [set() for _ in range(rows)]
+    processes: list[set[int]] = [set() for _ in range(rows)]
     device: Any
-    for device, index in where.devices_indices_map((rows, 1)).items():
+    for device, index in sharding.devices_indices_map((rows, 1)).items():
         for row in range(rows)[index[0]]:
-            found[row].add(device.process_index)
-    return found
+            processes[row].add(device.process_index)
+    return processes
 
 
 def replicate(tree: Any) -> Any:
@@ -240,7 +243,7 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: _constrain(x, PartitionSpec()), tree)
 
 
-def check_rows(field: str, rows: int) -> None:
+def check_rows_divisible(field: str, rows: int) -> None:
     """Check that the rows of a batch split evenly over the data and FSDP axes of the current mesh.
 
     Args:
@@ -250,7 +253,7 @@ def check_rows(field: str, rows: int) -> None:
     Raises:
         UserError: They do not split evenly.
     """
-    parts = _parts('rows')
-    if rows % parts:
-        right = f'a multiple of mesh.data · mesh.fsdp, {parts}'
+    num_shards = _num_shards('rows')
+    if rows % num_shards:
+        right = f'a multiple of mesh.data · mesh.fsdp, {num_shards}'
         raise errors.out_of_range(field, rows, right)
