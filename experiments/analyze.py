@@ -28,7 +28,7 @@ from malora_jax import buckets
 from malora_jax.analysis.page import section_to_markdown
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
-from malora_jax.runs.paper import TABLES
+from malora_jax.runs.paper import PAPER_TABLES
 
 _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
@@ -43,7 +43,7 @@ _OUTPUT = flags.DEFINE_string(
     'Directory to write the report into; default: analysis/ in the first --workdir.',
 )
 _TABLE = flags.DEFINE_enum(
-    'table', None, list(TABLES), 'Table of the paper whose rows are shown next to the runs.'
+    'table', None, list(PAPER_TABLES), 'Table of the paper whose rows are shown next to the runs.'
 )
 _WEIGHTS = cli.define_weights()
 _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not finished.')
@@ -73,9 +73,9 @@ def main() -> None:
         output,
         table=_TABLE.value,
         weights=_WEIGHTS.value,
-        unfinished=_UNFINISHED.value,
+        allow_unfinished=_UNFINISHED.value,
         routing=_ROUTING.value,
-        questions=_QUESTIONS.value,
+        max_questions=_QUESTIONS.value,
     )
     for section in sections:
         if section.name == 'scores':

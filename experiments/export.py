@@ -111,17 +111,25 @@ def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
     check_run(saved.path, read_config(saved.path), data_digests(run))
     setup = build(run)
     found = static_export(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
-    adapter.write_adapter(found.trained, output, found.about | {'held_out_loss': found.losses})
+    adapter.write_adapter(
+        found.trained, output, found.manifest_entries | {'held_out_loss': found.losses}
+    )
     rows = [
-        ['nats per token of the held-out answers', 'base', found.about['approximates'], 'static']
+        [
+            'nats per token of the held-out answers',
+            'base',
+            found.manifest_entries['approximates'],
+            'static',
+        ]
     ]
     for task, losses in found.losses.items():
         rows.append([task, *(f'{losses[model]:.4f}' for model in ('base', 'mixture', 'static'))])
     print(markdown.table(rows))
+    entries = found.manifest_entries
     print(
-        f'Rank {found.about["rank"]} of {found.about["exact_rank"]}, which holds '
-        f'{100 * (1 - found.about["lost_by_rank"] ** 2):.1f}% of the square of the mean update; '
-        f'gates of {", ".join(found.about["gates_of"])}.'
+        f'Rank {entries["rank"]} of {entries["exact_rank"]}, which holds '
+        f'{100 * (1 - entries["lost_by_rank"] ** 2):.1f}% of the square of the mean update; '
+        f'gates of {", ".join(entries["gates_of"])}.'
     )
     return found.trained
 

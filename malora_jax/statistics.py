@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The difference between two sets of scores or losses.
 
     Attributes:
@@ -50,27 +50,27 @@ class Difference:
     p: float
 
     @property
-    def distinguishable(self) -> bool:
+    def is_significant(self) -> bool:
         """True if the interval excludes 0, so that the difference is significant."""
         return not self.interval.low <= 0.0 <= self.interval.high
 
 
-def wilson_interval(right: float, count: int, level: float = 0.95) -> Interval:
+def wilson_interval(num_correct: float, count: int, level: float = 0.95) -> Interval:
     """Return the Wilson score interval of an accuracy, the share of right answers (Wilson 1927).
 
     Args:
-        right: Number of right answers; as a mean over runs it may be a fraction.
+        num_correct: Number of right answers; as a mean over runs it may be a fraction.
         count: Number of questions.
         level: Confidence level: share of such intervals that contain the true accuracy.
 
     Raises:
-        ValueError: `right` is not between 0 and `count`, `count` is not positive, or `level` is not
-            between 0 and 1.
+        ValueError: `num_correct` is not between 0 and `count`, `count` is not positive, or `level`
+            is not between 0 and 1.
     """
     _check_level(level)
-    if not 0 <= right <= count or count < 1:
-        raise ValueError(f'{right} right answers of {count} questions cannot be.')
-    share, z = right / count, statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    if not 0 <= num_correct <= count or count < 1:
+        raise ValueError(f'{num_correct} right answers of {count} questions cannot be.')
+    share, z = num_correct / count, statistics.NormalDist().inv_cdf(0.5 + level / 2)
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z**2 / count
@@ -78,7 +78,7 @@ def wilson_interval(right: float, count: int, level: float = 0.95) -> Interval:
 
 
 def bootstrap_interval(
-    values: ArrayLike, level: float = 0.95, samples: int = 10_000, seed: int = 0
+    values: ArrayLike, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Return the percentile bootstrap interval of a mean score (Efron 1979).
 
@@ -88,7 +88,7 @@ def bootstrap_interval(
     Args:
         values: (Q,) or (S, Q) scores; those of several runs are averaged by question first.
         level: Confidence level: share of such intervals that contain the true mean.
-        samples: Number of bootstrap resamples.
+        num_resamples: Number of bootstrap resamples.
         seed: Random seed of the bootstrap resamples.
 
     Raises:
@@ -96,7 +96,9 @@ def bootstrap_interval(
     """
     _check_level(level)
     rng = np.random.default_rng(seed)
-    return _percentiles(_resampled_means(_by_question(values), samples, rng), level)
+    return _percentile_interval(
+        _resampled_means(_question_means(values), num_resamples, rng), level
+    )
 
 
 def score_interval(scores: ArrayLike) -> Interval:
@@ -111,7 +113,7 @@ def score_interval(scores: ArrayLike) -> Interval:
         ValueError: There are no scores, or one is not finite.
     """
     if np.isin(scores, (0.0, 1.0)).all():
-        mean_Q = _by_question(scores)
+        mean_Q = _question_means(scores)
         return wilson_interval(float(mean_Q.sum()), len(mean_Q))
     return bootstrap_interval(scores)
 
@@ -131,8 +133,8 @@ def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> In
             and 1.
     """
     # The mean equals its difference from scores of zero.
-    nothing = {task: np.zeros_like(_by_question(values)) for task, values in scores.items()}
-    return paired_bootstrap(scores, nothing, level).interval
+    zeros = {task: np.zeros_like(_question_means(values)) for task, values in scores.items()}
+    return paired_bootstrap(scores, zeros, level).interval
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
@@ -164,9 +166,9 @@ def paired_bootstrap(
     scores: Mapping[str, ArrayLike],
     baseline: Mapping[str, ArrayLike],
     level: float = 0.95,
-    samples: int = 10_000,
+    num_resamples: int = 10_000,
     seed: int = 0,
-) -> Difference:
+) -> PairedDifference:
     """Return the difference of `scores` and `baseline`, in the mean over tasks of their means.
 
     The paired bootstrap (Koehn 2004) is stratified: the questions of each task are resampled
@@ -181,7 +183,7 @@ def paired_bootstrap(
         baseline: (Q,) or (S, Q) baseline scores of the same tasks, with the same questions in the
             same order; S may differ.
         level: Confidence level: share of such intervals that contain the true difference.
-        samples: Number of bootstrap resamples.
+        num_resamples: Number of bootstrap resamples.
         seed: Random seed of the bootstrap resamples.
 
     Returns:
@@ -197,20 +199,22 @@ def paired_bootstrap(
     if not scores or scores.keys() != baseline.keys():
         raise ValueError(f'Tasks differ: {sorted(scores)} and {sorted(baseline)}.')
     rng = np.random.default_rng(seed)
-    gains = [_gain(task, scores[task], baseline[task]) for task in sorted(scores)]
+    gains = [_paired_differences(task, scores[task], baseline[task]) for task in sorted(scores)]
     # Round, because sums of floats that should cancel out may not be exactly 0.
-    drawn = np.mean([_resampled_means(gain, samples, rng) for gain in gains], axis=0).round(12)
-    side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(
+    resampled_means = np.mean(
+        [_resampled_means(gain, num_resamples, rng) for gain in gains], axis=0
+    ).round(12)
+    tail_count = min(int((resampled_means <= 0).sum()), int((resampled_means >= 0).sum()))
+    return PairedDifference(
         mean=float(np.mean([gain.mean() for gain in gains])),
-        interval=_percentiles(drawn, level),
+        interval=_percentile_interval(resampled_means, level),
         # Count the data as one more resample, so that the p-value is never 0.
-        p=min(1.0, 2 * (side + 1) / (samples + 1)),
+        p=min(1.0, 2 * (tail_count + 1) / (num_resamples + 1)),
     )
 
 
-def _gain(task: str, scores: ArrayLike, baseline: ArrayLike) -> np.ndarray:
-    scores_Q, baseline_Q = _by_question(scores), _by_question(baseline)
+def _paired_differences(task: str, scores: ArrayLike, baseline: ArrayLike) -> np.ndarray:
+    scores_Q, baseline_Q = _question_means(scores), _question_means(baseline)
     if scores_Q.shape != baseline_Q.shape:
         raise ValueError(
             f'Task {task!r} has {scores_Q.size} scores of questions but {baseline_Q.size} of the '
@@ -219,7 +223,7 @@ def _gain(task: str, scores: ArrayLike, baseline: ArrayLike) -> np.ndarray:
     return scores_Q - baseline_Q
 
 
-def _by_question(values: ArrayLike) -> np.ndarray:
+def _question_means(values: ArrayLike) -> np.ndarray:
     """Return the mean over runs of each question's score, (Q,) float64.
 
     Raises:
@@ -233,18 +237,20 @@ def _by_question(values: ArrayLike) -> np.ndarray:
     return values_SQ.mean(axis=0)
 
 
-def _resampled_means(values_Q: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(
+    values_Q: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return the means of bootstrap resamples, (samples,): Q values drawn with replacement."""
     size = len(values_Q)
     rows = max(1, _CHUNK_ITEMS // size)
-    counts = (min(rows, samples - start) for start in range(0, samples, rows))
+    counts = (min(rows, num_resamples - start) for start in range(0, num_resamples, rows))
     return np.concatenate(
         [values_Q[rng.integers(size, size=(count, size))].mean(axis=1) for count in counts]
     )
 
 
-def _percentiles(drawn: np.ndarray, level: float) -> Interval:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+def _percentile_interval(resampled_means: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(resampled_means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 

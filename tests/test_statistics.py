@@ -71,11 +71,11 @@ def test_bootstrap_is_near_the_normal_interval():
 
 def test_bootstrap_in_chunks(monkeypatch):
     values = np.random.default_rng(0).random(50)
-    whole = bootstrap_interval(values, samples=1_000)
+    whole = bootstrap_interval(values, num_resamples=1_000)
     monkeypatch.setattr('malora_jax.statistics._CHUNK_ITEMS', 7 * 50 + 1)
-    assert bootstrap_interval(values, samples=1_000) == whole
+    assert bootstrap_interval(values, num_resamples=1_000) == whole
     monkeypatch.setattr('malora_jax.statistics._CHUNK_ITEMS', 1)
-    assert bootstrap_interval(values, samples=1_000) == whole
+    assert bootstrap_interval(values, num_resamples=1_000) == whole
 
 
 def test_the_seed_decides():
@@ -91,7 +91,7 @@ def test_runs_are_averaged_by_question():
 
 def test_how_often_the_interval_holds_the_mean():
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_interval(rng.beta(2, 1, 80), 0.9, samples=400) for _ in range(500)]
+    intervals = [bootstrap_interval(rng.beta(2, 1, 80), 0.9, num_resamples=400) for _ in range(500)]
     held = np.mean([low <= 2 / 3 <= high for low, high in intervals])
     assert 0.87 < held < 0.93
 
@@ -140,11 +140,11 @@ def test_pairs_tell_more_than_two_intervals():
     baseline = (hard_Q < 0.60).astype(float)
     scores = (hard_Q < 0.63).astype(float)
     paired = paired_bootstrap({'task': scores}, {'task': baseline})
-    assert paired.distinguishable
+    assert paired.is_significant
     assert paired.p < 0.01
     shuffled = paired_bootstrap({'task': scores}, {'task': rng.permutation(baseline)})
     assert shuffled.mean == pytest.approx(paired.mean)
-    assert not shuffled.distinguishable
+    assert not shuffled.is_significant
 
 
 def test_exchanging_the_two():
@@ -160,19 +160,19 @@ def test_equal_scores():
     scores = {'t': [0.3, 0.7, 0.1]}
     difference = paired_bootstrap(scores, scores)
     assert (difference.mean, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)
-    assert not difference.distinguishable
+    assert not difference.is_significant
 
 
 def test_gains_that_cancel_out_are_no_difference():
     """In floating point, 0.1 + 0.2 - 0.3 is not 0."""
     scores = {name: [gain] * 4 for name, gain in (('a', 0.1), ('b', 0.2), ('c', -0.3))}
     difference = paired_bootstrap(scores, {name: [0.0] * 4 for name in scores})
-    assert not difference.distinguishable
+    assert not difference.is_significant
     assert difference.p == 1.0
 
 
 def test_a_difference_of_every_question():
-    difference = paired_bootstrap({'t': [1, 1, 1]}, {'t': [0, 0, 0]}, samples=999)
+    difference = paired_bootstrap({'t': [1, 1, 1]}, {'t': [0, 0, 0]}, num_resamples=999)
     assert difference.interval == (1.0, 1.0)
     assert difference.p == 2 / 1000
 
@@ -191,11 +191,11 @@ def test_how_often_it_sees_a_difference_that_is_not_there():
         paired_bootstrap(
             {'a': rng.random(100) < 0.7, 'b': rng.random(50) < 0.2},
             {'a': rng.random(100) < 0.7, 'b': rng.random(50) < 0.2},
-            samples=400,
+            num_resamples=400,
         )
         for _ in range(500)
     ]
-    assert 0.03 < np.mean([difference.distinguishable for difference in found]) < 0.07
+    assert 0.03 < np.mean([difference.is_significant for difference in found]) < 0.07
     assert 0.03 < np.mean([difference.p < 0.05 for difference in found]) < 0.07
 
 

@@ -5,19 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from malora_jax.analysis import routing
+from malora_jax.analysis.adapter_weights import adapted_linears
+from malora_jax.analysis.held_out_routing import HeldOutQuestions, HeldOutRouting
 from malora_jax.analysis.page import Table
-from malora_jax.analysis.routed import Questions, Routed
-from malora_jax.analysis.router_state import RouterState, choices, is_dense
-from malora_jax.analysis.weights import linears
+from malora_jax.analysis.router_stats import RouterStats, is_dense, slot_counts
 from malora_jax.data import Tokenizer
 from malora_jax.training.config import RunConfig
 
 # Maximum number of tokens named per expert.
-_MOST = 6
+_MAX_TOKENS = 6
 
 
-def word_tables(
-    run: RunConfig, state: RouterState, routed: Routed, asked: Questions, tokenizer: Tokenizer
+def token_tables(
+    config: RunConfig,
+    stats: RouterStats,
+    held_out: HeldOutRouting,
+    question_set: HeldOutQuestions,
+    tokenizer: Tokenizer,
 ) -> list[Table]:
     """Return a table of example tokens by expert for each linear module.
 
@@ -25,41 +29,46 @@ def word_tables(
     no tables if all experts are active for every token or no token is frequent enough.
 
     Args:
-        run: Config of the run.
-        state: State of the routers.
-        routed: Routing sums of the model.
-        asked: Held-out questions that were routed.
+        config: Config of the run.
+        stats: State of the routers.
+        held_out: Routing sums of the model.
+        question_set: Held-out questions that were routed.
         tokenizer: Tokenizer of the base model.
     """
-    adapter = run.adapter
-    if not len(asked.words) or is_dense(adapter):
+    adapter = config.adapter
+    if not len(question_set.tokens) or is_dense(adapter):
         return []
-    texts = _shown(tokenizer, asked.words.tolist())
-    evenly = adapter.router.top_k / adapter.num_experts
+    texts = _readable_tokens(tokenizer, question_set.tokens.tolist())
+    uniform_share = adapter.router.top_k / adapter.num_experts
     tables = []
-    for j, linear in enumerate(linears(run)):
-        layer = int(state.information[j].argmax())
-        load_WE = np.asarray(routed.words[linear][layer], np.float64)
-        found = routing.expert_words(load_WE, asked.counts, evenly, _MOST)
-        share_E = routing.shares(choices(adapter, routed.questions[linear])[:, layer].sum(axis=0))
+    for j, linear in enumerate(adapted_linears(config)):
+        layer = int(stats.task_information[j].argmax())
+        load_WE = np.asarray(held_out.by_token[linear][layer], np.float64)
+        tokens_by_expert = routing.expert_tokens(
+            load_WE, question_set.counts, uniform_share, _MAX_TOKENS
+        )
+        share_E = routing.shares(
+            slot_counts(adapter, held_out.by_question[linear])[:, layer].sum(axis=0)
+        )
         rows = [
             [
                 f'expert {expert}',
                 f'{100 * share:.0f}%',
-                ', '.join(f'“{texts[w.number]}” {100 * w.share:.0f}%' for w in words) or 'none',
+                ', '.join(f'“{texts[w.token_index]}” {100 * w.share:.0f}%' for w in words)
+                or 'none',
             ]
-            for expert, (share, words) in enumerate(zip(share_E, found, strict=True))
+            for expert, (share, words) in enumerate(zip(share_E, tokens_by_expert, strict=True))
         ]
         caption = (
             f'{linear} of layer {layer}: the tokens that most often go to each expert when they '
             f'occur, of {len(texts)} frequent ones, if more often than evenly '
-            f'({100 * evenly:.0f}%). ␣ is a space, ⏎ a new line'
+            f'({100 * uniform_share:.0f}%). ␣ is a space, ⏎ a new line'
         )
-        tables.append(Table(caption, ['', 'slots', 'tokens'], rows, texts=(2,)))
+        tables.append(Table(caption, ['', 'slots', 'tokens'], rows, text_columns=(2,)))
     return tables
 
 
-def _shown(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+def _readable_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     """Return readable tokens; a token that is only part of a character is shown by its id."""
     special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
     texts = []

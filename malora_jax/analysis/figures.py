@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from malora_jax import files
 
 # Names of tasks and runs are shown literally: a dollar sign does not start a formula.
-literally = matplotlib.rc_context({'text.parse_math': False})
+without_mathtext = matplotlib.rc_context({'text.parse_math': False})
 # Width in inches and resolution of figures for phones; twice the pixel density of a phone.
-PHONE, PHONE_DPI = 4.3, 180
-COLOURS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
+PHONE_WIDTH, PHONE_DPI = 4.3, 180
+COLORS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
 
-def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def metric_curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values of a metric, from the records that have it.
 
     Args:
@@ -45,12 +45,12 @@ def smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
     return np.convolve(values, ones, mode='same') / count
 
 
-def cycle(count: int) -> list[Any]:
+def color_cycle(count: int) -> list[Any]:
     """Return a list of `count` colors that repeats the palette if it is too short."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+    return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
-def wrapped(name: str, width: int) -> str:
+def wrap_name(name: str, width: int) -> str:
     """Return a name with line breaks after underscores, for lines of at most `width` characters."""
     lines = textwrap.wrap(name.replace('_', '_ '), width)
     return '\n'.join(line.replace('_ ', '_') for line in lines)
@@ -62,7 +62,7 @@ def small_figure(height: float) -> Figure:
     Args:
         height: Height in inches.
     """
-    return Figure(figsize=(PHONE, height), layout='constrained')
+    return Figure(figsize=(PHONE_WIDTH, height), layout='constrained')
 
 
 def save(figure: Figure, path: pathlib.Path, dpi: int = 120) -> None:

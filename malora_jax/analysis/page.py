@@ -11,7 +11,7 @@ import jinja2
 
 from malora_jax import files, markdown
 
-NONE = '–'
+NO_VALUE = '–'
 
 
 class Italic(str):
@@ -62,14 +62,14 @@ class Table:
         head: Names of the columns.
         rows: Cells of each row, as many as there are columns.
         bars: Share, 0 to 1, of the bar below the name of each row; () for no bars.
-        texts: Indices of the columns that hold text, besides the first.
+        text_columns: Indices of the columns that hold text, besides the first.
     """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     bars: Sequence[float] = ()
-    texts: Sequence[int] = ()
+    text_columns: Sequence[int] = ()
     kind: ClassVar[str] = 'table'
 
     @classmethod
@@ -83,7 +83,10 @@ class Table:
         """
         head = [*dict.fromkeys(column for row in rows for column in row)]
         return cls(
-            caption, head, [[row.get(column, NONE) for column in head] for row in rows], **options
+            caption,
+            head,
+            [[row.get(column, NO_VALUE) for column in head] for row in rows],
+            **options,
         )
 
 
@@ -92,11 +95,11 @@ class Fold:
     """Collapsible details that are shown on demand."""
 
     title: str
-    blocks: Sequence['Block']
+    blocks: Sequence['ReportBlock']
     kind: ClassVar[str] = 'fold'
 
 
-Block = Text | BulletList | Picture | Table | Fold
+ReportBlock = Text | BulletList | Picture | Table | Fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Section:
 
     name: str
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[ReportBlock]
     numbers: Any = None
 
 
@@ -157,7 +160,7 @@ def section_to_markdown(section: Section) -> str:
     return '\n\n'.join([f'## {_escaped(section.title)}', *_paragraphs(section.blocks)])
 
 
-def _paragraphs(blocks: Sequence[Block]) -> Iterator[str]:
+def _paragraphs(blocks: Sequence[ReportBlock]) -> Iterator[str]:
     for block in blocks:
         match block:
             case Text(text):

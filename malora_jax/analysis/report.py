@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from malora_jax.analysis import page
+from malora_jax.analysis.adapter_weights import read_adapter_weights
 from malora_jax.analysis.page import Section, Text
 from malora_jax.analysis.sections.costs import costs_section
 from malora_jax.analysis.sections.overview import overview_section
@@ -13,12 +14,11 @@ from malora_jax.analysis.sections.seesaw import seesaw_section
 from malora_jax.analysis.sections.similarity import similarity_section
 from malora_jax.analysis.sections.spectra import spectra_section
 from malora_jax.analysis.sections.tasks import tasks_section
-from malora_jax.analysis.weights import read_weights
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
-from malora_jax.runs.paper import TABLES
+from malora_jax.runs.paper import PAPER_TABLES
 
 # With more runs than these, the title gives their number instead of their names.
-_MOST_NAMES = 4
+_MAX_NAMES = 4
 
 
 def write_report(
@@ -27,9 +27,9 @@ def write_report(
     *,
     table: str | None = None,
     weights: str | None = None,
-    unfinished: bool = False,
+    allow_unfinished: bool = False,
     routing: bool = True,
-    questions: int = 32,
+    max_questions: int = 32,
 ) -> list[Section]:
     """Write `report.html`, `report.md`, `analysis.json` and the plots.
 
@@ -41,10 +41,10 @@ def write_report(
         output: Directory of the files.
         table: Name of a table of the paper whose rows are shown next to the runs.
         weights: Location of the base model's weights, if they have moved since training.
-        unfinished: Whether runs without results are allowed.
+        allow_unfinished: Whether runs without results are allowed.
         routing: Whether to run the model on held-out questions for the sections on routing. The
             other sections need neither the base model nor the data.
-        questions: Maximum number of questions of each task for routing; 0 for all.
+        max_questions: Maximum number of questions of each task for routing; 0 for all.
 
     Returns:
         The sections of the report.
@@ -53,12 +53,12 @@ def write_report(
         UserError: `read_runs` refuses the runs; with a table, `seed_groups` refuses them; or, for
             the sections on routing, the base model or the data differ from those of a run.
     """
-    runs = read_runs(workdirs, weights, unfinished)
+    runs = read_runs(workdirs, weights, allow_unfinished)
     finished = [run for run in runs if run.is_finished]
-    groups = seed_groups(finished, TABLES[table] if table else None) if finished else []
+    groups = seed_groups(finished, PAPER_TABLES[table] if table else None) if finished else []
     output.mkdir(parents=True, exist_ok=True)
-    names = ', '.join(run.name for run in runs) if len(runs) <= _MOST_NAMES else f'{len(runs)} runs'
-    sections = [*_sections(runs, groups, output, table, questions if routing else None)]
+    names = ', '.join(run.name for run in runs) if len(runs) <= _MAX_NAMES else f'{len(runs)} runs'
+    sections = [*_sections(runs, groups, output, table, max_questions if routing else None)]
     page.write(f'Analysis of {names}', sections, output)
     return sections
 
@@ -68,27 +68,28 @@ def _sections(
     groups: Sequence[SeedGroup],
     output: pathlib.Path,
     table: str | None,
-    questions: int | None,
+    max_questions: int | None,
 ) -> Iterator[Section]:
     yield overview_section(runs, output)
     if groups:
-        yield scores_section(groups, TABLES[table] if table else None)
+        yield scores_section(groups, PAPER_TABLES[table] if table else None)
     yield seesaw_section(groups, output)
     yield tasks_section(runs, groups, output)
-    stored = [run for run in runs if run.step]
-    if stored:
-        adapters = read_weights(stored)
+    with_checkpoint = [run for run in runs if run.report_step]
+    if with_checkpoint:
+        adapters = read_adapter_weights(with_checkpoint)
         yield similarity_section(adapters, output)
         yield spectra_section(adapters, output)
         del adapters
-        if questions is None:
+        if max_questions is None:
             text = 'Left out by --norouting: neither the base nor held-out questions were read.'
             yield Section('routing', 'Routing', [Text(text)])
         else:
-            for run in stored:
-                yield routing_section(run, output, questions)
-    without = [run.name for run in runs if not run.step]
-    if without:
-        text = f'Not known without checkpoints, which are missing from {", ".join(without)}.'
+            for run in with_checkpoint:
+                yield routing_section(run, output, max_questions)
+    without_checkpoint = [run.name for run in runs if not run.report_step]
+    if without_checkpoint:
+        names = ', '.join(without_checkpoint)
+        text = f'Not known without checkpoints, which are missing from {names}.'
         yield Section('no_checkpoints', 'Weights and routing', [Text(text)])
     yield costs_section(runs)

@@ -26,15 +26,15 @@ def task_information(load_LGE: np.ndarray) -> np.ndarray:
         load_LGE: (L, G, E) token slots, or fractions of them, by router, task and expert.
 
     Returns:
-        (L,) H(expert) - H(expert | task), at least 0 and at most `most_information`.
+        (L,) H(expert) - H(expert | task), at least 0 and at most `max_information`.
     """
     load_LGE = np.asarray(load_LGE, np.float64)
     shares_LGE = shares(load_LGE[:, load_LGE.sum(axis=(0, 2)) > 0])
-    given_L = entropy(shares_LGE).mean(axis=1)
-    return np.maximum(entropy(shares_LGE.mean(axis=1)) - given_L, 0.0)
+    conditional_L = entropy(shares_LGE).mean(axis=1)
+    return np.maximum(entropy(shares_LGE.mean(axis=1)) - conditional_L, 0.0)
 
 
-def most_information(num_tasks: int, num_experts: int, top_k: int) -> float:
+def max_information(num_tasks: int, num_experts: int, top_k: int) -> float:
     """Return the upper bound of `task_information` in bits.
 
     It is not log2(num_tasks) in general, because the token slots of a task go to at least top_k
@@ -44,7 +44,7 @@ def most_information(num_tasks: int, num_experts: int, top_k: int) -> float:
 
 
 def chance_information(
-    load_QLE: np.ndarray, task_Q: np.ndarray, draws: int = 20, seed: int = 0
+    load_QLE: np.ndarray, task_Q: np.ndarray, num_permutations: int = 20, seed: int = 0
 ) -> np.ndarray:
     """Return `task_information` with tasks assigned to questions at random, as a control.
 
@@ -54,7 +54,7 @@ def chance_information(
     Args:
         load_QLE: (Q, L, E) token slots by question, router and expert.
         task_Q: (Q,) task index of each question.
-        draws: Number of random permutations.
+        num_permutations: Number of random permutations.
         seed: Random seed of the permutations.
 
     Returns:
@@ -62,7 +62,10 @@ def chance_information(
     """
     rng = np.random.default_rng(seed)
     return np.stack(
-        [task_information(by_task(load_QLE, rng.permutation(task_Q))) for _ in range(draws)]
+        [
+            task_information(by_task(load_QLE, rng.permutation(task_Q)))
+            for _ in range(num_permutations)
+        ]
     )
 
 
@@ -83,28 +86,28 @@ def shares(counts: np.ndarray) -> np.ndarray:
     return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
 
 
-class Word(NamedTuple):
+class TokenShare(NamedTuple):
     """A token of the vocabulary and the fraction of its occurrences that an expert gets.
 
     Attributes:
-        number: Index of the token in the array of frequent tokens.
+        token_index: Index of the token in the array of frequent tokens.
         share: Fraction of its occurrences that are routed to the expert.
     """
 
-    number: int
+    token_index: int
     share: float
 
 
-def expert_words(
-    load_WE: np.ndarray, count_W: np.ndarray, above: float, most: int
-) -> list[list[Word]]:
+def expert_tokens(
+    load_WE: np.ndarray, count_W: np.ndarray, threshold: float, max_tokens: int
+) -> list[list[TokenShare]]:
     """Return the tokens with the largest fraction of occurrences routed to each expert.
 
     Args:
         load_WE: (W, E) number of times that each token was routed to each expert of one router.
         count_W: (W,) number of occurrences of each token, at least 1.
-        above: Fraction that a token must exceed, such as that of uniform routing.
-        most: Maximum number of tokens for each expert.
+        threshold: Fraction that a token must exceed, such as that of uniform routing.
+        max_tokens: Maximum number of tokens for each expert.
 
     Returns:
         The tokens of each expert, by descending fraction; ties are broken by frequency.
@@ -113,9 +116,9 @@ def expert_words(
     orders = [np.lexsort((-count_W, -share_W)) for share_W in share_WE.T]
     return [
         [
-            Word(int(w), float(share_WE[w, expert]))
-            for w in order[:most]
-            if share_WE[w, expert] > above
+            TokenShare(int(w), float(share_WE[w, expert]))
+            for w in order[:max_tokens]
+            if share_WE[w, expert] > threshold
         ]
         for expert, order in enumerate(orders)
     ]

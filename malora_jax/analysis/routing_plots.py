@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax.analysis.figures import PHONE_DPI, literally, points, save, small_figure, wrapped
+from malora_jax.analysis.figures import (
+    PHONE_DPI,
+    metric_curve,
+    save,
+    small_figure,
+    without_mathtext,
+    wrap_name,
+)
 
 _GREY = '0.4'
 
 
-@literally
+@without_mathtext
 def plot_load(
-    path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, most: float
+    path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, max_share: float
 ) -> None:
     """Plot a heat map for each task: the share that each expert of a linear module gets, by layer.
 
@@ -25,15 +32,15 @@ def plot_load(
         load_LGE: (L, G, E) shares by layer, task and expert; sum to one over E.
         tasks: Names of the G tasks.
         linear: Name of the linear module.
-        most: Largest share that an expert can get.
+        max_share: Largest share that an expert can get.
     """
     experts = load_LGE.shape[-1]
     rows = -(-len(tasks) // 2)
     figure = small_figure(1.3 + 1.7 * rows)
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
     for load_LE, task, panel in zip(load_LGE.swapaxes(0, 1), tasks, panels, strict=False):
-        image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=most)
-        panel.set_title(wrapped(task, 24), fontsize=9)
+        image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=max_share)
+        panel.set_title(wrap_name(task, 24), fontsize=9)
         panel.set_xticks(range(experts))
         panel.tick_params(labelsize=8)
     for panel in panels:  # Panels without data.
@@ -43,13 +50,13 @@ def plot_load(
         panel.tick_params(labelbottom=True)
     figure.supylabel('layer', fontsize=9)
     bar = figure.colorbar(image, ax=figure.axes, location='bottom', shrink=0.8)
-    labels = ['0', f'{1 / experts:.3g}: balanced', f'{most:.3g}: the most']
-    bar.set_ticks([0, 1 / experts, most], labels=labels)
+    labels = ['0', f'{1 / experts:.3g}: balanced', f'{max_share:.3g}: the most']
+    bar.set_ticks([0, 1 / experts, max_share], labels=labels)
     bar.ax.tick_params(labelsize=8)
     save(figure, path, PHONE_DPI)
 
 
-@literally
+@without_mathtext
 def plot_routers(
     path: pathlib.Path,
     information_JL: np.ndarray,
@@ -71,14 +78,14 @@ def plot_routers(
     figure = small_figure(4.4)
     panels = figure.subplots(1, 2, sharey=True)
     top = max(float(information_JL.max()), 2 * chance, 1e-3)
-    shown = (
+    heat_maps = (
         ('task information (bits)', information_JL, 'viridis', 0.0, top, chance, 'chance'),
         ('effective experts', effective_JL, 'cividis', 1.0, experts, experts, 'balanced'),
     )
-    for panel, (title, values_JL, colours, low, high, mark, name) in zip(
-        panels, shown, strict=True
+    for panel, (title, values_JL, colormap, low, high, mark, name) in zip(
+        panels, heat_maps, strict=True
     ):
-        image = panel.imshow(values_JL.T, aspect='auto', cmap=colours, vmin=low, vmax=high)
+        image = panel.imshow(values_JL.T, aspect='auto', cmap=colormap, vmin=low, vmax=high)
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(linears)), linears, rotation=60, fontsize=8)
         bar = figure.colorbar(image, ax=panel, location='bottom', pad=0.02)
@@ -89,7 +96,7 @@ def plot_routers(
     save(figure, path, PHONE_DPI)
 
 
-@literally
+@without_mathtext
 def plot_evolution(
     path: pathlib.Path,
     records: Sequence[Mapping[str, Any]],
@@ -113,16 +120,16 @@ def plot_evolution(
     figure = small_figure(5.2)
     panels = figure.subplots(2, 2, sharex=True)
     for panel, (measure, title) in zip(panels.flat, names.items(), strict=True):
-        steps, values = points(records, measure)
+        steps, values = metric_curve(records, measure)
         if len(steps):
             panel.plot(steps, values, color='tab:blue', linewidth=1, label='each step, in training')
         panel.plot(
             *(held_out[key] for key in ('step', measure)), 'o', color='tab:orange', label='held-out'
         )
-        place, what = lines[measure]
-        panel.axhline(place, color=_GREY, linestyle='--', linewidth=1)
+        height, label = lines[measure]
+        panel.axhline(height, color=_GREY, linestyle='--', linewidth=1)
         panel.margins(y=0.15)
-        panel.set_title(f'{title}\n(dashed: {what}, {place:.3g})', fontsize=8.5)
+        panel.set_title(f'{title}\n(dashed: {label}, {height:.3g})', fontsize=8.5)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
     for panel in panels[-1]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Relative precision of singular values: weights are stored in float32.
-PRECISION = 2.0**-23
+FLOAT32_EPSILON = 2.0**-23
 
 
 class Subspaces(NamedTuple):
@@ -40,7 +40,7 @@ def subspaces(projections_LEDR: np.ndarray) -> Subspaces:
     return Subspaces(*_whitened(basis_LEDR))
 
 
-def similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
+def cca_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
     """Return the similarity of each subspace of `one` with each of `other`; nan where one is empty.
 
     Args:
@@ -55,11 +55,11 @@ def similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
     x_LQD = one.basis.swapaxes(2, 3).reshape(L, E * R, D)
     y_LDQ = other.basis.transpose(0, 2, 1, 3).reshape(L, D, G * P)
     squares = (x_LQD @ y_LDQ).reshape(L, E, R, G, P) ** 2
-    least_LEG = np.minimum(one.rank[:, :, None], other.rank[:, None, :])
-    return _ratio(squares.sum(axis=(2, 4)), least_LEG)
+    min_rank_LEG = np.minimum(one.rank[:, :, None], other.rank[:, None, :])
+    return _ratio(squares.sum(axis=(2, 4)), min_rank_LEG)
 
 
-def independent(one: Subspaces, other: Subspaces) -> np.ndarray:
+def independent_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
     """Return the expected similarity of independent random subspaces, (L, E, G).
 
     If at least one of two subspaces of ranks p and q is drawn uniformly in D dimensions,
@@ -92,10 +92,10 @@ def _whitened(x_LEDR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     square_LER, v_LERR = np.linalg.eigh(x_LEDR.swapaxes(-1, -2) @ x_LEDR)
     largest_LE1 = square_LER[..., -1:]
-    kept_LER = square_LER > largest_LE1 * PRECISION**2
-    root_LER = np.sqrt(square_LER, out=np.ones_like(square_LER), where=kept_LER)
-    factors_LERR = v_LERR * (kept_LER / root_LER)[..., None, :]
-    return x_LEDR @ factors_LERR, kept_LER.sum(axis=-1)
+    nonzero_LER = square_LER > largest_LE1 * FLOAT32_EPSILON**2
+    root_LER = np.sqrt(square_LER, out=np.ones_like(square_LER), where=nonzero_LER)
+    factors_LERR = v_LERR * (nonzero_LER / root_LER)[..., None, :]
+    return x_LEDR @ factors_LERR, nonzero_LER.sum(axis=-1)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -9,42 +9,46 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.lines import Line2D
 
-from malora_jax.analysis.alike import SIDES, Alike, mean
-from malora_jax.analysis.figures import PHONE_DPI, cycle, literally, save, small_figure
-from malora_jax.analysis.spread import Spread
+from malora_jax.analysis.expert_similarity import SIDES, ExpertSimilarity, nan_mean
+from malora_jax.analysis.expert_spectra import ExpertSpectrum
+from malora_jax.analysis.figures import PHONE_DPI, color_cycle, save, small_figure, without_mathtext
 
 _GREY = '0.55'
 
 
-@literally
-def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str]) -> None:
+@without_mathtext
+def plot_similarity(
+    path: pathlib.Path, similarities: Sequence[ExpertSimilarity], linears: Sequence[str]
+) -> None:
     """Plot similarities of A and B by linear module: the mean over layers and the range of layers.
 
     Hollow markers show the similarity before training; gray dashes that of independent subspaces.
 
     Args:
         path: PNG file to write.
-        found: Similarities of each comparison, each with a color of its own.
+        similarities: Similarities of each comparison, each with a color of its own.
         linears: Names of the J linear modules.
     """
-    figure = small_figure(5.6 + 0.25 * len(found))
+    figure = small_figure(5.6 + 0.25 * len(similarities))
     panels = figure.subplots(len(SIDES), 1, sharex=True)
     places = np.arange(len(linears))
-    width = 0.7 / len(found)
+    width = 0.7 / len(similarities)
     for panel, side in zip(panels, SIDES, strict=True):
-        for number, (colour, alike) in enumerate(zip(cycle(len(found)), found, strict=True)):
-            if side not in alike.sides:
+        for number, (color, similarity) in enumerate(
+            zip(color_cycle(len(similarities)), similarities, strict=True)
+        ):
+            if side not in similarity.sides:
                 continue
-            x = places + (number - (len(found) - 1) / 2) * width
-            one = alike.sides[side]
+            x = places + (number - (len(similarities) - 1) / 2) * width
+            one = similarity.sides[side]
             low, high = np.nanmin(one.trained, axis=1), np.nanmax(one.trained, axis=1)
-            panel.vlines(x, low, high, color=colour, alpha=0.35, linewidth=3)
-            panel.plot(x, mean(one.trained, axis=1), 'o', color=colour, markersize=5)
+            panel.vlines(x, low, high, color=color, alpha=0.35, linewidth=3)
+            panel.plot(x, nan_mean(one.trained, axis=1), 'o', color=color, markersize=5)
             if one.start is not None:
-                start_J = mean(one.start, axis=1)
-                panel.plot(x, start_J, 'o', color=colour, markersize=9, fillstyle='none')
+                start_J = nan_mean(one.start, axis=1)
+                panel.plot(x, start_J, 'o', color=color, markersize=9, fillstyle='none')
             half = 0.45 * width
-            independent_J = mean(one.independent, axis=1)
+            independent_J = nan_mean(one.independent, axis=1)
             panel.hlines(independent_J, x - half, x + half, color=_GREY, linestyle='--')
         panel.set_title(f'{side}', loc='left', fontsize=11, fontweight='bold')
         panel.set_ylabel('similarity (1 = the same)', fontsize=9)
@@ -53,7 +57,7 @@ def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequenc
         panel.grid(axis='y', alpha=0.3)
     panels[-1].set_xticks(places, linears)
     panels[-1].set_xlabel('linear', fontsize=9)
-    named = zip(cycle(len(found)), found, strict=True)
+    named = zip(color_cycle(len(similarities)), similarities, strict=True)
     handles = [Line2D([], [], color=c, marker='o', linestyle='', label=a.label) for c, a in named]
     handles.append(
         Line2D([], [], color='k', marker='o', fillstyle='none', linestyle='', label='at the start')
@@ -63,9 +67,9 @@ def plot_similarity(path: pathlib.Path, found: Sequence[Alike], linears: Sequenc
     save(figure, path, PHONE_DPI)
 
 
-@literally
+@without_mathtext
 def plot_similarity_by_layer(
-    path: pathlib.Path, found: Sequence[Alike], linears: Sequence[str], side: str
+    path: pathlib.Path, similarities: Sequence[ExpertSimilarity], linears: Sequence[str], side: str
 ) -> None:
     """Plot similarity over layers, with a panel for each linear module.
 
@@ -73,20 +77,20 @@ def plot_similarity_by_layer(
 
     Args:
         path: PNG file to write.
-        found: Similarities of each comparison, each with a color of its own.
+        similarities: Similarities of each comparison, each with a color of its own.
         linears: Names of the J linear modules.
         side: Side to plot, 'A' or 'B'.
     """
-    found = [alike for alike in found if side in alike.sides]
+    similarities = [similarity for similarity in similarities if side in similarity.sides]
     rows = -(-len(linears) // 2)
-    figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(found))
+    figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(similarities))
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
     for j, (linear, panel) in enumerate(zip(linears, panels, strict=False)):
-        for colour, alike in zip(cycle(len(found)), found, strict=True):
+        for color, alike in zip(color_cycle(len(similarities)), similarities, strict=True):
             one = alike.sides[side]
-            panel.plot(one.trained[j], color=colour, label=alike.label if j == 0 else None)
+            panel.plot(one.trained[j], color=color, label=alike.label if j == 0 else None)
             if one.start is not None:
-                panel.plot(one.start[j], ':', color=colour)
+                panel.plot(one.start[j], ':', color=color)
             panel.plot(one.independent[j], '--', color=_GREY, linewidth=1)
         panel.set_title(linear, fontsize=10)
         panel.grid(alpha=0.3)
@@ -101,8 +105,8 @@ def plot_similarity_by_layer(
     save(figure, path, PHONE_DPI)
 
 
-@literally
-def plot_spectra(path: pathlib.Path, spread: Mapping[str, Mapping[str, Spread]]) -> None:
+@without_mathtext
+def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSpectrum]]) -> None:
     """Plot singular values of the concatenated A and B, a row of panels for each linear module.
 
     Each panel shows the median over layers with the range of layers, a dashed control, and a line
@@ -110,11 +114,11 @@ def plot_spectra(path: pathlib.Path, spread: Mapping[str, Mapping[str, Spread]])
 
     Args:
         path: PNG file to write.
-        spread: Singular values by linear module, then by side.
+        spectra: Singular values by linear module, then by side.
     """
-    figure = small_figure(1.0 + 1.25 * len(spread))
-    panels = figure.subplots(len(spread), 2, squeeze=False)
-    for row, (linear, by_side) in zip(panels, spread.items(), strict=True):
+    figure = small_figure(1.0 + 1.25 * len(spectra))
+    panels = figure.subplots(len(spectra), 2, squeeze=False)
+    for row, (linear, by_side) in zip(panels, spectra.items(), strict=True):
         for panel, (side, one) in zip(row, by_side.items(), strict=True):
             number_K = np.arange(1, one.trained.shape[1] + 1)
             panel.fill_between(

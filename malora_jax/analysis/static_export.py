@@ -25,14 +25,14 @@ class StaticExport(NamedTuple):
 
     Attributes:
         trained: The LoRA, in the form of a restored training run.
-        about: Entries for its manifest: those of `export.static.static`, `gates_of` (the tasks
-            whose gates were averaged) and `examples` (maximum number of examples per task).
+        manifest_entries: Entries for its manifest: those of `export.static.static`, `gates_of` (the
+            tasks whose gates were averaged) and `examples` (maximum number of examples per task).
         losses: Loss on the held-out answers in nats per token, by task, then by model: `base`,
             `mixture` and `static`.
     """
 
     trained: Restored
-    about: dict[str, Any]
+    manifest_entries: dict[str, Any]
     losses: dict[str, dict[str, float]]
 
 
@@ -54,9 +54,9 @@ def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0
     if task and task not in tasks:
         raise unknown_name('--task', task, tasks)
     chosen = [task] if task else tasks
-    plain, about = static(trained, _mean_gates(setup, trained, chosen), rank)
-    about |= {'gates_of': chosen, 'examples': EXAMPLES}
-    return StaticExport(plain, about, _losses(setup, trained, plain))
+    lora, manifest_entries = static(trained, _mean_gates(setup, trained, chosen), rank)
+    manifest_entries |= {'gates_of': chosen, 'examples': EXAMPLES}
+    return StaticExport(lora, manifest_entries, _losses(setup, trained, lora))
 
 
 def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[str, np.ndarray]:

@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from malora_jax.analysis.figures import (
-    COLOURS,
+    COLORS,
     PHONE_DPI,
-    cycle,
-    literally,
-    points,
+    color_cycle,
+    metric_curve,
     save,
     small_figure,
     smooth,
-    wrapped,
+    without_mathtext,
+    wrap_name,
 )
-from malora_jax.statistics import Difference
+from malora_jax.statistics import PairedDifference
 
 
-@literally
+@without_mathtext
 def plot_curves(
     path: pathlib.Path, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], label: str
 ) -> None:
@@ -42,7 +42,7 @@ def plot_curves(
     for (name, curve), panel in zip(curves.items(), panels, strict=False):
         for other in curves.values():
             panel.plot(*other, color='0.85', linewidth=1)
-        panel.plot(*curve, color=COLOURS[0], linewidth=2)
+        panel.plot(*curve, color=COLORS[0], linewidth=2)
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.3)
     for panel in panels:  # Panels without data.
@@ -52,8 +52,8 @@ def plot_curves(
     save(figure, path)
 
 
-@literally
-def plot_tasks(
+@without_mathtext
+def plot_task_losses(
     path: pathlib.Path, records: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 ) -> None:
     """Plot a panel for each task, with the smoothed training losses of all runs.
@@ -72,15 +72,17 @@ def plot_tasks(
     panels = figure.subplots(rows, 2, squeeze=False).flat
     lines = {}
     for task, panel in zip(tasks, panels, strict=False):
-        for colour, (label, runs) in zip(cycle(len(records)), records.items(), strict=True):
+        for color, (label, runs) in zip(color_cycle(len(records)), records.items(), strict=True):
             for run in runs:
-                steps, losses = points(run, task)
+                steps, losses = metric_curve(run, task)
                 if not len(steps):
                     continue
                 window = max(9, len(losses) // 20)
-                (lines[label],) = panel.plot(steps, smooth(losses, window), color=colour)
-                panel.plot(*points(run, f'validation_{task}'), '--o', color=colour, markersize=3)
-        panel.set_title(wrapped(task.removeprefix('loss/'), 24), fontsize=9)
+                (lines[label],) = panel.plot(steps, smooth(losses, window), color=color)
+                panel.plot(
+                    *metric_curve(run, f'validation_{task}'), '--o', color=color, markersize=3
+                )
+        panel.set_title(wrap_name(task.removeprefix('loss/'), 24), fontsize=9)
         panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
@@ -95,8 +97,8 @@ def plot_tasks(
     save(figure, path, PHONE_DPI)
 
 
-@literally
-def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Difference]]) -> None:
+@without_mathtext
+def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, PairedDifference]]) -> None:
     """Plot the change of each task's score against single-task training, with its 95% interval.
 
     Args:
@@ -119,7 +121,7 @@ def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, Differenc
     axes.axvline(0, color='black', linewidth=0.8)
     reach = max(5.0, *(abs(end) for end in axes.get_xlim()))
     axes.set_xlim(-reach, reach)
-    axes.set_yticks(range(len(tasks)), [wrapped(task, 16) for task in tasks], fontsize=8)
+    axes.set_yticks(range(len(tasks)), [wrap_name(task, 16) for task in tasks], fontsize=8)
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.grid(axis='x', alpha=0.3)
     figure.legend(loc='outside lower center', fontsize=8, frameon=False)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from malora_jax.analysis.figures import COLOURS, cycle, literally, save, smooth
+from malora_jax.analysis.figures import COLORS, color_cycle, save, smooth, without_mathtext
 
 
-@literally
+@without_mathtext
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Plot the training loss of each task over steps, with a moving average.
 
@@ -24,22 +24,22 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
     tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.add_subplot(xlabel='step', ylabel='answer loss (nats per token)', title=title)
-    for colour, task in zip(cycle(len(tasks)), tasks, strict=True):
+    for color, task in zip(color_cycle(len(tasks)), tasks, strict=True):
         points = [(record['step'], record[task]) for record in records if task in record]
         steps, losses = np.array(points).T
-        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=1)
-        axes.plot(steps, smooth(losses), color=colour, label=task.removeprefix('loss/'))
+        axes.plot(steps, losses, color=color, alpha=0.2, linewidth=1)
+        axes.plot(steps, smooth(losses), color=color, label=task.removeprefix('loss/'))
         key = f'validation_{task}'
         points = [(r['step'], r[key]) for r in records if key in r]
         if points:
-            axes.plot(*np.array(points).T, '--o', color=colour, markersize=3)
+            axes.plot(*np.array(points).T, '--o', color=color, markersize=3)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, ncols=2)
     save(figure, path)
 
 
-@literally
+@without_mathtext
 def plot_expert_load(
     path: pathlib.Path, loads: Mapping[str, np.ndarray], tasks: Sequence[str], title: str
 ) -> None:
@@ -74,7 +74,7 @@ def plot_expert_load(
     save(figure, path)
 
 
-@literally
+@without_mathtext
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Plot bars of each task's score before and after training, and of its majority baseline.
 
@@ -89,7 +89,7 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
     series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
     for shift, (key, label) in enumerate(series):
         heights = [task[key] for task in tasks.values()]
-        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=COLOURS[shift])
+        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=COLORS[shift])
     axes.set_xticks(places, list(tasks), rotation=15)
     axes.grid(axis='y', alpha=0.3)
     axes.legend(frameon=False)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from malora_jax.analysis.figures import cycle, literally, save
+from malora_jax.analysis.figures import color_cycle, save, without_mathtext
 
 
-@literally
+@without_mathtext
 def plot_step_times(
     path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
@@ -56,7 +56,7 @@ def plot_scaling(
     figure.suptitle(title, fontsize=10)
     panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
     for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
-        for colour, (name, curve) in zip(cycle(len(curves)), curves.items(), strict=True):
+        for colour, (name, curve) in zip(color_cycle(len(curves)), curves.items(), strict=True):
             values, lower_bound = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
             axes.plot(curve['size'], values, 'o-', color=colour, label=name)
             axes.plot(

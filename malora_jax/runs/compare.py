@@ -17,8 +17,8 @@ from malora_jax.errors import UserError
 from malora_jax.runs.loading import LoadedRun
 from malora_jax.runs.paper import PaperRow, PaperTable
 from malora_jax.statistics import (
-    Difference,
     Interval,
+    PairedDifference,
     average_interval,
     paired_bootstrap,
     score_interval,
@@ -26,17 +26,17 @@ from malora_jax.statistics import (
 )
 from malora_jax.training.config import defaults
 
-BASE = 'base'
+BASE_ROW = 'base'
 # Config fields that do not affect results, apart from rounding.
-_IMMATERIAL = (
+_IGNORED_FIELDS = (
     *('data.directory', 'data.workers', 'evaluation.batch_size', 'training.checkpoint_every'),
     *('training.keep_checkpoints', 'training.remat'),
 )
 # Config fields that name the tasks of a run, or depend on them.
-_OF_TASKS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')
+_TASK_FIELDS = ('data.tasks', 'data.weights', 'data.task_settings', 'evaluation.tasks')
 # Config fields in which rows are expected to differ.
-_OF_A_ROW = ('seed', 'method', 'data.tasks', 'evaluation.tasks')
-_AFTER = {'score': 'after', 'loss': 'loss_after'}
+_ROW_FIELDS = ('seed', 'method', 'data.tasks', 'evaluation.tasks')
+_RESULT_KEYS = {'score': 'after', 'loss': 'loss_after'}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,15 +88,17 @@ class SeedGroup:
             metric: 'score' or 'loss'.
             task: Name of a task; '' for the mean over tasks, of the seeds that have all tasks.
         """
-        found: dict[int, list[float]] = {}
+        values_by_seed: dict[int, list[float]] = {}
         for run in () if self.is_base else self.runs:
             for name, result in run.results['tasks'].items():
                 if task in ('', name):
-                    found.setdefault(run.seed, []).append(result[_AFTER[metric]])
-        wanted = 1 if task else len(self.tasks)
-        return {s: float(np.mean(v)) for s, v in sorted(found.items()) if len(v) == wanted}
+                    values_by_seed.setdefault(run.seed, []).append(result[_RESULT_KEYS[metric]])
+        num_tasks = 1 if task else len(self.tasks)
+        return {
+            s: float(np.mean(v)) for s, v in sorted(values_by_seed.items()) if len(v) == num_tasks
+        }
 
-    def mean(self, metric: str, task: str = '') -> float:
+    def mean_over_seeds(self, metric: str, task: str = '') -> float:
         """Return the mean over seeds of `by_seed`.
 
         Args:
@@ -105,8 +107,8 @@ class SeedGroup:
         """
         return float(np.mean([*self.by_seed(metric, task).values()]))
 
-    def interval(self, metric: str, task: str = '') -> Interval | None:
-        """Return the 95% interval of `mean` for other seeds; None with a single seed.
+    def interval_over_seeds(self, metric: str, task: str = '') -> Interval | None:
+        """Return the 95% interval of `mean_over_seeds` for other seeds; None with a single seed.
 
         Args:
             metric: 'score' or 'loss'.
@@ -117,12 +119,14 @@ class SeedGroup:
     @functools.cached_property
     def _answers(self) -> Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]:
         """Scored answers to each task, by run; the base model's are taken from one run."""
-        found: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+        answers_by_task: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
         for run in self.runs:
-            answers = run.before if self.is_base else run.after
+            answers = run.answers_before if self.is_base else run.answers_after
             for task in run.results['tasks']:
-                found.setdefault(task, []).append([a for a in answers if a['task'] == task])
-        return {task: each[:1] if self.is_base else each for task, each in found.items()}
+                answers_by_task.setdefault(task, []).append(
+                    [a for a in answers if a['task'] == task]
+                )
+        return {task: each[:1] if self.is_base else each for task, each in answers_by_task.items()}
 
     @functools.cached_property
     def scores(self) -> Mapping[str, np.ndarray]:
@@ -146,7 +150,7 @@ class SeedGroup:
         return np.array([[answer[field] for answer in run] for run in self._answers[task]])
 
     @property
-    def is_whole(self) -> bool:
+    def has_all_scores(self) -> bool:
         """True if every task is scored, as averages need."""
         return self.scores.keys() == {*self.tasks}
 
@@ -164,23 +168,25 @@ class SeedGroup:
         scores_SQ = self.scores[task]
         return float(scores_SQ.mean()), score_interval(scores_SQ)
 
-    def average(self) -> tuple[float, Interval] | None:
+    def average_score(self) -> tuple[float, Interval] | None:
         """Return the mean score over tasks, and its 95% interval for other questions.
 
         The result is None unless every task is scored.
         """
-        if not self.is_whole:
+        if not self.has_all_scores:
             return None
         mean = float(np.mean([scores.mean() for scores in self.scores.values()]))
         return mean, average_interval(self.scores)
 
     def average_loss(self) -> float | None:
         """Return the mean loss over tasks in nats per token; None unless every task is scored."""
-        if not self.is_whole:
+        if not self.has_all_scores:
             return None
         return float(np.mean([losses.mean() for losses in self.losses.values()]))
 
-    def change_from(self, other: 'SeedGroup', metric: str = 'score') -> Difference | None:
+    def average_difference(
+        self, other: 'SeedGroup', metric: str = 'score'
+    ) -> PairedDifference | None:
         """Return the difference of averages, paired by question.
 
         Args:
@@ -190,12 +196,12 @@ class SeedGroup:
         Returns:
             None if a row lacks a task, or the rows are scored on different questions.
         """
-        if not (self.is_whole and other.is_whole and self._is_paired_with(other)):
+        if not (self.has_all_scores and other.has_all_scores and self._is_paired_with(other)):
             return None
         arrays = (self.scores, other.scores) if metric == 'score' else (self.losses, other.losses)
         return paired_bootstrap(*arrays)
 
-    def changes_from(self, other: 'SeedGroup') -> dict[str, Difference]:
+    def task_differences(self, other: 'SeedGroup') -> dict[str, PairedDifference]:
         """Return the difference of scores on each task that both rows have, paired by question."""
         return {
             task: paired_bootstrap({task: self.scores[task]}, {task: other.scores[task]})
@@ -209,7 +215,7 @@ class SeedGroup:
         return [task for task in self.scores if task in other.scores]
 
     def _is_paired_with(self, other: 'SeedGroup') -> bool:
-        return not any(_difference(*pair) for pair in itertools.product(self.runs, other.runs))
+        return not any(_mismatch(*pair) for pair in itertools.product(self.runs, other.runs))
 
 
 def check_comparable(runs: Sequence[LoadedRun]) -> None:
@@ -223,15 +229,15 @@ def check_comparable(runs: Sequence[LoadedRun]) -> None:
             the scoring of a task.
     """
     for one, other in itertools.combinations(runs, 2):
-        what = _difference(one, other)
-        if what:
+        mismatch = _mismatch(one, other)
+        if mismatch:
             raise UserError(
-                f'The runs {one.path} and {other.path} differ in their {what}: they cannot be '
+                f'The runs {one.path} and {other.path} differ in their {mismatch}: they cannot be '
                 'compared.'
             )
 
 
-def _difference(one: LoadedRun, other: LoadedRun) -> str:
+def _mismatch(one: LoadedRun, other: LoadedRun) -> str:
     """Return the first property that makes two runs incomparable; '' if they are comparable."""
     if one is other:
         return ''
@@ -270,13 +276,13 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
         for members in grouped.values():
             _check_row(members)
     else:
-        grouped = dict(_split(grouped))
+        grouped = dict(_split_mixed_rows(grouped))
         names = [*grouped]
-    asked = {task: run for run in reversed(runs) for task in _scored_tasks([run])}
-    starts = [run for run in runs if run in asked.values()]
+    run_by_task = {task: run for run in reversed(runs) for task in _scored_tasks([run])}
+    base_runs = [run for run in runs if run in run_by_task.values()]
     paper = table.rows if table else {}
     return [
-        SeedGroup(BASE, tasks, starts, is_base=True, paper=paper.get(BASE)),
+        SeedGroup(BASE_ROW, tasks, base_runs, is_base=True, paper=paper.get(BASE_ROW)),
         *(
             SeedGroup(name, tasks, grouped[name], paper=paper.get(name))
             for name in names
@@ -299,28 +305,30 @@ def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str,
         for other in groups
         if other.is_single_task and other.method == method
     ]
-    found: dict[str, SeedGroup] = {}
+    rows: dict[str, SeedGroup] = {}
     for other in singles:
         for task in other.tasks_paired_with(group):
-            found.setdefault(task, other)
-    return {task: found[task] for task in group.tasks if task in found}
+            rows.setdefault(task, other)
+    return {task: rows[task] for task in group.tasks if task in rows}
 
 
-def other_settings(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]]]:
+def differing_fields(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[str]]]:
     """Return the config fields in which rows differ besides method, adapter, seed and tasks.
 
     Returns:
         By field, the names of the rows by `repr` of their value.
     """
-    settings = {group.name: _settings(group.runs[0]) for group in groups if not group.is_base}
-    found = {}
+    settings = {
+        group.name: _relevant_fields(group.runs[0]) for group in groups if not group.is_base
+    }
+    differing = {}
     for field in sorted({field for fields in settings.values() for field in fields}):
         values: dict[str, list[str]] = {}
         for name, fields in settings.items():
             values.setdefault(repr(fields.get(field)), []).append(name)
-        if len(values) > 1 and field not in _OF_A_ROW and not field.startswith('adapter.'):
-            found[field] = values
-    return found
+        if len(values) > 1 and field not in _ROW_FIELDS and not field.startswith('adapter.'):
+            differing[field] = values
+    return differing
 
 
 def _scored_tasks(runs: Sequence[LoadedRun]) -> list[str]:
@@ -342,10 +350,10 @@ def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
             f'The run {run.path} is scored on {", ".join(sorted(tasks))}; for {table.title}, it '
             f'must be {"one" if single else "all"} of {", ".join(table.tasks)}.'
         )
-    row = table.row_of(run.config)
+    row = table.row_of(run.raw_config)
     if row:
         return row
-    if name in table.rows or name == BASE:
+    if name in table.rows or name == BASE_ROW:
         raise UserError(
             f'The run {run.path} has another adapter than the row {name} of {table.title}: rename '
             'its directory to give it a row of its own.'
@@ -353,32 +361,34 @@ def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
     return name
 
 
-def _split(grouped: Mapping[str, Sequence[LoadedRun]]) -> list[tuple[str, list[LoadedRun]]]:
+def _split_mixed_rows(
+    grouped: Mapping[str, Sequence[LoadedRun]],
+) -> list[tuple[str, list[LoadedRun]]]:
     """Split each group whose runs differ in more than seed and tasks into rows of one run each."""
-    found = []
+    rows = []
     for name, members in grouped.items():
         try:
             _check_row(members)
             check_comparable(members)
-            found.append((name, [*members]))
+            rows.append((name, [*members]))
         except UserError:
-            found += [(run.name, [run]) for run in members]
-    return found
+            rows += [(run.name, [run]) for run in members]
+    return rows
 
 
-def _settings(run: LoadedRun) -> dict[str, Any]:
+def _relevant_fields(run: LoadedRun) -> dict[str, Any]:
     """Return the config fields that affect the results of a run, by their dotted names."""
-    fields = defaults() | flatten_dict(dict(run.config), sep='.')
-    return {field: value for field, value in fields.items() if field not in _IMMATERIAL}
+    fields = defaults() | flatten_dict(dict(run.raw_config), sep='.')
+    return {field: value for field, value in fields.items() if field not in _IGNORED_FIELDS}
 
 
 def _check_row(runs: Sequence[LoadedRun]) -> None:
     """Check that runs of one row differ in their seed alone, or train different single tasks."""
-    with_settings = [(run, _settings(run)) for run in runs]
+    with_settings = [(run, _relevant_fields(run)) for run in runs]
     for (one, settings), (other, others) in itertools.combinations(with_settings, 2):
         same_tasks = one.results['tasks'].keys() == other.results['tasks'].keys()
-        free = {'seed'} if same_tasks else {'seed', *_OF_TASKS}
-        fields = sorted({*settings, *others} - free)
+        ignored = {'seed'} if same_tasks else {'seed', *_TASK_FIELDS}
+        fields = sorted({*settings, *others} - ignored)
         differ = [field for field in fields if settings.get(field) != others.get(field)]
         if not differ and not (same_tasks and settings['seed'] == others['seed']):
             continue

@@ -56,32 +56,32 @@ class LoadedRun:
         self._weights = weights
 
     @functools.cached_property
-    def config(self) -> Mapping[str, Any]:
+    def raw_config(self) -> Mapping[str, Any]:
         """Raw config: nested values of `config.json`, without fields newer than the run."""
-        config = self._read(config_format.read_config, self.path / CONFIG)
+        config = self._read_required(config_format.read_config, self.path / CONFIG)
         files.check_content(run_files.Config, config, str(self.path / CONFIG), files.RESTORE)
         return config
 
     @functools.cached_property
-    def settings(self) -> RunConfig:
+    def run_config(self) -> RunConfig:
         """Validated config with all fields, as training uses it."""
         return config_of(self.path, self._weights)
 
     @property
     def method(self) -> str:
         """Name of the method."""
-        return self.config['method']
+        return self.raw_config['method']
 
     @property
     def seed(self) -> int:
         """Random seed of the run."""
-        return self.config['seed']
+        return self.raw_config['seed']
 
     @functools.cached_property
     def tasks(self) -> list[str]:
         """Names of the tasks that the run is trained on."""
-        data = self.config['data']
-        own = self.settings.data.file_tasks if data.get('files') else ()
+        data = self.raw_config['data']
+        own = self.run_config.data.file_tasks if data.get('files') else ()
         return [*data['tasks'], *(task.name for task in own)]
 
     @property
@@ -97,33 +97,33 @@ class LoadedRun:
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
         """Content of `results.json`, which only finished runs have."""
-        return self._read(run_files.read_results, self.path)
+        return self._read_required(run_files.read_results, self.path)
 
     @functools.cached_property
     def records(self) -> Sequence[Mapping[str, Any]]:
         """Records of `metrics.jsonl`, one for each step."""
-        records = self._read(run_files.read_metrics, self.path / run_files.METRICS)
+        records = self._read_required(run_files.read_metrics, self.path / run_files.METRICS)
         if not records:
             raise UserError(f'{self.path} is no whole run: {run_files.METRICS} has no record.')
         return records
 
     @functools.cached_property
-    def before(self) -> Sequence[Mapping[str, Any]]:
+    def answers_before(self) -> Sequence[Mapping[str, Any]]:
         """Scored answers of the base model; empty if the run has not finished."""
         return self._answers('before')
 
     @functools.cached_property
-    def after(self) -> Sequence[Mapping[str, Any]]:
+    def answers_after(self) -> Sequence[Mapping[str, Any]]:
         """Scored answers of the trained model; empty if the run has not finished."""
         return self._answers('after')
 
     @functools.cached_property
-    def steps(self) -> Sequence[int]:
+    def checkpoint_steps(self) -> Sequence[int]:
         """Steps of the stored checkpoints; empty if there is no directory of checkpoints."""
         return self._checkpoints[0]
 
     @property
-    def step(self) -> int:
+    def report_step(self) -> int:
         """Step of the checkpoint to report on: the best, or else the newest; 0 without one."""
         return self._checkpoints[1]
 
@@ -140,7 +140,7 @@ class LoadedRun:
             return checkpoints.steps, checkpoints.chosen_step or 0
 
     @functools.cached_property
-    def seconds(self) -> Mapping[str, float]:
+    def seconds_by_activity(self) -> Mapping[str, float]:
         """Seconds by activity, over all starts of the run; empty without `goodput.jsonl`."""
         exists = (self.path / goodput.FILE).exists()
         return goodput.accounts(goodput.read(self.path)) if exists else {}
@@ -150,14 +150,14 @@ class LoadedRun:
         """Parameter counts, as `training.plan.parameter_counts` returns them."""
         if self.is_finished:
             return self.results['parameters']
-        return parameter_counts(Decoder(self.settings.model, self.settings.adapter))
+        return parameter_counts(Decoder(self.run_config.model, self.run_config.adapter))
 
     @functools.cached_property
-    def base(self) -> tuple[str, str | None]:
+    def base_identity(self) -> tuple[str, str | None]:
         """Name of the base model, and the fingerprint of its weights, which older runs lack."""
         path = self.path / BASE
         fingerprint = files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None
-        return self.config['model']['name'], fingerprint
+        return self.raw_config['model']['name'], fingerprint
 
     @functools.cached_property
     def evaluation_setup(self) -> Mapping[str, Any]:
@@ -165,20 +165,22 @@ class LoadedRun:
 
         Tasks on which only one of the runs is scored are not compared.
         """
-        model, tasks = self.config['model'], self.results['tasks'] if self.is_finished else {}
-        found: dict[str, Any] = {
+        model, tasks = self.raw_config['model'], self.results['tasks'] if self.is_finished else {}
+        setup: dict[str, Any] = {
             'model': tuple(model.get(field, '') for field in ('name', 'weights', 'quantize')),
-            'template': self.config['data']['template'],
+            'template': self.raw_config['data']['template'],
         }
         for task, result in tasks.items():
-            asked = [answer['question'] for answer in self.after if answer['task'] == task]
-            found[f'held-out questions of {task}'] = asked
+            questions = [
+                answer['question'] for answer in self.answers_after if answer['task'] == task
+            ]
+            setup[f'held-out questions of {task}'] = questions
             # The sandbox depends on the machine and does not decide which programs are right.
             scoring = {k: v for k, v in result.get('scoring', {}).items() if k != 'sandbox'}
-            found[f'scoring of {task}'] = scoring
-        return found
+            setup[f'scoring of {task}'] = scoring
+        return setup
 
-    def mean(self, key: str) -> float:
+    def task_mean(self, key: str) -> float:
         """Return the mean over tasks of a number in `results.json`, such as 'loss_after'.
 
         Args:
@@ -191,9 +193,9 @@ class LoadedRun:
         if not self.is_finished:
             return ()
         path = self.path / f'answers_{when}.jsonl'
-        return self._read(run_files.answer_rows, path, self.results)
+        return self._read_required(run_files.answer_rows, path, self.results)
 
-    def _read(self, reader: Callable[..., _Content], *arguments: Any) -> _Content:
+    def _read_required(self, reader: Callable[..., _Content], *arguments: Any) -> _Content:
         """Call a reader of a file that every run must have.
 
         Raises:
@@ -206,7 +208,7 @@ class LoadedRun:
 
 
 def read_runs(
-    workdirs: Sequence[pathlib.Path], weights: str | None = None, unfinished: bool = False
+    workdirs: Sequence[pathlib.Path], weights: str | None = None, allow_unfinished: bool = False
 ) -> list[LoadedRun]:
     """Read runs from directories, and check that one report can show them all.
 
@@ -216,13 +218,13 @@ def read_runs(
     Args:
         workdirs: Directories of runs, or of several runs each, of which the finished ones are read.
         weights: Location of the base model's weights, if they have moved since training.
-        unfinished: Whether a run that is named itself may have no results.
+        allow_unfinished: Whether a run that is named itself may have no results.
 
     Raises:
         UserError: A directory is given twice, holds no run, an unfinished one, or one whose files
             are missing or broken; or two runs have different base models.
     """
-    paths = [path for workdir in workdirs for path in _expanded(workdir)]
+    paths = [path for workdir in workdirs for path in _run_directories(workdir)]
     for path, times in Counter(path.resolve() for path in paths).items():
         if times > 1:
             raise UserError(f'--workdir: {path} is given twice.')
@@ -232,12 +234,12 @@ def read_runs(
         name = path.name if names[path.name] == 1 else str(path)
         file_name = _file_name(path.name, [run.file_name for run in runs])
         runs.append(LoadedRun(path, name, file_name, weights))
-        _read(runs[-1], unfinished)
+        _read_report_files(runs[-1], allow_unfinished)
         _check_base(runs[0], runs[-1])
     return runs
 
 
-def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
+def _run_directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     workdir = pathlib.Path(os.path.abspath(workdir))  # Absolute, because '.' has no name.
     if is_adapter(workdir):
         raise UserError(
@@ -245,33 +247,33 @@ def _expanded(workdir: pathlib.Path) -> list[pathlib.Path]:
         )
     if (workdir / CONFIG).exists() or (workdir / run_files.RESULTS).exists():
         return [workdir]
-    found = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS}'))
-    if not found:
+    directories = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS}'))
+    if not directories:
         raise UserError(
             f'{workdir} holds no run: there is no {workdir / CONFIG}, and no directory in it has '
             f'{run_files.RESULTS}.'
         )
-    return found
+    return directories
 
 
-def _read(run: LoadedRun, unfinished: bool) -> None:
+def _read_report_files(run: LoadedRun, allow_unfinished: bool) -> None:
     """Read the files that every report needs, so that a broken run is refused at once."""
-    needed = ['config']
-    if not run.is_finished and not unfinished:
+    needed = ['raw_config']
+    if not run.is_finished and not allow_unfinished:
         raise UserError(
             f'The run in {run.path} has not ended: there is no {run_files.RESULTS}. Continue it, '
             'or analyse what it has so far with --unfinished.'
         )
-    if run.step:
-        needed.append('settings')
+    if run.report_step:
+        needed.append('run_config')
     elif run.checkpoint_directory.is_dir() or not run.is_finished:
         raise UserError(f'There is no checkpoint in {run.path / "checkpoints"}: train on.')
-    for name in (*needed, 'records', 'evaluation_setup', 'before'):
+    for name in (*needed, 'records', 'evaluation_setup', 'answers_before'):
         getattr(run, name)
 
 
 def _check_base(one: LoadedRun, other: LoadedRun) -> None:
-    (name, fingerprint), (other_name, other_fingerprint) = one.base, other.base
+    (name, fingerprint), (other_name, other_fingerprint) = one.base_identity, other.base_identity
     differ = fingerprint and other_fingerprint and fingerprint != other_fingerprint
     if name != other_name or differ:
         raise UserError(

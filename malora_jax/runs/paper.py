@@ -28,7 +28,7 @@ class PaperRow:
         scores: Scores by task, in %; empty if this package does not record them.
         settings: Adapter fields that differ from those of the method.
         single_task: Whether a separate model was trained on each task.
-        printed: Printed average, if it is not the mean of the printed scores.
+        printed_average: Printed average, if it is not the mean of the printed scores.
     """
 
     label: str
@@ -37,15 +37,15 @@ class PaperRow:
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     single_task: bool = False
-    printed: float | None = None
+    printed_average: float | None = None
 
-    def adapter(self, **sizes: int) -> dict[str, Any]:
+    def adapter_settings(self, **sizes: int) -> dict[str, Any]:
         """Return the adapter settings of the row.
 
         Args:
             **sizes: Ranks to use instead of the paper's.
         """
-        return _material(
+        return _effective_settings(
             dataclasses.asdict(settings_of(method(self.method, **{**self.settings, **sizes})))
         )
 
@@ -72,19 +72,19 @@ class PaperTable:
         Args:
             config: Raw config of the run.
         """
-        adapter = _material(config['adapter'])
+        adapter = _effective_settings(config['adapter'])
         rows = {
             name: row
             for name, row in self.rows.items()
             if (row.method, row.single_task) == (config['method'], is_single_task(config))
         }
         for name, row in rows.items():
-            if row.adapter() == adapter:
+            if row.adapter_settings() == adapter:
                 return name
         if config['model']['name'] != BASE_MODEL and len(rows) == 1:
             ((name, row),) = rows.items()
             sizes = {key: adapter[key] for key in ('rank', 'shared_rank')}
-            if row.adapter(**sizes) == adapter:
+            if row.adapter_settings(**sizes) == adapter:
                 return name
         return None
 
@@ -98,13 +98,13 @@ def is_single_task(config: Mapping[str, Any]) -> bool:
     return len(config['data']['tasks']) == 1
 
 
-def _material(adapter: Mapping[str, Any]) -> dict[str, Any]:
+def _effective_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
     """Return the complete settings of an adapter, without a β that has no effect."""
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
-    plain = dataclasses.asdict(AdapterSettings(**given))
-    if not plain['shared_rank'] or plain['subspace'] not in ('down', 'own'):
-        del plain['beta']
-    return plain
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
+    settings = dataclasses.asdict(AdapterSettings(**values))
+    if not settings['shared_rank'] or settings['subspace'] not in ('down', 'own'):
+        del settings['beta']
+    return settings
 
 
 # Scores of MedMCQA, HumanEval, GSM8K, PhraseBank, ARC-C, ARC-E and E2E NLG, and their average.
@@ -150,7 +150,7 @@ _LABELS = {
 }
 
 
-def _scored(name: str, scores: Mapping[str, float], average: float) -> PaperRow:
+def _table1_row(name: str, scores: Mapping[str, float], average: float) -> PaperRow:
     method_name = name.removesuffix('_single')
     single_task = name != method_name
     label = _LABELS[method_name] + (' (single task)' if single_task else '')
@@ -159,9 +159,11 @@ def _scored(name: str, scores: Mapping[str, float], average: float) -> PaperRow:
     )
 
 
-def _molora(average: float, rank: int, printed: float | None = None) -> PaperRow:
+def _molora(average: float, rank: int, printed_average: float | None = None) -> PaperRow:
     label = f'MoLoRA r = {rank}'
-    return PaperRow(label, average, 'molora', settings={'rank': rank}, printed=printed)
+    return PaperRow(
+        label, average, 'molora', settings={'rank': rank}, printed_average=printed_average
+    )
 
 
 def _malora(average: float, rank: int, shared_rank: int, beta: float) -> PaperRow:
@@ -170,12 +172,12 @@ def _malora(average: float, rank: int, shared_rank: int, beta: float) -> PaperRo
     return PaperRow(label, average, 'malora', settings=settings)
 
 
-TABLES = {
+PAPER_TABLES = {
     'table1': PaperTable(
         'Table 1, inter-domain',
         _INTER,
         {
-            name: _scored(name, dict(zip(_INTER, scores, strict=True)), average)
+            name: _table1_row(name, dict(zip(_INTER, scores, strict=True)), average)
             for name, (*scores, average) in _TABLE_1.items()
         },
     ),
@@ -201,7 +203,7 @@ TABLES = {
         {
             'molora_r4': _molora(53.12, 4),
             'molora': _molora(55.33, 8),
-            'molora_r16': _molora(56.37, 16, printed=56.19),
+            'molora_r16': _molora(56.37, 16, printed_average=56.19),
             'molora_r32': _molora(55.74, 32),
             'malora_r6': _malora(54.28, 6, 16, 0.3),
             'malora': _malora(56.27, 12, 32, 1.0),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from malora_jax import errors
-from malora_jax.runs.paper import TABLES
+from malora_jax.runs.paper import PAPER_TABLES
 
 METRICS = ('score', 'loss')
 # Names that are valid directory names on any file system.
@@ -72,8 +72,8 @@ class Report:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise errors.unknown_name('metric in report.metrics', metric, METRICS)
-        if self.table and self.table not in TABLES:
-            raise errors.unknown_name('report.table', self.table, TABLES)
+        if self.table and self.table not in PAPER_TABLES:
+            raise errors.unknown_name('report.table', self.table, PAPER_TABLES)
 
 
 @dataclasses.dataclass(frozen=True)

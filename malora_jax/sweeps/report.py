@@ -11,10 +11,10 @@ from malora_jax import files
 from malora_jax.analysis import page
 from malora_jax.analysis.page import BulletList, Section, Text
 from malora_jax.analysis.sections.averages import averages_section, by_task_section
-from malora_jax.analysis.sections.fields import Points, field_section
+from malora_jax.analysis.sections.fields import FieldPoints, field_section
 from malora_jax.errors import UserError
 from malora_jax.runs import LoadedRun, SeedGroup
-from malora_jax.runs.paper import TABLES, PaperRow
+from malora_jax.runs.paper import PAPER_TABLES, PaperRow
 from malora_jax.sweeps.config import Sweep
 from malora_jax.sweeps.expand import SweepRun
 
@@ -68,7 +68,7 @@ def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> PaperRow | None
     """Return the paper's row with the adapter of a run, if the row has the same tasks."""
     if not sweep.report.table:
         return None
-    table = TABLES[sweep.report.table]
+    table = PAPER_TABLES[sweep.report.table]
     name = table.row_of(run.config) if {*tasks} == {*table.tasks} else None
     return table.rows[name] if name else None
 
@@ -84,7 +84,7 @@ def _sections(
         for row, group in groups.items():
             label = _line(first[row], sweep.together(first[row].variant, field))
             lines.setdefault(label, []).append((_value(first[row], field), group))
-        points: dict[str, Points] = {
+        points: dict[str, FieldPoints] = {
             label: sorted(line, key=lambda point: point[0]) for label, line in lines.items()
         }
         connected = not (sweep.draws and field in sweep.draws.fields)
@@ -116,7 +116,7 @@ def _unfinished(
 def _paper_note(sweep: Sweep, groups: Mapping[str, SeedGroup]) -> list[Text]:
     if not sweep.report.table:
         return []
-    title = TABLES[sweep.report.table].title
+    title = PAPER_TABLES[sweep.report.table].title
     if any(group.paper for group in groups.values()):
         return [Text(f'In italics the numbers of the paper, {title}, for LLaMA-2 7B.')]
     text = f"The tasks are not those of the paper's {title}, so its numbers are not comparable."
@@ -175,7 +175,7 @@ def _csv_row(run: SweepRun, loaded: LoadedRun | None, error: str) -> dict[str, A
         'error': '',
         **{f'config.adapter.{field}': value for field, value in adapter.items()},
         'score': results['average']['after'],
-        'loss': loaded.mean('loss_after'),
+        'loss': loaded.task_mean('loss_after'),
         **{f'score/{name}': task['after'] for name, task in tasks.items()},
         **{f'loss/{name}': task['loss_after'] for name, task in tasks.items()},
         'score_before': results['average']['before'],

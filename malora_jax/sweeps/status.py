@@ -49,7 +49,7 @@ def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: i
     if state == 'finished':
         run = LoadedRun(workdir / name)
         steps, score = run.results['steps'], run.results['average']['after']
-        return Status(state, steps, steps, run.mean('loss_after'), score)
+        return Status(state, steps, steps, run.task_mean('loss_after'), score)
     last = _last_record(workdir / name / 'metrics.jsonl')
     loss, speed = last.get('loss'), last.get('tokens_per_second')
     return Status(state, last.get('step', 0), steps, loss, None, speed, error)

@@ -139,7 +139,7 @@ def funnel(path: pathlib.Path, manifest: Manifest) -> str:
     return text
 
 
-@figures.literally
+@figures.without_mathtext
 def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
     """Plot the length distributions of questions and answers.
 
@@ -152,7 +152,7 @@ def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
     subsets = [subset for subset in SUBSETS if any(subset in group for group in counts)]
     figure = Figure(figsize=(3.4 * len(subsets) + 1.2, 5.2), layout='constrained')
     panels = figure.subplots(2, len(subsets), squeeze=False, sharex=True)
-    colours = dict(zip(LANGUAGES, figures.cycle(len(LANGUAGES)), strict=True))
+    colours = dict(zip(LANGUAGES, figures.color_cycle(len(LANGUAGES)), strict=True))
     for column, subset in zip(panels.T, subsets, strict=True):
         for axes, kind in zip(column, ('questions', 'answers'), strict=True):
             for (language, other), each in counts.items():

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 def output(runs, tmp_path_factory) -> pathlib.Path:
     """Report about the mixture and the single-task runs, on all questions."""
     output = tmp_path_factory.mktemp('report')
-    write_report([runs.mixed, runs.alone, runs.reverse], output, questions=0)
+    write_report([runs.mixed, runs.alone, runs.reverse], output, max_questions=0)
     return output
 
 
@@ -116,7 +116,7 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
 def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_path):
     heads = {'adapter__top_k': 4, 'adapter__shared_rank': 4, 'training__steps': 2}
     training.train(run_settings(runs.weights, 'hydralora', **heads), tmp_path / 'heads')
-    write_report([tmp_path / 'heads'], tmp_path / 'report', questions=0)
+    write_report([tmp_path / 'heads'], tmp_path / 'report', max_questions=0)
     found = read_json(tmp_path / 'report' / 'analysis.json')['routing-heads']
     run = run_config(run_settings(runs.weights))
     tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in build(run).held_out_batches())
@@ -184,7 +184,7 @@ def test_an_unfinished_run_needs_a_word(runs, tmp_path):
         f'The run in {path} has not ended: there is no results.json. Continue it, or analyse what '
         'it has so far with --unfinished.'
     )
-    write_report([path], tmp_path / 'out', unfinished=True, routing=False)
+    write_report([path], tmp_path / 'out', allow_unfinished=True, routing=False)
     text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
     assert 'score after, % –' in text and 'run has no goodput.jsonl' in text
 
@@ -232,7 +232,7 @@ def test_a_run_without_checkpoints_is_shown_without_weights(runs, tmp_path):
     assert 'Not known without checkpoints, which are missing from run.' in text
     (path / 'results.json').unlink()
     with pytest.raises(UserError, match='There is no checkpoint in'):
-        write_report([path], tmp_path / 'none', unfinished=True)
+        write_report([path], tmp_path / 'none', allow_unfinished=True)
 
 
 def test_runs_of_different_bases_are_refused(runs, tmp_path):
@@ -267,6 +267,6 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
 def test_weights_may_lie_elsewhere(runs, tmp_path):
     elsewhere = tmp_path / 'elsewhere.gguf'
     write_tiny_gguf(elsewhere)
-    write_report([runs.alone], tmp_path / 'out', weights=str(elsewhere), questions=2)
+    write_report([runs.alone], tmp_path / 'out', weights=str(elsewhere), max_questions=2)
     found = read_json(tmp_path / 'out' / 'analysis.json')['routing-alone']
     assert found['questions'] == 2 and found['tasks'] == ['toy_copy']

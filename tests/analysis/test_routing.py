@@ -5,12 +5,12 @@ import pytest
 from scipy import stats
 
 from malora_jax.analysis.routing import (
-    Word,
+    TokenShare,
     by_task,
     chance_information,
     entropy,
-    expert_words,
-    most_information,
+    expert_tokens,
+    max_information,
     shares,
     task_information,
 )
@@ -54,7 +54,7 @@ def test_the_most_information_is_that_of_tasks_with_experts_of_their_own(
     load_GE = np.zeros((tasks, experts))
     for task in range(tasks):
         load_GE[task, top_k * task : top_k * (task + 1)] = 3.0
-    assert most_information(tasks, experts, top_k) == expected
+    assert max_information(tasks, experts, top_k) == expected
     assert task_information(load_GE[None]).item() == pytest.approx(expected)
 
 
@@ -72,7 +72,7 @@ def test_chance_is_what_dealt_tasks_give():
     rng = np.random.default_rng(1)
     task_Q = np.repeat([0, 1], 30)
     alike_QLE = rng.multinomial(20, [0.25] * 4, size=(60, 1)).astype(float)
-    chance = chance_information(alike_QLE, task_Q, draws=200)
+    chance = chance_information(alike_QLE, task_Q, num_permutations=200)
     found = task_information(by_task(alike_QLE, task_Q)).item()
     assert chance.shape == (200, 1)
     assert 0 < chance.mean() < 0.01 and found < np.quantile(chance, 0.999)
@@ -87,11 +87,14 @@ def test_chance_is_what_dealt_tasks_give():
 def test_the_tokens_of_each_expert():
     load_WE = np.array([[8.0, 0.0, 8.0], [10.0, 5.0, 5.0], [3.0, 4.0, 1.0]])
     count_W = np.array([8, 10, 4])
-    first, second, third = expert_words(load_WE, count_W, 0.0, 2)
+    first, second, third = expert_tokens(load_WE, count_W, 0.0, 2)
     # Ties go to the more frequent token.
-    assert first == [Word(1, 1.0), Word(0, 1.0)]
-    assert second == [Word(2, 1.0), Word(1, 0.5)]
-    assert third == [Word(0, 1.0), Word(1, 0.5)]
+    assert first == [TokenShare(1, 1.0), TokenShare(0, 1.0)]
+    assert second == [TokenShare(2, 1.0), TokenShare(1, 0.5)]
+    assert third == [TokenShare(0, 1.0), TokenShare(1, 0.5)]
     # A token whose share is not above the threshold is not listed.
-    assert expert_words(load_WE, count_W, 0.5, 3)[1:] == [[Word(2, 1.0)], [Word(0, 1.0)]]
-    assert expert_words(load_WE[:1], count_W[:1], 0.0, 2)[1] == []
+    assert expert_tokens(load_WE, count_W, 0.5, 3)[1:] == [
+        [TokenShare(2, 1.0)],
+        [TokenShare(0, 1.0)],
+    ]
+    assert expert_tokens(load_WE[:1], count_W[:1], 0.0, 2)[1] == []

@@ -18,7 +18,7 @@ from malora_jax.analysis.report import write_report
 from malora_jax.analysis.task_plots import plot_seesaw
 from malora_jax.errors import UserError
 from malora_jax.runs import paper
-from malora_jax.statistics import Difference, Interval
+from malora_jax.statistics import Interval, PairedDifference
 from malora_jax.sweeps import expand
 from tests.helpers.finished_runs import QUESTIONS, write_finished_run
 from tests.helpers.paths import ROOT
@@ -247,10 +247,10 @@ def test_without_single_tasks_there_is_no_seesaw(tmp_path):
 # The row that a run belongs to.
 
 
-@pytest.mark.parametrize('name', paper.TABLES)
+@pytest.mark.parametrize('name', paper.PAPER_TABLES)
 def test_every_run_of_a_sweep_belongs_to_the_row_of_its_name(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    table = paper.TABLES[name]
+    table = paper.PAPER_TABLES[name]
     sweep = importlib.import_module(f'configs.sweeps.{name}').get_config().to_dict()
     found = {(run.row, table.row_of(run.config)) for run in expand(sweep).values()}
     for run, row in found:
@@ -262,24 +262,24 @@ def test_every_run_of_a_sweep_belongs_to_the_row_of_its_name(name, monkeypatch):
 
 def test_written_and_read_again_a_run_belongs_to_its_row():
     config = json.loads(json.dumps(seven('malora_fixed_core').to_dict()))
-    assert paper.TABLES['table3'].row_of(config) == 'malora_fixed_core'
+    assert paper.PAPER_TABLES['table3'].row_of(config) == 'malora_fixed_core'
 
 
 def test_on_another_base_the_method_decides_where_only_ranks_differ():
     config = small('malora')
-    assert paper.TABLES['table2'].row_of(config) == 'malora'
-    assert paper.TABLES['table12'].row_of(config) is None
+    assert paper.PAPER_TABLES['table2'].row_of(config) == 'malora'
+    assert paper.PAPER_TABLES['table12'].row_of(config) is None
     config.adapter.renormalize = True
-    assert paper.TABLES['table2'].row_of(config) is None
+    assert paper.PAPER_TABLES['table2'].row_of(config) is None
     config = intra_domain.get_config('malora')
     config.adapter.rank = 10
-    assert paper.TABLES['table2'].row_of(config) is None
+    assert paper.PAPER_TABLES['table2'].row_of(config) is None
     config.adapter.shared_rank = 48
-    assert paper.TABLES['table12'].row_of(config) == 'malora_d48_beta125'
+    assert paper.PAPER_TABLES['table12'].row_of(config) == 'malora_d48_beta125'
 
 
 def test_beta_counts_where_it_has_an_effect():
-    table = paper.TABLES['table2']
+    table = paper.PAPER_TABLES['table2']
     for method, row in (('lora', 'lora'), ('molora', 'molora'), ('malora', None)):
         config = intra_domain.get_config(method)
         config.adapter.beta = 3.0
@@ -441,6 +441,6 @@ def test_the_command(tmp_path):
 
 
 def test_a_mean_that_rounding_puts_outside_its_interval_is_plotted(tmp_path):
-    change = Difference(0.1, Interval(0.1 + 1e-12, 0.1 + 1e-12), 0.1)
+    change = PairedDifference(0.1, Interval(0.1 + 1e-12, 0.1 + 1e-12), 0.1)
     plot_seesaw(tmp_path / 'changes.png', {'LoRA': {'boolq': change}})
     assert (tmp_path / 'changes.png').exists()

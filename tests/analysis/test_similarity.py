@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from scipy.linalg import solve, subspace_angles
 
-from malora_jax.analysis.similarity import distinct_pairs, independent, similarity, subspaces
+from malora_jax.analysis.similarity import (
+    cca_similarity,
+    distinct_pairs,
+    independent_similarity,
+    subspaces,
+)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -14,7 +19,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 def of(x_DR: np.ndarray, y_DP: np.ndarray) -> float:
     """Return the similarity of two single projections."""
     one, other = (subspaces(each[None, None]) for each in (x_DR, y_DP))
-    return similarity(one, other).item()
+    return cca_similarity(one, other).item()
 
 
 @pytest.mark.parametrize('correlations', [(1.0, 1.0), (0.0, 0.0), (0.9, 0.3), (1.0, 0.5)])
@@ -49,7 +54,7 @@ def test_badly_scaled_columns_make_no_difference():
 
 def test_every_pair_of_experts_in_every_layer():
     x_LEDR, y_LGDP = random(2, 3, 12, 2), random(2, 4, 12, 3, seed=1)
-    found_LEG = similarity(subspaces(x_LEDR), subspaces(y_LGDP))
+    found_LEG = cca_similarity(subspaces(x_LEDR), subspaces(y_LGDP))
     assert found_LEG.shape == (2, 3, 4)
     for layer in range(2):
         for e in range(3):
@@ -75,9 +80,9 @@ def test_independent_subspaces_have_the_expected_similarity():
     """The expectation max(p, q) / D agrees with the mean of many draws."""
     drawn = random(4000, 1, 16, 5)
     fixed = subspaces(np.eye(16, 3)[None, None])
-    expected = independent(fixed, subspaces(drawn[:1])).item()
+    expected = independent_similarity(fixed, subspaces(drawn[:1])).item()
     assert expected == 5 / 16
-    found = [similarity(fixed, subspaces(draw[None])).item() for draw in drawn[:, :]]
+    found = [cca_similarity(fixed, subspaces(draw[None])).item() for draw in drawn[:, :]]
     assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / 4000**0.5)
 
 

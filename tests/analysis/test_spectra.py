@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from malora_jax.analysis.expert_spectra import expert_spectra
 from malora_jax.analysis.spectra import directions, random_singular_values, singular_values
-from malora_jax.analysis.spread import spread
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -62,11 +62,11 @@ def test_a_subspace_has_no_more_directions_than_dimensions():
     shared, core, up = random(2, 30, 5), random(2, 8, 5, 3, seed=1), random(2, 8, 3, 40, seed=2)
     trained = {'A': shared[:, None] @ core, 'B': up.swapaxes(-1, -2)}
     start = {'A': shared[:, None] @ random(2, 8, 5, 3, seed=3)}
-    found = spread(trained, start)
-    assert found['A'].possible == 5 and found['A'].trained.shape == (2, 5)
-    assert found['B'].possible == 24
+    found = expert_spectra(trained, start)
+    assert found['A'].max_directions == 5 and found['A'].trained.shape == (2, 5)
+    assert found['B'].max_directions == 24
     own = singular_values(start['A'])[:, :5]
     np.testing.assert_allclose(found['A'].control, own, atol=1e-12)
     assert (found['A'].directions <= 5).all() and (found['B'].directions <= 24).all()
-    without = spread(trained, None)['A'].control
+    without = expert_spectra(trained, None)['A'].control
     assert not np.allclose(without, own)

@@ -61,9 +61,11 @@ def test_with_constant_gates_it_is_the_mixture(setup, name):
     assert difference(found.trained, same) < 2e-4
     assert difference(found.trained, same._replace(model=Decoder(same.model.config))) > 0.1
     adapter = found.trained.model.adapter
-    assert adapter.num_experts == 1 and adapter.structure.rank == found.about['exact_rank']
+    assert (
+        adapter.num_experts == 1 and adapter.structure.rank == found.manifest_entries['exact_rank']
+    )
     assert adapter.scale == pytest.approx(same.model.adapter.scale)
-    assert found.about['lost_by_rank'] == 0
+    assert found.manifest_entries['lost_by_rank'] == 0
     for losses in found.losses.values():
         assert losses['static'] == pytest.approx(losses['mixture'], abs=1e-4)
         assert abs(losses['base'] - losses['mixture']) > 0.01
@@ -79,7 +81,9 @@ def test_the_gates_of_all_tasks_are_the_mean_of_each(setup):
     """MALoRA's subspace is shared, so the up-projections are linear in the gates."""
     mixed = mixture(setup, 'malora')
     both, *each = (static_export(setup, mixed, task) for task in ('', *TASKS))
-    assert both.about['gates_of'] == [*TASKS] and each[0].about['gates_of'] == [TASKS[0]]
+    assert both.manifest_entries['gates_of'] == [*TASKS] and each[0].manifest_entries[
+        'gates_of'
+    ] == [TASKS[0]]
     ups = [
         found.trained.variables['adapter']['layers']['mlp']['up']['up'] for found in (both, *each)
     ]
@@ -101,7 +105,10 @@ def test_truncation_is_that_of_the_whole_matrix():
 def test_a_lower_rank_says_what_it_loses(setup):
     mixed = mixture(setup, 'molora')
     whole, cut = static_export(setup, mixed), static_export(setup, mixed, rank=2)
-    assert whole.about['rank'] == whole.about['exact_rank'] == 12 and cut.about['rank'] == 2
+    assert (
+        whole.manifest_entries['rank'] == whole.manifest_entries['exact_rank'] == 12
+        and cut.manifest_entries['rank'] == 2
+    )
     lost = total = 0.0
     for part, targets in whole.trained.variables['adapter']['layers'].items():
         for target, leaves in targets.items():
@@ -109,13 +116,13 @@ def test_a_lower_rank_says_what_it_loses(setup):
             full = leaves['down'][:, 0] @ leaves['up'][:, 0]
             lost += ((full - other['down'][:, 0] @ other['up'][:, 0]) ** 2).sum()
             total += (full**2).sum()
-    assert cut.about['lost_by_rank'] == pytest.approx((lost / total) ** 0.5, rel=1e-4)
-    assert 0.1 < cut.about['lost_by_rank'] < 1
+    assert cut.manifest_entries['lost_by_rank'] == pytest.approx((lost / total) ** 0.5, rel=1e-4)
+    assert 0.1 < cut.manifest_entries['lost_by_rank'] < 1
 
 
 def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
     found = static_export(setup, mixture(setup, 'malora'))
-    about = found.about | {'held_out_loss': found.losses}
+    about = found.manifest_entries | {'held_out_loss': found.losses}
     write_adapter(found.trained, tmp_path / 'static', about)
     assert json.loads((tmp_path / 'static' / 'manifest.json').read_text())['static'] == about
     again = malora_jax.load(tmp_path / 'static')
@@ -151,7 +158,10 @@ def test_a_rank_above_a_linear_s_shorter_side(setup):
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
     mixed = trained('molora', setup.base)._replace(model=model, variables=variables)
     found = static_export(setup, mixed, rank=48)
-    assert found.about['exact_rank'] == 64 and found.trained.model.adapter.structure.rank == 48
+    assert (
+        found.manifest_entries['exact_rank'] == 64
+        and found.trained.model.adapter.structure.rank == 48
+    )
     k = found.trained.variables['adapter']['layers']['attention']['k']
     assert k['down'].shape == (2, 1, 64, 48) and k['up'].shape == (2, 1, 48, 32)
     assert np.abs(k['down'][..., :32]).max() > 0 and not np.any(k['down'][..., 32:])

@@ -36,7 +36,7 @@ def test_files_are_read_when_they_are_asked_for(tmp_path):
     for name in ('metrics.jsonl', 'answers_before.jsonl', 'config.json'):
         (tmp_path / 'lora' / name).unlink()
     run = LoadedRun(tmp_path / 'lora')
-    assert run.results['steps'] == 3 and len(run.after) == 200
+    assert run.results['steps'] == 3 and len(run.answers_after) == 200
     with pytest.raises(UserError, match=r'lora is no whole run: \S+/metrics\.jsonl is missing'):
         assert run.records
 
@@ -78,7 +78,7 @@ def test_published_runs_need_no_texts(tmp_path):
             del row['expected'], row['answer']
         path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
     (run,) = read_runs([tmp_path])
-    assert sum(answer['score'] for answer in run.after) == 100
+    assert sum(answer['score'] for answer in run.answers_after) == 100
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_runs_that_cannot_be_compared(tmp_path, other, what):
     # Without a table of the paper, the rows are only listed next to each other, without
     # differences.
     _, lora, malora = seed_groups(runs)
-    assert malora.change_from(lora) is None and malora.changes_from(lora) == {}
+    assert malora.average_difference(lora) is None and malora.task_differences(lora) == {}
 
 
 def test_how_programs_are_confined_makes_no_difference(tmp_path):
@@ -124,7 +124,7 @@ def test_runs_of_other_tasks_can_be_read_together(tmp_path):
     runs = read_runs([tmp_path])
     check_comparable(runs)
     _, lora, single = seed_groups(runs)
-    assert (single.name, {*single.changes_from(lora)}) == ('lora_single', {'boolq'})
+    assert (single.name, {*single.task_differences(lora)}) == ('lora_single', {'boolq'})
 
 
 def test_rows_without_a_table(tmp_path):

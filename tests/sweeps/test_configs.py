@@ -14,7 +14,7 @@ from malora_jax.adapters.methods import replace_settings
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
-from malora_jax.runs.paper import TABLES
+from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.sweeps import expand
 from malora_jax.training import run_config
 from malora_jax.training.optimizer import make_optimizer
@@ -122,7 +122,7 @@ def test_every_config_is_checked_here():
     files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
     assert files == {*CONFIGS, '__init__', 'common', 'paper', 'saved'}
     files = {path.stem for path in (ROOT / 'configs' / 'sweeps').glob('*.py')}
-    assert files == {*TABLES, *OWN_SWEEPS, '__init__'}
+    assert files == {*PAPER_TABLES, *OWN_SWEEPS, '__init__'}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -130,7 +130,7 @@ def test_every_config_has_its_state(name):
     assert trained(get_config(name).to_dict()) == CONFIGS[name]
 
 
-@pytest.mark.parametrize('name', TABLES)
+@pytest.mark.parametrize('name', PAPER_TABLES)
 def test_every_run_of_a_sweep_has_its_state(name):
     configs = expand(sweep(name))
     assert configs
@@ -145,7 +145,7 @@ def test_every_other_sweep_is_valid(name):
 
 
 def test_the_sweep_over_ranks_has_the_runs_of_table_11():
-    table = TABLES['table11']
+    table = PAPER_TABLES['table11']
     found = expand(sweep('rank') | {'base': 'configs/inter_domain.py', 'seeds': (0,)})
     assert {table.row_of(run.config) for run in found.values()} == table.rows.keys()
 
@@ -215,19 +215,19 @@ def test_what_is_no_sweep_is_refused(tmp_path):
 # The paper's numbers.
 
 
-@pytest.mark.parametrize('name', TABLES)
+@pytest.mark.parametrize('name', PAPER_TABLES)
 def test_a_sweep_tells_the_paper_s_numbers_and_what_it_leaves_open(name):
     text = importlib.import_module(f'configs.sweeps.{name}').__doc__
-    for row in TABLES[name].rows.values():
+    for row in PAPER_TABLES[name].rows.values():
         assert str(row.average) in text
-        assert row.printed is None or str(row.printed) in text
+        assert row.printed_average is None or str(row.printed_average) in text
     for word in ('sequence length', 'schedule', 'batch', 'α', 'seed'):
         assert word in text
     assert f'--workdir=runs/{name}' in text
 
 
 def test_averages_are_the_means_of_their_rows():
-    rows = [row for table in TABLES.values() for row in table.rows.values() if row.scores]
+    rows = [row for table in PAPER_TABLES.values() for row in table.rows.values() if row.scores]
     assert len(rows) == 10
     for row in rows:
         assert sum(row.scores.values()) / len(row.scores) == pytest.approx(row.average, abs=0.06)
@@ -236,10 +236,10 @@ def test_averages_are_the_means_of_their_rows():
 def test_tables_agree_on_what_they_share():
     """MoLoRA and MALoRA are in Tables 1, 3 and 11, and MALoRA of Table 2 is in Table 12."""
     for name in ('molora', 'malora'):
-        row = TABLES['table1'].rows[name]
+        row = PAPER_TABLES['table1'].rows[name]
         mean = sum(row.scores.values()) / len(row.scores)
-        assert TABLES['table3'].rows[name].average == row.average
-        assert TABLES['table11'].rows[name].average == pytest.approx(mean, abs=0.02)
-    shared = TABLES['table12'].rows['malora_d32_beta125']
-    assert shared.average == TABLES['table2'].rows['malora'].average
-    assert shared.adapter() == TABLES['table2'].rows['malora'].adapter()
+        assert PAPER_TABLES['table3'].rows[name].average == row.average
+        assert PAPER_TABLES['table11'].rows[name].average == pytest.approx(mean, abs=0.02)
+    shared = PAPER_TABLES['table12'].rows['malora_d32_beta125']
+    assert shared.average == PAPER_TABLES['table2'].rows['malora'].average
+    assert shared.adapter_settings() == PAPER_TABLES['table2'].rows['malora'].adapter_settings()

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import cells
-from malora_jax.analysis.page import NONE, Block, Italic, Section, Table, Text
+from malora_jax.analysis.page import NO_VALUE, Italic, ReportBlock, Section, Table, Text
 from malora_jax.runs import SeedGroup
 
-_READING = (
+_READING_GUIDE = (
     'Scores in %, losses in nats per token of the right answers, each the mean over tasks and '
     "then over seeds. In brackets the 95% interval for other seeds, by Student's t; a single "
     'seed has none. With two seeds it is wide: that is what two seeds say.'
@@ -27,16 +27,18 @@ def averages_section(
     rows = [
         {
             '': group.name,
-            **{field: f'{values[group.name].get(field, NONE)}' for field in fields},
+            **{field: f'{values[group.name].get(field, NO_VALUE)}' for field in fields},
             'trained parameters': f'{group.parameters["trainable"]:,}',
             'seeds': ', '.join(map(str, group.by_seed('score'))),
-            'score': cells.score((group.mean('score'), group.interval('score'))),
-            'loss': cells.loss(group.mean('loss'), group.interval('loss')),
+            'score': cells.score(
+                (group.mean_over_seeds('score'), group.interval_over_seeds('score'))
+            ),
+            'loss': cells.loss(group.mean_over_seeds('loss'), group.interval_over_seeds('loss')),
             **({Italic('in the paper'): Italic(f'{group.paper.average:g}')} if group.paper else {}),
         }
         for group in groups
     ]
-    best = min(groups, key=lambda group: group.mean('loss'))
+    best = min(groups, key=lambda group: group.mean_over_seeds('loss'))
     numbers = {
         group.name: {
             **{'values': values[group.name], 'trainable': group.parameters['trainable']},
@@ -44,10 +46,10 @@ def averages_section(
         }
         for group in groups
     }
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         Table.of('Averages over tasks', rows),
         Text(f'The lowest loss is that of {best.name}.'),
-        Text(_READING),
+        Text(_READING_GUIDE),
     ]
     return Section('averages', 'Averages', blocks, numbers)
 
@@ -71,7 +73,7 @@ def by_task_section(groups: Sequence[SeedGroup]) -> Section:
 
 def _numbers(group: SeedGroup, metric: str, task: str = '') -> dict[str, Any]:
     return {
-        'mean': group.mean(metric, task),
-        'interval': group.interval(metric, task),
+        'mean': group.mean_over_seeds(metric, task),
+        'interval': group.interval_over_seeds(metric, task),
         'by_seed': group.by_seed(metric, task),
     }

@@ -4,51 +4,55 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.adapters.structures import PARAMETER_KINDS
-from malora_jax.analysis.page import Block, Section, Table, Text
+from malora_jax.analysis.page import ReportBlock, Section, Table, Text
 from malora_jax.runs import LoadedRun
 
 
 def costs_section(runs: Sequence[LoadedRun]) -> Section:
     """Return the section on parameters by part and on seconds by activity."""
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for run in runs:
         if 'by_group' in run.parameters:
             blocks.append(_parameter_table(run.name, run.parameters))
-        if run.seconds:
-            blocks.append(_time_table(run.name, run.seconds))
-    without = [run.name for run in runs if not run.seconds]
+        if run.seconds_by_activity:
+            blocks.append(_time_table(run.name, run.seconds_by_activity))
+    without = [run.name for run in runs if not run.seconds_by_activity]
     if without:
         verb = 'has' if len(without) == 1 else 'have'
         text = f'{", ".join(without)} {verb} no goodput.jsonl, so where time went is not known.'
         blocks.append(Text(text))
-    numbers = {r.name: {'parameters': r.parameters, 'seconds': dict(r.seconds)} for r in runs}
+    numbers = {
+        r.name: {'parameters': r.parameters, 'seconds': dict(r.seconds_by_activity)} for r in runs
+    }
     return Section('costs', 'Parameters and time', blocks, numbers)
 
 
-def _parameter_table(name: str, found: Mapping[str, Any]) -> Table:
-    by_group = found['by_group']
-    whole = sum(by_group.values())
+def _parameter_table(name: str, parameters: Mapping[str, Any]) -> Table:
+    by_group = parameters['by_group']
+    total = sum(by_group.values())
     rows = [
         [
             PARAMETER_KINDS[part][1] if part in PARAMETER_KINDS else part,
             f'{count:,}',
-            f'{100 * count / whole:.1f}%',
+            f'{100 * count / total:.1f}%',
         ]
         for part, count in by_group.items()
     ]
     caption = (
-        f'{name}: parameters of the adapter by part. {found["trainable"]:,} train, '
-        f'{found["percent_of_base"]:.2f}% of the {found["base"]:,} of the base'
+        f'{name}: parameters of the adapter by part. {parameters["trainable"]:,} train, '
+        f'{parameters["percent_of_base"]:.2f}% of the {parameters["base"]:,} of the base'
     )
-    frozen = found['frozen_in_adapter']
+    frozen = parameters['frozen_in_adapter']
     caption += f'; {frozen:,} are frozen' if frozen else ''
-    shares = [count / whole for count in by_group.values()]
+    shares = [count / total for count in by_group.values()]
     return Table(caption, ['part', 'parameters', 'share'], rows, bars=shares)
 
 
-def _time_table(name: str, spent: Mapping[str, float]) -> Table:
-    total = sum(spent.values())
-    parts = sorted(((part, s) for part, s in spent.items() if s >= 0.05), key=lambda each: -each[1])
+def _time_table(name: str, seconds: Mapping[str, float]) -> Table:
+    total = sum(seconds.values())
+    parts = sorted(
+        ((part, s) for part, s in seconds.items() if s >= 0.05), key=lambda each: -each[1]
+    )
     rows = [[part, f'{s:,.1f}', f'{100 * s / total:.1f}%'] for part, s in parts]
     caption = (
         f'{name}: seconds by what they went into, over all its starts, {total:,.0f} in all. step = '

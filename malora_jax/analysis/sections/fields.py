@@ -14,15 +14,15 @@ from malora_jax.runs import SeedGroup
 _LABELS = {'score': 'score (%)', 'loss': 'answer loss (nats per token)'}
 _UNITS = {'score': 100.0, 'loss': 1.0}
 # An axis is logarithmic if its largest value is at least this multiple of its smallest one.
-_WIDE = 4
+_MIN_LOG_RATIO = 4
 
 # Values of the field with their rows, in ascending order.
-Points = Sequence[tuple[float, SeedGroup]]
+FieldPoints = Sequence[tuple[float, SeedGroup]]
 
 
 def field_section(
     field: str,
-    lines: Mapping[str, Points],
+    lines: Mapping[str, FieldPoints],
     metrics: Sequence[str],
     output: pathlib.Path,
     connected: bool = True,
@@ -46,24 +46,32 @@ def field_section(
     numbers = {
         label: {
             name: [x for x, _ in points],
-            **{metric: [group.mean(metric) for _, group in points] for metric in metrics},
+            **{
+                metric: [group.mean_over_seeds(metric) for _, group in points] for metric in metrics
+            },
         }
         for label, points in lines.items()
     }
     return Section(f'field-{name}', f'Effect of {field}', [Picture(path, caption)], numbers)
 
 
-@figures.literally
+@figures.without_mathtext
 def _plot(
-    path: pathlib.Path, name: str, lines: Mapping[str, Points], metrics: Sequence[str], style: str
+    path: pathlib.Path,
+    name: str,
+    lines: Mapping[str, FieldPoints],
+    metrics: Sequence[str],
+    style: str,
 ) -> None:
     figure = Figure(figsize=(4.6 * len(metrics) + 1.5, 4), layout='constrained')
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for colour, (label, points) in zip(figures.cycle(len(lines)), lines.items(), strict=True):
-            means = np.array([group.mean(metric) for _, group in points])
+        for color, (label, points) in zip(
+            figures.color_cycle(len(lines)), lines.items(), strict=True
+        ):
+            means = np.array([group.mean_over_seeds(metric) for _, group in points])
             ends = [
-                group.interval(metric) or (mean, mean)
+                group.interval_over_seeds(metric) or (mean, mean)
                 for (_, group), mean in zip(points, means, strict=True)
             ]
             low, high = np.array(ends).T
@@ -73,13 +81,13 @@ def _plot(
                 _UNITS[metric] * np.maximum((means - low, high - means), 0),
                 fmt=style,
                 capsize=3,
-                color=colour,
+                color=color,
                 label=label,
             )
             paper = [(x, group.paper.average) for x, group in points if group.paper]
             if metric == 'score' and paper:
                 label = f'{label}, in the paper'
-                axes.plot(*np.array(paper).T, '--x', color=colour, label=label)
+                axes.plot(*np.array(paper).T, '--x', color=color, label=label)
         _scale(axes, sorted({x for points in lines.values() for x, _ in points}))
         axes.set(xlabel=name.replace('_', ' '), ylabel=_LABELS[metric])
         axes.grid(alpha=0.3)
@@ -89,7 +97,7 @@ def _plot(
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    if values[0] > 0 and values[-1] >= _WIDE * values[0]:
+    if values[0] > 0 and values[-1] >= _MIN_LOG_RATIO * values[0]:
         axes.set_xscale('log')
         axes.minorticks_off()
     axes.set_xticks(values, [f'{value:g}' for value in values])

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import task_plots
-from malora_jax.analysis.figures import points
-from malora_jax.analysis.page import NONE, Block, Picture, Section, Table
+from malora_jax.analysis.figures import metric_curve
+from malora_jax.analysis.page import NO_VALUE, Picture, ReportBlock, Section, Table
 from malora_jax.runs import LoadedRun
 
 _LABELS = {
@@ -28,7 +28,7 @@ _LABELS = {
 # Number of decimals of numbers that do not have one decimal.
 _DIGITS = {'loss_before': 3, 'loss_after': 3, 'seconds_per_step': 2}
 # With more runs than this, each run is a row instead of a column.
-_MOST_COLUMNS = 4
+_MAX_COLUMNS = 4
 
 
 def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section:
@@ -40,18 +40,18 @@ def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section
         output: Directory of the plot.
     """
     numbers = {run.name: _overview(run) for run in runs}
-    shown = sorted(numbers, key=lambda name: _loss(numbers[name]))
-    columns = len(runs) <= _MOST_COLUMNS
-    names = [*numbers] if columns else shown
+    by_loss = sorted(numbers, key=lambda name: _loss(numbers[name]))
+    runs_are_columns = len(runs) <= _MAX_COLUMNS
+    names = [*numbers] if runs_are_columns else by_loss
     rows = [
         [label, *(_cell(key, numbers[name][key]) for name in names)]
         for key, label in _LABELS.items()
     ]
     cells = [['', *names], *rows]
-    head, *rows = cells if columns else map(list, zip(*cells, strict=True))
-    blocks: list[Block] = [Table(f'On {runs[0].base[0]}', head, rows)]
+    head, *rows = cells if runs_are_columns else map(list, zip(*cells, strict=True))
+    blocks: list[ReportBlock] = [Table(f'On {runs[0].base_identity[0]}', head, rows)]
     if len(runs) > 1:
-        blocks.append(_curves(runs, output))
+        blocks.append(_plot_curves(runs, output))
     return Section('runs', 'Runs', blocks, numbers)
 
 
@@ -63,26 +63,26 @@ def _overview(run: LoadedRun) -> dict[str, Any]:
         'tasks': len(run.tasks),
         'seed': run.seed,
         'steps': last['step'],
-        'analysed_step': run.step or None,
+        'analysed_step': run.report_step or None,
         'tokens': last.get('total_tokens'),
         'examples': sum(drawn) if drawn else None,
         'epochs': last.get('epoch'),
         'trained': run.parameters['trainable'],
-        'loss_before': run.mean('loss_before') if results else None,
-        'loss_after': run.mean('loss_after') if results else None,
+        'loss_before': run.task_mean('loss_before') if results else None,
+        'loss_after': run.task_mean('loss_after') if results else None,
         'before': 100 * results['average']['before'] if results else None,
         'after': 100 * results['average']['after'] if results else None,
         'seconds_per_step': results['train_time_s'] / results['steps'] if results else None,
     }
 
 
-def _curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
+def _plot_curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
     # Validation losses are preferred, because they are measured on the same examples at each step.
-    validated = all(len(points(run.records, 'validation_loss')[0]) for run in runs)
+    validated = all(len(metric_curve(run.records, 'validation_loss')[0]) for run in runs)
     metric = 'validation_loss' if validated else 'loss'
     label = f'{metric.replace("_", " ")} (nats per token)'
     path = output / 'curves.png'
-    curves = {run.name: points(run.records, metric) for run in runs}
+    curves = {run.name: metric_curve(run.records, metric) for run in runs}
     task_plots.plot_curves(path, curves, label)
     caption = (
         f'{"Validation" if validated else "Training"} loss of each run in color, with the other '
@@ -91,13 +91,13 @@ def _curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
     return Picture(path, caption)
 
 
-def _loss(found: Mapping[str, Any]) -> float:
-    return float('inf') if found['loss_after'] is None else found['loss_after']
+def _loss(numbers: Mapping[str, Any]) -> float:
+    return float('inf') if numbers['loss_after'] is None else numbers['loss_after']
 
 
 def _cell(key: str, value: Any) -> str:
     if value is None:
-        return NONE
+        return NO_VALUE
     if isinstance(value, float):
         return f'{value:.{_DIGITS.get(key, 1)}f}'
     return f'{value:,}' if isinstance(value, int) else str(value)

@@ -9,27 +9,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from malora_jax.analysis import routing, routing_plots
-from malora_jax.analysis.example_tokens import word_tables
-from malora_jax.analysis.page import Block, Fold, Picture, Section, Table, Text
-from malora_jax.analysis.routed import Questions, Routed, questions, route
-from malora_jax.analysis.router_state import (
-    RouterState,
-    choices,
-    is_dense,
-    mean_chance,
-    state_of,
+from malora_jax.analysis.adapter_weights import (
+    AdapterVariables,
+    adapted_linears,
+    initial_adapter,
+    read_adapter,
 )
-from malora_jax.analysis.weights import Adapter, linears, read_adapter, start_adapter
+from malora_jax.analysis.example_tokens import token_tables
+from malora_jax.analysis.held_out_routing import (
+    HeldOutQuestions,
+    HeldOutRouting,
+    index_questions,
+    sum_routing,
+)
+from malora_jax.analysis.page import Fold, Picture, ReportBlock, Section, Table, Text
+from malora_jax.analysis.router_stats import (
+    RouterStats,
+    compute_router_stats,
+    is_dense,
+    mean_chance_information,
+    slot_counts,
+)
 from malora_jax.runs import LoadedRun
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.setup import Setup, build
 from malora_jax.training.workdir import check_base, check_run
 
 # Maximum number of evenly spread checkpoints that are run on the questions.
-_MOST_STEPS = 4
+_MAX_CHECKPOINTS = 4
 
 
-def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
+def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) -> Section:
     """Return the section on expert load, load balance and task information of a run's routers.
 
     Runs the model on held-out questions at some of the run's checkpoints.
@@ -37,57 +47,63 @@ def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
     Args:
         run: The run.
         output: Directory of the plots.
-        most: Maximum number of held-out questions of each task; 0 for all.
+        max_questions: Maximum number of held-out questions of each task; 0 for all.
 
     Raises:
         UserError: The base model or the data are missing, or differ from those of the run.
     """
     name = f'routing-{run.file_name}'
     title = f'Routing of {run.name}'
-    if not run.settings.adapter.has_router:
+    if not run.run_config.adapter.has_router:
         text = (
             f'{run.method} has one expert and no router: there is no routing to show. What '
             'its projections have to tell is above.'
         )
         return Section(name, title, [Text(text)], None)
-    check_run(run.path, run.config, data_digests(run.settings))
-    setup = build(run.settings)
-    check_base(run.path, run.settings, setup.base.params)
-    batches = list(setup.held_out_batches(most))
-    asked = questions(batches)
-    tasks, task_Q = np.unique(asked.task, return_inverse=True)
-    states, routed = {}, None
+    check_run(run.path, run.raw_config, data_digests(run.run_config))
+    setup = build(run.run_config)
+    check_base(run.path, run.run_config, setup.base.params)
+    batches = list(setup.held_out_batches(max_questions))
+    question_set = index_questions(batches)
+    tasks, task_Q = np.unique(question_set.task, return_inverse=True)
+    stats_by_step, held_out = {}, None
     for step in _steps(run):
         adapter = _adapter(run, step)
         if adapter is not None:
-            found = _route(setup, adapter, asked, f'{run.name}: step {step}')
-            states[step] = state_of(run.settings.adapter, linears(run.settings), found, task_Q)
-            routed = found if step == run.step else routed
-    assert routed is not None
+            step_routing = _route(setup, adapter, question_set, f'{run.name}: step {step}')
+            stats_by_step[step] = compute_router_stats(
+                run.run_config.adapter, adapted_linears(run.run_config), step_routing, task_Q
+            )
+            held_out = step_routing if step == run.report_step else held_out
+    assert held_out is not None
     names = [setup.splits[task].task_name for task in tasks]
-    chance = mean_chance(run.settings.adapter, routed, task_Q)
-    blocks: list[Block] = [
-        Text(_about(run, asked, names)),
-        _table(run, states, chance, len(names)),
-        _evolution(run, states, chance, output),
-        _routers(run, states[run.step], chance, output),
-        *_loads(run, states[run.step], names, output),
+    chance = mean_chance_information(run.run_config.adapter, held_out, task_Q)
+    blocks: list[ReportBlock] = [
+        Text(_introduction(run, question_set, names)),
+        _table(run, stats_by_step, chance, len(names)),
+        _plot_evolution(run, stats_by_step, chance, output),
+        _plot_routers(run, stats_by_step[run.report_step], chance, output),
+        *_plot_loads(run, stats_by_step[run.report_step], names, output),
     ]
-    words = word_tables(run.settings, states[run.step], routed, asked, setup.base.tokenizer)
-    if words:
-        blocks.append(Fold('Example tokens of each expert', words))
+    token_blocks = token_tables(
+        run.run_config, stats_by_step[run.report_step], held_out, question_set, setup.base.tokenizer
+    )
+    if token_blocks:
+        blocks.append(Fold('Example tokens of each expert', token_blocks))
     numbers = {
-        'questions': len(asked.task),
+        'questions': len(question_set.task),
         'tasks': names,
         'token_slots': {
-            linear: choices(run.settings.adapter, sums).sum(axis=(0, 2)).tolist()
-            for linear, sums in routed.questions.items()
+            linear: slot_counts(run.run_config.adapter, sums).sum(axis=(0, 2)).tolist()
+            for linear, sums in held_out.by_question.items()
         },
-        'steps': {step: state.means() for step, state in states.items()},
+        'steps': {step: state.means() for step, state in stats_by_step.items()},
         'chance_information': chance,
         'load': {
             linear: load.round(5).tolist()
-            for linear, load in zip(linears(run.settings), states[run.step].load, strict=True)
+            for linear, load in zip(
+                adapted_linears(run.run_config), stats_by_step[run.report_step].load, strict=True
+            )
         },
     }
     return Section(name, title, blocks, numbers)
@@ -95,27 +111,29 @@ def routing_section(run: LoadedRun, output: pathlib.Path, most: int) -> Section:
 
 def _steps(run: LoadedRun) -> list[int]:
     """Return step 0, the step to report on, and some evenly spread checkpoints' steps."""
-    steps = sorted({*run.steps, run.step})
-    if len(steps) > _MOST_STEPS:
-        picked = np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int)
-        steps = sorted({*(steps[i] for i in picked), run.step})
+    steps = sorted({*run.checkpoint_steps, run.report_step})
+    if len(steps) > _MAX_CHECKPOINTS:
+        picked = np.linspace(0, len(steps) - 1, _MAX_CHECKPOINTS).round().astype(int)
+        steps = sorted({*(steps[i] for i in picked), run.report_step})
     return [0, *steps]
 
 
-def _adapter(run: LoadedRun, step: int) -> Adapter | None:
+def _adapter(run: LoadedRun, step: int) -> AdapterVariables | None:
     if step:
-        return read_adapter(run.path, run.settings, step)
-    return start_adapter(run.path, run.settings)
+        return read_adapter(run.path, run.run_config, step)
+    return initial_adapter(run.path, run.run_config)
 
 
-def _route(setup: Setup, adapter: Adapter, asked: Questions, description: str) -> Routed:
+def _route(
+    setup: Setup, adapter: AdapterVariables, question_set: HeldOutQuestions, description: str
+) -> HeldOutRouting:
     variables = {'params': setup.base.params, **adapter}
-    return route(setup.model, variables, asked, description)
+    return sum_routing(setup.model, variables, question_set, description)
 
 
-def _about(run: LoadedRun, asked: Questions, names: Sequence[str]) -> str:
-    adapter = run.settings.adapter
-    if is_dense(run.settings.adapter):
+def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequence[str]) -> str:
+    adapter = run.run_config.adapter
+    if is_dense(run.run_config.adapter):
         how = (
             f'All {adapter.num_experts} experts take part in every token: shares are those of '
             'their gates.'
@@ -126,26 +144,34 @@ def _about(run: LoadedRun, asked: Questions, names: Sequence[str]) -> str:
             'are of these token slots.'
         )
     return (
-        f'{len(asked.task)} held-out questions with their answers, of {len(names)} '
+        f'{len(question_set.task)} held-out questions with their answers, of {len(names)} '
         f'task{"s" * (len(names) != 1)}, were put through the model. {how} Every linear of every '
         'layer has a router and experts of its own; expert 3 of one has nothing to do with expert '
         '3 of another.'
     )
 
 
-def _table(run: LoadedRun, states: dict[int, RouterState], chance: float, num_tasks: int) -> Table:
-    adapter = run.settings.adapter
+def _table(
+    run: LoadedRun, stats_by_step: dict[int, RouterStats], chance: float, num_tasks: int
+) -> Table:
+    adapter = run.run_config.adapter
     experts = adapter.num_experts
-    slots = 1 if is_dense(run.settings.adapter) else adapter.router.top_k
-    most = routing.most_information(num_tasks, experts, slots)
+    slots = 1 if is_dense(run.run_config.adapter) else adapter.router.top_k
+    max_information = routing.max_information(num_tasks, experts, slots)
     rows = [
         [f'step {step}' if step else 'start', *(f'{value:.3f}' for value in state.means().values())]
-        for step, state in states.items()
+        for step, state in stats_by_step.items()
     ]
     rows.append(['if balanced', '1.000', f'{experts:.3f}', f'{1 / experts:.3f}', '0.000'])
     rows.append(['by chance', '', '', '', f'{chance:.3f}'])
     rows.append(
-        ['at most', f'{experts / slots:.3f}', f'{experts:.3f}', f'{1 / slots:.3f}', f'{most:.3f}']
+        [
+            'at most',
+            f'{experts / slots:.3f}',
+            f'{experts:.3f}',
+            f'{1 / slots:.3f}',
+            f'{max_information:.3f}',
+        ]
     )
     caption = (
         'Means over routers. Balance (the balance loss) is 1 where experts are used evenly, and '
@@ -157,19 +183,19 @@ def _table(run: LoadedRun, states: dict[int, RouterState], chance: float, num_ta
     return Table(caption, head, rows)
 
 
-def _evolution(
-    run: LoadedRun, states: dict[int, RouterState], chance: float, output: pathlib.Path
+def _plot_evolution(
+    run: LoadedRun, stats_by_step: dict[int, RouterStats], chance: float, output: pathlib.Path
 ) -> Picture:
-    experts = run.settings.adapter.num_experts
+    experts = run.run_config.adapter.num_experts
     lines = {
         'balance_loss': (1.0, 'balanced'),
         'effective_experts': (float(experts), 'balanced'),
         'max_expert_share': (1 / experts, 'balanced'),
         'task_information': (chance, 'chance'),
     }
-    means = [state.means() for state in states.values()]
+    means = [state.means() for state in stats_by_step.values()]
     held_out: dict[str, list[float]] = {key: [m[key] for m in means] for key in lines}
-    held_out['step'] = list(states)
+    held_out['step'] = list(stats_by_step)
     path = output / f'{run.file_name}_routing.png'
     routing_plots.plot_evolution(path, run.records, held_out, lines)
     first, last = means[0], means[-1]
@@ -183,31 +209,37 @@ def _evolution(
     return Picture(path, caption)
 
 
-def _routers(run: LoadedRun, state: RouterState, chance: float, output: pathlib.Path) -> Picture:
-    names, experts = linears(run.settings), run.settings.adapter.num_experts
+def _plot_routers(
+    run: LoadedRun, stats: RouterStats, chance: float, output: pathlib.Path
+) -> Picture:
+    names, experts = adapted_linears(run.run_config), run.run_config.adapter.num_experts
     path = output / f'{run.file_name}_routers.png'
-    routing_plots.plot_routers(path, state.information, state.effective, names, chance, experts)
-    j, layer = np.unravel_index(state.information.argmax(), state.information.shape)
-    k, low = np.unravel_index(state.effective.argmin(), state.effective.shape)
+    routing_plots.plot_routers(
+        path, stats.task_information, stats.effective_experts, names, chance, experts
+    )
+    j, layer = np.unravel_index(stats.task_information.argmax(), stats.task_information.shape)
+    k, low = np.unravel_index(stats.effective_experts.argmin(), stats.effective_experts.shape)
     caption = (
         'Each router, a row for each layer (the first at the top): left, what its experts tell of '
         'the task (the red mark is chance), right, how many experts are in use (the red mark is '
         f'balanced). {names[j]} of layer {layer} tells most about the task '
-        f'({state.information[j, layer]:.2f} bits), and {names[k]} of layer {low} uses the fewest '
-        f'experts ({state.effective[k, low]:.1f}).'
+        f'({stats.task_information[j, layer]:.2f} bits), and {names[k]} of layer {low} uses the '
+        f'fewest experts ({stats.effective_experts[k, low]:.1f}).'
     )
     return Picture(path, caption)
 
 
-def _loads(
-    run: LoadedRun, state: RouterState, tasks: Sequence[str], output: pathlib.Path
-) -> list[Block]:
-    experts = run.settings.adapter.num_experts
+def _plot_loads(
+    run: LoadedRun, stats: RouterStats, tasks: Sequence[str], output: pathlib.Path
+) -> list[ReportBlock]:
+    experts = run.run_config.adapter.num_experts
     pictures = []
-    for linear, load_LGE in zip(linears(run.settings), state.load, strict=True):
+    for linear, load_LGE in zip(adapted_linears(run.run_config), stats.load, strict=True):
         path = output / f'{run.file_name}_load_{linear}.png'
-        most = 1.0 if is_dense(run.settings.adapter) else 1 / run.settings.adapter.router.top_k
-        routing_plots.plot_load(path, load_LGE, tasks, linear, most)
+        max_share = (
+            1.0 if is_dense(run.run_config.adapter) else 1 / run.run_config.adapter.router.top_k
+        )
+        routing_plots.plot_load(path, load_LGE, tasks, linear, max_share)
         layer, task, expert = np.unravel_index(load_LGE.argmax(), load_LGE.shape)
         caption = (
             f'Share that each expert of {linear} gets, a panel for each task, a row for each layer '
@@ -218,5 +250,5 @@ def _loads(
         pictures.append(Picture(path, caption))
     if len(pictures) == 1:
         return [*pictures]
-    names = ', '.join(linears(run.settings)[1:])
+    names = ', '.join(adapted_linears(run.run_config)[1:])
     return [pictures[0], Fold(f'Expert load by task and layer: {names}', pictures[1:])]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import cells
-from malora_jax.analysis.page import NONE, Block, BulletList, Italic, Section, Table, Text
+from malora_jax.analysis.page import NO_VALUE, BulletList, Italic, ReportBlock, Section, Table, Text
 from malora_jax.runs import SeedGroup, paper
-from malora_jax.runs.compare import other_settings
+from malora_jax.runs.compare import differing_fields
 
 # Names of the rows that all others are compared with, if they exist.
-_BASELINES = ('lora', 'molora')
-_READING = (
+_BASELINE_NAMES = ('lora', 'molora')
+_READING_GUIDE = (
     'A difference of scores is in points, with its 95% interval by a paired bootstrap over the '
     'held-out questions, every task weighing the same; it is not distinguishable where the '
     'interval contains 0. Scores of several seeds are averaged by question first, so that '
@@ -34,7 +34,7 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
     """
     baselines = _baselines(groups)
     numbers = {group.name: _row(group, baselines) for group in groups}
-    model = groups[-1].runs[0].base[0]
+    model = groups[-1].runs[0].base_identity[0]
     blocks = [
         _scores(groups, numbers, bool(table)),
         _averages(groups, numbers, baselines, bool(table)),
@@ -42,13 +42,13 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
         *_notes(groups, table),
     ]
     title = f'{table.title}: {model}' if table else 'Scores and losses'
-    return Section('scores', title, blocks, cells.plain(numbers))
+    return Section('scores', title, blocks, cells.to_json_value(numbers))
 
 
 def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
     """Return the rows of LoRA and MoLoRA, or else the first trained row of several, or the base."""
-    found = [group for name in _BASELINES for group in groups if group.name == name]
-    return found or [groups[1] if len(groups) > 2 else groups[0]]
+    rows = [group for name in _BASELINE_NAMES for group in groups if group.name == name]
+    return rows or [groups[1] if len(groups) > 2 else groups[0]]
 
 
 def _row(group: SeedGroup, baselines: Sequence[SeedGroup]) -> dict[str, Any]:
@@ -56,11 +56,11 @@ def _row(group: SeedGroup, baselines: Sequence[SeedGroup]) -> dict[str, Any]:
     return {
         'label': group.label,
         'tasks': {task: group.score(task) for task in group.tasks},
-        'average': group.average(),
+        'average': group.average_score(),
         'average_by_seed': group.by_seed('score'),
         'average_loss': group.average_loss(),
-        'score_minus': {other.name: group.change_from(other) for other in others},
-        'loss_minus': {other.name: group.change_from(other, 'loss') for other in others},
+        'score_minus': {other.name: group.average_difference(other) for other in others},
+        'loss_minus': {other.name: group.average_difference(other, 'loss') for other in others},
     }
 
 
@@ -68,8 +68,8 @@ def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) ->
     rows = []
     for group in groups:
         own = numbers[group.name]
-        found = {**own['tasks'], 'average': own['average']}
-        rows.append({'': group.label} | {name: cells.score(each) for name, each in found.items()})
+        scores = {**own['tasks'], 'average': own['average']}
+        rows.append({'': group.label} | {name: cells.score(each) for name, each in scores.items()})
         if group.paper:
             rows.append({'': Italic('in the paper')} | _paper_scores(group.paper))
     caption = 'Scores in %, each with its 95% interval'
@@ -79,7 +79,7 @@ def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) ->
 
 
 def _paper_scores(row: paper.PaperRow) -> dict[str, str]:
-    printed = f' (printed: {row.printed:g})' if row.printed else ''
+    printed = f' (printed: {row.printed_average:g})' if row.printed_average else ''
     scores = {task: Italic(f'{score:g}') for task, score in row.scores.items()}
     return {**scores, 'average': Italic(f'{row.average:g}{printed}')}
 
@@ -95,7 +95,7 @@ def _averages(
         own = numbers[group.name]
         seeds = ', '.join(f'{s}: {100 * mean:.1f}' for s, mean in own['average_by_seed'].items())
         row = {'': group.label, 'trained parameters': _parameters(group)}
-        row['average by seed'] = seeds or NONE
+        row['average by seed'] = seeds or NO_VALUE
         for baseline in baselines:
             change = own['score_minus'].get(baseline.name)
             row[f'average − {baseline.label}'] = cells.score_difference(change)
@@ -122,25 +122,25 @@ def _losses(
 
 def _parameters(group: SeedGroup) -> str:
     if group.is_base:
-        return NONE
-    found = group.parameters
-    percent = found.get('percent_of_base')
-    return f'{found["trainable"]:,}' + (f' ({percent:.1f}%)' if percent is not None else '')
+        return NO_VALUE
+    counts = group.parameters
+    percent = counts.get('percent_of_base')
+    return f'{counts["trainable"]:,}' + (f' ({percent:.1f}%)' if percent is not None else '')
 
 
 def _paper_difference(group: SeedGroup, baseline: SeedGroup) -> str:
     if group is baseline or not (group.paper and baseline.paper):
-        return NONE
+        return NO_VALUE
     return Italic(f'{group.paper.average - baseline.paper.average:+.2f}')
 
 
-def _notes(groups: Sequence[SeedGroup], table: paper.PaperTable | None) -> list[Block]:
-    notes: list[Block] = [Text(text) for text in _READING]
+def _notes(groups: Sequence[SeedGroup], table: paper.PaperTable | None) -> list[ReportBlock]:
+    notes: list[ReportBlock] = [Text(text) for text in _READING_GUIDE]
     names = {group.name for group in groups}
     missing = [row.label for name, row in table.rows.items() if name not in names] if table else []
     if missing:
         notes.append(Text(f'Without a finished run: {", ".join(missing)}.'))
-    for field, values in other_settings(groups).items():
+    for field, values in differing_fields(groups).items():
         described = '; '.join(f'{value} for {", ".join(rows)}' for value, rows in values.items())
         notes.append(Text(f'The rows differ in {field}: {described}.'))
     results = {

@@ -4,13 +4,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from malora_jax.analysis import cells, task_plots
-from malora_jax.analysis.page import Block, Italic, Picture, Section, Table, Text
+from malora_jax.analysis.page import Italic, Picture, ReportBlock, Section, Table, Text
 from malora_jax.runs import SeedGroup
 from malora_jax.runs.compare import single_task_rows
-from malora_jax.statistics import Difference
+from malora_jax.statistics import PairedDifference
 
 _TITLE = 'The seesaw: training together against training alone'
-_Changes = Mapping[str, Difference]
+_Changes = Mapping[str, PairedDifference]
 
 
 def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section:
@@ -20,8 +20,8 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
         groups: Rows of the report.
         output: Directory of the plot.
     """
-    alone = {group.name: single_task_rows(groups, group) for group in groups}
-    changes = {g.name: _changes_of(g, alone[g.name]) for g in groups if alone[g.name]}
+    single_rows = {group.name: single_task_rows(groups, group) for group in groups}
+    changes = {g.name: _task_changes(g, single_rows[g.name]) for g in groups if single_rows[g.name]}
     if not changes:
         text = (
             'Nothing to compare: give, as further --workdir, finished runs that were trained on '
@@ -32,51 +32,51 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     compared = [group for group in groups if group.name in changes]
     path = output / 'seesaw.png'
     task_plots.plot_seesaw(path, {group.label: changes[group.name] for group in compared})
-    clear = [clear for by_task in changes.values() for clear in _clear(by_task)]
+    is_gain = [clear for by_task in changes.values() for clear in _significant_gains(by_task)]
     caption = (
         'Change of each score against the run trained on that task alone, with its 95% interval; '
         'right of the line at 0 the task gains from the others, left of it it loses. '
-        f'{sum(clear)} gain and {len(clear) - sum(clear)} lose more than the choice of questions '
-        'explains.'
+        f'{sum(is_gain)} gain and {len(is_gain) - sum(is_gain)} lose more than the choice of '
+        'questions explains.'
     )
     numbers = {
         name: {
-            task: {'against': alone[name][task].name, **cells.plain(change)}
+            task: {'against': single_rows[name][task].name, **cells.to_json_value(change)}
             for task, change in by_task.items()
         }
         for name, by_task in changes.items()
     }
-    blocks: list[Block] = [Picture(path, caption), _table(compared, alone, changes)]
+    blocks: list[ReportBlock] = [Picture(path, caption), _table(compared, single_rows, changes)]
     return Section('seesaw', _TITLE, blocks, numbers)
 
 
-def _changes_of(group: SeedGroup, alone: Mapping[str, SeedGroup]) -> _Changes:
+def _task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
     """Return the change of each task against the row of single-task runs with that task."""
-    by_row = {other: group.changes_from(other) for other in {*alone.values()}}
-    return {task: by_row[other][task] for task, other in alone.items()}
+    by_row = {other: group.task_differences(other) for other in {*single_rows.values()}}
+    return {task: by_row[other][task] for task, other in single_rows.items()}
 
 
 def _table(
     groups: Sequence[SeedGroup],
-    alone: Mapping[str, Mapping[str, SeedGroup]],
+    single_rows: Mapping[str, Mapping[str, SeedGroup]],
     changes: Mapping[str, _Changes],
 ) -> Table:
     rows: list[dict[str, str]] = []
     for group in groups:
-        by_task, clear = changes[group.name], _clear(changes[group.name])
-        against = [*dict.fromkeys(alone[group.name].values())]
-        names = ', '.join(other.label for other in against)
-        found = {task: cells.score_difference(by_task.get(task)) for task in group.tasks}
-        count = f'{sum(clear)} : {len(clear) - sum(clear)}'
-        rows.append({'': group.label, 'against': names, **found, 'gain : lose': count})
-        ours, theirs = group.paper, against[0].paper
-        if len(against) == 1 and ours and theirs and ours.scores and theirs.scores:
+        by_task, is_gain = changes[group.name], _significant_gains(changes[group.name])
+        baselines = [*dict.fromkeys(single_rows[group.name].values())]
+        names = ', '.join(other.label for other in baselines)
+        cells_by_task = {task: cells.score_difference(by_task.get(task)) for task in group.tasks}
+        count = f'{sum(is_gain)} : {len(is_gain) - sum(is_gain)}'
+        rows.append({'': group.label, 'against': names, **cells_by_task, 'gain : lose': count})
+        ours, theirs = group.paper, baselines[0].paper
+        if len(baselines) == 1 and ours and theirs and ours.scores and theirs.scores:
             paper = {t: Italic(f'{ours.scores[t] - theirs.scores[t]:+.1f}') for t in group.tasks}
             rows.append({'': Italic('in the paper'), 'against': Italic(theirs.label), **paper})
     caption = 'Points of the score; intervals by a paired bootstrap over the held-out questions'
     return Table.of(caption, rows)
 
 
-def _clear(changes: _Changes) -> list[bool]:
+def _significant_gains(changes: _Changes) -> list[bool]:
     """Return, for each distinguishable change, whether it is a gain."""
-    return [change.mean > 0 for change in changes.values() if change.distinguishable]
+    return [change.mean > 0 for change in changes.values() if change.is_significant]

@@ -7,20 +7,20 @@ import numpy as np
 import tqdm
 
 from malora_jax.analysis import similarity_plots
-from malora_jax.analysis.alike import SIDES
-from malora_jax.analysis.page import Block, Picture, Section, Table, Text
-from malora_jax.analysis.spread import Spread, spread
-from malora_jax.analysis.weights import Weights, linears, projections
+from malora_jax.analysis.adapter_weights import AdapterWeights, adapted_linears, run_projections
+from malora_jax.analysis.expert_similarity import SIDES
+from malora_jax.analysis.expert_spectra import ExpertSpectrum, expert_spectra
+from malora_jax.analysis.page import Picture, ReportBlock, Section, Table, Text
 
 
-def spectra_section(weights: Sequence[Weights], output: pathlib.Path) -> Section:
+def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> Section:
     """Return the section on the number of directions that each run's experts use.
 
     Args:
         weights: Adapter weights of the runs.
         output: Directory of the plots.
     """
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         Text(
             'All A of a linear are put side by side, and so are all B. If their singular values '
             'fall fast, a few directions do most of the work; if they are level, the experts use '
@@ -30,48 +30,50 @@ def spectra_section(weights: Sequence[Weights], output: pathlib.Path) -> Section
     numbers = {}
     for each in weights:
         name = each.run.name
-        names = linears(each.run.settings)
+        names = adapted_linears(each.run.run_config)
         bar = tqdm.tqdm(names, desc=f'spectra of {name}', unit='linear', dynamic_ncols=True)
-        found = {linear: spread(*projections(each, linear)) for linear in bar}
+        spectra = {linear: expert_spectra(*run_projections(each, linear)) for linear in bar}
         path = output / f'{each.run.file_name}_spectra.png'
-        similarity_plots.plot_spectra(path, found)
-        control = 'as it started' if each.start is not None else 'of a random matrix'
+        similarity_plots.plot_spectra(path, spectra)
+        control = 'as it started' if each.initial is not None else 'of a random matrix'
         mean_A, mean_B = (
-            np.mean([one[side].directions.mean() / one[side].possible for one in found.values()])
+            np.mean(
+                [one[side].directions.mean() / one[side].max_directions for one in spectra.values()]
+            )
             for side in SIDES
         )
         caption = (
-            f'Singular values of {name} at step {each.run.step}, blue, against the dashed '
+            f'Singular values of {name} at step {each.run.report_step}, blue, against the dashed '
             f'control: A {control}, B a random matrix of the same norm; a curve that falls below '
             'its control to the right has fewer directions than chance. 90% of the squared norm is '
             f'in {100 * mean_A:.0f}% of the possible directions of A and {100 * mean_B:.0f}% of B.'
         )
-        blocks += [Picture(path, caption), _spectra_table(name, found)]
+        blocks += [Picture(path, caption), _spectra_table(name, spectra)]
         numbers[name] = {
             linear: {
                 side: {
                     'directions': one.directions.tolist(),
                     'control_directions': one.control_directions.tolist(),
-                    'possible': one.possible,
+                    'possible': one.max_directions,
                 }
                 for side, one in by_side.items()
             }
-            for linear, by_side in found.items()
+            for linear, by_side in spectra.items()
         }
     return Section('spectra', 'How many directions do they use? (Figure 3)', blocks, numbers)
 
 
-def _spectra_table(name: str, found: dict[str, dict[str, Spread]]) -> Table:
+def _spectra_table(name: str, spectra: dict[str, dict[str, ExpertSpectrum]]) -> Table:
     rows = [
         [
             linear,
             *(
-                f'{one.directions.mean():.1f} of {one.possible} '
+                f'{one.directions.mean():.1f} of {one.max_directions} '
                 f'({one.control_directions.mean():.1f})'
                 for one in by_side.values()
             ),
         ]
-        for linear, by_side in found.items()
+        for linear, by_side in spectra.items()
     ]
     return Table(
         f'{name}: directions that carry 90%, of those possible, mean over layers; in parentheses '

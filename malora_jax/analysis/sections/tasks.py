@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import task_plots
-from malora_jax.analysis.figures import points
-from malora_jax.analysis.page import NONE, Block, Fold, Picture, Section, Table, Text
+from malora_jax.analysis.figures import metric_curve
+from malora_jax.analysis.page import NO_VALUE, Fold, Picture, ReportBlock, Section, Table, Text
 from malora_jax.runs import LoadedRun, SeedGroup
 
 # With more runs than this, their tables are collapsed.
-_MOST_TABLES = 4
+_MAX_TABLES = 4
 # With more rows than this, only the curves of the preferred rows are shown, or else those of the
 # first rows.
-_MOST_CURVES = 4
-_PREFERRED = ('lora', 'malora', 'lora_single', 'malora_single')
+_MAX_CURVES = 4
+_PREFERRED_ROWS = ('lora', 'malora', 'lora_single', 'malora_single')
 
 
 def tasks_section(
@@ -27,44 +27,49 @@ def tasks_section(
         groups: Rows of the finished runs, each with a color of its own.
         output: Directory of the plot.
     """
-    numbers = {run.name: {task: _of_task(run, task) for task in _trained(run)} for run in runs}
+    numbers = {
+        run.name: {task: _task_numbers(run, task) for task in _tasks_with_losses(run)}
+        for run in runs
+    }
     if not any(numbers.values()):
         text = 'The metrics of these runs have no losses of single tasks.'
         return Section('tasks', 'Tasks', [Text(text)], numbers)
     path = output / 'tasks.png'
-    shown = _with_curves([group for group in groups if not group.is_base])
-    records = {group.label: [run.records for run in group.runs] for group in shown}
+    rows = _with_curves([group for group in groups if not group.is_base])
+    records = {group.label: [run.records for run in group.runs] for group in rows}
     records |= {run.name: [run.records] for run in runs if not run.is_finished}
-    task_plots.plot_tasks(path, records)
+    task_plots.plot_task_losses(path, records)
     caption = (
         'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
         'the validation loss, where it was measured); lower is better, and the lower of two '
         'curves in one panel learned that task better.'
     )
     tables = [_table(run, numbers[run.name]) for run in runs]
-    folded = len(tables) > _MOST_TABLES
-    blocks: list[Block] = [Fold('Losses and scores of each run', tables)] if folded else [*tables]
+    folded = len(tables) > _MAX_TABLES
+    blocks: list[ReportBlock] = (
+        [Fold('Losses and scores of each run', tables)] if folded else [*tables]
+    )
     return Section('tasks', 'Tasks', [Picture(path, caption), *blocks], numbers)
 
 
 def _with_curves(groups: Sequence[SeedGroup]) -> Sequence[SeedGroup]:
-    if len(groups) <= _MOST_CURVES:
+    if len(groups) <= _MAX_CURVES:
         return groups
-    preferred = [group for group in groups if group.name in _PREFERRED]
-    return preferred or groups[:_MOST_CURVES]
+    preferred = [group for group in groups if group.name in _PREFERRED_ROWS]
+    return preferred or groups[:_MAX_CURVES]
 
 
-def _trained(run: LoadedRun) -> list[str]:
-    found = {key for record in run.records for key in record}
-    return [task for task in run.tasks if f'loss/{task}' in found]
+def _tasks_with_losses(run: LoadedRun) -> list[str]:
+    keys = {key for record in run.records for key in record}
+    return [task for task in run.tasks if f'loss/{task}' in keys]
 
 
-def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
+def _task_numbers(run: LoadedRun, task: str) -> dict[str, Any]:
     """Return the numbers of a task.
 
     Losses are means over the first and the last tenth of the steps that had examples of the task.
     """
-    losses = points(run.records, f'loss/{task}')[1]
+    losses = metric_curve(run.records, f'loss/{task}')[1]
     tenth = max(1, len(losses) // 10)
     scored = run.results['tasks'].get(task) if run.is_finished else None
     return {
@@ -77,16 +82,16 @@ def _of_task(run: LoadedRun, task: str) -> dict[str, Any]:
     }
 
 
-def _table(run: LoadedRun, found: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(run: LoadedRun, numbers: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = [
         {
             'task': task,
-            'drawn': NONE if one['examples'] is None else f'{one["examples"]:,}',
+            'drawn': NO_VALUE if one['examples'] is None else f'{one["examples"]:,}',
             'loss, first': f'{one["first_loss"]:.2f}',
             'last': f'{one["last_loss"]:.2f}',
             **_scores_of(one),
         }
-        for task, one in found.items()
+        for task, one in numbers.items()
     ]
     caption = (
         f'{run.name}: examples drawn until step {run.records[-1]["step"]}, training loss '
@@ -96,13 +101,13 @@ def _table(run: LoadedRun, found: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table.of(caption, rows)
 
 
-def _scores_of(found: Mapping[str, Any]) -> dict[str, str]:
+def _scores_of(numbers: Mapping[str, Any]) -> dict[str, str]:
     """Return scores and the interval after training, in percent."""
-    if found['after'] is None:
+    if numbers['after'] is None:
         return {}
-    interval = '–'.join(f'{100 * end:.0f}' for end in found['interval'] or ())
+    interval = '–'.join(f'{100 * end:.0f}' for end in numbers['interval'] or ())
     return {
-        'score before': f'{100 * found["before"]:.1f}',
-        'after': f'{100 * found["after"]:.1f}',
-        '95%': interval or NONE,
+        'score before': f'{100 * numbers["before"]:.1f}',
+        'after': f'{100 * numbers["after"]:.1f}',
+        '95%': interval or NO_VALUE,
     }

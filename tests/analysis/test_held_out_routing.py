@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from malora_jax.analysis import routed
+from malora_jax.analysis import held_out_routing
 from malora_jax.analysis.routing import by_task
 from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.step import by_path
@@ -34,12 +34,12 @@ def variables():
 
 @pytest.fixture(scope='module')
 def asked(batches):
-    return routed.questions(batches)
+    return held_out_routing.index_questions(batches)
 
 
 @pytest.fixture(scope='module')
 def found(variables, asked):
-    return routed.route(MODEL, variables, asked)
+    return held_out_routing.sum_routing(MODEL, variables, asked)
 
 
 def test_questions_are_numbered_and_padding_is_none(asked):

@@ -22,35 +22,35 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state, starting_adapter
 
 # Variable collections of an adapter: 'adapter' and 'adapter_frozen'.
-Adapter = dict[str, Any]
+AdapterVariables = dict[str, Any]
 
 
-def read_adapter(workdir: pathlib.Path, run: RunConfig, step: int) -> Adapter:
+def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> AdapterVariables:
     """Return the adapter's variable collections from a checkpoint.
 
     Args:
         workdir: Directory of the run.
-        run: Config of the run.
+        config: Config of the run.
         step: Step of the checkpoint.
 
     Raises:
         UserError: The checkpoint cannot be read.
     """
-    model = Decoder(run.model, run.adapter)
-    params = nn.unbox(abstract_variables(Decoder(run.model)))['params']
+    model = Decoder(config.model, config.adapter)
+    params = nn.unbox(abstract_variables(Decoder(config.model)))['params']
     # Only shapes matter here, and they do not depend on the number of steps. Everything is restored
     # onto one device, whatever the sharding of the run was.
-    shapes = abstract_state(model, make_optimizer(run.optimizer, 1), params)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = abstract_state(model, make_optimizer(config.optimizer, 1), params)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     fresh = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
     with Checkpoints(home(workdir / 'checkpoints')) as checkpoints:
         state = checkpoints.restore_state(fresh, step)
     return {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
 
 
-def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
+def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariables | None:
     """Return the adapter's collections before the first step, or None if they are not known.
 
     They are not known if the run started from another adapter, or for a shared subspace in runs
@@ -59,18 +59,20 @@ def start_adapter(workdir: pathlib.Path, run: RunConfig) -> Adapter | None:
 
     Args:
         workdir: Directory of the run.
-        run: Config of the run.
+        config: Config of the run.
     """
-    if run.training.start_from:
+    if config.training.start_from:
         return None
     newest = newest_checkpoint(home(workdir / 'checkpoints'))
-    has_subspace = isinstance(run.adapter.structure, SharedDown)
+    has_subspace = isinstance(config.adapter.structure, SharedDown)
     if has_subspace and (newest is None or newest.identity is None):
         return None
-    return starting_adapter(Decoder(run.model, run.adapter), run.seed)
+    return starting_adapter(Decoder(config.model, config.adapter), config.seed)
 
 
-def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[str, np.ndarray]:
+def expert_projections(
+    structure: Structure, adapter: AdapterVariables, linear: str
+) -> dict[str, np.ndarray]:
     """Return the two projections of each expert of one linear module in all layers, float64.
 
     Args:
@@ -86,40 +88,40 @@ def projections_of(structure: Structure, adapter: Adapter, linear: str) -> dict[
     return {'A': down_LEDR, 'B': up_LERF.swapaxes(-1, -2)}
 
 
-def linears(run: RunConfig) -> list[str]:
+def adapted_linears(config: RunConfig) -> list[str]:
     """Return the names of the adapted linear modules, in the order of a layer."""
-    return [linear for linear in LINEARS if linear in run.adapter.targets]
+    return [linear for linear in LINEARS if linear in config.adapter.targets]
 
 
-class Weights(NamedTuple):
+class AdapterWeights(NamedTuple):
     """Adapter weights of a run.
 
     Attributes:
         run: The run.
         trained: Variable collections of the trained adapter.
-        start: Variable collections of the initial adapter; None if they are not known.
+        initial: Variable collections of the initial adapter; None if they are not known.
     """
 
     run: LoadedRun
-    trained: Adapter
-    start: Adapter | None
+    trained: AdapterVariables
+    initial: AdapterVariables | None
 
 
-def read_weights(runs: Sequence[LoadedRun]) -> list[Weights]:
+def read_adapter_weights(runs: Sequence[LoadedRun]) -> list[AdapterWeights]:
     """Read the trained and the initial adapter of each run, from its best or newest checkpoint."""
     bar = tqdm.tqdm(runs, desc='weights', unit='run', dynamic_ncols=True)
     return [
-        Weights(
+        AdapterWeights(
             each,
-            read_adapter(each.path, each.settings, each.step),
-            start_adapter(each.path, each.settings),
+            read_adapter(each.path, each.run_config, each.report_step),
+            initial_adapter(each.path, each.run_config),
         )
         for each in bar
     ]
 
 
-def projections(
-    weights: Weights, linear: str
+def run_projections(
+    weights: AdapterWeights, linear: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Return the trained and the initial projections of one linear module.
 
@@ -128,8 +130,10 @@ def projections(
         linear: Name of the linear module.
 
     Returns:
-        The results of `projections_of`; None for the initial ones if they are not known.
+        The results of `expert_projections`; None for the initial ones if they are not known.
     """
-    structure = weights.run.settings.adapter.structure
-    start = None if weights.start is None else projections_of(structure, weights.start, linear)
-    return projections_of(structure, weights.trained, linear), start
+    structure = weights.run.run_config.adapter.structure
+    start = (
+        None if weights.initial is None else expert_projections(structure, weights.initial, linear)
+    )
+    return expert_projections(structure, weights.trained, linear), start

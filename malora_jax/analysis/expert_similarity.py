@@ -14,16 +14,16 @@ import numpy as np
 
 from malora_jax.analysis.similarity import (
     Subspaces,
+    cca_similarity,
     distinct_pairs,
-    independent,
-    similarity,
+    independent_similarity,
     subspaces,
 )
 
 SIDES = ('A', 'B')
 
 
-class Side(NamedTuple):
+class SideSimilarity(NamedTuple):
     """Similarities of A or of B, each averaged over the compared pairs.
 
     Attributes:
@@ -38,21 +38,21 @@ class Side(NamedTuple):
     independent: np.ndarray
 
 
-class Alike(NamedTuple):
+class ExpertSimilarity(NamedTuple):
     """Similarity of the projections in one comparison.
 
     Attributes:
         label: Label for legends.
-        pairs: Number of compared pairs for each linear module and layer.
+        num_pairs: Number of compared pairs for each linear module and layer.
         sides: Similarities by side, 'A' and 'B'; 'A' is missing if all experts share one A.
     """
 
     label: str
-    pairs: int
-    sides: dict[str, Side]
+    num_pairs: int
+    sides: dict[str, SideSimilarity]
 
 
-class Comparison(NamedTuple):
+class RunPairs(NamedTuple):
     """A comparison to make.
 
     Attributes:
@@ -65,23 +65,23 @@ class Comparison(NamedTuple):
     pairs: Sequence[tuple[int, int]]
 
 
-class Candidate(NamedTuple):
+class ComparedRun(NamedTuple):
     """Properties of a run that decide which comparisons it takes part in.
 
     Attributes:
         name: Name of the run.
-        method: Name of the method, with everything else that compared runs must share.
+        method_and_rank: Name of the method, with everything else that compared runs must share.
         tasks: Names of the tasks that the run was trained on.
-        experts: Number of experts per linear module.
+        num_experts: Number of experts per linear module.
     """
 
     name: str
-    method: str
+    method_and_rank: str
     tasks: frozenset[str]
-    experts: int
+    num_experts: int
 
 
-def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
+def comparable_pairs(runs: Sequence[ComparedRun]) -> list[RunPairs]:
     """Return the paper's three kinds of comparisons, as far as the runs allow them.
 
     They are: experts within a run that has several; runs of one method on the same tasks (ST(S) in
@@ -89,55 +89,61 @@ def comparisons(runs: Sequence[Candidate]) -> list[Comparison]:
     A single-task run is not compared with a multi-task run.
     """
     found = [
-        Comparison(f'experts within {run.name}', [(i, i)])
+        RunPairs(f'experts within {run.name}', [(i, i)])
         for i, run in enumerate(runs)
-        if run.experts > 1
+        if run.num_experts > 1
     ]
     across: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for (i, one), (j, other) in itertools.combinations(enumerate(runs), 2):
-        if one.method != other.method or (len(one.tasks) == 1) != (len(other.tasks) == 1):
+        if one.method_and_rank != other.method_and_rank or (len(one.tasks) == 1) != (
+            len(other.tasks) == 1
+        ):
             continue
         kind = 'the same tasks' if one.tasks == other.tasks else 'different tasks'
-        across.setdefault((one.method, kind), []).append((i, j))
+        across.setdefault((one.method_and_rank, kind), []).append((i, j))
     for (method, kind), pairs in across.items():
-        found.append(Comparison(f'{method} runs of {kind}', pairs))
+        found.append(RunPairs(f'{method} runs of {kind}', pairs))
     return found
 
 
 # For each run: the projections of one linear module by side, trained and initial (None if the
 # initial ones are not known).
-Projections = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
+RunProjections = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
 
 
-def measure(wanted: Sequence[Comparison], linears: Iterable[Projections]) -> list[Alike]:
+def expert_similarities(
+    run_pairs: Sequence[RunPairs], projections: Iterable[RunProjections]
+) -> list[ExpertSimilarity]:
     """Return the similarities of each comparison that has pairs to compare.
 
     Projections that all experts of a run share are left out.
 
     Args:
-        wanted: Comparisons to make, at least one.
-        linears: Projections of all runs, for each of the J linear modules.
+        run_pairs: Comparisons to make, at least one.
+        projections: Projections of all runs, for each of the J linear modules.
     """
-    rows: dict[int, dict[str, list[Side]]] = {number: {} for number in range(len(wanted))}
+    rows: dict[int, dict[str, list[SideSimilarity]]] = {
+        number: {} for number in range(len(run_pairs))
+    }
     counts: dict[int, int] = {}
-    for runs in linears:
+    for runs in projections:
         for side in SIDES:
             trained = [subspaces(own[side]) for own, _ in runs]
-            start = _starts(runs, side)
-            for number, (_, pairs) in enumerate(wanted):
-                values = _pairs(similarity, trained, pairs)
+            start = _initial_subspaces(runs, side)
+            for number, (_, pairs) in enumerate(run_pairs):
+                values = _pair_values(cca_similarity, trained, pairs)
                 if not values.shape[1]:
                     continue
                 counts[number] = values.shape[1]
                 before = None
                 if all(i in start and j in start for i, j in pairs):
-                    before = mean(_pairs(similarity, start, pairs), axis=1)
-                expected = mean(_pairs(independent, trained, pairs), axis=1)
-                one = Side(mean(values, axis=1), before, expected)
+                    before = nan_mean(_pair_values(cca_similarity, start, pairs), axis=1)
+                expected = nan_mean(_pair_values(independent_similarity, trained, pairs), axis=1)
+                one = SideSimilarity(nan_mean(values, axis=1), before, expected)
                 rows[number].setdefault(side, []).append(one)
     return [
-        Alike(
-            wanted[number].label,
+        ExpertSimilarity(
+            run_pairs[number].label,
             pairs,
             {side: _stacked(each) for side, each in rows[number].items()},
         )
@@ -145,35 +151,35 @@ def measure(wanted: Sequence[Comparison], linears: Iterable[Projections]) -> lis
     ]
 
 
-def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Return the mean along an axis, ignoring nan; nan where all values are nan."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)
         return np.nanmean(values, axis=axis)
 
 
-def _starts(runs: Projections, side: str) -> dict[int, Subspaces]:
+def _initial_subspaces(runs: RunProjections, side: str) -> dict[int, Subspaces]:
     """Return the initial subspaces of A by run, where known; B starts at zero and has none."""
     if side == 'B':
         return {}
     return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}
 
 
-def _stacked(linears: Sequence[Side]) -> Side:
+def _stacked(linears: Sequence[SideSimilarity]) -> SideSimilarity:
     trained, start, expected = zip(*linears, strict=True)
     known = None if any(each is None for each in start) else np.stack(start)
-    return Side(np.stack(trained), known, np.stack(expected))
+    return SideSimilarity(np.stack(trained), known, np.stack(expected))
 
 
-def _pairs(
+def _pair_values(
     function: Callable[[Subspaces, Subspaces], np.ndarray],
     runs: Sequence[Subspaces] | Mapping[int, Subspaces],
     pairs: Sequence[tuple[int, int]],
 ) -> np.ndarray:
     """Return an (L, P) array of a function of all P pairs of experts in all pairs of runs."""
-    found = []
+    values_by_pair = []
     for i, j in pairs:
         values_LEG = function(runs[i], runs[j])
         own = distinct_pairs(values_LEG) if i == j else values_LEG.reshape(len(values_LEG), -1)
-        found.append(own)
-    return np.concatenate(found, axis=1)
+        values_by_pair.append(own)
+    return np.concatenate(values_by_pair, axis=1)

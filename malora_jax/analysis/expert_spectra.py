@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.analysis.similarity import PRECISION
+from malora_jax.analysis.similarity import FLOAT32_EPSILON
 from malora_jax.analysis.spectra import directions, random_singular_values, singular_values
 
 
-class Spread(NamedTuple):
+class ExpertSpectrum(NamedTuple):
     """Singular values of the experts' concatenated A, or B.
 
     Attributes:
@@ -21,19 +21,19 @@ class Spread(NamedTuple):
             matrix of the same norm.
         directions: (L,) number of directions that carry 90% of the squared norm.
         control_directions: (L,) number of such directions of the control.
-        possible: Maximum number of directions: the rank of all experts together.
+        max_directions: Maximum number of directions: the rank of all experts together.
     """
 
     trained: np.ndarray
     control: np.ndarray
     directions: np.ndarray
     control_directions: np.ndarray
-    possible: int
+    max_directions: int
 
 
-def spread(
+def expert_spectra(
     trained: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray] | None
-) -> dict[str, Spread]:
+) -> dict[str, ExpertSpectrum]:
     """Return the singular values of one linear module by side, 'A' and 'B'.
 
     Args:
@@ -45,20 +45,20 @@ def spread(
     if start is not None:
         down_control = singular_values(start['A'])
     return {
-        'A': _spread(singular_values(down_LEDR), down_control),
-        'B': _spread(singular_values(up_LEFR), random_singular_values(up_LEFR)),
+        'A': _expert_spectrum(singular_values(down_LEDR), down_control),
+        'B': _expert_spectrum(singular_values(up_LEFR), random_singular_values(up_LEFR)),
     }
 
 
-def _spread(trained_LK: np.ndarray, control_LK: np.ndarray) -> Spread:
+def _expert_spectrum(trained_LK: np.ndarray, control_LK: np.ndarray) -> ExpertSpectrum:
     # Singular values that are only rounding errors are dropped: MALoRA's A has rank d at most.
     largest = max(trained_LK.max(), control_LK.max())
-    possible = int((trained_LK > PRECISION * largest).any(axis=0).sum())
-    kept = slice(max(possible, 1))
-    return Spread(
-        trained_LK[:, kept],
-        control_LK[:, kept],
+    max_directions = int((trained_LK > FLOAT32_EPSILON * largest).any(axis=0).sum())
+    nonzero = slice(max(max_directions, 1))
+    return ExpertSpectrum(
+        trained_LK[:, nonzero],
+        control_LK[:, nonzero],
         directions(trained_LK),
         directions(control_LK),
-        possible,
+        max_directions,
     )

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from malora_jax.analysis import weights
-from malora_jax.analysis.alike import Candidate, comparisons, measure
-from malora_jax.analysis.weights import projections_of, start_adapter
+from malora_jax.analysis import adapter_weights
+from malora_jax.analysis.adapter_weights import expert_projections, initial_adapter
+from malora_jax.analysis.expert_similarity import ComparedRun, comparable_pairs, expert_similarities
 from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
@@ -25,7 +25,7 @@ def test_the_projections_of_an_expert_multiply_to_its_update(name):
     """The product equals the paper's equation of each expert, in every layer."""
     config = small_method(name)
     variables = random_variables(tiny_model(config))
-    found = projections_of(config.structure, variables, 'k')
+    found = expert_projections(config.structure, variables, 'k')
     down_LEDR, up_LEFR = found['A'], found['B']
     leaves = linear_leaves(variables, 'k')
     for layer in range(len(up_LEFR)):
@@ -38,8 +38,8 @@ def test_the_projections_of_an_expert_multiply_to_its_update(name):
             np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def candidate(name: str, method: str, tasks: str, experts: int = 1) -> Candidate:
-    return Candidate(name, method, frozenset(tasks), experts)
+def candidate(name: str, method: str, tasks: str, experts: int = 1) -> ComparedRun:
+    return ComparedRun(name, method, frozenset(tasks), experts)
 
 
 def test_the_settings_of_the_paper():
@@ -51,13 +51,13 @@ def test_the_settings_of_the_paper():
         candidate('other', 'dora', 'a'),
         candidate('both', 'lora', 'ab'),
     ]
-    found = {each.label: each.pairs for each in comparisons(runs)}
+    found = {each.label: each.pairs for each in comparable_pairs(runs)}
     assert found == {
         'experts within mixed': [(0, 0)],
         'lora runs of the same tasks': [(1, 2)],
         'lora runs of different tasks': [(1, 3), (2, 3)],
     }
-    assert comparisons(runs[3:5]) == []
+    assert comparable_pairs(runs[3:5]) == []
 
 
 def projections(seed: int, experts: int = 3) -> dict[str, np.ndarray]:
@@ -75,9 +75,9 @@ def test_experts_are_held_against_their_start_and_against_independent_ones():
     orthonormal, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((10, 4)))
     trained['A'][:, :2] = orthonormal[:, :2]
     trained['A'][:, 2] = orthonormal[:, 2:]
-    wanted = comparisons([candidate('run', 'molora', 'ab', 3)])
-    (found,) = measure(wanted, [[(trained, one)]] * 2)
-    assert found.pairs == 3
+    wanted = comparable_pairs([candidate('run', 'molora', 'ab', 3)])
+    (found,) = expert_similarities(wanted, [[(trained, one)]] * 2)
+    assert found.num_pairs == 3
     np.testing.assert_allclose(found.sides['A'].trained, np.full((2, 2), 1 / 3), atol=1e-12)
     np.testing.assert_allclose(found.sides['A'].start, np.ones((2, 2)))
     np.testing.assert_allclose(found.sides['A'].independent, np.full((2, 2), 2 / 10))
@@ -87,10 +87,10 @@ def test_experts_are_held_against_their_start_and_against_independent_ones():
 
 def test_runs_are_compared_expert_with_expert():
     same, other = projections(0, 1), projections(1, 1)
-    wanted = comparisons([candidate(name, 'lora', 'a') for name in 'xyz'])
-    (found,) = measure(wanted, [[(same, same), (same, same), (other, None)]])
-    assert found.pairs == 3
-    (both,) = measure(wanted[:1], [[(same, same), (same, same), (same, same)]])
+    wanted = comparable_pairs([candidate(name, 'lora', 'a') for name in 'xyz'])
+    (found,) = expert_similarities(wanted, [[(same, same), (same, same), (other, None)]])
+    assert found.num_pairs == 3
+    (both,) = expert_similarities(wanted[:1], [[(same, same), (same, same), (same, same)]])
     np.testing.assert_allclose(both.sides['A'].trained, np.ones((1, 2)))
     assert 1 / 3 < found.sides['A'].trained[0, 0] < 0.9
     # One of the two started from an adapter.
@@ -100,16 +100,16 @@ def test_runs_are_compared_expert_with_expert():
 def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
     hydra = {'A': projections(0)['A'][:, :1], 'B': projections(0)['B'].copy()}
     hydra['B'][:, 0] = 0.0
-    wanted = comparisons([candidate('run', 'hydralora', 'ab', 3)])
-    (found,) = measure(wanted, [[(hydra, hydra)]])
+    wanted = comparable_pairs([candidate('run', 'hydralora', 'ab', 3)])
+    (found,) = expert_similarities(wanted, [[(hydra, hydra)]])
     assert {*found.sides} == {'B'}
     one = found.sides['B'].trained.copy()
     # An expert without an update is part of two pairs, so only one pair remains.
     own = {key: leaf[:, 1:] if key == 'B' else leaf for key, leaf in hydra.items()}
-    (rest,) = measure(wanted, [[(own, own)]])
+    (rest,) = expert_similarities(wanted, [[(own, own)]])
     np.testing.assert_allclose(rest.sides['B'].trained, one)
     hydra['B'][:] = 0.0
-    (empty,) = measure(wanted, [[(hydra, hydra)]])
+    (empty,) = expert_similarities(wanted, [[(hydra, hydra)]])
     assert np.isnan(empty.sides['B'].trained).all()
 
 
@@ -117,11 +117,11 @@ def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
 def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     run = run_config(run_settings(tmp_path / 'nowhere.gguf', 'malora', seed=3))
     older = Newest(1, None)
-    monkeypatch.setattr(weights, 'newest_checkpoint', lambda _: older)
-    assert start_adapter(tmp_path, run) is None, 'its signs were those of some device'
+    monkeypatch.setattr(adapter_weights, 'newest_checkpoint', lambda _: older)
+    assert initial_adapter(tmp_path, run) is None, 'its signs were those of some device'
     newer = older._replace(identity=Identity({}, {}, None))
-    monkeypatch.setattr(weights, 'newest_checkpoint', lambda _: newer)
-    found = start_adapter(tmp_path, run)
+    monkeypatch.setattr(adapter_weights, 'newest_checkpoint', lambda _: newer)
+    found = initial_adapter(tmp_path, run)
     model = Decoder(run.model, run.adapter)
     params = random_variables(Decoder(preset('tiny')), seed=5)['params']
     state = create_state(model, make_optimizer(run.optimizer, 1), 3, params)

@@ -11,10 +11,10 @@ import numpy as np
 from malora_jax.adapters import AdapterConfig, routers
 from malora_jax.adapters.routers import RoutingSums
 from malora_jax.analysis import routing
-from malora_jax.analysis.routed import Routed
+from malora_jax.analysis.held_out_routing import HeldOutRouting
 
 
-class RouterState(NamedTuple):
+class RouterStats(NamedTuple):
     """Load, load balance and task information of the routers.
 
     Attributes:
@@ -22,22 +22,22 @@ class RouterState(NamedTuple):
             token has top_k slots.
         balance, effective, largest: (J, L) load-balancing loss, effective number of experts, and
             fraction of token slots of the busiest expert.
-        information: (J, L) mutual information of task and expert, in bits.
+        task_information: (J, L) mutual information of task and expert, in bits.
     """
 
     load: np.ndarray
-    balance: np.ndarray
-    effective: np.ndarray
-    largest: np.ndarray
-    information: np.ndarray
+    balance_loss: np.ndarray
+    effective_experts: np.ndarray
+    max_expert_share: np.ndarray
+    task_information: np.ndarray
 
     def means(self) -> dict[str, float]:
         """Return the means over all routers, by the names of `metrics.jsonl`."""
         return {
-            'balance_loss': float(self.balance.mean()),
-            'effective_experts': float(self.effective.mean()),
-            'max_expert_share': float(self.largest.mean()),
-            'task_information': float(self.information.mean()),
+            'balance_loss': float(self.balance_loss.mean()),
+            'effective_experts': float(self.effective_experts.mean()),
+            'max_expert_share': float(self.max_expert_share.mean()),
+            'task_information': float(self.task_information.mean()),
         }
 
 
@@ -46,7 +46,7 @@ def is_dense(adapter: AdapterConfig) -> bool:
     return adapter.router.top_k == adapter.num_experts
 
 
-def choices(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
+def slot_counts(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
     """Return the number of token slots of each expert, or its sum of gates if all are active.
 
     Args:
@@ -59,21 +59,21 @@ def choices(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
     return np.asarray(sums.gate if is_dense(adapter) else sums.load, np.float64)
 
 
-def state_of(
-    adapter: AdapterConfig, linears: Sequence[str], routed: Routed, task_Q: np.ndarray
-) -> RouterState:
+def compute_router_stats(
+    adapter: AdapterConfig, linears: Sequence[str], held_out: HeldOutRouting, task_Q: np.ndarray
+) -> RouterStats:
     """Return the state of the routers, computed from sums by question.
 
     Args:
         adapter: Adapter configuration.
         linears: Names of the J linear modules.
-        routed: Routing sums.
+        held_out: Routing sums.
         task_Q: (Q,) task index of each question, from 0.
     """
     loads, rows = [], []
     for linear in linears:
-        sums = routed.questions[linear]
-        load_LGE = routing.by_task(choices(adapter, sums), task_Q)
+        sums = held_out.by_question[linear]
+        load_LGE = routing.by_task(slot_counts(adapter, sums), task_Q)
         probability_LGE = routing.by_task(np.asarray(sums.probability, np.float64), task_Q)
         by_task = RoutingSums(load_LGE, probability_LGE, load_LGE)  # type: ignore[arg-type]
         share_LE = routers.expert_load(by_task)
@@ -86,21 +86,23 @@ def state_of(
             )
         )
         loads.append(routing.shares(load_LGE))
-    return RouterState(np.stack(loads), *(np.stack(each) for each in zip(*rows, strict=True)))
+    return RouterStats(np.stack(loads), *(np.stack(each) for each in zip(*rows, strict=True)))
 
 
-def mean_chance(adapter: AdapterConfig, routed: Routed, task_Q: np.ndarray) -> float:
+def mean_chance_information(
+    adapter: AdapterConfig, held_out: HeldOutRouting, task_Q: np.ndarray
+) -> float:
     """Return the mean task information over routers with tasks assigned to questions at random.
 
-    This is the chance level of `RouterState.information`.
+    This is the chance level of `RouterStats.task_information`.
 
     Args:
         adapter: Adapter configuration.
-        routed: Routing sums.
+        held_out: Routing sums.
         task_Q: (Q,) task index of each question, from 0.
     """
     each = [
-        routing.chance_information(choices(adapter, sums), task_Q).mean()
-        for sums in routed.questions.values()
+        routing.chance_information(slot_counts(adapter, sums), task_Q).mean()
+        for sums in held_out.by_question.values()
     ]
     return float(np.mean(each))
