@@ -23,7 +23,7 @@ from absl import flags
 from experiments import cli
 from malora_jax import buckets, errors, inference, shutdown
 from malora_jax.inference.batch import answer_file
-from malora_jax.inference.language_model import LanguageModel, Sampling
+from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 
 _WORKDIR = flags.DEFINE_string(
     'workdir',
@@ -73,7 +73,7 @@ def main() -> None:
     """
     if (_INPUT.value is None) != (_OUTPUT.value is None):
         raise errors.UserError('--input and --output must be given together, or neither to chat.')
-    sampling = Sampling(
+    sampling = GenerationConfig(
         _MOST.value,
         _TEMPERATURE.value,
         _TOP_K.value,
@@ -97,7 +97,7 @@ def main() -> None:
     )
 
 
-def _chat(model: LanguageModel, sampling: Sampling) -> None:
+def _chat(model: LanguageModel, sampling: GenerationConfig) -> None:
     """Read questions and stream the answers, until the input ends."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # Enables line editing and history.

@@ -27,7 +27,7 @@ from typing import Any
 from experiments import cli
 from malora_jax import data, errors, inference
 from malora_jax.models import Decoder
-from malora_jax.models.loading.weights import load_base, model_config
+from malora_jax.models.loading.base_model import load_base, model_config
 
 # Default arguments of the command line; later arguments override them.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')

@@ -13,7 +13,7 @@ _MOST = 2**31 - 1
 # Maximum number of known names that are compared with an unknown one, and that a message lists.
 _MOST_NAMES, _MOST_LISTED = 1000, 100
 
-shown = schema.shown
+shown = schema.short_repr
 
 
 class UserError(ValueError):
@@ -69,7 +69,7 @@ def out_of_range(field: str, value: object, right: str) -> UserError:
         value: Value of the field.
         right: Description of right values, to follow 'it must be'.
     """
-    return UserError(f'{field} is {schema.shown(value)}; it must be {right}.')
+    return UserError(f'{field} is {schema.short_repr(value)}; it must be {right}.')
 
 
 def check_types(section: str, settings: typing.Any) -> None:
@@ -87,7 +87,7 @@ def check_types(section: str, settings: typing.Any) -> None:
         value, name = getattr(settings, field.name), f'{section}.{field.name}'
         if type(value) is int and abs(value) > _MOST:
             raise out_of_range(name, value, f'at most {_MOST:,} in magnitude')
-        fault = schema.find_fault(hints[field.name], value, name)
+        fault = schema.find_mismatch(hints[field.name], value, name)
         if fault:
             # The fault may be an item of a tuple; the message shows the whole tuple.
             raise out_of_range(name, value, schema.describe(hints[field.name]))

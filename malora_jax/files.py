@@ -259,7 +259,7 @@ def check_content(kind: Any, value: Any, place: str, remedy: str = '') -> None:
     Raises:
         UserError: The value does not match; the message has the place and the field.
     """
-    fault = None if kind is Any else schema.find_fault(kind, value)
+    fault = None if kind is Any else schema.find_mismatch(kind, value)
     if fault:
         raise _broken(f'{place}:', str(fault), remedy)
 

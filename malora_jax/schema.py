@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-_SHOWN_CHARACTERS = 200
+_MAX_REPR_LENGTH = 200
 _SCALARS: dict[Any, str] = {
     int: 'a whole number',
     float: 'a finite number',
@@ -24,50 +24,50 @@ _SCALARS: dict[Any, str] = {
 }
 
 
-_MOST_INT = 2**63 - 1
+_MAX_INT = 2**63 - 1
 
 
-class Measured(float):
+class AnyNumber(float):
     """Type hint for a number that may be NaN or infinite, such as a metric of a run."""
 
 
-class Positive(int):
+class PositiveInt(int):
     """Type hint for an integer of at least 1."""
 
 
-class Fault(NamedTuple):
+class Mismatch(NamedTuple):
     """A value that does not match its type hint.
 
     Attributes:
         field: Dotted path of the value; '' for the root value.
         value: Value that does not match, or `MISSING`.
-        right: Description of right values, to follow 'it must be'.
+        expected: Description of right values, to follow 'it must be'.
     """
 
     field: str
     value: Any
-    right: str
+    expected: str
 
     def __str__(self) -> str:
-        # A field name from a foreign file may contain line breaks, which `shown` escapes.
-        field = shown(self.field)[1:-1] or 'the content'
+        # A field name from a foreign file may contain line breaks, which `short_repr` escapes.
+        field = short_repr(self.field)[1:-1] or 'the content'
         if self.value is MISSING:
             return f'{field} is missing'
-        return f'{field} is {shown(self.value)}; it must be {self.right}'
+        return f'{field} is {short_repr(self.value)}; it must be {self.expected}'
 
 
 MISSING = object()
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value for use in a message: its repr on one line, shortened if it is long."""
     if type(value) is int and value.bit_length() > 600:  # Python refuses to print huge integers.
         return f'a number of {value.bit_length():,} bits'
     text = ' '.join(repr(value).split())
-    return text if len(text) <= _SHOWN_CHARACTERS else f'{text[:_SHOWN_CHARACTERS]}…'
+    return text if len(text) <= _MAX_REPR_LENGTH else f'{text[:_MAX_REPR_LENGTH]}…'
 
 
-def find_fault(hint: Any, value: Any, field: str = '') -> Fault | None:
+def find_mismatch(hint: Any, value: Any, field: str = '') -> Mismatch | None:
     """Return the first part of a value that does not match a type hint, or None.
 
     For example:
@@ -82,9 +82,9 @@ def find_fault(hint: Any, value: Any, field: str = '') -> Fault | None:
     if hint is Any or (hint in _SCALARS and _is_a(hint, value)):
         return None
     if hint is int and type(value) is int:
-        return Fault(field, value, 'a whole number of at most 64 bits')
+        return Mismatch(field, value, 'a whole number of at most 64 bits')
     check = _CHECKS.get(typing.get_origin(hint) or _kind(hint))
-    return check(hint, value, field) if check else Fault(field, value, describe(hint))
+    return check(hint, value, field) if check else Mismatch(field, value, describe(hint))
 
 
 def describe(hint: Any) -> str:
@@ -109,7 +109,7 @@ def _is_a(hint: Any, value: Any) -> bool:
     """Return whether a value matches a scalar type hint; bool does not count as a number."""
     if hint is float:
         return type(value) in (int, float) and _is_finite(value)
-    return type(value) is hint and (hint is not int or abs(value) <= _MOST_INT)
+    return type(value) is hint and (hint is not int or abs(value) <= _MAX_INT)
 
 
 def _is_finite(value: float) -> bool:
@@ -119,73 +119,75 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _check_measured(hint: Any, value: Any, field: str) -> Fault | None:
-    right = type(value) is float or (type(value) is int and _is_finite(value))
-    return None if right else Fault(field, value, describe(hint))
+def _check_any_number(hint: Any, value: Any, field: str) -> Mismatch | None:
+    is_valid = type(value) is float or (type(value) is int and _is_finite(value))
+    return None if is_valid else Mismatch(field, value, describe(hint))
 
 
-def _check_positive(hint: Any, value: Any, field: str) -> Fault | None:
-    right = type(value) is int and 1 <= value <= _MOST_INT
-    return None if right else Fault(field, value, describe(hint))
+def _check_positive_int(hint: Any, value: Any, field: str) -> Mismatch | None:
+    is_valid = type(value) is int and 1 <= value <= _MAX_INT
+    return None if is_valid else Mismatch(field, value, describe(hint))
 
 
-def _check_path(hint: Any, value: Any, field: str) -> Fault | None:
-    return None if isinstance(value, pathlib.Path) else Fault(field, value, describe(hint))
+def _check_path(hint: Any, value: Any, field: str) -> Mismatch | None:
+    return None if isinstance(value, pathlib.Path) else Mismatch(field, value, describe(hint))
 
 
-def _check_union(hint: Any, value: Any, field: str) -> Fault | None:
-    faults = [find_fault(each, value, field) for each in typing.get_args(hint)]
-    if None in faults:
+def _check_union(hint: Any, value: Any, field: str) -> Mismatch | None:
+    mismatches = [find_mismatch(each, value, field) for each in typing.get_args(hint)]
+    if None in mismatches:
         return None
     # Report the most deeply nested fault: for 'object or null', that of the object's field.
-    deepest = max(faults, key=lambda fault: len(fault.field) if fault else 0)
-    return deepest if deepest and deepest.field != field else Fault(field, value, describe(hint))
+    deepest = max(mismatches, key=lambda fault: len(fault.field) if fault else 0)
+    return deepest if deepest and deepest.field != field else Mismatch(field, value, describe(hint))
 
 
-def _check_literal(hint: Any, value: Any, field: str) -> Fault | None:
-    right = any(type(value) is type(each) and value == each for each in typing.get_args(hint))
-    return None if right else Fault(field, value, describe(hint))
+def _check_literal(hint: Any, value: Any, field: str) -> Mismatch | None:
+    is_valid = any(type(value) is type(each) and value == each for each in typing.get_args(hint))
+    return None if is_valid else Mismatch(field, value, describe(hint))
 
 
-def _check_list(hint: Any, value: Any, field: str) -> Fault | None:
+def _check_list(hint: Any, value: Any, field: str) -> Mismatch | None:
     kinds = (tuple,) if typing.get_origin(hint) is tuple else (list, tuple)
     if type(value) not in kinds:
-        return Fault(field, value, describe(hint))
+        return Mismatch(field, value, describe(hint))
     item = (typing.get_args(hint) or (Any,))[0]
     if item is Any:
         return None
-    found = (find_fault(item, part, f'{field}[{i}]') for i, part in enumerate(value))
-    return next((fault for fault in found if fault), None)
+    mismatches = (find_mismatch(item, part, f'{field}[{i}]') for i, part in enumerate(value))
+    return next((fault for fault in mismatches if fault), None)
 
 
-def _check_mapping(hint: Any, value: Any, field: str) -> Fault | None:
+def _check_mapping(hint: Any, value: Any, field: str) -> Mismatch | None:
     if not isinstance(value, Mapping):
-        return Fault(field, value, describe(hint))
+        return Mismatch(field, value, describe(hint))
     _, item = typing.get_args(hint) or (str, Any)
     if item is Any:
         return None
-    found = (find_fault(item, part, _joined(field, str(name))) for name, part in value.items())
-    return next((fault for fault in found if fault), None)
+    mismatches = (
+        find_mismatch(item, part, _joined(field, str(name))) for name, part in value.items()
+    )
+    return next((fault for fault in mismatches if fault), None)
 
 
-def _check_record(hint: Any, value: Any, field: str) -> Fault | None:
+def _check_record(hint: Any, value: Any, field: str) -> Mismatch | None:
     # Dataclasses check their fields when an instance is created.
     if dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
         return None
     if not isinstance(value, Mapping):
-        return Fault(field, value, describe(hint))
+        return Mismatch(field, value, describe(hint))
     hints, required = _record(hint)
     for name, each in hints.items():
         if name in value:
-            fault = find_fault(each, value[name], _joined(field, name))
+            mismatch = find_mismatch(each, value[name], _joined(field, name))
         else:
-            fault = Fault(_joined(field, name), MISSING, '') if name in required else None
-        if fault:
-            return fault
+            mismatch = Mismatch(_joined(field, name), MISSING, '') if name in required else None
+        if mismatch:
+            return mismatch
     # A TypedDict names only the fields that are used; a dataclass allows no other fields.
     strange = sorted(value.keys() - hints.keys()) if dataclasses.is_dataclass(hint) else []
     if strange:
-        return Fault(_joined(field, strange[0]), value[strange[0]], 'absent')
+        return Mismatch(_joined(field, strange[0]), value[strange[0]], 'absent')
     return None
 
 
@@ -214,15 +216,15 @@ def _kind(hint: Any) -> Any:
 
 
 _SPECIAL = {
-    Measured: 'a number',
-    Positive: 'a whole number from 1 on',
+    AnyNumber: 'a number',
+    PositiveInt: 'a whole number from 1 on',
     pathlib.Path: 'a path',
 }
 _UNIONS = (typing.Union, types.UnionType)
 _LISTS = (list, tuple, Sequence)
 _CHECKS: dict[Any, Any] = {
-    Measured: _check_measured,
-    Positive: _check_positive,
+    AnyNumber: _check_any_number,
+    PositiveInt: _check_positive_int,
     pathlib.Path: _check_path,
     Literal: _check_literal,
     dataclasses: _check_record,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.schema import Positive
+from malora_jax.schema import PositiveInt
 
 
 def test_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
@@ -90,7 +90,7 @@ def test_text_with_brackets_and_whole_characters_is_read(tmp_path):
 
 
 class Part(TypedDict):
-    count: Positive
+    count: PositiveInt
     names: NotRequired[list[str]]
 
 

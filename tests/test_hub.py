@@ -1,6 +1,6 @@
 """Downloading datasets from the Hugging Face hub: requests, and messages for each refusal.
 
-tests/models/test_weights.py covers models.
+tests/models/test_base_model.py covers models.
 """
 
 import errno

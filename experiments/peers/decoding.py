@@ -22,8 +22,8 @@ from absl import flags
 from experiments import cli
 from malora_jax import errors, markdown
 from malora_jax.models import Decoder, preset
-from malora_jax.models.engine import Engine, Request
-from malora_jax.models.loading.weights import Base, find_weights, load_base
+from malora_jax.models.engine import Engine, GenerationRequest
+from malora_jax.models.loading.base_model import LoadedBase, find_weights, load_base
 
 _MODEL = flags.DEFINE_string(
     'model', 'smollm2-135m', 'Name of a model preset whose weights are a GGUF file.'
@@ -61,13 +61,13 @@ def main() -> None:
     print(_table({name: [each[name] for each in found] for name in turns}))
 
 
-def _ours(base: Base) -> Turn:
+def _ours(base: LoadedBase) -> Turn:
     model, variables = Decoder(base.config), {'params': base.params}
     prompt = base.tokenizer.encode(_PROMPT.value)
 
     def turn() -> tuple[str, float]:
-        engine = Engine(model, variables, ends=[], rows=1)
-        engine.submit(Request(prompt, _NEW_TOKENS.value))
+        engine = Engine(model, variables, end_ids=[], num_slots=1)
+        engine.submit(GenerationRequest(prompt, _NEW_TOKENS.value))
         # The first step includes the prefill, so it is not timed.
         ids = [token.id for token in engine.step()[0].tokens]
         first, began = len(ids), time.perf_counter()

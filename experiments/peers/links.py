@@ -8,7 +8,7 @@ import numpy as np
 from experiments.peers.ours import Leaves
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.models import ModelConfig
-from malora_jax.models.loading import names
+from malora_jax.models.loading import tensor_names
 
 
 class Link(NamedTuple):
@@ -55,9 +55,9 @@ def _linears(config: ModelConfig) -> dict[str, list[str]]:
     """Return the names of the linear modules in `transformers`, one per layer, by our path."""
     return {
         leaf.path.removesuffix('/kernel'): [
-            name.removeprefix('model.').removesuffix('.weight') for name in leaf.names
+            name.removeprefix('model.').removesuffix('.weight') for name in leaf.tensor_names
         ]
-        for leaf in names.leaves(config, 'huggingface')
+        for leaf in tensor_names.leaves(config, 'huggingface')
         if leaf.path.endswith('/kernel')
     }
 

@@ -11,8 +11,8 @@ from experiments.peers.links import Link
 from experiments.peers.ours import Leaves
 from experiments.peers.rows import Rows
 from malora_jax import errors
+from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.models.loading.weights import Base
 from malora_jax.training.config import OptimizerConfig
 
 # The loss of a padded batch.
@@ -68,7 +68,7 @@ class TorchSystem:
         return loss.item(), gradients
 
 
-def llama(base: Base) -> Any:
+def llama(base: LoadedBase) -> Any:
     """Return the frozen base model as a LlamaForCausalLM of `transformers`.
 
     Args:

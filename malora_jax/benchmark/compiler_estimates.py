@@ -20,7 +20,7 @@ from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
 from malora_jax.distributed.topology import tpu_devices
 from malora_jax.models.context import Context
-from malora_jax.models.decoder import REMAT, Block
+from malora_jax.models.decoder import REMAT_POLICIES, Block
 from malora_jax.training.config import RunConfig
 
 
@@ -98,7 +98,7 @@ def _layer_gradient(
     run: RunConfig, adapter: AdapterConfig | None, trained, others, x_ND, cotangent_ND, segments_BT
 ):
     """Return the gradient with respect to the trainable leaves and to the layer's input."""
-    block = nn.remat(Block, policy=REMAT[run.training.remat])(run.model, adapter)
+    block = nn.remat(Block, policy=REMAT_POLICIES[run.training.remat])(run.model, adapter)
 
     def objective(trained, x_ND):
         (out_ND, _), _ = block.apply(

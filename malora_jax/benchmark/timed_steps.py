@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from malora_jax.models import Decoder
-from malora_jax.models.decoder import head
+from malora_jax.models.decoder import output_head
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.objective import cross_entropy
@@ -170,7 +170,7 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
         weights_N1 = (batch['loss_mask'] * (batch['segment_ids'] > 0)).reshape(-1, 1)
         nll_1 = cross_entropy(
             hidden_BTD.reshape(embedded_ND.shape),
-            head(run.model, params),
+            output_head(run.model, params),
             batch['targets'].reshape(-1),
             weights_N1,
         )

@@ -12,7 +12,7 @@ class Tokenizer(Protocol):
         chat_template: Jinja source of the model's own chat template, or None.
         named_tokens: Special tokens by the names that templates use, such as `bos_token`.
         special_tokens: Text of all special tokens.
-        longest_token: Maximum number of characters of a token.
+        max_token_chars: Maximum number of characters of a token.
     """
 
     eos_id: int
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
     chat_template: str | None
     named_tokens: dict[str, str]
     special_tokens: frozenset[str]
-    longest_token: int
+    max_token_chars: int
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Return the token IDs of a text; special tokens in it are recognized, but none are added.

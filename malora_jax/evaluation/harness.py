@@ -194,7 +194,7 @@ class HarnessModel(TemplateLM):
             batch_size=min(self.batch_size, len(contexts)),
             max_new_tokens=limit,
         )
-        texts = generator.texts(
+        texts = generator.generate_texts(
             variables,
             [(self.tok_encode(text) or [self.prefix_token_id])[-room:] for text in contexts],
             tokenizer,

@@ -22,7 +22,7 @@ import tqdm
 from malora_jax.distributed import hosts, sharding
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
-from malora_jax.models.decoder import head, logits
+from malora_jax.models.decoder import logits, output_head
 
 CHUNK = 256  # P: large enough for full speed, while the (P, V) logits stay small.
 
@@ -91,7 +91,7 @@ def log_likelihoods(
     """
     texts = [_text(i, request, model.config.context) for i, request in enumerate(requests)]
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
-    head_VD = head(model.config, variables['params'])
+    head_VD = output_head(model.config, variables['params'])
     with tqdm.tqdm(
         total=len(requests),
         desc=description,

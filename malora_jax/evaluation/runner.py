@@ -260,11 +260,11 @@ def _generate(
         split: Split of the task.
         description: Label of the progress bar.
         stop: Strings that end a text.
-        **drawn: Sampling arguments of `Generator.texts`.
+        **drawn: Sampling arguments of `Generator.generate_texts`.
     """
     tokenizer, template = examinee.tokenizer, examinee.template
     prompts = [encode_prompt(tokenizer, template, e.question, e.earlier) for e in split.held_out]
-    return examinee.generator.texts(
+    return examinee.generator.generate_texts(
         examinee.variables,
         prompts,
         tokenizer,

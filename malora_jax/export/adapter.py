@@ -28,7 +28,7 @@ from malora_jax.export.trained import Restored, Saved
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.decoder import abstract_variables
-from malora_jax.models.loading.weights import Base
+from malora_jax.models.loading.base_model import LoadedBase
 
 _FORMAT, _VERSION = 'malora_jax adapter', 1
 _MANIFEST, _WEIGHTS = 'manifest.json', 'adapter.safetensors'
@@ -93,7 +93,7 @@ def write_adapter(
         'model': dataclasses.asdict(model),
         'weights': trained.weights,
         'base': identity.base_fingerprint(trained.base.params),
-        'tokenizer': identity.text_fingerprint(trained.base.tokenizer.definition),
+        'tokenizer': identity.text_fingerprint(trained.base.tokenizer.tokenizer_json),
         'sha256': identity.file_digest(content),
         'leaves': {path: list(array.shape) for path, array in tensors.items()},
     } | ({'static': static} if static else {})
@@ -152,7 +152,7 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
 
 
 def _restore(
-    directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: Base
+    directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: LoadedBase
 ) -> Restored:
     _check_base(directory, manifest, base)
     path = directory / _WEIGHTS
@@ -201,14 +201,14 @@ def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np
     return unflatten_dict(arrays, sep='/')
 
 
-def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: Base) -> None:
+def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: LoadedBase) -> None:
     name, ours = manifest['model']['name'], identity.base_fingerprint(base.params)
     if ours != manifest['base']:
         raise errors.UserError(
             f'{directory} was trained on another base than these weights of {name} (fingerprint '
             f'{manifest["base"]}, not {ours}).'
         )
-    tokenizer = identity.text_fingerprint(base.tokenizer.definition)
+    tokenizer = identity.text_fingerprint(base.tokenizer.tokenizer_json)
     if tokenizer != manifest['tokenizer']:
         raise errors.UserError(
             f'{directory} was trained with another tokenizer than that of these weights of {name} '

@@ -16,7 +16,7 @@ from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.errors import UserError
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
-from malora_jax.models.quantize import Quantized
+from malora_jax.models.quantize import QuantizedKernel
 
 _PARTS = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
 
@@ -94,8 +94,8 @@ def plain_params(config: ModelConfig, params: Any) -> Any:
         return params
     flat = flatten_dict(params, sep='/')
     for path in [path for path in flat if path.endswith('/kernel')]:
-        kernel = Quantized(flat[path], flat.pop(f'{path}_scale'), config.quantize)
-        flat[path] = jax.vmap(Quantized.values)(kernel).astype(config.dtype)
+        kernel = QuantizedKernel(flat[path], flat.pop(f'{path}_scale'), config.quantize)
+        flat[path] = jax.vmap(QuantizedKernel.dequantize)(kernel).astype(config.dtype)
     return unflatten_dict(flat, sep='/')
 
 

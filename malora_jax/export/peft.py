@@ -18,8 +18,8 @@ from malora_jax.export import merge, prompts
 from malora_jax.export.directory import new_directory
 from malora_jax.export.trained import Restored
 from malora_jax.models import ModelConfig
-from malora_jax.models.loading import hub, names
-from malora_jax.schema import Positive, find_fault
+from malora_jax.models.loading import model_hub, tensor_names
+from malora_jax.schema import PositiveInt, find_mismatch
 
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
@@ -75,7 +75,9 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
     config = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
-        'base_model_name_or_path': hub.NAMES.get(trained.model.config.name, trained.weights),
+        'base_model_name_or_path': model_hub.REPO_IDS.get(
+            trained.model.config.name, trained.weights
+        ),
         'r': adapter.structure.rank,
         'lora_alpha': adapter.alpha,
         'lora_dropout': adapter.dropout,
@@ -118,7 +120,7 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
                 f'implemented; it must be {plain[0]!r}.'
             )
     rank, alpha = config['r'], config['lora_alpha']
-    if find_fault(Positive, rank) or find_fault(float, alpha) or alpha <= 0:
+    if find_mismatch(PositiveInt, rank) or find_mismatch(float, alpha) or alpha <= 0:
         raise UserError(
             f'{directory / _CONFIG} has r = {shown(rank)} and lora_alpha = {shown(alpha)}; they '
             'must be a whole number and a number, both positive.'
@@ -173,4 +175,4 @@ def _tensor_name(target: str, leaf: str) -> str:
 def _module(target: str) -> str:
     """Return the `transformers` name of an adapted linear layer, with {} for the layer index."""
     path = f'layers/{merge.part_of(target)}/{target}'
-    return names.name(path, 'huggingface').removesuffix('.weight')
+    return tensor_names.weight_name(path, 'huggingface').removesuffix('.weight')

@@ -85,7 +85,7 @@ def chat_template(trained: Restored) -> str:
 def _backend(trained: Restored) -> tokenizers.Tokenizer:
     """Return the tokenizer, set up to add only the bos token if texts start with one."""
     tokenizer = trained.base.tokenizer
-    backend = tokenizers.Tokenizer.from_str(tokenizer.definition)
+    backend = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json)
     alone = backend.encode('a', add_special_tokens=False).ids
     if backend.encode('a').ids != data.with_bos(tokenizer, alone):
         if tokenizer.bos_id is None:

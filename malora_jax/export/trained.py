@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from malora_jax import data
 from malora_jax.models import Decoder, ModelConfig
-from malora_jax.models.loading.weights import Base, load_base
+from malora_jax.models.loading.base_model import LoadedBase, load_base
 
 
 class Restored(NamedTuple):
@@ -22,7 +22,7 @@ class Restored(NamedTuple):
         step: Number of optimizer steps of the training.
     """
 
-    base: Base
+    base: LoadedBase
     model: Decoder
     variables: Any
     template: data.Template
@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     path: pathlib.Path
     model: ModelConfig
     weights: str
-    restore: Callable[[Base], Restored]
+    restore: Callable[[LoadedBase], Restored]
 
     def load(self) -> Restored:
         """Load the base and the trained model.

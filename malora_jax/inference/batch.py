@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypedDict
 from malora_jax import files
 from malora_jax.data.rows import check_file
 from malora_jax.errors import UserError, within
-from malora_jax.inference.language_model import LanguageModel, Sampling
+from malora_jax.inference.language_model import GenerationConfig, LanguageModel
+from malora_jax.models.detokenization import StopCondition
 from malora_jax.models.generate import Generator
-from malora_jax.models.sampling import keys_of
-from malora_jax.models.texts import Ending
+from malora_jax.models.sampling import sampling_keys
 
-_BEGUN_REMEDY = 'remove it to begin anew'
+_PARTIAL_REMEDY = 'remove it to begin anew'
 
 
 class _Answer(TypedDict):
@@ -23,7 +23,7 @@ class _Answer(TypedDict):
     answer: str
 
 
-class Written(NamedTuple):
+class AnswerCounts(NamedTuple):
     """Counts of one `answer_file` call.
 
     Attributes:
@@ -36,8 +36,8 @@ class Written(NamedTuple):
 
 
 def answer_file(
-    model: LanguageModel, source: pathlib.Path, target: pathlib.Path, sampling: Sampling
-) -> Written:
+    model: LanguageModel, source: pathlib.Path, target: pathlib.Path, sampling: GenerationConfig
+) -> AnswerCounts:
     """Generate an answer to each row of a JSON Lines file, with continuous batching.
 
     Each finished answer is appended to TARGET.partial, and the same call resumes from that file.
@@ -45,8 +45,8 @@ def answer_file(
 
     Args:
         model: Model that answers.
-        source: JSON Lines file whose rows have a `prompt`, or a conversation in `messages`; other
-            fields are copied.
+        source: JSON Lines file whose rows have a `prompt`, or a conversation in `messages`;
+            other fields are copied.
         target: File for the rows with their `answer`.
         sampling: Generation settings. The random key of an answer depends on the seed and the row
             number.
@@ -56,12 +56,12 @@ def answer_file(
             answer do not fit into the context; or TARGET.partial has other rows or settings.
     """
     rows = _read(source)
-    prompts = [_prompt(model, place, row) for place, row in rows]
+    prompts = [_prompt(model, location, row) for location, row in rows]
     partial = target.with_name(target.name + '.partial')
-    head = {'rows': len(rows), 'model': model.name} | dataclasses.asdict(sampling)
-    done = _begun(partial, head, rows)
+    header = {'rows': len(rows), 'model': model.name} | dataclasses.asdict(sampling)
+    done = _read_partial(partial, header, rows)
     todo = [i for i in range(len(rows)) if i not in done]
-    keys = keys_of(sampling.seed, len(rows), 1) if sampling.temperature > 0 else None
+    keys = sampling_keys(sampling.seed, len(rows), 1) if sampling.temperature > 0 else None
     requests = [sampling.request(prompts[i], None if keys is None else keys[i]) for i in todo]
     generator = Generator(
         model.model,
@@ -69,20 +69,22 @@ def answer_file(
         batch_size=model.batch_size,
         max_new_tokens=sampling.max_new_tokens,
     )
-    ending = Ending(model.tokenizer, tuple(sampling.stop))
+    stop_condition = StopCondition(model.tokenizer, tuple(sampling.stop))
     tokens = 0
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open('a', encoding='utf-8') as file:
         if not done and file.tell() == 0:
-            _append(file, head)
-        for i, ids in generator.finished(model.variables, requests, ending.is_met, 'answer'):
+            _append(file, header)
+        for i, ids in generator.as_completed(
+            model.variables, requests, stop_condition.is_met, 'answer'
+        ):
             number = todo[i]
-            done[number] = rows[number][1] | {'answer': ending.text(ids).strip()}
+            done[number] = rows[number][1] | {'answer': stop_condition.text(ids).strip()}
             _append(file, {'row': number} | done[number])
             tokens += len(ids)
     files.write_json_lines(target, [done[i] for i in range(len(rows))])
     partial.unlink()
-    return Written(len(todo), tokens)
+    return AnswerCounts(len(todo), tokens)
 
 
 def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -94,24 +96,24 @@ def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     check_file(source)
     rows = []
     lines = source.read_bytes().split(b'\n')
-    for place, row in files.parse_json_lines(lines, f'{source} line '):
+    for location, row in files.parse_json_lines(lines, f'{source} line '):
         if not isinstance(row, dict) or not isinstance(
             row.get('prompt', row.get('messages')), str | list
         ):
-            raise UserError(f"{place} must be an object with a 'prompt', or with 'messages'.")
-        rows.append((place, row))
+            raise UserError(f"{location} must be an object with a 'prompt', or with 'messages'.")
+        rows.append((location, row))
     if not rows:
         raise UserError(f'{source} has no rows.')
     return rows
 
 
-def _prompt(model: LanguageModel, place: str, row: Mapping[str, Any]) -> list[int]:
-    with within(place):
-        return model.prompt(row['prompt'] if 'prompt' in row else row['messages'])
+def _prompt(model: LanguageModel, location: str, row: Mapping[str, Any]) -> list[int]:
+    with within(location):
+        return model.encode_prompt(row['prompt'] if 'prompt' in row else row['messages'])
 
 
-def _begun(
-    partial: pathlib.Path, head: Mapping[str, Any], rows: list[tuple[str, dict[str, Any]]]
+def _read_partial(
+    partial: pathlib.Path, header: Mapping[str, Any], rows: list[tuple[str, dict[str, Any]]]
 ) -> dict[int, dict[str, Any]]:
     """Return the finished rows of a partial file, by row number.
 
@@ -120,16 +122,16 @@ def _begun(
     """
     if not partial.exists():
         return {}
-    kept = files.read_json_lines(partial, dict, _BEGUN_REMEDY)
+    lines = files.read_json_lines(partial, dict, _PARTIAL_REMEDY)
     # A kill may have left a partial last line; drop it so that appending is safe.
-    files.write_json_lines(partial, kept)
-    if not kept:
+    files.write_json_lines(partial, lines)
+    if not lines:
         return {}
-    found, *answers = kept
+    stored_header, *answers = lines
     for number, answer in enumerate(answers, start=2):
-        files.check_content(_Answer, answer, f'{partial}:{number}', _BEGUN_REMEDY)
+        files.check_content(_Answer, answer, f'{partial}:{number}', _PARTIAL_REMEDY)
     done = {answer.pop('row'): answer for answer in answers}
-    same = found == json.loads(json.dumps(head)) and all(
+    same = stored_header == json.loads(json.dumps(header)) and all(
         0 <= number < len(rows) and answer | rows[number][1] == answer
         for number, answer in done.items()
     )

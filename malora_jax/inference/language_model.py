@@ -12,20 +12,20 @@ from malora_jax.data import Example, Template
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
 from malora_jax.export.trained import Saved
 from malora_jax.models import Decoder
-from malora_jax.models.engine import Engine, Request
+from malora_jax.models.detokenization import StopCondition, TextStream
+from malora_jax.models.engine import Engine, GenerationRequest
 from malora_jax.models.generate import Generator
+from malora_jax.models.loading.base_model import load_base
 from malora_jax.models.loading.tokenizer import Tokenizer
-from malora_jax.models.loading.weights import load_base
 from malora_jax.models.sampling import check_sampling
-from malora_jax.models.texts import Ending, TextStream
 from malora_jax.training.restore import saved_model
 
 # Several texts are packed for scoring into a row; row lengths are a multiple of this.
-_ROW = 128
+_ROW_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class GenerationConfig:
     """Settings of text generation.
 
     Attributes:
@@ -54,14 +54,16 @@ class Sampling:
             raise errors.out_of_range('max_new_tokens', self.max_new_tokens, 'at least 1')
         check_sampling(1, self.temperature, self.top_k, self.top_p)
 
-    def request(self, prompt: Sequence[int], key: jax.Array | None) -> Request:
+    def request(self, prompt: Sequence[int], key: jax.Array | None) -> GenerationRequest:
         """Return the request to an `Engine` for a prompt.
 
         Args:
             prompt: Token ids, at least one.
             key: Random key of the sampling; may be None if the temperature is 0.
         """
-        return Request(prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, key)
+        return GenerationRequest(
+            prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, key
+        )
 
 
 class LanguageModel:
@@ -102,12 +104,12 @@ class LanguageModel:
         self.end_id = data.end_id(tokenizer, template)
 
     @property
-    def most_characters(self) -> int:
+    def max_characters(self) -> int:
         """Upper bound of the number of characters that fit into the context.
 
         It assumes that every token is the longest one of the vocabulary.
         """
-        return self.model.config.context * self.tokenizer.longest_token
+        return self.model.config.context * self.tokenizer.max_token_chars
 
     def base(self) -> 'LanguageModel':
         """Return the base model without the adapter, with its own name and the same template."""
@@ -116,7 +118,7 @@ class LanguageModel:
             config.name, Decoder(config), {'params': params}, self.tokenizer, self.template
         )
 
-    def prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a prompt in the template, which an answer continues.
 
         Args:
@@ -129,9 +131,9 @@ class LanguageModel:
         if isinstance(question, str):
             return data.encode_prompt(self.tokenizer, self.template, question)
         _check_conversation(question)
-        return self.tokens(self.template.conversation(self.tokenizer, question))
+        return self.encode_text(self.template.conversation(self.tokenizer, question))
 
-    def tokens(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text without the template.
 
         They start with a bos token if the tokenizer adds one.
@@ -146,7 +148,7 @@ class LanguageModel:
         Args:
             questions: Questions, which are put into the template.
             description: Label of the progress bar; None = no progress bar.
-            **sampling: Fields of `Sampling`.
+            **sampling: Fields of `GenerationConfig`.
 
         Raises:
             UserError: A field is out of range, or a question with an answer of maximum length
@@ -155,22 +157,22 @@ class LanguageModel:
         """
         if isinstance(questions, str):
             raise TypeError('generate takes a list of questions.')
-        how = Sampling(**sampling)
+        config = GenerationConfig(**sampling)
         generator = Generator(
             self.model,
             self.end_id,
             batch_size=self.batch_size,
-            max_new_tokens=how.max_new_tokens,
+            max_new_tokens=config.max_new_tokens,
         )
-        texts = generator.texts(
+        texts = generator.generate_texts(
             self.variables,
-            [self.prompt(question) for question in questions],
+            [self.encode_prompt(question) for question in questions],
             self.tokenizer,
-            stop=how.stop,
-            temperature=how.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            seed=how.seed,
+            stop=config.stop,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
             description=description,
         )
         return [text.strip() for (text,) in texts]
@@ -181,30 +183,32 @@ class LanguageModel:
         Args:
             messages: Question; or messages with a `role` and a `content` each, of which the last is
                 the user's.
-            **sampling: Fields of `Sampling`.
+            **sampling: Fields of `GenerationConfig`.
 
         Raises:
             UserError: The conversation is malformed or too long, or a field is out of range.
         """
-        return ''.join(self.stream(messages, Sampling(**sampling))).strip()
+        return ''.join(self.stream(messages, GenerationConfig(**sampling))).strip()
 
-    def stream(self, messages: str | Sequence[Mapping[str, str]], how: Sampling) -> Iterator[str]:
+    def stream(
+        self, messages: str | Sequence[Mapping[str, str]], config: GenerationConfig
+    ) -> Iterator[str]:
         """Return an iterator over the next turn of a conversation, in pieces as they are generated.
 
         Args:
             messages: Question; or messages with a `role` and a `content` each, of which the last is
                 the user's.
-            how: Generation settings.
+            config: Generation settings.
 
         Raises:
             UserError: The conversation is malformed or too long, or the template does not support
                 it.
         """
-        prompt = self.prompt(messages)
+        prompt = self.encode_prompt(messages)
         engine = Engine(self.model, self.variables, [self.end_id], 1)
-        engine.submit(how.request(prompt, jax.random.key(how.seed)))
-        text = TextStream(Ending(self.tokenizer, tuple(how.stop)))
-        return _pieces(engine, text)
+        engine.submit(config.request(prompt, jax.random.key(config.seed)))
+        text = TextStream(StopCondition(self.tokenizer, tuple(config.stop)))
+        return _stream_text(engine, text)
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Likelihood]:
         """Return the log-likelihood of each answer to its question, including the end token.
@@ -220,9 +224,9 @@ class LanguageModel:
         for question, answer in zip(questions, answers, strict=True):
             example = Example(question, answer, {})
             completion = data.encode_completion(self.tokenizer, self.template, example)
-            requests.append((self.prompt(question), [*completion, self.end_id]))
+            requests.append((self.encode_prompt(question), [*completion, self.end_id]))
         return log_likelihoods(
-            self.model, self.variables, requests, batch_size=self.batch_size, bucket=_ROW
+            self.model, self.variables, requests, batch_size=self.batch_size, bucket=_ROW_MULTIPLE
         )
 
 
@@ -272,34 +276,34 @@ def load_all(
     base = load_base(first.model, first.weights)
     models = []
     for path, each in zip(paths, saved, strict=True):
-        found = each.restore(base)
+        trained = each.restore(base)
         name = path.resolve().name
         models.append(
-            LanguageModel(name, found.model, found.variables, base.tokenizer, found.template)
+            LanguageModel(name, trained.model, trained.variables, base.tokenizer, trained.template)
         )
     return models
 
 
 def _base_name(saved: Saved) -> str:
     where = f' from {saved.weights}' if saved.weights else ''
-    kept = saved.model.quantize or saved.model.dtype
-    return f'{saved.model.name} in {kept}{where}'
+    precision = saved.model.quantize or saved.model.dtype
+    return f'{saved.model.name} in {precision}{where}'
 
 
-def _pieces(engine: Engine, text: TextStream) -> Iterator[str]:
+def _stream_text(engine: Engine, text: TextStream) -> Iterator[str]:
     """Yield the text that the engine generates, without leading white space."""
-    begun = False
+    has_started = False
     while not engine.is_idle:
-        for news in engine.step():
-            piece = text.add([token.id for token in news.tokens])
-            if text.is_over and news.finish is None:
-                engine.cancel(news.number)
-            elif news.finish:
-                piece += text.rest()
-            if not begun:
+        for output in engine.step():
+            piece = text.add([token.id for token in output.tokens])
+            if text.is_over and output.finish_reason is None:
+                engine.cancel(output.request_id)
+            elif output.finish_reason:
+                piece += text.flush()
+            if not has_started:
                 piece = piece.lstrip()
             if piece:
-                begun = True
+                has_started = True
                 yield piece
 
 

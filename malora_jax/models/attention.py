@@ -15,13 +15,13 @@ from malora_jax.models.config import Llama3Scaling
 # Block size in queries is a multiple of _BLOCK. The number of blocks is limited because the loop
 # over blocks is unrolled: each one adds to the compile time.
 _BLOCK = 128
-_MOST_BLOCKS = 8
+_MAX_BLOCKS = 8
 # Score of a masked key. Its exponential is zero, and unlike minus infinity it gives no NaN in the
 # softmax of a query whose keys are all masked.
-_HIDDEN = -1e30
+_MASK_VALUE = -1e30
 
 
-def rotate(
+def apply_rope(
     x_BTHC: jax.Array, positions_BT: jax.Array, theta: float, scaling: Llama3Scaling | None = None
 ) -> jax.Array:
     """Apply the rotary position embedding (RoPE) to queries or keys.
@@ -40,7 +40,7 @@ def rotate(
     half = x_BTHC.shape[-1] // 2
     frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is not None:
-        frequency_C = stretch(frequency_C, scaling)
+        frequency_C = scale_frequencies(frequency_C, scaling)
     angle_BT1C = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_C[None, None, None]
     cos, sin = jnp.cos(angle_BT1C), jnp.sin(angle_BT1C)
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
@@ -48,7 +48,7 @@ def rotate(
     return rotated.astype(x_BTHC.dtype)
 
 
-def stretch(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
+def scale_frequencies(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
     """Scale RoPE frequencies to a longer context as Llama 3.1 does.
 
     High frequencies stay as they are, low ones are divided by the factor. In between, the two are
@@ -64,8 +64,8 @@ def stretch(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
     """
     turns_C = scaling.original_context * frequency_C / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept_C = jnp.clip((turns_C - low) / (high - low), 0, 1)
-    return frequency_C * (kept_C + (1 - kept_C) / scaling.factor)
+    weight_C = jnp.clip((turns_C - low) / (high - low), 0, 1)
+    return frequency_C * (weight_C + (1 - weight_C) / scaling.factor)
 
 
 def attend(
@@ -103,8 +103,8 @@ def _attend(q_BKGTC, k_BKTC, v_BKTC, segments_BT):
 
 def _forward(q_BKGTC, k_BKTC, v_BKTC, segments_BT):
     outs, lses = [], []
-    for rows, keys in _blocks(segments_BT.shape[1]):
-        scores_BKGIJ = _scores(q_BKGTC, k_BKTC, segments_BT, rows, keys)
+    for queries, keys in _blocks(segments_BT.shape[1]):
+        scores_BKGIJ = _scores(q_BKGTC, k_BKTC, segments_BT, queries, keys)
         top_BKGI1 = scores_BKGIJ.max(axis=-1, keepdims=True)
         weights_BKGIJ = jnp.exp(scores_BKGIJ - top_BKGI1)
         total_BKGI1 = weights_BKGIJ.sum(axis=-1, keepdims=True)
@@ -117,20 +117,20 @@ def _forward(q_BKGTC, k_BKTC, v_BKTC, segments_BT):
     return out_BKGTC, (q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1)
 
 
-def _backward(kept, gradient_BKGTC):
-    q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1 = kept
+def _backward(residuals, gradient_BKGTC):
+    q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1 = residuals
     products_BKGTC = gradient_BKGTC.astype(jnp.float32) * out_BKGTC.astype(jnp.float32)
-    mean_BKGT1 = products_BKGTC.sum(axis=-1, keepdims=True)
+    delta_BKGT1 = products_BKGTC.sum(axis=-1, keepdims=True)
     dqs = []
     dk_BKTC, dv_BKTC = (jnp.zeros(k_BKTC.shape, jnp.float32) for _ in range(2))
-    for rows, keys in _blocks(segments_BT.shape[1]):
-        q_BKGIC, gradient_BKGIC = q_BKGTC[..., rows, :], gradient_BKGTC[..., rows, :]
+    for queries, keys in _blocks(segments_BT.shape[1]):
+        q_BKGIC, gradient_BKGIC = q_BKGTC[..., queries, :], gradient_BKGTC[..., queries, :]
         k_BKJC, v_BKJC = k_BKTC[:, :, keys], v_BKTC[:, :, keys]
-        scores_BKGIJ = _scores(q_BKGTC, k_BKTC, segments_BT, rows, keys)
-        weights_BKGIJ = jnp.exp(scores_BKGIJ - lse_BKGT1[..., rows, :])
+        scores_BKGIJ = _scores(q_BKGTC, k_BKTC, segments_BT, queries, keys)
+        weights_BKGIJ = jnp.exp(scores_BKGIJ - lse_BKGT1[..., queries, :])
         dv_BKJC = _product('BKGIJ,BKGIC->BKJC', weights_BKGIJ, gradient_BKGIC)
         dweights_BKGIJ = _product('BKGIC,BKJC->BKGIJ', gradient_BKGIC, v_BKJC)
-        dscores_BKGIJ = weights_BKGIJ * (dweights_BKGIJ - mean_BKGT1[..., rows, :])
+        dscores_BKGIJ = weights_BKGIJ * (dweights_BKGIJ - delta_BKGT1[..., queries, :])
         dqs.append(_product('BKGIJ,BKJC->BKGIC', dscores_BKGIJ, k_BKJC))
         dk_BKJC = _product('BKGIJ,BKGIC->BKJC', dscores_BKGIJ, q_BKGIC)
         dk_BKTC = dk_BKTC.at[:, :, keys].add(dk_BKJC)
@@ -149,21 +149,21 @@ _attend.defvjp(_forward, _backward)
 
 def _blocks(length: int) -> list[tuple[slice, slice]]:
     """Return for each block the slice of its queries and the slice of the keys up to its end."""
-    size = _BLOCK * -(-length // (_BLOCK * _MOST_BLOCKS))
+    size = _BLOCK * -(-length // (_BLOCK * _MAX_BLOCKS))
     return [
         (slice(start, min(start + size, length)), slice(0, min(start + size, length)))
         for start in range(0, length, size)
     ]
 
 
-def _scores(q_BKGTC, k_BKTC, segments_BT, rows: slice, keys: slice) -> jax.Array:
-    """Return the float32 attention scores of one block, `_HIDDEN` where a key is masked."""
-    scores_BKGIJ = _product('BKGIC,BKJC->BKGIJ', q_BKGTC[..., rows, :], k_BKTC[:, :, keys])
-    visible_BIJ = visible(
-        jnp.arange(rows.start, rows.stop), segments_BT[:, rows], segments_BT[:, keys]
+def _scores(q_BKGTC, k_BKTC, segments_BT, queries: slice, keys: slice) -> jax.Array:
+    """Return the float32 attention scores of one block, `_MASK_VALUE` where a key is masked."""
+    scores_BKGIJ = _product('BKGIC,BKJC->BKGIJ', q_BKGTC[..., queries, :], k_BKTC[:, :, keys])
+    mask_BIJ = attention_mask(
+        jnp.arange(queries.start, queries.stop), segments_BT[:, queries], segments_BT[:, keys]
     )
     scores_BKGIJ *= q_BKGTC.shape[-1] ** -0.5
-    return jnp.where(visible_BIJ[:, None, None], scores_BKGIJ, _HIDDEN)
+    return jnp.where(mask_BIJ[:, None, None], scores_BKGIJ, _MASK_VALUE)
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -177,7 +177,7 @@ def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
     )
 
 
-def visible(
+def attention_mask(
     query_index_T: jax.Array, query_segments_BT: jax.Array, key_segments_BS: jax.Array
 ) -> jax.Array:
     """Return the attention mask: causal, and block-diagonal over segments.
@@ -226,9 +226,9 @@ def attend_past(
     scores_BKGTX = jnp.concatenate(
         [
             _product('BKGTC,BKSC->BKGTS', q_BKGTC, past_k_BKSC)
-            + jnp.where(filled_BS, 0, _HIDDEN)[:, None, None, None],
+            + jnp.where(filled_BS, 0, _MASK_VALUE)[:, None, None, None],
             _product('BKGTC,BKJC->BKGTJ', q_BKGTC, k_BKTC)
-            + jnp.where(causal_TJ, 0, _HIDDEN)[None, None, None],
+            + jnp.where(causal_TJ, 0, _MASK_VALUE)[None, None, None],
         ],
         axis=-1,
     )

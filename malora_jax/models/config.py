@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from malora_jax import errors
-from malora_jax.models.quantize import KINDS
+from malora_jax.models.quantize import QUANT_FORMATS
 
 DTYPES = ('float32', 'bfloat16')
 # The loader looks up tensors layer by layer, so a corrupt file must not ask for billions of them.
 # No known model has 1,000.
-_MOST_LAYERS = 10_000
+_MAX_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Llama3Scaling:
                 raise errors.out_of_range(f'model.rope_scaling.{field.name}', value, 'positive')
         if self.high_frequency_factor <= self.low_frequency_factor:
             name = 'model.rope_scaling.high_frequency_factor'
-            right = f'above low_frequency_factor = {self.low_frequency_factor}'
-            raise errors.out_of_range(name, self.high_frequency_factor, right)
+            expected = f'above low_frequency_factor = {self.low_frequency_factor}'
+            raise errors.out_of_range(name, self.high_frequency_factor, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ModelConfig:
         tied: Whether the output head shares the matrix of the embedding.
         dtype: Dtype of activations and frozen weights, one of `DTYPES`. Adapters, routers and norms
             have float32 parameters in any case (mixed precision).
-        quantize: Quantization format of the linears' kernels, one of `quantize.KINDS`; '' stores
-            them in `dtype`.
+        quantize: Quantization format of the linears' kernels, one of `quantize.QUANT_FORMATS`; ''
+            stores them in `dtype`.
 
     Raises:
         UserError: A number is not positive, `num_heads` is not a multiple of `num_kv_heads`, the
@@ -104,18 +104,18 @@ class ModelConfig:
             value = getattr(self, field.name)
             if type(value) in (int, float) and value <= 0:
                 raise errors.out_of_range(f'model.{field.name}', value, 'positive')
-        if self.num_layers > _MOST_LAYERS:
-            right = f'at most {_MOST_LAYERS:,}'
-            raise errors.out_of_range('model.num_layers', self.num_layers, right)
+        if self.num_layers > _MAX_LAYERS:
+            expected = f'at most {_MAX_LAYERS:,}'
+            raise errors.out_of_range('model.num_layers', self.num_layers, expected)
         if self.num_heads % self.num_kv_heads:
-            right = f'a multiple of num_kv_heads = {self.num_kv_heads}'
-            raise errors.out_of_range('model.num_heads', self.num_heads, right)
+            expected = f'a multiple of num_kv_heads = {self.num_kv_heads}'
+            raise errors.out_of_range('model.num_heads', self.num_heads, expected)
         if self.head_width % 2:
             raise errors.out_of_range('model.head_width', self.head_width, 'even')
         if self.dtype not in DTYPES:
             raise errors.unknown_name('model.dtype', self.dtype, DTYPES)
-        if self.quantize not in ('', *KINDS):
-            raise errors.unknown_name('model.quantize', self.quantize, KINDS)
+        if self.quantize not in ('', *QUANT_FORMATS):
+            raise errors.unknown_name('model.quantize', self.quantize, QUANT_FORMATS)
 
 
 _COLUMNS = (

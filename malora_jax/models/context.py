@@ -19,7 +19,7 @@ class Context(struct.PyTreeNode):
         past_length: (B,) int32 number of tokens in the KV cache; None without a cache.
         scale: () float32 factor of the adapter's update; None for that of the config.
         dropout: () float32 dropout rate; None for that of the config.
-        keep: Whether layers return the keys and values of the tokens, for the KV cache.
+        return_kv: Whether layers return the keys and values of the tokens, for the KV cache.
         train: Whether dropout is on.
     """
 
@@ -29,5 +29,5 @@ class Context(struct.PyTreeNode):
     past_length: jax.Array | None = None
     scale: jax.Array | None = None
     dropout: jax.Array | None = None
-    keep: bool = struct.field(pytree_node=False, default=False)
+    return_kv: bool = struct.field(pytree_node=False, default=False)
     train: bool = struct.field(pytree_node=False, default=False)

@@ -21,7 +21,7 @@ from malora_jax.distributed import sharding
 from malora_jax.models import attention
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.context import Context
-from malora_jax.models.linear import AdaptedPart, Outputs, parameter
+from malora_jax.models.linear import AdaptedSublayer, LinearSpec, parameter
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -36,7 +36,7 @@ def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
 # Rematerialization (gradient checkpointing) policies: the activations that a layer saves for the
 # backward pass, besides its input. 'none' saves all of them. 'light' recomputes only the cheap
 # operations between the linears. 'full' recomputes the whole layer.
-REMAT = {
+REMAT_POLICIES = {
     'none': _all_but_gathered,
     'light': jax.checkpoint_policies.save_only_these_names(
         *('q', 'k', 'v', 'attended', 'o', 'gate', 'up', 'down', 'mask', 'rank', 'router', 'lengths')
@@ -45,7 +45,7 @@ REMAT = {
 }
 
 
-class Past(struct.PyTreeNode):
+class KVCache(struct.PyTreeNode):
     """KV cache: keys and values of the tokens before those of the current call.
 
     Attributes:
@@ -79,7 +79,7 @@ class RMSNorm(nn.Module):
         return (normal_ND * scale_D[None]).astype(x_ND.dtype)
 
 
-class Attention(AdaptedPart):
+class Attention(AdaptedSublayer):
     """Grouped-query attention with rotary position embeddings (RoPE)."""
 
     @nn.compact
@@ -95,50 +95,52 @@ class Attention(AdaptedPart):
 
         Returns:
             The update (N, D) of the residual stream; and the keys and values (B, K, T, C) of the
-            tokens, or None without `past` and `context.keep`.
+            tokens, or None without `past` and `context.return_kv`.
         """
         config, (B, T) = self.config, context.positions.shape
 
-        def outputs(heads: int, axis: str) -> Outputs:
-            return Outputs(heads * config.head_width, axis, config.qkv_bias)
+        def spec(heads: int, axis: str) -> LinearSpec:
+            return LinearSpec(heads * config.head_width, axis, config.qkv_bias)
 
-        keys = outputs(config.num_kv_heads, 'kv_heads')
-        queries = outputs(config.num_heads, 'heads')
+        kv_spec = spec(config.num_kv_heads, 'kv_heads')
+        q_spec = spec(config.num_heads, 'heads')
         q, k, v = (
             x_NF.reshape(B, T, -1, config.head_width)
-            for x_NF in self.linears(x_ND, 'embed', context, q=queries, k=keys, v=keys)
+            for x_NF in self.apply_linears(x_ND, 'embed', context, q=q_spec, k=kv_spec, v=kv_spec)
         )
 
-        def place(name: str, x_BTHC: jax.Array) -> jax.Array:
+        def norm_and_rotate(name: str, x_BTHC: jax.Array) -> jax.Array:
             if config.qk_norm:
                 x_MC = x_BTHC.reshape(-1, config.head_width)
                 x_BTHC = RMSNorm(config, name=f'{name}_norm')(x_MC).reshape(x_BTHC.shape)
             theta, scaling = config.rope_theta, config.rope_scaling
-            return attention.rotate(x_BTHC, context.positions, theta, scaling)
+            return attention.apply_rope(x_BTHC, context.positions, theta, scaling)
 
-        q_BTHC, k_BTKC, v_BTKC = place('q', q), place('k', k), v
-        new = None
-        if context.keep or past is not None:
-            new = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
-        if past is None or new is None:
+        q_BTHC, k_BTKC, v_BTKC = norm_and_rotate('q', q), norm_and_rotate('k', k), v
+        new_kv = None
+        if context.return_kv or past is not None:
+            new_kv = (k_BTKC.transpose(0, 2, 1, 3), v_BTKC.transpose(0, 2, 1, 3))
+        if past is None or new_kv is None:
             out_BTHC = attention.attend(q_BTHC, k_BTKC, v_BTKC, context.segments)
         else:
             length_B = cast(jax.Array, context.past_length)
-            out_BTHC = attention.attend_past(q_BTHC, *new, *past, length_B)
+            out_BTHC = attention.attend_past(q_BTHC, *new_kv, *past, length_B)
         out_NA = out_BTHC.reshape(B * T, -1)
-        (out_ND,) = self.linears(out_NA, 'heads', context, o=Outputs(config.width, 'embed'))
-        return out_ND, new
+        (out_ND,) = self.apply_linears(
+            out_NA, 'heads', context, o=LinearSpec(config.width, 'embed')
+        )
+        return out_ND, new_kv
 
 
-class MLP(AdaptedPart):
+class MLP(AdaptedSublayer):
     """SwiGLU MLP: down(silu(gate(x)) · up(x))."""
 
     @nn.compact
     def __call__(self, x_ND: jax.Array, context: Context) -> jax.Array:
         """Return the update (N, D) of the residual stream."""
-        wide, narrow = Outputs(self.config.hidden, 'mlp'), Outputs(self.config.width, 'embed')
-        gate_NF, up_NF = self.linears(x_ND, 'embed', context, gate=wide, up=wide)
-        (down_ND,) = self.linears(nn.silu(gate_NF) * up_NF, 'mlp', context, down=narrow)
+        wide, narrow = LinearSpec(self.config.hidden, 'mlp'), LinearSpec(self.config.width, 'embed')
+        gate_NF, up_NF = self.apply_linears(x_ND, 'embed', context, gate=wide, up=wide)
+        (down_ND,) = self.apply_linears(nn.silu(gate_NF) * up_NF, 'mlp', context, down=narrow)
         return down_ND
 
 
@@ -154,11 +156,11 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Return the residual stream (N, D) after the layer; and keys and values as `Attention`."""
         attend = Attention(self.config, self.adapter, name='attention')
-        update_ND, new = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
+        update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
         mlp = MLP(self.config, self.adapter, name='mlp')
         x_ND += mlp(RMSNorm(self.config, name='mlp_norm')(x_ND), context)
-        return sharding.constrain(x_ND, 'rows', 'features'), new
+        return sharding.constrain(x_ND, 'rows', 'features'), new_kv
 
 
 class Decoder(nn.Module):
@@ -169,7 +171,8 @@ class Decoder(nn.Module):
     Attributes:
         config: Configuration of the base model.
         adapter: Settings of the adapters of its linears; None for the base model alone.
-        remat: Rematerialization (gradient checkpointing) policy of the layers, a key of `REMAT`.
+        remat: Rematerialization (gradient checkpointing) policy of the layers, a key of
+            `REMAT_POLICIES`.
 
     Example:
         Logits of a randomly initialized model:
@@ -193,8 +196,8 @@ class Decoder(nn.Module):
         positions_BT: jax.Array,
         segments_BT: jax.Array,
         groups_NG: jax.Array | None = None,
-        past: Past | None = None,
-        keep: bool = False,
+        past: KVCache | None = None,
+        return_kv: bool = False,
         train: bool = False,
         scale: jax.Array | None = None,
         dropout: jax.Array | None = None,
@@ -210,7 +213,7 @@ class Decoder(nn.Module):
                 routing statistics are sown in collection `routing`.
             past: KV cache of the tokens before those of each row. With it, segments are ignored:
                 the tokens of a row attend to the whole cache of that row.
-            keep: Whether keys and values are returned; with `past` they always are.
+            return_kv: Whether keys and values are returned; with `past` they always are.
             train: Whether dropout is on; it needs a PRNG stream named `dropout`.
             scale: () float32 factor of the adapter's update; None for that of the config.
             dropout: () float32 dropout rate; None for that of the config. If that is zero, there
@@ -221,29 +224,38 @@ class Decoder(nn.Module):
             (L, B, K, T, C) each, or None.
         """
         config = self.config
-        shape, start = (config.vocab_size, config.width), nn.initializers.normal(0.02)
+        shape, initializer = (config.vocab_size, config.width), nn.initializers.normal(0.02)
         axes = ('vocab', 'embed')
-        embedding_VD = parameter(self, 'embedding', start, axes, shape, config.dtype)
-        if not config.tied:  # Created here, but used by callers that compute logits: see `head`.
-            parameter(self, 'head', start, axes, shape, config.dtype)
+        embedding_VD = parameter(self, 'embedding', initializer, axes, shape, config.dtype)
+        if (
+            not config.tied
+        ):  # Created here, but used by callers that compute logits: see `output_head`.
+            parameter(self, 'head', initializer, axes, shape, config.dtype)
 
         B, T = tokens_BT.shape
         length_B = None if past is None else past.length
         context = Context(
-            positions_BT, segments_BT, groups_NG, length_B, scale, dropout, keep=keep, train=train
+            positions_BT,
+            segments_BT,
+            groups_NG,
+            length_B,
+            scale,
+            dropout,
+            return_kv=return_kv,
+            train=train,
         )
         x_ND = embedding_VD[tokens_BT].reshape(B * T, config.width)
         x_ND = sharding.constrain(x_ND, 'rows', 'features')
-        x_ND, new = self._layers(x_ND, context, None if past is None else (past.k, past.v))
+        x_ND, new_kv = self._layers(x_ND, context, None if past is None else (past.k, past.v))
         x_ND = RMSNorm(config, name='final_norm')(x_ND)
-        return x_ND.reshape(B, T, config.width), new
+        return x_ND.reshape(B, T, config.width), new_kv
 
     def _layers(self, x_ND: jax.Array, context: Context, past: Any) -> tuple[jax.Array, Any]:
         block = Block
         # On a mesh, even 'none' needs a policy, as the gathered kernels should not be saved.
         if self.remat != 'none' or sharding.is_mesh_set():
             # Within a scan, XLA cannot merge the recomputation with the forward pass.
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         stack = nn.scan(
             block,
             variable_axes={name: 0 for name in ('params', 'adapter', 'adapter_frozen', 'routing')},
@@ -267,7 +279,7 @@ def abstract_variables(model: Decoder) -> Any:
     return jax.eval_shape(lambda one: model.init(jax.random.key(0), one, one, one), one)
 
 
-def head(config: ModelConfig, params: Any) -> jax.Array:
+def output_head(config: ModelConfig, params: Any) -> jax.Array:
     """Return the matrix (V, D) of the output head; it is the embedding if the two are tied.
 
     Args:
@@ -284,7 +296,7 @@ def logits(hidden_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
 
     Args:
         hidden_ND: Hidden states of the decoder.
-        head_VD: Output head: see `head`.
+        head_VD: Output head: see `output_head`.
     """
     return jax.lax.dot_general(
         hidden_ND, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32

@@ -15,41 +15,41 @@ import numpy as np
 
 from malora_jax import errors
 from malora_jax.distributed import sharding
-from malora_jax.models import rows as rows_lib
+from malora_jax.models import decoding as decoding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
-from malora_jax.models.sampling import Draws
+from malora_jax.models.sampling import SamplingParams
 
 # Maximum number of decode steps in one call of `Engine.step`, before tokens are copied to the host.
-STRIDE = 4
+STEPS_PER_CALL = 4
 # Smallest KV cache length and smallest padded prompt length. Larger ones are these times a power of
 # two, which limits the number of shapes to compile.
-_LEAST_PLACES = 64
-_LEAST_PROMPT = 16
+_MIN_CACHE_LENGTH = 64
+_MIN_PROMPT_LENGTH = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """A prompt to continue, with its sampling settings.
 
     Attributes:
         prompt: Token ids, at least one.
-        limit: Maximum number of new tokens, at least 1.
+        max_new_tokens: Maximum number of new tokens, at least 1.
         temperature: Sampling temperature; 0 for greedy decoding.
         top_k: Number of most probable tokens to sample from; 0 for all.
         top_p: Probability mass of nucleus sampling; 1 for all tokens.
         key: PRNG key for sampling; None if the temperature is 0.
-        alternatives: Whether to return the log-probabilities of the `rows.ALTERNATIVES` most
+        wants_logprobs: Whether to return the log-probabilities of the `rows.ALTERNATIVES` most
             probable tokens with each new token.
     """
 
     prompt: Sequence[int]
-    limit: int
+    max_new_tokens: int
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     key: jax.Array | None = None
-    alternatives: bool = False
+    wants_logprobs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +60,29 @@ class Token:
         id: Token id.
         log_probability: Log-probability of the token in nats, at temperature 1 and without top-k or
             top-p.
-        alternatives: Ids and log-probabilities of the most probable tokens, most probable first;
+        top_logprobs: Ids and log-probabilities of the most probable tokens, most probable first;
             empty unless the request asks for them.
     """
 
     id: int
     log_probability: float
-    alternatives: list[tuple[int, float]]
+    top_logprobs: list[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class News:
+class RequestOutput:
     """Output of a request in one step of the engine.
 
     Attributes:
-        number: Number of the request.
+        request_id: Number of the request.
         tokens: New tokens, without the end token.
-        finish: Reason why the request has finished: 'stop' for an end token, 'length' for the limit
-            on new tokens; None while it continues.
+        finish_reason: Reason why the request has finished: 'stop' for an end token, 'length' for
+            the limit on new tokens; None while it continues.
     """
 
-    number: int
+    request_id: int
     tokens: list[Token]
-    finish: str | None
+    finish_reason: str | None
 
 
 class RequestError(Exception):
@@ -92,7 +92,7 @@ class RequestError(Exception):
     """
 
     @property
-    def number(self) -> int:
+    def request_id(self) -> int:
         """Number of the request."""
         return self.args[0]
 
@@ -117,35 +117,38 @@ class Engine:
                     tokens += [token.id for token in news.tokens]
     """
 
-    def __init__(self, model: Decoder, variables: Any, ends: Sequence[int], rows: int):
+    def __init__(self, model: Decoder, variables: Any, end_ids: Sequence[int], num_slots: int):
         """Create an engine without requests; the KV cache is allocated with the first one.
 
         Args:
             model: Decoder.
             variables: Collections of the decoder.
-            ends: Ids of end tokens.
-            rows: Number of slots, that is, of requests decoded at a time.
+            end_ids: Ids of end tokens.
+            num_slots: Number of slots, that is, of requests decoded at a time.
         """
         self.model = model
         self._variables = variables
-        self._ends = np.array(ends, np.int32)
-        self._count = rows
-        # One array per layer is faster on CPU: see `rows`. It needs arrays that are not sharded.
-        apart = jax.default_backend() == 'cpu' and not sharding.is_mesh_set()
-        self._layers = rows_lib.by_layer(model.config, variables) if apart else None
-        self._rows: rows_lib.Rows | None = None
-        self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
-        self._at: dict[int, int] = {}  # Number of the request in each occupied slot.
-        self._begun: dict[int, rows_lib.Chosen] = {}  # By slot, first tokens not returned yet.
+        self._end_ids = np.array(end_ids, np.int32)
+        self._num_slots = num_slots
+        # One array per layer is faster on CPU: see `num_slots`. It needs arrays that are not
+        # sharded.
+        per_layer = jax.default_backend() == 'cpu' and not sharding.is_mesh_set()
+        self._layers = decoding.unstack_layers(model.config, variables) if per_layer else None
+        self._state: decoding.DecodeState | None = None
+        self._waiting: collections.deque[tuple[int, GenerationRequest]] = collections.deque()
+        self._id_by_slot: dict[int, int] = {}  # Number of the request in each occupied slot.
+        self._first_tokens: dict[
+            int, decoding.SampledTokens
+        ] = {}  # By slot, first tokens not returned yet.
         self._cancelled: list[int] = []  # Slots still active on the device.
-        self._next = 0
+        self._last_id = 0
 
     @property
     def is_idle(self) -> bool:
         """True if no request is waiting or running."""
-        return not self._waiting and not self._at
+        return not self._waiting and not self._id_by_slot
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: GenerationRequest) -> int:
         """Add a request to the queue; it waits for a free slot.
 
         Returns:
@@ -154,27 +157,27 @@ class Engine:
         Raises:
             UserError: The prompt and the maximum number of new tokens exceed the model's context.
         """
-        check_room(self.model.config, len(request.prompt), request.limit)
-        self._next += 1
-        self._waiting.append((self._next, request))
-        return self._next
+        check_context_length(self.model.config, len(request.prompt), request.max_new_tokens)
+        self._last_id += 1
+        self._waiting.append((self._last_id, request))
+        return self._last_id
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, request_id: int) -> None:
         """Drop a waiting or running request; a number that has finished is ignored."""
-        self._waiting = collections.deque(each for each in self._waiting if each[0] != number)
-        for row in [row for row, other in self._at.items() if other == number]:
-            del self._at[row]
-            self._begun.pop(row, None)
-            self._cancelled.append(row)
+        self._waiting = collections.deque(each for each in self._waiting if each[0] != request_id)
+        for slot in [row for row, other in self._id_by_slot.items() if other == request_id]:
+            del self._id_by_slot[slot]
+            self._first_tokens.pop(slot, None)
+            self._cancelled.append(slot)
 
     def reset(self) -> None:
         """Drop all requests, and the KV cache on the device."""
-        self._rows = None
+        self._state = None
         self._waiting.clear()
-        self._at, self._begun, self._cancelled = {}, {}, []
+        self._id_by_slot, self._first_tokens, self._cancelled = {}, {}, []
 
-    def step(self) -> list[News]:
-        """Prefill waiting requests into free slots, then run up to `STRIDE` decode steps.
+    def step(self) -> list[RequestOutput]:
+        """Prefill waiting requests into free slots, then run up to `STEPS_PER_CALL` decode steps.
 
         Returns:
             New tokens of each running request, including those that finished.
@@ -182,105 +185,126 @@ class Engine:
         Raises:
             RequestError: A request could not be started.
         """
-        if self._rows is not None:
-            for row in self._cancelled:
-                self._rows = self._rows.replace(writes=self._rows.writes.at[row].set(False))
+        if self._state is not None:
+            for slot in self._cancelled:
+                self._state = self._state.replace(active=self._state.active.at[slot].set(False))
         self._cancelled = []
-        while self._waiting and len(self._at) < self._count:
-            row = next(row for row in range(self._count) if row not in self._at)
-            number, request = self._waiting.popleft()
+        while self._waiting and len(self._id_by_slot) < self._num_slots:
+            slot = next(row for row in range(self._num_slots) if row not in self._id_by_slot)
+            request_id, request = self._waiting.popleft()
             try:
-                self._begun[row] = self._begin(row, request)
+                self._first_tokens[slot] = self._prefill(slot, request)
             except Exception as error:  # Such as XlaRuntimeError, if the device lacks memory.
                 if self._is_lost():
                     raise
-                raise RequestError(number) from error
-            self._at[row] = number
-        if not self._at or self._rows is None:
+                raise RequestError(request_id) from error
+            self._id_by_slot[slot] = request_id
+        if not self._id_by_slot or self._state is None:
             return []
-        rows, chosen, count_B = rows_lib.write(
-            self.model, STRIDE, self._variables, self._layers, self._rows, self._ends
+        state, sampled, count_B = decoding.decode(
+            self.model, STEPS_PER_CALL, self._variables, self._layers, self._state, self._end_ids
         )
-        self._rows = rows
-        begun, self._begun = self._begun, {}
-        begun, chosen, count_B, writes_B, tells_B = jax.device_get(
-            (begun, chosen, count_B, rows.writes, rows.tells)
+        self._state = state
+        first_tokens, self._first_tokens = self._first_tokens, {}
+        first_tokens, sampled, count_B, active_B, wants_logprobs_B = jax.device_get(
+            (first_tokens, sampled, count_B, state.writes, state.tells)
         )
-        news = []
-        for row, number in list(self._at.items()):
-            tokens = [_token(begun[row], (), tells_B[row])] if row in begun else []
-            tokens += [_token(chosen, (row, i), tells_B[row]) for i in range(count_B[row])]
-            finish = None
-            if not writes_B[row]:
-                del self._at[row]
-                finish = 'stop' if tokens and tokens[-1].id in self._ends else 'length'
-            news.append(News(number, tokens[:-1] if finish == 'stop' else tokens, finish))
-        return news
+        outputs = []
+        for slot, request_id in list(self._id_by_slot.items()):
+            tokens = (
+                [_token(first_tokens[slot], (), wants_logprobs_B[slot])]
+                if slot in first_tokens
+                else []
+            )
+            tokens += [
+                _token(sampled, (slot, i), wants_logprobs_B[slot]) for i in range(count_B[slot])
+            ]
+            finish_reason = None
+            if not active_B[slot]:
+                del self._id_by_slot[slot]
+                finish_reason = 'stop' if tokens and tokens[-1].id in self._end_ids else 'length'
+            outputs.append(
+                RequestOutput(
+                    request_id, tokens[:-1] if finish_reason == 'stop' else tokens, finish_reason
+                )
+            )
+        return outputs
 
     def _is_lost(self) -> bool:
         """Return whether a failed program has consumed the KV cache, which was donated to it."""
-        return any(array.is_deleted() for array in jax.tree.leaves(self._rows))
+        return any(array.is_deleted() for array in jax.tree.leaves(self._state))
 
-    def _begin(self, row: int, request: Request) -> rows_lib.Chosen:
+    def _prefill(self, slot: int, request: GenerationRequest) -> decoding.SampledTokens:
         length = len(request.prompt)
-        padded = _doubled(_LEAST_PROMPT, length)
-        places = _doubled(_LEAST_PLACES, max(padded, length + request.limit))
+        padded_length = _bucket_length(_MIN_PROMPT_LENGTH, length)
+        cache_length = _bucket_length(
+            _MIN_CACHE_LENGTH, max(padded_length, length + request.max_new_tokens)
+        )
         # If no other request is running, reallocate the KV cache at the length of this one.
-        if self._rows is None or (not self._at and self._rows.places != places):
-            apart = self._layers is not None
-            self._rows = rows_lib.empty_rows(self.model.config, self._count, places, apart)
-        elif self._rows.places < places:
-            self._rows = rows_lib.grown(self._rows, places)
-        tokens_T = np.zeros(padded, np.int32)
+        if self._state is None or (
+            not self._id_by_slot and self._state.cache_length != cache_length
+        ):
+            per_layer = self._layers is not None
+            self._state = decoding.init_decode_state(
+                self.model.config, self._num_slots, cache_length, per_layer
+            )
+        elif self._state.cache_length < cache_length:
+            self._state = decoding.grow_cache(self._state, cache_length)
+        tokens_T = np.zeros(padded_length, np.int32)
         tokens_T[:length] = request.prompt
-        draws = Draws(
+        sampling = SamplingParams(
             jax.random.key(0) if request.key is None else request.key,
             jnp.float32(request.temperature),
             jnp.int32(request.top_k),
             jnp.float32(request.top_p),
         )
-        order = rows_lib.Order(
-            jnp.int32(row), jnp.int32(request.limit), jnp.bool_(request.alternatives), draws
+        slot_request = decoding.SlotRequest(
+            jnp.int32(slot),
+            jnp.int32(request.max_new_tokens),
+            jnp.bool_(request.wants_logprobs),
+            sampling,
         )
-        self._rows, chosen = rows_lib.read(
+        self._state, first_token = decoding.prefill(
             self.model,
             self._variables,
-            self._rows,
+            self._state,
             jnp.asarray(tokens_T),
             np.int32(length),
-            order,
-            self._ends,
+            slot_request,
+            self._end_ids,
         )
-        return chosen
+        return first_token
 
 
-def check_room(config: ModelConfig, prompt: int, limit: int) -> None:
+def check_context_length(config: ModelConfig, prompt_length: int, max_new_tokens: int) -> None:
     """Check that a prompt and its answer fit into the model's context.
 
     Args:
         config: Configuration of the model.
-        prompt: Length of the prompt in tokens.
-        limit: Maximum number of new tokens.
+        prompt_length: Length of the prompt in tokens.
+        max_new_tokens: Maximum number of new tokens.
 
     Raises:
         UserError: The sum exceeds the context length.
     """
-    if prompt + limit > config.context:
+    if prompt_length + max_new_tokens > config.context:
         raise errors.UserError(
-            f'A prompt of {prompt} tokens and an answer of {limit} do not fit into the context '
-            f'of {config.name}, {config.context}.'
+            f'A prompt of {prompt_length} tokens and an answer of {max_new_tokens} do not fit '
+            f'into the context of {config.name}, {config.context}.'
         )
 
 
-def _token(chosen: rows_lib.Chosen, at: tuple[int, ...], tells: bool) -> Token:
-    others = zip(
-        chosen.others[at].tolist(), chosen.others_log_probability[at].tolist(), strict=True
+def _token(sampled: decoding.SampledTokens, at: tuple[int, ...], wants_logprobs: bool) -> Token:
+    top_logprobs = zip(
+        sampled.top_tokens[at].tolist(), sampled.top_log_probability[at].tolist(), strict=True
     )
     return Token(
-        int(chosen.token[at]), float(chosen.log_probability[at]), list(others) if tells else []
+        int(sampled.token[at]),
+        float(sampled.log_probability[at]),
+        list(top_logprobs) if wants_logprobs else [],
     )
 
 
-def _doubled(least: int, needed: int) -> int:
-    """Return the smallest of `least`, 2 · `least`, 4 · `least`, … that is at least `needed`."""
-    return least << max(0, (-(-needed // least) - 1).bit_length())
+def _bucket_length(minimum: int, needed: int) -> int:
+    """Return the smallest of `minimum` · 1, 2, 4, 8, … that is at least `needed`."""
+    return minimum << max(0, (-(-needed // minimum) - 1).bit_length())

@@ -7,9 +7,9 @@ import tqdm
 
 from malora_jax.distributed import hosts
 from malora_jax.models.decoder import Decoder
-from malora_jax.models.engine import Engine, Request
-from malora_jax.models.sampling import check_sampling, keys_of
-from malora_jax.models.texts import Ending, TextDecoder
+from malora_jax.models.detokenization import Detokenizer, StopCondition
+from malora_jax.models.engine import Engine, GenerationRequest
+from malora_jax.models.sampling import check_sampling, sampling_keys
 
 
 class Generator:
@@ -50,16 +50,16 @@ class Generator:
         Raises:
             UserError: A prompt and the maximum number of new tokens exceed the model's context.
         """
-        most = self._most(limit)
-        requests = [Request(prompt, most) for prompt in prompts]
-        found = dict(self.finished(variables, requests, None, description))
-        return [found[i] for i in range(len(requests))]
+        token_limit = self._token_limit(limit)
+        requests = [GenerationRequest(prompt, token_limit) for prompt in prompts]
+        answers = dict(self.as_completed(variables, requests, None, description))
+        return [answers[i] for i in range(len(requests))]
 
-    def texts(
+    def generate_texts(
         self,
         variables: Any,
         prompts: Sequence[Sequence[int]],
-        tokenizer: TextDecoder,
+        tokenizer: Detokenizer,
         *,
         limit: int | None = None,
         stop: Sequence[str] = (),
@@ -97,23 +97,25 @@ class Generator:
                 exceed the model's context.
         """
         check_sampling(samples, temperature, top_k, top_p)
-        ending = Ending(tokenizer, tuple(stop))
+        stop_condition = StopCondition(tokenizer, tuple(stop))
         count = len(prompts) * samples
-        keys = keys_of(seed, len(prompts), samples) if temperature > 0 else [None] * count
+        keys = sampling_keys(seed, len(prompts), samples) if temperature > 0 else [None] * count
         requests = [
-            Request(prompts[i // samples], self._most(limit), temperature, top_k, top_p, keys[i])
+            GenerationRequest(
+                prompts[i // samples], self._token_limit(limit), temperature, top_k, top_p, keys[i]
+            )
             for i in range(count)
         ]
-        over = ending.is_met if stop else None
-        answers = dict(self.finished(variables, requests, over, description))
-        texts = [ending.text(answers[i]) for i in range(count)]
+        should_stop = stop_condition.is_met if stop else None
+        answers = dict(self.as_completed(variables, requests, should_stop, description))
+        texts = [stop_condition.text(answers[i]) for i in range(count)]
         return [texts[i : i + samples] for i in range(0, count, samples)]
 
-    def finished(
+    def as_completed(
         self,
         variables: Any,
-        requests: Sequence[Request],
-        over: Callable[[list[int]], bool] | None = None,
+        requests: Sequence[GenerationRequest],
+        should_stop: Callable[[list[int]], bool] | None = None,
         description: str | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield answers as they finish, each with the index of its request.
@@ -121,8 +123,9 @@ class Generator:
         Args:
             variables: Collections of the model.
             requests: Prompts with their sampling settings.
-            over: Stop condition: returns True for the tokens of an answer so far if the answer has
-                ended. It is called every few tokens, so the end may lie some tokens back.
+            should_stop: Stop condition: returns True for the tokens of an answer so far if the
+                answer has ended. It is called every few tokens, so the end may lie some tokens
+                back.
             description: Label of the progress bar; None for no progress bar.
 
         Yields:
@@ -131,8 +134,8 @@ class Generator:
         Raises:
             UserError: A prompt and the maximum number of new tokens exceed the model's context.
         """
-        rows = max(1, min(self.batch_size, len(requests)))
-        engine = Engine(self.model, variables, [self.end_id], rows)
+        num_slots = max(1, min(self.batch_size, len(requests)))
+        engine = Engine(self.model, variables, [self.end_id], num_slots)
         # Longest prompt first, so that the KV cache is long enough for all from the start.
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         index_of = {engine.submit(requests[i]): i for i in longest_first}
@@ -145,15 +148,15 @@ class Generator:
             disable=description is None or not hosts.is_first_process(),
         ) as bar:
             while not engine.is_idle:
-                for news in engine.step():
-                    index = index_of[news.number]
-                    answers[index] += [token.id for token in news.tokens]
-                    if news.finish is None:
-                        if over is None or not over(answers[index]):
+                for output in engine.step():
+                    index = index_of[output.request_id]
+                    answers[index] += [token.id for token in output.tokens]
+                    if output.finish_reason is None:
+                        if should_stop is None or not should_stop(answers[index]):
                             continue
-                        engine.cancel(news.number)
+                        engine.cancel(output.request_id)
                     bar.update()
                     yield index, answers[index]
 
-    def _most(self, limit: int | None) -> int:
+    def _token_limit(self, limit: int | None) -> int:
         return self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)

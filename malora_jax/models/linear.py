@@ -23,7 +23,7 @@ from malora_jax.models.context import Context
 def parameter(
     module: nn.Module,
     name: str,
-    start: Callable[..., jax.Array],
+    initializer: Callable[..., jax.Array],
     axes: tuple[str, ...],
     shape: tuple[int, ...],
     dtype: Any,
@@ -33,7 +33,7 @@ def parameter(
     Args:
         module: Module that owns the parameter.
         name: Name of the parameter.
-        start: Initializer.
+        initializer: Initializer.
         axes: Logical axis names, keys of `rules.RULES`.
         shape: Shape of the whole parameter.
         dtype: Dtype of the parameter.
@@ -41,12 +41,12 @@ def parameter(
     Returns:
         The parameter, gathered over the mesh axis `fsdp`: see `rules.gather`.
     """
-    boxed = nn.with_logical_partitioning(start, axes)
+    boxed = nn.with_logical_partitioning(initializer, axes)
     value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
     return sharding.gather(value, axes)
 
 
-class Outputs(NamedTuple):
+class LinearSpec(NamedTuple):
     """Output side of a linear.
 
     Attributes:
@@ -98,7 +98,7 @@ class AdaptedLinear(nn.Module):
         self,
         x_ND: jax.Array,
         leaves: Mapping[str, jax.Array],
-        found: ProjectedInput | None,
+        products: ProjectedInput | None,
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
     ) -> jax.Array:
@@ -107,7 +107,7 @@ class AdaptedLinear(nn.Module):
         Args:
             x_ND: Input of the linear, without dropout.
             leaves: Leaves of the adapter; empty if there is none.
-            found: Down-projection and router logits of the adapter; None if there is none.
+            products: Down-projection and router logits of the adapter; None if there is none.
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
             scale: () float32 factor of the update; None for that of the config.
 
@@ -115,17 +115,19 @@ class AdaptedLinear(nn.Module):
             (N, F) in the dtype of x.
         """
         kernel = self._kernel(x_ND.shape[-1])
-        if isinstance(kernel, quantize_lib.Quantized):
-            y_NF = quantize_lib.product(x_ND, kernel)
+        if isinstance(kernel, quantize_lib.QuantizedKernel):
+            y_NF = quantize_lib.quantized_matmul(x_ND, kernel)
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
-        if found is not None:
-            y_NF += self.experts.update(found, leaves, groups_NG, scale)
-        outputs = 'features' if self.axes[1] == 'embed' else self.axes[1]
-        y_NF = checkpoint_name(sharding.constrain(y_NF, 'rows', outputs), self.name)
+        if products is not None:
+            y_NF += self.experts.update(products, leaves, groups_NG, scale)
+        output_axis = 'features' if self.axes[1] == 'embed' else self.axes[1]
+        y_NF = checkpoint_name(sharding.constrain(y_NF, 'rows', output_axis), self.name)
         if self.rescale is not None:
             # The factors are float32, since bfloat16 has only a few values near 1.
-            kernel_DF = kernel.values() if isinstance(kernel, quantize_lib.Quantized) else kernel
+            kernel_DF = (
+                kernel.dequantize() if isinstance(kernel, quantize_lib.QuantizedKernel) else kernel
+            )
             y_NF = (y_NF * self.rescale(kernel_DF, scale)[None]).astype(x_ND.dtype)
         if self.has_bias:
             zeros = nn.initializers.zeros_init()
@@ -133,18 +135,18 @@ class AdaptedLinear(nn.Module):
             y_NF += bias_F.astype(y_NF.dtype)[None]
         return y_NF
 
-    def _kernel(self, inputs: int) -> jax.Array | quantize_lib.Quantized:
+    def _kernel(self, inputs: int) -> jax.Array | quantize_lib.QuantizedKernel:
         """Create the kernel (D, F), as an array or quantized."""
         shape = (inputs, self.features)
         if not self.quantize:
-            start = nn.initializers.lecun_normal()
-            return parameter(self, 'kernel', start, self.axes, shape, self.dtype)
+            initializer = nn.initializers.lecun_normal()
+            return parameter(self, 'kernel', initializer, self.axes, shape, self.dtype)
         zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-        of_codes, of_scale = quantize_lib.shapes(self.quantize, *shape)
+        codes_shape, scale_shape = quantize_lib.quantized_shapes(self.quantize, *shape)
         dtype, axes = quantize_lib.codes_dtype(self.quantize), ('tile', self.axes[1])
-        codes = parameter(self, 'kernel', zeros, self.axes, of_codes, dtype)
-        scale = parameter(self, 'kernel_scale', ones, axes, of_scale, 'float32')
-        return quantize_lib.Quantized(codes, scale, self.quantize)
+        codes = parameter(self, 'kernel', zeros, self.axes, codes_shape, dtype)
+        scale = parameter(self, 'kernel_scale', ones, axes, scale_shape, 'float32')
+        return quantize_lib.QuantizedKernel(codes, scale, self.quantize)
 
 
 class Dropout(nn.Module):
@@ -161,7 +163,7 @@ class Dropout(nn.Module):
         return jnp.where(checkpoint_name(mask, 'mask'), x / jnp.asarray(keep, x.dtype), 0)
 
 
-class AdaptedPart(nn.Module):
+class AdaptedSublayer(nn.Module):
     """Base class of `Attention` and `MLP`, the parts of a layer that contain adapted linears.
 
     Attributes:
@@ -172,8 +174,8 @@ class AdaptedPart(nn.Module):
     config: ModelConfig
     adapter: AdapterConfig | None
 
-    def linears(
-        self, x_ND: jax.Array, inputs: str, context: Context, **outputs: Outputs
+    def apply_linears(
+        self, x_ND: jax.Array, input_axis: str, context: Context, **specs: LinearSpec
     ) -> list[jax.Array]:
         """Apply all linears that share an input, such as q, k and v.
 
@@ -181,40 +183,40 @@ class AdaptedPart(nn.Module):
 
         Args:
             x_ND: Input of the linears.
-            inputs: Logical name of the input's feature axis.
+            input_axis: Logical name of the input's feature axis.
             context: Metadata of the tokens.
-            **outputs: Output side of each linear, by the linear's name.
+            **specs: Output side of each linear, by the linear's name.
 
         Returns:
-            The output (N, F) of each linear, in the order of `outputs`.
+            The output (N, F) of each linear, in the order of `specs`.
         """
-        linears = [self._linear(name, inputs, each) for name, each in outputs.items()]
+        linears = [self._linear(name, input_axis, each) for name, each in specs.items()]
         adapted = [linear for linear in linears if linear.adapter is not None]
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
-        found: dict[str | None, ProjectedInput] = {}
+        products: dict[str | None, ProjectedInput] = {}
         if self.adapter is not None and adapted:
             dropped_ND = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
                 dropped_ND = Dropout()(x_ND, rate)
             each = project_input(self.adapter, x_ND, dropped_ND, list(leaves.values()))
-            found = dict(zip(leaves, each, strict=True))
+            products = dict(zip(leaves, each, strict=True))
         return [
             linear(
-                *(x_ND, leaves.get(linear.name, {}), found.get(linear.name)),
+                *(x_ND, leaves.get(linear.name, {}), products.get(linear.name)),
                 *(context.groups, context.scale),
             )
             for linear in linears
         ]
 
-    def _linear(self, name: str, inputs: str, outputs: Outputs) -> AdaptedLinear:
+    def _linear(self, name: str, input_axis: str, spec: LinearSpec) -> AdaptedLinear:
         is_adapted = self.adapter is not None and name in self.adapter.targets
         return AdaptedLinear(
-            outputs.features,
-            (inputs, outputs.axis),
+            spec.features,
+            (input_axis, spec.axis),
             self.config.dtype,
             self.adapter if is_adapted else None,
-            outputs.has_bias,
+            spec.has_bias,
             self.config.quantize,
             name=name,
         )

@@ -27,8 +27,8 @@ from flax import struct
 
 from malora_jax.errors import UserError
 
-KINDS = ('int8', 'w8a8', 'int4', 'nf4')
-_BYTES = ('int8', 'w8a8')
+QUANT_FORMATS = ('int8', 'w8a8', 'int4', 'nf4')
+_INT8_FORMATS = ('int8', 'w8a8')
 # Largest number of inputs that share a scale in the 4-bit formats.
 _TILE = 64
 # NF4 values from appendix E of the QLoRA paper.
@@ -42,27 +42,27 @@ _NF4 = np.array(
 )
 
 
-class Quantized(struct.PyTreeNode):
+class QuantizedKernel(struct.PyTreeNode):
     """A quantized kernel with D inputs and F outputs.
 
     Attributes:
         codes: (D, F) int8. For 4-bit formats, (D / 2, F) uint8: the first half of the inputs is in
             the lower 4 bits, the second half in the upper.
         scale: (S, F) float32 scale of each tile of inputs; S is 1 for 8-bit formats.
-        kind: Quantization format, one of `KINDS`.
+        kind: Quantization format, one of `QUANT_FORMATS`.
     """
 
     codes: jax.Array
     scale: jax.Array
     kind: str = struct.field(pytree_node=False)
 
-    def values(self) -> jax.Array:
+    def dequantize(self) -> jax.Array:
         """Return the dequantized kernel, (D, F) float32."""
-        if self.kind in _BYTES:
+        if self.kind in _INT8_FORMATS:
             return self.codes * self.scale
-        return jnp.concatenate(self.halves())
+        return jnp.concatenate(self.dequantize_halves())
 
-    def halves(self) -> tuple[jax.Array, jax.Array]:
+    def dequantize_halves(self) -> tuple[jax.Array, jax.Array]:
         """Return a dequantized 4-bit kernel as two halves of the inputs, (D / 2, F) float32 each.
 
         Products with the halves avoid the copy that concatenation would need.
@@ -80,7 +80,9 @@ class Quantized(struct.PyTreeNode):
         )
 
 
-def shapes(kind: str, inputs: int, outputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def quantized_shapes(
+    kind: str, inputs: int, outputs: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the shapes of the codes and the scales of a kernel.
 
     In 4-bit formats, a tile has the largest power of two of inputs, up to 64, that divides half of
@@ -89,7 +91,7 @@ def shapes(kind: str, inputs: int, outputs: int) -> tuple[tuple[int, int], tuple
     Raises:
         UserError: The number of inputs is odd and the format has 4 bits.
     """
-    if kind in _BYTES:
+    if kind in _INT8_FORMATS:
         return (inputs, outputs), (1, outputs)
     if inputs % 2:
         raise UserError(f'model.quantize is {kind!r}; a linear of {inputs} inputs needs int8.')
@@ -98,76 +100,76 @@ def shapes(kind: str, inputs: int, outputs: int) -> tuple[tuple[int, int], tuple
 
 def codes_dtype(kind: str) -> Any:
     """Return the dtype of the codes: int8, or uint8 for packed 4-bit codes."""
-    return jnp.dtype(jnp.int8 if kind in _BYTES else jnp.uint8)
+    return jnp.dtype(jnp.int8 if kind in _INT8_FORMATS else jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def quantize(kind: str, kernel_DF: jax.Array) -> Quantized:
+def quantize(kind: str, kernel_DF: jax.Array) -> QuantizedKernel:
     """Quantize a float32 kernel.
 
     Args:
-        kind: Quantization format, one of `KINDS`.
+        kind: Quantization format, one of `QUANT_FORMATS`.
         kernel_DF: float32 kernel.
 
     Raises:
         UserError: The number of inputs is odd in a 4-bit format, or Qwix is not installed.
     """
     D, F = kernel_DF.shape
-    tile = D // shapes(kind, D, F)[1][0]
-    qtype = 'int8' if kind in _BYTES else kind
-    found = _qwix().quantize(kernel_DF, qtype, channelwise_axes=(1,), tiled_axes={0: tile})
-    codes = found.qvalue
-    if kind not in _BYTES:
+    tile = D // quantized_shapes(kind, D, F)[1][0]
+    qtype = 'int8' if kind in _INT8_FORMATS else kind
+    quantized = _qwix().quantize(kernel_DF, qtype, channelwise_axes=(1,), tiled_axes={0: tile})
+    codes = quantized.qvalue
+    if kind not in _INT8_FORMATS:
         codes = codes.astype(jnp.int8).astype(jnp.uint8) & 15
         codes = codes[: D // 2] | codes[D // 2 :] << 4
-    return Quantized(codes, found.scale, kind)
+    return QuantizedKernel(codes, quantized.scale, kind)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def product(x_ND: jax.Array, kernel: Quantized) -> jax.Array:
+def quantized_matmul(x_ND: jax.Array, kernel: QuantizedKernel) -> jax.Array:
     """Return the product x W with a quantized kernel, (N, F) in the dtype of x.
 
     Differentiate it with respect to x only: the kernel is frozen.
     """
     if kernel.kind == 'w8a8':
-        return _int8_product(x_ND, kernel)
+        return _int8_matmul(x_ND, kernel)
     if kernel.kind == 'int8':
         # One scale per output can be applied after the product, which spares dequantizing.
         y_NF = jnp.matmul(x_ND, kernel.codes.astype(x_ND.dtype), preferred_element_type=jnp.float32)
         return (y_NF * kernel.scale).astype(x_ND.dtype)
-    low, high = (half.astype(x_ND.dtype) for half in kernel.halves())
+    low, high = (half.astype(x_ND.dtype) for half in kernel.dequantize_halves())
     return x_ND[:, : len(low)] @ low + x_ND[:, len(low) :] @ high
 
 
 @jax.custom_vjp
-def _int8_product(x_ND: jax.Array, kernel: Quantized) -> jax.Array:
+def _int8_matmul(x_ND: jax.Array, kernel: QuantizedKernel) -> jax.Array:
     """Multiply int8 activations and an int8 kernel, in the forward pass and for the gradient of x.
 
     Activations and their gradients are quantized with one scale per token, as in SwitchBack
     (Wortsman et al. 2023). In the backward pass, the kernel's scales, one per output, are applied
     to the gradient before it is quantized.
     """
-    codes_ND, scale_N1 = _int8_rows(x_ND)
+    codes_ND, scale_N1 = _quantize_rows(x_ND)
     y_NF = jnp.matmul(codes_ND, kernel.codes, preferred_element_type=jnp.int32)
     return (y_NF * scale_N1 * kernel.scale).astype(x_ND.dtype)
 
 
-def _forward(x_ND: jax.Array, kernel: Quantized) -> tuple[jax.Array, Quantized]:
-    return _int8_product(x_ND, kernel), kernel
+def _forward(x_ND: jax.Array, kernel: QuantizedKernel) -> tuple[jax.Array, QuantizedKernel]:
+    return _int8_matmul(x_ND, kernel), kernel
 
 
-def _backward(kernel: Quantized, dy_NF: jax.Array) -> tuple[jax.Array, None]:
-    codes_NF, scale_N1 = _int8_rows(dy_NF * kernel.scale)
+def _backward(kernel: QuantizedKernel, dy_NF: jax.Array) -> tuple[jax.Array, None]:
+    codes_NF, scale_N1 = _quantize_rows(dy_NF * kernel.scale)
     dx_ND = jax.lax.dot_general(
         codes_NF, kernel.codes, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
     )
     return (dx_ND * scale_N1).astype(dy_NF.dtype), None
 
 
-_int8_product.defvjp(_forward, _backward)
+_int8_matmul.defvjp(_forward, _backward)
 
 
-def _int8_rows(x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _quantize_rows(x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Quantize each row to int8.
 
     Returns:

@@ -10,10 +10,10 @@ from flax import struct
 from malora_jax import errors
 
 # Largest int32, as `top_k` is an int32 on the device.
-MOST_TOP_K = 2**31 - 1
+MAX_TOP_K = 2**31 - 1
 
 
-class Draws(struct.PyTreeNode):
+class SamplingParams(struct.PyTreeNode):
     """Sampling settings of each row of a batch.
 
     Attributes:
@@ -50,38 +50,38 @@ def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -
         raise errors.out_of_range('temperature', temperature, 'at least 0')
     if top_k < 0:
         raise errors.out_of_range('top_k', top_k, 'at least 0')
-    if top_k > MOST_TOP_K:
-        raise errors.out_of_range('top_k', top_k, f'at most {MOST_TOP_K:,}')
+    if top_k > MAX_TOP_K:
+        raise errors.out_of_range('top_k', top_k, f'at most {MAX_TOP_K:,}')
     if not 0 < top_p <= 1:
         raise errors.out_of_range('top_p', top_p, 'above 0 and at most 1')
     if samples > 1 and temperature == 0:
         raise errors.out_of_range('temperature', temperature, f'positive for {samples} samples')
 
 
-def keys_of(seed: int, prompts: int, samples: int) -> jax.Array:
+def sampling_keys(seed: int, num_prompts: int, num_samples: int) -> jax.Array:
     """Return a PRNG key for each sample of each prompt.
 
     Args:
         seed: Random seed.
-        prompts: Number of prompts.
-        samples: Number of samples for each prompt.
+        num_prompts: Number of prompts.
+        num_samples: Number of samples for each prompt.
 
     Returns:
         (prompts · samples,) keys, those of a prompt together. A key depends only on the seed and
         the indices of its prompt and sample, not on the numbers of them.
     """
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    of_prompts = fold(jax.random.key(seed), jnp.arange(prompts))
-    return jax.vmap(fold, (0, None))(of_prompts, jnp.arange(samples)).reshape(-1)
+    prompt_keys = fold(jax.random.key(seed), jnp.arange(num_prompts))
+    return jax.vmap(fold, (0, None))(prompt_keys, jnp.arange(num_samples)).reshape(-1)
 
 
-def sample(logits_BV: jax.Array, draws: Draws, place_B: jax.Array) -> jax.Array:
+def sample(logits_BV: jax.Array, sampling: SamplingParams, index_B: jax.Array) -> jax.Array:
     """Sample the next token of each row.
 
     Args:
         logits_BV: float32 logits.
-        draws: Sampling settings of each row.
-        place_B: int32 index of the token in its answer; it is folded into the row's key.
+        sampling: Sampling settings of each row.
+        index_B: int32 index of the token in its answer; it is folded into the row's key.
 
     Returns:
         (B,) int32 token ids.
@@ -90,36 +90,38 @@ def sample(logits_BV: jax.Array, draws: Draws, place_B: jax.Array) -> jax.Array:
 
     def draw() -> jax.Array:
         # Greedy rows ignore the sampled token; 1 avoids their division by zero.
-        heat_B = jnp.where(draws.temperature > 0, draws.temperature, 1)
-        scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / heat_B[:, None]
-        for restrict, limit_B, limits in (
-            (_top_k, draws.top_k, draws.top_k > 0),
-            (_nucleus, draws.top_p, draws.top_p < 1),
+        temperature_B = jnp.where(sampling.temperature > 0, sampling.temperature, 1)
+        scaled_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / temperature_B[:, None]
+        for restrict, limit_B, applies_B in (
+            (_mask_top_k, sampling.top_k, sampling.top_k > 0),
+            (_mask_top_p, sampling.top_p, sampling.top_p < 1),
         ):
-            scaled_BV = jax.lax.cond(limits.any(), restrict, lambda x, _: x, scaled_BV, limit_B)
-        keys_B = jax.vmap(jax.random.fold_in)(draws.keys, place_B)
+            scaled_BV = jax.lax.cond(applies_B.any(), restrict, lambda x, _: x, scaled_BV, limit_B)
+        keys_B = jax.vmap(jax.random.fold_in)(sampling.keys, index_B)
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
-        return jnp.where(draws.temperature > 0, drawn_B, greedy_B)
+        return jnp.where(sampling.temperature > 0, drawn_B, greedy_B)
 
-    return jax.lax.cond((draws.temperature > 0).any(), draw, lambda: greedy_B)
+    return jax.lax.cond((sampling.temperature > 0).any(), draw, lambda: greedy_B)
 
 
-def _top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
+def _mask_top_k(logits_BV: jax.Array, top_k_B: jax.Array) -> jax.Array:
     """Set logits to −inf except for the k most probable tokens of each row; k = 0 keeps all."""
     count_B = jnp.where(top_k_B > 0, top_k_B, logits_BV.shape[-1])
     ones_BV = jnp.ones_like(logits_BV, jnp.int32)
-    return _keep_enough(logits_BV, ones_BV, count_B)
+    return _keep_smallest_set(logits_BV, ones_BV, count_B)
 
 
-def _nucleus(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
+def _mask_top_p(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
     """Set logits to −inf except for the nucleus of each row."""
     # A probability that float32 rounds to zero would keep no token at all.
-    enough_B = jnp.maximum(top_p_B, jnp.finfo(jnp.float32).tiny)
-    return _keep_enough(logits_BV, jax.nn.softmax(logits_BV, axis=-1), enough_B)
+    target_B = jnp.maximum(top_p_B, jnp.finfo(jnp.float32).tiny)
+    return _keep_smallest_set(logits_BV, jax.nn.softmax(logits_BV, axis=-1), target_B)
 
 
-def _keep_enough(logits_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array) -> jax.Array:
-    """Keep the fewest most probable tokens whose weights sum to `enough_B`, plus ties.
+def _keep_smallest_set(
+    logits_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Array
+) -> jax.Array:
+    """Keep the fewest most probable tokens whose weights sum to `target_B`, plus ties.
 
     The lowest probability to keep is found by bisection over the bit patterns of float32, which
     are ordered like the non-negative numbers that they encode. Sorting the vocabulary would take
@@ -128,22 +130,22 @@ def _keep_enough(logits_BV: jax.Array, weight_BV: jax.Array, enough_B: jax.Array
     Args:
         logits_BV: float32 logits.
         weight_BV: Non-negative weight of each token.
-        enough_B: Sum of weights to reach in each row.
+        target_B: Sum of weights to reach in each row.
 
     Returns:
         (B, V) logits, −inf for the other tokens.
     """
-    chance_BV = jax.nn.softmax(logits_BV, axis=-1)
-    bits_BV = jax.lax.bitcast_convert_type(chance_BV, jnp.int32)
+    probability_BV = jax.nn.softmax(logits_BV, axis=-1)
+    bits_BV = jax.lax.bitcast_convert_type(probability_BV, jnp.int32)
 
     def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B1, high_B1 = bounds
         middle_B1 = (low_B1 + high_B1) // 2
         sum_B1 = jnp.where(bits_BV >= middle_B1, weight_BV, 0).sum(axis=-1, keepdims=True)
-        enough_B1 = sum_B1 >= enough_B[:, None]
+        enough_B1 = sum_B1 >= target_B[:, None]
         return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
 
     low_B1 = jnp.zeros_like(bits_BV[:, :1])
     high_B1 = jnp.full_like(low_B1, 1 << 30)  # The bits of 2.0.
-    least_B1, _ = jax.lax.fori_loop(0, 30, halve, (low_B1, high_B1))
-    return jnp.where(bits_BV < least_B1, -jnp.inf, logits_BV)
+    threshold_B1, _ = jax.lax.fori_loop(0, 30, halve, (low_B1, high_B1))
+    return jnp.where(bits_BV < threshold_B1, -jnp.inf, logits_BV)

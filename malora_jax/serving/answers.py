@@ -69,7 +69,7 @@ def chat_logprobs(
         'content': [
             {
                 **entry(token.id, token.log_probability),
-                'top_logprobs': [entry(*other) for other in token.alternatives[:alternatives]],
+                'top_logprobs': [entry(*other) for other in token.top_logprobs[:alternatives]],
             }
             for token in tokens
         ],
@@ -99,7 +99,7 @@ def completion_logprobs(
         'tokens': texts,
         'token_logprobs': [token.log_probability for token in tokens],
         'top_logprobs': [
-            {_text(model, i): value for i, value in token.alternatives[:alternatives]}
+            {_text(model, i): value for i, value in token.top_logprobs[:alternatives]}
             for token in tokens
         ],
         'text_offset': offsets,

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from malora_jax.errors import UserError
 from malora_jax.inference import LanguageModel
-from malora_jax.models.engine import Request, check_room
+from malora_jax.models.engine import GenerationRequest, check_context_length
 from malora_jax.serving import answers, protocol
 from malora_jax.serving.errors import RefusedError
 from malora_jax.serving.guard import Guard
@@ -167,7 +167,7 @@ class _Service:
         model = self._model(body.model)
         messages = [message.plain() for message in body.messages]
         size = sum(len(message['content']) for message in messages)
-        prompt = _Prompt(size, functools.partial(model.prompt, messages))
+        prompt = _Prompt(size, functools.partial(model.encode_prompt, messages))
 
         def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             # White space before an answer belongs to the template; see `LanguageModel.chat`.
@@ -195,7 +195,7 @@ class _Service:
         body = await self._read(CompletionRequest, http)
         model = self._model(body.model)
         prompts = [
-            _Prompt(len(text), functools.partial(model.tokens, text)) for text in body.prompts
+            _Prompt(len(text), functools.partial(model.encode_text, text)) for text in body.prompts
         ]
 
         def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
@@ -242,12 +242,12 @@ class _Service:
     ) -> Response:
         model = self.models[body.model]
         for prompt in prompts:
-            if prompt.size > model.most_characters:
+            if prompt.size > model.max_characters:
                 raise RefusedError(
                     413,
                     f'{field}: {prompt.size:,} characters do not fit into the context of '
                     f'{model.model.config.context} tokens, which has at most '
-                    f'{model.most_characters:,}.',
+                    f'{model.max_characters:,}.',
                     field,
                 )
         head = {
@@ -303,7 +303,7 @@ class _Service:
 
     def _request(
         self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
-    ) -> Request:
+    ) -> GenerationRequest:
         """Return the engine's request for each text of a prompt; runs in a worker thread.
 
         Raises:
@@ -319,16 +319,16 @@ class _Service:
         if limit is None:
             limit = max(1, min(_MOST_TOKENS, context - len(tokens)))
         try:
-            check_room(model.model.config, len(tokens), limit)
+            check_context_length(model.model.config, len(tokens), limit)
         except UserError as error:
             raise RefusedError(413, str(error), field) from error
-        return Request(
+        return GenerationRequest(
             tokens,
             limit,
             body.temperature,
             body.top_k,
             body.top_p,
-            alternatives=bool(body.alternatives),
+            wants_logprobs=bool(body.alternatives),
         )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from malora_jax.models.sampling import MOST_TOP_K
+from malora_jax.models.sampling import MAX_TOP_K
 from malora_jax.serving.errors import RefusedError
 
 # Maximum number of alternatives whose log-probability is reported for each token.
@@ -44,7 +44,7 @@ class Common(_Strict):
     max_tokens: _Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=MOST_TOP_K)] = 0
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] = 0
     n: Annotated[int, Field(ge=1, le=16)] = 1
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 import jax
 
 from malora_jax.inference import LanguageModel
-from malora_jax.models.engine import Engine, News, Request, RequestError, Token
-from malora_jax.models.texts import Ending, TextStream
+from malora_jax.models.detokenization import StopCondition, TextStream
+from malora_jax.models.engine import Engine, GenerationRequest, RequestError, RequestOutput, Token
 from malora_jax.serving.errors import RefusedError, failed, shutting_down
 
 
@@ -92,7 +92,7 @@ class PendingText:
         is_suspect: Whether a failed step included this text and others.
     """
 
-    request: Request
+    request: GenerationRequest
     seed: int | None
     stream: TextStream
 
@@ -107,7 +107,7 @@ class PendingText:
 
 
 # Results of a step: the news of each text, or None if the text failed.
-_Found = list[tuple[PendingText, News | None]]
+_Found = list[tuple[PendingText, RequestOutput | None]]
 
 
 class Scheduler:
@@ -197,7 +197,11 @@ class Scheduler:
         return generation
 
     def submit(
-        self, text: PendingText, request: Request, stops: Sequence[str], seed: int | None = None
+        self,
+        text: PendingText,
+        request: GenerationRequest,
+        stops: Sequence[str],
+        seed: int | None = None,
     ) -> None:
         """Queue a text for generation, unless it was cancelled.
 
@@ -209,7 +213,7 @@ class Scheduler:
         """
         tokenizer = self._models[text.model].tokenizer
         text.request, text.seed = request, seed
-        text.stream = TextStream(Ending(tokenizer, tuple(stops)))
+        text.stream = TextStream(StopCondition(tokenizer, tuple(stops)))
         with self._wake:
             if text in self._open:
                 self._asked.append(('submit', text))
@@ -252,17 +256,17 @@ class Scheduler:
             news = [(text, self._piece(text, news)) for text, news in found if not text.is_over]
             self._deliver([(text, piece) for text, piece in news if piece is not None])
 
-    def _piece(self, text: PendingText, news: News | None) -> Piece | RefusedError | None:
+    def _piece(self, text: PendingText, news: RequestOutput | None) -> Piece | RefusedError | None:
         piece: Piece | RefusedError
         if news is None:
             piece = RefusedError(500, 'The model failed; the log says why.')
         else:
             try:
                 shown = text.stream.add([token.id for token in news.tokens])
-                finish = 'stop' if text.stream.is_over else news.finish
+                finish = 'stop' if text.stream.is_over else news.finish_reason
                 if not (shown or news.tokens or finish):
                     return None
-                piece = Piece(shown + text.stream.rest() if finish else shown, news.tokens, finish)
+                piece = Piece(shown + text.stream.flush() if finish else shown, news.tokens, finish)
             except Exception:  # A tokenizer may be unable to decode what the model generates.
                 piece = failed()
         text.is_over = isinstance(piece, RefusedError) or piece.finish is not None
@@ -319,7 +323,7 @@ class _Writer:
             found = self._engine.step()
         except RequestError as error:
             traceback.print_exc()
-            return [(self._begun.pop(error.number), None)]
+            return [(self._begun.pop(error.request_id), None)]
         except Exception:  # The device may raise any error, most often out of memory.
             traceback.print_exc()
             return self._recover()
@@ -346,27 +350,27 @@ class _Writer:
         self._waiting.extendleft(reversed(texts))
         return []
 
-    def _tell(self, news: News) -> tuple[PendingText, News | None]:
+    def _tell(self, news: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
         """Return the news of a text without the tokens that were generated before a reset.
 
         The news are None, for a failure, if a repeated token differs or the text ends early.
         """
-        text = self._begun[news.number]
+        text = self._begun[news.request_id]
         ids = [token.id for token in news.tokens]
         again, start = min(text.repeats, len(ids)), len(text.told) - text.repeats
         is_same = ids[:again] == text.told[start : start + again]
         text.repeats -= again
         text.told += ids[again:]
-        if news.finish or not is_same:
+        if news.finish_reason or not is_same:
             self.cancel(text)
-        if not is_same or (news.finish and text.repeats):
+        if not is_same or (news.finish_reason and text.repeats):
             return text, None
         if len(ids) > again:
             text.is_suspect = False
         return text, dataclasses.replace(news, tokens=news.tokens[again:])
 
 
-def _keyed(text: PendingText) -> Request:
+def _keyed(text: PendingText) -> GenerationRequest:
     """Return the engine's request for a text, with a random key derived from seed and index."""
     if text.seed is None or text.request.temperature == 0:
         return text.request

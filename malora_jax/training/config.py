@@ -10,8 +10,8 @@ from malora_jax.adapters.methods import settings_of
 from malora_jax.adapters.structures import PARAMETER_KINDS
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig
-from malora_jax.models.decoder import REMAT
-from malora_jax.models.loading.weights import model_config
+from malora_jax.models.decoder import REMAT_POLICIES
+from malora_jax.models.loading.base_model import model_config
 from malora_jax.training.checks import at_least, positive, require
 from malora_jax.training.data_config import DataConfig, check_task
 
@@ -112,8 +112,8 @@ class TrainingConfig:
         at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
         counts = ('steps', 'epochs', 'evaluate_every', 'patience', 'skip_nonfinite')
         at_least(0, 'training', self, *counts)
-        if self.remat not in REMAT:
-            raise errors.unknown_name('training.remat', self.remat, REMAT)
+        if self.remat not in REMAT_POLICIES:
+            raise errors.unknown_name('training.remat', self.remat, REMAT_POLICIES)
         require(
             (self.steps > 0) != (self.epochs > 0),
             'training.steps',

@@ -10,7 +10,7 @@ from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.export.trained import Restored, Saved
 from malora_jax.files import RESTORE
 from malora_jax.models import Decoder
-from malora_jax.models.loading.weights import Base
+from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.identity import Identity, flattened
@@ -70,7 +70,7 @@ def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], R
 
 
 def _restore(
-    workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: Base
+    workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: LoadedBase
 ) -> Restored:
     identity = Identity(flattened(config), None, check_base(workdir, run, base.params))
     model = Decoder(run.model, run.adapter)

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.evaluation.runner import Answer
-from malora_jax.schema import Measured, Positive
+from malora_jax.schema import AnyNumber, PositiveInt
 
 METRICS, RESULTS = 'metrics.jsonl', 'results.json'
 # Remedy in messages about a broken file of a run.
@@ -50,7 +50,7 @@ class TaskResult(TypedDict):
     loss_after: float
     before: float
     loss_before: float
-    examples: Positive
+    examples: PositiveInt
     metric: str
     scoring: NotRequired[dict[str, Any]]
     after_interval: NotRequired[list[float]]
@@ -67,7 +67,7 @@ class Parameters(TypedDict):
     """Parameter counts that are read from `results.json`."""
 
     trainable: int
-    base: NotRequired[Positive]
+    base: NotRequired[PositiveInt]
     frozen_in_adapter: NotRequired[int]
     percent_of_base: NotRequired[float]
     by_group: NotRequired[dict[str, int]]
@@ -79,7 +79,7 @@ class Results(TypedDict):
     tasks: dict[str, TaskResult]
     average: Average
     parameters: Parameters
-    steps: Positive
+    steps: PositiveInt
     train_time_s: float
     model: NotRequired[str]
     tokens: NotRequired[int]
@@ -109,7 +109,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         UserError: A line is not a record, or a step is missing or occurs twice.
         FileNotFoundError: The file does not exist.
     """
-    records = files.read_json_lines(path, dict[str, Measured], REMEDY)
+    records = files.read_json_lines(path, dict[str, AnyNumber], REMEDY)
     for number, record in enumerate(records, start=1):
         if record.get('step') != number:
             found = f'step {record["step"]:g}' if 'step' in record else 'no step'

@@ -15,7 +15,7 @@ from malora_jax.distributed import sharding
 from malora_jax.evaluation import runner
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
-from malora_jax.models.loading.weights import Base, load_base
+from malora_jax.models.loading.base_model import LoadedBase, load_base
 from malora_jax.training.config import RunConfig
 from malora_jax.training.heldout import held_out_losses
 from malora_jax.training.hyperparameters import Hyperparameters
@@ -42,7 +42,7 @@ class Setup:
     """
 
     run: RunConfig
-    base: Base
+    base: LoadedBase
     model: Decoder
     splits: list[data.Split]
     sizes: list[data.Size]
@@ -261,7 +261,7 @@ class Setup:
         return Decoder(self.run.model), {'params': self.base.params}
 
 
-def build(run: RunConfig, base: Base | None = None) -> Setup:
+def build(run: RunConfig, base: LoadedBase | None = None) -> Setup:
     """Load the base model and the data of a run, and return all parts of the run.
 
     Args:

@@ -20,7 +20,7 @@ from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter, saved_adapter
 from malora_jax.export.peft import is_peft, read_peft
 from malora_jax.models import Decoder
-from malora_jax.models.loading.weights import Base
+from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.training.state import TrainState
 
 # Factor of the router's initial weights if a mixture starts from a LoRA. The gates of the chosen
@@ -29,7 +29,7 @@ _ROUTER_SCALE = 1e-3
 
 
 def started_from(
-    directory: pathlib.Path, state: TrainState, model: Decoder, base: Base
+    directory: pathlib.Path, state: TrainState, model: Decoder, base: LoadedBase
 ) -> TrainState:
     """Return a state before the first step whose adapter computes the same as a trained adapter.
 
@@ -155,7 +155,7 @@ def _experts(
 
 
 def _trained(
-    directory: pathlib.Path, model: Decoder, base: Base
+    directory: pathlib.Path, model: Decoder, base: LoadedBase
 ) -> tuple[dict[str, np.ndarray], float]:
     """Load a trained adapter.
 

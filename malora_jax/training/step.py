@@ -14,7 +14,7 @@ import optax
 from malora_jax.adapters import routers
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
-from malora_jax.models.decoder import head
+from malora_jax.models.decoder import output_head
 from malora_jax.training.accumulation import summed_gradients
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
@@ -82,7 +82,7 @@ def losses(
     weights_NG = groups_NG * batch['loss_mask'].reshape(-1, 1)
     nll_G = cross_entropy(
         hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
-        head(model.config, variables['params']),
+        output_head(model.config, variables['params']),
         batch['targets'].reshape(-1),
         weights_NG,
     )

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.schema import Positive
+from malora_jax.schema import PositiveInt
 
 NAME = 'manifest.json'
 
@@ -55,7 +55,7 @@ class _Stored(TypedDict):
     settings: dict[str, Any]
     seed: int
     inputs: str
-    shard_items: Positive
+    shard_items: PositiveInt
     shards: list[Shard]
     complete: bool
     total: dict[str, Any]

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import MeshConfig, make_mesh
 from malora_jax.models import ModelConfig, preset
-from malora_jax.models.loading import names as names_lib
+from malora_jax.models.loading import tensor_names as tensor_names
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
 from tests.helpers.paths import ROOT
@@ -32,8 +32,8 @@ def write(config: ModelConfig, path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {
         name: (rng.random(leaf.tensor_shape, np.float32) - 0.5).astype(ml_dtypes.bfloat16)
-        for leaf in names_lib.leaves(config, 'huggingface')
-        for name in leaf.names
+        for leaf in tensor_names.leaves(config, 'huggingface')
+        for name in leaf.tensor_names
     }
     save_file(tensors, path / 'model.safetensors')
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.peers import decoding
 from malora_jax.models import preset
-from malora_jax.models.loading.weights import load_base
+from malora_jax.models.loading.base_model import load_base
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -24,7 +24,7 @@ def test_a_dequantised_file_is_the_same_model(tmp_path, kind):
         if leaf:
             a, b = a[leaf]['down']['kernel'], b[leaf]['down']['kernel']
         np.testing.assert_allclose(a, b, atol=tolerance)
-    assert ours.tokenizer.definition == theirs.tokenizer.definition
+    assert ours.tokenizer.tokenizer_json == theirs.tokenizer.tokenizer_json
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(target).tensors}
     assert kinds == ({'F32'} if kind == 'float32' else {'F16', 'F32'})
 

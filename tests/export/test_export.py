@@ -18,7 +18,7 @@ from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
 from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
-from malora_jax.models.loading.weights import load_base
+from malora_jax.models.loading.base_model import load_base
 from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
 from tests.helpers.models import STRUCTURES, logits_of
 

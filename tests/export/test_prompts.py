@@ -22,8 +22,8 @@ from malora_jax.export.peft import write_peft
 from malora_jax.export.prompts import write_prompts
 from malora_jax.export.trained import Restored
 from malora_jax.inference.language_model import LanguageModel
+from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.tokenizer import Tokenizer, from_huggingface
-from malora_jax.models.loading.weights import Base
 from tests.export.helpers import tiny_base, trained
 from tests.helpers.models import tiny_model
 from tests.helpers.paths import ROOT
@@ -47,12 +47,12 @@ READER = os.environ.get('TRANSFORMERS_PYTHON') or (
 )
 
 
-def with_tokens(base: Base, *, eos: str, bos: str | None, template: str = '') -> Base:
+def with_tokens(base: LoadedBase, *, eos: str, bos: str | None, template: str = '') -> LoadedBase:
     """Return the base model with other BOS and end-of-text tokens."""
     tokenizer = base.tokenizer
     named = tokenizer.named_tokens | {'eos_token': eos} | ({'bos_token': bos} if bos else {})
     other = Tokenizer(
-        tokenizers.Tokenizer.from_str(tokenizer.definition),
+        tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json),
         eos_id=tokenizer.token_to_id(eos),
         bos_id=tokenizer.token_to_id(bos) if bos else None,
         chat_template=template or tokenizer.chat_template,
@@ -98,7 +98,7 @@ CASES = {
 
 
 @pytest.fixture(scope='module')
-def base(tmp_path_factory) -> Base:
+def base(tmp_path_factory) -> LoadedBase:
     """Base model that generates the end tokens of answers more often than by chance."""
     found, _ = tiny_base(tmp_path_factory.mktemp('base'))
     params = jax.tree.map(jnp.copy, found.params)
@@ -106,7 +106,7 @@ def base(tmp_path_factory) -> Base:
     return found._replace(params=params)
 
 
-def model_of(base: Base, name: str, method: str = 'lora') -> Restored:
+def model_of(base: LoadedBase, name: str, method: str = 'lora') -> Restored:
     template, tokens = CASES[name]
     found = trained(method, with_tokens(base, **tokens), 'tiny.gguf')
     return found._replace(template=get_template(template))
@@ -157,7 +157,7 @@ def test_a_conversation_is_written_as_in_training(base, tmp_path):
 def test_tokenizers_of_all_kinds(tmp_path, name, template):
     tokenizer = from_directory(tmp_path / 'base', name)
     chosen = get_template(template)
-    found = Restored(Base(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
+    found = Restored(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
     try:
         end_id(tokenizer, chosen)
     except UserError:  # The tokenizer lacks the template's end token.
@@ -175,7 +175,7 @@ def test_chat_templates_of_models(tmp_path, name):
         source = chat['template']
         tokenizer = from_directory(tmp_path / f'base{number}', name, chat_template=source)
         chosen = get_template('chat')
-        found = Restored(Base(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
+        found = Restored(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
         out = tmp_path / f'out{number}'
         out.mkdir()
         write_prompts(out, found)
@@ -211,9 +211,9 @@ def test_transformers_writes_what_we_write(base, tmp_path, monkeypatch):
         tokenizer = found.base.tokenizer
         ours = LanguageModel(name, found.model, found.variables, tokenizer, found.template)
         expected[name] = {
-            'prompts': [ours.prompt(question) for question in QUESTIONS],
+            'prompts': [ours.encode_prompt(question) for question in QUESTIONS],
             'answers': ours.generate(QUESTIONS, max_new_tokens=24),
-            'text': ours.tokens('in the world'),
+            'text': ours.encode_text('in the world'),
             'end': ours.end_id,
         }
     # The base model alone, for peft.

@@ -15,7 +15,7 @@ from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
 from malora_jax.export.static import truncated
 from malora_jax.models import Decoder, preset
-from malora_jax.models.loading.weights import load_base
+from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
 from malora_jax.training.setup import build
 from tests.export.helpers import TOKENS, tiny_base, trained

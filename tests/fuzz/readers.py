@@ -8,7 +8,7 @@ from malora_jax.data.file_tasks import FileTask
 from malora_jax.export.adapter import saved_adapter
 from malora_jax.export.peft import read_peft
 from malora_jax.models import preset
-from malora_jax.models.loading.weights import load_base, model_config
+from malora_jax.models.loading.base_model import load_base, model_config
 from malora_jax.sweeps import status
 from malora_jax.training import goodput
 from malora_jax.training.restore import config_of

@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from malora_jax import files
 from malora_jax.models import preset
+from malora_jax.models.loading.base_model import load_base
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.models.loading.weights import load_base
 from malora_jax.training.goodput import Goodput
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
@@ -39,7 +39,7 @@ def write_huggingface(path: pathlib.Path) -> None:
     model = path / 'model'
     model.mkdir()
     safetensors.numpy.save_file(to_huggingface(config, base.params), model / 'model.safetensors')
-    (model / 'tokenizer.json').write_text(base.tokenizer.definition)
+    (model / 'tokenizer.json').write_text(base.tokenizer.tokenizer_json)
     named = {'eos_token': '<|im_end|>', 'bos_token': {'content': '<|im_start|>'}}
     settings = named | {'add_bos_token': True, 'chat_template': CHAT_TEMPLATE}
     (model / 'tokenizer_config.json').write_text(json.dumps(settings))

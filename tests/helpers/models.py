@@ -12,7 +12,7 @@ import numpy as np
 from malora_jax.adapters import METHODS, AdapterConfig, method
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, preset
-from malora_jax.models.decoder import abstract_variables, head
+from malora_jax.models.decoder import abstract_variables, output_head
 
 METHOD_NAMES = tuple(METHODS)
 
@@ -173,4 +173,4 @@ def logits_of(model: Decoder, variables: Any, tokens, positions=None, segments=N
     if segments is None:
         segments = jnp.ones_like(tokens)
     hidden_BTD = hidden_states(model, variables, tokens, positions, segments)
-    return np.asarray(hidden_BTD @ head(model.config, variables['params']).T)
+    return np.asarray(hidden_BTD @ output_head(model.config, variables['params']).T)

@@ -7,7 +7,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.inference import batch
-from malora_jax.inference.language_model import Sampling
+from malora_jax.inference.language_model import GenerationConfig
 from malora_jax.models.generate import Generator
 from tests.helpers.language_model import language_model
 
@@ -17,7 +17,7 @@ ROWS = [
     {'prompt': 'Who?'},
     {'prompt': 'What is it?', 'note': 'ü'},
 ]
-HOW = Sampling(max_new_tokens=20, temperature=0.7, seed=2)
+HOW = GenerationConfig(max_new_tokens=20, temperature=0.7, seed=2)
 
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -47,7 +47,7 @@ def test_each_row_gets_an_answer_and_keeps_what_it_has(source):
 def test_an_interrupted_file_goes_on(source, monkeypatch):
     whole, target = source.with_name('whole.jsonl'), source.with_name('answers.jsonl')
     batch.answer_file(language_model(), source, whole, HOW)
-    finished = Generator.finished
+    finished = Generator.as_completed
 
     def interrupted(*arguments):
         for count, found in enumerate(finished(*arguments)):
@@ -56,14 +56,14 @@ def test_an_interrupted_file_goes_on(source, monkeypatch):
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, 'finished', interrupted)
+        patch.setattr(Generator, 'as_completed', interrupted)
         with pytest.raises(KeyboardInterrupt):
             batch.answer_file(language_model(), source, target, HOW)
     partial = source.with_name('answers.jsonl.partial')
     assert not target.exists() and len(read(partial)) == 3
     with partial.open('a') as file:
         file.write('{"row": 1, "answ')  # A kill in the middle of writing a line.
-    other = Sampling(max_new_tokens=20, temperature=0.7, seed=3)
+    other = GenerationConfig(max_new_tokens=20, temperature=0.7, seed=3)
     with pytest.raises(UserError) as caught:
         batch.answer_file(language_model(), source, target, other)
     assert str(caught.value) == (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.inference.language_model import Sampling
+from malora_jax.inference.language_model import GenerationConfig
 from tests.helpers.language_model import MODEL, VARIABLES, Tokenizer, language_model
 from tests.helpers.models import logits_of
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures('compile_quickly')
 
 def test_a_question_is_put_into_the_template():
     model = language_model('plain')
-    assert bytes(model.prompt('Why?')) == b'Question: Why?\nAnswer:'
-    assert model.prompt([{'role': 'user', 'content': 'Why?'}]) == model.prompt('Why?')
+    assert bytes(model.encode_prompt('Why?')) == b'Question: Why?\nAnswer:'
+    assert model.encode_prompt([{'role': 'user', 'content': 'Why?'}]) == model.encode_prompt('Why?')
 
 
 def test_a_conversation_in_turns():
@@ -25,8 +25,8 @@ def test_a_conversation_in_turns():
         '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n'
         '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
     )
-    assert language_model().prompt(messages) == Tokenizer().encode(expected)
-    plain = bytes(language_model('plain').prompt(messages)).decode()
+    assert language_model().encode_prompt(messages) == Tokenizer().encode(expected)
+    plain = bytes(language_model('plain').encode_prompt(messages)).decode()
     assert plain == 'Question: Hi\nAnswer: Yes?\nQuestion: Why?\nAnswer:'
 
 
@@ -34,7 +34,7 @@ def test_a_text_that_starts_with_a_bos_token():
     class Bos(Tokenizer):
         bos_id = 256
 
-    prompt = language_model('plain', Bos()).prompt([{'role': 'user', 'content': 'Why?'}])
+    prompt = language_model('plain', Bos()).encode_prompt([{'role': 'user', 'content': 'Why?'}])
     assert prompt[0] == 256 and bytes(prompt[1:]) == b'Question: Why?\nAnswer:'
 
 
@@ -61,7 +61,7 @@ def test_a_text_that_starts_with_a_bos_token():
 )
 def test_what_is_no_conversation(messages, expected):
     with pytest.raises(UserError) as caught:
-        language_model().prompt(messages)
+        language_model().encode_prompt(messages)
     assert str(caught.value) == expected
 
 
@@ -71,7 +71,7 @@ def test_answers_are_those_of_a_chat():
     answers = model.generate(questions, max_new_tokens=30)
     assert len({*answers}) == 3
     assert answers == [model.chat(question, max_new_tokens=30) for question in questions]
-    pieces = list(model.stream('Why?', Sampling(max_new_tokens=30)))
+    pieces = list(model.stream('Why?', GenerationConfig(max_new_tokens=30)))
     assert len(pieces) > 2 and ''.join(pieces).strip() == answers[0]
 
 
@@ -94,7 +94,7 @@ def test_scores_are_log_probabilities_of_the_answer_and_its_end():
     model = language_model()
     found = model.score(['Why?', 'Who?'], ['So.', 'Me'])
     for question, answer, likelihood in zip(['Why?', 'Who?'], ['So.', 'Me'], found, strict=True):
-        tokens = model.prompt(question) + Tokenizer().encode(answer) + [model.end_id]
+        tokens = model.encode_prompt(question) + Tokenizer().encode(answer) + [model.end_id]
         count = len(answer) + 1
         logits = logits_of(MODEL, VARIABLES, [tokens])[0, -count - 1 : -1]
         expected = jax.nn.log_softmax(logits)[np.arange(count), tokens[-count:]].sum()

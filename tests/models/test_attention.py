@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.models.attention import attend, attend_past, visible
+from malora_jax.models.attention import attend, attend_past, attention_mask
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 
@@ -48,7 +48,7 @@ def all_at_once(q_BTHC, k_BTKC, v_BTKC, segments_BT):
     T, H, C = q_BTHC.shape[1:]
     k_BTHC, v_BTHC = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKC, v_BTKC))
     scores_BHTS = jnp.einsum('BTHC,BSHC->BHTS', q_BTHC, k_BTHC) * C**-0.5
-    visible_BTS = visible(jnp.arange(T), segments_BT, segments_BT)
+    visible_BTS = attention_mask(jnp.arange(T), segments_BT, segments_BT)
     weights_BHTS = jax.nn.softmax(jnp.where(visible_BTS[:, None], scores_BHTS, -1e30))
     return jnp.einsum('BHTS,BSHC->BTHC', weights_BHTS, v_BTHC)
 

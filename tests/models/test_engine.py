@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.models import rows as rows_lib
-from malora_jax.models.engine import STRIDE, Engine, Request, RequestError
+from malora_jax.models import decoding as decoding
+from malora_jax.models.engine import STEPS_PER_CALL, Engine, GenerationRequest, RequestError
 from tests.helpers.models import (
     STRUCTURES,
     logits_of,
@@ -35,10 +35,10 @@ def finish(engine: Engine) -> dict[int, tuple[list, str]]:
     tokens, reasons = {}, {}
     while not engine.is_idle:
         for news in engine.step():
-            tokens.setdefault(news.number, []).extend(news.tokens)
-            if news.finish:
-                assert news.number not in reasons
-                reasons[news.number] = news.finish
+            tokens.setdefault(news.request_id, []).extend(news.tokens)
+            if news.finish_reason:
+                assert news.request_id not in reasons
+                reasons[news.request_id] = news.finish_reason
     return {number: (found, reasons[number]) for number, found in tokens.items()}
 
 
@@ -48,7 +48,7 @@ def ids(tokens) -> list[int]:
 
 def alone(prompt: list[int], limit: int, **how) -> list[int]:
     engine = engine_of(rows=1, variables=VARIABLES)
-    engine.submit(Request(prompt, limit, **how))
+    engine.submit(GenerationRequest(prompt, limit, **how))
     ((found, _),) = finish(engine).values()
     return ids(found)
 
@@ -61,23 +61,23 @@ def test_stacked_layers_write_what_those_apart_do(name, monkeypatch):
         monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
         engine = engine_of(name)
         for prompt in prompts(5, 9, 3):
-            engine.submit(Request(prompt, 2 * STRIDE))
+            engine.submit(GenerationRequest(prompt, 2 * STEPS_PER_CALL))
         assert (engine._layers is None) == (backend == 'tpu')
         found.append({number: ids(tokens) for number, (tokens, _) in finish(engine).items()})
     assert found[0] == found[1]
-    assert all(len(tokens) == 2 * STRIDE for tokens in found[0].values())
+    assert all(len(tokens) == 2 * STEPS_PER_CALL for tokens in found[0].values())
 
 
 def test_log_probabilities_are_those_of_the_whole_text():
     (prompt,) = prompts(7)
     engine = engine_of(rows=3, variables=VARIABLES)
-    engine.submit(Request(prompt, STRIDE + 3, alternatives=True))
+    engine.submit(GenerationRequest(prompt, STEPS_PER_CALL + 3, wants_logprobs=True))
     ((tokens, _),) = finish(engine).values()
     logits = logits_of(MODEL, VARIABLES, [prompt + ids(tokens)])[0, len(prompt) - 1 : -1]
     expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     for token, of_place in zip(tokens, expected, strict=True):
         np.testing.assert_allclose(token.log_probability, of_place[token.id], atol=2e-5)
-        best = np.argsort(-of_place)[: rows_lib.ALTERNATIVES]
+        best = np.argsort(-of_place)[: decoding.NUM_TOP_LOGPROBS]
         assert [other for other, _ in token.alternatives] == best.tolist()
         found = [log_probability for _, log_probability in token.alternatives]
         np.testing.assert_allclose(found, of_place[best], atol=2e-5)
@@ -86,7 +86,9 @@ def test_log_probabilities_are_those_of_the_whole_text():
 def test_heat_changes_no_log_probability():
     (prompt,) = prompts(7)
     engine = engine_of(rows=1, variables=VARIABLES)
-    engine.submit(Request(prompt, 4, temperature=3.0, top_k=50, top_p=0.9, key=jax.random.key(3)))
+    engine.submit(
+        GenerationRequest(prompt, 4, temperature=3.0, top_k=50, top_p=0.9, key=jax.random.key(3))
+    )
     ((tokens, _),) = finish(engine).values()
     assert ids(tokens) != alone(prompt, 4)
     logits = logits_of(MODEL, VARIABLES, [prompt + ids(tokens)])[0, len(prompt) - 1 : -1]
@@ -108,7 +110,7 @@ def test_each_text_has_its_own_settings():
     expected = [alone(q, n, **how) for q, n, how in zip(questions, limits, hows, strict=True)]
     engine = engine_of(variables=VARIABLES)
     for question, limit, how in zip(questions, limits, hows, strict=True):
-        engine.submit(Request(question, limit, **how))
+        engine.submit(GenerationRequest(question, limit, **how))
     found = finish(engine)
     assert [ids(found[number][0]) for number in range(1, 6)] == expected
     assert {reason for _, reason in found.values()} == {'length'}
@@ -119,9 +121,9 @@ def test_rows_grow_under_what_is_being_written():
     short, long = prompts(5, 200)
     expected = alone(short, 40), alone(long, 5)
     engine = engine_of(variables=VARIABLES)
-    first = engine.submit(Request(short, 40))
+    first = engine.submit(GenerationRequest(short, 40))
     begun = engine.step()[0].tokens
-    second = engine.submit(Request(long, 5))
+    second = engine.submit(GenerationRequest(long, 5))
     found = finish(engine)
     assert (ids(begun + found[first][0]), ids(found[second][0])) == expected
 
@@ -129,18 +131,18 @@ def test_rows_grow_under_what_is_being_written():
 def test_rows_shrink_when_nothing_else_is_written():
     short, long = prompts(5, 200)
     engine = engine_of(rows=1, variables=VARIABLES)
-    engine.submit(Request(long, 5))
+    engine.submit(GenerationRequest(long, 5))
     finish(engine)
-    assert engine._rows.places == 256
-    engine.submit(Request(short, 40))
+    assert engine._state.cache_length == 256
+    engine.submit(GenerationRequest(short, 40))
     ((found, _),) = finish(engine).values()
-    assert ids(found) == alone(short, 40) and engine._rows.places == 64
+    assert ids(found) == alone(short, 40) and engine._state.cache_length == 64
 
 
 def test_a_vocabulary_smaller_than_the_alternatives():
     model = tiny_model(vocab_size=16)
     engine = Engine(model, random_variables(model), [99], 1)
-    engine.submit(Request([3, 4], 6, alternatives=True))
+    engine.submit(GenerationRequest([3, 4], 6, wants_logprobs=True))
     ((found, _),) = finish(engine).values()
     assert [len(token.alternatives) for token in found] == [16] * 6
 
@@ -151,7 +153,7 @@ def test_an_end_token_is_not_told():
     for place in (0, 5):
         end = whole[place]
         engine = engine_of(ends=(NO_END, end), variables=VARIABLES)
-        engine.submit(Request(prompt, 12))
+        engine.submit(GenerationRequest(prompt, 12))
         ((found, reason),) = finish(engine).values()
         assert (ids(found), reason) == (whole[: whole.index(end)], 'stop')
 
@@ -159,8 +161,8 @@ def test_an_end_token_is_not_told():
 def test_what_is_cancelled_makes_room():
     questions = prompts(5, 6, 7)
     engine = engine_of(rows=1, variables=VARIABLES)
-    numbers = [engine.submit(Request(question, 50)) for question in questions]
-    assert [news.number for news in engine.step()] == [numbers[0]]
+    numbers = [engine.submit(GenerationRequest(question, 50)) for question in questions]
+    assert [news.request_id for news in engine.step()] == [numbers[0]]
     engine.cancel(numbers[0])
     engine.cancel(numbers[1])
     found = finish(engine)
@@ -173,16 +175,16 @@ def test_what_is_cancelled_makes_room():
 def test_what_does_not_fit_is_refused():
     model = tiny_model(context=20)
     engine = Engine(model, random_variables(model), [NO_END], 1)
-    engine.submit(Request([5] * 12, 8))
+    engine.submit(GenerationRequest([5] * 12, 8))
     with pytest.raises(UserError) as caught:
-        engine.submit(Request([5] * 13, 8))
+        engine.submit(GenerationRequest([5] * 13, 8))
     assert str(caught.value) == (
         'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
     )
 
 
 def test_apart_layers_share_the_memory_of_the_stack():
-    layers = rows_lib.by_layer(MODEL.config, VARIABLES)
+    layers = decoding.unstack_layers(MODEL.config, VARIABLES)
     kernel = VARIABLES['params']['layers']['mlp']['up']['kernel']
     own = layers[1]['params']['mlp']['up']['kernel']
     np.testing.assert_array_equal(own, kernel[1])
@@ -193,9 +195,9 @@ def test_padding_of_the_prompt_is_no_past():
     """A request sees neither the slot's previous content nor the padding of its prompt."""
     (prompt,) = prompts(5)
     engine = engine_of(rows=1, variables=VARIABLES)
-    engine.submit(Request(prompts(60, seed=3)[0], 4))
+    engine.submit(GenerationRequest(prompts(60, seed=3)[0], 4))
     finish(engine)
-    engine.submit(Request(prompt, 30))
+    engine.submit(GenerationRequest(prompt, 30))
     ((found, _),) = finish(engine).values()
     tokens = list(prompt)
     for _ in range(30):
@@ -209,26 +211,26 @@ def test_integers_of_64_bits_change_nothing(backend, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     how = dict(temperature=0.8, top_p=0.9, top_k=50, alternatives=True)
     (prompt,) = prompts(5)
-    expected = alone(prompt, 2 * STRIDE, key=jax.random.key(1), **how)
+    expected = alone(prompt, 2 * STEPS_PER_CALL, key=jax.random.key(1), **how)
     with jax.enable_x64(True):
-        assert alone(prompt, 2 * STRIDE, key=jax.random.key(1), **how) == expected
+        assert alone(prompt, 2 * STEPS_PER_CALL, key=jax.random.key(1), **how) == expected
 
 
 def test_a_request_that_cannot_be_begun_is_the_only_one(monkeypatch):
     questions = prompts(5, 6, 7)
     engine = engine_of(rows=3, variables=VARIABLES)
-    begin = Engine._begin
+    begin = Engine._prefill
 
     def failing(engine, row, request):
         if len(request.prompt) == 6:
             raise RuntimeError('no memory')
         return begin(engine, row, request)
 
-    monkeypatch.setattr(Engine, '_begin', failing)
-    numbers = [engine.submit(Request(question, 9)) for question in questions]
+    monkeypatch.setattr(Engine, '_prefill', failing)
+    numbers = [engine.submit(GenerationRequest(question, 9)) for question in questions]
     with pytest.raises(RequestError) as caught:
         engine.step()
-    assert caught.value.number == numbers[1]
+    assert caught.value.request_id == numbers[1]
     assert str(caught.value.__cause__) == 'no memory'
     found = finish(engine)
     expected = {numbers[i]: alone(questions[i], 9) for i in (0, 2)}
@@ -238,7 +240,7 @@ def test_a_request_that_cannot_be_begun_is_the_only_one(monkeypatch):
 def test_an_engine_that_has_lost_its_state_is_reset(monkeypatch):
     (prompt,) = prompts(5)
     engine = engine_of(variables=VARIABLES)
-    engine.submit(Request(prompt, 9))
+    engine.submit(GenerationRequest(prompt, 9))
     engine.step()
 
     def failing(*arguments):
@@ -246,12 +248,12 @@ def test_an_engine_that_has_lost_its_state_is_reset(monkeypatch):
         raise RuntimeError('the device failed')
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows_lib, 'read', failing)
-        engine.submit(Request(prompt, 9))
+        patch.setattr(decoding, 'prefill', failing)
+        engine.submit(GenerationRequest(prompt, 9))
         with pytest.raises(RuntimeError, match='the device failed'):
             engine.step()
     engine.reset()
     assert engine.is_idle
-    engine.submit(Request(prompt, 9))
+    engine.submit(GenerationRequest(prompt, 9))
     ((found, _),) = finish(engine).values()
     assert ids(found) == alone(prompt, 9)

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder, ModelConfig
-from malora_jax.models.decoder import Past
+from malora_jax.models.decoder import KVCache
+from malora_jax.models.loading.base_model import LoadedBase, load_base, model_config
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.models.loading.weights import Base, load_base, model_config
 from tests.helpers.family_weights import draw
 from tests.helpers.models import logits_of
 from tests.helpers.paths import FIXTURES
@@ -48,7 +48,7 @@ def recorded(family: str) -> Recorded:
     return Recorded(found['config'], found['index']['weight_map'], weights)
 
 
-def load_recorded(model: Recorded, path: pathlib.Path) -> Base:
+def load_recorded(model: Recorded, path: pathlib.Path) -> LoadedBase:
     """Write the files of `save_pretrained` and a tokenizer, and load the model from them."""
     (path / 'config.json').write_text(json.dumps(model.config))
     index = {'metadata': {}, 'weight_map': model.shards}
@@ -63,12 +63,12 @@ def load_recorded(model: Recorded, path: pathlib.Path) -> Base:
     return load_auto(path)
 
 
-def load_auto(path: pathlib.Path) -> Base:
+def load_auto(path: pathlib.Path) -> LoadedBase:
     return load_base(model_config('auto', str(path), 'float32'), str(path))
 
 
 @pytest.fixture(scope='module')
-def bases(tmp_path_factory) -> dict[str, Base]:
+def bases(tmp_path_factory) -> dict[str, LoadedBase]:
     """Loaded model of each family."""
     return {
         family: load_recorded(recorded(family), tmp_path_factory.mktemp(family))
@@ -190,7 +190,7 @@ def test_logits_after_a_past(bases, family):
     arrays = (LOGITS['tokens'], positions, ones)
     first, (k, v) = run(None, *(array[:, :prompt] for array in arrays))
     k, v = (np.pad(x, [(0, 0)] * 3 + [(0, 7), (0, 0)], constant_values=9.0) for x in (k, v))
-    past = Past(k, v, np.full(B, prompt))
+    past = KVCache(k, v, np.full(B, prompt))
     hidden = [first, run(past, *(array[:, prompt:] for array in arrays))[0]]
     head = base.params['embedding' if base.config.tied else 'head']
     logits = np.concatenate(hidden, axis=1)[:, LOGITS['positions']] @ head.T

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, sampling
-from malora_jax.models.engine import STRIDE, Engine
+from malora_jax.models.engine import STEPS_PER_CALL, Engine
 from malora_jax.models.generate import Generator
-from malora_jax.models.sampling import Draws
+from malora_jax.models.sampling import SamplingParams
 from tests.helpers.models import logits_of, prompts, random_variables, small_method, tiny_model
 
 NO_END = 300  # Not in the vocabulary: generation runs to its limit.
 PLACES = 40
-LONG = 2 * STRIDE + 5
+LONG = 2 * STEPS_PER_CALL + 5
 MODELS = {
     name: tiny_model(small_method(name) if name != 'base' else None)
     for name in ('base', 'lora', 'malora')
@@ -128,7 +128,7 @@ LETTERS = Letters()
 
 def texts(questions, *, end=NO_END, batch=4, new=12, tokenizer=LETTERS, **how) -> list[list[str]]:
     generator = Generator(MODELS['malora'], end, batch_size=batch, max_new_tokens=new)
-    return generator.texts(VARIABLES['malora'], questions, tokenizer, **how)
+    return generator.generate_texts(VARIABLES['malora'], questions, tokenizer, **how)
 
 
 def test_texts_are_those_of_the_most_probable_tokens():
@@ -142,13 +142,15 @@ def test_looking_at_the_texts_changes_nothing():
     whole = texts(questions, new=LONG)
     assert [len(text) for (text,) in whole] == [2 * LONG] * 5
     assert texts(questions, new=LONG, stop=('never',)) == whole
-    end = generate('malora', questions[:1], new=LONG)[0][STRIDE + 3]
+    end = generate('malora', questions[:1], new=LONG)[0][STEPS_PER_CALL + 3]
     ended = texts(questions, new=LONG, end=end)
     assert ended != whole
     assert texts(questions, new=LONG, end=end, stop=('never',)) == ended
 
 
-@pytest.mark.parametrize('start, batch', [(1, 4), (8, 1), (2 * STRIDE - 1, 4), (2 * STRIDE + 4, 4)])
+@pytest.mark.parametrize(
+    'start, batch', [(1, 4), (8, 1), (2 * STEPS_PER_CALL - 1, 4), (2 * STEPS_PER_CALL + 4, 4)]
+)
 def test_a_text_ends_before_a_stop_string(start, batch):
     """The stop string starts and ends within tokens, also across two checks for stop strings."""
     questions = prompts(4, 8, 6, 2, 9)
@@ -169,7 +171,7 @@ def test_a_stop_string_may_be_a_special_token():
     questions = prompts(4, 8, 6, 2, 9)
     tokens = generate('malora', questions, new=LONG)
     # It replaces a token that the model generates; all other ids are unchanged.
-    special = tokens[2][STRIDE + 2]
+    special = tokens[2][STEPS_PER_CALL + 2]
 
     class Special(Letters):
         def decode(self, ids, *, continues=False):
@@ -180,7 +182,7 @@ def test_a_stop_string_may_be_a_special_token():
 
     found = texts(questions, new=LONG, tokenizer=Special(), stop=('<end>',))
     cut = [t[: t.index(special)] if special in t else t for t in tokens]
-    assert len(cut[2]) <= STRIDE + 2
+    assert len(cut[2]) <= STEPS_PER_CALL + 2
     assert found == [[LETTERS.decode(t, continues=True)] for t in cut]
 
 
@@ -191,7 +193,7 @@ def test_an_answer_is_over_when_its_text_is(monkeypatch):
 
     def spied(engine):
         news = step(engine)
-        steps.append([each.number for each in news])
+        steps.append([each.request_id for each in news])
         return news
 
     monkeypatch.setattr(Engine, 'step', spied)
@@ -199,7 +201,7 @@ def test_an_answer_is_over_when_its_text_is(monkeypatch):
     (first,), (second,), (third,) = texts(questions, new=LONG)
     whole = len(steps)
     steps.clear()
-    stop = (first[6:9], second[2 * STRIDE : 2 * STRIDE + 5], third[6:9])
+    stop = (first[6:9], second[2 * STEPS_PER_CALL : 2 * STEPS_PER_CALL + 5], third[6:9])
     texts(questions, new=LONG, batch=2, stop=stop)
     assert len(steps) < whole
     assert steps[0] == [1, 2] and 3 in steps[1]
@@ -241,7 +243,7 @@ def test_sampled_with_a_cache_equals_sampled_without():
     questions = prompts(5, 16, 1)
     for i, prompt in enumerate(questions):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), i), 0)
-        draws = Draws(key[None], *(jnp.array([x]) for x in (0.8, 0, 0.9)))
+        draws = SamplingParams(key[None], *(jnp.array([x]) for x in (0.8, 0, 0.9)))
 
         def pick(logits, place, draws=draws):
             return sample(logits[None], draws, jnp.array([place]))[0]
@@ -296,7 +298,7 @@ def test_the_nucleus(eighths, top_p):
     """Probabilities may be equal, because logits are multiples of 1/8."""
     logits = np.array(eighths) / 8
     chances = np.exp(logits) / np.exp(logits).sum()
-    found = jax.jit(sampling._nucleus)(jnp.float32(logits)[None], jnp.float32([top_p]))[0]
+    found = jax.jit(sampling._mask_top_p)(jnp.float32(logits)[None], jnp.float32([top_p]))[0]
     sums = np.cumsum(-np.sort(-chances))
     if np.abs(sums - top_p).min() > 1e-5:  # Otherwise rounding decides.
         np.testing.assert_array_equal(np.isfinite(found), nucleus(chances, top_p) > 0)
@@ -307,7 +309,7 @@ def test_the_nucleus(eighths, top_p):
 def test_the_most_probable_ones(eighths, top_k):
     """Top-k keeps the k most probable tokens and ties with the last of them; all if k is 0."""
     logits = np.array(eighths) / 8
-    found = jax.jit(sampling._top_k)(jnp.float32(logits)[None], jnp.array([top_k]))[0]
+    found = jax.jit(sampling._mask_top_k)(jnp.float32(logits)[None], jnp.array([top_k]))[0]
     least = np.sort(logits)[::-1][min(top_k, 12) - 1] if top_k else -np.inf
     np.testing.assert_array_equal(np.isfinite(found), logits >= least)
 

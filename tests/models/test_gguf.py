@@ -15,11 +15,11 @@ from malora_jax.errors import UserError
 from malora_jax.models import preset
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.decoder import abstract_variables
+from malora_jax.models.loading import base_model as weights_lib
 from malora_jax.models.loading import params as params_lib
-from malora_jax.models.loading import weights as weights_lib
+from malora_jax.models.loading.base_model import find_weights, load_base, model_config
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
-from malora_jax.models.loading.weights import find_weights, load_base, model_config
 from tests.helpers.models import tiny_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -80,7 +80,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     'types', ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', MIXED], ids=lambda t: str(t)[:5]
 )
 def test_params_are_exactly_the_dequantised_weights(tmp_path, monkeypatch, types, tied, block):
-    monkeypatch.setattr(params_lib, '_BLOCK', block)
+    monkeypatch.setattr(params_lib, '_BLOCK_SIZE', block)
     weights = write_tiny_gguf(tmp_path / 'tiny.gguf', 3, types, tied=tied)
     assert_same(load(tmp_path / 'tiny.gguf', tied=tied), expected_params(weights, tied))
 

@@ -31,7 +31,7 @@ def write(path: pathlib.Path, kind: str, rows: np.ndarray) -> GGUFFile:
 def read(file: GGUFFile, rows: int) -> np.ndarray:
     shape = (ROWS, COLUMNS)
     starts = range(0, ROWS, rows)
-    blocks = [file.rows('some.weight', shape, at, min(at + rows, ROWS)) for at in starts]
+    blocks = [file.read_rows('some.weight', shape, at, min(at + rows, ROWS)) for at in starts]
     return np.concatenate(blocks)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from malora_jax.models import Decoder, preset
 from malora_jax.models.generate import Generator
+from malora_jax.models.loading.base_model import LoadedBase, find_weights, load_base
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import load_params
-from malora_jax.models.loading.weights import Base, find_weights, load_base
 from tests.helpers.models import logits_of
 from tests.helpers.paths import FIXTURES
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -25,7 +25,7 @@ def recorded(name: str):
 
 
 @pytest.fixture(scope='module')
-def smollm2() -> Base:
+def smollm2() -> LoadedBase:
     return load_base(preset('smollm2-135m'))
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.models import PRESETS, Decoder, preset
-from malora_jax.models.attention import rotate
+from malora_jax.models.attention import apply_rope
 from malora_jax.models.config import Llama3Scaling
-from malora_jax.models.loading import hub
+from malora_jax.models.loading import model_hub
 from malora_jax.training.plan import parameter_counts
 
 TOTALS = {
@@ -33,9 +33,9 @@ TOTALS = {
 
 
 def test_every_preset_but_the_tests_has_weights_on_the_hub():
-    assert set(PRESETS) - {'tiny'} == set(hub.NAMES) == set(TOTALS)
-    assert all(hub.is_name(name) for name in hub.NAMES.values())
-    assert len(set(hub.NAMES.values())) == len(hub.NAMES)
+    assert set(PRESETS) - {'tiny'} == set(model_hub.REPO_IDS) == set(TOTALS)
+    assert all(model_hub.is_repo_id(name) for name in model_hub.REPO_IDS.values())
+    assert len(set(model_hub.REPO_IDS.values())) == len(model_hub.REPO_IDS)
 
 
 @pytest.mark.parametrize('name', TOTALS)
@@ -77,12 +77,12 @@ def test_rotation_with_scaling():
     turn = positions[0, :, None] * angles
     pairs = (x[..., : width // 2] + 1j * x[..., width // 2 :]) * np.exp(1j * turn)[None, :, None]
     expected = np.concatenate([pairs.real, pairs.imag], axis=-1)
-    found = np.asarray(rotate(x, positions, theta, SCALING))
+    found = np.asarray(apply_rope(x, positions, theta, SCALING))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert np.abs(np.asarray(rotate(x, positions, theta)) - expected).max() > 0.1
+    assert np.abs(np.asarray(apply_rope(x, positions, theta)) - expected).max() > 0.1
     # bfloat16 has 8 bits: angles computed in it would be wrong by whole turns, but the entries are
     # only off by 1 / 256.
-    rough = np.asarray(rotate(x.astype(jnp.bfloat16), positions, theta, SCALING), np.float32)
+    rough = np.asarray(apply_rope(x.astype(jnp.bfloat16), positions, theta, SCALING), np.float32)
     np.testing.assert_allclose(rough, expected, rtol=0, atol=2**-5)
 
 

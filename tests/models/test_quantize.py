@@ -14,10 +14,17 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.export.merge import plain_params
 from malora_jax.models import Decoder, preset
-from malora_jax.models.decoder import REMAT, abstract_variables
+from malora_jax.models.decoder import REMAT_POLICIES, abstract_variables
 from malora_jax.models.generate import Generator
-from malora_jax.models.loading.weights import load_base
-from malora_jax.models.quantize import KINDS, Quantized, codes_dtype, product, quantize, shapes
+from malora_jax.models.loading.base_model import load_base
+from malora_jax.models.quantize import (
+    QUANT_FORMATS,
+    QuantizedKernel,
+    codes_dtype,
+    quantize,
+    quantized_matmul,
+    quantized_shapes,
+)
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.state import create_state
@@ -34,7 +41,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 pytestmark = pytest.mark.slow
 
 # All codes in order: 0 to 7 in the lower bits, 8 to 15 in the upper bits.
-NF4 = Quantized(
+NF4 = QuantizedKernel(
     jnp.asarray([i | i + 8 << 4 for i in range(8)], jnp.uint8)[:, None], jnp.ones((2, 1)), 'nf4'
 )
 
@@ -47,7 +54,7 @@ def kernel(inputs: int, outputs: int, seed: int = 0) -> jax.Array:
 def test_integers_are_the_nearest_of_even_steps(kind, steps):
     kernel_DF = kernel(192, 40)
     found = quantize(kind, kernel_DF)
-    S = shapes(kind, 192, 40)[1][0]
+    S = quantized_shapes(kind, 192, 40)[1][0]
     tiled = np.asarray(kernel_DF, np.float64).reshape(S, -1, 40)
     step_S1F = np.abs(tiled).max(axis=1, keepdims=True) / steps
     error = np.abs(np.asarray(found.values(), np.float64).reshape(tiled.shape) - tiled)
@@ -63,7 +70,7 @@ def test_nf4_has_the_quantiles_of_a_normal_distribution():
     above = [normal(p) for p in np.linspace(1 - offset, 0.5, 9)[:-1]]
     below = [-normal(p) for p in np.linspace(1 - offset, 0.5, 8)[:-1]]
     quantiles = np.sort([*above, 0.0, *below]) / max(above)
-    np.testing.assert_allclose(NF4.values()[:, 0], quantiles, atol=1e-3)
+    np.testing.assert_allclose(NF4.dequantize()[:, 0], quantiles, atol=1e-3)
 
 
 def test_nf4_is_the_nearest_of_its_quantiles():
@@ -72,18 +79,18 @@ def test_nf4_is_the_nearest_of_its_quantiles():
     tiled = np.asarray(kernel_DF, np.float64).reshape(2, 64, 24)
     largest_S1F = np.abs(tiled).max(axis=1, keepdims=True)
     np.testing.assert_allclose(found.scale[:, None], largest_S1F, rtol=1e-6)
-    quantiles = np.asarray(NF4.values(), np.float64)[:, 0]
+    quantiles = np.asarray(NF4.dequantize(), np.float64)[:, 0]
     nearest = quantiles[np.abs((tiled / largest_S1F)[..., None] - quantiles).argmin(axis=-1)]
     right = (nearest * largest_S1F).reshape(128, 24)
     np.testing.assert_allclose(found.values(), right, atol=2e-6)
 
 
 def test_tiles_divide_the_inputs():
-    found = [shapes('nf4', inputs, 5) for inputs in (64, 96, 576, 11008)]
+    found = [quantized_shapes('nf4', inputs, 5) for inputs in (64, 96, 576, 11008)]
     assert found == [((C, 5), (S, 5)) for C, S in ((32, 2), (48, 6), (288, 18), (5504, 172))]
-    assert shapes('int8', 576, 5) == ((576, 5), (1, 5))
+    assert quantized_shapes('int8', 576, 5) == ((576, 5), (1, 5))
     with pytest.raises(UserError, match='a linear of 63 inputs needs int8'):
-        shapes('int4', 63, 5)
+        quantized_shapes('int4', 63, 5)
 
 
 @pytest.mark.parametrize('kind', ['int8', 'int4', 'nf4'])
@@ -100,7 +107,7 @@ def test_products_and_their_gradient_are_those_of_the_values(kind, dtype, tolera
     def dense(x_ND):
         return (x_ND.astype(jnp.float32) @ found.values()).astype(dtype)
 
-    both = zip(pulled(lambda x: product(x, found)), pulled(dense), strict=True)
+    both = zip(pulled(lambda x: quantized_matmul(x, found)), pulled(dense), strict=True)
     for ours, expected in both:
         assert ours.dtype == dtype
         right = np.asarray(expected, np.float32)
@@ -118,19 +125,19 @@ def test_int8_products_of_whole_numbers_are_exact():
         return jnp.asarray(array, jnp.float32)
 
     x_ND, dy_NF = whole(9, 64), whole(9, 40)
-    kernel = Quantized(whole(64, 40).astype(jnp.int8), jnp.ones((1, 40)), 'w8a8')
-    y_NF, pull = jax.vjp(lambda x: product(x, kernel), x_ND)
+    kernel = QuantizedKernel(whole(64, 40).astype(jnp.int8), jnp.ones((1, 40)), 'w8a8')
+    y_NF, pull = jax.vjp(lambda x: quantized_matmul(x, kernel), x_ND)
     np.testing.assert_array_equal(y_NF, np.asarray(x_ND) @ np.asarray(kernel.codes, np.float32))
     right = np.asarray(dy_NF) @ np.asarray(kernel.codes, np.float32).T
     np.testing.assert_array_equal(pull(dy_NF)[0], right)
     zero = jnp.zeros_like(x_ND)
-    np.testing.assert_array_equal(product(zero, kernel), jnp.zeros_like(y_NF))
+    np.testing.assert_array_equal(quantized_matmul(zero, kernel), jnp.zeros_like(y_NF))
 
 
 def test_int8_products_err_by_half_a_step_of_each_number():
     x_ND, dy_NF = (jax.random.normal(jax.random.key(i), (9, n)) for i, n in ((1, 64), (2, 40)))
     found = quantize('w8a8', kernel(64, 40))
-    y_NF, pull = jax.vjp(lambda x: product(x, found), x_ND)
+    y_NF, pull = jax.vjp(lambda x: quantized_matmul(x, found), x_ND)
     values_DF = np.asarray(found.values(), np.float64)
 
     def check(ours, given, matrix, weight=1.0):
@@ -148,7 +155,7 @@ def test_no_product_with_an_int8_kernel_leaves_int8():
     found = quantize('w8a8', kernel(64, 40))
 
     def gradient(x_ND):
-        return jax.grad(lambda x: product(x, found).sum())(x_ND)
+        return jax.grad(lambda x: quantized_matmul(x, found).sum())(x_ND)
 
     text = str(jax.make_jaxpr(gradient)(jnp.ones((3, 64), jnp.bfloat16)))
     assert text.count('preferred_element_type=int32') == text.count('dot_general') > 0
@@ -212,7 +219,7 @@ def test_activations_in_int8_change_little():
     assert 0.9 < cosine < 1
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', QUANT_FORMATS)
 def test_what_is_loaded_are_the_codes_of_the_weights(tmp_path, kind):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path)
@@ -255,7 +262,7 @@ def wide_step(kind: str, remat: str):
 
 
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
-@pytest.mark.parametrize('remat', REMAT)
+@pytest.mark.parametrize('remat', REMAT_POLICIES)
 def test_no_kernel_is_kept_as_numbers_from_one_layer_to_the_next(kind, remat):
     """If JAX differentiated the scan, the backward pass would keep all dequantized kernels."""
     found, plain = (wide_step(each, remat).temp_size_in_bytes for each in (kind, ''))

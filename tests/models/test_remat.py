@@ -10,7 +10,7 @@ import pytest
 
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
-from malora_jax.models.decoder import REMAT
+from malora_jax.models.decoder import REMAT_POLICIES
 from malora_jax.training.step import losses, mean_balance_loss
 from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
@@ -23,7 +23,7 @@ BATCH = jax.tree.map(jnp.asarray, packed_batch([(10, 9), (7, 8, 9)], 24))
 def models(name: str, **overrides) -> dict[str, Decoder]:
     """Return the model with each rematerialization mode, with dropout."""
     model = tiny_model(small_method(name, dropout=0.5), **overrides)
-    return {remat: Decoder(model.config, model.adapter, remat) for remat in REMAT}
+    return {remat: Decoder(model.config, model.adapter, remat) for remat in REMAT_POLICIES}
 
 
 @functools.partial(jax.jit, static_argnums=0)

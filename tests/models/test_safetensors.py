@@ -38,7 +38,7 @@ def write_shards(path: pathlib.Path, weights: dict[str, np.ndarray], count: int 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Read every matrix in many blocks that do not divide its rows evenly."""
-    monkeypatch.setattr(params_lib, '_BLOCK', 500)
+    monkeypatch.setattr(params_lib, '_BLOCK_SIZE', 500)
 
 
 def load(path: pathlib.Path, config: ModelConfig = CONFIG) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def test_some_rows(tmp_path):
     save_file(WEIGHTS, tmp_path / 'model.safetensors')
     file, tensor = SafetensorsFiles(tmp_path), WEIGHTS[Q]
     for start, stop in ((0, 1), (0, len(tensor)), (5, 12), (len(tensor) - 3, len(tensor))):
-        found = file.rows(Q, tensor.shape, start, stop)
+        found = file.read_rows(Q, tensor.shape, start, stop)
         np.testing.assert_array_equal(found, tensor[start:stop])
 
 

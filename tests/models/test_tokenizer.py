@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from malora_jax.data import encode_example, encode_prompt, end_id, get_task, get_template
 from malora_jax.models import preset
+from malora_jax.models.loading.base_model import find_weights
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.tokenizer import Tokenizer, from_gguf
-from malora_jax.models.loading.weights import find_weights
 from tests.helpers.paths import FIXTURES
 from tests.helpers.tiny_gguf import SPECIAL_TOKENS, write_tiny_gguf
 

@@ -47,7 +47,7 @@ def test_a_chat_says_what_the_model_says(client):
     assert found.choices[0].message.content == language_model().chat('Why?', max_new_tokens=30)
     assert found.choices[0].finish_reason in ('length', 'stop')
     assert found.choices[0].logprobs is None
-    assert found.usage.prompt_tokens == len(language_model().prompt('Why?'))
+    assert found.usage.prompt_tokens == len(language_model().encode_prompt('Why?'))
     assert found.usage.completion_tokens == 30
 
 
@@ -87,7 +87,7 @@ def test_a_text_goes_on_with_log_probabilities(client):
     )
     (choice,) = found.choices
     told, engine = choice.logprobs, language_model()
-    tokens = engine.tokens('Once')
+    tokens = engine.encode_text('Once')
     count = found.usage.completion_tokens
     assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == count > 2
     assert ''.join(told.tokens) == choice.text

@@ -11,7 +11,7 @@ import httpx
 import jax
 import pytest
 
-from malora_jax.models import rows as rows_lib
+from malora_jax.models import decoding as decoding
 from malora_jax.models.engine import Engine
 from malora_jax.serving import scheduler as scheduler_lib
 from malora_jax.serving.protocol import ChatRequest, parse
@@ -225,14 +225,14 @@ def test_hosts(address):
 
 def begin_fails_for(token: int, monkeypatch) -> None:
     """Make prefill fail for every prompt that ends with the token."""
-    begin = Engine._begin
+    begin = Engine._prefill
 
     def failing(engine, row, request):
         if request.prompt[-1] == token:
             raise RuntimeError('RESOURCE_EXHAUSTED')
         return begin(engine, row, request)
 
-    monkeypatch.setattr(Engine, '_begin', failing)
+    monkeypatch.setattr(Engine, '_prefill', failing)
 
 
 def steps_fail_with(token: int, monkeypatch) -> list[int]:
@@ -241,7 +241,7 @@ def steps_fail_with(token: int, monkeypatch) -> list[int]:
     Returns:
         Number of active cache slots in each failed step.
     """
-    write, begin, failures, bad = rows_lib.write, Engine._begin, [], {}
+    write, begin, failures, bad = decoding.decode, Engine._prefill, [], {}
 
     def begin_and_mark(engine, row, request):
         bad[row] = request.prompt[-1] == token
@@ -256,8 +256,8 @@ def steps_fail_with(token: int, monkeypatch) -> list[int]:
             raise RuntimeError('INTERNAL: the device failed')
         return found
 
-    monkeypatch.setattr(Engine, '_begin', begin_and_mark)
-    monkeypatch.setattr(rows_lib, 'write', failing)
+    monkeypatch.setattr(Engine, '_prefill', begin_and_mark)
+    monkeypatch.setattr(decoding, 'decode', failing)
     return failures
 
 

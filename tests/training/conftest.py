@@ -8,7 +8,7 @@ import pytest
 from malora_jax import training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.models import preset
-from malora_jax.models.loading.weights import Base, load_base
+from malora_jax.models.loading.base_model import LoadedBase, load_base
 from tests.helpers.runs import run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -21,7 +21,7 @@ def tiny_weights(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def tiny_base(tiny_weights) -> Base:
+def tiny_base(tiny_weights) -> LoadedBase:
     return load_base(preset('tiny'), str(tiny_weights))
 
 

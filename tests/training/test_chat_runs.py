@@ -85,6 +85,8 @@ def test_the_last_question_is_asked_after_the_turns_before(workdir):
         {'role': 'user', 'content': first['question']},
     ]
     template = get_template('chatml')
-    assert model.prompt(messages) == model.tokens(template.conversation(model.tokenizer, messages))
+    assert model.encode_prompt(messages) == model.encode_text(
+        template.conversation(model.tokenizer, messages)
+    )
     said = model.chat(messages, max_new_tokens=16)
     assert said.strip() == first['answer'].strip()

@@ -20,7 +20,7 @@ from malora_jax.evaluation import runner
 from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.models import Decoder
-from malora_jax.models.loading.weights import load_base
+from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config_format import read_config

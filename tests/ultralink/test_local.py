@@ -46,7 +46,7 @@ def test_it_says_what_the_model_says():
         expected = model.chat(question, max_new_tokens=12)
         assert reply.text == expected
         assert reply.finish_reason == 'length'
-        assert reply.tokens == len(model.prompt(question)) + 12
+        assert reply.tokens == len(model.encode_prompt(question)) + 12
 
 
 def test_what_is_drawn_depends_on_the_request_alone():
@@ -68,7 +68,7 @@ def test_a_template_without_a_system_message_has_the_user_say_it():
 def test_what_does_not_fit_into_the_context():
     model = language_model()
     context = model.model.config.context
-    length = len(model.prompt(''))
+    length = len(model.encode_prompt(''))
     fits = request('x' * (context - length - 5))
     full = request('x' * (context - length))
     _, replies = complete(model, fits, full)

@@ -40,7 +40,7 @@ _FIXED = {
 }
 
 
-def keys(file: GGUFFile) -> dict[str, str]:
+def field_keys(file: GGUFFile) -> dict[str, str]:
     """Return the GGUF name of each field of `ModelConfig`, for messages."""
     named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
     return named | {
@@ -70,31 +70,34 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
             f'{", ".join(_ARCHITECTURES)} can be read from GGUF.'
         )
     _check_known(file)
-    width, heads = _count(file, 'embedding_length'), _count(file, 'attention.head_count')
-    head_width = _count(file, 'attention.key_length', width // heads)
+    width, heads = (
+        _positive_int(file, 'embedding_length'),
+        _positive_int(file, 'attention.head_count'),
+    )
+    head_width = _positive_int(file, 'attention.key_length', width // heads)
     for key in ('attention.value_length', 'rope.dimension_count'):
-        if _count(file, key, head_width) != head_width:
-            raise _refuse(file, key, f'{head_width}, the width of a head')
-    vocabulary = file.shape(_EMBEDDING)
-    if vocabulary is None:
+        if _positive_int(file, key, head_width) != head_width:
+            raise _config_error(file, key, f'{head_width}, the width of a head')
+    embedding_shape = file.shape(_EMBEDDING)
+    if embedding_shape is None:
         raise errors.UserError(f'{file.path} has no tensor {_EMBEDDING!r}.')
-    context = _count(file, 'context_length')
-    theta = _number(file, 'rope.freq_base', 10000.0)
+    context = _positive_int(file, 'context_length')
+    theta = _positive_float(file, 'rope.freq_base', 10000.0)
     with errors.within(file.path):
         return ModelConfig(
             name=name,
-            vocab_size=vocabulary[0],
+            vocab_size=embedding_shape[0],
             width=width,
-            hidden=_count(file, 'feed_forward_length'),
-            num_layers=_count(file, 'block_count'),
+            hidden=_positive_int(file, 'feed_forward_length'),
+            num_layers=_positive_int(file, 'block_count'),
             num_heads=heads,
-            num_kv_heads=_count(file, 'attention.head_count_kv', heads),
+            num_kv_heads=_positive_int(file, 'attention.head_count_kv', heads),
             head_width=head_width,
             # Within its window, sliding attention is full attention.
-            context=min(context, _count(file, 'attention.sliding_window', context)),
+            context=min(context, _positive_int(file, 'attention.sliding_window', context)),
             rope_theta=theta,
             rope_scaling=_scaling(file, head_width, theta),
-            norm_epsilon=_number(file, 'attention.layer_norm_rms_epsilon'),
+            norm_epsilon=_positive_float(file, 'attention.layer_norm_rms_epsilon'),
             qkv_bias=file.architecture == 'qwen2',
             qk_norm=file.architecture == 'qwen3',
             tied=_HEAD not in file.names,
@@ -103,9 +106,9 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
 
 
 def _check_known(file: GGUFFile) -> None:
-    for key, right in _FIXED.items():
-        if _field(file, key) not in (None, right):
-            raise _refuse(file, key, f'{right!r}, as nothing else is implemented')
+    for key, expected in _FIXED.items():
+        if _field(file, key) not in (None, expected):
+            raise _config_error(file, key, f'{expected!r}, as nothing else is implemented')
     known = {*_FIELDS.values(), *_ALSO_READ, *_WITHOUT_EFFECT, *_FIXED}
     for key in file.keys:
         section, _, rest = key.partition('.')
@@ -120,11 +123,11 @@ def _scaling(file: GGUFFile, head_width: int, theta: float) -> Llama3Scaling | N
     """Return Llama 3's RoPE scaling; the file holds only the divisors of the frequencies."""
     if file.shape(ROPE_DIVISORS) is None:
         return None
-    divisors_C = file.tensor(ROPE_DIVISORS)
+    divisors_C = file.read_tensor(ROPE_DIVISORS)
     scaling = Llama3Scaling(float(divisors_C.max()), 1.0, 4.0, 8192)
     frequency_C = theta ** (-jnp.arange(head_width // 2, dtype=jnp.float32) / (head_width // 2))
-    right_C = np.asarray(frequency_C / attention.stretch(frequency_C, scaling))
-    if right_C.shape != divisors_C.shape or not np.allclose(divisors_C, right_C, rtol=1e-4):
+    expected_C = np.asarray(frequency_C / attention.scale_frequencies(frequency_C, scaling))
+    if expected_C.shape != divisors_C.shape or not np.allclose(divisors_C, expected_C, rtol=1e-4):
         raise errors.UserError(
             f'{file.path}: {ROPE_DIVISORS!r} is not the scaling of Llama 3 (low and high frequency '
             'factors 1 and 4, original context 8192), which alone is implemented.'
@@ -136,28 +139,28 @@ def _field(file: GGUFFile, key: str) -> object:
     return file.field(f'{file.architecture}.{key}')
 
 
-def _count(file: GGUFFile, key: str, default: int | None = None) -> int:
+def _positive_int(file: GGUFFile, key: str, default: int | None = None) -> int:
     value = _field(file, key)
     value = default if value is None else value
-    if not isinstance(value, int) or schema.find_fault(schema.Positive, value):
-        raise _refuse(file, key, 'a whole number from 1 on')
+    if not isinstance(value, int) or schema.find_mismatch(schema.PositiveInt, value):
+        raise _config_error(file, key, 'a whole number from 1 on')
     return value
 
 
-def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
+def _positive_float(file: GGUFFile, key: str, default: float | None = None) -> float:
     value = _field(file, key)
     value = default if value is None else value
     if not isinstance(value, float) or not 0 < value < float('inf'):
-        raise _refuse(file, key, 'a positive number')
+        raise _config_error(file, key, 'a positive number')
     # Files store float32: take the shortest decimal that rounds to it, so that 1e-05 stays 1e-05.
     return float(str(np.float32(value)))
 
 
-def _refuse(file: GGUFFile, key: str, right: str) -> errors.UserError:
+def _config_error(file: GGUFFile, key: str, expected: str) -> errors.UserError:
     value = _field(file, key)
-    found = (
+    actual = (
         f'no {file.architecture}.{key}'
         if value is None
         else f'{file.architecture}.{key} = {errors.shown(value)}'
     )
-    return errors.UserError(f'{file.path} has {found}; it must be {right}.')
+    return errors.UserError(f'{file.path} has {actual}; it must be {expected}.')

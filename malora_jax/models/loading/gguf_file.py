@@ -7,15 +7,15 @@ import gguf
 import numpy as np
 
 from malora_jax import errors, schema
-from malora_jax.models.loading.names import Format
-from malora_jax.schema import Positive
+from malora_jax.models.loading.tensor_names import Format
+from malora_jax.schema import PositiveInt
 
 # Tensor with the divisors of the RoPE frequencies: part of the config, not of the weights.
 ROPE_DIVISORS = 'rope_freqs.weight'
 
 
 # Maximum length of a metadata list; the largest known ones, vocabularies and merges, have 500,000.
-_MOST_ITEMS = 2**23
+_MAX_ITEMS = 2**23
 
 
 class _Reader(gguf.GGUFReader):
@@ -34,7 +34,7 @@ class _Reader(gguf.GGUFReader):
         if raw_type == gguf.GGUFValueType.ARRAY:
             # The base class creates a NumPy array for each item, so the number must be bounded.
             kind, count = self._get(orig_offs, np.uint32)[0], self._get(orig_offs + 4, np.uint64)[0]
-            if kind == gguf.GGUFValueType.ARRAY or count > _MOST_ITEMS:
+            if kind == gguf.GGUFValueType.ARRAY or count > _MAX_ITEMS:
                 raise ValueError(f'it has a list of {count:,} items of kind {kind}')
         return super()._get_field_parts(orig_offs, raw_type)
 
@@ -84,12 +84,12 @@ class GGUFFile:
         """Keys of all metadata."""
         return list(self._fields)
 
-    def field(self, key: str, kind: Any = Any, default: Any = None) -> Any:
+    def field(self, key: str, expected_type: Any = Any, default: Any = None) -> Any:
         """Return a metadata value as Python objects.
 
         Args:
             key: Name of the value.
-            kind: Type hint that the value must match, if it is there: see `schema`.
+            expected_type: Type hint that the value must match, if it is there: see `schema`.
             default: Result if the file does not have the key.
 
         Raises:
@@ -103,9 +103,9 @@ class GGUFFile:
             raise errors.UserError(
                 f'{self.path} has {key} that is not UTF-8; download it again.'
             ) from error
-        fault = None if kind is Any else schema.find_fault(kind, value, key)
-        if fault:
-            raise errors.UserError(f'{self.path}: {fault}; download it again.')
+        mismatch = None if expected_type is Any else schema.find_mismatch(expected_type, value, key)
+        if mismatch:
+            raise errors.UserError(f'{self.path}: {mismatch}; download it again.')
         return value
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -113,26 +113,26 @@ class GGUFFile:
         tensor = self._tensors.get(name)
         return None if tensor is None else tuple(int(size) for size in reversed(tensor.shape))
 
-    def tensor(self, name: str) -> np.ndarray:
+    def read_tensor(self, name: str) -> np.ndarray:
         """Return a whole tensor, dequantized, with rows in the order of the file."""
         return self._dequantize(name, self._tensors[name].data)
 
-    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """Read rows of a tensor, dequantized and in the order of `transformers`: see `WeightFile`.
 
         Raises:
             UserError: There is no such tensor, it has another shape, or its format is unsupported.
         """
-        found = self.shape(name)
-        if found is None:
+        actual = self.shape(name)
+        if actual is None:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
-        if found != shape:
+        if actual != shape:
             raise errors.UserError(
-                f'{self.path}: tensor {name!r} has shape {found}; the model needs {shape}.'
+                f'{self.path}: tensor {name!r} has shape {actual}; the model needs {shape}.'
             )
         order = self._order(name, shape[0])[start:stop]
         if len(shape) == 1:
-            return self.tensor(name)[order]
+            return self.read_tensor(name)[order]
         return self._dequantize(name, self._tensors[name].data[order])
 
     def _dequantize(self, name: str, data: np.ndarray) -> np.ndarray:
@@ -157,7 +157,7 @@ class GGUFFile:
         part = name.split('.')[-2]
         if self.architecture != 'llama' or part not in ('attn_q', 'attn_k'):
             return order
-        heads = self.field('llama.attention.head_count', Positive)
+        heads = self.field('llama.attention.head_count', PositiveInt)
         if part == 'attn_k':
-            heads = self.field('llama.attention.head_count_kv', Positive, heads)
+            heads = self.field('llama.attention.head_count_kv', PositiveInt, heads)
         return order.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)

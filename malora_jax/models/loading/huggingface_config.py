@@ -20,7 +20,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 # Key in the file of each field of `ModelConfig`.
-KEYS = {
+FIELD_KEYS = {
     'vocab_size': 'vocab_size',
     'width': 'hidden_size',
     'hidden': 'intermediate_size',
@@ -67,7 +67,7 @@ _WITHOUT_EFFECT = """
 """
 
 # Keys without effect if they are false.
-_OFF = """
+_IGNORED_IF_FALSE = """
     use_mrope rope_interleaved use_qk_norm is_decoder is_encoder_decoder add_cross_attention
     tie_encoder_decoder output_attentions output_hidden_states output_scores output_router_logits
     return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss remove_invalid_values
@@ -98,23 +98,23 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
     Raises:
         UserError: The file is missing or broken, or sets something that is not implemented.
     """
-    values = _Values(path)
+    values = _ConfigReader(path)
     values.check()
-    width, heads = values.count('hidden_size'), values.count('num_attention_heads')
+    width, heads = values.positive_int('hidden_size'), values.positive_int('num_attention_heads')
     with errors.within(path):
         return ModelConfig(
             name=name,
-            vocab_size=values.count('vocab_size'),
+            vocab_size=values.positive_int('vocab_size'),
             width=width,
-            hidden=values.count('intermediate_size'),
-            num_layers=values.count('num_hidden_layers'),
+            hidden=values.positive_int('intermediate_size'),
+            num_layers=values.positive_int('num_hidden_layers'),
             num_heads=heads,
-            num_kv_heads=values.count('num_key_value_heads', heads),
-            head_width=values.count('head_dim', width // heads),
+            num_kv_heads=values.positive_int('num_key_value_heads', heads),
+            head_width=values.positive_int('head_dim', width // heads),
             context=values.context(),
-            rope_theta=values.theta(),
-            rope_scaling=values.scaling(),
-            norm_epsilon=values.positive('rms_norm_eps', 1e-6),
+            rope_theta=values.rope_theta(),
+            rope_scaling=values.rope_scaling(),
+            norm_epsilon=values.positive_float('rms_norm_eps', 1e-6),
             qkv_bias=values.architecture == 'Qwen2ForCausalLM',
             qk_norm=values.architecture == 'Qwen3ForCausalLM',
             tied=values.flag('tie_word_embeddings'),
@@ -122,7 +122,7 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
         )
 
 
-class _Values:
+class _ConfigReader:
     """Values of a `config.json`, checked, with the defaults of the architecture."""
 
     def __init__(self, path: pathlib.Path):
@@ -132,42 +132,44 @@ class _Values:
                 f'There is no {path}: a directory of weights needs the config.json of the model.'
             )
         self._values = files.read_json(path, dict, 'download it again')
-        found = self._values.get('architectures')
-        if found not in [[architecture] for architecture in _ARCHITECTURES]:
-            raise self._refuse('architectures', f'a list of one of {", ".join(_ARCHITECTURES)}')
-        self.architecture: str = found[0]
+        architectures = self._values.get('architectures')
+        if architectures not in [[architecture] for architecture in _ARCHITECTURES]:
+            raise self._config_error(
+                'architectures', f'a list of one of {", ".join(_ARCHITECTURES)}'
+            )
+        self.architecture: str = architectures[0]
 
     def get(self, key: str) -> Any:
         default = _ARCHITECTURES[self.architecture].get(key)
         return self._values.get(key, default)
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def positive_int(self, key: str, default: int | None = None) -> int:
         """Return a positive integer; `default` if the key is missing or null."""
         value = self.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or schema.find_fault(schema.Positive, value):
-            raise self._refuse(key, 'a whole number from 1 on')
+        if not isinstance(value, int) or schema.find_mismatch(schema.PositiveInt, value):
+            raise self._config_error(key, 'a whole number from 1 on')
         return value
 
     def flag(self, key: str) -> bool:
         """Return a bool; False if the key is missing or null."""
         value = self.get(key)
         if value is not None and type(value) is not bool:
-            raise self._refuse(key, 'true or false')
+            raise self._config_error(key, 'true or false')
         return bool(value)
 
-    def positive(self, key: str, default: float) -> float:
+    def positive_float(self, key: str, default: float) -> float:
         value = self.get(key)
         return self._positive(key, default if value is None else value)
 
     def check(self) -> None:
         """Raise an error for keys and values that are not implemented."""
-        for key, right in _FIXED.items():
-            if self._values.get(key) not in (None, right):
-                raise self._refuse(key, f'{right!r}, as nothing else is implemented')
-        known = {*KEYS.values(), *_ALSO_READ, *_FIXED, *_WITHOUT_EFFECT.split()}
+        for key, expected in _FIXED.items():
+            if self._values.get(key) not in (None, expected):
+                raise self._config_error(key, f'{expected!r}, as nothing else is implemented')
+        known = {*FIELD_KEYS.values(), *_ALSO_READ, *_FIXED, *_WITHOUT_EFFECT.split()}
         for key, value in self._values.items():
-            if value is False and key in _OFF.split():
+            if value is False and key in _IGNORED_IF_FALSE.split():
                 continue
             if key not in known and not _is_empty(value) and not key.startswith('_'):
                 raise errors.UserError(
@@ -178,61 +180,66 @@ class _Values:
 
     def context(self) -> int:
         """Return the number of tokens within which every query attends to all earlier keys."""
-        context = self.count('max_position_embeddings')
+        context = self.positive_int('max_position_embeddings')
         window, kinds = self.get('sliding_window'), self.get('layer_types') or ['full_attention']
         switch = self.architecture.startswith('Qwen')
         if switch and not self.get('use_sliding_window'):
             window = None
         allowed = ['full_attention'] if window is None else ['full_attention', 'sliding_attention']
         if not isinstance(kinds, list) or not all(kind in allowed for kind in kinds):
-            raise self._refuse('layer_types', f'of {" and ".join(allowed)} only')
+            raise self._config_error('layer_types', f'of {" and ".join(allowed)} only')
         if window is None:
             return context
         if self.architecture == 'LlamaForCausalLM':
-            raise self._refuse('sliding_window', 'null, as this architecture has none')
-        return min(context, self.count('sliding_window'))
+            raise self._config_error('sliding_window', 'null, as this architecture has none')
+        return min(context, self.positive_int('sliding_window'))
 
-    def theta(self) -> float:
+    def rope_theta(self) -> float:
         _, rope = self._rope()
         theta = rope.get('rope_theta', self.get('rope_theta'))
         return self._positive('rope_theta', 10000.0 if theta is None else theta)
 
-    def scaling(self) -> Llama3Scaling | None:
+    def rope_scaling(self) -> Llama3Scaling | None:
         """Return the RoPE scaling, from `rope_scaling` or the newer `rope_parameters`."""
         section, rope = self._rope()
         kind = rope.get('rope_type') or rope.get('type') or 'default'
         if kind not in list(_ROPE_KEYS):
-            raise self._refuse(section, f'of rope_type {" or ".join(_ROPE_KEYS)}')
+            raise self._config_error(section, f'of rope_type {" or ".join(_ROPE_KEYS)}')
         keys = _ROPE_KEYS[kind]
         for key, value in rope.items():
-            right = {'partial_rotary_factor': 1.0}.get(key)
-            if key not in (*keys, 'rope_type', 'type', 'rope_theta') and value not in (None, right):
-                raise self._refuse(section, f'without {key!r}, which is not implemented')
+            expected = {'partial_rotary_factor': 1.0}.get(key)
+            if key not in (*keys, 'rope_type', 'type', 'rope_theta') and value not in (
+                None,
+                expected,
+            ):
+                raise self._config_error(section, f'without {key!r}, which is not implemented')
         if not keys:
             return None
         factor, low, high, original = (self._positive(key, rope.get(key)) for key in keys)
         return Llama3Scaling(factor, low, high, int(original))
 
     def _rope(self) -> tuple[str, Mapping[str, Any]]:
-        given = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
-        given = {key: value for key, value in given.items() if value}
-        if len(given) > 1:
-            raise self._refuse('rope_scaling', 'absent beside rope_parameters')
-        section, rope = next(iter(given.items()), ('rope_scaling', {}))
+        sections = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
+        sections = {key: value for key, value in sections.items() if value}
+        if len(sections) > 1:
+            raise self._config_error('rope_scaling', 'absent beside rope_parameters')
+        section, rope = next(iter(sections.items()), ('rope_scaling', {}))
         if not isinstance(rope, Mapping):
-            raise self._refuse(section, 'an object')
+            raise self._config_error(section, 'an object')
         return section, rope
 
     def _positive(self, key: str, value: Any) -> float:
-        if schema.find_fault(float, value) or value <= 0:
+        if schema.find_mismatch(float, value) or value <= 0:
             raise errors.UserError(
                 f'{self._path} has {key} = {errors.shown(value)}; it must be a positive number.'
             )
         return float(value)
 
-    def _refuse(self, key: str, right: str) -> errors.UserError:
-        found = f'{key} = {errors.shown(self._values[key])}' if key in self._values else f'no {key}'
-        return errors.UserError(f'{self._path} has {found}; it must be {right}.')
+    def _config_error(self, key: str, expected: str) -> errors.UserError:
+        actual = (
+            f'{key} = {errors.shown(self._values[key])}' if key in self._values else f'no {key}'
+        )
+        return errors.UserError(f'{self._path} has {actual}; it must be {expected}.')
 
 
 def _is_empty(value: Any) -> bool:

@@ -14,12 +14,12 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.distributed import sharding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder, abstract_variables
-from malora_jax.models.loading import names as names_lib
-from malora_jax.models.loading.parts import Parts
-from malora_jax.models.quantize import codes_dtype, quantize, shapes
+from malora_jax.models.loading import tensor_names as tensor_names
+from malora_jax.models.loading.shard_buffers import ShardBuffers
+from malora_jax.models.quantize import codes_dtype, quantize, quantized_shapes
 
 # Approximate number of scalars in a block that is read at once.
-_BLOCK = 2**18
+_BLOCK_SIZE = 2**18
 # Number of threads, each of which reads one tensor at a time.
 _READERS = 4
 
@@ -33,14 +33,14 @@ class WeightFile(Protocol):
     """
 
     path: pathlib.Path
-    file_format: names_lib.Format
+    file_format: tensor_names.Format
 
     @property
     def names(self) -> Collection[str]:
         """Names of the tensors, except for those that the config determines."""
         ...
 
-    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """Read the rows `start` to `stop` - 1 of a tensor, and no others.
 
         Args:
@@ -70,12 +70,12 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
         UserError: A tensor is missing, has the wrong shape, has a value that is not finite, or
             does not belong to the model.
     """
-    leaves = names_lib.leaves(config, file.file_format)
+    leaves = tensor_names.leaves(config, file.file_format)
     _check_names(file, config, leaves)
     # Check all shapes before memory is allocated, since a wrong config may ask for huge arrays.
     for leaf in leaves:
-        for name in leaf.names:
-            file.rows(name, leaf.tensor_shape, 0, 1)
+        for name in leaf.tensor_names:
+            file.read_rows(name, leaf.tensor_shape, 0, 1)
     params: dict[str, jax.Array] = {}
     # Most of the time goes into page faults of new memory, which several cores handle faster.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -98,30 +98,34 @@ def to_huggingface(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """
     values = dict(named_leaves(params))
     tensors = {}
-    for leaf in names_lib.leaves(config, 'huggingface'):
+    for leaf in tensor_names.leaves(config, 'huggingface'):
         layers = _layers(leaf, np.asarray(values[leaf.path]))
-        for name, layer in zip(leaf.names, layers, strict=True):
+        for name, layer in zip(leaf.tensor_names, layers, strict=True):
             tensors[name] = np.ascontiguousarray(layer.T if leaf.transposed else layer)
     return tensors
 
 
-def _check_names(file: WeightFile, config: ModelConfig, leaves: list[names_lib.Leaf]) -> None:
+def _check_names(file: WeightFile, config: ModelConfig, leaves: list[tensor_names.Leaf]) -> None:
     """Check that the file has all tensors of the model, and no others.
 
     A tied model's file may repeat the embedding as the head.
     """
-    needed = {name for leaf in leaves for name in leaf.names}
-    missing = [name for leaf in leaves for name in leaf.names if name not in file.names]
+    needed = {name for leaf in leaves for name in leaf.tensor_names}
+    missing = [name for leaf in leaves for name in leaf.tensor_names if name not in file.names]
     if missing:
         raise errors.UserError(f'{file.path} has no tensor {missing[0]!r}.')
     extra = sorted(set(file.names) - needed)
-    head, embedding = (names_lib.name(part, file.file_format) for part in ('head', 'embedding'))
+    head, embedding = (
+        tensor_names.weight_name(part, file.file_format) for part in ('head', 'embedding')
+    )
     if config.tied and head in extra:
         extra.remove(head)
         shape = (config.vocab_size, config.width)
         spans = _spans(shape)
         if not all(
-            np.array_equal(file.rows(head, shape, *span), file.rows(embedding, shape, *span))
+            np.array_equal(
+                file.read_rows(head, shape, *span), file.read_rows(embedding, shape, *span)
+            )
             for span in spans
         ):
             raise errors.UserError(
@@ -134,59 +138,71 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[names_lib.L
         )
 
 
-def _layers(leaf: names_lib.Leaf, array: np.ndarray) -> np.ndarray:
+def _layers(leaf: tensor_names.Leaf, array: np.ndarray) -> np.ndarray:
     """Return a leaf's array with one entry of the first axis for each tensor of the file."""
     return array if leaf.path.startswith('layers/') else array[None]
 
 
 def _read_plain(
-    file: WeightFile, config: ModelConfig, leaf: names_lib.Leaf, pool: concurrent.futures.Executor
+    file: WeightFile,
+    config: ModelConfig,
+    leaf: tensor_names.Leaf,
+    pool: concurrent.futures.Executor,
 ) -> dict[str, jax.Array]:
-    parts = _parts(config, leaf.path, leaf.shape, leaf.dtype)
+    buffers = _shard_buffers(config, leaf.path, leaf.shape, leaf.dtype)
 
-    spans = [span for span in _spans(leaf.tensor_shape) if parts.wants(leaf.row_axis, *span)]
+    spans = [span for span in _spans(leaf.tensor_shape) if buffers.overlaps(leaf.row_axis, *span)]
 
     def read(layer: int) -> None:
-        for start, block in _finite_blocks(file, leaf.names[layer], leaf.tensor_shape, spans):
+        for start, block in _finite_blocks(
+            file, leaf.tensor_names[layer], leaf.tensor_shape, spans
+        ):
             corner = (start,) + (0,) * (block.ndim - 1)
             if leaf.transposed:
                 block, corner = block.T, corner[::-1]
             if leaf.path.startswith('layers/'):
                 block, corner = block[None], (layer, *corner)
-            parts.put(block, corner)
+            buffers.put(block, corner)
 
-    list(pool.map(read, range(len(leaf.names))))
-    return {leaf.path: parts.array()}
+    list(pool.map(read, range(len(leaf.tensor_names))))
+    return {leaf.path: buffers.array()}
 
 
 def _read_quantized(
-    file: WeightFile, config: ModelConfig, leaf: names_lib.Leaf, pool: concurrent.futures.Executor
+    file: WeightFile,
+    config: ModelConfig,
+    leaf: tensor_names.Leaf,
+    pool: concurrent.futures.Executor,
 ) -> dict[str, jax.Array]:
     """Read a kernel, and quantize it into two leaves: codes and scales."""
     L, D, F = leaf.shape
-    of_codes, of_scale = shapes(config.quantize, D, F)
+    codes_shape, scale_shape = quantized_shapes(config.quantize, D, F)
     scale_path = f'{leaf.path}_scale'
-    codes = _parts(config, leaf.path, (L, *of_codes), codes_dtype(config.quantize))
-    scales = _parts(config, scale_path, (L, *of_scale), np.dtype(np.float32))
+    codes = _shard_buffers(config, leaf.path, (L, *codes_shape), codes_dtype(config.quantize))
+    scales = _shard_buffers(config, scale_path, (L, *scale_shape), np.dtype(np.float32))
 
     def read(layer: int) -> None:
         kernel_DF = np.empty((D, F), np.float32)
         spans = _spans(leaf.tensor_shape)
-        for start, block in _finite_blocks(file, leaf.names[layer], leaf.tensor_shape, spans):
+        for start, block in _finite_blocks(
+            file, leaf.tensor_names[layer], leaf.tensor_shape, spans
+        ):
             kernel_DF[:, start : start + len(block)] = block.T
-        found = quantize(config.quantize, kernel_DF)
-        codes.put(np.asarray(found.codes)[None], (layer, 0, 0))
-        scales.put(np.asarray(found.scale)[None], (layer, 0, 0))
+        quantized = quantize(config.quantize, kernel_DF)
+        codes.put(np.asarray(quantized.codes)[None], (layer, 0, 0))
+        scales.put(np.asarray(quantized.scale)[None], (layer, 0, 0))
 
     list(pool.map(read, range(L)))
     return {leaf.path: codes.array(), scale_path: scales.array()}
 
 
-def _parts(config: ModelConfig, path: str, shape: tuple[int, ...], dtype: Any) -> Parts:
+def _shard_buffers(
+    config: ModelConfig, path: str, shape: tuple[int, ...], dtype: Any
+) -> ShardBuffers:
     """Allocate memory for the shards of a leaf that this process's devices hold."""
     boxed = flatten_dict(abstract_variables(Decoder(config))['params'], sep='/')[path]
-    found = sharding.shardings({path: boxed})
-    return Parts(shape, dtype, found and found[path])
+    shardings = sharding.shardings({path: boxed})
+    return ShardBuffers(shape, dtype, shardings and shardings[path])
 
 
 def _finite_blocks(
@@ -198,7 +214,7 @@ def _finite_blocks(
         Index of the first row of a span, and the rows.
     """
     for span in spans:
-        block = file.rows(name, shape, *span).astype(np.float32, copy=False)
+        block = file.read_rows(name, shape, *span).astype(np.float32, copy=False)
         # NaN propagates to min and max; unlike isfinite, they need no temporary array.
         if not np.isfinite([block.min(), block.max()]).all():
             raise errors.UserError(
@@ -212,5 +228,5 @@ def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
     A vector is a single block.
     """
-    rows = max(1, _BLOCK // shape[-1]) if len(shape) > 1 else shape[0]
+    rows = max(1, _BLOCK_SIZE // shape[-1]) if len(shape) > 1 else shape[0]
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]

@@ -7,7 +7,7 @@ import numpy as np
 import safetensors
 
 from malora_jax import errors, files
-from malora_jax.models.loading.names import Format
+from malora_jax.models.loading.tensor_names import Format
 
 _WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _DTYPES = ('F32', 'BF16', 'F16')
@@ -41,10 +41,10 @@ class SafetensorsFiles:
         elif (self.path / _INDEX).is_file():
             self._files = self._shards()
         else:
-            raise errors.UserError(self._nothing())
+            raise errors.UserError(self._missing_message())
         self.names = {name for name in self._files if not name.endswith(_DERIVED)}
 
-    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """Read rows of a tensor, in the dtype of the file: see `WeightFile`.
 
         Raises:
@@ -53,14 +53,14 @@ class SafetensorsFiles:
         if name not in self._files:
             raise errors.UserError(f'{self.path} has no tensor {name!r}.')
         tensor = self._files[name].get_slice(name)
-        found, kind = tuple(tensor.get_shape()), tensor.get_dtype()
-        if found != shape:
+        actual, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+        if actual != shape:
             raise errors.UserError(
-                f'{self.path}: tensor {name!r} has shape {found}; the model needs {shape}.'
+                f'{self.path}: tensor {name!r} has shape {actual}; the model needs {shape}.'
             )
-        if kind not in _DTYPES:
+        if dtype not in _DTYPES:
             raise errors.UserError(
-                f'{self.path}: tensor {name!r} is stored as {kind}; only {", ".join(_DTYPES)} '
+                f'{self.path}: tensor {name!r} is stored as {dtype}; only {", ".join(_DTYPES)} '
                 'can be read.'
             )
         return tensor[start:stop]
@@ -89,7 +89,7 @@ class SafetensorsFiles:
                 )
         return {name: shards[shard] for name, shard in shard_of.items()}
 
-    def _nothing(self) -> str:
+    def _missing_message(self) -> str:
         if any(self.path.glob('*.bin')) or any(self.path.glob('*.pth')):
             return (
                 f'{self.path} has its weights as pickles (*.bin), which are not read: save the '

@@ -22,7 +22,7 @@ class Tokenizer:
         eos_id: Id of the end token.
         bos_id: Id of the token that every text starts with, or None. `encode` does not add it.
         vocab_size: Highest token id plus 1.
-        longest_token: Length in characters of the longest entry of the vocabulary.
+        max_token_chars: Length in characters of the longest entry of the vocabulary.
         chat_template: The model's chat template in Jinja, or None.
         named_tokens: Special tokens by their names in chat templates, such as `bos_token`.
         special_tokens: Texts of the special tokens, which `decode` leaves out.
@@ -51,7 +51,7 @@ class Tokenizer:
         self.named_tokens = named_tokens or {}
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values())
-        self.longest_token = max(map(len, vocabulary))
+        self.max_token_chars = max(map(len, vocabulary))
         added = backend.get_added_tokens_decoder().values()
         self.special_tokens = frozenset(token.content for token in added if token.special)
         self._line_break = self.encode(_LINE_BREAK)
@@ -89,7 +89,7 @@ class Tokenizer:
         return self.decode(before + ids).removeprefix(self.decode(before))
 
     @property
-    def definition(self) -> str:
+    def tokenizer_json(self) -> str:
         """Content of a `tokenizer.json` for this tokenizer."""
         return self._backend.to_str()
 
@@ -118,8 +118,8 @@ def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
         UserError: A file is missing or broken, or names a token that the tokenizer lacks.
     """
     directory = pathlib.Path(directory)
-    backend = tokenizer_huggingface.backend(directory)
-    settings = tokenizer_huggingface.settings(directory)
+    backend = tokenizer_huggingface.load_backend(directory)
+    settings = tokenizer_huggingface.read_settings(directory)
     named = tokenizer_huggingface.named_tokens(settings)
     return Tokenizer(
         backend,
@@ -137,7 +137,7 @@ def from_gguf(file: GGUFFile) -> Tokenizer:
         UserError: The kind of tokenizer is not implemented, or metadata is missing or inconsistent.
     """
     return Tokenizer(
-        tokenizer_gguf.backend(file),
+        tokenizer_gguf.build_backend(file),
         eos_id=tokenizer_gguf.eos_id(file),
         bos_id=tokenizer_gguf.bos_id(file),
         chat_template=file.field('tokenizer.chat_template', str),

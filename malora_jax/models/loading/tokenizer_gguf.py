@@ -17,7 +17,7 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 # Pattern of each pre-tokenizer of llama.cpp; None splits single digits, then as GPT-2 does.
-_SPLITS = {
+_PRE_TOKENIZERS = {
     'smollm': None,
     'llama-bpe': (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -30,24 +30,24 @@ _SPLITS = {
 }
 
 
-def backend(file: GGUFFile) -> tokenizers.Tokenizer:
+def build_backend(file: GGUFFile) -> tokenizers.Tokenizer:
     """Build the tokenizer of the `tokenizers` library.
 
     Raises:
         UserError: The kind of tokenizer is not implemented, or metadata is missing or inconsistent.
     """
-    kind, split = _kinds(file)
-    if kind == 'gpt2' and split in _SPLITS:
-        tokenizer = _byte_level(file, split)
+    kind, pre_tokenizer = _tokenizer_types(file)
+    if kind == 'gpt2' and pre_tokenizer in _PRE_TOKENIZERS:
+        tokenizer = _byte_level(file, pre_tokenizer)
     elif kind == 'llama':
         tokenizer = _sentence_piece(file)
     else:
-        known = ', '.join(map(repr, _SPLITS))
+        known = ', '.join(map(repr, _PRE_TOKENIZERS))
         raise errors.UserError(
-            f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {split!r}; only '
-            f"'llama', and 'gpt2' with one of {known}, can be read from GGUF."
+            f'{file.path} has a tokenizer of kind {kind!r} with pre-tokenizer {pre_tokenizer!r}; '
+            f"only 'llama', and 'gpt2' with one of {known}, can be read from GGUF."
         )
-    tokens, kinds = _tokens(file), _one_each(file, 'token_type', list[int])
+    tokens, kinds = _tokens(file), _per_token(file, 'token_type', list[int])
     _add(tokenizer, tokens, kinds, (_UNKNOWN, _CONTROL), special=True)
     _add(tokenizer, tokens, kinds, (_USER_DEFINED,), special=False)
     return tokenizer
@@ -69,9 +69,9 @@ def bos_id(file: GGUFFile) -> int | None:
         UserError: Texts start with a token that the file does not name, or that is not in its
             vocabulary.
     """
-    kind, split = _kinds(file)
+    kind, pre_tokenizer = _tokenizer_types(file)
     # Default of llama.cpp if the file does not say.
-    default = kind == 'llama' or split == 'llama-bpe'
+    default = kind == 'llama' or pre_tokenizer == 'llama-bpe'
     adds = file.field('tokenizer.ggml.add_bos_token', bool, default)
     return _token_id(file, 'bos_token_id') if adds else None
 
@@ -96,7 +96,7 @@ def named_tokens(file: GGUFFile) -> dict[str, str]:
     }
 
 
-def _kinds(file: GGUFFile) -> tuple[str | None, str | None]:
+def _tokenizer_types(file: GGUFFile) -> tuple[str | None, str | None]:
     """Return the names of the tokenizer model and of the pre-tokenizer; None if missing."""
     return file.field('tokenizer.ggml.model', str), file.field('tokenizer.ggml.pre', str)
 
@@ -123,7 +123,7 @@ def _token_id(file: GGUFFile, key: str) -> int:
     return index
 
 
-def _one_each(file: GGUFFile, key: str, kind: Any) -> Any:
+def _per_token(file: GGUFFile, key: str, kind: Any) -> Any:
     """Return a metadata list that must have one item for each token of the vocabulary."""
     items, tokens = _field(file, key, kind), _tokens(file)
     if len(items) != len(tokens):
@@ -148,7 +148,7 @@ def _add(
     )
 
 
-def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
+def _byte_level(file: GGUFFile, pre_tokenizer: str) -> tokenizers.Tokenizer:
     vocabulary = {token: index for index, token in enumerate(_tokens(file))}
     merges = [tuple(merge.split(' ')) for merge in _field(file, 'merges', list[str])]
     if not all({*merge, ''.join(merge)} <= vocabulary.keys() for merge in merges):
@@ -156,11 +156,11 @@ def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
             f'{file.path} has tokenizer merges of tokens that are not in its vocabulary.'
         )
     # Llama 3 encodes a piece that is itself a token as that token, without applying merges.
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split == 'llama-bpe')
+    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre_tokenizer == 'llama-bpe')
     tokenizer = tokenizers.Tokenizer(model)
-    if split == 'qwen2':
+    if pre_tokenizer == 'qwen2':
         tokenizer.normalizer = normalizers.NFC()
-    pattern = _SPLITS[split]
+    pattern = _PRE_TOKENIZERS[pre_tokenizer]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True)
@@ -174,10 +174,10 @@ def _byte_level(file: GGUFFile, split: str) -> tokenizers.Tokenizer:
 
 
 def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
-    tokens, kinds = _tokens(file), _one_each(file, 'token_type', list[int])
-    scores = _one_each(file, 'scores', list[float])
+    tokens, kinds = _tokens(file), _per_token(file, 'token_type', list[int])
+    scores = _per_token(file, 'scores', list[float])
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    normal = {
+    normal_scores = {
         token: score
         for token, kind, score in zip(tokens, kinds, scores, strict=True)
         if kind == _NORMAL
@@ -186,7 +186,7 @@ def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges(normal),
+            merges=_merges(normal_scores),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,

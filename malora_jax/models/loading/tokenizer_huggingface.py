@@ -12,12 +12,12 @@ import tokenizers
 from malora_jax import errors, files
 
 # Older tokenizer files, from which transformers can create a tokenizer.json.
-_OLDER = ('tokenizer.model', 'vocab.json')
+_OLDER_FILES = ('tokenizer.model', 'vocab.json')
 
 _NAMES = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token')
 
 
-def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
+def load_backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
     """Load `tokenizer.json`, with truncation and padding disabled.
 
     Raises:
@@ -25,10 +25,10 @@ def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
     """
     path = directory / 'tokenizer.json'
     if not path.is_file():
-        found = [p.name for p in map(directory.joinpath, _OLDER) if p.is_file()]
-        if found:
+        older = [p.name for p in map(directory.joinpath, _OLDER_FILES) if p.is_file()]
+        if older:
             raise errors.UserError(
-                f'{directory} has {found[0]} but no tokenizer.json: make one with transformers, '
+                f'{directory} has {older[0]} but no tokenizer.json: make one with transformers, '
                 'AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY).'
             )
         raise errors.UserError(f'There is no tokenizer.json in {directory}.')
@@ -43,7 +43,7 @@ def backend(directory: pathlib.Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def settings(directory: pathlib.Path) -> dict[str, Any]:
+def read_settings(directory: pathlib.Path) -> dict[str, Any]:
     """Read `tokenizer_config.json`, and add missing keys from `special_tokens_map.json`.
 
     Either file may be missing.
@@ -79,17 +79,17 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
     if 'eos_token' in named:
         return _id(directory, tokenizer, named, 'eos_token')
     for name in ('generation_config.json', 'config.json'):
-        found = _read_json(directory / name).get('eos_token_id')
-        if isinstance(found, list) and found:
-            found = found[0]
-        if found is None or found == []:
+        token_id = _read_json(directory / name).get('eos_token_id')
+        if isinstance(token_id, list) and token_id:
+            token_id = token_id[0]
+        if token_id is None or token_id == []:
             continue
-        if not isinstance(found, int) or not _is_token(tokenizer, found):
+        if not isinstance(token_id, int) or not _is_token(tokenizer, token_id):
             raise errors.UserError(
-                f'{directory / name} has eos_token_id = {errors.shown(found)}, which is no token '
-                'of tokenizer.json.'
+                f'{directory / name} has eos_token_id = {errors.shown(token_id)}, which is no '
+                'token of tokenizer.json.'
             )
-        return found
+        return token_id
     raise errors.UserError(
         f'{directory} does not say which token ends a text: set eos_token in tokenizer_config.json.'
     )
@@ -110,9 +110,9 @@ def bos_id(
     """
     adds = settings.get('add_bos_token')
     if adds is None:
-        alone = tokenizer.encode('a', add_special_tokens=False).ids
-        whole = tokenizer.encode('a', add_special_tokens=True).ids
-        return whole[0] if whole[:1] != alone[:1] else None
+        plain_ids = tokenizer.encode('a', add_special_tokens=False).ids
+        full_ids = tokenizer.encode('a', add_special_tokens=True).ids
+        return full_ids[0] if full_ids[:1] != plain_ids[:1] else None
     return _id(directory, tokenizer, named, 'bos_token') if adds and 'bos_token' in named else None
 
 
@@ -126,12 +126,12 @@ def _id(
     named: dict[str, str],
     name: str,
 ) -> int:
-    found = tokenizer.token_to_id(named[name])
-    if found is None:
+    token_id = tokenizer.token_to_id(named[name])
+    if token_id is None:
         raise errors.UserError(
             f'{directory} names {named[name]!r} as {name}, which tokenizer.json does not have.'
         )
-    return found
+    return token_id
 
 
 def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:

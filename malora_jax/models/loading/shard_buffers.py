@@ -11,7 +11,7 @@ _ALIGNMENT = 64
 _Bounds = tuple[tuple[int, int], ...]
 
 
-class Parts:
+class ShardBuffers:
     """Host buffers for the shards of one array that the devices of this process hold."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None):
@@ -23,17 +23,19 @@ class Parts:
             sharding: Sharding of the array; None puts it on the default device.
         """
         self._shape, self._sharding = shape, sharding
-        self._of: dict[Any, _Bounds] = {None: tuple((0, size) for size in shape)}
+        self._bounds_by_device: dict[Any, _Bounds] = {None: tuple((0, size) for size in shape)}
         if sharding is not None:
             indices = sharding.addressable_devices_indices_map(shape)
-            self._of = {device: _bounds(index or (), shape) for device, index in indices.items()}
+            self._bounds_by_device = {
+                device: _bounds(index or (), shape) for device, index in indices.items()
+            }
         # Devices with the same shard share a buffer.
         self._arrays = {
             bounds: _empty(tuple(end - start for start, end in bounds), dtype)
-            for bounds in set(self._of.values())
+            for bounds in set(self._bounds_by_device.values())
         }
 
-    def wants(self, axis: int, start: int, stop: int) -> bool:
+    def overlaps(self, axis: int, start: int, stop: int) -> bool:
         """Return whether a local shard overlaps the indices `start` to `stop` - 1 of an axis."""
         spans = [bounds[axis] for bounds in self._arrays]
         return any(start < last and first < stop for first, last in spans)
@@ -57,8 +59,11 @@ class Parts:
     def array(self) -> jax.Array:
         """Return the array on its devices."""
         if self._sharding is None:
-            return jax.device_put(self._arrays[self._of[None]])
-        placed = [jax.device_put(self._arrays[bounds], at) for at, bounds in self._of.items()]
+            return jax.device_put(self._arrays[self._bounds_by_device[None]])
+        placed = [
+            jax.device_put(self._arrays[bounds], device)
+            for device, bounds in self._bounds_by_device.items()
+        ]
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, placed)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
-from malora_jax.models.texts import Ending, TextStream
+from malora_jax.models.detokenization import StopCondition, TextStream
 from tests.helpers import recorded_tokenizers
 
 
@@ -26,13 +26,13 @@ class Bytes:
 
 def pieces(text: bytes | list[int], sizes: list[int], stop: tuple[str, ...] = ()) -> list[str]:
     """Return the streamed text after each of several runs of tokens, and the rest at the end."""
-    stream, shown, start = TextStream(Ending(Bytes(), stop)), [], 0
+    stream, shown, start = TextStream(StopCondition(Bytes(), stop)), [], 0
     for size in [*sizes, len(text)]:
         shown.append(stream.add(list(text[start : start + size])))
         start += size
         if stream.is_over:
             return shown
-    return [*shown, stream.rest()]
+    return [*shown, stream.flush()]
 
 
 def test_a_character_is_shown_when_it_is_whole():
@@ -71,7 +71,7 @@ def test_the_pieces_are_the_text_up_to_its_end(text, sizes, stops):
 
 def test_an_empty_stop_is_refused():
     with pytest.raises(UserError) as caught:
-        Ending(Bytes(), ('x', ''))
+        StopCondition(Bytes(), ('x', ''))
     assert str(caught.value) == "stop is ('x', ''); it must be texts that are not empty."
 
 
@@ -83,7 +83,7 @@ def test_an_empty_stop_is_refused():
 def test_stops_that_contain_each_other(stops, text):
     """The first complete stop string ends the text; of several, the longest one."""
     shown = ''.join(pieces(text.encode(), [7] * 40, tuple(stops)))
-    assert shown == Ending(Bytes(), tuple(stops)).text(list(text.encode()))
+    assert shown == StopCondition(Bytes(), tuple(stops)).text(list(text.encode()))
 
 
 @pytest.mark.parametrize('text', ['x' * 20_000, 'xy' * 10_000, 'a' * 20_000])
@@ -105,10 +105,10 @@ def test_the_time_of_a_text_is_linear():
 
     for text in (b'word ' * 2000, '€'.encode() * 3000, b'\xff' * 10_000, b'\xe2\x82' * 5000):
         decoded.clear()
-        stream, shown = TextStream(Ending(Counted(), ())), ''
+        stream, shown = TextStream(StopCondition(Counted(), ())), ''
         for start in range(0, len(text), 4):
             shown += stream.add(list(text[start : start + 4]))
-        assert shown + stream.rest() == text.decode(errors='replace')
+        assert shown + stream.flush() == text.decode(errors='replace')
         assert max(decoded) <= 70 and sum(decoded) < 50 * len(text)
 
 
@@ -119,12 +119,12 @@ def test_pieces_of_a_tokenizer(name, tmp_path):
     rng = random.Random(0)
     for text in ('Grüße, 你好 ' * 40, '😀👩‍👩‍👧 x\n\n  y' * 30, ' a  b ' * 50):
         ids = tokenizer.encode(text, continues=True)
-        stream, shown, start = TextStream(Ending(tokenizer, ('never',))), '', 0
+        stream, shown, start = TextStream(StopCondition(tokenizer, ('never',))), '', 0
         while start < len(ids):
             count = rng.randrange(1, 5)
             shown += stream.add(ids[start : start + count])
             start += count
-        assert shown + stream.rest() == tokenizer.decode(ids, continues=True)
+        assert shown + stream.flush() == tokenizer.decode(ids, continues=True)
 
 
 def test_other_threads_run_while_a_text_is_encoded(tmp_path):

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from malora_jax.errors import UserError
 from malora_jax.models import preset
-from malora_jax.models.loading import hub
+from malora_jax.models.loading import model_hub
+from malora_jax.models.loading.base_model import find_weights, load_base, model_config
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.models.loading.weights import find_weights, load_base, model_config
 from tests.helpers.models import random_variables, tiny_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -172,7 +172,7 @@ def downloads(monkeypatch, tmp_path) -> list[tuple[str, list[str]]]:
 def test_a_preset_without_weights_of_its_own_is_downloaded(downloads):
     text = message(load_base, preset('qwen3-8b'))
     assert text.endswith("has vocab_size = 300; model 'qwen3-8b' needs 151936.")
-    assert downloads == [('Qwen/Qwen3-8B', list(hub.WHOLE_MODEL))]
+    assert downloads == [('Qwen/Qwen3-8B', list(model_hub.MODEL_FILES))]
 
 
 def test_auto_downloads_no_weights_until_they_are_needed(downloads):
@@ -180,7 +180,7 @@ def test_auto_downloads_no_weights_until_they_are_needed(downloads):
     assert downloads == [('owner/some-model', ['config.json'])]
     assert config.name == 'owner/some-model'
     load_base(config, 'owner/some-model')
-    assert downloads[1:] == [('owner/some-model', list(hub.WHOLE_MODEL))]
+    assert downloads[1:] == [('owner/some-model', list(model_hub.MODEL_FILES))]
 
 
 def test_what_is_installed_is_not_downloaded(downloads):
@@ -214,7 +214,7 @@ def test_a_directory_comes_before_the_hub(downloads, tmp_path, monkeypatch):
 )
 def test_which_files_are_downloaded(name, chosen):
     kept = huggingface_hub.utils.filter_repo_objects(
-        [name], allow_patterns=list(hub.WHOLE_MODEL), ignore_patterns=['*/*']
+        [name], allow_patterns=list(model_hub.MODEL_FILES), ignore_patterns=['*/*']
     )
     assert list(kept) == [name] * chosen
 

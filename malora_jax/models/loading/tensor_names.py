@@ -42,14 +42,14 @@ class Leaf(NamedTuple):
         path: Path of the leaf, with slashes.
         shape: Shape of the leaf, with the layer axis first if it is stacked.
         dtype: Dtype of the leaf.
-        names: Names of the tensors in the file: one per layer, or only one.
+        tensor_names: Names of the tensors in the file: one per layer, or only one.
         transposed: Whether the tensors in the file are transposed relative to the leaf.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: jnp.dtype
-    names: list[str]
+    tensor_names: list[str]
     transposed: bool
 
     @property
@@ -76,7 +76,7 @@ def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
     ]
 
 
-def name(module: str, file_format: Format) -> str:
+def weight_name(module: str, file_format: Format) -> str:
     """Return the name of a module's weight in files of a format.
 
     For modules in a layer, the name contains {} for the index of the layer.

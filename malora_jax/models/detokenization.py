@@ -15,10 +15,10 @@ _INCOMPLETE = '\ufffd'
 # _CharacterStream decodes a window of the latest tokens. Once the window has more than _FULL
 # tokens, it is cut to about _CONTEXT. A character spans at most four tokens, so bytes that are
 # still no character after _HOPELESS tokens never become one.
-_CONTEXT, _FULL, _HOPELESS = 8, 16, 64
+_MIN_WINDOW, _MAX_WINDOW, _MAX_INCOMPLETE = 8, 16, 64
 
 
-class TextDecoder(Protocol):
+class Detokenizer(Protocol):
     """Protocol of the tokenizer methods that generation needs."""
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
@@ -36,39 +36,39 @@ class TextDecoder(Protocol):
 
 
 @dataclasses.dataclass
-class Ending:
+class StopCondition:
     """Stop condition of an answer: stop strings and stop tokens.
 
     Attributes:
         tokenizer: Tokenizer of the model.
         stop: Stop strings. One that is an entry of the vocabulary also stops at that token, which
             is how special tokens work as stop strings.
-        ids: Ids of those tokens.
+        stop_ids: Ids of those tokens.
 
     Raises:
         UserError: A stop string is empty.
     """
 
-    tokenizer: TextDecoder
+    tokenizer: Detokenizer
     stop: tuple[str, ...]
 
     def __post_init__(self):
         if '' in self.stop:
             raise errors.out_of_range('stop', self.stop, 'texts that are not empty')
         # Decoded text leaves out special tokens, so they are looked for by id.
-        self.ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
+        self.stop_ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
 
     def is_met(self, ids: list[int]) -> bool:
         """Return whether an answer contains a stop string or stop token."""
         text = self.tokenizer.decode(ids, continues=True)
-        return not self.ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
+        return not self.stop_ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
 
     def text(self, ids: list[int]) -> str:
         """Return the text of an answer up to the stop string that is complete first."""
-        count = next((i for i, token in enumerate(ids) if token in self.ids), len(ids))
+        count = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         text = self.tokenizer.decode(ids[:count], continues=True)
-        found = [(text.index(stop), stop) for stop in self.stop if stop in text]
-        ends = [(start + len(stop), start) for start, stop in found]
+        matches = [(text.index(stop), stop) for stop in self.stop if stop in text]
+        ends = [(start + len(stop), start) for start, stop in matches]
         return text[: min(ends)[1]] if ends else text
 
 
@@ -81,11 +81,11 @@ class TextStream:
         is_over: Whether a stop string or stop token was found.
     """
 
-    def __init__(self, ending: Ending):
+    def __init__(self, condition: StopCondition):
         self.is_over = False
-        self._ends = ending.ids
-        self._characters = _CharacterStream(ending.tokenizer)
-        self._stops = [_PrefixMatch(stop) for stop in ending.stop]
+        self._stop_ids = condition.stop_ids
+        self._characters = _CharacterStream(condition.tokenizer)
+        self._stops = [_PrefixMatch(stop) for stop in condition.stop]
         self._held = ''  # End of the text that may be the start of a stop string.
 
     def add(self, ids: Sequence[int]) -> str:
@@ -95,30 +95,30 @@ class TextStream:
         """
         if self.is_over:
             return ''
-        count = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        count = next((i for i, token in enumerate(ids) if token in self._stop_ids), len(ids))
         piece = self._match(self._characters.add(ids[:count]))
         if count < len(ids) and not self.is_over:
-            piece += self.rest()
+            piece += self.flush()
             self.is_over = True
         return piece
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """Return the text held back, after the last token."""
         if self.is_over:
             return ''
-        piece = self._match(self._characters.rest())
+        piece = self._match(self._characters.flush())
         rest, self._held = self._held, ''
         return piece + rest
 
     def _match(self, text: str) -> str:
         """Add text; return the text held back plus this, up to where a stop string may start."""
         before, self._held = len(self._held), self._held + text
-        for place, character in enumerate(text, start=before + 1):
+        for position, character in enumerate(text, start=before + 1):
             # If several stop strings end at this character, the longest one starts first.
             complete = [len(stop.text) for stop in self._stops if stop.add(character)]
             if complete:
                 self.is_over = True
-                piece, self._held = self._held[: place - max(complete)], ''
+                piece, self._held = self._held[: position - max(complete)], ''
                 return piece
         end = len(self._held) - max((stop.length for stop in self._stops), default=0)
         piece, self._held = self._held[:end], self._held[end:]
@@ -128,25 +128,25 @@ class TextStream:
 class _CharacterStream:
     """Incremental detokenizer that decodes only a window of the latest tokens again."""
 
-    def __init__(self, tokenizer: TextDecoder):
+    def __init__(self, tokenizer: Detokenizer):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0  # Characters of the window's text that were returned.
+        self._returned = 0  # Characters of the window's text that were returned.
 
     def add(self, ids: Sequence[int]) -> str:
         """Add tokens, and return the new text up to its last complete character."""
         self._ids += ids
         text = self._decode(self._ids)
-        is_hopeless = len(self._ids) > _HOPELESS
+        is_hopeless = len(self._ids) > _MAX_INCOMPLETE
         complete = len(text) if is_hopeless else len(text.rstrip(_INCOMPLETE))
-        piece, self._shown = text[self._shown : complete], max(self._shown, complete)
-        if len(self._ids) > _FULL and complete == len(text):
+        piece, self._returned = text[self._returned : complete], max(self._returned, complete)
+        if len(self._ids) > _MAX_WINDOW and complete == len(text):
             self._shorten(text, is_hopeless)
         return piece
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """Return the text held back, after the last token."""
-        return self._decode(self._ids)[self._shown :]
+        return self._decode(self._ids)[self._returned :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, continues=True)
@@ -156,15 +156,15 @@ class _CharacterStream:
 
         A cut between two tokens of one character would change it, so several cuts are tried.
         """
-        most = len(self._ids) - _CONTEXT
-        for start in range(most, most - 4, -1):
-            kept = self._decode(self._ids[start:])
-            if text.endswith(kept):
+        last_start = len(self._ids) - _MIN_WINDOW
+        for start in range(last_start, last_start - 4, -1):
+            suffix = self._decode(self._ids[start:])
+            if text.endswith(suffix):
                 del self._ids[:start]
-                self._shown = len(kept)
+                self._returned = len(suffix)
                 return
         if is_hopeless:
-            self._ids, self._shown = [], 0
+            self._ids, self._returned = [], 0
 
 
 class _PrefixMatch:
@@ -183,16 +183,16 @@ class _PrefixMatch:
         self.length = 0
         # Failure table: for each prefix of the stop string, by its length, the length of the
         # longest shorter prefix that it ends with.
-        self._shorter = [0, 0]
+        self._failure = [0, 0]
 
     def add(self, character: str) -> bool:
         """Add a character to the text; return whether the stop string is complete."""
         self.length = self._next(self.length, character)
-        if self.length == len(self._shorter):
-            self._shorter.append(self._next(self._shorter[-1], character))
+        if self.length == len(self._failure):
+            self._failure.append(self._next(self._failure[-1], character))
         return self.length == len(self.text)
 
     def _next(self, length: int, character: str) -> int:
         while length and self.text[length] != character:
-            length = self._shorter[length]
+            length = self._failure[length]
         return length + (self.text[length] == character)
