@@ -32,7 +32,7 @@ from malora_jax.models.loading.base_model import load_base, model_config
 # Default arguments of the command line; later arguments override them.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
 
-_Subject = tuple[Decoder, Any, data.Tokenizer, str | None]
+_Subject = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
 
 
 def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32') -> _Subject:
@@ -53,7 +53,7 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
         )
     if workdir:
         found = inference.load(str(workdir), str(weights) or None)
-        end = found.template.end(found.tokenizer)
+        end = found.template.get_end_token(found.tokenizer)
         return found.model, found.variables, found.tokenizer, end
     config = model_config(str(model), str(weights), dtype)
     base = load_base(config, str(weights))

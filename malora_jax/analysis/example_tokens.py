@@ -9,7 +9,7 @@ from malora_jax.analysis.adapter_weights import adapted_linears
 from malora_jax.analysis.held_out_routing import HeldOutQuestions, HeldOutRouting
 from malora_jax.analysis.page import Table
 from malora_jax.analysis.router_stats import RouterStats, is_dense, slot_counts
-from malora_jax.data import Tokenizer
+from malora_jax.data import TokenizerProtocol
 from malora_jax.training.config import RunConfig
 
 # Maximum number of tokens named per expert.
@@ -21,7 +21,7 @@ def token_tables(
     stats: RouterStats,
     held_out: HeldOutRouting,
     question_set: HeldOutQuestions,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
 ) -> list[Table]:
     """Return a table of example tokens by expert for each linear module.
 
@@ -68,7 +68,7 @@ def token_tables(
     return tables
 
 
-def _readable_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+def _readable_tokens(tokenizer: TokenizerProtocol, tokens: Sequence[int]) -> list[str]:
     """Return readable tokens; a token that is only part of a character is shown by its id."""
     special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
     texts = []

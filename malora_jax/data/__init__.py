@@ -4,95 +4,95 @@ It turns examples (text) into packed batches of tokens, and does not depend on a
 describes the examples of a task, `mixture` the training batches, `packing` the evaluation batches.
 """
 
-from malora_jax.data.benchmark_tasks import (
-    Benchmark,
-    benchmark,
-    benchmark_settings,
-    is_benchmark,
+from malora_jax.data.dataset_tasks import (
+    DatasetTask,
+    dataset_settings,
+    dataset_task,
+    is_public_dataset,
 )
-from malora_jax.data.benchmarks import DATASETS, get_dataset
-from malora_jax.data.describe import describe_drawing, describe_split
-from malora_jax.data.drawing import Drawing, count_drawn
+from malora_jax.data.datasets import DATASETS, get_dataset
+from malora_jax.data.describe import describe_draws, describe_split
 from malora_jax.data.encoding import (
     encode_completion,
     encode_example,
     encode_prompt,
-    end_id,
+    end_token_id,
     with_bos,
 )
 from malora_jax.data.examples import Example
 from malora_jax.data.file_tasks import FileTask, file_digests, file_tasks
-from malora_jax.data.fitting import Size, measure_examples, shortened
 from malora_jax.data.mixture import mixture_shares, train_iterator
 from malora_jax.data.packing import packed_batches
+from malora_jax.data.packing_simulation import DrawCounts, count_drawn_examples
 from malora_jax.data.reasoning_gym_tasks import ReasoningGymSource
 from malora_jax.data.scorers import exact_match
 from malora_jax.data.scoring import (
-    GeneratedScoring,
+    GenerationScoring,
     LikelihoodScoring,
     ProgramScoring,
     Scoring,
 )
-from malora_jax.data.splits import Split, TaskProtocol, without_kept_questions
+from malora_jax.data.splits import TaskProtocol, TaskSplit, drop_leaked_questions
 from malora_jax.data.store import Store, check_sources, open_store
 from malora_jax.data.streams import RowStreams
 from malora_jax.data.tasks import (
     Source,
     Task,
     get_task,
-    register,
+    register_task,
     take_distinct,
     task_names,
 )
 from malora_jax.data.templates import Template, get_template
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.token_counts import TokenCounts, measure_examples, truncate_conversation
+from malora_jax.data.tokenizer import TokenizerProtocol
 
 __all__ = [
     'DATASETS',
-    'Benchmark',
-    'Drawing',
+    'DatasetTask',
+    'DrawCounts',
     'Example',
     'FileTask',
-    'GeneratedScoring',
+    'GenerationScoring',
     'LikelihoodScoring',
     'ProgramScoring',
     'ReasoningGymSource',
     'RowStreams',
     'Scoring',
-    'Size',
     'Source',
-    'Split',
     'Store',
     'Task',
     'TaskProtocol',
+    'TaskSplit',
     'Template',
-    'Tokenizer',
-    'benchmark',
-    'benchmark_settings',
+    'TokenCounts',
+    'TokenizerProtocol',
     'check_sources',
-    'count_drawn',
-    'describe_drawing',
+    'count_drawn_examples',
+    'dataset_settings',
+    'dataset_task',
+    'describe_draws',
     'describe_split',
+    'drop_leaked_questions',
     'encode_completion',
     'encode_example',
     'encode_prompt',
-    'end_id',
+    'end_token_id',
     'exact_match',
     'file_digests',
     'file_tasks',
     'get_dataset',
     'get_task',
     'get_template',
-    'is_benchmark',
+    'is_public_dataset',
     'measure_examples',
     'mixture_shares',
     'open_store',
     'packed_batches',
-    'register',
-    'shortened',
+    'register_task',
     'take_distinct',
     'task_names',
     'train_iterator',
+    'truncate_conversation',
     'with_bos',
-    'without_kept_questions',
 ]

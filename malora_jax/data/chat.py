@@ -15,25 +15,25 @@ from malora_jax.errors import UserError
 
 # Templates that print today's date always get this one, the default of Llama 3's template, so that
 # runs are reproducible.
-TODAY = datetime.date(2024, 7, 26)
+FIXED_DATE = datetime.date(2024, 7, 26)
 
 # Values of optional template variables. `enable_thinking` turns off the reasoning text of models
 # that think before they answer.
 VARIABLES = {
-    'date_string': TODAY.strftime('%d %b %Y'),
+    'date_string': FIXED_DATE.strftime('%d %b %Y'),
     'enable_thinking': False,
     'tools': None,
     'documents': None,
 }
 
-_INSTEAD = "set data.template to 'plain' or 'chatml'"
+_REMEDY = "set data.template to 'plain' or 'chatml'"
 
 
-class Chat:
+class ChatRenderer:
     """A compiled chat template that renders a question and its answer.
 
     Attributes:
-        end: Special token with which the template ends an answer.
+        end_token: Special token with which the template ends an answer.
     """
 
     def __init__(self, source: str, named_tokens: dict[str, str], special_tokens: frozenset[str]):
@@ -51,11 +51,11 @@ class Chat:
         """
         self._variables = {**VARIABLES, **named_tokens}
         try:
-            _environment().begin()
+            _environment().restart_timer()
             self._template = _environment().from_string(source)
         except Exception as error:  # Deeply nested templates raise errors of Python itself.
             raise UserError(
-                f"The model's chat template is broken ({_line(error)}): {_INSTEAD}."
+                f"The model's chat template is broken ({_line(error)}): {_REMEDY}."
             ) from error
         answer = 'The answer.'
         before, _, after = self._rest('The question?', answer).partition(answer)
@@ -64,9 +64,9 @@ class Chat:
         if before.strip() or not ends:
             raise UserError(
                 "The model's chat template does not write an answer as the text that follows the "
-                f'prompt, ended by a special token: {_INSTEAD}.'
+                f'prompt, ended by a special token: {_REMEDY}.'
             )
-        at, _, self.end = min(ends)
+        at, _, self.end_token = min(ends)
         self._after = after[at:]
 
     def prompt(self, question: str) -> str:
@@ -88,7 +88,7 @@ class Chat:
         if not rest.endswith(self._after):
             raise UserError(
                 f"The model's chat template does not end the answer {answer[:40]!r} with "
-                f'{self._after!r}: {_INSTEAD}.'
+                f'{self._after!r}: {_REMEDY}.'
             )
         return rest.removesuffix(self._after)
 
@@ -105,12 +105,12 @@ class Chat:
         """
         *earlier, answer, _ = messages
         said = self.completion(earlier[-1]['content'], answer['content'].lstrip(' '))
-        start = self.render(*earlier) + said + self.end
+        start = self.render(*earlier) + said + self.end_token
         whole = self.render(*messages)
         if not whole.startswith(start):
             raise UserError(
                 "The model's chat template writes an answer in another way when a question "
-                f'follows: {_INSTEAD}.'
+                f'follows: {_REMEDY}.'
             )
         return whole.removeprefix(start)
 
@@ -122,7 +122,7 @@ class Chat:
         if not whole.startswith(prompt):
             raise UserError(
                 "The model's chat template writes the prompt in another way when there is an "
-                f'answer: {_INSTEAD}.'
+                f'answer: {_REMEDY}.'
             )
         return whole.removeprefix(prompt)
 
@@ -135,15 +135,15 @@ class Chat:
         Raises:
             UserError: The template cannot be rendered.
         """
-        prompts = messages[-1]['role'] == 'user'
+        ends_with_user = messages[-1]['role'] == 'user'
         try:
-            _environment().begin()
+            _environment().restart_timer()
             return self._template.render(
-                messages=list(messages), add_generation_prompt=prompts, **self._variables
+                messages=list(messages), add_generation_prompt=ends_with_user, **self._variables
             )
         except Exception as error:  # A template is a program and may raise any exception.
             raise UserError(
-                f"The model's chat template fails ({_line(error)}): {_INSTEAD}."
+                f"The model's chat template fails ({_line(error)}): {_REMEDY}."
             ) from error
 
 
@@ -155,7 +155,7 @@ def _environment() -> LimitedEnvironment:
     )
     environment.add_filter('tojson', _to_json)
     environment.globals['raise_exception'] = _raise
-    environment.globals['strftime_now'] = TODAY.strftime
+    environment.globals['strftime_now'] = FIXED_DATE.strftime
     return environment
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from malora_jax.data.drawing import Drawing
-from malora_jax.data.fitting import Size
-from malora_jax.data.splits import Split
+from malora_jax.data.packing_simulation import DrawCounts
+from malora_jax.data.splits import TaskSplit
+from malora_jax.data.token_counts import TokenCounts
 
 
-def describe_split(split: Split, size: Size) -> str:
+def describe_split(split: TaskSplit, size: TokenCounts) -> str:
     """Return one line that says what was read for a task and how it was split.
 
     For example::
@@ -45,8 +45,8 @@ def describe_split(split: Split, size: Size) -> str:
     return f'{split.task_name}: {", ".join(parts)}.'
 
 
-def describe_drawing(
-    drawing: Drawing, splits: Sequence[Split], steps: int, rows: int, sequence_length: int
+def describe_draws(
+    draws: DrawCounts, splits: Sequence[TaskSplit], steps: int, rows: int, sequence_length: int
 ) -> str:
     """Return one line with the steps of a run, the fill of its rows and the examples it draws.
 
@@ -55,16 +55,16 @@ def describe_drawing(
         print(describe_drawing(drawing, splits, steps=500, rows=32, sequence_length=256))
 
     Args:
-        drawing: Counts of the first steps of the run, or of all of them.
+        draws: Counts of the first steps of the run, or of all of them.
         splits: Splits of the tasks, in the order of the counts.
         steps: Number of optimizer steps of the run.
         rows: Number of packed rows per step.
         sequence_length: T, the number of tokens per packed row.
     """
-    whole, about = steps / drawing.steps, '' if drawing.steps == steps else 'about '
+    scale, approximately = steps / draws.steps, '' if draws.steps == steps else 'about '
     by_task = {
-        split.task_name: (count * whole, len(split.train))
-        for split, count in zip(splits, drawing.examples, strict=True)
+        split.task_name: (count * scale, len(split.train))
+        for split, count in zip(splits, draws.examples, strict=True)
         if split.train
     }
     drawn, examples = (sum(each) for each in zip(*by_task.values(), strict=True))
@@ -72,7 +72,7 @@ def describe_drawing(
         f'{name} {count:,.0f} ({count / size:.2f})' for name, (count, size) in by_task.items()
     )
     return (
-        f'{steps:,} steps of {rows:,} rows of {sequence_length:,} tokens, {about}'
-        f'{100 * drawing.fill:.1f}% full, draw {about}{drawn:,.0f} examples '
+        f'{steps:,} steps of {rows:,} rows of {sequence_length:,} tokens, {approximately}'
+        f'{100 * draws.packing_efficiency:.1f}% full, draw {approximately}{drawn:,.0f} examples '
         f'({drawn / examples:.2f} epochs): {tasks}.'
     )

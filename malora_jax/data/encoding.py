@@ -13,11 +13,11 @@ import numpy as np
 
 from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.tokenizer import TokenizerProtocol
 from malora_jax.errors import UserError
 
 
-def end_id(tokenizer: Tokenizer, template: Template) -> int:
+def end_token_id(tokenizer: TokenizerProtocol, template: Template) -> int:
     """Return the ID of the token that ends an answer.
 
     For example::
@@ -27,7 +27,7 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     Raises:
         UserError: The template's end token is not in the tokenizer's vocabulary.
     """
-    end = template.end(tokenizer)
+    end = template.get_end_token(tokenizer)
     if end is None:
         return tokenizer.eos_id
     token = tokenizer.token_to_id(end)
@@ -52,10 +52,10 @@ class Turn(NamedTuple):
 
 
 def encode_prompt(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
     template: Template,
     question: str,
-    earlier: Sequence[tuple[str, str]] = (),
+    history: Sequence[tuple[str, str]] = (),
 ) -> list[int]:
     """Return the token IDs of the prompt for generation, identical to those in training.
 
@@ -70,19 +70,19 @@ def encode_prompt(
         tokenizer: Tokenizer of the model.
         template: Prompt template.
         question: Question that the model should answer.
-        earlier: Questions and answers of the turns before it.
+        history: Questions and answers of the turns before it.
 
     Raises:
         UserError: The template does not suit the tokenizer, or does not support several turns.
     """
-    if earlier:
-        *before, last = earlier
+    if history:
+        *before, last = history
         turns = encode_turns(tokenizer, template, Example(*last, {}, tuple(before)))
-        return _joined(turns) + _next_prompt(tokenizer, template, earlier, question)
+        return _joined(turns) + _next_prompt(tokenizer, template, history, question)
     return with_bos(tokenizer, tokenizer.encode(template.prompt(tokenizer, question)))
 
 
-def with_bos(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+def with_bos(tokenizer: TokenizerProtocol, tokens: list[int]) -> list[int]:
     """Return the tokens of a text with a BOS token in front, if the tokenizer uses one.
 
     For example::
@@ -94,7 +94,9 @@ def with_bos(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     return [tokenizer.bos_id, *tokens]
 
 
-def encode_completion(tokenizer: Tokenizer, template: Template, example: Example) -> list[int]:
+def encode_completion(
+    tokenizer: TokenizerProtocol, template: Template, example: Example
+) -> list[int]:
     """Return the token IDs that should follow the prompt, without the token that ends the answer.
 
     The completion is tokenized separately from the prompt. Otherwise the last token of the prompt
@@ -110,14 +112,14 @@ def encode_completion(tokenizer: Tokenizer, template: Template, example: Example
     return tokenizer.encode(completion, continues=True)
 
 
-def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> list[Turn]:
+def encode_turns(tokenizer: TokenizerProtocol, template: Template, example: Example) -> list[Turn]:
     """Return all turns of an example as tokens, from the beginning of the text.
 
     Raises:
         UserError: The template does not suit the tokenizer, or does not support several turns.
     """
-    end = end_id(tokenizer, template)
-    texts = (*example.earlier, (example.question, example.answer))
+    end = end_token_id(tokenizer, template)
+    texts = (*example.history, (example.question, example.answer))
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(texts):
         if number:
@@ -129,12 +131,12 @@ def encode_turns(tokenizer: Tokenizer, template: Template, example: Example) -> 
     return turns
 
 
-def positions_of(turns: Sequence[Turn]) -> int:
+def count_positions(turns: Sequence[Turn]) -> int:
     """Return T, the number of positions that the turns take together."""
     return sum(len(part) for turn in turns for part in turn) - 1
 
 
-def cut_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
+def truncate_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
     """Truncate turns to at most `max_length` positions.
 
     The last turns are dropped first, because they refer to what was said before. If the first turn
@@ -147,16 +149,16 @@ def cut_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> lis
         max_length: Maximum number of positions, T.
         bos_id: ID of the BOS token, or None.
     """
-    kept = list(turns)
-    while len(kept) > 1 and positions_of(kept) > max_length:
-        kept.pop()
-    if positions_of(kept) > max_length:
-        kept = [Turn(*_cut(*kept[0], max_length + 1, bos_id))]
-    return kept
+    remaining = list(turns)
+    while len(remaining) > 1 and count_positions(remaining) > max_length:
+        remaining.pop()
+    if count_positions(remaining) > max_length:
+        remaining = [Turn(*_truncate_turn(*remaining[0], max_length + 1, bos_id))]
+    return remaining
 
 
 def encode_example(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
     template: Template,
     example: Example,
     task_id: int,
@@ -177,8 +179,8 @@ def encode_example(
         example: Question and answer, with the turns before them, if any.
         task_id: Index of the task in the mixture.
         max_length: Maximum number of positions of the example.
-        truncate: Whether to truncate a longer example, as `cut_turns` does, instead of raising an
-            error.
+        truncate: Whether to truncate a longer example, as `truncate_turns` does, instead of raising
+            an error.
 
     Returns:
         int32 arrays `inputs`, `targets` (the next token of each input) and `task_ids`, and the
@@ -189,34 +191,34 @@ def encode_example(
             does not suit the tokenizer.
     """
     turns = encode_turns(tokenizer, template, example)
-    needed = positions_of(turns)
+    needed = count_positions(turns)
     if needed > max_length:
         if not truncate:
             raise UserError(
                 f'data.sequence_length is {max_length}; it must be at least {needed} for the '
-                f'example {example.opening[:40]!r}.'
+                f'example {example.first_question[:40]!r}.'
             )
-        turns = cut_turns(turns, max_length, tokenizer.bos_id)
+        turns = truncate_turns(turns, max_length, tokenizer.bos_id)
     tokens = np.array(_joined(turns), np.int32)
-    learnt = [np.repeat(np.array([0, 1], np.float32), [*map(len, turn)]) for turn in turns]
+    loss_masks = [np.repeat(np.array([0, 1], np.float32), [*map(len, turn)]) for turn in turns]
     return {
         'inputs': tokens[:-1],
         'targets': tokens[1:],
-        'loss_mask': np.concatenate(learnt)[1:],
+        'loss_mask': np.concatenate(loss_masks)[1:],
         'task_ids': np.full(len(tokens) - 1, task_id, np.int32),
     }
 
 
 def _next_prompt(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
     template: Template,
-    earlier: Sequence[tuple[str, str]],
+    history: Sequence[tuple[str, str]],
     question: str,
 ) -> list[int]:
     """Return the tokens between the end of the last answer and the model's next turn."""
     messages = [
         {'role': role, 'content': text}
-        for turn in earlier
+        for turn in history
         for role, text in zip(('user', 'assistant'), turn, strict=True)
     ]
     messages.append({'role': 'user', 'content': question})
@@ -227,7 +229,7 @@ def _joined(turns: Sequence[Turn]) -> list[int]:
     return [token for turn in turns for part in turn for token in part]
 
 
-def _cut(
+def _truncate_turn(
     prompt: list[int], answer: list[int], length: int, bos_id: int | None
 ) -> tuple[list[int], list[int]]:
     """Truncate a prompt and an answer to `length` tokens together; they must have more."""

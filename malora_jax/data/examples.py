@@ -17,19 +17,19 @@ class Example:
         question: Question of the user, without any template.
         answer: Expected answer of the model; a scorer may accept other answers too.
         metadata: Other data that the task's scorer needs.
-        earlier: Earlier turns, each a question and its answer. Their answers are trained on too. In
+        history: Earlier turns, each a question and its answer. Their answers are trained on too. In
             evaluation, they are given to the model as its own earlier answers.
     """
 
     question: str
     answer: str
     metadata: Mapping[str, Any]
-    earlier: tuple[tuple[str, str], ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
 
     @property
-    def opening(self) -> str:
+    def first_question(self) -> str:
         """Question of the first turn."""
-        return self.earlier[0][0] if self.earlier else self.question
+        return self.history[0][0] if self.history else self.question
 
 
 def question_key(question: str) -> str:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malora_jax.data.rows import Row, is_utf_8
+from malora_jax.data.file_rows import Row, is_utf_8
 from malora_jax.errors import UserError, unknown_name
 
 _NUMBERS = (int, float, decimal.Decimal)
@@ -48,7 +48,7 @@ def fill_pattern(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> s
     values = {name: _value(name, setting, row) for _, name in pieces if name}
     if not any(value.strip() for value in values.values()):
         names = ' and '.join(repr(name) for name in values)
-        raise UserError(f'{row.place}: nothing is in {names}, so {setting} is empty.')
+        raise UserError(f'{row.location}: nothing is in {names}, so {setting} is empty.')
     return ''.join(text + values.get(name, '') for text, name in pieces)
 
 
@@ -57,7 +57,7 @@ def _value(name: str, setting: str, row: Row) -> str:
     if name not in row.fields:
         # Without a header, the first data row is taken for the names, so they may be long.
         known = [field if len(field) <= 40 else f'{field[:40]}…' for field in row.fields]
-        raise UserError(f'{row.place}: {unknown_name(setting, name, known)}')
+        raise UserError(f'{row.location}: {unknown_name(setting, name, known)}')
     value = row.fields[name]
     if isinstance(value, bool):
         return json.dumps(value)
@@ -65,10 +65,10 @@ def _value(name: str, setting: str, row: Row) -> str:
         return str(value)
     if not isinstance(value, str):
         raise UserError(
-            f'{row.place}: field {name!r} is {_kind(value)}; it must be text or a number.'
+            f'{row.location}: field {name!r} is {_kind(value)}; it must be text or a number.'
         )
     if not is_utf_8(value):
-        raise UserError(f'{row.place}: field {name!r} is not UTF-8: save the file as UTF-8.')
+        raise UserError(f'{row.location}: field {name!r} is not UTF-8: save the file as UTF-8.')
     return value
 
 

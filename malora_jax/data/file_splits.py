@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from malora_jax.data.examples import Example, question_key
-from malora_jax.data.splits import Split, TaskProtocol
+from malora_jax.data.splits import TaskProtocol, TaskSplit
 from malora_jax.errors import UserError
 
 _Groups = Mapping[str, Sequence[Example]]
@@ -42,13 +42,13 @@ class FileExamples(NamedTuple):
 
 def split_examples(
     task: TaskProtocol,
-    read: FileExamples,
+    file_examples: FileExamples,
     test: FileExamples | None,
     seed: int,
     max_per_task: int,
     held_out: int,
     validation: int,
-) -> Split:
+) -> TaskSplit:
     """Split the examples of a file, or of a file and its test file.
 
     A held-out or validation question is asked once, and each of its answers in the file is
@@ -56,7 +56,7 @@ def split_examples(
 
     Args:
         task: Task that the split belongs to.
-        read: Examples of its file.
+        file_examples: Examples of its file.
         test: Examples of its test file, or None.
         seed: Seed of the run; each seed holds out different questions.
         max_per_task: Maximum number of training questions, with all their rows; 0 = all.
@@ -70,29 +70,37 @@ def split_examples(
     Raises:
         UserError: The file has too few questions, or shares questions with its test file.
     """
-    questions = _by_question(read.examples)
-    origin = {'file': read.file, 'rows': read.rows, 'dropped_duplicates': read.duplicates}
+    questions = _by_question(file_examples.examples)
+    origin = {
+        'file': file_examples.file,
+        'rows': file_examples.rows,
+        'dropped_duplicates': file_examples.duplicates,
+    }
     order = _ranked(questions, seed)
     if test:
-        tested = _by_question(test.examples)
-        _check_leak(task.name, (read.file, questions), (test.file, tested))
+        test_questions = _by_question(test.examples)
+        _check_leak(task.name, (file_examples.file, questions), (test.file, test_questions))
         origin |= {'test_file': test.file, 'test_rows': test.rows}
-        held = [_asked(tested[key]) for key in _ranked(tested, seed)[:held_out]]
-        kept = 0
+        held_out_examples = [
+            _merge_answers(test_questions[key]) for key in _ranked(test_questions, seed)[:held_out]
+        ]
+        num_held_out = 0
     else:
-        held = [_asked(questions[key]) for key in order[:held_out]]
-        kept = held_out
-    _check_size(read.file, len(order), kept, validation)
-    chosen = [_asked(questions[key]) for key in order[kept : kept + validation]]
-    rest = order[kept + validation :][: max_per_task or None]
+        held_out_examples = [_merge_answers(questions[key]) for key in order[:held_out]]
+        num_held_out = held_out
+    _check_size(file_examples.file, len(order), num_held_out, validation)
+    validation_examples = [
+        _merge_answers(questions[key]) for key in order[num_held_out : num_held_out + validation]
+    ]
+    rest = order[num_held_out + validation :][: max_per_task or None]
     train = [example for key in rest for example in questions[key]]
-    return Split(task, train, held, len(order), chosen, origin)
+    return TaskSplit(task, train, held_out_examples, len(order), validation_examples, origin)
 
 
 def _by_question(examples: Sequence[Example]) -> dict[str, list[Example]]:
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(question_key(example.opening), []).append(example)
+        groups.setdefault(question_key(example.first_question), []).append(example)
     return groups
 
 
@@ -100,10 +108,10 @@ def _ranked(questions: _Groups, seed: int) -> list[str]:
     return sorted(questions, key=lambda key: hashlib.sha256(f'{seed}/{key}'.encode()).digest())
 
 
-def _asked(rows: Sequence[Example]) -> Example:
+def _merge_answers(rows: Sequence[Example]) -> Example:
     """Return the first row's question with the answers of all rows that ask exactly the same."""
     first = rows[0]
-    same = [row for row in rows if (row.earlier, row.question) == (first.earlier, first.question)]
+    same = [row for row in rows if (row.history, row.question) == (first.history, first.question)]
     answers = tuple(row.answer for row in same)
     return dataclasses.replace(first, metadata={**first.metadata, 'answers': answers})
 
@@ -123,8 +131,8 @@ def _check_leak(name: str, training: tuple[str, _Groups], testing: tuple[str, _G
 def _check_size(path: str, distinct: int, held_out: int, validation: int) -> None:
     needed = 2 * (held_out + validation)
     if distinct < needed:
-        kept = f'data.held_out = {held_out} and ' if held_out else ''
+        held_out_text = f'data.held_out = {held_out} and ' if held_out else ''
         raise UserError(
-            f'{path} has {distinct:,} distinct questions; it needs {needed:,} for {kept}'
+            f'{path} has {distinct:,} distinct questions; it needs {needed:,} for {held_out_text}'
             f'data.validation = {validation}, as half of them must be left to train on.'
         )

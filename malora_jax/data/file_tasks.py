@@ -10,11 +10,11 @@ import tqdm
 from malora_jax import buckets
 from malora_jax.data.examples import Example
 from malora_jax.data.field_patterns import fill_pattern, parse_pattern
+from malora_jax.data.file_rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
 from malora_jax.data.file_splits import FileExamples, split_examples
-from malora_jax.data.rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
 from malora_jax.data.scorers import SCORERS
-from malora_jax.data.scoring import GeneratedScoring
-from malora_jax.data.splits import Split
+from malora_jax.data.scoring import GenerationScoring
+from malora_jax.data.splits import TaskSplit
 from malora_jax.errors import UserError, unknown_name
 
 
@@ -64,9 +64,9 @@ class FileTask:
             raise unknown_name('data.scorer', self.scorer, SCORERS)
 
     @property
-    def scoring(self) -> GeneratedScoring:
+    def scoring(self) -> GenerationScoring:
         """Scoring rule: the model generates an answer in the run's template."""
-        return GeneratedScoring(self.scorer, self.scorer, self.score)
+        return GenerationScoring(self.scorer, self.scorer, self.score)
 
     def score(self, prediction: str, example: Example) -> float:
         """Return the best score over all `answers` that the file has for the question."""
@@ -75,7 +75,7 @@ class FileTask:
             for answer in example.metadata['answers']
         )
 
-    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> TaskSplit:
         """Read the file and its test file, if any, and split the examples as in `split_examples`.
 
         Args:
@@ -87,9 +87,9 @@ class FileTask:
         Raises:
             UserError: A file is broken, too small, or shares questions with its test file.
         """
-        read = read_examples(self, self.path)
+        examples = read_examples(self, self.path)
         test = read_examples(self, self.test_file) if self.test_file else None
-        return split_examples(self, read, test, seed, max_per_task, held_out, validation)
+        return split_examples(self, examples, test, seed, max_per_task, held_out, validation)
 
 
 _SETTINGS = ('question_field', 'answer_field', 'scorer', 'test_file', 'turns_field')
@@ -163,29 +163,32 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
     """
     examples: dict[tuple[tuple[str, str], ...], Example] = {}
     rows = 0
-    path = expanded(file)
+    path = local_path(file)
     read_row = _turns_reader(task) if task.turns_field else _pattern_reader(task)
     for row in tqdm.tqdm(read_rows(path), f'read {path.name}', unit=' rows', delay=1.0):
         rows += 1
         example = read_row(row)
         if not SCORERS[task.scorer](example.answer, example):
             raise UserError(
-                f'{row.place}: scorer {task.scorer!r} would never count the answer '
+                f'{row.location}: scorer {task.scorer!r} would never count the answer '
                 f"{example.answer!r} as right; mend the row, or take scorer 'exact_match'."
             )
-        examples.setdefault((*example.earlier, (example.question, example.answer)), example)
+        examples.setdefault((*example.history, (example.question, example.answer)), example)
     if not rows:
         raise UserError(f'{path} has no rows.')
     return FileExamples(list(examples.values()), rows, rows - len(examples), file)
 
 
 def _pattern_reader(task: FileTask) -> Callable[[Row], Example]:
-    asked, answered = parse_pattern(task.question_field), parse_pattern(task.answer_field)
+    question_pieces, answer_pieces = (
+        parse_pattern(task.question_field),
+        parse_pattern(task.answer_field),
+    )
 
     def read(row: Row) -> Example:
-        question = fill_pattern(asked, 'question_field', row).strip()
-        answer = fill_pattern(answered, 'answer_field', row).rstrip()
-        return Example(question, answer, {'row': row.place})
+        question = fill_pattern(question_pieces, 'question_field', row).strip()
+        answer = fill_pattern(answer_pieces, 'answer_field', row).rstrip()
+        return Example(question, answer, {'row': row.location})
 
     return read
 
@@ -195,21 +198,21 @@ def _turns_reader(task: FileTask) -> Callable[[Row], Example]:
         texts = row.fields.get(task.turns_field)
         if not isinstance(texts, list) or not texts or len(texts) % 2:
             raise UserError(
-                f'{row.place}: field {task.turns_field!r} must be a list of texts, of the user and '
-                'the model in turn, so an even number of them.'
+                f'{row.location}: field {task.turns_field!r} must be a list of texts, of the user '
+                'and the model in turn, so an even number of them.'
             )
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str) or not text.strip() or not is_utf_8(text):
                 raise UserError(
-                    f'{row.place}: text {number} of {task.turns_field!r} must be text, not empty, '
-                    'and UTF-8.'
+                    f'{row.location}: text {number} of {task.turns_field!r} must be text, not '
+                    'empty, and UTF-8.'
                 )
         turns = [
             (question.strip(), answer.rstrip())
             for question, answer in zip(texts[::2], texts[1::2], strict=True)
         ]
         *earlier, (question, answer) = turns
-        return Example(question, answer, {'row': row.place}, tuple(earlier))
+        return Example(question, answer, {'row': row.location}, tuple(earlier))
 
     return read
 
@@ -226,14 +229,14 @@ def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
     """
     digests = {}
     for file in [file for task in tasks for file in (task.path, task.test_file) if file]:
-        path = expanded(file)
+        path = local_path(file)
         check_file(path)
         with path.open('rb') as content:
             digests[file] = hashlib.file_digest(content, 'sha256').hexdigest()
     return digests
 
 
-def expanded(file: str) -> pathlib.Path:
+def local_path(file: str) -> pathlib.Path:
     """Return the local path of a file in a config; a file in a bucket is copied first.
 
     Raises:
@@ -249,14 +252,14 @@ def _with_answer(example: Example, answer: str) -> Example:
 
 
 def _name_and_path(entry: str) -> tuple[str, str]:
-    name, found, path = entry.partition('=')
-    return (name, path) if found else (pathlib.PurePath(entry).stem, entry)
+    name, equals, path = entry.partition('=')
+    return (name, path) if equals else (pathlib.PurePath(entry).stem, entry)
 
 
 def _setting(entry: str) -> tuple[str, str, str]:
-    left, found, value = entry.partition('=')
+    left, equals, value = entry.partition('=')
     name, dot, field = left.rpartition('.')
-    if not (found and dot):
+    if not (equals and dot):
         raise UserError(
             f"data.file_settings: {entry!r} is not of the form 'TASK.FIELD=VALUE', such as "
             "'faq.question_field=title'."

@@ -12,10 +12,10 @@ from malora_jax.data.encoding import encode_example
 from malora_jax.data.examples import Example
 from malora_jax.data.packing import pack
 from malora_jax.data.seeds import stable_seed
-from malora_jax.data.splits import Split
+from malora_jax.data.splits import TaskSplit
 from malora_jax.data.streams import RowStreams
 from malora_jax.data.templates import Template
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.tokenizer import TokenizerProtocol
 from malora_jax.errors import UserError
 
 # Number of examples that each worker thread may prefetch.
@@ -26,7 +26,7 @@ _READ_AHEAD = 64
 class _Encode(grain.transforms.Map):
     """Grain transform that applies `encode_example`, so that examples are tokenized when drawn."""
 
-    tokenizer: Tokenizer
+    tokenizer: TokenizerProtocol
     template: Template
     task_id: int
     sequence_length: int
@@ -44,8 +44,8 @@ class _Encode(grain.transforms.Map):
 
 
 def train_iterator(
-    splits: Sequence[Split],
-    tokenizer: Tokenizer,
+    splits: Sequence[TaskSplit],
+    tokenizer: TokenizerProtocol,
     template: Template,
     *,
     sequence_length: int,
@@ -55,14 +55,15 @@ def train_iterator(
     truncate: bool = False,
     workers: int = 0,
     streams: int = 1,
-    read: Collection[int] | None = None,
-    saved: Collection[int] | None = None,
+    read_streams: Collection[int] | None = None,
+    saved_streams: Collection[int] | None = None,
 ) -> RowStreams:
     """Return endless batches of packed training examples from several tasks.
 
-    Each task is reshuffled for every pass over its examples. All arguments except `workers`, `read`
-    and `saved` determine the order. The iterator can be checkpointed: `get_state()` returns a small
-    dict for JSON, and a new iterator continues at exactly the same place after `set_state()`.
+    Each task is reshuffled for every pass over its examples. All arguments except `workers`,
+    `read_streams` and `saved_streams` determine the order. The iterator can be checkpointed:
+    `get_state()` returns a small dict for JSON, and a new iterator continues at exactly the same
+    place after `set_state()`.
 
     For example, with two tasks drawn equally often::
 
@@ -87,9 +88,9 @@ def train_iterator(
             order and the state are the same for any number.
         streams: S, the number of independent streams, a divisor of B. Examples are dealt to the
             streams in turn, and each stream packs rows of its own.
-        read: Indices of the streams that this process reads; None = all.
-        saved: Indices of the streams whose position this process saves in checkpoints; None = all
-            that it reads.
+        read_streams: Indices of the streams that this process reads; None = all.
+        saved_streams: Indices of the streams whose position this process saves in checkpoints; None
+            = all that it reads.
 
     Returns:
         An iterator over dicts of arrays of shape (B, T): int32 `inputs`, `targets`, `task_ids`,
@@ -97,7 +98,7 @@ def train_iterator(
         padding, where all other arrays are 0 too.
     """
     tasks = [
-        shuffled(split.task_name, split.train, seed).map(
+        shuffle_and_repeat(split.task_name, split.train, seed).map(
             _Encode(tokenizer, template, task_id, sequence_length, truncate)
         )
         for task_id, split in enumerate(splits)
@@ -118,13 +119,15 @@ def train_iterator(
         )
         return iter(rows.batch(batch_size // streams, drop_remainder=True))
 
-    wanted = range(streams) if read is None else read
+    stream_indices = range(streams) if read_streams is None else read_streams
     return RowStreams(
-        {number: stream(number) for number in wanted}, streams, None if saved is None else {*saved}
+        {number: stream(number) for number in stream_indices},
+        streams,
+        None if saved_streams is None else {*saved_streams},
     )
 
 
-def shuffled(task_name: str, examples: Sequence[Any], seed: int) -> grain.MapDataset:
+def shuffle_and_repeat(task_name: str, examples: Sequence[Any], seed: int) -> grain.MapDataset:
     """Return the endless sequence of a task's examples, reshuffled for each epoch."""
     source = grain.MapDataset.source(examples).seed(stable_seed('shuffle', task_name, seed))
     return source.shuffle().repeat()
@@ -176,7 +179,7 @@ class _Interleaving:
 
 
 def mixture_shares(
-    splits: Sequence[Split], weights: Sequence[float], size_exponent: float
+    splits: Sequence[TaskSplit], weights: Sequence[float], size_exponent: float
 ) -> list[float]:
     """Return the share of each task among the drawn examples.
 
@@ -203,9 +206,11 @@ def mixture_shares(
             f'weights must be one positive number for each task ({", ".join(trained)}), not '
             f'{tuple(weights)}.'
         )
-    given = dict(zip(trained, weights, strict=True)) if weights else {}
+    weight_by_task = dict(zip(trained, weights, strict=True)) if weights else {}
     relative = [
-        given.get(split.task_name, len(split.train) ** size_exponent) if split.train else 0.0
+        weight_by_task.get(split.task_name, len(split.train) ** size_exponent)
+        if split.train
+        else 0.0
         for split in splits
     ]
     return [share / sum(relative) for share in relative]

@@ -13,7 +13,7 @@ import numpy as np
 from malora_jax.data.encoding import encode_example
 from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.tokenizer import TokenizerProtocol
 
 # Data in memory needs no reader threads.
 IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -21,7 +21,7 @@ IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Number of rows (bins) that are filled at the same time. More rows leave less padding, but take
 # longer to repack on resume. With short examples and T = 256, 8 rows at a time fill 94% of the
 # positions and 64 rows fill 96%.
-_OPEN_ROWS = 64
+_NUM_PACKING_BINS = 64
 
 _FEATURES = ('inputs', 'targets', 'loss_mask', 'task_ids')
 
@@ -46,11 +46,11 @@ def pack(
     rows = grain.experimental.BestFitPackIterDataset(
         examples,
         length_struct=dict.fromkeys(_FEATURES, sequence_length),
-        num_packing_bins=_OPEN_ROWS,
+        num_packing_bins=_NUM_PACKING_BINS,
         seed=seed,
         shuffle_bins=shuffle,
     )
-    return rows.map(_rename)
+    return rows.map(_drop_copies)
 
 
 def pack_lengths(
@@ -77,20 +77,20 @@ def pack_lengths(
     free: list[tuple[int, int]] = []
     for example in examples:
         length = example[1]
-        place = bisect.bisect_left(free, (length,))
-        if place == len(free):
+        best_fit = bisect.bisect_left(free, (length,))
+        if best_fit == len(free):
             order = np.random.default_rng(seed + packed).permuted(range(len(rows)))
             yield from (rows[number] for number in order)
             packed += len(rows)
-            rows = [[] for _ in range(_OPEN_ROWS)]
-            free = [(sequence_length, number) for number in range(_OPEN_ROWS)]
-            place = 0
-        left, number = free.pop(place)
+            rows = [[] for _ in range(_NUM_PACKING_BINS)]
+            free = [(sequence_length, number) for number in range(_NUM_PACKING_BINS)]
+            best_fit = 0
+        left, number = free.pop(best_fit)
         rows[number].append(example)
         bisect.insort(free, (left - length, number))
 
 
-def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _drop_copies(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keep only one copy of the segment IDs and positions, which Grain makes for every feature."""
     return {
         **{name: row[name] for name in _FEATURES},
@@ -101,7 +101,7 @@ def _rename(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def packed_batches(
     examples: Iterable[tuple[Example, int]],
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
     template: Template,
     sequence_length: int,
     batch_size: int,

@@ -24,7 +24,7 @@ from typing import Any
 
 from malora_jax.data.examples import Example
 from malora_jax.data.seeds import stable_seed
-from malora_jax.data.tasks import Task, register, take_distinct
+from malora_jax.data.tasks import Task, register_task, take_distinct
 from malora_jax.errors import UserError
 
 _DRAWS_PER_EXAMPLE = 20
@@ -144,4 +144,4 @@ def _example(entry: dict[str, Any]) -> Example:
 
 for _name, _settings in _SETTINGS.items():
     _source = ReasoningGymSource(_name, _settings)
-    register(Task(_name, _source, _source.score))
+    register_task(Task(_name, _source, _source.score))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from malora_jax.data.examples import Example
-from malora_jax.data.numbers import final_number
+from malora_jax.data.number_extraction import final_number
 
 
 def exact_match(prediction: str, example: Example) -> float:
@@ -21,7 +21,7 @@ def exact_match(prediction: str, example: Example) -> float:
     return float(prediction.strip() == example.answer.strip())
 
 
-def choice(prediction: str, example: Example) -> float:
+def choice_match(prediction: str, example: Example) -> float:
     """Return 1.0 if prediction and answer begin with the same word, else 0.0.
 
     Letter case is ignored, and so are all characters but letters and digits: 'B', '(b)' and 'B. Wet
@@ -32,7 +32,7 @@ def choice(prediction: str, example: Example) -> float:
     return float(right != '' and _first_word(prediction) == right)
 
 
-def number(prediction: str, example: Example) -> float:
+def number_match(prediction: str, example: Example) -> float:
     """Return 1.0 if prediction and answer end in the same number, else 0.0.
 
     This is the scorer of GSM8K and MGSM; `numbers.final_number` finds the number. The language is
@@ -42,12 +42,12 @@ def number(prediction: str, example: Example) -> float:
         UserError: The language is not one of MGSM's.
     """
     language = example.metadata.get('language', 'en')
-    said = final_number(prediction, language)
+    predicted = final_number(prediction, language)
     right = (final_number(answer, language) for answer in _answers(example))
-    return float(said is not None and said in right)
+    return float(predicted is not None and predicted in right)
 
 
-def letter(prediction: str, example: Example) -> float:
+def letter_match(prediction: str, example: Example) -> float:
     """Return 1.0 if prediction and answer have the same first option letter, else 0.0.
 
     This scorer is for questions whose options are labeled (A), (B), …. An option letter is
@@ -59,12 +59,12 @@ def letter(prediction: str, example: Example) -> float:
 
     UltraEval is stricter: the prediction must begin with '(B)'.
     """
-    said = _option_letter(prediction)
+    predicted = _option_letter(prediction)
     right = (_option_letter(answer) for answer in _answers(example))
-    return float(said is not None and said in right)
+    return float(predicted is not None and predicted in right)
 
 
-def label(prediction: str, example: Example) -> float:
+def label_match(prediction: str, example: Example) -> float:
     """Return 1.0 if the first label in the prediction is the right one, else 0.0.
 
     This scorer is for classes such as positive, neutral and negative, which are
@@ -74,9 +74,9 @@ def label(prediction: str, example: Example) -> float:
     """
     labels = sorted((option.strip() for option in example.metadata['options']), key=len)
     either = '|'.join(map(re.escape, reversed(labels)))
-    said = re.search(rf'(?<!\w)(?:{either})(?!\w)', prediction, re.IGNORECASE)
+    predicted = re.search(rf'(?<!\w)(?:{either})(?!\w)', prediction, re.IGNORECASE)
     right = (answer.strip().casefold() for answer in _answers(example))
-    return float(said is not None and said[0].casefold() in right)
+    return float(predicted is not None and predicted[0].casefold() in right)
 
 
 def rouge_l(prediction: str, example: Example) -> float:
@@ -92,13 +92,13 @@ def rouge_l(prediction: str, example: Example) -> float:
     return float(_rouge().score_multi(_answers(example), prediction)['rougeL'].fmeasure)
 
 
-# Scorers that a task from the user's files may name. `label` is missing because it needs options,
-# which file tasks do not have.
+# Scorers that a task from the user's files may name. `label_match` is missing because it needs
+# options, which file tasks do not have.
 SCORERS: dict[str, Callable[[str, Example], float]] = {
     'exact_match': exact_match,
-    'choice': choice,
-    'letter': letter,
-    'number': number,
+    'choice': choice_match,
+    'letter': letter_match,
+    'number': number_match,
     'rouge_l': rouge_l,
 }
 
@@ -131,8 +131,8 @@ _OPTION_LETTER = re.compile(
 
 
 def _option_letter(text: str) -> str | None:
-    found = _OPTION_LETTER.search(text)
-    return found[found.lastindex or 0].upper() if found else None
+    match = _OPTION_LETTER.search(text)
+    return match[match.lastindex or 0].upper() if match else None
 
 
 @functools.cache
@@ -140,8 +140,8 @@ def _rouge() -> Any:
     # Imported here because it imports nltk, which takes a second.
     from rouge_score import rouge_scorer, tokenizers
 
-    class Words(tokenizers.Tokenizer):
+    class WordTokenizer(tokenizers.Tokenizer):
         def tokenize(self, text: str) -> list[str]:
             return _WORD.findall(text.lower())
 
-    return rouge_scorer.RougeScorer(['rougeL'], tokenizer=Words())
+    return rouge_scorer.RougeScorer(['rougeL'], tokenizer=WordTokenizer())

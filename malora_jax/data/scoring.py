@@ -42,7 +42,7 @@ class Scoring(abc.ABC):
     max_new_tokens: int = 0
 
     @abc.abstractmethod
-    def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
+    def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
         """Return the majority baseline: the best constant answer and its mean score.
 
         Args:
@@ -68,7 +68,9 @@ class Scoring(abc.ABC):
         """
         return self.max_new_tokens or _SPARE_TOKENS + self.needed_tokens(lengths)
 
-    def record(self, template: str, limit: int, temperature: float, samples: int) -> dict[str, Any]:
+    def describe(
+        self, template: str, limit: int, temperature: float, samples: int
+    ) -> dict[str, Any]:
         """Return the description of the rule for results.
 
         Args:
@@ -102,7 +104,7 @@ class LikelihoodScoring(Scoring):
     rule: str = 'likelihood'
     metric: str = 'accuracy'
 
-    def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
+    def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
         """Return the majority baseline: the option that is right most often, and its accuracy."""
         labels = collections.Counter(example.metadata['label'] for example in held_out)
         label, count = labels.most_common(1)[0]
@@ -117,7 +119,7 @@ class LikelihoodScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class GeneratedScoring(Scoring):
+class GenerationScoring(Scoring):
     """Free-form generation: a scorer compares the generated answer with the right one.
 
     For example::
@@ -130,7 +132,7 @@ class GeneratedScoring(Scoring):
 
     score: Callable[[str, Example], float]
 
-    def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
+    def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
         """Return the majority baseline: the constant answer with the best mean score.
 
         The candidates are the most frequent right answers; of equally good ones, the first is
@@ -159,7 +161,7 @@ class ProgramScoring(Scoring):
     rule: str = 'code'
     metric: str = 'pass@1'
 
-    def constant(self, held_out: Sequence[Example]) -> tuple[str, float]:
+    def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
         """Return an empty answer with score 0, because no program solves two problems."""
         return '', 0.0
 

@@ -23,7 +23,9 @@ class TaskProtocol(Protocol):
         """Scoring rule of the held-out questions."""
         ...
 
-    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> 'Split':
+    def split(
+        self, seed: int, max_per_task: int, held_out: int, validation: int = 0
+    ) -> 'TaskSplit':
         """Return the examples for training, validation and scoring.
 
         Args:
@@ -39,7 +41,7 @@ class TaskProtocol(Protocol):
 
 
 @dataclass(frozen=True)
-class Split:
+class TaskSplit:
     """A task's examples for training, validation and scoring.
 
     The parts share no question, except in public datasets, whose training and test splits are used
@@ -49,7 +51,7 @@ class Split:
         task: Task that the examples belong to.
         train: Training examples; empty for a task that is only scored.
         held_out: Held-out examples, which are scored; empty for a task that is only trained on.
-        distinct: Number of distinct questions, or rows of a public dataset, to choose from.
+        num_available: Number of distinct questions, or rows of a public dataset, to choose from.
         validation: Examples whose loss chooses the checkpoint and decides on early stopping; may be
             empty.
         origin: Facts about the files or the dataset, for results; see `file_splits.split_examples`.
@@ -59,7 +61,7 @@ class Split:
     task: TaskProtocol
     train: Sequence[Example]
     held_out: Sequence[Example]
-    distinct: int
+    num_available: int
     validation: Sequence[Example] = field(default_factory=list)
     origin: Mapping[str, Any] = field(default_factory=dict)
     published: bool = False
@@ -69,12 +71,12 @@ class Split:
         """Name of the task."""
         return self.task.name
 
-    def constant(self) -> tuple[str, float]:
+    def majority_baseline(self) -> tuple[str, float]:
         """Return the majority baseline: the best constant answer and its mean score."""
-        return self.task.scoring.constant(self.held_out)
+        return self.task.scoring.majority_baseline(self.held_out)
 
 
-def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
+def drop_leaked_questions(splits: Sequence[TaskSplit]) -> list[TaskSplit]:
     """Remove questions that any task holds out or validates on from the training of all tasks.
 
     This prevents leakage when two files share questions. Held-out questions of any task are also
@@ -90,20 +92,25 @@ def without_kept_questions(splits: Sequence[Split]) -> list[Split]:
         UserError: A task has nothing left to train on, or to validate on.
     """
     own = [split for split in splits if not split.published]
-    held_out = {question_key(e.opening) for s in own for e in s.held_out}
-    validation = {question_key(e.opening) for s in own for e in s.validation}
-    return [s if s.published else _without(s, held_out, validation) for s in splits]
+    held_out = {question_key(e.first_question) for s in own for e in s.held_out}
+    validation = {question_key(e.first_question) for s in own for e in s.validation}
+    return [s if s.published else _drop_leaked(s, held_out, validation) for s in splits]
 
 
-def _without(split: Split, held_out: set[str], validation: set[str]) -> Split:
-    train = [e for e in split.train if question_key(e.opening) not in held_out | validation]
-    chosen = [e for e in split.validation if question_key(e.opening) not in held_out]
-    for kept, given, purpose in ((train, True, 'train'), (chosen, split.validation, 'validate')):
-        if given and not kept:
+def _drop_leaked(split: TaskSplit, held_out: set[str], validation: set[str]) -> TaskSplit:
+    train = [e for e in split.train if question_key(e.first_question) not in held_out | validation]
+    validation_examples = [
+        e for e in split.validation if question_key(e.first_question) not in held_out
+    ]
+    for remaining, needed, purpose in (
+        (train, True, 'train'),
+        (validation_examples, split.validation, 'validate'),
+    ):
+        if needed and not remaining:
             raise UserError(
                 f'Task {split.task_name!r} has nothing to {purpose} on: all its questions for that '
                 'are held out in another task.'
             )
-    dropped = len(split.train) + len(split.validation) - len(train) - len(chosen)
+    dropped = len(split.train) + len(split.validation) - len(train) - len(validation_examples)
     origin = {**split.origin, 'dropped_shared': dropped} if dropped else split.origin
-    return dataclasses.replace(split, train=train, validation=chosen, origin=origin)
+    return dataclasses.replace(split, train=train, validation=validation_examples, origin=origin)

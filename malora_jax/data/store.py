@@ -26,21 +26,21 @@ from typing import Any, TypedDict
 import tqdm
 
 from malora_jax import buckets, files, hub
-from malora_jax.data.benchmarks import BrokenRowError, Dataset, get_dataset
-from malora_jax.data.rows import check_file
-from malora_jax.data.stored_items import Items, read_items, write_items
+from malora_jax.data.datasets import BrokenRowError, Dataset, get_dataset
+from malora_jax.data.file_rows import check_file
+from malora_jax.data.stored_items import StoredItems, read_items, write_items
 from malora_jax.errors import UserError, unknown_name
 
 # Version of the storage format. A dataset of another version stays, and is prepared again next to
 # it.
 VERSION = '1.0.0'
-LOCK = 'malora_jax.lock.json'
-_BUSY = '.malora_jax.busy'
+LOCK_FILE = 'malora_jax.lock.json'
+_MUTEX_FILE = '.malora_jax.busy'
 _REMEDY = 'restore it from a copy, or choose another data.directory'
-_LOCKED = ('source', 'revision', 'sha256', 'rows', 'left_out')
+_LOCK_FIELDS = ('source', 'revision', 'sha256', 'rows', 'left_out')
 
 
-class _Lock(TypedDict):
+class _LockEntry(TypedDict):
     source: str
     revision: str | None
     sha256: dict[str, list[str]]
@@ -77,7 +77,7 @@ class Store:
     @property
     def lock_path(self) -> pathlib.Path:
         """Path of the lock file."""
-        return self.directory / LOCK
+        return self.directory / LOCK_FILE
 
     def prepare(self, dataset: Dataset) -> None:
         """Prepare a dataset, unless it is stored already, and check it against the lock file.
@@ -91,13 +91,16 @@ class Store:
         if not self._is_prepared(dataset):
             if self.directory.exists() and not self.directory.is_dir():
                 raise UserError(f'data.directory: {self.directory} is not a directory.')
-            with files.removed_if_refused(self.directory, _BUSY), _alone(self.directory):
+            with (
+                files.removed_if_refused(self.directory, _MUTEX_FILE),
+                _exclusive_lock(self.directory),
+            ):
                 if not self._is_prepared(dataset):
                     self._prepare(dataset)
                     buckets.push()
         self._check_prepared(dataset)
 
-    def items(self, dataset: Dataset, split: str) -> Items:
+    def items(self, dataset: Dataset, split: str) -> StoredItems:
         """Return a split of a prepared dataset.
 
         Raises:
@@ -109,7 +112,7 @@ class Store:
                 f'Dataset {dataset.name!r} is not prepared in {self.directory}: run '
                 'python -m experiments.prepare with the same config.'
             )
-        path, rows = self._path(dataset), self.lock(dataset)['rows']
+        path, rows = self._path(dataset), self.lock_entry(dataset)['rows']
         if split not in rows:
             raise UserError(
                 f'{path} has no split {split!r}, only {" and ".join(rows)}: name a file for it in '
@@ -118,28 +121,28 @@ class Store:
         items = read_items(path, split)
         if len(items) != rows[split]:
             raise UserError(
-                f'{path} has {len(items):,} rows in its split {split!r}, and {LOCK} says '
+                f'{path} has {len(items):,} rows in its split {split!r}, and {LOCK_FILE} says '
                 f'{rows[split]:,}: remove that directory, and it is prepared anew.'
             )
         return items
 
-    def lock(self, dataset: Dataset) -> dict[str, Any]:
+    def lock_entry(self, dataset: Dataset) -> dict[str, Any]:
         """Return the dataset's entry in the lock file; {} if there is none.
 
         Raises:
             UserError: The file is not a valid lock file.
         """
-        return self._locks().get(dataset.name, {})
+        return self._lock_entries().get(dataset.name, {})
 
-    def _locks(self) -> dict[str, dict[str, Any]]:
+    def _lock_entries(self) -> dict[str, dict[str, Any]]:
         path = self.lock_path
-        return files.read_json(path, dict[str, _Lock], _REMEDY) if path.exists() else {}
+        return files.read_json(path, dict[str, _LockEntry], _REMEDY) if path.exists() else {}
 
     def _path(self, dataset: Dataset) -> pathlib.Path:
         return self.directory / f'malora_{dataset.name}' / VERSION
 
     def _is_prepared(self, dataset: Dataset) -> bool:
-        return self._path(dataset).is_dir() and bool(self.lock(dataset))
+        return self._path(dataset).is_dir() and bool(self.lock_entry(dataset))
 
     def _local(self, dataset: Dataset) -> dict[str, str]:
         """Return the path of the local file of each split that has one."""
@@ -157,13 +160,13 @@ class Store:
         return dataset.repository
 
     def _prepare(self, dataset: Dataset) -> None:
-        lock = self.lock(dataset)
+        lock = self.lock_entry(dataset)
         self._check_source(dataset, lock)
-        paths, revision = self._files(dataset, lock.get('revision'))
+        paths, revision = self._find_or_download(dataset, lock.get('revision'))
         digests = _digests(paths)
         self._check_locked(dataset, lock, 'sha256', digests)
         broken: list[str] = []
-        parsed = {split: self._parsed(dataset, split, paths[split], broken) for split in paths}
+        parsed = {split: self._parse_items(dataset, split, paths[split], broken) for split in paths}
         with _scratch(self.directory) as scratch:
             rows = write_items(dataset, scratch, VERSION, parsed)
             self._check_locked(dataset, lock, 'rows', rows)
@@ -171,13 +174,16 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)  # Remove a dataset without a lock entry.
             if not lock:
                 facts = (self._source(dataset), revision, digests, rows, broken)
-                locks = {**self._locks(), dataset.name: dict(zip(_LOCKED, facts, strict=True))}
+                locks = {
+                    **self._lock_entries(),
+                    dataset.name: dict(zip(_LOCK_FIELDS, facts, strict=True)),
+                }
                 files.write_json(self.lock_path, locks)
             # The rename comes last, so that every dataset in place has a lock entry.
             path.parent.mkdir(exist_ok=True)
             os.replace(scratch / path.relative_to(self.directory), path)
 
-    def _files(
+    def _find_or_download(
         self, dataset: Dataset, revision: str | None
     ) -> tuple[dict[str, list[pathlib.Path]], str | None]:
         """Return the files of each split, and the commit they belong to; None for local files."""
@@ -185,37 +191,37 @@ class Store:
         if local:
             return {split: [buckets.local(path)] for split, path in local.items()}, None
         patterns = dataset.patterns
-        instead = f"name local files in data.sources, such as '{dataset.name}/train=PATH'"
+        remedy = f"name local files in data.sources, such as '{dataset.name}/train=PATH'"
         if revision:
-            instead += f', or remove {dataset.name!r} from {self.lock_path}'
+            remedy += f', or remove {dataset.name!r} from {self.lock_path}'
         root = hub.snapshot(
             dataset.repository,
             [pattern for of_split in patterns.values() for pattern in of_split],
             kind='dataset',
-            instead=instead,
+            instead=remedy,
             revision=revision or dataset.revision,
         )
         paths = {
             split: sorted(path for pattern in of_split for path in root.glob(pattern))
             for split, of_split in patterns.items()
         }
-        for split, found in paths.items():
-            if not found:
+        for split, matches in paths.items():
+            if not matches:
                 raise UserError(
                     f'{dataset.repository} at {root.name} has no files {patterns[split][0]} for '
-                    f'the split {split!r} of dataset {dataset.name!r}: {instead}.'
+                    f'the split {split!r} of dataset {dataset.name!r}: {remedy}.'
                 )
         return paths, root.name
 
-    def _parsed(
+    def _parse_items(
         self, dataset: Dataset, split: str, paths: Sequence[pathlib.Path], broken: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield numbered items, and append the messages of skipped rows to `broken`."""
         rows = (row for path in paths for row in dataset.read(path))
-        title, count, earlier = f'prepare {dataset.name}/{split}', 0, len(broken)
+        title, count, num_skipped = f'prepare {dataset.name}/{split}', 0, len(broken)
         for row in tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True):
             try:
-                if split != 'test' or dataset.scored(row):
+                if split != 'test' or dataset.is_scored(row):
                     yield count, dataclasses.asdict(dataset.parse(row))
                     count += 1
             except BrokenRowError as error:
@@ -224,17 +230,17 @@ class Store:
                     raise BrokenRowError(str(error).rstrip('.') + hint) from error
                 broken.append(str(error))
         if not count:
-            reason = broken[earlier] if broken[earlier:] else f'{paths[0]} has none to use.'
+            reason = broken[num_skipped] if broken[num_skipped:] else f'{paths[0]} has none to use.'
             raise UserError(f'The split {split!r} of {dataset.name!r} would have no row: {reason}')
 
     def _check_prepared(self, dataset: Dataset) -> None:
-        lock = self.lock(dataset)
+        lock = self.lock_entry(dataset)
         self._check_source(dataset, lock)
         local = {split: [buckets.local(path)] for split, path in self._local(dataset).items()}
-        moved = lock['source'] != self._source(dataset)
+        source_changed = lock['source'] != self._source(dataset)
         # A prepared dataset no longer needs its local files. But if they still exist, or if the
         # config names other files, their content must match the lock file.
-        if local and (moved or all(path.exists() for [path] in local.values())):
+        if local and (source_changed or all(path.exists() for [path] in local.values())):
             self._check_locked(dataset, lock, 'sha256', _digests(local))
         if lock['left_out'] and not self.skip_broken:
             raise UserError(
@@ -251,18 +257,18 @@ class Store:
             raise UserError(
                 f'Dataset {dataset.name!r} in {self.directory} is from {lock["source"]}, not from '
                 f'{self._source(dataset)}: choose another data.directory, or remove it from '
-                f'{LOCK} there to prepare it anew.'
+                f'{LOCK_FILE} there to prepare it anew.'
             )
 
     def _check_locked(
-        self, dataset: Dataset, lock: Mapping[str, Any], key: str, found: Mapping[str, Any]
+        self, dataset: Dataset, lock: Mapping[str, Any], key: str, actual: Mapping[str, Any]
     ) -> None:
-        locked = lock[key] if lock else found
-        for split in sorted({*locked, *found}):
-            if locked.get(split) != found.get(split):
+        locked = lock[key] if lock else actual
+        for split in sorted({*locked, *actual}):
+            if locked.get(split) != actual.get(split):
                 raise UserError(
                     f'{dataset.name}/{split} is not what {self.lock_path} says ({key} '
-                    f'{found.get(split)}, not {locked.get(split)}): restore its files, or remove '
+                    f'{actual.get(split)}, not {locked.get(split)}): restore its files, or remove '
                     f'{dataset.name!r} from the lock file to prepare it anew.'
                 )
 
@@ -277,10 +283,10 @@ def check_sources(sources: Sequence[str]) -> None:
     Raises:
         UserError: An entry is malformed or repeated, or its dataset or split does not exist.
     """
-    places = []
+    seen = []
     for source in sources:
-        place, equals, path = source.partition('=')
-        name, slash, split = place.partition('/')
+        key, equals, path = source.partition('=')
+        name, slash, split = key.partition('/')
         if not (equals and slash and path):
             raise UserError(
                 f"data.sources holds {source!r}; write 'DATASET/SPLIT=PATH', such as "
@@ -289,9 +295,9 @@ def check_sources(sources: Sequence[str]) -> None:
         dataset = get_dataset(name)
         if split not in dataset.splits:
             raise unknown_name(f'split of {name!r} in data.sources', split, dataset.splits)
-        if place in places:
-            raise UserError(f'data.sources names a file for {place} twice; a split has one file.')
-        places.append(place)
+        if key in seen:
+            raise UserError(f'data.sources names a file for {key} twice; a split has one file.')
+        seen.append(key)
 
 
 def open_store(
@@ -314,9 +320,9 @@ def open_store(
 
 
 @contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
+def _exclusive_lock(directory: pathlib.Path) -> Iterator[None]:
     """Hold a lock, so that only one process prepares datasets; it is freed if the process dies."""
-    with (directory / _BUSY).open('w') as busy:
+    with (directory / _MUTEX_FILE).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

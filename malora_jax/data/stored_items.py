@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax.data.benchmarks import Dataset, Item
+from malora_jax.data.datasets import Dataset, Item
 from malora_jax.errors import UserError
 
 
-class Items(Sequence[Item]):
+class StoredItems(Sequence[Item]):
     """The items of a split, read from disk by index."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
@@ -32,10 +32,10 @@ class Items(Sequence[Item]):
     def __getitem__(self, index: int) -> Item:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)  # Python's sequence iteration stops at this error.
-        return Item(**{name: _text(value) for name, value in self._records[index].items()})
+        return Item(**{name: _decode_value(value) for name, value in self._records[index].items()})
 
 
-def read_items(path: pathlib.Path, split: str) -> Items:
+def read_items(path: pathlib.Path, split: str) -> StoredItems:
     """Open a split, and read its first and last item to detect a truncated file.
 
     Args:
@@ -47,7 +47,7 @@ def read_items(path: pathlib.Path, split: str) -> Items:
     """
     tfds = _tfds()
     try:
-        items = Items(tfds.builder_from_directory(path).as_data_source(split))
+        items = StoredItems(tfds.builder_from_directory(path).as_data_source(split))
         for index in {0, len(items) - 1}:
             items[index]
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise many kinds of errors.
@@ -93,7 +93,7 @@ def write_items(
         def _info(self) -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=f'{dataset.repository}, {dataset.config}. {dataset.checked}',
+                description=f'{dataset.repository}, {dataset.config}. {dataset.evidence}',
                 features=tfds.features.FeaturesDict(features),
                 disable_shuffling=True,
             )
@@ -122,12 +122,12 @@ def write_items(
     return {split: info.num_examples for split, info in builder.info.splits.items()}
 
 
-def _text(value: Any) -> Any:
+def _decode_value(value: Any) -> Any:
     """Convert a stored value: bytes to text, arrays and lists to tuples, numbers to int."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, np.ndarray | list):
-        return tuple(_text(item) for item in value)
+        return tuple(_decode_value(item) for item in value)
     return int(value)
 
 

@@ -32,27 +32,27 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         self,
         streams: Mapping[int, grain.DatasetIterator],
         count: int,
-        saved: set[int] | None = None,
+        saved_streams: set[int] | None = None,
     ):
         """Combine streams into one iterator.
 
         Args:
             streams: Streams that this process reads, by index; at least one.
             count: Number of all streams, S.
-            saved: Indices of the streams whose position this process saves; None = all that it
-                reads.
+            saved_streams: Indices of the streams whose position this process saves; None = all that
+                it reads.
         """
         self._streams, self._count = dict(streams), count
-        self._saved = set(streams) if saved is None else saved
+        self._saved = set(streams) if saved_streams is None else saved_streams
 
     def __next__(self) -> dict[str, np.ndarray]:
         parts = {number: next(stream) for number, stream in self._streams.items()}
-        some = next(iter(parts.values()))
+        first = next(iter(parts.values()))
         if self._count == 1:
-            return some
-        nothing = {name: np.zeros_like(rows) for name, rows in some.items()}
-        each = [parts.get(number, nothing) for number in range(self._count)]
-        return {name: np.concatenate([part[name] for part in each]) for name in some}
+            return first
+        padding = {name: np.zeros_like(rows) for name, rows in first.items()}
+        blocks = [parts.get(number, padding) for number in range(self._count)]
+        return {name: np.concatenate([part[name] for part in blocks]) for name in first}
 
     def close(self) -> None:
         """Stop the prefetching threads."""

@@ -18,8 +18,8 @@ from typing import Protocol
 
 from malora_jax.data.examples import Example, question_key
 from malora_jax.data.scorers import exact_match
-from malora_jax.data.scoring import GeneratedScoring
-from malora_jax.data.splits import Split, TaskProtocol
+from malora_jax.data.scoring import GenerationScoring
+from malora_jax.data.splits import TaskProtocol, TaskSplit
 from malora_jax.errors import UserError, unknown_name
 
 MIN_DISTINCT = 1_000
@@ -59,11 +59,11 @@ class Task:
     metric: str = 'exact_match'
 
     @property
-    def scoring(self) -> GeneratedScoring:
+    def scoring(self) -> GenerationScoring:
         """Scoring rule: the model generates an answer in the run's template."""
-        return GeneratedScoring(self.metric, self.metric, self.score)
+        return GenerationScoring(self.metric, self.metric, self.score)
 
-    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> TaskSplit:
         """Hold out the first `held_out` questions, validate on the next, and train on the rest.
 
         So the held-out questions of a seed stay the same if the number of training examples
@@ -85,17 +85,18 @@ class Task:
                 'max_per_task and held_out must be at least 1 and validation at least 0, not '
                 f'{max_per_task}, {held_out} and {validation}.'
             )
-        kept = held_out + validation
-        needed = max(MIN_DISTINCT, kept + max_per_task)
+        reserved = held_out + validation
+        needed = max(MIN_DISTINCT, reserved + max_per_task)
         examples = self.source.examples(seed, needed)
         distinct = len({question_key(example.question) for example in examples})
         if distinct < needed:
             raise UserError(
-                f'Task {self.name!r} has {distinct:,} distinct questions; {kept + max_per_task:,}'
-                f' are needed, and a task with fewer than {MIN_DISTINCT:,} does not count.'
+                f'Task {self.name!r} has {distinct:,} distinct questions; '
+                f'{reserved + max_per_task:,} are needed, and a task with fewer than '
+                f'{MIN_DISTINCT:,} does not count.'
             )
-        train = examples[kept : kept + max_per_task]
-        split = Split(self, train, examples[:held_out], distinct, examples[held_out:kept])
+        train = examples[reserved : reserved + max_per_task]
+        split = TaskSplit(self, train, examples[:held_out], distinct, examples[held_out:reserved])
         _check_disjoint(self.name, split.held_out, [*train, *split.validation])
         _check_disjoint(self.name, split.validation, train)
         return split
@@ -104,7 +105,7 @@ class Task:
 _TASKS: dict[str, TaskProtocol] = {}
 
 
-def register(task: TaskProtocol) -> None:
+def register_task(task: TaskProtocol) -> None:
     """Register a task under its name.
 
     For example::
@@ -144,23 +145,23 @@ def task_names() -> list[str]:
     return sorted(_TASKS)
 
 
-def take_distinct(name: str, draws: Iterable[Example], count: int) -> list[Example]:
+def take_distinct(name: str, examples: Iterable[Example], count: int) -> list[Example]:
     """Return the first `count` examples with distinct questions, compared by `question_key`.
 
-    For example, for a generator `draws` of examples::
+    For example, for a generator `examples` of examples::
 
         examples = take_distinct('squares', draws, 100)
 
     Args:
         name: Name of the task, for the message.
-        draws: Finite sequence of examples; repeated questions are skipped.
+        examples: Finite sequence of examples; repeated questions are skipped.
         count: Number of examples.
 
     Raises:
-        UserError: `draws` has fewer distinct questions.
+        UserError: `examples` has fewer distinct questions.
     """
     distinct: dict[str, Example] = {}
-    for example in draws:
+    for example in examples:
         distinct.setdefault(question_key(example.question), example)
         if len(distinct) == count:
             return list(distinct.values())
@@ -169,9 +170,9 @@ def take_distinct(name: str, draws: Iterable[Example], count: int) -> list[Examp
     )
 
 
-def _check_disjoint(name: str, kept: Sequence[Example], others: Sequence[Example]) -> None:
+def _check_disjoint(name: str, held_out: Sequence[Example], others: Sequence[Example]) -> None:
     seen = {question_key(example.question) for example in others}
-    shared = [e.question for e in kept if question_key(e.question) in seen]
+    shared = [e.question for e in held_out if question_key(e.question) in seen]
     if shared:
         raise UserError(
             f'Task {name!r}: {len(shared)} held-out questions are also in training, '

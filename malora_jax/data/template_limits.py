@@ -4,14 +4,14 @@ Jinja's sandbox keeps a template away from the system. But nested `{% for %}` lo
 years, and 'a' * 10**12 may use up all memory. Here every loop iteration, call, filter and operator
 is metered:
 
-* after `SECONDS` of the thread's CPU time, the template is stopped;
-* no value and no concatenated text may be larger than `MOST` characters and items;
+* after `TIME_LIMIT_S` of the thread's CPU time, the template is stopped;
+* no value and no concatenated text may be larger than `MAX_SIZE` characters and items;
 * an operation that multiplies sizes (repetition, padding, replacing, joining) is rejected early
   if its result might be much larger than that; so is any filter, call or repetition that is given a
-  number above `MOST_NUMBER`.
+  number above `MAX_NUMBER`.
 
 These limits also bound the time of a single operation to a fraction of a second. The
-filters in `_LEFT_OUT` are removed, mostly because their time grows faster than their input.
+filters in `_REMOVED_FILTERS` are removed, mostly because their time grows faster than their input.
 """
 
 import functools
@@ -25,14 +25,14 @@ from typing import Any
 import jinja2
 from jinja2 import nodes, sandbox, visitor
 
-SECONDS = 2.0
-MOST = 2**22
-MOST_NUMBER = 10**6
+TIME_LIMIT_S = 2.0
+MAX_SIZE = 2**22
+MAX_NUMBER = 10**6
 # Largest integer that arithmetic may produce.
-_MOST_INT = 2**63 - 1
+_MAX_INT = 2**63 - 1
 # Largest estimated result of an operation that multiplies sizes, before its actual size is checked.
-_MOST_PRODUCT = 2**26
-_LEFT_OUT = ('pprint', 'random', 'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr')
+_MAX_PRODUCT = 2**26
+_REMOVED_FILTERS = ('pprint', 'random', 'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr')
 # Filters, methods and operators whose result may be as large as the product of their arguments.
 _MULTIPLYING = (
     *('*', 'batch', 'center', 'expandtabs', 'indent', 'join', 'ljust', 'rjust', 'slice', 'tojson'),
@@ -53,7 +53,7 @@ class LimitError(jinja2.TemplateError):
 class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
     """Sandboxed Jinja environment whose templates are metered.
 
-    Call `begin` before a template is compiled or rendered.
+    Call `restart_timer` before a template is compiled or rendered.
     """
 
     intercepted_binops = frozenset(['+', '*', '**', '%'])
@@ -61,20 +61,20 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any):
         super().__init__(**options)
         del self.globals['lipsum']
-        for name in _LEFT_OUT:
+        for name in _REMOVED_FILTERS:
             del self.filters[name]
         for name, function in [*self.filters.items()]:
             self.add_filter(name, function)
-        self.filters |= {_BUILT: _checked, _LOOP: _ticking}
+        self.filters |= {_BUILT: _check_result, _LOOP: _tick_per_item}
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
         """Add a filter, or replace the filter with this name."""
-        self.filters[name] = _metered(name, function)
+        self.filters[name] = _with_metering(name, function)
 
     @staticmethod
-    def begin() -> None:
+    def restart_timer() -> None:
         """Restart the time limit of this thread."""
-        _meter.end, _meter.ticks = time.thread_time() + SECONDS, 0
+        _meter.end, _meter.ticks = time.thread_time() + TIME_LIMIT_S, 0
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
@@ -83,7 +83,7 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         Raises:
             LimitError: The text is too large.
         """
-        return ''.join(_counted(parts))
+        return ''.join(_check_total_length(parts))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Check the arguments of a call, make the call in the sandbox, and check its result.
@@ -94,9 +94,9 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         # The sandbox wraps `str.format`, so the string that it belongs to is found on the wrapped
         # method.
         receiver = getattr(getattr(__obj, '__wrapped__', __obj), '__self__', None)
-        given = (receiver, *args) if isinstance(receiver, str) else args
-        _check(getattr(__obj, '__name__', ''), given, kwargs)
-        return _checked(super().call(__context, __obj, *args, **kwargs))
+        values = (receiver, *args) if isinstance(receiver, str) else args
+        _check_arguments(getattr(__obj, '__name__', ''), values, kwargs)
+        return _check_result(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Check the operands of a binary operator, apply it in the sandbox, and check its result.
@@ -106,17 +106,17 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         """
         numbers = _is_number(left) and _is_number(right)
         if operator == '%' and isinstance(left, str):
-            _check('format', (left, right), {})
+            _check_arguments('format', (left, right), {})
         elif operator == '*' and not numbers:
-            _check('*', (left, right), {})
+            _check_arguments('*', (left, right), {})
         elif operator == '**' and numbers and abs(left) > 1 and right > 64:
             raise LimitError('it computes too large a number')
         else:
             _tick()
-        return _checked(super().call_binop(context, operator, left, right))
+        return _check_result(super().call_binop(context, operator, left, right))
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        return super()._generate(_Meters().visit(source), *args, **kwargs)
+        return super()._generate(_MeteringTransformer().visit(source), *args, **kwargs)
 
 
 # Names of the filters that meter expressions. They start with a space, so that no template can use
@@ -124,7 +124,7 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 _BUILT, _LOOP = ' built', ' loop'
 
 
-class _Meters(visitor.NodeTransformer):
+class _MeteringTransformer(visitor.NodeTransformer):
     """AST transformer that wraps loop iterables and constructed values in metering filters."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
@@ -141,13 +141,13 @@ class _Meters(visitor.NodeTransformer):
     visit_List = visit_Tuple = visit_Dict = visit_Concat  # noqa: N815
 
 
-def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_metering(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     first = 1 if hasattr(function, 'jinja_pass_arg') else 0
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
-        _check(name, args[first:], kwargs)
-        return _checked(function(*args, **kwargs))
+        _check_arguments(name, args[first:], kwargs)
+        return _check_result(function(*args, **kwargs))
 
     return metered
 
@@ -156,55 +156,55 @@ def _tick() -> None:
     _meter.ticks += 1
     # Reading the clock takes longer than most operations, so it is read only every few ticks.
     if _meter.ticks % _TICKS == 0 and time.thread_time() > _meter.end:
-        raise LimitError(f'it takes more than {SECONDS:g} seconds')
+        raise LimitError(f'it takes more than {TIME_LIMIT_S:g} seconds')
 
 
-def _ticking(items: Iterable[Any]) -> Iterator[Any]:
+def _tick_per_item(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         _tick()
         yield item
 
 
-def _counted(parts: Iterable[str]) -> Iterator[str]:
+def _check_total_length(parts: Iterable[str]) -> Iterator[str]:
     count = 0
     for part in parts:
         count += len(part)
-        if count > MOST:
+        if count > MAX_SIZE:
             raise _too_large()
         yield part
 
 
-def _check(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
+def _check_arguments(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Check the arguments of a filter, method or operator before it starts."""
     _tick()
     values = (*values, *named.values())
-    if any(_is_number(value) and abs(value) > MOST_NUMBER for value in values):
-        raise LimitError(f'it gives {name or "a call"} a number above {MOST_NUMBER:,}')
-    most: float = 0
+    if any(_is_number(value) and abs(value) > MAX_NUMBER for value in values):
+        raise LimitError(f'it gives {name or "a call"} a number above {MAX_NUMBER:,}')
+    bound: float = 0
     if name == 'replace':
         text, old, new = (str(value) for value in values[:3])
-        most = len(text) + text.count(old) * len(new)
+        bound = len(text) + text.count(old) * len(new)
     elif name in ('format', 'format_map'):
         text = str(values[0])
         if _WIDE.search(text):
             raise _too_large()
-        most = len(text) + (text.count('%') + text.count('{')) * max(map(_size, values))
+        bound = len(text) + (text.count('%') + text.count('{')) * max(map(_size, values))
     elif name in _MULTIPLYING:
-        most = math.prod(max(1, _size(value)) for value in values)
-    if most > _MOST_PRODUCT:
+        bound = math.prod(max(1, _size(value)) for value in values)
+    if bound > _MAX_PRODUCT:
         raise _too_large()
 
 
-def _checked(value: Any) -> Any:
+def _check_result(value: Any) -> Any:
     """Return a value that is not too large.
 
     Raises:
         LimitError: The value is too large.
     """
     if type(value) is int:
-        if abs(value) > _MOST_INT:
+        if abs(value) > _MAX_INT:
             raise LimitError('it computes too large a number')
-    elif _size(value) > MOST:
+    elif _size(value) > MAX_SIZE:
         raise _too_large()
     return value
 
@@ -212,14 +212,15 @@ def _checked(value: Any) -> Any:
 def _size(value: Any) -> float:
     """Return the characters and items of a value, or the absolute value of a number.
 
-    Counting stops above `MOST`, so the result for a larger value is some number above `MOST`.
+    Counting stops above `MAX_SIZE`, so the result for a larger value is some number above
+    `MAX_SIZE`.
     """
     if isinstance(value, str):
         return len(value)
     if _is_number(value):
         return abs(value)
     size, inside = 1, [value]
-    while inside and size <= MOST:
+    while inside and size <= MAX_SIZE:
         each = inside.pop()
         if isinstance(each, str):
             size += len(each)
@@ -234,4 +235,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _too_large() -> LimitError:
-    return LimitError(f'it puts together more than {MOST:,} characters or items')
+    return LimitError(f'it puts together more than {MAX_SIZE:,} characters or items')

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from malora_jax.data.chat import VARIABLES, Chat
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.chat import VARIABLES, ChatRenderer
+from malora_jax.data.tokenizer import TokenizerProtocol
 from malora_jax.errors import UserError, unknown_name
 
 
@@ -19,15 +19,17 @@ class Template(Protocol):
         """Name of the template in configs."""
         ...
 
-    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+    def prompt(self, tokenizer: TokenizerProtocol, question: str) -> str:
         """Return the prompt of a question, up to where the answer begins."""
         ...
 
-    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+    def completion(self, tokenizer: TokenizerProtocol, question: str, answer: str) -> str:
         """Return the text that the model should generate, without the token that ends it."""
         ...
 
-    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def next_prompt(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the part of `conversation` that follows the end of the model's last answer.
 
         Args:
@@ -40,7 +42,9 @@ class Template(Protocol):
         """
         ...
 
-    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def conversation(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the prompt of the last question, with the turns before it.
 
         Args:
@@ -52,11 +56,11 @@ class Template(Protocol):
         """
         ...
 
-    def end(self, tokenizer: Tokenizer) -> str | None:
+    def get_end_token(self, tokenizer: TokenizerProtocol) -> str | None:
         """Return the token that ends the answer, or None for the tokenizer's end-of-text token."""
         ...
 
-    def jinja(self, tokenizer: Tokenizer) -> str:
+    def jinja(self, tokenizer: TokenizerProtocol) -> str:
         """Return the Jinja source that renders `conversation`, without the BOS token.
 
         Args:
@@ -73,33 +77,37 @@ class FixedTemplate:
         name: Name of the template in configs.
         before: Text before the question.
         between: Text between the question and the answer; the model's turn starts after it.
-        space: Text at the start of the answer, such as a space.
+        answer_prefix: Text at the start of the answer, such as a space.
         end_token: Token that ends the answer, or None for the tokenizer's end-of-text token.
-        gap: Text between the end of an answer and the next question.
+        turn_separator: Text between the end of an answer and the next question.
     """
 
     name: str
     before: str
     between: str
-    space: str
+    answer_prefix: str
     end_token: str | None
-    gap: str = '\n'
+    turn_separator: str = '\n'
 
-    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+    def prompt(self, tokenizer: TokenizerProtocol, question: str) -> str:
         """Return the question with the template's text around it."""
         return self.before + question + self.between
 
-    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+    def completion(self, tokenizer: TokenizerProtocol, question: str, answer: str) -> str:
         """Return the answer with the template's space in front."""
         # Answers for continuation prompts may start with a space, which does not belong in a turn
         # of its own.
-        return self.space + (answer.lstrip(' ') if self.end_token else answer)
+        return self.answer_prefix + (answer.lstrip(' ') if self.end_token else answer)
 
-    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def next_prompt(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the prompt of the last message, with the gap in front."""
-        return self.gap + self.prompt(tokenizer, messages[-1]['content'])
+        return self.turn_separator + self.prompt(tokenizer, messages[-1]['content'])
 
-    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def conversation(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the prompt of the last question after all earlier turns, each followed by the gap.
 
         A template without an end token was trained on single turns, so nothing marks the end of a
@@ -114,7 +122,7 @@ class FixedTemplate:
                 text += self.prompt(tokenizer, message['content'])
             elif message['role'] == 'assistant':
                 answer = self.completion(tokenizer, '', message['content'])
-                text += answer + (self.end_token or '') + self.gap
+                text += answer + (self.end_token or '') + self.turn_separator
             else:
                 raise UserError(
                     f'Template {self.name!r} has no place for a message of role '
@@ -122,15 +130,20 @@ class FixedTemplate:
                 )
         return text
 
-    def end(self, tokenizer: Tokenizer) -> str | None:
+    def get_end_token(self, tokenizer: TokenizerProtocol) -> str | None:
         """Return the template's end token, or None for the tokenizer's end-of-text token."""
         return self.end_token
 
-    def jinja(self, tokenizer: Tokenizer) -> str:
+    def jinja(self, tokenizer: TokenizerProtocol) -> str:
         """Return the Jinja source of this template."""
         before, between, space, after = (
             json.dumps(text, ensure_ascii=False)
-            for text in (self.before, self.between, self.space, (self.end_token or '') + self.gap)
+            for text in (
+                self.before,
+                self.between,
+                self.answer_prefix,
+                (self.end_token or '') + self.turn_separator,
+            )
         )
         answer = "message['content']" + (".lstrip(' ')" if self.end_token else '')
         unknown = json.dumps(f'Template {self.name!r} has no place for a message of role ')
@@ -158,27 +171,31 @@ class ChatTemplate:
 
     name: str
 
-    def prompt(self, tokenizer: Tokenizer, question: str) -> str:
+    def prompt(self, tokenizer: TokenizerProtocol, question: str) -> str:
         """Return the prompt of a question, as the model's chat template renders it."""
-        return _chat(tokenizer).prompt(question)
+        return _renderer(tokenizer).prompt(question)
 
-    def completion(self, tokenizer: Tokenizer, question: str, answer: str) -> str:
+    def completion(self, tokenizer: TokenizerProtocol, question: str, answer: str) -> str:
         """Return the text of the answer, as the model's chat template renders it."""
-        return _chat(tokenizer).completion(question, answer.lstrip(' '))
+        return _renderer(tokenizer).completion(question, answer.lstrip(' '))
 
-    def next_prompt(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def next_prompt(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the text between the model's last answer and its next turn."""
-        return _chat(tokenizer).next_prompt(*map(dict, messages))
+        return _renderer(tokenizer).next_prompt(*map(dict, messages))
 
-    def conversation(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
+    def conversation(
+        self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
+    ) -> str:
         """Return the conversation, as the model's chat template renders it."""
-        return _chat(tokenizer).render(*map(dict, messages))
+        return _renderer(tokenizer).render(*map(dict, messages))
 
-    def end(self, tokenizer: Tokenizer) -> str | None:
+    def get_end_token(self, tokenizer: TokenizerProtocol) -> str | None:
         """Return the token with which the model's chat template ends an answer."""
-        return _chat(tokenizer).end
+        return _renderer(tokenizer).end_token
 
-    def jinja(self, tokenizer: Tokenizer) -> str:
+    def jinja(self, tokenizer: TokenizerProtocol) -> str:
         """Return the source of the model's chat template, with defaults for its variables."""
         source, own = tokenizer.chat_template or '', tokenizer.named_tokens.get('eos_token')
         defaults = ''.join(
@@ -188,14 +205,14 @@ class ChatTemplate:
         )
         # An exported model uses the end token of the template as its `eos_token`, so the original
         # `eos_token` must be set for the template.
-        if 'eos_token' in source and own != self.end(tokenizer):
+        if 'eos_token' in source and own != self.get_end_token(tokenizer):
             defaults += f'{{% set eos_token = {json.dumps(own)} %}}'
         # Jinja drops a line break right after a block; the empty expression at the end of the
         # defaults keeps one at the beginning of the source.
         return (defaults and defaults + "{{ '' }}") + source
 
 
-def _chat(tokenizer: Tokenizer) -> Chat:
+def _renderer(tokenizer: TokenizerProtocol) -> ChatRenderer:
     """Return the compiled chat template of a tokenizer.
 
     Raises:
@@ -211,8 +228,10 @@ def _chat(tokenizer: Tokenizer) -> Chat:
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled(source: str, named: tuple[tuple[str, str], ...], special: frozenset[str]) -> Chat:
-    return Chat(source, dict(named), special)
+def _compiled(
+    source: str, named: tuple[tuple[str, str], ...], special: frozenset[str]
+) -> ChatRenderer:
+    return ChatRenderer(source, dict(named), special)
 
 
 _TEMPLATES: dict[str, Template] = {
@@ -222,7 +241,7 @@ _TEMPLATES: dict[str, Template] = {
             'chatml',
             before='<|im_start|>user\n',
             between='<|im_end|>\n<|im_start|>assistant\n',
-            space='',
+            answer_prefix='',
             end_token='<|im_end|>',
         ),
         # Template of Llama 2 without a system message, as used by UltraLink-LM.
@@ -230,13 +249,15 @@ _TEMPLATES: dict[str, Template] = {
             'inst',
             before='[INST] ',
             between=' [/INST]',
-            space=' ',
+            answer_prefix=' ',
             end_token='</s>',
-            gap='<s>',
+            turn_separator='<s>',
         ),
         # For public datasets, whose prompt forms are complete prompts.
-        FixedTemplate('bare', before='', between='', space='', end_token=None),
-        FixedTemplate('plain', before='Question: ', between='\nAnswer:', space=' ', end_token=None),
+        FixedTemplate('bare', before='', between='', answer_prefix='', end_token=None),
+        FixedTemplate(
+            'plain', before='Question: ', between='\nAnswer:', answer_prefix=' ', end_token=None
+        ),
         ChatTemplate('chat'),
     )
 }

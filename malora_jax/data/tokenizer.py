@@ -3,7 +3,7 @@
 from typing import Protocol
 
 
-class Tokenizer(Protocol):
+class TokenizerProtocol(Protocol):
     """Interface of a tokenizer: text to token IDs and back.
 
     Attributes:

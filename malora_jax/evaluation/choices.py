@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.data import Example, Template, Tokenizer, encode_completion, encode_prompt
+from malora_jax.data import Example, Template, TokenizerProtocol, encode_completion, encode_prompt
 from malora_jax.evaluation.likelihood import Request
 
 
@@ -22,7 +22,9 @@ class Choice(NamedTuple):
     normalized: int
 
 
-def option_requests(tokenizer: Tokenizer, template: Template, example: Example) -> list[Request]:
+def option_requests(
+    tokenizer: TokenizerProtocol, template: Template, example: Example
+) -> list[Request]:
     """Return the prompt and continuation tokens of each option of a question.
 
     Args:

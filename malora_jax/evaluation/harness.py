@@ -19,8 +19,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from malora_jax import errors
-from malora_jax.data import Tokenizer, with_bos
-from malora_jax.data.chat import Chat
+from malora_jax.data import TokenizerProtocol, with_bos
+from malora_jax.data.chat import ChatRenderer
 from malora_jax.evaluation.likelihood import log_likelihoods, rolling_log_likelihoods
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
     model: Decoder
     variables: Any
-    tokenizer: Tokenizer
+    tokenizer: TokenizerProtocol
     end: str | None = None
 
 
@@ -233,7 +233,9 @@ class HarnessModel(TemplateLM):
             raise errors.UserError(
                 'The model comes without a chat template: leave out --apply_chat_template.'
             )
-        chat = Chat(tokenizer.chat_template, tokenizer.named_tokens, tokenizer.special_tokens)
+        chat = ChatRenderer(
+            tokenizer.chat_template, tokenizer.named_tokens, tokenizer.special_tokens
+        )
         text = chat.render(*chat_history)
         if add_generation_prompt:
             return text
@@ -241,7 +243,7 @@ class HarnessModel(TemplateLM):
         return text[: text.rindex(last) + len(last)]
 
 
-def register(load: Callable[..., tuple[Decoder, Any, Tokenizer, str | None]]) -> None:
+def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | None]]) -> None:
     """Register `malora_jax` as a model of the harness's command line.
 
     Among the harness's --model_args, `max_length` and `seed` go to `HarnessModel`, and the others

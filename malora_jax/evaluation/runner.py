@@ -9,16 +9,16 @@ from typing import Any
 from malora_jax import statistics
 from malora_jax.data import (
     Example,
-    GeneratedScoring,
+    GenerationScoring,
     LikelihoodScoring,
     ProgramScoring,
     Scoring,
-    Split,
+    TaskSplit,
     Template,
-    Tokenizer,
+    TokenizerProtocol,
     encode_completion,
     encode_prompt,
-    end_id,
+    end_token_id,
 )
 from malora_jax.evaluation import choices, code, sandbox
 from malora_jax.evaluation.likelihood import Likelihood, Request, log_likelihoods
@@ -71,14 +71,16 @@ class Examinee:
 
     generator: Generator
     variables: Any
-    tokenizer: Tokenizer
+    tokenizer: TokenizerProtocol
     template: Template
     samples: int = 1
     temperature: float = 0.0
     seed: int = 0
 
 
-def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: str) -> list[Answer]:
+def answer_held_out(
+    examinee: Examinee, splits: Sequence[TaskSplit], description: str
+) -> list[Answer]:
     """Let the model answer every held-out question, and score the answers.
 
     Args:
@@ -100,12 +102,14 @@ def answer_held_out(examinee: Examinee, splits: Sequence[Split], description: st
     ]
 
 
-def answer_limit(split: Split, tokenizer: Tokenizer, template: Template) -> int:
+def answer_limit(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
     """Return the maximum number of tokens of a generated answer to a held-out question."""
     return split.task.scoring.token_limit(answer_lengths(split, tokenizer, template))
 
 
-def answer_lengths(split: Split, tokenizer: Tokenizer, template: Template) -> Iterator[int]:
+def answer_lengths(
+    split: TaskSplit, tokenizer: TokenizerProtocol, template: Template
+) -> Iterator[int]:
     """Yield the number of tokens of the right answer to each held-out question."""
     return (len(encode_completion(tokenizer, template, example)) for example in split.held_out)
 
@@ -166,7 +170,7 @@ def average(values: Mapping[str, float]) -> float:
 
 @functools.singledispatch
 def _answer_task(
-    scoring: Scoring, examinee: Examinee, split: Split, description: str
+    scoring: Scoring, examinee: Examinee, split: TaskSplit, description: str
 ) -> list[Answer]:
     """Answer the held-out questions of a task; dispatches on the class of the scoring rule."""
     raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
@@ -174,7 +178,7 @@ def _answer_task(
 
 @_answer_task.register
 def _write_answers(
-    scoring: GeneratedScoring, examinee: Examinee, split: Split, description: str
+    scoring: GenerationScoring, examinee: Examinee, split: TaskSplit, description: str
 ) -> list[Answer]:
     texts = [text.strip() for (text,) in _generate(examinee, split, description, scoring.stop)]
     return [
@@ -187,7 +191,7 @@ def _write_answers(
 
 @_answer_task.register
 def _take_options(
-    scoring: LikelihoodScoring, examinee: Examinee, split: Split, description: str
+    scoring: LikelihoodScoring, examinee: Examinee, split: TaskSplit, description: str
 ) -> list[Answer]:
     # The loss of the right answer costs almost nothing: its text is that of an option plus an end
     # token, and shared prefixes are computed once.
@@ -196,7 +200,7 @@ def _take_options(
     for example in split.held_out:
         options = choices.option_requests(tokenizer, template, example)
         prompt, right = options[example.metadata['label']]
-        requests.append([*options, (prompt, [*right, end_id(tokenizer, template)])])
+        requests.append([*options, (prompt, [*right, end_token_id(tokenizer, template)])])
     found = iter(_log_likelihoods(examinee, itertools.chain.from_iterable(requests), description))
     answers = []
     for example, of_question in zip(split.held_out, requests, strict=True):
@@ -211,11 +215,11 @@ def _take_options(
 
 @_answer_task.register
 def _write_programs(
-    scoring: ProgramScoring, examinee: Examinee, split: Split, description: str
+    scoring: ProgramScoring, examinee: Examinee, split: TaskSplit, description: str
 ) -> list[Answer]:
     """Score pass@1 and, with k > 1 samples, also pass@k."""
     # A chat answer may contain the stop strings before the function, so they must not end it.
-    in_chat = examinee.template.end(examinee.tokenizer) is not None
+    in_chat = examinee.template.get_end_token(examinee.tokenizer) is not None
     texts = _generate(
         examinee,
         split,
@@ -251,7 +255,7 @@ def _write_programs(
 
 
 def _generate(
-    examinee: Examinee, split: Split, description: str, stop: Sequence[str], **drawn: Any
+    examinee: Examinee, split: TaskSplit, description: str, stop: Sequence[str], **drawn: Any
 ) -> list[list[str]]:
     """Return the texts generated for each held-out question.
 
@@ -263,7 +267,7 @@ def _generate(
         **drawn: Sampling arguments of `Generator.generate_texts`.
     """
     tokenizer, template = examinee.tokenizer, examinee.template
-    prompts = [encode_prompt(tokenizer, template, e.question, e.earlier) for e in split.held_out]
+    prompts = [encode_prompt(tokenizer, template, e.question, e.history) for e in split.held_out]
     return examinee.generator.generate_texts(
         examinee.variables,
         prompts,
@@ -275,13 +279,13 @@ def _generate(
     )
 
 
-def _right_answers(examinee: Examinee, split: Split, description: str) -> list[Likelihood]:
+def _right_answers(examinee: Examinee, split: TaskSplit, description: str) -> list[Likelihood]:
     """Return the likelihood of the expected answer to each held-out question."""
     tokenizer, template = examinee.tokenizer, examinee.template
     requests = [
         (
-            encode_prompt(tokenizer, template, example.question, example.earlier),
-            [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)],
+            encode_prompt(tokenizer, template, example.question, example.history),
+            [*encode_completion(tokenizer, template, example), end_token_id(tokenizer, template)],
         )
         for example in split.held_out
     ]
@@ -303,7 +307,7 @@ def _log_likelihoods(
 
 
 def _answer(
-    split: Split,
+    split: TaskSplit,
     example: Example,
     text: str,
     score: float,

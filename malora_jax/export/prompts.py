@@ -27,7 +27,7 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
     backend = _backend(trained)
     settings = {
         **tokenizer.named_tokens,
-        'eos_token': tokenizer.id_to_token(data.end_id(tokenizer, trained.template)),
+        'eos_token': tokenizer.id_to_token(data.end_token_id(tokenizer, trained.template)),
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': trained.model.config.context,
         'clean_up_tokenization_spaces': False,
@@ -52,7 +52,7 @@ def special_ids(trained: Restored) -> dict[str, int | None]:
     The end token doubles as padding if the tokenizer has no padding token.
     """
     tokenizer = trained.base.tokenizer
-    end = data.end_id(tokenizer, trained.template)
+    end = data.end_token_id(tokenizer, trained.template)
     padding = tokenizer.named_tokens.get('pad_token')
     return {
         'bos_token_id': tokenizer.bos_id,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
 from malora_jax import files
-from malora_jax.data.rows import check_file
+from malora_jax.data.file_rows import check_file
 from malora_jax.errors import UserError, within
 from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 from malora_jax.models.detokenization import StopCondition

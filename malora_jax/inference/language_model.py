@@ -101,7 +101,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.template = template
         self.batch_size = batch_size
-        self.end_id = data.end_id(tokenizer, template)
+        self.end_id = data.end_token_id(tokenizer, template)
 
     @property
     def max_characters(self) -> int:

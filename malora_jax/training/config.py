@@ -220,7 +220,7 @@ class RunConfig:
         files = [task.name for task in self.data.file_tasks]
         for task in self.evaluation.tasks:
             check_task('evaluation.tasks', task, files)
-        for task in data.benchmark_settings(self.data.form, self.data.task_settings):
+        for task in data.dataset_settings(self.data.form, self.data.task_settings):
             if task not in self.benchmarks:
                 raise errors.unknown_name('dataset in data.task_settings', task, self.benchmarks)
 
@@ -229,7 +229,7 @@ class RunConfig:
         """Names of the public datasets that are trained on or scored."""
         files = {task.name for task in self.data.file_tasks}
         names = dict.fromkeys([*self.data.tasks, *self.evaluation.tasks])
-        return [name for name in names if name not in files and data.is_benchmark(name)]
+        return [name for name in names if name not in files and data.is_public_dataset(name)]
 
     @property
     def title(self) -> str:

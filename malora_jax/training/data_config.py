@@ -111,7 +111,7 @@ class DataConfig:
         )
         for task in self.tasks:
             check_task('data.tasks', task)
-        made = [task for task in self.tasks if not data.is_benchmark(task)]
+        made = [task for task in self.tasks if not data.is_public_dataset(task)]
         data.get_template(self.template)
         self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
         at_least(1 if made else 0, 'data', self, 'max_per_task')
@@ -127,7 +127,7 @@ class DataConfig:
         )
         at_least(0, 'data', self, 'validation', 'workers')
         data.check_sources(self.sources)
-        data.benchmark_settings(self.form, self.task_settings)
+        data.dataset_settings(self.form, self.task_settings)
 
     def _check_template(self, asked: Collection[str], whole: Collection[str]) -> None:
         """Check that the template suits the tasks.

@@ -50,7 +50,7 @@ def data_digests(run: RunConfig) -> dict[str, Any]:
 def _prepared(store: data.Store, name: str) -> dict[str, Any]:
     dataset = data.get_dataset(name)
     store.prepare(dataset)
-    return store.lock(dataset)
+    return store.lock_entry(dataset)
 
 
 def _line(name: str, lock: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
         if not split.held_out:
             continue
         name = split.task_name
-        answer, share = split.constant()
+        answer, share = split.majority_baseline()
         results[name] = {
             'metric': split.task.scoring.metric,
             'before': runner.mean_score(before[name]),
@@ -214,9 +214,9 @@ def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str,
     """Return the number and the origin of each task's training examples, by task."""
     return {
         split.task_name: {
-            **size.counts(),
+            **size.to_dict(),
             'epochs': last[f'examples/{split.task_name}'] / size.examples,
-            'available': split.distinct,
+            'available': split.num_available,
             **split.origin,
         }
         for split, size in zip(setup.splits, setup.sizes, strict=True)

@@ -44,8 +44,8 @@ class Setup:
     run: RunConfig
     base: LoadedBase
     model: Decoder
-    splits: list[data.Split]
-    sizes: list[data.Size]
+    splits: list[data.TaskSplit]
+    sizes: list[data.TokenCounts]
     template: data.Template
     stored_steps: int = 0
 
@@ -71,7 +71,7 @@ class Setup:
         return self.run.training.steps or self.stored_steps or self.drawing.steps
 
     @functools.cached_property
-    def drawing(self) -> data.Drawing:
+    def drawing(self) -> data.DrawCounts:
         """Number of steps and examples of the run, counted by packing rows as in training.
 
         A run of `training.epochs` has the smallest number of steps that draw the training examples
@@ -82,7 +82,7 @@ class Setup:
         given = training.steps or self.stored_steps
         # Round first, because 1.1 · 10 is slightly more than 11 in floating point.
         asked = math.ceil(round(training.epochs * self.epoch_examples, 6))
-        return data.count_drawn(
+        return data.count_drawn_examples(
             [split.task_name for split in self.splits],
             self.sizes,
             self.shares,
@@ -115,7 +115,7 @@ class Setup:
         """Return one line of text: the steps, the examples drawn and how full the rows are."""
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
-        return data.describe_drawing(
+        return data.describe_draws(
             self.drawing, self.splits, self.steps, rows, section.sequence_length
         )
 
@@ -145,8 +145,10 @@ class Setup:
             truncate=section.truncate,
             workers=section.workers,
             streams=section.streams,
-            read=[number for number, processes in readers.items() if own in processes],
-            saved=[number for number, processes in readers.items() if own == min(processes)],
+            read_streams=[number for number, processes in readers.items() if own in processes],
+            saved_streams=[
+                number for number, processes in readers.items() if own == min(processes)
+            ],
         )
 
     def held_out_routing(self, variables: Any) -> dict[str, RoutingSums]:
@@ -216,7 +218,7 @@ class Setup:
         limits = [split.task.scoring.max_new_tokens for split in self.splits if split.held_out]
         return Generator(
             model,
-            data.end_id(self.base.tokenizer, self.template),
+            data.end_token_id(self.base.tokenizer, self.template),
             batch_size=evaluation.batch_size,
             max_new_tokens=max([evaluation.max_new_tokens, *limits]),
         )
@@ -246,12 +248,14 @@ class Setup:
         )
         return runner.answer_held_out(examinee, self.splits, description)
 
-    def scoring(self, split: data.Split) -> dict[str, Any]:
+    def scoring(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return how a task's held-out questions are answered and scored, for `results.json`."""
         scoring, evaluation = split.task.scoring, self.run.evaluation
         limit = runner.answer_limit(split, self.base.tokenizer, self.template)
         return {
-            **scoring.record(self.template.name, limit, evaluation.temperature, evaluation.samples),
+            **scoring.describe(
+                self.template.name, limit, evaluation.temperature, evaluation.samples
+            ),
             **runner.environment(scoring),
         }
 
@@ -293,18 +297,24 @@ def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
 
 
 def _shortened(
-    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
-) -> data.Split:
+    run: RunConfig,
+    split: data.TaskSplit,
+    tokenizer: data.TokenizerProtocol,
+    template: data.Template,
+) -> data.TaskSplit:
     """Return a task whose held-out chats are shortened so that they fit into the context."""
     held_out = [
-        data.shortened(example, tokenizer, template, run.model.context)
+        data.truncate_conversation(example, tokenizer, template, run.model.context)
         for example in split.held_out
     ]
     return dataclasses.replace(split, held_out=held_out)
 
 
 def _check_answers_fit(
-    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
+    run: RunConfig,
+    split: data.TaskSplit,
+    tokenizer: data.TokenizerProtocol,
+    template: data.Template,
 ) -> None:
     """Check that held-out questions fit into the context with their answers and few-shot examples.
 
@@ -320,7 +330,7 @@ def _check_answers_fit(
         tokenizer,
         template,
         run.model.context,
-        room=f'the context of {run.model.name}',
+        limit_name=f'the context of {run.model.name}',
     )
     if not split.held_out:
         return
@@ -333,8 +343,11 @@ def _check_answers_fit(
 
 
 def _measured(
-    run: RunConfig, split: data.Split, tokenizer: data.Tokenizer, template: data.Template
-) -> data.Size:
+    run: RunConfig,
+    split: data.TaskSplit,
+    tokenizer: data.TokenizerProtocol,
+    template: data.Template,
+) -> data.TokenCounts:
     """Return the size of a task's training examples.
 
     Raises:
@@ -353,7 +366,7 @@ def _measured(
     return size(split.train)
 
 
-def _split(run: RunConfig) -> list[data.Split]:
+def _split(run: RunConfig) -> list[data.TaskSplit]:
     """Return the splits of all tasks that are trained on or scored; tasks from files come last."""
     section, files = run.data, {task.name: task for task in run.data.file_tasks}
     trained = {*section.tasks, *files}
@@ -364,15 +377,15 @@ def _split(run: RunConfig) -> list[data.Split]:
     def find(name: str) -> data.TaskProtocol:
         if name in files:
             return files[name]
-        if not data.is_benchmark(name):
+        if not data.is_public_dataset(name):
             return data.get_task(name)
-        parts = {'trained': name in trained, 'scored': name in scored}
-        return data.benchmark(name, section.form, section.task_settings, store, **parts)
+        parts = {'needs_train_split': name in trained, 'needs_test_split': name in scored}
+        return data.dataset_task(name, section.form, section.task_settings, store, **parts)
 
     sizes = (section.max_per_task, section.held_out, section.validation)
     splits = [find(name).split(run.seed, *sizes) for name in names]
     if files:
-        splits = data.without_kept_questions(splits)
+        splits = data.drop_leaked_questions(splits)
     return [
         dataclasses.replace(
             split,

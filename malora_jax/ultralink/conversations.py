@@ -8,7 +8,7 @@ subset, and belongs to chat_specific.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from malora_jax.data.rows import Row, is_utf_8
+from malora_jax.data.file_rows import Row, is_utf_8
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.shards import text_field
@@ -51,11 +51,11 @@ def read(row: Row) -> Conversation:
     """
     identifier, language = text_field(row, 'id'), text_field(row, 'language')
     if language not in LANGUAGES:
-        raise UserError(f'{row.place}: {unknown_name("language", language, LANGUAGES)}')
+        raise UserError(f'{row.location}: {unknown_name("language", language, LANGUAGES)}')
     document = text_field(row, 'document') if 'document' in row.fields else ''
     subset = text_field(row, 'subset') if 'subset' in row.fields or not document else SPECIFIC
     if subset not in SUBSETS:
-        raise UserError(f'{row.place}: {unknown_name("subset", subset, SUBSETS)}')
+        raise UserError(f'{row.location}: {unknown_name("subset", subset, SUBSETS)}')
     return Conversation(identifier, language, subset, texts(row), document)
 
 
@@ -67,7 +67,7 @@ def texts(row: Row) -> list[str]:
     """
     fault = data_fault(row.fields)
     if fault:
-        raise UserError(f'{row.place}: {fault}.')
+        raise UserError(f'{row.location}: {fault}.')
     return list(row.fields['data'])
 
 

@@ -16,7 +16,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from malora_jax.data.rows import Row, read_rows
+from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
@@ -163,13 +163,13 @@ def _conversation(row: Row) -> Conversation | None:
             turns = [(turn['from'], turn['value']) for turn in fields.pop('conversations')]
         except (TypeError, LookupError) as error:
             raise UserError(
-                f"{row.place}: 'conversations' must be a list of turns with 'from' and 'value'."
+                f"{row.location}: 'conversations' must be a list of turns with 'from' and 'value'."
             ) from error
         fields['data'] = [text for _, text in turns]
         taken = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
         if not taken or conversations.data_fault(fields):
             return None
-    return conversations.read(Row(row.place, fields))
+    return conversations.read(Row(row.location, fields))
 
 
 def _transcript(data: Sequence[str]) -> str:

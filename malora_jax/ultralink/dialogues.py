@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, stage
 from malora_jax.ultralink.languages import get_language
@@ -112,7 +112,7 @@ class _Dialogues:
         try:
             get_language(fields['language'])
         except UserError as error:
-            raise UserError(f'{row.place}: {error}') from error
+            raise UserError(f'{row.location}: {error}') from error
         if not fields['text'].strip():
             return Outcome(reason='empty')
         dialogue = _Dialogue(self, fields['language'], fields['text'])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from malora_jax import errors
-from malora_jax.data.rows import Row, check_file
+from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.languages import identify, to_simplified

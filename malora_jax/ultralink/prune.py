@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import tqdm
 
 from malora_jax import markdown
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
@@ -122,7 +122,7 @@ def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> 
     ):
         conversation = conversations.read(row)
         if conversation.id in ids:
-            raise UserError(f'{row.place}: another row has the id {conversation.id!r} too.')
+            raise UserError(f'{row.location}: another row has the id {conversation.id!r} too.')
         group = ids[conversation.id] = conversation.language, conversation.subset
         if conversation.language != _WHOLE:
             of_group = sketches.setdefault(group, Sketches())

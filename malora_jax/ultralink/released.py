@@ -13,7 +13,7 @@ from typing import Any
 import tqdm
 
 from malora_jax import files, hub
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink.conversations import data_fault
 from malora_jax.ultralink.release import NAMES, split_id
@@ -108,7 +108,7 @@ def prepare(run: StageRun[ImportConfig]) -> Prepared:
     async def process(row: Row) -> Outcome:
         fault = row.fields.get(_FAULT)
         if fault:
-            tqdm.tqdm.write(f'{row.place}: {fault}', file=sys.stderr)
+            tqdm.tqdm.write(f'{row.location}: {fault}', file=sys.stderr)
             return Outcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
         return Outcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
@@ -116,7 +116,7 @@ def prepare(run: StageRun[ImportConfig]) -> Prepared:
 
 
 def _file(row: Row) -> str:
-    return pathlib.Path(row.place.rpartition(':')[0]).name
+    return pathlib.Path(row.location.rpartition(':')[0]).name
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import files
-from malora_jax.data.rows import Row, check_file
+from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
 from malora_jax.ultralink.manifest import (
@@ -128,7 +128,7 @@ def distinct(rows: Iterable[Row]) -> Iterator[Row]:
         identifier = row.fields.get('id')
         if isinstance(identifier, str):
             if identifier in seen:
-                raise UserError(f'{row.place}: another row has the id {identifier!r} too.')
+                raise UserError(f'{row.location}: another row has the id {identifier!r} too.')
             seen.add(identifier)
         yield row
 
@@ -168,11 +168,11 @@ def text_field(row: Row, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         what = 'has no' if value is None else 'must have text as'
-        raise UserError(f'{row.place} {what} {name!r}.')
+        raise UserError(f'{row.location} {what} {name!r}.')
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f'{row.place}: {name!r} holds a half of a character.') from error
+        raise UserError(f'{row.location}: {name!r} holds a half of a character.') from error
     return value
 
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import tqdm
 
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.data.seeds import stable_seed
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink import shards
@@ -198,10 +198,10 @@ async def _write(
 
 
 def _counted(item: Row, outcome: Outcome) -> Shard:
-    assert bool(outcome.rows) != bool(outcome.reason), (item.place, outcome.reason)
+    assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
         return Shard(1, 1, len(outcome.rows), counts=outcome.counts)
-    place = pathlib.PurePath(item.place).name
+    place = pathlib.PurePath(item.location).name
     return Shard(1, 0, 0, {outcome.reason: 1}, {outcome.reason: place}, outcome.counts)
 
 

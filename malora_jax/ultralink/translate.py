@@ -9,7 +9,7 @@ paper verifies nothing.
 import collections
 import dataclasses
 
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import checks, conversations, translations
 from malora_jax.ultralink.languages import identify
@@ -70,7 +70,7 @@ class _Translator:
         source = conversations.read(row)
         if source.language != _SOURCE or source.subset not in translations.SUBSETS:
             raise UserError(
-                f'{row.place} is {source.language} {source.subset}: only English '
+                f'{row.location} is {source.language} {source.subset}: only English '
                 f'{", ".join(translations.SUBSETS)} are translated.'
             )
         counts: collections.Counter[str] = collections.Counter()

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from malora_jax.data import Example, Split, Task, exact_match
+from malora_jax.data import Example, Task, TaskSplit, exact_match
 from tests.helpers.data import ByteTokenizer
 
 
@@ -12,7 +12,7 @@ def tokenizer() -> ByteTokenizer:
 
 
 @pytest.fixture
-def splits() -> list[Split]:
+def splits() -> list[TaskSplit]:
     """Three tasks with short examples, 40 for training and 10 held out each."""
     rng = random.Random(0)
 
@@ -20,7 +20,7 @@ def splits() -> list[Split]:
         return [Example(f'{letter}{n}' * rng.randint(1, 6), f'{n}', {}) for n in numbers]
 
     return [
-        Split(
+        TaskSplit(
             Task(letter, None, exact_match),
             examples(letter, range(100, 140)),
             examples(letter, range(140, 150)),

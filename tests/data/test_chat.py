@@ -15,10 +15,10 @@ from malora_jax.data import (
     encode_completion,
     encode_example,
     encode_prompt,
-    end_id,
+    end_token_id,
     get_template,
 )
-from malora_jax.data.chat import Chat
+from malora_jax.data.chat import ChatRenderer
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 from malora_jax.models.loading.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def case(request, tmp_path):
 
 def test_texts_as_transformers_renders_them(case):
     tokenizer, end, turns = case
-    assert CHAT.end(tokenizer) == end
+    assert CHAT.get_end_token(tokenizer) == end
     for turn in turns:
         prompt = CHAT.prompt(tokenizer, turn['question'])
         assert prompt == turn['prompt']
@@ -62,7 +62,7 @@ def test_ids_as_transformers_encodes_them(case):
         example = Example(turn['question'], turn['answer'], {})
         encoded = encode_example(tokenizer, CHAT, example, 0, 512)
         ids = [*encoded['inputs'][:1].tolist(), *encoded['targets'].tolist()]
-        assert ids[-1] == end_id(tokenizer, CHAT) == tokenizer.token_to_id(end)
+        assert ids[-1] == end_token_id(tokenizer, CHAT) == tokenizer.token_to_id(end)
         assert turn['whole_ids'][: len(ids)] == ids
         assert tokenizer.decode(turn['whole_ids'][len(ids) :]).strip() == ''
 
@@ -148,7 +148,9 @@ def test_an_answer_after_a_control_token_has_one_space_before_it(tmp_path):
 def test_a_prompt_that_would_grow_into_the_answer_stays_as_it_is(tmp_path, name):
     """Generation sees the prompt's tokens alone, so training must use the same tokens."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
-    ends_in_space = dataclasses.replace(get_template('plain'), between='\nAnswer: ', space='')
+    ends_in_space = dataclasses.replace(
+        get_template('plain'), question_suffix='\nAnswer: ', answer_prefix=''
+    )
     example = Example('Is it?', 'yes', {})
     prompt = encode_prompt(tokenizer, ends_in_space, example.question)
     encoded = encode_example(tokenizer, ends_in_space, example, 0, 512)
@@ -186,8 +188,8 @@ def test_prompt_and_answer_are_the_whole_text(name, question, between, answer):
 SPECIAL = frozenset({'<end>', '<end', '<s>'})
 
 
-def make(source: str, **named: str) -> Chat:
-    return Chat(source, named, SPECIAL)
+def make(source: str, **named: str) -> ChatRenderer:
+    return ChatRenderer(source, named, SPECIAL)
 
 
 GOOD = (
@@ -198,7 +200,7 @@ GOOD = (
 
 def test_the_longest_token_ends_an_answer():
     chat = make(GOOD)
-    assert chat.end == '<end>'
+    assert chat.end_token == '<end>'
     assert chat.prompt('Q<end>') == 'user: Q<end><end>\nassistant: '
     assert chat.completion('Q', 'A<end>, B') == 'A<end>, B'
 
@@ -257,7 +259,7 @@ def test_an_answer_that_ends_in_another_way():
 
 def test_a_model_without_a_chat_template(tokenizer):
     with pytest.raises(UserError) as caught:
-        end_id(tokenizer, CHAT)
+        end_token_id(tokenizer, CHAT)
     assert str(caught.value) == (
         "data.template is 'chat', but the model comes without a chat template: set it to 'plain' "
         "or 'chatml'."

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from malora_jax.data import Example, encode_example, encode_prompt, end_id, get_template
+from malora_jax.data import Example, encode_example, encode_prompt, end_token_id, get_template
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 from tests.helpers.data import ByteTokenizer
 
 BARE = get_template('bare')
-BRIEF = FixedTemplate('brief', before='>', between=':', space='', end_token=None)
+BRIEF = FixedTemplate('brief', before='>', between=':', answer_prefix='', end_token=None)
 
 
 def test_by_hand(tokenizer):
@@ -33,7 +33,7 @@ def test_training_sees_the_prompt_that_generation_starts_from(tokenizer, name):
     assert encoded['inputs'][: first + 1].tolist() == prompt
     answer = encoded['targets'][encoded['loss_mask'] == 1].tolist()
     assert tokenizer.decode(answer[:-1]) == template.completion(tokenizer, 'Why so?', 'Because.')
-    assert answer[-1] == end_id(tokenizer, template)
+    assert answer[-1] == end_token_id(tokenizer, template)
 
 
 def test_a_long_example_is_an_error(tokenizer):
@@ -45,10 +45,10 @@ def test_a_long_example_is_an_error(tokenizer):
 
 
 def test_end_tokens(tokenizer):
-    assert end_id(tokenizer, get_template('chatml')) == 257
-    assert end_id(tokenizer, get_template('plain')) == tokenizer.eos_id
+    assert end_token_id(tokenizer, get_template('chatml')) == 257
+    assert end_token_id(tokenizer, get_template('plain')) == tokenizer.eos_id
     with pytest.raises(UserError, match=r"'odd' ends answers with '</s>'.*'chat' or 'plain'\.$"):
-        end_id(tokenizer, FixedTemplate('odd', '', '', '', end_token='</s>'))
+        end_token_id(tokenizer, FixedTemplate('odd', '', '', '', end_token='</s>'))
 
 
 def cut(tokenizer, prompt, answer, length):

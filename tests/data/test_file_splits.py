@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from malora_jax.data import Example, FileTask, Size, without_kept_questions
+from malora_jax.data import Example, FileTask, TokenCounts, drop_leaked_questions
 from malora_jax.data.describe import describe_split
-from malora_jax.data.splits import Split
+from malora_jax.data.splits import TaskSplit
 from malora_jax.data.tasks import question_key
 from malora_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def message(function, *arguments) -> str:
 def test_sizes_and_origin():
     write([*numbered(40), ('q1', 'a1'), ('Q1', 'other')])
     split = TASK.split(0, 0, held_out=8, validation=4)
-    assert (len(split.held_out), len(split.validation), split.distinct) == (8, 4, 40)
+    assert (len(split.held_out), len(split.validation), split.num_available) == (8, 4, 40)
     both = {'q1', 'Q1'} <= set(questions(split.train))
     assert len(split.train) == (29 if both else 28)
     assert split.task is TASK
@@ -172,15 +172,17 @@ def test_too_few():
 # Several tasks.
 
 
-def split_of(name: str, train: str, held_out: str, validation: str = '') -> Split:
+def split_of(name: str, train: str, held_out: str, validation: str = '') -> TaskSplit:
     parts = [
         [Example(letter, 'x', {}) for letter in part] for part in (train, held_out, validation)
     ]
-    return Split(dataclasses.replace(TASK, name=name), parts[0], parts[1], 9, parts[2], {'rows': 9})
+    return TaskSplit(
+        dataclasses.replace(TASK, name=name), parts[0], parts[1], 9, parts[2], {'rows': 9}
+    )
 
 
 def test_a_question_that_one_task_keeps_trains_no_other():
-    first, second, third = without_kept_questions(
+    first, second, third = drop_leaked_questions(
         [split_of('one', 'abC', 'd', 'e'), split_of('two', 'Dfe', 'c'), split_of('three', 'g', 'd')]
     )
     assert questions(first.train) == ['a', 'b']
@@ -193,19 +195,19 @@ def test_a_question_that_one_task_keeps_trains_no_other():
 def test_a_published_split_stays_as_it_is_and_takes_nothing_from_others():
     public = dataclasses.replace(split_of('public', 'abc', 'd', 'e'), published=True)
     own = split_of('own', 'defg', 'a', 'b')
-    assert without_kept_questions([public, own]) == [public, own]
+    assert drop_leaked_questions([public, own]) == [public, own]
 
 
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
-    assert message(without_kept_questions, splits) == (
+    assert message(drop_leaked_questions, splits) == (
         "Task 'two' has nothing to train on: all its questions for that are held out in another "
         'task.'
     )
 
 
 def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
-    first, second = without_kept_questions(
+    first, second = drop_leaked_questions(
         [split_of('one', 'ab', 'c', 'd'), split_of('two', 'ef', 'g', 'Chd')]
     )
     assert questions(first.validation) == ['d']
@@ -213,20 +215,20 @@ def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
     assert [split.origin.get('dropped_shared') for split in (first, second)] == [None, 1]
     assert questions(second.train) == ['e', 'f']
     splits = [split_of('one', 'ab', 'c', 'd'), split_of('two', 'ef', 'g', 'C')]
-    assert "Task 'two' has nothing to validate on" in message(without_kept_questions, splits)
+    assert "Task 'two' has nothing to validate on" in message(drop_leaked_questions, splits)
 
 
 def test_what_is_told_of_a_split():
     write([*numbered(3_000), ('q1', 'a1')])
     split = TASK.split(0, 0, 8)
-    assert describe_split(split, Size(2_992, 12_345, 678, 0, 90)) == (
+    assert describe_split(split, TokenCounts(2_992, 12_345, 678, 0, 90)) == (
         'mine: 3,001 rows of a.tsv, 1 exact duplicates dropped, 2,992 examples of 12,345 tokens to '
         'train on, 8 questions held out.'
     )
     write(numbered(9, start=3_000), 't.tsv')
     tested = TESTED.split(0, 0, 8, 4)
     shared = dataclasses.replace(tested, origin={**tested.origin, 'dropped_shared': 7})
-    assert describe_split(shared, Size(2_996, 23_456, 789, 2, 90)) == (
+    assert describe_split(shared, TokenCounts(2_996, 23_456, 789, 2, 90)) == (
         'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 held out in '
         'another task dropped, 2,996 examples of 23,456 tokens to train on, 2 of them truncated, 4 '
         'questions for validation, 8 questions held out.'

@@ -7,8 +7,8 @@ import pytest
 
 from malora_jax.data import (
     Example,
-    Split,
     Task,
+    TaskSplit,
     encode_example,
     exact_match,
     get_template,
@@ -57,7 +57,9 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(splits,
     # Rows of one example, so that the order is the sampling order except for rows shuffled
     # together.
     alone = [
-        Split(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000)
+        TaskSplit(
+            splits[0].task, [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000
+        )
     ]
     batches = take(iterate(alone, tokenizer), 64)
     answers = [tokenizer.decode(example['inputs'][-2:].tolist()) for example in unpack(batches)]
@@ -114,7 +116,9 @@ def test_wrong_weights(splits, weights):
 
 def sized(*sizes):
     example = Example('a', 'b', {})
-    return [Split(Task(f'task{n}', None, exact_match), [example] * n, [example], n) for n in sizes]
+    return [
+        TaskSplit(Task(f'task{n}', None, exact_match), [example] * n, [example], n) for n in sizes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -152,14 +156,14 @@ def test_examples_are_tokenised_when_they_are_drawn(splits, tokenizer):
             return super().__getitem__(index)
 
     many = Counted(Example(f'{n}' * 20, 'x', {}) for n in range(100_000))
-    one = [Split(Task('many', None, exact_match), many, [], len(many))]
+    one = [TaskSplit(Task('many', None, exact_match), many, [], len(many))]
     take(iterate(one, tokenizer), 2)
     assert 0 < Counted.reads < 2_000
 
 
 def test_long_examples_are_cut_if_so_wished(splits, tokenizer):
     poems = Task('poems', None, exact_match)
-    splits.append(Split(poems, [Example('?', 'la' * 200, {})], [], 1_000))
+    splits.append(TaskSplit(poems, [Example('?', 'la' * 200, {})], [], 1_000))
     lengths = {
         len(example['inputs'])
         for example in unpack(take(iterate(splits, tokenizer, truncate=True), 8))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from malora_jax.data.scorers import SCORERS, label, letter, number, rouge_l
+from malora_jax.data.scorers import SCORERS, label_match, letter_match, number_match, rouge_l
 from malora_jax.data.tasks import Example
 
 
@@ -47,7 +47,7 @@ def test_scores(name, prediction, answer, score):
     assert SCORERS[name](prediction, example(answer)) == score
 
 
-@pytest.mark.parametrize('scorer', [number, letter, rouge_l])
+@pytest.mark.parametrize('scorer', [number_match, letter_match, rouge_l])
 def test_any_of_several_answers_is_right(scorer):
     several = example('(A) 1 dog', answers=('(A) 1 dog', '(B) 2 cats'))
     assert [scorer(said, several) for said in ('(A) 1 dog', '(B) 2 cats')] == [1.0, 1.0]
@@ -55,8 +55,8 @@ def test_any_of_several_answers_is_right(scorer):
 
 
 def test_numbers_in_a_language():
-    assert number('Son 1.234,5 $', example('1234.5', language='es')) == 1.0
-    assert number('Son 1.234,5 $', example('1234.5')) == 0.0
+    assert number_match('Son 1.234,5 $', example('1234.5', language='es')) == 1.0
+    assert number_match('Son 1.234,5 $', example('1234.5')) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_numbers_in_a_language():
     ],
 )
 def test_the_letter_of_an_option(prediction, said):
-    scores = {right: letter(prediction, example(f'({right})')) for right in 'ABCDIS'}
+    scores = {right: letter_match(prediction, example(f'({right})')) for right in 'ABCDIS'}
     assert scores == {right: float(right == said) for right in 'ABCDIS'}
 
 
@@ -122,14 +122,14 @@ def test_the_letter_of_an_option(prediction, said):
 )
 def test_the_first_label(prediction, said):
     options = (' positive', ' very positive', ' neutral', ' negative')
-    scores = {right: label(prediction, example(right, options=options)) for right in options}
+    scores = {right: label_match(prediction, example(right, options=options)) for right in options}
     assert scores == {right: float(right == said) for right in options}
 
 
 @pytest.mark.parametrize('options', [('true', 'true in part'), ('true in part', 'true')])
 def test_the_longer_of_two_labels_at_one_place(options):
-    assert label('True in part.', example('true in part', options=options)) == 1.0
-    assert label('True.', example('true', options=options)) == 1.0
+    assert label_match('True in part.', example('true in part', options=options)) == 1.0
+    assert label_match('True.', example('true', options=options)) == 1.0
 
 
 @pytest.mark.parametrize(

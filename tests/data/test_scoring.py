@@ -2,14 +2,14 @@ import pytest
 
 from malora_jax.data import (
     Example,
-    GeneratedScoring,
+    GenerationScoring,
     LikelihoodScoring,
     ProgramScoring,
     exact_match,
 )
 
 STOP = {'stop': ('\n',), 'max_new_tokens': 9}
-EXACT = GeneratedScoring('exact_match', 'exact_match', exact_match)
+EXACT = GenerationScoring('exact_match', 'exact_match', exact_match)
 PROGRAM = ProgramScoring(shots=1, **STOP)
 
 
@@ -20,22 +20,22 @@ def never():
 
 def test_the_majority_baseline_takes_the_option_that_is_right_most_often():
     held_out = [Example('?', 'x', {'label': label}) for label in (2, 0, 2, 1)]
-    assert LikelihoodScoring().constant(held_out) == ('option 3', 0.5)
+    assert LikelihoodScoring().majority_baseline(held_out) == ('option 3', 0.5)
 
 
 def test_no_program_is_a_constant_answer():
-    assert PROGRAM.constant([Example('?', 'x', {})]) == ('', 0.0)
+    assert PROGRAM.majority_baseline([Example('?', 'x', {})]) == ('', 0.0)
 
 
 def test_the_first_of_equal_answers_is_the_baseline():
-    assert EXACT.constant([Example('?', answer, {}) for answer in 'baab']) == ('b', 0.5)
+    assert EXACT.majority_baseline([Example('?', answer, {}) for answer in 'baab']) == ('b', 0.5)
 
 
 def test_without_a_limit_the_longest_right_answer_decides():
     assert (EXACT.needed_tokens([3, 7, 5]), EXACT.token_limit([3, 7, 5])) == (7, 11)
 
 
-@pytest.mark.parametrize('scoring', [PROGRAM, GeneratedScoring('a', 'b', exact_match, **STOP)])
+@pytest.mark.parametrize('scoring', [PROGRAM, GenerationScoring('a', 'b', exact_match, **STOP)])
 def test_a_limit_needs_no_lengths(scoring):
     assert (scoring.needed_tokens(never()), scoring.token_limit(never())) == (0, 9)
 

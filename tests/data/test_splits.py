@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from malora_jax.data import Example, Split, Task, exact_match
+from malora_jax.data import Example, Task, TaskSplit, exact_match
 from malora_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ def test_held_out_first_then_train():
     assert [e.question for e in split.held_out] == questions[:64]
     assert [e.question for e in split.train] == questions[64:364]
     assert split.task_name == 'fake'
-    assert split.distinct == 2_000
+    assert split.num_available == 2_000
 
 
 def test_a_task_with_few_questions_does_not_count():
@@ -80,5 +80,5 @@ def test_best_constant_is_best_under_the_tasks_own_scorer():
     answers = ['no', 'Yes', 'maybe', 'no', 'YES', 'yes', 'maybe', 'other']
     held_out = [Example(f'q{i}', answer, {}) for i, answer in enumerate(answers)]
     graded, exact = Task('fake', None, score), Task('fake', None, exact_match)
-    assert Split(graded, [], held_out, 8).constant() == ('Yes', (3 + 5 * 0.9) / 8)
-    assert Split(exact, [], held_out, 8).constant() == ('no', 2 / 8)
+    assert TaskSplit(graded, [], held_out, 8).majority_baseline() == ('Yes', (3 + 5 * 0.9) / 8)
+    assert TaskSplit(exact, [], held_out, 8).majority_baseline() == ('no', 2 / 8)

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from malora_jax import buckets
 from malora_jax.data import check_sources, open_store
-from malora_jax.data.benchmarks import BrokenRowError, Dataset, Item, get_dataset
-from malora_jax.data.rows import Row, read_rows
-from malora_jax.data.store import LOCK, Store
+from malora_jax.data.datasets import BrokenRowError, Dataset, Item, get_dataset
+from malora_jax.data.file_rows import Row, read_rows
+from malora_jax.data.store import LOCK_FILE, Store
 from malora_jax.errors import UserError
 from tests.helpers.mounts import can_mount
 
@@ -73,7 +73,7 @@ def left(store: Store) -> list[str]:
     if not store.directory.exists():  # A refused request leaves no directory.
         return []
     names = {path.name for path in store.directory.iterdir()}
-    return sorted(names - {LOCK, '.malora_jax.busy'})
+    return sorted(names - {LOCK_FILE, '.malora_jax.busy'})
 
 
 class Hub:
@@ -164,7 +164,7 @@ def test_any_text_comes_back(tmp_path_factory, expected):
     source = write_lines(path / 'train.jsonl', sums(1))
     dataset = dataclasses.replace(
         GSM8K,
-        read=lambda _: (Row('', {'item': item}) for item in expected),
+        read_file=lambda _: (Row('', {'item': item}) for item in expected),
         parse=lambda row: row.fields['item'],
     )
     store = Store(path / 'store', (f'gsm8k/train={source}',))
@@ -181,7 +181,7 @@ def test_of_test_only_what_is_scored(tmp_path):
     store.prepare(MEDMCQA)
     assert [item.question for item in store.items(MEDMCQA, 'train')] == ['q0', 'q1']
     assert [item.question for item in store.items(MEDMCQA, 'test')] == ['q1']
-    assert store.lock(MEDMCQA)['left_out'] == []
+    assert store.lock_entry(MEDMCQA)['left_out'] == []
 
 
 @pytest.mark.parametrize('name', ['a b', 'é[0:3]', '{SPLIT}*?', 'q\'"%s', 'gs:'])
@@ -199,7 +199,7 @@ def test_relative_paths(tmp_path, monkeypatch):
     store = open_store('data', ['gsm8k/train=a=b.jsonl'])
     store.prepare(GSM8K)
     assert len(store.items(GSM8K, 'train')) == 1
-    assert (tmp_path / 'data' / LOCK).exists() and left(store) == ['malora_gsm8k']
+    assert (tmp_path / 'data' / LOCK_FILE).exists() and left(store) == ['malora_gsm8k']
 
 
 @pytest.mark.parametrize(
@@ -297,19 +297,19 @@ def test_other_files_than_the_locked_ones_are_refused(hub, store, tmp_path):
         f'gsm8k/test is not what {other.lock_path} says (sha256 {found}, not {locked}): restore '
         "its files, or remove 'gsm8k' from the lock file to prepare it anew."
     )
-    assert left(other) == [] and other.lock(GSM8K) == store.lock(GSM8K)
+    assert left(other) == [] and other.lock_entry(GSM8K) == store.lock(GSM8K)
 
 
 def test_another_number_of_rows_is_refused(local, tmp_path):
     """Another version of the reader might return other rows of the same files."""
     local.prepare(GSM8K)
     other = locked_like(local, tmp_path / 'other')
-    changed = dataclasses.replace(GSM8K, read=lambda path: [*read_rows(path)][1:])
+    changed = dataclasses.replace(GSM8K, read_file=lambda path: [*read_rows(path)][1:])
     assert message(other.prepare, changed) == (
         f'gsm8k/train is not what {other.lock_path} says (rows 4, not 5): restore its files, or '
         "remove 'gsm8k' from the lock file to prepare it anew."
     )
-    assert left(other) == [] and other.lock(GSM8K) == local.lock(GSM8K)
+    assert left(other) == [] and other.lock_entry(GSM8K) == local.lock(GSM8K)
 
 
 def test_a_locked_dataset_that_is_gone_is_prepared_again(local):
@@ -369,8 +369,8 @@ def test_the_hub_is_not_a_file_nor_the_other_way_round(hub, store, local):
         first.prepare(GSM8K)
         assert message(second.prepare, GSM8K) == (
             f"Dataset 'gsm8k' in {store.directory} is from {sources[first]}, not from "
-            f'{sources[second]}: choose another data.directory, or remove it from {LOCK} there to '
-            'prepare it anew.'
+            f'{sources[second]}: choose another data.directory, or remove it from {LOCK_FILE} '
+            'there to prepare it anew.'
         )
         shutil.rmtree(store.directory / 'malora_gsm8k')
         assert ' is from ' in message(second.prepare, GSM8K), 'locked, though not prepared'
@@ -464,7 +464,7 @@ def with_rows(tmp_path: pathlib.Path, rows: list[dict], **settings) -> tuple[Sto
         return (Row(f'{path} line {number}', row) for number, row in enumerate(rows, start=1))
 
     store = Store(tmp_path / 'store', (f'gsm8k/train={path}',), **settings)
-    return store, dataclasses.replace(GSM8K, read=read)
+    return store, dataclasses.replace(GSM8K, read_file=read)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_broken_rows_are_left_out_and_listed_where_that_is_wanted(tmp_path):
     store, dataset = with_rows(tmp_path, rows, skip_broken=True)
     store.prepare(dataset)
     assert list(store.items(dataset, 'train')) == items(GSM8K, *sums(1, 2, 3))
-    lock = store.lock(dataset)
+    lock = store.lock_entry(dataset)
     assert lock['rows'] == {'train': 3}
     assert lock['left_out'] == [
         f"{tmp_path}/rows.jsonl line 2 has no field 'answer'; it has 'question'.",
@@ -534,7 +534,7 @@ def test_a_file_that_is_not_utf_8(tmp_path):
     tolerant = dataclasses.replace(store, skip_broken=True)
     tolerant.prepare(GSM8K)
     assert len(tolerant.items(GSM8K, 'train')) == 1
-    assert tolerant.lock(GSM8K)['left_out'] == [told.partition('; data.skip_broken')[0] + '.']
+    assert tolerant.lock_entry(GSM8K)['left_out'] == [told.partition('; data.skip_broken')[0] + '.']
 
 
 def test_a_split_needs_a_row(tmp_path):
@@ -599,7 +599,8 @@ def test_rows_that_are_not_the_locked_ones(local):
     locks['gsm8k']['rows']['train'] = 1234
     local.lock_path.write_text(json.dumps(locks))
     assert message(local.items, GSM8K, 'train') == (
-        f"{local.directory}/malora_gsm8k/1.0.0 has 5 rows in its split 'train', and {LOCK} says "
+        f"{local.directory}/malora_gsm8k/1.0.0 has 5 rows in its split 'train', and {LOCK_FILE} "
+        'says '
         '1,234: remove that directory, and it is prepared anew.'
     )
 
@@ -614,8 +615,8 @@ def test_a_directory_that_is_a_file(local, tmp_path):
 
 SLOW = """
 import dataclasses, os, pathlib, sys, time
-from malora_jax.data.benchmarks import get_dataset
-from malora_jax.data.rows import read_rows
+from malora_jax.data.datasets import get_dataset
+from malora_jax.data.file_rows import read_rows
 from malora_jax.data.store import Store
 
 signs, directory, source = sys.argv[1:]
@@ -628,7 +629,7 @@ def read(path):
         time.sleep(0.01)
     yield from rows[1:]
 
-dataset = dataclasses.replace(get_dataset('gsm8k'), read=read)
+dataset = dataclasses.replace(get_dataset('gsm8k'), read_file=read)
 Store(pathlib.Path(directory), (source,)).prepare(dataset)
 """
 
@@ -709,7 +710,7 @@ for name in ('connect', 'connect_ex', 'sendto'):
     setattr(socket.socket, name, no_network)
 socket.getaddrinfo = no_network
 
-from malora_jax.data.benchmarks import get_dataset
+from malora_jax.data.datasets import get_dataset
 from malora_jax.data.store import Store
 
 directory, other, source = sys.argv[1:]
@@ -737,7 +738,7 @@ def test_no_network_for_what_is_prepared_and_no_tensorflow_at_all(hub, store, lo
 
 DISK = """
 import pathlib, subprocess, sys
-from malora_jax.data.benchmarks import get_dataset
+from malora_jax.data.datasets import get_dataset
 from malora_jax.data.store import Store
 
 disk, source = sys.argv[1:]
@@ -772,7 +773,7 @@ def test_what_one_machine_prepares_in_a_bucket_another_reads(bucket, tmp_path):
     buckets.remove_copies()
     store = open_store(f'{bucket}/data', sources)
     assert [*store.items(GSM8K, 'train')] == items(GSM8K, *sums(1, 2))
-    assert store.lock(GSM8K)['source'] == f'train={bucket}/sources/train.jsonl'
+    assert store.lock_entry(GSM8K)['source'] == f'train={bucket}/sources/train.jsonl'
     before = {blob.name: blob.generation for blob in stored(bucket)}
     store.prepare(GSM8K)
     assert {blob.name: blob.generation for blob in stored(bucket)} == before

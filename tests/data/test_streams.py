@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from malora_jax.data import Example, Split
+from malora_jax.data import Example, TaskSplit
 from tests.helpers.data import assert_same, iterate, take, unpack
 
 # Each batch has four rows: two of each of two streams.
@@ -28,7 +28,9 @@ def test_who_reads_some_streams_has_their_rows(splits, tokenizer, read):
 def test_examples_are_dealt_and_none_is_lost_or_repeated(splits, tokenizer):
     """Rows have one example; each stream shuffles 64 together, which are half of two epochs."""
     numbers = range(10, 74)
-    alone = [Split(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in numbers], [], 1_000)]
+    alone = [
+        TaskSplit(splits[0].task, [Example('q' * 200, f'{n}', {}) for n in numbers], [], 1_000)
+    ]
     batches = take(iterate(alone, tokenizer, streams=2), 64)
     halves = [[{key: x[half] for key, x in each.items()} for each in batches] for half in ROWS]
     drawn = [

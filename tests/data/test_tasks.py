@@ -9,7 +9,7 @@ from malora_jax.data import (
     Task,
     exact_match,
     get_task,
-    register,
+    register_task,
     take_distinct,
     task_names,
 )
@@ -25,13 +25,13 @@ def test_a_misspelt_task_names_the_near_one():
 def test_names_are_unique_and_sorted():
     assert task_names() == sorted(task_names())
     with pytest.raises(ValueError, match='already a task'):
-        register(get_task('gcd'))
+        register_task(get_task('gcd'))
 
 
 def test_registered_task_is_found(monkeypatch):
     monkeypatch.setattr('malora_jax.data.tasks._TASKS', {})
     task = Task('mine', None, exact_match)
-    register(task)
+    register_task(task)
     assert get_task('mine') is task
     assert task_names() == ['mine']
 

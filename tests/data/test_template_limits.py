@@ -6,7 +6,7 @@ import time
 import pytest
 
 from malora_jax.data import template_limits
-from malora_jax.data.chat import Chat
+from malora_jax.data.chat import ChatRenderer
 from malora_jax.errors import UserError
 
 ORDINARY = (
@@ -57,23 +57,23 @@ HOSTILE = {
 
 @pytest.mark.parametrize('source', HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_takes_too_much_is_refused(source, monkeypatch):
-    monkeypatch.setattr(template_limits, 'SECONDS', 0.5)
+    monkeypatch.setattr(template_limits, 'TIME_LIMIT_S', 0.5)
     began, memory = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         UserError, match=r"The model's chat template (is broken|fails) \(.+\): set "
     ):
-        Chat(source + ORDINARY, {}, frozenset(['<|end|>']))
+        ChatRenderer(source + ORDINARY, {}, frozenset(['<|end|>']))
     assert time.thread_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**20  # In KiB: 1 GiB.
 
 
 def test_limits_hold_while_rendering_and_not_only_at_first(monkeypatch):
-    monkeypatch.setattr(template_limits, 'SECONDS', 0.3)
+    monkeypatch.setattr(template_limits, 'TIME_LIMIT_S', 0.3)
     loop = (
         '{% if "slow" in messages[0].content %}{% for a in range(99999) %}'
         '{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}'
     )
-    chat = Chat(loop + ORDINARY, {}, frozenset(['<|end|>']))
+    chat = ChatRenderer(loop + ORDINARY, {}, frozenset(['<|end|>']))
     for _ in range(2):
         with pytest.raises(UserError, match=r'it takes more than 0\.3 seconds'):
             chat.prompt('slow')
@@ -81,7 +81,7 @@ def test_limits_hold_while_rendering_and_not_only_at_first(monkeypatch):
 
 
 def test_ordinary_templates_render_as_in_jinja_and_long_texts_too():
-    chat = Chat(ORDINARY, {}, frozenset(['<|end|>']))
+    chat = ChatRenderer(ORDINARY, {}, frozenset(['<|end|>']))
     text = 'Wörter {%s} %d ' * 2**16
     assert chat.prompt(text) == f'<|user|>{text}<|end|><|assistant|>'
     source = (
@@ -98,6 +98,6 @@ def test_ordinary_templates_render_as_in_jinja_and_long_texts_too():
         trim_blocks=True, lstrip_blocks=True
     )
     messages = [{'role': r, 'content': f'x</think>\n{r} 1'} for r in ('user', 'assistant', 'user')]
-    environment.begin()
+    environment.restart_timer()
     found = environment.from_string(source).render(messages=messages)
     assert found == plain.from_string(source).render(messages=messages)

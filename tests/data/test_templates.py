@@ -9,14 +9,14 @@ def test_chatml(tokenizer):
     prompt = template.prompt(tokenizer, 'Why?')
     assert prompt == '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
     assert template.completion(tokenizer, 'Why?', 'So.') == 'So.'
-    assert template.end(tokenizer) == '<|im_end|>'
+    assert template.get_end_token(tokenizer) == '<|im_end|>'
 
 
 def test_plain(tokenizer):
     template = get_template('plain')
     assert template.prompt(tokenizer, 'Why?') == 'Question: Why?\nAnswer:'
     assert template.completion(tokenizer, 'Why?', 'So.') == ' So.'
-    assert template.end(tokenizer) is None
+    assert template.get_end_token(tokenizer) is None
 
 
 def test_braces_in_a_question_are_text(tokenizer):

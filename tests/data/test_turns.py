@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malora_jax.data import Example, FileTask, encode_example, encode_prompt, get_template
-from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
+from malora_jax.data.encoding import count_positions, encode_turns, truncate_turns
 from malora_jax.data.file_tasks import read_examples
-from malora_jax.data.fitting import measure_examples, shortened
 from malora_jax.data.templates import FixedTemplate
+from malora_jax.data.token_counts import measure_examples, truncate_conversation
 from malora_jax.errors import UserError
 from tests.helpers.data import ByteTokenizer
 
-BRIEF = FixedTemplate('brief', before='>', between=':', space=' ', end_token='<|end|>', gap='~')
+BRIEF = FixedTemplate(
+    'brief', before='>', between=':', answer_prefix=' ', end_token='<|end|>', turn_separator='~'
+)
 CHAT = Example('e', 'ff', {}, (('a', 'bb'), ('cc', 'd')))
 # The usual ChatML template.
 CHATML = (
@@ -37,7 +39,7 @@ def with_template(source: str) -> ByteTokenizer:
 
 
 def messages(example: Example, last: bool) -> list[dict[str, str]]:
-    turns = (*example.earlier, (example.question, example.answer))
+    turns = (*example.history, (example.question, example.answer))
     made = [
         {'role': role, 'content': text}
         for turn in turns
@@ -66,7 +68,7 @@ def test_a_single_turn_is_as_before(tokenizer):
 def test_it_is_the_conversation_that_is_served(name):
     """Serving gives the model the same tokens that training did."""
     tokenizer, template = with_template(CHATML), get_template(name)
-    prompt = encode_prompt(tokenizer, template, CHAT.question, CHAT.earlier)
+    prompt = encode_prompt(tokenizer, template, CHAT.question, CHAT.history)
     text = template.conversation(tokenizer, messages(CHAT, last=False))
     assert prompt == tokenizer.encode(text)
     encoded = encode_example(tokenizer, template, CHAT, 0, 512)
@@ -87,12 +89,12 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
 
 def test_later_turns_are_left_out_where_there_is_no_room(tokenizer):
     turns = encode_turns(tokenizer, BRIEF, CHAT)
-    lengths = [positions_of(turns[:count]) for count in (1, 2, 3)]
+    lengths = [count_positions(turns[:count]) for count in (1, 2, 3)]
     assert lengths == [6, 14, 22]
     for length, kept in ((22, 3), (21, 2), (14, 2), (13, 1), (6, 1)):
-        assert cut_turns(turns, length, None) == turns[:kept]
+        assert truncate_turns(turns, length, None) == turns[:kept]
     # With only the first turn left, the answer keeps half of the length.
-    assert cut_turns(turns, 4, None) == [(list(b'>a:'), list(b' b'))]
+    assert truncate_turns(turns, 4, None) == [(list(b'>a:'), list(b' b'))]
 
 
 @given(
@@ -110,7 +112,9 @@ def test_sizes_are_those_of_what_is_made(turns, length):
 
 
 def test_a_held_out_chat_asks_an_earlier_question_where_there_is_no_room(tokenizer):
-    found = {length: shortened(CHAT, tokenizer, BRIEF, length) for length in (22, 21, 13, 2)}
+    found = {
+        length: truncate_conversation(CHAT, tokenizer, BRIEF, length) for length in (22, 21, 13, 2)
+    }
     assert found[22] == CHAT
     assert found[21] == Example('cc', 'd', {'answers': ('d',)}, (('a', 'bb'),))
     assert found[13] == found[2] == Example('a', 'bb', {'answers': ('bb',)})
@@ -129,7 +133,7 @@ def test_rows_of_turns(tmp_path):
     task = write(tmp_path, {'data': [' a', 'b ', 'c', 'd']}, {'data': ['a', 'b', 'c', 'd']})
     read = read_examples(task, task.path)
     (example,) = read.examples
-    assert (example.question, example.answer, example.earlier) == ('c', 'd', (('a', 'b'),))
+    assert (example.question, example.answer, example.history) == ('c', 'd', (('a', 'b'),))
     assert (read.rows, read.duplicates) == (2, 1)
 
 
@@ -154,7 +158,7 @@ def test_chats_that_begin_alike_are_on_one_side(tmp_path):
     rows = [{'data': [f'q{n // 2}', 'b', f'c{n}', 'd']} for n in range(40)]
     split = write(tmp_path, *rows).split(0, 0, held_out=4, validation=3)
     openings = [
-        {e.opening for e in part} for part in (split.held_out, split.validation, split.train)
+        {e.first_question for e in part} for part in (split.held_out, split.validation, split.train)
     ]
     assert [len(part) for part in openings] == [4, 3, 13]
     assert len(set.union(*openings)) == 20

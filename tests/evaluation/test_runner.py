@@ -5,12 +5,12 @@ import pytest
 
 from malora_jax.data import (
     Example,
-    GeneratedScoring,
+    GenerationScoring,
     LikelihoodScoring,
     ProgramScoring,
     Scoring,
-    Split,
     Task,
+    TaskSplit,
     exact_match,
     get_template,
 )
@@ -61,7 +61,7 @@ EXACT = Task('runner_exact', NoSource(), exact_match)
 PARTIAL = Task('runner_partial', NoSource(), half_for_length)
 NUMBER = Benchmark(
     'runner_number',
-    GeneratedScoring('number', 'accuracy', same, stop=('\n',), max_new_tokens=99, shots=3),
+    GenerationScoring('number', 'accuracy', same, stop=('\n',), max_new_tokens=99, shots=3),
 )
 OPTIONS = Benchmark('runner_options', LikelihoodScoring())
 CODE = Benchmark('runner_code', ProgramScoring(stop=('\ndef',), max_new_tokens=50))
@@ -85,9 +85,9 @@ class Scripted:
 
 
 SPLITS = [
-    Split(EXACT, [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
-    Split(NUMBER, [Example('trained on only', '1', {})], [], 1000),
-    Split(PARTIAL, [], [Example('c?', '77', {}), Example('d?', '88', {})], 1000),
+    TaskSplit(EXACT, [], [Example('a?', '1', {}), Example('b?', '12345', {})], 1000),
+    TaskSplit(NUMBER, [Example('trained on only', '1', {})], [], 1000),
+    TaskSplit(PARTIAL, [], [Example('c?', '77', {}), Example('d?', '88', {})], 1000),
 ]
 SAYS = {
     'Question: a?\nAnswer:': [' 1 '],
@@ -151,7 +151,7 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
 
 def test_a_task_may_set_its_own_limit_and_stops():
     generator = Scripted(SAYS)
-    (answer,) = ask(generator, [Split(NUMBER, [], [Example('e?', ' 5', {})], 1)])
+    (answer,) = ask(generator, [TaskSplit(NUMBER, [], [Example('e?', ' 5', {})], 1)])
     assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0, 1.75, 4)
     assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',)}
 
@@ -162,7 +162,7 @@ def test_options_are_taken_by_their_likelihood(asked):
         Example('y?', ' c', {'options': (' b', ' c', ' d'), 'label': 1}),
     ]
     bare = get_template('bare')
-    found = ask(Scripted({}), [Split(OPTIONS, [], questions, 2)], bare)
+    found = ask(Scripted({}), [TaskSplit(OPTIONS, [], questions, 2)], bare)
     texts = [[*((o, False) for o in e.metadata['options']), (e.answer, True)] for e in questions]
     assert asked == [
         (e.question, *t) for e, of_e in zip(questions, texts, strict=True) for t in of_e
@@ -191,7 +191,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
     shown = template.prompt(ByteTokenizer(), prompt)
     generator = Scripted({shown: [said] * 4})
     (answer,) = ask(
-        generator, [Split(CODE, [], [example], 1)], template, samples=4, temperature=0.8, seed=3
+        generator, [TaskSplit(CODE, [], [example], 1)], template, samples=4, temperature=0.8, seed=3
     )
     assert generator.asked[0][1] == {
         **{'samples': 4, 'temperature': 0.8, 'seed': 3, 'limit': 50},

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import malora_jax
 from malora_jax.adapters.trees import named_leaves
-from malora_jax.data import end_id
+from malora_jax.data import end_token_id
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
@@ -148,7 +148,7 @@ def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
     text = 'Why? <|im_end|> 12'
     assert merged.tokenizer.encode(text) == base[0].tokenizer.encode(text)
     # The end token of an answer in training, even if the base model ends texts differently.
-    assert merged.tokenizer.eos_id == end_id(base[0].tokenizer, found.template) == 2
+    assert merged.tokenizer.eos_id == end_token_id(base[0].tokenizer, found.template) == 2
 
 
 @pytest.mark.parametrize('name', VARIANTS)

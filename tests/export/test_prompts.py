@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 import tokenizers
 
-from malora_jax.data import encode_prompt, end_id, get_template
+from malora_jax.data import encode_prompt, end_token_id, get_template
 from malora_jax.data.chat import _environment
 from malora_jax.errors import UserError
 from malora_jax.export import merge
@@ -65,7 +65,7 @@ def ids_by_the_files(directory: Path, question: str) -> list[int]:
     """Return the prompt's ids as transformers does: rendered, encoded without added tokens."""
     settings = json.loads((directory / 'tokenizer_config.json').read_text('utf-8'))
     environment = _environment()
-    environment.begin()
+    environment.restart_timer()
     text = environment.from_string(settings['chat_template']).render(
         messages=[{'role': 'user', 'content': question}],
         add_generation_prompt=True,
@@ -121,7 +121,7 @@ def test_a_merged_model_says_how_it_was_trained(base, tmp_path, name):
         json.loads((tmp_path / 'out' / file).read_text())
         for file in ('config.json', 'generation_config.json')
     )
-    end = end_id(tokenizer, template)
+    end = end_token_id(tokenizer, template)
     assert config['eos_token_id'] == generation['eos_token_id'] == end
     assert config['bos_token_id'] == generation['bos_token_id'] == tokenizer.bos_id
     assert generation['do_sample'] is False
@@ -147,7 +147,7 @@ def test_a_conversation_is_written_as_in_training(base, tmp_path):
     ]
     ours = found.template.conversation(found.base.tokenizer, messages)
     assert chat.conversation(again, messages) == f'<|endoftext|>{ours}'
-    assert chat.end(again) == '<|im_end|>'
+    assert chat.get_end_token(again) == '<|im_end|>'
     with pytest.raises(UserError, match='no place for a message of role system'):
         chat.conversation(again, [{'role': 'system', 'content': 'Hm.'}, *messages])
 
@@ -159,7 +159,7 @@ def test_tokenizers_of_all_kinds(tmp_path, name, template):
     chosen = get_template(template)
     found = Restored(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
     try:
-        end_id(tokenizer, chosen)
+        end_token_id(tokenizer, chosen)
     except UserError:  # The tokenizer lacks the template's end token.
         return
     (tmp_path / 'out').mkdir()

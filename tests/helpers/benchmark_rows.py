@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from malora_jax.data.benchmarks import BrokenRowError
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import BrokenRowError
+from malora_jax.data.file_rows import Row
 
 PLACE = 'a.jsonl line 3'
 

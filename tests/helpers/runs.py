@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from configs.common import base_config
-from malora_jax.data import Example, Task, exact_match, register
+from malora_jax.data import Example, Task, exact_match, register_task
 from malora_jax.data.tasks import take_distinct
 
 TASKS = ('toy_copy', 'toy_reverse')
@@ -46,7 +46,7 @@ def same_parity(prediction: str, example: Example) -> float:
 
 SCORERS = {'toy_copy': exact_match, 'toy_reverse': same_parity}
 for _name in TASKS:
-    register(Task(_name, Digits(_name), SCORERS[_name]))
+    register_task(Task(_name, Digits(_name), SCORERS[_name]))
 
 
 def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) -> dict[str, Any]:

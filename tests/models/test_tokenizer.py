@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.data import encode_example, encode_prompt, end_id, get_task, get_template
+from malora_jax.data import encode_example, encode_prompt, end_token_id, get_task, get_template
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import find_weights
 from malora_jax.models.loading.gguf_file import GGUFFile
@@ -66,7 +66,7 @@ TASKS = ('word_sequence_reversal', 'number_filtering', 'decimal_chain_sum', 'nee
 def test_chatml_as_the_quickstart_trains_it(smollm2, task):
     """Prompt, answer and end token have the ids that they have when each is encoded alone."""
     template = get_template('chatml')
-    assert end_id(smollm2, template) == 2
+    assert end_token_id(smollm2, template) == 2
     for example in get_task(task).source.examples(0, 25):
         question = f'<|im_start|>user\n{example.question}<|im_end|>\n<|im_start|>assistant\n'
         prompt, answer = smollm2.encode(question), smollm2.encode(example.answer)
@@ -84,7 +84,7 @@ def test_the_chat_template_that_came_with_smollm2(smollm2):
         '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
     )
     assert template.completion(smollm2, 'Why?', 'So.') == 'So.'
-    assert end_id(smollm2, template) == 2
+    assert end_token_id(smollm2, template) == 2
     assert encode_prompt(smollm2, template, 'Why?')[:2] == [1, 9690]
 
 

@@ -90,7 +90,7 @@ def test_what_the_trainer_reads(tmp_path):
     )
     examples = read_examples(task, task.path).examples
     assert [example.answer for example in examples] == [first['data'][-1], second['data'][-1]]
-    assert examples[0].earlier == (tuple(first['data'][:2]),)
+    assert examples[0].history == (tuple(first['data'][:2]),)
 
 
 def test_what_is_exported_is_imported_as_it_was(tmp_path):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.shards import Manifest, Shard
@@ -30,7 +30,7 @@ def test_rows_and_counts_come_back(tmp_path):
     path = written(tmp_path / 'out')
     rows = list(shards.read([path]))
     assert [row.fields for row in rows] == [{'id': i, 'text': 'é\u2028'} for i in range(3)]
-    assert rows[2].place == f'{path}/rows-00002.jsonl:1'
+    assert rows[2].location == f'{path}/rows-00002.jsonl:1'
     assert rows_of(path) == [row.fields for row in rows]
     total = json.loads((path / 'manifest.json').read_text('utf-8'))['total']
     assert total == {

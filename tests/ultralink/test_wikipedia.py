@@ -45,8 +45,8 @@ def test_every_kind_of_file_has_the_same_documents(tmp_path):
         assert fields(wikipedia.read([path])) == DOCUMENTS
     both = list(wikipedia.read([tmp_path / 'wiki', lines]))
     assert fields(both) == DOCUMENTS * 2
-    assert both[1].place == f'{folder}/wiki_00:8'
-    assert both[2].place == f'{folder}/wiki_01:2'
+    assert both[1].location == f'{folder}/wiki_00:8'
+    assert both[2].location == f'{folder}/wiki_01:2'
 
 
 @pytest.mark.parametrize(

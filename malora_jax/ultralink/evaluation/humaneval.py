@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from malora_jax.data.rows import Row, read_rows
+from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.evaluation import code
 from malora_jax.ultralink.shards import text_field
@@ -89,7 +89,7 @@ def diagnose(
         if not outcome.passed:
             faults['solution'] = outcome.reason
         restored = prompt != text_field(row, 'prompt')
-        found.append(Diagnosis(text_field(row, 'task_id'), row.place, prompt, restored, faults))
+        found.append(Diagnosis(text_field(row, 'task_id'), row.location, prompt, restored, faults))
     return found
 
 
@@ -116,7 +116,7 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
     try:
         before = ast.parse(text_field(problem, 'prompt') + solution)
     except (SyntaxError, ValueError) as error:
-        raise UserError(f'{problem.place} is no original problem: {error}.') from error
+        raise UserError(f'{problem.location} is no original problem: {error}.') from error
     try:
         after = ast.parse(prompt + solution)
     except (SyntaxError, ValueError) as error:
@@ -162,7 +162,7 @@ def _by_task(path: pathlib.Path) -> dict[str, Row]:
     for row in read_rows(path):
         task = text_field(row, 'task_id')
         if task in rows:
-            raise UserError(f'{row.place}: another row is of {task} too.')
+            raise UserError(f'{row.location}: another row is of {task} too.')
         rows[task] = row
     if not rows:
         raise UserError(f'{path} has no problems.')
@@ -174,7 +174,7 @@ def _check_same(
 ) -> None:
     missing, strange = problems.keys() - rows.keys(), rows.keys() - problems.keys()
     if strange:
-        raise UserError(f'{rows[min(strange)].place}: there is no problem {min(strange)}.')
+        raise UserError(f'{rows[min(strange)].location}: there is no problem {min(strange)}.')
     if missing:
         raise UserError(f'{translated} lacks {len(missing)} problems, such as {min(missing)}.')
 

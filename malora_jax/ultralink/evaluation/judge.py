@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.languages import get_language
@@ -93,7 +93,7 @@ def prepare(run: StageRun[JudgeConfig]) -> Prepared:
         identifier, question = text_field(row, 'id'), text_field(row, 'question')
         answer = text_field(row, 'answer')
         if identifier not in others:
-            raise UserError(f'{row.place}: {baseline} has no answer to {identifier!r}.')
+            raise UserError(f'{row.location}: {baseline} has no answer to {identifier!r}.')
         other = others[identifier]
         points = [await compare(question, answer, other), await compare(question, other, answer)]
         if points[0] is None or points[1] is None:

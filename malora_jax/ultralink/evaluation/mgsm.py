@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from malora_jax.data.benchmarks import mgsm
-from malora_jax.data.numbers import final_number
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import mgsm
+from malora_jax.data.file_rows import Row
+from malora_jax.data.number_extraction import final_number
 from malora_jax.ultralink.languages import get_language
 from malora_jax.ultralink.llm.chat import Message, Request, Sampling
 from malora_jax.ultralink.manifest import Manifest
@@ -67,14 +67,14 @@ def prepare(run: StageRun[MgsmConfig]) -> Prepared:
     sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
 
     async def process(row: Row) -> Outcome:
-        item = mgsm.mgsm(row)
+        item = mgsm.parse_mgsm(row)
         messages = (Message('user', prompt(item.question, config.language)),)
         reply = await run.model.complete(Request(STAGE, messages, sampling))
         number = final_number(reply.text, config.language)
         right = is_right(reply.text, item.answers[0], config.language)
         counts = {'right': int(right), 'no number': int(number is None)}
         made = {
-            'id': f'{config.language}-{row.place.rpartition(" ")[2]}',
+            'id': f'{config.language}-{row.location.rpartition(" ")[2]}',
             'question': item.question,
             'answer': item.answers[0],
             'text': reply.text,

@@ -3,7 +3,8 @@
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
 and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language:
 1.000 may be both 1000 and 1, and `same` chooses the reading that makes the texts agree.
-(`malora_jax.data.numbers` reads the last number of an answer in the one way of its language.)
+(`malora_jax.data.number_extraction` reads the last number of an answer in the one way of its
+language.)
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
 number words (trois, 三) and superscripts are not read. Times and dates are read as their parts, so

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from malora_jax.data.rows import Row, check_file, read_rows
+from malora_jax.data.file_rows import Row, check_file, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink.shards import read_lines
 

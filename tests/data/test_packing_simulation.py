@@ -8,11 +8,11 @@ import pytest
 
 from malora_jax.data import (
     Example,
-    Size,
-    Split,
     Task,
-    count_drawn,
-    describe_drawing,
+    TaskSplit,
+    TokenCounts,
+    count_drawn_examples,
+    describe_draws,
     exact_match,
     get_template,
     measure_examples,
@@ -28,7 +28,7 @@ LENGTH, ROWS = 256, 4
 def counted(splits, tokenizer, shares, seed=0, **settings):
     sizes = [measure_examples('some', split.train, tokenizer, PLAIN, LENGTH) for split in splits]
     names = [split.task_name for split in splits]
-    return count_drawn(
+    return count_drawn_examples(
         names, sizes, shares, sequence_length=LENGTH, batch_size=ROWS, seed=seed, **settings
     )
 
@@ -48,7 +48,7 @@ def test_counts_are_those_of_the_batches(splits, tokenizer, weights, streams):
         if steps % 3 == 0:
             found = counted(splits, tokenizer, shares, seed=5, streams=streams, steps=steps)
             assert found.steps == steps and found.examples == tuple(drawn)
-            assert found.fill == pytest.approx(filled / (steps * ROWS * LENGTH))
+            assert found.packing_efficiency == pytest.approx(filled / (steps * ROWS * LENGTH))
 
 
 def test_the_count_ends_with_the_step_that_draws_enough(splits, tokenizer):
@@ -69,7 +69,7 @@ def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
     """Each row has one example; no share is a whole number of hundredths of the smallest."""
     sizes = (1000, 1009, 1998)
     splits = [
-        Split(
+        TaskSplit(
             Task(name, None, exact_match), [Example('q' * 200, f'{n}', {}) for n in range(n)], [], n
         )
         for name, n in zip('abc', sizes, strict=True)
@@ -88,8 +88,8 @@ def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
     for task, size in enumerate(sizes):
         assert drawn[task] == pytest.approx(size, abs=8)
     shares = mixture_shares(splits, (), size_exponent=1.0)
-    of_epochs = [Size(n, 200 * n, n, 0, 200, np.full(n, 200)) for n in sizes]
-    found = count_drawn(
+    of_epochs = [TokenCounts(n, 200 * n, n, 0, 200, np.full(n, 200)) for n in sizes]
+    found = count_drawn_examples(
         'abc', of_epochs, shares, sequence_length=200, batch_size=1, seed=0, examples=64 * 4007
     )
     # 64 epochs end at the end of a pack.
@@ -99,12 +99,16 @@ def test_shares_by_size_draw_every_example_once_an_epoch(tokenizer):
 def test_a_line_tells_what_is_drawn(splits, tokenizer):
     shares = mixture_shares(splits, (1.0, 1.0, 2.0), size_exponent=0.0)
     found = dataclasses.replace(counted(splits, tokenizer, shares, steps=2), examples=(5, 6, 11))
-    text = describe_drawing(dataclasses.replace(found, fill=0.963), splits, 2, ROWS, LENGTH)
+    text = describe_draws(
+        dataclasses.replace(found, packing_efficiency=0.963), splits, 2, ROWS, LENGTH
+    )
     assert text == (
         '2 steps of 4 rows of 256 tokens, 96.3% full, draw 22 examples (0.18 epochs): '
         'a 5 (0.12), b 6 (0.15), c 11 (0.28).'
     )
-    text = describe_drawing(dataclasses.replace(found, fill=0.963), splits, 1000, ROWS, LENGTH)
+    text = describe_draws(
+        dataclasses.replace(found, packing_efficiency=0.963), splits, 1000, ROWS, LENGTH
+    )
     assert text == (
         '1,000 steps of 4 rows of 256 tokens, about 96.3% full, draw about 11,000 examples '
         '(91.67 epochs): a 2,500 (62.50), b 3,000 (75.00), c 5,500 (137.50).'

@@ -6,8 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from malora_jax.data.benchmarks import DATASETS, FORMS, default_scoring, get_dataset
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import DATASETS, FORMS, default_scoring, get_dataset
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from tests.helpers.benchmark_rows import PLACE, ROWS, row
 
@@ -38,7 +38,7 @@ def test_every_dataset_is_trained_on_or_scored():
     for dataset in DATASETS.values():
         assert set(dataset.splits) <= {'train', 'validation', 'test'}
         assert {'train', 'test'} & set(dataset.splits)
-        assert dataset.checked.endswith('.')
+        assert dataset.evidence.endswith('.')
 
 
 def test_public_labels_decide_what_is_scored():
@@ -76,12 +76,12 @@ def test_parquet_and_json_give_the_same_item(tmp_path, name):
 def test_only_medmcqa_leaves_rows_out():
     multi = row('medmcqa', choice_type='multi')
     for name, dataset in DATASETS.items():
-        assert dataset.scored(Row(PLACE, sample(name)))
-        assert dataset.scored(multi) == (name != 'medmcqa')
+        assert dataset.is_scored(Row(PLACE, sample(name)))
+        assert dataset.is_scored(multi) == (name != 'medmcqa')
 
 
 def test_only_e2e_has_several_rows_for_one_question():
-    assert [name for name, dataset in DATASETS.items() if dataset.grouped] == ['e2e_nlg']
+    assert [name for name, dataset in DATASETS.items() if dataset.multi_reference] == ['e2e_nlg']
 
 
 @pytest.mark.parametrize('form', sorted(FORMS))

@@ -11,19 +11,19 @@ These settings, and those of datasets that UltraEval does not have, are our own 
 import dataclasses
 import functools
 
-from malora_jax.data.benchmarks.forms import FORMS
-from malora_jax.data.benchmarks.mgsm import WORDS
-from malora_jax.data.scorers import label, letter, number, rouge_l
+from malora_jax.data.datasets.forms import FORMS
+from malora_jax.data.datasets.mgsm import HEADINGS
+from malora_jax.data.scorers import label_match, letter_match, number_match, rouge_l
 from malora_jax.data.scoring import (
-    GeneratedScoring,
+    GenerationScoring,
     LikelihoodScoring,
     ProgramScoring,
     Scoring,
 )
 from malora_jax.errors import unknown_name
 
-_LETTER = GeneratedScoring('letter', 'accuracy', letter, stop=('\n',), max_new_tokens=8)
-_number = functools.partial(GeneratedScoring, 'number', 'accuracy', number)
+_LETTER = GenerationScoring('letter', 'accuracy', letter_match, stop=('\n',), max_new_tokens=8)
+_number_scoring = functools.partial(GenerationScoring, 'number', 'accuracy', number_match)
 _OPTIONS = {'completion': LikelihoodScoring(), 'sectioned': _LETTER}
 
 _SCORING: dict[str, dict[str, Scoring]] = {
@@ -31,20 +31,24 @@ _SCORING: dict[str, dict[str, Scoring]] = {
         ('medmcqa', 'arc_challenge', 'arc_easy', 'piqa', 'openbookqa', 'boolq'), _OPTIONS
     ),
     'phrasebank': {
-        'completion': GeneratedScoring('label', 'accuracy', label, stop=('\n',), max_new_tokens=32),
+        'completion': GenerationScoring(
+            'label', 'accuracy', label_match, stop=('\n',), max_new_tokens=32
+        ),
         'sectioned': _LETTER,
     },
     # Generation stops at the next question, which would contain other numbers.
-    'gsm8k': dict.fromkeys(FORMS, _number(shots=8, stop=('\nQuestion:',), max_new_tokens=300)),
+    'gsm8k': dict.fromkeys(
+        FORMS, _number_scoring(shots=8, stop=('\nQuestion:',), max_new_tokens=300)
+    ),
     **{
         # Most tokenizers need more tokens for other scripts than for English.
         f'mgsm_{language}': dict.fromkeys(
-            FORMS, _number(stop=(f'\n{words.question}',), max_new_tokens=512)
+            FORMS, _number_scoring(stop=(f'\n{words.question}',), max_new_tokens=512)
         )
-        for language, words in WORDS.items()
+        for language, words in HEADINGS.items()
     },
     'e2e_nlg': dict.fromkeys(
-        FORMS, GeneratedScoring('rouge_l', 'rouge_l', rouge_l, stop=('\n',), max_new_tokens=128)
+        FORMS, GenerationScoring('rouge_l', 'rouge_l', rouge_l, stop=('\n',), max_new_tokens=128)
     ),
     'humaneval': dict.fromkeys(
         FORMS,

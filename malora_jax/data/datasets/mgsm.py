@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from malora_jax.data.benchmarks import fields
-from malora_jax.data.benchmarks.item import BrokenRowError, Item
-from malora_jax.data.rows import Row, file_kind, read_rows
+from malora_jax.data.datasets import fields
+from malora_jax.data.datasets.item import BrokenRowError, Item
+from malora_jax.data.file_rows import Row, file_kind, read_rows
 
 
-class Words(NamedTuple):
+class Headings(NamedTuple):
     """Headings of a question and its answer in one language."""
 
     question: str
@@ -18,22 +18,22 @@ class Words(NamedTuple):
 
 
 # Headings in the worked examples of the dataset.
-WORDS = {
-    'bn': Words('প্রশ্ন:', 'ধাপে ধাপে উত্তর:'),
-    'de': Words('Frage:', 'Schritt-für-Schritt-Antwort:'),
-    'en': Words('Question:', 'Step-by-Step Answer:'),
-    'es': Words('Pregunta:', 'Respuesta paso a paso:'),
-    'fr': Words('Question :', 'Réponse étape par étape :'),
-    'ja': Words('問題：', 'ステップごとの答え：'),
-    'ru': Words('Задача:', 'Пошаговое решение:'),
-    'sw': Words('Swali:', 'Jibu la Hatua kwa Hatua:'),
-    'te': Words('ప్రశ్న:', 'దశలవారీగా సమాధానం:'),
-    'th': Words('โจทย์:', 'คำตอบทีละขั้นตอน:'),
-    'zh': Words('问题：', '逐步解答：'),
+HEADINGS = {
+    'bn': Headings('প্রশ্ন:', 'ধাপে ধাপে উত্তর:'),
+    'de': Headings('Frage:', 'Schritt-für-Schritt-Antwort:'),
+    'en': Headings('Question:', 'Step-by-Step Answer:'),
+    'es': Headings('Pregunta:', 'Respuesta paso a paso:'),
+    'fr': Headings('Question :', 'Réponse étape par étape :'),
+    'ja': Headings('問題：', 'ステップごとの答え：'),
+    'ru': Headings('Задача:', 'Пошаговое решение:'),
+    'sw': Headings('Swali:', 'Jibu la Hatua kwa Hatua:'),
+    'te': Headings('ప్రశ్న:', 'దశలవారీగా సమాధానం:'),
+    'th': Headings('โจทย์:', 'คำตอบทีละขั้นตอน:'),
+    'zh': Headings('问题：', '逐步解答：'),
 }
 
 
-def mgsm(row: Row) -> Item:
+def parse_mgsm(row: Row) -> Item:
     """Parse `question` and `answer_number`; worked examples also have `answer`, their solution.
 
     In worked examples, question and answer begin with a heading and a colon. The heading is removed
@@ -60,9 +60,10 @@ def read_mgsm(path: pathlib.Path) -> Iterator[Row]:
 
 def _after_colon(row: Row, name: str) -> str:
     # Japanese and Chinese use a wide colon.
-    found = re.match(r'[^:：]{1,40}[:：]\s*(.+)', fields.text(row, name), re.DOTALL)
-    if not found:
+    match = re.match(r'[^:：]{1,40}[:：]\s*(.+)', fields.text(row, name), re.DOTALL)
+    if not match:
         raise BrokenRowError(
-            f"{row.place}: field {name!r} must begin with a word and a colon, such as 'Question:'."
+            f'{row.location}: field {name!r} must begin with a word and a colon, such as '
+            "'Question:'."
         )
-    return found[1]
+    return match[1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malora_jax.data import Example
-from malora_jax.data.benchmarks import (
+from malora_jax.data.datasets import (
     DATASETS,
     FORMS,
     Item,
@@ -16,7 +16,7 @@ from malora_jax.data.benchmarks import (
     get_form,
     with_shots,
 )
-from malora_jax.data.rows import Row
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from tests.helpers.benchmark_rows import PLACE, ROWS
 

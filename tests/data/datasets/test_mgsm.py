@@ -4,31 +4,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malora_jax.data.benchmarks import Item
-from malora_jax.data.benchmarks.mgsm import WORDS, mgsm, read_mgsm
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import Item
+from malora_jax.data.datasets.mgsm import HEADINGS, parse_mgsm, read_mgsm
+from malora_jax.data.file_rows import Row
 from tests.helpers.benchmark_rows import broken, row
 
 
 @pytest.mark.parametrize('number', [1000, '1000', '1,000'])
 def test_a_question_has_a_number(number):
-    assert mgsm(row('mgsm_en', answer_number=number)) == Item(
+    assert parse_mgsm(row('mgsm_en', answer_number=number)) == Item(
         'A robe takes 2 bolts of 500 ells. How many ells is that?', answers=('1000',)
     )
 
 
 def test_a_worked_example_loses_its_words():
     """Only the labels at the start are removed: the answer also contains a full-width colon."""
-    assert mgsm(row('mgsm_zh')) == Item(
+    assert parse_mgsm(row('mgsm_zh')) == Item(
         '一包有 3 个梨。两包有多少个？', answers=('2 * 3 = 6。答案是：6。',)
     )
 
 
-@given(st.sampled_from(sorted(WORDS)), st.text('ab:：?', min_size=1).filter(str.strip))
+@given(st.sampled_from(sorted(HEADINGS)), st.text('ab:：?', min_size=1).filter(str.strip))
 def test_words_of_every_language_are_taken_off(language, text):
-    words = WORDS[language]
+    words = HEADINGS[language]
     fields = dict(question=f'{words.question} {text}', answer=words.answer + text, answer_number=1)
-    assert mgsm(Row('a', fields)) == Item(text, answers=(text,))
+    assert parse_mgsm(Row('a', fields)) == Item(text, answers=(text,))
 
 
 def test_an_original_file_has_no_header(tmp_path):
@@ -38,13 +38,13 @@ def test_an_original_file_has_no_header(tmp_path):
         {'question': 'La "A" cuesta $2,50. ¿Cuánto?', 'answer_number': '2,125'},
         {'question': '¿Y la B?', 'answer_number': '3'},
     ]
-    assert [mgsm(row).answers for row in read_mgsm(path)] == [('2125',), ('3',)]
+    assert [parse_mgsm(row).answers for row in read_mgsm(path)] == [('2125',), ('3',)]
 
 
 def test_another_file_has_columns(tmp_path):
     path = tmp_path / 'a.jsonl'
     path.write_text('{"question": "Why?", "answer_number": 4}', 'utf-8')
-    assert [mgsm(row) for row in read_mgsm(path)] == [Item('Why?', answers=('4',))]
+    assert [parse_mgsm(row) for row in read_mgsm(path)] == [Item('Why?', answers=('4',))]
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_another_file_has_columns(tmp_path):
     ],
 )
 def test_a_broken_row(name, changes, message):
-    assert broken(mgsm, row(name, **changes)).startswith(message)
+    assert broken(parse_mgsm, row(name, **changes)).startswith(message)

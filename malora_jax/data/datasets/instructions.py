@@ -2,28 +2,28 @@
 
 from collections.abc import Callable
 
-from malora_jax.data.benchmarks import fields
-from malora_jax.data.benchmarks.item import Item
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import fields
+from malora_jax.data.datasets.item import Item
+from malora_jax.data.file_rows import Row
 
 
-def pair(question: str, answer: str) -> Callable[[Row], Item]:
+def pair_parser(question_field: str, answer_field: str) -> Callable[[Row], Item]:
     """Return a parser of rows with a question and an answer.
 
     The parser raises `BrokenRowError` for a row that cannot be used.
 
     Args:
-        question: Name of the field with the question.
-        answer: Name of the field with the answer.
+        question_field: Name of the field with the question.
+        answer_field: Name of the field with the answer.
     """
 
     def parse(row: Row) -> Item:
-        return Item(fields.text(row, question), answers=(fields.text(row, answer),))
+        return Item(fields.text(row, question_field), answers=(fields.text(row, answer_field),))
 
     return parse
 
 
-def alpaca(row: Row) -> Item:
+def parse_alpaca(row: Row) -> Item:
     """Parse `instruction`, `input`, which may be empty, and `output` of an Alpaca row.
 
     The input follows the instruction after a line break. The field `text` of some versions is

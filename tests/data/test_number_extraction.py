@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malora_jax.data.numbers import COMMA_LANGUAGES, POINT_LANGUAGES, final_number
+from malora_jax.data.number_extraction import COMMA_LANGUAGES, POINT_LANGUAGES, final_number
 from malora_jax.errors import UserError
 
 

@@ -11,29 +11,29 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from malora_jax.data.fitting import Size
-from malora_jax.data.mixture import mix, shuffled, stream_seed
+from malora_jax.data.mixture import mix, shuffle_and_repeat, stream_seed
 from malora_jax.data.packing import pack_lengths
+from malora_jax.data.token_counts import TokenCounts
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class DrawCounts:
     """Counts of the examples that the first steps of a run draw.
 
     Attributes:
         steps: Number of steps.
         examples: Number of examples drawn from each task.
-        fill: Fraction of the token positions that are not padding.
+        packing_efficiency: Fraction of the token positions that are not padding.
     """
 
     steps: int
     examples: tuple[int, ...]
-    fill: float
+    packing_efficiency: float
 
 
-def count_drawn(
+def count_drawn_examples(
     names: Sequence[str],
-    sizes: Sequence[Size],
+    token_counts: Sequence[TokenCounts],
     shares: Sequence[float],
     *,
     sequence_length: int,
@@ -42,7 +42,7 @@ def count_drawn(
     streams: int = 1,
     steps: int = 0,
     examples: int = 0,
-) -> Drawing:
+) -> DrawCounts:
     """Count the examples that `train_iterator` draws, by simulating its order and its packing.
 
     The result depends neither on the number of hosts nor on the number of workers.
@@ -57,7 +57,7 @@ def count_drawn(
 
     Args:
         names: Names of the tasks.
-        sizes: Sizes of the tasks' training examples.
+        token_counts: Sizes of the tasks' training examples.
         shares: Share of each task among the drawn examples; 0 for a task that is not drawn.
         sequence_length: T, the number of tokens per packed row.
         batch_size: Number of packed rows per optimizer step, gradient accumulation included.
@@ -68,8 +68,8 @@ def count_drawn(
             of them; 0 = no limit. One of the two limits must be given.
     """
     tasks = [
-        shuffled(name, [(task, length) for length in size.lengths.tolist()], seed)
-        for task, (name, size) in enumerate(zip(names, sizes, strict=True))
+        shuffle_and_repeat(name, [(task, length) for length in size.lengths.tolist()], seed)
+        for task, (name, size) in enumerate(zip(names, token_counts, strict=True))
         if shares[task]
     ]
     mixed = mix(tasks, [share for share in shares if share])
@@ -95,4 +95,4 @@ def count_drawn(
             step += 1
             bar.update(len(of_step))
     fill = tokens / (step * batch_size * sequence_length)
-    return Drawing(step, tuple(drawn.tolist()), fill)
+    return DrawCounts(step, tuple(drawn.tolist()), fill)

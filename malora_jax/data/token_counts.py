@@ -6,17 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from malora_jax.data.encoding import cut_turns, encode_turns, positions_of
+from malora_jax.data.encoding import count_positions, encode_turns, truncate_turns
 from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
-from malora_jax.data.tokenizer import Tokenizer
+from malora_jax.data.tokenizer import TokenizerProtocol
 from malora_jax.errors import UserError
 
 _ROW = 'data.sequence_length'
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class TokenCounts:
     """Token counts of a set of examples, without padding.
 
     Attributes:
@@ -37,7 +37,7 @@ class Size:
         default_factory=lambda: np.zeros(0, np.int32), repr=False, compare=False
     )
 
-    def counts(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int]:
         """Return all fields but `lengths`, by name."""
         return {
             field.name: getattr(self, field.name)
@@ -46,7 +46,9 @@ class Size:
         }
 
 
-def shortened(example: Example, tokenizer: Tokenizer, template: Template, length: int) -> Example:
+def truncate_conversation(
+    example: Example, tokenizer: TokenizerProtocol, template: Template, length: int
+) -> Example:
     """Drop the last turns of a held-out conversation until it fits.
 
     The last remaining question is then the held-out question.
@@ -64,10 +66,10 @@ def shortened(example: Example, tokenizer: Tokenizer, template: Template, length
     Returns:
         The shortened example. A single turn is returned unchanged, even if it is too long.
     """
-    turns = encode_turns(tokenizer, template, example) if example.earlier else []
-    while example.earlier and positions_of(turns) > length:
+    turns = encode_turns(tokenizer, template, example) if example.history else []
+    while example.history and count_positions(turns) > length:
         turns.pop()
-        *earlier, (question, answer) = example.earlier
+        *earlier, (question, answer) = example.history
         metadata = {**example.metadata, 'answers': (answer,)}
         example = Example(question, answer, metadata, tuple(earlier))
     return example
@@ -76,12 +78,12 @@ def shortened(example: Example, tokenizer: Tokenizer, template: Template, length
 def measure_examples(
     name: str,
     examples: Sequence[Example],
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerProtocol,
     template: Template,
     sequence_length: int,
     truncate: bool = False,
-    room: str = _ROW,
-) -> Size:
+    limit_name: str = _ROW,
+) -> TokenCounts:
     """Tokenize the examples of one task and return their token counts.
 
     For example::
@@ -95,7 +97,7 @@ def measure_examples(
         template: Prompt template.
         sequence_length: T, the maximum number of positions of an example.
         truncate: Whether `encode_example` truncates longer examples.
-        room: Name of the limit `sequence_length` in the error message.
+        limit_name: Name of the limit `sequence_length` in the error message.
 
     Raises:
         UserError: Some examples do not fit and `truncate` is False. The message has their number,
@@ -107,22 +109,22 @@ def measure_examples(
     too_long: list[tuple[int, Example]] = []
     for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
         turns = encode_turns(tokenizer, template, example)
-        positions = positions_of(turns)
+        positions = count_positions(turns)
         longest = max(longest, positions)
         if positions > sequence_length:
             too_long.append((positions, example))
-            turns = cut_turns(turns, sequence_length, tokenizer.bos_id)
-        lengths.append(positions_of(turns))
+            turns = truncate_turns(turns, sequence_length, tokenizer.bos_id)
+        lengths.append(count_positions(turns))
         answer_tokens += sum(len(turn.answer) for turn in turns)
     if too_long and not truncate:
         needed, example = max(too_long, key=lambda item: item[0])
         row = f'{example.metadata["row"]}, ' if 'row' in example.metadata else ''
         raise UserError(
-            f'Task {name!r}: {room} is {sequence_length}; it must be at least {needed} for the '
-            f'longest ({row}{example.opening[:40]!r}) of {len(too_long):,} examples that do not '
-            f'fit{", or data.truncate True" if room == _ROW else ""}.'
+            f'Task {name!r}: {limit_name} is {sequence_length}; it must be at least {needed} for '
+            f'the longest ({row}{example.first_question[:40]!r}) of {len(too_long):,} examples '
+            f'that do not fit{", or data.truncate True" if limit_name == _ROW else ""}.'
         )
-    return Size(
+    return TokenCounts(
         len(examples),
         sum(lengths),
         answer_tokens,

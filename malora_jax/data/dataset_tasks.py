@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from malora_jax.data.benchmarks import (
+from malora_jax.data.datasets import (
     DATASETS,
     Dataset,
     Item,
@@ -24,7 +24,7 @@ from malora_jax.data.benchmarks import (
 from malora_jax.data.examples import Example, question_key
 from malora_jax.data.scoring import Scoring
 from malora_jax.data.seeds import stable_seed
-from malora_jax.data.splits import Split
+from malora_jax.data.splits import TaskSplit
 from malora_jax.data.store import Store, open_store
 from malora_jax.errors import UserError, unknown_name
 
@@ -32,7 +32,7 @@ _SETTINGS = ('form', 'shots')
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class DatasetTask:
     """A public dataset in a prompt form.
 
     For example, with GSM8K scored without few-shot examples::
@@ -46,16 +46,16 @@ class Benchmark:
         shots: Number of few-shot examples (solved training examples) in front of each held-out
             question; None = the dataset's default.
         store: Directory of the prepared datasets.
-        trained: Whether the run trains on it, so that it needs a training split.
-        scored: Whether the run scores it, so that it needs a test split.
+        needs_train_split: Whether the run trains on it, so that it needs a training split.
+        needs_test_split: Whether the run scores it, so that it needs a test split.
     """
 
     dataset: Dataset
     form: str
     shots: int | None = None
     store: Store = dataclasses.field(default_factory=open_store)
-    trained: bool = True
-    scored: bool = True
+    needs_train_split: bool = True
+    needs_test_split: bool = True
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Benchmark:
         """Return the item as an example in this prompt form."""
         return get_form(self.form)(self.name, item)
 
-    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> Split:
+    def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> TaskSplit:
         """Return the examples that the run needs, and prepare the dataset first if necessary.
 
         Args:
@@ -99,27 +99,31 @@ class Benchmark:
             UserError: The dataset cannot be prepared, lacks a split, or has too few examples.
         """
         _check_splits(self)
-        scoring = self.scoring if self.scored else None
+        scoring = self.scoring if self.needs_test_split else None
         self.store.prepare(self.dataset)
         train: Sequence[Example] = []
-        chosen: list[Example] = []
+        validation_examples: list[Example] = []
         distinct = 0
-        if self.trained:
+        if self.needs_train_split:
             items = self.store.items(self.dataset, 'train')
             order = _order('sample', self, len(items), seed)
             if validation:
-                chosen, order = _kept(self, items, order, validation, max_per_task)
-            train = Examples(self, items, order[: max_per_task or None])
+                validation_examples, order = _split_validation(
+                    self, items, order, validation, max_per_task
+                )
+            train = LazyExamples(self, items, order[: max_per_task or None])
             distinct = len(items)
-        held = _held_out(self, scoring, held_out) if scoring else []
-        origin = {'dataset': self.store.lock(self.dataset)}
-        return Split(self, train, held, distinct, chosen, origin, published=True)
+        held_out_examples = _held_out(self, scoring, held_out) if scoring else []
+        origin = {'dataset': self.store.lock_entry(self.dataset)}
+        return TaskSplit(
+            self, train, held_out_examples, distinct, validation_examples, origin, published=True
+        )
 
 
-class Examples(Sequence[Example]):
+class LazyExamples(Sequence[Example]):
     """Selected items of a split, converted to examples on access."""
 
-    def __init__(self, task: Benchmark, items: Sequence[Item], indices: np.ndarray):
+    def __init__(self, task: DatasetTask, items: Sequence[Item], indices: np.ndarray):
         """Create the examples of the items at the given indices.
 
         Args:
@@ -136,7 +140,7 @@ class Examples(Sequence[Example]):
         return self._task.example(self._items[int(self._indices[index])])
 
 
-def is_benchmark(name: str) -> bool:
+def is_public_dataset(name: str) -> bool:
     """Return whether a task name is the name of a public dataset.
 
     For example::
@@ -146,7 +150,7 @@ def is_benchmark(name: str) -> bool:
     return name in DATASETS
 
 
-def benchmark_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, str]]:
+def dataset_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the prompt forms and numbers of shots that are set for single datasets.
 
     For example::
@@ -164,37 +168,37 @@ def benchmark_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str
         UserError: An entry is malformed, repeated, or has an unknown name.
     """
     get_form(form)
-    found: dict[str, dict[str, str]] = {}
+    by_dataset: dict[str, dict[str, str]] = {}
     for entry in settings:
-        place, equals, value = entry.partition('=')
-        name, dot, field = place.partition('.')
+        target, equals, value = entry.partition('=')
+        name, dot, field = target.partition('.')
         if not (equals and dot):
             raise UserError(
                 f"data.task_settings holds {entry!r}; write 'NAME.FIELD=VALUE', such as "
                 "'gsm8k.shots=0'."
             )
         get_dataset(name)
-        if field in found.get(name, {}):
-            raise UserError(f'data.task_settings sets {place} twice; once is enough.')
+        if field in by_dataset.get(name, {}):
+            raise UserError(f'data.task_settings sets {target} twice; once is enough.')
         if field not in _SETTINGS:
             raise unknown_name('field in data.task_settings', field, _SETTINGS)
         if field == 'form':
             get_form(value)
         elif not value.isdecimal():
             raise UserError(f'data.task_settings: {entry!r} must give a number of shots from 0.')
-        found.setdefault(name, {})[field] = value
-    return found
+        by_dataset.setdefault(name, {})[field] = value
+    return by_dataset
 
 
-def benchmark(
+def dataset_task(
     name: str,
     form: str,
     settings: Sequence[str],
     store: Store | None = None,
     *,
-    trained: bool = True,
-    scored: bool = True,
-) -> Benchmark:
+    needs_train_split: bool = True,
+    needs_test_split: bool = True,
+) -> DatasetTask:
     """Return the task of a public dataset, as a config's `data` section describes it.
 
     For example::
@@ -204,36 +208,41 @@ def benchmark(
     Args:
         name: Name of the dataset.
         form: Prompt form, unless the settings name another one.
-        settings: Entries 'NAME.FIELD=VALUE', as for `benchmark_settings`.
+        settings: Entries 'NAME.FIELD=VALUE', as for `dataset_settings`.
         store: Directory of the prepared datasets; None = the default one.
-        trained: Whether the run trains on it.
-        scored: Whether the run scores it.
+        needs_train_split: Whether the run trains on it.
+        needs_test_split: Whether the run scores it.
 
     Raises:
         UserError: There is no such dataset, or a setting is wrong.
     """
-    own = benchmark_settings(form, settings).get(name, {})
+    own = dataset_settings(form, settings).get(name, {})
     shots = int(own['shots']) if 'shots' in own else None
-    return Benchmark(
-        get_dataset(name), own.get('form', form), shots, store or open_store(), trained, scored
+    return DatasetTask(
+        get_dataset(name),
+        own.get('form', form),
+        shots,
+        store or open_store(),
+        needs_train_split,
+        needs_test_split,
     )
 
 
-def _check_splits(task: Benchmark) -> None:
-    if task.trained and 'train' not in task.dataset.splits:
+def _check_splits(task: DatasetTask) -> None:
+    if task.needs_train_split and 'train' not in task.dataset.splits:
         raise UserError(
             f'Task {task.name!r} has no training split: name it in evaluation.tasks, not in '
             'data.tasks.'
         )
-    if task.scored and 'test' not in task.dataset.splits:
+    if task.needs_test_split and 'test' not in task.dataset.splits:
         raise UserError(
             f'Task {task.name!r} has no test split: evaluation.tasks must name the tasks to score '
             'without it.'
         )
 
 
-def _kept(
-    task: Benchmark, items: Sequence[Item], order: np.ndarray, count: int, most: int
+def _split_validation(
+    task: DatasetTask, items: Sequence[Item], order: np.ndarray, count: int, max_train: int
 ) -> tuple[list[Example], np.ndarray]:
     """Choose the validation examples and the training examples.
 
@@ -242,7 +251,7 @@ def _kept(
         items: All items of the training split.
         order: Random order of their indices, shape (N,).
         count: Number of validation questions, at least 1.
-        most: Maximum number of training examples; 0 = all.
+        max_train: Maximum number of training examples; 0 = all.
 
     Returns:
         One example for each of the first `count` distinct questions, and the indices of the
@@ -251,44 +260,44 @@ def _kept(
     Raises:
         UserError: Fewer than half of the examples are left for training.
     """
-    kept: dict[str, Example] = {}
+    validation: dict[str, Example] = {}
     rest: list[int] = []
-    for index, example in zip(order, Examples(task, items, order), strict=True):
+    for index, example in zip(order, LazyExamples(task, items, order), strict=True):
         key = question_key(example.question)
-        if key not in kept and len(kept) == count:
+        if key not in validation and len(validation) == count:
             rest.append(index)
         else:
-            kept.setdefault(key, example)
-        if most and len(rest) == most:
+            validation.setdefault(key, example)
+        if max_train and len(rest) == max_train:
             break
     if 2 * count > len(order) or not rest:
         raise UserError(
             f'Task {task.name!r} has {len(order):,} training examples; data.validation = {count}'
             ' must leave half of them to train on.'
         )
-    return list(kept.values()), np.array(rest)
+    return list(validation.values()), np.array(rest)
 
 
-def _held_out(task: Benchmark, scoring: Scoring, count: int) -> list[Example]:
+def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
     """Return sampled questions of the test split, in the split's order, each with its shots."""
     items: Sequence[Item] = task.store.items(task.dataset, 'test')
-    if task.dataset.grouped:
+    if task.dataset.multi_reference:
         items = group_answers(items)
     order = _order('held out', task, len(items))
-    questions = Examples(task, items, np.sort(order[: count or None]))
+    questions = LazyExamples(task, items, np.sort(order[: count or None]))
     if not scoring.shots:
         return list(questions)
-    shown = task.store.items(task.dataset, 'train')
-    if len(shown) < scoring.shots:
+    train_items = task.store.items(task.dataset, 'train')
+    if len(train_items) < scoring.shots:
         raise UserError(
-            f'Task {task.name!r} has {len(shown)} training examples, too few for '
+            f'Task {task.name!r} has {len(train_items)} training examples, too few for '
             f'{scoring.shots} shots.'
         )
-    order = _order('shots', task, len(shown))
-    shots = list(Examples(task, shown, order[: scoring.shots]))
+    order = _order('shots', task, len(train_items))
+    shots = list(LazyExamples(task, train_items, order[: scoring.shots]))
     return [with_shots(question, shots) for question in questions]
 
 
-def _order(purpose: str, task: Benchmark, count: int, seed: int = 0) -> np.ndarray:
+def _order(purpose: str, task: DatasetTask, count: int, seed: int = 0) -> np.ndarray:
     """Return the indices of a split in random order, by default in the same order for all runs."""
     return np.random.default_rng(stable_seed(purpose, task.name, seed)).permutation(count)

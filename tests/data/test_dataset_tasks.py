@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from malora_jax.data import (
-    Benchmark,
+    DatasetTask,
     Store,
-    benchmark,
-    benchmark_settings,
+    dataset_settings,
+    dataset_task,
     describe_split,
     get_dataset,
     get_template,
-    is_benchmark,
+    is_public_dataset,
     measure_examples,
     packed_batches,
     stored_items,
@@ -65,7 +65,7 @@ def filled(tmp_path_factory) -> Store:
 
 def split(filled, name='gsm8k', seed=0, max_per_task=0, held_out=0, validation=0, **settings):
     form, own = settings.pop('form', 'completion'), settings.pop('settings', ())
-    task = benchmark(name, form, own, filled, **settings)
+    task = dataset_task(name, form, own, filled, **settings)
     return task.split(seed, max_per_task, held_out, validation)
 
 
@@ -84,13 +84,13 @@ def questions(examples) -> list[str]:
 def reads(monkeypatch) -> collections.Counter:
     """Counter of how often each item was read from disk."""
     counter: collections.Counter = collections.Counter()
-    read = stored_items.Items.__getitem__
+    read = stored_items.StoredItems.__getitem__
 
     def counted(self, index):
         counter['items'] += 1
         return read(self, index)
 
-    monkeypatch.setattr(stored_items.Items, '__getitem__', counted)
+    monkeypatch.setattr(stored_items.StoredItems, '__getitem__', counted)
     return counter
 
 
@@ -233,14 +233,14 @@ def test_shots_need_a_training_split(filled):
 
 def test_only_scored(filled):
     found = split(filled, 'humaneval', trained=False)
-    assert not found.train and not found.validation and found.distinct == 0
+    assert not found.train and not found.validation and found.num_available == 0
     assert questions(found.held_out) == ['def one():']
     assert (found.task.scoring.metric, found.task.scoring.rule) == ('pass@1', 'code')
 
 
 def test_only_trained_on(filled):
     found = split(filled, 'metamathqa', scored=False, validation=2)
-    assert found.held_out == [] and found.distinct == 9
+    assert found.held_out == [] and found.num_available == 9
     assert (len(found.train), len(found.validation)) == (7, 2)
     size = measure_examples('metamathqa', found.train, ByteTokenizer(), get_template('bare'), 99)
     assert describe_split(found, size) == (
@@ -303,16 +303,16 @@ def test_workers_draw_the_same(filled):
 
 
 def test_which_names_are_public_datasets():
-    assert is_benchmark('gsm8k') and not is_benchmark('chain_sum')
+    assert is_public_dataset('gsm8k') and not is_public_dataset('chain_sum')
 
 
 def test_forms_and_shots_of_one_dataset():
     settings = ('gsm8k.shots=0', 'piqa.form=sectioned', 'gsm8k.form=sectioned')
-    assert benchmark_settings('completion', settings) == {
+    assert dataset_settings('completion', settings) == {
         'gsm8k': {'shots': '0', 'form': 'sectioned'},
         'piqa': {'form': 'sectioned'},
     }
-    tasks = [benchmark(name, 'completion', settings) for name in ('gsm8k', 'piqa', 'boolq')]
+    tasks = [dataset_task(name, 'completion', settings) for name in ('gsm8k', 'piqa', 'boolq')]
     assert [(task.form, task.shots) for task in tasks] == [
         ('sectioned', 0),
         ('sectioned', None),
@@ -321,7 +321,7 @@ def test_forms_and_shots_of_one_dataset():
     assert [task.scoring.shots for task in tasks] == [0, 0, 0]
     assert [task.scoring.rule for task in tasks] == ['number', 'letter', 'likelihood']
     assert [task.scoring.metric for task in tasks] == ['accuracy'] * 3
-    assert benchmark('gsm8k', 'completion', ()).scoring.shots == 8
+    assert dataset_task('gsm8k', 'completion', ()).scoring.shots == 8
 
 
 @pytest.mark.parametrize(
@@ -343,17 +343,17 @@ def test_forms_and_shots_of_one_dataset():
     ],
 )
 def test_settings_that_cannot_be(setting, expected):
-    assert expected in mistake(benchmark_settings, 'completion', [setting])
+    assert expected in mistake(dataset_settings, 'completion', [setting])
 
 
 def test_a_setting_that_is_there_twice():
-    assert mistake(benchmark_settings, 'completion', ['gsm8k.shots=1', 'gsm8k.shots=2']) == (
+    assert mistake(dataset_settings, 'completion', ['gsm8k.shots=1', 'gsm8k.shots=2']) == (
         'data.task_settings sets gsm8k.shots twice; once is enough.'
     )
 
 
 def test_an_unknown_form():
-    assert mistake(benchmark_settings, 'complete', []) == (
+    assert mistake(dataset_settings, 'complete', []) == (
         "Unknown form 'complete': did you mean completion?"
     )
 
@@ -366,6 +366,6 @@ def test_the_scorer_of_a_task_reads_what_the_model_says(filled):
 
 
 def test_a_task_is_the_same_wherever_it_is_made():
-    task = benchmark('gsm8k', 'completion', ())
-    assert task == Benchmark(get_dataset('gsm8k'), 'completion')
+    task = dataset_task('gsm8k', 'completion', ())
+    assert task == DatasetTask(get_dataset('gsm8k'), 'completion')
     assert dataclasses.replace(task, shots=0) != task

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from malora_jax.data.benchmarks.item import BrokenRowError
-from malora_jax.data.rows import Row, is_utf_8
+from malora_jax.data.datasets.item import BrokenRowError
+from malora_jax.data.file_rows import Row, is_utf_8
 
 
 def text(row: Row, name: str) -> str:
@@ -26,7 +26,7 @@ def raw_text(row: Row, name: str) -> str:
     Raises:
         BrokenRowError: The field is missing, is not text, or is empty.
     """
-    return _checked(row.place, f'field {name!r}', _field(row, name))
+    return _checked(row.location, f'field {name!r}', _field(row, name))
 
 
 def optional_text(row: Row, name: str) -> str:
@@ -54,10 +54,10 @@ def texts(row: Row, name: str, within: str) -> list[str]:
     parent = _field(row, within)
     if not isinstance(parent, Mapping) or not isinstance(parent.get(name), list):
         raise BrokenRowError(
-            f'{row.place}: field {within!r} must be an object with a list {name!r}.'
+            f'{row.location}: field {within!r} must be an object with a list {name!r}.'
         )
     return [
-        _checked(row.place, f'entry {number} of {name!r}', value).strip()
+        _checked(row.location, f'entry {number} of {name!r}', value).strip()
         for number, value in enumerate(parent[name], start=1)
     ]
 
@@ -77,7 +77,7 @@ def index(row: Row, name: str, count: int, hint: str = '') -> int:
     value = whole_number(row, name)
     if not 0 <= value < count:
         raise BrokenRowError(
-            f'{row.place}: field {name!r} is {value}; it must be 0 to {count - 1}{hint}.'
+            f'{row.location}: field {name!r} is {value}; it must be 0 to {count - 1}{hint}.'
         )
     return value
 
@@ -94,7 +94,7 @@ def whole_number(row: Row, name: str) -> int:
     if isinstance(value, str) and re.fullmatch(r'-?(\d+|\d{1,3}(,\d{3})+)', value.strip(), re.A):
         return int(value.replace(',', ''))
     raise BrokenRowError(
-        f'{row.place}: field {name!r} is {_shown(value)}; it must be a whole number.'
+        f'{row.location}: field {name!r} is {_describe(value)}; it must be a whole number.'
     )
 
 
@@ -109,7 +109,7 @@ def boolean(row: Row, name: str) -> bool:
     if word in ('true', 'false') or isinstance(word, bool):
         return word in ('true', True)
     raise BrokenRowError(
-        f'{row.place}: field {name!r} is {_shown(value)}; it must be true or false.'
+        f'{row.location}: field {name!r} is {_describe(value)}; it must be true or false.'
     )
 
 
@@ -117,21 +117,21 @@ def _field(row: Row, name: str) -> Any:
     if name not in row.fields:
         # Without a header, the first data row is taken for the names, so they may be long.
         known = ', '.join(repr(field[:40]) for field in row.fields)
-        raise BrokenRowError(f'{row.place} has no field {name!r}; it has {known or "none"}.')
+        raise BrokenRowError(f'{row.location} has no field {name!r}; it has {known or "none"}.')
     return row.fields[name]
 
 
-def _checked(place: str, what: str, value: Any) -> str:
+def _checked(location: str, what: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BrokenRowError(f'{place}: {what} is {_shown(value)}; it must be text.')
+        raise BrokenRowError(f'{location}: {what} is {_describe(value)}; it must be text.')
     if not value.strip():
-        raise BrokenRowError(f'{place}: {what} is empty; it must be text.')
+        raise BrokenRowError(f'{location}: {what} is empty; it must be text.')
     if not is_utf_8(value):
-        raise BrokenRowError(f'{place}: {what} is not UTF-8: save the file as UTF-8.')
+        raise BrokenRowError(f'{location}: {what} is not UTF-8: save the file as UTF-8.')
     return value
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     if value is None:
         return 'missing (null)'
     if isinstance(value, Mapping):

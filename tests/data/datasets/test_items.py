@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malora_jax.data.benchmarks import Item, group_answers
+from malora_jax.data.datasets import Item, group_answers
 
 
 def test_rows_with_one_question_need_not_be_neighbours():

@@ -42,13 +42,13 @@ class Item:
     entry_point: str = ''
 
 
-def choice(
-    place: str, question: str, options: Sequence[str], label: int, passage: str = ''
+def choice_item(
+    location: str, question: str, options: Sequence[str], label: int, passage: str = ''
 ) -> Item:
     """Return an item of a multiple-choice question.
 
     Args:
-        place: Location of the row, for error messages.
+        location: Location of the row, for error messages.
         question: Question text.
         options: Two or more options.
         label: Index of the right option.
@@ -58,10 +58,10 @@ def choice(
         BrokenRowError: There are fewer than two options, or another option equals the right one.
     """
     if len(options) < 2:
-        raise BrokenRowError(f'{place} has {len(options)} options; there must be 2 or more.')
+        raise BrokenRowError(f'{location} has {len(options)} options; there must be 2 or more.')
     if options.count(options[label]) > 1:
         raise BrokenRowError(
-            f'{place}: the right option ({options[label][:60]!r}) is there '
+            f'{location}: the right option ({options[label][:60]!r}) is there '
             f'{options.count(options[label])} times; the others must differ from it.'
         )
     return Item(question, passage, tuple(options), label)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from malora_jax.data.rows import is_utf_8, read_rows
+from malora_jax.data.file_rows import is_utf_8, read_rows
 from malora_jax.errors import UserError
 
 
@@ -31,7 +31,7 @@ def write(tmp_path):
 def rows(path, *columns: str) -> list[tuple[str, dict]]:
     """Return each row's place, without the directory, and its fields."""
     found = read_rows(path, columns)
-    return [(row.place.removeprefix(f'{path.parent}/'), row.fields) for row in found]
+    return [(row.location.removeprefix(f'{path.parent}/'), row.fields) for row in found]
 
 
 def mistake(path, *columns: str) -> str:

@@ -4,23 +4,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malora_jax.data.benchmarks import BrokenRowError, Item
-from malora_jax.data.benchmarks import multiple_choice as parsers
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import BrokenRowError, Item
+from malora_jax.data.datasets import multiple_choice as parsers
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from tests.helpers.benchmark_rows import PLACE, broken, row
 
 
 def test_medmcqa_counts_from_0():
     options = ('Thiamine', 'Glucose', 'Keratin', 'Water')
-    assert parsers.medmcqa(row('medmcqa')) == Item('Which one is a vitamin?', '', options, 0)
-    assert [parsers.medmcqa(row('medmcqa', cop=cop)).label for cop in (3, '0', ' 2')] == [3, 0, 2]
+    assert parsers.parse_medmcqa(row('medmcqa')) == Item('Which one is a vitamin?', '', options, 0)
+    assert [parsers.parse_medmcqa(row('medmcqa', cop=cop)).label for cop in (3, '0', ' 2')] == [
+        3,
+        0,
+        2,
+    ]
 
 
 def test_an_original_file_of_medmcqa_is_refused_as_a_whole():
     """Skipping single rows would not help, because all other labels are wrong as well."""
     with pytest.raises(UserError) as caught:
-        parsers.medmcqa(row('medmcqa', cop='4'))
+        parsers.parse_medmcqa(row('medmcqa', cop='4'))
     assert not isinstance(caught.value, BrokenRowError)
     assert str(caught.value) == (
         f"{PLACE}: field 'cop' is 4, so this is an original file, which counts the options from 1; "
@@ -29,19 +33,19 @@ def test_an_original_file_of_medmcqa_is_refused_as_a_whole():
 
 
 def test_which_questions_of_medmcqa_are_scored():
-    assert parsers.cleaned(row('medmcqa'))
-    assert not parsers.cleaned(row('medmcqa', choice_type='multi'))
-    assert not parsers.cleaned(row('medmcqa', opc='Water '))
-    assert broken(parsers.cleaned, row('medmcqa', choice_type='two')) == (
+    assert parsers.is_clean_medmcqa(row('medmcqa'))
+    assert not parsers.is_clean_medmcqa(row('medmcqa', choice_type='multi'))
+    assert not parsers.is_clean_medmcqa(row('medmcqa', opc='Water '))
+    assert broken(parsers.is_clean_medmcqa, row('medmcqa', choice_type='two')) == (
         ": field 'choice_type' is 'two'; it must be 'single' or 'multi'."
     )
 
 
 def test_arc_has_letters_or_numbers_for_labels():
-    assert parsers.arc(row('arc_challenge')) == Item(
+    assert parsers.parse_arc(row('arc_challenge')) == Item(
         'Which one rusts?', '', ('milk', 'sand', 'iron', 'wool'), 2
     )
-    assert parsers.arc(row('arc_easy')) == Item(
+    assert parsers.parse_arc(row('arc_easy')) == Item(
         'Which one is wet?', '', ('sand', 'rain', 'dust'), 1
     )
 
@@ -51,24 +55,26 @@ def test_the_label_is_the_place_of_the_key(options, data):
     labels = data.draw(st.sampled_from(['ABCDE', '12345']))[: len(options)]
     index = data.draw(st.integers(0, len(options) - 1))
     choices = {'text': options, 'label': list(labels)}
-    item = parsers.arc(Row(PLACE, dict(question='q', choices=choices, answerKey=labels[index])))
+    item = parsers.parse_arc(
+        Row(PLACE, dict(question='q', choices=choices, answerKey=labels[index]))
+    )
     assert (item.options, item.label) == (tuple(options), index)
 
 
 def test_openbookqa():
-    item = parsers.openbookqa(row('openbookqa', question_stem=' A sheep gives '))
+    item = parsers.parse_openbookqa(row('openbookqa', question_stem=' A sheep gives '))
     assert item == Item('A sheep gives', '', ('milk', 'sand', 'iron', 'wool'), 3)
 
 
 def test_piqa():
-    assert parsers.piqa(row('piqa', label='1')) == Item(
+    assert parsers.parse_piqa(row('piqa', label='1')) == Item(
         'To cool tea,', '', ('blow on it.', 'boil it.'), 1
     )
 
 
 @pytest.mark.parametrize('answer, label', [(True, 0), (False, 1), ('true', 0), ('False', 1)])
 def test_boolq(answer, label):
-    assert parsers.boolq(row('boolq', answer=answer)) == Item(
+    assert parsers.parse_boolq(row('boolq', answer=answer)) == Item(
         'is tea a drink', 'Tea -- Tea is a drink made of leaves.', ('Yes', 'No'), label
     )
 
@@ -163,24 +169,26 @@ def test_a_broken_row(name, changes, message):
     ],
 )
 def test_what_is_no_text_is_named(value, shown):
-    assert broken(parsers.piqa, row('piqa', goal=value)) == (
+    assert broken(parsers.parse_piqa, row('piqa', goal=value)) == (
         f": field 'goal' is {shown}; it must be text."
     )
 
 
 def test_half_a_character_is_no_text():
-    assert broken(parsers.piqa, row('piqa', goal='tea \ud83d')) == (
+    assert broken(parsers.parse_piqa, row('piqa', goal='tea \ud83d')) == (
         ": field 'goal' is not UTF-8: save the file as UTF-8."
     )
 
 
 def test_a_table_without_its_header_is_recognised():
     changed = Row(PLACE, {'x' * 50: 'a', '1': 'b'})
-    assert broken(parsers.piqa, changed) == (f" has no field 'sol1'; it has '{'x' * 40}', '1'.")
-    assert broken(parsers.piqa, Row(PLACE, {})) == " has no field 'sol1'; it has none."
+    assert broken(parsers.parse_piqa, changed) == (
+        f" has no field 'sol1'; it has '{'x' * 40}', '1'."
+    )
+    assert broken(parsers.parse_piqa, Row(PLACE, {})) == " has no field 'sol1'; it has none."
 
 
 def test_wrong_options_may_be_the_same():
     twice = {'text': ['a', 'b', 'a'], 'label': ['A', 'B', 'C']}
-    item = parsers.arc(row('arc_challenge', choices=twice, answerKey='B'))
+    item = parsers.parse_arc(row('arc_challenge', choices=twice, answerKey='B'))
     assert (item.options, item.label) == (('a', 'b', 'a'), 1)

@@ -38,12 +38,12 @@ class Row(NamedTuple):
     """One row of a data file.
 
     Attributes:
-        place: File and line, for messages; for Parquet and JSON arrays, file and row. Both count
+        location: File and line, for messages; for Parquet and JSON arrays, file and row. Both count
             from 1.
         fields: Values by field name; numbers in JSON are strings, as written.
     """
 
-    place: str
+    location: str
     fields: Mapping[str, Any]
 
 
@@ -62,13 +62,13 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     check_file(path)
     kind = file_kind(path)
     if kind == '.parquet' and path.suffix.lower() != '.gz':
-        return _parquet(path)
+        return _read_parquet(path)
     if kind == '.jsonl':
-        return _json_lines(path, _text(path))
+        return _json_lines(path, _read_text(path))
     if kind == '.json':
-        return _json(path)
+        return _read_json(path)
     if kind in _DELIMITERS:
-        return _table(path, _DELIMITERS[kind], columns)
+        return _read_table(path, _DELIMITERS[kind], columns)
     known = ', '.join(sorted({*SUFFIXES, '.json'}))
     raise UserError(f'{path} is of unknown kind: the name must end in {known}.')
 
@@ -92,52 +92,53 @@ def check_file(path: pathlib.Path) -> None:
     files.check_regular(path)
 
 
-def _json(path: pathlib.Path) -> Iterator[Row]:
-    text = _text(path)
+def _read_json(path: pathlib.Path) -> Iterator[Row]:
+    text = _read_text(path)
     if not text.lstrip().startswith('['):
         yield from _json_lines(path, text)
         return
     objects = files.parse_json(text, str(path), decode=_DECODER.decode)
     for number, fields in enumerate(objects, start=1):
-        place = f'{path} row {number}'
-        _check_object(place, fields)
-        yield Row(place, fields)
+        location = f'{path} row {number}'
+        _check_object(location, fields)
+        yield Row(location, fields)
 
 
 def _json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
     lines = files.parse_json_lines(
         text.split('\n'), f'{path} line ', 'each line must be one JSON object', _DECODER.decode
     )
-    for place, fields in lines:
-        _check_object(place, fields)
-        yield Row(place, fields)
+    for location, fields in lines:
+        _check_object(location, fields)
+        yield Row(location, fields)
 
 
-def _check_object(place: str, fields: Any) -> None:
+def _check_object(location: str, fields: Any) -> None:
     if not isinstance(fields, dict):
-        raise UserError(f'{place} is not a JSON object, such as {{"question": "…"}}.')
+        raise UserError(f'{location} is not a JSON object, such as {{"question": "…"}}.')
 
 
-def _table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
-    lines = _cells(path, delimiter)
+def _read_table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
+    lines = _read_cells(path, delimiter)
     names = list(columns) or [name.strip() for name in next(lines, (1, []))[1]]
-    _check_twins(path, names)
+    _check_duplicate_columns(path, names)
     if not is_utf_8(''.join(names)):
         raise UserError(f'{path} line 1 is not UTF-8: save the file as UTF-8.')
-    wanted = 'there are columns' if columns else 'the header'
+    expected = 'there are columns' if columns else 'the header'
     for number, cells in lines:
-        place = f'{path} line {number}'
+        location = f'{path} line {number}'
         if len(cells) != len(names):
             raise UserError(
-                f'{place} must have as many cells as {wanted}, {len(names)}, not {len(cells)}; '
-                f'one with {delimiter!r} or a line break in it must be in double quotes.'
+                f'{location} must have as many cells as {expected}, {len(names)}, not '
+                f'{len(cells)}; one with {delimiter!r} or a line break in it must be in double '
+                'quotes.'
             )
-        yield Row(place, dict(zip(names, cells, strict=True)))
+        yield Row(location, dict(zip(names, cells, strict=True)))
 
 
-def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _read_cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each row that is not blank, with the number of the row's first line."""
-    text = io.StringIO(_text(path), newline='')
+    text = io.StringIO(_read_text(path), newline='')
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 1
@@ -153,11 +154,11 @@ def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, list[str]]
             yield number, cells
 
 
-def _parquet(path: pathlib.Path) -> Iterator[Row]:
+def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _check_twins(path, file.schema_arrow.names)
+            _check_duplicate_columns(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 for fields in batch.to_pylist():
                     number += 1
@@ -169,13 +170,13 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         raise UserError(f'{path} row {number + 1} or a later one is not UTF-8.') from error
 
 
-def _check_twins(path: pathlib.Path, names: Sequence[str]) -> None:
-    twins = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twins:
-        raise UserError(f'{path} has more than one column {twins[0]!r}.')
+def _check_duplicate_columns(path: pathlib.Path, names: Sequence[str]) -> None:
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
+    if duplicates:
+        raise UserError(f'{path} has more than one column {duplicates[0]!r}.')
 
 
-def _text(path: pathlib.Path) -> str:
+def _read_text(path: pathlib.Path) -> str:
     content = path.read_bytes()
     if path.suffix.lower() == '.gz':
         try:

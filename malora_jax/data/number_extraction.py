@@ -40,12 +40,12 @@ class _Patterns(NamedTuple):
 
     number: re.Pattern[str]
     ending: re.Pattern[str]
-    announced: re.Pattern[str]
+    after_phrase: re.Pattern[str]
 
 
 # Phrases that announce the answer: those of lm-evaluation-harness for MGSM, and common variants.
 # The Telugu phrase is 'answer'; with a colon, it is the heading of the whole solution.
-_ANNOUNCED = '|'.join(
+_ANSWER_PHRASES = '|'.join(
     (
         'answer is',
         'Antwort (?:lautet|ist)',
@@ -79,7 +79,9 @@ def _patterns(separators: str, point: str) -> _Patterns:
         number=re.compile(number),
         # '####' before words is a Markdown heading.
         ending=re.compile(rf'(?<!#)####[^\w\n#]*?{number}'),
-        announced=re.compile(rf'(?:{_ANNOUNCED})\s*+[^\d\n]{{0,80}}?{number}', re.IGNORECASE),
+        after_phrase=re.compile(
+            rf'(?:{_ANSWER_PHRASES})\s*+[^\d\n]{{0,80}}?{number}', re.IGNORECASE
+        ),
     )
 
 
@@ -119,20 +121,20 @@ def final_number(text: str, language: str = 'en') -> Decimal | None:
     if language not in _PATTERNS:
         raise unknown_name('language of numbers', language, _PATTERNS)
     patterns, text = _PATTERNS[language], _plain(text)
-    found = (
+    match = (
         patterns.ending.search(text)
-        or _result(patterns, text)
+        or _announced_number(patterns, text)
         or _last(patterns.number, _LINE_LABEL.sub(' ', text))
         or _last(patterns.number, text)
     )
-    return _value(found) if found else None
+    return _value(match) if match else None
 
 
-def _result(patterns: _Patterns, text: str) -> re.Match[str] | None:
+def _announced_number(patterns: _Patterns, text: str) -> re.Match[str] | None:
     """Return the announced number; for a sum, the number after its last equals sign."""
-    found = _last(patterns.announced, text)
-    equation = _EQUATION.match(text, found.end()) if found else None
-    return (equation and patterns.number.match(text, equation.end())) or found
+    match = _last(patterns.after_phrase, text)
+    equation = _EQUATION.match(text, match.end()) if match else None
+    return (equation and patterns.number.match(text, equation.end())) or match
 
 
 def _plain(text: str) -> str:

@@ -5,9 +5,9 @@ import pathlib
 import zipfile
 from collections.abc import Iterator
 
-from malora_jax.data.benchmarks import fields
-from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
-from malora_jax.data.rows import Row, check_file, file_kind, read_rows
+from malora_jax.data.datasets import fields
+from malora_jax.data.datasets.item import BrokenRowError, Item, choice_item
+from malora_jax.data.file_rows import Row, check_file, file_kind, read_rows
 from malora_jax.errors import UserError
 
 # Sentiments in the hub's order, which defines their indices.
@@ -16,7 +16,7 @@ SENTIMENTS = ('negative', 'neutral', 'positive')
 _MEMBER = 'Sentences_75Agree.txt'
 
 
-def phrasebank(row: Row) -> Item:
+def parse_phrasebank(row: Row) -> Item:
     """Parse `sentence` and `label`, which is a sentiment or, as on the hub, its index.
 
     Raises:
@@ -26,11 +26,12 @@ def phrasebank(row: Row) -> Item:
     named = isinstance(label, str) and label.isalpha()
     if named and label not in SENTIMENTS:
         raise BrokenRowError(
-            f"{row.place}: field 'label' is {label!r}; it must be {', '.join(SENTIMENTS)} or the "
+            f"{row.location}: field 'label' is {label!r}; it must be {', '.join(SENTIMENTS)} or "
+            'the '
             'index of one.'
         )
     index = SENTIMENTS.index(label) if named else fields.index(row, 'label', len(SENTIMENTS))
-    return choice(row.place, fields.text(row, 'sentence'), SENTIMENTS, index)
+    return choice_item(row.location, fields.text(row, 'sentence'), SENTIMENTS, index)
 
 
 def read_phrasebank(path: pathlib.Path) -> Iterator[Row]:

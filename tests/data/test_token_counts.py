@@ -1,6 +1,6 @@
 import pytest
 
-from malora_jax.data import Example, Size, encode_example, get_template, measure_examples
+from malora_jax.data import Example, TokenCounts, encode_example, get_template, measure_examples
 from malora_jax.errors import UserError
 from tests.helpers.data import ByteTokenizer
 
@@ -15,7 +15,7 @@ def example(length: int, answer: str = 'a', **metadata) -> Example:
 def test_all_are_measured(tokenizer, capfd):
     found = measure_examples('mine', [example(1, 'bc'), example(2)], tokenizer, PLAIN, 64)
     # The space before an answer belongs to the answer. The end token is a target but not an input.
-    assert found == Size(2, 2 * FRAME + 3 + 3, 4 + 3, 0, FRAME + 3)
+    assert found == TokenCounts(2, 2 * FRAME + 3 + 3, 4 + 3, 0, FRAME + 3)
     assert capfd.readouterr() == ('', '')
 
 

@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from malora_jax.data.benchmarks import Item
-from malora_jax.data.benchmarks.phrasebank import phrasebank, read_phrasebank
+from malora_jax.data.datasets import Item
+from malora_jax.data.datasets.phrasebank import parse_phrasebank, read_phrasebank
 from malora_jax.errors import UserError
 from tests.helpers.benchmark_rows import broken, row
 
@@ -14,7 +14,7 @@ LINES = 'Sales in Jyväskylä rose .@positive\n\nMail a@b.com for more .@neutral
 
 def rows(path) -> list[tuple[str, dict]]:
     return [
-        (row.place.removeprefix(f'{path.parent}/'), row.fields) for row in read_phrasebank(path)
+        (row.location.removeprefix(f'{path.parent}/'), row.fields) for row in read_phrasebank(path)
     ]
 
 
@@ -27,7 +27,7 @@ def expected(name: str) -> list[tuple[str, dict]]:
 
 @pytest.mark.parametrize('label, index', [(0, 0), ('1', 1), ('negative', 0), ('positive', 2)])
 def test_a_label_is_a_word_or_its_index(label, index):
-    assert phrasebank(row('phrasebank', label=label)) == Item(
+    assert parse_phrasebank(row('phrasebank', label=label)) == Item(
         'Profit rose to EUR 3 mn .', '', ('negative', 'neutral', 'positive'), index
     )
 
@@ -37,7 +37,7 @@ def test_a_text_file(tmp_path, encoding):
     path = tmp_path / 'Sentences_75Agree.txt'
     path.write_bytes(LINES.encode(encoding))
     assert rows(path) == expected(path.name)
-    assert [phrasebank(row).label for row in read_phrasebank(path)] == [2, 1]
+    assert [parse_phrasebank(row).label for row in read_phrasebank(path)] == [2, 1]
 
 
 def test_the_released_zip(tmp_path):
@@ -83,4 +83,4 @@ def test_a_zip_of_something_else(tmp_path):
     ],
 )
 def test_a_broken_row(changes, message):
-    assert broken(phrasebank, row('phrasebank', **changes)) == message
+    assert broken(parse_phrasebank, row('phrasebank', **changes)) == message

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from malora_jax.data.benchmarks import generation, instructions, multiple_choice
-from malora_jax.data.benchmarks.item import Item
-from malora_jax.data.benchmarks.mgsm import WORDS, mgsm, read_mgsm
-from malora_jax.data.benchmarks.phrasebank import phrasebank, read_phrasebank
-from malora_jax.data.rows import Row, read_rows
+from malora_jax.data.datasets import free_form, instructions, multiple_choice
+from malora_jax.data.datasets.item import Item
+from malora_jax.data.datasets.mgsm import HEADINGS, parse_mgsm, read_mgsm
+from malora_jax.data.datasets.phrasebank import parse_phrasebank, read_phrasebank
+from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import unknown_name
 
 
@@ -50,11 +50,11 @@ class Dataset:
         splits: Name of the hub's split for each of our splits, which are 'train', 'validation' and
             'test' at most.
         parse: Function that returns the item of a row, or raises `BrokenRowError`.
-        checked: Evidence for these facts: what they were read from.
+        evidence: Evidence for these facts: what they were read from.
         read: Function that returns the rows of one file.
-        scored: Function that returns whether a row of 'test' is scored; other rows are skipped.
-        grouped: Whether `group_answers` merges the 'test' rows with the same question into one
-            item.
+        is_scored: Function that returns whether a row of 'test' is scored; other rows are skipped.
+        multi_reference: Whether `group_answers` merges the 'test' rows with the same question into
+            one item.
     """
 
     revision: ClassVar[str] = 'refs/convert/parquet'
@@ -64,10 +64,10 @@ class Dataset:
     config: str
     splits: Mapping[str, str]
     parse: Callable[[Row], Item]
-    checked: str
+    evidence: str
     read: Callable[[pathlib.Path], Iterator[Row]] = read_rows
-    scored: Callable[[Row], bool] = _every
-    grouped: bool = False
+    is_scored: Callable[[Row], bool] = _every
+    multi_reference: bool = False
 
     @property
     def patterns(self) -> dict[str, list[str]]:
@@ -91,10 +91,10 @@ _DATASETS = (
         'openlifescienceai/medmcqa',
         'default',
         _NO_TEST_LABELS,
-        multiple_choice.medmcqa,
+        multiple_choice.parse_medmcqa,
         'Card and loading script, which takes 1 from the original cop and has -1 in test; config: '
         'the commit that replaced the script by Parquet files. No rows were seen.',
-        scored=multiple_choice.cleaned,
+        is_scored=multiple_choice.is_clean_medmcqa,
     ),
     # These are the 110K rows of the paper.
     Dataset(
@@ -102,7 +102,7 @@ _DATASETS = (
         'ise-uiuc/Magicoder-Evol-Instruct-110K',
         'default',
         _TRAIN,
-        instructions.pair('instruction', 'response'),
+        instructions.pair_parser('instruction', 'response'),
         'Columns: programs that load it; config and split: files of the branch. No rows were seen.',
     ),
     # This is the other part of Magicoder's data.
@@ -111,7 +111,7 @@ _DATASETS = (
         'ise-uiuc/Magicoder-OSS-Instruct-75K',
         'default',
         _TRAIN,
-        instructions.pair('problem', 'solution'),
+        instructions.pair_parser('problem', 'solution'),
         'Columns: the card of a copy, and programs that load it; config and split: files of the '
         'branch. No rows were seen.',
     ),
@@ -120,7 +120,7 @@ _DATASETS = (
         'gbharti/finance-alpaca',
         'default',
         _TRAIN,
-        instructions.alpaca,
+        instructions.parse_alpaca,
         'Columns and split: programs that load it. The branch exists; that the config is '
         "'default', as of any dataset without one, was not seen. No rows were seen.",
     ),
@@ -129,7 +129,7 @@ _DATASETS = (
         'meta-math/MetaMathQA',
         'default',
         _TRAIN,
-        instructions.pair('query', 'response'),
+        instructions.pair_parser('query', 'response'),
         'Columns: programs that load it; config and split: files of the branch. No rows were seen.',
     ),
     Dataset(
@@ -137,7 +137,7 @@ _DATASETS = (
         'vicgalle/alpaca-gpt4',
         'default',
         _TRAIN,
-        instructions.alpaca,
+        instructions.parse_alpaca,
         'Columns and split: programs that load it. The branch, and that the config is '
         "'default', as of any dataset without one, was not seen. No rows were seen.",
     ),
@@ -146,17 +146,17 @@ _DATASETS = (
         'tuetschek/e2e_nlg_cleaned',
         'default',
         _ALL,
-        generation.e2e,
+        free_form.parse_e2e,
         'Card and loading script: 33,525, 4,299 and 4,693 rows. Rows of its CSV were seen; all '
         '42,061 and 4,672 of train and dev of the original version were parsed.',
-        grouped=True,
+        multi_reference=True,
     ),
     Dataset(
         'humaneval',
         'openai/openai_humaneval',
         'openai_humaneval',
         {'test': 'test'},
-        generation.humaneval,
+        free_form.parse_humaneval,
         'Card. All 164 rows of the original file were parsed.',
     ),
     Dataset(
@@ -164,7 +164,7 @@ _DATASETS = (
         'takala/financial_phrasebank',
         'sentences_75agree',
         {'test': 'train'},
-        phrasebank,
+        parse_phrasebank,
         'Card and loading script: 3,453 rows, as in the paper; config and split: files of the '
         'branch. No rows were seen.',
         read=read_phrasebank,
@@ -174,7 +174,7 @@ _DATASETS = (
         'openai/gsm8k',
         'main',
         _TRAIN_TEST,
-        generation.gsm8k,
+        free_form.parse_gsm8k,
         'Card; splits: programs that load it. All 7,473 rows of train were parsed.',
     ),
     Dataset(
@@ -182,7 +182,7 @@ _DATASETS = (
         'allenai/ai2_arc',
         'ARC-Challenge',
         _ALL,
-        multiple_choice.arc,
+        multiple_choice.parse_arc,
         'Card; files of the branch. All 1,119 and 299 rows of train and validation were parsed.',
     ),
     Dataset(
@@ -190,7 +190,7 @@ _DATASETS = (
         'allenai/ai2_arc',
         'ARC-Easy',
         _ALL,
-        multiple_choice.arc,
+        multiple_choice.parse_arc,
         'Card; files of the branch. All 2,251 and 570 rows of train and validation were parsed.',
     ),
     Dataset(
@@ -198,7 +198,7 @@ _DATASETS = (
         'ybisk/piqa',
         'plain_text',
         _NO_TEST_LABELS,
-        multiple_choice.piqa,
+        multiple_choice.parse_piqa,
         'Card and loading script, which has -1 in test; config and split: a program that loads '
         'files of the branch. All 16,113 and 1,838 rows of train and validation were parsed.',
     ),
@@ -207,7 +207,7 @@ _DATASETS = (
         'allenai/openbookqa',
         'main',
         _ALL,
-        multiple_choice.openbookqa,
+        multiple_choice.parse_openbookqa,
         'Card. All 4,957 and 500 rows of train and validation were parsed; 3 of train have the '
         'same wrong option twice.',
     ),
@@ -216,7 +216,7 @@ _DATASETS = (
         'google/boolq',
         'default',
         _NO_TEST_LABELS,
-        multiple_choice.boolq,
+        multiple_choice.parse_boolq,
         'Card. All 3,270 passages, questions and answers of validation were parsed, from a file '
         'with other columns.',
     ),
@@ -226,12 +226,12 @@ _DATASETS = (
             'juletxara/mgsm',
             language,
             _TRAIN_TEST,
-            mgsm,
+            parse_mgsm,
             'Loading script. The branch was not seen. The 250 rows of the original TSV in each of '
             'en, es, fr, ru and zh were parsed.',
             read=read_mgsm,
         )
-        for language in WORDS
+        for language in HEADINGS
     ),
 )
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _DATASETS}

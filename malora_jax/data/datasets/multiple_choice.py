@@ -1,8 +1,8 @@
 """Parsers of multiple-choice datasets: MedMCQA, ARC, OpenBookQA, PIQA and BoolQ."""
 
-from malora_jax.data.benchmarks import fields
-from malora_jax.data.benchmarks.item import BrokenRowError, Item, choice
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import fields
+from malora_jax.data.datasets.item import BrokenRowError, Item, choice_item
+from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 
 _MEDMCQA_OPTIONS = ('opa', 'opb', 'opc', 'opd')
@@ -10,7 +10,7 @@ _MEDMCQA_OPTIONS = ('opa', 'opb', 'opc', 'opd')
 BOOLQ_OPTIONS = ('Yes', 'No')
 
 
-def medmcqa(row: Row) -> Item:
+def parse_medmcqa(row: Row) -> Item:
     """Parse `question`, the options `opa` to `opd`, and `cop`, the index of the right one, from 0.
 
     Raises:
@@ -21,14 +21,15 @@ def medmcqa(row: Row) -> Item:
     options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
     if fields.whole_number(row, 'cop') == 4:
         raise UserError(
-            f"{row.place}: field 'cop' is 4, so this is an original file, which counts the options "
+            f"{row.location}: field 'cop' is 4, so this is an original file, which counts the "
+            'options '
             'from 1; take the rows of the hub, which count from 0.'
         )
     label = fields.index(row, 'cop', len(options), ' (the test split has no labels)')
-    return choice(row.place, fields.text(row, 'question'), options, label)
+    return choice_item(row.location, fields.text(row, 'question'), options, label)
 
 
-def cleaned(row: Row) -> bool:
+def is_clean_medmcqa(row: Row) -> bool:
     """Return whether a MedMCQA row has a single right option and four distinct options.
 
     UltraEval scores only these rows. Other rows may have an option that combines several others.
@@ -39,13 +40,13 @@ def cleaned(row: Row) -> bool:
     kind = fields.text(row, 'choice_type')
     if kind not in ('single', 'multi'):
         raise BrokenRowError(
-            f"{row.place}: field 'choice_type' is {kind!r}; it must be 'single' or 'multi'."
+            f"{row.location}: field 'choice_type' is {kind!r}; it must be 'single' or 'multi'."
         )
     options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
     return kind == 'single' and len(set(options)) == len(options)
 
 
-def arc(row: Row) -> Item:
+def parse_arc(row: Row) -> Item:
     """Parse `question`, `choices` with `text` and `label`, and `answerKey`, one of the labels.
 
     There are 3 to 5 options; their labels are letters, or numbers in some rows.
@@ -56,7 +57,7 @@ def arc(row: Row) -> Item:
     return _labelled(row, 'question')
 
 
-def openbookqa(row: Row) -> Item:
+def parse_openbookqa(row: Row) -> Item:
     """Parse `question_stem`, and `choices` and `answerKey` as in ARC.
 
     Raises:
@@ -65,7 +66,7 @@ def openbookqa(row: Row) -> Item:
     return _labelled(row, 'question_stem')
 
 
-def piqa(row: Row) -> Item:
+def parse_piqa(row: Row) -> Item:
     """Parse `goal`, the options `sol1` and `sol2`, and `label`, which is 0 or 1.
 
     Raises:
@@ -73,10 +74,10 @@ def piqa(row: Row) -> Item:
     """
     options = [fields.text(row, 'sol1'), fields.text(row, 'sol2')]
     label = fields.index(row, 'label', len(options), ' (the test split has no labels)')
-    return choice(row.place, fields.text(row, 'goal'), options, label)
+    return choice_item(row.location, fields.text(row, 'goal'), options, label)
 
 
-def boolq(row: Row) -> Item:
+def parse_boolq(row: Row) -> Item:
     """Parse `passage`, `question`, and `answer`, which is true or false.
 
     Raises:
@@ -84,20 +85,20 @@ def boolq(row: Row) -> Item:
     """
     label = 0 if fields.boolean(row, 'answer') else 1
     question, passage = fields.text(row, 'question'), fields.text(row, 'passage')
-    return choice(row.place, question, BOOLQ_OPTIONS, label, passage)
+    return choice_item(row.location, question, BOOLQ_OPTIONS, label, passage)
 
 
-def _labelled(row: Row, question: str) -> Item:
+def _labelled(row: Row, question_field: str) -> Item:
     options = fields.texts(row, 'text', within='choices')
     labels = fields.texts(row, 'label', within='choices')
     if labels not in (list('ABCDE'[: len(options)]), list('12345'[: len(options)])):
         raise BrokenRowError(
-            f"{row.place}: the labels in 'choices' are {', '.join(labels)} for {len(options)} "
+            f"{row.location}: the labels in 'choices' are {', '.join(labels)} for {len(options)} "
             'options; they must be A to E or 1 to 5 in order, one for each.'
         )
     key = fields.text(row, 'answerKey')
     if key not in labels:
         raise BrokenRowError(
-            f"{row.place}: field 'answerKey' is {key!r}; it must be one of {', '.join(labels)}."
+            f"{row.location}: field 'answerKey' is {key!r}; it must be one of {', '.join(labels)}."
         )
-    return choice(row.place, fields.text(row, question), options, labels.index(key))
+    return choice_item(row.location, fields.text(row, question_field), options, labels.index(key))

@@ -28,8 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from malora_jax.data.benchmarks import mgsm
-from malora_jax.data.benchmarks.item import Item
+from malora_jax.data.datasets import mgsm
+from malora_jax.data.datasets.item import Item
 from malora_jax.data.examples import Example
 from malora_jax.errors import unknown_name
 
@@ -37,10 +37,10 @@ _REQUIREMENT = (
     'Choose and respond with the letter of the correct answer, including the parentheses.'
 )
 _LETTERS = 'ABCDE'
-_ENGLISH = mgsm.Words('Question:', 'Answer:')
-_WORDS = {f'mgsm_{language}': words for language, words in mgsm.WORDS.items()}
+_ENGLISH = mgsm.Headings('Question:', 'Answer:')
+_HEADINGS = {f'mgsm_{language}': words for language, words in mgsm.HEADINGS.items()}
 # Instructions in front of the item's question.
-_ASKED = {
+_INSTRUCTIONS = {
     'e2e_nlg': 'Describe the restaurant with these attributes: ',
     'phrasebank': 'What is the sentiment of this financial news, negative, neutral or positive? ',
 }
@@ -58,7 +58,7 @@ def completion(name: str, item: Item) -> Example:
     """
     if item.test:
         return _program(item)
-    heading, ending = _words(name)
+    heading, ending = _headings(name)
     passage = f'{item.passage}\n' if item.passage else ''
     question = f'{heading}{_space_after(heading)}{_question(name, item)}\n'
     options = _listed(item.options) if name == 'medmcqa' else ''
@@ -79,7 +79,7 @@ def sectioned(name: str, item: Item) -> Example:
     """
     if item.test:
         return _program(item)
-    heading, ending = _words(name)
+    heading, ending = _headings(name)
     sections = [('Context:', item.passage)] if item.passage else []
     sections.append((heading, _question(name, item)))
     continuations = list(item.answers)
@@ -92,16 +92,16 @@ def sectioned(name: str, item: Item) -> Example:
     return _example(name, item, f'{prompt}{ending}\n', continuations)
 
 
-Form = Callable[[str, Item], Example]
+PromptForm = Callable[[str, Item], Example]
 
 # The example's question is the whole prompt, and its answer is the continuation. For items with
 # options, its metadata has `options`, the continuation for each option, and `label`, the index of
 # the right one. Otherwise it has `answers`, all right continuations. Programs also have `test` and
 # `entry_point`, and MGSM has `language`.
-FORMS: Mapping[str, Form] = {'completion': completion, 'sectioned': sectioned}
+FORMS: Mapping[str, PromptForm] = {'completion': completion, 'sectioned': sectioned}
 
 
-def get_form(name: str) -> Form:
+def get_form(name: str) -> PromptForm:
     """Return the prompt form with that name.
 
     For example::
@@ -130,17 +130,17 @@ def with_shots(example: Example, shots: Sequence[Example], separator: str = '\n\
         shots: Solved examples that are shown with their answers.
         separator: Text after each shot; by default an empty line, as in UltraEval.
     """
-    shown = ''.join(f'{shot.question}{shot.answer}{separator}' for shot in shots)
-    return replace(example, question=shown + example.question)
+    solved = ''.join(f'{shot.question}{shot.answer}{separator}' for shot in shots)
+    return replace(example, question=solved + example.question)
 
 
-def _words(name: str) -> mgsm.Words:
-    return _WORDS.get(name, _ENGLISH)
+def _headings(name: str) -> mgsm.Headings:
+    return _HEADINGS.get(name, _ENGLISH)
 
 
 def _question(name: str, item: Item) -> str:
     mark = '?' if name == 'boolq' and not item.question.endswith('?') else ''
-    return f'{_ASKED.get(name, "")}{item.question}{mark}'
+    return f'{_INSTRUCTIONS.get(name, "")}{item.question}{mark}'
 
 
 def _listed(options: Sequence[str]) -> str:
@@ -159,7 +159,7 @@ def _example(name: str, item: Item, prompt: str, continuations: Sequence[str]) -
     metadata: dict[str, Any] = {'answers': tuple(continuations)}
     if item.options:
         metadata = {'options': tuple(continuations), 'label': item.label}
-    if name in _WORDS:
+    if name in _HEADINGS:
         metadata['language'] = name.removeprefix('mgsm_')
     return Example(prompt, continuations[max(item.label, 0)], metadata)
 

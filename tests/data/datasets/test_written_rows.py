@@ -2,10 +2,10 @@
 
 import pytest
 
-from malora_jax.data.benchmarks import Item, generation, instructions
+from malora_jax.data.datasets import Item, free_form, instructions
 from tests.helpers.benchmark_rows import ROWS, broken, row
 
-OSS = instructions.pair('problem', 'solution')
+OSS = instructions.pair_parser('problem', 'solution')
 
 
 def test_a_pair():
@@ -13,30 +13,35 @@ def test_a_pair():
 
 
 def test_an_input_follows_its_instruction():
-    assert instructions.alpaca(row('alpaca_gpt4')) == Item(
+    assert instructions.parse_alpaca(row('alpaca_gpt4')) == Item(
         'Translate into German.\nhouse', answers=('Haus',)
     )
 
 
 @pytest.mark.parametrize('value', ['', ' \n', None, ...])
 def test_an_instruction_without_input(value):
-    assert instructions.alpaca(row('alpaca_gpt4', input=value)).question == 'Translate into German.'
+    assert (
+        instructions.parse_alpaca(row('alpaca_gpt4', input=value)).question
+        == 'Translate into German.'
+    )
 
 
 def test_a_worked_solution_stays_as_it_is():
     solved = ROWS['gsm8k']['answer']
-    assert generation.gsm8k(row('gsm8k')) == Item('How many pears are there?', answers=(solved,))
+    assert free_form.parse_gsm8k(row('gsm8k')) == Item(
+        'How many pears are there?', answers=(solved,)
+    )
 
 
 @pytest.mark.parametrize('ending', ['#### 7', '#### -3', '#### 0.5', '#### 1,080', '####7'])
 def test_numbers_that_end_a_worked_solution(ending):
-    assert generation.gsm8k(row('gsm8k', answer=f'So it is.\n{ending} ')).answers == (
+    assert free_form.parse_gsm8k(row('gsm8k', answer=f'So it is.\n{ending} ')).answers == (
         f'So it is.\n{ending}',
     )
 
 
 def test_white_space_of_a_program_matters():
-    item = generation.humaneval(row('humaneval'))
+    item = free_form.parse_humaneval(row('humaneval'))
     assert item == Item(
         ROWS['humaneval']['prompt'],
         answers=('    return 2 * n\n',),
@@ -49,7 +54,7 @@ def test_white_space_of_a_program_matters():
 def test_e2e_has_columns_of_two_names(names):
     fields = dict(zip(names, ROWS['e2e_nlg'].values(), strict=True))
     changed = row('e2e_nlg', **dict.fromkeys(ROWS['e2e_nlg'], ...) | fields)
-    assert generation.e2e(changed) == Item(
+    assert free_form.parse_e2e(changed) == Item(
         'name[Aroma], area[riverside]', answers=('Aroma is by the river.',)
     )
 
@@ -60,61 +65,61 @@ def test_e2e_has_columns_of_two_names(names):
         (OSS, 'magicoder_oss', {'solution': ''}, ": field 'solution' is empty; it must be text."),
         (OSS, 'magicoder_oss', {'problem': ['x']}, ": field 'problem' is a list; it must be text."),
         (
-            instructions.alpaca,
+            instructions.parse_alpaca,
             'alpaca_gpt4',
             {'output': None},
             ": field 'output' is missing (null); it must be text.",
         ),
         (
-            instructions.alpaca,
+            instructions.parse_alpaca,
             'alpaca_gpt4',
             {'input': 3},
             ": field 'input' is 3; it must be text.",
         ),
         (
-            instructions.alpaca,
+            instructions.parse_alpaca,
             'alpaca_gpt4',
             {'instruction': ' '},
             ": field 'instruction' is empty; it must be text.",
         ),
         (
-            generation.gsm8k,
+            free_form.parse_gsm8k,
             'gsm8k',
             {'answer': 'There are 6 pears.'},
             ": field 'answer' ends in 'There are 6 pears.'; it must end in '#### ' and a number.",
         ),
         (
-            generation.gsm8k,
+            free_form.parse_gsm8k,
             'gsm8k',
             {'answer': '#### 6\nor more'},
             ": field 'answer' ends in '#### 6\\nor more'; it must end in '#### ' and a number.",
         ),
         (
-            generation.humaneval,
+            free_form.parse_humaneval,
             'humaneval',
             {'entry_point': 'thrice'},
             ": field 'prompt' must define the function 'thrice'.",
         ),
         (
-            generation.humaneval,
+            free_form.parse_humaneval,
             'humaneval',
             {'test': 'assert twice(2) == 4'},
             ": field 'test' must define the function 'check'.",
         ),
         (
-            generation.humaneval,
+            free_form.parse_humaneval,
             'humaneval',
             {'canonical_solution': '\n'},
             ": field 'canonical_solution' is empty; it must be text.",
         ),
         (
-            generation.e2e,
+            free_form.parse_e2e,
             'e2e_nlg',
             {'meaning_representation': ...},
             " has no field 'meaning_representation'; it has 'human_reference'.",
         ),
         (
-            generation.e2e,
+            free_form.parse_e2e,
             'e2e_nlg',
             {'human_reference': ''},
             ": field 'human_reference' is empty; it must be text.",

@@ -2,14 +2,14 @@
 
 import re
 
-from malora_jax.data.benchmarks import fields
-from malora_jax.data.benchmarks.item import BrokenRowError, Item
-from malora_jax.data.rows import Row
+from malora_jax.data.datasets import fields
+from malora_jax.data.datasets.item import BrokenRowError, Item
+from malora_jax.data.file_rows import Row
 
 _ENDING = re.compile(r'#### ?-?[\d,.]*\d$')
 
 
-def gsm8k(row: Row) -> Item:
+def parse_gsm8k(row: Row) -> Item:
     """Parse `question` and `answer`: worked steps whose last line is '#### ' and the number.
 
     The answer is kept unchanged, including calculator annotations such as <<48/2=24>>, because
@@ -21,13 +21,14 @@ def gsm8k(row: Row) -> Item:
     answer = fields.text(row, 'answer')
     if not _ENDING.search(answer):
         raise BrokenRowError(
-            f"{row.place}: field 'answer' ends in {answer[-20:]!r}; it must end in '#### ' and a "
+            f"{row.location}: field 'answer' ends in {answer[-20:]!r}; it must end in '#### ' and "
+            'a '
             'number.'
         )
     return Item(fields.text(row, 'question'), answers=(answer,))
 
 
-def humaneval(row: Row) -> Item:
+def parse_humaneval(row: Row) -> Item:
     """Parse `prompt`, `canonical_solution`, `test` and `entry_point` of a HumanEval problem.
 
     Raises:
@@ -41,7 +42,7 @@ def humaneval(row: Row) -> Item:
     return Item(prompt, answers=(solution,), test=test, entry_point=name)
 
 
-def e2e(row: Row) -> Item:
+def parse_e2e(row: Row) -> Item:
     """Parse a meaning representation and one of its several reference texts.
 
     Their columns are `mr` and `ref` in the original CSV, and `meaning_representation` and
@@ -57,4 +58,4 @@ def e2e(row: Row) -> Item:
 
 def _check_defined(row: Row, field: str, code: str, name: str) -> None:
     if not re.search(rf'^def {re.escape(name)}\(', code, re.MULTILINE):
-        raise BrokenRowError(f'{row.place}: field {field!r} must define the function {name!r}.')
+        raise BrokenRowError(f'{row.location}: field {field!r} must define the function {name!r}.')
