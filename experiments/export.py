@@ -31,9 +31,9 @@ from malora_jax.export.adapter import is_adapter
 from malora_jax.export.directory import check_new
 from malora_jax.export.trained import Restored, Saved
 from malora_jax.training.prepare import data_digests
-from malora_jax.training.restore import config_of, saved_model
-from malora_jax.training.setup import build
-from malora_jax.training.workdir import check_run, read_config
+from malora_jax.training.restore import read_run_config, saved_model
+from malora_jax.training.setup import build_setup
+from malora_jax.training.workdir import check_run, read_workdir_config
 
 _WRITERS = {
     'adapter': adapter.write_adapter,
@@ -107,9 +107,9 @@ def _check_flags(workdir: pathlib.Path) -> None:
 
 def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
     """Write the static approximation, and print its held-out losses next to the mixture's."""
-    run = config_of(saved.path, _WEIGHTS.value)
-    check_run(saved.path, read_config(saved.path), data_digests(run))
-    setup = build(run)
+    run = read_run_config(saved.path, _WEIGHTS.value)
+    check_run(saved.path, read_workdir_config(saved.path), data_digests(run))
+    setup = build_setup(run)
     found = static_export(setup, saved.restore(setup.base), _TASK.value, _RANK.value)
     adapter.write_adapter(
         found.trained, output, found.manifest_entries | {'held_out_loss': found.losses}

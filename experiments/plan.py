@@ -21,9 +21,13 @@ from absl import flags
 from experiments import cli
 from malora_jax.distributed.topology import disable_tpu_detection
 from malora_jax.training import run_config
-from malora_jax.training.fit import describe, memory_size, options
+from malora_jax.training.memory_estimate import (
+    format_estimates,
+    memory_estimates,
+    parse_memory_size,
+)
 from malora_jax.training.plan import plan
-from malora_jax.training.topology import compiled_for
+from malora_jax.training.tpu_compile import compile_for_topology
 
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
@@ -47,11 +51,11 @@ def main(config: dict[str, Any]) -> None:
     if _MEMORY.value is None:
         found = plan(run)
         if _TOPOLOGY.value is not None:
-            found['topology'] = compiled_for(run, _TOPOLOGY.value)
+            found['topology'] = compile_for_topology(run, _TOPOLOGY.value)
         print(json.dumps(found, indent=2))
         return
-    memory = memory_size(_MEMORY.value)
-    print(describe(run, options(run, memory), memory))
+    memory = parse_memory_size(_MEMORY.value)
+    print(format_estimates(run, memory_estimates(run, memory), memory))
 
 
 if __name__ == '__main__':

@@ -13,12 +13,12 @@ Examples:
 from typing import Any
 
 from experiments import cli
-from malora_jax.training.prepare import prepare
+from malora_jax.training.prepare import prepare_datasets
 
 
 def main(config: dict[str, Any]) -> None:
     """Prepare the datasets, and print their sources and numbers of rows."""
-    print(prepare(config))
+    print(prepare_datasets(config))
 
 
 if __name__ == '__main__':

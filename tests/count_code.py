@@ -22,7 +22,7 @@ _PRESENTATION = (
     *(f'experiments/{name}.py' for name in ('analyze', 'compare', 'table')),
 )
 # Functions that read the files of a finished run.
-_READERS = {'read_results', 'read_metrics', 'answer_rows'}
+_READERS = {'read_results', 'read_metrics', 'answer_rows', 'read_answer_rows'}
 LEAVES = {'router', 'down', 'shared_down', 'core', 'up', 'shared_up', 'magnitude'}
 # Linears of the base model share two of these names, so these files are exempt.
 _LINEARS = {'malora_jax/models/decoder.py', 'malora_jax/models/config.py'}

@@ -13,7 +13,7 @@ from malora_jax import errors
 from malora_jax.adapters import method
 from malora_jax.benchmark.machine import num_cores
 from malora_jax.training.config import RunConfig, run_config
-from malora_jax.training.setup import Setup, build
+from malora_jax.training.setup import Setup, build_setup
 
 # Endless batches, the same in each iterator.
 KINDS: dict[str, Callable[[Setup], Iterator[rows.Rows]]] = {
@@ -50,7 +50,7 @@ def benchmark(
     """
     run = run_config(config)
     _check_adapter(run)
-    setup = build(run)
+    setup = build_setup(run)
     differences = _differences(setup, pairs, kinds)
     used = dict.fromkeys(name for pair in pairs for name in (PAIRS[pair].ours, PAIRS[pair].peer))
     systems = {name: make(name, setup, run.adapter.dropout) for name in used}

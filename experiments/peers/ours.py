@@ -46,7 +46,9 @@ class Ours:
         self.leaves = _as_numpy(self._state.adapter)
         schedule = learning_rate_schedule(run.optimizer, setup.steps)
         self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks)
-        self._hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, adapter))
+        self._hyperparameters = jax.device_put(
+            Hyperparameters.from_configs(run.seed, run.optimizer, adapter)
+        )
 
     def step(self, rows: Rows) -> None:
         """Run one training step, and wait until it ends."""

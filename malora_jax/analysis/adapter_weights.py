@@ -16,7 +16,7 @@ from malora_jax.export.merge import linear_factors
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.runs import LoadedRun
-from malora_jax.training.checkpoint import Checkpoints, newest_checkpoint
+from malora_jax.training.checkpoint import Checkpoints, latest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state, starting_adapter
@@ -63,7 +63,7 @@ def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariable
     """
     if config.training.start_from:
         return None
-    newest = newest_checkpoint(home(workdir / 'checkpoints'))
+    newest = latest_checkpoint(home(workdir / 'checkpoints'))
     has_subspace = isinstance(config.adapter.structure, SharedDown)
     if has_subspace and (newest is None or newest.identity is None):
         return None

@@ -15,7 +15,7 @@ import tqdm
 
 from malora_jax.adapters.routers import RoutingSums
 from malora_jax.models import Decoder
-from malora_jax.training.step import Batch, by_path
+from malora_jax.training.step import Batch, routing_by_path
 
 # Routing is counted for at most this many of the most frequent tokens, with a minimum number of
 # occurrences.
@@ -139,4 +139,4 @@ def _forward_routing_sums(
         groups_NG,
         mutable=['routing'],
     )
-    return by_path(collections['routing'])
+    return routing_by_path(collections['routing'])

@@ -13,7 +13,7 @@ from malora_jax.errors import unknown_name
 from malora_jax.export.static import check_mixture, static
 from malora_jax.export.trained import Restored
 from malora_jax.models import Decoder
-from malora_jax.training.heldout import held_out_losses, loss_by_task
+from malora_jax.training.held_out_loss import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
 
 # Maximum number of training examples per task over whose tokens gates are averaged.

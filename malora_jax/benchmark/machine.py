@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from malora_jax.training.workdir import versions
+from malora_jax.training.workdir import package_versions
 
 
 def machine() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
         'processor': _processor(),
         'cores': num_cores(),
         'system': platform.system(),
-        'versions': versions(),
+        'versions': package_versions(),
     }
 
 

@@ -15,9 +15,9 @@ from malora_jax.benchmark.machine import machine
 from malora_jax.benchmark.timed_steps import BASE, compile_base_step, compile_method_step
 from malora_jax.models import Decoder
 from malora_jax.training.config import RunConfig, run_config
-from malora_jax.training.setup import build
+from malora_jax.training.setup import build_setup
 from malora_jax.training.step import Batch
-from malora_jax.training.workdir import versions
+from malora_jax.training.workdir import package_versions
 
 # Number of distinct batches, which the rounds repeat. More batches would not change the work.
 _NUM_BATCHES = 8
@@ -116,7 +116,7 @@ def _make_workload(run: RunConfig, packed: bool) -> _Workload:
     # The compilation cache is disabled, so that compile times are those of a first start.
     jax.config.update('jax_enable_compilation_cache', False)
     if packed:
-        setup = build(run)
+        setup = build_setup(run)
         batches = input_batches.packed_batches(setup, _NUM_BATCHES)
         return _Workload(run, packed, setup.base.params, batches, len(setup.splits))
     return _Workload(
@@ -196,7 +196,7 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
         'remat': run.training.remat,
         'topology': topology,
         'methods': compiler_estimates.estimate_layer(run, adapters, topology),
-        'versions': versions(),
+        'versions': package_versions(),
     }
 
 

@@ -17,9 +17,9 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.objective import cross_entropy
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from malora_jax.training.plan import flops_per_token, parameter_counts
+from malora_jax.training.plan import count_model_parameters, flops_per_token
 from malora_jax.training.state import create_state
-from malora_jax.training.step import Batch, losses, make_gradients, make_train_step
+from malora_jax.training.step import Batch, losses, make_gradient_function, make_train_step
 
 BASE = 'base'
 # Timed parts of each subject: the loss; the loss and its gradient; these and the optimizer update.
@@ -69,7 +69,9 @@ def compile_method_step(
     optimizer = make_optimizer(run.optimizer, _SCHEDULE_STEPS)
     state = create_state(model, optimizer, run.seed, params)
     accumulate = run.training.accumulate
-    hyperparameters = jax.device_put(Hyperparameters.of(run.seed, run.optimizer, run.adapter))
+    hyperparameters = jax.device_put(
+        Hyperparameters.from_configs(run.seed, run.optimizer, run.adapter)
+    )
 
     def forward(state, params, batch, hyperparameters):
         key = jax.random.key(hyperparameters.seed)
@@ -82,7 +84,7 @@ def compile_method_step(
     compile_s = time.perf_counter() - started
     parts = {
         'forward': jax.jit(forward),
-        'gradient': jax.jit(make_gradients(model, tasks, accumulate)),
+        'gradient': jax.jit(make_gradient_function(model, tasks, accumulate)),
     }
 
     def run_part(part: str, batch: Batch) -> None:
@@ -101,7 +103,7 @@ def compile_method_step(
         time_part(run_part, 'step', batch),
         *_memory(compiled),
         flops['total'],
-        parameter_counts(model)['trainable'],
+        count_model_parameters(model)['trainable'],
     )
 
 

@@ -24,7 +24,7 @@ from malora_jax.statistics import (
     score_interval,
     seed_interval,
 )
-from malora_jax.training.config import defaults
+from malora_jax.training.config import field_defaults
 
 BASE_ROW = 'base'
 # Config fields that do not affect results, apart from rounding.
@@ -378,7 +378,7 @@ def _split_mixed_rows(
 
 def _relevant_fields(run: LoadedRun) -> dict[str, Any]:
     """Return the config fields that affect the results of a run, by their dotted names."""
-    fields = defaults() | flatten_dict(dict(run.raw_config), sep='.')
+    fields = field_defaults() | flatten_dict(dict(run.raw_config), sep='.')
     return {field: value for field, value in fields.items() if field not in _IGNORED_FIELDS}
 
 

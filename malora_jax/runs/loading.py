@@ -16,9 +16,9 @@ from malora_jax.models import Decoder
 from malora_jax.training import config_format, goodput, run_files
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig
-from malora_jax.training.plan import parameter_counts
-from malora_jax.training.restore import config_of
-from malora_jax.training.workdir import BASE, CONFIG, BaseRecord
+from malora_jax.training.plan import count_model_parameters
+from malora_jax.training.restore import read_run_config
+from malora_jax.training.workdir import BASE_FILE, CONFIG_FILE, BaseRecord
 
 _Content = TypeVar('_Content')
 
@@ -58,14 +58,16 @@ class LoadedRun:
     @functools.cached_property
     def raw_config(self) -> Mapping[str, Any]:
         """Raw config: nested values of `config.json`, without fields newer than the run."""
-        config = self._read_required(config_format.read_config, self.path / CONFIG)
-        files.check_content(run_files.Config, config, str(self.path / CONFIG), files.RESTORE)
+        config = self._read_required(config_format.read_config, self.path / CONFIG_FILE)
+        files.check_content(
+            run_files.StoredConfig, config, str(self.path / CONFIG_FILE), files.RESTORE
+        )
         return config
 
     @functools.cached_property
     def run_config(self) -> RunConfig:
         """Validated config with all fields, as training uses it."""
-        return config_of(self.path, self._weights)
+        return read_run_config(self.path, self._weights)
 
     @property
     def method(self) -> str:
@@ -92,7 +94,7 @@ class LoadedRun:
     @property
     def is_finished(self) -> bool:
         """True if the run has finished and therefore has results."""
-        return (self.path / run_files.RESULTS).exists()
+        return (self.path / run_files.RESULTS_FILE).exists()
 
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
@@ -102,9 +104,9 @@ class LoadedRun:
     @functools.cached_property
     def records(self) -> Sequence[Mapping[str, Any]]:
         """Records of `metrics.jsonl`, one for each step."""
-        records = self._read_required(run_files.read_metrics, self.path / run_files.METRICS)
+        records = self._read_required(run_files.read_metrics, self.path / run_files.METRICS_FILE)
         if not records:
-            raise UserError(f'{self.path} is no whole run: {run_files.METRICS} has no record.')
+            raise UserError(f'{self.path} is no whole run: {run_files.METRICS_FILE} has no record.')
         return records
 
     @functools.cached_property
@@ -137,25 +139,25 @@ class LoadedRun:
         if not self.checkpoint_directory.is_dir():
             return [], 0
         with Checkpoints(self.checkpoint_directory) as checkpoints:
-            return checkpoints.steps, checkpoints.chosen_step or 0
+            return checkpoints.steps, checkpoints.best_or_latest_step or 0
 
     @functools.cached_property
     def seconds_by_activity(self) -> Mapping[str, float]:
         """Seconds by activity, over all starts of the run; empty without `goodput.jsonl`."""
         exists = (self.path / goodput.FILE).exists()
-        return goodput.accounts(goodput.read(self.path)) if exists else {}
+        return goodput.seconds_by_activity(goodput.read(self.path)) if exists else {}
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, Any]:
-        """Parameter counts, as `training.plan.parameter_counts` returns them."""
+        """Parameter counts, as `training.plan.count_model_parameters` returns them."""
         if self.is_finished:
             return self.results['parameters']
-        return parameter_counts(Decoder(self.run_config.model, self.run_config.adapter))
+        return count_model_parameters(Decoder(self.run_config.model, self.run_config.adapter))
 
     @functools.cached_property
     def base_identity(self) -> tuple[str, str | None]:
         """Name of the base model, and the fingerprint of its weights, which older runs lack."""
-        path = self.path / BASE
+        path = self.path / BASE_FILE
         fingerprint = files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None
         return self.raw_config['model']['name'], fingerprint
 
@@ -193,7 +195,7 @@ class LoadedRun:
         if not self.is_finished:
             return ()
         path = self.path / f'answers_{when}.jsonl'
-        return self._read_required(run_files.answer_rows, path, self.results)
+        return self._read_required(run_files.read_answer_rows, path, self.results)
 
     def _read_required(self, reader: Callable[..., _Content], *arguments: Any) -> _Content:
         """Call a reader of a file that every run must have.
@@ -245,13 +247,13 @@ def _run_directories(workdir: pathlib.Path) -> list[pathlib.Path]:
         raise UserError(
             f'{workdir} is an exported adapter; --workdir must name the run it is from.'
         )
-    if (workdir / CONFIG).exists() or (workdir / run_files.RESULTS).exists():
+    if (workdir / CONFIG_FILE).exists() or (workdir / run_files.RESULTS_FILE).exists():
         return [workdir]
-    directories = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS}'))
+    directories = sorted(path.parent for path in workdir.glob(f'*/{run_files.RESULTS_FILE}'))
     if not directories:
         raise UserError(
-            f'{workdir} holds no run: there is no {workdir / CONFIG}, and no directory in it has '
-            f'{run_files.RESULTS}.'
+            f'{workdir} holds no run: there is no {workdir / CONFIG_FILE}, and no directory in it '
+            f'has {run_files.RESULTS_FILE}.'
         )
     return directories
 
@@ -261,8 +263,8 @@ def _read_report_files(run: LoadedRun, allow_unfinished: bool) -> None:
     needed = ['raw_config']
     if not run.is_finished and not allow_unfinished:
         raise UserError(
-            f'The run in {run.path} has not ended: there is no {run_files.RESULTS}. Continue it, '
-            'or analyse what it has so far with --unfinished.'
+            f'The run in {run.path} has not ended: there is no {run_files.RESULTS_FILE}. Continue '
+            'it, or analyse what it has so far with --unfinished.'
         )
     if run.report_step:
         needed.append('run_config')

@@ -16,8 +16,8 @@ from malora_jax.errors import UserError
 from malora_jax.runs import LoadedRun
 from malora_jax.sweeps.expand import SweepRun
 from malora_jax.training.config_format import write_config
-from malora_jax.training.identity import LENGTH, SCORING, another_run
-from malora_jax.training.workdir import CONFIG, check_run
+from malora_jax.training.identity import LENGTH_FIELDS, SCORING_FIELDS, another_run_error
+from malora_jax.training.workdir import CONFIG_FILE, check_run
 
 _RECORD = 'sweep.json'
 # Entries that may exist without the record, if a sweep was killed at its start.
@@ -55,12 +55,14 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
             'own config, or choose another --workdir.'
         )
     for name, run in runs.items():
-        if (workdir / name / CONFIG).exists():
+        if (workdir / name / CONFIG_FILE).exists():
             changes = check_run(workdir / name, run.config, None)
             # `check_run` allows these changes in a single run. In a sweep they are an error,
             # because its runs may differ only in the swept fields.
-            if wrong := [change for change in changes if change.is_one_of((*LENGTH, *SCORING))]:
-                raise another_run(workdir / name, wrong[0].field)
+            if wrong := [
+                change for change in changes if change.is_one_of((*LENGTH_FIELDS, *SCORING_FIELDS))
+            ]:
+                raise another_run_error(workdir / name, wrong[0].field)
 
 
 def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> None:

@@ -16,16 +16,16 @@ from malora_jax.sweeps.directory import is_finished
 from malora_jax.sweeps.joint_comparison import compare
 from malora_jax.sweeps.joint_groups import with_largest_ranks
 from malora_jax.sweeps.joint_loop import JointLoop, JointRun
-from malora_jax.training import loop
+from malora_jax.training import training_run
 from malora_jax.training.config import RunConfig, run_config
-from malora_jax.training.fit import available_memory, joint_runs
-from malora_jax.training.goodput import Goodput
+from malora_jax.training.goodput import GoodputRecorder
+from malora_jax.training.memory_estimate import available_memory, max_joint_runs
 from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.preemption import watched
+from malora_jax.training.preemption import watch_preemption
 from malora_jax.training.prepare import data_digests
-from malora_jax.training.setup import Setup, build
+from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.state import TrainState, create_state
-from malora_jax.training.workdir import RunDirectory, opened
+from malora_jax.training.workdir import RunDirectory, open_run_directory
 
 Configs = Mapping[str, Mapping[str, Any]]
 # Models are compared by value, and optimizers are cached by their settings, so each distinct model
@@ -56,7 +56,7 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
     if not todo:
         return {}
     run = with_largest_ranks([run_config(config) for config in todo.values()])
-    most = 1 if len(jax.devices()) > 1 else joint_runs(run, available_memory())
+    most = 1 if len(jax.devices()) > 1 else max_joint_runs(run, available_memory())
     digests, errors = data_digests(run), dict[str, str]()
     parts = np.array_split(list(todo), -(-len(todo) // max(1, most)))
     for chunk in (part.tolist() for part in parts):
@@ -95,7 +95,7 @@ def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) 
     for name, config in configs.items():
         take_base_answers(workdir, name, config, digests)
         try:
-            loop.train(config, workdir / name, write_run_plots)
+            training_run.train(config, workdir / name, write_run_plots)
         except FloatingPointError as error:
             errors[name] = str(error)
     return errors
@@ -106,7 +106,7 @@ def _setups(configs: Configs) -> dict[str, Setup]:
     setups: dict[str, Setup] = {}
     base = None
     for name, config in configs.items():
-        setups[name] = build(run_config(config), base)
+        setups[name] = build_setup(run_config(config), base)
         base = setups[name].base
     return setups
 
@@ -123,7 +123,7 @@ def _train(
     started, step = time.perf_counter(), None
     with contextlib.ExitStack() as files:
         directories = [
-            files.enter_context(opened(workdir / name, config, digests))
+            files.enter_context(open_run_directory(workdir / name, config, digests))
             for name, config in configs.items()
         ]
         if measure:
@@ -132,7 +132,7 @@ def _train(
             if not comparison.pays:
                 print('So they are trained one after another.', flush=True)
                 return None
-        preemption = files.enter_context(watched())
+        preemption = files.enter_context(watch_preemption())
         runs = [
             _opened_run(files, setup, initial_state(group, setup), directory)
             for setup, directory in zip(setups, directories, strict=True)
@@ -141,7 +141,7 @@ def _train(
         for name, each in zip(configs, runs, strict=True):
             if each.state is not None:
                 take_base_answers(workdir, name, configs[name], digests)
-                loop.finish(each.progress, each.state, started, write_run_plots)
+                training_run.finish(each.progress, each.state, started, write_run_plots)
     return {name: each.error for name, each in zip(configs, runs, strict=True) if each.error}
 
 
@@ -149,12 +149,14 @@ def _opened_run(
     files: contextlib.ExitStack, setup: Setup, state: TrainState, directory: RunDirectory
 ) -> JointRun:
     """Open a run's files until `files` is closed, and restore its newest checkpoint."""
-    goodput, data = Goodput(), setup.train_iterator()
-    identity = loop.identified(setup, directory)
-    state = loop.started(setup, state, directory)
-    directory.begin(setup.run, identity)
-    print(f'{directory.path.name}: {setup.describe_drawing()}')
+    goodput, data = GoodputRecorder(), setup.train_iterator()
+    identity = training_run.check_identity(setup, directory)
+    state = training_run.maybe_warm_start(setup, state, directory)
+    directory.write_identity(setup.run, identity)
+    print(f'{directory.path.name}: {setup.describe_draws()}')
     goodput.open(directory.path)
     files.callback(goodput.close)
-    opened_progress = loop.opened_progress(setup, state, data, directory.path, identity, goodput)
+    opened_progress = training_run.open_progress(
+        setup, state, data, directory.path, identity, goodput
+    )
     return JointRun(*files.enter_context(opened_progress))

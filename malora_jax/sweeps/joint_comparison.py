@@ -13,7 +13,7 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
-from malora_jax.training.step import Batch, lowered_step, step_bytes
+from malora_jax.training.step import Batch, compiled_memory_bytes, lower_train_step
 
 # Number of timed steps, after an untimed warm-up step.
 _STEPS = 3
@@ -90,10 +90,10 @@ def _measured(
     """
     params = setup.base.params
     sizes = (setup.steps, len(setup.splits))
-    step, times = lowered_step(run, *sizes, state, params, numbers).compile(), []
+    step, times = lower_train_step(run, *sizes, state, params, numbers).compile(), []
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
         state, metrics = step(state, params, rows, numbers)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
-    return step, min(times[1:]), step_bytes(step)
+    return step, min(times[1:]), compiled_memory_bytes(step)

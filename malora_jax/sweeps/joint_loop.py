@@ -16,10 +16,10 @@ import tqdm
 
 from malora_jax.sweeps.joint_groups import with_largest_ranks
 from malora_jax.sweeps.padding import cut, stack, take
-from malora_jax.training.preemption import Preempted, Preemption
+from malora_jax.training.preemption import Preempted, PreemptionWatcher
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.state import TrainState
-from malora_jax.training.step import lowered_step
+from malora_jax.training.step import lower_train_step
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,7 +50,7 @@ class JointLoop:
     def __init__(
         self,
         runs: Sequence[JointRun],
-        preemption: Preemption,
+        preemption: PreemptionWatcher,
         step: jax.stages.Compiled | None = None,
     ):
         """Stack the states of the runs that have steps left.
@@ -80,7 +80,7 @@ class JointLoop:
         # Numbers and stacked metrics of the steps that have started and are not reported yet.
         unreported: dict[JointRun, int] = {}
         metrics: Any = None
-        with self._preemption.deferred(), bar:
+        with self._preemption.defer_sigterm(), bar:
             while any(run.is_active for run in self._runs):
                 if not unreported:
                     self._remove_inactive()
@@ -90,8 +90,8 @@ class JointLoop:
                 self._report(unreported, metrics)
                 unreported, metrics = started, new_metrics
                 bar.update(len(started))
-                stops = self._preemption.reached(max(started.values()))
-                if stops or any(run.progress.is_due for run in started):
+                stops = self._preemption.should_stop(max(started.values()))
+                if stops or any(run.progress.is_eval_or_save_due for run in started):
                     self._report(started, metrics)
                     self._save(started, stops)
                     unreported = {}
@@ -115,7 +115,7 @@ class JointLoop:
         found = jax.device_get(metrics)
         for run, number in steps.items():
             if not run.error:
-                is_due = number == run.progress.step and run.progress.is_due
+                is_due = number == run.progress.step and run.progress.is_eval_or_save_due
                 state = self._state(run) if is_due else None
                 try:
                     run.progress.report(number, take(found, self._runs.index(run)), state)
@@ -124,7 +124,7 @@ class JointLoop:
 
     def _save(self, runs: Iterable[JointRun], stops: bool) -> None:
         for run in runs:
-            if not run.error and (stops or run.progress.is_due):
+            if not run.error and (stops or run.progress.is_eval_or_save_due):
                 state = self._state(run)
                 run.progress.save(state, stops)
                 run.state = state if run.progress.is_at_end else None
@@ -154,5 +154,5 @@ class JointLoop:
                 phases.enter_context(run.progress.goodput.phase('compile'))
             sizes, arrays = (setup.steps, len(setup.splits)), (self._states, setup.base.params)
             self._step = (
-                step or lowered_step(config, *sizes, *arrays, self._hyperparameters).compile()
+                step or lower_train_step(config, *sizes, *arrays, self._hyperparameters).compile()
             )

@@ -11,7 +11,7 @@ from malora_jax.sweeps.joint_groups import joint_groups
 from malora_jax.sweeps.progress import Progress, summary
 from malora_jax.sweeps.report import write_report
 from malora_jax.sweeps.runner import Job, Runner
-from malora_jax.training.workdir import locked
+from malora_jax.training.workdir import lock_workdir
 
 
 class Sweeping:
@@ -63,7 +63,7 @@ class Sweeping:
             UserError: Another process is working on the sweep, or no run has finished.
         """
         steps = {name: run.config['training']['steps'] for name, run in self._runs.items()}
-        with locked(self._workdir):
+        with lock_workdir(self._workdir):
             directory.write(self._workdir, self._sweep.base, self._runs)
             runner = Runner(self._workdir, steps, self._command, at_once, gpus)
             self.errors = runner.errors
@@ -88,7 +88,7 @@ class Sweeping:
         jobs = self._jobs(1)
         if not jobs:
             return self.report()
-        with locked(self._workdir):
+        with lock_workdir(self._workdir):
             directory.write(self._workdir, self._sweep.base, self._runs)
             return slurm.submit(slurm.write_array(self._workdir, jobs, at_once, options))
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from malora_jax.distributed import sharding
 
-Rows = Mapping[str, Any]
+Batch = Mapping[str, Any]
 
 
-def summed_gradients(
-    objective: Callable[[Any, Rows, jax.Array], tuple[jax.Array, Any]],
+def accumulate_gradients(
+    objective: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]],
     trained: Any,
-    batch: Rows,
+    batch: Batch,
     keys_A: jax.Array,
 ) -> tuple[Any, Any]:
     """Return the gradient of an objective, summed over the micro-batches of a batch.
@@ -39,15 +39,17 @@ def summed_gradients(
     if len(keys_A) == 1:
         return gradient_of(trained, batch, keys_A[0])
 
-    def add(total: Any, part: tuple[Rows, jax.Array]) -> tuple[Any, Any]:
-        gradients, found = gradient_of(trained, *part)
-        return jax.tree.map(jnp.add, total, gradients), found
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, Any]:
+        gradients, auxiliary = gradient_of(trained, *part)
+        return jax.tree.map(jnp.add, total, gradients), auxiliary
 
-    parts = {name: rows.reshape(len(keys_A), -1, *rows.shape[1:]) for name, rows in batch.items()}
-    parts = {
+    micro_batches = {
+        name: rows.reshape(len(keys_A), -1, *rows.shape[1:]) for name, rows in batch.items()
+    }
+    micro_batches = {
         name: sharding.constrain(x, 'parts', 'rows', *['features'] * (x.ndim - 2))
-        for name, x in parts.items()
+        for name, x in micro_batches.items()
     }
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    gradients, each = jax.lax.scan(add, zeros, (parts, keys_A))
-    return gradients, jax.tree.map(lambda values: values.sum(axis=0), each)
+    gradients, auxiliary_A = jax.lax.scan(add, zeros, (micro_batches, keys_A))
+    return gradients, jax.tree.map(lambda values: values.sum(axis=0), auxiliary_A)

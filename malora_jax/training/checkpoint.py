@@ -16,8 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from malora_jax import errors, files
 from malora_jax.data import RowStreams
 from malora_jax.distributed import hosts
-from malora_jax.training.identity import Identity
-from malora_jax.training.manifest import JSONItem, Manifest
+from malora_jax.training.identity import RunIdentity
+from malora_jax.training.manifest import CheckpointManifest, JSONItem
 from malora_jax.training.state import TrainState
 
 # Disk space for metadata, in addition to the uncompressed size of the arrays.
@@ -27,11 +27,11 @@ _MANIFEST = 'manifest'
 _SUMS = 'sums'
 
 
-class DamagedError(errors.UserError):
+class DamagedCheckpointError(errors.UserError):
     """Error for a checkpoint that is unreadable, or whose content differs from what was saved."""
 
 
-class Best(NamedTuple):
+class BestCheckpoint(NamedTuple):
     """The checkpoint with the lowest validation loss.
 
     Attributes:
@@ -43,7 +43,7 @@ class Best(NamedTuple):
     loss: float
 
 
-class Newest(NamedTuple):
+class LatestCheckpoint(NamedTuple):
     """The newest checkpoint of a run.
 
     Attributes:
@@ -52,10 +52,10 @@ class Newest(NamedTuple):
     """
 
     step: int
-    identity: Identity | None
+    identity: RunIdentity | None
 
 
-class _Writing(NamedTuple):
+class _PendingSave(NamedTuple):
     """A checkpoint that is being written asynchronously.
 
     Attributes:
@@ -79,7 +79,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: pathlib.Path, keep: int | None = None, identity: Identity | None = None
+        self, directory: pathlib.Path, keep: int | None = None, identity: RunIdentity | None = None
     ):
         """Open the checkpoints of a run.
 
@@ -97,8 +97,12 @@ class Checkpoints:
             raise errors.UserError(f'There are no checkpoints: {directory} does not exist.')
         policies = ocp.training.preservation_policies
         newest = policies.LatestN(keep)
-        best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
-        kept = policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
+        best = policies.BestN(
+            get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False
+        )
+        preservation = (
+            policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
+        )
         # A directory in a bucket (see `buckets.home`) is an absolute etils path, not a
         # `pathlib.Path`.
         self._is_on_disk = isinstance(directory, pathlib.Path)
@@ -109,7 +113,7 @@ class Checkpoints:
                 self._directory,
                 # The training loop decides when to save, so Orbax must accept every step.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=kept,
+                preservation_policy=preservation,
                 cleanup_tmp_directories=keep is not None,
             )
         except Exception as error:  # Orbax reads the metadata of all checkpoints here.
@@ -118,7 +122,7 @@ class Checkpoints:
                 f'Checkpoints in {directory} cannot be read ({error}).'
             ) from error
         self._identity = identity
-        self._writing: _Writing | None = None
+        self._pending_save: _PendingSave | None = None
         # Orbax removes temporary directories in a thread that starts further threads, and `close`
         # does not wait for them. A run that exits right away with an error message would then also
         # print the traceback of a thread. In a bucket, the threads of the client never end; there
@@ -154,17 +158,17 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     @property
-    def best(self) -> Best | None:
+    def best(self) -> BestCheckpoint | None:
         """The existing checkpoint with the lowest validation loss; None if no loss was measured."""
         measured = [each for each in self._checkpointer.checkpoints if each.metrics]
         if not measured:
             return None
         # Among equal losses the newest wins, as in Orbax's preservation policy.
-        best = sorted(measured, key=lambda each: _goodness(each.metrics))[-1]
-        return Best(best.step, best.metrics['validation_loss'])
+        best = sorted(measured, key=lambda each: _negative_loss(each.metrics))[-1]
+        return BestCheckpoint(best.step, best.metrics['validation_loss'])
 
     @property
-    def chosen_step(self) -> int | None:
+    def best_or_latest_step(self) -> int | None:
         """Step of the checkpoint that represents the run: the best one, or else the newest."""
         return self.best.step if self.best else self.latest_step
 
@@ -189,16 +193,18 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        self.check_room(state)
-        manifest = JSONItem(dataclasses.asdict(Manifest.of(state, data, self._identity)))
+        self.check_disk_space(state)
+        manifest = JSONItem(
+            dataclasses.asdict(CheckpointManifest.from_state(state, data, self._identity))
+        )
         metrics = None if validation_loss is None else {'validation_loss': validation_loss}
         try:
             response = self._checkpointer.save_checkpointables_async(
                 step, {'state': state, 'data': data, _MANIFEST: manifest}, metrics=metrics
             )
         except Exception as error:  # Storage backends raise errors of many types.
-            self._fail(step, error)
-        self._writing = _Writing(step, response)
+            self._raise_save_error(step, error)
+        self._pending_save = _PendingSave(step, response)
 
     def wait(self) -> None:
         """Wait until the last saved checkpoint is on disk.
@@ -206,21 +212,21 @@ class Checkpoints:
         Raises:
             OSError: The checkpoint cannot be written. Earlier checkpoints are not affected.
         """
-        writing, self._writing = self._writing, None
+        writing, self._pending_save = self._pending_save, None
         if writing is not None:
             try:
                 writing.response.result()
             except Exception as error:
-                self._fail(writing.step, error)
+                self._raise_save_error(writing.step, error)
 
-    def _fail(self, step: int, error: Exception) -> NoReturn:
+    def _raise_save_error(self, step: int, error: Exception) -> NoReturn:
         cause = str(error).rsplit(': ', 1)[-1] or type(error).__name__
         raise OSError(
             f'Checkpoint {self._directory / str(step)} cannot be written ({cause}); the same '
             'command goes on from the one before.'
         ) from error
 
-    def check_room(self, state: TrainState) -> None:
+    def check_disk_space(self, state: TrainState) -> None:
         """Check that a checkpoint of the state fits on the disk; buckets are not checked.
 
         Without this check, a full disk would also raise an error, but with tracebacks of Orbax's
@@ -259,20 +265,20 @@ class Checkpoints:
         Raises:
             UserError: There is no checkpoint, none is readable, or one belongs to another run.
         """
-        wanted = {'state': _shapes(state), 'data': data}
+        items = {'state': _shapes(state), 'data': data}
         steps = self.steps[::-1]
-        broken: dict[int, DamagedError] = {}
+        broken: dict[int, DamagedCheckpointError] = {}
         for step in steps:
             try:
-                found = self._load(step, wanted)['state']
-            except DamagedError as error:
+                restored = self._load(step, items)['state']
+            except DamagedCheckpointError as error:
                 broken[step] = error
                 continue
-            self._put_aside(broken)
-            return found
-        raise broken[steps[0]] if steps else self._nothing()
+            self._quarantine(broken)
+            return restored
+        raise broken[steps[0]] if steps else self._no_checkpoint_error()
 
-    def _put_aside(self, broken: Mapping[int, DamagedError]) -> None:
+    def _quarantine(self, broken: Mapping[int, DamagedCheckpointError]) -> None:
         for step, error in broken.items():
             again = (f'broken-{step}-{number}' for number in itertools.count(2))
             names = itertools.chain([f'broken-{step}'], again)
@@ -312,16 +318,18 @@ class Checkpoints:
         """
         step = step or self.latest_step
         if step is None:
-            raise self._nothing()
+            raise self._no_checkpoint_error()
         try:
             return self._load(step, {'state': _shapes(state)})['state']
-        except DamagedError as error:
-            raise DamagedError(f'{error} Without that folder another one is taken.') from error
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(
+                f'{error} Without that folder another one is taken.'
+            ) from error
 
-    def _nothing(self) -> errors.UserError:
+    def _no_checkpoint_error(self) -> errors.UserError:
         return errors.UserError(f'There is no checkpoint in {self._directory}.')
 
-    def identity_of(self, step: int) -> Identity | None:
+    def read_identity(self, step: int) -> RunIdentity | None:
         """Return the identity of the run that a checkpoint belongs to; None if it has none.
 
         Args:
@@ -333,44 +341,48 @@ class Checkpoints:
         manifest = self._manifest(step)
         return manifest.run if manifest else None
 
-    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         self.wait()
         manifest = self._manifest(step)
         if self._identity and manifest and manifest.run:
             self._identity.check(manifest.run, self._name(step))
-        found = self._read(step, wanted)
-        different = manifest and manifest.first_difference(found['state'], wanted.get('data'))
+        loaded = self._read(step, items)
+        different = manifest and manifest.first_difference(loaded['state'], items.get('data'))
         if different:
-            raise DamagedError(f'{self._name(step)} is damaged: {different} is not as saved.')
-        return found
+            raise DamagedCheckpointError(
+                f'{self._name(step)} is damaged: {different} is not as saved.'
+            )
+        return loaded
 
-    def _manifest(self, step: int) -> Manifest | None:
+    def _manifest(self, step: int) -> CheckpointManifest | None:
         """Return the manifest of a checkpoint; None if it predates manifests and sums."""
         folder = self._directory / str(step)
         if not (folder / _MANIFEST).exists():
             if not (folder / _SUMS).exists():
                 return None
             sums = self._read(step, {_SUMS: None})[_SUMS]
-            return Manifest(0, None, sums['state'], sums['data'])
+            return CheckpointManifest(0, None, sums['state'], sums['data'])
         item = JSONItem()
         self._read(step, {_MANIFEST: item})
         try:
-            return Manifest.from_json(item.value, self._name(step))
+            return CheckpointManifest.from_json(item.value, self._name(step))
         except (KeyError, TypeError) as error:
-            raise DamagedError(f'{self._name(step)} is damaged: its manifest is none.') from error
+            raise DamagedCheckpointError(
+                f'{self._name(step)} is damaged: its manifest is none.'
+            ) from error
 
-    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         try:
-            with _quiet_if_it_fails():
-                return self._checkpointer.load_checkpointables(step, wanted)
+            with _suppress_loop_errors():
+                return self._checkpointer.load_checkpointables(step, items)
         except Exception as error:  # Orbax and file systems raise errors of many types.
-            raise DamagedError(f'{self._name(step)} cannot be read.') from error
+            raise DamagedCheckpointError(f'{self._name(step)} cannot be read.') from error
 
     def _name(self, step: int) -> str:
         return f'Checkpoint {self._directory / str(step)}'
 
 
-def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
+def latest_checkpoint(directory: pathlib.Path) -> LatestCheckpoint | None:
     """Return the newest checkpoint in a directory; None if there is none.
 
     If its manifest is damaged, the newest checkpoint with an intact manifest is returned; if no
@@ -386,10 +398,10 @@ def newest_checkpoint(directory: pathlib.Path) -> Newest | None:
         return None
     with Checkpoints(directory) as checkpoints:
         for step in checkpoints.steps[::-1]:
-            with contextlib.suppress(DamagedError):
-                return Newest(step, checkpoints.identity_of(step))
+            with contextlib.suppress(DamagedCheckpointError):
+                return LatestCheckpoint(step, checkpoints.read_identity(step))
         latest = checkpoints.latest_step
-        return None if latest is None else Newest(latest, None)
+        return None if latest is None else LatestCheckpoint(latest, None)
 
 
 def _check_metadata(directory: pathlib.Path) -> None:
@@ -404,7 +416,7 @@ def _check_metadata(directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_if_it_fails() -> Iterator[None]:
+def _suppress_loop_errors() -> Iterator[None]:
     """Suppress the tracebacks of Orbax's threads if loading a checkpoint fails.
 
     Orbax closes its event loop at the first unreadable array. The reads of the other arrays then
@@ -422,7 +434,7 @@ def _quiet_if_it_fails() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
-def _goodness(metrics: dict[str, float]) -> float:
+def _negative_loss(metrics: dict[str, float]) -> float:
     return -metrics['validation_loss']
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from malora_jax import errors
 
 
-def positive(section: str, values: Any, *fields: str) -> None:
+def check_positive(section: str, values: Any, *fields: str) -> None:
     """Check that fields of a config section are positive.
 
     Args:
@@ -18,14 +18,14 @@ def positive(section: str, values: Any, *fields: str) -> None:
     """
     for field in fields:
         value = getattr(values, field)
-        require(value > 0, f'{section}.{field}', value, 'positive')
+        check_field(value > 0, f'{section}.{field}', value, 'positive')
 
 
-def at_least(least: int, section: str, values: Any, *fields: str) -> None:
+def check_min(min_value: int, section: str, values: Any, *fields: str) -> None:
     """Check a lower bound of fields of a config section.
 
     Args:
-        least: Lowest valid value.
+        min_value: Lowest valid value.
         section: Name of the section.
         values: Section with these fields as attributes.
         *fields: Names of the fields.
@@ -35,14 +35,14 @@ def at_least(least: int, section: str, values: Any, *fields: str) -> None:
     """
     for field in fields:
         value = getattr(values, field)
-        require(value >= least, f'{section}.{field}', value, f'at least {least}')
+        check_field(value >= min_value, f'{section}.{field}', value, f'at least {min_value}')
 
 
-def at_most(most: int, section: str, values: Any, *fields: str) -> None:
+def check_max(max_value: int, section: str, values: Any, *fields: str) -> None:
     """Check an upper bound of fields of a config section.
 
     Args:
-        most: Highest valid value.
+        max_value: Highest valid value.
         section: Name of the section.
         values: Section with these fields as attributes.
         *fields: Names of the fields.
@@ -52,14 +52,14 @@ def at_most(most: int, section: str, values: Any, *fields: str) -> None:
     """
     for field in fields:
         value = getattr(values, field)
-        require(value <= most, f'{section}.{field}', value, f'at most {most:,}')
+        check_field(value <= max_value, f'{section}.{field}', value, f'at most {max_value:,}')
 
 
-def require(right: Any, field: str, value: Any, description: str) -> None:
+def check_field(is_valid: Any, field: str, value: Any, description: str) -> None:
     """Check a condition on one config field.
 
     Args:
-        right: True if the value is valid.
+        is_valid: True if the value is valid.
         field: Dotted name of the field.
         value: Value of the field.
         description: Description of the valid values, which follows 'it must be' in the message.
@@ -67,5 +67,5 @@ def require(right: Any, field: str, value: Any, description: str) -> None:
     Raises:
         UserError: The value is not valid.
     """
-    if not right:
+    if not is_valid:
         raise errors.out_of_range(field, value, description)

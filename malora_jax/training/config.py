@@ -12,7 +12,7 @@ from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.models import ModelConfig
 from malora_jax.models.decoder import REMAT_POLICIES
 from malora_jax.models.loading.base_model import model_config
-from malora_jax.training.checks import at_least, positive, require
+from malora_jax.training.checks import check_field, check_min, check_positive
 from malora_jax.training.data_config import DataConfig, check_task
 
 SCHEDULES = ('cosine', 'linear')
@@ -50,18 +50,18 @@ class OptimizerConfig:
 
     def __post_init__(self):
         errors.check_types('optimizer', self)
-        positive('optimizer', self, 'learning_rate', 'clip_norm')
-        right = 'positive; adapter.frozen names the leaves that do not train'
+        check_positive('optimizer', self, 'learning_rate', 'clip_norm')
+        allowed = 'positive; adapter.frozen names the leaves that do not train'
         for kind in {kind for kind, _ in PARAMETER_KINDS.values()}:
             rate = getattr(self, f'{kind}_rate')
-            require(rate > 0, f'optimizer.{kind}_rate', rate, right)
-        require(
+            check_field(rate > 0, f'optimizer.{kind}_rate', rate, allowed)
+        check_field(
             0 <= self.warmup_ratio < 1,
             'optimizer.warmup_ratio',
             self.warmup_ratio,
             'at least 0 and below 1',
         )
-        at_least(0, 'optimizer', self, 'weight_decay')
+        check_min(0, 'optimizer', self, 'weight_decay')
         if self.schedule not in SCHEDULES:
             raise errors.unknown_name('optimizer.schedule', self.schedule, SCHEDULES)
 
@@ -109,18 +109,18 @@ class TrainingConfig:
 
     def __post_init__(self):
         errors.check_types('training', self)
-        at_least(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
+        check_min(1, 'training', self, 'checkpoint_every', 'keep_checkpoints', 'accumulate')
         counts = ('steps', 'epochs', 'evaluate_every', 'patience', 'skip_nonfinite')
-        at_least(0, 'training', self, *counts)
+        check_min(0, 'training', self, *counts)
         if self.remat not in REMAT_POLICIES:
             raise errors.unknown_name('training.remat', self.remat, REMAT_POLICIES)
-        require(
+        check_field(
             (self.steps > 0) != (self.epochs > 0),
             'training.steps',
             self.steps,
             f'at least 1 where training.epochs is 0, and else 0; that is {self.epochs}',
         )
-        require(
+        check_field(
             self.patience == 0 or self.evaluate_every > 0,
             'training.patience',
             self.patience,
@@ -154,9 +154,9 @@ class EvaluationConfig:
 
     def __post_init__(self):
         errors.check_types('evaluation', self)
-        at_least(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'samples')
-        at_least(0, 'evaluation', self, 'temperature')
-        require(
+        check_min(1, 'evaluation', self, 'batch_size', 'max_new_tokens', 'samples')
+        check_min(0, 'evaluation', self, 'temperature')
+        check_field(
             self.samples == 1 or self.temperature > 0,
             'evaluation.temperature',
             self.temperature,
@@ -205,13 +205,13 @@ class RunConfig:
         errors.check_types('config', self)
         if self.method not in METHODS:
             raise errors.unknown_name('method', self.method, METHODS)
-        require(
+        check_field(
             self.data.sequence_length <= self.model.context,
             'data.sequence_length',
             self.data.sequence_length,
             f'at most the context of {self.model.name}, {self.model.context}',
         )
-        require(
+        check_field(
             self.data.validation > 0 or self.training.evaluate_every == 0,
             'data.validation',
             self.data.validation,
@@ -244,7 +244,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Model:
+class _ModelSection:
     """The section `model` of a config.
 
     Attributes:
@@ -273,12 +273,12 @@ _SECTIONS: dict[str, type] = {
 }
 
 
-def defaults() -> dict[str, Any]:
+def field_defaults() -> dict[str, Any]:
     """Return the default of each optional config field, by dotted name.
 
     A stored `config.json` that predates a field has the field's default.
     """
-    sections = _SECTIONS | {'model': _Model}
+    sections = _SECTIONS | {'model': _ModelSection}
     return {
         f'{section}.{field.name}': list(field.default)
         if isinstance(field.default, tuple)
@@ -309,22 +309,22 @@ def run_config(config: Mapping[str, Any]) -> RunConfig:
     """
     # Stored configs of runs that predate device meshes have no section `mesh`.
     sections: dict[str, Any] = {'mesh': {}}
-    sections |= {key: _plain(value) for key, value in config.items()}
+    sections |= {key: _lists_to_tuples(value) for key, value in config.items()}
     for name, kind in _SECTIONS.items():
         if name in sections:
             sections[name] = _section(name, kind, sections[name])
     if 'adapter' in sections:
         sections['adapter'] = sections['adapter'].build()
     if 'model' in sections:
-        model = _section('model', _Model, sections['model'])
+        model = _section('model', _ModelSection, sections['model'])
         sections['model'] = model_config(model.name, model.weights, model.dtype, model.quantize)
         sections['weights'] = model.weights
     return _section('config', RunConfig, sections)
 
 
-def _plain(value: Any) -> Any:
+def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Collection
 
 from malora_jax import data, errors
-from malora_jax.training.checks import at_least, at_most, require
+from malora_jax.training.checks import check_field, check_max, check_min
 
 # Maximum number of questions of one task. Generating more of them would take days.
-_MOST_QUESTIONS = 10**7
+_MAX_QUESTIONS = 10**7
 # Maximum number of reader threads.
-_MOST_WORKERS = 1000
+_MAX_WORKERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +94,16 @@ class DataConfig:
             raise errors.UserError(
                 "data.tasks and data.files are both empty; name a task, or a file: ('mine.jsonl',)."
             )
-        twins = sorted({name for name in names if names.count(name) > 1})
-        if twins:
-            raise errors.UserError(f'data.tasks and data.files name {twins[0]!r} twice.')
-        require(
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise errors.UserError(f'data.tasks and data.files name {duplicates[0]!r} twice.')
+        check_field(
             len(self.weights) in (0, len(names)) and all(w > 0 for w in self.weights),
             'data.weights',
             self.weights,
             f'empty, or one positive number a task ({", ".join(names)})',
         )
-        require(
+        check_field(
             0 <= self.size_exponent <= (0 if self.weights else 1),
             'data.size_exponent',
             self.size_exponent,
@@ -111,43 +111,48 @@ class DataConfig:
         )
         for task in self.tasks:
             check_task('data.tasks', task)
-        made = [task for task in self.tasks if not data.is_public_dataset(task)]
+        registry_tasks = [task for task in self.tasks if not data.is_public_dataset(task)]
         data.get_template(self.template)
-        self._check_template(asked=[*made, *self.files], whole=set(self.tasks) - set(made))
-        at_least(1 if made else 0, 'data', self, 'max_per_task')
-        at_least(1 if made or self.files else 0, 'data', self, 'held_out')
-        at_least(1, 'data', self, 'sequence_length', 'batch_size', 'streams')
-        at_most(_MOST_QUESTIONS, 'data', self, 'max_per_task', 'held_out', 'validation')
-        at_most(_MOST_WORKERS, 'data', self, 'workers')
-        require(
+        self._check_template(
+            question_tasks=[*registry_tasks, *self.files],
+            prompt_datasets=set(self.tasks) - set(registry_tasks),
+        )
+        check_min(1 if registry_tasks else 0, 'data', self, 'max_per_task')
+        check_min(1 if registry_tasks or self.files else 0, 'data', self, 'held_out')
+        check_min(1, 'data', self, 'sequence_length', 'batch_size', 'streams')
+        check_max(_MAX_QUESTIONS, 'data', self, 'max_per_task', 'held_out', 'validation')
+        check_max(_MAX_WORKERS, 'data', self, 'workers')
+        check_field(
             self.batch_size % self.streams == 0,
             'data.streams',
             self.streams,
             f'a divisor of data.batch_size, {self.batch_size}',
         )
-        at_least(0, 'data', self, 'validation', 'workers')
+        check_min(0, 'data', self, 'validation', 'workers')
         data.check_sources(self.sources)
         data.dataset_settings(self.form, self.task_settings)
 
-    def _check_template(self, asked: Collection[str], whole: Collection[str]) -> None:
+    def _check_template(
+        self, question_tasks: Collection[str], prompt_datasets: Collection[str]
+    ) -> None:
         """Check that the template suits the tasks.
 
         Args:
-            asked: Tasks and files with questions, which need a template.
-            whole: Public datasets, whose prompts are complete.
+            question_tasks: Tasks and files with questions, which need a template.
+            prompt_datasets: Public datasets, whose prompts are complete.
 
         Raises:
             UserError: The template does not suit one of these.
         """
-        require(
-            not asked or self.template != 'bare',
+        check_field(
+            not question_tasks or self.template != 'bare',
             'data.template',
             self.template,
             "'plain', 'chatml' or 'chat', which tell a question from its answer, for "
-            f'{", ".join(asked)}',
+            f'{", ".join(question_tasks)}',
         )
-        require(
-            not whole or self.template != 'plain',
+        check_field(
+            not prompt_datasets or self.template != 'plain',
             'data.template',
             self.template,
             "'bare', 'chatml' or 'chat' for public datasets, whose prompts are whole",

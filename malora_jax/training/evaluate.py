@@ -9,9 +9,9 @@ from malora_jax.distributed.mesh import use_mesh
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import run_config
-from malora_jax.training.identity import Identity, flattened
+from malora_jax.training.identity import RunIdentity, flatten_config
 from malora_jax.training.prepare import data_digests
-from malora_jax.training.setup import Setup, build
+from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.workdir import check_base, check_run
 
 
@@ -35,7 +35,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
     if workdir:
         check_run(workdir, config, data_digests(run))
     with use_mesh(run.mesh, run.data.batch_size):
-        setup = build(run)
+        setup = build_setup(run)
         step, variables = _restore(setup, config, workdir) if workdir else (None, None)
         answers = setup.answer_held_out(variables, 'score')
     by_task = runner.by_task(answers)
@@ -49,7 +49,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
                 'more': runner.more_scores(by_task[split.task_name]),
                 'loss': runner.mean_loss(by_task[split.task_name]),
                 'examples': len(split.held_out),
-                'scoring': setup.scoring(split),
+                'scoring': setup.scoring_record(split),
             }
             for split in setup.splits
             if split.held_out
@@ -61,8 +61,8 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
 def _restore(setup: Setup, config: Mapping[str, Any], workdir: pathlib.Path) -> tuple[int, Any]:
     base = check_base(workdir, setup.run, setup.base.params)
-    identity = Identity(flattened(config), None, base)
-    saved = buckets.home(workdir / 'checkpoints')
-    with Checkpoints(saved, identity=identity) as checkpoints:
-        state = checkpoints.restore_state(setup.fresh_state(), checkpoints.chosen_step)
+    identity = RunIdentity(flatten_config(config), None, base)
+    checkpoint_dir = buckets.home(workdir / 'checkpoints')
+    with Checkpoints(checkpoint_dir, identity=identity) as checkpoints:
+        state = checkpoints.restore_state(setup.fresh_state(), checkpoints.best_or_latest_step)
     return int(state.step), state.variables(setup.base.params)

@@ -23,7 +23,7 @@ _PHASES = {'start': 'tpu_init', 'load': 'training_prep', 'data wait': 'data_load
 _CUSTOM = 'custom_badput_event'
 
 
-class Goodput:
+class GoodputRecorder:
     """Recorder of the goodput events of one start of a run.
 
     Events are buffered until `open` is called:
@@ -37,7 +37,7 @@ class Goodput:
     """
 
     def __init__(self):
-        self._waiting: list[dict[str, Any]] = []
+        self._buffer: list[dict[str, Any]] = []
         self._file: Any = None
         self._write({'job_start_time': time.time()})
 
@@ -57,7 +57,7 @@ class Goodput:
             read(workdir)  # Find errors now, because the end of the run reads the file again.
             os.truncate(path, path.read_bytes().rfind(b'\n') + 1)
         self._file = path.open('a', encoding='utf-8')
-        waiting, self._waiting = self._waiting, []
+        waiting, self._buffer = self._buffer, []
         for event in waiting:
             self._write(event)
 
@@ -82,7 +82,7 @@ class Goodput:
         yield
         self._write(more | {f'{key}_end_time': time.time()})
 
-    def step(self, number: int) -> None:
+    def record_step(self, number: int) -> None:
         """Record the start of a training step.
 
         Args:
@@ -92,7 +92,7 @@ class Goodput:
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._file is None:
-            self._waiting.append(event)
+            self._buffer.append(event)
             return
         self._file.write(json.dumps(event) + '\n')
         self._file.flush()
@@ -119,7 +119,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return events
 
 
-def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
+def seconds_by_activity(events: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the seconds of each activity, which sum to the time from the first to the last event.
 
     Args:
@@ -129,7 +129,7 @@ def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
         Seconds by activity: `step`, each phase by its name, `lost` (steps that were repeated after
         a restart), `stopped` (between two starts) and `other`.
     """
-    spent: dict[str, float] = {'step': 0.0, 'lost': 0.0, 'stopped': 0.0, 'other': 0.0}
+    seconds: dict[str, float] = {'step': 0.0, 'lost': 0.0, 'stopped': 0.0, 'other': 0.0}
     steps: dict[int, float] = {}
     names = {key: name for name, key in _PHASES.items()}
     phases: list[str] = []  # Phases may be nested; the innermost is the last.
@@ -139,18 +139,18 @@ def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
         # The system clock may have been set back between two events.
         passed, before = max(0.0, now - (now if before is None else before)), now
         if 'job_start_time' in event:
-            spent['stopped'] += passed
+            seconds['stopped'] += passed
             phases, step = [], None
             continue
         if phases:
-            spent[phases[-1]] = spent.get(phases[-1], 0.0) + passed
+            seconds[phases[-1]] = seconds.get(phases[-1], 0.0) + passed
         elif step is not None:
             steps[step] += passed
         else:
-            spent['other'] += passed
+            seconds['other'] += passed
         if 'step_count' in event:
             step = event['step_count']
-            spent['lost'] += steps.get(step, 0.0)
+            seconds['lost'] += steps.get(step, 0.0)
             steps[step] = 0.0
             continue
         key = next(key for key in event if key.endswith('_time'))
@@ -160,25 +160,25 @@ def accounts(events: Sequence[dict[str, Any]]) -> dict[str, float]:
             phases.append(name)
         elif phases:
             phases.pop()
-    spent['step'] = sum(steps.values())
-    return spent
+    seconds['step'] = sum(steps.values())
+    return seconds
 
 
-def describe(spent: dict[str, float]) -> str:
+def describe(seconds: dict[str, float]) -> str:
     """Return one line with the goodput and the seconds of all other activities.
 
     Args:
-        spent: Seconds by activity, as `accounts` returns them.
+        seconds: Seconds by activity, as `seconds_by_activity` returns them.
     """
-    total = sum(spent.values())
+    total = sum(seconds.values())
     rest = sorted(
-        ((name, value) for name, value in spent.items() if name != 'step' and value >= 0.05),
+        ((name, value) for name, value in seconds.items() if name != 'step' and value >= 0.05),
         key=lambda each: -each[1],
     )
     parts = ', '.join(f'{name} {value:,.1f}' for name, value in rest)
-    share = spent['step'] / total if total else 0.0
+    share = seconds['step'] / total if total else 0.0
     return (
-        f'Goodput {share:.0%}: {spent["step"]:,.1f} of {total:,.1f} s went into steps'
+        f'Goodput {share:.0%}: {seconds["step"]:,.1f} of {total:,.1f} s went into steps'
         + (f'; {parts}' if parts else '')
         + '.'
     )

@@ -55,7 +55,7 @@ class Hyperparameters(struct.PyTreeNode):
     balance_weight: Any
 
     @classmethod
-    def of(
+    def from_configs(
         cls, seed: int, optimizer: OptimizerConfig, adapter: AdapterConfig | None
     ) -> 'Hyperparameters':
         """Return the hyperparameters of a run as NumPy scalars.

@@ -11,23 +11,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from malora_jax.errors import UserError
-from malora_jax.training.config import defaults
+from malora_jax.training.config import field_defaults
 
 # Fields that may change when a run resumes; all others belong to its identity. A name that ends
 # with a dot covers all fields of its section. `evaluation.tasks` must not change, because it
 # decides which questions are removed from the training data.
-LENGTH = ('training.steps', 'training.epochs', 'training.evaluate_every', 'training.patience')
-SCORING = ('evaluation.max_new_tokens', 'evaluation.samples', 'evaluation.temperature')
+LENGTH_FIELDS = (
+    'training.steps',
+    'training.epochs',
+    'training.evaluate_every',
+    'training.patience',
+)
+SCORING_FIELDS = ('evaluation.max_new_tokens', 'evaluation.samples', 'evaluation.temperature')
 # These fields do not change the results. `model.weights` may change, because a base model that was
 # moved is recognized by its fingerprint.
-NEUTRAL = (
+NEUTRAL_FIELDS = (
     *('training.checkpoint_every', 'training.keep_checkpoints', 'training.remat'),
     *('evaluation.batch_size', 'data.workers', 'mesh.', 'model.weights'),
 )
-MAY_CHANGE = (*LENGTH, *SCORING, *NEUTRAL)
+MUTABLE_FIELDS = (*LENGTH_FIELDS, *SCORING_FIELDS, *NEUTRAL_FIELDS)
 
 
-class Change(NamedTuple):
+class FieldChange(NamedTuple):
     """A config field that has changed since a run was saved.
 
     Attributes:
@@ -56,7 +61,7 @@ class Change(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """The config, data and base model of a run; an unknown part is None.
 
     Attributes:
@@ -69,7 +74,7 @@ class Identity:
     data: Mapping[str, Any] | None
     base: str | None
 
-    def check(self, saved: 'Identity', name: str) -> list[Change]:
+    def check(self, saved: 'RunIdentity', name: str) -> list[FieldChange]:
         """Check that a saved checkpoint or run directory belongs to this run.
 
         Args:
@@ -92,13 +97,13 @@ class Identity:
             )
         return changes
 
-    def _check_config(self, saved: 'Identity', name: str) -> list[Change]:
+    def _check_config(self, saved: 'RunIdentity', name: str) -> list[FieldChange]:
         if self.config is None or saved.config is None:
             return []
         changes = changed_fields(saved.config, self.config)
         for change in changes:
-            if not change.is_one_of(MAY_CHANGE):
-                raise another_run(name, change.field)
+            if not change.is_one_of(MUTABLE_FIELDS):
+                raise another_run_error(name, change.field)
         missing = [field for field in saved.config if field not in self.config]
         if missing:
             raise UserError(
@@ -107,7 +112,7 @@ class Identity:
             )
         return changes
 
-    def _check_data(self, saved: 'Identity', name: str) -> None:
+    def _check_data(self, saved: 'RunIdentity', name: str) -> None:
         if not self.data or saved.config is None:
             return
         if saved.data is None:
@@ -123,7 +128,7 @@ class Identity:
                 )
 
 
-def another_run(name: object, field: str) -> UserError:
+def another_run_error(name: object, field: str) -> UserError:
     """Return the error for a directory or checkpoint whose run has another value of a field.
 
     Args:
@@ -136,12 +141,12 @@ def another_run(name: object, field: str) -> UserError:
     )
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a nested config by dotted name, converted as JSON stores them."""
     return dict(_leaves(json.loads(json.dumps(config))))
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[FieldChange]:
     """Return the fields of a new config that have another value in an old config.
 
     A field that the old config lacks counts with its default value, because an older version of
@@ -151,8 +156,8 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chang
         old: Values of the old config by dotted name.
         new: Values of the new config by dotted name.
     """
-    known = defaults()
-    changes = (Change(field, old.get(field, known.get(field)), new[field]) for field in new)
+    known = field_defaults()
+    changes = (FieldChange(field, old.get(field, known.get(field)), new[field]) for field in new)
     return [change for change in changes if change.old != change.new]
 
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from malora_jax.data import RowStreams
 from malora_jax.distributed import hosts
 from malora_jax.errors import UserError
-from malora_jax.training.identity import Identity
+from malora_jax.training.identity import RunIdentity
 from malora_jax.training.state import TrainState
 
 # Version of the checkpoint format. Checkpoints of format 0 have no identity. Instead of digests,
@@ -28,7 +28,7 @@ _FILE = 'data.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """Metadata that is stored next to the arrays of a checkpoint.
 
     Attributes:
@@ -39,12 +39,14 @@ class Manifest:
     """
 
     format: int
-    run: Identity | None
+    run: RunIdentity | None
     arrays: Mapping[str, str | int]
     data: Mapping[str, str]
 
     @classmethod
-    def of(cls, state: TrainState, data: RowStreams, run: Identity | None) -> 'Manifest':
+    def from_state(
+        cls, state: TrainState, data: RowStreams, run: RunIdentity | None
+    ) -> 'CheckpointManifest':
         """Return the manifest of a checkpoint that is about to be saved.
 
         Args:
@@ -52,10 +54,10 @@ class Manifest:
             data: Iterator over training batches, at the position that is saved.
             run: Identity of the run; None if it is unknown.
         """
-        return cls(FORMAT, run, _digests(state, FORMAT), _positions(data))
+        return cls(FORMAT, run, _digests(state, FORMAT), _position_digests(data))
 
     @classmethod
-    def from_json(cls, stored: Any, name: str) -> 'Manifest':
+    def from_json(cls, stored: Any, name: str) -> 'CheckpointManifest':
         """Return the manifest that a JSON value represents.
 
         Args:
@@ -71,7 +73,7 @@ class Manifest:
                 f'{name} has format {stored["format"]}, and this version of malora_jax reads '
                 f'formats up to {FORMAT}: update malora_jax.'
             )
-        run = None if stored['run'] is None else Identity(**stored['run'])
+        run = None if stored['run'] is None else RunIdentity(**stored['run'])
         return cls(stored['format'], run, dict(stored['arrays']), dict(stored['data']))
 
     def first_difference(self, state: TrainState, data: RowStreams | None) -> str | None:
@@ -85,13 +87,13 @@ class Manifest:
         Returns:
             Path of the array, or 'the position in the data'; None if nothing differs.
         """
-        found = _digests(state, self.format)
-        for path in sorted({*found, *self.arrays}):
-            if found.get(path) != self.arrays.get(path):
+        digests = _digests(state, self.format)
+        for path in sorted({*digests, *self.arrays}):
+            if digests.get(path) != self.arrays.get(path):
                 return path
         # Only streams that the first process reads have a digest, so other processes find none for
         # theirs.
-        for number, position in ({} if data is None else _positions(data)).items():
+        for number, position in ({} if data is None else _position_digests(data)).items():
             if self.data.get(number, position) != position:
                 return 'the position in the data'
         return None
@@ -161,7 +163,7 @@ def _sum(array: np.ndarray) -> int:
     return int(array.view(np.uint32).sum(dtype=np.uint32))
 
 
-def _positions(data: RowStreams) -> dict[str, str]:
+def _position_digests(data: RowStreams) -> dict[str, str]:
     return {
         number: hashlib.sha256(json.dumps(state).encode()).hexdigest()
         for number, state in data.get_state().items()

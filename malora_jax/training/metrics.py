@@ -48,8 +48,8 @@ class MetricWriter:
                 f'{path} has {len(self.records)} of the {step} steps of the newest checkpoint: '
                 'restore it, or start anew in another --workdir.'
             )
-        self._writes = hosts.is_first_process()
-        if not self._writes:
+        self._is_writer = hosts.is_first_process()
+        if not self._is_writer:
             return
         files.write_json_lines(path, self.records)
         self._file = path.open('a', encoding='utf-8')
@@ -59,18 +59,18 @@ class MetricWriter:
         (workdir / 'tensorboard').mkdir()
         # The thread of tensorboardX's SummaryWriter dies when the disk is full, and the main thread
         # then waits forever.
-        self._board = EventsWriter(str(workdir / 'tensorboard' / 'events'))
+        self._event_writer = EventsWriter(str(workdir / 'tensorboard' / 'events'))
         for record in self.records:
-            self._show(record)
+            self._write_events(record)
         self._flush_board()
 
     def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._writes:
+        if self._is_writer:
             self._file.close()
-            self._board.close()
+            self._event_writer.close()
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append the record of one step.
@@ -79,11 +79,11 @@ class MetricWriter:
             record: Finite values by name; the key `step` has the number of the step.
         """
         self.records.append(dict(record))
-        if not self._writes:
+        if not self._is_writer:
             return
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
-        self._show(record)
+        self._write_events(record)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush_board()
 
@@ -93,17 +93,17 @@ class MetricWriter:
         Call this before a checkpoint is saved: a run can resume from a checkpoint only if the
         records of all its steps are in the bucket.
         """
-        if self._writes:
+        if self._is_writer:
             self._flush_board()
             buckets.push()
 
-    def _show(self, record: Mapping[str, float]) -> None:
+    def _write_events(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():
             if name != 'step':
                 event = Event(step=int(record['step']), summary=scalar(name, value))
                 event.wall_time = time.time()
-                self._board.write_event(event)
+                self._event_writer.write_event(event)
 
     def _flush_board(self) -> None:
-        self._board.flush()
+        self._event_writer.flush()
         self._flushed = time.monotonic()

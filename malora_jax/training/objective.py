@@ -17,7 +17,7 @@ from malora_jax.distributed import sharding
 from malora_jax.models.decoder import logits
 
 # Tokens per multiplication with the head: enough for full speed, but few logits in memory.
-CHUNK = 256
+CHUNK_TOKENS = 256
 
 
 def cross_entropy(
@@ -38,13 +38,13 @@ def cross_entropy(
     if not sharding.is_mesh_set():
         return _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG)
     # Under data parallelism and FSDP, each device sorts and processes only its own tokens.
-    over = sharding.LOGICAL_AXIS_RULES['rows']
-    tokens, whole = PartitionSpec(over), PartitionSpec()
+    row_axes = sharding.LOGICAL_AXIS_RULES['rows']
+    sharded, replicated = PartitionSpec(row_axes), PartitionSpec()
     return jax.shard_map(
-        lambda *own: jax.lax.psum(_cross_entropy(*own), over),
-        in_specs=(tokens, whole, tokens, tokens),
-        out_specs=whole,
-        axis_names=set(over),
+        lambda *own: jax.lax.psum(_cross_entropy(*own), row_axes),
+        in_specs=(sharded, replicated, sharded, sharded),
+        out_specs=replicated,
+        axis_names=set(row_axes),
         check_vma=False,
     )(hidden_ND, head_VD, targets_N, weights_NG)
 
@@ -56,7 +56,7 @@ def _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG):
 
 def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     tokens = hidden_ND.shape[0]
-    chunk = min(CHUNK, tokens)
+    chunk = min(CHUNK_TOKENS, tokens)
     carries_N = jnp.any(weights_NG != 0, axis=-1)
     count = carries_N.sum()
     # The padding makes the last chunk full. Index N is out of bounds, so it reads zeros and its

@@ -67,26 +67,26 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         hyperparameters: Hyperparameters | None = None,
         **_: Any,
     ) -> tuple[Any, optax.OptState]:
-        numbers = config if hyperparameters is None else hyperparameters
-        return _adamw(numbers, schedule).update(updates, state, params)
+        settings = config if hyperparameters is None else hyperparameters
+        return _adamw(settings, schedule).update(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _adamw(
-    numbers: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
+    settings: OptimizerConfig | Hyperparameters, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    rates = {name: getattr(numbers, f'{kind}_rate') for name, (kind, _) in PARAMETER_KINDS.items()}
+    rates = {name: getattr(settings, f'{kind}_rate') for name, (kind, _) in PARAMETER_KINDS.items()}
     return optax.chain(
-        optax.clip_by_global_norm(numbers.clip_norm),
+        optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
-            lambda step: numbers.learning_rate * schedule(step), weight_decay=numbers.weight_decay
+            lambda step: settings.learning_rate * schedule(step), weight_decay=settings.weight_decay
         ),
         optax.partition({name: optax.scale(rate) for name, rate in rates.items()}, _leaf_names),
     )
 
 
-def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+def with_schedule_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     """Return an optimizer state whose learning rate schedule is at the given step.
 
     Adam's own count for bias correction, the number of gradients in its moments, does not change.

@@ -18,7 +18,7 @@ from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
 
 
-def parameter_counts(model: Decoder) -> dict[str, Any]:
+def count_model_parameters(model: Decoder) -> dict[str, Any]:
     """Return the parameter counts of a model that is not allocated.
 
     Args:
@@ -87,18 +87,18 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
         `adapter_forward`, `adapter_backward`, `column_lengths` and their sum `total`.
     """
     variables, config = _unquantized(model), model.config
-    linears = sum(
+    linear_parameters = sum(
         math.prod(leaf.shape)
         for path, leaf in trees.named_leaves(variables['params'])
         if path.endswith('kernel')
     )
-    base = 2 * (linears + config.width * config.vocab_size)
+    base = 2 * (linear_parameters + config.width * config.vocab_size)
     heads = config.num_heads * config.head_width
     # Attention scores and weighted values: two products of (T / 2) · H · C multiply-adds per layer,
     # with H heads of width C.
     attention = 2 * 2 * config.num_layers * heads * sequence_length // 2
-    trained = _multiplied(variables.get('adapter', {}), model.adapter)
-    adapter = trained + _multiplied(variables.get('adapter_frozen', {}), model.adapter)
+    trained = _multiplied_parameters(variables.get('adapter', {}), model.adapter)
+    adapter = trained + _multiplied_parameters(variables.get('adapter_frozen', {}), model.adapter)
     parts = {
         'base_forward': base,
         'base_backward': base,
@@ -106,13 +106,13 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
         'attention_backward': 2 * attention,
         'adapter_forward': 2 * adapter,
         'adapter_backward': 2 * (adapter + trained),
-        'column_lengths': _column_lengths(variables['params'], model.adapter)
+        'column_lengths': _column_length_flops(variables['params'], model.adapter)
         // (sequence_length * batch_size),
     }
     return parts | {'total': sum(parts.values())}
 
 
-def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
+def _multiplied_parameters(tree: Any, adapter: AdapterConfig | None) -> int:
     """Return the number of scalars in the adapter's matrices that each token is multiplied with."""
     if adapter is None:
         return 0
@@ -123,7 +123,7 @@ def _multiplied(tree: Any, adapter: AdapterConfig | None) -> int:
     return sum(count for name, count in counts.items() if name not in structure.kernel_dependent)
 
 
-def _column_lengths(params: Any, adapter: AdapterConfig | None) -> int:
+def _column_length_flops(params: Any, adapter: AdapterConfig | None) -> int:
     """Return the FLOPs of the column lengths of all adapted linears; 0 without DoRA."""
     if adapter is None or not isinstance(adapter.structure, DoRA):
         return 0
@@ -167,7 +167,7 @@ def plan(run: RunConfig) -> dict[str, Any]:
         'model': run.model.name,
         'method': run.method,
         'adapter': dataclasses.asdict(settings_of(run.adapter)),
-        'parameters': parameter_counts(model),
+        'parameters': count_model_parameters(model),
         'flops_per_token': flops_per_token(model, sequence_length, batch_size),
         'memory_bytes': memory_bytes(model),
         'tokens_per_step': sequence_length * batch_size * run.training.accumulate,

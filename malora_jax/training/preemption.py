@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 from malora_jax import shutdown
 from malora_jax.shutdown import Preempted
 
-__all__ = ['Preempted', 'Preemption', 'watched']
+__all__ = ['Preempted', 'PreemptionWatcher', 'watch_preemption']
 
 
-class Preemption:
+class PreemptionWatcher:
     """Watcher that reports whether a run was asked to stop by SIGTERM.
 
     Example:
@@ -25,7 +25,7 @@ class Preemption:
                     raise Preempted
     """
 
-    def reached(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """Return whether the run should stop after this step.
 
         On several hosts, JAX's preemption service makes all of them stop after the same step. It
@@ -39,13 +39,13 @@ class Preemption:
         return bool(shutdown.requested())
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Delay the effect of SIGTERM inside the block until `reached` is called.
+    def defer_sigterm(self) -> Iterator[None]:
+        """Delay the effect of SIGTERM inside the block until `should_stop` is called.
 
         Outside this block, SIGTERM stops the run at once.
 
         Raises:
-            Preempted: SIGTERM came after the last call of `reached`.
+            Preempted: SIGTERM came after the last call of `should_stop`.
         """
         with shutdown.deferred(signal.SIGTERM):
             yield
@@ -54,7 +54,7 @@ class Preemption:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Preemption]:
+def watch_preemption() -> Iterator[PreemptionWatcher]:
     """Handle SIGTERM inside the block; on several hosts, JAX's preemption service handles it.
 
     Example:
@@ -65,4 +65,4 @@ def watched() -> Iterator[Preemption]:
         The watcher that the training loop queries after every step.
     """
     with contextlib.nullcontext() if jax.process_count() > 1 else shutdown.watched():
-        yield Preemption()
+        yield PreemptionWatcher()

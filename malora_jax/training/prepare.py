@@ -7,7 +7,7 @@ from malora_jax import data
 from malora_jax.training.config import RunConfig, run_config
 
 
-def prepare(config: Mapping[str, Any]) -> str:
+def prepare_datasets(config: Mapping[str, Any]) -> str:
     """Download and prepare every public dataset that a config trains on or scores.
 
     Args:
@@ -24,7 +24,7 @@ def prepare(config: Mapping[str, Any]) -> str:
     store, names = run.data.store, run.benchmarks
     if not names:
         return 'Nothing to prepare: this config names no public dataset.'
-    lines = [_line(name, _prepared(store, name)) for name in names]
+    lines = [_line(name, _prepare_dataset(store, name)) for name in names]
     return '\n'.join([f'Prepared in {store.directory}, with {store.lock_path.name}:', *lines])
 
 
@@ -43,11 +43,11 @@ def data_digests(run: RunConfig) -> dict[str, Any]:
         UserError: A file is missing, or a dataset cannot be prepared.
     """
     store = run.data.store
-    locks = {name: _prepared(store, name)['sha256'] for name in run.benchmarks}
+    locks = {name: _prepare_dataset(store, name)['sha256'] for name in run.benchmarks}
     return data.file_digests(run.data.file_tasks) | locks
 
 
-def _prepared(store: data.Store, name: str) -> dict[str, Any]:
+def _prepare_dataset(store: data.Store, name: str) -> dict[str, Any]:
     dataset = data.get_dataset(name)
     store.prepare(dataset)
     return store.lock_entry(dataset)

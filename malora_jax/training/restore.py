@@ -13,10 +13,10 @@ from malora_jax.models import Decoder
 from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
-from malora_jax.training.identity import Identity, flattened
+from malora_jax.training.identity import RunIdentity, flatten_config
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
-from malora_jax.training.workdir import check_base, check_run, read_config
+from malora_jax.training.workdir import check_base, check_run, read_workdir_config
 
 
 class _Config(TypedDict):
@@ -44,7 +44,7 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
     return Saved(directory, run.model, run.weights, restore)
 
 
-def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
+def read_run_config(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
     """Return the validated config of a run.
 
     Args:
@@ -59,7 +59,7 @@ def config_of(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
 
 def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], RunConfig]:
     """Return the config of a run, both as nested fields and as a validated `RunConfig`."""
-    config = read_config(workdir)
+    config = read_workdir_config(workdir)
     if weights is not None:
         files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE)
         config['model']['weights'] = weights
@@ -72,13 +72,13 @@ def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], R
 def _restore(
     workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: LoadedBase
 ) -> Restored:
-    identity = Identity(flattened(config), None, check_base(workdir, run, base.params))
+    identity = RunIdentity(flatten_config(config), None, check_base(workdir, run, base.params))
     model = Decoder(run.model, run.adapter)
     # Only the shapes of this state are used, and they do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
-    saved = buckets.home(workdir / 'checkpoints')
-    with Checkpoints(saved, identity=identity) as checkpoints:
-        state = checkpoints.restore_state(fresh, checkpoints.chosen_step)
+    checkpoint_dir = buckets.home(workdir / 'checkpoints')
+    with Checkpoints(checkpoint_dir, identity=identity) as checkpoints:
+        state = checkpoints.restore_state(fresh, checkpoints.best_or_latest_step)
     return Restored(
         base,
         model,

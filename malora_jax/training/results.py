@@ -16,15 +16,15 @@ from malora_jax.adapters.methods import settings_of
 from malora_jax.distributed import hosts
 from malora_jax.evaluation import runner
 from malora_jax.training import run_files
-from malora_jax.training.checkpoint import Best
-from malora_jax.training.plan import parameter_counts
+from malora_jax.training.checkpoint import BestCheckpoint
+from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.setup import Setup
 from malora_jax.training.step import mean_balance_loss, routing_metrics
-from malora_jax.training.validation import curve
-from malora_jax.training.workdir import versions
+from malora_jax.training.validation import validation_curve
+from malora_jax.training.workdir import package_versions
 
 
-def scored(
+def load_or_score_answers(
     setup: Setup, workdir: pathlib.Path, when: str, variables: Any | None
 ) -> list[runner.Answer]:
     """Return scored answers to the held-out questions.
@@ -56,7 +56,7 @@ def scored(
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class RunMeasurements:
     """Measurements of a finished run, from which its results are computed.
 
     Attributes:
@@ -68,7 +68,7 @@ class Found:
     """
 
     records: Sequence[Mapping[str, Any]]
-    best: Best | None
+    best: BestCheckpoint | None
     before: Sequence[runner.Answer]
     after: Sequence[runner.Answer]
     routing: Mapping[str, routers.RoutingSums]
@@ -99,7 +99,7 @@ PlotWriter = Callable[[pathlib.Path, PlotData], None]
 def write_results(
     setup: Setup,
     workdir: pathlib.Path,
-    found: Found,
+    measurements: RunMeasurements,
     wall_time: float,
     write_plots: PlotWriter | None = None,
 ) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def write_results(
     Args:
         setup: Parts of the run.
         workdir: Directory of the run.
-        found: Records and answers of the run.
+        measurements: Records and answers of the run.
         wall_time: Seconds since this start of the run, plus the training time of earlier starts up
             to the checkpoint from which the run resumed.
         write_plots: Function that writes the plots, such as
@@ -117,8 +117,8 @@ def write_results(
     Returns:
         The content of `results.json`, also on processes that do not write it.
     """
-    tasks = _task_results(setup, found)
-    run, last, routing = setup.run, found.records[-1], found.routing
+    tasks = _task_results(setup, measurements)
+    run, last, routing = setup.run, measurements.records[-1], measurements.routing
     keys = ('before', 'best_constant', 'after')
     results = {
         'model': run.model.name,
@@ -128,14 +128,14 @@ def write_results(
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'average_interval': {
             when: runner.average_interval(runner.by_task(answers))
-            for when, answers in (('before', found.before), ('after', found.after))
+            for when, answers in (('before', measurements.before), ('after', measurements.after))
         },
-        'parameters': parameter_counts(setup.model),
+        'parameters': count_model_parameters(setup.model),
         'routing': _routing_results(routing),
         'steps': last['step'],
-        'best_step': found.best.step if found.best else None,
-        'validation_loss': found.best.loss if found.best else None,
-        'validation_curve': curve(found.records),
+        'best_step': measurements.best.step if measurements.best else None,
+        'validation_loss': measurements.best.loss if measurements.best else None,
+        'validation_curve': validation_curve(measurements.records),
         'epochs': last['epoch'],
         'training_data': _training_data(setup, last),
         'tokens': last['total_tokens'],
@@ -143,14 +143,14 @@ def write_results(
         'wall_time_s': wall_time,
         'peak_memory_bytes': _peak_memory(),
         'seed': run.seed,
-        'versions': versions(),
+        'versions': package_versions(),
     }
     if not hosts.is_first_process():
         return results
     if write_plots:
-        scored = [bool(split.held_out) for split in setup.splits]
-        load = _load_by_linear(routing, scored)
-        write_plots(workdir, PlotData(run.title, found.records, tasks, load))
+        has_held_out = [bool(split.held_out) for split in setup.splits]
+        load = _load_by_linear(routing, has_held_out)
+        write_plots(workdir, PlotData(run.title, measurements.records, tasks, load))
     files.write_json(workdir / 'results.json', results)
     return results
 
@@ -184,8 +184,10 @@ def format_table(results: Mapping[str, Any]) -> str:
     return '\n'.join(parts)
 
 
-def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
-    before, after = (runner.by_task(answers) for answers in (found.before, found.after))
+def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict[str, Any]]:
+    before, after = (
+        runner.by_task(answers) for answers in (measurements.before, measurements.after)
+    )
     results = {}
     for split in setup.splits:
         if not split.held_out:
@@ -205,7 +207,7 @@ def _task_results(setup: Setup, found: Found) -> dict[str, dict[str, Any]]:
             'examples': len(split.held_out),
             'loss_before': runner.mean_loss(before[name]),
             'loss_after': runner.mean_loss(after[name]),
-            'scoring': setup.scoring(split),
+            'scoring': setup.scoring_record(split),
         }
     return results
 
@@ -236,19 +238,20 @@ def _routing_results(routing: Mapping[str, routers.RoutingSums]) -> dict[str, fl
 
 
 def _load_by_linear(
-    routing: Mapping[str, routers.RoutingSums], scored: Sequence[bool]
+    routing: Mapping[str, routers.RoutingSums], has_held_out: Sequence[bool]
 ) -> dict[str, np.ndarray]:
     """Return the expert load by name of the linear, for plots.
 
     Args:
         routing: Routing statistics by path of the linear.
-        scored: For each task, whether it has held-out examples.
+        has_held_out: For each task, whether it has held-out examples.
 
     Returns:
         (L, G, E) arrays: the share of token slots of each expert, by layer and scored task.
     """
     loads = {
-        path.rsplit('/', 1)[-1]: np.asarray(sums.load)[:, scored] for path, sums in routing.items()
+        path.rsplit('/', 1)[-1]: np.asarray(sums.load)[:, has_held_out]
+        for path, sums in routing.items()
     }
     return {
         linear: loads[linear] / loads[linear].sum(axis=-1, keepdims=True)

@@ -10,27 +10,27 @@ from malora_jax.errors import UserError
 from malora_jax.evaluation.runner import Answer
 from malora_jax.schema import AnyNumber, PositiveInt
 
-METRICS, RESULTS = 'metrics.jsonl', 'results.json'
+METRICS_FILE, RESULTS_FILE = 'metrics.jsonl', 'results.json'
 # Remedy in messages about a broken file of a run.
 REMEDY = 'restore it from a copy, or start anew in another --workdir'
 
 
-class _Model(TypedDict):
+class _StoredModel(TypedDict):
     name: str
 
 
-class _Data(TypedDict):
+class _StoredData(TypedDict):
     tasks: list[str]
     template: str
 
 
-class Config(TypedDict):
+class StoredConfig(TypedDict):
     """Fields of `config.json` that comparisons of runs read; other fields are allowed."""
 
     seed: int
     method: str
-    model: _Model
-    data: _Data
+    model: _StoredModel
+    data: _StoredData
 
 
 class ScoredAnswer(TypedDict):
@@ -56,14 +56,14 @@ class TaskResult(TypedDict):
     after_interval: NotRequired[list[float]]
 
 
-class Average(TypedDict):
+class AverageScores(TypedDict):
     """Mean scores over the tasks, before and after training."""
 
     after: float
     before: float
 
 
-class Parameters(TypedDict):
+class ParameterCounts(TypedDict):
     """Parameter counts that are read from `results.json`."""
 
     trainable: int
@@ -73,12 +73,12 @@ class Parameters(TypedDict):
     by_group: NotRequired[dict[str, int]]
 
 
-class Results(TypedDict):
+class StoredResults(TypedDict):
     """Fields of `results.json` that are read back; other fields are allowed."""
 
     tasks: dict[str, TaskResult]
-    average: Average
-    parameters: Parameters
+    average: AverageScores
+    parameters: ParameterCounts
     steps: PositiveInt
     train_time_s: float
     model: NotRequired[str]
@@ -95,8 +95,8 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
         UserError: The file is broken, or names no task.
         FileNotFoundError: The run is not finished.
     """
-    path = workdir / RESULTS
-    results = files.read_json(path, Results, REMEDY)
+    path = workdir / RESULTS_FILE
+    results = files.read_json(path, StoredResults, REMEDY)
     if not results['tasks']:
         raise UserError(f'{path}: tasks names no task: {REMEDY}.')
     return results
@@ -112,8 +112,8 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     records = files.read_json_lines(path, dict[str, AnyNumber], REMEDY)
     for number, record in enumerate(records, start=1):
         if record.get('step') != number:
-            found = f'step {record["step"]:g}' if 'step' in record else 'no step'
-            raise UserError(f'{path}:{number} has {found}; it must have step {number}: {REMEDY}.')
+            actual = f'step {record["step"]:g}' if 'step' in record else 'no step'
+            raise UserError(f'{path}:{number} has {actual}; it must have step {number}: {REMEDY}.')
     return records
 
 
@@ -129,32 +129,32 @@ def read_answers(path: pathlib.Path, questions: Mapping[str, int]) -> list[Answe
         FileNotFoundError: The file does not exist.
     """
     answers = [Answer(**row) for row in files.read_json_lines(path, Answer, REMEDY)]
-    check_counts(path, Counter(answer.task for answer in answers), questions)
+    check_answer_counts(path, Counter(answer.task for answer in answers), questions)
     return answers
 
 
-def check_counts(
-    path: pathlib.Path, found: Mapping[str, int], questions: Mapping[str, int]
+def check_answer_counts(
+    path: pathlib.Path, counts: Mapping[str, int], questions: Mapping[str, int]
 ) -> None:
     """Check that each task has one answer per held-out question.
 
     Args:
         path: Path of the answers file, for error messages.
-        found: Number of answers of each task.
+        counts: Number of answers of each task.
         questions: Number of held-out questions of each task.
 
     Raises:
         UserError: A task has more or fewer answers than questions.
     """
-    for task in sorted({*found, *questions}):
-        if found.get(task, 0) != questions.get(task, 0):
+    for task in sorted({*counts, *questions}):
+        if counts.get(task, 0) != questions.get(task, 0):
             raise UserError(
-                f'{path} has {found.get(task, 0):,} answers of task {task!r}, which has '
+                f'{path} has {counts.get(task, 0):,} answers of task {task!r}, which has '
                 f'{questions.get(task, 0):,} held-out questions: {REMEDY}.'
             )
 
 
-def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def read_answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Read an answers file as plain rows, and check their number against `results.json`.
 
     Rows need only the fields of `ScoredAnswer`, because published runs may lack the texts.
@@ -169,5 +169,5 @@ def answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapp
     """
     rows = files.read_json_lines(path, ScoredAnswer, REMEDY)
     examples = {task: each['examples'] for task, each in results['tasks'].items()}
-    check_counts(path, Counter(row['task'] for row in rows), examples)
+    check_answer_counts(path, Counter(row['task'] for row in rows), examples)
     return rows

@@ -20,11 +20,15 @@ import tqdm
 
 from malora_jax.data import RowStreams
 from malora_jax.training.checkpoint import Checkpoints
-from malora_jax.training.goodput import Goodput
+from malora_jax.training.goodput import GoodputRecorder
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.setup import Setup
 from malora_jax.training.state import TrainState
-from malora_jax.training.validation import LOSS, Validation, evaluations_without_progress
+from malora_jax.training.validation import (
+    VALIDATION_LOSS,
+    ValidationLoss,
+    evaluations_without_progress,
+)
 
 
 class RunProgress:
@@ -48,7 +52,7 @@ class RunProgress:
         data: RowStreams,
         writer: MetricWriter,
         checkpoints: Checkpoints,
-        goodput: Goodput,
+        goodput: GoodputRecorder,
         step: int,
     ):
         """Restore the progress after `step` from the records of the writer."""
@@ -77,7 +81,7 @@ class RunProgress:
         return 0 < patience <= self._evaluations_without_progress
 
     @property
-    def is_due(self) -> bool:
+    def is_eval_or_save_due(self) -> bool:
         """True if the newest step is followed by an evaluation or a checkpoint."""
         return self._evaluates_after(self.step) or self._saves_after(self.step)
 
@@ -89,19 +93,19 @@ class RunProgress:
     def start_step(self) -> None:
         """Count the next step as started, and record the time of its start."""
         self.step += 1
-        self.goodput.step(self.step)
+        self.goodput.record_step(self.step)
 
     def start_clock(self) -> None:
         """Restart the step timer, so that the time until now does not count as training time."""
         self._clock = time.perf_counter()
 
     def report(
-        self, number: int, metrics: Mapping[str, jax.Array], state: TrainState | None = None
+        self, step: int, metrics: Mapping[str, jax.Array], state: TrainState | None = None
     ) -> dict[str, float]:
         """Wait for the metrics of a step, evaluate the state if that is due, and write a record.
 
         Args:
-            number: Number of the step.
+            step: Number of the step.
             metrics: Metrics of the step, from the training step.
             state: State after the step; None if a later step has already replaced it.
 
@@ -111,20 +115,20 @@ class RunProgress:
         Raises:
             FloatingPointError: A loss or the gradient is not finite.
         """
-        record = self._record(number, jax.device_get(metrics))
-        if state is not None and self._validation and self._evaluates_after(number):
+        record = self._record(step, jax.device_get(metrics))
+        if state is not None and self._validation and self._evaluates_after(step):
             with self.goodput.phase('evaluate'):
                 record |= self._validation(state.variables(self.setup.base.params))
-            tqdm.tqdm.write(f'Step {number}: validation loss {record[LOSS]:.4f}.')
+            tqdm.tqdm.write(f'Step {step}: validation loss {record[VALIDATION_LOSS]:.4f}.')
         self._check_skipped(record)
         check_finite(record)
         # JSON cannot represent infinities and NaN.
         self.writer.write({k: value for k, value in record.items() if math.isfinite(value)})
-        if LOSS in record:
+        if VALIDATION_LOSS in record:
             self._evaluations_without_progress = evaluations_without_progress(self.writer.records)
         return record
 
-    def save(self, state: TrainState, always: bool = False) -> None:
+    def save(self, state: TrainState, force: bool = False) -> None:
         """Save the state after the last reported step, if a checkpoint is due.
 
         A checkpoint is due every `training.checkpoint_every` steps, at the lowest validation loss
@@ -132,15 +136,15 @@ class RunProgress:
 
         Args:
             state: State after the last reported step.
-            always: Whether to save even if no checkpoint is due, and to wait until it is written.
+            force: Whether to save even if no checkpoint is due, and to wait until it is written.
 
         Raises:
             OSError: The checkpoint, or the one before it, cannot be written.
         """
         record, best = self.writer.records[-1], self.checkpoints.best
-        loss = record.get(LOSS)
+        loss = record.get(VALIDATION_LOSS)
         is_best = loss is not None and (best is None or loss <= best.loss)
-        is_end = always or record['step'] == self.setup.steps or self.is_stopped_early
+        is_end = force or record['step'] == self.setup.steps or self.is_stopped_early
         if is_best or is_end or self._saves_after(record['step']):
             with self.goodput.phase('save'):
                 self.writer.push()
@@ -149,16 +153,16 @@ class RunProgress:
                     self.checkpoints.wait()
 
     @functools.cached_property
-    def _validation(self) -> Validation | None:
-        return Validation(self.setup) if self.setup.run.training.evaluate_every else None
+    def _validation(self) -> ValidationLoss | None:
+        return ValidationLoss(self.setup) if self.setup.run.training.evaluate_every else None
 
-    def _evaluates_after(self, number: int) -> bool:
+    def _evaluates_after(self, step: int) -> bool:
         every = self.setup.run.training.evaluate_every
-        return every > 0 and (number % every == 0 or number == self.setup.steps)
+        return every > 0 and (step % every == 0 or step == self.setup.steps)
 
-    def _saves_after(self, number: int) -> bool:
+    def _saves_after(self, step: int) -> bool:
         every = self.setup.run.training.checkpoint_every
-        return number % every == 0 or number == self.setup.steps
+        return step % every == 0 or step == self.setup.steps
 
     def _check_skipped(self, record: Mapping[str, float]) -> None:
         """Check the number of consecutive steps that were skipped because they were not finite.
@@ -168,15 +172,15 @@ class RunProgress:
         """
         if not record.get('skipped'):
             return
-        most = self.setup.run.training.skip_nonfinite
-        last = self.writer.records[-most:]
-        if len(last) == most and all(each['skipped'] for each in last):
+        max_skipped = self.setup.run.training.skip_nonfinite
+        last = self.writer.records[-max_skipped:]
+        if len(last) == max_skipped and all(each['skipped'] for each in last):
             raise FloatingPointError(
-                f'{most + 1} steps in a row, up to step {record["step"]}, had a loss or gradient '
-                f'that is not finite; training.skip_nonfinite allows {most}.'
+                f'{max_skipped + 1} steps in a row, up to step {record["step"]}, had a loss or '
+                f'gradient that is not finite; training.skip_nonfinite allows {max_skipped}.'
             )
 
-    def _record(self, number: int, metrics: dict[str, Any]) -> dict[str, float]:
+    def _record(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
         """Return the record of a step, one line of `metrics.jsonl`.
 
         Tasks without an answer token in the batch have no loss in the record. The time of a step is
@@ -184,7 +188,7 @@ class RunProgress:
         such as CPUs, the first step after a start or a save also includes the time of the second.
 
         Args:
-            number: Number of the step.
+            step: Number of the step.
             metrics: Metrics of the step, on the host.
         """
         now = time.perf_counter()
@@ -204,7 +208,7 @@ class RunProgress:
             if tokens
         }
         return {
-            'step': number,
+            'step': step,
             **{name: float(value) for name, value in metrics.items()},
             **by_task,
             **drawn,
@@ -224,7 +228,7 @@ def check_finite(record: Mapping[str, float]) -> None:
         FloatingPointError: A value is not finite; the message names it and the step.
     """
     own = () if record.get('skipped') else ('loss', 'gradient_norm')
-    for name in (*own, LOSS):
+    for name in (*own, VALIDATION_LOSS):
         if not math.isfinite(record.get(name, 0.0)):
             raise FloatingPointError(
                 f'The {name} is {record[name]} at step {record["step"]}; it was not saved. Lower '

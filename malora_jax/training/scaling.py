@@ -10,7 +10,7 @@ import tqdm
 from malora_jax import files, markdown
 from malora_jax.distributed.topology import tpu_devices
 from malora_jax.training.config import run_config
-from malora_jax.training.topology import compiled_for
+from malora_jax.training.tpu_compile import compile_for_topology
 
 _HEAD = [
     *('model', 'chips', 'rows', 'fits', 'GB a chip', 'of them arguments', 'gathered GB'),
@@ -21,7 +21,7 @@ _HEAD = [
 _REMEDY = 'restore it from a copy, or choose another --output'
 
 
-class Cell(TypedDict):
+class ScalingCell(TypedDict):
     """Key of a table cell: the settings that identify its compiled training step."""
 
     model: str
@@ -59,14 +59,14 @@ def scaling_table(
         UserError: The config or the file is invalid, or the TPU compiler does not know a topology
             or is not installed.
     """
-    cells = files.read_json(path, list[Cell], _REMEDY) if path.exists() else []
+    cells = files.read_json(path, list[ScalingCell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
-    wanted = list(_cells(config, models, topologies, rows_per_chip))
-    for cell, changed in tqdm.tqdm(wanted, unit='program'):
+    requested = list(_cells(config, models, topologies, rows_per_chip))
+    for cell, changed in tqdm.tqdm(requested, unit='program'):
         if _key(cell) not in known:
-            known[_key(cell)] = cell | compiled_for(run_config(changed), cell['topology'])
+            known[_key(cell)] = cell | compile_for_topology(run_config(changed), cell['topology'])
             files.write_json(path, list(known.values()))
-    return markdown.table([_HEAD, *(_row(known[_key(cell)]) for cell, _ in wanted)])
+    return markdown.table([_HEAD, *(_row(known[_key(cell)]) for cell, _ in requested)])
 
 
 def _cells(
@@ -102,8 +102,8 @@ def _row(cell: Mapping[str, Any]) -> list[str]:
         fields = ', '.join(
             f'{field}={value}' for field, value in change.items() if field != 'bytes_per_device'
         )
-        found = f'no; {fields}: {change["bytes_per_device"] / 1e9:.2f} GB' if change else 'no'
-        return [*head, found, memory, *('–' for _ in range(4))]
+        fits = f'no; {fields}: {change["bytes_per_device"] / 1e9:.2f} GB' if change else 'no'
+        return [*head, fits, memory, *('–' for _ in range(4))]
     sent = cell['collective_bytes']
     return [
         *head,

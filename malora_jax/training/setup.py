@@ -17,14 +17,14 @@ from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
 from malora_jax.models.loading.base_model import LoadedBase, load_base
 from malora_jax.training.config import RunConfig
-from malora_jax.training.heldout import held_out_losses
+from malora_jax.training.held_out_loss import held_out_losses
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import TrainState, create_state
 
 # Maximum number of examples that are packed to measure how full the rows are, if the number of
 # steps is given. It takes about a second.
-_COUNTED = 10_000
+_MAX_COUNTED_EXAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Setup:
     @property
     def hyperparameters(self) -> Hyperparameters:
         """Numeric settings of the run that the training step takes as an argument."""
-        return Hyperparameters.of(self.run.seed, self.run.optimizer, self.run.adapter)
+        return Hyperparameters.from_configs(self.run.seed, self.run.optimizer, self.run.adapter)
 
     @functools.cached_property
     def shares(self) -> list[float]:
@@ -68,10 +68,10 @@ class Setup:
     @property
     def steps(self) -> int:
         """Number of optimizer steps of the whole run."""
-        return self.run.training.steps or self.stored_steps or self.drawing.steps
+        return self.run.training.steps or self.stored_steps or self.draw_counts.steps
 
     @functools.cached_property
-    def drawing(self) -> data.DrawCounts:
+    def draw_counts(self) -> data.DrawCounts:
         """Number of steps and examples of the run, counted by packing rows as in training.
 
         A run of `training.epochs` has the smallest number of steps that draw the training examples
@@ -79,9 +79,9 @@ class Setup:
         first steps with 10,000 examples are counted, because counting all may take long.
         """
         training, section = self.run.training, self.run.data
-        given = training.steps or self.stored_steps
+        fixed_steps = training.steps or self.stored_steps
         # Round first, because 1.1 · 10 is slightly more than 11 in floating point.
-        asked = math.ceil(round(training.epochs * self.epoch_examples, 6))
+        target_examples = math.ceil(round(training.epochs * self.epoch_examples, 6))
         return data.count_drawn_examples(
             [split.task_name for split in self.splits],
             self.sizes,
@@ -90,8 +90,8 @@ class Setup:
             batch_size=section.batch_size * training.accumulate,
             seed=self.run.seed,
             streams=section.streams,
-            steps=given,
-            examples=_COUNTED if given else asked,
+            steps=fixed_steps,
+            examples=_MAX_COUNTED_EXAMPLES if fixed_steps else target_examples,
         )
 
     @property
@@ -111,12 +111,12 @@ class Setup:
         tokens = training.epochs * self.epoch_examples * mean_tokens
         return max(1, round(tokens / (positions * 0.95)))
 
-    def describe_drawing(self) -> str:
+    def describe_draws(self) -> str:
         """Return one line of text: the steps, the examples drawn and how full the rows are."""
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
         return data.describe_draws(
-            self.drawing, self.splits, self.steps, rows, section.sequence_length
+            self.draw_counts, self.splits, self.steps, rows, section.sequence_length
         )
 
     def train_iterator(self) -> data.RowStreams:
@@ -168,26 +168,27 @@ class Setup:
         batches = self.held_out_batches()
         return held_out_losses(self.model, variables, batches, len(self.splits)).routing
 
-    def held_out_batches(self, most: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def held_out_batches(self, max_examples: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yield packed batches of the held-out examples, each once and truncated to the row length.
 
         Args:
-            most: Maximum number of examples per task, evenly spaced; 0 for all.
+            max_examples: Maximum number of examples per task, evenly spaced; 0 for all.
         """
-        examples = [_evenly(split.held_out, most) for split in self.splits]
+        examples = [_evenly(split.held_out, max_examples) for split in self.splits]
         return self._batches(examples, truncate=True)
 
     def training_batches(
-        self, tasks: Collection[str], most: int
+        self, tasks: Collection[str], max_examples: int
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yield packed batches of training examples, each once and truncated to the row length.
 
         Args:
             tasks: Names of the tasks.
-            most: Maximum number of examples per task, evenly spaced; 0 for all.
+            max_examples: Maximum number of examples per task, evenly spaced; 0 for all.
         """
         examples = [
-            _evenly(split.train, most) if split.task_name in tasks else [] for split in self.splits
+            _evenly(split.train, max_examples) if split.task_name in tasks else []
+            for split in self.splits
         ]
         return self._batches(examples, truncate=True)
 
@@ -248,7 +249,7 @@ class Setup:
         )
         return runner.answer_held_out(examinee, self.splits, description)
 
-    def scoring(self, split: data.TaskSplit) -> dict[str, Any]:
+    def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return how a task's held-out questions are answered and scored, for `results.json`."""
         scoring, evaluation = split.task.scoring, self.run.evaluation
         limit = runner.answer_limit(split, self.base.tokenizer, self.template)
@@ -265,7 +266,7 @@ class Setup:
         return Decoder(self.run.model), {'params': self.base.params}
 
 
-def build(run: RunConfig, base: LoadedBase | None = None) -> Setup:
+def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
     """Load the base model and the data of a run, and return all parts of the run.
 
     Args:
@@ -279,24 +280,24 @@ def build(run: RunConfig, base: LoadedBase | None = None) -> Setup:
     """
     template = data.get_template(run.data.template)
     sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
-    splits = _split(run)
+    splits = _make_splits(run)
     base = base or load_base(run.model, run.weights)
     if run.data.truncate:
-        splits = [_shortened(run, split, base.tokenizer, template) for split in splits]
+        splits = [_shorten_held_out(run, split, base.tokenizer, template) for split in splits]
     for split in splits:
         _check_answers_fit(run, split, base.tokenizer, template)
-    sizes = [_measured(run, split, base.tokenizer, template) for split in splits]
+    sizes = [_training_size(run, split, base.tokenizer, template) for split in splits]
     model = Decoder(run.model, run.adapter, run.training.remat)
     return Setup(run, base, model, splits, sizes, template)
 
 
-def _evenly(examples: Sequence[data.Example], most: int) -> list[data.Example]:
-    """Return at most `most` evenly spaced examples; all of them if `most` is 0."""
-    step = -(-len(examples) // most) if most else 1
+def _evenly(examples: Sequence[data.Example], max_examples: int) -> list[data.Example]:
+    """Return at most `max_examples` evenly spaced examples; all of them if `max_examples` is 0."""
+    step = -(-len(examples) // max_examples) if max_examples else 1
     return [examples[i] for i in range(0, len(examples), max(step, 1))]
 
 
-def _shortened(
+def _shorten_held_out(
     run: RunConfig,
     split: data.TaskSplit,
     tokenizer: data.TokenizerProtocol,
@@ -342,7 +343,7 @@ def _check_answers_fit(
         )
 
 
-def _measured(
+def _training_size(
     run: RunConfig,
     split: data.TaskSplit,
     tokenizer: data.TokenizerProtocol,
@@ -366,7 +367,7 @@ def _measured(
     return size(split.train)
 
 
-def _split(run: RunConfig) -> list[data.TaskSplit]:
+def _make_splits(run: RunConfig) -> list[data.TaskSplit]:
     """Return the splits of all tasks that are trained on or scored; tasks from files come last."""
     section, files = run.data, {task.name: task for task in run.data.file_tasks}
     trained = {*section.tasks, *files}

@@ -90,7 +90,7 @@ def starting_adapter(model: Decoder, seed: int) -> dict[str, Any]:
 
     def create(key: jax.Array) -> Any:
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return nn.unbox(_start(model, key, params))
+        return nn.unbox(_init_adapter(model, key, params))
 
     return jax.jit(create)(jax.random.key(seed))
 
@@ -99,7 +99,7 @@ def _create(
     model: Decoder, optimizer: optax.GradientTransformation, key: jax.Array, params: Any
 ) -> TrainState:
     """Return a state whose leaves and optimizer moments are boxed with the names of their axes."""
-    variables = _start(model, key, params)
+    variables = _init_adapter(model, key, params)
     adapter = variables.get('adapter', {})
     return TrainState(
         step=jnp.int32(0),
@@ -109,7 +109,7 @@ def _create(
     )
 
 
-def _start(model: Decoder, key: jax.Array, params: Any) -> Any:
+def _init_adapter(model: Decoder, key: jax.Array, params: Any) -> Any:
     """Return the adapter's collections before the first step, boxed with the names of axes."""
     one = jnp.ones((1, 1), jnp.int32)
     made = ['adapter', 'adapter_frozen']

@@ -15,16 +15,18 @@ from malora_jax.adapters import routers
 from malora_jax.distributed import sharding
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import output_head
-from malora_jax.training.accumulation import summed_gradients
+from malora_jax.training.accumulation import accumulate_gradients
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.objective import cross_entropy
-from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer, with_schedule_step
 from malora_jax.training.state import TrainState
 
 Batch = Mapping[str, Any]
 # A function from (state, params, batch, hyperparameters) to (state, metrics).
-Step = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]]
+StepFunction = Callable[
+    [TrainState, Any, Batch, Hyperparameters], tuple[TrainState, dict[str, jax.Array]]
+]
 BATCH_KEYS = ('inputs', 'targets', 'loss_mask', 'task_ids', 'segment_ids', 'positions')
 
 
@@ -86,7 +88,7 @@ def losses(
         batch['targets'].reshape(-1),
         weights_NG,
     )
-    routing = by_path(collections.get('routing', {}))
+    routing = routing_by_path(collections.get('routing', {}))
     return Losses(nll_G, weights_NG.sum(axis=0), groups_NG.sum(), routing)
 
 
@@ -146,7 +148,7 @@ def step_function(
     num_tasks: int,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
-) -> Step:
+) -> StepFunction:
     """Return the training step: (state, params, batch, hyperparameters) to (state, metrics).
 
     Only the adapter is differentiated. The dropout masks depend on the seed, the number of the step
@@ -165,7 +167,7 @@ def step_function(
             only the number of steps changes, and with it the learning rate, and the metric
             `skipped` is 1.
     """
-    gradients_of = make_gradients(model, num_tasks, accumulate)
+    gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
 
     def train_step(
@@ -183,7 +185,7 @@ def step_function(
             'gradient_norm': optax.tree.norm(gradients),
             'learning_rate': hyperparameters.learning_rate * schedule(state.step),
             'balance_loss': balance,
-            'examples': _examples(batch, num_tasks),
+            'examples': _example_counts(batch, num_tasks),
         }
         if sums.routing:
             metrics |= routing_metrics(sums.routing)
@@ -196,13 +198,15 @@ def step_function(
             finite = jnp.isfinite(loss) & jnp.isfinite(metrics['gradient_norm'])
             metrics['skipped'] = (~finite).astype(jnp.int32)
             kept = jax.tree.map(lambda now, then: jnp.where(finite, now, then), new, state)
-            new = kept.replace(step=new.step, opt_state=at_step(kept.opt_state, new.step))
+            new = kept.replace(
+                step=new.step, opt_state=with_schedule_step(kept.opt_state, new.step)
+            )
         return new, metrics
 
     return train_step
 
 
-def lowered_step(
+def lower_train_step(
     run: RunConfig,
     steps: int,
     num_tasks: int,
@@ -243,7 +247,7 @@ def lowered_step(
     return train_step.lower(state, params, batch, hyperparameters)
 
 
-def step_bytes(compiled: Any) -> int:
+def compiled_memory_bytes(compiled: Any) -> int:
     """Return the device memory of a step in bytes, from the compiler's memory analysis.
 
     It includes the base model, the states and the batch.
@@ -260,7 +264,7 @@ def step_bytes(compiled: Any) -> int:
     )
 
 
-def make_gradients(
+def make_gradient_function(
     model: Decoder, num_tasks: int, accumulate: int = 1
 ) -> Callable[
     [TrainState, Any, Batch, Hyperparameters], tuple[Any, tuple[jax.Array, jax.Array, Losses]]
@@ -290,9 +294,9 @@ def make_gradients(
         tokens = jnp.maximum(real_BT.sum(), 1)
         loss_tokens = jnp.maximum((batch['loss_mask'] * real_BT).sum(), 1)
 
-        def objective(adapter: Any, part: Batch, key: jax.Array):
+        def objective(adapter: Any, micro_batch: Batch, key: jax.Array):
             variables = state.replace(adapter=adapter).variables(params)
-            sums = losses(model, variables, part, num_tasks, key, hyperparameters)
+            sums = losses(model, variables, micro_batch, num_tasks, key, hyperparameters)
             loss = sums.nll.sum() / loss_tokens
             balance = mean_balance_loss(sums.routing)
             if accumulate > 1:
@@ -302,7 +306,7 @@ def make_gradients(
 
         key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
         keys = key[None] if accumulate == 1 else jax.random.split(key, accumulate)
-        return summed_gradients(objective, state.adapter, batch, keys)
+        return accumulate_gradients(objective, state.adapter, batch, keys)
 
     return gradients_of
 
@@ -341,14 +345,14 @@ def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax
     }
 
 
-def _examples(batch: Batch, num_tasks: int) -> jax.Array:
+def _example_counts(batch: Batch, num_tasks: int) -> jax.Array:
     """Return the number of examples of each task that begin in a batch, (G,) int32."""
     begins_BT = (batch['positions'] == 0) & (batch['segment_ids'] > 0)
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.int32)
     return (task_BTG * begins_BT[..., None]).sum(axis=(0, 1))
 
 
-def by_path(routing: Any) -> dict[str, routers.RoutingSums]:
+def routing_by_path(routing: Any) -> dict[str, routers.RoutingSums]:
     """Return the routing statistics of a sown collection by path of the adapted linear.
 
     The paths are such as 'layers/attention/q'.

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from malora_jax.training.heldout import held_out_losses, loss_by_task
+from malora_jax.training.held_out_loss import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
 
-LOSS = 'validation_loss'
+VALIDATION_LOSS = 'validation_loss'
 
 
-class Validation:
+class ValidationLoss:
     """Function that computes the validation loss of a run's adapted model.
 
     The validation examples are neither trained on nor scored. Choosing a checkpoint by this loss
@@ -36,11 +36,11 @@ class Validation:
         sums = held_out_losses(self._setup.model, variables, self._batches, len(splits))
         loss_G = loss_by_task(sums)
         by_task = {
-            f'{LOSS}/{split.task_name}': float(loss)
+            f'{VALIDATION_LOSS}/{split.task_name}': float(loss)
             for split, loss in zip(splits, loss_G, strict=True)
             if split.validation
         }
-        return {LOSS: float(np.nanmean(loss_G)), **by_task}
+        return {VALIDATION_LOSS: float(np.nanmean(loss_G)), **by_task}
 
 
 def evaluations_without_progress(records: Sequence[Mapping[str, Any]]) -> int:
@@ -51,11 +51,11 @@ def evaluations_without_progress(records: Sequence[Mapping[str, Any]]) -> int:
     Args:
         records: Records of `metrics.jsonl`.
     """
-    losses = [record[LOSS] for record in records if LOSS in record]
+    losses = [record[VALIDATION_LOSS] for record in records if VALIDATION_LOSS in record]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
-def curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def validation_curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the validation curve: `step`, `loss` and `by_task` of each evaluation.
 
     Args:
@@ -64,13 +64,13 @@ def curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             'step': record['step'],
-            'loss': record[LOSS],
+            'loss': record[VALIDATION_LOSS],
             'by_task': {
                 name.split('/', 1)[1]: value
                 for name, value in record.items()
-                if name.startswith(f'{LOSS}/')
+                if name.startswith(f'{VALIDATION_LOSS}/')
             },
         }
         for record in records
-        if LOSS in record
+        if VALIDATION_LOSS in record
     ]

@@ -13,22 +13,22 @@ from malora_jax import buckets, errors, files
 from malora_jax.distributed import hosts
 from malora_jax.export.identity import base_fingerprint
 from malora_jax.training import config_format
-from malora_jax.training.checkpoint import Newest, newest_checkpoint
+from malora_jax.training.checkpoint import LatestCheckpoint, latest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.identity import (
-    LENGTH,
-    MAY_CHANGE,
-    SCORING,
-    Change,
-    Identity,
+    LENGTH_FIELDS,
+    MUTABLE_FIELDS,
+    SCORING_FIELDS,
+    FieldChange,
+    RunIdentity,
     changed_fields,
-    flattened,
+    flatten_config,
 )
-from malora_jax.training.run_files import METRICS, REMEDY, RESULTS
+from malora_jax.training.run_files import METRICS_FILE, REMEDY, RESULTS_FILE
 
-CONFIG, DATA, BASE = 'config.json', 'data.json', 'base.json'
+CONFIG_FILE, DATA_FILE, BASE_FILE = 'config.json', 'data.json', 'base.json'
 # Files that exist only after a run has started and has written its config.
-_REMAINS = (METRICS, 'answers_after.jsonl', RESULTS)
+_STARTED_RUN_FILES = (METRICS_FILE, 'answers_after.jsonl', RESULTS_FILE)
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -47,7 +47,7 @@ class BaseRecord(TypedDict):
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """Create the directory if necessary, and lock it against other runs inside the block.
 
     The lock of a killed process is released by the operating system.
@@ -76,7 +76,7 @@ class RunDirectory:
         """Check that the directory holds no run or this run, from its files alone.
 
         Args:
-            path: Path of the directory, which must be locked before `begin` is called.
+            path: Path of the directory, which must be locked before `write_identity` is called.
             config: Nested config as written in configs/.
             data: SHA-256 of the data files, from `data_digests`.
 
@@ -85,30 +85,32 @@ class RunDirectory:
         """
         self.path = path
         self._config, self._data = config, data
-        self._newest = newest_checkpoint(buckets.home(path / 'checkpoints'))
+        self._newest = latest_checkpoint(buckets.home(path / 'checkpoints'))
         self._saved = saved_identity(path, self._newest)
         self.changes = self.identity().check(self._saved, str(path))
 
     @property
     def is_finished(self) -> bool:
         """True if `results.json` exists and no changed config field requires other results."""
-        asks_for_others = any(change.is_one_of((*LENGTH, *SCORING)) for change in self.changes)
-        return (self.path / RESULTS).exists() and not asks_for_others
+        asks_for_others = any(
+            change.is_one_of((*LENGTH_FIELDS, *SCORING_FIELDS)) for change in self.changes
+        )
+        return (self.path / RESULTS_FILE).exists() and not asks_for_others
 
     @property
     def step(self) -> int:
         """Step of the newest checkpoint; 0 without checkpoints."""
         return self._newest.step if self._newest else 0
 
-    def identity(self, base: str | None = None) -> Identity:
+    def identity(self, base: str | None = None) -> RunIdentity:
         """Return the identity of the run with the current config and data.
 
         Args:
             base: Fingerprint of the base model; None if it is not loaded yet.
         """
-        return Identity(flattened(self._config), self._data, base)
+        return RunIdentity(flatten_config(self._config), self._data, base)
 
-    def begin(self, run: RunConfig, identity: Identity) -> None:
+    def write_identity(self, run: RunConfig, identity: RunIdentity) -> None:
         """Write the identity of the run: `data.json`, `base.json` and `config.json`.
 
         If changed fields make earlier results obsolete, these are first moved to `earlier/1`,
@@ -118,7 +120,7 @@ class RunDirectory:
             run: Config of the run, of which the name and the weights of the base model are used.
             identity: Identity of the run, with the fingerprint of the base model.
         """
-        for name in (CONFIG, BASE, *([DATA] if self._data else [])):
+        for name in (CONFIG_FILE, BASE_FILE, *([DATA_FILE] if self._data else [])):
             if self._saved.config is not None and not (self.path / name).exists():
                 print(f'{self.path / name} was missing: it is written again.')
         if self._newest and self._newest.identity is None:
@@ -128,26 +130,26 @@ class RunDirectory:
             )
         for change in self.changes:
             print(f'Changed since the run was last started: {change}.')
-        if any(change.is_one_of(SCORING) for change in self.changes):
-            self._put_aside(RESULTS, 'answers_before.jsonl', 'answers_after.jsonl')
-        elif any(change.is_one_of(LENGTH) for change in self.changes):
-            self._put_aside(RESULTS, 'answers_after.jsonl')
+        if any(change.is_one_of(SCORING_FIELDS) for change in self.changes):
+            self._archive_results(RESULTS_FILE, 'answers_before.jsonl', 'answers_after.jsonl')
+        elif any(change.is_one_of(LENGTH_FIELDS) for change in self.changes):
+            self._archive_results(RESULTS_FILE, 'answers_after.jsonl')
         if self._data:
-            files.write_json(self.path / DATA, self._data)
+            files.write_json(self.path / DATA_FILE, self._data)
         files.write_json(
-            self.path / BASE,
+            self.path / BASE_FILE,
             {'name': run.model.name, 'weights': run.weights, 'fingerprint': identity.base},
         )
-        config_format.write_config(self.path / CONFIG, self._config)
+        config_format.write_config(self.path / CONFIG_FILE, self._config)
 
-    def _put_aside(self, *names: str) -> None:
+    def _archive_results(self, *names: str) -> None:
         names = tuple(name for name in names if (self.path / name).exists())
         if not names:
             return
         folders = (self.path / 'earlier' / str(number) for number in itertools.count(1))
         folder = next(folder for folder in folders if not folder.exists())
         folder.mkdir(parents=True)
-        for name in {CONFIG, *names}:
+        for name in {CONFIG_FILE, *names}:
             shutil.copy(self.path / name, folder)
         buckets.push()
         for name in names:
@@ -156,7 +158,7 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def opened(
+def open_run_directory(
     workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Iterator[RunDirectory]:
     """Lock the directory of a run inside the block, and check it as `RunDirectory` does.
@@ -172,11 +174,11 @@ def opened(
         UserError: Another run has the lock, the directory holds another run, or a file of its run
             is missing or edited.
     """
-    with locked(workdir) if hosts.is_first_process() else contextlib.nullcontext():
+    with lock_workdir(workdir) if hosts.is_first_process() else contextlib.nullcontext():
         yield RunDirectory(workdir, config, data)
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_workdir_config(workdir: pathlib.Path) -> dict[str, Any]:
     """Read the config of the run in a directory, nested as written in configs/.
 
     Args:
@@ -185,7 +187,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
         UserError: The directory holds no run, or its `config.json` cannot be read.
     """
-    path = workdir / CONFIG
+    path = workdir / CONFIG_FILE
     if not path.exists():
         raise errors.UserError(f'{workdir} holds no run: there is no {path}.')
     return config_format.read_config(path)
@@ -193,7 +195,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 def check_run(
     workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any] | None
-) -> list[Change]:
+) -> list[FieldChange]:
     """Check that a directory holds a run with this config and these data.
 
     Args:
@@ -208,13 +210,13 @@ def check_run(
         UserError: The directory holds no run or another run, or a file of the run is missing or
             edited.
     """
-    saved = saved_identity(workdir, newest_checkpoint(buckets.home(workdir / 'checkpoints')))
+    saved = saved_identity(workdir, latest_checkpoint(buckets.home(workdir / 'checkpoints')))
     if saved.config is None:
-        raise errors.UserError(f'{workdir} holds no run: there is no {workdir / CONFIG}.')
-    return Identity(flattened(config), data, None).check(saved, str(workdir))
+        raise errors.UserError(f'{workdir} holds no run: there is no {workdir / CONFIG_FILE}.')
+    return RunIdentity(flatten_config(config), data, None).check(saved, str(workdir))
 
 
-def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
+def saved_identity(workdir: pathlib.Path, newest: LatestCheckpoint | None) -> RunIdentity:
     """Return the identity of the run in a directory, from its files and its newest checkpoint.
 
     The files must agree with the identity in the newest checkpoint, which also replaces a missing
@@ -231,36 +233,40 @@ def saved_identity(workdir: pathlib.Path, newest: Newest | None) -> Identity:
         UserError: A file was edited, or `config.json` is missing and no checkpoint has the
             identity.
     """
-    path = workdir / CONFIG
+    path = workdir / CONFIG_FILE
     config = config_format.read_config(path) if path.exists() else None
     data, base = (
         files.read_json(path, kind, REMEDY) if (path := workdir / name).exists() else None
-        for name, kind in ((DATA, dict), (BASE, BaseRecord))
+        for name, kind in ((DATA_FILE, dict), (BASE_FILE, BaseRecord))
     )
-    found = Identity(
-        None if config is None else flattened(config),
+    from_files = RunIdentity(
+        None if config is None else flatten_config(config),
         data,
         None if base is None else base['fingerprint'],
     )
-    known = newest.identity if newest else None
-    if known is None:
-        remains = [name for name in _REMAINS if (workdir / name).exists()]
+    from_checkpoint = newest.identity if newest else None
+    if from_checkpoint is None:
+        remains = [name for name in _STARTED_RUN_FILES if (workdir / name).exists()]
         if config is None and (newest or remains):
             raise errors.UserError(
-                f'{workdir / CONFIG} is missing from a run: restore it, or choose another '
+                f'{workdir / CONFIG_FILE} is missing from a run: restore it, or choose another '
                 '--workdir.'
             )
-        return found
+        return from_files
     for name, what, value, right in (
-        (DATA, 'digests', found.data, known.data),
-        (BASE, 'fingerprint', found.base, known.base),
+        (DATA_FILE, 'digests', from_files.data, from_checkpoint.data),
+        (BASE_FILE, 'fingerprint', from_files.base, from_checkpoint.base),
     ):
         if value not in (None, right):
             raise _edited(workdir / name, what)
-    for change in changed_fields(known.config or {}, found.config or {}):
-        if not change.is_one_of(MAY_CHANGE):
-            raise _edited(workdir / CONFIG, change.field)
-    return Identity(known.config if found.config is None else found.config, known.data, known.base)
+    for change in changed_fields(from_checkpoint.config or {}, from_files.config or {}):
+        if not change.is_one_of(MUTABLE_FIELDS):
+            raise _edited(workdir / CONFIG_FILE, change.field)
+    return RunIdentity(
+        from_checkpoint.config if from_files.config is None else from_files.config,
+        from_checkpoint.data,
+        from_checkpoint.base,
+    )
 
 
 def _edited(path: pathlib.Path, what: str) -> errors.UserError:
@@ -287,10 +293,10 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
         UserError: The run was started with another base model; the message names both.
     """
     fingerprint = base_fingerprint(params)
-    path = workdir / BASE
-    began = files.read_json(path, BaseRecord, REMEDY) if path.exists() else None
-    if began and began['fingerprint'] != fingerprint:
-        theirs = f'{began["weights"] or began["name"]} ({began["fingerprint"]})'
+    path = workdir / BASE_FILE
+    stored = files.read_json(path, BaseRecord, REMEDY) if path.exists() else None
+    if stored and stored['fingerprint'] != fingerprint:
+        theirs = f'{stored["weights"] or stored["name"]} ({stored["fingerprint"]})'
         ours = f'{run.weights or run.model.name} ({fingerprint})'
         raise errors.UserError(
             f'{workdir} was trained on the base {theirs}, and these weights are {ours}: set '
@@ -299,7 +305,7 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
     return fingerprint
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect numerical results."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {'python': platform.python_version()} | found

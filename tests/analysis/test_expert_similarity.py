@@ -9,8 +9,8 @@ from malora_jax.analysis.expert_similarity import ComparedRun, comparable_pairs,
 from malora_jax.export.merge import linear_leaves
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
-from malora_jax.training.checkpoint import Newest
-from malora_jax.training.identity import Identity
+from malora_jax.training.checkpoint import LatestCheckpoint
+from malora_jax.training.identity import RunIdentity
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 from tests.helpers import reference
@@ -116,11 +116,11 @@ def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
 @pytest.mark.usefixtures('compile_quickly')
 def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
     run = run_config(run_settings(tmp_path / 'nowhere.gguf', 'malora', seed=3))
-    older = Newest(1, None)
-    monkeypatch.setattr(adapter_weights, 'newest_checkpoint', lambda _: older)
+    older = LatestCheckpoint(1, None)
+    monkeypatch.setattr(adapter_weights, 'latest_checkpoint', lambda _: older)
     assert initial_adapter(tmp_path, run) is None, 'its signs were those of some device'
-    newer = older._replace(identity=Identity({}, {}, None))
-    monkeypatch.setattr(adapter_weights, 'newest_checkpoint', lambda _: newer)
+    newer = older._replace(identity=RunIdentity({}, {}, None))
+    monkeypatch.setattr(adapter_weights, 'latest_checkpoint', lambda _: newer)
     found = initial_adapter(tmp_path, run)
     model = Decoder(run.model, run.adapter)
     params = random_variables(Decoder(preset('tiny')), seed=5)['params']

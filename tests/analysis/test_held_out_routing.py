@@ -8,8 +8,8 @@ import pytest
 
 from malora_jax.analysis import held_out_routing
 from malora_jax.analysis.routing import by_task
-from malora_jax.training.heldout import held_out_losses
-from malora_jax.training.step import by_path
+from malora_jax.training.held_out_loss import held_out_losses
+from malora_jax.training.step import routing_by_path
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variab
         alone_NN = jnp.eye(batch['inputs'].size)
         inputs = (batch[key] for key in ('inputs', 'positions', 'segment_ids'))
         _, sown = MODEL.apply(variables, *inputs, alone_NN, mutable=['routing'])
-        for path, sums in by_path(sown['routing']).items():
+        for path, sums in routing_by_path(sown['routing']).items():
             name = path.rsplit('/', 1)[-1]
             for w, word in enumerate(asked.words):
                 here_N = ((batch['inputs'] == word) & (batch['segment_ids'] > 0)).ravel()

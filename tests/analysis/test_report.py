@@ -17,7 +17,7 @@ from malora_jax.export.adapter import write_adapter
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import run_config
 from malora_jax.training.restore import saved_model
-from malora_jax.training.setup import build
+from malora_jax.training.setup import build_setup
 from tests.helpers.runs import STEPS, TASKS, run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -102,7 +102,7 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
         assert found['steps'][str(STEPS)][name] == pytest.approx(value, rel=1e-5)
     assert [*found['steps']] == ['0', '4', '6']
     run = run_config(run_settings(runs.weights))
-    batches = [*build(run).held_out_batches()]
+    batches = [*build_setup(run).held_out_batches()]
     tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in batches)
     layers = run.model.num_layers
     assert found['questions'] == 12 and found['tasks'] == [*TASKS]
@@ -119,7 +119,9 @@ def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_p
     write_report([tmp_path / 'heads'], tmp_path / 'report', max_questions=0)
     found = read_json(tmp_path / 'report' / 'analysis.json')['routing-heads']
     run = run_config(run_settings(runs.weights))
-    tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in build(run).held_out_batches())
+    tokens = sum(
+        int((batch['segment_ids'] > 0).sum()) for batch in build_setup(run).held_out_batches()
+    )
     for name, load_LGE in found['load'].items():
         np.testing.assert_allclose(found['token_slots'][name], tokens, rtol=1e-5)
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)

@@ -18,7 +18,7 @@ import pytest
 
 from configs import intra_domain_small
 from malora_jax.errors import UserError
-from malora_jax.training.prepare import prepare
+from malora_jax.training.prepare import prepare_datasets
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -176,7 +176,7 @@ def test_every_dataset_of_a_config_once(tmp_path, sources):
     where = {'directory': str(tmp_path / 'data'), 'sources': tuple(sources)}
     changed = config(**where, tasks=('chain_sum', 'piqa'), template='chatml', max_per_task=1)
     changed['evaluation']['tasks'] = ('piqa', 'gsm8k')
-    lines = prepare(changed).splitlines()[1:]
+    lines = prepare_datasets(changed).splitlines()[1:]
     assert [line.partition(':')[0].strip() for line in lines] == ['piqa', 'gsm8k']
 
 
@@ -185,7 +185,7 @@ def test_a_config_without_public_datasets(tmp_path):
         directory=str(tmp_path / 'data'), tasks=('chain_sum',), template='chatml', max_per_task=1
     )
     changed['evaluation']['tasks'] = ()
-    assert prepare(changed) == 'Nothing to prepare: this config names no public dataset.'
+    assert prepare_datasets(changed) == 'Nothing to prepare: this config names no public dataset.'
     assert not (tmp_path / 'data').exists()
 
 
@@ -201,5 +201,5 @@ def test_a_config_without_public_datasets(tmp_path):
 def test_mistakes(tmp_path, sources, changes, expected):
     where = {'directory': str(tmp_path / 'data'), 'sources': tuple(sources)}
     with pytest.raises(UserError) as caught:
-        prepare(config(**where | changes))
+        prepare_datasets(config(**where | changes))
     assert expected in str(caught.value) and '\n' not in str(caught.value)

@@ -16,9 +16,9 @@ from malora_jax.export.peft import write_peft
 from malora_jax.models import Decoder
 from malora_jax.training import train
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from malora_jax.training.start import started_from
 from malora_jax.training.state import TrainState
-from malora_jax.training.step import losses, make_gradients, make_train_step
+from malora_jax.training.step import losses, make_gradient_function, make_train_step
+from malora_jax.training.warm_start import warm_start
 from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
 from tests.helpers.models import (
     STRUCTURES,
@@ -46,7 +46,7 @@ def fresh(model: Decoder) -> TrainState:
 
 
 def started(directory: Path, base, model: Decoder):
-    state = started_from(directory, fresh(model), model, base[0])
+    state = warm_start(directory, fresh(model), model, base[0])
     return state, logits_of(model, state.variables(base[0].params), TOKENS)
 
 
@@ -158,7 +158,7 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
     optimizer = make_optimizer(ADAMW, 10)
     state = started(tmp_path / 'peft', base, model)[0]
     state = state.replace(step=jnp.int32(0), opt_state=optimizer.init(state.adapter))
-    gradients, _ = jax.jit(make_gradients(model, 2))(
+    gradients, _ = jax.jit(make_gradient_function(model, 2))(
         state, base[0].params, BATCH, numbers(model.adapter)
     )
 

@@ -17,7 +17,7 @@ from malora_jax.export.static import truncated
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
-from malora_jax.training.setup import build
+from malora_jax.training.setup import build_setup
 from tests.export.helpers import TOKENS, tiny_base, trained
 from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method
 from tests.helpers.runs import TASKS, run_settings
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 @pytest.fixture(scope='module')
 def setup(tmp_path_factory):
     _, weights = tiny_base(tmp_path_factory.mktemp('base'))
-    return build(run_config(run_settings(weights)))
+    return build_setup(run_config(run_settings(weights)))
 
 
 def mixture(setup, name: str, **changes):

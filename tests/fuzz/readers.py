@@ -11,7 +11,7 @@ from malora_jax.models import preset
 from malora_jax.models.loading.base_model import load_base, model_config
 from malora_jax.sweeps import status
 from malora_jax.training import goodput
-from malora_jax.training.restore import config_of
+from malora_jax.training.restore import read_run_config
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
 
@@ -33,10 +33,10 @@ def read_data(path: pathlib.Path) -> None:
 def read_run(path: pathlib.Path) -> None:
     """Read a finished run in each way in which the project does."""
     write_report([path.parent], path.parent / 'report', routing=False)
-    goodput.describe(goodput.accounts(goodput.read(path)))
+    goodput.describe(goodput.seconds_by_activity(goodput.read(path)))
     status.read(path.parent, path.name, 'finished')
     status.read(path.parent, path.name, 'running')
-    config_of(path)
+    read_run_config(path)
 
 
 def read_stage(path: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from malora_jax import files
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.models.loading.params import to_huggingface
-from malora_jax.training.goodput import Goodput
+from malora_jax.training.goodput import GoodputRecorder
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.chat import Reply
@@ -91,10 +91,10 @@ def write_run(path: pathlib.Path) -> None:
     files.write_json(run / 'results.json', results)
     records = [{'step': i, 'loss': 1 / i, 'tokens_per_second': 5.0} for i in range(1, 6)]
     files.write_json_lines(run / 'metrics.jsonl', records)
-    goodput = Goodput()
+    goodput = GoodputRecorder()
     goodput.open(run)
     with goodput.phase('load'):
-        goodput.step(1)
+        goodput.record_step(1)
     goodput.close()
 
 

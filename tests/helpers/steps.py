@@ -21,7 +21,7 @@ def numbers(
     adapter: AdapterConfig | None, optimizer: OptimizerConfig = ADAMW, seed: int = 0
 ) -> Hyperparameters:
     """Return the hyperparameters of a training step with this adapter."""
-    return Hyperparameters.of(seed, optimizer, adapter)
+    return Hyperparameters.from_configs(seed, optimizer, adapter)
 
 
 def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from malora_jax.models import PRESETS, Decoder, preset
 from malora_jax.models.attention import apply_rope
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.loading import model_hub
-from malora_jax.training.plan import parameter_counts
+from malora_jax.training.plan import count_model_parameters
 
 TOTALS = {
     'llama2-7b': 6_738_415_616,
@@ -40,7 +40,7 @@ def test_every_preset_but_the_tests_has_weights_on_the_hub():
 
 @pytest.mark.parametrize('name', TOTALS)
 def test_number_of_parameters(name):
-    assert parameter_counts(Decoder(preset(name)))['base'] == TOTALS[name]
+    assert count_model_parameters(Decoder(preset(name)))['base'] == TOTALS[name]
 
 
 # RoPE scaling.

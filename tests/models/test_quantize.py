@@ -257,7 +257,7 @@ def wide_step(kind: str, remat: str):
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
     step = make_train_step(model, optimizer, optax.constant_schedule(1.0), 1)
     numbers = OptimizerConfig(1e-2, 0.0, 'linear', 0.0, 1.0)
-    given = Hyperparameters.of(0, numbers, model.adapter)
+    given = Hyperparameters.from_configs(0, numbers, model.adapter)
     return step.lower(state, params, abstract_batch(1, 8), given).compile().memory_analysis()
 
 

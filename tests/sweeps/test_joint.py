@@ -16,12 +16,12 @@ from malora_jax.errors import UserError
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.sweeps import joint
 from malora_jax.sweeps.joint import train_together
-from malora_jax.training import fit, metrics, run_config
+from malora_jax.training import memory_estimate, metrics, run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.plan import memory_bytes
 from malora_jax.training.preemption import Preempted
 from malora_jax.training.run_progress import RunProgress
-from malora_jax.training.setup import build
+from malora_jax.training.setup import build_setup
 from tests.helpers.runs import STEPS, TASKS, run_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
@@ -48,7 +48,7 @@ def alone(tiny_weights, tmp_path_factory):
 
 
 def last_state(workdir, config):
-    setup = build(run_config(config))
+    setup = build_setup(run_config(config))
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         return checkpoints.restore_state(setup.fresh_state())
 
@@ -161,7 +161,7 @@ def test_what_is_finished_is_left_alone(tiny_weights, tmp_path, monkeypatch):
     for name in 'abc':
         (tmp_path / name).mkdir()
         (tmp_path / name / 'results.json').write_text('{}')
-    monkeypatch.setattr(joint, 'build', None)
+    monkeypatch.setattr(joint, 'build_setup', None)
     assert train_together(configs(tiny_weights), tmp_path) == {}
 
 
@@ -189,7 +189,7 @@ def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
         trained.extend([1] * len(some))
         return {}
 
-    monkeypatch.setattr(joint, 'joint_runs', lambda *_: fit)
+    monkeypatch.setattr(joint, 'max_joint_runs', lambda *_: memory_estimate)
     monkeypatch.setattr(joint, '_train', note)
     monkeypatch.setattr(joint, '_alone', note_alone)
     train_together(configs(tiny_weights), tmp_path)
@@ -198,14 +198,16 @@ def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
 
 def test_the_base_counts_once(tiny_weights):
     run = run_config(configs(tiny_weights)['a'])
-    base = memory_bytes(build(run).model.clone(adapter=None))['base']
+    base = memory_bytes(build_setup(run).model.clone(adapter=None))['base']
     total = 10**9
-    count = fit.joint_runs(run, total)
+    count = memory_estimate.max_joint_runs(run, total)
     each = (0.9 * total - base) / (count + 0.5)
     # Twice the memory does not need a second base model, so more than twice as many runs fit.
-    assert fit.joint_runs(run, 2 * total) == pytest.approx((1.8 * total - base) / each, rel=0.1)
-    assert fit.joint_runs(run, base) == 0
-    assert fit.available_memory() > 2**27
+    assert memory_estimate.max_joint_runs(run, 2 * total) == pytest.approx(
+        (1.8 * total - base) / each, rel=0.1
+    )
+    assert memory_estimate.max_joint_runs(run, base) == 0
+    assert memory_estimate.available_memory() > 2**27
 
 
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):

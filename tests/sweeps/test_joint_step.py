@@ -15,8 +15,8 @@ from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks
 from malora_jax.sweeps.padding import cut, stack, take
 from malora_jax.training import run_config
 from malora_jax.training.hyperparameters import CONFIG_FIELDS, Hyperparameters
-from malora_jax.training.setup import build
-from malora_jax.training.step import lowered_step
+from malora_jax.training.setup import build_setup
+from malora_jax.training.step import lower_train_step
 from tests.helpers.runs import run_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
@@ -76,16 +76,16 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
     for config, changes in zip(configs, ranks, strict=False):
         config['adapter'] |= changes
     runs = [run_config(config) for config in configs]
-    base = build(runs[0]).base
-    setups = [build(run, base) for run in runs]
+    base = build_setup(runs[0]).base
+    setups = [build_setup(run, base) for run in runs]
     first, params = setups[0], base.params
     states = [_random(setup.fresh_state(), 10 + seed) for seed, setup in enumerate(setups)]
     alone = [
-        lowered_step(s.run, s.steps, 2, state, params, s.hyperparameters).compile()
+        lower_train_step(s.run, s.steps, 2, state, params, s.hyperparameters).compile()
         for s, state in zip(setups, states, strict=True)
     ]
     numbers, run = stack([s.hyperparameters for s in setups]), with_largest_ranks(runs)
-    together = lowered_step(run, first.steps, 2, stack(states), params, numbers).compile()
+    together = lower_train_step(run, first.steps, 2, stack(states), params, numbers).compile()
     data = [setup.train_iterator() for setup in setups]
     for _ in range(STEPS):
         stacked = stack(states)
@@ -139,11 +139,11 @@ def test_the_activations_keep_their_dtype(tiny_weights):
     runs = [
         run_config(config) for config in settings(tiny_weights, 'malora', model__dtype='bfloat16')
     ]
-    setup = build(runs[0])
+    setup = build_setup(runs[0])
     base, numbers = setup.base.params, setup.hyperparameters
     states = stack([setup.fresh_state()] * 3)
-    step = lowered_step(runs[0], setup.steps, 2, states, base, stack([numbers] * 3))
-    alone = lowered_step(runs[0], setup.steps, 2, setup.fresh_state(), base, numbers)
+    step = lower_train_step(runs[0], setup.steps, 2, states, base, stack([numbers] * 3))
+    alone = lower_train_step(runs[0], setup.steps, 2, setup.fresh_state(), base, numbers)
     counts = [_products_in_float32(lowered.as_text()) for lowered in (step, alone)]
     assert counts[0] == counts[1] > 0
 
@@ -156,9 +156,9 @@ def _products_in_float32(text: str) -> int:
 @pytest.mark.parametrize('method', ['malora', 'molora'])
 def test_starts_are_those_of_the_runs_alone(method, tiny_weights):
     runs = [run_config(config) for config in settings(tiny_weights, method)]
-    base = build(runs[0]).base
+    base = build_setup(runs[0]).base
     for run in runs:
-        setup = build(run, base)
+        setup = build_setup(run, base)
         found, expected = initial_state(runs[0], setup), setup.fresh_state()
         for (name, a), (_, b) in zip(
             trees.named_leaves(found), trees.named_leaves(expected), strict=True
@@ -169,10 +169,10 @@ def test_starts_are_those_of_the_runs_alone(method, tiny_weights):
 def test_initial_states_compile_once_for_each_rank_and_beta(tiny_weights):
     runs = [run_config(config) for config in settings(tiny_weights, 'molora')]
     runs.append(dataclasses.replace(runs[2], seed=4))
-    base = build(runs[0]).base
+    base = build_setup(runs[0]).base
     joint.create_compiled.clear_cache()
     for run in runs:
-        initial_state(runs[0], build(run, base))
+        initial_state(runs[0], build_setup(run, base))
     # There are three values of beta.
     assert joint.create_compiled._cache_size() == 3
 
@@ -202,17 +202,17 @@ def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
         run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
         for rank, alpha in ((4, 16.0), (2, 12.0))
     ]
-    assert [build(run).hyperparameters.scale for run in runs] == [4.0, 6.0]
+    assert [build_setup(run).hyperparameters.scale for run in runs] == [4.0, 6.0]
     assert with_largest_ranks(runs[::-1]).adapter.structure.rank == 4
     stabilized = run_config(
         run_settings(tiny_weights, adapter__rank=4, adapter__rank_stabilized=True)
     )
-    assert build(stabilized).hyperparameters.scale == stabilized.adapter.alpha / 2
+    assert build_setup(stabilized).hyperparameters.scale == stabilized.adapter.alpha / 2
 
 
 def test_hyperparameters_are_the_numbers_of_the_config(tiny_weights):
     run = run_config(settings(tiny_weights, 'malora')[1])
-    found = Hyperparameters.of(run.seed, run.optimizer, run.adapter)
+    found = Hyperparameters.from_configs(run.seed, run.optimizer, run.adapter)
     assert (found.seed, found.seed.dtype) == (5, 'uint32')
     sections = {'optimizer': run.optimizer, 'adapter': settings_of(run.adapter)}
     for name in CONFIG_FIELDS[1:]:

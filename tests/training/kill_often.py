@@ -130,7 +130,7 @@ def main(kills: int, seed: int) -> int:
         by_phase = ', '.join(f'{name} {count}' for name, count in sorted(counts.items()))
         print(f'{kills} kills ({by_phase}).')
         print(f'Metrics of {len(records[0])} steps bit-equal: {same[0]}; final state: {same[1]}.')
-        print(goodput.describe(goodput.accounts(goodput.read(killed))))
+        print(goodput.describe(goodput.seconds_by_activity(goodput.read(killed))))
         return 0 if all(same) else 1
 
 

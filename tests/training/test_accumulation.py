@@ -10,7 +10,7 @@ import pytest
 from malora_jax.adapters import AdapterConfig, method, trees
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables
-from malora_jax.training.accumulation import summed_gradients
+from malora_jax.training.accumulation import accumulate_gradients
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import memory_bytes
 from malora_jax.training.state import create_state
@@ -113,7 +113,7 @@ def test_sums_over_parts_in_order():
 
     keys = jax.random.split(jax.random.key(1), 3)
     rows = {'x': np.arange(6.0).reshape(6, 1), 'y': np.arange(1.0, 7.0)}
-    gradients, (value, draws) = summed_gradients(objective, jnp.float32(2.0), rows, keys)
+    gradients, (value, draws) = accumulate_gradients(objective, jnp.float32(2.0), rows, keys)
     expected = 1 * 3 + 5 * 7 + 9 * 11
     assert gradients == expected
     assert value == 2 * expected

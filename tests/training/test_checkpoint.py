@@ -17,9 +17,9 @@ from malora_jax.data import get_task, get_template, train_iterator
 from malora_jax.errors import UserError
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training import manifest
-from malora_jax.training.checkpoint import Checkpoints, DamagedError, newest_checkpoint
-from malora_jax.training.identity import Identity
-from malora_jax.training.manifest import Manifest
+from malora_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, latest_checkpoint
+from malora_jax.training.identity import RunIdentity
+from malora_jax.training.manifest import CheckpointManifest
 from malora_jax.training.state import TrainState
 from tests.helpers.models import small_method, tiny_model
 from tests.helpers.runs import TASKS
@@ -183,8 +183,8 @@ def test_the_best_one_stays_whatever_is_newer_and_however_often_it_is_opened(tmp
     for keep in (2, None):
         with Checkpoints(tmp_path / 'c', keep) as checkpoints:
             assert checkpoints.best == (2, 1.0)
-            assert (checkpoints.chosen_step, checkpoints.latest_step) == (2, 7)
-            state = checkpoints.restore_state(random_state(0, 0), checkpoints.chosen_step)
+            assert (checkpoints.best_or_latest_step, checkpoints.latest_step) == (2, 7)
+            state = checkpoints.restore_state(random_state(0, 0), checkpoints.best_or_latest_step)
             assert_bit_equal(state, random_state(2, 2))
             assert_bit_equal(checkpoints.restore_state(random_state(0, 0)), random_state(7, 7))
     save_all({8: 0.5}, keep=2)
@@ -214,7 +214,7 @@ def test_without_a_loss_the_newest_is_chosen(tmp_path, save_all):
     save_all({1: None, 2: None}, keep=1)
     with Checkpoints(tmp_path / 'c', 1) as checkpoints:
         assert checkpoints.best is None
-        assert checkpoints.chosen_step == 2
+        assert checkpoints.best_or_latest_step == 2
 
 
 def test_no_checkpoint(tmp_path, new_data):
@@ -332,7 +332,7 @@ def test_a_flipped_bit_in_the_only_checkpoint_is_named(tmp_path, new_data):
 
 # The manifest.
 
-OURS = Identity({'seed': 0, 'training.steps': 9}, {'mine.jsonl': 'a1'}, 'b1')
+OURS = RunIdentity({'seed': 0, 'training.steps': 9}, {'mine.jsonl': 'a1'}, 'b1')
 
 
 def without_manifest(folder, sums: bool, state: TrainState, data) -> None:
@@ -344,7 +344,7 @@ def without_manifest(folder, sums: bool, state: TrainState, data) -> None:
         path: int(np.asarray(leaf).view(np.uint32).sum(dtype=np.uint32))
         for path, leaf in manifest._arrays(state)
     }
-    value = {'state': number, 'data': manifest._positions(data)}
+    value = {'state': number, 'data': manifest._position_digests(data)}
     with ocp.training.Checkpointer(folder.parent / 'sums') as other:
         other.save_checkpointables(1, {'sums': value})
     other_folder = folder.parent / 'sums' / '1'
@@ -364,7 +364,7 @@ def test_a_checkpoint_from_before_manifests_is_read(tmp_path, new_data, sums):
     with Checkpoints(directory, keep=2) as checkpoints:
         checkpoints.save(state, new_data())
     without_manifest(directory / '1', sums, state, new_data())
-    assert newest_checkpoint(directory) == (1, None)
+    assert latest_checkpoint(directory) == (1, None)
     with Checkpoints(directory, keep=2, identity=OURS) as checkpoints:
         assert_bit_equal(checkpoints.restore(random_state(0, 0), new_data()), state)
 
@@ -376,7 +376,7 @@ def test_sums_of_words_are_still_checked(tmp_path, new_data):
     without_manifest(directory / '1', True, random_state(1, 2), new_data())
     with (
         Checkpoints(directory, keep=2) as checkpoints,
-        pytest.raises(DamagedError, match=r'c/1 is damaged: adapter/\S+ is not as saved'),
+        pytest.raises(DamagedCheckpointError, match=r'c/1 is damaged: adapter/\S+ is not as saved'),
     ):
         checkpoints.restore(random_state(0, 0), new_data())
 
@@ -384,7 +384,7 @@ def test_sums_of_words_are_still_checked(tmp_path, new_data):
 def test_permuted_words_are_damage(new_data):
     """Permuted words have the same sum, so only a hash detects them."""
     state, data = random_state(1, 1), new_data()
-    saved = Manifest.of(state, data, None)
+    saved = CheckpointManifest.from_state(state, data, None)
     assert saved.first_difference(state, data) is None
 
     def permuted(path, leaf):
@@ -398,7 +398,7 @@ def test_permuted_words_are_damage(new_data):
 
 def test_a_position_in_the_data_that_is_not_as_saved_is_damage(new_data):
     state, data = random_state(1, 1), new_data()
-    saved = Manifest.of(state, data, None)
+    saved = CheckpointManifest.from_state(state, data, None)
     next(data)
     assert saved.first_difference(state, data) == 'the position in the data'
 
@@ -407,7 +407,7 @@ def test_the_identity_comes_back(tmp_path, new_data):
     directory = tmp_path / 'c'
     with Checkpoints(directory, keep=2, identity=OURS) as checkpoints:
         checkpoints.save(random_state(1, 1), new_data())
-    assert newest_checkpoint(directory) == (1, OURS)
+    assert latest_checkpoint(directory) == (1, OURS)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path, new_data, ch
         ):
             with pytest.raises(UserError, match=message) as caught:
                 restore()
-            assert not isinstance(caught.value, DamagedError)
+            assert not isinstance(caught.value, DamagedCheckpointError)
     assert saved_steps(directory) == [1, 2]
 
 
@@ -457,7 +457,7 @@ def test_a_format_from_the_future_is_refused(tmp_path, new_data, monkeypatch):
     monkeypatch.setattr(manifest, 'FORMAT', 1)
     message = f'Checkpoint {directory}/1 has format 2, and this version .* up to 1: update'
     with pytest.raises(UserError, match=message):
-        newest_checkpoint(directory)
+        latest_checkpoint(directory)
     with (
         Checkpoints(directory, keep=2) as checkpoints,
         pytest.raises(UserError, match=message),
@@ -473,10 +473,10 @@ def test_a_manifest_that_is_none_is_damage(tmp_path, new_data):
     file = directory / '2' / 'manifest' / 'data.json'
     for content in ('[]', '{}', '{"format": "x"}', '', 'nothing'):
         file.write_text(content)
-        assert newest_checkpoint(directory) == (1, None), content
+        assert latest_checkpoint(directory) == (1, None), content
         with (
             Checkpoints(directory, keep=2) as checkpoints,
-            pytest.raises(DamagedError, match=f'Checkpoint {directory}/2 '),
+            pytest.raises(DamagedCheckpointError, match=f'Checkpoint {directory}/2 '),
         ):
             checkpoints.restore_state(random_state(0, 0))
 
@@ -511,14 +511,14 @@ def names(directory) -> list[str]:
 
 
 def test_in_a_bucket_state_and_data_come_back_and_the_newest_stay(in_bucket, new_data):
-    assert newest_checkpoint(in_bucket) is None
+    assert latest_checkpoint(in_bucket) is None
     data = new_data()
     with Checkpoints(in_bucket, keep=2) as checkpoints:
         for step in (1, 2, 4):
             next(data)
             checkpoints.save(random_state(step, step), data, float(step))
     assert names(in_bucket) == ['1', '2', '4'], 'the best, and the two newest'
-    assert newest_checkpoint(in_bucket) == (4, None)
+    assert latest_checkpoint(in_bucket) == (4, None)
     fresh = new_data()
     with Checkpoints(in_bucket, keep=2) as checkpoints:
         assert checkpoints.best == (1, 1.0)

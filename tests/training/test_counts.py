@@ -12,7 +12,7 @@ from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.plan import flops_per_token
 from malora_jax.training.state import create_state
-from malora_jax.training.step import abstract_batch, make_gradients, make_train_step
+from malora_jax.training.step import abstract_batch, make_gradient_function, make_train_step
 from tests.helpers.jaxprs import equations, product_flops
 from tests.helpers.models import METHOD_NAMES, small_method
 from tests.helpers.steps import ADAMW, numbers
@@ -38,7 +38,7 @@ def abstract(name: str, remat: str = 'none'):
 def traced(name: str, remat: str = 'none'):
     """Return every equation of a method's loss and gradient, and how often it runs."""
     model, shapes = abstract(name, remat)
-    return list(equations(jax.make_jaxpr(make_gradients(model, TASKS))(*shapes).jaxpr))
+    return list(equations(jax.make_jaxpr(make_gradient_function(model, TASKS))(*shapes).jaxpr))
 
 
 def flops_of_linears(name: str, remat: str = 'none') -> int:

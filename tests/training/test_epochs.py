@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from malora_jax.training import run_config, train
-from malora_jax.training.setup import Setup, build
+from malora_jax.training.setup import Setup, build_setup
 from tests.helpers.runs import STEPS, TASKS, run_settings
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
@@ -25,12 +25,12 @@ pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compi
 )
 def test_epochs_come_to_that_many_examples(tiny_weights, changes):
     settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__batch_size': 1, **changes}
-    setup = build(run_config(run_settings(tiny_weights, **settings)))
+    setup = build_setup(run_config(run_settings(tiny_weights, **settings)))
     assert setup.epoch_examples == 60
     data = setup.train_iterator()
     drawn = [next(data)['segment_ids'].max(axis=1).sum() for _ in range(setup.steps)]
     assert sum(drawn[:-1]) < 12 * 60 <= sum(drawn)
-    assert sum(setup.drawing.examples) == sum(drawn)
+    assert sum(setup.draw_counts.examples) == sum(drawn)
 
 
 def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
@@ -53,7 +53,7 @@ def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
         'training__epochs': epochs,
         **changes,
     }
-    return build(run_config(run_settings(weights, **settings)))
+    return build_setup(run_config(run_settings(weights, **settings)))
 
 
 @pytest.mark.parametrize(
@@ -93,23 +93,23 @@ def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capf
 
 def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
     settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__sequence_length': 48}
-    setup = build(run_config(run_settings(tiny_weights, **settings)))
+    setup = build_setup(run_config(run_settings(tiny_weights, **settings)))
     # The number of steps that older versions assumed, before they counted examples.
     assert setup.assumed_steps == 241
     older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
-    assert older.steps == older.drawing.steps == 241 != setup.steps
-    assert older.describe_drawing().startswith('241 steps of 2 rows of 48 tokens, ')
+    assert older.steps == older.draw_counts.steps == 241 != setup.steps
+    assert older.describe_draws().startswith('241 steps of 2 rows of 48 tokens, ')
 
 
 def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):
-    monkeypatch.setattr('malora_jax.training.setup._COUNTED', 50)
-    setup = build(run_config(run_settings(tiny_weights, training__steps=10**9)))
-    assert setup.describe_drawing().startswith('1,000,000,000 steps of 2 rows of 96 tokens, about ')
+    monkeypatch.setattr('malora_jax.training.setup._MAX_COUNTED_EXAMPLES', 50)
+    setup = build_setup(run_config(run_settings(tiny_weights, training__steps=10**9)))
+    assert setup.describe_draws().startswith('1,000,000,000 steps of 2 rows of 96 tokens, about ')
 
 
 def test_what_was_drawn_is_counted(finished, results, tiny_weights):
     records = [json.loads(line) for line in (finished / 'metrics.jsonl').open()]
-    setup = build(run_config(run_settings(tiny_weights)))
+    setup = build_setup(run_config(run_settings(tiny_weights)))
     data, drawn = setup.train_iterator(), np.zeros(2, int)
     for record, _ in zip(records, range(STEPS), strict=True):
         batch = next(data)

@@ -20,7 +20,7 @@ from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.errors import UserError
 from malora_jax.files import read_json_lines
 from malora_jax.training import goodput, metrics, step
-from malora_jax.training.optimizer import at_step, learning_rate_schedule, make_optimizer
+from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer, with_schedule_step
 from malora_jax.training.preemption import Preempted
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.paths import ROOT
@@ -67,7 +67,7 @@ def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
     training.train(settings, workdir)
     losses = [record['loss'] for record in read_json_lines(workdir / 'metrics.jsonl')]
     assert losses == [record['loss'] for record in read_json_lines(finished / 'metrics.jsonl')]
-    spent = goodput.accounts(goodput.read(workdir))
+    spent = goodput.seconds_by_activity(goodput.read(workdir))
     assert spent['lost'] == 0
     assert spent['stopped'] > 0
     assert spent['step'] > 0
@@ -177,7 +177,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
     assert optax.tree.get_all_with_path(state.opt_state, 'count')[1][1] == 4
     for a, b in zip(
         jax.tree.leaves((state.adapter, state.opt_state)),
-        jax.tree.leaves((before.adapter, at_step(before.opt_state, jnp.int32(4)))),
+        jax.tree.leaves((before.adapter, with_schedule_step(before.opt_state, jnp.int32(4)))),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)

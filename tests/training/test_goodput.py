@@ -4,7 +4,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.training import goodput
-from malora_jax.training.goodput import Goodput
+from malora_jax.training.goodput import GoodputRecorder
 
 
 def events_of(*lines):
@@ -54,7 +54,7 @@ def test_every_second_is_accounted_for():
         (160.0, 'end', 'evaluate'),
         (161.0, 'over', ''),
     )
-    spent = goodput.accounts(events)
+    spent = goodput.seconds_by_activity(events)
     assert spent == pytest.approx(
         {
             'step': 4 + 4 + 4 + (4 + 1),  # The last second is before the end of the job.
@@ -83,7 +83,7 @@ def test_a_phase_within_a_phase_counts_once():
         (4.0, 'end', 'load'),
         (4.0, 'over', ''),
     )
-    spent = goodput.accounts(events)
+    spent = goodput.seconds_by_activity(events)
     assert spent['load'] == 2
     assert spent['save'] == 2
     assert sum(spent.values()) == 4
@@ -91,17 +91,17 @@ def test_a_phase_within_a_phase_counts_once():
 
 def test_what_is_written_is_what_is_read(tmp_path):
     """Events from before the file existed are kept, and a truncated line is dropped."""
-    record = Goodput()
+    record = GoodputRecorder()
     with record.phase('start'):
         pass
     record.open(tmp_path)
-    record.step(1)
+    record.record_step(1)
     with record.phase('save'):
         pass
     record.close()
     with (tmp_path / goodput.FILE).open('a') as file:
         file.write('{"step_count": 2, "step_st')
-    again = Goodput()
+    again = GoodputRecorder()
     again.open(tmp_path)  # The next start appends after the last complete line.
     again.close()
     events = goodput.read(tmp_path)
@@ -125,7 +125,7 @@ def test_a_clock_that_is_set_back_takes_no_time_away():
     events = events_of(
         (100.0, 'job', ''), (101.0, 'step', 1), (50.0, 'begin', 'save'), (52.0, 'end', 'save')
     )
-    spent = goodput.accounts(events)
+    spent = goodput.seconds_by_activity(events)
     assert spent['save'] == 2.0 and spent['other'] == 1.0 and min(spent.values()) == 0.0
 
 
@@ -135,7 +135,7 @@ def test_a_clock_that_is_set_back_takes_no_time_away():
 def test_a_line_that_is_no_event_is_named(tmp_path, line):
     path = tmp_path / goodput.FILE
     path.write_text('{"job_start_time": 1.0}\n' + line + '\n{"torn')
-    for read in (goodput.read, Goodput().open):
+    for read in (goodput.read, GoodputRecorder().open):
         with pytest.raises(UserError) as caught:
             read(tmp_path)
         told = str(caught.value)

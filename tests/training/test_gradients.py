@@ -14,7 +14,7 @@ from malora_jax.models import Decoder
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from malora_jax.training.plan import parameter_counts
+from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import make_train_step
 from tests.helpers.models import (
@@ -217,7 +217,7 @@ def test_a_step_changes_the_trained_leaves_and_nothing_else(name):
 @pytest.mark.parametrize('name', METHOD_NAMES)
 def test_moments_are_kept_of_the_trained_parameters_alone(name):
     step = trained(name)
-    counts = parameter_counts(step.model)
+    counts = count_model_parameters(step.model)
     assert trees.count(step.after.adapter) == counts['trainable']
     assert trees.count(step.after.adapter_frozen) == counts['frozen_in_adapter']
     shapes = {path: leaf.shape for path, leaf in leaves_of(step.after.adapter).items()}

@@ -11,7 +11,12 @@ from malora_jax.adapters import trees
 from malora_jax.models import Decoder
 from malora_jax.training.config import OptimizerConfig
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from malora_jax.training.step import losses, make_gradients, make_train_step, mean_balance_loss
+from malora_jax.training.step import (
+    losses,
+    make_gradient_function,
+    make_train_step,
+    mean_balance_loss,
+)
 from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
@@ -97,7 +102,7 @@ def gradient_jaxpr(**fields):
     model = tiny_model(small_method('malora', **fields))
     variables = random_variables(model)
     state = new_state(variables, make_optimizer(ADAMW, 10))
-    gradients = make_gradients(model, NUM_TASKS)
+    gradients = make_gradient_function(model, NUM_TASKS)
     return jax.make_jaxpr(gradients)(state, variables['params'], BATCH, numbers(model.adapter))
 
 

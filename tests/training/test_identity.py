@@ -8,8 +8,8 @@ from malora_jax import training
 from malora_jax.errors import UserError
 from malora_jax.files import read_json, read_json_lines, write_json, write_json_lines
 from malora_jax.inference import load
-from malora_jax.training import loop
-from malora_jax.training.identity import Change
+from malora_jax.training import training_run
+from malora_jax.training.identity import FieldChange
 from tests.helpers.runs import STEPS, run_settings
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -48,7 +48,7 @@ def edit(path, section, field, value):
 
 def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, monkeypatch):
     """A process that starts while the base model is loading is refused."""
-    build, refused = loop.build, []
+    build, refused = training_run.build_setup, []
 
     def slow(run):
         if not refused:
@@ -57,7 +57,7 @@ def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, 
             refused.append(str(caught.value))
         return build(run)
 
-    monkeypatch.setattr(loop, 'build', slow)
+    monkeypatch.setattr(training_run, 'build_setup', slow)
     results = training.train(run_settings(tiny_weights, training__steps=2), tmp_path / 'run')
     assert refused == [f'Another run is at work in {tmp_path / "run"}.']
     assert results['seed'] == 0
@@ -281,4 +281,4 @@ def test_what_leaves_the_results_as_they_are(run, tiny_weights, tmp_path, result
     ],
 )
 def test_names_of_fields(field, names, expected):
-    assert Change(field, 1, 2).is_one_of(names) is expected
+    assert FieldChange(field, 1, 2).is_one_of(names) is expected

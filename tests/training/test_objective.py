@@ -11,8 +11,15 @@ from malora_jax.models import decoder
 from malora_jax.training import objective
 
 WIDTH, VOCABULARY = 16, 50
-TOKENS = 2 * objective.CHUNK + 40
-COUNTS = (0, 1, objective.CHUNK - 1, objective.CHUNK, objective.CHUNK + 1, TOKENS)
+TOKENS = 2 * objective.CHUNK_TOKENS + 40
+COUNTS = (
+    0,
+    1,
+    objective.CHUNK_TOKENS - 1,
+    objective.CHUNK_TOKENS,
+    objective.CHUNK_TOKENS + 1,
+    TOKENS,
+)
 
 
 def reference(hidden_ND, head_VD, targets_N, weights_NG, cotangent_G):
@@ -73,7 +80,7 @@ def test_value_and_gradient(count):
     assert found[0].dtype == np.float32
 
 
-@pytest.mark.parametrize('tokens', [1, 5, objective.CHUNK])
+@pytest.mark.parametrize('tokens', [1, 5, objective.CHUNK_TOKENS])
 def test_batches_no_larger_than_a_chunk(tokens):
     args = arguments(tokens, tokens, tokens, groups=1)
     assert_right(computed(*args), reference(*args))
@@ -83,11 +90,11 @@ def test_batches_no_larger_than_a_chunk(tokens):
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 30), groups=st.sampled_from([1, 2, 5]))
 def test_any_number_of_small_chunks(seed, count, groups):
     args = arguments(seed, 30, count, groups)
-    original, objective.CHUNK = objective.CHUNK, 7
+    original, objective.CHUNK_TOKENS = objective.CHUNK_TOKENS, 7
     try:
         found = computed(*args, chunk=7)
     finally:
-        objective.CHUNK = original
+        objective.CHUNK_TOKENS = original
     assert_right(found, reference(*args))
 
 

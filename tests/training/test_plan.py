@@ -7,7 +7,7 @@ import pytest
 from malora_jax.adapters import METHODS, method, products
 from malora_jax.models import Decoder, preset
 from malora_jax.training import run_config
-from malora_jax.training.plan import flops_per_token, memory_bytes, parameter_counts, plan
+from malora_jax.training.plan import count_model_parameters, flops_per_token, memory_bytes, plan
 from tests.helpers.models import small_method, tiny_model
 
 LLAMA2_7B = 6_738_415_616
@@ -80,7 +80,7 @@ def test_smollm2_has_135_million():
 
 def test_frozen_leaves_count_apart():
     model = tiny_model(small_method('malora', frozen=('shared_down',)))
-    found = parameter_counts(model)
+    found = count_model_parameters(model)
     # In two layers, q, k, v, gate and up have 64 inputs, and down has 96.
     frozen = 2 * 9 * (5 * 64 + 96)
     assert found['frozen_in_adapter'] == found['by_group']['shared_down'] == frozen
@@ -160,7 +160,7 @@ def test_a_step_has_the_tokens_of_all_its_batches():
 @pytest.mark.parametrize('dtype, size', [('float32', 4), ('bfloat16', 2)])
 def test_memory_by_hand(dtype, size, name):
     model = Decoder(preset('tiny', dtype=dtype), small_method(name))
-    counts, found = parameter_counts(model), memory_bytes(model)
+    counts, found = count_model_parameters(model), memory_bytes(model)
     norms = 64 * (2 * 2 + 1)
     assert found['base'] == size * (counts['base'] - norms) + 4 * norms
     assert found['adapter'] == 4 * (counts['trainable'] + counts['frozen_in_adapter'])

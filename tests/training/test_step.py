@@ -11,7 +11,7 @@ from malora_jax.adapters import method, trees
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from malora_jax.training.plan import parameter_counts
+from malora_jax.training.plan import count_model_parameters
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
 from tests.helpers.models import (
@@ -149,7 +149,7 @@ def test_only_the_adapter_is_trained(name, frozen):
     assert changed == {path for path in before if path.startswith('adapter/')}
     assert len(changed) == len(jax.tree.leaves(variables['adapter']))
     # Two moments of every trained parameter, and the counters of Adam and of the schedule.
-    counts = parameter_counts(model)
+    counts = count_model_parameters(model)
     assert trees.count(state.adapter) == counts['trainable']
     assert trees.count(state.opt_state) == 2 * counts['trainable'] + 2
     assert trees.count(state.adapter_frozen) == counts['frozen_in_adapter']

@@ -23,8 +23,8 @@ from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.run_progress import check_finite
-from malora_jax.training.setup import build
-from malora_jax.training.validation import curve, evaluations_without_progress
+from malora_jax.training.setup import build_setup
+from malora_jax.training.validation import evaluations_without_progress, validation_curve
 from tests.helpers.models import logits_of
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TASKS, run_settings
@@ -60,7 +60,7 @@ def chosen(tiny_weights, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def setup(tiny_weights):
-    return build(run_config(settings(tiny_weights)))
+    return build_setup(run_config(settings(tiny_weights)))
 
 
 def results_of(workdir: pathlib.Path):
@@ -213,7 +213,7 @@ def test_a_run_that_stopped_and_was_killed_before_it_was_scored_trains_no_furthe
     shutil.copytree(stopped, workdir)
     for name in ('results.json', 'answers_after.jsonl'):
         (workdir / name).unlink()
-    monkeypatch.setattr(training.trainer.step, 'make_train_step', None)
+    monkeypatch.setattr(training.train_loop.step, 'make_train_step', None)
     training.train(settings(tiny_weights, training__patience=2), workdir)
     assert records_of(workdir) == records_of(stopped)
     assert results_of(workdir)['tasks'] == results_of(stopped)['tasks']
@@ -247,7 +247,7 @@ def test_evaluations_since_the_lowest_loss(losses, expected):
 def test_a_curve_has_the_steps_that_were_evaluated():
     records = [{'step': 1, 'loss': 3.0}, {'step': 2, 'validation_loss': 2.0}]
     records[1]['validation_loss/a/b'] = 2.0
-    assert curve(records) == [{'step': 2, 'loss': 2.0, 'by_task': {'a/b': 2.0}}]
+    assert validation_curve(records) == [{'step': 2, 'loss': 2.0, 'by_task': {'a/b': 2.0}}]
 
 
 @pytest.mark.parametrize('name', ['loss', 'gradient_norm', 'validation_loss'])

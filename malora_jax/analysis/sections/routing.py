@@ -32,7 +32,7 @@ from malora_jax.analysis.router_stats import (
 )
 from malora_jax.runs import LoadedRun
 from malora_jax.training.prepare import data_digests
-from malora_jax.training.setup import Setup, build
+from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.workdir import check_base, check_run
 
 # Maximum number of evenly spread checkpoints that are run on the questions.
@@ -61,7 +61,7 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
         )
         return Section(name, title, [Text(text)], None)
     check_run(run.path, run.raw_config, data_digests(run.run_config))
-    setup = build(run.run_config)
+    setup = build_setup(run.run_config)
     check_base(run.path, run.run_config, setup.base.params)
     batches = list(setup.held_out_batches(max_questions))
     question_set = index_questions(batches)

@@ -28,14 +28,14 @@ from malora_jax.training.state import TrainState
 _ROUTER_SCALE = 1e-3
 
 
-def started_from(
+def warm_start(
     directory: pathlib.Path, state: TrainState, model: Decoder, base: LoadedBase
 ) -> TrainState:
     """Return a state before the first step whose adapter computes the same as a trained adapter.
 
     The trained adapter must have the same leaves as the run's adapter, or be a LoRA, with which all
-    experts of the run then start (see `_experts`). If its scale α / rank differs, the last factor
-    is rescaled.
+    experts of the run then start (see `_experts_from_lora`). If its scale α / rank differs, the
+    last factor is rescaled.
 
     Args:
         directory: Directory of an exported adapter, or of an adapter that `peft` saved.
@@ -47,17 +47,17 @@ def started_from(
         UserError: The directory holds no adapter, or its adapter does not fit this run or its base
             model.
     """
-    leaves, scale = _trained(directory, model, base)
+    leaves, scale = _load_trained(directory, model, base)
     adapter = model.adapter
     assert adapter is not None
     fresh = {name: dict(named_leaves(getattr(state, name))) for name in ADAPTER_COLLECTIONS}
     ours = {path: leaf for tree in fresh.values() for path, leaf in tree.items()}
     _check_targets(directory, ours, leaves)
     if _is_lora(leaves) and not adapter.structure.is_mergeable:
-        found = _mixture(directory, adapter, ours, leaves, scale)
+        new_leaves = _mixture_from_lora(directory, adapter, ours, leaves, scale)
     else:
-        found = {
-            path: _placed(directory, adapter, path, leaf, leaves.pop(path, None), scale)
+        new_leaves = {
+            path: _place_leaf(directory, adapter, path, leaf, leaves.pop(path, None), scale)
             for path, leaf in ours.items()
         }
         if leaves:
@@ -67,7 +67,7 @@ def started_from(
             )
     return state.replace(
         **{
-            name: unflatten_dict({path: found[path] for path in tree}, sep='/')
+            name: unflatten_dict({path: new_leaves[path] for path in tree}, sep='/')
             for name, tree in fresh.items()
         }
     )
@@ -81,7 +81,7 @@ def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
     )
 
 
-def _mixture(
+def _mixture_from_lora(
     directory: pathlib.Path,
     adapter: AdapterConfig,
     ours: Mapping[str, jax.Array],
@@ -112,22 +112,22 @@ def _mixture(
             f'training.start_from: {directory} holds a LoRA of rank {rank}; adapter.rank must be '
             f'at least that, not {adapter.structure.rank}.'
         )
-    found: dict[str, jax.Array] = {}
+    new_leaves: dict[str, jax.Array] = {}
     for linear in dict.fromkeys(path.rpartition('/')[0] for path in ours):
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaf_names}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
         # Map over the layers one at a time, because batched decompositions can deadlock on CPU; see
         # `initializers._decompose`.
         start = jax.jit(
-            lambda *layers: jax.lax.map(lambda layer: _experts(adapter, *layer), layers),
+            lambda *layers: jax.lax.map(lambda layer: _experts_from_lora(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
         )
         made = start(fresh, down_LDR, up_LRF * np.float32(scale / adapter.scale))
-        found |= {f'{linear}/{name}': leaf for name, leaf in made.items()}
-    return found
+        new_leaves |= {f'{linear}/{name}': leaf for name, leaf in made.items()}
+    return new_leaves
 
 
-def _experts(
+def _experts_from_lora(
     adapter: AdapterConfig, fresh: Mapping[str, jax.Array], down_DR: jax.Array, up_RF: jax.Array
 ) -> dict[str, jax.Array]:
     """Return the leaves of one linear in one layer, whose experts all start as the same LoRA.
@@ -154,7 +154,7 @@ def _experts(
     return leaves
 
 
-def _trained(
+def _load_trained(
     directory: pathlib.Path, model: Decoder, base: LoadedBase
 ) -> tuple[dict[str, np.ndarray], float]:
     """Load a trained adapter.
@@ -192,7 +192,7 @@ def _check_targets(
         )
 
 
-def _placed(
+def _place_leaf(
     directory: pathlib.Path,
     adapter: AdapterConfig,
     path: str,

@@ -19,48 +19,50 @@ from malora_jax import errors, markdown
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.training.config import RunConfig
-from malora_jax.training.objective import CHUNK
+from malora_jax.training.objective import CHUNK_TOKENS
 from malora_jax.training.plan import memory_bytes, tree_bytes
 from malora_jax.training.step import abstract_batch, losses
 
 # Quantization formats to compare. nf4 is omitted because it takes as much memory as int4.
-_KEPT = ('', 'int8', 'int4')
+_QUANTIZE = ('', 'int8', 'int4')
 _REMAT = ('light', 'full')
 # Usable share of the memory. The rest is for the runtime and for fragmentation.
-USABLE = 0.9
+USABLE_SHARE = 0.9
 _MEMINFO = pathlib.Path('/proc/meminfo')
 _UNITS = {'MB': 10**6, 'GB': 10**9, 'MiB': 2**20, 'GiB': 2**30}
 
 
-class Option(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Memory use with one combination of quantization and rematerialization.
 
     Attributes:
-        kept: Name of the dtype or quantization format of the base model's kernels, for the table.
+        kernel_format: Name of the dtype or quantization format of the base model's kernels, for the
+            table.
         quantize: Value of `model.quantize`; '' = not quantized.
         remat: Value of `training.remat`, the rematerialization policy.
-        resident: Bytes that stay allocated during training: base, adapter and optimizer moments.
-        step: Additional bytes of a step that do not depend on its rows: gradients, their update, a
-            chunk of logits, and one dequantized kernel if kernels are quantized.
-        row: Bytes of each row: its saved activations, and the temporaries of one layer.
-        rows: Maximum number of rows; 0 = not even one fits.
+        resident_bytes: Bytes that stay allocated during training: base, adapter and optimizer
+            moments.
+        step_bytes: Additional bytes of a step that do not depend on its rows: gradients, their
+            update, a chunk of logits, and one dequantized kernel if kernels are quantized.
+        row_bytes: Bytes of each row: its saved activations, and the temporaries of one layer.
+        max_rows: Maximum number of rows; 0 = not even one fits.
     """
 
-    kept: str
+    kernel_format: str
     quantize: str
     remat: str
-    resident: int
-    step: int
-    row: int
-    rows: int
+    resident_bytes: int
+    step_bytes: int
+    row_bytes: int
+    max_rows: int
 
     @property
-    def total(self) -> int:
+    def total_bytes(self) -> int:
         """Total bytes with the maximum number of rows, or with one row if none fits."""
-        return self.resident + self.step + self.row * max(1, self.rows)
+        return self.resident_bytes + self.step_bytes + self.row_bytes * max(1, self.max_rows)
 
 
-def memory_size(text: str) -> int:
+def parse_memory_size(text: str) -> int:
     """Parse a memory size, and return its bytes.
 
     Args:
@@ -69,23 +71,23 @@ def memory_size(text: str) -> int:
     Raises:
         UserError: The text is not a positive size with unit MB, GB, MiB or GiB.
     """
-    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)', text.strip())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r'(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)', text.strip())
+    if not match or not float(match[1]):
         raise errors.out_of_range('--memory', text, 'a size such as 24GB or 16GiB')
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
-def options(run: RunConfig, memory: int) -> list[Option]:
+def memory_estimates(run: RunConfig, memory: int) -> list[MemoryEstimate]:
     """Estimate all combinations of quantization and rematerialization.
 
     Args:
         run: Run configuration. Its quantization, rematerialization and batch size are ignored.
         memory: Memory of the device, in bytes.
     """
-    return [option(run, memory, kept, remat) for kept in _KEPT for remat in _REMAT]
+    return [memory_estimate(run, memory, kept, remat) for kept in _QUANTIZE for remat in _REMAT]
 
 
-def option(run: RunConfig, memory: int, quantize: str, remat: str) -> Option:
+def memory_estimate(run: RunConfig, memory: int, quantize: str, remat: str) -> MemoryEstimate:
     """Estimate one combination of quantization and rematerialization.
 
     Args:
@@ -99,12 +101,12 @@ def option(run: RunConfig, memory: int, quantize: str, remat: str) -> Option:
     resident = parts['total'] - parts['gradients']
     # Gradients and updates, and with gradient accumulation also the sum of the gradients.
     copies = 2 if run.training.accumulate == 1 else 3
-    step = copies * parts['gradients'] + _logits(config) + _kernel(config)
+    step = copies * parts['gradients'] + _logit_bytes(config) + _kernel_bytes(config)
     # The memory of a row does not depend on the quantization. With `run.model` instead of `config`,
     # all quantization formats share one cached result.
     row = row_bytes(Decoder(run.model, run.adapter, remat), run.data.sequence_length)
-    rows = max(0, (int(memory * USABLE) - resident - step) // row)
-    return Option(quantize or config.dtype, quantize, remat, resident, step, row, rows)
+    rows = max(0, (int(memory * USABLE_SHARE) - resident - step) // row)
+    return MemoryEstimate(quantize or config.dtype, quantize, remat, resident, step, row, rows)
 
 
 def available_memory() -> int:
@@ -117,13 +119,13 @@ def available_memory() -> int:
     if 'bytes_limit' in stats:
         return stats['bytes_limit']
     if _MEMINFO.exists():
-        found = re.search(r'^MemAvailable: +(\d+) kB$', _MEMINFO.read_text(), re.MULTILINE)
-        if found:
-            return 1024 * int(found[1])
+        match = re.search(r'^MemAvailable: +(\d+) kB$', _MEMINFO.read_text(), re.MULTILINE)
+        if match:
+            return 1024 * int(match[1])
     return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
 
 
-def joint_runs(run: RunConfig, memory: int) -> int:
+def max_joint_runs(run: RunConfig, memory: int) -> int:
     """Return the number of runs that fit into memory if they train jointly, sharing one base.
 
     Args:
@@ -131,9 +133,9 @@ def joint_runs(run: RunConfig, memory: int) -> int:
         memory: Memory of the device, in bytes; a tenth of it stays free.
     """
     base = memory_bytes(Decoder(run.model))['base']
-    each = option(run, memory, run.model.quantize, run.training.remat)
-    own = each.resident - base + each.step + each.row * run.data.batch_size
-    return max(0, (int(memory * USABLE) - base) // own)
+    each = memory_estimate(run, memory, run.model.quantize, run.training.remat)
+    own = each.resident_bytes - base + each.step_bytes + each.row_bytes * run.data.batch_size
+    return max(0, (int(memory * USABLE_SHARE) - base) // own)
 
 
 @functools.cache
@@ -148,59 +150,62 @@ def row_bytes(model: Decoder, sequence_length: int) -> int:
         sequence_length: Number of tokens of a row, T.
     """
     layer = Decoder(dataclasses.replace(model.config, num_layers=1), model.adapter)
-    kept = _kept(model, 2, sequence_length) - _kept(model, 1, sequence_length)
-    made = _kept(layer, 2, sequence_length) - _kept(layer, 1, sequence_length)
-    return kept + made * 3 // 2
+    saved = _saved_bytes(model, 2, sequence_length) - _saved_bytes(model, 1, sequence_length)
+    recomputed = _saved_bytes(layer, 2, sequence_length) - _saved_bytes(layer, 1, sequence_length)
+    return saved + recomputed * 3 // 2
 
 
-def describe(run: RunConfig, found: list[Option], memory: int) -> str:
+def format_estimates(run: RunConfig, estimates: list[MemoryEstimate], memory: int) -> str:
     """Return a Markdown table of all options, and a recommendation.
 
     Args:
         run: Run configuration.
-        found: Estimates, as `options` returns them.
+        estimates: Estimates, as `memory_estimates` returns them.
         memory: Memory of the device, in bytes.
     """
     head = ['kernels', 'remat', 'stays, GB', 'a step, GB', 'a row, GB', 'most rows', 'total, GB']
     rows = [
         [
-            *(option.kept, option.remat),
-            *(f'{size / 1e9:.2f}' for size in (option.resident, option.step, option.row)),
-            str(option.rows),
-            f'{option.total / 1e9:.2f}',
+            *(estimate.kernel_format, estimate.remat),
+            *(
+                f'{size / 1e9:.2f}'
+                for size in (estimate.resident_bytes, estimate.step_bytes, estimate.row_bytes)
+            ),
+            str(estimate.max_rows),
+            f'{estimate.total_bytes / 1e9:.2f}',
         ]
-        for option in found
+        for estimate in estimates
     ]
     title = (
         f'{run.method} on {run.model.name} in {run.model.dtype}, rows of '
         f'{run.data.sequence_length} tokens, {memory / 1e9:.1f} GB of which a tenth stays free.'
     )
-    return f'{title}\n\n{markdown.table([head, *rows])}\n\n{_advice(run, found)}'
+    return f'{title}\n\n{markdown.table([head, *rows])}\n\n{_advice(run, estimates)}'
 
 
-def _advice(run: RunConfig, found: list[Option]) -> str:
+def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
     """Return the recommendation: the first option that fits the configured batch.
 
     Options are ordered by precision of the base, then by less recomputation.
     """
-    wanted = run.data.batch_size
-    for option in found:
-        if option.rows >= wanted:
+    batch_size = run.data.batch_size
+    for estimate in estimates:
+        if estimate.max_rows >= batch_size:
             return (
-                f"A batch of {wanted} fits with --config.model.quantize='{option.quantize}' "
-                f'--config.training.remat={option.remat}, and up to {option.rows} would.'
+                f"A batch of {batch_size} fits with --config.model.quantize='{estimate.quantize}' "
+                f'--config.training.remat={estimate.remat}, and up to {estimate.max_rows} would.'
             )
-    best = max(found, key=lambda option: option.rows)
-    if best.rows:
+    best = max(estimates, key=lambda option: option.max_rows)
+    if best.max_rows:
         return (
-            f"No batch of {wanted} fits. --config.model.quantize='{best.quantize}' "
-            f'--config.training.remat={best.remat} --config.data.batch_size={best.rows} does, and '
-            'training.accumulate makes steps of more.'
+            f"No batch of {batch_size} fits. --config.model.quantize='{best.quantize}' "
+            f'--config.training.remat={best.remat} --config.data.batch_size={best.max_rows} does, '
+            'and training.accumulate makes steps of more.'
         )
     return 'Not even one row fits: make data.sequence_length or the adapter smaller.'
 
 
-def _kept(model: Decoder, rows: int, sequence_length: int) -> int:
+def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
     """Return the bytes of the residuals that JAX saves for the backward pass.
 
     They include weights, each time a weight is needed. Differences between two numbers of rows
@@ -218,12 +223,12 @@ def _kept(model: Decoder, rows: int, sequence_length: int) -> int:
     return tree_bytes(jax.eval_shape(backward, variables, batch, jax.random.key(0)))
 
 
-def _logits(config: ModelConfig) -> int:
+def _logit_bytes(config: ModelConfig) -> int:
     """Return the bytes of a chunk's logits, their exponentials and their softmax, in float32."""
-    return 3 * 4 * CHUNK * config.vocab_size
+    return 3 * 4 * CHUNK_TOKENS * config.vocab_size
 
 
-def _kernel(config: ModelConfig) -> int:
+def _kernel_bytes(config: ModelConfig) -> int:
     """Return the bytes of the largest kernel while it is dequantized; 0 if not quantized.
 
     Dequantization holds the kernel in float32 and in the model's dtype.

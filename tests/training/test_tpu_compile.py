@@ -11,8 +11,8 @@ from malora_jax.distributed.mesh import make_mesh
 from malora_jax.distributed.topology import disable_tpu_detection, tpu_devices
 from malora_jax.models import preset
 from malora_jax.training import run_config
-from malora_jax.training.step import step_bytes
-from malora_jax.training.topology import compiled_step
+from malora_jax.training.step import compiled_memory_bytes
+from malora_jax.training.tpu_compile import compiled_step
 
 pytestmark = pytest.mark.tpu
 
@@ -48,7 +48,7 @@ def program(method: str) -> hlo.Program:
 
 
 def bytes_per_chip(method: str) -> int:
-    return step_bytes(compiled(method))
+    return compiled_memory_bytes(compiled(method))
 
 
 def too_large(arrays) -> list[hlo.HLOArray]:

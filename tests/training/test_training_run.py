@@ -25,7 +25,7 @@ from malora_jax.training import run_config
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config_format import read_config
 from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.setup import build
+from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, create_state
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SCORERS, STEPS, TASKS, run_settings
@@ -141,7 +141,7 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
     finished, tiny_weights, last_state
 ):
     """The answers are generated again, and differ before and after training."""
-    setup = build(run_config(run_settings(tiny_weights)))
+    setup = build_setup(run_config(run_settings(tiny_weights)))
 
     def answered(model: Decoder, variables) -> list[Answer]:
         generator = setup.generator(model)
@@ -204,7 +204,7 @@ def test_the_adapter_has_learned_something(finished, last_state):
 def test_running_a_finished_run_again_returns_its_results(
     finished, results, tiny_weights, capsys, monkeypatch
 ):
-    monkeypatch.setattr(training.loop, 'build', None)  # Nothing is loaded.
+    monkeypatch.setattr(training.training_run, 'build_setup', None)  # Nothing is loaded.
     assert training.train(run_settings(tiny_weights), finished) == results
     assert 'is finished' in capsys.readouterr().out
 

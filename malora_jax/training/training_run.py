@@ -13,19 +13,19 @@ from malora_jax.distributed.mesh import use_mesh
 from malora_jax.training import goodput, results
 from malora_jax.training.checkpoint import Checkpoints
 from malora_jax.training.config import RunConfig, run_config
-from malora_jax.training.goodput import Goodput
-from malora_jax.training.identity import Identity
+from malora_jax.training.goodput import GoodputRecorder
+from malora_jax.training.identity import RunIdentity
 from malora_jax.training.metrics import MetricWriter
 from malora_jax.training.plan import count_parameters
-from malora_jax.training.preemption import Preemption, watched
+from malora_jax.training.preemption import PreemptionWatcher, watch_preemption
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.run_files import read_results
 from malora_jax.training.run_progress import RunProgress
-from malora_jax.training.setup import Setup, build
-from malora_jax.training.start import started_from
+from malora_jax.training.setup import Setup, build_setup
 from malora_jax.training.state import TrainState
-from malora_jax.training.trainer import train_steps
-from malora_jax.training.workdir import RunDirectory, check_base, opened
+from malora_jax.training.train_loop import train_steps
+from malora_jax.training.warm_start import warm_start
+from malora_jax.training.workdir import RunDirectory, check_base, open_run_directory
 
 
 def train(
@@ -54,42 +54,44 @@ def train(
         OSError: A checkpoint does not fit on the disk or cannot be written.
         Preempted: SIGTERM stopped the run; its progress is saved.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     run = run_config(config)
-    with opened(workdir, config, data_digests(run)) as directory:
+    with open_run_directory(workdir, config, data_digests(run)) as directory:
         if directory.is_finished:
             hosts.print_on_first(f'{buckets.home(workdir)} is finished; its results:')
             return read_results(workdir)
-        record = Goodput()
-        with record.phase('start'):
+        recorder = GoodputRecorder()
+        with recorder.phase('start'):
             devices = use_mesh(run.mesh, run.data.batch_size)
-        with devices, watched() as preemption:
-            return _train(run, directory, _Watch(started, record, preemption, write_plots))
+        with devices, watch_preemption() as preemption:
+            return _train(
+                run, directory, _RunServices(start_time, recorder, preemption, write_plots)
+            )
 
 
-class _Watch(NamedTuple):
+class _RunServices(NamedTuple):
     """Services of one start of a run.
 
     Attributes:
-        started: Time of the start, from `time.perf_counter`.
+        start_time: Time of the start, from `time.perf_counter`.
         goodput: Recorder of wall-clock time by phase.
         preemption: Watcher for SIGTERM.
         write_plots: Function that writes the plots; None to write no plots.
     """
 
-    started: float
-    goodput: Goodput
-    preemption: Preemption
+    start_time: float
+    goodput: GoodputRecorder
+    preemption: PreemptionWatcher
     write_plots: results.PlotWriter | None
 
 
-def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, Any]:
+def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> dict[str, Any]:
     # Errors in the config must be raised here, before anything is written to the directory.
-    with watch.goodput.phase('load'):
-        setup = build(run)
-        identity = identified(setup, directory)
+    with services.goodput.phase('load'):
+        setup = build_setup(run)
+        identity = check_identity(setup, directory)
         data = setup.train_iterator()
-        state = started(setup, setup.fresh_state(), directory)
+        state = maybe_warm_start(setup, setup.fresh_state(), directory)
     # `parameter_counts` would trace the model once more, which delays the first step.
     parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
     hosts.print_on_first(
@@ -99,23 +101,23 @@ def _train(run: RunConfig, directory: RunDirectory, watch: _Watch) -> dict[str, 
     for split, size in zip(setup.splits, setup.sizes, strict=True):
         if split.origin:
             hosts.print_on_first(describe_split(split, size))
-    hosts.print_on_first(setup.describe_drawing())
+    hosts.print_on_first(setup.describe_draws())
     if not hosts.is_first_process():
         hosts.barrier('begun')
-        return _run(setup, state, data, directory.path, identity, watch)
-    directory.begin(run, identity)
-    watch.goodput.open(directory.path)
+        return _run(setup, state, data, directory.path, identity, services)
+    directory.write_identity(run, identity)
+    services.goodput.open(directory.path)
     buckets.push()
     hosts.barrier('begun')
     try:
-        return _run(setup, state, data, directory.path, identity, watch)
+        return _run(setup, state, data, directory.path, identity, services)
     finally:
-        watch.goodput.close()
+        services.goodput.close()
         buckets.push()
-        print(goodput.describe(goodput.accounts(goodput.read(directory.path))))
+        print(goodput.describe(goodput.seconds_by_activity(goodput.read(directory.path))))
 
 
-def identified(setup: Setup, directory: RunDirectory) -> Identity:
+def check_identity(setup: Setup, directory: RunDirectory) -> RunIdentity:
     """Return the identity of a run, after the checks that need the loaded base model and data.
 
     Args:
@@ -135,7 +137,7 @@ def identified(setup: Setup, directory: RunDirectory) -> Identity:
     return directory.identity(check_base(directory.path, setup.run, setup.base.params))
 
 
-def started(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
+def maybe_warm_start(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainState:
     """Return the state before the first step, with trained values if `training.start_from` is set.
 
     Args:
@@ -150,7 +152,7 @@ def started(setup: Setup, state: TrainState, directory: RunDirectory) -> TrainSt
     start_from = setup.run.training.start_from
     if not start_from or directory.step:
         return state
-    return started_from(buckets.local(start_from), state, setup.model, setup.base)
+    return warm_start(buckets.local(start_from), state, setup.model, setup.base)
 
 
 def _run(
@@ -158,24 +160,24 @@ def _run(
     state: TrainState,
     data: RowStreams,
     workdir: pathlib.Path,
-    identity: Identity,
-    watch: _Watch,
+    identity: RunIdentity,
+    services: _RunServices,
 ) -> dict[str, Any]:
-    with opened_progress(setup, state, data, workdir, identity, watch.goodput) as opened_run:
+    with open_progress(setup, state, data, workdir, identity, services.goodput) as opened_run:
         progress, state = opened_run
         if not progress.is_at_end:
-            state = train_steps(progress, state, watch.preemption)
-        return finish(progress, state, watch.started, watch.write_plots)
+            state = train_steps(progress, state, services.preemption)
+        return finish(progress, state, services.start_time, services.write_plots)
 
 
 @contextlib.contextmanager
-def opened_progress(
+def open_progress(
     setup: Setup,
     state: TrainState,
     data: RowStreams,
     workdir: pathlib.Path,
-    identity: Identity,
-    record: Goodput,
+    identity: RunIdentity,
+    recorder: GoodputRecorder,
 ) -> Iterator[tuple[RunProgress, TrainState]]:
     """Open a run's checkpoints and metrics, and restore its newest checkpoint if there is one.
 
@@ -186,7 +188,7 @@ def opened_progress(
             the iterator is moved to the position that was saved with it.
         workdir: Directory of the run.
         identity: Identity of the run, which is saved with its checkpoints.
-        record: Recorder of wall-clock time by phase.
+        recorder: Recorder of wall-clock time by phase.
 
     Yields:
         The progress of the run, and the state from which training continues.
@@ -195,19 +197,22 @@ def opened_progress(
         UserError: The checkpoints belong to another run, or a file is broken.
         OSError: There is no disk space for another checkpoint.
     """
-    saved, keep = buckets.home(workdir / 'checkpoints'), setup.run.training.keep_checkpoints
-    with Checkpoints(saved, keep, identity) as checkpoints:
+    checkpoint_dir, keep = (
+        buckets.home(workdir / 'checkpoints'),
+        setup.run.training.keep_checkpoints,
+    )
+    with Checkpoints(checkpoint_dir, keep, identity) as checkpoints:
         # Reading `state.step` of a fresh state would wait until the whole state is computed.
-        done = 0
+        step = 0
         if checkpoints.latest_step:
-            with record.phase('load'):
+            with recorder.phase('load'):
                 state = checkpoints.restore(state, data)
-                done = int(state.step)
-            hosts.print_on_first(f'Continuing {buckets.home(workdir)} after step {done}.')
-        with MetricWriter(workdir, done) as writer:
-            progress = RunProgress(setup, workdir, data, writer, checkpoints, record, done)
+                step = int(state.step)
+            hosts.print_on_first(f'Continuing {buckets.home(workdir)} after step {step}.')
+        with MetricWriter(workdir, step) as writer:
+            progress = RunProgress(setup, workdir, data, writer, checkpoints, recorder, step)
             if not progress.is_at_end:
-                checkpoints.check_room(state)
+                checkpoints.check_disk_space(state)
             # If this frame kept a reference, the state's memory would not be freed before the end.
             states = [state]
             del state
@@ -217,7 +222,7 @@ def opened_progress(
 def finish(
     progress: RunProgress,
     state: TrainState,
-    started: float,
+    start_time: float,
     write_plots: results.PlotWriter | None,
 ) -> dict[str, Any]:
     """Score the base and the adapted model, and write the results of a run.
@@ -226,7 +231,7 @@ def finish(
         progress: Progress of the run, at its end.
         state: State after the last step. If checkpoints have a validation loss, the one with the
             lowest loss is scored instead.
-        started: Time of this start of the run, from `time.perf_counter`.
+        start_time: Time of this start of the run, from `time.perf_counter`.
         write_plots: Function that writes the plots; None to write no plots.
 
     Returns:
@@ -237,13 +242,13 @@ def finish(
     with progress.goodput.phase('evaluate'):
         # The base model is frozen, so it can be scored after training. Scoring it first would
         # delay training.
-        found = results.Found(
+        measurements = results.RunMeasurements(
             records=progress.writer.records,
             best=checkpoints.best,
-            before=results.scored(setup, workdir, 'before', None),
-            after=results.scored(setup, workdir, 'after', variables),
+            before=results.load_or_score_answers(setup, workdir, 'before', None),
+            after=results.load_or_score_answers(setup, workdir, 'after', variables),
             routing=setup.held_out_routing(variables),
         )
     # An interrupted run also counts the training time of its earlier starts.
-    seconds = time.perf_counter() - started + progress.earlier_train_time
-    return results.write_results(setup, workdir, found, seconds, write_plots)
+    seconds = time.perf_counter() - start_time + progress.earlier_train_time
+    return results.write_results(setup, workdir, measurements, seconds, write_plots)

@@ -22,14 +22,14 @@ from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state
-from malora_jax.training.step import lowered_step
+from malora_jax.training.step import lower_train_step
 
 # Matches the compiler's out-of-memory message, such as 'Used 20.98G of 15.75G hbm.'
-_USED = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+_OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
-def compiled_for(run: RunConfig, topology: str) -> dict[str, Any]:
+def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
     """Compile the training step of a run for a TPU topology, and return the compiler's estimates.
 
     Args:
@@ -49,19 +49,19 @@ def compiled_for(run: RunConfig, topology: str) -> dict[str, Any]:
             the step.
     """
     devices = tpu_devices(topology)
-    found = _verdict(run, devices)
-    if not found['fits']:
-        found['change'] = _mended(run, devices, found['mesh'])
-    return {'name': topology, 'devices': len(devices)} | found
+    report = _compile_report(run, devices)
+    if not report['fits']:
+        report['change'] = _find_fitting_change(run, devices, report['mesh'])
+    return {'name': topology, 'devices': len(devices)} | report
 
 
-def _verdict(run: RunConfig, devices: list[Any]) -> dict[str, Any]:
+def _compile_report(run: RunConfig, devices: list[Any]) -> dict[str, Any]:
     mesh = make_mesh(run.mesh, devices)
     shape = {'mesh': dict(mesh.shape)}
     try:
         compiled = compiled_step(run, mesh)
     except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
+        used = _OUT_OF_MEMORY.search(str(error))
         if not used:
             raise errors.UserError(
                 f'The TPU compiler refuses the step: {str(error).splitlines()[0]}'
@@ -107,8 +107,8 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
         params = sharding.sharded_shapes(abstract_variables(model)['params'])
         state = abstract_state(model, make_optimizer(run.optimizer, steps), params)
         num_tasks = len(run.data.tasks) + len(run.data.file_tasks)
-        numbers = Hyperparameters.of(run.seed, run.optimizer, run.adapter)
-        return lowered_step(run, steps, num_tasks, state, params, numbers).compile()
+        numbers = Hyperparameters.from_configs(run.seed, run.optimizer, run.adapter)
+        return lower_train_step(run, steps, num_tasks, state, params, numbers).compile()
 
 
 def _program(compiled: jax.stages.Compiled) -> hlo.Program:
@@ -121,8 +121,10 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
         ) from error
 
 
-def _mended(run: RunConfig, devices: list[Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """Return the config fields of the first of `_changes` with which the step fits, or None.
+def _find_fitting_change(
+    run: RunConfig, devices: list[Any], sizes: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """Return the first of `_memory_saving_changes` with which the step fits, or None.
 
     Args:
         run: Config of the run, whose step does not fit.
@@ -132,26 +134,28 @@ def _mended(run: RunConfig, devices: list[Any], sizes: Mapping[str, int]) -> dic
     Returns:
         Values by dotted field name, and `bytes_per_device` with them.
     """
-    for change in _changes(run, sizes):
+    for change in _memory_saving_changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))
         training = dataclasses.replace(run.training, **change.get('training', {}))
         data = dataclasses.replace(run.data, **change.get('data', {}))
         changed = dataclasses.replace(run, mesh=mesh, training=training, data=data)
         try:
-            found = _verdict(changed, devices)
+            report = _compile_report(changed, devices)
         except errors.UserError:  # The model cannot be sharded over this mesh.
             continue
-        if found['fits']:
+        if report['fits']:
             fields = {
                 f'{section}.{name}': value
                 for section, values in change.items()
                 for name, value in values.items()
             }
-            return fields | {'bytes_per_device': found['bytes_per_device']}
+            return fields | {'bytes_per_device': report['bytes_per_device']}
     return None
 
 
-def _changes(run: RunConfig, sizes: Mapping[str, int]) -> Iterator[dict[str, dict[str, Any]]]:
+def _memory_saving_changes(
+    run: RunConfig, sizes: Mapping[str, int]
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Yield config changes that reduce memory: FSDP, then full remat, then smaller micro-batches.
 
     Each change includes the changes before it. Halving `data.batch_size` doubles
@@ -166,8 +170,8 @@ def _changes(run: RunConfig, sizes: Mapping[str, int]) -> Iterator[dict[str, dic
         change = mesh | {'training': {'remat': 'full'}}
         yield change
     rows, accumulate = run.data.batch_size, run.training.accumulate
-    least = sizes['data'] * sizes['fsdp']
-    while rows % 2 == 0 and rows // 2 % least == 0:
+    row_shards = sizes['data'] * sizes['fsdp']
+    while rows % 2 == 0 and rows // 2 % row_shards == 0:
         rows, accumulate = rows // 2, accumulate * 2
         training = change.get('training', {}) | {'accumulate': accumulate}
         yield change | {'data': {'batch_size': rows}, 'training': training}

@@ -6,12 +6,14 @@ import tqdm
 
 from malora_jax.distributed import hosts, sharding
 from malora_jax.training import step
-from malora_jax.training.preemption import Preempted, Preemption
+from malora_jax.training.preemption import Preempted, PreemptionWatcher
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.state import TrainState
 
 
-def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption) -> TrainState:
+def train_steps(
+    progress: RunProgress, state: TrainState, preemption: PreemptionWatcher
+) -> TrainState:
     """Train from the current step of the run to its last step, or until early stopping.
 
     Args:
@@ -32,7 +34,7 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
     hyperparameters = sharding.put_replicated(setup.hyperparameters)
     with progress.goodput.phase('compile'):
         # Compile ahead of time, so that the time of the first step does not include compilation.
-        train_step = step.lowered_step(
+        train_step = step.lower_train_step(
             setup.run, setup.steps, len(tasks), state, params, hyperparameters
         ).compile()
     unreported = None
@@ -44,18 +46,18 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
         dynamic_ncols=True,
         disable=not hosts.is_first_process(),
     )
-    with preemption.deferred(), bar:
+    with preemption.defer_sigterm(), bar:
         progress.start_clock()
         while not progress.is_at_end:
             batch = sharding.shard_batch(progress.next_batch())
             progress.start_step()
             state, metrics = train_step(state, params, batch, hyperparameters)
             if unreported is not None:
-                _show(progress.report(*unreported), tasks, bar)
+                _update_bar(progress.report(*unreported), tasks, bar)
             unreported = (progress.step, metrics)
-            stops = preemption.reached(progress.step)
-            if stops or progress.is_due:
-                _show(progress.report(*unreported, state), tasks, bar)
+            stops = preemption.should_stop(progress.step)
+            if stops or progress.is_eval_or_save_due:
+                _update_bar(progress.report(*unreported, state), tasks, bar)
                 unreported = None
                 progress.save(state, stops)
                 if stops:
@@ -71,7 +73,7 @@ def train_steps(progress: RunProgress, state: TrainState, preemption: Preemption
     return state
 
 
-def _show(record: Mapping[str, float], tasks: list[str], bar: tqdm.tqdm) -> None:
+def _update_bar(record: Mapping[str, float], tasks: list[str], bar: tqdm.tqdm) -> None:
     by_task = [f'{task} {record[f"loss/{task}"]:.2f}' for task in tasks if f'loss/{task}' in record]
     speed = f'{record["tokens_per_second"]:.0f} tokens/s'
     text = ', '.join([f'loss {record["loss"]:.3f}', speed, *by_task])
