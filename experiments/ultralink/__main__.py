@@ -21,8 +21,8 @@ from absl import flags
 from experiments import cli
 from experiments.ultralink import stage_flags
 from malora_jax.errors import UserError, unknown_name
-from malora_jax.ultralink.llm.opened import Choice, opened
-from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES, FileCommand, Stage
 
@@ -44,11 +44,11 @@ def main() -> None:
         raise unknown_name('stage', name, STAGES)
     stage = STAGES[name]
     sys.argv[:] = [f'experiments.ultralink.{name}', *map(_with_underscores, sys.argv[2:])]
-    given = stage_flags.StageFlags(stage)
+    command_flags = stage_flags.StageFlags(stage)
     # absl prints this docstring above the flags in --help.
-    sys.modules['__main__'].__doc__ = given.help
+    sys.modules['__main__'].__doc__ = command_flags.help
     flags.adopt_module_key_flags(stage_flags)
-    cli.run_without_config(lambda: _run(stage, given))
+    cli.run_without_config(lambda: _run(stage, command_flags))
 
 
 def _listing() -> str:
@@ -59,21 +59,21 @@ def _listing() -> str:
     )
 
 
-def _run(stage: Stage | FileCommand, given: stage_flags.StageFlags) -> None:
-    run, choice = given.parsed()
+def _run(stage: Stage | FileCommand, command_flags: stage_flags.StageFlags) -> None:
+    run, choice = command_flags.parse()
     if isinstance(stage, FileCommand):
         text, status = stage.function(run)
         print(text)
         if status:
             sys.exit(status)
     else:
-        making = _ask(stage, run, choice) if choice else stage.run(run)
-        print(stage.summary(run, asyncio.run(making)))
+        coroutine = _run_with_model(stage, run, choice) if choice else stage.run(run)
+        print(stage.summary(run, asyncio.run(coroutine)))
 
 
-async def _ask(stage: Stage, run: StageRun, choice: Choice) -> Manifest:
+async def _run_with_model(stage: Stage, run: StageRun, choice: ModelChoice) -> StageManifest:
     """Open the model, and run a stage that uses it."""
-    async with opened(choice) as model:
+    async with open_model(choice) as model:
         return await stage.run(dataclasses.replace(run, model=model))
 
 

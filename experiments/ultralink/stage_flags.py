@@ -11,11 +11,11 @@ from absl import flags
 from experiments import cli
 from malora_jax import buckets
 from malora_jax.errors import UserError
-from malora_jax.ultralink.llm.opened import Choice, is_local
+from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
 from malora_jax.ultralink.settings import declarations
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import Command
-from malora_jax.ultralink.text.tokens import counter
+from malora_jax.ultralink.text.tokens import load_token_counter
 
 _TOKENIZER = (
     'Tokenizer that counts tokens: that of a model preset such as llama2-13b, of a GGUF file, or '
@@ -42,7 +42,7 @@ _CACHE = (
 )
 _SEED = 'Random seed of all random choices.'
 # Flags by group, for --help; the others are the settings of the stage.
-_GROUPS = {
+_FLAG_GROUPS = {
     'data': ('input', 'output', 'tokenizer'),
     'model': ('llm', 'base_url', 'concurrency', 'timeout', 'token_limit', 'cache'),
 }
@@ -57,7 +57,7 @@ _DEFINE: dict[Any, Any] = {
 
 
 class StageFlags:
-    """Flags of a stage: the constructor defines them, and `parsed` returns their values."""
+    """Flags of a stage: the constructor defines them, and `parse` returns their values."""
 
     def __init__(self, stage: Command, registry: flags.FlagValues = flags.FLAGS):
         self._stage = stage
@@ -84,8 +84,11 @@ class StageFlags:
         """Text of --help above the flags, with a list of many flags by group."""
         if len(self._flags) <= _MAX_UNGROUPED:
             return self._stage.help
-        named = {name for names in _GROUPS.values() for name in names}
-        groups = {**_GROUPS, 'settings': tuple(name for name in self._flags if name not in named)}
+        named = {name for names in _FLAG_GROUPS.values() for name in names}
+        groups = {
+            **_FLAG_GROUPS,
+            'settings': tuple(name for name in self._flags if name not in named),
+        }
         lines = ['Flags by group:']
         for group, names in groups.items():
             listed = ', '.join(f'--{name}' for name in names if name in self._flags)
@@ -100,7 +103,7 @@ class StageFlags:
         text, example, rest = self._stage.help.partition('\n\nExample')
         return '\n'.join([f'{text}\n', *lines]) + example + rest
 
-    def parsed(self) -> tuple[StageRun[Any], Choice | None]:
+    def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:
         """Return the run that the flags describe, and the choice of its model, if it uses one.
 
         Raises:
@@ -109,13 +112,15 @@ class StageFlags:
         """
         stage = self._stage
         output = self._output() if stage.output else pathlib.Path()
-        choice = self._choice(output) if 'model' in stage.needs else None
-        config = stage.config(**{name: self._field(name) for name in declarations(stage.config)})
+        choice = self._model_choice(output) if 'model' in stage.needs else None
+        config = stage.config(
+            **{name: self._setting_value(name) for name in declarations(stage.config)}
+        )
         resources: dict[str, Any] = {}
         if 'seed' in stage.needs:
             resources['seed'] = self._value('seed')
         if 'tokenizer' in stage.needs:
-            resources['tokenizer'] = counter(self._value('tokenizer'))
+            resources['token_counter'] = load_token_counter(self._value('tokenizer'))
         if choice:
             resources['concurrency'] = choice.concurrency
         inputs = self._paths('input') if stage.inputs else stage.find_inputs(config)
@@ -144,9 +149,9 @@ class StageFlags:
     def _value(self, name: str) -> Any:
         return self._flags[name].value
 
-    def _choice(self, output: pathlib.Path) -> Choice:
+    def _model_choice(self, output: pathlib.Path) -> ModelChoice:
         llm, cache = self._value('llm'), self._value('cache')
-        return Choice(
+        return ModelChoice(
             llm,
             pathlib.Path(cache) if cache else output.parent / 'answers.sqlite',
             self._value('concurrency') or (8 if is_local(llm) else 64),
@@ -155,7 +160,7 @@ class StageFlags:
             self._value('token_limit'),
         )
 
-    def _field(self, name: str) -> Any:
+    def _setting_value(self, name: str) -> Any:
         """Return the value of a settings field."""
         hint = self._hints[name]
         if hint == Sequence[pathlib.Path]:
@@ -172,14 +177,14 @@ class StageFlags:
         Raises:
             UserError: A path is empty, as with --input="$UNSET", or is given twice.
         """
-        named = self._value(name)
-        if not all(named):
+        paths = self._value(name)
+        if not all(paths):
             raise UserError(f'--{name} holds an empty path.')
-        found = [buckets.local(path) for path in named]
-        twin = next((path for path in found if found.count(path) > 1), None)
-        if twin:
-            raise UserError(f'--{name} holds {twin} twice.')
-        return found
+        local_paths = [buckets.local(path) for path in paths]
+        duplicate = next((path for path in local_paths if local_paths.count(path) > 1), None)
+        if duplicate:
+            raise UserError(f'--{name} holds {duplicate} twice.')
+        return local_paths
 
     def _output(self) -> pathlib.Path:
         """Return the path of the output directory.

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from malora_jax.ultralink import release
+from malora_jax.ultralink import release_export
 from malora_jax.ultralink.evaluation import humaneval
 from malora_jax.ultralink.settings import Settings, setting
 from malora_jax.ultralink.stage import StageRun
@@ -13,7 +13,7 @@ from malora_jax.ultralink.stage import StageRun
 
 def export(run: StageRun[Settings]) -> tuple[str, int]:
     """Export the released files, and return the number of rows of each file and exit status 0."""
-    counts = release.export(run.inputs, run.output)
+    counts = release_export.export(run.inputs, run.output)
     return '\n'.join(f'{name}: {count:,} rows' for name, count in counts.items()), 0
 
 
@@ -34,7 +34,7 @@ def report(run: StageRun[ReportConfig]) -> tuple[str, int]:
     # Imported here because it loads Matplotlib, which no other command needs.
     from malora_jax.ultralink.report import report as write_report
 
-    return write_report(run.inputs, run.tokenizer, run.output, run.config.stages), 0
+    return write_report(run.inputs, run.token_counter, run.output, run.config.stages), 0
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ class HumanevalConfig(Settings):
 def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
     """Return the faults of each row as text, and exit status 1 if there are any."""
     config = run.config
-    found = humaneval.diagnose(config.originals, config.input, workers=config.workers)
-    return humaneval.table(found), int(any(each.faults for each in found))
+    diagnoses = humaneval.diagnose(config.originals, config.input, workers=config.workers)
+    return humaneval.format_report(diagnoses), int(any(each.faults for each in diagnoses))

@@ -13,8 +13,8 @@ from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.shards import text_field
 
-SPECIFIC = 'chat_specific'
-SUBSETS = (SPECIFIC, 'chat_agnostic', 'math', 'code')
+CHAT_SPECIFIC = 'chat_specific'
+SUBSETS = (CHAT_SPECIFIC, 'chat_agnostic', 'math', 'code')
 
 
 class Conversation(NamedTuple):
@@ -53,13 +53,13 @@ def read(row: Row) -> Conversation:
     if language not in LANGUAGES:
         raise UserError(f'{row.location}: {unknown_name("language", language, LANGUAGES)}')
     document = text_field(row, 'document') if 'document' in row.fields else ''
-    subset = text_field(row, 'subset') if 'subset' in row.fields or not document else SPECIFIC
+    subset = text_field(row, 'subset') if 'subset' in row.fields or not document else CHAT_SPECIFIC
     if subset not in SUBSETS:
         raise UserError(f'{row.location}: {unknown_name("subset", subset, SUBSETS)}')
-    return Conversation(identifier, language, subset, texts(row), document)
+    return Conversation(identifier, language, subset, messages(row), document)
 
 
-def texts(row: Row) -> list[str]:
+def messages(row: Row) -> list[str]:
     """Return the messages in the field `data` of a row.
 
     Raises:

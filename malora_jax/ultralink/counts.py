@@ -10,7 +10,7 @@ import tqdm
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.release import without_document
+from malora_jax.ultralink.release_export import without_document
 
 # A pair of a language code and a subset.
 Group = tuple[str, str]
@@ -19,7 +19,7 @@ Lengths = collections.Counter[int]
 
 
 @dataclasses.dataclass
-class Counts:
+class ConversationCounts:
     """Number of conversations, and the token counts of their questions and answers.
 
     Attributes:
@@ -36,27 +36,29 @@ class Counts:
         """Number of turns: a turn is a question with its answer."""
         return self.questions.total()
 
-    def __add__(self, other: 'Counts') -> 'Counts':
+    def __add__(self, other: 'ConversationCounts') -> 'ConversationCounts':
         """Return the counts of both sets of conversations."""
-        return Counts(
+        return ConversationCounts(
             self.conversations + other.conversations,
             self.questions + other.questions,
             self.answers + other.answers,
         )
 
 
-def mean(lengths: Lengths) -> float:
+def mean_length(lengths: Lengths) -> float:
     """Return the mean length in tokens; 0 if there are no texts."""
     tokens = sum(length * number for length, number in lengths.items())
     return tokens / max(1, lengths.total())
 
 
-def count(inputs: Sequence[pathlib.Path], tokens: Callable[[str], int]) -> dict[Group, Counts]:
+def count_conversations(
+    inputs: Sequence[pathlib.Path], count_tokens: Callable[[str], int]
+) -> dict[Group, ConversationCounts]:
     """Count the conversations in rows for each language and subset.
 
     Args:
         inputs: Files or directories with rows of `conversations`.
-        tokens: Function that returns the number of tokens of a text.
+        count_tokens: Function that returns the number of tokens of a text.
 
     Returns:
         Counts by language and subset, in the order of `LANGUAGES` and `SUBSETS`.
@@ -65,21 +67,21 @@ def count(inputs: Sequence[pathlib.Path], tokens: Callable[[str], int]) -> dict[
         UserError: An input is missing or broken (see `shards.read`), or a row is not a
             conversation.
     """
-    found: dict[Group, Counts] = collections.defaultdict(Counts)
+    counts: dict[Group, ConversationCounts] = collections.defaultdict(ConversationCounts)
     rows = shards.read(inputs)
-    for row in tqdm.tqdm(rows, 'count', shards.count(inputs), unit=' rows', delay=1.0):
+    for row in tqdm.tqdm(rows, 'count', shards.count_rows(inputs), unit=' rows', delay=1.0):
         conversation = conversations.read(row)
-        of_group = found[conversation.language, conversation.subset]
-        of_group.conversations += 1
+        group_counts = counts[conversation.language, conversation.subset]
+        group_counts.conversations += 1
         first, *rest = conversation.data
         questions = [without_document(first), *rest[1::2]]
-        of_group.questions.update(map(tokens, questions))
-        of_group.answers.update(map(tokens, rest[::2]))
+        group_counts.questions.update(map(count_tokens, questions))
+        group_counts.answers.update(map(count_tokens, rest[::2]))
     groups = [(language, subset) for language in LANGUAGES for subset in SUBSETS]
-    return {group: found[group] for group in groups if group in found}
+    return {group: counts[group] for group in groups if group in counts}
 
 
-def together(counts: Mapping[Group, Counts], name: str = '') -> Counts:
+def sum_counts(counts: Mapping[Group, ConversationCounts], name: str = '') -> ConversationCounts:
     """Return the sum of the counts of several groups.
 
     Args:
@@ -87,4 +89,4 @@ def together(counts: Mapping[Group, Counts], name: str = '') -> Counts:
         name: Language or subset of the groups that are summed; '' = all groups.
     """
     chosen = (each for group, each in counts.items() if not name or name in group)
-    return sum(chosen, Counts())
+    return sum(chosen, ConversationCounts())

@@ -20,15 +20,15 @@ from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import Conversation
-from malora_jax.ultralink.languages import identify
-from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
     setting,
     temperature_setting,
 )
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'criteria'
 # The seven criteria of the paper, in its order.
@@ -77,35 +77,40 @@ class CriteriaConfig(Settings):
     temperature: float = temperature_setting(0.3)
 
 
-def prepare(run: StageRun[CriteriaConfig]) -> Prepared:
+def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
     """Return the process function of a conversation, which the model scores."""
     config = run.config
-    sampling = Sampling(128, config.temperature, seed=run.seed)
+    sampling = ChatSampling(128, config.temperature, seed=run.seed)
 
-    async def process(row: Row) -> Outcome:
+    async def process(row: Row) -> ItemOutcome:
         conversation = _conversation(row)
         if conversation is None:
-            return Outcome(reason='not in turn')
-        fault = cheap_fault(conversation.data, config)
+            return ItemOutcome(reason='not in turn')
+        fault = rule_fault(conversation.data, config)
         if fault:
-            return Outcome(reason=fault)
-        messages = (Message('system', _SYSTEM), Message('user', _transcript(conversation.data)))
+            return ItemOutcome(reason=fault)
+        messages = (
+            ChatMessage('system', _SYSTEM),
+            ChatMessage('user', _transcript(conversation.data)),
+        )
         for sample in range(config.attempts):
-            scores = parse(await run.model.complete(Request(STAGE, messages, sampling, sample)))
+            scores = parse_scores(
+                await run.model.complete(ModelRequest(STAGE, messages, sampling, sample))
+            )
             if scores:
                 break
         else:
-            return Outcome(reason='no scores')
+            return ItemOutcome(reason='no scores')
         met = [name for name, score in scores.items() if score]
         counts = {f'criterion: {name}': 1 for name in met}
         if met:
-            return Outcome((), 'several criteria' if len(met) > 1 else met[0], counts)
-        return Outcome([conversation.row])
+            return ItemOutcome((), 'several criteria' if len(met) > 1 else met[0], counts)
+        return ItemOutcome([conversation.row])
 
-    return Prepared(process, {'prompt': _SYSTEM})
+    return PreparedStage(process, {'prompt': _SYSTEM})
 
 
-def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
+def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
     """Return why a conversation is dropped without asking the model; '' if it is not.
 
     Args:
@@ -117,10 +122,10 @@ def cheap_fault(data: Sequence[str], config: CriteriaConfig) -> str:
         return 'length'
     if any(link in text.lower() for link in _LINKS):
         return 'link'
-    return '' if identify(text) == 'en' else 'language'
+    return '' if identify_language(text) == 'en' else 'language'
 
 
-def parse(reply: Reply) -> Mapping[str, int] | None:
+def parse_scores(reply: Reply) -> Mapping[str, int] | None:
     """Parse the scores of all criteria in a reply; None if they are incomplete or malformed."""
     objects = _OBJECT.findall(reply.text)
     if reply.finish_reason != 'stop' or len(objects) != 1:
@@ -143,7 +148,7 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     rows = (
         read_rows(path) if path.suffix.lower() == '.json' else shards.read([path]) for path in paths
     )
-    return shards.distinct(itertools.chain.from_iterable(rows))
+    return shards.ensure_unique_ids(itertools.chain.from_iterable(rows))
 
 
 def _conversation(row: Row) -> Conversation | None:
@@ -166,8 +171,8 @@ def _conversation(row: Row) -> Conversation | None:
                 f"{row.location}: 'conversations' must be a list of turns with 'from' and 'value'."
             ) from error
         fields['data'] = [text for _, text in turns]
-        taken = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
-        if not taken or conversations.data_fault(fields):
+        alternates = [speaker for speaker, _ in turns] == list(_SPEAKERS) * (len(turns) // 2)
+        if not alternates or conversations.data_fault(fields):
             return None
     return conversations.read(Row(row.location, fields))
 

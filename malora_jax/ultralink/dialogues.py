@@ -9,7 +9,7 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, stage
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Reply, Request, Sampling
+from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -18,7 +18,7 @@ from malora_jax.ultralink.settings import (
     top_p_setting,
 )
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 from malora_jax.ultralink.turn_checks import SHORT, answer_fault, question_fault
 
 STAGE = 'dialogues'
@@ -85,9 +85,9 @@ class DialoguesConfig(Settings):
     top_p: float = top_p_setting(1.0)
 
 
-def prepare(run: StageRun[DialoguesConfig]) -> Prepared:
+def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
     """Return the process function of a segment, for which the model writes a dialogue."""
-    return Prepared(_Dialogues(run), {'prompts': prompts.digest()})
+    return PreparedStage(_DialogueGenerator(run), {'prompts': prompts.digest()})
 
 
 class _Turn(NamedTuple):
@@ -98,30 +98,30 @@ class _Turn(NamedTuple):
     kind: str
 
 
-class _Dialogues:
+class _DialogueGenerator:
     """Process function that generates the dialogue of one segment."""
 
     def __init__(self, run: StageRun[DialoguesConfig]):
         self.config = run.config
         self.model = run.model
-        self.count = run.tokenizer
+        self.count_tokens = run.token_counter
         self.seed = run.seed
 
-    async def __call__(self, row: Row) -> Outcome:
+    async def __call__(self, row: Row) -> ItemOutcome:
         fields = {name: text_field(row, name) for name in ('id', 'language', 'title', 'text')}
         try:
             get_language(fields['language'])
         except UserError as error:
             raise UserError(f'{row.location}: {error}') from error
         if not fields['text'].strip():
-            return Outcome(reason='empty')
+            return ItemOutcome(reason='empty')
         dialogue = _Dialogue(self, fields['language'], fields['text'])
-        end = await dialogue.run(stage.random_of(self.seed, STAGE, fields['id']))
+        end_reason = await dialogue.run(stage.item_rng(self.seed, STAGE, fields['id']))
         counts = dict(dialogue.counts)
         if not dialogue.turns:
-            return Outcome((), end, counts)
-        counts |= {f'ended: {end}': 1, 'turns': len(dialogue.turns)}
-        made = {
+            return ItemOutcome((), end_reason, counts)
+        counts |= {f'ended: {end_reason}': 1, 'turns': len(dialogue.turns)}
+        dialogue_row = {
             'id': fields['id'],
             'language': fields['language'],
             'title': fields['title'],
@@ -129,7 +129,7 @@ class _Dialogues:
             'data': [text for turn in dialogue.turns for text in turn[:2]],
             'kinds': [turn.kind for turn in dialogue.turns],
         }
-        return Outcome([made], '', counts)
+        return ItemOutcome([dialogue_row], '', counts)
 
 
 class _Dialogue:
@@ -140,14 +140,14 @@ class _Dialogue:
         counts: Number of rejected questions and answers, by reason.
     """
 
-    def __init__(self, maker: _Dialogues, language: str, document: str):
+    def __init__(self, generator: _DialogueGenerator, language: str, document: str):
         self.turns: list[_Turn] = []
         self.counts: collections.Counter[str] = collections.Counter()
-        self._maker = maker
+        self._generator = generator
         self._language = language
         self._document = document
         self._prompts = prompts.load(language)
-        self._tokens = maker.count(document)
+        self._tokens = generator.count_tokens(document)
 
     async def run(self, rng: Any) -> str:
         """Generate turns until the dialogue ends.
@@ -159,54 +159,56 @@ class _Dialogue:
         Returns:
             Reason why the dialogue ended.
         """
-        config = self._maker.config
-        end, stop = await self._turn('initial'), config.stop_probability
-        while not end:
+        config = self._generator.config
+        end_reason, stop_probability = await self._turn('initial'), config.stop_probability
+        while not end_reason:
             kind = 'in_depth' if rng.random() < config.depth_share else 'expansive'
-            end = await self._turn(kind)
-            if not end and rng.random() < stop:
-                end = 'stopped'
-            stop *= config.stop_growth
-        return end
+            end_reason = await self._turn(kind)
+            if not end_reason and rng.random() < stop_probability:
+                end_reason = 'stopped'
+            stop_probability *= config.stop_growth
+        return end_reason
 
     async def _turn(self, kind: str) -> str:
         """Generate and append a turn; return '', or the reason why the dialogue ends without it."""
-        config = self._maker.config
+        config = self._generator.config
         if self._tokens >= config.context_tokens:
             return 'context full'
-        question, fault = await self._tried(f'{kind}_question', self._question_fault)
+        question, fault = await self._request_valid(f'{kind}_question', self._question_fault)
         if fault:
             return f'question: {fault}'
-        answering = 'following_answer' if self.turns else 'initial_answer'
-        answer, fault = await self._tried(answering, self._answer_fault, question)
+        answer_prompt = 'following_answer' if self.turns else 'initial_answer'
+        answer, fault = await self._request_valid(answer_prompt, self._answer_fault, question)
         if fault:
             return f'answer: {fault}'
         self.turns.append(_Turn(question, answer, kind))
-        self._tokens += self._maker.count(question) + self._maker.count(answer)
+        self._tokens += self._generator.count_tokens(question) + self._generator.count_tokens(
+            answer
+        )
         return ''
 
-    async def _tried(
-        self, asking: str, fault_of: Callable[[Reply], str], question: str = ''
+    async def _request_valid(
+        self, prompt_name: str, find_fault: Callable[[Reply], str], question: str = ''
     ) -> tuple[str, str]:
         """Request a question or an answer, with several attempts.
 
         Args:
-            asking: Name of the prompt, one of `prompts.STAGES`.
-            fault_of: Function that returns the fault of a reply; '' = none.
+            prompt_name: Name of the prompt, one of `prompts.STAGES`.
+            find_fault: Function that returns the fault of a reply; '' = none.
             question: Question to answer; '' if the model is to write a question.
 
         Returns:
             A reply without a fault and ''; or the reply of the last attempt, and its fault.
         """
-        config = self._maker.config
-        most = config.answer_tokens if question else config.question_tokens
-        sampling = Sampling(most, config.temperature, config.top_p, self._maker.seed)
+        config = self._generator.config
+        max_tokens = config.answer_tokens if question else config.question_tokens
+        sampling = ChatSampling(max_tokens, config.temperature, config.top_p, self._generator.seed)
         turns = [turn[:2] for turn in self.turns]
-        messages = self._prompts.messages(asking, self._document, turns, question)
+        messages = self._prompts.messages(prompt_name, self._document, turns, question)
         for sample in range(config.attempts):
-            request = Request(STAGE, messages, sampling, sample)
-            reply = await self._maker.model.complete(request)
-            fault = fault_of(reply)
+            request = ModelRequest(STAGE, messages, sampling, sample)
+            reply = await self._generator.model.complete(request)
+            fault = find_fault(reply)
             # A model may end a dialogue with a short answer, so that one is not requested again.
             if fault in ('', SHORT):
                 break
@@ -214,17 +216,17 @@ class _Dialogue:
         return reply.text, fault
 
     def _question_fault(self, reply: Reply) -> str:
-        config = self._maker.config
+        config = self._generator.config
         return question_fault(
             reply,
             self._language,
             self._prompts,
             [turn.question for turn in self.turns],
-            least_characters=config.least_question,
-            most_characters=config.most_question,
-            most_similarity=config.most_similarity,
+            min_characters=config.least_question,
+            max_characters=config.most_question,
+            max_similarity=config.most_similarity,
         )
 
     def _answer_fault(self, reply: Reply) -> str:
-        least = self._maker.config.least_answer
-        return answer_fault(reply, self._language, self._prompts, least_characters=least)
+        min_characters = self._generator.config.least_answer
+        return answer_fault(reply, self._language, self._prompts, min_characters=min_characters)

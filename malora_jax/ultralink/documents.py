@@ -9,12 +9,12 @@ from malora_jax import errors
 from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
-from malora_jax.ultralink.languages import identify, to_simplified
+from malora_jax.ultralink.languages import identify_language, to_simplified
 from malora_jax.ultralink.settings import Settings, language_setting, setting
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 from malora_jax.ultralink.text.segments import segments
-from malora_jax.ultralink.text.tokens import Counter
+from malora_jax.ultralink.text.tokens import TokenCounter
 
 STAGE = 'documents'
 
@@ -64,46 +64,46 @@ class DocumentsConfig(Settings):
             )
 
 
-def prepare(run: StageRun[DocumentsConfig]) -> Prepared:
+def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
     """Read the finished titles and the word lists, and return the process function of a document.
 
     Raises:
         UserError: A file is missing or broken.
     """
     config = run.config
-    listed = _listed(config.words, config.language) if config.words else None
-    return Prepared(
-        _Documents(config, run.tokenizer, _titles(config.done), listed),
-        {'done': shards.digest(config.done), 'words': listed.pattern if listed else ''},
+    blocklist = _read_blocklist(config.words, config.language) if config.words else None
+    return PreparedStage(
+        _DocumentSegmenter(config, run.token_counter, _titles(config.done), blocklist),
+        {'done': shards.digest(config.done), 'words': blocklist.pattern if blocklist else ''},
     )
 
 
-class _Documents:
+class _DocumentSegmenter:
     """Process function that cuts one document into segments."""
 
     def __init__(
         self,
         config: DocumentsConfig,
-        count: Counter,
-        done: frozenset[str],
-        listed: re.Pattern[str] | None,
+        count_tokens: TokenCounter,
+        done_titles: frozenset[str],
+        blocklist: re.Pattern[str] | None,
     ):
         self._config = config
-        self._count = count
-        self._done = done
-        self._listed = listed
+        self._count_tokens = count_tokens
+        self._done_titles = done_titles
+        self._blocklist = blocklist
 
-    async def __call__(self, row: Row) -> Outcome:
+    async def __call__(self, row: Row) -> ItemOutcome:
         identifier = _identifier(row)
         title, text = text_field(row, 'title'), text_field(row, 'text').strip()
         if self._config.language == 'zh':
             title, text = to_simplified(title), to_simplified(text)
-        fault = self._fault(title, text)
+        fault = self._drop_reason(title, text)
         if fault:
-            return Outcome(reason=fault)
-        pieces = segments(text, self._config.segment_tokens, self._count)
+            return ItemOutcome(reason=fault)
+        pieces = segments(text, self._config.segment_tokens, self._count_tokens)
         texts = [piece.strip('\n') for piece in pieces if piece.strip()]
-        tokens, counts = [self._count(text) for text in texts], {}
+        tokens, counts = [self._count_tokens(text) for text in texts], {}
         if tokens[-1] < self._config.least_segment_tokens:
             counts = {'last segments dropped': 1, 'tokens in them': tokens.pop()}
         language = self._config.language
@@ -117,23 +117,23 @@ class _Documents:
             }
             for number, (text, size) in enumerate(zip(texts, tokens, strict=False))
         ]
-        return Outcome(rows, '', counts)
+        return ItemOutcome(rows, '', counts)
 
-    def _fault(self, title: str, text: str) -> str:
+    def _drop_reason(self, title: str, text: str) -> str:
         """Return why a document is dropped; '' if it is kept. Cheap checks come first."""
         config = self._config
         if not text:
             return 'empty'
-        if title in self._done:
+        if title in self._done_titles:
             return 'done already'
         # A token has at least one byte, so the number of bytes is an upper bound.
         if len(text.encode()) < config.least_tokens:
             return 'short'
-        if self._listed and self._listed.search(text):
+        if self._blocklist and self._blocklist.search(text):
             return 'listed word'
-        if identify(text) != config.language:
+        if identify_language(text) != config.language:
             return 'language'
-        tokens = self._count(text)
+        tokens = self._count_tokens(text)
         if tokens < config.least_tokens:
             return 'short'
         return 'long' if tokens > config.most_tokens else ''
@@ -148,7 +148,7 @@ def _titles(done: Sequence[pathlib.Path]) -> frozenset[str]:
     return frozenset(text_field(row, 'title') for row in shards.read(done))
 
 
-def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
+def _read_blocklist(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
     """Return a case-insensitive pattern that matches any word or phrase in the files.
 
     Args:
@@ -162,12 +162,12 @@ def _listed(paths: Sequence[pathlib.Path], language: str) -> re.Pattern[str]:
     for path in paths:
         check_file(path)
         try:
-            found = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
+            phrases = {line.strip() for line in path.read_text('utf-8').split('\n')} - {''}
         except UnicodeDecodeError as error:
             raise UserError(f'{path} is not UTF-8.') from error
-        if not found:
+        if not phrases:
             raise UserError(f'{path} has no words.')
-        words |= found
+        words |= phrases
     any_of = '|'.join(map(re.escape, sorted(words)))
     # Chinese has no spaces between words, so word boundaries cannot be required.
     return re.compile(any_of if language == 'zh' else rf'(?<!\w)(?:{any_of})(?!\w)', re.IGNORECASE)

@@ -4,12 +4,12 @@ import functools
 from typing import Any, NamedTuple
 
 from malora_jax import errors
-from malora_jax.ultralink.extra import require
+from malora_jax.ultralink.optional_imports import import_extra
 
 # Maximum number of characters that are classified, half of them from each end of the text, because
 # classification takes 1 µs per byte.
-_LOOKED_AT = 800
-TRADITIONAL = 'zh-Hant'
+_MAX_CHARACTERS = 800
+TRADITIONAL_CHINESE = 'zh-Hant'
 
 
 class Language(NamedTuple):
@@ -19,7 +19,7 @@ class Language(NamedTuple):
         code: ISO 639-1 code.
         name: English name.
         native_name: Name in the language itself.
-        neighbours: Codes of similar languages, which the identifier must know so that it does not
+        neighbors: Codes of similar languages, which the identifier must know so that it does not
             mistake them for this one.
         lead_in: Sentence before the document in the first turn of a released dialogue.
     """
@@ -27,7 +27,7 @@ class Language(NamedTuple):
     code: str
     name: str
     native_name: str
-    neighbours: tuple[str, ...]
+    neighbors: tuple[str, ...]
     lead_in: str
 
 
@@ -84,7 +84,7 @@ def get_language(code: str) -> Language:
     return LANGUAGES[code]
 
 
-def identify(text: str) -> str:
+def identify_language(text: str) -> str:
     """Identify the language of a text with py3langid, among the five and their neighbors.
 
     Args:
@@ -99,10 +99,10 @@ def identify(text: str) -> str:
     """
     if not any(map(str.isalpha, text)):
         return ''
-    if len(text) > _LOOKED_AT:
-        text = f'{text[: _LOOKED_AT // 2]}\n{text[-_LOOKED_AT // 2 :]}'
+    if len(text) > _MAX_CHARACTERS:
+        text = f'{text[: _MAX_CHARACTERS // 2]}\n{text[-_MAX_CHARACTERS // 2 :]}'
     code, _ = _identifier().classify(text)
-    return TRADITIONAL if code == 'zh' and _is_traditional(text) else code
+    return TRADITIONAL_CHINESE if code == 'zh' and _is_traditional(text) else code
 
 
 def to_simplified(text: str) -> str:
@@ -116,16 +116,16 @@ def to_simplified(text: str) -> str:
 
 @functools.cache
 def _identifier() -> Any:
-    langid = require('py3langid.langid')
+    langid = import_extra('py3langid.langid')
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
-    near = {code for language in LANGUAGES.values() for code in language.neighbours}
+    near = {code for language in LANGUAGES.values() for code in language.neighbors}
     identifier.set_languages(sorted({*LANGUAGES, *near}))
     return identifier
 
 
 @functools.cache
 def _converter(direction: str) -> Any:
-    return require('opencc').OpenCC(direction)
+    return import_extra('opencc').OpenCC(direction)
 
 
 def _is_traditional(text: str) -> bool:

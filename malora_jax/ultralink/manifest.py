@@ -14,7 +14,7 @@ NAME = 'manifest.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class ShardCounts:
     """Counts of one shard, or the sum of several shards.
 
     Attributes:
@@ -38,9 +38,9 @@ class Shard:
     def __post_init__(self):
         assert self.items == self.kept + sum(self.dropped.values()), self
 
-    def __add__(self, other: 'Shard') -> 'Shard':
+    def __add__(self, other: 'ShardCounts') -> 'ShardCounts':
         """Return the sum of both; `first` of the left operand takes precedence."""
-        return Shard(
+        return ShardCounts(
             self.items + other.items,
             self.kept + other.kept,
             self.rows + other.rows,
@@ -50,19 +50,19 @@ class Shard:
         )
 
 
-class _Stored(TypedDict):
+class _StoredManifest(TypedDict):
     stage: str
     settings: dict[str, Any]
     seed: int
     inputs: str
     shard_items: PositiveInt
-    shards: list[Shard]
+    shards: list[ShardCounts]
     complete: bool
     total: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class StageManifest:
     """Content of `manifest.json` in a stage's directory.
 
     Attributes:
@@ -80,21 +80,21 @@ class Manifest:
     seed: int
     inputs: str
     shard_items: int
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[ShardCounts, ...] = ()
     complete: bool = False
 
     @property
-    def total(self) -> Shard:
+    def total(self) -> ShardCounts:
         """Sum of the counts of all shards."""
-        return sum(self.shards, Shard())
+        return sum(self.shards, ShardCounts())
 
 
-def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
+def write_manifest(path: pathlib.Path, manifest: StageManifest) -> None:
     """Write the manifest of a directory, with the total counts of all shards."""
     files.write_json(path / NAME, {**dataclasses.asdict(manifest), 'total': _total(manifest)})
 
 
-def read_manifest(path: pathlib.Path) -> Manifest:
+def read_manifest(path: pathlib.Path) -> StageManifest:
     """Read the manifest of a stage's directory, whether complete or not.
 
     Raises:
@@ -104,11 +104,11 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     if not file.exists():
         raise UserError(f'{path} holds no stage of UltraLink: there is no {file}.')
     remedy = f'restore it, or remove {path}'
-    fields = files.read_json(file, _Stored, remedy)
+    fields = files.read_json(file, _StoredManifest, remedy)
     try:
-        shards = tuple(Shard(**shard) for shard in fields['shards'])
-        known = {each.name: fields[each.name] for each in dataclasses.fields(Manifest)}
-        manifest = Manifest(**known | {'shards': shards})
+        shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
+        known = {each.name: fields[each.name] for each in dataclasses.fields(StageManifest)}
+        manifest = StageManifest(**known | {'shards': shards})
         # The totals only disagree if the file was edited.
         assert fields['total'] == _total(manifest)
     except AssertionError as error:
@@ -116,26 +116,26 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     return manifest
 
 
-def check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
+def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageManifest) -> None:
     """Check that a run can resume in a directory.
 
     Args:
         path: The directory, for messages.
-        found: Manifest of the directory.
-        wanted: Manifest of the run.
+        stored: Manifest of the directory.
+        expected: Manifest of the run.
 
     Raises:
         UserError: The directory was made by another stage, with other settings or from other
             inputs.
     """
-    if found.stage != wanted.stage:
+    if stored.stage != expected.stage:
         raise UserError(
-            f'{path} was made by the stage {found.stage!r}, not by {wanted.stage!r}: choose '
+            f'{path} was made by the stage {stored.stage!r}, not by {expected.stage!r}: choose '
             'another --output.'
         )
     ours, theirs = (
         {'seed': each.seed, 'shard_items': each.shard_items, **_flat(each.settings)}
-        for each in (wanted, found)
+        for each in (expected, stored)
     )
     for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
@@ -143,11 +143,11 @@ def check_same(path: pathlib.Path, found: Manifest, wanted: Manifest) -> None:
                 f'{path} was made with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}: '
                 'choose another --output.'
             )
-    if found.inputs != wanted.inputs:
+    if stored.inputs != expected.inputs:
         raise UserError(f'{path} was made from other inputs: choose another --output.')
 
 
-def _total(manifest: Manifest) -> dict[str, Any]:
+def _total(manifest: StageManifest) -> dict[str, Any]:
     total = dataclasses.asdict(manifest.total)
     del total['sha256']
     return total

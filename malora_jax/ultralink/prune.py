@@ -22,14 +22,14 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import Settings, setting
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun, describe
-from malora_jax.ultralink.text.near_duplicates import THRESHOLD, Sketches
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, format_counts
+from malora_jax.ultralink.text.near_duplicates import THRESHOLD, MinHashSketches
 
 STAGE = 'prune'
-_WHOLE = 'en'
-_KEPT, _NEAR, _OVER = 'kept', 'near-duplicate', 'over the budget'
+_UNPRUNED = 'en'
+_KEPT, _DUPLICATE, _OVER_BUDGET = 'kept', 'near-duplicate', 'over the budget'
 
 # A pair of a language code and a subset.
 _Group = tuple[str, str]
@@ -65,7 +65,7 @@ class PruneConfig(Settings):
     )
 
 
-def prepare(run: StageRun[PruneConfig]) -> Prepared:
+def prepare(run: StageRun[PruneConfig]) -> PreparedStage:
     """Read all rows, decide which to drop, and return the process function of a row.
 
     Rows that are kept stay unchanged.
@@ -73,63 +73,63 @@ def prepare(run: StageRun[PruneConfig]) -> Prepared:
     Raises:
         UserError: A row is not a conversation, or two rows have the same id.
     """
-    dropped = _dropped(run.config, run.inputs, run.seed)
+    dropped = _find_dropped(run.config, run.inputs, run.seed)
 
-    async def process(row: Row) -> Outcome:
+    async def process(row: Row) -> ItemOutcome:
         conversation = conversations.read(row)
         reason = dropped.get(conversation.id, '')
         counts = {f'{conversation.language} {conversation.subset}: {reason or _KEPT}': 1}
-        return Outcome([] if reason else [dict(row.fields)], reason, counts)
+        return ItemOutcome([] if reason else [dict(row.fields)], reason, counts)
 
-    return Prepared(process)
+    return PreparedStage(process)
 
 
-def summary(run: StageRun[PruneConfig], manifest: Manifest) -> str:
+def summary(run: StageRun[PruneConfig], manifest: StageManifest) -> str:
     """Return the counts of the stage, and the table of languages and subsets."""
-    return f'{describe(manifest)}\n\n{table(manifest)}'
+    return f'{format_counts(manifest)}\n\n{table(manifest)}'
 
 
-def table(manifest: Manifest) -> str:
+def table(manifest: StageManifest) -> str:
     """Return the numbers of kept and dropped rows of each language and subset, in Markdown."""
     total = manifest.total
     counts: dict[_Group, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for name, number in total.counts.items():
-        group, _, what = name.partition(': ')
+        group, _, outcome = name.partition(': ')
         language, _, subset = group.partition(' ')
-        counts[language, subset][what] = number
-    assert total.items == sum(of_group.total() for of_group in counts.values())
+        counts[language, subset][outcome] = number
+    assert total.items == sum(group_counts.total() for group_counts in counts.values())
     head = ('language', 'subset', 'rows', 'near-duplicates', 'over the budget', 'kept')
     body = [
-        (*group, *_shown(counts[group]))
+        (*group, *_count_cells(counts[group]))
         for group in ((language, subset) for language in LANGUAGES for subset in SUBSETS)
         if group in counts
     ]
-    together = sum(counts.values(), collections.Counter[str]())
-    return markdown.table([head, *body, ('all', '', *_shown(together))])
+    total_counts = sum(counts.values(), collections.Counter[str]())
+    return markdown.table([head, *body, ('all', '', *_count_cells(total_counts))])
 
 
-def _shown(counts: collections.Counter[str]) -> list[str]:
-    numbers = (counts.total(), counts[_NEAR], counts[_OVER], counts[_KEPT])
+def _count_cells(counts: collections.Counter[str]) -> list[str]:
+    numbers = (counts.total(), counts[_DUPLICATE], counts[_OVER_BUDGET], counts[_KEPT])
     return [f'{number:,}' for number in numbers]
 
 
-def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> dict[str, str]:
+def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> dict[str, str]:
     """Return the reason why each dropped row is dropped, by the id of the row."""
     ids: dict[str, _Group] = {}
-    sketches: dict[_Group, Sketches] = {}
+    sketches: dict[_Group, MinHashSketches] = {}
     for row in tqdm.tqdm(
-        shards.read(inputs), 'compare', shards.count(inputs), unit=' rows', delay=1.0
+        shards.read(inputs), 'compare', shards.count_rows(inputs), unit=' rows', delay=1.0
     ):
         conversation = conversations.read(row)
         if conversation.id in ids:
             raise UserError(f'{row.location}: another row has the id {conversation.id!r} too.')
         group = ids[conversation.id] = conversation.language, conversation.subset
-        if conversation.language != _WHOLE:
-            of_group = sketches.setdefault(group, Sketches())
+        if conversation.language != _UNPRUNED:
+            of_group = sketches.setdefault(group, MinHashSketches())
             of_group.add(conversation.id, '\n'.join(conversation.data))
     dropped: dict[str, str] = {}
     for of_group in sketches.values():
-        dropped |= dict.fromkeys(of_group.near_duplicates(config.least_similarity), _NEAR)
+        dropped |= dict.fromkeys(of_group.near_duplicates(config.least_similarity), _DUPLICATE)
     by_group: dict[_Group, list[str]] = {group: [] for group in sketches}
     for key, group in ids.items():
         if group in by_group and key not in dropped:
@@ -137,11 +137,11 @@ def _dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int) -> 
     for (_, subset), keys in by_group.items():
         budget = getattr(config, subset)
         if budget:
-            drawn = heapq.nsmallest(budget, keys, key=lambda key: _place(seed, key))
-            dropped |= dict.fromkeys(set(keys).difference(drawn), _OVER)
+            drawn = heapq.nsmallest(budget, keys, key=lambda key: _sampling_key(seed, key))
+            dropped |= dict.fromkeys(set(keys).difference(drawn), _OVER_BUDGET)
     return dropped
 
 
-def _place(seed: int, key: str) -> bytes:
+def _sampling_key(seed: int, key: str) -> bytes:
     """Return the hash that orders rows randomly, with enough bits that no two rows collide."""
     return hashlib.sha256(f'{seed}/{STAGE}/{key}'.encode()).digest()

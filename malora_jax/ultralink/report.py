@@ -9,11 +9,18 @@ from matplotlib.figure import Figure
 from malora_jax import files, markdown
 from malora_jax.analysis import figures
 from malora_jax.errors import UserError
-from malora_jax.ultralink import paper
+from malora_jax.ultralink import paper_statistics
 from malora_jax.ultralink.conversations import SUBSETS
-from malora_jax.ultralink.counts import Counts, Group, Lengths, count, mean, together
+from malora_jax.ultralink.counts import (
+    ConversationCounts,
+    Group,
+    Lengths,
+    count_conversations,
+    mean_length,
+    sum_counts,
+)
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.manifest import Manifest, read_manifest
+from malora_jax.ultralink.manifest import StageManifest, read_manifest
 
 REPORT, PLOT = 'report.md', 'lengths.png'
 # Edges of the histogram bins, in tokens.
@@ -22,7 +29,7 @@ _EDGES = np.geomspace(1, 4096, 37)
 
 def report(
     inputs: Sequence[pathlib.Path],
-    tokens: Callable[[str], int],
+    count_tokens: Callable[[str], int],
     output: pathlib.Path,
     stages: Sequence[pathlib.Path] = (),
 ) -> str:
@@ -30,8 +37,8 @@ def report(
 
     Args:
         inputs: Files or directories with rows of `conversations`.
-        tokens: Function that returns the number of tokens of a text, with the tokenizer of the
-            model to be trained.
+        count_tokens: Function that returns the number of tokens of a text, with the tokenizer of
+            the model to be trained.
         output: Output directory; created if it does not exist.
         stages: Directories of stages, complete or not, in the order of the report.
 
@@ -42,7 +49,7 @@ def report(
         UserError: An input or a manifest is missing or broken, a row is not a conversation, or
             there are no rows.
     """
-    counts = count(inputs, tokens)
+    counts = count_conversations(inputs, count_tokens)
     if not counts:
         raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to report on.')
     manifests = {path: read_manifest(path) for path in stages}
@@ -56,15 +63,15 @@ def report(
     ]
     if manifests:
         parts.append('## Stages')
-        parts += [funnel(path, manifest) for path, manifest in manifests.items()]
+        parts += [stage_section(path, manifest) for path, manifest in manifests.items()]
     output.mkdir(parents=True, exist_ok=True)
-    plot(output / PLOT, counts)
+    plot_lengths(output / PLOT, counts)
     text = '\n\n'.join(parts)
     files.write_text(output / REPORT, text)
     return text
 
 
-def conversations_table(counts: Mapping[Group, Counts]) -> str:
+def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
     """Return the table of sizes in Markdown: one line per language, one column per subset.
 
     The numbers of the paper are in parentheses, in thousands.
@@ -80,14 +87,14 @@ def conversations_table(counts: Mapping[Group, Counts]) -> str:
             )
             for subset in SUBSETS
         ]
-        theirs = [paper.THOUSANDS[code][subset] for subset in SUBSETS]
+        theirs = [paper_statistics.CONVERSATIONS_THOUSANDS[code][subset] for subset in SUBSETS]
         cells = zip([*ours, sum(ours)], [*theirs, sum(theirs)], strict=True)
         rows.append([code, *(f'{number:,} ({thousands:,}K)' for number, thousands in cells)])
-    assert together(counts).conversations == sum(ours)
+    assert sum_counts(counts).conversations == sum(ours)
     return markdown.table(rows)
 
 
-def turns_table(counts: Mapping[Group, Counts]) -> str:
+def turns_table(counts: Mapping[Group, ConversationCounts]) -> str:
     """Return the table of turns and mean lengths in tokens in Markdown, with the paper's numbers.
 
     It has a line for each language and subset, for each language, and for all data.
@@ -96,23 +103,30 @@ def turns_table(counts: Mapping[Group, Counts]) -> str:
     rows = [head, *((*group, *_means(each)) for group, each in counts.items())]
     for code in LANGUAGES:
         if sum(code in group for group in counts) > 1:
-            rows.append((code, 'all', *_means(together(counts, code))))
-    rows.append(('all', 'all', *_means(together(counts))))
-    paper_turn = paper.QUESTION_TOKENS + paper.ANSWER_TOKENS
-    conversations = sum(paper.THOUSANDS['all'].values())
+            rows.append((code, 'all', *_means(sum_counts(counts, code))))
+    rows.append(('all', 'all', *_means(sum_counts(counts))))
+    paper_turn = paper_statistics.QUESTION_TOKENS + paper_statistics.ANSWER_TOKENS
+    conversations = sum(paper_statistics.CONVERSATIONS_THOUSANDS['all'].values())
     rows.append(
         (
             '*in the paper*',
             'all',
             f'{conversations:,}K',
-            f'{paper.TURNS_THOUSANDS:,}K',
-            *(f'{n:.2f}' for n in (paper_turn, paper.QUESTION_TOKENS, paper.ANSWER_TOKENS)),
+            f'{paper_statistics.TURNS_THOUSANDS:,}K',
+            *(
+                f'{n:.2f}'
+                for n in (
+                    paper_turn,
+                    paper_statistics.QUESTION_TOKENS,
+                    paper_statistics.ANSWER_TOKENS,
+                )
+            ),
         )
     )
     return markdown.table(rows)
 
 
-def funnel(path: pathlib.Path, manifest: Manifest) -> str:
+def stage_section(path: pathlib.Path, manifest: StageManifest) -> str:
     """Return the item counts of a stage in Markdown: items read, dropped for each reason, and kept.
 
     Args:
@@ -140,7 +154,7 @@ def funnel(path: pathlib.Path, manifest: Manifest) -> str:
 
 
 @figures.without_mathtext
-def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
+def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts]) -> None:
     """Plot the length distributions of questions and answers.
 
     The figure has a column for each subset and a line for each language.
@@ -152,13 +166,13 @@ def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
     subsets = [subset for subset in SUBSETS if any(subset in group for group in counts)]
     figure = Figure(figsize=(3.4 * len(subsets) + 1.2, 5.2), layout='constrained')
     panels = figure.subplots(2, len(subsets), squeeze=False, sharex=True)
-    colours = dict(zip(LANGUAGES, figures.color_cycle(len(LANGUAGES)), strict=True))
+    colors = dict(zip(LANGUAGES, figures.color_cycle(len(LANGUAGES)), strict=True))
     for column, subset in zip(panels.T, subsets, strict=True):
         for axes, kind in zip(column, ('questions', 'answers'), strict=True):
             for (language, other), each in counts.items():
                 if other == subset:
                     shares = 100 * _binned(getattr(each, kind))
-                    axes.stairs(shares, _EDGES, color=colours[language], label=language, lw=1.5)
+                    axes.stairs(shares, _EDGES, color=colors[language], label=language, lw=1.5)
             axes.set(xscale='log', xlim=(_EDGES[0], _EDGES[-1]), ylim=(0, None))
             axes.xaxis.set_major_formatter('{x:,.0f}')
             axes.grid(alpha=0.3)
@@ -171,14 +185,14 @@ def plot(path: pathlib.Path, counts: Mapping[Group, Counts]) -> None:
         for axes in panels[0]
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    shown = [language for language in LANGUAGES if language in lines]
-    handles = [lines[language] for language in shown]
-    figure.legend(handles, shown, frameon=False, loc='outside right upper')
+    languages = [language for language in LANGUAGES if language in lines]
+    handles = [lines[language] for language in languages]
+    figure.legend(handles, languages, frameon=False, loc='outside right upper')
     figures.save(figure, path)
 
 
-def _means(counts: Counts) -> list[str]:
-    question, answer = mean(counts.questions), mean(counts.answers)
+def _means(counts: ConversationCounts) -> list[str]:
+    question, answer = mean_length(counts.questions), mean_length(counts.answers)
     numbers = (f'{counts.conversations:,}', f'{counts.turns:,}')
     return [*numbers, *(f'{value:.2f}' for value in (question + answer, question, answer))]
 
@@ -187,5 +201,5 @@ def _binned(lengths: Lengths) -> np.ndarray:
     """Return the share of texts in each bin, clipping lengths to the range of the bins."""
     sizes, numbers = np.array(list(lengths.items())).T
     inside = np.clip(sizes, _EDGES[0], _EDGES[-1])
-    found, _ = np.histogram(inside, _EDGES, weights=numbers)
-    return found / numbers.sum()
+    counts, _ = np.histogram(inside, _EDGES, weights=numbers)
+    return counts / numbers.sum()

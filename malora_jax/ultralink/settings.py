@@ -49,23 +49,23 @@ class Declaration(NamedTuple):
         """
         if self.choices:
             return f'one of {", ".join(self.choices)}'
-        least: Any = self.at_least
-        if isinstance(least, str) and settings:
-            least = f'{getattr(settings, least)} ({least})'
-        if least is not None and self.at_most is not None:
-            return f'from {least} to {self.at_most}'
-        bounds = (('at least', least), ('above', self.above), ('at most', self.at_most))
+        minimum: Any = self.at_least
+        if isinstance(minimum, str) and settings:
+            minimum = f'{getattr(settings, minimum)} ({minimum})'
+        if minimum is not None and self.at_most is not None:
+            return f'from {minimum} to {self.at_most}'
+        bounds = (('at least', minimum), ('above', self.above), ('at most', self.at_most))
         return ' and '.join(f'{word} {bound}' for word, bound in bounds if bound is not None)
 
     def allows(self, value: Any, settings: Any) -> bool:
         """Return whether a value is allowed, given the values of the other fields."""
-        least: Any = self.at_least
-        if isinstance(least, str):
-            least = getattr(settings, least)
+        minimum: Any = self.at_least
+        if isinstance(minimum, str):
+            minimum = getattr(settings, minimum)
         return (
             (not self.choices or value in self.choices)
             # NaN compares false, so any bound rejects it.
-            and (least is None or value >= least)
+            and (minimum is None or value >= minimum)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
         )
@@ -157,7 +157,7 @@ class Settings:
         check_ranges(self, self.section)
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded_values(self) -> dict[str, Any]:
         """Values that the manifest records, by field name."""
-        found = declarations(self).items()
-        return {name: getattr(self, name) for name, each in found if each.recorded}
+        declared = declarations(self).items()
+        return {name: getattr(self, name) for name, each in declared if each.recorded}

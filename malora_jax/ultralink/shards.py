@@ -21,9 +21,9 @@ from malora_jax.data.file_rows import Row, check_file
 from malora_jax.errors import UserError
 from malora_jax.ultralink import manifest as manifest_lib
 from malora_jax.ultralink.manifest import (
-    Manifest,
-    Shard,
-    check_same,
+    ShardCounts,
+    StageManifest,
+    check_resumable,
     read_manifest,
     write_manifest,
 )
@@ -32,7 +32,7 @@ from malora_jax.ultralink.manifest import (
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
-class Shards:
+class ShardWriter:
     """Output directory of a stage, open for writing.
 
     Attributes:
@@ -40,11 +40,11 @@ class Shards:
         manifest: Manifest of what is written so far.
     """
 
-    def __init__(self, path: pathlib.Path, manifest: Manifest):
+    def __init__(self, path: pathlib.Path, manifest: StageManifest):
         self.path = path
         self.manifest = manifest
 
-    def add(self, rows: Sequence[Mapping[str, Any]], counts: Shard) -> None:
+    def add(self, rows: Sequence[Mapping[str, Any]], counts: ShardCounts) -> None:
         """Write the next shard, then the manifest that lists it.
 
         Args:
@@ -54,7 +54,7 @@ class Shards:
         """
         path = _shard_path(self.path, len(self.manifest.shards))
         files.write_json_lines(path, list(rows))
-        shard = dataclasses.replace(counts, rows=len(rows), sha256=_digest(path))
+        shard = dataclasses.replace(counts, rows=len(rows), sha256=_file_digest(path))
         self._write(shards=(*self.manifest.shards, shard))
 
     def finish(self) -> None:
@@ -67,7 +67,7 @@ class Shards:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
+def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWriter]:
     """Open a directory for writing, new or to resume, and lock out other processes.
 
     A directory whose manifest lists no shard yet is treated as new.
@@ -87,20 +87,20 @@ def opened(path: pathlib.Path, manifest: Manifest) -> Iterator[Shards]:
         raise UserError(f'{path} is not a directory: choose another --output.')
     with files.locked(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
-            found = read_manifest(path)
+            stored = read_manifest(path)
             # Without a shard, such as after a mistake in the first rows, there is nothing to lose.
-            if found.shards:
-                check_same(path, found, manifest)
-                _files(path, found)
-                yield Shards(path, found)
+            if stored.shards:
+                check_resumable(path, stored, manifest)
+                _verified_shard_paths(path, stored)
+                yield ShardWriter(path, stored)
                 return
         elif any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
         # The manifest is not written yet, so that a run that fails early leaves nothing behind.
-        shards = Shards(path, manifest)
-        yield shards
-        if not shards.manifest.shards:
-            shards._write()
+        writer = ShardWriter(path, manifest)
+        yield writer
+        if not writer.manifest.shards:
+            writer._write()
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
@@ -111,11 +111,11 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
             manifest, or a line is not a JSON object; the message names the file and line.
     """
     for path in paths:
-        for file in _files(path, _complete(path)) if path.is_dir() else [path]:
-            yield from read_lines(file)
+        for file in _verified_shard_paths(path, _complete(path)) if path.is_dir() else [path]:
+            yield from read_json_rows(file)
 
 
-def distinct(rows: Iterable[Row]) -> Iterator[Row]:
+def ensure_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows, and check that their ids are unique, since outputs are identified by them.
 
     Rows without a text id are not checked.
@@ -133,7 +133,7 @@ def distinct(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def count(paths: Sequence[pathlib.Path]) -> int | None:
+def count_rows(paths: Sequence[pathlib.Path]) -> int | None:
     """Return the number of rows that `read` yields; None unless all paths are directories.
 
     Raises:
@@ -144,7 +144,7 @@ def count(paths: Sequence[pathlib.Path]) -> int | None:
     return sum(_complete(path).total.rows for path in paths)
 
 
-def read_lines(path: pathlib.Path) -> Iterator[Row]:
+def read_json_rows(path: pathlib.Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file one at a time; blank lines are skipped.
 
     Raises:
@@ -189,15 +189,15 @@ def digest(paths: Sequence[pathlib.Path]) -> str:
     for path in paths:
         if not path.is_dir():
             check_file(path)
-            parts.append(_digest(path))
+            parts.append(_file_digest(path))
         elif (path / manifest_lib.NAME).exists():
             parts += [shard.sha256 for shard in _complete(path).shards]
         else:
-            parts += [_digest(file) for file in sorted(path.rglob('*')) if file.is_file()]
+            parts += [_file_digest(file) for file in sorted(path.rglob('*')) if file.is_file()]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
-def _complete(path: pathlib.Path) -> Manifest:
+def _complete(path: pathlib.Path) -> StageManifest:
     manifest = read_manifest(path)
     if not manifest.complete:
         raise UserError(
@@ -206,23 +206,23 @@ def _complete(path: pathlib.Path) -> Manifest:
     return manifest
 
 
-def _files(path: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
+def _verified_shard_paths(path: pathlib.Path, manifest: StageManifest) -> list[pathlib.Path]:
     """Return the paths of all shards of a directory, after a check of their digests.
 
     Raises:
         UserError: A shard does not match the manifest.
     """
-    files_ = [_shard_path(path, number) for number in range(len(manifest.shards))]
-    for file, shard in zip(files_, manifest.shards, strict=True):
-        if not file.is_file() or _digest(file) != shard.sha256:
+    paths = [_shard_path(path, number) for number in range(len(manifest.shards))]
+    for file, shard in zip(paths, manifest.shards, strict=True):
+        if not file.is_file() or _file_digest(file) != shard.sha256:
             raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
-    return files_
+    return paths
 
 
 def _shard_path(path: pathlib.Path, number: int) -> pathlib.Path:
     return path / f'rows-{number:05d}.jsonl'
 
 
-def _digest(path: pathlib.Path) -> str:
+def _file_digest(path: pathlib.Path) -> str:
     with path.open('rb') as content:
         return hashlib.file_digest(content, 'sha256').hexdigest()

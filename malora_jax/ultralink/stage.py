@@ -23,20 +23,20 @@ from malora_jax.data.file_rows import Row
 from malora_jax.data.seeds import stable_seed
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink import shards
-from malora_jax.ultralink.llm.chat import Model
+from malora_jax.ultralink.llm.chat import ChatModel
 from malora_jax.ultralink.settings import Settings
-from malora_jax.ultralink.shards import Manifest, Shard
-from malora_jax.ultralink.text.tokens import Counter
+from malora_jax.ultralink.shards import ShardCounts, StageManifest
+from malora_jax.ultralink.text.tokens import TokenCounter
 
 # Number of items per shard. A killed run repeats the items of the unfinished shard, but model
 # replies in the cache are not requested again.
 SHARD_ITEMS = 1000
 # Maximum number of items that are in progress or wait for a slower item before them, as a multiple
 # of the concurrency.
-_AHEAD = 4
+_WINDOW_FACTOR = 4
 
 
-class Outcome(NamedTuple):
+class ItemOutcome(NamedTuple):
     """Result of processing one item.
 
     Attributes:
@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
     counts: Mapping[str, int] = {}
 
 
-Process = Callable[[Row], Awaitable[Outcome]]
-Read = Callable[[Sequence[pathlib.Path]], Iterable[Row]]
+ProcessItem = Callable[[Row], Awaitable[ItemOutcome]]
+ReadItems = Callable[[Sequence[pathlib.Path]], Iterable[Row]]
 Config = TypeVar('Config', bound=Settings)
 # Typed as Any, so that stages can use the model or the tokenizer without a check for None.
 _UNSET: Any = None
@@ -67,7 +67,7 @@ class StageRun(Generic[Config]):
         output: Output directory: new, or written by the same stage with the same settings and
             inputs.
         model: Language model to query; unset for a stage that uses none.
-        tokenizer: Token counter; unset for a stage that counts no tokens.
+        token_counter: Token counter; unset for a stage that counts no tokens.
         seed: Random seed, also of the model's sampling.
         concurrency: Maximum number of items in progress at a time, each with at most one model
             request. A stage without a model ignores it.
@@ -78,14 +78,14 @@ class StageRun(Generic[Config]):
     inputs: Sequence[pathlib.Path]
     output: pathlib.Path
     _: dataclasses.KW_ONLY
-    model: Model = _UNSET
-    tokenizer: Counter = _UNSET
+    model: ChatModel = _UNSET
+    token_counter: TokenCounter = _UNSET
     seed: int = 0
     concurrency: int = 64
     shard_items: int = SHARD_ITEMS
 
 
-class Prepared(NamedTuple):
+class PreparedStage(NamedTuple):
     """A stage that is ready to process items.
 
     Attributes:
@@ -94,13 +94,13 @@ class Prepared(NamedTuple):
             inputs, model and tokenizer, such as prompts.
     """
 
-    process: Process
+    process: ProcessItem
     fingerprints: Mapping[str, str] = {}
 
 
 async def run(
     stage: str,
-    process: Process,
+    process: ProcessItem,
     inputs: Sequence[pathlib.Path],
     output: pathlib.Path,
     *,
@@ -108,8 +108,8 @@ async def run(
     seed: int = 0,
     concurrency: int = 1,
     shard_items: int = SHARD_ITEMS,
-    read: Read | None = None,
-) -> Manifest:
+    read: ReadItems | None = None,
+) -> StageManifest:
     """Run a stage, or resume it after the last finished shard.
 
     The output files are byte-identical for any concurrency and any number of interruptions,
@@ -118,7 +118,7 @@ async def run(
 
     Args:
         stage: Name of the stage.
-        process: Function that processes one item. It takes its random numbers from `random_of`.
+        process: Function that processes one item. It takes its random numbers from `item_rng`.
         inputs: Input files or directories.
         output: Output directory: new, or written by the same stage with the same settings and
             inputs.
@@ -135,31 +135,39 @@ async def run(
 
     Raises:
         UserError: The concurrency is below 1, an input is missing or broken, there are no rows, two
-            rows have the same id, the output directory cannot be used (see `shards.opened`), or
-            `process` raises it.
+            rows have the same id, the output directory cannot be used (see `shards.open_writer`),
+            or `process` raises it.
     """
     if concurrency < 1:
         raise out_of_range('concurrency', concurrency, 'at least 1')
-    wanted = Manifest(stage, settings, seed, shards.digest(inputs), shard_items)
-    with shards.opened(output, wanted) as target:
-        if not target.manifest.complete:
-            done = target.manifest.total.items
+    manifest = StageManifest(stage, settings, seed, shards.digest(inputs), shard_items)
+    with shards.open_writer(output, manifest) as writer:
+        if not writer.manifest.complete:
+            num_done = writer.manifest.total.items
             if read:
                 rows, total = read(inputs), None
             else:
-                rows, total = shards.distinct(shards.read(inputs)), shards.count(inputs)
-            items = itertools.islice(rows, done, None)
+                rows, total = (
+                    shards.ensure_unique_ids(shards.read(inputs)),
+                    shards.count_rows(inputs),
+                )
+            items = itertools.islice(rows, num_done, None)
             with tqdm.tqdm(
-                desc=stage, initial=done, total=total, unit=' items', dynamic_ncols=True, delay=1.0
+                desc=stage,
+                initial=num_done,
+                total=total,
+                unit=' items',
+                dynamic_ncols=True,
+                delay=1.0,
             ) as bar:
-                await _write(target, _in_order(process, items, concurrency), bar)
-            if not target.manifest.shards:
+                await _write_shards(writer, _process_in_order(process, items, concurrency), bar)
+            if not writer.manifest.shards:
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
-            target.finish()
-        return target.manifest
+            writer.finish()
+        return writer.manifest
 
 
-def random_of(seed: int, stage: str, item: str) -> random.Random:
+def item_rng(seed: int, stage: str, item: str) -> random.Random:
     """Return the random number generator of an item, which does not depend on the order of items.
 
     Args:
@@ -170,7 +178,7 @@ def random_of(seed: int, stage: str, item: str) -> random.Random:
     return random.Random(stable_seed(seed, stage, item))
 
 
-def describe(manifest: Manifest) -> str:
+def format_counts(manifest: StageManifest) -> str:
     """Return the counts of a finished stage as text, one count per line."""
     total = manifest.total
     lines = [f'{manifest.stage}: {total.items:,} items, {total.kept:,} kept, {total.rows:,} rows']
@@ -181,68 +189,68 @@ def describe(manifest: Manifest) -> str:
     return '\n'.join(lines + [f'  {name}: {number:,}' for name, number in total.counts.items()])
 
 
-async def _write(
-    target: shards.Shards, outcomes: AsyncIterator[tuple[Row, Outcome]], bar: tqdm.tqdm
+async def _write_shards(
+    writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: tqdm.tqdm
 ) -> None:
     rows: list[Mapping[str, Any]] = []
-    shard = Shard()
+    shard = ShardCounts()
     async for item, outcome in outcomes:
         rows += outcome.rows
-        shard += _counted(item, outcome)
+        shard += _count_outcome(item, outcome)
         bar.update()
-        if shard.items == target.manifest.shard_items:
-            target.add(rows, shard)
-            rows, shard = [], Shard()
+        if shard.items == writer.manifest.shard_items:
+            writer.add(rows, shard)
+            rows, shard = [], ShardCounts()
     if shard.items:
-        target.add(rows, shard)
+        writer.add(rows, shard)
 
 
-def _counted(item: Row, outcome: Outcome) -> Shard:
+def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
     assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
-        return Shard(1, 1, len(outcome.rows), counts=outcome.counts)
+        return ShardCounts(1, 1, len(outcome.rows), counts=outcome.counts)
     place = pathlib.PurePath(item.location).name
-    return Shard(1, 0, 0, {outcome.reason: 1}, {outcome.reason: place}, outcome.counts)
+    return ShardCounts(1, 0, 0, {outcome.reason: 1}, {outcome.reason: place}, outcome.counts)
 
 
-async def _in_order(
-    process: Process, items: Iterator[Row], concurrency: int
-) -> AsyncIterator[tuple[Row, Outcome]]:
+async def _process_in_order(
+    process: ProcessItem, items: Iterator[Row], concurrency: int
+) -> AsyncIterator[tuple[Row, ItemOutcome]]:
     """Process items concurrently, and yield each with its outcome in input order.
 
     Outcomes that finish before that of an earlier, slow item wait in a window of bounded size.
     """
-    free = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
     failed = asyncio.Event()
-    broken: list[UserError] = []
+    read_errors: list[UserError] = []
 
-    def readable() -> Iterator[Row]:
+    def read_items() -> Iterator[Row]:
         try:
             yield from items
         except UserError as error:  # Re-raised below, after the items before it.
-            broken.append(error)
+            read_errors.append(error)
 
-    async def work(item: Row) -> tuple[Row, Outcome]:
+    async def work(item: Row) -> tuple[Row, ItemOutcome]:
         try:
             return item, await process(item)
         except BaseException:
             failed.set()
             raise
         finally:
-            free.release()
+            slots.release()
 
-    window: collections.deque[asyncio.Task[tuple[Row, Outcome]]] = collections.deque()
+    window: collections.deque[asyncio.Task[tuple[Row, ItemOutcome]]] = collections.deque()
     try:
-        for item in readable():
-            await free.acquire()
+        for item in read_items():
+            await slots.acquire()
             if failed.is_set():
                 break
             window.append(asyncio.create_task(work(item)))
-            while window and (window[0].done() or len(window) > _AHEAD * concurrency):
+            while window and (window[0].done() or len(window) > _WINDOW_FACTOR * concurrency):
                 yield await window.popleft()
         while window:
             yield await window.popleft()
-        for error in broken:
+        for error in read_errors:
             raise error
     except Exception:
         await asyncio.gather(*window, return_exceptions=True)

@@ -16,19 +16,19 @@ from malora_jax.ultralink import (
     dialogues,
     documents,
     prune,
-    released,
+    release_import,
     stage,
     translate,
 )
 from malora_jax.ultralink.evaluation import judge, mgsm
-from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import Settings
-from malora_jax.ultralink.stage import Prepared, Read, StageRun
+from malora_jax.ultralink.stage import PreparedStage, ReadItems, StageRun
 from malora_jax.ultralink.text import wikipedia
 
 _COMMAND = 'python -m experiments.ultralink'
 _ENDPOINT = '--llm=MODEL --base-url=http://127.0.0.1:8000/v1'
-_KEPT_ANSWERS = """\
+_CACHE_HELP = """\
 The model's replies are cached in a file, so that no request is paid for twice. The API key of the
 endpoint is read from the environment variable OPENAI_API_KEY."""
 
@@ -52,7 +52,7 @@ class Command:
         inputs: Help text of `--input`; '' if there is no such flag, or it is a settings field.
         find_inputs: Function that returns the inputs that the settings name, if `inputs` is ''.
         output: Help text of `--output`; '' if there is no output directory.
-        needs: Attributes of `StageRun` that the command uses, each of which has its own flags.
+        needs: Resources that the command uses, each of which has its own flags.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Command:
     @property
     def help(self) -> str:
         """Text of `--help` above the flags."""
-        kept = [_KEPT_ANSWERS] if 'model' in self.needs else []
+        cache_help = [_CACHE_HELP] if 'model' in self.needs else []
         examples = [_wrapped(f'{_COMMAND} {self.name} {each}') for each in self.examples]
         heading = 'Examples:' if len(examples) > 1 else 'Example:'
-        parts = [self.purpose, self.details, *kept, '\n'.join([heading, *examples, ''])]
+        parts = [self.purpose, self.details, *cache_help, '\n'.join([heading, *examples, ''])]
         return '\n\n'.join(parts)
 
 
-def _describe(run: StageRun[Any], manifest: Manifest) -> str:
-    return stage.describe(manifest)
+def _describe(run: StageRun[Any], manifest: StageManifest) -> str:
+    return stage.format_counts(manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,11 @@ class Stage(Command):
         summary: Function that returns the text printed at the end.
     """
 
-    prepare: Callable[[StageRun[Any]], Prepared]
-    read: Read | None = None
-    summary: Callable[[StageRun[Any], Manifest], str] = _describe
+    prepare: Callable[[StageRun[Any]], PreparedStage]
+    read: ReadItems | None = None
+    summary: Callable[[StageRun[Any], StageManifest], str] = _describe
 
-    def run(self, run: StageRun[Any]) -> Coroutine[Any, Any, Manifest]:
+    def run(self, run: StageRun[Any]) -> Coroutine[Any, Any, StageManifest]:
         """Prepare the stage, and return the coroutine that runs it.
 
         Preparation may compute for a long time. Because it runs outside the event loop, Ctrl-C
@@ -115,7 +115,7 @@ class Stage(Command):
         if 'model' in self.needs:
             settings['llm'] = run.model.name
         if 'tokenizer' in self.needs:
-            settings['tokenizer'] = run.tokenizer.fingerprint
+            settings['tokenizer'] = run.token_counter.fingerprint
         return stage.run(
             self.name,
             process,
@@ -243,18 +243,18 @@ file.""",
         function=commands.export,
     ),
     Stage(
-        name=released.STAGE,
+        name=release_import.STAGE,
         purpose='Read the 20 files of the released dataset and check each row.',
         details='Bad rows are named on stderr with file and line, counted and skipped.',
         examples=(
             '--input=UltraLink --output=data/released',
             '--revision=COMMIT --output=data/released',
         ),
-        config=released.ImportConfig,
-        find_inputs=released.find_inputs,
+        config=release_import.ImportConfig,
+        find_inputs=release_import.find_inputs,
         output='Directory to write the rows into.',
-        prepare=released.prepare,
-        read=released.read,
+        prepare=release_import.prepare,
+        read=release_import.read,
     ),
     FileCommand(
         name='report',

@@ -1,9 +1,9 @@
 """Stage `translate`: translate English chat, mathematics and code, and verify each message.
 
 A conversation is translated message by message. Each request contains one demonstration (one-shot
-prompting), and the previous message with its translation. A translation with a fault (see `checks`)
-is requested again; after the maximum number of attempts, the whole conversation is dropped. The
-paper verifies nothing.
+prompting), and the previous message with its translation. A translation with a fault (see
+`translation_checks`) is requested again; after the maximum number of attempts, the whole
+conversation is dropped. The paper verifies nothing.
 """
 
 import collections
@@ -11,9 +11,9 @@ import dataclasses
 
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from malora_jax.ultralink import checks, conversations, translations
-from malora_jax.ultralink.languages import identify
-from malora_jax.ultralink.llm.chat import Request, Sampling
+from malora_jax.ultralink import conversations, translation_checks, translations
+from malora_jax.ultralink.languages import identify_language
+from malora_jax.ultralink.llm.chat import ChatSampling, ModelRequest
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -22,11 +22,11 @@ from malora_jax.ultralink.settings import (
     temperature_setting,
     top_p_setting,
 )
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'translate'
-_SOURCE = 'en'
-_KEPT = {
+_SOURCE_LANGUAGE = 'en'
+_CHECK_KINDS = {
     'chat_agnostic': ('numbers', 'latex', 'code', 'language'),
     'math': ('numbers', 'final_answer', 'latex', 'code', 'language'),
     'code': ('numbers', 'latex', 'code', 'identifiers', 'language'),
@@ -41,7 +41,9 @@ class TranslateConfig(Settings):
     """
 
     section = STAGE
-    language: str = language_setting('Language code of the translations.', translations.CODES)
+    language: str = language_setting(
+        'Language code of the translations.', translations.TARGET_LANGUAGES
+    )
     attempts: int = attempts_setting(3)
     max_tokens: int = setting(
         'Maximum number of tokens that the model generates for a text.', 4096, at_least=1
@@ -50,12 +52,12 @@ class TranslateConfig(Settings):
     top_p: float = top_p_setting(1.0)
 
 
-def prepare(run: StageRun[TranslateConfig]) -> Prepared:
+def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
     """Return the process function of a conversation.
 
     The id of a translated row is LANGUAGE-ID, where ID is the id of the source row.
     """
-    return Prepared(_Translator(run), {'prompts': translations.digest(run.config.language)})
+    return PreparedStage(_Translator(run), {'prompts': translations.digest(run.config.language)})
 
 
 class _Translator:
@@ -64,11 +66,11 @@ class _Translator:
     def __init__(self, run: StageRun[TranslateConfig]):
         config = self._config = run.config
         self._model = run.model
-        self._sampling = Sampling(config.max_tokens, config.temperature, config.top_p, run.seed)
+        self._sampling = ChatSampling(config.max_tokens, config.temperature, config.top_p, run.seed)
 
-    async def __call__(self, row: Row) -> Outcome:
+    async def __call__(self, row: Row) -> ItemOutcome:
         source = conversations.read(row)
-        if source.language != _SOURCE or source.subset not in translations.SUBSETS:
+        if source.language != _SOURCE_LANGUAGE or source.subset not in translations.SUBSETS:
             raise UserError(
                 f'{row.location} is {source.language} {source.subset}: only English '
                 f'{", ".join(translations.SUBSETS)} are translated.'
@@ -76,19 +78,21 @@ class _Translator:
         counts: collections.Counter[str] = collections.Counter()
         translated: list[str] = []
         for number, text in enumerate(source.data):
-            before = (source.data[number - 1], translated[-1]) if number else None
-            translation, fault = await self._text(text, before, source.subset, counts)
+            previous = (source.data[number - 1], translated[-1]) if number else None
+            translation, fault = await self._translate_message(
+                text, previous, source.subset, counts
+            )
             if fault:
-                return Outcome((), fault, counts)
+                return ItemOutcome((), fault, counts)
             translated.append(translation)
         language = self._config.language
-        made = source._replace(id=f'{language}-{source.id}', language=language, data=translated)
-        return Outcome([made.row], '', counts)
+        target = source._replace(id=f'{language}-{source.id}', language=language, data=translated)
+        return ItemOutcome([target.row], '', counts)
 
-    async def _text(
+    async def _translate_message(
         self,
         text: str,
-        before: tuple[str, str] | None,
+        previous: tuple[str, str] | None,
         subset: str,
         counts: collections.Counter[str],
     ) -> tuple[str, str]:
@@ -96,7 +100,7 @@ class _Translator:
 
         Args:
             text: Message to translate.
-            before: Previous message and its translation; None for the first message.
+            previous: Previous message and its translation; None for the first message.
             subset: Subset of the conversation.
             counts: Number of faults by kind, which is updated.
 
@@ -104,20 +108,24 @@ class _Translator:
             A translation without a fault and ''; or the translation of the last attempt, and its
             first fault.
         """
-        messages = translations.load(self._config.language, subset).messages(text, before)
+        messages = translations.load(self._config.language, subset).messages(text, previous)
         for sample in range(self._config.attempts):
-            reply = await self._model.complete(Request(STAGE, messages, self._sampling, sample))
-            found = (
+            reply = await self._model.complete(
+                ModelRequest(STAGE, messages, self._sampling, sample)
+            )
+            faults = (
                 [reply.finish_reason]
                 if reply.finish_reason != 'stop'
-                else self._faults(text, reply.text, subset)
+                else self._fault_kinds(text, reply.text, subset)
             )
-            if not found:
+            if not faults:
                 return reply.text, ''
-            counts.update(f'fault: {kind}' for kind in found)
-        return reply.text, found[0]
+            counts.update(f'fault: {kind}' for kind in faults)
+        return reply.text, faults[0]
 
-    def _faults(self, text: str, translation: str, subset: str) -> list[str]:
+    def _fault_kinds(self, text: str, translation: str, subset: str) -> list[str]:
         """Return the distinct kinds of faults of a translation, in the order of `checks.KINDS`."""
-        found = checks.faults(text, translation, self._config.language, identify, _KEPT[subset])
-        return list(dict.fromkeys(fault.kind for fault in found))
+        faults = translation_checks.faults(
+            text, translation, self._config.language, identify_language, _CHECK_KINDS[subset]
+        )
+        return list(dict.fromkeys(fault.kind for fault in faults))

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from malora_jax.ultralink.languages import identify
+from malora_jax.ultralink.languages import identify_language
 from malora_jax.ultralink.llm.chat import Reply
-from malora_jax.ultralink.prompts import Prompts
+from malora_jax.ultralink.prompts import DialoguePrompts
 from malora_jax.ultralink.text.shingles import similarity
 
 # Fault of an answer that is too short, which ends a dialogue without another attempt.
@@ -19,12 +19,12 @@ _NAMES_SOMETHING = re.compile(r'\d|\w\W+[^\W\d_a-zà-öø-ÿа-яё]')
 def question_fault(
     reply: Reply,
     language: str,
-    prompts: Prompts,
-    earlier: Sequence[str],
+    prompts: DialoguePrompts,
+    earlier_questions: Sequence[str],
     *,
-    least_characters: int,
-    most_characters: int,
-    most_similarity: float,
+    min_characters: int,
+    max_characters: int,
+    max_similarity: float,
 ) -> str:
     """Return why a question is rejected; '' for a valid question.
 
@@ -32,48 +32,50 @@ def question_fault(
         reply: Model reply with the question.
         language: Code of the required language.
         prompts: Prompts of that language, with the patterns of forbidden phrases.
-        earlier: Earlier questions of the same dialogue.
-        least_characters: Minimum length of the question in characters.
-        most_characters: Maximum length of the question in characters.
-        most_similarity: Maximum Jaccard similarity to an earlier question, from 0 to 1.
+        earlier_questions: Earlier questions of the same dialogue.
+        min_characters: Minimum length of the question in characters.
+        max_characters: Maximum length of the question in characters.
+        max_similarity: Maximum Jaccard similarity to an earlier question, from 0 to 1.
     """
     text = reply.text
     fault = _reply_fault(reply)
     if fault:
         return fault
-    if not least_characters <= len(text) <= most_characters:
+    if not min_characters <= len(text) <= max_characters:
         return 'length'
     marks = _QUESTION_MARK.findall(text)
     if len(marks) != 1 or text[-1] not in '?？' or '\n' in text or _NUMBERED.match(text):
         return 'not one question'
-    if identify(text) != language:
+    if identify_language(text) != language:
         return 'language'
-    if prompts.cites.search(text):
+    if prompts.citation_pattern.search(text):
         return 'speaks of the text'
     if not _stands_alone(text, prompts):
         return 'not self-contained'
-    if any(similarity(text, other) > most_similarity for other in earlier):
+    if any(similarity(text, other) > max_similarity for other in earlier_questions):
         return 'asked before'
     return ''
 
 
-def answer_fault(reply: Reply, language: str, prompts: Prompts, *, least_characters: int) -> str:
+def answer_fault(
+    reply: Reply, language: str, prompts: DialoguePrompts, *, min_characters: int
+) -> str:
     """Return why an answer is rejected; '' for a valid answer.
 
     Args:
         reply: Model reply with the answer.
         language: Code of the required language.
         prompts: Prompts of that language, with the patterns of forbidden phrases.
-        least_characters: Minimum length of the answer in characters.
+        min_characters: Minimum length of the answer in characters.
     """
     fault = _reply_fault(reply)
     if fault:
         return fault
-    if len(reply.text) < least_characters:
+    if len(reply.text) < min_characters:
         return SHORT
-    if identify(reply.text) != language:
+    if identify_language(reply.text) != language:
         return 'language'
-    return 'speaks of the text' if prompts.cites.search(reply.text) else ''
+    return 'speaks of the text' if prompts.citation_pattern.search(reply.text) else ''
 
 
 def _reply_fault(reply: Reply) -> str:
@@ -82,9 +84,9 @@ def _reply_fault(reply: Reply) -> str:
     return '' if reply.finish_reason == 'stop' else reply.finish_reason
 
 
-def _stands_alone(text: str, prompts: Prompts) -> bool:
-    if prompts.refers.search(text):
+def _stands_alone(text: str, prompts: DialoguePrompts) -> bool:
+    if prompts.reference_pattern.search(text):
         return False
-    if prompts.pronouns is None or _NAMES_SOMETHING.search(text):
+    if prompts.pronoun_pattern is None or _NAMES_SOMETHING.search(text):
         return True
-    return not prompts.pronouns.search(text)
+    return not prompts.pronoun_pattern.search(text)

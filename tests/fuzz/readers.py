@@ -47,9 +47,9 @@ def read_stage(path: pathlib.Path) -> None:
 
 def read_cache(path: pathlib.Path) -> None:
     """Read the answers in an UltraLink cache."""
-    with cache.opened(path) as answers:
+    with cache.open_cache(path) as answers:
         answers.get(b'key')
-        str(answers.tokens)
+        str(answers.total_tokens)
 
 
 READERS = {

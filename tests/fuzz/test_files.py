@@ -99,11 +99,11 @@ def write_run(path: pathlib.Path) -> None:
 
 
 def write_stage(path: pathlib.Path) -> None:
-    manifest = shards.Manifest('translate', {'llm': 'x', 'more': {'a': 1}}, 0, 'digest', 2)
-    with shards.opened(path / 'out', manifest) as target:
+    manifest = shards.StageManifest('translate', {'llm': 'x', 'more': {'a': 1}}, 0, 'digest', 2)
+    with shards.open_writer(path / 'out', manifest) as target:
         for number in range(2):
             rows = [{'id': f'{number} {i}', 'text': 'größer'} for i in range(2)]
-            target.add(rows, shards.Shard(2, 2, 0, counts={'texts': 2}))
+            target.add(rows, shards.ShardCounts(2, 2, 0, counts={'texts': 2}))
         target.finish()
 
 
@@ -144,7 +144,7 @@ def write_peft(path: pathlib.Path) -> None:
 
 
 def write_cache(path: pathlib.Path) -> None:
-    with cache.opened(path / 'answers.sqlite') as answers:
+    with cache.open_cache(path / 'answers.sqlite') as answers:
         for key in (b'key', *(b'%d' % i for i in range(100))):
             answers.put(key, Reply('größer' * 20, 'stop', 7))
 

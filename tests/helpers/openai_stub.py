@@ -44,9 +44,9 @@ def texts() -> dict[str, dict[str, Any]]:
 def _stages() -> dict[str, tuple[str, str]]:
     """Return the language and stage of each known system message."""
     return {
-        prompts.load(language).systems[stage]: (language, stage)
+        prompts.load(language).system_messages[stage]: (language, stage)
         for language in texts()
-        for stage in prompts.STAGES
+        for stage in prompts.PROMPT_NAMES
     }
 
 

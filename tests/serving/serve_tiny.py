@@ -28,7 +28,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.model is None:
         jax.config.update('jax_disable_most_optimizations', True)
-    model = local.load(flags.model) if flags.model else language_model()
+    model = local.load_model(flags.model) if flags.model else language_model()
     if flags.delay:
         model.end_id = model.model.config.vocab_size  # Texts then have their maximum length.
     step = Engine.step

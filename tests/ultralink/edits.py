@@ -5,14 +5,14 @@ import random
 import re
 from collections.abc import Sequence
 
-from malora_jax.ultralink.text.near_duplicates import Sketches
+from malora_jax.ultralink.text.near_duplicates import MinHashSketches
 
 RATES = (0.05, 0.1, 0.2)
 
 
 def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return the near-duplicates among texts with ids."""
-    sketches = Sketches()
+    sketches = MinHashSketches()
     for key, text in rows:
         sketches.add(key, text)
     return sketches.near_duplicates()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from malora_jax.ultralink.llm.chat import Reply, Request
+from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from tests.helpers.paths import ROOT
 
 
@@ -31,11 +31,11 @@ class Told:
 
     name = 'told'
 
-    def __init__(self, say: Callable[[Request], str | Reply]):
+    def __init__(self, say: Callable[[ModelRequest], str | Reply]):
         self._say = say
-        self.requests: list[Request] = []
+        self.requests: list[ModelRequest] = []
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ModelRequest) -> Reply:
         self.requests.append(request)
         said = self._say(request)
         return said if isinstance(said, Reply) else Reply(said, 'stop', 1)

@@ -21,8 +21,8 @@ import time
 
 from malora_jax.ultralink.dialogues import STAGE, DialoguesConfig
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.llm.chat import Message, Request, Sampling
-from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import Plan, Stub, document, serving
@@ -38,13 +38,15 @@ def make(address: str, root: pathlib.Path) -> None:
     """Make the dialogues, in the process that will be killed."""
 
     async def main() -> None:
-        async with opened(Choice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)) as model:
+        async with open_model(
+            ModelChoice(MODEL, root / 'answers.sqlite', CONCURRENCY, address)
+        ) as model:
             given = StageRun(
                 DialoguesConfig(),
                 [root.parent / 'segments.jsonl'],
                 root / 'out',
                 model=model,
-                tokenizer=Words(),
+                token_counter=Words(),
                 concurrency=CONCURRENCY,
                 shard_items=SHARD_ITEMS,
             )
@@ -72,11 +74,11 @@ def kept(root: pathlib.Path) -> set[bytes]:
 
 def key_in_cache(body: dict) -> bytes:
     """Return the cache key of a request that the stub received; its seed identifies the sample."""
-    messages = tuple(Message(**message) for message in body['messages'])
-    sampling = Sampling(body['max_tokens'], body['temperature'], body['top_p'])
+    messages = tuple(ChatMessage(**message) for message in body['messages'])
+    sampling = ChatSampling(body['max_tokens'], body['temperature'], body['top_p'])
     for sample in range(DialoguesConfig().attempts):
-        request = Request(STAGE, messages, sampling, sample)
-        if request.draw == body['seed']:
+        request = ModelRequest(STAGE, messages, sampling, sample)
+        if request.sampling_seed == body['seed']:
             return hashlib.sha256(f'{MODEL}\0'.encode() + request.digest).digest()
     raise AssertionError('A request that none of ours can be.')
 

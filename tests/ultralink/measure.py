@@ -21,12 +21,12 @@ from collections.abc import Iterator
 
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.documents import DocumentsConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify
-from malora_jax.ultralink.llm.opened import Choice, opened
-from malora_jax.ultralink.shards import Manifest
-from malora_jax.ultralink.stage import StageRun, describe
+from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
+from malora_jax.ultralink.shards import StageManifest
+from malora_jax.ultralink.stage import StageRun, format_counts
 from malora_jax.ultralink.stages import STAGES
-from malora_jax.ultralink.text.tokens import counter
+from malora_jax.ultralink.text.tokens import load_token_counter
 from tests.helpers.openai_stub import document
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -65,18 +65,18 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
     )
     source = write_rows(root / 'segments.jsonl', rows)
     write_tiny_gguf(root / 'tiny.gguf')
-    count = counter(str(root / 'tiny.gguf'))
+    count = load_token_counter(str(root / 'tiny.gguf'))
     config = DialoguesConfig(context_tokens=100_000)  # A token of this tokenizer is a byte or two.
-    identify('Loaded before.')
+    identify_language('Loaded before.')
 
-    async def make(address: str) -> Manifest:
-        async with opened(Choice('m', root / 'c.sqlite', concurrency, address)) as model:
+    async def make(address: str) -> StageManifest:
+        async with open_model(ModelChoice('m', root / 'c.sqlite', concurrency, address)) as model:
             given = StageRun(
                 config,
                 [source],
                 root / 'out',
                 model=model,
-                tokenizer=count,
+                token_counter=count,
                 concurrency=concurrency,
             )
             return await STAGES['dialogues'].run(given)
@@ -84,7 +84,7 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
     os.environ['OPENAI_API_KEY'] = 'any'
     with stub() as (address, process):
         start, ours, theirs = time.monotonic(), core_s(os.getpid()), core_s(process)
-        print(describe(asyncio.run(make(address))))
+        print(format_counts(asyncio.run(make(address))))
         wall_s = time.monotonic() - start
         ours, theirs = core_s(os.getpid()) - ours, core_s(process) - theirs
     with sqlite3.connect(root / 'c.sqlite') as connection:
@@ -115,10 +115,12 @@ def measure_memory(root: pathlib.Path, number: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     start = time.monotonic()
-    given = StageRun(config, [source], root / 'out', tokenizer=counter('smollm2-135m'))
+    given = StageRun(
+        config, [source], root / 'out', token_counter=load_token_counter('smollm2-135m')
+    )
     found = asyncio.run(STAGES['documents'].run(given))
     over.set()
-    print(describe(found))
+    print(format_counts(found))
     print(f'{number / (time.monotonic() - start):.0f} documents a second.')
 
 

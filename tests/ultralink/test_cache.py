@@ -13,18 +13,18 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import cache
-from malora_jax.ultralink.llm.cache import Cached
-from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from malora_jax.ultralink.llm.cache import CachedModel
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from tests.ultralink.helpers import Told
 
-REQUEST = Request('some', (Message('user', 'Why?'),), Sampling(), 0)
+REQUEST = ModelRequest('some', (ChatMessage('user', 'Why?'),), ChatSampling(), 0)
 
 
 def complete(path, model, *requests):
     async def main():
-        with cache.opened(path) as kept:
-            asked = Cached(model, kept)
-            return await asyncio.gather(*map(asked.complete, requests)), kept.tokens
+        with cache.open_cache(path) as kept:
+            asked = CachedModel(model, kept)
+            return await asyncio.gather(*map(asked.complete, requests)), kept.total_tokens
 
     return asyncio.run(main())
 
@@ -42,21 +42,21 @@ def test_an_answer_is_asked_for_once(tmp_path):
     'changes',
     [
         {'stage': 'other'},
-        {'messages': (Message('system', 'Why?'),)},
-        {'messages': (Message('user', 'Why'), Message('user', '?'))},
-        {'sampling': Sampling(max_tokens=7)},
-        {'sampling': Sampling(temperature=0.5)},
-        {'sampling': Sampling(top_p=0.5)},
-        {'sampling': Sampling(seed=1)},
+        {'messages': (ChatMessage('system', 'Why?'),)},
+        {'messages': (ChatMessage('user', 'Why'), ChatMessage('user', '?'))},
+        {'sampling': ChatSampling(max_tokens=7)},
+        {'sampling': ChatSampling(temperature=0.5)},
+        {'sampling': ChatSampling(top_p=0.5)},
+        {'sampling': ChatSampling(seed=1)},
         {'sample': 1},
     ],
 )
 def test_another_request_is_another_answer(tmp_path, changes):
     other = dataclasses.replace(REQUEST, **changes)
-    model = Told(lambda request: str(request.draw))
+    model = Told(lambda request: str(request.sampling_seed))
     replies, _ = complete(tmp_path / 'c.sqlite', model, REQUEST, other)
     assert replies[0] != replies[1]
-    assert 0 <= other.draw < 2**31
+    assert 0 <= other.sampling_seed < 2**31
 
 
 def test_another_model_is_another_answer(tmp_path):
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_cache(tmp_path):
     path = tmp_path / 'c.sqlite'
     path.write_text('Something else, which is long enough to be looked at by SQLite.' * 20)
     with pytest.raises(UserError, match=r'c\.sqlite does not serve as a cache of answers'):
-        cache.opened(path).__enter__()
+        cache.open_cache(path).__enter__()
 
 
 def test_a_file_that_breaks_while_it_is_used(tmp_path):
@@ -93,7 +93,7 @@ def test_a_file_that_breaks_while_it_is_used(tmp_path):
 @pytest.mark.parametrize('field', [{'max_tokens': 0}, {'temperature': -1}, {'top_p': 0.0}])
 def test_sampling_that_cannot_be(field):
     with pytest.raises(UserError, match=next(iter(field))):
-        Sampling(**field)
+        ChatSampling(**field)
 
 
 WRITER = """
@@ -117,6 +117,6 @@ def test_what_was_said_to_be_kept_outlives_a_kill(tmp_path):
         said = [int(process.stdout.readline()) for _ in range(300)]
         os.kill(process.pid, signal.SIGKILL)
         said += [int(line) for line in process.stdout.read().split('\n')[:-1]]
-    with cache.opened(path) as kept:
-        assert kept.tokens >= len(said) >= 300
+    with cache.open_cache(path) as kept:
+        assert kept.total_tokens >= len(said) >= 300
         assert all(kept.get(number.to_bytes(4, 'big')) for number in said)

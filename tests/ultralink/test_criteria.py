@@ -84,7 +84,7 @@ def test_an_answer_without_scores_is_asked_for_again(tmp_path, said):
     found, total, requests = run(
         tmp_path, [row(0)], lambda request: json.dumps(NONE) if request.sample == 2 else said
     )
-    assert len(found) == 1 and [request.sample for request in requests] == [0, 1, 2]
+    assert len(found) == 1 and [request.sample_index for request in requests] == [0, 1, 2]
     (tmp_path / 'never').mkdir()
     found, total, _ = run(tmp_path / 'never', [row(0)], lambda request: said)
     assert (found, total.dropped) == ([], {'no scores': 1})
@@ -129,7 +129,7 @@ def test_chats_of_another_form(tmp_path, turns):
 
 def test_words_around_the_scores_do_no_harm():
     reply = Reply(f'Here they are:\n```json\n{json.dumps(NONE, indent=1)}\n```', 'stop', 1)
-    assert criteria.parse(reply) == NONE
+    assert criteria.parse_scores(reply) == NONE
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prompts, turn_checks
 from malora_jax.ultralink.dialogues import DialoguesConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify
+from malora_jax.ultralink.languages import LANGUAGES, identify_language
 from malora_jax.ultralink.llm.chat import Reply
-from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import Plan, document, serving, texts
 from tests.ultralink.helpers import Told, Words, contents, rows_of, write_rows
 
 PROMPTS = prompts.load('en')
-STAGE_OF = {system: stage for stage, system in PROMPTS.systems.items()}
+STAGE_OF = {system: stage for stage, system in PROMPTS.system_messages.items()}
 
 
 def stage_of(request):
@@ -33,7 +33,7 @@ def kind_of(request):
 def in_turn(request):
     """Return a different question or answer each time, by the number of earlier answers."""
     of_kind = texts()['en'][kind_of(request)]
-    said = request.messages[1].content.count(PROMPTS.answer)
+    said = request.messages[1].content.count(PROMPTS.answer_label)
     return of_kind[(said + request.sample) % len(of_kind)]
 
 
@@ -47,7 +47,7 @@ def segments(path, count, languages=('en',)):
 
 
 def dialogues(config, model, source, output, **how):
-    given = StageRun(config, [source], output, model=model, tokenizer=Words(), **how)
+    given = StageRun(config, [source], output, model=model, token_counter=Words(), **how)
     return STAGES['dialogues'].run(given)
 
 
@@ -90,7 +90,7 @@ def test_a_dialogue_from_its_segment(tmp_path):
 
 def test_lengths_are_those_of_the_papers_rule(tmp_path, monkeypatch):
     """The lengths have the distribution computed by hand: 0.1, 0.9 · 0.2, and so on."""
-    monkeypatch.setattr(turn_checks, 'identify', lambda text: 'en')  # It is slow.
+    monkeypatch.setattr(turn_checks, 'identify_language', lambda text: 'en')  # It is slow.
     found, rows, _ = run(tmp_path, in_turn, 1000, config={'context_tokens': 10**6})
     lengths = collections.Counter(len(row['kinds']) for row in rows)
     expected = {2: 0.1, 3: 0.18, 4: 0.288, 5: 0.3456, 6: 0.0864}
@@ -187,7 +187,7 @@ def test_a_fault_that_stays_ends_the_dialogue_at_its_last_good_turn(tmp_path, re
     assert row['kinds'] == ['initial']
     fault = f'{kind[:-1]}: {reason}'
     assert found.total.counts == {f'ended: {fault}': 1, f'fault in {fault}': 3, 'turns': 1}
-    assert [r.sample for r in requests[-3:]] == [0, 1, 2]
+    assert [r.sample_index for r in requests[-3:]] == [0, 1, 2]
     (tmp_path / 'first').mkdir()
     found, rows, _ = run(
         tmp_path / 'first', lambda r: FAULTS[reason](kind) if kind_of(r) == kind else in_turn(r)
@@ -257,13 +257,13 @@ RATES = {
 def quick(monkeypatch):
     monkeypatch.setenv('OPENAI_API_KEY', 'any')
     monkeypatch.setattr('openai._base_client.INITIAL_RETRY_DELAY', 0.01)
-    identify('Its model is loaded here, which takes longer than requests may.')
+    identify_language('Its model is loaded here, which takes longer than requests may.')
 
 
 def through(address, source, output, cache, concurrency=16, **choice):
     async def main():
-        how = Choice('m', cache, concurrency, address, timeout_s=3.0, **choice)
-        async with opened(how) as model:
+        how = ModelChoice('m', cache, concurrency, address, timeout_s=3.0, **choice)
+        async with open_model(how) as model:
             return await dialogues(
                 DialoguesConfig(),
                 model,
@@ -361,6 +361,6 @@ def test_another_seed_is_another_output(tmp_path):
     _, rows, requests = run(tmp_path, in_turn, 20)
     _, others, other_requests = run(tmp_path / 'other', in_turn, 20, seed=1)
     assert [row['kinds'] for row in rows] != [row['kinds'] for row in others]
-    assert requests[0].draw != other_requests[0].draw
+    assert requests[0].sampling_seed != other_requests[0].sampling_seed
     with pytest.raises(UserError, match='was made with seed = 0, not 2'):
         run(tmp_path, in_turn, 20, seed=2)

@@ -27,7 +27,7 @@ SMALL = {
 
 def run(language, source, output, count=None, **how):
     config = DocumentsConfig(language, **{**SMALL, **how})
-    given = StageRun(config, [source], output, tokenizer=count or Words())
+    given = StageRun(config, [source], output, token_counter=count or Words())
     return asyncio.run(STAGES['documents'].run(given))
 
 

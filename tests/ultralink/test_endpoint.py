@@ -8,9 +8,9 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import endpoint
-from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.llm.endpoint import Endpoint
-from malora_jax.ultralink.llm.opened import Choice
+from malora_jax.ultralink.llm.model_choice import ModelChoice
 from tests.helpers.openai_stub import Plan, serving
 
 KEY = 'sk-not-to-be-seen'
@@ -22,13 +22,15 @@ def key(monkeypatch):
 
 
 def request(text='Why?', max_tokens=10, sample=0):
-    messages = (Message('system', 'Be brief.'), Message('user', text))
-    return Request('some', messages, Sampling(max_tokens, 0.5, 0.9), sample)
+    messages = (ChatMessage('system', 'Be brief.'), ChatMessage('user', text))
+    return ModelRequest('some', messages, ChatSampling(max_tokens, 0.5, 0.9), sample)
 
 
 def complete(address, *requests, timeout_s=30.0, token_limit=0, spent=0, each=False):
     async def main():
-        model = Endpoint('m', address, timeout_s=timeout_s, token_limit=token_limit, spent=spent)
+        model = Endpoint(
+            'm', address, timeout_s=timeout_s, token_limit=token_limit, tokens_used=spent
+        )
         try:
             return await asyncio.gather(*map(model.complete, requests), return_exceptions=each)
         finally:
@@ -50,7 +52,7 @@ def test_a_request_and_its_answer():
         'max_tokens': 10,
         'temperature': 0.5,
         'top_p': 0.9,
-        'seed': request().draw,
+        'seed': request().sampling_seed,
     }
     assert stub.headers['Authorization'] == f'Bearer {KEY}'
     assert reply == Reply('Because.', 'stop', 13 // 4 + 10 // 4)
@@ -191,7 +193,7 @@ def test_an_error_that_comes_as_an_answer_is_none():
 @pytest.mark.parametrize('address', ['', '127.0.0.1:8000/v1', 'localhost'])
 def test_an_address_that_is_none(tmp_path, address):
     with pytest.raises(UserError, match=r'--base_url is .*; it must be an address that begins'):
-        Choice('m', tmp_path / 'c.sqlite', base_url=address)
+        ModelChoice('m', tmp_path / 'c.sqlite', base_url=address)
 
 
 def test_something_that_is_no_such_endpoint():
@@ -203,7 +205,7 @@ def test_something_that_is_no_such_endpoint():
 
 def test_never_more_than_the_limit_is_spent():
     requests = [request('x' * 40, 100, sample=i) for i in range(30)]
-    most = endpoint._most_tokens(requests[0])
+    most = endpoint._max_total_tokens(requests[0])
     with serving(Plan(latency_s=0.02), lambda body: 'y' * 200) as stub:
         replies = complete(stub.address, *requests, token_limit=1000, spent=100, each=True)
     answered = [reply for reply in replies if isinstance(reply, Reply)]
@@ -219,5 +221,5 @@ def test_never_more_than_the_limit_is_spent():
 
 
 def test_tokens_of_a_request_are_bounded_by_bytes():
-    most = endpoint._most_tokens(request('é' * 100, 50))
+    most = endpoint._max_total_tokens(request('é' * 100, 50))
     assert most >= len('Be brief.') + 200 + 50

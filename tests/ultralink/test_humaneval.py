@@ -57,8 +57,8 @@ def test_a_clean_file_and_lost_endings(tmp_path):
     assert [each.task for each in found] == ['HumanEval/0', 'HumanEval/1']
     assert all(each.restored and each.passes and not each.faults for each in found)
     assert found[1].prompt.endswith('"""\n    ')
-    assert '2 of 2 canonical solutions pass' in humaneval.table(found)
-    assert '2 of 2 prompts had lost the white space' in humaneval.table(found)
+    assert '2 of 2 canonical solutions pass' in humaneval.format_report(found)
+    assert '2 of 2 prompts had lost the white space' in humaneval.format_report(found)
 
 
 def test_damaged_rows_are_named(tmp_path):
@@ -69,7 +69,7 @@ def test_damaged_rows_are_named(tmp_path):
     ]
     found = diagnose(tmp_path, rows)
     assert not any(each.passes for each in found)
-    text = humaneval.table(found)
+    text = humaneval.format_report(found)
     assert (
         'translated.jsonl line 1 (HumanEval/0): tree: code outside of docstrings is not the same; '
         "entry point: the prompt does not define 'double_all', but duplicar_todos; solution: "

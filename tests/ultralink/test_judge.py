@@ -73,14 +73,19 @@ def test_no_verdict_is_asked_for_again_and_then_counted(tmp_path):
     found, total, requests = run(
         tmp_path, lambda request: longer(request) if request.sample else 'A is better.'
     )
-    assert found[0]['score'] == 1.0 and [request.sample for request in requests] == [0, 1, 0, 1]
+    assert found[0]['score'] == 1.0 and [request.sample_index for request in requests] == [
+        0,
+        1,
+        0,
+        1,
+    ]
     (tmp_path / 'never').mkdir()
     found, total, _ = run(tmp_path / 'never', lambda request: Reply('[[A]]', 'length', 1))
     assert (found, total.dropped) == ([], {'no verdict': 1})
 
 
 def test_the_last_mark_counts():
-    assert judge.verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
+    assert judge.parse_verdict(Reply('Either [[A]] or [[B]]: [[B]]', 'stop', 1)) == -1
 
 
 def test_a_question_without_a_baseline(tmp_path):
@@ -115,7 +120,7 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
     truth, inside = 0.4 + 0.5 * 0.2, 0
     for _ in range(200):
         scores = rng.choice([1.0, 0.5, 0.0], p=[0.4, 0.2, 0.4], size=200).tolist()
-        found = win_rate(scores, samples=500)
+        found = win_rate(scores, num_resamples=500)
         inside += found.low <= truth <= found.high
     # 190 of 200 on average, with a standard deviation of 3.
     assert 178 <= inside <= 199

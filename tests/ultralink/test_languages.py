@@ -6,8 +6,8 @@ import opencc
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink import extra
-from malora_jax.ultralink.languages import LANGUAGES, get_language, identify, to_simplified
+from malora_jax.ultralink import optional_imports
+from malora_jax.ultralink.languages import LANGUAGES, get_language, identify_language, to_simplified
 from tests.helpers.openai_stub import texts
 
 # Languages that are not among the five, but related to one of them.
@@ -29,38 +29,38 @@ def test_questions_and_answers_are_in_their_language(code):
         text
         for kind in ('questions', 'answers')
         for text in texts()[code][kind]
-        if identify(text) != code
+        if identify_language(text) != code
     ]
     assert not wrong
 
 
 @pytest.mark.parametrize('code', LANGUAGES)
 def test_lead_ins_are_in_their_language(code):
-    assert identify(LANGUAGES[code].lead_in) == code
+    assert identify_language(LANGUAGES[code].lead_in) == code
 
 
 @pytest.mark.parametrize('code', OTHERS)
 def test_neighbours_are_not_taken_for_one_of_the_five(code):
-    assert identify(OTHERS[code]) not in LANGUAGES
+    assert identify_language(OTHERS[code]) not in LANGUAGES
 
 
 def test_traditional_chinese_is_told_from_simplified():
     to_traditional = opencc.OpenCC('s2t').convert
     for text in texts()['zh']['questions'] + texts()['zh']['answers']:
         traditional = to_traditional(text)
-        assert identify(traditional) == 'zh-Hant'
-        assert identify(to_simplified(traditional)) == 'zh'
+        assert identify_language(traditional) == 'zh-Hant'
+        assert identify_language(to_simplified(traditional)) == 'zh'
 
 
 def test_the_end_of_a_long_text_counts():
     english, russian = texts()['en']['answers'][0], texts()['ru']['answers'][0]
-    assert identify(english + russian * 9) == 'ru'
-    assert identify(english * 9) == 'en'
+    assert identify_language(english + russian * 9) == 'ru'
+    assert identify_language(english * 9) == 'en'
 
 
 @pytest.mark.parametrize('text', ['', ' \n', '1848, 12.5 %', '…!?'])
 def test_a_text_without_a_letter_is_in_no_language(text):
-    assert identify(text) == ''
+    assert identify_language(text) == ''
 
 
 def test_an_unknown_code_is_one_line():
@@ -71,4 +71,4 @@ def test_an_unknown_code_is_one_line():
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, 'opencc', None)
     with pytest.raises(UserError, match=r'^opencc is not installed: .*malora_jax\[ultralink\]'):
-        extra.require('opencc')
+        optional_imports.import_extra('opencc')

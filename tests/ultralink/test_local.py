@@ -9,8 +9,8 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink.dialogues import DialoguesConfig
 from malora_jax.ultralink.llm import local
-from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
-from malora_jax.ultralink.llm.opened import Choice, opened
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
+from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.language_model import language_model
@@ -19,17 +19,17 @@ from tests.ultralink.helpers import Words, rows_of, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
-GREEDY = Sampling(max_tokens=12, temperature=0.0)
+GREEDY = ChatSampling(max_tokens=12, temperature=0.0)
 
 
 def request(text, sampling=GREEDY, sample=0, system=''):
-    messages = [Message('system', system)] if system else []
-    return Request('some', (*messages, Message('user', text)), sampling, sample)
+    messages = [ChatMessage('system', system)] if system else []
+    return ModelRequest('some', (*messages, ChatMessage('user', text)), sampling, sample)
 
 
 def complete(model, *requests, rows=2):
     async def main():
-        asked = local.Local(model, rows)
+        asked = local.LocalModel(model, rows)
         try:
             return asked.name, await asyncio.gather(*map(asked.complete, requests))
         finally:
@@ -51,7 +51,7 @@ def test_it_says_what_the_model_says():
 
 def test_what_is_drawn_depends_on_the_request_alone():
     model = language_model()
-    warm = Sampling(max_tokens=12, temperature=1.0)
+    warm = ChatSampling(max_tokens=12, temperature=1.0)
     asked = [request('Why?', warm, sample) for sample in range(3)]
     _, together = complete(model, *asked, rows=3)
     _, apart = complete(model, *reversed(asked), rows=1)
@@ -99,10 +99,10 @@ def config(tmp_path_factory):
 
 
 def test_the_base_that_a_config_names_in_its_own_template(config):
-    model = local.load(f'{config}:lora')
+    model = local.load_model(f'{config}:lora')
     assert (model.name, model.template.name) == ('tiny', 'chat')
     with pytest.raises(UserError, match="Unknown method 'nothing'"):
-        local.load(f'{config}:nothing')
+        local.load_model(f'{config}:nothing')
 
 
 @pytest.mark.parametrize('place', ['none', 'none.py', 'setup.cfg'])
@@ -110,7 +110,7 @@ def test_a_place_where_nothing_is(place):
     with pytest.raises(
         UserError, match=f'--llm=local:{place}: there is no such directory of a run'
     ):
-        local.load(place)
+        local.load_model(place)
 
 
 @pytest.mark.parametrize('text, message', [('def (:', 'no Python'), ('x = 1', 'no get_config')])
@@ -118,13 +118,13 @@ def test_a_file_that_is_no_config(tmp_path, text, message):
     path = tmp_path / 'mine.py'
     path.write_text(text)
     with pytest.raises(UserError, match=rf'--llm=local:{path}: that file .*{message}'):
-        local.load(str(path))
+        local.load_model(str(path))
 
 
 @pytest.mark.parametrize('flag, value', [('base_url', 'http://127.0.0.1:1'), ('token_limit', 5)])
 def test_what_is_for_endpoints_is_refused(flag, value):
     with pytest.raises(UserError, match=f'--{flag} is for endpoints; --llm=local:runs/a is none'):
-        Choice('local:runs/a', Path('c.sqlite'), **{flag: value})
+        ModelChoice('local:runs/a', Path('c.sqlite'), **{flag: value})
 
 
 def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_path, config):
@@ -135,10 +135,10 @@ def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_p
     ]
     source = write_rows(tmp_path / 'in.jsonl', rows)
     settings = DialoguesConfig(attempts=2, question_tokens=8)
-    given = StageRun(settings, [source], tmp_path / 'out', tokenizer=Words(), concurrency=3)
+    given = StageRun(settings, [source], tmp_path / 'out', token_counter=Words(), concurrency=3)
 
     async def main():
-        async with opened(Choice(f'local:{config}', tmp_path / 'c.sqlite', 3)) as model:
+        async with open_model(ModelChoice(f'local:{config}', tmp_path / 'c.sqlite', 3)) as model:
             return await STAGES['dialogues'].run(dataclasses.replace(given, model=model))
 
     found = asyncio.run(main())

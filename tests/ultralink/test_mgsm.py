@@ -7,7 +7,7 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.ultralink.evaluation import mgsm
 from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
-from malora_jax.ultralink.languages import LANGUAGES, identify
+from malora_jax.ultralink.languages import LANGUAGES, identify_language
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import Told, rows_of
@@ -15,7 +15,7 @@ from tests.ultralink.helpers import Told, rows_of
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_the_instruction_is_in_the_language(language):
-    assert identify(mgsm.INSTRUCTIONS[language]) == language
+    assert identify_language(mgsm.INSTRUCTIONS[language]) == language
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.text.near_duplicates import Sketches, by_id
+from malora_jax.ultralink.text.near_duplicates import MinHashSketches, natural_sort_key
 from tests.ultralink.edits import measure, near_duplicates
 
 TEXT = 'The quick brown fox jumps over the lazy dog near the old stone bridge at noon.'
@@ -70,7 +70,7 @@ def test_texts_without_words_resemble_none():
 
 def test_numbers_in_ids_count_as_numbers():
     keys = ['zh_math_10', 'zh_math_9', 'zh_code_11', 'zh_math', 'zh_math_9_b']
-    assert sorted(keys, key=by_id) == [
+    assert sorted(keys, key=natural_sort_key) == [
         'zh_code_11',
         'zh_math',
         'zh_math_9',
@@ -82,4 +82,4 @@ def test_numbers_in_ids_count_as_numbers():
 @pytest.mark.parametrize('threshold', [0, -0.5, 1.5])
 def test_a_threshold_out_of_range(threshold):
     with pytest.raises(UserError, match='above 0 and at most 1'):
-        Sketches().near_duplicates(threshold)
+        MinHashSketches().near_duplicates(threshold)

@@ -3,15 +3,15 @@
 import pytest
 
 from malora_jax.ultralink import prompts
-from malora_jax.ultralink.languages import LANGUAGES, identify
-from malora_jax.ultralink.llm.chat import Message
+from malora_jax.ultralink.languages import LANGUAGES, identify_language
+from malora_jax.ultralink.llm.chat import ChatMessage
 from tests.helpers.openai_stub import texts
 
 TURNS = [('Question one $x?', 'Answer {one}.'), ('Question two?', 'Answer two.')]
 
 
 @pytest.mark.parametrize('code', LANGUAGES)
-@pytest.mark.parametrize('stage', prompts.STAGES)
+@pytest.mark.parametrize('stage', prompts.PROMPT_NAMES)
 def test_a_prompt_holds_what_it_needs(code, stage):
     loaded = prompts.load(code)
     document = 'A text with $document, {history} and </document>.'
@@ -19,7 +19,7 @@ def test_a_prompt_holds_what_it_needs(code, stage):
     assert (system.role, user.role) == ('system', 'user')
     assert f'<document>\n{document}\n</document>' in user.content
     for asked, answered in TURNS:
-        turn = f'{loaded.question}{asked}\n{loaded.answer}{answered}'
+        turn = f'{loaded.question_label}{asked}\n{loaded.answer_label}{answered}'
         assert (turn in user.content) == (not stage.startswith('initial'))
     assert ('The last one?' in user.content) == stage.endswith('answer')
     assert user.content.endswith(('.', '。'))
@@ -28,17 +28,20 @@ def test_a_prompt_holds_what_it_needs(code, stage):
 @pytest.mark.parametrize('code', LANGUAGES)
 def test_prompts_are_in_their_language_and_with_their_spaces(code):
     loaded = prompts.load(code)
-    for stage in prompts.STAGES:
+    for stage in prompts.PROMPT_NAMES:
         system, user = loaded.messages(stage, texts()[code]['answers'][0])
-        assert identify(system.content) == identify(user.content) == code
+        assert identify_language(system.content) == identify_language(user.content) == code
         if code != 'zh':
             assert system.content.count(' ') > len(system.content) / 10
-    assert len(set(loaded.systems.values())) == 5
+    assert len(set(loaded.system_messages.values())) == 5
 
 
 def test_languages_ask_for_the_same_things():
     bullets = {
-        code: [prompts.load(code).systems[stage].count('\n- ') for stage in prompts.STAGES]
+        code: [
+            prompts.load(code).system_messages[stage].count('\n- ')
+            for stage in prompts.PROMPT_NAMES
+        ]
         for code in LANGUAGES
     }
     assert len(set(map(tuple, bullets.values()))) == 1, bullets
@@ -46,7 +49,7 @@ def test_languages_ask_for_the_same_things():
 
 def test_the_digest_is_of_all_files(monkeypatch):
     found = prompts.digest()
-    monkeypatch.setattr(prompts, '_source', lambda code: 'another')
+    monkeypatch.setattr(prompts, '_read_toml', lambda code: 'another')
     prompts.digest.cache_clear()
     assert prompts.digest() != found
     prompts.digest.cache_clear()
@@ -54,4 +57,4 @@ def test_the_digest_is_of_all_files(monkeypatch):
 
 def test_messages_are_plain():
     [system, user] = prompts.load('en').messages('initial_question', 'Text.')
-    assert isinstance(system, Message) and isinstance(user, Message)
+    assert isinstance(system, ChatMessage) and isinstance(user, ChatMessage)

@@ -50,7 +50,7 @@ def test_an_interrupt_does_not_wait_till_all_is_compared(tmp_path, monkeypatch):
         compared.append(threshold)
         return {}
 
-    monkeypatch.setattr(prune.Sketches, 'near_duplicates', near_duplicates)
+    monkeypatch.setattr(prune.MinHashSketches, 'near_duplicates', near_duplicates)
     # Background processes of a shell ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -108,7 +108,7 @@ def test_a_larger_budget_only_adds(tmp_path):
 def test_every_row_is_as_likely_to_be_kept(tmp_path):
     times = dict.fromkeys((row['id'] for row in rows() if row['id'].startswith('fr-math')), 0)
     for seed in range(200):
-        places = sorted(times, key=lambda key: prune._place(seed, key))
+        places = sorted(times, key=lambda key: prune._sampling_key(seed, key))
         for key in places[:10]:
             times[key] += 1
     # 50 times each on average; five standard deviations of the binomial are 31.

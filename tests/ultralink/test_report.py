@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import prune, report, stage
-from malora_jax.ultralink.counts import count, mean
-from malora_jax.ultralink.stage import Outcome, StageRun
+from malora_jax.ultralink.counts import count_conversations, mean_length
+from malora_jax.ultralink.stage import ItemOutcome, StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import Words, write_rows
 
@@ -51,7 +51,7 @@ def reported(tmp_path, monkeypatch):
 
 
 def test_documents_are_not_counted(tmp_path):
-    counts = count([write_rows(tmp_path / 'rows.jsonl', ROWS)], Words())
+    counts = count_conversations([write_rows(tmp_path / 'rows.jsonl', ROWS)], Words())
     assert list(counts) == [
         ('en', 'math'),
         ('en', 'code'),
@@ -61,8 +61,8 @@ def test_documents_are_not_counted(tmp_path):
     french = counts['fr', 'chat_specific']
     assert (french.conversations, french.turns) == (2, 3)
     # Words between spaces: 3, 3 and 4 in the questions; 3, 4 and 2 in the answers.
-    assert mean(french.questions) == pytest.approx(10 / 3)
-    assert mean(french.answers) == pytest.approx(3)
+    assert mean_length(french.questions) == pytest.approx(10 / 3)
+    assert mean_length(french.answers) == pytest.approx(3)
 
 
 def test_the_tables(reported):
@@ -90,7 +90,11 @@ def test_a_stage_that_dropped_and_is_not_finished(tmp_path):
     async def process(row):
         if row.fields['n'] == 6:
             raise UserError('broken')
-        return Outcome([row.fields, row.fields]) if row.fields['n'] % 2 else Outcome((), 'even')
+        return (
+            ItemOutcome([row.fields, row.fields])
+            if row.fields['n'] % 2
+            else ItemOutcome((), 'even')
+        )
 
     with pytest.raises(UserError, match='broken'):
         asyncio.run(

@@ -10,16 +10,16 @@ import pytest
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
-from malora_jax.ultralink.shards import Manifest, Shard
+from malora_jax.ultralink.shards import ShardCounts, StageManifest
 from tests.ultralink.helpers import rows_of, write_rows
 
-MANIFEST = Manifest('some', {'a': 1, 'b': {'c': (1, 2)}}, 0, 'digest', 2)
+MANIFEST = StageManifest('some', {'a': 1, 'b': {'c': (1, 2)}}, 0, 'digest', 2)
 
 
 def written(path, count=3, finish=True):
-    with shards.opened(path, MANIFEST) as target:
+    with shards.open_writer(path, MANIFEST) as target:
         for number in range(count):
-            counts = Shard(2, 1, 1, {'odd': 1}, {'odd': f'file:{number}'}, {'x': number})
+            counts = ShardCounts(2, 1, 1, {'odd': 1}, {'odd': f'file:{number}'}, {'x': number})
             target.add([{'id': number, 'text': 'é\u2028'}], counts)
         if finish:
             target.finish()
@@ -41,19 +41,19 @@ def test_rows_and_counts_come_back(tmp_path):
         'first': {'odd': 'file:0'},
         'counts': {'x': 3},
     }
-    assert shards.count([path]) == 3
-    assert shards.count([path, path / 'rows-00000.jsonl']) is None
+    assert shards.count_rows([path]) == 3
+    assert shards.count_rows([path, path / 'rows-00000.jsonl']) is None
 
 
 def test_a_funnel_that_does_not_add_up_is_a_bug():
     with pytest.raises(AssertionError):
-        Shard(3, 1, 1, {'odd': 1})
+        ShardCounts(3, 1, 1, {'odd': 1})
 
 
 def test_it_goes_on_after_what_is_written(tmp_path):
     path = written(tmp_path / 'out', 2, finish=False)
     (path / '.rows-00002.tmp.jsonl').write_text('half a')
-    with shards.opened(path, MANIFEST) as target:
+    with shards.open_writer(path, MANIFEST) as target:
         assert len(target.manifest.shards) == 2
         assert target.manifest.total.items == 4
         assert not target.manifest.complete
@@ -74,7 +74,7 @@ def test_a_directory_of_another_run_is_refused(tmp_path, changes, message):
     path = written(tmp_path / 'out')
     with (
         pytest.raises(UserError) as error,
-        shards.opened(path, dataclasses.replace(MANIFEST, **changes)),
+        shards.open_writer(path, dataclasses.replace(MANIFEST, **changes)),
     ):
         pass
     assert f'{path} was {message}' in str(error.value)
@@ -84,18 +84,18 @@ def test_a_directory_of_another_run_is_refused(tmp_path, changes, message):
 def test_a_directory_with_something_else_is_refused(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
     with pytest.raises(UserError, match='is not empty and holds no stage'):
-        shards.opened(tmp_path, MANIFEST).__enter__()
+        shards.open_writer(tmp_path, MANIFEST).__enter__()
     with pytest.raises(UserError, match='is not a directory'):
-        shards.opened(tmp_path / 'notes.txt', MANIFEST).__enter__()
+        shards.open_writer(tmp_path / 'notes.txt', MANIFEST).__enter__()
 
 
 def test_two_at_once_are_refused(tmp_path):
     with (
-        shards.opened(tmp_path / 'out', MANIFEST),
+        shards.open_writer(tmp_path / 'out', MANIFEST),
         pytest.raises(UserError, match='Another process writes to'),
     ):
-        shards.opened(tmp_path / 'out', MANIFEST).__enter__()
-    with shards.opened(tmp_path / 'out', MANIFEST):
+        shards.open_writer(tmp_path / 'out', MANIFEST).__enter__()
+    with shards.open_writer(tmp_path / 'out', MANIFEST):
         pass
 
 
@@ -113,13 +113,13 @@ def test_a_shard_that_was_changed_is_found(tmp_path):
     with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
         list(shards.read([path]))
     with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
-        shards.opened(path, MANIFEST).__enter__()
+        shards.open_writer(path, MANIFEST).__enter__()
 
 
 def test_where_nothing_is_written_yet_another_input_may_be_taken(tmp_path):
     path = written(tmp_path / 'out', 0, finish=False)
     other = dataclasses.replace(MANIFEST, inputs='mended')
-    with shards.opened(path, other) as target:
+    with shards.open_writer(path, other) as target:
         assert target.manifest.inputs == 'mended'
     assert shards.read_manifest(path).inputs == 'mended'
 
@@ -196,9 +196,9 @@ def test_what_can_be_read_can_be_written(tmp_path):
 def test_an_id_of_two_rows(tmp_path):
     one = write_rows(tmp_path / 'one.jsonl', [{'id': 'a'}, {'id': 'b'}, {}, {}])
     two = write_rows(tmp_path / 'two.jsonl', [{'id': 'c'}, {'id': 'a'}])
-    assert len(list(shards.distinct(shards.read([one])))) == 4
+    assert len(list(shards.ensure_unique_ids(shards.read([one])))) == 4
     with pytest.raises(UserError, match=r"two\.jsonl:2: another row has the id 'a' too"):
-        list(shards.distinct(shards.read([one, two])))
+        list(shards.ensure_unique_ids(shards.read([one, two])))
 
 
 def test_the_digest_is_of_content_and_order(tmp_path):

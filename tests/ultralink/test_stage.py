@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink import stage
-from malora_jax.ultralink.stage import Outcome
+from malora_jax.ultralink.stage import ItemOutcome
 from tests.ultralink.helpers import contents, rows_of, write_rows
 
 
@@ -25,10 +25,12 @@ async def uneven(row):
     number = row.fields['id']
     await asyncio.sleep(0.002 * random.random() * (number % 7 == 0))
     if number % 5 == 1:
-        return Outcome(reason='one', counts={'seen': 1})
+        return ItemOutcome(reason='one', counts={'seen': 1})
     if number % 5 == 2:
-        return Outcome(reason='two')
-    return Outcome([{'id': number, 'copy': i} for i in range(number % 3 + 1)], counts={'seen': 1})
+        return ItemOutcome(reason='two')
+    return ItemOutcome(
+        [{'id': number, 'copy': i} for i in range(number % 3 + 1)], counts={'seen': 1}
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -89,7 +91,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
         asked.append(row.fields['id'])
         if row.fields['id'] == 24 and asked.count(24) == 1:
             raise OSError('The disk is full.')
-        return Outcome([row.fields])
+        return ItemOutcome([row.fields])
 
     with pytest.raises(OSError):
         run(process, source, tmp_path / 'out')
@@ -110,7 +112,7 @@ def test_after_an_error_what_is_begun_is_finished_and_nothing_begins(tmp_path):
             raise UserError('No more.')
         await asyncio.sleep(0.05)
         finished.append(row.fields['id'])
-        return Outcome([row.fields])
+        return ItemOutcome([row.fields])
 
     with pytest.raises(UserError, match=r'^No more\.$'):
         run(process, source, tmp_path / 'out', concurrency=8)
@@ -131,7 +133,7 @@ def test_no_more_than_the_concurrency_at_work_and_few_wait(tmp_path):
             await written.wait()
         await asyncio.sleep(0)
         at_work -= 1
-        return Outcome([row.fields])
+        return ItemOutcome([row.fields])
 
     async def main():
         running = asyncio.create_task(
@@ -176,7 +178,7 @@ def test_rows_with_the_same_id(tmp_path):
     source = write_rows(tmp_path / 'in.jsonl', [{'id': 'a'}, {'id': 'b'}, {'id': 'a'}])
 
     async def process(row):
-        return Outcome([row.fields])
+        return ItemOutcome([row.fields])
 
     with pytest.raises(UserError, match=r"in\.jsonl:3: another row has the id 'a' too"):
         run(process, source, tmp_path / 'out')
@@ -184,16 +186,16 @@ def test_rows_with_the_same_id(tmp_path):
 
 def test_random_numbers_depend_on_seed_stage_and_item():
     draws = {
-        key: stage.random_of(*key).random()
+        key: stage.item_rng(*key).random()
         for key in [(0, 'a', 'x'), (1, 'a', 'x'), (0, 'b', 'x'), (0, 'a', 'y')]
     }
     assert len(set(draws.values())) == 4
-    assert all(stage.random_of(*key).random() == value for key, value in draws.items())
+    assert all(stage.item_rng(*key).random() == value for key, value in draws.items())
 
 
 def test_the_description_tells_everything(tmp_path):
     source = write_rows(tmp_path / 'in.jsonl', [{'id': i} for i in range(10)])
-    assert stage.describe(run(uneven, source, tmp_path / 'out')) == (
+    assert stage.format_counts(run(uneven, source, tmp_path / 'out')) == (
         'some: 10 items, 6 kept, 11 rows\n'
         '  dropped, one: 2 (the first: in.jsonl:2)\n'
         '  dropped, two: 2 (the first: in.jsonl:3)\n'

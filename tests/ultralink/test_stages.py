@@ -94,4 +94,4 @@ def test_flags_show_the_allowed_values():
 
 
 def test_the_manifest_stores_what_is_recorded():
-    assert SomeConfig().recorded == {'low': 3, 'high': 5, 'share': 0.5, 'kind': 'a'}
+    assert SomeConfig().recorded_values == {'low': 3, 'high': 5, 'share': 0.5, 'kind': 'a'}

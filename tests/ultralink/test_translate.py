@@ -6,8 +6,8 @@ import collections
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink import checks, translations
-from malora_jax.ultralink.languages import identify
+from malora_jax.ultralink import translation_checks, translations
+from malora_jax.ultralink.languages import identify_language
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
@@ -15,7 +15,7 @@ from malora_jax.ultralink.translate import TranslateConfig
 from tests.ultralink import translated
 from tests.ultralink.helpers import Told, rows_of, write_rows
 
-LANGUAGES = translations.CODES
+LANGUAGES = translations.TARGET_LANGUAGES
 SUBSETS = {'maths': 'math', 'code': 'code'}
 
 
@@ -44,8 +44,10 @@ def run(path, rows, say, language='fr', **options):
 @pytest.mark.parametrize('subset', translations.SUBSETS)
 def test_the_demonstrations_have_no_fault_themselves(language, subset):
     prompt = translations.load(language, subset)
-    assert not checks.faults(prompt.source, prompt.translation, language, identify)
-    assert identify(prompt.system) == language
+    assert not translation_checks.faults(
+        prompt.source, prompt.translation, language, identify_language
+    )
+    assert identify_language(prompt.system) == language
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -101,7 +103,7 @@ def test_a_fault_is_tried_again(tmp_path, kind):
     )
     assert made[0]['data'] == 2 * [translated.ALL[name].others['fr']]
     assert total.counts[f'fault: {kind}'] == 2
-    assert [request.sample for request in requests] == [0, 1, 0, 1]
+    assert [request.sample_index for request in requests] == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize('kind', FAULTS)
@@ -123,7 +125,7 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
     assert reason == {'final_answer': 'numbers'}.get(kind, kind)
     assert (total.items, total.kept, total.dropped[reason]) == (3, 0, 3)
     assert total.counts[f'fault: {kind}'] == broken == 6
-    assert collections.Counter(request.sample for request in requests) == {0: 6, 1: 3}
+    assert collections.Counter(request.sample_index for request in requests) == {0: 6, 1: 3}
 
 
 @pytest.mark.parametrize(

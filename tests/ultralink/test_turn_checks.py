@@ -90,14 +90,14 @@ def of_question(text, code, earlier=(), reason='stop'):
         code,
         prompts.load(code),
         earlier,
-        least_characters=6,
-        most_characters=300,
-        most_similarity=0.6,
+        min_characters=6,
+        max_characters=300,
+        max_similarity=0.6,
     )
 
 
 def of_answer(text, code, reason='stop'):
-    return answer_fault(Reply(text, reason, 1), code, prompts.load(code), least_characters=10)
+    return answer_fault(Reply(text, reason, 1), code, prompts.load(code), min_characters=10)
 
 
 @pytest.mark.parametrize('code, kind', ALL)

@@ -40,7 +40,9 @@ def translation(body) -> str:
     """Return the recorded translation of a text into the requested language."""
     system, text = body['messages'][0]['content'], body['messages'][-1]['content']
     (language,) = [
-        code for code in translations.CODES if system == translations.load(code, 'math').system
+        code
+        for code in translations.TARGET_LANGUAGES
+        if system == translations.load(code, 'math').system
     ]
     (found,) = [each.others for each in translated.ALL.values() if each.english == text]
     return found[language]
@@ -77,14 +79,14 @@ def made(tmp_path_factory, weights):
             )
             talk = ('--context-tokens=9000', f'--input={documents}', f'--output={dialogues}')
             told[code, 'dialogues'] = succeed('dialogues', *talk, counter, *llm)
-        for code in translations.CODES:
+        for code in translations.TARGET_LANGUAGES:
             out = f'--output={home}/{code}/translated'
             told[code, 'translate'] = succeed(
                 'translate', f'--language={code}', f'--input={english}', out, *llm
             )
         failed = stub.failed
     rows = [f'{home}/{code}/dialogues' for code in texts()]
-    rows += [f'{home}/{code}/translated' for code in translations.CODES]
+    rows += [f'{home}/{code}/translated' for code in translations.TARGET_LANGUAGES]
     succeed('prune', f'--input={",".join(rows)}', f'--output={home}/pruned')
     told['export'] = succeed('export', f'--input={home}/pruned', f'--output={home}/release')
     stages = f'--stages={",".join(rows)},{home}/pruned'

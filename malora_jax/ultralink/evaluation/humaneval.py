@@ -25,7 +25,7 @@ FAULTS = ('syntax', 'docstring', 'tree', 'entry point', 'examples', 'solution')
 _ENDING = re.compile(r'\s*\Z')
 # A doctest example: a line of input and its output, up to an empty line or the next `>>>`.
 _EXAMPLE = re.compile(r'^[ \t]*>>>.*(?:\n(?![ \t]*(?:>>>|$)).*)*', re.MULTILINE)
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+_DOCSTRING_NODES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 
 
 class Diagnosis(NamedTuple):
@@ -72,7 +72,7 @@ def diagnose(
     _check_same(problems, rows, translated)
     pairs = [(problem, rows[task]) for task, problem in problems.items()]
     prompts = [
-        restore_ending(text_field(row, 'prompt'), text_field(problem, 'prompt'))
+        restore_trailing_space(text_field(row, 'prompt'), text_field(problem, 'prompt'))
         for problem, row in pairs
     ]
     outcomes = code.score_completions(
@@ -83,17 +83,19 @@ def diagnose(
         [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],
         workers=workers,
     )
-    found = []
+    diagnoses = []
     for (problem, row), prompt, (outcome,) in zip(pairs, prompts, outcomes, strict=True):
         faults = static_faults(problem, row, prompt)
         if not outcome.passed:
             faults['solution'] = outcome.reason
         restored = prompt != text_field(row, 'prompt')
-        found.append(Diagnosis(text_field(row, 'task_id'), row.location, prompt, restored, faults))
-    return found
+        diagnoses.append(
+            Diagnosis(text_field(row, 'task_id'), row.location, prompt, restored, faults)
+        )
+    return diagnoses
 
 
-def restore_ending(prompt: str, original: str) -> str:
+def restore_trailing_space(prompt: str, original: str) -> str:
     """Return a prompt with the white space at its end replaced by that of the original prompt."""
     return prompt.rstrip() + (_ENDING.search(original) or [''])[0]
 
@@ -124,35 +126,35 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
     if name not in _defined(after):
         names = ', '.join(sorted(_defined(after) - _defined(before))) or 'nothing else'
         faults['entry point'] = f'the prompt does not define {name!r}, but {names}'
-    ours, theirs = _docstrings(before), _docstrings(after)
-    if len(ours) != len(theirs):
-        faults['docstring'] = f'{len(theirs)} docstrings, not {len(ours)}'
-    elif _examples(ours) != _examples(theirs):
-        changed = [new for new in _examples(theirs) if new not in _examples(ours)]
+    original_docs, translated_docs = _pop_docstrings(before), _pop_docstrings(after)
+    if len(original_docs) != len(translated_docs):
+        faults['docstring'] = f'{len(translated_docs)} docstrings, not {len(original_docs)}'
+    elif _examples(original_docs) != _examples(translated_docs):
+        changed = [new for new in _examples(translated_docs) if new not in _examples(original_docs)]
         faults['examples'] = f'changed: {changed[0]}' if changed else 'some are missing'
     if ast.dump(before) != ast.dump(after):
         faults['tree'] = 'code outside of docstrings is not the same'
     return faults
 
 
-def table(found: Sequence[Diagnosis]) -> str:
+def format_report(diagnoses: Sequence[Diagnosis]) -> str:
     """Return a text with a line for each row that has faults, and the counts."""
     lines = [
         f'{each.place} ({each.task}): '
         + '; '.join(f'{kind}: {each.faults[kind]}' for kind in FAULTS if kind in each.faults)
-        for each in found
+        for each in diagnoses
         if each.faults
     ]
-    kinds = collections.Counter(kind for each in found for kind in each.faults)
-    restored = sum(each.restored for each in found)
-    passing = sum(each.passes for each in found)
+    kinds = collections.Counter(kind for each in diagnoses for kind in each.faults)
+    restored = sum(each.restored for each in diagnoses)
+    passing = sum(each.passes for each in diagnoses)
     return '\n'.join(
         [
             *lines,
-            f'{restored} of {len(found)} prompts had lost the white space at their end.',
-            f'{passing} of {len(found)} canonical solutions pass after it is restored.',
+            f'{restored} of {len(diagnoses)} prompts had lost the white space at their end.',
+            f'{passing} of {len(diagnoses)} canonical solutions pass after it is restored.',
             *(f'{kinds[kind]} rows with a fault in: {kind}' for kind in FAULTS if kinds[kind]),
-            f'{sum(not each.faults for each in found)} of {len(found)} rows have no fault.',
+            f'{sum(not each.faults for each in diagnoses)} of {len(diagnoses)} rows have no fault.',
         ]
     )
 
@@ -172,9 +174,9 @@ def _by_task(path: pathlib.Path) -> dict[str, Row]:
 def _check_same(
     problems: Mapping[str, Row], rows: Mapping[str, Row], translated: pathlib.Path
 ) -> None:
-    missing, strange = problems.keys() - rows.keys(), rows.keys() - problems.keys()
-    if strange:
-        raise UserError(f'{rows[min(strange)].location}: there is no problem {min(strange)}.')
+    missing, unknown = problems.keys() - rows.keys(), rows.keys() - problems.keys()
+    if unknown:
+        raise UserError(f'{rows[min(unknown)].location}: there is no problem {min(unknown)}.')
     if missing:
         raise UserError(f'{translated} lacks {len(missing)} problems, such as {min(missing)}.')
 
@@ -183,14 +185,14 @@ def _defined(tree: ast.Module) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def _docstrings(tree: ast.Module) -> list[str]:
+def _pop_docstrings(tree: ast.Module) -> list[str]:
     """Remove the docstrings from a tree, and return them in order."""
-    found = []
+    docstrings = []
     for node in ast.walk(tree):
-        if isinstance(node, _FUNCTIONS) and ast.get_docstring(node) is not None:
-            found.append(ast.get_docstring(node) or '')
+        if isinstance(node, _DOCSTRING_NODES) and ast.get_docstring(node) is not None:
+            docstrings.append(ast.get_docstring(node) or '')
             del node.body[0]
-    return found
+    return docstrings
 
 
 def _examples(docstrings: Iterable[str]) -> list[str]:

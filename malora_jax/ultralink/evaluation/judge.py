@@ -19,8 +19,8 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Message, Reply, Request, Sampling
-from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import (
     Settings,
     attempts_setting,
@@ -29,7 +29,7 @@ from malora_jax.ultralink.settings import (
     temperature_setting,
 )
 from malora_jax.ultralink.shards import text_field
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun, describe
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, format_counts
 
 STAGE = 'judge'
 _VERDICT = re.compile(r'\[\[(A|B|C)\]\]')
@@ -75,7 +75,7 @@ class JudgeConfig(Settings):
     temperature: float = temperature_setting(0.3)
 
 
-def prepare(run: StageRun[JudgeConfig]) -> Prepared:
+def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
     """Return the process function of an answer; its rows are {"id", "verdicts", "score"}.
 
     `verdicts` holds two of 'answer', 'baseline' and 'tie': the first with the answer in first
@@ -85,36 +85,43 @@ def prepare(run: StageRun[JudgeConfig]) -> Prepared:
         UserError: A row of the baseline lacks a field, or has the id of another row.
     """
     baseline = run.config.baseline
-    rows = shards.distinct(shards.read([baseline]))
-    others = {text_field(row, 'id'): text_field(row, 'answer') for row in rows}
-    compare = _Compare(run)
+    rows = shards.ensure_unique_ids(shards.read([baseline]))
+    baseline_answers = {text_field(row, 'id'): text_field(row, 'answer') for row in rows}
+    compare = _PairwiseJudge(run)
 
-    async def process(row: Row) -> Outcome:
+    async def process(row: Row) -> ItemOutcome:
         identifier, question = text_field(row, 'id'), text_field(row, 'question')
         answer = text_field(row, 'answer')
-        if identifier not in others:
+        if identifier not in baseline_answers:
             raise UserError(f'{row.location}: {baseline} has no answer to {identifier!r}.')
-        other = others[identifier]
-        points = [await compare(question, answer, other), await compare(question, other, answer)]
+        baseline_answer = baseline_answers[identifier]
+        points = [
+            await compare(question, answer, baseline_answer),
+            await compare(question, baseline_answer, answer),
+        ]
         if points[0] is None or points[1] is None:
-            return Outcome(reason='no verdict')
-        ours = (points[0], -points[1])
-        score = 0.5 + 0.5 * np.sign(sum(ours))
-        verdicts = [{1: 'answer', -1: 'baseline', 0: 'tie'}[point] for point in ours]
-        made = {'id': identifier, 'verdicts': verdicts, 'score': float(score)}
-        return Outcome([made], '', {'verdict depends on the order': int(ours[0] == -ours[1] != 0)})
+            return ItemOutcome(reason='no verdict')
+        answer_points = (points[0], -points[1])
+        score = 0.5 + 0.5 * np.sign(sum(answer_points))
+        verdicts = [{1: 'answer', -1: 'baseline', 0: 'tie'}[point] for point in answer_points]
+        verdict_row = {'id': identifier, 'verdicts': verdicts, 'score': float(score)}
+        return ItemOutcome(
+            [verdict_row],
+            '',
+            {'verdict depends on the order': int(answer_points[0] == -answer_points[1] != 0)},
+        )
 
     fingerprints = {'baseline': shards.digest([baseline]), 'prompt': _SYSTEM + _USER}
-    return Prepared(process, fingerprints)
+    return PreparedStage(process, fingerprints)
 
 
-class _Compare:
+class _PairwiseJudge:
     """Function that asks the judge to compare two answers in one order."""
 
     def __init__(self, run: StageRun[JudgeConfig]):
         config = self._config = run.config
         self._model = run.model
-        self._sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
+        self._sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
     async def __call__(self, question: str, first: str, second: str) -> int | None:
@@ -123,16 +130,16 @@ class _Compare:
         None means that no attempt gave a verdict.
         """
         user = _USER.format(question=question, first=first, second=second)
-        messages = (Message('system', self._system), Message('user', user))
+        messages = (ChatMessage('system', self._system), ChatMessage('user', user))
         for sample in range(self._config.attempts):
-            request = Request(STAGE, messages, self._sampling, sample)
-            found = verdict(await self._model.complete(request))
-            if found is not None:
-                return found
+            request = ModelRequest(STAGE, messages, self._sampling, sample)
+            points = parse_verdict(await self._model.complete(request))
+            if points is not None:
+                return points
         return None
 
 
-def verdict(reply: Reply) -> int | None:
+def parse_verdict(reply: Reply) -> int | None:
     """Parse the last mark [[A]], [[B]] or [[C]] in a judge's reply.
 
     Returns:
@@ -143,18 +150,18 @@ def verdict(reply: Reply) -> int | None:
     return _POINTS[found[-1]] if found and reply.finish_reason == 'stop' else None
 
 
-def summary(run: StageRun[JudgeConfig], manifest: Manifest) -> str:
+def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
     """Return the counts of the stage, and the win rate.
 
     Raises:
         UserError: No question has a verdict.
     """
     scores = [row.fields['score'] for row in shards.read([run.output])]
-    found = win_rate(scores, seed=run.seed)
+    result = win_rate(scores, seed=run.seed)
     return (
-        f'{describe(manifest)}\n'
-        f'Win rate {found.rate:.1%}, 95% interval {found.low:.1%} to {found.high:.1%}: '
-        f'{found.wins} wins, {found.ties} ties, {found.losses} losses'
+        f'{format_counts(manifest)}\n'
+        f'Win rate {result.rate:.1%}, 95% interval {result.low:.1%} to {result.high:.1%}: '
+        f'{result.wins} wins, {result.ties} ties, {result.losses} losses'
     )
 
 
@@ -175,13 +182,13 @@ class WinRate(NamedTuple):
     losses: int
 
 
-def win_rate(scores: Sequence[float], *, seed: int = 0, samples: int = 10_000) -> WinRate:
+def win_rate(scores: Sequence[float], *, seed: int = 0, num_resamples: int = 10_000) -> WinRate:
     """Return the win rate of scores, with its bootstrap interval.
 
     Args:
         scores: Score of each question: 1, 0.5 or 0.
         seed: Random seed of the bootstrap.
-        samples: Number of bootstrap resamples.
+        num_resamples: Number of bootstrap resamples.
 
     Raises:
         UserError: There are no scores.
@@ -192,7 +199,7 @@ def win_rate(scores: Sequence[float], *, seed: int = 0, samples: int = 10_000) -
     numbers = [counts[1.0], counts[0.5], counts[0.0]]
     # Scores have three values, so a bootstrap resample is a multinomial draw of their counts.
     drawn = np.random.default_rng(seed).multinomial(
-        len(scores), np.array(numbers) / len(scores), size=samples
+        len(scores), np.array(numbers) / len(scores), size=num_resamples
     )
     rates = drawn @ np.array([1.0, 0.5, 0.0]) / len(scores)
     low, high = np.quantile(rates, (0.025, 0.975))

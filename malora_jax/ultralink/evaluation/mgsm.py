@@ -13,15 +13,15 @@ from malora_jax.data.datasets import mgsm
 from malora_jax.data.file_rows import Row
 from malora_jax.data.number_extraction import final_number
 from malora_jax.ultralink.languages import get_language
-from malora_jax.ultralink.llm.chat import Message, Request, Sampling
-from malora_jax.ultralink.manifest import Manifest
+from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest
+from malora_jax.ultralink.manifest import StageManifest
 from malora_jax.ultralink.settings import (
     Settings,
     language_setting,
     setting,
     temperature_setting,
 )
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'mgsm'
 # Instruction after the problem: introduce the answer in a phrase that `final_number` looks for.
@@ -57,23 +57,23 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     return (row for path in paths for row in mgsm.read_mgsm(path))
 
 
-def prepare(run: StageRun[MgsmConfig]) -> Prepared:
+def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
     """Return the process function of a problem.
 
     It counts `right` answers and answers with `no number`. Rows are {"id", "question", "answer",
     "text", "number", "right"}.
     """
     config = run.config
-    sampling = Sampling(config.max_tokens, config.temperature, seed=run.seed)
+    sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
 
-    async def process(row: Row) -> Outcome:
+    async def process(row: Row) -> ItemOutcome:
         item = mgsm.parse_mgsm(row)
-        messages = (Message('user', prompt(item.question, config.language)),)
-        reply = await run.model.complete(Request(STAGE, messages, sampling))
+        messages = (ChatMessage('user', prompt(item.question, config.language)),)
+        reply = await run.model.complete(ModelRequest(STAGE, messages, sampling))
         number = final_number(reply.text, config.language)
         right = is_right(reply.text, item.answers[0], config.language)
         counts = {'right': int(right), 'no number': int(number is None)}
-        made = {
+        answer_row = {
             'id': f'{config.language}-{row.location.rpartition(" ")[2]}',
             'question': item.question,
             'answer': item.answers[0],
@@ -81,12 +81,12 @@ def prepare(run: StageRun[MgsmConfig]) -> Prepared:
             'number': None if number is None else str(number),
             'right': right,
         }
-        return Outcome([made], '', counts)
+        return ItemOutcome([answer_row], '', counts)
 
-    return Prepared(process)
+    return PreparedStage(process)
 
 
-def summary(run: StageRun[MgsmConfig], manifest: Manifest) -> str:
+def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:
     """Return the accuracy as text."""
     total = manifest.total
     right, missing = total.counts['right'], total.counts['no number']

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.ultralink.llm.chat import Model, Reply, Request
+from malora_jax.ultralink.llm.chat import ChatModel, ModelRequest, Reply
 
 # Seconds to wait while another process locks the file.
-_PATIENCE_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 _TABLE = (
     'CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text TEXT NOT NULL, '
     'finish_reason TEXT NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID'
 )
 
 
-class Cache:
+class ReplyCache:
     """Replies in a SQLite file, by a hash of model and request.
 
     The file is created with the first reply, so that a command that fails before leaves no file.
@@ -59,7 +59,7 @@ class Cache:
         self._connect().execute(query, (key, *reply))
 
     @property
-    def tokens(self) -> int:
+    def total_tokens(self) -> int:
         """Total number of tokens of all replies, with their requests."""
         query = 'SELECT COALESCE(SUM(tokens), 0) FROM replies'
         return self._connection.execute(query).fetchone()[0] if self._connection else 0
@@ -69,7 +69,7 @@ class Cache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: each statement is its own transaction.
             self._connection = sqlite3.connect(
-                self._path, timeout=_PATIENCE_S, isolation_level=None
+                self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None
             )
             self._connection.execute('PRAGMA journal_mode = WAL')
             self._connection.execute('PRAGMA synchronous = NORMAL')
@@ -78,14 +78,14 @@ class Cache:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Cache]:
+def open_cache(path: pathlib.Path) -> Iterator[ReplyCache]:
     """Open the cache in a file, which is created with the first reply.
 
     Raises:
         UserError: The file is not a SQLite database, is damaged, or cannot be opened or written.
     """
     try:
-        with contextlib.closing(Cache(path)) as cache:
+        with contextlib.closing(ReplyCache(path)) as cache:
             yield cache
     except sqlite3.Error as error:
         raise UserError(
@@ -99,28 +99,28 @@ def _check_writable(path: pathlib.Path) -> None:
     Raises:
         UserError: The file cannot be created.
     """
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f'{path} does not serve as a cache of answers (nothing can be written to {there}): '
+            f'{path} does not serve as a cache of answers (nothing can be written to {folder}): '
             'choose another --cache.'
         )
 
 
-class Cached:
+class CachedModel:
     """A model with a cache of its replies.
 
     Attributes:
         name: Name of the model.
     """
 
-    def __init__(self, model: Model, cache: Cache):
+    def __init__(self, model: ChatModel, cache: ReplyCache):
         self.name = model.name
         self._model = model
         self._cache = cache
-        self._asked: dict[bytes, asyncio.Task[Reply]] = {}
+        self._pending: dict[bytes, asyncio.Task[Reply]] = {}
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ModelRequest) -> Reply:
         """Return the reply from the cache, or request it from the model and store it.
 
         Concurrent calls with the same request share one request to the model.
@@ -130,17 +130,17 @@ class Cached:
             OSError: The model cannot answer.
         """
         key = hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
-        found = self._cache.get(key)
-        if found is not None:
-            return found
-        if key not in self._asked:
-            self._asked[key] = asyncio.create_task(self._ask(key, request))
-        return await self._asked[key]
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
+        if key not in self._pending:
+            self._pending[key] = asyncio.create_task(self._request_and_store(key, request))
+        return await self._pending[key]
 
-    async def _ask(self, key: bytes, request: Request) -> Reply:
+    async def _request_and_store(self, key: bytes, request: ModelRequest) -> Reply:
         try:
             reply = await self._model.complete(request)
             self._cache.put(key, reply)
             return reply
         finally:
-            del self._asked[key]
+            del self._pending[key]

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from malora_jax.ultralink import settings
 
 
-class Message(NamedTuple):
+class ChatMessage(NamedTuple):
     """A message of a chat.
 
     Attributes:
@@ -22,7 +22,7 @@ class Message(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class ChatSampling:
     """Sampling parameters of a request."""
 
     max_tokens: int = settings.setting('Maximum number of tokens of an answer.', 1024, at_least=1)
@@ -35,20 +35,20 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """A chat for a model to continue.
 
     Attributes:
         stage: Name of the stage that makes the request.
         messages: Messages of the chat; the last one is from the user.
         sampling: Sampling parameters.
-        sample: Index of the sample among several replies to the same messages, from 0.
+        sample_index: Index of the sample among several replies to the same messages, from 0.
     """
 
     stage: str
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    sample: int = 0
+    messages: tuple[ChatMessage, ...]
+    sampling: ChatSampling
+    sample_index: int = 0
 
     @functools.cached_property
     def digest(self) -> bytes:
@@ -57,7 +57,7 @@ class Request:
         return hashlib.sha256(text.encode()).digest()
 
     @property
-    def draw(self) -> int:
+    def sampling_seed(self) -> int:
         """Random seed of this reply, 31 bits: derived from the digest, so reproducible."""
         return int.from_bytes(self.digest[:4], 'big') >> 1
 
@@ -77,7 +77,7 @@ class Reply(NamedTuple):
     tokens: int
 
 
-class Model(Protocol):
+class ChatModel(Protocol):
     """Protocol of a language model.
 
     Attributes:
@@ -87,7 +87,7 @@ class Model(Protocol):
 
     name: str
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ModelRequest) -> Reply:
         """Return the reply to a request.
 
         Raises:

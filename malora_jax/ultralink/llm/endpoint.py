@@ -8,22 +8,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from malora_jax.errors import UserError
-from malora_jax.ultralink.extra import require
-from malora_jax.ultralink.llm.chat import Reply, Request
+from malora_jax.ultralink.llm.chat import ModelRequest, Reply
+from malora_jax.ultralink.optional_imports import import_extra
 
-KEY = 'OPENAI_API_KEY'
+API_KEY_VARIABLE = 'OPENAI_API_KEY'
 # The library retries after the time in Retry-After or, without it, with exponential backoff of up
 # to 8 seconds. It does not wait for more than 2 minutes. Longer waits are made here, up to this
 # many times and seconds.
 _RETRIES = 8
-_LONG_WAITS = 4
-_LONGEST_WAIT_S = 3600.0
+_MAX_LONG_WAITS = 4
+_MAX_WAIT_S = 3600.0
 # Error codes that concern the messages of one request, not the whole run.
 _REFUSALS = ('context_length_exceeded', 'content_filter')
 # Upper bounds of the tokens that a chat template adds to a request, and to each message.
-_FRAME_TOKENS = 64
+_TEMPLATE_TOKENS = 64
 _MESSAGE_TOKENS = 8
-_MOST_CHARACTERS = 200  # Of a server's message, when quoted in an error.
+_MAX_MESSAGE_CHARACTERS = 200  # Of a server's message, when quoted in an error.
 
 
 class Endpoint:
@@ -40,7 +40,7 @@ class Endpoint:
         *,
         timeout_s: float,
         token_limit: int,
-        spent: int,
+        tokens_used: int,
     ):
         """Create the HTTP client, without sending a request.
 
@@ -50,17 +50,18 @@ class Endpoint:
                 OpenAI's.
             timeout_s: Timeout of one attempt in seconds.
             token_limit: Maximum total number of tokens of messages and replies; 0 = no limit.
-            spent: Number of tokens spent before, which count towards the limit.
+            tokens_used: Number of tokens spent before, which count towards the limit.
 
         Raises:
             UserError: The extra `ultralink` is not installed, or the API key is not set.
         """
-        require('aiohttp')
-        self._openai = require('openai')
-        key = os.environ.get(KEY)
+        import_extra('aiohttp')
+        self._openai = import_extra('openai')
+        key = os.environ.get(API_KEY_VARIABLE)
         if not key:
             raise UserError(
-                f'{KEY} is not set in the environment; a server that needs no key takes any.'
+                f'{API_KEY_VARIABLE} is not set in the environment; a server that needs no key '
+                'takes any.'
             )
         self.name = name
         self._client = self._openai.AsyncOpenAI(
@@ -71,13 +72,13 @@ class Endpoint:
             # The default client scans all its connections for each request, which is slow.
             http_client=self._openai.DefaultAioHttpClient(),
         )
-        self._budget = _Budget(token_limit, spent)
+        self._budget = _TokenBudget(token_limit, tokens_used)
 
     async def close(self) -> None:
         """Close all connections to the endpoint."""
         await self._client.close()
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ModelRequest) -> Reply:
         """Send a request, with retries, and return the reply.
 
         Messages that the endpoint rejects as too long or by its content filter give a reply with
@@ -88,50 +89,54 @@ class Endpoint:
                 model name or the settings.
             OSError: The endpoint cannot be reached, or still fails after all retries.
         """
-        async with self._budget.reserved(_most_tokens(request)) as spent:
-            reply = await self._answer(request)
-            spent.append(reply.tokens)
+        async with self._budget.reserve(_max_total_tokens(request)) as usage:
+            reply = await self._request_reply(request)
+            usage.append(reply.tokens)
         return reply
 
-    async def _answer(self, request: Request) -> Reply:
+    async def _request_reply(self, request: ModelRequest) -> Reply:
         openai = self._openai
         try:
-            found = await self._ask(request)
+            response = await self._post(request)
         except json.JSONDecodeError:
             return Reply('', 'malformed', 0)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             # The server's message may contain a part of the key, so it is not shown.
-            raise UserError(f'{self._where} does not take the key in {KEY}.') from error
+            raise UserError(
+                f'{self._description} does not take the key in {API_KEY_VARIABLE}.'
+            ) from error
         except openai.APIStatusError as error:
             if error.code in _REFUSALS:
                 return Reply('', 'refused', 0)
-            message = f'{self._where} answers with status {error.status_code}: {_line(error)}'
+            message = f'{self._description} answers with status {error.status_code}: {_line(error)}'
             if error.status_code == 429 or error.status_code >= 500:
                 raise OSError(message) from error
             raise UserError(message) from error
         except openai.APIConnectionError as error:
             # The library reports a timeout even if the connection is refused; the cause is exact.
-            why = _line(error.__cause__ or '') or _line(error)
-            raise OSError(f'{self._where} cannot be reached: {why}') from error
+            cause = _line(error.__cause__ or '') or _line(error)
+            raise OSError(f'{self._description} cannot be reached: {cause}') from error
         # The library returns a response as text if its content type is not JSON.
-        if isinstance(found, str):
-            raise UserError(f'{self._where} does not speak as OpenAI does: correct --base_url.')
+        if isinstance(response, str):
+            raise UserError(
+                f'{self._description} does not speak as OpenAI does: correct --base_url.'
+            )
         # Some gateways report errors with status 200, which must not be cached as replies.
-        said = _at(found, 'error', 'message')
-        if said:
-            raise OSError(f'{self._where} answers with an error: {_line(said)}')
-        return _reply(found)
+        error_message = _get_nested(response, 'error', 'message')
+        if error_message:
+            raise OSError(f'{self._description} answers with an error: {_line(error_message)}')
+        return _parse_reply(response)
 
-    async def _ask(self, request: Request) -> Any:
+    async def _post(self, request: ModelRequest) -> Any:
         body = {
             'model': self.name,
             'messages': [message._asdict() for message in request.messages],
             'max_tokens': request.sampling.max_tokens,
             'temperature': request.sampling.temperature,
             'top_p': request.sampling.top_p,
-            'seed': request.draw,
+            'seed': request.sampling_seed,
         }
-        for _ in range(_LONG_WAITS):
+        for _ in range(_MAX_LONG_WAITS):
             try:
                 # `chat.completions.create` would spend more time on its types than the rest takes.
                 return await self._client.post('/chat/completions', cast_to=object, body=body)
@@ -140,31 +145,33 @@ class Endpoint:
                 if wait_s is None:
                     raise
                 await asyncio.sleep(wait_s)
-        raise OSError(f'{self._where} has put us off {_LONG_WAITS} times: try again later.')
+        raise OSError(
+            f'{self._description} has put us off {_MAX_LONG_WAITS} times: try again later.'
+        )
 
     @property
-    def _where(self) -> str:
+    def _description(self) -> str:
         return f'The endpoint {self._client.base_url}'
 
 
-class _Budget:
+class _TokenBudget:
     """A limit on the total number of tokens, with reservations for requests in progress."""
 
-    def __init__(self, limit: int, spent: int):
+    def __init__(self, limit: int, tokens_used: int):
         self._limit = limit
-        self._spent = spent
+        self._tokens_used = tokens_used
         self._reserved = 0
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
-    async def reserved(self, most: int) -> AsyncIterator[list[int]]:
+    async def reserve(self, max_tokens: int) -> AsyncIterator[list[int]]:
         """Reserve tokens for a request; the body appends the number spent to the list that it gets.
 
         If the limit may be exceeded, wait for requests in progress, which usually spend less than
         they reserved.
 
         Args:
-            most: Upper bound of the number of tokens that the request spends.
+            max_tokens: Upper bound of the number of tokens that the request spends.
 
         Raises:
             UserError: The request may exceed the limit even after all others have finished.
@@ -173,50 +180,51 @@ class _Budget:
             yield []
             return
         async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(most) or not self._reserved)
-            if not self._fits(most):
+            await self._changed.wait_for(lambda: self._fits(max_tokens) or not self._reserved)
+            if not self._fits(max_tokens):
                 raise UserError(
-                    f'The next request might go over --token-limit={self._limit:,} ({self._spent:,}'
-                    ' are spent): the same command with a higher one goes on.'
+                    f'The next request might go over --token-limit={self._limit:,} '
+                    f'({self._tokens_used:,} are spent): the same command with a higher one goes '
+                    'on.'
                 )
-            self._reserved += most
-        spent: list[int] = []
+            self._reserved += max_tokens
+        usage: list[int] = []
         try:
-            yield spent
+            yield usage
         finally:
             async with self._changed:
-                self._reserved -= most
-                self._spent += sum(spent)
+                self._reserved -= max_tokens
+                self._tokens_used += sum(usage)
                 self._changed.notify_all()
 
-    def _fits(self, most: int) -> bool:
-        return self._spent + self._reserved + most <= self._limit
+    def _fits(self, max_tokens: int) -> bool:
+        return self._tokens_used + self._reserved + max_tokens <= self._limit
 
 
-def _most_tokens(request: Request) -> int:
+def _max_total_tokens(request: ModelRequest) -> int:
     """Return an upper bound of the number of tokens of a request and its reply.
 
     A token has at least one byte.
     """
     contents = sum(len(message.content.encode()) for message in request.messages)
-    frame = _FRAME_TOKENS + _MESSAGE_TOKENS * len(request.messages)
+    frame = _TEMPLATE_TOKENS + _MESSAGE_TOKENS * len(request.messages)
     return contents + frame + request.sampling.max_tokens
 
 
-def _reply(found: Any) -> Reply:
+def _parse_reply(response: Any) -> Reply:
     """Parse a response leniently, because servers omit fields or fill them wrongly."""
-    tokens = _at(found, 'usage', 'total_tokens')
-    text = _at(found, 'choices', 0, 'message', 'content')
-    reason = _at(found, 'choices', 0, 'finish_reason')
-    spent = tokens if isinstance(tokens, int) else 0
+    tokens = _get_nested(response, 'usage', 'total_tokens')
+    text = _get_nested(response, 'choices', 0, 'message', 'content')
+    reason = _get_nested(response, 'choices', 0, 'finish_reason')
+    total_tokens = tokens if isinstance(tokens, int) else 0
     if not isinstance(text, str):
-        return Reply('', 'malformed', spent)
+        return Reply('', 'malformed', total_tokens)
     # Replace unpaired surrogates, which cannot be encoded.
     clean = text.encode('utf-8', 'replace').decode().strip()
-    return Reply(clean, reason if isinstance(reason, str) and reason else 'stop', spent)
+    return Reply(clean, reason if isinstance(reason, str) and reason else 'stop', total_tokens)
 
 
-def _at(value: Any, *steps: str | int) -> Any:
+def _get_nested(value: Any, *steps: str | int) -> Any:
     """Return the value at a path in nested objects and lists, or None."""
     for step in steps:
         try:
@@ -232,9 +240,9 @@ def _retry_after(error: Any) -> float | None:
         wait_s = float(error.response.headers.get('retry-after', ''))
     except ValueError:
         return None
-    return wait_s if 120 < wait_s <= _LONGEST_WAIT_S else None
+    return wait_s if 120 < wait_s <= _MAX_WAIT_S else None
 
 
 def _line(error: object) -> str:
     text = ' '.join(str(getattr(error, 'message', error)).split())
-    return text if len(text) <= _MOST_CHARACTERS else f'{text[:_MOST_CHARACTERS]}…'
+    return text if len(text) <= _MAX_MESSAGE_CHARACTERS else f'{text[:_MAX_MESSAGE_CHARACTERS]}…'

@@ -19,35 +19,35 @@ from malora_jax.serving import answers
 from malora_jax.serving.errors import RefusedError
 from malora_jax.serving.scheduler import Scheduler
 from malora_jax.training.config import run_config
-from malora_jax.ultralink.llm.chat import Message, Reply, Request
+from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
 
 
-class Local:
+class LocalModel:
     """A local model that serves requests with continuous batching.
 
     Attributes:
         name: Name of the model, with a fingerprint of its weights.
     """
 
-    def __init__(self, model: LanguageModel, rows: int):
+    def __init__(self, model: LanguageModel, num_slots: int):
         """Start the threads that generate replies.
 
         Args:
             model: Model that generates the replies.
-            rows: Number of replies that are decoded together (cache slots).
+            num_slots: Number of replies that are decoded together (cache slots).
         """
         fingerprint = base_fingerprint(model.variables)
         self.name = f'local:{model.name}:{fingerprint[:12]}'
         self._model = model
         # No limit is needed here, because the stage limits the number of concurrent requests.
-        self._scheduler = Scheduler({self.name: model}, rows, most_waiting=1 << 30)
+        self._scheduler = Scheduler({self.name: model}, num_slots, most_waiting=1 << 30)
         self._scheduler.start()
 
     async def close(self) -> None:
         """Stop the threads that generate replies."""
         self._scheduler.stop()
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ModelRequest) -> Reply:
         """Return the reply to a request.
 
         A prompt that leaves no room in the context gives a reply with the finish reason 'refused'.
@@ -56,28 +56,28 @@ class Local:
             OSError: The model failed.
         """
         prompt, sampling = self._prompt(request.messages), request.sampling
-        room = self._model.model.config.context - len(prompt)
-        if room < 1:
+        max_new_tokens = self._model.model.config.context - len(prompt)
+        if max_new_tokens < 1:
             return Reply('', 'refused', 0)
         generation = self._scheduler.open(self.name, 1)
         engine_request = EngineRequest(
             prompt,
-            min(sampling.max_tokens, room),
+            min(sampling.max_tokens, max_new_tokens),
             sampling.temperature,
             top_p=sampling.top_p,
-            key=jax.random.key(request.draw),
+            key=jax.random.key(request.sampling_seed),
         )
         try:
             self._scheduler.submit(generation.texts[0], engine_request, ())
-            (found,) = await answers.whole(generation)
+            (generated,) = await answers.whole(generation)
         except RefusedError as error:
             raise OSError(f'The model {self._model.name} failed; see above.') from error
         finally:
             self._scheduler.cancel(generation)
-        tokens = len(prompt) + len(found.tokens)
-        return Reply(found.text.strip(), found.finish or 'stop', tokens)
+        tokens = len(prompt) + len(generated.tokens)
+        return Reply(generated.text.strip(), generated.finish or 'stop', tokens)
 
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+    def _prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt tokens of a chat.
 
         Templates other than chat templates have no system message, so its text is prepended to the
@@ -87,35 +87,35 @@ class Local:
             return self._model.encode_prompt([message._asdict() for message in messages])
         first, *rest = messages
         if first.role == 'system':
-            rest[0] = Message(rest[0].role, f'{first.content}\n\n{rest[0].content}')
+            rest[0] = ChatMessage(rest[0].role, f'{first.content}\n\n{rest[0].content}')
             messages = rest
         return self._model.encode_prompt([message._asdict() for message in messages])
 
 
-def load(place: str) -> LanguageModel:
+def load_model(source: str) -> LanguageModel:
     """Load a trained model, or the base model of a config.
 
     Args:
-        place: Directory of a run or of an exported adapter; or configs/NAME.py[:METHOD], for the
+        source: Directory of a run or of an exported adapter; or configs/NAME.py[:METHOD], for the
             base model of that config, with the base's own chat template if it has one.
 
     Raises:
         UserError: The directory or config does not exist, or cannot be loaded.
     """
-    if pathlib.Path(place).expanduser().is_dir():
-        return inference.load(place)
-    run = run_config(_config(place).to_dict())
+    if pathlib.Path(source).expanduser().is_dir():
+        return inference.load(source)
+    run = run_config(_config(source).to_dict())
     base = load_base(run.model, run.weights)
     template = data.get_template('chat' if base.tokenizer.chat_template else run.data.template)
     variables = {'params': base.params}
     return LanguageModel(run.model.name, Decoder(run.model), variables, base.tokenizer, template)
 
 
-def _config(place: str) -> ConfigDict:
-    path, _, argument = place.partition(':')
+def _config(source: str) -> ConfigDict:
+    path, _, argument = source.partition(':')
     if not (path.endswith('.py') and pathlib.Path(path).is_file()):
         raise UserError(
-            f'--llm=local:{place}: there is no such directory of a run, nor a config such as '
+            f'--llm=local:{source}: there is no such directory of a run, nor a config such as '
             'configs/quickstart.py.'
         )
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
@@ -124,7 +124,7 @@ def _config(place: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f'--llm=local:{place}: that file is no Python: {error}.') from error
+        raise UserError(f'--llm=local:{source}: that file is no Python: {error}.') from error
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--llm=local:{place}: that file defines no get_config.')
+        raise UserError(f'--llm=local:{source}: that file defines no get_config.')
     return module.get_config(argument) if argument else module.get_config()

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from malora_jax.ultralink.languages import LANGUAGES, get_language
-from malora_jax.ultralink.llm.chat import Message
+from malora_jax.ultralink.llm.chat import ChatMessage
 
 # Kinds of request in a dialogue, in the order of the paper.
-STAGES = (
+PROMPT_NAMES = (
     'initial_question',
     'initial_answer',
     'in_depth_question',
@@ -27,51 +27,56 @@ STAGES = (
 )
 
 
-class Prompts(NamedTuple):
+class DialoguePrompts(NamedTuple):
     """The dialogue prompts of a language.
 
     Attributes:
-        systems: System message, by stage.
-        users: Template of the user message, by stage.
+        system_messages: System message, by stage.
+        user_templates: Template of the user message, by stage.
         question, answer: Label before each question and each answer in the history.
-        cites: Pattern of phrases that mention the document itself instead of its subject.
-        refers: Pattern of phrases that refer to something that the question has not named.
-        pronouns: Pattern of pronouns that a question must not have unless it names something; None
-            for a language in which names cannot be recognized.
+        citation_pattern: Pattern of phrases that mention the document itself instead of its
+            subject.
+        reference_pattern: Pattern of phrases that refer to something that the question has not
+            named.
+        pronoun_pattern: Pattern of pronouns that a question must not have unless it names
+            something; None for a language in which names cannot be recognized.
     """
 
-    systems: Mapping[str, str]
-    users: Mapping[str, string.Template]
-    question: str
-    answer: str
-    cites: re.Pattern[str]
-    refers: re.Pattern[str]
-    pronouns: re.Pattern[str] | None
+    system_messages: Mapping[str, str]
+    user_templates: Mapping[str, string.Template]
+    question_label: str
+    answer_label: str
+    citation_pattern: re.Pattern[str]
+    reference_pattern: re.Pattern[str]
+    pronoun_pattern: re.Pattern[str] | None
 
     def messages(
         self,
-        stage: str,
+        prompt_name: str,
         document: str,
         turns: Sequence[tuple[str, str]] = (),
         question: str = '',
-    ) -> tuple[Message, ...]:
+    ) -> tuple[ChatMessage, ...]:
         """Return the messages of a request.
 
         Args:
-            stage: Kind of request, one of `STAGES`.
+            prompt_name: Kind of request, one of `PROMPT_NAMES`.
             document: Document that the dialogue is about.
             turns: Earlier questions and answers.
             question: Question to answer; '' in a stage that asks for a question.
         """
         history = '\n\n'.join(
-            f'{self.question}{asked}\n{self.answer}{answered}' for asked, answered in turns
+            f'{self.question_label}{asked}\n{self.answer_label}{answered}'
+            for asked, answered in turns
         )
-        user = self.users[stage].substitute(document=document, history=history, question=question)
-        return Message('system', self.systems[stage]), Message('user', user)
+        user = self.user_templates[prompt_name].substitute(
+            document=document, history=history, question=question
+        )
+        return ChatMessage('system', self.system_messages[prompt_name]), ChatMessage('user', user)
 
 
 @functools.cache
-def load(code: str) -> Prompts:
+def load(code: str) -> DialoguePrompts:
     """Load the dialogue prompts of a language.
 
     Args:
@@ -80,13 +85,13 @@ def load(code: str) -> Prompts:
     Raises:
         UserError: There is no such language.
     """
-    found = tomllib.loads(_source(get_language(code).code))
-    patterns = found['patterns']
-    return Prompts(
-        {stage: found[stage]['system'].strip() for stage in STAGES},
-        {stage: string.Template(found[stage]['user'].strip()) for stage in STAGES},
-        found['labels']['question'],
-        found['labels']['answer'],
+    sections = tomllib.loads(_read_toml(get_language(code).code))
+    patterns = sections['patterns']
+    return DialoguePrompts(
+        {stage: sections[stage]['system'].strip() for stage in PROMPT_NAMES},
+        {stage: string.Template(sections[stage]['user'].strip()) for stage in PROMPT_NAMES},
+        sections['labels']['question'],
+        sections['labels']['answer'],
         _any_of(patterns['cites']),
         _any_of(patterns['refers']),
         _any_of(patterns['pronouns']) if patterns['pronouns'] else None,
@@ -99,11 +104,11 @@ def digest() -> str:
 
     The manifest records it, because other prompts give other rows.
     """
-    texts = ''.join(_source(code) for code in sorted(LANGUAGES))
+    texts = ''.join(_read_toml(code) for code in sorted(LANGUAGES))
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def _source(code: str) -> str:
+def _read_toml(code: str) -> str:
     file = importlib.resources.files(__package__) / f'{code}.toml'
     return file.read_text('utf-8')
 

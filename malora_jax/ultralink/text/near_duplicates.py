@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from malora_jax.errors import out_of_range
-from malora_jax.ultralink.extra import require
+from malora_jax.ultralink.optional_imports import import_extra
 
 THRESHOLD = 0.35
 # LSH compares two texts if at least one of 42 bands of three hashes is the same. The probability is
@@ -29,7 +29,7 @@ _PERMUTATIONS, _SEED = 128, 1
 _WORD = re.compile(r'[\u3400-\u9fff]|[^\W\u3400-\u9fff]+')
 
 
-class Sketches:
+class MinHashSketches:
     """MinHash sketches of texts, half a kilobyte each.
 
     Example:
@@ -45,7 +45,7 @@ class Sketches:
         Raises:
             UserError: The extra `ultralink` is not installed.
         """
-        self._datasketch = require('datasketch')
+        self._datasketch = import_extra('datasketch')
         self._sketches: dict[str, Any] = {}
 
     def add(self, key: str, text: str) -> None:
@@ -62,7 +62,7 @@ class Sketches:
             self._sketches[key] = sketch
 
     def near_duplicates(self, threshold: float = THRESHOLD) -> dict[str, str]:
-        """Find the texts that are near-duplicates of an earlier text, in the order of `by_id`.
+        """Find the near-duplicates of earlier texts, in the order of `natural_sort_key`.
 
         A text is only compared with earlier texts that are kept, so that a removed text makes no
         other text a duplicate. During the call, the LSH index takes about 12 KB of memory per text.
@@ -80,24 +80,24 @@ class Sketches:
         if not 0 < threshold <= 1:
             raise out_of_range('least_similarity', threshold, 'above 0 and at most 1')
         index = self._datasketch.MinHashLSH(num_perm=_PERMUTATIONS, params=(_BANDS, _ROWS))
-        found = {}
-        for key in sorted(self._sketches, key=by_id):
+        duplicates = {}
+        for key in sorted(self._sketches, key=natural_sort_key):
             sketch = self._sketches[key]
             similarity, nearest = self._nearest(sketch, index.query(sketch))
             if similarity >= threshold:
-                found[key] = nearest
+                duplicates[key] = nearest
             else:
                 index.insert(key, sketch)
-        return found
+        return duplicates
 
     def _nearest(self, sketch: Any, keys: Iterable[str]) -> tuple[float, str]:
-        """Return the largest similarity and the id of its text; of several, the first by `by_id`.
+        """Return the largest similarity and its text's id, the first by `natural_sort_key`.
 
         Args:
             sketch: MinHash of a text.
             keys: Ids of the texts to compare it with; without any, the result is (0.0, '').
         """
-        keys = sorted(keys, key=by_id)
+        keys = sorted(keys, key=natural_sort_key)
         if not keys:
             return 0.0, ''
         hashes = np.array([self._sketches[key].hashvalues for key in keys])
@@ -105,7 +105,7 @@ class Sketches:
         return float(similarities.max()), keys[int(similarities.argmax())]
 
 
-def by_id(key: str) -> list[tuple[str, int]]:
+def natural_sort_key(key: str) -> list[tuple[str, int]]:
     """Return a sort key that compares the numbers in ids by value: zh_math_9 before zh_math_10."""
     parts = re.split(r'(\d+)', key)
     numbers = [*map(int, parts[1::2]), -1]

@@ -2,8 +2,8 @@
 
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
 and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language:
-1.000 may be both 1000 and 1, and `same` chooses the reading that makes the texts agree.
-(`malora_jax.data.number_extraction` reads the last number of an answer in the one way of its
+1.000 may be both 1000 and 1, and `number_differences` chooses the reading that makes the texts
+agree. (`malora_jax.data.number_extraction` reads the last number of an answer in the one way of its
 language.)
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
@@ -57,7 +57,7 @@ def readings(text: str) -> list[list[Reading]]:
     return [_readings(match) for match in _NUMBER.finditer(text)]
 
 
-def same(source: str, translation: str) -> tuple[list[str], list[str]]:
+def number_differences(source: str, translation: str) -> tuple[list[str], list[str]]:
     """Compare the numbers of two texts as multisets.
 
     Args:
@@ -68,25 +68,25 @@ def same(source: str, translation: str) -> tuple[list[str], list[str]]:
     Returns:
         Numbers that the translation lacks, and numbers that it adds, as decimal strings.
     """
-    left: Counter[Decimal] = Counter(value for found in readings(source) for value in found[0])
+    remaining: Counter[Decimal] = Counter(value for found in readings(source) for value in found[0])
     in_words = Counter(
         Decimal(_WORDS.index(word[0].lower()) + 1) for word in _WORD.finditer(source)
     )
     extra: Counter[Decimal] = Counter()
     # Match numbers with a single reading first; ambiguous ones choose among the remaining values.
-    for found in sorted(readings(translation), key=len):
-        chosen = next((reading for reading in found if not _excess(reading, left)), None)
+    for candidates in sorted(readings(translation), key=len):
+        chosen = next((reading for reading in candidates if not _excess(reading, remaining)), None)
         if chosen is None:
             # A reading may consist of several numbers, of which the source has only some.
-            chosen = min(found, key=lambda reading: _excess(reading, left).total())
-            extra += _excess(chosen, left)
-        left -= Counter(chosen)
-    return _shown(left), _shown(extra - in_words)
+            chosen = min(candidates, key=lambda reading: _excess(reading, remaining).total())
+            extra += _excess(chosen, remaining)
+        remaining -= Counter(chosen)
+    return _format_values(remaining), _format_values(extra - in_words)
 
 
-def _excess(reading: Reading, left: Counter[Decimal]) -> Counter[Decimal]:
+def _excess(reading: Reading, remaining: Counter[Decimal]) -> Counter[Decimal]:
     """Return the values of a reading that do not remain in the source."""
-    return Counter(reading) - left
+    return Counter(reading) - remaining
 
 
 def _readings(match: re.Match[str]) -> list[Reading]:
@@ -115,30 +115,30 @@ def _scale(word: str) -> int:
 
 def _digits(digits: str) -> list[Reading]:
     """Return the possible readings of digits with separators, with the English reading first."""
-    parts, marks = re.split(r'\D', digits), re.findall(r'\D', digits)  # '.5' gives '' and '5'.
+    parts, separators = re.split(r'\D', digits), re.findall(r'\D', digits)  # '.5' gives '' and '5'.
     whole: list[Reading] = [
-        (value,) for point in '.,' if (value := _number(parts, marks, point)) is not None
+        (value,) for point in '.,' if (value := _number(parts, separators, point)) is not None
     ]
-    if ' ' in marks:
+    if ' ' in separators:
         words = [_digits(word)[0] for word in digits.split(' ')]
         return [tuple(value for word in words for value in word), *whole]
     # In dates, versions and lists such as 1,2,3, each part is a number of its own.
     return list(dict.fromkeys(whole or [tuple(Decimal(part) for part in parts if part)]))
 
 
-def _number(parts: Sequence[str], marks: Sequence[str], point: str) -> Decimal | None:
+def _number(parts: Sequence[str], separators: Sequence[str], point: str) -> Decimal | None:
     """Return the value if the digits are one number with a given decimal separator, else None.
 
     Args:
         parts: Digits between the separators.
-        marks: Separators, one fewer than parts.
+        separators: Separators, one fewer than parts.
         point: Decimal separator; any other separator groups thousands.
     """
     decimals = ''
-    if marks and marks[-1] == point:
+    if separators and separators[-1] == point:
         *parts, decimals = parts
-        marks = marks[:-1]
-    if marks and (len(set(marks)) > 1 or marks[0] == point or not _grouped(parts)):
+        separators = separators[:-1]
+    if separators and (len(set(separators)) > 1 or separators[0] == point or not _grouped(parts)):
         return None
     return Decimal(f'{"".join(parts) or 0}.{decimals}')
 
@@ -150,5 +150,5 @@ def _grouped(parts: Sequence[str]) -> bool:
     return not first.startswith('0') and len(first) <= 3 and len(last) == 3 and sizes <= {3}
 
 
-def _shown(values: Counter[Decimal]) -> list[str]:
+def _format_values(values: Counter[Decimal]) -> list[str]:
     return [f'{value.normalize():f}' for value in values.elements()]

@@ -4,14 +4,18 @@ import bisect
 import re
 from collections.abc import Callable, Iterator
 
-Count = Callable[[str], int]
+CountTokens = Callable[[str], int]
 
 # Boundaries at which a line that is too long may be split, in order of preference: after a
 # sentence, after a word, anywhere.
-_PLACES = (re.compile(r'(?<=[.!?…])(?=\s)|(?<=[。！？；])'), re.compile(r'(?=\s)'), re.compile(''))
+_BOUNDARIES = (
+    re.compile(r'(?<=[.!?…])(?=\s)|(?<=[。！？；])'),
+    re.compile(r'(?=\s)'),
+    re.compile(''),
+)
 
 
-def segments(text: str, most: int, count: Count) -> list[str]:
+def segments(text: str, token_limit: int, count_tokens: CountTokens) -> list[str]:
     """Split a text greedily into segments of whole lines; joined, the segments are the text again.
 
     A line that is too long on its own is split after as many sentences as fit, a sentence that is
@@ -22,52 +26,52 @@ def segments(text: str, most: int, count: Count) -> list[str]:
 
     Args:
         text: Text to split.
-        most: Number of tokens that a segment stays below, unless it is a single character.
-        count: Function that returns the number of tokens of a text.
+        token_limit: Number of tokens that a segment stays below, unless it is a single character.
+        count_tokens: Function that returns the number of tokens of a text.
 
     Returns:
         Segments, none of them empty, which keep the line breaks at their ends.
     """
-    found: list[str] = []
-    held: list[tuple[str, int]] = []
+    finished: list[str] = []
+    pending: list[tuple[str, int]] = []
     for line in text.splitlines(keepends=True):
-        for piece, tokens in _pieces(line, most, count):
-            if held and tokens + sum(number for _, number in held) >= most:
-                held = _cut(found, held, most, count)
-            held.append((piece, tokens))
-    while held:
-        held = _cut(found, held, most, count)
-    return found
+        for piece, tokens in _pieces(line, token_limit, count_tokens):
+            if pending and tokens + sum(number for _, number in pending) >= token_limit:
+                pending = _cut(finished, pending, token_limit, count_tokens)
+            pending.append((piece, tokens))
+    while pending:
+        pending = _cut(finished, pending, token_limit, count_tokens)
+    return finished
 
 
 def _cut(
-    found: list[str], held: list[tuple[str, int]], most: int, count: Count
+    finished: list[str], pending: list[tuple[str, int]], token_limit: int, count_tokens: CountTokens
 ) -> list[tuple[str, int]]:
     """Append one segment of the held pieces, and return the pieces that are left over.
 
     Joined pieces may, rarely, have more tokens than the sum of the pieces.
     """
-    end = len(held)
-    while end > 1 and count(''.join(piece for piece, _ in held[:end])) >= most:
+    end = len(pending)
+    while end > 1 and count_tokens(''.join(piece for piece, _ in pending[:end])) >= token_limit:
         end -= 1
-    found.append(''.join(piece for piece, _ in held[:end]))
-    return held[end:]
+    finished.append(''.join(piece for piece, _ in pending[:end]))
+    return pending[end:]
 
 
-def _pieces(line: str, most: int, count: Count) -> Iterator[tuple[str, int]]:
+def _pieces(line: str, token_limit: int, count_tokens: CountTokens) -> Iterator[tuple[str, int]]:
     """Yield a line, or pieces of it that are short enough, each with its number of tokens."""
-    while (tokens := count(line)) >= most and len(line) > 1:
-        end = _end(line, most, count)
-        yield line[:end], count(line[:end])
+    while (tokens := count_tokens(line)) >= token_limit and len(line) > 1:
+        end = _end(line, token_limit, count_tokens)
+        yield line[:end], count_tokens(line[:end])
         line = line[end:]
     yield line, tokens
 
 
-def _end(line: str, most: int, count: Count) -> int:
+def _end(line: str, token_limit: int, count_tokens: CountTokens) -> int:
     """Return where to split a line: as late as possible, at the best kind of boundary that fits."""
-    for pattern in _PLACES:
-        ends = [place.start() for place in pattern.finditer(line) if 0 < place.start() < len(line)]
-        fitting = bisect.bisect_left(ends, most, key=lambda end: count(line[:end]))
+    for pattern in _BOUNDARIES:
+        ends = [match.start() for match in pattern.finditer(line) if 0 < match.start() < len(line)]
+        fitting = bisect.bisect_left(ends, token_limit, key=lambda end: count_tokens(line[:end]))
         if fitting:
             return ends[fitting - 1]
     return 1

@@ -12,7 +12,7 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 
 
 @dataclasses.dataclass(frozen=True)
-class Counter:
+class TokenCounter:
     """Function that counts the tokens of a text.
 
     Attributes:
@@ -28,26 +28,26 @@ class Counter:
         return len(self.tokenizer.encode(text))
 
 
-def counter(place: str) -> Counter:
+def load_token_counter(name_or_path: str) -> TokenCounter:
     """Load a model's tokenizer, and return a counter with it.
 
     Example:
         counter('llama2-13b')('How many tokens?')
 
     Args:
-        place: Name of a preset, such as llama2-13b; or path of a GGUF file, or of a directory with
-            tokenizer.json.
+        name_or_path: Name of a preset, such as llama2-13b; or path of a GGUF file, or of a
+            directory with tokenizer.json.
 
     Raises:
         UserError: The name or path is unknown, or its files are missing or broken.
     """
-    path = pathlib.Path(place).expanduser()
+    path = pathlib.Path(name_or_path).expanduser()
     if not (path.is_dir() or path.suffix == '.gguf'):
-        if place not in PRESETS:
-            raise unknown_name('model or path in --tokenizer', place, PRESETS)
-        path = find_weights(preset(place), '')
+        if name_or_path not in PRESETS:
+            raise unknown_name('model or path in --tokenizer', name_or_path, PRESETS)
+        path = find_weights(preset(name_or_path), '')
     if path.suffix == '.gguf':
         tokenizer = tokenizer_lib.from_gguf(GGUFFile(path))
     else:
         tokenizer = tokenizer_lib.from_huggingface(path)
-    return Counter(tokenizer, text_fingerprint(tokenizer.tokenizer_json))
+    return TokenCounter(tokenizer, text_fingerprint(tokenizer.tokenizer_json))

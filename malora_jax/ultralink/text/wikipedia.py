@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 from malora_jax.data.file_rows import Row, check_file, read_rows
 from malora_jax.errors import UserError
-from malora_jax.ultralink.shards import read_lines
+from malora_jax.ultralink.shards import read_json_rows
 
-_BEGINS = re.compile(r'<doc\s+(.*)>\s*')
+_DOC_START = re.compile(r'<doc\s+(.*)>\s*')
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
-_END = '</doc>'
+_DOC_END = '</doc>'
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
@@ -48,11 +48,11 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
         return read_rows(path)
     with path.open('rb') as lines:
         first = next((line for line in lines if line.strip()), b'')
-    marked = first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'<')
-    return _extracted(path) if marked else read_lines(path)
+    has_markup = first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'<')
+    return _read_wikiextractor(path) if has_markup else read_json_rows(path)
 
 
-def _extracted(path: pathlib.Path) -> Iterator[Row]:
+def _read_wikiextractor(path: pathlib.Path) -> Iterator[Row]:
     """Yield the documents in the output of WikiExtractor, whose text has HTML entities."""
     with path.open('rb') as file:
         lines = _decoded(path, file)
@@ -71,25 +71,24 @@ def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _attributes(place: str, line: str) -> dict[str, str]:
-    begins = _BEGINS.fullmatch(line)
-    found = {
-        name: html.unescape(value)
-        for name, value in _ATTRIBUTE.findall(begins[1] if begins else '')
+    match = _DOC_START.fullmatch(line)
+    attributes = {
+        name: html.unescape(value) for name, value in _ATTRIBUTE.findall(match[1] if match else '')
     }
-    if not {'id', 'title'} <= found.keys():
+    if not {'id', 'title'} <= attributes.keys():
         raise UserError(
             f'{place} must begin a document as <doc id="…" url="…" title="…">; it is '
             f'{line.strip()[:60]!r}.'
         )
-    return found
+    return attributes
 
 
 def _text(place: str, lines: Iterator[tuple[int, str]]) -> str:
     text: list[str] = []
     for _, line in lines:
-        if line.rstrip() == _END:
+        if line.rstrip() == _DOC_END:
             return html.unescape(''.join(text)).strip()
-        if _BEGINS.fullmatch(line):
+        if _DOC_START.fullmatch(line):
             break
         text.append(line)
-    raise UserError(f'{place}: the document that begins here has no {_END}.')
+    raise UserError(f'{place}: the document that begins here has no {_DOC_END}.')

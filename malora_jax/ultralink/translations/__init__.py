@@ -1,6 +1,6 @@
 """Translation prompts: an instruction and a demonstration for each language and subset.
 
-Both are written in the target language, and the demonstration passes all `checks`.
+Both are written in the target language, and the demonstration passes all `translation_checks`.
 """
 
 import functools
@@ -10,14 +10,14 @@ import tomllib
 from typing import NamedTuple
 
 from malora_jax.errors import unknown_name
-from malora_jax.ultralink.llm.chat import Message
+from malora_jax.ultralink.llm.chat import ChatMessage
 
 # Target languages, and subsets that are translated.
-CODES = ('zh', 'ru', 'fr', 'es')
+TARGET_LANGUAGES = ('zh', 'ru', 'fr', 'es')
 SUBSETS = ('chat_agnostic', 'math', 'code')
 
 
-class Prompt(NamedTuple):
+class TranslationPrompt(NamedTuple):
     """The prompt of a translation.
 
     Attributes:
@@ -29,36 +29,38 @@ class Prompt(NamedTuple):
     source: str
     translation: str
 
-    def messages(self, text: str, before: tuple[str, str] | None = None) -> tuple[Message, ...]:
+    def messages(
+        self, text: str, previous: tuple[str, str] | None = None
+    ) -> tuple[ChatMessage, ...]:
         """Return the messages of a request: instruction, demonstration, context and text.
 
         Args:
             text: Text to translate.
-            before: Previous message of the conversation and its translation; None for the first
+            previous: Previous message of the conversation and its translation; None for the first
                 message.
         """
-        shown = [(self.source, self.translation), *([before] if before else [])]
+        examples = [(self.source, self.translation), *([previous] if previous else [])]
         turns = [
-            Message(role, turn)
-            for pair in shown
+            ChatMessage(role, turn)
+            for pair in examples
             for role, turn in zip(('user', 'assistant'), pair, strict=True)
         ]
-        return Message('system', self.system), *turns, Message('user', text)
+        return ChatMessage('system', self.system), *turns, ChatMessage('user', text)
 
 
 @functools.cache
-def load(language: str, subset: str) -> Prompt:
+def load(language: str, subset: str) -> TranslationPrompt:
     """Load the translation prompt of a language and a subset.
 
     Raises:
         UserError: There is no prompt for the language or the subset.
     """
-    if language not in CODES:
-        raise unknown_name('language of translations', language, CODES)
+    if language not in TARGET_LANGUAGES:
+        raise unknown_name('language of translations', language, TARGET_LANGUAGES)
     if subset not in SUBSETS:
         raise unknown_name('subset of translations', subset, SUBSETS)
-    found = tomllib.loads(_source(language))[subset]
-    return Prompt(*(found[name].strip() for name in Prompt._fields))
+    fields = tomllib.loads(_read_toml(language))[subset]
+    return TranslationPrompt(*(fields[name].strip() for name in TranslationPrompt._fields))
 
 
 def digest(language: str) -> str:
@@ -66,8 +68,8 @@ def digest(language: str) -> str:
 
     The manifest records it, because other prompts give other rows.
     """
-    return hashlib.sha256(_source(language).encode()).hexdigest()
+    return hashlib.sha256(_read_toml(language).encode()).hexdigest()
 
 
-def _source(language: str) -> str:
+def _read_toml(language: str) -> str:
     return (importlib.resources.files(__package__) / f'{language}.toml').read_text('utf-8')

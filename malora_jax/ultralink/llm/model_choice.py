@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from malora_jax.errors import UserError, out_of_range
 from malora_jax.ultralink.llm import cache
-from malora_jax.ultralink.llm.cache import Cached
+from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from malora_jax.ultralink.llm.local import Local
+    from malora_jax.ultralink.llm.local import LocalModel
 
 _LOCAL = 'local:'
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class ModelChoice:
     """The model of a stage, and how it is queried.
 
     Attributes:
-        llm: Name of a model at an endpoint; or local:PLACE, with a place for `local.load`.
+        llm: Name of a model at an endpoint; or local:PLACE, with a place for `local.load_model`.
         cache: SQLite file of the reply cache.
         concurrency: Maximum number of concurrent requests; for a local model, the number of cache
             slots.
@@ -43,10 +43,10 @@ class Choice:
         if not self.llm.removeprefix(_LOCAL):
             raise out_of_range('--llm', self.llm, "a model's name, or local: and a place")
         if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')):
-            right = 'an address that begins with http:// or https://'
-            raise out_of_range('--base_url', self.base_url, right)
-        for flag, given in (('--base_url', self.base_url), ('--token_limit', self.token_limit)):
-            if given and is_local(self.llm):
+            allowed = 'an address that begins with http:// or https://'
+            raise out_of_range('--base_url', self.base_url, allowed)
+        for flag, value in (('--base_url', self.base_url), ('--token_limit', self.token_limit)):
+            if value and is_local(self.llm):
                 raise UserError(f'{flag} is for endpoints; --llm={self.llm} is none.')
         if self.concurrency < 1:
             raise out_of_range('--concurrency', self.concurrency, 'at least 1')
@@ -62,31 +62,33 @@ def is_local(llm: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def opened(choice: Choice) -> AsyncIterator[Cached]:
+async def open_model(choice: ModelChoice) -> AsyncIterator[CachedModel]:
     """Open the model and its cache, and close them at the end.
 
     Raises:
         UserError: The cache cannot be opened, the endpoint's key or library is missing, or the
             local model cannot be loaded.
     """
-    with cache.opened(choice.cache) as kept:
-        model = _model(choice, kept.tokens)
+    with cache.open_cache(choice.cache) as reply_cache:
+        model = _model(choice, reply_cache.total_tokens)
         try:
-            yield Cached(model, kept)
+            yield CachedModel(model, reply_cache)
         finally:
             await model.close()
 
 
-def _model(choice: Choice, spent: int) -> 'Endpoint | Local':
+def _model(choice: ModelChoice, tokens_used: int) -> 'Endpoint | LocalModel':
     if is_local(choice.llm):
         # Imported here because it loads JAX, which runs with an endpoint do not need.
         from malora_jax.ultralink.llm import local
 
-        return local.Local(local.load(choice.llm.removeprefix(_LOCAL)), choice.concurrency)
+        return local.LocalModel(
+            local.load_model(choice.llm.removeprefix(_LOCAL)), choice.concurrency
+        )
     return Endpoint(
         choice.llm,
         choice.base_url,
         timeout_s=choice.timeout_s,
         token_limit=choice.token_limit,
-        spent=spent,
+        tokens_used=tokens_used,
     )

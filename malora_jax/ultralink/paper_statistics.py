@@ -2,7 +2,7 @@
 
 # Conversations by language and subset, in thousands. The row 'all' has the paper's own
 # rounded totals.
-THOUSANDS = {
+CONVERSATIONS_THOUSANDS = {
     'en': {'chat_specific': 10, 'chat_agnostic': 67, 'math': 395, 'code': 186},
     'zh': {'chat_specific': 36, 'chat_agnostic': 11, 'math': 32, 'code': 16},
     'ru': {'chat_specific': 37, 'chat_agnostic': 11, 'math': 32, 'code': 16},

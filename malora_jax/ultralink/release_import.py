@@ -16,15 +16,15 @@ from malora_jax import files, hub
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink.conversations import data_fault
-from malora_jax.ultralink.release import NAMES, split_id
+from malora_jax.ultralink.release_export import FILE_NAMES, split_id
 from malora_jax.ultralink.settings import Settings, setting
-from malora_jax.ultralink.stage import Outcome, Prepared, StageRun
+from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'import'
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 # Name of the only field of a row that is not valid.
-_FAULT = '\0fault'
+_FAULT_FIELD = '\0fault'
 
 
 def download(revision: str) -> pathlib.Path:
@@ -44,12 +44,12 @@ def download(revision: str) -> pathlib.Path:
             f'--revision={revision} must be the hash of a commit of {REPOSITORY}, 40 digits from '
             '0 to f, since a branch may change.'
         )
-    patterns = [pattern for name in NAMES for pattern in (name, f'*/{name}')]
+    patterns = [pattern for name in FILE_NAMES for pattern in (name, f'*/{name}')]
     instead = 'name a folder that has the files'
     return hub.snapshot(REPOSITORY, patterns, kind='dataset', instead=instead, revision=revision)
 
 
-def find(folder: pathlib.Path) -> list[pathlib.Path]:
+def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the paths of the 20 files in a folder or its subfolders.
 
     Raises:
@@ -57,14 +57,14 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     """
     if not folder.is_dir():
         raise UserError(f'There is no folder {folder}.')
-    found = {name: sorted(folder.rglob(name)) for name in NAMES}
-    missing = [name for name, paths in found.items() if not paths]
+    paths_by_name = {name: sorted(folder.rglob(name)) for name in FILE_NAMES}
+    missing = [name for name, paths in paths_by_name.items() if not paths]
     if missing:
         raise UserError(f'{folder} lacks {len(missing)} of the 20 files: {", ".join(missing)}.')
-    for paths in found.values():
+    for paths in paths_by_name.values():
         if len(paths) > 1:
             raise UserError(f'{paths[0]} and {paths[1]} have the same name: remove one.')
-    return [paths[0] for paths in found.values()]
+    return [paths[0] for paths in paths_by_name.values()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +92,27 @@ def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
     """
     if bool(config.input) == bool(config.revision):
         raise UserError('Give either --input, a folder, or --revision, a commit to download.')
-    return find(config.input or download(config.revision or ''))
+    return find_files(config.input or download(config.revision or ''))
 
 
-def prepare(run: StageRun[ImportConfig]) -> Prepared:
+def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
     """Return the process function of a row; it drops a bad row and reports it on stderr.
 
     Raises:
         UserError: An input does not have the name of a released file.
     """
     for path in run.inputs:
-        if path.name not in NAMES:
-            raise UserError(f'{path} is none of the 20 files, such as {NAMES[0]}.')
+        if path.name not in FILE_NAMES:
+            raise UserError(f'{path} is none of the 20 files, such as {FILE_NAMES[0]}.')
 
-    async def process(row: Row) -> Outcome:
-        fault = row.fields.get(_FAULT)
+    async def process(row: Row) -> ItemOutcome:
+        fault = row.fields.get(_FAULT_FIELD)
         if fault:
             tqdm.tqdm.write(f'{row.location}: {fault}', file=sys.stderr)
-            return Outcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
-        return Outcome([row.fields], counts={f'rows of {_file(row)}': 1})
+            return ItemOutcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
+        return ItemOutcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
-    return Prepared(process)
+    return PreparedStage(process)
 
 
 def _file(row: Row) -> str:
@@ -126,12 +126,14 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     """
     for path in paths:
         language, _, subset = path.stem.partition('_')
-        numbers: set[int] = set()
+        seen_numbers: set[int] = set()
         with path.open('rb') as lines:
             for line_number, line in enumerate(lines, start=1):
                 fields = _parsed(line)
-                fault = fields.get(_FAULT) or _fault(fields, (language, subset), numbers)
-                data = {_FAULT: fault} if fault else _row(fields, language, subset)
+                fault = fields.get(_FAULT_FIELD) or _row_fault(
+                    fields, (language, subset), seen_numbers
+                )
+                data = {_FAULT_FIELD: fault} if fault else _row(fields, language, subset)
                 yield Row(f'{path}:{line_number}', data)
 
 
@@ -139,30 +141,31 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     try:
         fields = files.parse_json(line, 'the row')
     except UserError as error:
-        return {_FAULT: str(error)}
-    return fields if isinstance(fields, dict) else {_FAULT: 'not a JSON object'}
+        return {_FAULT_FIELD: str(error)}
+    return fields if isinstance(fields, dict) else {_FAULT_FIELD: 'not a JSON object'}
 
 
-def _fault(fields: Mapping[str, Any], group: tuple[str, str], numbers: set[int]) -> str:
+def _row_fault(fields: Mapping[str, Any], group: tuple[str, str], seen_numbers: set[int]) -> str:
     """Return a description of the fault in a row; '' for a valid row.
 
     Args:
         fields: Fields of the row.
         group: Language and subset of the file.
-        numbers: Numbers in the ids of the valid rows before it; the number of a valid row is added.
+        seen_numbers: Numbers in the ids of the valid rows before it; the number of a valid row is
+            added.
     """
-    strange = set(fields) - {'id', 'data'}
-    if strange:
-        return f'unknown field {min(strange)!r}'
+    unknown = set(fields) - {'id', 'data'}
+    if unknown:
+        return f'unknown field {min(unknown)!r}'
     identifier = fields.get('id')
     parts = split_id(identifier) if isinstance(identifier, str) else None
     if parts is None or parts[:2] != group:
         return f"'id' is {identifier!r}, and must be {'_'.join(group)}_ and a number"
-    if parts[2] in numbers:
+    if parts[2] in seen_numbers:
         return f'another row has the id {identifier!r} too'
     fault = data_fault(fields)
     if not fault:
-        numbers.add(parts[2])
+        seen_numbers.add(parts[2])
     return fault
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from malora_jax import hub
 from malora_jax.errors import UserError
-from malora_jax.ultralink import release, released
+from malora_jax.ultralink import release_export, release_import
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
-from malora_jax.ultralink.released import ImportConfig
+from malora_jax.ultralink.release_import import ImportConfig
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.ultralink.helpers import rows_of, write_rows
@@ -50,13 +50,13 @@ def import_files(paths, output, **options):
 
 def import_(path, folder, **options):
     output = path / 'imported'
-    manifest = import_files(released.find(folder), output, **options)
+    manifest = import_files(release_import.find_files(folder), output, **options)
     return rows_of(output), manifest
 
 
 def test_the_document_is_in_the_first_turn(tmp_path):
     source = write_rows(tmp_path / 'dialogues.jsonl', [DIALOGUE])
-    assert release.export([source], tmp_path / 'out') == {'fr_chat_specific.jsonl': 1}
+    assert release_export.export([source], tmp_path / 'out') == {'fr_chat_specific.jsonl': 1}
     assert lines_of(tmp_path / 'out' / 'fr_chat_specific.jsonl') == [
         {
             'id': 'fr_chat_specific_0',
@@ -76,7 +76,7 @@ def test_what_the_trainer_reads(tmp_path):
     from malora_jax.data.file_tasks import file_tasks, read_examples
 
     source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, conversation('fr', 'math', 0)])
-    release.export([source], tmp_path / 'out')
+    release_export.export([source], tmp_path / 'out')
     first, second = lines_of(tmp_path / 'out' / 'training' / 'fr.jsonl')
     assert first['data'][1:] == DIALOGUE['data'][1:]
     assert second['id'] == 'fr_math_0'
@@ -95,9 +95,9 @@ def test_what_the_trainer_reads(tmp_path):
 
 def test_what_is_exported_is_imported_as_it_was(tmp_path):
     source = write_rows(tmp_path / 'rows.jsonl', rows())
-    counts = release.export([source], tmp_path / 'out')
-    assert counts == dict.fromkeys(release.NAMES, 3)
-    assert len(release.NAMES) == 20
+    counts = release_export.export([source], tmp_path / 'out')
+    assert counts == dict.fromkeys(release_export.FILE_NAMES, 3)
+    assert len(release_export.FILE_NAMES) == 20
     found, manifest = import_(tmp_path, tmp_path / 'out', shard_items=7)
     assert manifest.total.items == manifest.total.kept == 60
     by_group = {}
@@ -106,8 +106,8 @@ def test_what_is_exported_is_imported_as_it_was(tmp_path):
     for (language, subset), data in by_group.items():
         assert data == [conversation(language, subset, n, turns=1 + n)['data'] for n in range(3)]
     # Exporting again gives the same files.
-    release.export([tmp_path / 'imported'], tmp_path / 'again')
-    for name in release.NAMES:
+    release_export.export([tmp_path / 'imported'], tmp_path / 'again')
+    for name in release_export.FILE_NAMES:
         assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'out' / name).read_bytes()
 
 
@@ -116,12 +116,16 @@ def test_what_is_exported_is_imported_as_it_was(tmp_path):
 def test_the_question_is_found_behind_any_document(document, question):
     if '</document>' in question:
         return
-    made = release.released_row(Conversation('1', 'ru', SUBSETS[0], [question, 'a'], document), 7)
-    assert release.without_document(made['data'][0]) == question.lstrip()
+    made = release_export.released_row(
+        Conversation('1', 'ru', SUBSETS[0], [question, 'a'], document), 7
+    )
+    assert release_export.without_document(made['data'][0]) == question.lstrip()
 
 
 def test_a_question_without_a_document_stays_as_it_is():
-    assert release.without_document('What is a <document> tag?') == 'What is a <document> tag?'
+    assert (
+        release_export.without_document('What is a <document> tag?') == 'What is a <document> tag?'
+    )
 
 
 GOOD = {'id': 'zh_math_1', 'data': ['问', '答']}
@@ -145,7 +149,7 @@ BAD = {
 def test_every_bad_row_is_named_and_counted(tmp_path, capsys):
     folder = tmp_path / 'released'
     folder.mkdir()
-    for name in release.NAMES:
+    for name in release_export.FILE_NAMES:
         write_rows(folder / name, [{**GOOD, 'id': f'{name.removesuffix(".jsonl")}_1'}])
     lines = [json.dumps(GOOD), *BAD, json.dumps({**GOOD, 'id': 'zh_math_3'})]
     (folder / 'zh_math.jsonl').write_text('\n'.join(lines) + '\n', 'utf-8')
@@ -171,17 +175,17 @@ def test_bytes_that_are_no_text_are_a_bad_row(tmp_path, capsys):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match='There is no folder'):
-        released.find(tmp_path / 'none')
-    for name in release.NAMES[2:]:
+        release_import.find_files(tmp_path / 'none')
+    for name in release_export.FILE_NAMES[2:]:
         write_rows(tmp_path / name, [])
     with pytest.raises(UserError, match='lacks 2 of the 20 files: en_chat_specific'):
-        released.find(tmp_path)
-    for name in release.NAMES[:2]:
+        release_import.find_files(tmp_path)
+    for name in release_export.FILE_NAMES[:2]:
         write_rows(tmp_path / name, [])
     (tmp_path / 'fr').mkdir()
     write_rows(tmp_path / 'fr' / 'fr_math.jsonl', [])
     with pytest.raises(UserError, match='have the same name: remove one'):
-        released.find(tmp_path)
+        release_import.find_files(tmp_path)
 
 
 def test_a_file_of_another_name(tmp_path):
@@ -196,9 +200,9 @@ def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
         hub, 'snapshot', lambda name, patterns, **options: asked.update(options) or tmp_path
     )
     with pytest.raises(UserError, match='--revision=main must be the hash of a commit'):
-        released.download('main')
+        release_import.download('main')
     commit = '0123456789abcdef0123456789abcdef01234567'
-    assert released.download(commit) == tmp_path
+    assert release_import.download(commit) == tmp_path
     assert (asked['revision'], asked['kind']) == (commit, 'dataset')
 
 
@@ -207,18 +211,18 @@ def test_an_export_overwrites_nothing(tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     write_rows(tmp_path / 'out' / 'mine.jsonl', [])
     with pytest.raises(UserError, match=r'out exists already; choose a new directory'):
-        release.export([source], tmp_path / 'out')
+        release_export.export([source], tmp_path / 'out')
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
     with pytest.raises(UserError, match=r'\. exists already; choose a new directory'):
-        release.export([source], pathlib.Path('.'))
+        release_export.export([source], pathlib.Path('.'))
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):
     source = write_rows(tmp_path / 'rows.jsonl', [DIALOGUE, {'id': '2'}])
     with pytest.raises(UserError, match="jsonl:2 has no 'language'"):
-        release.export([source], tmp_path / 'out')
+        release_export.export([source], tmp_path / 'out')
     write_rows(source, [])
     with pytest.raises(UserError, match=r'rows\.jsonl: there are no rows to export'):
-        release.export([source], tmp_path / 'out')
+        release_export.export([source], tmp_path / 'out')
     assert list(tmp_path.iterdir()) == [source]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax.ultralink import checks, languages
+from malora_jax.ultralink import languages, translation_checks
 from malora_jax.ultralink.text import quantities, spans
 from tests.ultralink import translated
 
@@ -15,7 +15,10 @@ LANGUAGES = ('zh', 'ru', 'fr', 'es')
 
 def kinds(source: str, translation: str, language: str) -> set[str]:
     return {
-        fault.kind for fault in checks.faults(source, translation, language, languages.identify)
+        fault.kind
+        for fault in translation_checks.faults(
+            source, translation, language, languages.identify_language
+        )
     }
 
 
@@ -23,7 +26,9 @@ def kinds(source: str, translation: str, language: str) -> set[str]:
 @pytest.mark.parametrize('name', translated.ALL)
 def test_clean_translations_have_no_fault(name, language):
     row = translated.ALL[name]
-    assert not checks.faults(row.english, row.others[language], language, languages.identify)
+    assert not translation_checks.faults(
+        row.english, row.others[language], language, languages.identify_language
+    )
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -74,9 +79,19 @@ def test_a_translated_identifier_is_caught(language):
 
 
 def test_a_heading_is_no_answer():
-    assert checks.final_answer('#### First step\nDo it.', '#### Première étape\nFaites-le.') == []
-    assert checks.final_answer('#### Step\nSo:\n#### 5\n', '#### Étape\nDonc :\n#### 5') == []
-    (fault,) = checks.final_answer('#### Step\nSo:\n#### 5', '#### 5\nDonc cinq.')
+    assert (
+        translation_checks.check_final_answer(
+            '#### First step\nDo it.', '#### Première étape\nFaites-le.'
+        )
+        == []
+    )
+    assert (
+        translation_checks.check_final_answer(
+            '#### Step\nSo:\n#### 5\n', '#### Étape\nDonc :\n#### 5'
+        )
+        == []
+    )
+    (fault,) = translation_checks.check_final_answer('#### Step\nSo:\n#### 5', '#### 5\nDonc cinq.')
     assert fault == ('final_answer', 'no last line #### 5')
 
 
@@ -86,18 +101,22 @@ def test_an_empty_translation_is_one_fault(translation):
 
 
 def test_only_the_kinds_asked_for():
-    found = checks.faults('5 apples', '6 Äpfel', 'fr', languages.identify, ('latex', 'language'))
+    found = translation_checks.faults(
+        '5 apples', '6 Äpfel', 'fr', languages.identify_language, ('latex', 'language')
+    )
     assert found == []
 
 
 def test_too_short_a_text_is_not_judged():
     identify = mock.Mock(return_value='de')
-    assert checks.in_language('OK!', 'fr', identify) == []
+    assert translation_checks.check_language('OK!', 'fr', identify) == []
     identify.assert_not_called()
-    (fault,) = checks.in_language('Das ist nun wirklich kein Französisch.', 'fr', identify)
+    (fault,) = translation_checks.check_language(
+        'Das ist nun wirklich kein Französisch.', 'fr', identify
+    )
     assert fault == ('language', 'de, not fr')
     # Ten Chinese characters are a sentence.
-    assert checks.in_language('我们今天去北京看长城。', 'zh', identify)
+    assert translation_checks.check_language('我们今天去北京看长城。', 'zh', identify)
 
 
 # Numbers, written by code that shares nothing with their parser.
@@ -123,11 +142,11 @@ def written(cents: int, way: str) -> str:
 @given(st.lists(st.integers(-(10**11), 10**11), min_size=1, max_size=6), st.sampled_from([*WAYS]))
 def test_numbers_are_the_same_however_they_are_written(cents, way):
     english, other = (' ; '.join(written(n, w) for n in cents) for w in ('en', way))
-    assert quantities.same(english, other) == ([], [])
+    assert quantities.number_differences(english, other) == ([], [])
     # In another order, and with full-width digits.
     wide = ' ; '.join(written(n, way) for n in reversed(cents))
     digits = str.maketrans('0123456789', '０１２３４５６７８９')
-    assert quantities.same(english, wide.translate(digits)) == ([], [])
+    assert quantities.number_differences(english, wide.translate(digits)) == ([], [])
 
 
 @settings(deadline=None)
@@ -145,12 +164,14 @@ def test_a_changed_lost_or_added_number_is_found(cents, way, data):
     english = ' ; '.join(written(n, 'en') for n in cents)
     if other not in related:
         changed = [*cents[:at], other, *cents[at + 1 :]]
-        assert quantities.same(english, ' ; '.join(written(n, way) for n in changed)) != ([], [])
+        assert quantities.number_differences(
+            english, ' ; '.join(written(n, way) for n in changed)
+        ) != ([], [])
     lost = ' ; '.join(written(n, way) for n in [*cents[:at], *cents[at + 1 :]])
-    missing, extra = quantities.same(english, lost)
+    missing, extra = quantities.number_differences(english, lost)
     assert len(missing) == 1 and not extra
     added = ' ; '.join(written(n, way) for n in [*cents, other])
-    missing, extra = quantities.same(english, added)
+    missing, extra = quantities.number_differences(english, added)
     assert not missing and len(extra) == 1
 
 
@@ -176,7 +197,7 @@ def test_a_changed_lost_or_added_number_is_found(cents, way, data):
     ],
 )
 def test_ways_to_write_numbers(english, other):
-    assert quantities.same(english, other) == ([], [])
+    assert quantities.number_differences(english, other) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +215,7 @@ def test_ways_to_write_numbers(english, other):
     ],
 )
 def test_numbers_that_differ(english, other):
-    assert quantities.same(english, other) != ([], [])
+    assert quantities.number_differences(english, other) != ([], [])
 
 
 # Text that translators do not change.
@@ -232,5 +253,7 @@ def test_names_of_code():
 @given(st.text(alphabet='`~$\\[](){}ab_1 \n.#'))
 def test_any_text_keeps_itself(text):
     """An unchanged text never has a fault, whatever it contains."""
-    everything = [kind for kind in checks.KINDS if kind != 'language']
-    assert checks.faults(text, text, 'fr', languages.identify, everything) == []
+    everything = [kind for kind in translation_checks.KINDS if kind != 'language']
+    assert (
+        translation_checks.faults(text, text, 'fr', languages.identify_language, everything) == []
+    )

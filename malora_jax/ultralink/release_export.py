@@ -21,9 +21,9 @@ from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
 
-NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
+FILE_NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
 # Subfolder of the training files, one for each language, because the languages are the tasks.
-TRAINING = 'training'
+TRAINING_FOLDER = 'training'
 _DOCUMENT = re.compile(r'\A.*?<document>.*</document>\s*', re.DOTALL)
 _ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
 
@@ -47,22 +47,22 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
     """
     counts: dict[str, int] = {}
     with new_directory(output) as scratch, contextlib.ExitStack() as stack:
-        (scratch / TRAINING).mkdir()
-        opened: dict[str, TextIO] = {}
+        (scratch / TRAINING_FOLDER).mkdir()
+        open_files: dict[str, TextIO] = {}
 
         def write(name: str, fields: Mapping[str, Any]) -> None:
-            if name not in opened:
-                opened[name] = stack.enter_context((scratch / name).open('w', encoding='utf-8'))
-            opened[name].write(json.dumps(fields, ensure_ascii=False) + '\n')
+            if name not in open_files:
+                open_files[name] = stack.enter_context((scratch / name).open('w', encoding='utf-8'))
+            open_files[name].write(json.dumps(fields, ensure_ascii=False) + '\n')
 
         for row in tqdm.tqdm(
-            shards.read(inputs), 'export', shards.count(inputs), unit=' rows', delay=1.0
+            shards.read(inputs), 'export', shards.count_rows(inputs), unit=' rows', delay=1.0
         ):
             conversation = conversations.read(row)
             name = f'{conversation.language}_{conversation.subset}.jsonl'
-            released = released_row(conversation, counts.get(name, 0))
-            write(name, released)
-            write(f'{TRAINING}/{conversation.language}.jsonl', released)
+            released_fields = released_row(conversation, counts.get(name, 0))
+            write(name, released_fields)
+            write(f'{TRAINING_FOLDER}/{conversation.language}.jsonl', released_fields)
             counts[name] = counts.get(name, 0) + 1
         if not counts:
             raise UserError(f'{", ".join(map(str, inputs))}: there are no rows to export.')
@@ -93,5 +93,5 @@ def without_document(question: str) -> str:
 
 def split_id(identifier: str) -> tuple[str, str, int] | None:
     """Split the id of a released row into language, subset and number; None for any other id."""
-    found = _ID.fullmatch(identifier)
-    return (found[1], found[2], int(found[3])) if found else None
+    match = _ID.fullmatch(identifier)
+    return (match[1], match[2], int(match[3])) if match else None

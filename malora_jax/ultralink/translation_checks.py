@@ -3,14 +3,14 @@ r"""Checks of a translation: numbers, final answer, LaTeX, code, identifiers and
 The paper verifies nothing after translation (section 3.3). All functions are pure. Each returns the
 faults of one kind; `faults` combines several kinds:
 
-- `numbers`: Numbers in the prose, each as often as in the source, in any notation. A number that
-  `text.quantities` cannot read, such as 三 for 3, counts as missing.
-- `final_answer`: The last line `#### 102` of GSM8K, and `\boxed{…}`.
-- `latex`: Formulas, as often as in the source, ignoring spaces and the words in `\text{…}`.
-- `code`: Fenced code blocks, byte by byte and in order. Comments in them must stay untranslated,
-  because otherwise the code could not be compared.
-- `identifiers`: Names from code that the prose mentions. The translation may mark more words as
-  code.
+- `check_numbers`: Numbers in the prose, each as often as in the source, in any notation. A number
+  that `text.quantities` cannot read, such as 三 for 3, counts as missing.
+- `check_final_answer`: The last line `#### 102` of GSM8K, and `\boxed{…}`.
+- `check_latex`: Formulas, as often as in the source, ignoring spaces and the words in `\text{…}`.
+- `check_code`: Fenced code blocks, byte by byte and in order. Comments in them must stay
+  untranslated, because otherwise the code could not be compared.
+- `check_identifiers`: Names from code that the prose mentions. The translation may mark more words
+  as code.
 - `language`: The language of the prose, if there is enough prose to identify it.
 
 An empty translation is always a fault, of the kind `empty`.
@@ -24,20 +24,20 @@ from typing import NamedTuple
 from malora_jax.ultralink.text import quantities, spans
 
 # Function from a text to the code of its language, such as 'fr'.
-Identify = Callable[[str], str]
+LanguageIdentifier = Callable[[str], str]
 
 KINDS = ('empty', 'numbers', 'final_answer', 'latex', 'code', 'identifiers', 'language')
 # Minimum number of letters and of Chinese characters. Below both, the language is not checked,
 # because names and greetings look the same in many languages.
-_LEAST_LETTERS, _LEAST_HAN = 30, 10
+_MIN_LETTERS, _MIN_HAN = 30, 10
 
 # Matches the last line only, because `####` elsewhere is a Markdown heading.
-_TAIL = re.compile(r'^[ \t]*####[ \t]*([^\s#].*?)\s*\Z', re.MULTILINE)
+_FINAL_LINE = re.compile(r'^[ \t]*####[ \t]*([^\s#].*?)\s*\Z', re.MULTILINE)
 _WORDS_IN_LATEX = re.compile(r'(\\(?:text\w*|mathrm|mbox)\s*)\{[^{}]*\}')
 _HAN = re.compile(r'[\u3400-\u9fff]')
 
 
-class Fault(NamedTuple):
+class TranslationFault(NamedTuple):
     """An error in a translation.
 
     Attributes:
@@ -53,9 +53,9 @@ def faults(
     source: str,
     translation: str,
     language: str,
-    identify: Identify,
+    identify: LanguageIdentifier,
     kinds: Collection[str] = KINDS,
-) -> list[Fault]:
+) -> list[TranslationFault]:
     """Return the faults of a translation.
 
     Example:
@@ -70,61 +70,65 @@ def faults(
             only one.
     """
     if source.strip() and not translation.strip():
-        return [Fault('empty', 'nothing was written')]
+        return [TranslationFault('empty', 'nothing was written')]
     before, after = spans.split(source), spans.split(translation)
-    found = {
-        'numbers': lambda: numbers(before, after),
-        'final_answer': lambda: final_answer(source, translation),
-        'latex': lambda: latex(before, after),
-        'code': lambda: code(before, after),
-        'identifiers': lambda: identifiers(before, after),
-        'language': lambda: in_language(after.prose, language, identify),
+    checks_by_kind = {
+        'numbers': lambda: check_numbers(before, after),
+        'final_answer': lambda: check_final_answer(source, translation),
+        'latex': lambda: check_latex(before, after),
+        'code': lambda: check_code(before, after),
+        'identifiers': lambda: check_identifiers(before, after),
+        'language': lambda: check_language(after.prose, language, identify),
     }
-    return [fault for kind, check in found.items() if kind in kinds for fault in check()]
+    return [fault for kind, check in checks_by_kind.items() if kind in kinds for fault in check()]
 
 
-def numbers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
+def check_numbers(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
     """Compare the numbers in the prose; return those that are missing or added."""
-    missing, extra = quantities.same(source.prose, translation.prose)
+    missing, extra = quantities.number_differences(source.prose, translation.prose)
     return _differences('numbers', missing, extra)
 
 
-def final_answer(source: str, translation: str) -> list[Fault]:
+def check_final_answer(source: str, translation: str) -> list[TranslationFault]:
     """Compare the answer after '####' and the boxed answers, if the source has them."""
-    tail, kept = _TAIL.search(source), _TAIL.search(translation)
-    if tail and not kept:
-        return [Fault('final_answer', f'no last line #### {tail[1]}')]
-    if tail and kept and not _same_value(tail[1], kept[1]):
-        return [Fault('final_answer', f'#### {kept[1]}, not #### {tail[1]}')]
+    source_line, translation_line = _FINAL_LINE.search(source), _FINAL_LINE.search(translation)
+    if source_line and not translation_line:
+        return [TranslationFault('final_answer', f'no last line #### {source_line[1]}')]
+    if source_line and translation_line and not _same_value(source_line[1], translation_line[1]):
+        return [
+            TranslationFault(
+                'final_answer', f'#### {translation_line[1]}, not #### {source_line[1]}'
+            )
+        ]
     before, after = _boxed(source), _boxed(translation)
     if len(before) != len(after):
-        return [Fault('final_answer', f'{len(after)} boxed, not {len(before)}')]
+        return [TranslationFault('final_answer', f'{len(after)} boxed, not {len(before)}')]
     return [
-        Fault('final_answer', f'{new} is boxed, not {old}')
+        TranslationFault('final_answer', f'{new} is boxed, not {old}')
         for old, new in zip(before, after, strict=True)
         if not _same_value(_canonical(old), _canonical(new))
     ]
 
 
-def latex(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
+def check_latex(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
     """Compare the formulas; return those that are missing or added."""
     before, after = (Counter(map(_canonical, text.latex)) for text in (source, translation))
     return _differences('latex', (before - after).elements(), (after - before).elements())
 
 
-def code(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
+def check_code(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
     """Compare the fenced code blocks in order; return a fault for each difference."""
     if len(source.fences) != len(translation.fences):
         detail = f'{len(translation.fences)} fenced blocks, not {len(source.fences)}'
-        return [Fault('code', detail)]
+        return [TranslationFault('code', detail)]
     return [
-        Fault('code', f'fenced block {number} is not the same')
+        TranslationFault('code', f'fenced block {number} is not the same')
         for number, blocks in enumerate(zip(source.fences, translation.fences, strict=True), 1)
         if blocks[0] != blocks[1]
     ]
 
 
-def identifiers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
+def check_identifiers(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
     """Return the names from code that the translation lacks."""
     text = '\n'.join((translation.prose, *translation.inline))
     missing = [
@@ -136,13 +140,19 @@ def identifiers(source: spans.Spans, translation: spans.Spans) -> list[Fault]:
     return _differences('identifiers', missing, ())
 
 
-def in_language(prose: str, language: str, identify: Identify) -> list[Fault]:
+def check_language(
+    prose: str, language: str, identify: LanguageIdentifier
+) -> list[TranslationFault]:
     """Check the language of prose, if there is enough of it to identify the language."""
     letters, han = sum(map(str.isalpha, prose)), len(_HAN.findall(prose))
-    if letters < _LEAST_LETTERS and han < _LEAST_HAN:
+    if letters < _MIN_LETTERS and han < _MIN_HAN:
         return []
-    found = identify(prose)
-    return [] if found == language else [Fault('language', f'{found}, not {language}')]
+    identified = identify(prose)
+    return (
+        []
+        if identified == language
+        else [TranslationFault('language', f'{identified}, not {language}')]
+    )
 
 
 def _boxed(text: str) -> list[str]:
@@ -161,17 +171,20 @@ def _same_value(before: str, after: str) -> bool:
     """Return whether two answers are the same text, or the same number in another notation."""
     if before == after:
         return True
-    alike = [re.sub(r'[\d.,\s\u00a0\u202f]', '', answer) for answer in (before, after)]
-    return alike[0] == alike[1] and quantities.same(before, after) == ([], [])
+    remainders = [re.sub(r'[\d.,\s\u00a0\u202f]', '', answer) for answer in (before, after)]
+    return remainders[0] == remainders[1] and quantities.number_differences(before, after) == (
+        [],
+        [],
+    )
 
 
 def _canonical(formula: str) -> str:
     return re.sub(r'\s+', '', _WORDS_IN_LATEX.sub(r'\1{}', formula))
 
 
-def _differences(kind: str, missing: Iterable[str], extra: Iterable[str]) -> list[Fault]:
+def _differences(kind: str, missing: Iterable[str], extra: Iterable[str]) -> list[TranslationFault]:
     return [
-        Fault(kind, f'{what}: {", ".join(values)}')
+        TranslationFault(kind, f'{what}: {", ".join(values)}')
         for what, values in (('missing', list(missing)), ('too much', list(extra)))
         if values
     ]

@@ -6,7 +6,7 @@ from typing import Any
 from malora_jax.errors import UserError
 
 
-def require(module: str) -> Any:
+def import_extra(module: str) -> Any:
     """Import and return a module of the extra.
 
     Args:
