@@ -24,4 +24,4 @@ def _is_resumable() -> bool:
 # This is only true while `python -m` looks for a module of this package. Signals are handled this
 # early because importing JAX takes seconds, during which a signal may arrive.
 if sys.argv[:1] == ['-m']:
-    shutdown.install(_is_resumable())
+    shutdown.install_handlers(_is_resumable())

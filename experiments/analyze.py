@@ -24,7 +24,7 @@ Examples:
 from absl import flags
 
 from experiments import cli
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.analysis.page import section_to_markdown
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError, out_of_range
@@ -66,7 +66,7 @@ def main() -> None:
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:
         raise out_of_range('--questions', _QUESTIONS.value, 'at least 0')
-    workdirs = [buckets.local(path) for path in _WORKDIRS.value]
+    workdirs = [cloud_storage.localize(path) for path in _WORKDIRS.value]
     output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.directory(_OUTPUT)
     sections = write_report(
         workdirs,
@@ -81,7 +81,7 @@ def main() -> None:
         if section.name == 'scores':
             print(section_to_markdown(section), end='\n\n')
     path = output / 'report.html'
-    print(f'{buckets.home(path)}: {path.stat().st_size / 1e6:.1f} MB.')
+    print(f'{cloud_storage.remote_path(path)}: {path.stat().st_size / 1e6:.1f} MB.')
 
 
 if __name__ == '__main__':

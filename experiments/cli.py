@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import compilation_cache
-from malora_jax import buckets, shutdown
+from malora_jax import cloud_storage, shutdown
 from malora_jax.errors import UserError
 
 # Attribute flags that this module defines to the calling command, so that its --help lists them.
@@ -75,11 +75,11 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
         flag: Flag that names a directory or file.
 
     Raises:
-        UserError: The flag is empty, as in --workdir="$UNSET", or `buckets.local` refuses it.
+        UserError: The flag is empty, as in --workdir="$UNSET", or `buckets.localize` refuses it.
     """
     if not flag.value:
         raise UserError(f'--{flag.name} is empty; it must name a directory.')
-    return buckets.local(flag.value)
+    return cloud_storage.localize(flag.value)
 
 
 def call(main: Callable[[], None]) -> NoReturn:
@@ -89,14 +89,14 @@ def call(main: Callable[[], None]) -> NoReturn:
         try:
             main()
         except shutdown.Preempted:
-            message = shutdown.SAVED
+            message = shutdown.SAVED_MESSAGE
         except SystemExit as error:  # absl raises SystemExit when `main` returns.
             status = _status(error)
-        buckets.push()
+        cloud_storage.upload_changes()
         sys.stdout.flush()
         if not status and jax.distributed.is_initialized():
             jax.distributed.shutdown()  # Other processes wait for this.
-        shutdown.leave(status, message)
+        shutdown.exit_process(status, message)
     except UserError as error:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
@@ -104,13 +104,13 @@ def call(main: Callable[[], None]) -> NoReturn:
             _fail('The disk is full: make room; the same command goes on from what it saved.', 1)
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        shutdown.leave_by(signal.SIGINT)
+        shutdown.exit_by_signal(signal.SIGINT)
     except BaseException:
         leave(1, traceback.format_exc().rstrip())
 
 
 def leave(status: int, message: str = '') -> NoReturn:
-    """End the process with `shutdown.leave`, after flushing the printed output.
+    """End the process with `shutdown.exit_process`, after flushing the printed output.
 
     Args:
         status: Exit status.
@@ -118,7 +118,7 @@ def leave(status: int, message: str = '') -> NoReturn:
     """
     with contextlib.suppress(OSError):  # The message may be about a closed pipe.
         sys.stdout.flush()
-    shutdown.leave(status, message)
+    shutdown.exit_process(status, message)
 
 
 def _insert_config_help() -> None:
@@ -227,4 +227,4 @@ def _fail(message: str, status: int) -> NoReturn:
     # User input may hold line breaks; only the traceback of a bug may have several lines.
     if 'Traceback' not in message:
         message = ' '.join(message.splitlines())
-    leave(status, buckets.readable(message.strip()))
+    leave(status, cloud_storage.with_remote_paths(message.strip()))

@@ -24,12 +24,12 @@ from absl import flags
 from experiments import cli
 from malora_jax import markdown
 from malora_jax.analysis.static_export import static_export
-from malora_jax.buckets import home
+from malora_jax.cloud_storage import remote_path
 from malora_jax.errors import UserError
 from malora_jax.export import adapter, huggingface, peft
 from malora_jax.export.adapter import is_adapter
-from malora_jax.export.directory import check_new
-from malora_jax.export.trained import Restored, Saved
+from malora_jax.export.directory import check_new_directory
+from malora_jax.export.trained_model import StoredModel, TrainedModel
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.restore import read_run_config, saved_model
 from malora_jax.training.setup import build_setup
@@ -78,7 +78,7 @@ def main() -> None:
     workdir, output = cli.directory(_WORKDIR), cli.directory(_OUTPUT)
     saved = saved_model(workdir, _WEIGHTS.value)
     _check_flags(workdir)
-    check_new(output)  # Fail before the work.
+    check_new_directory(output)  # Fail before the work.
     if _FORMAT.value == 'static':
         trained = _write_static(saved, output)
     else:
@@ -86,7 +86,7 @@ def main() -> None:
         _WRITERS[_FORMAT.value](trained, output)
     size = sum(file.stat().st_size for file in output.iterdir())
     model = f'{trained.method} on {trained.model.config.name}'
-    print(f'{home(output)}: {model} after {trained.step:,} steps, {size / 1e6:.1f} MB.')
+    print(f'{remote_path(output)}: {model} after {trained.step:,} steps, {size / 1e6:.1f} MB.')
 
 
 def _check_flags(workdir: pathlib.Path) -> None:
@@ -105,7 +105,7 @@ def _check_flags(workdir: pathlib.Path) -> None:
         raise UserError('--task and --rank are for --format=static.')
 
 
-def _write_static(saved: Saved, output: pathlib.Path) -> Restored:
+def _write_static(saved: StoredModel, output: pathlib.Path) -> TrainedModel:
     """Write the static approximation, and print its held-out losses next to the mixture's."""
     run = read_run_config(saved.path, _WEIGHTS.value)
     check_run(saved.path, read_workdir_config(saved.path), data_digests(run))

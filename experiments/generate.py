@@ -21,7 +21,7 @@ import time
 from absl import flags
 
 from experiments import cli
-from malora_jax import buckets, errors, inference, shutdown
+from malora_jax import cloud_storage, errors, inference, shutdown
 from malora_jax.inference.batch import answer_file
 from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 
@@ -87,13 +87,13 @@ def main() -> None:
         with shutdown.interruptible():
             _chat(model, sampling)
         return
-    target = buckets.local(_OUTPUT.value)
+    target = cloud_storage.localize(_OUTPUT.value)
     started = time.perf_counter()
-    written = answer_file(model, buckets.local(_INPUT.value), target, sampling)
+    written = answer_file(model, cloud_storage.localize(_INPUT.value), target, sampling)
     seconds = time.perf_counter() - started
     print(
-        f'{buckets.home(target)}: {written.answers:,} answers, {written.tokens:,} tokens in '
-        f'{seconds:.1f} s, {written.tokens / seconds:.1f} tokens/s.'
+        f'{cloud_storage.remote_path(target)}: {written.answers:,} answers, {written.tokens:,} '
+        f'tokens in {seconds:.1f} s, {written.tokens / seconds:.1f} tokens/s.'
     )
 
 

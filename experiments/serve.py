@@ -102,11 +102,11 @@ def main() -> None:
     models = _by_name(inference.load_all(_WORKDIR.value, _WEIGHTS.value))
     app = make_app(
         models,
-        rows=_BATCH.value,
-        most_waiting=_WAITING.value,
+        batch_size=_BATCH.value,
+        max_waiting=_WAITING.value,
         timeout_s=_TIMEOUT.value,
-        key=os.environ.get(_KEY) or None,
-        hosts=[_HOST.value, *_HOSTS.value],
+        api_key=os.environ.get(_KEY) or None,
+        allowed_hosts=[_HOST.value, *_HOSTS.value],
     )
     address, port = listener.getsockname()[:2]
     print(f'Serving {", ".join(models)} at http://{address}:{port}/v1', flush=True)

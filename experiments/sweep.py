@@ -31,7 +31,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax import buckets, sweeps
+from malora_jax import cloud_storage, sweeps
 from malora_jax.errors import UserError
 from malora_jax.sweeps import gpus, slurm
 from malora_jax.sweeps.runner import Job
@@ -101,7 +101,7 @@ def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
 def main(config: dict[str, Any]) -> None:
     """Run or launch the sweep, and print its report."""
     workdir = cli.directory(_WORKDIR)
-    if buckets.home(workdir) != workdir:
+    if cloud_storage.remote_path(workdir) != workdir:
         raise UserError(
             f'--workdir={_WORKDIR.value}: the runs of a sweep need a directory on a disk.'
         )

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from malora_jax import schema
 
 # The largest int32.
-_MOST = 2**31 - 1
+_MAX_INT32 = 2**31 - 1
 # Maximum number of known names that are compared with an unknown one, and that a message lists.
-_MOST_NAMES, _MOST_LISTED = 1000, 100
+_MAX_COMPARED_NAMES, _MAX_LISTED_NAMES = 1000, 100
 
-shown = schema.short_repr
+short_repr = schema.short_repr
 
 
 class UserError(ValueError):
@@ -25,13 +25,13 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def within(place: object) -> Iterator[None]:
+def prefix_errors(location: object) -> Iterator[None]:
     """Prefix the message of any `UserError` from the `with` block with a place.
 
     A message that already contains the place is not changed.
 
     Args:
-        place: File or row that is at fault.
+        location: File or row that is at fault.
 
     Raises:
         UserError: The `with` block raised it.
@@ -39,9 +39,9 @@ def within(place: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if str(place) in str(error):
+        if str(location) in str(error):
             raise
-        raise UserError(f'{place}: {error}') from error
+        raise UserError(f'{location}: {error}') from error
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
@@ -54,22 +54,22 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """
     every = sorted(known)
     # The number of known names may be large: they may be the columns of a user's table.
-    near = difflib.get_close_matches(str(name)[:200], every[:_MOST_NAMES], n=3, cutoff=0.5)
-    listed = ', '.join(every[:_MOST_LISTED])
-    more = f' and {len(every) - _MOST_LISTED:,} more' if len(every) > _MOST_LISTED else ''
+    near = difflib.get_close_matches(str(name)[:200], every[:_MAX_COMPARED_NAMES], n=3, cutoff=0.5)
+    listed = ', '.join(every[:_MAX_LISTED_NAMES])
+    more = f' and {len(every) - _MAX_LISTED_NAMES:,} more' if len(every) > _MAX_LISTED_NAMES else ''
     hint = f'did you mean {" or ".join(near)}?' if near else f'known are {listed}{more}.'
-    return UserError(f'Unknown {kind} {shown(name)}: {hint}')
+    return UserError(f'Unknown {kind} {short_repr(name)}: {hint}')
 
 
-def out_of_range(field: str, value: object, right: str) -> UserError:
+def out_of_range(field: str, value: object, expected: str) -> UserError:
     """Return the error for a field whose value is out of range.
 
     Args:
         field: Name of the field.
         value: Value of the field.
-        right: Description of right values, to follow 'it must be'.
+        expected: Description of right values, to follow 'it must be'.
     """
-    return UserError(f'{field} is {schema.short_repr(value)}; it must be {right}.')
+    return UserError(f'{field} is {schema.short_repr(value)}; it must be {expected}.')
 
 
 def check_types(section: str, settings: typing.Any) -> None:
@@ -85,8 +85,8 @@ def check_types(section: str, settings: typing.Any) -> None:
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), f'{section}.{field.name}'
-        if type(value) is int and abs(value) > _MOST:
-            raise out_of_range(name, value, f'at most {_MOST:,} in magnitude')
+        if type(value) is int and abs(value) > _MAX_INT32:
+            raise out_of_range(name, value, f'at most {_MAX_INT32:,} in magnitude')
         fault = schema.find_mismatch(hints[field.name], value, name)
         if fault:
             # The fault may be an item of a tuple; the message shows the whole tuple.

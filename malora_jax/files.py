@@ -12,16 +12,16 @@ from typing import Any
 from malora_jax import schema
 from malora_jax.errors import UserError
 
-LOCK = '.lock'
+LOCK_FILE = '.lock'
 # Remedy for a broken file of a run. It never suggests removal, which might mix results of two runs.
-RESTORE = 'restore it from a copy'
+RESTORE_REMEDY = 'restore it from a copy'
 # Maximum size of a JSON file; the largest ones that are read, tokenizers, have about 30 MB.
-_MOST_BYTES = 2**28
-_MOST_DEPTH = 100  # Maximum nesting of lists and objects.
+_MAX_JSON_BYTES = 2**28
+_MAX_DEPTH = 100  # Maximum nesting of lists and objects.
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary path to write to, which atomically replaces `path` at the end.
 
     After an error the temporary file is removed, and `path` is unchanged. For example:
@@ -44,7 +44,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path, busy: str) -> Iterator[None]:
+def lock_directory(directory: pathlib.Path, busy_message: str) -> Iterator[None]:
     """Create a directory and hold an exclusive lock on it; a killed process loses its lock.
 
     If the body raises a UserError while the directory holds nothing but the lock file, the lock
@@ -52,34 +52,34 @@ def locked(directory: pathlib.Path, busy: str) -> Iterator[None]:
 
     Args:
         directory: Directory to lock, with the file `.lock` in it.
-        busy: Error message if another process holds the lock.
+        busy_message: Error message if another process holds the lock.
 
     Raises:
         UserError: Another process holds the lock.
     """
-    with removed_if_refused(directory, LOCK), _lock(directory / LOCK, busy):
+    with provisional_directory(directory, LOCK_FILE), _lock(directory / LOCK_FILE, busy_message):
         yield
 
 
 @contextlib.contextmanager
-def removed_if_refused(directory: pathlib.Path, *temporary: str) -> Iterator[None]:
+def provisional_directory(directory: pathlib.Path, *ignored_files: str) -> Iterator[None]:
     """Create a directory, and remove it again if the body raises a UserError and left it unused.
 
     Args:
         directory: Directory to create; missing parents are created and removed with it.
-        temporary: Names of files in it, such as a lock, that do not count as use.
+        ignored_files: Names of files in it, such as a lock, that do not count as use.
 
     Raises:
         UserError: The body raised it.
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    there = {name for name in temporary if (directory / name).exists()}
+    existing = {name for name in ignored_files if (directory / name).exists()}
     directory.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except UserError:
-        if {path.name for path in directory.iterdir()} <= {*temporary}:
-            for name in {*temporary} - there:
+        if {path.name for path in directory.iterdir()} <= {*ignored_files}:
+            for name in {*ignored_files} - existing:
                 (directory / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # Another process may have started to use one.
                 for path in missing:
@@ -88,13 +88,13 @@ def removed_if_refused(directory: pathlib.Path, *temporary: str) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path, busy: str) -> Iterator[None]:
+def _lock(path: pathlib.Path, busy_message: str) -> Iterator[None]:
     while True:
         with path.open('w') as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(busy) from error
+                raise UserError(busy_message) from error
             # Another process, after a UserError, may have removed the file before it was locked.
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 yield
@@ -104,7 +104,7 @@ def _lock(path: pathlib.Path, busy: str) -> Iterator[None]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write a text file atomically, with a line feed at the end."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + '\n', 'utf-8')
 
 
@@ -115,17 +115,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_json_lines(path: pathlib.Path, rows: list[Any]) -> None:
     """Write a JSON Lines file atomically, with one JSON value per line."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
         temporary.write_text(''.join(lines), 'utf-8')
 
 
-def read_json(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> Any:
+def read_json(path: pathlib.Path, expected_type: Any = Any, remedy: str = RESTORE_REMEDY) -> Any:
     """Read a JSON file and check its content.
 
     Args:
         path: File to read.
-        kind: Type hint that the content must match; see `schema`.
+        expected_type: Type hint that the content must match; see `schema`.
         remedy: Advice about a broken file, for messages.
 
     Raises:
@@ -133,20 +133,22 @@ def read_json(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> Any
             large; or the content does not match.
         FileNotFoundError: There is no file.
     """
-    check_regular(path)
-    if path.stat().st_size > _MOST_BYTES:
-        raise _broken(str(path), f'has more than {_MOST_BYTES:,} bytes', remedy)
+    check_regular_file(path)
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise _broken(str(path), f'has more than {_MAX_JSON_BYTES:,} bytes', remedy)
     value = parse_json(path.read_bytes(), str(path), remedy)
-    check_content(kind, value, str(path), remedy)
+    check_content(expected_type, value, str(path), remedy)
     return value
 
 
-def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) -> list[Any]:
+def read_json_lines(
+    path: pathlib.Path, expected_type: Any = Any, remedy: str = RESTORE_REMEDY
+) -> list[Any]:
     """Read a JSON Lines file; an incomplete last line, left by a killed process, is skipped.
 
     Args:
         path: File to read.
-        kind: Type hint that each value must match; see `schema`.
+        expected_type: Type hint that each value must match; see `schema`.
         remedy: Advice about a broken file, for messages.
 
     Raises:
@@ -154,18 +156,18 @@ def read_json_lines(path: pathlib.Path, kind: Any = Any, remedy: str = RESTORE) 
             message has the line's number.
         FileNotFoundError: There is no file.
     """
-    check_regular(path)
+    check_regular_file(path)
     lines = path.read_bytes().split(b'\n')[:-1]
     rows = []
-    for place, row in parse_json_lines(lines, f'{path}:', remedy, skip_blank=False):
-        check_content(kind, row, place, remedy)
+    for location, row in parse_json_lines(lines, f'{path}:', remedy, skip_blank=False):
+        check_content(expected_type, row, location, remedy)
         rows.append(row)
     return rows
 
 
 def parse_json_lines(
     lines: Iterable[bytes | str],
-    file: str,
+    location_prefix: str,
     remedy: str = '',
     decode: Callable[[str], Any] = json.loads,
     skip_blank: bool = True,
@@ -175,24 +177,24 @@ def parse_json_lines(
     Args:
         lines: Lines separated at line feeds only, such as an open binary file or
             `text.split('\n')`; `str.splitlines` would also split within JSON strings.
-        file: Prefix of each line's place in messages, such as 'rows.jsonl line '.
+        location_prefix: Prefix of each line's place in messages, such as 'rows.jsonl line '.
         remedy: Advice about a broken line, for messages.
         decode: Function that parses one line.
         skip_blank: Whether blank lines are skipped rather than refused.
 
     Yields:
-        The place (`file` followed by the line's number, from 1), and the value.
+        The place (`location_prefix` followed by the line's number, from 1), and the value.
 
     Raises:
         UserError: A line is invalid as in `parse_json`; the message has the place.
     """
     for number, line in enumerate(lines, start=1):
         if not skip_blank or line.strip():
-            place = f'{file}{number}'
-            yield place, parse_json(line, place, remedy, decode)
+            location = f'{location_prefix}{number}'
+            yield location, parse_json(line, location, remedy, decode)
 
 
-def check_regular(path: pathlib.Path) -> None:
+def check_regular_file(path: pathlib.Path) -> None:
     """Check that a path is a regular file, because opening a FIFO or a device may block forever.
 
     Raises:
@@ -206,7 +208,7 @@ def check_regular(path: pathlib.Path) -> None:
 
 def parse_json(
     content: bytes | str,
-    place: str,
+    location: str,
     remedy: str = '',
     decode: Callable[[str], Any] = json.loads,
 ) -> Any:
@@ -214,7 +216,7 @@ def parse_json(
 
     Args:
         content: UTF-8 bytes, or decoded text. Only bytes are checked for lone surrogates.
-        place: File, or file and line, for messages.
+        location: File, or file and line, for messages.
         remedy: Advice to the user, for messages; '' for none.
         decode: Function that parses the text.
 
@@ -226,52 +228,52 @@ def parse_json(
         text = content.decode() if isinstance(content, bytes) else content
         value = decode(text)
     except UnicodeDecodeError as error:
-        raise _broken(place, 'is not UTF-8', remedy) from error
+        raise _broken(location, 'is not UTF-8', remedy) from error
     except json.JSONDecodeError as error:
-        line = f'{place} line {error.lineno}' if '\n' in text.rstrip() else place
+        line = f'{location} line {error.lineno}' if '\n' in text.rstrip() else location
         what = f'is not valid JSON ({error.msg} at column {error.colno})'
         raise _broken(line, what, remedy) from error
     except RecursionError as error:
-        raise _broken(place, 'is nested too deeply', remedy) from error
+        raise _broken(location, 'is nested too deeply', remedy) from error
     except ValueError as error:
-        raise _broken(place, 'holds a number of too many digits', remedy) from error
+        raise _broken(location, 'holds a number of too many digits', remedy) from error
     # Counting brackets is fast; the exact check follows, since brackets may be inside strings.
-    if text.count('[') + text.count('{') > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
-        raise _broken(place, 'is nested too deeply', remedy)
+    if text.count('[') + text.count('{') > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
+        raise _broken(location, 'is nested too deeply', remedy)
     # In UTF-8, a lone surrogate can only be written as an escape.
     if isinstance(content, bytes) and ('\\ud' in text or '\\uD' in text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise _broken(place, 'holds a half of a character', remedy) from error
+            raise _broken(location, 'holds a half of a character', remedy) from error
     return value
 
 
-def check_content(kind: Any, value: Any, place: str, remedy: str = '') -> None:
+def check_content(expected_type: Any, value: Any, location: str, remedy: str = '') -> None:
     """Check a parsed value against a type hint.
 
     Args:
-        kind: Type hint; see `schema`.
+        expected_type: Type hint; see `schema`.
         value: Parsed value.
-        place: File, or file and line, for messages.
+        location: File, or file and line, for messages.
         remedy: Advice to the user, for messages; '' for none.
 
     Raises:
         UserError: The value does not match; the message has the place and the field.
     """
-    fault = None if kind is Any else schema.find_mismatch(kind, value)
+    fault = None if expected_type is Any else schema.find_mismatch(expected_type, value)
     if fault:
-        raise _broken(f'{place}:', str(fault), remedy)
+        raise _broken(f'{location}:', str(fault), remedy)
 
 
-def _broken(place: str, what: str, remedy: str) -> UserError:
-    return UserError(f'{place} {what}{remedy and f": {remedy}"}.')
+def _broken(location: str, what: str, remedy: str) -> UserError:
+    return UserError(f'{location} {what}{remedy and f": {remedy}"}.')
 
 
-def _is_deeper(value: Any, most: int) -> bool:
-    """Return whether lists and objects are nested more than `most` levels deep."""
+def _is_deeper(value: Any, max_depth: int) -> bool:
+    """Return whether lists and objects are nested more than `max_depth` levels deep."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(max_depth + 1):
         level = [
             inner
             for each in level

@@ -9,24 +9,24 @@ from huggingface_hub import errors as hub_errors
 from malora_jax.errors import UserError
 
 
-def snapshot(
-    name: str,
-    patterns: Sequence[str],
+def download_snapshot(
+    repo_id: str,
+    allow_patterns: Sequence[str],
     *,
-    kind: str,
-    instead: str,
+    repo_type: str,
+    alternative: str,
     revision: str | None = None,
-    ignore: Sequence[str] = (),
+    ignore_patterns: Sequence[str] = (),
 ) -> pathlib.Path:
     """Download files of a repository, unless they are in the local cache.
 
     Args:
-        name: Name of the repository, owner/name.
-        patterns: Glob patterns of the files to download.
-        kind: Repository type, 'model' or 'dataset'.
-        instead: Alternative to the download, as an imperative clause for error messages.
+        repo_id: Name of the repository, owner/name.
+        allow_patterns: Glob patterns of the files to download.
+        repo_type: Repository type, 'model' or 'dataset'.
+        alternative: Alternative to the download, as an imperative clause for error messages.
         revision: Branch, tag or commit; None for the newest.
-        ignore: Glob patterns of files to skip.
+        ignore_patterns: Glob patterns of files to skip.
 
     Returns:
         The local directory with the files; its name is the hash of the commit.
@@ -36,48 +36,48 @@ def snapshot(
             was not accepted, or the Hub cannot be reached or breaks the connection.
         OSError: The cache cannot be written to, or the disk is full.
     """
-    page = f'https://huggingface.co/{"datasets/" if kind == "dataset" else ""}{name}'
+    page = f'https://huggingface.co/{"datasets/" if repo_type == "dataset" else ""}{repo_id}'
     try:
-        found = huggingface_hub.snapshot_download(
-            name,
-            repo_type=kind,
+        directory = huggingface_hub.snapshot_download(
+            repo_id,
+            repo_type=repo_type,
             revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(ignore),
+            allow_patterns=list(allow_patterns),
+            ignore_patterns=list(ignore_patterns),
         )
     except hub_errors.HFValidationError as error:
         raise UserError(
-            f'{name} is neither a directory nor a name that a {kind} on the hub can have.'
+            f'{repo_id} is neither a directory nor a name that a {repo_type} on the hub can have.'
         ) from error
     except hub_errors.GatedRepoError as error:
         raise UserError(
-            f'{name} is gated: accept its licence at {page} and set HF_TOKEN to a token of your '
+            f'{repo_id} is gated: accept its licence at {page} and set HF_TOKEN to a token of your '
             'account.'
         ) from error
     except hub_errors.RevisionNotFoundError as error:
-        raise UserError(f'{page} has no revision {revision}: {instead}.') from error
+        raise UserError(f'{page} has no revision {revision}: {alternative}.') from error
     except hub_errors.RepositoryNotFoundError as error:
-        missing = f'neither a directory {name} nor a public model of that name'
+        missing = f'neither a directory {repo_id} nor a public model of that name'
         raise UserError(
-            f'There is {missing if kind == "model" else f"no public dataset {name}"} on the '
-            'Hugging Face hub; for a private one set HF_TOKEN.'
+            f'There is {missing if repo_type == "model" else f"no public dataset {repo_id}"} on '
+            'the Hugging Face hub; for a private one set HF_TOKEN.'
         ) from error
     except hub_errors.LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, hub_errors.HfHubHTTPError):
-            raise _refused(name, error.__cause__) from error
+            raise _download_error(repo_id, error.__cause__) from error
         raise UserError(
-            f'{name} is {"no directory and " if kind == "model" else ""}not in the local cache of '
-            f'the Hugging Face hub, which cannot be reached: connect, or {instead}.'
+            f'{repo_id} is {"no directory and " if repo_type == "model" else ""}not in the local '
+            f'cache of the Hugging Face hub, which cannot be reached: connect, or {alternative}.'
         ) from error
     except hub_errors.HfHubHTTPError as error:
-        raise _refused(name, error) from error
+        raise _download_error(repo_id, error) from error
     except OSError:
         raise
     except Exception as error:  # The HTTP library differs between versions of huggingface_hub.
-        raise _refused(name, error) from error
-    return pathlib.Path(found)
+        raise _download_error(repo_id, error) from error
+    return pathlib.Path(directory)
 
 
-def _refused(name: str, error: BaseException) -> UserError:
+def _download_error(name: str, error: BaseException) -> UserError:
     reason = ' '.join(str(error).split())
     return UserError(f'The Hugging Face hub did not give {name}: {reason}')

@@ -1,12 +1,13 @@
 """Shutdown of a process on SIGTERM, on SIGINT, or when its parent process dies.
 
-A command calls `install` before its slow imports. From then on a separate thread waits for signals,
-so that they take effect at once, even while the main thread compiles a program. The first signal
-ends the process or, within `deferred`, is recorded for the code that saves a checkpoint. Later
-signals are ignored. The process ends by `leave`, which skips the interpreter's finalizers, because
-they reset the signal handlers and crash if a computation is still running.
+A command calls `install_handlers` before its slow imports. From then on a separate thread waits for
+signals, so that they take effect at once, even while the main thread compiles a program. The first
+signal ends the process or, within `defer_signals`, is recorded for the code that saves a
+checkpoint. Later signals are ignored. The process ends by `exit_process`, which skips the
+interpreter's finalizers, because they reset the signal handlers and crash if a computation is still
+running.
 
-A program that uses the library keeps its own handlers, except within `watched`.
+A program that uses the library keeps its own handlers, except within `raise_on_sigterm`.
 """
 
 import contextlib
@@ -18,15 +19,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 # Last line of output of a command that SIGTERM ends with status 0.
-SAVED = 'Stopped by SIGTERM; the same command resumes from what was saved.'
+SAVED_MESSAGE = 'Stopped by SIGTERM; the same command resumes from what was saved.'
 # Exit statuses by the convention of shells: 128 + the signal's number.
-_STOPPED, _INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+_SIGTERM_STATUS, _SIGINT_STATUS = 128 + signal.SIGTERM, 128 + signal.SIGINT
 # Environment variable with the descriptor of a pipe whose other end only the parent process holds.
-_PARENT = 'MALORA_JAX_PARENT'
+_PARENT_PIPE_VARIABLE = 'MALORA_JAX_PARENT'
 # Marker that `interruptible` writes to the listener's pipe, which otherwise holds signal numbers.
 _MARK = b'\0'
 # Maximum time in seconds to wait until the last message can be written.
-_PATIENCE = 10.0
+_WRITE_TIMEOUT_S = 10.0
 
 
 class Preempted(SystemExit):
@@ -40,12 +41,12 @@ class _State:
     """State of this process's signal handling.
 
     Attributes:
-        lock: Lock for the other fields; `leave` never releases it.
-        is_command: Whether `install` was called.
+        lock: Lock for the other fields; `exit_process` never releases it.
+        is_command: Whether `install_handlers` was called.
         is_resumable: Whether the command resumes from what it saved when it is run again.
-        deferred: Signals that are only recorded.
-        requested: Signal that asked the process to end; 0 = none yet.
-        cleanups: Functions that `leave` calls.
+        deferred_signals: Signals that are only recorded.
+        requested_signal: Signal that asked the process to end; 0 = none yet.
+        cleanups: Functions that `exit_process` calls.
         wakeup: Write end of the pipe through which signals reach the listener.
         caught_up: Set when the listener has read the mark that `interruptible` wrote.
     """
@@ -53,8 +54,8 @@ class _State:
     def __init__(self):
         self.lock = threading.RLock()
         self.is_command = self.is_resumable = False
-        self.deferred: tuple[int, ...] = ()
-        self.requested = 0
+        self.deferred_signals: tuple[int, ...] = ()
+        self.requested_signal = 0
         self.cleanups: list[Callable[[], None]] = []
         self.wakeup = -1
         self.caught_up = threading.Event()
@@ -63,7 +64,7 @@ class _State:
 _state = _State()
 
 
-def install(is_resumable: bool) -> None:
+def install_handlers(is_resumable: bool) -> None:
     """Handle SIGTERM, SIGINT and the parent's death until the process ends.
 
     Args:
@@ -75,41 +76,41 @@ def install(is_resumable: bool) -> None:
     os.set_blocking(_state.wakeup, False)
     # Set this before the handlers, so that no signal in between is lost.
     signal.set_wakeup_fd(_state.wakeup, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, _wake)
+    signal.signal(signal.SIGTERM, _handled_by_listener)
     # A shell starts background jobs with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _wake)
+        signal.signal(signal.SIGINT, _handled_by_listener)
     os.register_at_fork(after_in_child=_uninstall)
     sources = [reading]
-    if _PARENT in os.environ:
-        sources.append(int(os.environ.pop(_PARENT)))
+    if _PARENT_PIPE_VARIABLE in os.environ:
+        sources.append(int(os.environ.pop(_PARENT_PIPE_VARIABLE)))
     threading.Thread(target=_listen, args=sources, name='signals', daemon=True).start()
 
 
 @contextlib.contextmanager
-def deferred(*numbers: int) -> Iterator[None]:
-    """Defer signals: within the block, they only set the value that `requested` returns.
+def defer_signals(*numbers: int) -> Iterator[None]:
+    """Defer signals: within the block, they only set the value that `requested_signal` returns.
 
     Args:
         *numbers: Numbers of the signals.
     """
-    before = _state.deferred
+    before = _state.deferred_signals
     with _state.lock:
-        _state.deferred = numbers
+        _state.deferred_signals = numbers
     try:
         yield
     finally:
         with _state.lock:
-            _state.deferred = before
+            _state.deferred_signals = before
 
 
-def requested() -> int:
+def requested_signal() -> int:
     """Return the deferred signal that asked the process to end; 0 if none has."""
-    return _state.requested
+    return _state.requested_signal
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Raise `Preempted` on SIGTERM within the block, in a program that is not a command.
 
     Only the main thread of a process can receive signals; in other threads this does nothing.
@@ -117,18 +118,18 @@ def watched() -> Iterator[None]:
     if _state.is_command or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: _stop(number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: _handle_signal(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _state.requested = 0
+        _state.requested_signal = 0
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Make Ctrl-C raise KeyboardInterrupt within the block, in a command, too."""
-    if signal.getsignal(signal.SIGINT) is not _wake:
+    if signal.getsignal(signal.SIGINT) is not _handled_by_listener:
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,11 +143,11 @@ def interruptible() -> Iterator[None]:
             os.write(_state.wakeup, _MARK)
             _state.caught_up.wait()
         finally:
-            signal.signal(signal.SIGINT, _wake)
+            signal.signal(signal.SIGINT, _handled_by_listener)
 
 
 @contextlib.contextmanager
-def lifeline() -> Iterator[tuple[int, dict[str, str]]]:
+def parent_pipe() -> Iterator[tuple[int, dict[str, str]]]:
     """Let child processes detect the end of this process, even if it is killed.
 
     Yields:
@@ -155,18 +156,18 @@ def lifeline() -> Iterator[tuple[int, dict[str, str]]]:
     """
     reading, writing = os.pipe()
     try:
-        yield reading, {_PARENT: str(reading)}
+        yield reading, {_PARENT_PIPE_VARIABLE: str(reading)}
     finally:
         os.close(reading)
         os.close(writing)
 
 
-def at_end(cleanup: Callable[[], None]) -> None:
-    """Register a function that `leave` calls, in whichever thread it runs."""
+def register_cleanup(cleanup: Callable[[], None]) -> None:
+    """Register a function that `exit_process` calls, in whichever thread it runs."""
     _state.cleanups.append(cleanup)
 
 
-def leave(status: int, message: str = '') -> NoReturn:
+def exit_process(status: int, message: str = '') -> NoReturn:
     """Run the cleanups and end the process; later signals do not change its exit status.
 
     Args:
@@ -182,7 +183,7 @@ def leave(status: int, message: str = '') -> NoReturn:
     os._exit(status)
 
 
-def leave_by(number: int) -> NoReturn:
+def exit_by_signal(number: int) -> NoReturn:
     """End the process as after a signal that is not deferred.
 
     Args:
@@ -191,27 +192,27 @@ def leave_by(number: int) -> NoReturn:
     start = '\n' if os.isatty(2) else ''  # A progress bar may be on the current line.
     if number == signal.SIGINT:
         again = 'resumes from what was saved' if _state.is_resumable else 'starts again'
-        leave(_INTERRUPTED, f'{start}Interrupted; the same command {again}.')
+        exit_process(_SIGINT_STATUS, f'{start}Interrupted; the same command {again}.')
     if _state.is_resumable:
-        leave(0, start + SAVED)
-    leave(_STOPPED, f'{start}Stopped by SIGTERM; the same command starts again.')
+        exit_process(0, start + SAVED_MESSAGE)
+    exit_process(_SIGTERM_STATUS, f'{start}Stopped by SIGTERM; the same command starts again.')
 
 
-def _stop(number: int) -> None:
+def _handle_signal(number: int) -> None:
     """Act on a signal, unless an earlier one has asked the process to end.
 
     Raises:
         Preempted: The process is not a command, and the signal is not deferred.
     """
     with _state.lock:
-        if _state.requested:
+        if _state.requested_signal:
             return
-        _state.requested = number
-        if number in _state.deferred:
+        _state.requested_signal = number
+        if number in _state.deferred_signals:
             return
         if _state.is_command:
-            leave_by(number)
-        _say(SAVED, 1)
+            exit_by_signal(number)
+        _say(SAVED_MESSAGE, 1)
         raise Preempted
 
 
@@ -225,15 +226,15 @@ def _listen(signals: int, *parent: int) -> None:
                 if number == _MARK[0]:
                     _state.caught_up.set()
                 # Another handler, if one is installed, acts on the signal itself.
-                elif signal.getsignal(number) is _wake:
-                    _stop(number)
+                elif signal.getsignal(number) is _handled_by_listener:
+                    _handle_signal(number)
         else:
             sources = [signals]
             _say('The process that started this one has ended.', 1)
-            _stop(signal.SIGTERM)
+            _handle_signal(signal.SIGTERM)
 
 
-def _wake(*_: Any) -> None:
+def _handled_by_listener(*_: Any) -> None:
     """Do nothing, because the interpreter has written the signal to the listener's pipe."""
 
 
@@ -241,13 +242,13 @@ def _uninstall() -> None:
     """Restore the default handlers in a forked child, which has no listener thread."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is _wake:
+    if signal.getsignal(signal.SIGINT) is _handled_by_listener:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say(message: str, descriptor: int) -> None:
     # Do not use print, because the main thread may hold the lock of the stream.
     with contextlib.suppress(OSError):
-        if select.select([], [descriptor], [], _PATIENCE)[1]:
+        if select.select([], [descriptor], [], _WRITE_TIMEOUT_S)[1]:
             # Arguments of a command may contain bytes that are not UTF-8.
             os.write(descriptor, f'{message}\n'.encode(errors='backslashreplace'))

@@ -16,7 +16,7 @@ from malora_jax.schema import PositiveInt
 def test_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / 'results.json'
     files.write_json(path, {'a': 1})
-    with pytest.raises(OSError, match='full'), files.replacing(path) as temporary:
+    with pytest.raises(OSError, match='full'), files.atomic_write(path) as temporary:
         temporary.write_text('{"a":')
         raise OSError('disk is full')
     assert json.loads(path.read_text()) == {'a': 1}
@@ -129,7 +129,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, make):
 
 def test_what_is_refused_leaves_no_lock_and_no_directory(tmp_path):
     def refuse(directory, *written):
-        with pytest.raises(UserError), files.locked(directory, 'busy'):
+        with pytest.raises(UserError), files.lock_directory(directory, 'busy'):
             for name in written:
                 (directory / name).touch()
             raise UserError('no')
@@ -141,7 +141,10 @@ def test_what_is_refused_leaves_no_lock_and_no_directory(tmp_path):
     assert not list((tmp_path / 'there').iterdir())
     refuse(tmp_path / 'used', 'rows')
     assert {path.name for path in (tmp_path / 'used').iterdir()} == {'.lock', 'rows'}
-    with files.locked(tmp_path / 'there', 'busy'):
-        with pytest.raises(UserError, match='busy'), files.locked(tmp_path / 'there', 'busy'):
+    with files.lock_directory(tmp_path / 'there', 'busy'):
+        with (
+            pytest.raises(UserError, match='busy'),
+            files.lock_directory(tmp_path / 'there', 'busy'),
+        ):
             pass
         assert (tmp_path / 'there' / '.lock').exists()

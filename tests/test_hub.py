@@ -21,11 +21,11 @@ PAGE = 'https://huggingface.co/datasets/owner/rows'
 ANSWER = types.SimpleNamespace(headers={}, request=None)
 
 snapshot = functools.partial(
-    hub.snapshot,
+    hub.download_snapshot,
     'owner/rows',
     ['main/train/*.parquet'],
-    kind='dataset',
-    instead='name local files',
+    repo_type='dataset',
+    alternative='name local files',
     revision='refs/convert/parquet',
 )
 

@@ -237,19 +237,19 @@ def test_children_stop_when_their_parent_is_killed():
 
 def test_a_program_hears_of_sigterm_only_within_watched():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with pytest.raises(shutdown.Preempted) as caught, shutdown.watched():
+    with pytest.raises(shutdown.Preempted) as caught, shutdown.raise_on_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
     assert caught.value.code == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert not shutdown.requested()
+    assert not shutdown.requested_signal()
 
 
 def test_a_program_defers_as_a_command_does():
-    with shutdown.watched():
-        with shutdown.deferred(signal.SIGTERM):
+    with shutdown.raise_on_sigterm():
+        with shutdown.defer_signals(signal.SIGTERM):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
-            assert shutdown.requested() == signal.SIGTERM
+            assert shutdown.requested_signal() == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)  # A later signal changes nothing.
         time.sleep(0.01)

@@ -8,12 +8,12 @@ from experiments.peers.ours import Leaves
 from experiments.peers.torch_system import TorchSystem, llama
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import DoRA
-from malora_jax.export.peft import MODULES
+from malora_jax.export.peft import MODULE_NAMES
 from malora_jax.training.setup import Setup
 
 _NAMES = {
     leaf: f'base_model.model.model.{{linear}}.{module}.default.weight'
-    for leaf, module in MODULES.items()
+    for leaf, module in MODULE_NAMES.items()
 }
 
 

@@ -13,7 +13,7 @@ from experiments.peers.torch_system import Loss, TorchSystem, llama
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
-from malora_jax.export.peft import MODULES
+from malora_jax.export.peft import MODULE_NAMES
 from malora_jax.training.setup import Setup
 
 # MoE-PEFT creates no adapter without dropout. Dropout can be removed afterwards, but not from the
@@ -21,7 +21,7 @@ from malora_jax.training.setup import Setup
 _ANY_DROPOUT = 0.5
 
 _MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
-    leaf: f'mola.{{linear}}.experts.{{expert}}.{MODULES[leaf]}.weight'
+    leaf: f'mola.{{linear}}.experts.{{expert}}.{MODULE_NAMES[leaf]}.weight'
     for leaf in IndependentExperts.factors
 }
 

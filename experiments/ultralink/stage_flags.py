@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.errors import UserError
 from malora_jax.ultralink.llm.model_choice import ModelChoice, is_local
 from malora_jax.ultralink.settings import declarations
@@ -180,7 +180,7 @@ class StageFlags:
         paths = self._value(name)
         if not all(paths):
             raise UserError(f'--{name} holds an empty path.')
-        local_paths = [buckets.local(path) for path in paths]
+        local_paths = [cloud_storage.localize(path) for path in paths]
         duplicate = next((path for path in local_paths if local_paths.count(path) > 1), None)
         if duplicate:
             raise UserError(f'--{name} holds {duplicate} twice.')
@@ -193,7 +193,7 @@ class StageFlags:
             UserError: The path is empty, or the directory is in a bucket.
         """
         path = cli.directory(self._flags['output'])
-        if buckets.home(path) != path:
+        if cloud_storage.remote_path(path) != path:
             raise UserError(
                 f'--output={self._value("output")}: a stage needs a directory on a disk.'
             )

@@ -11,8 +11,8 @@ import tqdm
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import SharedDown, Structure
-from malora_jax.buckets import home
-from malora_jax.export.merge import linear_factors
+from malora_jax.cloud_storage import remote_path
+from malora_jax.export.merge import linear_leaves_float64
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
 from malora_jax.runs import LoadedRun
@@ -45,7 +45,7 @@ def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> Adapter
     fresh = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
-    with Checkpoints(home(workdir / 'checkpoints')) as checkpoints:
+    with Checkpoints(remote_path(workdir / 'checkpoints')) as checkpoints:
         state = checkpoints.restore_state(fresh, step)
     return {'adapter': state.adapter, 'adapter_frozen': state.adapter_frozen}
 
@@ -63,7 +63,7 @@ def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariable
     """
     if config.training.start_from:
         return None
-    newest = latest_checkpoint(home(workdir / 'checkpoints'))
+    newest = latest_checkpoint(remote_path(workdir / 'checkpoints'))
     has_subspace = isinstance(config.adapter.structure, SharedDown)
     if has_subspace and (newest is None or newest.identity is None):
         return None
@@ -84,7 +84,7 @@ def expert_projections(
         'A', (L, E, D, R), with L layers, E experts (1 if they share it), D inputs and rank R; and
         'B', (L, E, F, R), with F outputs.
     """
-    down_LEDR, up_LERF = structure.projections(linear_factors(adapter, linear))
+    down_LEDR, up_LERF = structure.projections(linear_leaves_float64(adapter, linear))
     return {'A': down_LEDR, 'B': up_LERF.swapaxes(-1, -2)}
 
 

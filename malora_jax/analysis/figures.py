@@ -73,5 +73,5 @@ def save(figure: Figure, path: pathlib.Path, dpi: int = 120) -> None:
         path: PNG file to write.
         dpi: Resolution in dots per inch.
     """
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

@@ -10,8 +10,8 @@ import numpy as np
 import tqdm
 
 from malora_jax.errors import unknown_name
-from malora_jax.export.static import check_mixture, static
-from malora_jax.export.trained import Restored
+from malora_jax.export.static import check_mixture, static_lora
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
 from malora_jax.training.held_out_loss import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
@@ -25,18 +25,21 @@ class StaticExport(NamedTuple):
 
     Attributes:
         trained: The LoRA, in the form of a restored training run.
-        manifest_entries: Entries for its manifest: those of `export.static.static`, `gates_of` (the
-            tasks whose gates were averaged) and `examples` (maximum number of examples per task).
+        manifest_entries: Entries for its manifest: those of `export.static.static_lora`, `gates_of`
+            (the tasks whose gates were averaged) and `examples` (maximum number of examples per
+            task).
         losses: Loss on the held-out answers in nats per token, by task, then by model: `base`,
-            `mixture` and `static`.
+            `mixture` and `static_lora`.
     """
 
-    trained: Restored
+    trained: TrainedModel
     manifest_entries: dict[str, Any]
     losses: dict[str, dict[str, float]]
 
 
-def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0) -> StaticExport:
+def static_export(
+    setup: Setup, trained: TrainedModel, task: str = '', rank: int = 0
+) -> StaticExport:
     """Approximate a mixture of experts by a plain LoRA, and measure the held-out loss of both.
 
     Args:
@@ -47,19 +50,20 @@ def static_export(setup: Setup, trained: Restored, task: str = '', rank: int = 0
         rank: Rank of the LoRA; 0 for the rank at which it equals the mean update exactly.
 
     Raises:
-        UserError: There is no such task, or `export.static.static` refuses the mixture or the rank.
+        UserError: There is no such task, or `export.static.static_lora` refuses the mixture or the
+            rank.
     """
     check_mixture(trained)
     tasks = [split.task_name for split in setup.splits if split.train]
     if task and task not in tasks:
         raise unknown_name('--task', task, tasks)
     chosen = [task] if task else tasks
-    lora, manifest_entries = static(trained, _mean_gates(setup, trained, chosen), rank)
+    lora, manifest_entries = static_lora(trained, _mean_gates(setup, trained, chosen), rank)
     manifest_entries |= {'gates_of': chosen, 'examples': EXAMPLES}
     return StaticExport(lora, manifest_entries, _losses(setup, trained, lora))
 
 
-def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> dict[str, np.ndarray]:
     """Return mean gates by linear module, (L, E): over the tokens of a task, then over tasks."""
     adapter, config = trained.model.adapter, trained.model.config
     assert adapter is not None
@@ -81,7 +85,7 @@ def _mean_gates(setup: Setup, trained: Restored, tasks: Sequence[str]) -> dict[s
     return gates
 
 
-def _losses(setup: Setup, mixture: Restored, lora: Restored) -> dict[str, dict[str, float]]:
+def _losses(setup: Setup, mixture: TrainedModel, lora: TrainedModel) -> dict[str, dict[str, float]]:
     base = Decoder(mixture.model.config)
     models = {
         'base': (base, {'params': mixture.base.params}),

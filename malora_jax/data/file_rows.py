@@ -89,7 +89,7 @@ def check_file(path: pathlib.Path) -> None:
         raise UserError(f'{path} is a directory; it must be a data file.')
     if not path.exists():
         raise UserError(f'There is no data file {path} (looked for in {pathlib.Path.cwd()}).')
-    files.check_regular(path)
+    files.check_regular_file(path)
 
 
 def _read_json(path: pathlib.Path) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tqdm
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.data.examples import Example
 from malora_jax.data.field_patterns import fill_pattern, parse_pattern
 from malora_jax.data.file_rows import SUFFIXES, Row, check_file, is_utf_8, read_rows
@@ -243,7 +243,7 @@ def local_path(file: str) -> pathlib.Path:
         UserError: The address of the bucket is malformed, or there is no access to it.
         OSError: The bucket cannot be reached.
     """
-    return buckets.local(file)
+    return cloud_storage.localize(file)
 
 
 def _with_answer(example: Example, answer: str) -> Example:

@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 
 import tqdm
 
-from malora_jax import buckets, files, hub
+from malora_jax import cloud_storage, files, hub
 from malora_jax.data.datasets import BrokenRowError, Dataset, get_dataset
 from malora_jax.data.file_rows import check_file
 from malora_jax.data.stored_items import StoredItems, read_items, write_items
@@ -92,12 +92,12 @@ class Store:
             if self.directory.exists() and not self.directory.is_dir():
                 raise UserError(f'data.directory: {self.directory} is not a directory.')
             with (
-                files.removed_if_refused(self.directory, _MUTEX_FILE),
+                files.provisional_directory(self.directory, _MUTEX_FILE),
                 _exclusive_lock(self.directory),
             ):
                 if not self._is_prepared(dataset):
                     self._prepare(dataset)
-                    buckets.push()
+                    cloud_storage.upload_changes()
         self._check_prepared(dataset)
 
     def items(self, dataset: Dataset, split: str) -> StoredItems:
@@ -189,16 +189,16 @@ class Store:
         """Return the files of each split, and the commit they belong to; None for local files."""
         local = self._local(dataset)
         if local:
-            return {split: [buckets.local(path)] for split, path in local.items()}, None
+            return {split: [cloud_storage.localize(path)] for split, path in local.items()}, None
         patterns = dataset.patterns
         remedy = f"name local files in data.sources, such as '{dataset.name}/train=PATH'"
         if revision:
             remedy += f', or remove {dataset.name!r} from {self.lock_path}'
-        root = hub.snapshot(
+        root = hub.download_snapshot(
             dataset.repository,
             [pattern for of_split in patterns.values() for pattern in of_split],
-            kind='dataset',
-            instead=remedy,
+            repo_type='dataset',
+            alternative=remedy,
             revision=revision or dataset.revision,
         )
         paths = {
@@ -236,7 +236,9 @@ class Store:
     def _check_prepared(self, dataset: Dataset) -> None:
         lock = self.lock_entry(dataset)
         self._check_source(dataset, lock)
-        local = {split: [buckets.local(path)] for split, path in self._local(dataset).items()}
+        local = {
+            split: [cloud_storage.localize(path)] for split, path in self._local(dataset).items()
+        }
         source_changed = lock['source'] != self._source(dataset)
         # A prepared dataset no longer needs its local files. But if they still exist, or if the
         # config names other files, their content must match the lock file.
@@ -316,7 +318,7 @@ def open_store(
         skip_broken: Whether broken rows are skipped instead of raising an error.
     """
     path = directory or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    return Store(buckets.local(path), tuple(sources), skip_broken)
+    return Store(cloud_storage.localize(path), tuple(sources), skip_broken)
 
 
 @contextlib.contextmanager

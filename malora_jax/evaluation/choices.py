@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from malora_jax.data import Example, Template, TokenizerProtocol, encode_completion, encode_prompt
-from malora_jax.evaluation.likelihood import Request
+from malora_jax.evaluation.likelihood import LikelihoodRequest
 
 
-class Choice(NamedTuple):
+class ChosenOptions(NamedTuple):
     """The options that a model chooses, with and without length normalization.
 
     Attributes:
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 def option_requests(
     tokenizer: TokenizerProtocol, template: Template, example: Example
-) -> list[Request]:
+) -> list[LikelihoodRequest]:
     """Return the prompt and continuation tokens of each option of a question.
 
     Args:
@@ -42,7 +42,7 @@ def option_requests(
     ]
 
 
-def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> Choice:
+def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> ChosenOptions:
     """Return the options with the largest log-probability; ties go to the first option.
 
     The length of an option is its number of characters without surrounding white space, as in
@@ -54,10 +54,10 @@ def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> Choice
     """
     lengths = [len(option.strip()) for option in options]
     per_character = np.asarray(log_probabilities) / lengths
-    return Choice(int(np.argmax(log_probabilities)), int(np.argmax(per_character)))
+    return ChosenOptions(int(np.argmax(log_probabilities)), int(np.argmax(per_character)))
 
 
-def choice_scores(choice: Choice, metadata: Mapping[str, int]) -> dict[str, float]:
+def choice_scores(choice: ChosenOptions, metadata: Mapping[str, int]) -> dict[str, float]:
     """Return the scores `accuracy` and `accuracy_normalized`: 1.0 if right, else 0.0.
 
     Args:

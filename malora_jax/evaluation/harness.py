@@ -27,29 +27,29 @@ from malora_jax.models.generate import Generator
 
 NAME = 'malora_jax'
 BATCH_SIZE = 16  # Batch size if the harness passes 'auto'.
-BUCKET = 128  # Row lengths are a multiple of this; several texts are packed into a row.
+PAD_MULTIPLE = 128  # Row lengths are a multiple of this; several texts are packed into a row.
 MAX_NEW_TOKENS = 256  # Default for tasks that set no limit, as for the harness's own models.
 
 # Generation settings that a task may choose, and settings that it may only give with this value.
-_SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_p')
-_FIXED = {'num_beams': 1}
+_ALLOWED_SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_p')
+_FIXED_SETTINGS = {'num_beams': 1}
 
 
-class Subject(NamedTuple):
+class LoadedModel(NamedTuple):
     """The model under evaluation.
 
     Attributes:
         model: Decoder.
         variables: Variable collections of the decoder.
         tokenizer: Tokenizer of the model.
-        end: Text that ends an answer, in addition to the tokenizer's end-of-text token; None if
-            there is none.
+        end_text: Text that ends an answer, in addition to the tokenizer's end-of-text token; None
+            if there is none.
     """
 
     model: Decoder
     variables: Any
     tokenizer: TokenizerProtocol
-    end: str | None = None
+    end_text: str | None = None
 
 
 class HarnessModel(TemplateLM):
@@ -63,7 +63,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        subject: Subject,
+        loaded_model: LoadedModel,
         *,
         batch_size: int = BATCH_SIZE,
         max_length: int | None = None,
@@ -72,7 +72,7 @@ class HarnessModel(TemplateLM):
         """Wrap a model for the harness.
 
         Args:
-            subject: Model under evaluation.
+            loaded_model: Model under evaluation.
             batch_size: Number of rows of BUCKET positions, or of prompts, that are computed
                 together.
             max_length: Context length to use, in tokens; None = the model's own.
@@ -82,30 +82,30 @@ class HarnessModel(TemplateLM):
             UserError: `max_length` is not from 1 to the model's context length.
         """
         super().__init__()
-        config = subject.model.config
+        config = loaded_model.model.config
         if max_length is not None:
             if not 1 <= max_length <= config.context:
                 right = f'from 1 to {config.context}, the context of {config.name}'
                 raise errors.out_of_range('max_length', max_length, right)
             config = dataclasses.replace(config, context=max_length)
-        self.subject = subject._replace(model=subject.model.clone(config=config))
+        self.loaded_model = loaded_model._replace(model=loaded_model.model.clone(config=config))
         self.batch_size = batch_size
         self.seed = seed
 
     @property
     def max_length(self) -> int:
         """Context length in use, in tokens."""
-        return self.subject.model.config.context
+        return self.loaded_model.model.config.context
 
     @property
     def eot_token_id(self) -> int:
         """Id of the token that ends a text."""
-        return self.subject.tokenizer.eos_id
+        return self.loaded_model.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
         """Id of the token that the first token of a text is predicted from: bos, or else eos."""
-        tokenizer = self.subject.tokenizer
+        tokenizer = self.loaded_model.tokenizer
         bos = tokenizer.token_to_id(tokenizer.named_tokens.get('bos_token', ''))
         return self.eot_token_id if bos is None else bos
 
@@ -119,21 +119,21 @@ class HarnessModel(TemplateLM):
             add_special_tokens: False = without the bos token.
             **kwargs: Further arguments of the harness, which are ignored.
         """
-        ids = self.subject.tokenizer.encode(string)
-        return ids if add_special_tokens is False else with_bos(self.subject.tokenizer, ids)
+        ids = self.loaded_model.tokenizer.encode(string)
+        return ids if add_special_tokens is False else with_bos(self.loaded_model.tokenizer, ids)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        found = log_likelihoods(
-            self.subject.model,
-            self.subject.variables,
+        likelihoods = log_likelihoods(
+            self.loaded_model.model,
+            self.loaded_model.variables,
             [(context, continuation) for _, context, continuation in requests],
             batch_size=self.batch_size,
-            bucket=BUCKET,
+            pad_multiple=PAD_MULTIPLE,
             description='log-likelihoods',
         )
-        return [(likelihood.log_probability, likelihood.greedy) for likelihood in found]
+        return [(likelihood.log_probability, likelihood.is_greedy) for likelihood in likelihoods]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -144,16 +144,16 @@ class HarnessModel(TemplateLM):
             requests: Requests whose only argument is a text.
             disable_tqdm: Ignored.
         """
-        found = rolling_log_likelihoods(
-            self.subject.model,
-            self.subject.variables,
+        likelihoods = rolling_log_likelihoods(
+            self.loaded_model.model,
+            self.loaded_model.variables,
             [self.tok_encode(text, add_special_tokens=False) for (text,) in _arguments(requests)],
             self.prefix_token_id,
             batch_size=self.batch_size,
-            bucket=BUCKET,
+            pad_multiple=PAD_MULTIPLE,
             description='log-likelihoods',
         )
-        return [likelihood.log_probability for likelihood in found]
+        return [likelihood.log_probability for likelihood in likelihoods]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return a generated continuation of each context.
@@ -178,11 +178,12 @@ class HarnessModel(TemplateLM):
     def _generate(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         settings = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
         for name, value in settings.items():
-            if name not in _SETTINGS and _FIXED.get(name) != value:
+            if name not in _ALLOWED_SETTINGS and _FIXED_SETTINGS.get(name) != value:
                 raise errors.UserError(
-                    f'generation_kwargs has {name} = {value!r}; it may have {", ".join(_SETTINGS)}.'
+                    f'generation_kwargs has {name} = {value!r}; it may have '
+                    f'{", ".join(_ALLOWED_SETTINGS)}.'
                 )
-        model, variables, tokenizer, end = self.subject
+        model, variables, tokenizer, end = self.loaded_model
         limit = settings['max_gen_toks']
         room = self.max_length - limit
         if room < 1:
@@ -209,11 +210,11 @@ class HarnessModel(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """Name under which the harness caches prompts that are in the model's chat template."""
-        return self.subject.model.config.name
+        return self.loaded_model.model.config.name
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the source of the model's own chat template, which the harness records."""
-        return self.subject.tokenizer.chat_template or ''
+        return self.loaded_model.tokenizer.chat_template or ''
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -228,7 +229,7 @@ class HarnessModel(TemplateLM):
         Raises:
             UserError: The model has no chat template, or one that cannot be used.
         """
-        tokenizer = self.subject.tokenizer
+        tokenizer = self.loaded_model.tokenizer
         if tokenizer.chat_template is None:
             raise errors.UserError(
                 'The model comes without a chat template: leave out --apply_chat_template.'
@@ -250,8 +251,8 @@ def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | No
     to `load`. The harness's --device is ignored, because JAX chooses the device.
 
     Args:
-        load: Function that returns the fields of a `Subject`. The harness converts arguments that
-            look like numbers to numbers.
+        load: Function that returns the fields of a `LoadedModel`. The harness converts arguments
+            that look like numbers to numbers.
     """
     parameters = inspect.signature(load).parameters
 
@@ -269,18 +270,18 @@ def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | No
                 if name not in parameters:
                     known = (*parameters, 'max_length', 'seed')
                     raise errors.unknown_name('model argument', name, known)
-            size, subject = _batch_size(batch_size), Subject(*load(**arguments))
+            size, subject = _batch_size(batch_size), LoadedModel(*load(**arguments))
             super().__init__(subject, batch_size=size, max_length=max_length, seed=seed)
 
     register_model(NAME)(Registered)
 
 
-def _batch_size(given: int | str) -> int:
-    if str(given).startswith('auto'):
+def _batch_size(value: int | str) -> int:
+    if str(value).startswith('auto'):
         return BATCH_SIZE
-    if not str(given).isdigit() or int(given) < 1:
-        raise errors.out_of_range('--batch_size', given, "at least 1, or 'auto'")
-    return int(given)
+    if not str(value).isdigit() or int(value) < 1:
+        raise errors.out_of_range('--batch_size', value, "at least 1, or 'auto'")
+    return int(value)
 
 
 def _arguments(requests: Sequence[Instance]) -> list[tuple[Any, ...]]:

@@ -24,10 +24,10 @@ from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import logits, output_head
 
-CHUNK = 256  # P: large enough for full speed, while the (P, V) logits stay small.
+CHUNK_SIZE = 256  # P: large enough for full speed, while the (P, V) logits stay small.
 
 # Token ids of a context and of its continuation; neither is empty.
-Request = tuple[Sequence[int], Sequence[int]]
+LikelihoodRequest = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
@@ -35,13 +35,13 @@ class Likelihood(NamedTuple):
 
     Attributes:
         log_probability: Log-probability in nats, summed over the continuation's tokens.
-        tokens: Number of tokens of the continuation.
-        greedy: Whether greedy decoding would produce the continuation.
+        num_tokens: Number of tokens of the continuation.
+        is_greedy: Whether greedy decoding would produce the continuation.
     """
 
     log_probability: float
-    tokens: int
-    greedy: bool
+    num_tokens: int
+    is_greedy: bool
 
 
 class _Batch(NamedTuple):
@@ -59,10 +59,10 @@ class _Batch(NamedTuple):
 def log_likelihoods(
     model: Decoder,
     variables: Any,
-    requests: Sequence[Request],
+    requests: Sequence[LikelihoodRequest],
     *,
     batch_size: int,
-    bucket: int,
+    pad_multiple: int,
     description: str | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each continuation, given its context.
@@ -75,10 +75,10 @@ def log_likelihoods(
         model: Decoder.
         variables: Variable collections of the decoder.
         requests: Token ids of contexts and continuations, in any order.
-        batch_size: Number of rows of `bucket` positions that are computed together. Longer rows are
-            computed in smaller batches, with the same number of positions at most.
-        bucket: Divisor of the row length T. The decoder is compiled once for each T that occurs. A
-            few times the usual length of a request leaves little padding.
+        batch_size: Number of rows of `pad_multiple` positions that are computed together. Longer
+            rows are computed in smaller batches, with the same number of positions at most.
+        pad_multiple: Divisor of the row length T. The decoder is compiled once for each T that
+            occurs. A few times the usual length of a request leaves little padding.
         description: Label of the progress bar; None = no progress bar.
 
     Returns:
@@ -89,7 +89,7 @@ def log_likelihoods(
         UserError: A context or a continuation is empty, or a continuation has more tokens than the
             model's context.
     """
-    texts = [_text(i, request, model.config.context) for i, request in enumerate(requests)]
+    texts = [_input_tokens(i, request, model.config.context) for i, request in enumerate(requests)]
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     head_VD = output_head(model.config, variables['params'])
     with tqdm.tqdm(
@@ -99,19 +99,19 @@ def log_likelihoods(
         dynamic_ncols=True,
         disable=description is None or not hosts.is_first_process(),
     ) as bar:
-        for batch in _batches(texts, batch_size, bucket):
-            places: list[int] = []
+        for batch in _batches(texts, batch_size, pad_multiple):
+            indices: list[int] = []
             targets: list[int] = []
-            owners: list[int] = []
+            request_indices: list[int] = []
             for i, start in batch.starts.items():
                 (_, continuation), end = requests[i], start + len(texts[i])
-                places += range(end - len(continuation), end)
+                indices += range(end - len(continuation), end)
                 targets += continuation
-                owners += [i] * len(continuation)
+                request_indices += [i] * len(continuation)
             hidden_ND = _hidden(model, variables, *batch.arrays)
-            log_probability, right = _predictions(hidden_ND, head_VD, places, targets)
-            np.add.at(sums, owners, log_probability)
-            np.logical_and.at(greedy, owners, right)
+            log_probability, is_greedy = _score_targets(hidden_ND, head_VD, indices, targets)
+            np.add.at(sums, request_indices, log_probability)
+            np.logical_and.at(greedy, request_indices, is_greedy)
             bar.update(len(batch.starts))
     return [
         Likelihood(float(total), len(continuation), bool(right))
@@ -126,7 +126,7 @@ def rolling_log_likelihoods(
     prefix_id: int,
     *,
     batch_size: int,
-    bucket: int,
+    pad_multiple: int,
     description: str | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each whole text, which may be longer than the model's context.
@@ -136,35 +136,35 @@ def rolling_log_likelihoods(
     Args:
         model: Decoder.
         variables: Variable collections of the decoder.
-        texts: Token ids of each text; `windows` splits long texts.
+        texts: Token ids of each text; `rolling_windows` splits long texts.
         prefix_id: Id of the token that the first token of a text is predicted from.
         batch_size: Number of rows computed together, as in `log_likelihoods`.
-        bucket: Divisor of the row length, as in `log_likelihoods`.
+        pad_multiple: Divisor of the row length, as in `log_likelihoods`.
         description: Label of the progress bar; None = no progress bar.
     """
-    parts = [windows(text, prefix_id, model.config.context) for text in texts]
+    parts = [rolling_windows(text, prefix_id, model.config.context) for text in texts]
     scores = iter(
         log_likelihoods(
             model,
             variables,
             [part for text in parts for part in text],
             batch_size=batch_size,
-            bucket=bucket,
+            pad_multiple=pad_multiple,
             description=description,
         )
     )
-    return [_joined([next(scores) for _ in text]) for text in parts]
+    return [_sum_likelihoods([next(scores) for _ in text]) for text in parts]
 
 
-def _joined(parts: Sequence[Likelihood]) -> Likelihood:
+def _sum_likelihoods(parts: Sequence[Likelihood]) -> Likelihood:
     return Likelihood(
         sum(part.log_probability for part in parts),
-        sum(part.tokens for part in parts),
-        all(part.greedy for part in parts),
+        sum(part.num_tokens for part in parts),
+        all(part.is_greedy for part in parts),
     )
 
 
-def windows(text: Sequence[int], prefix_id: int, length: int) -> list[Request]:
+def rolling_windows(text: Sequence[int], prefix_id: int, length: int) -> list[LikelihoodRequest]:
     """Split a text into requests that predict each of its tokens once.
 
     The windows are those of EleutherAI's harness: each has `length` input tokens. They do not
@@ -176,14 +176,14 @@ def windows(text: Sequence[int], prefix_id: int, length: int) -> list[Request]:
         length: Maximum number of input tokens of a window.
     """
     inputs = [prefix_id, *text]
-    cut: list[Request] = []
+    cut: list[LikelihoodRequest] = []
     for start in range(0, len(text), length):
         end = min(start + length, len(text))
         cut.append((inputs[max(0, end - length) : start + 1], text[start:end]))
     return cut
 
 
-def _text(number: int, request: Request, positions: int) -> tuple[int, ...]:
+def _input_tokens(number: int, request: LikelihoodRequest, context_length: int) -> tuple[int, ...]:
     """Return the input tokens of a request: all but the last, truncated to the context length.
 
     Raises:
@@ -193,30 +193,32 @@ def _text(number: int, request: Request, positions: int) -> tuple[int, ...]:
     if not len(context) or not len(continuation):
         empty = 'continuation' if len(context) else 'context'
         raise UserError(f'Request {number} has an empty {empty}; each must have a token.')
-    if len(continuation) > positions:
+    if len(continuation) > context_length:
         raise UserError(
             f'Request {number} has a continuation of {len(continuation)} tokens; at most '
-            f'{positions} fit into the context of the model.'
+            f'{context_length} fit into the context of the model.'
         )
-    return (*context, *continuation)[:-1][-positions:]
+    return (*context, *continuation)[:-1][-context_length:]
 
 
-def _batches(texts: Sequence[tuple[int, ...]], batch_size: int, bucket: int) -> Iterator[_Batch]:
+def _batches(
+    texts: Sequence[tuple[int, ...]], batch_size: int, pad_multiple: int
+) -> Iterator[_Batch]:
     """Yield batches of all texts, those with the longest rows first."""
-    groups = _share(texts)
+    groups = _group_by_prefix(texts)
     rows: dict[int, list[list[list[int]]]] = {}  # By row length; a row is a list of groups.
-    for row in _pack([len(texts[group[0]]) for group in groups], bucket):
-        length = _round_up(len(texts[groups[row[0]][0]]), bucket)
+    for row in _pack([len(texts[group[0]]) for group in groups], pad_multiple):
+        length = _round_up(len(texts[groups[row[0]][0]]), pad_multiple)
         rows.setdefault(length, []).append([groups[number] for number in row])
     for length, same in rows.items():
         # Batches of equal size leave few padding rows in the last one.
-        count = -(-len(same) // max(1, batch_size * bucket // length))
+        count = -(-len(same) // max(1, batch_size * pad_multiple // length))
         size = -(-len(same) // count)
         for start in range(0, len(same), size):
-            yield _lay_out(same[start : start + size], texts, (size, length))
+            yield _make_batch(same[start : start + size], texts, (size, length))
 
 
-def _share(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
+def _group_by_prefix(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Group texts that share a prefix.
 
     Returns:
@@ -232,10 +234,10 @@ def _share(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
     return groups
 
 
-def _pack(lengths: Sequence[int], bucket: int) -> list[list[int]]:
+def _pack(lengths: Sequence[int], pad_multiple: int) -> list[list[int]]:
     """Pack items of the given lengths into rows by best-fit decreasing bin packing.
 
-    The first item of a row determines the row length: the next multiple of `bucket`.
+    The first item of a row determines the row length: the next multiple of `pad_multiple`.
 
     Returns:
         Indices of the items of each row.
@@ -243,18 +245,18 @@ def _pack(lengths: Sequence[int], bucket: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # Free positions and index of each row, sorted.
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        place = bisect.bisect_left(room, (lengths[i], 0))
-        if place < len(room):
-            left, row = room.pop(place)
+        position = bisect.bisect_left(room, (lengths[i], 0))
+        if position < len(room):
+            left, row = room.pop(position)
             rows[row].append(i)
         else:
-            left, row = _round_up(lengths[i], bucket), len(rows)
+            left, row = _round_up(lengths[i], pad_multiple), len(rows)
             rows.append([i])
         bisect.insort(room, (left - lengths[i], row))
     return rows
 
 
-def _lay_out(
+def _make_batch(
     rows: list[list[list[int]]], texts: Sequence[tuple[int, ...]], shape: tuple[int, int]
 ) -> _Batch:
     """Return the arrays of a batch; positions without a text are padding.
@@ -278,8 +280,8 @@ def _lay_out(
     return _Batch(arrays, starts)
 
 
-def _round_up(length: int, bucket: int) -> int:
-    return -(-length // bucket) * bucket
+def _round_up(length: int, pad_multiple: int) -> int:
+    return -(-length // pad_multiple) * pad_multiple
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -288,33 +290,35 @@ def _hidden(model: Decoder, variables: Any, tokens_BT, positions_BT, segments_BT
     return hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
 
 
-def _predictions(
-    hidden_ND: jax.Array, head_VD: jax.Array, places: list[int], targets: list[int]
+def _score_targets(
+    hidden_ND: jax.Array, head_VD: jax.Array, indices: list[int], targets: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the log-probability of each target, and whether it is the most probable token.
 
     Args:
         hidden_ND: (N, D) final hidden states.
         head_VD: (V, D) weights of the LM head.
-        places: Index into N of each prediction.
+        indices: Index into N of each prediction.
         targets: Token id that each prediction is scored on.
     """
-    count = len(places)
-    padded = np.zeros((2, _round_up(count, CHUNK)), np.int32)
-    padded[:, :count] = places, targets
+    count = len(indices)
+    padded = np.zeros((2, _round_up(count, CHUNK_SIZE)), np.int32)
+    padded[:, :count] = indices, targets
     chunks = [
-        _predict(hidden_ND, head_VD, *padded[:, start : start + CHUNK])
-        for start in range(0, count, CHUNK)
+        _score_chunk(hidden_ND, head_VD, *padded[:, start : start + CHUNK_SIZE])
+        for start in range(0, count, CHUNK_SIZE)
     ]
-    log_probability, right = (np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True))
-    return log_probability, right
+    log_probability, is_greedy = (
+        np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True)
+    )
+    return log_probability, is_greedy
 
 
 @jax.jit
-def _predict(
-    hidden_ND: jax.Array, head_VD: jax.Array, places_P: jax.Array, targets_P: jax.Array
+def _score_chunk(
+    hidden_ND: jax.Array, head_VD: jax.Array, indices_P: jax.Array, targets_P: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    logits_PV = logits(hidden_ND[places_P], head_VD)
+    logits_PV = logits(hidden_ND[indices_P], head_VD)
     target_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
-    right_P = logits_PV.argmax(axis=-1) == targets_P
-    return sharding.replicate((target_P - jax.nn.logsumexp(logits_PV, axis=-1), right_P))
+    is_greedy_P = logits_PV.argmax(axis=-1) == targets_P
+    return sharding.replicate((target_P - jax.nn.logsumexp(logits_PV, axis=-1), is_greedy_P))

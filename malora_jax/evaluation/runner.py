@@ -20,13 +20,13 @@ from malora_jax.data import (
     encode_prompt,
     end_token_id,
 )
-from malora_jax.evaluation import choices, code, sandbox
-from malora_jax.evaluation.likelihood import Likelihood, Request, log_likelihoods
+from malora_jax.evaluation import choices, code_execution, sandbox
+from malora_jax.evaluation.likelihood import Likelihood, LikelihoodRequest, log_likelihoods
 from malora_jax.models.generate import Generator
 
 # Divisor of the row length of packed texts, and the approximate number of texts in such a row.
 # Longer rows make attention slower, and shorter ones have more padding.
-_TEXT_BUCKET, _TEXTS = 128, 2
+_PAD_MULTIPLE, _TEXTS_PER_ROW = 128, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examinee:
+class EvalModel:
     """A model to evaluate, with its tokenizer, template and sampling settings.
 
     Attributes:
@@ -79,12 +79,12 @@ class Examinee:
 
 
 def answer_held_out(
-    examinee: Examinee, splits: Sequence[TaskSplit], description: str
+    eval_model: EvalModel, splits: Sequence[TaskSplit], description: str
 ) -> list[Answer]:
     """Let the model answer every held-out question, and score the answers.
 
     Args:
-        examinee: Model to evaluate.
+        eval_model: Model to evaluate.
         splits: Split of each task; splits without held-out questions are skipped.
         description: Start of the progress bars' labels.
 
@@ -97,12 +97,12 @@ def answer_held_out(
         for split in splits
         if split.held_out
         for answer in _answer_task(
-            split.task.scoring, examinee, split, f'{description} {split.task_name}'
+            split.task.scoring, eval_model, split, f'{description} {split.task_name}'
         )
     ]
 
 
-def answer_limit(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
+def max_answer_tokens(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
     """Return the maximum number of tokens of a generated answer to a held-out question."""
     return split.task.scoring.token_limit(answer_lengths(split, tokenizer, template))
 
@@ -115,17 +115,17 @@ def answer_lengths(
 
 
 @functools.singledispatch
-def environment(scoring: Scoring) -> dict[str, Any]:
+def scoring_environment(scoring: Scoring) -> dict[str, Any]:
     """Return the properties of the scoring machine that results record, usually none."""
     return {}
 
 
-@environment.register
+@scoring_environment.register
 def _(scoring: ProgramScoring) -> dict[str, Any]:
-    return {'sandbox': dataclasses.asdict(sandbox.protections())}
+    return {'sandbox': dataclasses.asdict(sandbox.probe_protections())}
 
 
-def by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+def group_by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
     """Group answers by the name of their task."""
     grouped: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -145,11 +145,11 @@ def mean_loss(answers: Sequence[Answer]) -> float:
 
 def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
     """Return the mean `score` and its `interval` of one task's additional scores, by name."""
-    found = {}
+    means = {}
     for name in answers[0].more:
         others = [dataclasses.replace(answer, score=answer.more[name]) for answer in answers]
-        found[name] = {'score': mean_score(others), 'interval': interval(others)}
-    return found
+        means[name] = {'score': mean_score(others), 'interval': interval(others)}
+    return means
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
@@ -170,42 +170,44 @@ def average(values: Mapping[str, float]) -> float:
 
 @functools.singledispatch
 def _answer_task(
-    scoring: Scoring, examinee: Examinee, split: TaskSplit, description: str
+    scoring: Scoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
     """Answer the held-out questions of a task; dispatches on the class of the scoring rule."""
     raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
 
 
 @_answer_task.register
-def _write_answers(
-    scoring: GenerationScoring, examinee: Examinee, split: TaskSplit, description: str
+def _answer_by_generation(
+    scoring: GenerationScoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
-    texts = [text.strip() for (text,) in _generate(examinee, split, description, scoring.stop)]
+    texts = [text.strip() for (text,) in _generate(eval_model, split, description, scoring.stop)]
     return [
-        _answer(split, example, text, scoring.score(text, example), right)
-        for example, text, right in zip(
-            split.held_out, texts, _right_answers(examinee, split, description), strict=True
+        _answer(split, example, text, scoring.score(text, example), likelihood)
+        for example, text, likelihood in zip(
+            split.held_out, texts, _answer_likelihoods(eval_model, split, description), strict=True
         )
     ]
 
 
 @_answer_task.register
-def _take_options(
-    scoring: LikelihoodScoring, examinee: Examinee, split: TaskSplit, description: str
+def _answer_by_likelihood(
+    scoring: LikelihoodScoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
     # The loss of the right answer costs almost nothing: its text is that of an option plus an end
     # token, and shared prefixes are computed once.
-    tokenizer, template = examinee.tokenizer, examinee.template
+    tokenizer, template = eval_model.tokenizer, eval_model.template
     requests = []
     for example in split.held_out:
         options = choices.option_requests(tokenizer, template, example)
         prompt, right = options[example.metadata['label']]
         requests.append([*options, (prompt, [*right, end_token_id(tokenizer, template)])])
-    found = iter(_log_likelihoods(examinee, itertools.chain.from_iterable(requests), description))
+    all_likelihoods = iter(
+        _log_likelihoods(eval_model, itertools.chain.from_iterable(requests), description)
+    )
     answers = []
-    for example, of_question in zip(split.held_out, requests, strict=True):
+    for example, question_requests in zip(split.held_out, requests, strict=True):
         options = example.metadata['options']
-        *likelihoods, right = [next(found) for _ in of_question]
+        *likelihoods, right = [next(all_likelihoods) for _ in question_requests]
         choice = choices.choose([each.log_probability for each in likelihoods], options)
         scores = choices.choice_scores(choice, example.metadata)
         score = scores.pop('accuracy')
@@ -214,74 +216,82 @@ def _take_options(
 
 
 @_answer_task.register
-def _write_programs(
-    scoring: ProgramScoring, examinee: Examinee, split: TaskSplit, description: str
+def _answer_by_program(
+    scoring: ProgramScoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
     """Score pass@1 and, with k > 1 samples, also pass@k."""
     # A chat answer may contain the stop strings before the function, so they must not end it.
-    in_chat = examinee.template.get_end_token(examinee.tokenizer) is not None
+    in_chat = eval_model.template.get_end_token(eval_model.tokenizer) is not None
     texts = _generate(
-        examinee,
+        eval_model,
         split,
         description,
         () if in_chat else scoring.stop,
-        samples=examinee.samples,
-        temperature=examinee.temperature,
-        seed=examinee.seed,
+        samples=eval_model.samples,
+        temperature=eval_model.temperature,
+        seed=eval_model.seed,
     )
-    completion = code.chat_completion if in_chat else code.cut_completion
+    completion = (
+        code_execution.completion_from_chat if in_chat else code_execution.completion_from_text
+    )
     problems = [
-        code.Problem(e.question, e.metadata['test'], e.metadata['entry_point'])
+        code_execution.Problem(e.question, e.metadata['test'], e.metadata['entry_point'])
         for e in split.held_out
     ]
     programs = [
         [completion(problem, text) for text in written]
         for problem, written in zip(problems, texts, strict=True)
     ]
-    outcomes = code.score_completions(problems, programs)
+    outcomes = code_execution.score_completions(problems, programs)
     answers = []
-    for example, written, of_problem, loss in zip(
+    for example, samples_of_problem, problem_outcomes, loss in zip(
         split.held_out,
         texts,
         outcomes,
-        _right_answers(examinee, split, description),
+        _answer_likelihoods(eval_model, split, description),
         strict=True,
     ):
-        right, samples = sum(outcome.passed for outcome in of_problem), len(of_problem)
-        more = {f'pass@{samples}': code.pass_at_k(samples, right, samples)} if samples > 1 else {}
-        pass_at_1 = code.pass_at_k(samples, right, 1)
-        answers.append(_answer(split, example, written[0], pass_at_1, loss, more=more))
+        right, samples = sum(outcome.passed for outcome in problem_outcomes), len(problem_outcomes)
+        more = (
+            {f'pass@{samples}': code_execution.pass_at_k(samples, right, samples)}
+            if samples > 1
+            else {}
+        )
+        pass_at_1 = code_execution.pass_at_k(samples, right, 1)
+        answers.append(_answer(split, example, samples_of_problem[0], pass_at_1, loss, more=more))
     return answers
 
 
 def _generate(
-    examinee: Examinee, split: TaskSplit, description: str, stop: Sequence[str], **drawn: Any
+    eval_model: EvalModel, split: TaskSplit, description: str, stop: Sequence[str], **sampling: Any
 ) -> list[list[str]]:
     """Return the texts generated for each held-out question.
 
     Args:
-        examinee: Model to evaluate.
+        eval_model: Model to evaluate.
         split: Split of the task.
         description: Label of the progress bar.
         stop: Strings that end a text.
-        **drawn: Sampling arguments of `Generator.generate_texts`.
+        **sampling: Sampling arguments of `Generator.generate_texts`.
     """
-    tokenizer, template = examinee.tokenizer, examinee.template
+    tokenizer, template = eval_model.tokenizer, eval_model.template
     prompts = [encode_prompt(tokenizer, template, e.question, e.history) for e in split.held_out]
-    return examinee.generator.generate_texts(
-        examinee.variables,
+    return eval_model.generator.generate_texts(
+        eval_model.variables,
         prompts,
         tokenizer,
-        limit=answer_limit(split, tokenizer, template),
+        limit=max_answer_tokens(split, tokenizer, template),
         stop=stop,
         description=description,
-        **drawn,
+        **sampling,
     )
 
 
-def _right_answers(examinee: Examinee, split: TaskSplit, description: str) -> list[Likelihood]:
+def _answer_likelihoods(
+    eval_model: EvalModel, split: TaskSplit, description: str
+) -> list[Likelihood]:
     """Return the likelihood of the expected answer to each held-out question."""
-    tokenizer, template = examinee.tokenizer, examinee.template
+    tokenizer, template = eval_model.tokenizer, eval_model.template
     requests = [
         (
             encode_prompt(tokenizer, template, example.question, example.history),
@@ -289,19 +299,19 @@ def _right_answers(examinee: Examinee, split: TaskSplit, description: str) -> li
         )
         for example in split.held_out
     ]
-    return _log_likelihoods(examinee, requests, f'{description}: loss')
+    return _log_likelihoods(eval_model, requests, f'{description}: loss')
 
 
 def _log_likelihoods(
-    examinee: Examinee, requests: Iterable[Request], description: str
+    eval_model: EvalModel, requests: Iterable[LikelihoodRequest], description: str
 ) -> list[Likelihood]:
-    generator = examinee.generator
+    generator = eval_model.generator
     return log_likelihoods(
         generator.model,
-        examinee.variables,
+        eval_model.variables,
         list(requests),
-        batch_size=-(-generator.batch_size // _TEXTS),
-        bucket=_TEXT_BUCKET,
+        batch_size=-(-generator.batch_size // _TEXTS_PER_ROW),
+        pad_multiple=_PAD_MULTIPLE,
         description=description,
     )
 
@@ -311,7 +321,7 @@ def _answer(
     example: Example,
     text: str,
     score: float,
-    right: Likelihood,
+    likelihood: Likelihood,
     more: Mapping[str, float] | None = None,
 ) -> Answer:
     return Answer(
@@ -320,7 +330,7 @@ def _answer(
         example.answer,
         text,
         float(score),
-        -right.log_probability,
-        right.tokens,
+        -likelihood.log_probability,
+        likelihood.num_tokens,
         more or {},
     )

@@ -12,7 +12,7 @@ irrevocably:
 
 The sandbox needs no privileges. A confined process has no children, so killing it leaves nothing
 behind. On Linux it also dies with the thread that started it; the next evaluation removes the empty
-directory that then remains. `protections` reports which restrictions a system supports.
+directory that then remains. `probe_protections` reports which restrictions a system supports.
 
 Known limits: a confined process can see whether a file exists, and the system's name, load and
 clock. It can read what the distribution installs under /usr/lib. The kernel itself is trusted. On
@@ -39,10 +39,10 @@ from typing import Any
 
 from malora_jax.errors import UserError, check_types, out_of_range
 
-# Import `confined` as a top-level package, so that nothing else of malora_jax is loaded. Its folder
-# comes last in sys.path, because modules next to it may have names of the standard library (`code`
-# does), and is removed right afterwards.
-_START = """
+# Import `confined` as a top-level package, so that nothing else of malora_jax is loaded.
+# Its folder comes last in sys.path, because modules next to it may have names of the standard
+# library (`code` does), and is removed right afterwards.
+_BOOTSTRAP = """
 import sys
 sys.path.append(sys.argv[1])
 from confined.main import main
@@ -55,13 +55,13 @@ _OPTIONS = ('-s', '-S', '-P', '-X', 'utf8')
 # A fixed hash seed makes the order of sets reproducible. LOGNAME answers programs that ask for the
 # user's name, because the sandbox may block the lookup in /etc/passwd.
 _ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LOGNAME': 'user'}
-_LEAST_MEMORY = 1 << 27
+_MIN_MEMORY_BYTES = 1 << 27
 # Prefix of temporary directories, by which later evaluations find those of killed evaluations.
 _PREFIX = 'malora-sandbox-'
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """Resource limits of one confined process.
 
     Attributes:
@@ -83,8 +83,8 @@ class Limits:
             raise out_of_range('limits.cpu_seconds', self.cpu_seconds, 'at least 1')
         if self.wall_seconds <= 0:
             raise out_of_range('limits.wall_seconds', self.wall_seconds, 'more than 0')
-        if self.memory_bytes < _LEAST_MEMORY:
-            right = f'at least {_LEAST_MEMORY:,}, for the interpreter itself'
+        if self.memory_bytes < _MIN_MEMORY_BYTES:
+            right = f'at least {_MIN_MEMORY_BYTES:,}, for the interpreter itself'
             raise out_of_range('limits.memory_bytes', self.memory_bytes, right)
 
 
@@ -93,7 +93,7 @@ class Protections:
     """Restrictions that the sandbox can enforce here, besides limits on time and file sizes.
 
     Attributes:
-        memory: Whether `Limits.memory_bytes` is enforced.
+        memory: Whether `ResourceLimits.memory_bytes` is enforced.
         processes: Whether starting, signaling and tracing processes and threads is blocked. If not,
             a resource limit still keeps users other than root from starting processes.
         network: Whether opening sockets is blocked.
@@ -109,7 +109,7 @@ class Protections:
     reading: bool
 
 
-def protections() -> Protections:
+def probe_protections() -> Protections:
     """Return the restrictions that this system supports, which results should record.
 
     The first call starts a confined process that tries them.
@@ -118,19 +118,19 @@ def protections() -> Protections:
         UserError: Generated code would run as root without the seccomp filter.
         OSError: Confined processes do not work on this system.
     """
-    layers = _layers()
+    layers = _probe_layers()
     seccomp = 'seccomp' in layers
     return Protections('memory' in layers, seccomp, seccomp, seccomp, 'landlock' in layers)
 
 
 @functools.cache
-def _layers() -> tuple[str, ...]:
+def _probe_layers() -> tuple[str, ...]:
     _remove_abandoned()
-    limits = Limits()
-    wanted = ('memory', 'landlock', 'seccomp') if sys.platform == 'linux' else ('memory',)
-    arguments = {'memory': limits.memory_bytes, 'layers': wanted}
+    limits = ResourceLimits()
+    layers_to_try = ('memory', 'landlock', 'seccomp') if sys.platform == 'linux' else ('memory',)
+    arguments = {'memory': limits.memory_bytes, 'layers': layers_to_try}
     pipe = subprocess.PIPE
-    with _started('probe', arguments, limits, (), (), stdout=pipe, stderr=pipe) as process:
+    with _start_process('probe', arguments, limits, (), (), stdout=pipe, stderr=pipe) as process:
         output, errors = process.communicate()
     if process.returncode:
         raise OSError(f'A confined process does not work here: {errors.decode()}')
@@ -140,10 +140,10 @@ def _layers() -> tuple[str, ...]:
     return layers
 
 
-def confined(
+def confined_process(
     role: str,
     arguments: Mapping[str, Any],
-    limits: Limits,
+    limits: ResourceLimits,
     channel: int,
     stdout: int = subprocess.DEVNULL,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
@@ -161,14 +161,16 @@ def confined(
         OSError: Confined processes do not work on this system.
     """
     arguments = {**arguments, 'channel': channel}
-    return _started(role, arguments, limits, _layers(), (channel,), stdout, subprocess.DEVNULL)
+    return _start_process(
+        role, arguments, limits, _probe_layers(), (channel,), stdout, subprocess.DEVNULL
+    )
 
 
 @contextlib.contextmanager
-def _started(
+def _start_process(
     role: str,
     arguments: Mapping[str, Any],
-    limits: Limits,
+    limits: ResourceLimits,
     layers: Sequence[str],
     descriptors: Sequence[int],
     stdout: int,
@@ -185,7 +187,7 @@ def _started(
         stdin.write(json.dumps(job).encode())
         stdin.seek(0)
         with subprocess.Popen(
-            [sys.executable, *_OPTIONS, '-c', _START, str(_FOLDER)],
+            [sys.executable, *_OPTIONS, '-c', _BOOTSTRAP, str(_FOLDER)],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,

@@ -22,9 +22,9 @@ from malora_jax import __version__, data, errors, files
 from malora_jax.adapters import AdapterSettings
 from malora_jax.adapters.methods import migrate_settings, settings_of
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
-from malora_jax.export import identity, prompts
-from malora_jax.export.directory import new_directory
-from malora_jax.export.trained import Restored, Saved
+from malora_jax.export import fingerprints, tokenizer_files
+from malora_jax.export.directory import atomic_directory
+from malora_jax.export.trained_model import StoredModel, TrainedModel
 from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.decoder import abstract_variables
@@ -60,14 +60,14 @@ def is_adapter(directory: pathlib.Path) -> bool:
 
 
 def write_adapter(
-    trained: Restored, output: pathlib.Path, static: Mapping[str, Any] | None = None
+    trained: TrainedModel, output: pathlib.Path, static_entry: Mapping[str, Any] | None = None
 ) -> None:
     """Export a trained adapter, then read the files again and compare them.
 
     Args:
         trained: Trained model.
         output: Directory to create.
-        static: Manifest entry about the routed mixture that this adapter approximates, if it
+        static_entry: Manifest entry about the routed mixture that this adapter approximates, if it
             approximates one.
 
     Raises:
@@ -88,19 +88,20 @@ def write_adapter(
         'method': trained.method,
         'step': trained.step,
         'template': trained.template.name,
-        'prompts': prompts.special_ids(trained) | {'chat_template': prompts.chat_template(trained)},
+        'prompts': tokenizer_files.special_token_ids(trained)
+        | {'chat_template': tokenizer_files.chat_template(trained)},
         'adapter': dataclasses.asdict(settings_of(adapter)) if adapter else None,
         'model': dataclasses.asdict(model),
         'weights': trained.weights,
-        'base': identity.base_fingerprint(trained.base.params),
-        'tokenizer': identity.text_fingerprint(trained.base.tokenizer.tokenizer_json),
-        'sha256': identity.file_digest(content),
+        'base': fingerprints.base_fingerprint(trained.base.params),
+        'tokenizer': fingerprints.text_fingerprint(trained.base.tokenizer.tokenizer_json),
+        'sha256': fingerprints.content_digest(content),
         'leaves': {path: list(array.shape) for path, array in tensors.items()},
-    } | ({'static': static} if static else {})
-    with new_directory(output) as temporary:
+    } | ({'static': static_entry} if static_entry else {})
+    with atomic_directory(output) as temporary:
         (temporary / _WEIGHTS).write_bytes(content)
         files.write_json(temporary / _MANIFEST, manifest)
-        again = saved_adapter(temporary).restore(trained.base)
+        again = open_adapter(temporary).restore(trained.base)
         for name in ADAPTER_COLLECTIONS:
             before, after = (
                 dict(named_leaves(each.variables.get(name, {}))) for each in (trained, again)
@@ -111,7 +112,7 @@ def write_adapter(
                 raise OSError(f'{output}: what was written is not what is read again.')
 
 
-def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
+def open_adapter(directory: pathlib.Path, weights: str | None = None) -> StoredModel:
     """Return an exported adapter, whose weights are not read yet.
 
     Args:
@@ -122,18 +123,18 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         UserError: The manifest is broken or of a newer version.
     """
     path = directory / _MANIFEST
-    head = files.read_json(path, dict, _REMEDY)
-    if head.get('format') != _FORMAT:
+    stored = files.read_json(path, dict, _REMEDY)
+    if stored.get('format') != _FORMAT:
         raise errors.UserError(f'{path} is not that of an exported adapter.')
-    version = head.get('version')
+    version = stored.get('version')
     if type(version) is int and version > _VERSION:
-        maker = errors.shown(str(head.get('made_by')))[1:-1]
+        maker = errors.short_repr(str(stored.get('made_by')))[1:-1]
         raise errors.UserError(
-            f'{path} has version {errors.shown(version)}, made by {maker}; this '
+            f'{path} has version {errors.short_repr(version)}, made by {maker}; this '
             f'malora_jax {__version__} reads up to {_VERSION}: upgrade it.'
         )
-    files.check_content(_Manifest, head, str(path), _REMEDY)
-    manifest = {**head, 'weights': head['weights'] if weights is None else weights}
+    files.check_content(_Manifest, stored, str(path), _REMEDY)
+    manifest = {**stored, 'weights': stored['weights'] if weights is None else weights}
     scaling = manifest['model']['rope_scaling']
     try:
         model = ModelConfig(
@@ -148,16 +149,16 @@ def saved_adapter(directory: pathlib.Path, weights: str | None = None) -> Saved:
         reason = ' '.join(str(error).split())
         raise errors.UserError(f'{path} is broken ({reason}): {_REMEDY}.') from error
     restore = functools.partial(_restore, directory, manifest, Decoder(model, adapter))
-    return Saved(directory, model, manifest['weights'], restore)
+    return StoredModel(directory, model, manifest['weights'], restore)
 
 
 def _restore(
     directory: pathlib.Path, manifest: dict[str, Any], model: Decoder, base: LoadedBase
-) -> Restored:
+) -> TrainedModel:
     _check_base(directory, manifest, base)
     path = directory / _WEIGHTS
     content = path.read_bytes() if path.is_file() else b''
-    if identity.file_digest(content) != manifest['sha256']:
+    if fingerprints.content_digest(content) != manifest['sha256']:
         raise errors.UserError(
             f'{path} is missing or not the file that {_MANIFEST} was written with: export it again.'
         )
@@ -172,7 +173,7 @@ def _restore(
     for name in ADAPTER_COLLECTIONS:
         if name in shapes:
             variables[name] = _tree(directory, name, shapes[name], tensors)
-    return Restored(
+    return TrainedModel(
         base,
         model,
         variables,
@@ -191,24 +192,24 @@ def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np
     """
     arrays = {}
     for path, leaf in named_leaves(shapes):
-        found = tensors.get(f'{name}/{path}')
-        if found is None or found.shape != leaf.shape:
-            what = 'is missing' if found is None else f'has shape {found.shape}'
+        tensor = tensors.get(f'{name}/{path}')
+        if tensor is None or tensor.shape != leaf.shape:
+            what = 'is missing' if tensor is None else f'has shape {tensor.shape}'
             raise errors.UserError(
                 f'{directory / _WEIGHTS}: {name}/{path} {what}; it must have {leaf.shape}.'
             )
-        arrays[path] = jnp.asarray(found)
+        arrays[path] = jnp.asarray(tensor)
     return unflatten_dict(arrays, sep='/')
 
 
 def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: LoadedBase) -> None:
-    name, ours = manifest['model']['name'], identity.base_fingerprint(base.params)
+    name, ours = manifest['model']['name'], fingerprints.base_fingerprint(base.params)
     if ours != manifest['base']:
         raise errors.UserError(
             f'{directory} was trained on another base than these weights of {name} (fingerprint '
             f'{manifest["base"]}, not {ours}).'
         )
-    tokenizer = identity.text_fingerprint(base.tokenizer.tokenizer_json)
+    tokenizer = fingerprints.text_fingerprint(base.tokenizer.tokenizer_json)
     if tokenizer != manifest['tokenizer']:
         raise errors.UserError(
             f'{directory} was trained with another tokenizer than that of these weights of {name} '

@@ -10,7 +10,7 @@ from malora_jax import files
 from malora_jax.errors import UserError
 
 
-def check_new(path: pathlib.Path) -> None:
+def check_new_directory(path: pathlib.Path) -> None:
     """Check that `path` does not exist yet, or is an empty directory.
 
     Raises:
@@ -22,7 +22,7 @@ def check_new(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary directory to write to, which is renamed to `path` at the end.
 
     After an error nothing is left behind.
@@ -30,10 +30,10 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         UserError: `path` exists and is not an empty directory.
     """
-    check_new(path)
+    check_new_directory(path)
     temporary = path.with_name(f'.{path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
-    with files.removed_if_refused(path.parent):
+    with files.provisional_directory(path.parent):
         temporary.mkdir()
         try:
             yield temporary

@@ -7,14 +7,14 @@ import safetensors.numpy
 
 from malora_jax import files
 from malora_jax.errors import UserError
-from malora_jax.export import merge, prompts
-from malora_jax.export.directory import new_directory
-from malora_jax.export.trained import Restored
+from malora_jax.export import merge, tokenizer_files
+from malora_jax.export.directory import atomic_directory
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading.params import to_huggingface
 
 
-def write_merged(trained: Restored, output: pathlib.Path) -> None:
+def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
     """Write the merged model: config, safetensors, tokenizer and generation settings.
 
     Args:
@@ -30,14 +30,15 @@ def write_merged(trained: Restored, output: pathlib.Path) -> None:
     tensors = to_huggingface(config, params)
     if config.tied:
         tensors.pop('lm_head.weight', None)
-    with new_directory(output) as temporary:
+    with atomic_directory(output) as temporary:
         safetensors.numpy.save_file(
             tensors, temporary / 'model.safetensors', metadata={'format': 'pt'}
         )
         files.write_json(
-            temporary / 'config.json', config_json(config) | prompts.special_ids(trained)
+            temporary / 'config.json',
+            config_json(config) | tokenizer_files.special_token_ids(trained),
         )
-        prompts.write_prompts(temporary, trained)
+        tokenizer_files.write_tokenizer_files(temporary, trained)
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     if config.qkv_bias and config.qk_norm:
         raise UserError(f'{config.name} has biases and norms of q and k: no architecture has both.')
     name = 'Qwen3' if config.qk_norm else 'Qwen2' if config.qkv_bias else 'Llama'
-    found = {
+    content = {
         'architectures': [f'{name}ForCausalLM'],
         'model_type': name.lower(),
         'vocab_size': config.vocab_size,
@@ -69,11 +70,11 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     }
     scaling = config.rope_scaling
     if scaling is not None:
-        found['rope_scaling'] = {
+        content['rope_scaling'] = {
             'rope_type': 'llama3',
             'factor': scaling.factor,
             'low_freq_factor': scaling.low_frequency_factor,
             'high_freq_factor': scaling.high_frequency_factor,
             'original_max_position_embeddings': scaling.original_context,
         }
-    return found
+    return content

@@ -14,21 +14,21 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.errors import UserError
-from malora_jax.export.trained import Restored
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.quantize import QuantizedKernel
 
-_PARTS = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
+_PARENT_MODULES = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'attention'}
 
 
-def check_static(trained: Restored, what: str) -> AdapterConfig:
+def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     """Return the adapter's settings, after checking that the adapter can be merged.
 
     A mergeable adapter turns W into W + s · B A, possibly with DoRA's magnitudes.
 
     Args:
         trained: Trained model.
-        what: Export format, for the message.
+        export_format: Export format, for the message.
 
     Raises:
         UserError: The adapter is routed, so that its update differs from token to token; or its
@@ -37,19 +37,19 @@ def check_static(trained: Restored, what: str) -> AdapterConfig:
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
         raise UserError(
-            f'{trained.method} cannot be exported as {what}: its update is not that of one LoRA; '
-            "use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
+            f'{trained.method} cannot be exported as {export_format}: its update is not that of '
+            "one LoRA; use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
         )
-    check_trained(trained, what)
+    check_nonzero_update(trained, export_format)
     return adapter
 
 
-def check_trained(trained: Restored, what: str) -> None:
+def check_nonzero_update(trained: TrainedModel, export_format: str) -> None:
     """Check that the adapter was trained and its update is not zero.
 
     Args:
         trained: Trained model.
-        what: Export format, for the message.
+        export_format: Export format, for the message.
 
     Raises:
         UserError: The update is zero, so that the export would equal the base model.
@@ -62,23 +62,23 @@ def check_trained(trained: Restored, what: str) -> None:
     ]
     if trained.step == 0 or not any(np.any(leaf) for leaf in last):
         raise UserError(
-            f'The run has made {trained.step} steps and its update is zero: an export as {what} '
-            'would change nothing.'
+            f'The run has made {trained.step} steps and its update is zero: an export as '
+            f'{export_format} would change nothing.'
         )
 
 
-def merged_params(trained: Restored) -> Any:
+def merged_params(trained: TrainedModel) -> Any:
     """Return the base's `params` with the update merged in, in the dtype of the base.
 
     Raises:
         UserError: The adapter cannot be merged, or its update is zero.
     """
-    adapter = check_static(trained, 'merged')
+    adapter = check_mergeable(trained, 'merged')
     structure = cast(IndependentExperts, adapter.structure)
-    params = plain_params(trained.model.config, trained.base.params)
+    params = dequantized_params(trained.model.config, trained.base.params)
     layers = dict(params['layers'])
     for target in adapter.targets:
-        part = part_of(target)
+        part = parent_module(target)
         leaves = linear_leaves(trained.variables, target)
         kernel_LDF = layers[part][target]['kernel']
         merged = jax.vmap(structure.merged_kernel, (0, 0, None))
@@ -88,7 +88,7 @@ def merged_params(trained: Restored) -> Any:
     return params | {'layers': layers}
 
 
-def plain_params(config: ModelConfig, params: Any) -> Any:
+def dequantized_params(config: ModelConfig, params: Any) -> Any:
     """Return the base's `params`, with every quantized kernel dequantized to the model's dtype."""
     if not config.quantize:
         return params
@@ -109,19 +109,19 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
     Returns:
         Arrays (L, ...) by leaf name, such as `down` and `up`.
     """
-    found: dict[str, jax.Array] = {}
+    leaves: dict[str, jax.Array] = {}
     for name in ADAPTER_COLLECTIONS:
         tree = variables.get(name, {}).get('layers', {})
-        found |= tree.get(part_of(target), {}).get(target, {})
-    return found
+        leaves |= tree.get(parent_module(target), {}).get(target, {})
+    return leaves
 
 
-def linear_factors(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
+def linear_leaves_float64(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
     """Return the result of `linear_leaves` as float64, for accurate products."""
     leaves = linear_leaves(variables, target)
     return {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
 
 
-def part_of(target: str) -> str:
+def parent_module(target: str) -> str:
     """Return the name of the module that a linear layer is in: 'attention' or 'mlp'."""
-    return _PARTS.get(target, 'mlp')
+    return _PARENT_MODULES.get(target, 'mlp')

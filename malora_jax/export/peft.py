@@ -13,10 +13,10 @@ import safetensors.numpy
 from malora_jax import files
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import DoRA
-from malora_jax.errors import UserError, shown
-from malora_jax.export import merge, prompts
-from malora_jax.export.directory import new_directory
-from malora_jax.export.trained import Restored
+from malora_jax.errors import UserError, short_repr
+from malora_jax.export import merge, tokenizer_files
+from malora_jax.export.directory import atomic_directory
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading import model_hub, tensor_names
 from malora_jax.schema import PositiveInt, find_mismatch
@@ -24,9 +24,9 @@ from malora_jax.schema import PositiveInt, find_mismatch
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 # Names of PEFT's modules, by leaf. The magnitude is a vector, whose name has no suffix '.weight'.
-MODULES = {'down': 'lora_A', 'up': 'lora_B', 'magnitude': 'lora_magnitude_vector'}
+MODULE_NAMES = {'down': 'lora_A', 'up': 'lora_B', 'magnitude': 'lora_magnitude_vector'}
 # PEFT settings that may change the meaning of the tensors, with the values that leave it unchanged.
-_PLAIN: dict[str, tuple[Any, ...]] = {
+_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
     'bias': ('none',),
     'fan_in_fan_out': (False,),
@@ -53,7 +53,7 @@ def is_peft(directory: pathlib.Path) -> bool:
     return (directory / _CONFIG).is_file()
 
 
-def write_peft(trained: Restored, output: pathlib.Path) -> None:
+def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
     """Write an adapter in PEFT's format, with its tokenizer and generation settings.
 
     Args:
@@ -64,7 +64,7 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
         UserError: The method is not one LoRA, the update is zero, or the directory exists and is
             not empty.
     """
-    adapter = merge.check_static(trained, 'peft')
+    adapter = merge.check_mergeable(trained, 'peft')
     tensors = {}
     for target in adapter.targets:
         leaves = merge.linear_leaves(trained.variables, target)
@@ -88,10 +88,10 @@ def write_peft(trained: Restored, output: pathlib.Path) -> None:
         'fan_in_fan_out': False,
         'inference_mode': True,
     }
-    with new_directory(output) as temporary:
+    with atomic_directory(output) as temporary:
         safetensors.numpy.save_file(tensors, temporary / _WEIGHTS, metadata={'format': 'pt'})
         files.write_json(temporary / _CONFIG, config)
-        prompts.write_prompts(temporary, trained)
+        tokenizer_files.write_tokenizer_files(temporary, trained)
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
@@ -113,27 +113,27 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
     config = files.read_json(directory / _CONFIG, dict, 'save it again')
     if not all(key in config for key in ('r', 'lora_alpha')):
         raise UserError(f"{directory / _CONFIG} is not that of a LoRA: it lacks 'r', 'lora_alpha'.")
-    for field, plain in _PLAIN.items():
-        if field in config and config[field] not in plain:
+    for field, supported in _SUPPORTED_VALUES.items():
+        if field in config and config[field] not in supported:
             raise UserError(
-                f'{directory / _CONFIG} has {field} = {shown(config[field])}, which is not '
-                f'implemented; it must be {plain[0]!r}.'
+                f'{directory / _CONFIG} has {field} = {short_repr(config[field])}, which is not '
+                f'implemented; it must be {supported[0]!r}.'
             )
     rank, alpha = config['r'], config['lora_alpha']
     if find_mismatch(PositiveInt, rank) or find_mismatch(float, alpha) or alpha <= 0:
         raise UserError(
-            f'{directory / _CONFIG} has r = {shown(rank)} and lora_alpha = {shown(alpha)}; they '
-            'must be a whole number and a number, both positive.'
+            f'{directory / _CONFIG} has r = {short_repr(rank)} and lora_alpha = '
+            f'{short_repr(alpha)}; they must be a whole number and a number, both positive.'
         )
     tensors = dict(_tensors(directory))
     leaves = {}
     for target in LINEARS:
-        for leaf in MODULES:
+        for leaf in MODULE_NAMES:
             name = _tensor_name(target, leaf)
             own = [name.format(layer) for layer in range(model.num_layers)]
             if all(each in tensors for each in own):
                 array = np.stack([tensors.pop(each).T for each in own])
-                path = f'layers/{merge.part_of(target)}/{target}/{leaf}'
+                path = f'layers/{merge.parent_module(target)}/{target}/{leaf}'
                 leaves[path] = array if _is_vector(leaf) else array[:, None]
     if tensors:
         raise UserError(
@@ -169,10 +169,10 @@ def _is_vector(leaf: str) -> bool:
 
 def _tensor_name(target: str, leaf: str) -> str:
     """Return the name of a tensor in PEFT's file, with {} in place of the layer index."""
-    return f'{_PREFIX}{_module(target)}.{MODULES[leaf]}{"" if _is_vector(leaf) else ".weight"}'
+    return f'{_PREFIX}{_module(target)}.{MODULE_NAMES[leaf]}{"" if _is_vector(leaf) else ".weight"}'
 
 
 def _module(target: str) -> str:
     """Return the `transformers` name of an adapted linear layer, with {} for the layer index."""
-    path = f'layers/{merge.part_of(target)}/{target}'
+    path = f'layers/{merge.parent_module(target)}/{target}'
     return tensor_names.weight_name(path, 'huggingface').removesuffix('.weight')

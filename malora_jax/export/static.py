@@ -16,12 +16,12 @@ import numpy as np
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.errors import UserError, out_of_range
-from malora_jax.export.merge import check_trained, linear_factors, part_of
-from malora_jax.export.trained import Restored
+from malora_jax.export.merge import check_nonzero_update, linear_leaves_float64, parent_module
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
 
 
-def check_mixture(trained: Restored) -> AdapterConfig:
+def check_mixture(trained: TrainedModel) -> AdapterConfig:
     """Check that a trained model is a routed mixture, which needs the approximation.
 
     Returns:
@@ -36,13 +36,13 @@ def check_mixture(trained: Restored) -> AdapterConfig:
             f'{trained.method} is one LoRA already and needs no approximation: use --format=peft, '
             'merged or adapter.'
         )
-    check_trained(trained, 'static')
+    check_nonzero_update(trained, 'static')
     return adapter
 
 
-def static(
-    trained: Restored, gates: Mapping[str, np.ndarray], rank: int = 0
-) -> tuple[Restored, dict[str, Any]]:
+def static_lora(
+    trained: TrainedModel, gates: Mapping[str, np.ndarray], rank: int = 0
+) -> tuple[TrainedModel, dict[str, Any]]:
     """Return the plain LoRA that is nearest to the mean update of a mixture.
 
     Args:
@@ -61,23 +61,27 @@ def static(
     """
     adapter = check_mixture(trained)
     exact = {
-        name: adapter.structure.mean_update(linear_factors(trained.variables, name), gates[name])
+        name: adapter.structure.mean_update(
+            linear_leaves_float64(trained.variables, name), gates[name]
+        )
         for name in adapter.targets
     }
     exact_rank = max(down.shape[-1] for down, _ in exact.values())
     if not 0 <= rank <= exact_rank:
         raise out_of_range('--rank', rank, f'0 or at most {exact_rank}, which is exact')
-    found = {name: truncated(*pair, rank) for name, pair in exact.items()} if rank else exact
-    about = {
+    factors = {name: truncate_rank(*pair, rank) for name, pair in exact.items()} if rank else exact
+    entry = {
         'approximates': trained.method,
         'exact_rank': exact_rank,
         'rank': rank or exact_rank,
-        'lost_by_rank': _lost(exact, found),
+        'lost_by_rank': _relative_error(exact, factors),
     }
-    return _as_lora(trained, adapter, found), about
+    return _as_lora(trained, adapter, factors), entry
 
 
-def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def truncate_rank(
+    down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return factors of the best approximation of lower rank (Eckart and Young), layer by layer.
 
     The SVD is computed from QR decompositions of the factors, so that the (D, F) product is never
@@ -103,9 +107,11 @@ def truncated(down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int) -> tuple[np.n
 
 
 def _as_lora(
-    trained: Restored, adapter: AdapterConfig, found: Mapping[str, tuple[np.ndarray, np.ndarray]]
-) -> Restored:
-    rank = next(iter(found.values()))[0].shape[-1]
+    trained: TrainedModel,
+    adapter: AdapterConfig,
+    factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> TrainedModel:
+    rank = next(iter(factors.values()))[0].shape[-1]
     # Choose alpha so that the scale of the update, alpha / rank, stays the same.
     config = method(
         'lora',
@@ -116,8 +122,8 @@ def _as_lora(
     )
     down, up = IndependentExperts.factors
     layers: dict[str, dict[str, Any]] = {}
-    for target, (down_LDQ, up_LQF) in found.items():
-        layers.setdefault(part_of(target), {})[target] = {
+    for target, (down_LDQ, up_LQF) in factors.items():
+        layers.setdefault(parent_module(target), {})[target] = {
             down: down_LDQ[:, None].astype(np.float32),
             up: up_LQF[:, None].astype(np.float32),
         }
@@ -128,17 +134,17 @@ def _as_lora(
     )
 
 
-def _lost(
+def _relative_error(
     exact: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    found: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    truncated_factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> float:
     """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers.
 
     ΔW' is the best approximation of a lower rank, so that ‖ΔW − ΔW'‖² = ‖ΔW‖² − ‖ΔW'‖².
     """
-    whole = sum(_square_norm(*pair) for pair in exact.values())
-    kept = sum(_square_norm(*pair) for pair in found.values())
-    return float(np.sqrt(max(0.0, 1 - kept / whole))) if whole else 0.0
+    exact_square = sum(_square_norm(*pair) for pair in exact.values())
+    truncated_square = sum(_square_norm(*pair) for pair in truncated_factors.values())
+    return float(np.sqrt(max(0.0, 1 - truncated_square / exact_square))) if exact_square else 0.0
 
 
 def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:

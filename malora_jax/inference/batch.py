@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from malora_jax import files
 from malora_jax.data.file_rows import check_file
-from malora_jax.errors import UserError, within
+from malora_jax.errors import UserError, prefix_errors
 from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 from malora_jax.models.detokenization import StopCondition
 from malora_jax.models.generate import Generator
@@ -108,7 +108,7 @@ def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _prompt(model: LanguageModel, location: str, row: Mapping[str, Any]) -> list[int]:
-    with within(location):
+    with prefix_errors(location):
         return model.encode_prompt(row['prompt'] if 'prompt' in row else row['messages'])
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from malora_jax import buckets, data, errors
+from malora_jax import cloud_storage, data, errors
 from malora_jax.data import Example, Template
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
-from malora_jax.export.trained import Saved
+from malora_jax.export.trained_model import StoredModel
 from malora_jax.models import Decoder
 from malora_jax.models.detokenization import StopCondition, TextStream
 from malora_jax.models.engine import Engine, GenerationRequest
@@ -226,7 +226,11 @@ class LanguageModel:
             completion = data.encode_completion(self.tokenizer, self.template, example)
             requests.append((self.encode_prompt(question), [*completion, self.end_id]))
         return log_likelihoods(
-            self.model, self.variables, requests, batch_size=self.batch_size, bucket=_ROW_MULTIPLE
+            self.model,
+            self.variables,
+            requests,
+            batch_size=self.batch_size,
+            pad_multiple=_ROW_MULTIPLE,
         )
 
 
@@ -264,7 +268,7 @@ def load_all(
     Raises:
         UserError: A model cannot be loaded, or the models have different bases.
     """
-    paths = [buckets.local(directory) for directory in directories]
+    paths = [cloud_storage.localize(directory) for directory in directories]
     saved = [saved_model(path, weights) for path in paths]
     first = saved[0]
     for each in saved:
@@ -284,7 +288,7 @@ def load_all(
     return models
 
 
-def _base_name(saved: Saved) -> str:
+def _base_name(saved: StoredModel) -> str:
     where = f' from {saved.weights}' if saved.weights else ''
     precision = saved.model.quantize or saved.model.dtype
     return f'{saved.model.name} in {precision}{where}'

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from malora_jax import files
-from malora_jax.buckets import home
+from malora_jax.cloud_storage import remote_path
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import is_adapter
 from malora_jax.models import Decoder
@@ -60,7 +60,7 @@ class LoadedRun:
         """Raw config: nested values of `config.json`, without fields newer than the run."""
         config = self._read_required(config_format.read_config, self.path / CONFIG_FILE)
         files.check_content(
-            run_files.StoredConfig, config, str(self.path / CONFIG_FILE), files.RESTORE
+            run_files.StoredConfig, config, str(self.path / CONFIG_FILE), files.RESTORE_REMEDY
         )
         return config
 
@@ -132,7 +132,7 @@ class LoadedRun:
     @property
     def checkpoint_directory(self) -> pathlib.Path:
         """Directory of the checkpoints, in cloud storage if the run is there."""
-        return home(self.path / 'checkpoints')
+        return remote_path(self.path / 'checkpoints')
 
     @functools.cached_property
     def _checkpoints(self) -> tuple[list[int], int]:

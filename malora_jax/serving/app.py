@@ -20,16 +20,16 @@ from starlette.types import Receive, Scope, Send
 from malora_jax.errors import UserError
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import GenerationRequest, check_context_length
-from malora_jax.serving import answers, protocol
-from malora_jax.serving.errors import RefusedError
-from malora_jax.serving.guard import Guard
+from malora_jax.serving import protocol, response_json
+from malora_jax.serving.error_responses import ErrorBody, add_error_handlers
+from malora_jax.serving.errors import ApiError
+from malora_jax.serving.middleware import GuardMiddleware
 from malora_jax.serving.protocol import ChatRequest, CompletionRequest, SomeRequest
-from malora_jax.serving.responses import ErrorBody, handle_errors
-from malora_jax.serving.scheduler import Generation, Piece, Scheduler
+from malora_jax.serving.scheduler import Generation, Scheduler, TextPiece
 from malora_jax.serving.workers import Workers
 
 # Default maximum number of new tokens in a chat, if the context has room for them.
-_MOST_TOKENS = 1024
+_DEFAULT_MAX_TOKENS = 1024
 
 _Result = TypeVar('_Result')
 
@@ -37,12 +37,12 @@ _Result = TypeVar('_Result')
 def make_app(
     models: Mapping[str, LanguageModel],
     *,
-    rows: int = 8,
-    most_waiting: int = 256,
+    batch_size: int = 8,
+    max_waiting: int = 256,
     timeout_s: float = 600.0,
-    body_s: float = 30.0,
-    key: str | None = None,
-    hosts: Collection[str] = (),
+    body_timeout_s: float = 30.0,
+    api_key: str | None = None,
+    allowed_hosts: Collection[str] = (),
 ) -> fastapi.FastAPI:
     """Return the ASGI application; `app.state.scheduler` is its `Scheduler`.
 
@@ -52,17 +52,17 @@ def make_app(
 
     Args:
         models: Models by the names that requests use.
-        rows: Number of texts of each model that are decoded together (batch size). The memory for
-            the KV cache grows with it.
-        most_waiting: Maximum number of queued texts; further requests get status 429.
+        batch_size: Number of texts of each model that are decoded together (batch size). The memory
+            for the KV cache grows with it.
+        max_waiting: Maximum number of queued texts; further requests get status 429.
         timeout_s: Maximum time of a request in seconds; then it gets status 504, or an error event
             if streaming has started.
-        body_s: Maximum time in seconds for the body of a request to arrive.
-        key: API key that requests must have, or None.
-        hosts: Host names that requests may use, besides IP addresses and `localhost`; ignored with
-            a key.
+        body_timeout_s: Maximum time in seconds for the body of a request to arrive.
+        api_key: API key that requests must have, or None.
+        allowed_hosts: Host names that requests may use, besides IP addresses and `localhost`;
+            ignored with a key.
     """
-    scheduler, workers = Scheduler(models, rows, most_waiting), Workers()
+    scheduler, workers = Scheduler(models, batch_size, max_waiting), Workers()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -80,15 +80,21 @@ def make_app(
     )
     app.state.scheduler = scheduler
     app.add_middleware(
-        Guard, key=key, hosts=hosts, body_s=body_s, is_draining=lambda: scheduler.is_draining
+        GuardMiddleware,
+        api_key=api_key,
+        allowed_hosts=allowed_hosts,
+        body_timeout_s=body_timeout_s,
+        is_draining=lambda: scheduler.is_draining,
     )
-    handle_errors(app)
+    add_error_handlers(app)
     service = _Service(models, scheduler, workers, timeout_s)
     app.get('/health')(service.health)
     app.get('/v1/models')(service.list_models)
     app.get('/v1/models/{name:path}')(service.get_model)
-    app.post('/v1/chat/completions', openapi_extra=_body(ChatRequest))(service.chat)
-    app.post('/v1/completions', openapi_extra=_body(CompletionRequest))(service.complete)
+    app.post('/v1/chat/completions', openapi_extra=_request_body_schema(ChatRequest))(service.chat)
+    app.post('/v1/completions', openapi_extra=_request_body_schema(CompletionRequest))(
+        service.complete
+    )
     app.openapi = functools.cache(functools.partial(_openapi, app))  # type: ignore[method-assign]
     return app
 
@@ -96,7 +102,7 @@ def make_app(
 _REFERENCE = '#/components/schemas/{model}'
 
 
-def _body(kind: type[ChatRequest | CompletionRequest]) -> dict[str, Any]:
+def _request_body_schema(kind: type[ChatRequest | CompletionRequest]) -> dict[str, Any]:
     schema = {'$ref': _REFERENCE.format(model=kind.__name__)}
     content = {'application/json': {'schema': schema}}
     return {'requestBody': {'content': content, 'required': True}}
@@ -117,11 +123,11 @@ class _Prompt:
 
     Attributes:
         size: Number of characters.
-        tokens: Function that tokenizes the prompt, which takes long if the prompt is long.
+        tokenize: Function that tokenizes the prompt, which takes long if the prompt is long.
     """
 
     size: int
-    tokens: Callable[[], list[int]]
+    tokenize: Callable[[], list[int]]
 
 
 class _Service:
@@ -142,7 +148,7 @@ class _Service:
 
     async def health(self) -> dict[str, Any]:
         """Report that the server is running, and how many texts it generates or has queued."""
-        return {'status': 'ok', 'open_requests': self.scheduler.open_requests}
+        return {'status': 'ok', 'open_requests': self.scheduler.num_open_texts}
 
     async def list_models(self) -> dict[str, Any]:
         """List the names of the models."""
@@ -165,21 +171,21 @@ class _Service:
         """
         body = await self._read(ChatRequest, http)
         model = self._model(body.model)
-        messages = [message.plain() for message in body.messages]
+        messages = [message.to_dict() for message in body.messages]
         size = sum(len(message['content']) for message in messages)
         prompt = _Prompt(size, functools.partial(model.encode_prompt, messages))
 
-        def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
+        def choice(piece: TextPiece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             # White space before an answer belongs to the template; see `LanguageModel.chat`.
             text = piece.text if offset else piece.text.lstrip()
-            logprobs = answers.chat_logprobs(model, piece.tokens, body.alternatives)
+            logprobs = response_json.chat_logprobs(model, piece.tokens, body.num_alternatives)
             role = {'role': 'assistant'} if not (is_stream and offset) else {}
             what = {**role, 'content': text if is_stream else text.strip()}
             return {
                 'index': index,
                 'delta' if is_stream else 'message': what,
                 'logprobs': logprobs,
-                'finish_reason': piece.finish,
+                'finish_reason': piece.finish_reason,
             }
 
         return await self._respond(
@@ -198,14 +204,14 @@ class _Service:
             _Prompt(len(text), functools.partial(model.encode_text, text)) for text in body.prompts
         ]
 
-        def choice(piece: Piece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
+        def choice(piece: TextPiece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             return {
                 'index': index,
                 'text': piece.text,
-                'logprobs': answers.completion_logprobs(
-                    model, piece.tokens, body.alternatives, offset
+                'logprobs': response_json.completion_logprobs(
+                    model, piece.tokens, body.num_alternatives, offset
                 ),
-                'finish_reason': piece.finish,
+                'finish_reason': piece.finish_reason,
             }
 
         return await self._respond(body, http, prompts, 'prompt', choice, 'text_completion', 'cmpl')
@@ -214,17 +220,17 @@ class _Service:
         try:
             raw = await http.body()
         except ClientDisconnect:
-            raise RefusedError(499, 'The client is gone.') from None
+            raise ApiError(499, 'The client is gone.') from None
         content_type = http.headers.get('content-type', '').partition(';')[0].strip().lower()
         if content_type != 'application/json':
             # Browsers let any web page send other content types to any server, without CORS checks.
-            raise RefusedError(422, 'The body must have the content type application/json.')
+            raise ApiError(422, 'The body must have the content type application/json.')
         return await self.workers.run(len(raw), functools.partial(protocol.parse, kind, raw))
 
     def _model(self, name: str) -> LanguageModel:
         if name not in self.models:
             known = ', '.join(self.models)
-            raise RefusedError(404, f'There is no model {name[:256]!r}; there is {known}.', 'model')
+            raise ApiError(404, f'There is no model {name[:256]!r}; there is {known}.', 'model')
         return self.models[name]
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -236,52 +242,54 @@ class _Service:
         http: fastapi.Request,
         prompts: Sequence[_Prompt],
         field: str,
-        choice: Callable[[Piece, int, int, bool], dict[str, Any]],
+        make_choice: Callable[[TextPiece, int, int, bool], dict[str, Any]],
         kind: str,
         prefix: str,
     ) -> Response:
         model = self.models[body.model]
         for prompt in prompts:
             if prompt.size > model.max_characters:
-                raise RefusedError(
+                raise ApiError(
                     413,
                     f'{field}: {prompt.size:,} characters do not fit into the context of '
                     f'{model.model.config.context} tokens, which has at most '
                     f'{model.max_characters:,}.',
                     field,
                 )
-        head = {
+        common_fields = {
             'id': f'{prefix}-{uuid.uuid4().hex}',
             'object': kind,
             'created': int(time.time()),
             'model': body.model,
         }
         deadline = _Deadline(self.timeout_s)
-        generation = self.scheduler.open(body.model, len(prompts) * body.n)
+        generation = self.scheduler.reserve(body.model, len(prompts) * body.n)
         try:
-            begin = self._begin(body, generation, prompts, field)
-            count = await deadline.unless_gone(begin, http)
+            submission = self._submit_texts(body, generation, prompts, field)
+            count = await deadline.run_or_cancel(submission, http)
             if body.stream:
-                head['object'] = kind if kind == 'text_completion' else f'{kind}.chunk'
-                events = _events(body, generation, head, choice, count, deadline)
+                common_fields['object'] = kind if kind == 'text_completion' else f'{kind}.chunk'
+                events = _events(body, generation, common_fields, make_choice, count, deadline)
                 cancel = functools.partial(self.scheduler.cancel, generation)
                 return _EventStream(events, cancel)
-            found = await deadline.unless_gone(answers.whole(generation), http)
+            texts = await deadline.run_or_cancel(response_json.collect_texts(generation), http)
         except BaseException:
             self.scheduler.cancel(generation)
             raise
 
-        tokens = sum(len(piece.tokens) for piece in found)
+        tokens = sum(len(piece.tokens) for piece in texts)
 
-        def encoded() -> bytes:
-            choices = [choice(piece, i, 0, False) for i, piece in enumerate(found)]
-            value = head | {'choices': choices, 'usage': _usage(count, tokens)}
-            return ''.join(answers.encode(value)).encode()
+        def encode_response() -> bytes:
+            choices = [make_choice(piece, i, 0, False) for i, piece in enumerate(texts)]
+            value = common_fields | {'choices': choices, 'usage': _usage(count, tokens)}
+            return ''.join(response_json.encode(value)).encode()
 
-        content = await self.workers.run(tokens * (1 + (body.alternatives or 0)), encoded)
+        content = await self.workers.run(
+            tokens * (1 + (body.num_alternatives or 0)), encode_response
+        )
         return Response(content, media_type='application/json')
 
-    async def _begin(
+    async def _submit_texts(
         self,
         body: ChatRequest | CompletionRequest,
         generation: Generation,
@@ -294,14 +302,14 @@ class _Service:
         for number, prompt in enumerate(prompts):
             # Tokenize one prompt at a time, so that requests with many prompts do not delay others.
             request = await self.workers.run(
-                prompt.size, functools.partial(self._request, body, prompt, field)
+                prompt.size, functools.partial(self._engine_request, body, prompt, field)
             )
             for text in generation.texts[number * body.n : (number + 1) * body.n]:
-                self.scheduler.submit(text, request, body.stops, seed)
+                self.scheduler.submit(text, request, body.stop_strings, seed)
             count += len(request.prompt)
         return count
 
-    def _request(
+    def _engine_request(
         self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
     ) -> GenerationRequest:
         """Return the engine's request for each text of a prompt; runs in a worker thread.
@@ -312,23 +320,23 @@ class _Service:
             UserError: The template does not support the messages.
         """
         model = self.models[body.model]
-        tokens, context = prompt.tokens(), model.model.config.context
+        tokens, context = prompt.tokenize(), model.model.config.context
         if not tokens:
-            raise RefusedError(422, f'{field}: There must be a text to go on from.', field)
-        limit = body.limit
+            raise ApiError(422, f'{field}: There must be a text to go on from.', field)
+        limit = body.max_new_tokens
         if limit is None:
-            limit = max(1, min(_MOST_TOKENS, context - len(tokens)))
+            limit = max(1, min(_DEFAULT_MAX_TOKENS, context - len(tokens)))
         try:
             check_context_length(model.model.config, len(tokens), limit)
         except UserError as error:
-            raise RefusedError(413, str(error), field) from error
+            raise ApiError(413, str(error), field) from error
         return GenerationRequest(
             tokens,
             limit,
             body.temperature,
             body.top_k,
             body.top_p,
-            wants_logprobs=bool(body.alternatives),
+            wants_logprobs=bool(body.num_alternatives),
         )
 
 
@@ -357,9 +365,9 @@ class _Deadline:
 
     def __init__(self, timeout_s: float):
         self.at = asyncio.get_running_loop().time() + timeout_s
-        self.error = RefusedError(504, f'The answer took more than {timeout_s:g} seconds.')
+        self.error = ApiError(504, f'The answer took more than {timeout_s:g} seconds.')
 
-    async def unless_gone(
+    async def run_or_cancel(
         self, work: Coroutine[Any, Any, _Result], http: fastapi.Request
     ) -> _Result:
         """Return the result of the work; cancel it if the client disconnects or time runs out.
@@ -371,7 +379,7 @@ class _Deadline:
         Raises:
             RefusedError: The work was cancelled.
         """
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(http))
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(http))
         both: set[asyncio.Future[Any]] = {task, gone}
         try:
             async with asyncio.timeout_at(self.at):
@@ -384,10 +392,10 @@ class _Deadline:
             await asyncio.gather(*both, return_exceptions=True)
         if task in done:
             return task.result()
-        raise RefusedError(499, 'The client is gone.')
+        raise ApiError(499, 'The client is gone.')
 
 
-async def _disconnected(http: fastapi.Request) -> None:
+async def _wait_for_disconnect(http: fastapi.Request) -> None:
     while (await http.receive())['type'] != 'http.disconnect':
         pass
 
@@ -395,8 +403,8 @@ async def _disconnected(http: fastapi.Request) -> None:
 async def _events(
     body: ChatRequest | CompletionRequest,
     generation: Generation,
-    head: Mapping[str, Any],
-    choice: Callable[[Piece, int, int, bool], dict[str, Any]],
+    common_fields: Mapping[str, Any],
+    make_choice: Callable[[TextPiece, int, int, bool], dict[str, Any]],
     prompt_tokens: int,
     deadline: _Deadline,
 ) -> AsyncIterator[str]:
@@ -405,9 +413,9 @@ async def _events(
     Args:
         body: Request.
         generation: Texts of the request.
-        head: Fields that all chunks have.
-        choice: Function that converts a piece, with the index of its text, the number of characters
-            before it, and whether the response is streamed, to an entry of `choices`.
+        common_fields: Fields that all chunks have.
+        make_choice: Function that converts a piece, with the index of its text, the number of
+            characters before it, and whether the response is streamed, to an entry of `choices`.
         prompt_tokens: Number of tokens of all prompts, for the usage.
         deadline: Deadline of the request.
     """
@@ -415,15 +423,17 @@ async def _events(
     try:
         async with asyncio.timeout_at(deadline.at):
             async for index, piece in generation.pieces():
-                chunk = choice(piece, index, offsets[index], True)
+                chunk = make_choice(piece, index, offsets[index], True)
                 tokens += len(piece.tokens)
                 offsets[index] += len(piece.text)
-                yield _event(dict(head) | {'choices': [chunk]})
+                yield _event(dict(common_fields) | {'choices': [chunk]})
         if body.stream_options is not None and body.stream_options.include_usage:
-            yield _event(dict(head) | {'choices': [], 'usage': _usage(prompt_tokens, tokens)})
+            yield _event(
+                dict(common_fields) | {'choices': [], 'usage': _usage(prompt_tokens, tokens)}
+            )
     except TimeoutError:
         yield _event(deadline.error.body())
-    except RefusedError as error:
+    except ApiError as error:
         yield _event(error.body())
     yield 'data: [DONE]\n\n'
 
@@ -432,9 +442,9 @@ def _event(value: Mapping[str, Any]) -> str:
     return f'data: {json.dumps(value, ensure_ascii=False)}\n\n'
 
 
-def _usage(before: int, after: int) -> dict[str, int]:
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {
-        'prompt_tokens': before,
-        'completion_tokens': after,
-        'total_tokens': before + after,
+        'prompt_tokens': prompt_tokens,
+        'completion_tokens': completion_tokens,
+        'total_tokens': prompt_tokens + completion_tokens,
     }

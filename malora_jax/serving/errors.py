@@ -4,7 +4,7 @@ import traceback
 from typing import Any
 
 
-class RefusedError(Exception):
+class ApiError(Exception):
     """An error that is the response to a request.
 
     Attributes:
@@ -24,12 +24,12 @@ class RefusedError(Exception):
         return {'error': error}
 
 
-def failed() -> RefusedError:
+def log_model_failure() -> ApiError:
     """Return status 500 for the exception that is being handled, and print its traceback."""
     traceback.print_exc()
-    return RefusedError(500, 'The model failed; the log says why.')
+    return ApiError(500, 'The model failed; the log says why.')
 
 
-def shutting_down() -> RefusedError:
+def shutting_down_error() -> ApiError:
     """Return status 503 for a request during shutdown."""
-    return RefusedError(503, 'The server is shutting down.')
+    return ApiError(503, 'The server is shutting down.')

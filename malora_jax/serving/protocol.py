@@ -6,18 +6,18 @@ import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from malora_jax.models.sampling import MAX_TOP_K
-from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.errors import ApiError
 
 # Maximum number of alternatives whose log-probability is reported for each token.
-MOST_ALTERNATIVES = 20
-_MOST_MESSAGES = 4096
+MAX_TOP_LOGPROBS = 20
+_MAX_MESSAGES = 4096
 # Maximum number of fields of an object in a request; each unknown field causes a separate error.
-_MOST_FIELDS = 64
+_MAX_FIELDS = 64
 # Maximum number of values in a request, because no other thread runs while they are parsed.
-_MOST_VALUES = 100_000
+_MAX_VALUES = 100_000
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-_Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_TokenCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Name = Annotated[str, Field(max_length=256)]
 
 
@@ -33,7 +33,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class Common(_Strict):
+class BaseRequest(_Strict):
     """Fields that chat and text completion requests have in common.
 
     Fields that would change the text but are not implemented accept only the value that has no
@@ -41,7 +41,7 @@ class Common(_Strict):
     """
 
     model: _Name
-    max_tokens: _Tokens | None = None
+    max_tokens: _TokenCount | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] = 0
@@ -57,7 +57,7 @@ class Common(_Strict):
     metadata: Any = None
 
     @property
-    def stops(self) -> tuple[str, ...]:
+    def stop_strings(self) -> tuple[str, ...]:
         """Stop strings, which end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
@@ -71,7 +71,7 @@ class TextPart(BaseModel):
     text: str
 
 
-class Message(BaseModel):
+class RequestMessage(BaseModel):
     """A message: one turn of a conversation."""
 
     model_config = ConfigDict(extra='ignore', strict=True)
@@ -79,22 +79,22 @@ class Message(BaseModel):
     role: _Name
     content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)]
 
-    def plain(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """Return the message with its parts joined to one text."""
         parts = self.content
         text = parts if isinstance(parts, str) else ''.join(part.text for part in parts)
         return {'role': self.role, 'content': text}
 
 
-class ChatRequest(Common):
+class ChatRequest(BaseRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[
-        list[Message], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)
+        list[RequestMessage], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)
     ]
-    max_completion_tokens: _Tokens | None = None
+    max_completion_tokens: _TokenCount | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: dict[Literal['type'], Literal['text']] | None = None
     store: bool | None = None
 
@@ -110,17 +110,17 @@ class ChatRequest(Common):
         return self
 
     @property
-    def limit(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         """Maximum number of new tokens; None if the request does not set it."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def alternatives(self) -> int | None:
+    def num_alternatives(self) -> int | None:
         """Number of alternatives to report per token; None = no log-probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(Common):
+class CompletionRequest(BaseRequest):
     """The body of POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=64, fail_fast=True)]
@@ -135,12 +135,12 @@ class CompletionRequest(Common):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
-    def limit(self) -> int:
+    def max_new_tokens(self) -> int:
         """Maximum number of new tokens, with OpenAI's default of 16."""
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
-    def alternatives(self) -> int | None:
+    def num_alternatives(self) -> int | None:
         """Number of alternatives to report per token; None = no log-probabilities at all."""
         return self.logprobs
 
@@ -166,21 +166,21 @@ def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(422, f'The body is not valid JSON: {error}.') from error
+        raise ApiError(422, f'The body is not valid JSON: {error}.') from error
     objects = {'The body': value} | (value if isinstance(value, dict) else {})
     for name, part in objects.items():
-        if isinstance(part, dict) and len(part) > _MOST_FIELDS:
-            raise RefusedError(422, f'{name[:100]}: An object may have {_MOST_FIELDS} fields.')
+        if isinstance(part, dict) and len(part) > _MAX_FIELDS:
+            raise ApiError(422, f'{name[:100]}: An object may have {_MAX_FIELDS} fields.')
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
         # A field that allows several types has an error for each; report that of the matching type.
-        first = min(found, key=lambda each: each['type'].endswith('_type'))
+        first = min(errors, key=lambda each: each['type'].endswith('_type'))
         # Drop the names of allowed types, which Pydantic puts between the names of the fields.
         names = [str(p) for p in first['loc'] if isinstance(p, int) or p.isidentifier()]
         where, param = '.'.join(names)[:100], names[0][:100] if names else None
-        raise RefusedError(422, f'{where or "The body"}: {first["msg"]}.', param) from error
+        raise ApiError(422, f'{where or "The body"}: {first["msg"]}.', param) from error
 
 
 def _check_count(body: bytes) -> None:
@@ -190,8 +190,8 @@ def _check_count(body: bytes) -> None:
         RefusedError: The body has too many values.
     """
     # After escaped characters are removed, every second part between quotes is inside a string.
-    parts = body.replace(b'\\\\', b'').replace(b'\\"', b'').split(b'"', 2 * _MOST_VALUES + 1)
+    parts = body.replace(b'\\\\', b'').replace(b'\\"', b'').split(b'"', 2 * _MAX_VALUES + 1)
     outside = b''.join(parts[::2])
     count = outside.count(b'{') + outside.count(b'[') + outside.count(b',')
-    if max(count, len(parts) // 2) > _MOST_VALUES:
-        raise RefusedError(422, f'The body: A request may have {_MOST_VALUES:,} values.')
+    if max(count, len(parts) // 2) > _MAX_VALUES:
+        raise ApiError(422, f'The body: A request may have {_MAX_VALUES:,} values.')

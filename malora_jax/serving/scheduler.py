@@ -18,23 +18,23 @@ import jax
 from malora_jax.inference import LanguageModel
 from malora_jax.models.detokenization import StopCondition, TextStream
 from malora_jax.models.engine import Engine, GenerationRequest, RequestError, RequestOutput, Token
-from malora_jax.serving.errors import RefusedError, failed, shutting_down
+from malora_jax.serving.errors import ApiError, log_model_failure, shutting_down_error
 
 
 @dataclasses.dataclass
-class Piece:
+class TextPiece:
     """A new part of a text.
 
     Attributes:
         text: New text that can be shown; incomplete characters and possible beginnings of a stop
             string are held back.
         tokens: New tokens. If a stop string ends the text, they may go beyond `text`.
-        finish: 'stop' or 'length' in the last piece, else None.
+        finish_reason: 'stop' or 'length' in the last piece, else None.
     """
 
     text: str
     tokens: list[Token]
-    finish: str | None
+    finish_reason: str | None
 
 
 class Generation:
@@ -48,18 +48,18 @@ class Generation:
     def __init__(self, model: str, count: int):
         self.texts = [PendingText(self, model, index) for index in range(count)]
         self.loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, Piece | RefusedError]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, TextPiece | ApiError]] = asyncio.Queue()
 
-    def put(self, index: int, piece: Piece | RefusedError) -> None:
+    def put(self, index: int, piece: TextPiece | ApiError) -> None:
         """Add a new piece of a text, or the error that ends it.
 
         Args:
             index: Index of the text in the response.
             piece: New piece or error.
         """
-        self._news.put_nowait((index, piece))
+        self._queue.put_nowait((index, piece))
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
         """Yield new pieces of all texts, each with the index of its text, until all are finished.
 
         Raises:
@@ -67,10 +67,10 @@ class Generation:
         """
         running = len(self.texts)
         while running:
-            index, piece = await self._news.get()
-            if isinstance(piece, RefusedError):
+            index, piece = await self._queue.get()
+            if isinstance(piece, ApiError):
                 raise piece
-            running -= piece.finish is not None
+            running -= piece.finish_reason is not None
             yield index, piece
 
 
@@ -87,8 +87,9 @@ class PendingText:
         seed: Random seed that all texts of the HTTP request share; None = `request` has the key.
         stream: Incremental decoder from tokens to text.
         is_over: Whether the last piece was delivered.
-        told: Ids of the tokens that the engine has generated so far.
-        repeats: Number of these tokens that must still be generated again after an engine reset.
+        generated_ids: Ids of the tokens that the engine has generated so far.
+        repeats_left: Number of these tokens that must still be generated again after an engine
+            reset.
         is_suspect: Whether a failed step included this text and others.
     """
 
@@ -101,13 +102,13 @@ class PendingText:
         self.model = model
         self.index = index
         self.is_over = False
-        self.told: list[int] = []
-        self.repeats = 0
+        self.generated_ids: list[int] = []
+        self.repeats_left = 0
         self.is_suspect = False
 
 
 # Results of a step: the news of each text, or None if the text failed.
-_Found = list[tuple[PendingText, RequestOutput | None]]
+_StepResults = list[tuple[PendingText, RequestOutput | None]]
 
 
 class Scheduler:
@@ -124,32 +125,32 @@ class Scheduler:
     repeated tokens are the same; they are not sent to the client again.
     """
 
-    def __init__(self, models: Mapping[str, LanguageModel], rows: int, most_waiting: int):
+    def __init__(self, models: Mapping[str, LanguageModel], batch_size: int, max_waiting: int):
         """Create the engines; nothing is generated before `start`.
 
         Args:
             models: Models by the names that requests use.
-            rows: Number of texts of each model that are decoded together (batch size).
-            most_waiting: Maximum number of queued texts, which wait for a free row.
+            batch_size: Number of texts of each model that are decoded together (batch size).
+            max_waiting: Maximum number of queued texts, which wait for a free row.
         """
         self._models = models
-        self._writers = {name: _Writer(model, rows) for name, model in models.items()}
-        self._most = rows * len(models) + most_waiting
-        self._asked: collections.deque[tuple[str, PendingText]] = collections.deque()
-        self._open: set[PendingText] = set()
+        self._runners = {name: _EngineRunner(model, batch_size) for name, model in models.items()}
+        self._max_texts = batch_size * len(models) + max_waiting
+        self._commands: collections.deque[tuple[str, PendingText]] = collections.deque()
+        self._open_texts: set[PendingText] = set()
         self._wake = threading.Condition()
         self._is_stopped = False
-        self._found: queue.SimpleQueue[_Found | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_StepResults | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._write, name='writer', daemon=True),
-            threading.Thread(target=self._read, name='texts', daemon=True),
+            threading.Thread(target=self._run_engines, name='writer', daemon=True),
+            threading.Thread(target=self._detokenize, name='texts', daemon=True),
         ]
         self.is_draining = False
 
     @property
-    def open_requests(self) -> int:
+    def num_open_texts(self) -> int:
         """Number of texts that are queued or being generated."""
-        return len(self._open)
+        return len(self._open_texts)
 
     def start(self) -> None:
         """Start the threads, which generate texts."""
@@ -164,9 +165,9 @@ class Scheduler:
         """Refuse new requests, and end all open texts with status 503; thread-safe."""
         self.drain()
         with self._wake:
-            texts = list(self._open)
+            texts = list(self._open_texts)
             self._drop(texts)
-        self._deliver([(text, shutting_down()) for text in texts])
+        self._deliver([(text, shutting_down_error()) for text in texts])
 
     def stop(self) -> None:
         """End all open texts, and stop the threads after their current step (a few tokens)."""
@@ -177,7 +178,7 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
 
-    def open(self, model: str, count: int) -> Generation:
+    def reserve(self, model: str, count: int) -> Generation:
         """Reserve places in the queue for the texts of a request; call it in the event loop.
 
         Args:
@@ -188,12 +189,12 @@ class Scheduler:
             RefusedError: The queue is full, or the server is shutting down.
         """
         if self.is_draining:
-            raise shutting_down()
+            raise shutting_down_error()
         with self._wake:
-            if len(self._open) + count > self._most:
-                raise RefusedError(429, 'Too many requests wait already; try again later.')
+            if len(self._open_texts) + count > self._max_texts:
+                raise ApiError(429, 'Too many requests wait already; try again later.')
             generation = Generation(model, count)
-            self._open.update(generation.texts)
+            self._open_texts.update(generation.texts)
         return generation
 
     def submit(
@@ -215,92 +216,96 @@ class Scheduler:
         text.request, text.seed = request, seed
         text.stream = TextStream(StopCondition(tokenizer, tuple(stops)))
         with self._wake:
-            if text in self._open:
-                self._asked.append(('submit', text))
+            if text in self._open_texts:
+                self._commands.append(('submit', text))
                 self._wake.notify()
 
     def cancel(self, generation: Generation) -> None:
         """Cancel the unfinished texts of a request; thread-safe."""
         with self._wake:
-            self._drop([text for text in generation.texts if text in self._open])
+            self._drop([text for text in generation.texts if text in self._open_texts])
 
     def _drop(self, texts: Iterable[PendingText]) -> None:
         for text in texts:
-            self._open.discard(text)
-            self._asked.append(('cancel', text))
+            self._open_texts.discard(text)
+            self._commands.append(('cancel', text))
         self._wake.notify()
 
-    def _write(self) -> None:
+    def _run_engines(self) -> None:
         """Run the engines, and pass their results to the text thread; the writer thread's loop."""
         while True:
             with self._wake:
-                while not (self._is_stopped or self._asked or self._is_busy()):
+                while not (self._is_stopped or self._commands or self._is_busy()):
                     self._wake.wait()
                 if self._is_stopped:
                     break
-                asked, self._asked = self._asked, collections.deque()
-            for what, text in asked:
-                writer = self._writers[text.model]
-                (writer.submit if what == 'submit' else writer.cancel)(text)
-            for writer in self._writers.values():
-                if writer.is_busy and (found := writer.step()):
-                    self._found.put(found)
-        self._found.put(None)
+                commands, self._commands = self._commands, collections.deque()
+            for command, text in commands:
+                runner = self._runners[text.model]
+                (runner.submit if command == 'submit' else runner.cancel)(text)
+            for runner in self._runners.values():
+                if runner.is_busy and (results := runner.step()):
+                    self._results.put(results)
+        self._results.put(None)
 
     def _is_busy(self) -> bool:
-        return any(writer.is_busy for writer in self._writers.values())
+        return any(runner.is_busy for runner in self._runners.values())
 
-    def _read(self) -> None:
+    def _detokenize(self) -> None:
         """Decode tokens to text, and pass it to the event loop; the text thread's loop."""
-        while (found := self._found.get()) is not None:
-            news = [(text, self._piece(text, news)) for text, news in found if not text.is_over]
-            self._deliver([(text, piece) for text, piece in news if piece is not None])
+        while (results := self._results.get()) is not None:
+            pieces = [(text, self._piece(text, news)) for text, news in results if not text.is_over]
+            self._deliver([(text, piece) for text, piece in pieces if piece is not None])
 
-    def _piece(self, text: PendingText, news: RequestOutput | None) -> Piece | RefusedError | None:
-        piece: Piece | RefusedError
-        if news is None:
-            piece = RefusedError(500, 'The model failed; the log says why.')
+    def _piece(
+        self, text: PendingText, output: RequestOutput | None
+    ) -> TextPiece | ApiError | None:
+        piece: TextPiece | ApiError
+        if output is None:
+            piece = ApiError(500, 'The model failed; the log says why.')
         else:
             try:
-                shown = text.stream.add([token.id for token in news.tokens])
-                finish = 'stop' if text.stream.is_over else news.finish_reason
-                if not (shown or news.tokens or finish):
+                new_text = text.stream.add([token.id for token in output.tokens])
+                finish = 'stop' if text.stream.is_over else output.finish_reason
+                if not (new_text or output.tokens or finish):
                     return None
-                piece = Piece(shown + text.stream.flush() if finish else shown, news.tokens, finish)
+                piece = TextPiece(
+                    new_text + text.stream.flush() if finish else new_text, output.tokens, finish
+                )
             except Exception:  # A tokenizer may be unable to decode what the model generates.
-                piece = failed()
-        text.is_over = isinstance(piece, RefusedError) or piece.finish is not None
+                piece = log_model_failure()
+        text.is_over = isinstance(piece, ApiError) or piece.finish_reason is not None
         if text.is_over:
             with self._wake:
                 # A stop string may end a text that the engine still generates, so cancel it there.
                 # If the engine has finished it, that has no effect.
-                self._drop([text] if text in self._open else [])
+                self._drop([text] if text in self._open_texts else [])
         return piece
 
-    def _deliver(self, news: Sequence[tuple[PendingText, Piece | RefusedError]]) -> None:
+    def _deliver(self, pieces: Sequence[tuple[PendingText, TextPiece | ApiError]]) -> None:
         def put(loop: asyncio.AbstractEventLoop) -> None:
-            for text, piece in news:
+            for text, piece in pieces:
                 if text.generation.loop is loop:
                     text.generation.put(text.index, piece)
 
-        for loop in {text.generation.loop for text, _ in news}:
+        for loop in {text.generation.loop for text, _ in pieces}:
             with contextlib.suppress(RuntimeError):  # The loop may be closed: no client waits.
                 loop.call_soon_threadsafe(put, loop)
 
 
-class _Writer:
+class _EngineRunner:
     """Generates the texts of one model; only the writer thread uses it."""
 
-    def __init__(self, model: LanguageModel, rows: int):
-        self._engine = Engine(model.model, model.variables, [model.end_id], rows)
-        self._rows = rows
+    def __init__(self, model: LanguageModel, batch_size: int):
+        self._engine = Engine(model.model, model.variables, [model.end_id], batch_size)
+        self._batch_size = batch_size
         self._waiting: collections.deque[PendingText] = collections.deque()
-        self._begun: dict[int, PendingText] = {}  # Running texts by the engine's request number.
+        self._running: dict[int, PendingText] = {}  # Running texts by the engine's request number.
 
     @property
     def is_busy(self) -> bool:
         """True if there are queued or running texts."""
-        return bool(self._waiting or self._begun)
+        return bool(self._waiting or self._running)
 
     def submit(self, text: PendingText) -> None:
         """Add a text to the queue."""
@@ -310,67 +315,70 @@ class _Writer:
         """Remove a text from the queue or the engine; a finished text is ignored."""
         if text in self._waiting:
             self._waiting.remove(text)
-        for number in [number for number, other in self._begun.items() if other is text]:
+        for number in [number for number, other in self._running.items() if other is text]:
             self._engine.cancel(number)
-            del self._begun[number]
+            del self._running[number]
 
-    def step(self) -> _Found:
+    def step(self) -> _StepResults:
         """Fill free rows from the queue, and generate a few tokens of all running texts."""
-        while self._waiting and self._has_room():
+        while self._waiting and self._can_start_next():
             text = self._waiting.popleft()
-            self._begun[self._engine.submit(_keyed(text))] = text
+            self._running[self._engine.submit(_engine_request(text))] = text
         try:
-            found = self._engine.step()
+            outputs = self._engine.step()
         except RequestError as error:
             traceback.print_exc()
-            return [(self._begun.pop(error.request_id), None)]
+            return [(self._running.pop(error.request_id), None)]
         except Exception:  # The device may raise any error, most often out of memory.
             traceback.print_exc()
             return self._recover()
-        return [self._tell(news) for news in found]
+        return [self._skip_repeats(output) for output in outputs]
 
-    def _has_room(self) -> bool:
+    def _can_start_next(self) -> bool:
         """Return whether the next queued text can start; a suspect text must run alone."""
-        texts = [self._waiting[0], *self._begun.values()]
+        texts = [self._waiting[0], *self._running.values()]
         alone = any(text.is_suspect for text in texts)
-        return len(self._begun) < (1 if alone else self._rows)
+        return len(self._running) < (1 if alone else self._batch_size)
 
-    def _recover(self) -> _Found:
+    def _recover(self) -> _StepResults:
         """Reset the engine after a failed step, and queue its texts again as suspects.
 
         Returns:
             The failed text, if the step had only one; otherwise nothing.
         """
         self._engine.reset()
-        texts, self._begun = list(self._begun.values()), {}
+        texts, self._running = list(self._running.values()), {}
         if len(texts) == 1:
             return [(texts[0], None)]
         for text in texts:
-            text.is_suspect, text.repeats = True, len(text.told)
+            text.is_suspect, text.repeats_left = True, len(text.generated_ids)
         self._waiting.extendleft(reversed(texts))
         return []
 
-    def _tell(self, news: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
+    def _skip_repeats(self, output: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
         """Return the news of a text without the tokens that were generated before a reset.
 
         The news are None, for a failure, if a repeated token differs or the text ends early.
         """
-        text = self._begun[news.request_id]
-        ids = [token.id for token in news.tokens]
-        again, start = min(text.repeats, len(ids)), len(text.told) - text.repeats
-        is_same = ids[:again] == text.told[start : start + again]
-        text.repeats -= again
-        text.told += ids[again:]
-        if news.finish_reason or not is_same:
+        text = self._running[output.request_id]
+        ids = [token.id for token in output.tokens]
+        num_repeated, start = (
+            min(text.repeats_left, len(ids)),
+            len(text.generated_ids) - text.repeats_left,
+        )
+        is_same = ids[:num_repeated] == text.generated_ids[start : start + num_repeated]
+        text.repeats_left -= num_repeated
+        text.generated_ids += ids[num_repeated:]
+        if output.finish_reason or not is_same:
             self.cancel(text)
-        if not is_same or (news.finish_reason and text.repeats):
+        if not is_same or (output.finish_reason and text.repeats_left):
             return text, None
-        if len(ids) > again:
+        if len(ids) > num_repeated:
             text.is_suspect = False
-        return text, dataclasses.replace(news, tokens=news.tokens[again:])
+        return text, dataclasses.replace(output, tokens=output.tokens[num_repeated:])
 
 
-def _keyed(text: PendingText) -> GenerationRequest:
+def _engine_request(text: PendingText) -> GenerationRequest:
     """Return the engine's request for a text, with a random key derived from seed and index."""
     if text.seed is None or text.request.temperature == 0:
         return text.request

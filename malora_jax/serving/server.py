@@ -14,12 +14,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.errors import ApiError
 from malora_jax.serving.scheduler import Scheduler
 
 # Maximum time in seconds for the head of a request to arrive, and for sending finished responses
 # at the end.
-_HEAD_S, _FLUSH_S = 30.0, 3.0
+_HEAD_TIMEOUT_S, _FLUSH_TIMEOUT_S = 30.0, 3.0
 
 
 def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None:
@@ -41,7 +41,7 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
     # would block all threads.
     gc.collect()
     gc.freeze()
-    server = uvicorn.Server(config(app))
+    server = uvicorn.Server(uvicorn_config(app))
     events: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def run() -> None:
@@ -59,17 +59,17 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
         raise RuntimeError('The server could not start, or has ended by itself.')
     _drain(app.state.scheduler, events, grace_s)
     server.should_exit = True
-    thread.join(2 * _FLUSH_S)
+    thread.join(2 * _FLUSH_TIMEOUT_S)
 
 
-def config(app: fastapi.FastAPI) -> uvicorn.Config:
+def uvicorn_config(app: fastapi.FastAPI) -> uvicorn.Config:
     """Return the settings of the uvicorn server."""
     return uvicorn.Config(
         app,
         http=_Connection,
         ws='none',
         log_level='warning',
-        timeout_graceful_shutdown=int(_FLUSH_S),
+        timeout_graceful_shutdown=int(_FLUSH_TIMEOUT_S),
     )
 
 
@@ -83,7 +83,7 @@ def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: floa
     """
     scheduler.drain()
     end = time.monotonic() + grace_s
-    while scheduler.open_requests and events.empty() and time.monotonic() < end:
+    while scheduler.num_open_texts and events.empty() and time.monotonic() < end:
         time.sleep(0.05)
     scheduler.end_all()
 
@@ -91,34 +91,34 @@ def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: floa
 class _Connection(H11Protocol):
     """An HTTP connection that answers protocol errors in OpenAI's format, with a head timeout."""
 
-    _late: asyncio.TimerHandle | None = None
+    _head_timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._update_head_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
+        if self._head_timeout is not None:
+            self._head_timeout.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_head_timeout()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(RefusedError(400, msg))
+        self._send_error(ApiError(400, msg))
 
-    def _watch(self) -> None:
+    def _update_head_timeout(self) -> None:
         """Start the timeout while the head of a request is awaited, and cancel it otherwise."""
-        if self.conn.their_state is h11.IDLE and self._late is None:
-            error = RefusedError(408, f'No request arrived within {_HEAD_S:g} seconds.')
-            self._late = self.loop.call_later(_HEAD_S, self._refuse, error)
-        elif self.conn.their_state is not h11.IDLE and self._late is not None:
-            self._late.cancel()
-            self._late = None
+        if self.conn.their_state is h11.IDLE and self._head_timeout is None:
+            error = ApiError(408, f'No request arrived within {_HEAD_TIMEOUT_S:g} seconds.')
+            self._head_timeout = self.loop.call_later(_HEAD_TIMEOUT_S, self._send_error, error)
+        elif self.conn.their_state is not h11.IDLE and self._head_timeout is not None:
+            self._head_timeout.cancel()
+            self._head_timeout = None
 
-    def _refuse(self, error: RefusedError) -> None:
+    def _send_error(self, error: ApiError) -> None:
         """Send an error, unless a response has started, and close the connection."""
         if self.transport.is_closing():
             return

@@ -8,7 +8,7 @@ from typing import TypeVar
 _Result = TypeVar('_Result')
 
 # Maximum size of a short text in characters or bytes; its processing takes about 30 ms.
-_SHORT = 20_000
+_MAX_SHORT_SIZE = 20_000
 
 
 class Workers:
@@ -28,7 +28,7 @@ class Workers:
             size: Size of the text in characters or bytes, which selects the pool.
             work: Function to call; it is not called if the caller is cancelled before its turn.
         """
-        lane = self._short if size <= _SHORT else self._long
+        lane = self._short if size <= _MAX_SHORT_SIZE else self._long
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ def take_base_answers(
         same_data = (files.read_json(data, dict) if data.exists() else {}) == digests
         if same_data and all(found.get(key) == value for key, value in wanted.items()):
             ours.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(ours) as temporary:
+            with files.atomic_write(ours) as temporary:
                 shutil.copy(theirs, temporary)
             return True
     return False

@@ -117,7 +117,7 @@ def _set(config: ConfigDict, name: str, value: Any, where: str) -> None:
 
 
 def _check(row: str, config: ConfigDict) -> None:
-    with errors.within(row):
+    with errors.prefix_errors(row):
         run_config(config.to_dict())
 
 

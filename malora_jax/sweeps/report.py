@@ -156,7 +156,7 @@ def _write_csv(
 ) -> None:
     rows = [_csv_row(run, finished.get(name), errors.get(name, '')) for name, run in runs.items()]
     head = list(dict.fromkeys(column for row in rows for column in row))
-    with files.replacing(path) as temporary, temporary.open('w', newline='') as file:
+    with files.atomic_write(path) as temporary, temporary.open('w', newline='') as file:
         writer = csv.DictWriter(file, head)
         writer.writeheader()
         writer.writerows(rows)

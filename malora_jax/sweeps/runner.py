@@ -94,10 +94,10 @@ class Runner:
             OSError: A process did not save in time and was killed.
         """
         queue, active = list(jobs), list[_Process]()
-        signals = shutdown.deferred(signal.SIGTERM, signal.SIGINT)
-        with shutdown.watched(), signals, shutdown.lifeline() as lifeline:
+        signals = shutdown.defer_signals(signal.SIGTERM, signal.SIGINT)
+        with shutdown.raise_on_sigterm(), signals, shutdown.parent_pipe() as lifeline:
             try:
-                while (queue or active) and not shutdown.requested():
+                while (queue or active) and not shutdown.requested_signal():
                     while queue and len(active) < self._at_once:
                         active.append(self._start(queue.pop(0), *lifeline))
                     show(self.statuses())
@@ -113,9 +113,9 @@ class Runner:
                     f'{", ".join(killed)} did not save within {_GRACE_SECONDS} s and was killed; '
                     'the same command resumes from the checkpoints before.'
                 )
-            if shutdown.requested() == signal.SIGINT:
+            if shutdown.requested_signal() == signal.SIGINT:
                 raise KeyboardInterrupt
-            if shutdown.requested():
+            if shutdown.requested_signal():
                 raise Preempted
 
     def statuses(self) -> dict[str, Status]:

@@ -70,7 +70,7 @@ def last_line(workdir: pathlib.Path, name: str) -> str:
 def _last_record(path: pathlib.Path) -> dict[str, Any]:
     """Return the last complete record of a `metrics.jsonl`, or {}."""
     try:
-        files.check_regular(path)
+        files.check_regular_file(path)
         with path.open('rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             lines = file.read().split(b'\n')[:-1]

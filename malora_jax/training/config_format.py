@@ -44,7 +44,7 @@ def read_config(path: pathlib.Path) -> _Config:
     version = config.pop('format', 1)
     if type(version) is not int or version < 1:
         raise errors.UserError(
-            f'{path}: format is {errors.shown(version)}; it must be a whole number from 1 to '
+            f'{path}: format is {errors.short_repr(version)}; it must be a whole number from 1 to '
             f'{FORMAT}: {REMEDY}.'
         )
     if version > FORMAT:

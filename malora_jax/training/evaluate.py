@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.distributed.mesh import use_mesh
 from malora_jax.evaluation import runner
 from malora_jax.training.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
         setup = build_setup(run)
         step, variables = _restore(setup, config, workdir) if workdir else (None, None)
         answers = setup.answer_held_out(variables, 'score')
-    by_task = runner.by_task(answers)
+    by_task = runner.group_by_task(answers)
     return {
         'step': step,
         'tasks': {
@@ -62,7 +62,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 def _restore(setup: Setup, config: Mapping[str, Any], workdir: pathlib.Path) -> tuple[int, Any]:
     base = check_base(workdir, setup.run, setup.base.params)
     identity = RunIdentity(flatten_config(config), None, base)
-    checkpoint_dir = buckets.home(workdir / 'checkpoints')
+    checkpoint_dir = cloud_storage.remote_path(workdir / 'checkpoints')
     with Checkpoints(checkpoint_dir, identity=identity) as checkpoints:
         state = checkpoints.restore_state(setup.fresh_state(), checkpoints.best_or_latest_step)
     return int(state.step), state.variables(setup.base.params)

@@ -10,7 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from malora_jax import buckets, files
+from malora_jax import cloud_storage, files
 from malora_jax.distributed import hosts
 from malora_jax.errors import UserError
 from malora_jax.training import run_files
@@ -55,7 +55,7 @@ class MetricWriter:
         self._file = path.open('a', encoding='utf-8')
         # Rewrite the event files from the records, because a killed run may have lost events that
         # were not flushed.
-        buckets.remove(workdir / 'tensorboard')
+        cloud_storage.remove(workdir / 'tensorboard')
         (workdir / 'tensorboard').mkdir()
         # The thread of tensorboardX's SummaryWriter dies when the disk is full, and the main thread
         # then waits forever.
@@ -95,7 +95,7 @@ class MetricWriter:
         """
         if self._is_writer:
             self._flush_board()
-            buckets.push()
+            cloud_storage.upload_changes()
 
     def _write_events(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():

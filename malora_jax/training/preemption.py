@@ -36,7 +36,7 @@ class PreemptionWatcher:
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return bool(shutdown.requested())
+        return bool(shutdown.requested_signal())
 
     @contextlib.contextmanager
     def defer_sigterm(self) -> Iterator[None]:
@@ -47,9 +47,9 @@ class PreemptionWatcher:
         Raises:
             Preempted: SIGTERM came after the last call of `should_stop`.
         """
-        with shutdown.deferred(signal.SIGTERM):
+        with shutdown.defer_signals(signal.SIGTERM):
             yield
-        if shutdown.requested():
+        if shutdown.requested_signal():
             raise Preempted
 
 
@@ -64,5 +64,5 @@ def watch_preemption() -> Iterator[PreemptionWatcher]:
     Yields:
         The watcher that the training loop queries after every step.
     """
-    with contextlib.nullcontext() if jax.process_count() > 1 else shutdown.watched():
+    with contextlib.nullcontext() if jax.process_count() > 1 else shutdown.raise_on_sigterm():
         yield PreemptionWatcher()

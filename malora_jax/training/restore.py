@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from malora_jax import buckets, data, errors, files
-from malora_jax.export.adapter import is_adapter, saved_adapter
-from malora_jax.export.trained import Restored, Saved
-from malora_jax.files import RESTORE
+from malora_jax import cloud_storage, data, errors, files
+from malora_jax.export.adapter import is_adapter, open_adapter
+from malora_jax.export.trained_model import StoredModel, TrainedModel
+from malora_jax.files import RESTORE_REMEDY
 from malora_jax.models import Decoder
 from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.training.checkpoint import Checkpoints
@@ -23,11 +23,11 @@ class _Config(TypedDict):
     model: dict[str, Any]
 
 
-def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
+def saved_model(directory: pathlib.Path, weights: str | None = None) -> StoredModel:
     """Return the trained model in the directory of a run or of an exported adapter.
 
     From a run it takes the checkpoint with the lowest validation loss, or the newest checkpoint if
-    no validation loss was measured. Weights are loaded only by `Saved.load`.
+    no validation loss was measured. Weights are loaded only by `StoredModel.load`.
 
     Args:
         directory: Directory of a run or of an exported adapter.
@@ -38,10 +38,10 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> Saved:
             or was edited.
     """
     if is_adapter(directory):
-        return saved_adapter(directory, weights)
+        return open_adapter(directory, weights)
     config, run = _read(directory, weights)
     restore = functools.partial(_restore, directory, config, run)
-    return Saved(directory, run.model, run.weights, restore)
+    return StoredModel(directory, run.model, run.weights, restore)
 
 
 def read_run_config(workdir: pathlib.Path, weights: str | None = None) -> RunConfig:
@@ -61,9 +61,9 @@ def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], R
     """Return the config of a run, both as nested fields and as a validated `RunConfig`."""
     config = read_workdir_config(workdir)
     if weights is not None:
-        files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE)
+        files.check_content(_Config, config, str(workdir / 'config.json'), RESTORE_REMEDY)
         config['model']['weights'] = weights
-    with errors.within(workdir / 'config.json'):
+    with errors.prefix_errors(workdir / 'config.json'):
         run = run_config(config)
     check_run(workdir, config, None)
     return config, run
@@ -71,15 +71,15 @@ def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], R
 
 def _restore(
     workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: LoadedBase
-) -> Restored:
+) -> TrainedModel:
     identity = RunIdentity(flatten_config(config), None, check_base(workdir, run, base.params))
     model = Decoder(run.model, run.adapter)
     # Only the shapes of this state are used, and they do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
-    checkpoint_dir = buckets.home(workdir / 'checkpoints')
+    checkpoint_dir = cloud_storage.remote_path(workdir / 'checkpoints')
     with Checkpoints(checkpoint_dir, identity=identity) as checkpoints:
         state = checkpoints.restore_state(fresh, checkpoints.best_or_latest_step)
-    return Restored(
+    return TrainedModel(
         base,
         model,
         state.variables(base.params),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from malora_jax import buckets, files
+from malora_jax import cloud_storage, files
 from malora_jax.adapters import routers
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.methods import settings_of
@@ -51,7 +51,7 @@ def load_or_score_answers(
     answers = setup.answer_held_out(variables, f'score {when}')
     if hosts.is_first_process():
         files.write_json_lines(path, [dataclasses.asdict(answer) for answer in answers])
-        buckets.push()
+        cloud_storage.upload_changes()
     return answers
 
 
@@ -127,7 +127,7 @@ def write_results(
         'tasks': tasks,
         'average': {key: runner.average({n: t[key] for n, t in tasks.items()}) for key in keys},
         'average_interval': {
-            when: runner.average_interval(runner.by_task(answers))
+            when: runner.average_interval(runner.group_by_task(answers))
             for when, answers in (('before', measurements.before), ('after', measurements.after))
         },
         'parameters': count_model_parameters(setup.model),
@@ -186,7 +186,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict[str, Any]]:
     before, after = (
-        runner.by_task(answers) for answers in (measurements.before, measurements.after)
+        runner.group_by_task(answers) for answers in (measurements.before, measurements.after)
     )
     results = {}
     for split in setup.splits:

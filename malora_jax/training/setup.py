@@ -238,7 +238,7 @@ class Setup:
         """
         model, variables = self._adapted_or_base(variables)
         evaluation = self.run.evaluation
-        examinee = runner.Examinee(
+        examinee = runner.EvalModel(
             self.generator(model),
             variables,
             self.base.tokenizer,
@@ -252,12 +252,12 @@ class Setup:
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return how a task's held-out questions are answered and scored, for `results.json`."""
         scoring, evaluation = split.task.scoring, self.run.evaluation
-        limit = runner.answer_limit(split, self.base.tokenizer, self.template)
+        limit = runner.max_answer_tokens(split, self.base.tokenizer, self.template)
         return {
             **scoring.describe(
                 self.template.name, limit, evaluation.temperature, evaluation.samples
             ),
-            **runner.environment(scoring),
+            **runner.scoring_environment(scoring),
         }
 
     def _adapted_or_base(self, variables: Any | None) -> tuple[Decoder, Any]:

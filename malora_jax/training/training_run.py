@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from malora_jax import buckets, errors
+from malora_jax import cloud_storage, errors
 from malora_jax.data import RowStreams, describe_split
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import use_mesh
@@ -58,7 +58,7 @@ def train(
     run = run_config(config)
     with open_run_directory(workdir, config, data_digests(run)) as directory:
         if directory.is_finished:
-            hosts.print_on_first(f'{buckets.home(workdir)} is finished; its results:')
+            hosts.print_on_first(f'{cloud_storage.remote_path(workdir)} is finished; its results:')
             return read_results(workdir)
         recorder = GoodputRecorder()
         with recorder.phase('start'):
@@ -107,13 +107,13 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
         return _run(setup, state, data, directory.path, identity, services)
     directory.write_identity(run, identity)
     services.goodput.open(directory.path)
-    buckets.push()
+    cloud_storage.upload_changes()
     hosts.barrier('begun')
     try:
         return _run(setup, state, data, directory.path, identity, services)
     finally:
         services.goodput.close()
-        buckets.push()
+        cloud_storage.upload_changes()
         print(goodput.describe(goodput.seconds_by_activity(goodput.read(directory.path))))
 
 
@@ -152,7 +152,7 @@ def maybe_warm_start(setup: Setup, state: TrainState, directory: RunDirectory) -
     start_from = setup.run.training.start_from
     if not start_from or directory.step:
         return state
-    return warm_start(buckets.local(start_from), state, setup.model, setup.base)
+    return warm_start(cloud_storage.localize(start_from), state, setup.model, setup.base)
 
 
 def _run(
@@ -198,7 +198,7 @@ def open_progress(
         OSError: There is no disk space for another checkpoint.
     """
     checkpoint_dir, keep = (
-        buckets.home(workdir / 'checkpoints'),
+        cloud_storage.remote_path(workdir / 'checkpoints'),
         setup.run.training.keep_checkpoints,
     )
     with Checkpoints(checkpoint_dir, keep, identity) as checkpoints:
@@ -208,7 +208,9 @@ def open_progress(
             with recorder.phase('load'):
                 state = checkpoints.restore(state, data)
                 step = int(state.step)
-            hosts.print_on_first(f'Continuing {buckets.home(workdir)} after step {step}.')
+            hosts.print_on_first(
+                f'Continuing {cloud_storage.remote_path(workdir)} after step {step}.'
+            )
         with MetricWriter(workdir, step) as writer:
             progress = RunProgress(setup, workdir, data, writer, checkpoints, recorder, step)
             if not progress.is_at_end:

@@ -17,7 +17,7 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts, StartsFromLoRA
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS, named_leaves
 from malora_jax.errors import UserError
-from malora_jax.export.adapter import is_adapter, saved_adapter
+from malora_jax.export.adapter import is_adapter, open_adapter
 from malora_jax.export.peft import is_peft, read_peft
 from malora_jax.models import Decoder
 from malora_jax.models.loading.base_model import LoadedBase
@@ -172,7 +172,7 @@ def _load_trained(
             f'training.start_from: {directory} holds neither an exported adapter (manifest.json) '
             "nor one of peft's (adapter_config.json)."
         )
-    trained = saved_adapter(directory).restore(base)
+    trained = open_adapter(directory).restore(base)
     leaves = {
         path: np.asarray(leaf)
         for name in ADAPTER_COLLECTIONS

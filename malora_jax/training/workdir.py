@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-from malora_jax import buckets, errors, files
+from malora_jax import cloud_storage, errors, files
 from malora_jax.distributed import hosts
-from malora_jax.export.identity import base_fingerprint
+from malora_jax.export.fingerprints import base_fingerprint
 from malora_jax.training import config_format
 from malora_jax.training.checkpoint import LatestCheckpoint, latest_checkpoint
 from malora_jax.training.config import RunConfig
@@ -60,7 +60,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise errors.UserError(f'--workdir: {workdir} is not a directory.')
-    with files.locked(workdir, f'Another run is at work in {workdir}.'):
+    with files.lock_directory(workdir, f'Another run is at work in {workdir}.'):
         yield
 
 
@@ -85,7 +85,7 @@ class RunDirectory:
         """
         self.path = path
         self._config, self._data = config, data
-        self._newest = latest_checkpoint(buckets.home(path / 'checkpoints'))
+        self._newest = latest_checkpoint(cloud_storage.remote_path(path / 'checkpoints'))
         self._saved = saved_identity(path, self._newest)
         self.changes = self.identity().check(self._saved, str(path))
 
@@ -151,9 +151,9 @@ class RunDirectory:
         folder.mkdir(parents=True)
         for name in {CONFIG_FILE, *names}:
             shutil.copy(self.path / name, folder)
-        buckets.push()
+        cloud_storage.upload_changes()
         for name in names:
-            buckets.remove(self.path / name)
+            cloud_storage.remove(self.path / name)
         print(f'Earlier results are in {folder}.')
 
 
@@ -210,7 +210,9 @@ def check_run(
         UserError: The directory holds no run or another run, or a file of the run is missing or
             edited.
     """
-    saved = saved_identity(workdir, latest_checkpoint(buckets.home(workdir / 'checkpoints')))
+    saved = saved_identity(
+        workdir, latest_checkpoint(cloud_storage.remote_path(workdir / 'checkpoints'))
+    )
     if saved.config is None:
         raise errors.UserError(f'{workdir} holds no run: there is no {workdir / CONFIG_FILE}.')
     return RunIdentity(flatten_config(config), data, None).check(saved, str(workdir))

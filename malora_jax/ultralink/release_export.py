@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import tqdm
 
 from malora_jax.errors import UserError
-from malora_jax.export.directory import new_directory
+from malora_jax.export.directory import atomic_directory
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
@@ -46,7 +46,7 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
             conversation, or there are no rows.
     """
     counts: dict[str, int] = {}
-    with new_directory(output) as scratch, contextlib.ExitStack() as stack:
+    with atomic_directory(output) as scratch, contextlib.ExitStack() as stack:
         (scratch / TRAINING_FOLDER).mkdir()
         open_files: dict[str, TextIO] = {}
 

@@ -36,7 +36,7 @@ def download(revision: str) -> pathlib.Path:
 
     Raises:
         UserError: The revision is not a commit hash or does not exist, or the Hugging Face Hub
-            cannot be reached (see `hub.snapshot`).
+            cannot be reached (see `hub.download_snapshot`).
         OSError: The cache cannot be written.
     """
     if not _COMMIT.fullmatch(revision):
@@ -46,7 +46,9 @@ def download(revision: str) -> pathlib.Path:
         )
     patterns = [pattern for name in FILE_NAMES for pattern in (name, f'*/{name}')]
     instead = 'name a folder that has the files'
-    return hub.snapshot(REPOSITORY, patterns, kind='dataset', instead=instead, revision=revision)
+    return hub.download_snapshot(
+        REPOSITORY, patterns, repo_type='dataset', alternative=instead, revision=revision
+    )
 
 
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -85,7 +85,7 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
     manifest = dataclasses.replace(manifest, settings=json.loads(json.dumps(manifest.settings)))
     if path.exists() and not path.is_dir():
         raise UserError(f'{path} is not a directory: choose another --output.')
-    with files.locked(path, f'Another process writes to {path}.'):
+    with files.lock_directory(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
             stored = read_manifest(path)
             # Without a shard, such as after a mistake in the first rows, there is nothing to lose.
@@ -94,7 +94,9 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
                 _verified_shard_paths(path, stored)
                 yield ShardWriter(path, stored)
                 return
-        elif any(other.name != files.LOCK and '.tmp' not in other.name for other in path.iterdir()):
+        elif any(
+            other.name != files.LOCK_FILE and '.tmp' not in other.name for other in path.iterdir()
+        ):
             raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
         # The manifest is not written yet, so that a run that fails early leaves nothing behind.
         writer = ShardWriter(path, manifest)

@@ -22,7 +22,7 @@ from huggingface_hub import errors as hub_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.data import check_sources, open_store
 from malora_jax.data.datasets import BrokenRowError, Dataset, Item, get_dataset
 from malora_jax.data.file_rows import Row, read_rows
@@ -765,19 +765,19 @@ def test_a_disk_that_is_full_and_then_larger_and_then_read_only(local, tmp_path)
 
 def test_what_one_machine_prepares_in_a_bucket_another_reads(bucket, tmp_path):
     """Both machines use the same source, which is in the bucket too."""
-    buckets.local(f'{bucket}/sources').mkdir(parents=True)
-    write_lines(buckets.local(f'{bucket}/sources') / 'train.jsonl', sums(1, 2))
-    buckets.push()
+    cloud_storage.localize(f'{bucket}/sources').mkdir(parents=True)
+    write_lines(cloud_storage.localize(f'{bucket}/sources') / 'train.jsonl', sums(1, 2))
+    cloud_storage.upload_changes()
     sources = (f'gsm8k/train={bucket}/sources/train.jsonl',)
     open_store(f'{bucket}/data', sources).prepare(GSM8K)
-    buckets.remove_copies()
+    cloud_storage.remove_local_copies()
     store = open_store(f'{bucket}/data', sources)
     assert [*store.items(GSM8K, 'train')] == items(GSM8K, *sums(1, 2))
     assert store.lock_entry(GSM8K)['source'] == f'train={bucket}/sources/train.jsonl'
     before = {blob.name: blob.generation for blob in stored(bucket)}
     store.prepare(GSM8K)
     assert {blob.name: blob.generation for blob in stored(bucket)} == before
-    buckets.remove_copies()
+    cloud_storage.remove_local_copies()
 
 
 def stored(bucket):

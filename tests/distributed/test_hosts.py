@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.files import read_json, read_json_lines
 from tests.helpers.paths import ROOT
 
@@ -154,11 +154,11 @@ def test_two_processes_with_their_directory_in_a_bucket(bucket, weights, alone):
     kill_the_rest(start(weights, address, END, 2))
     printed = finish(start(weights, address, END, END))
     assert f'Continuing {address} after step 2.' in printed[0]
-    workdir = buckets.local(address)
+    workdir = cloud_storage.localize(address)
     assert [each['loss'] for each in records(workdir)] == pytest.approx(
         [each['loss'] for each in records(alone)], rel=1e-4
     )
     scores = [read_json(each / 'results.json')['tasks'] for each in (workdir, alone)]
     assert scores[0].keys() == scores[1].keys()
-    saved = buckets.home(workdir / 'checkpoints')
+    saved = cloud_storage.remote_path(workdir / 'checkpoints')
     assert (saved / '6' / 'commit_success.txt').exists()

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterable, Mapping
 
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import (
-    Outcome,
+from malora_jax.evaluation.code_execution import (
+    CompletionOutcome,
     Problem,
-    cut_completion,
-    humaneval_passes,
+    completion_from_text,
+    run_test,
     score_completions,
 )
 
-QUICK = sandbox.Limits(cpu_seconds=1, wall_seconds=30.0, memory_bytes=1 << 28)
+QUICK = sandbox.ResourceLimits(cpu_seconds=1, wall_seconds=30.0, memory_bytes=1 << 28)
 DOUBLE = Problem(
     'def double(x):\n    """Twice x."""\n',
     'def check(candidate):\n    for x in range(3):\n        assert candidate(x) == 2 * x\n',
@@ -26,13 +26,15 @@ DOUBLE = Problem(
 )
 
 
-def run(body: str, problem: Problem = DOUBLE, limits: sandbox.Limits = QUICK) -> Outcome:
-    return humaneval_passes(problem, cut_completion(problem, body), limits)
+def run(
+    body: str, problem: Problem = DOUBLE, limits: sandbox.ResourceLimits = QUICK
+) -> CompletionOutcome:
+    return run_test(problem, completion_from_text(problem, body), limits)
 
 
-def run_all(bodies: Iterable[str], problem: Problem = DOUBLE) -> list[Outcome]:
+def run_all(bodies: Iterable[str], problem: Problem = DOUBLE) -> list[CompletionOutcome]:
     """Return the outcomes of many completions, run concurrently because most wait for a limit."""
-    completions = [cut_completion(problem, body) for body in bodies]
+    completions = [completion_from_text(problem, body) for body in bodies]
     (outcomes,) = score_completions([problem], [completions], QUICK, workers=8)
     return outcomes
 

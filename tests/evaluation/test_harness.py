@@ -25,7 +25,7 @@ from experiments import harness as command  # noqa: E402
 from malora_jax.data import Example, get_template  # noqa: E402
 from malora_jax.errors import UserError  # noqa: E402
 from malora_jax.evaluation import choices, harness  # noqa: E402
-from malora_jax.evaluation.harness import HarnessModel, Subject  # noqa: E402
+from malora_jax.evaluation.harness import HarnessModel, LoadedModel  # noqa: E402
 from malora_jax.evaluation.likelihood import (  # noqa: E402
     log_likelihoods,
     rolling_log_likelihoods,
@@ -110,8 +110,8 @@ def random_like(tree, seed: int):
 
 
 @pytest.fixture(scope='module')
-def subject(workdir) -> Subject:
-    return Subject(*command.load(workdir=str(workdir)))
+def subject(workdir) -> LoadedModel:
+    return LoadedModel(*command.load(workdir=str(workdir)))
 
 
 @pytest.fixture(scope='module')
@@ -153,14 +153,14 @@ def test_our_scores_are_the_harness_s(model, subject, folder):
         example = Example(f'Question: {row["question"]}\nAnswer:', options[row['label']], metadata)
         requests = choices.option_requests(subject.tokenizer, get_template('bare'), example)
         likelihoods = log_likelihoods(
-            subject.model, subject.variables, requests, batch_size=2, bucket=16
+            subject.model, subject.variables, requests, batch_size=2, pad_multiple=16
         )
         theirs = sample['filtered_resps']
         nats = [each.log_probability for each in likelihoods]
         # Batches differ: 1e-4 for one token, and float32 rounding for sums over many tokens.
         their_nats = [score for score, _ in theirs]
         np.testing.assert_allclose(their_nats, nats, rtol=2e-6, atol=1e-4)
-        assert [greedy for _, greedy in theirs] == [each.greedy for each in likelihoods]
+        assert [greedy for _, greedy in theirs] == [each.is_greedy for each in likelihoods]
         scores = choices.choice_scores(choices.choose(nats, options), metadata)
         assert sample['acc'] == scores['accuracy']
         assert sample['acc_norm'] == scores['accuracy_normalized']
@@ -213,7 +213,7 @@ def test_sampling(subject, model):
 def test_a_text_ends_with_a_text_or_with_a_turn(subject, model):
     """Generation ends at the tokenizer's end-of-text token or the template's end token."""
     (whole,) = ask(model, 'Two', max_gen_toks=12)
-    turn = HarnessModel(subject._replace(end=whole[5:8]), batch_size=4)
+    turn = HarnessModel(subject._replace(end_text=whole[5:8]), batch_size=4)
     assert ask(turn, 'Two', max_gen_toks=12) == [whole[:5]]
     tokenizer = copy.copy(subject.tokenizer)
     generator = Generator(subject.model, 2, batch_size=4, max_new_tokens=12)
@@ -235,7 +235,7 @@ def test_rolling_log_likelihoods(subject, weights):
     ids = [subject.tokenizer.encode(text) for text in texts]
     assert len(ids[0]) > 16 >= len(ids[1])
     ours = rolling_log_likelihoods(
-        short.subject.model, subject.variables, ids, 1, batch_size=1, bucket=16
+        short.loaded_model.model, subject.variables, ids, 1, batch_size=1, pad_multiple=16
     )
     np.testing.assert_allclose(found, [score.log_probability for score in ours], atol=1e-4)
 
@@ -259,7 +259,7 @@ def test_an_empty_context(model, subject):
     ((nats, _),) = model.loglikelihood([Instance('loglikelihood', {}, ('', 'the end'), 0)])
     ids = subject.tokenizer.encode('the end')
     (ours,) = log_likelihoods(
-        subject.model, subject.variables, [([1], ids)], batch_size=1, bucket=16
+        subject.model, subject.variables, [([1], ids)], batch_size=1, pad_multiple=16
     )
     assert nats == pytest.approx(ours.log_probability, abs=1e-5)
 

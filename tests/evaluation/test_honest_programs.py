@@ -6,11 +6,11 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import Problem, humaneval_passes, score_completions
+from malora_jax.evaluation.code_execution import Problem, run_test, score_completions
 from tests.evaluation import honest_programs
 
 try:
-    sandbox.protections()
+    sandbox.probe_protections()
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
@@ -204,4 +204,4 @@ EQUAL = '__eq__ = lambda s, o: True'
 )
 def test_a_class_of_the_candidate_decides_no_comparison(body):
     test = 'def check(candidate):\n    assert candidate(1) == Point(1, 2)\n'
-    assert not humaneval_passes(Problem(CLASSES, test, 'f'), f'    {body}\n').passed
+    assert not run_test(Problem(CLASSES, test, 'f'), f'    {body}\n').passed

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = pathlib.Path(malora_jax.__file__).parent
-HONEST = 'test_code.py::test_right_completions_pass_and_wrong_ones_fail'
+HONEST = 'test_code_execution.py::test_right_completions_pass_and_wrong_ones_fail'
 LIMITS = 'test_layers.py::test_resources_are_limited'
 IS_ROOT = os.geteuid() == 0
 
@@ -66,15 +66,15 @@ MUTATIONS = {
     'processes': Mutation('confined/main.py', '_limit(resource.RLIMIT_NPROC, 0)', 'pass', LIMITS),
     'memory': Mutation('confined/main.py', '_limit(resource.RLIMIT_AS, memory)', 'pass', LIMITS),
     'wall time': Mutation(
-        'code.py',
+        'code_execution.py',
         'communicate(timeout=limits.wall_seconds)',
         'communicate()',
         'test_layers.py::test_it_is_killed_at_the_end',
     ),
     'answer length': Mutation(
         'confined/roles.py',
-        '_LONGEST = 1 << 20',
-        '_LONGEST = 1 << 30',
+        '_MAX_LINE_BYTES = 1 << 20',
+        '_MAX_LINE_BYTES = 1 << 30',
         'test_sandbox.py::test_it_cannot_make_the_test_pass',
     ),
     # Process lifetimes.
@@ -103,7 +103,7 @@ MUTATIONS = {
         'test_layers.py::test_it_is_in_a_session_of_its_own',
     ),
     'ends of the channel': Mutation(
-        'code.py',
+        'code_execution.py',
         '        left.close()\n        right.close()\n',
         '',
         'test_layers.py::test_the_examiner_notices_that_the_candidate_has_ended',
@@ -161,8 +161,8 @@ MUTATIONS = {
     ),
     'seccomp, owner of a descriptor': Mutation(
         'confined/seccomp.py',
-        '_unless(_GREATER, 3, machine.fcntl',
-        '_unless(_GREATER, 1000, machine.fcntl',
+        '_allow_unless(_GREATER, 3, machine.fcntl',
+        '_allow_unless(_GREATER, 1000, machine.fcntl',
         'test_layers.py::test_no_descriptor_sends_signals',
     ),
     # Resources that a process receives.
@@ -189,8 +189,8 @@ MUTATIONS = {
     ),
     'error output': Mutation(
         'sandbox.py',
-        'stdout, subprocess.DEVNULL)',
-        'stdout, 2)',
+        'stdout, subprocess.DEVNULL\n',
+        'stdout, 2\n',
         'test_layers.py::test_what_it_prints_is_lost',
     ),
     'packages': Mutation(
@@ -213,20 +213,20 @@ MUTATIONS = {
     ),
     # The two roles.
     'secrecy of the test': Mutation(
-        'code.py',
+        'code_execution.py',
         "{'program': problem.prompt",
         "{'program': problem.test + problem.prompt",
         'test_sandbox.py::test_it_never_holds_the_test',
     ),
     'plain data': Mutation(
-        'confined/values.py',
+        'confined/serialization.py',
         "    'iterator': iter,\n",
         "    'iterator': iter,\n    'eval': eval,\n",
         'test_sandbox.py::test_it_cannot_make_the_test_pass',
     ),
     'classes': Mutation(
         'confined/roles.py',
-        ' and value.__module__ == values.PROGRAM',
+        ' and value.__module__ == serialization.PROGRAM',
         '',
         'test_layers.py::test_the_examiner_runs_no_class_that_the_prompt_imports',
     ),
@@ -234,7 +234,8 @@ MUTATIONS = {
         'confined/roles.py',
         'remote.failure or verdict',
         'verdict',
-        'test_code.py::test_no_test_passes_that_swallows_a_failed_call[raise SystemExit(0)-]',
+        'test_code_execution.py::'
+        'test_no_test_passes_that_swallows_a_failed_call[raise SystemExit(0)-]',
     ),
 }
 if IS_ROOT:

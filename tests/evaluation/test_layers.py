@@ -11,7 +11,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import Outcome, Problem
+from malora_jax.evaluation.code_execution import CompletionOutcome, Problem
 from tests.evaluation.helpers import DOUBLE, QUICK, READS, SOCKETS, WRITES, run, secrets, successes
 
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='a layer of Linux')
@@ -20,7 +20,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='others have no privilege
 
 def available(layer: str) -> bool:
     try:
-        return layer in sandbox._layers()
+        return layer in sandbox._probe_layers()
     except UserError:
         return False
 
@@ -33,12 +33,12 @@ def needs(*layers: str):
 @pytest.fixture
 def only(monkeypatch):
     """Function that enables only the given layers, of those that not every system has."""
-    return lambda *layers: monkeypatch.setattr(sandbox, '_layers', lambda: layers)
+    return lambda *layers: monkeypatch.setattr(sandbox, '_probe_layers', lambda: layers)
 
 
 def test_honest_programs_run(only):
     only()
-    assert run('return 2 * x') == Outcome(True)
+    assert run('return 2 * x') == CompletionOutcome(True)
 
 
 def test_resources_are_limited(only):
@@ -55,7 +55,7 @@ def test_resources_are_limited(only):
 def test_processor_time_ends_a_program_that_ignores_the_first_signal(only):
     only()
     body = 'import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n    while True: pass'
-    outcome = run(body, limits=sandbox.Limits(1, 60.0))
+    outcome = run(body, limits=sandbox.ResourceLimits(1, 60.0))
     assert outcome.reason == f'the candidate has ended ({signal.strsignal(signal.SIGKILL)})'
 
 
@@ -143,7 +143,7 @@ def test_it_inherits_no_environment_directory_or_package(only, monkeypatch):
         '    assert not [p for p in sys.path if "malora" in p or "site-packages" in p]\n'
         '    return 2 * x'
     )
-    assert run(body) == Outcome(True)
+    assert run(body) == CompletionOutcome(True)
 
 
 def test_it_inherits_no_file(only, tmp_path):
@@ -157,13 +157,13 @@ def test_it_inherits_no_file(only, tmp_path):
             '        try: text = os.pread(d, 9, 0)\n        except OSError: continue\n'
             '        assert text != b"secret"\n    return 2 * x'
         )
-        assert run(body) == Outcome(True)
+        assert run(body) == CompletionOutcome(True)
 
 
 def test_what_it_prints_is_lost(only, capfd):
     only()
     body = 'import os\n    for d in (1, 2): os.write(d, b"flood" * 10 ** 5)\n    return 2 * x'
-    assert run(body) == Outcome(True)
+    assert run(body) == CompletionOutcome(True)
     assert capfd.readouterr() == ('', '')
 
 
@@ -171,7 +171,11 @@ def test_it_is_in_a_session_of_its_own(only):
     only()
     left, right = socket.socketpair()
     program = {'program': DOUBLE.prompt, 'function': 'double'}
-    with right, left, sandbox.confined('candidate', program, QUICK, left.fileno()) as process:
+    with (
+        right,
+        left,
+        sandbox.confined_process('candidate', program, QUICK, left.fileno()) as process,
+    ):
         try:
             assert os.getsid(process.pid) == process.pid
         finally:
@@ -181,14 +185,14 @@ def test_it_is_in_a_session_of_its_own(only):
 def test_it_is_killed_at_the_end(only):
     only()
     begin = time.monotonic()
-    outcome = run('import time; time.sleep(9)', limits=sandbox.Limits(wall_seconds=2.0))
-    assert outcome == Outcome(False, 'no verdict in time')
+    outcome = run('import time; time.sleep(9)', limits=sandbox.ResourceLimits(wall_seconds=2.0))
+    assert outcome == CompletionOutcome(False, 'no verdict in time')
     assert time.monotonic() - begin < 8
 
 
 def test_the_examiner_notices_that_the_candidate_has_ended(only):
     only()
-    outcome = run('import os; os._exit(0)', limits=sandbox.Limits(wall_seconds=6.0))
+    outcome = run('import os; os._exit(0)', limits=sandbox.ResourceLimits(wall_seconds=6.0))
     assert outcome.reason == 'the candidate has ended (with status 0)'
 
 
@@ -196,8 +200,9 @@ def test_the_examiner_runs_no_class_that_the_prompt_imports(only):
     only()
     prompt = f'import unittest.mock\n\nAny = type(unittest.mock.ANY)\n\n\n{DOUBLE.prompt}'
     body = (
-        'return -1\n\nimport confined.values\n'
-        'confined.values.pack = lambda x: {"objects": [[["Any", [], None]], {"object": 0}]}\n'
+        'return -1\n\nimport confined.serialization\n'
+        'confined.serialization.pack = '
+        'lambda x: {"objects": [[["Any", [], None]], {"object": 0}]}\n'
     )
     outcome = run(body, Problem(prompt, DOUBLE.test, 'double'))
-    assert outcome == Outcome(False, 'AssertionError')
+    assert outcome == CompletionOutcome(False, 'AssertionError')

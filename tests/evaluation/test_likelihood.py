@@ -12,7 +12,7 @@ from malora_jax.evaluation.likelihood import (
     Likelihood,
     log_likelihoods,
     rolling_log_likelihoods,
-    windows,
+    rolling_windows,
 )
 from tests.helpers.models import random_variables, small_method, tiny_model
 from tests.helpers.reference_decoder import ReferenceDecoder, margin, probabilities
@@ -45,7 +45,7 @@ REQUESTS += [(REQUESTS[4][0], REQUESTS[4][1][:2]), REQUESTS[0]]
 
 def scores(requests, name='malora', *, batch_size=4, bucket=32) -> list[Likelihood]:
     model, variables = MODELS[name], VARIABLES[name]
-    return log_likelihoods(model, variables, requests, batch_size=batch_size, bucket=bucket)
+    return log_likelihoods(model, variables, requests, batch_size=batch_size, pad_multiple=bucket)
 
 
 def reference_logits(name: str, text: list[int]) -> np.ndarray:
@@ -73,7 +73,7 @@ def check_close(
     """Check that results are equal; log probabilities may differ by the tolerance per token."""
     for a, b in zip(found, expected, strict=True):
         assert a[1:] == b[1:]
-        assert abs(a.log_probability - b.log_probability) <= tolerance * max(a.tokens, 1)
+        assert abs(a.log_probability - b.log_probability) <= tolerance * max(a.num_tokens, 1)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -85,7 +85,7 @@ def test_against_the_reference(name):
         said.append(int(reference_logits(name, said)[-1].argmax()))
     requests += [(said[:6], said[6:]), (said[:6], [*said[6:8], 3 + said[8] % 7])]
     expected = [reference_score(name, *request) for request in requests]
-    assert [score.greedy for score in expected] == [False] * (len(requests) - 2) + [True, False]
+    assert [score.is_greedy for score in expected] == [False] * (len(requests) - 2) + [True, False]
     check_close(scores(requests, name), expected)
 
 
@@ -119,7 +119,7 @@ def test_nor_with_an_adapter(batch_size, bucket):
 @settings(max_examples=200)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=12))
 def test_texts_that_others_begin_with_are_computed_once(texts):
-    groups = likelihood._share([tuple(text) for text in texts])
+    groups = likelihood._group_by_prefix([tuple(text) for text in texts])
     assert sorted(i for group in groups for i in group) == list(range(len(texts)))
     computed = [texts[first] for first, *_ in groups]
     for group, whole in zip(groups, computed, strict=True):
@@ -148,7 +148,7 @@ def test_rows_are_filled(lengths, bucket):
 def computed(monkeypatch) -> dict[str, list]:
     """Recorded shapes of the inputs to the decoder and the head."""
     seen: dict[str, list] = {'decoder': [], 'positions': [], 'head': []}
-    hidden, predict = likelihood._hidden, likelihood._predict
+    hidden, predict = likelihood._hidden, likelihood._score_chunk
 
     def spied_hidden(model, variables, tokens_BT, positions_BT, segments_BT):
         seen['decoder'].append(tokens_BT.shape)
@@ -160,13 +160,13 @@ def computed(monkeypatch) -> dict[str, list]:
         return predict(hidden_ND, head_VD, places_P, targets_P)
 
     monkeypatch.setattr(likelihood, '_hidden', spied_hidden)
-    monkeypatch.setattr(likelihood, '_predict', spied_predict)
+    monkeypatch.setattr(likelihood, '_score_chunk', spied_predict)
     return seen
 
 
 def test_the_letters_of_a_question_cost_it_once(computed):
     scores(questions(0, (30, 1, 1, 1, 1)))
-    assert computed == {'decoder': [(1, 32)], 'positions': [30], 'head': [(likelihood.CHUNK,)]}
+    assert computed == {'decoder': [(1, 32)], 'positions': [30], 'head': [(likelihood.CHUNK_SIZE,)]}
 
 
 def test_rows_of_a_length_make_batches_of_one_shape(computed):
@@ -178,7 +178,7 @@ def test_rows_of_a_length_make_batches_of_one_shape(computed):
 def test_the_head_runs_where_a_continuation_is_predicted(monkeypatch, computed):
     requests = questions(0, (30, 3, 5), (9, 7))
     expected = scores(requests)
-    monkeypatch.setattr(likelihood, 'CHUNK', 4)
+    monkeypatch.setattr(likelihood, 'CHUNK_SIZE', 4)
     computed['head'].clear()
     check_close(scores(requests), expected)
     assert computed['head'] == [(4,)] * math.ceil((3 + 5 + 7) / 4)
@@ -190,7 +190,9 @@ def test_no_requests_no_scores():
 
 def test_the_progress_bar(capsys):
     model, variables = MODELS['base'], VARIABLES['base']
-    log_likelihoods(model, variables, REQUESTS, batch_size=4, bucket=32, description='options')
+    log_likelihoods(
+        model, variables, REQUESTS, batch_size=4, pad_multiple=32, description='options'
+    )
     assert f'options: 100%|██████████| {len(REQUESTS)}/{len(REQUESTS)}' in capsys.readouterr().err
 
 
@@ -198,7 +200,7 @@ SHORT = tiny_model(context=16)
 
 
 def short_scores(*requests) -> list[Likelihood]:
-    return log_likelihoods(SHORT, VARIABLES['base'], requests, batch_size=2, bucket=8)
+    return log_likelihoods(SHORT, VARIABLES['base'], requests, batch_size=2, pad_multiple=8)
 
 
 def test_the_context_of_what_is_too_long_loses_its_beginning():
@@ -232,7 +234,7 @@ def test_what_cannot_be_scored(request_, message):
 
 def test_windows():
     """The example is from the documentation of lm_eval's `loglikelihood_rolling`, with BOS 99."""
-    assert windows(range(10), 99, 4) == [
+    assert rolling_windows(range(10), 99, 4) == [
         ([99], range(0, 4)),
         ([3], range(4, 8)),
         ([5, 6, 7], range(8, 10)),
@@ -241,7 +243,7 @@ def test_windows():
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))
 def test_windows_predict_each_token_once_from_as_many_as_they_can(text, length):
-    cut = windows(text, 99, length)
+    cut = rolling_windows(text, 99, length)
     assert [token for _, continuation in cut for token in continuation] == text
     whole, end = [99, *text], 0
     for context, continuation in cut:
@@ -255,7 +257,7 @@ def test_rolling_log_likelihoods():
     rng = np.random.default_rng(5)
     texts = [tokens(rng, 40), tokens(rng, 7), []]
     found = rolling_log_likelihoods(
-        SHORT, VARIABLES['base'], texts, prefix_id=2, batch_size=2, bucket=8
+        SHORT, VARIABLES['base'], texts, prefix_id=2, batch_size=2, pad_multiple=8
     )
     first, second, third = [
         reference_score('base', context, continuation)

@@ -15,9 +15,9 @@ from malora_jax.data import (
     get_template,
 )
 from malora_jax.evaluation import runner
-from malora_jax.evaluation.code import Outcome
+from malora_jax.evaluation.code_execution import CompletionOutcome
 from malora_jax.evaluation.likelihood import Likelihood
-from malora_jax.evaluation.runner import Answer, Examinee, answer_held_out
+from malora_jax.evaluation.runner import Answer, EvalModel, answer_held_out
 
 PLAIN = get_template('plain')
 
@@ -124,7 +124,7 @@ NATS = {' ab': 2.0, ' abcdefgh': 4.0, ' b': 1.0, ' c': 1.0, ' d': 3.0}
 
 
 def ask(generator, splits, template=PLAIN, **settings):
-    examinee = Examinee(generator, 'variables', ByteTokenizer(), template, **settings)
+    examinee = EvalModel(generator, 'variables', ByteTokenizer(), template, **settings)
     return answer_held_out(examinee, splits, 'test')
 
 
@@ -184,7 +184,9 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
 
     def score_completions(problems, programs):
         ran.extend(zip(problems, programs, strict=True))
-        return [[Outcome(passed) for passed in (True, False, False, True)] for _ in programs]
+        return [
+            [CompletionOutcome(passed) for passed in (True, False, False, True)] for _ in programs
+        ]
 
     monkeypatch.setattr(runner.code, 'score_completions', score_completions)
     template = get_template(template)
@@ -222,7 +224,10 @@ def test_means_and_intervals():
     graded = [Answer('t', 'q', 'e', 'a', s, 1.0, 1) for s in (0.2, 0.4, 0.5, 0.9)]
     low, high = runner.interval(graded)
     assert 0.2 <= low < 0.5 < high <= 0.9
-    assert runner.by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {'t', 'u'}
+    assert runner.group_by_task([*binary, Answer('u', 'q', 'e', 'a', 1.0, 1.0, 1)]).keys() == {
+        't',
+        'u',
+    }
     # The mean is total nats by total tokens, not the mean of 1 and 3.
     uneven = [Answer('t', 'q', 'e', 'a', 1.0, 1.0, 1), Answer('t', 'q', 'e', 'a', 1.0, 9.0, 3)]
     assert runner.mean_loss(uneven) == 2.5

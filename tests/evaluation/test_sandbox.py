@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import Outcome, Problem
-from malora_jax.evaluation.confined import values
+from malora_jax.evaluation.code_execution import CompletionOutcome, Problem
+from malora_jax.evaluation.confined import serialization
 from tests.evaluation.helpers import (
     DOUBLE,
     READS,
@@ -35,7 +35,7 @@ from tests.evaluation.helpers import (
 )
 
 try:
-    PROTECTIONS = sandbox.protections()
+    PROTECTIONS = sandbox.probe_protections()
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
@@ -151,8 +151,8 @@ def test_it_ends_with_a_reason(started):
 
 def test_it_may_not_sleep_for_long(started):
     begin = time.monotonic()
-    outcome = run('import time; time.sleep(100)', limits=sandbox.Limits(wall_seconds=3.0))
-    assert outcome == Outcome(False, 'no verdict in time')
+    outcome = run('import time; time.sleep(100)', limits=sandbox.ResourceLimits(wall_seconds=3.0))
+    assert outcome == CompletionOutcome(False, 'no verdict in time')
     assert time.monotonic() - begin < 10
 
 
@@ -201,13 +201,14 @@ CHEATS = {
         'RecursionError',
     ),
     'patched packing': (
-        f'return -1\n\nimport confined.values\n'
-        f'confined.values.pack = lambda x: {{"eval": {PASS!r}}}\n',
+        f'return -1\n\nimport confined.serialization\n'
+        f'confined.serialization.pack = lambda x: {{"eval": {PASS!r}}}\n',
         "KeyError: 'eval'",
     ),
     'class of the examiner': (
-        'return -1\n\nimport confined.values\n'
-        'confined.values.pack = lambda x: {"objects": [[["Any", [], None]], {"object": 0}]}\n',
+        'return -1\n\nimport confined.serialization\n'
+        'confined.serialization.pack = '
+        'lambda x: {"objects": [[["Any", [], None]], {"object": 0}]}\n',
         'AssertionError',
     ),
     'raw answer': (
@@ -251,7 +252,7 @@ def test_it_never_holds_the_test():
         '    found = "".join(["need", "le"]) in text\n    raise ValueError(found, "double" in text)'
     )
     problem = Problem(DOUBLE.prompt, test, 'double')
-    assert run(body, problem, sandbox.Limits()).reason == 'ValueError: (False, True)'
+    assert run(body, problem, sandbox.ResourceLimits()).reason == 'ValueError: (False, True)'
 
 
 def test_it_finds_an_empty_world(monkeypatch):
@@ -260,7 +261,7 @@ def test_it_finds_an_empty_world(monkeypatch):
         'import os, sys; assert os.listdir(".") == []\n    assert "SECRET" not in os.environ\n'
         '    assert not [m for m in sys.modules if m.startswith("malora")]\n    return 2 * x'
     )
-    assert run(body) == Outcome(True)
+    assert run(body) == CompletionOutcome(True)
 
 
 def test_the_standard_library_works():
@@ -269,11 +270,11 @@ def test_the_standard_library_works():
         'math, operator, random, re, statistics, string, typing, unicodedata'
     )
     body = f'import {modules}\n    datetime.datetime.now(); hashlib.md5(b"x"); return 2 * x'
-    assert run(body) == Outcome(True)
+    assert run(body) == CompletionOutcome(True)
 
 
 SLEEPING = """
-from malora_jax.evaluation.code import Problem, humaneval_passes, sandbox
+from malora_jax.evaluation.code_execution import Problem, humaneval_passes, sandbox
 
 problem = Problem('def f():\\n    "f"\\n', 'def check(f):\\n    f()\\n', 'f')
 humaneval_passes(problem, '    import time; time.sleep(100)\\n', sandbox.Limits(1, 50.0))
@@ -320,7 +321,7 @@ def test_it_dies_with_the_evaluation_and_leaves_nothing(number, tmp_path, monkey
         assert process.wait() == -number
         wait_for(lambda: not any(map(running, children)), seconds=10.0)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-    sandbox._layers.__wrapped__()  # As at the start of the next evaluation.
+    sandbox._probe_layers.__wrapped__()  # As at the start of the next evaluation.
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,26 +336,28 @@ def test_the_next_evaluation_leaves_the_directories_of_others(tmp_path, monkeypa
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     with evaluating(tmp_path):
         before = set(tmp_path.rglob('*'))
-        sandbox._layers.__wrapped__()
+        sandbox._probe_layers.__wrapped__()
         assert set(tmp_path.rglob('*')) == before and len(before) == 6
 
 
 def test_limits_name_the_field():
     for field, value in [('cpu_seconds', 0), ('wall_seconds', 0.0), ('memory_bytes', 1 << 20)]:
         with pytest.raises(UserError, match=f'limits.{field} is'):
-            sandbox.Limits(**{field: value})
+            sandbox.ResourceLimits(**{field: value})
 
 
 def test_the_least_memory_is_enough():
-    assert run('return 2 * x', limits=sandbox.Limits(memory_bytes=sandbox._LEAST_MEMORY)).passed
+    assert run(
+        'return 2 * x', limits=sandbox.ResourceLimits(memory_bytes=sandbox._MIN_MEMORY_BYTES)
+    ).passed
 
 
 def test_a_sandbox_that_does_not_start_is_no_failure_of_the_candidate(monkeypatch):
     with pytest.raises(OSError, match='did not start within'):
-        run('return 2 * x', limits=sandbox.Limits(wall_seconds=0.001))
-    monkeypatch.setattr(sandbox, '_START', 'raise SystemExit("broken")')
+        run('return 2 * x', limits=sandbox.ResourceLimits(wall_seconds=0.001))
+    monkeypatch.setattr(sandbox, '_BOOTSTRAP', 'raise SystemExit("broken")')
     with pytest.raises(OSError, match='does not work here: broken'):
-        sandbox._layers.__wrapped__()
+        sandbox._probe_layers.__wrapped__()
 
 
 @pytest.fixture
@@ -362,17 +365,19 @@ def unprotected(monkeypatch):
     """Emulate a system whose only protection is resource limits."""
     process = subprocess.CompletedProcess([], 0)
     process.communicate = lambda: (b'["memory"]', b'')
-    started = sandbox._started
+    started = sandbox._start_process
     probe = contextlib.nullcontext(process)
     monkeypatch.setattr(
-        sandbox, '_started', lambda role, *a, **k: probe if role == 'probe' else started(role, *a)
+        sandbox,
+        '_start_process',
+        lambda role, *a, **k: probe if role == 'probe' else started(role, *a),
     )
-    monkeypatch.setattr(sandbox, '_layers', sandbox._layers.__wrapped__)
+    monkeypatch.setattr(sandbox, '_probe_layers', sandbox._probe_layers.__wrapped__)
 
 
 def test_what_is_missing_is_stated(unprotected, monkeypatch):
     monkeypatch.setattr(os, 'geteuid', lambda: 1000)
-    assert sandbox.protections() == sandbox.Protections(True, False, False, False, False)
+    assert sandbox.probe_protections() == sandbox.Protections(True, False, False, False, False)
     assert run('return 2 * x').passed
     assert run('while True: pass').reason == 'the candidate has ended (out of processor time)'
 
@@ -410,14 +415,14 @@ VALUES = st.recursive(
 @settings(max_examples=50)
 @given(VALUES)
 def test_plain_data_travels(value):
-    result = values.unpack(json.loads(json.dumps(values.pack(value))))
+    result = serialization.unpack(json.loads(json.dumps(serialization.pack(value))))
     assert repr(result) == repr(value) or result == value
     assert type(result) is type(value)
 
 
 def test_other_iterables_travel_as_iterators():
     for value in (range(3), (n for n in range(3)), {0: 'a', 1: 'b', 2: 'c'}.keys()):
-        result = values.unpack(values.pack(value))
+        result = serialization.unpack(serialization.pack(value))
         assert result != [0, 1, 2] and list(result) == [0, 1, 2]
 
 
@@ -425,12 +430,12 @@ def test_subclasses_travel_as_plain_data():
     Pair = namedtuple('Pair', 'a b')
     values_ = [Counter('aab'), OrderedDict(a=1), Pair(1, Decimal('0.5')), signal.SIGKILL]
     expected = [{'a': 2, 'b': 1}, {'a': 1}, (1, Decimal('0.5')), 9]
-    result = values.unpack(values.pack(values_))
+    result = serialization.unpack(serialization.pack(values_))
     assert result == expected and [type(v) for v in result[:3]] == [dict, dict, tuple]
-    assert values.unpack(values.pack(Fraction(1, 3))) == Fraction(1, 3)
+    assert serialization.unpack(serialization.pack(Fraction(1, 3))) == Fraction(1, 3)
 
 
 @pytest.mark.parametrize('value', [object(), print, int, [object()], {1: print}])
 def test_other_things_do_not_travel(value):
     with pytest.raises(TypeError, match='is no plain data'):
-        values.pack(value)
+        serialization.pack(value)

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from tests.experiments.helpers import mistake, run, small_run
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -33,7 +33,7 @@ def succeed(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def names(address: str) -> set[str]:
-    return {path.name for path in buckets.local(address).iterdir()}
+    return {path.name for path in cloud_storage.localize(address).iterdir()}
 
 
 def test_a_run_is_there_and_its_command_again_shows_it(workdir, settings):
@@ -44,7 +44,7 @@ def test_a_run_is_there_and_its_command_again_shows_it(workdir, settings):
 
 def test_it_is_scored_again_and_answers(workdir, settings, tmp_path):
     found = json.loads(succeed('evaluate', *settings, f'--workdir={workdir}').stdout)
-    results = json.loads((buckets.local(workdir) / 'results.json').read_text('utf-8'))
+    results = json.loads((cloud_storage.localize(workdir) / 'results.json').read_text('utf-8'))
     for name, task in results['tasks'].items():
         assert found['tasks'][name]['loss'] == pytest.approx(task['loss_after'], rel=1e-6)
     prompts = tmp_path / 'prompts.jsonl'

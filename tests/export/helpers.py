@@ -3,7 +3,7 @@
 import pathlib
 
 from malora_jax.data import get_template
-from malora_jax.export.trained import Restored
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import LoadedBase, load_base
 from tests.helpers.models import random_variables, small_method, tiny_model
@@ -26,9 +26,9 @@ def tiny_base(directory: pathlib.Path) -> tuple[LoadedBase, str]:
     return load_base(preset('tiny'), str(path)), str(path)
 
 
-def trained(name: str, base: LoadedBase, weights: str = '', step: int = 7) -> Restored:
+def trained(name: str, base: LoadedBase, weights: str = '', step: int = 7) -> TrainedModel:
     """Return a restored model, as if a run of this method or variant had ended at this step."""
     method, changes = VARIANTS.get(name, (name, {}))
     model = tiny_model(small_method(method, **changes))
     variables = random_variables(model, seed=3) | {'params': base.params}
-    return Restored(base, model, variables, get_template('chatml'), method, weights, step)
+    return TrainedModel(base, model, variables, get_template('chatml'), method, weights, step)

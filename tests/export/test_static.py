@@ -13,7 +13,7 @@ from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
-from malora_jax.export.static import truncated
+from malora_jax.export.static import truncate_rank
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
@@ -95,7 +95,7 @@ def test_truncation_is_that_of_the_whole_matrix():
     rng = np.random.default_rng(0)
     down, up = rng.normal(size=(2, 20, 6)), rng.normal(size=(2, 6, 15))
     for rank in (1, 3, 6):
-        a, b = truncated(down, up, rank)
+        a, b = truncate_rank(down, up, rank)
         assert a.shape == (2, 20, rank) and b.shape == (2, rank, 15)
         u, sigma, vt = np.linalg.svd(down @ up)
         expected = u[:, :, :rank] * sigma[:, None, :rank] @ vt[:, :rank]

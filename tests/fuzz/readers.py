@@ -5,7 +5,7 @@ import pathlib
 from malora_jax import data
 from malora_jax.analysis.report import write_report
 from malora_jax.data.file_tasks import FileTask
-from malora_jax.export.adapter import saved_adapter
+from malora_jax.export.adapter import open_adapter
 from malora_jax.export.peft import read_peft
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import load_base, model_config
@@ -58,6 +58,6 @@ READERS = {
     'run': read_run,
     'stage': read_stage,
     'cache': read_cache,
-    'adapter': saved_adapter,
+    'adapter': open_adapter,
     'peft': lambda path: read_peft(path, preset('tiny')),
 }

@@ -9,12 +9,12 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import Outcome, Problem, humaneval_passes
+from malora_jax.evaluation.code_execution import CompletionOutcome, Problem, run_test
 
 pytestmark = pytest.mark.fuzz
 
 try:
-    PROTECTIONS = sandbox.protections()
+    PROTECTIONS = sandbox.probe_protections()
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
@@ -100,8 +100,8 @@ def test_honest_programs_return_the_same_as_outside(attempts):
             '    for n, value in enumerate(expected):\n'
             '        got = describe(candidate(n))\n        assert got == value, (n, got, value)\n'
         )
-        outcome = humaneval_passes(Problem(PROMPT, test, 'f'), body)
-        assert outcome == Outcome(True), (outcome, dict(enumerate(lines)))
+        outcome = run_test(Problem(PROMPT, test, 'f'), body)
+        assert outcome == CompletionOutcome(True), (outcome, dict(enumerate(lines)))
 
 
 # An attack may affect its own answer or a later one; all of its answers are wrong.
@@ -111,7 +111,7 @@ DOUBLE = Problem(
     '            assert candidate(x) == 2 * x\n        except TypeError:\n            pass\n',
     'double',
 )
-QUICK = sandbox.Limits(cpu_seconds=1, wall_seconds=10.0, memory_bytes=1 << 28)
+QUICK = sandbox.ResourceLimits(cpu_seconds=1, wall_seconds=10.0, memory_bytes=1 << 28)
 # System calls of x86_64 that may wait forever: read, readv, futex and epoll_wait.
 WAITING = {0, 19, 202, 232}
 
@@ -242,6 +242,6 @@ def test_hostile_programs_are_contained(attempts, tmp_path, monkeypatch):
             for line in lines
         )
         body += '    return answer or -1\n'
-        outcome = humaneval_passes(DOUBLE, body, QUICK)
+        outcome = run_test(DOUBLE, body, QUICK)
         assert not outcome.passed and 'SyntaxError' not in outcome.reason, (outcome, body)
         assert world(mine) == before, body

@@ -89,7 +89,7 @@ def main(
     when: str = '',
 ) -> None:
     """Train until the record of `step` is half written, or its checkpoint is saved."""
-    from malora_jax import buckets
+    from malora_jax import cloud_storage
     from malora_jax.training import checkpoint, metrics, train
 
     def write(self, record):
@@ -109,7 +109,7 @@ def main(
     original_write, metrics.MetricWriter.write = metrics.MetricWriter.write, write
     original_save, checkpoint.Checkpoints.save = checkpoint.Checkpoints.save, save
     settings = run_settings(pathlib.Path(weights), method, **json.loads(changes))
-    train(settings, buckets.local(workdir))
+    train(settings, cloud_storage.localize(workdir))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from malora_jax.serving.app import make_app
-from malora_jax.serving.server import config
+from malora_jax.serving.server import uvicorn_config
 from tests.helpers.language_model import language_model
 from tests.helpers.paths import ROOT
 
@@ -27,7 +27,7 @@ def serving(model=None, **settings):
     model = model or language_model()
     app = make_app({'tiny': model, 'base': model.base()}, **settings)
     listener = socket.create_server(('127.0.0.1', 0))
-    server = uvicorn.Server(config(app))
+    server = uvicorn.Server(uvicorn_config(app))
     thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
     thread.start()
     try:

@@ -232,7 +232,7 @@ def sweep(home: pathlib.Path, workdir: pathlib.Path, **flags: object) -> list[st
 def is_free(workdir: pathlib.Path) -> bool:
     """Return whether no process holds the lock of a run's directory."""
     try:
-        with files.locked(workdir, 'It is not.'):
+        with files.lock_directory(workdir, 'It is not.'):
             return True
     except UserError:
         return False

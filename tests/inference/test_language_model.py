@@ -99,7 +99,7 @@ def test_scores_are_log_probabilities_of_the_answer_and_its_end():
         logits = logits_of(MODEL, VARIABLES, [tokens])[0, -count - 1 : -1]
         expected = jax.nn.log_softmax(logits)[np.arange(count), tokens[-count:]].sum()
         np.testing.assert_allclose(likelihood.log_probability, expected, atol=1e-4)
-        assert likelihood.tokens == count
+        assert likelihood.num_tokens == count
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.export.merge import plain_params
+from malora_jax.export.merge import dequantized_params
 from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import REMAT_POLICIES, abstract_variables
 from malora_jax.models.generate import Generator
@@ -175,7 +175,7 @@ def quantized(kind: str, method: str):
             layers[part][name] = {'kernel': codes.codes, 'kernel_scale': codes.scale}
         layers[part] = layers[part] or linears
     ours = variables | {'params': variables['params'] | {'layers': layers}}
-    expected = variables | {'params': plain_params(model.config, ours['params'])}
+    expected = variables | {'params': dequantized_params(model.config, ours['params'])}
     assert jax.tree.structure(expected) == jax.tree.structure(variables)
     return model, ours, plain, expected
 

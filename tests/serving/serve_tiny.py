@@ -40,7 +40,7 @@ def main() -> None:
     Engine.step = slow_step
     listener = socket.create_server(('127.0.0.1', 0))
     print(f'http://127.0.0.1:{listener.getsockname()[1]}', flush=True)
-    serve(make_app({'tiny': model}, rows=flags.rows), listener, flags.grace)
+    serve(make_app({'tiny': model}, batch_size=flags.rows), listener, flags.grace)
     cli.leave(0)
 
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from malora_jax.models.engine import Engine
-from malora_jax.serving.guard import MOST_BYTES
+from malora_jax.serving.middleware import MAX_BODY_BYTES
 from tests.helpers.servers import QUESTION, language_model, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
@@ -150,7 +150,11 @@ def test_a_stop_ends_a_text(client):
             413,
             'do not fit into the context',
         ),
-        ({'user': 'x' * (MOST_BYTES + 1)}, 413, f'A request may have {MOST_BYTES:,} bytes.'),
+        (
+            {'user': 'x' * (MAX_BODY_BYTES + 1)},
+            413,
+            f'A request may have {MAX_BODY_BYTES:,} bytes.',
+        ),
         ({'model': 'big'}, 404, "There is no model 'big'"),
     ],
 )
@@ -169,7 +173,7 @@ def test_a_body_that_is_no_json(address):
 
 def test_a_large_body_without_its_length(address):
     def chunks():
-        for _ in range(MOST_BYTES // 2**16 + 2):
+        for _ in range(MAX_BODY_BYTES // 2**16 + 2):
             yield b'x' * 2**16
 
     found = httpx.post(f'{address}/v1/completions', content=chunks())

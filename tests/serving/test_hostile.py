@@ -194,7 +194,7 @@ def test_a_body_that_does_not_arrive(address, head):
 
 
 def test_a_head_that_does_not_arrive(address, monkeypatch):
-    monkeypatch.setattr('malora_jax.serving.server._HEAD_S', 0.5)
+    monkeypatch.setattr('malora_jax.serving.server._HEAD_TIMEOUT_S', 0.5)
     status, body = raw(address, b'GET /health HTTP/1.1\r\nHost: local')
     assert status == 408 and is_error(408, body)
     # A connection that waits for its next request does not time out.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from malora_jax import buckets, inference, training
+from malora_jax import cloud_storage, inference, training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
@@ -43,8 +43,8 @@ def ended(bucket, tiny_weights):
     # 4.
     for step, when, newest in ((4, [], (0, 2)), (4, ['--saved'], (4,))):
         kill(tiny_weights, address, step, *when)
-        workdir = buckets.local(address)
-        whole = buckets.home(workdir / 'checkpoints').glob('*/commit_success.txt')
+        workdir = cloud_storage.localize(address)
+        whole = cloud_storage.remote_path(workdir / 'checkpoints').glob('*/commit_success.txt')
         last = max((int(path.parent.name) for path in whole), default=0)
         assert last in newest
         # No checkpoint is ahead of the recorded metrics.
@@ -54,12 +54,12 @@ def ended(bucket, tiny_weights):
 
 
 def test_a_run_that_was_killed_goes_on_as_on_a_disk(ended, finished):
-    buckets.remove_copies()
-    workdir = buckets.local(ended)  # As another machine sees it.
+    cloud_storage.remove_local_copies()
+    workdir = cloud_storage.localize(ended)  # As another machine sees it.
     assert records(workdir) == records(finished)
     found, expected = (read_json(each / 'results.json')['tasks'] for each in (workdir, finished))
     assert found == expected
-    assert names(buckets.home(workdir)) == names(finished)
+    assert names(cloud_storage.remote_path(workdir)) == names(finished)
     assert len(names(workdir / 'tensorboard')) == 1
 
 
@@ -77,16 +77,16 @@ def test_of_two_runs_the_one_that_began_first_stops_and_saves_no_more(
     def write(self, record):
         original(self, record)
         if record['step'] == 3:
-            other = buckets._Copy(*address.removeprefix('gs://').split('/', 1))
-            other.pull()
+            other = cloud_storage._LocalCopy(*address.removeprefix('gs://').split('/', 1))
+            other.download_changes()
             with (other.path / 'goodput.jsonl').open('a') as file:
                 file.write('{"job_start_time": 0.0}\n')
-            other.push()
+            other.upload_changes()
 
     monkeypatch.setattr(metrics.MetricWriter, 'write', write)
-    workdir = buckets.local(address)
+    workdir = cloud_storage.localize(address)
     with pytest.raises(OSError, match=f'Another command has written to {address}'):
         training.train(run_settings(tiny_weights), workdir)
-    assert names(buckets.home(workdir / 'checkpoints')) == ['2']
-    buckets.remove_copies()
-    assert len(read_json_lines(buckets.local(address) / 'metrics.jsonl')) == 2
+    assert names(cloud_storage.remote_path(workdir / 'checkpoints')) == ['2']
+    cloud_storage.remove_local_copies()
+    assert len(read_json_lines(cloud_storage.localize(address) / 'metrics.jsonl')) == 2

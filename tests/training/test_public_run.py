@@ -240,7 +240,7 @@ def likelihoods(workdir) -> Callable[..., list[Likelihood]]:
         requests = [
             (encode(prompt), encode(text, continues=True) + [end] * ended) for prompt, text in texts
         ]
-        return log_likelihoods(*models[when], requests, batch_size=1, bucket=256)
+        return log_likelihoods(*models[when], requests, batch_size=1, pad_multiple=256)
 
     return find
 

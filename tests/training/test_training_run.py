@@ -145,7 +145,7 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
 
     def answered(model: Decoder, variables) -> list[Answer]:
         generator = setup.generator(model)
-        examinee = runner.Examinee(generator, variables, setup.base.tokenizer, setup.template)
+        examinee = runner.EvalModel(generator, variables, setup.base.tokenizer, setup.template)
         return runner.answer_held_out(examinee, setup.splits, 'test')
 
     before, after = (

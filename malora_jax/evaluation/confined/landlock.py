@@ -35,7 +35,7 @@ def apply() -> None:
     """
     handled = struct.pack('Q', _ALL_OF_FIRST_VERSION)
     rules = libc.call('syscall', _CREATE_RULESET, handled, len(handled), 0)
-    for path, rights in _readable():
+    for path, rights in _rules():
         descriptor = os.open(path, os.O_PATH)
         beneath = struct.pack('=Qi', rights, descriptor)
         libc.call('syscall', _ADD_RULE, rules, _RULE_PATH_BENEATH, beneath, 0)
@@ -44,19 +44,21 @@ def apply() -> None:
     os.close(rules)
 
 
-def _readable() -> Iterator[tuple[str, int]]:
+def _rules() -> Iterator[tuple[str, int]]:
     yield '.', _READ_DIRECTORY
     for folder in filter(os.path.isdir, sys.path):
         # A rule covers everything below its path, so packages can only be excluded by listing all
         # other entries.
         yield folder, _READ_DIRECTORY
-        yield from _whole(entry.path for entry in os.scandir(folder) if entry.name not in _PACKAGES)
-    yield from _whole(_LIBRARIES)
-    yield from _whole(_TIME_ZONES)
+        yield from _full_read_rules(
+            entry.path for entry in os.scandir(folder) if entry.name not in _PACKAGES
+        )
+    yield from _full_read_rules(_LIBRARIES)
+    yield from _full_read_rules(_TIME_ZONES)
     own = os.path.join(sys.base_prefix, 'lib')
-    yield from _whole(entry.path for entry in os.scandir(own) if '.so' in entry.name)
+    yield from _full_read_rules(entry.path for entry in os.scandir(own) if '.so' in entry.name)
 
 
-def _whole(paths: Iterable[str]) -> Iterator[tuple[str, int]]:
+def _full_read_rules(paths: Iterable[str]) -> Iterator[tuple[str, int]]:
     for path in filter(os.path.exists, paths):
         yield path, _READ_FILE | (_READ_DIRECTORY if os.path.isdir(path) else 0)

@@ -64,22 +64,22 @@ def _limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 def _probe(memory: int, layers: Sequence[str]) -> None:
     """Print a JSON list of those layers that this system supports, after applying them."""
-    found = []
+    supported = []
     for layer in layers:
         try:
             _apply(layer, memory)
-            found.append(layer)
+            supported.append(layer)
         except (OSError, ValueError):
             pass
     # The probe must fail if the restrictions block imports: every candidate with one would fail.
     import colorsys  # noqa: F401
     import hashlib  # noqa: F401
 
-    print(json.dumps(found))
+    print(json.dumps(supported))
 
 
 _ROLES: dict[str, Callable[..., None]] = {
     'probe': _probe,
-    'candidate': roles.candidate,
-    'examiner': roles.examiner,
+    'candidate': roles.run_candidate,
+    'examiner': roles.run_examiner,
 }

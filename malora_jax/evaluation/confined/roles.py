@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from . import event_loop, values
+from . import event_loop, serialization
 
 # First line of the examiner's output, once both processes run, and its verdict if the candidate's
 # process has ended.
@@ -23,10 +23,10 @@ READY = 'ready'
 ENDED = 'the candidate has ended'
 
 # Maximum length of a line from the candidate, in bytes: more than any test needs.
-_LONGEST = 1 << 20
+_MAX_LINE_BYTES = 1 << 20
 
 
-def candidate(program: str, function: str, channel: int) -> None:
+def run_candidate(program: str, function: str, channel: int) -> None:
     """Run a program, then call its function for each line that the examiner sends.
 
     Args:
@@ -34,34 +34,34 @@ def candidate(program: str, function: str, channel: int) -> None:
         function: Name of the function.
         channel: Descriptor of the socket to the examiner.
     """
-    calls, answers = _open(channel)
-    namespace = _new_program()
+    calls, answers = _open_streams(channel)
+    namespace = _new_namespace()
 
     def load() -> None:
-        _run(program, 'candidate', namespace)
+        _execute(program, 'candidate', namespace)
         if function not in namespace:
             raise NameError(f'name {function!r} is not defined')
 
     # Report that the process runs, before any code of the program runs.
-    _answer(answers, lambda: None)
-    _answer(answers, load)
+    _send_result(answers, lambda: None)
+    _send_result(answers, load)
     for line in calls:
-        _answer(answers, functools.partial(_call, namespace, function, line))
+        _send_result(answers, functools.partial(_call, namespace, function, line))
 
 
 def _call(namespace: dict[str, Any], function: str, line: bytes) -> Any:
-    arguments, keywords = values.unpack(json.loads(line), _classes(namespace))
+    arguments, keywords = serialization.unpack(json.loads(line), _classes(namespace))
     return namespace[function](*arguments, **keywords)
 
 
-def _new_program() -> dict[str, Any]:
+def _new_namespace() -> dict[str, Any]:
     """Return the namespace of a new module in `sys.modules`, where pickle and typing look it up."""
-    module = types.ModuleType(values.PROGRAM)
-    sys.modules[values.PROGRAM] = module
+    module = types.ModuleType(serialization.PROGRAM)
+    sys.modules[serialization.PROGRAM] = module
     return vars(module)
 
 
-def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
+def _execute(source: str, name: str, namespace: dict[str, Any]) -> None:
     if 'asyncio' in source:
         event_loop.install()
     exec(compile(source, name, 'exec'), namespace)
@@ -72,17 +72,17 @@ def _classes(namespace: dict[str, Any]) -> dict[str, type]:
     return {
         name: value
         for name, value in namespace.items()
-        if isinstance(value, type) and value.__module__ == values.PROGRAM
+        if isinstance(value, type) and value.__module__ == serialization.PROGRAM
     }
 
 
-def _open(channel: int) -> tuple[BinaryIO, BinaryIO]:
+def _open_streams(channel: int) -> tuple[BinaryIO, BinaryIO]:
     return open(channel, 'rb', closefd=False), open(channel, 'wb', closefd=False)
 
 
-def _answer(answers: BinaryIO, compute: Callable[[], Any]) -> None:
+def _send_result(answers: BinaryIO, compute: Callable[[], Any]) -> None:
     try:
-        line = json.dumps({'result': values.pack(compute())})
+        line = json.dumps({'result': serialization.pack(compute())})
     except BaseException as error:  # SystemExit counts as a wrong answer, too.
         line = json.dumps({'raised': _describe(error)})
     answers.write(line.encode() + b'\n')
@@ -102,7 +102,7 @@ class _CandidateError(BaseException):
     """
 
 
-class _Remote:
+class _RemoteCandidate:
     """A candidate in another process, which can be called like a function.
 
     Attributes:
@@ -114,11 +114,11 @@ class _Remote:
     def __init__(self, channel: int):
         self.classes: dict[str, type] = {}
         self.failure: str | None = None
-        self._answers, self._calls = _open(channel)
+        self._answers, self._calls = _open_streams(channel)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         with self._recording_failure():
-            line = json.dumps(values.pack((arguments, keywords)))
+            line = json.dumps(serialization.pack((arguments, keywords)))
             self._calls.write(line.encode() + b'\n')
             self._calls.flush()
             return self._receive()
@@ -138,7 +138,7 @@ class _Remote:
             raise _CandidateError(reason) from error
 
     def _receive(self) -> Any:
-        line = self._answers.readline(_LONGEST)
+        line = self._answers.readline(_MAX_LINE_BYTES)
         if not line:
             raise ConnectionError
         if not line.endswith(b'\n'):
@@ -146,10 +146,10 @@ class _Remote:
         reply = json.loads(line)
         if 'raised' in reply:
             raise _CandidateError(str(reply['raised'])[:200])
-        return values.unpack(reply['result'], self.classes)
+        return serialization.unpack(reply['result'], self.classes)
 
 
-def examiner(prompt: str, test: str, function: str, channel: int) -> None:
+def run_examiner(prompt: str, test: str, function: str, channel: int) -> None:
     """Run a test on a candidate and print two lines: READY, and the verdict in JSON.
 
     The verdict is null if the test passed, and otherwise the reason of the failure.
@@ -160,7 +160,7 @@ def examiner(prompt: str, test: str, function: str, channel: int) -> None:
         function: Name of the function; the test may also call it by this name.
         channel: Descriptor of the socket to the candidate.
     """
-    remote = _Remote(channel)
+    remote = _RemoteCandidate(channel)
     remote.wait()
     print(READY, flush=True)
     verdict = None
@@ -169,11 +169,11 @@ def examiner(prompt: str, test: str, function: str, channel: int) -> None:
         random.seed(0)
         with contextlib.redirect_stdout(io.StringIO()):
             remote.wait()
-            namespace = _new_program()
-            _run(prompt, 'prompt', namespace)
+            namespace = _new_namespace()
+            _execute(prompt, 'prompt', namespace)
             remote.classes = _classes(namespace)
             namespace[function] = remote
-            _run(test, 'test', namespace)
+            _execute(test, 'test', namespace)
             namespace['check'](remote)
     except BaseException as error:
         verdict = _describe(error)

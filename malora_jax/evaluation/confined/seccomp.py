@@ -42,11 +42,11 @@ _ALLOWED = """
 class _Machine(NamedTuple):
     audit: int  # AUDIT_ARCH_… of linux/audit.h.
     column: int  # Column of `_ALLOWED`.
-    opening: tuple[tuple[int, int], ...]  # open and openat: number, and index of the flags.
+    open_calls: tuple[tuple[int, int], ...]  # open and openat: number, and index of the flags.
     fcntl: int
 
 
-# Architectures by their name in uname. Both are little-endian, which `_unless` relies on.
+# Architectures by their name in uname. Both are little-endian, which `_allow_unless` relies on.
 _MACHINES = {
     'x86_64': _Machine(0xC000003E, 1, ((2, 1), (257, 2)), 72),
     'aarch64': _Machine(0xC00000B7, 2, ((56, 2),), 25),
@@ -54,7 +54,7 @@ _MACHINES = {
 
 # linux/filter.h, linux/seccomp.h (struct seccomp_data, actions), linux/prctl.h, linux/capability.h
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 _KILL, _FAIL, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -87,24 +87,26 @@ def _program(machine: _Machine) -> list[_Instruction]:
     # Kill processes that make calls of another architecture, such as 32-bit ones: the numbers of
     # these calls have other meanings.
     program = [
-        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_LOAD, 0, 0, _ARCH_OFFSET),
         (_EQUAL, 1, 0, machine.audit),
         (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER),
+        (_LOAD, 0, 0, _NR_OFFSET),
     ]
     for allowed in _ALLOWED.split()[machine.column :: 3]:
         if allowed != '-':
             program += [(_EQUAL, 0, 1, int(allowed)), (_RETURN, 0, 0, _ALLOW)]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    for number, flags in machine.opening:
-        program += _unless(_ANY_BIT, writing, number, flags, errno.EROFS)
+    for number, flags in machine.open_calls:
+        program += _allow_unless(_ANY_BIT, writing, number, flags, errno.EROFS)
     # The first four fcntl commands (0 to 3) duplicate descriptors and read flags. Others are
     # blocked, because F_SETOWN could signal any process of the user.
-    program += _unless(_GREATER, 3, machine.fcntl, 1, errno.ENOSYS)
+    program += _allow_unless(_GREATER, 3, machine.fcntl, 1, errno.ENOSYS)
     return [*program, (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
 
 
-def _unless(test: int, value: int, number: int, argument: int, error: int) -> list[_Instruction]:
+def _allow_unless(
+    test: int, value: int, number: int, argument: int, error: int
+) -> list[_Instruction]:
     """Return instructions that allow a call unless a test of one of its arguments is true.
 
     Args:
@@ -116,7 +118,7 @@ def _unless(test: int, value: int, number: int, argument: int, error: int) -> li
     """
     return [
         (_EQUAL, 0, 4, number),
-        (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
+        (_LOAD, 0, 0, _ARGS_OFFSET + 8 * argument),
         (test, 0, 1, value),
         (_RETURN, 0, 0, _FAIL | error),
         (_RETURN, 0, 0, _ALLOW),

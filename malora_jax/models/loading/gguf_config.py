@@ -66,8 +66,8 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
     """
     if file.architecture not in _ARCHITECTURES:
         raise errors.UserError(
-            f'{file.path} holds a model of architecture {errors.shown(file.architecture)}; only '
-            f'{", ".join(_ARCHITECTURES)} can be read from GGUF.'
+            f'{file.path} holds a model of architecture {errors.short_repr(file.architecture)}; '
+            f'only {", ".join(_ARCHITECTURES)} can be read from GGUF.'
         )
     _check_known(file)
     width, heads = (
@@ -83,7 +83,7 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
         raise errors.UserError(f'{file.path} has no tensor {_EMBEDDING!r}.')
     context = _positive_int(file, 'context_length')
     theta = _positive_float(file, 'rope.freq_base', 10000.0)
-    with errors.within(file.path):
+    with errors.prefix_errors(file.path):
         return ModelConfig(
             name=name,
             vocab_size=embedding_shape[0],
@@ -114,8 +114,8 @@ def _check_known(file: GGUFFile) -> None:
         section, _, rest = key.partition('.')
         if section == file.architecture and rest not in known and file.field(key) not in ('', []):
             raise errors.UserError(
-                f'{file.path} sets {errors.shown(key)[1:-1]} = {errors.shown(file.field(key))}, '
-                'which is not implemented.'
+                f'{file.path} sets {errors.short_repr(key)[1:-1]} = '
+                f'{errors.short_repr(file.field(key))}, which is not implemented.'
             )
 
 
@@ -161,6 +161,6 @@ def _config_error(file: GGUFFile, key: str, expected: str) -> errors.UserError:
     actual = (
         f'no {file.architecture}.{key}'
         if value is None
-        else f'{file.architecture}.{key} = {errors.shown(value)}'
+        else f'{file.architecture}.{key} = {errors.short_repr(value)}'
     )
     return errors.UserError(f'{file.path} has {actual}; it must be {expected}.')

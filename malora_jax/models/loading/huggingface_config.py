@@ -101,7 +101,7 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
     values = _ConfigReader(path)
     values.check()
     width, heads = values.positive_int('hidden_size'), values.positive_int('num_attention_heads')
-    with errors.within(path):
+    with errors.prefix_errors(path):
         return ModelConfig(
             name=name,
             vocab_size=values.positive_int('vocab_size'),
@@ -173,9 +173,9 @@ class _ConfigReader:
                 continue
             if key not in known and not _is_empty(value) and not key.startswith('_'):
                 raise errors.UserError(
-                    f'{self._path} sets {errors.shown(key)[1:-1]} = {errors.shown(value)}, which '
-                    'is not implemented: remove the key if it does not change what the model '
-                    'computes.'
+                    f'{self._path} sets {errors.short_repr(key)[1:-1]} = '
+                    f'{errors.short_repr(value)}, which is not implemented: remove the key if it '
+                    'does not change what the model computes.'
                 )
 
     def context(self) -> int:
@@ -231,13 +231,16 @@ class _ConfigReader:
     def _positive(self, key: str, value: Any) -> float:
         if schema.find_mismatch(float, value) or value <= 0:
             raise errors.UserError(
-                f'{self._path} has {key} = {errors.shown(value)}; it must be a positive number.'
+                f'{self._path} has {key} = {errors.short_repr(value)}; it must be a positive '
+                'number.'
             )
         return float(value)
 
     def _config_error(self, key: str, expected: str) -> errors.UserError:
         actual = (
-            f'{key} = {errors.shown(self._values[key])}' if key in self._values else f'no {key}'
+            f'{key} = {errors.short_repr(self._values[key])}'
+            if key in self._values
+            else f'no {key}'
         )
         return errors.UserError(f'{self._path} has {actual}; it must be {expected}.')
 

@@ -48,10 +48,10 @@ def download(repo_id: str, patterns: tuple[str, ...]) -> pathlib.Path:
         UserError: The name is malformed, the model does not exist, its license was not accepted, or
             the Hub cannot be reached.
     """
-    return hub.snapshot(
+    return hub.download_snapshot(
         repo_id,
         patterns,
-        kind='model',
-        instead='set model.weights to a directory or GGUF file',
-        ignore=['*/*'],
+        repo_type='model',
+        alternative='set model.weights to a directory or GGUF file',
+        ignore_patterns=['*/*'],
     )

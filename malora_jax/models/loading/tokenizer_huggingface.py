@@ -86,7 +86,7 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
             continue
         if not isinstance(token_id, int) or not _is_token(tokenizer, token_id):
             raise errors.UserError(
-                f'{directory / name} has eos_token_id = {errors.shown(token_id)}, which is no '
+                f'{directory / name} has eos_token_id = {errors.short_repr(token_id)}, which is no '
                 'token of tokenizer.json.'
             )
         return token_id

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
-from malora_jax.evaluation import code
+from malora_jax.evaluation import code_execution
 from malora_jax.ultralink.shards import text_field
 
 # Kinds of faults, in the order of the report.
@@ -75,9 +75,11 @@ def diagnose(
         restore_trailing_space(text_field(row, 'prompt'), text_field(problem, 'prompt'))
         for problem, row in pairs
     ]
-    outcomes = code.score_completions(
+    outcomes = code_execution.score_completions(
         [
-            code.Problem(prompt, text_field(problem, 'test'), text_field(problem, 'entry_point'))
+            code_execution.Problem(
+                prompt, text_field(problem, 'test'), text_field(problem, 'entry_point')
+            )
             for (problem, _), prompt in zip(pairs, prompts, strict=True)
         ],
         [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],

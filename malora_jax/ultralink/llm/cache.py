@@ -34,7 +34,7 @@ class ReplyCache:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         if path.exists():
-            files.check_regular(path)
+            files.check_regular_file(path)
             self._connect()
         else:
             _check_writable(path)

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from malora_jax import data, inference
 from malora_jax.data.templates import ChatTemplate
 from malora_jax.errors import UserError
-from malora_jax.export.identity import base_fingerprint
+from malora_jax.export.fingerprints import base_fingerprint
 from malora_jax.inference import LanguageModel
 from malora_jax.models import Decoder
 from malora_jax.models.engine import GenerationRequest as EngineRequest
 from malora_jax.models.loading.base_model import load_base
-from malora_jax.serving import answers
-from malora_jax.serving.errors import RefusedError
+from malora_jax.serving import response_json
+from malora_jax.serving.errors import ApiError
 from malora_jax.serving.scheduler import Scheduler
 from malora_jax.training.config import run_config
 from malora_jax.ultralink.llm.chat import ChatMessage, ModelRequest, Reply
@@ -40,7 +40,7 @@ class LocalModel:
         self.name = f'local:{model.name}:{fingerprint[:12]}'
         self._model = model
         # No limit is needed here, because the stage limits the number of concurrent requests.
-        self._scheduler = Scheduler({self.name: model}, num_slots, most_waiting=1 << 30)
+        self._scheduler = Scheduler({self.name: model}, num_slots, max_waiting=1 << 30)
         self._scheduler.start()
 
     async def close(self) -> None:
@@ -59,7 +59,7 @@ class LocalModel:
         max_new_tokens = self._model.model.config.context - len(prompt)
         if max_new_tokens < 1:
             return Reply('', 'refused', 0)
-        generation = self._scheduler.open(self.name, 1)
+        generation = self._scheduler.reserve(self.name, 1)
         engine_request = EngineRequest(
             prompt,
             min(sampling.max_tokens, max_new_tokens),
@@ -69,13 +69,13 @@ class LocalModel:
         )
         try:
             self._scheduler.submit(generation.texts[0], engine_request, ())
-            (generated,) = await answers.whole(generation)
-        except RefusedError as error:
+            (generated,) = await response_json.collect_texts(generation)
+        except ApiError as error:
             raise OSError(f'The model {self._model.name} failed; see above.') from error
         finally:
             self._scheduler.cancel(generation)
         tokens = len(prompt) + len(generated.tokens)
-        return Reply(generated.text.strip(), generated.finish or 'stop', tokens)
+        return Reply(generated.text.strip(), generated.finish_reason or 'stop', tokens)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt tokens of a chat.

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from malora_jax.errors import unknown_name
-from malora_jax.export.identity import text_fingerprint
+from malora_jax.export.fingerprints import text_fingerprint
 from malora_jax.models.config import PRESETS, preset
 from malora_jax.models.loading import tokenizer as tokenizer_lib
 from malora_jax.models.loading.base_model import find_weights

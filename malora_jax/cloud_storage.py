@@ -1,13 +1,13 @@
 """Directories in Google Cloud Storage (gs://BUCKET/PATH), mirrored in local copies.
 
 An object store has no append, lock or rename, and objects are written as a whole. A command
-therefore works on a local copy of a directory's files (`local`), and uploads changed files at
-certain points (`push`). Checkpoints are not copied, because Orbax reads and writes them in the
-bucket (`home`).
+therefore works on a local copy of a directory's files (`localize`), and uploads changed files at
+certain points (`upload_changes`). Checkpoints are not copied, because Orbax reads and writes them
+in the bucket (`remote_path`).
 
-Nothing is locked in the bucket. Instead, `push` checks that the objects are still those that were
-last read or written. If two runs use the same directory, the one that started first stops at its
-next `push`.
+Nothing is locked in the bucket. Instead, `upload_changes` checks that the objects are still those
+that were last read or written. If two runs use the same directory, the one that started first stops
+at its next `upload_changes`.
 """
 
 import base64
@@ -29,7 +29,7 @@ _SCHEME = 'gs://'
 _CHECKPOINTS = 'checkpoints'
 
 
-def local(address: str | os.PathLike[str]) -> pathlib.Path:
+def localize(address: str | os.PathLike[str]) -> pathlib.Path:
     """Return the local path of a directory or file; one in a bucket is downloaded first.
 
     Later calls for the same address download only new objects.
@@ -50,12 +50,12 @@ def local(address: str | os.PathLike[str]) -> pathlib.Path:
     if not (text.startswith(_SCHEME) and bucket and key):
         raise UserError(f'{text} must be a path, or in a bucket as gs://BUCKET/PATH.')
     if (bucket, key) not in _copies:
-        _copies[bucket, key] = _Copy(bucket, key)
-    _copies[bucket, key].pull()
+        _copies[bucket, key] = _LocalCopy(bucket, key)
+    _copies[bucket, key].download_changes()
     return _copies[bucket, key].path
 
 
-def home(path: pathlib.Path) -> pathlib.Path:
+def remote_path(path: pathlib.Path) -> pathlib.Path:
     """Return the bucket address of a path in a local copy, as an etils path.
 
     A path outside the copies is returned unchanged.
@@ -69,7 +69,7 @@ def home(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def push() -> None:
+def upload_changes() -> None:
     """Upload the files of all local copies that have changed since the last call.
 
     Raises:
@@ -77,7 +77,7 @@ def push() -> None:
         OSError: Another command has written to the directory, or the bucket cannot be reached.
     """
     for copy in _copies.values():
-        copy.push()
+        copy.upload_changes()
 
 
 def remove(path: pathlib.Path) -> None:
@@ -91,22 +91,22 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def readable(message: str) -> str:
+def with_remote_paths(message: str) -> str:
     """Return a message with the paths of local copies replaced by their bucket addresses."""
     for copy in _copies.values():
         message = message.replace(str(copy.path), copy.address)
     return message
 
 
-def remove_copies() -> None:
+def remove_local_copies() -> None:
     """Remove the local copies, as also happens when the process ends without being killed."""
     if _copies:
         _copies.clear()
-        _scratch().cleanup()
-        _scratch.cache_clear()
+        _scratch_directory().cleanup()
+        _scratch_directory.cache_clear()
 
 
-class _Seen(NamedTuple):
+class _SyncedState(NamedTuple):
     """State of an object and its local file at the last time when they were equal.
 
     Attributes:
@@ -118,7 +118,7 @@ class _Seen(NamedTuple):
     stamp: tuple[int, int]
 
 
-class _Copy:
+class _LocalCopy:
     """A local copy of a directory or file in a bucket.
 
     Attributes:
@@ -129,21 +129,21 @@ class _Copy:
     def __init__(self, bucket: str, key: str):
         self.address = f'{_SCHEME}{bucket}/{key}'
         self._key = key
-        self._seen: dict[pathlib.Path, _Seen] = {}
-        with _told(self.address):
+        self._synced: dict[pathlib.Path, _SyncedState] = {}
+        with _translate_errors(self.address):
             self._bucket = _client(self.address).bucket(bucket)
         # End the path like the address, because models and tasks are named after their paths.
-        self.path = pathlib.Path(tempfile.mkdtemp(dir=_scratch().name), bucket, key)
+        self.path = pathlib.Path(tempfile.mkdtemp(dir=_scratch_directory().name), bucket, key)
 
-    def pull(self) -> None:
+    def download_changes(self) -> None:
         """Download new and changed objects."""
-        with _told(self.address):
-            for path, blob in self._new():
+        with _translate_errors(self.address):
+            for path, blob in self._changed_objects():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 blob.download_to_filename(path)
-                self._seen[path] = _Seen(blob.generation, _stamp(path))
+                self._synced[path] = _SyncedState(blob.generation, _stamp(path))
 
-    def push(self) -> None:
+    def upload_changes(self) -> None:
         """Upload changed files, in the order in which they were written.
 
         Raises:
@@ -156,38 +156,40 @@ class _Copy:
         changed = {
             path: stamp
             for path, stamp in stamps.items()
-            if path not in self._seen or self._seen[path].stamp != stamp
+            if path not in self._synced or self._synced[path].stamp != stamp
         }
         if not changed:
             return
-        with _told(self.address):
+        with _translate_errors(self.address):
             # Check all objects before the first upload, so that after a conflict none is written.
-            for path, blob in self._new():
+            for path, blob in self._changed_objects():
                 if path in stamps:
-                    self._seen[path] = _Seen(self._same(path, blob), stamps[path])
+                    self._synced[path] = _SyncedState(
+                        self._matching_generation(path, blob), stamps[path]
+                    )
             for path, stamp in changed.items():
-                if path not in self._seen or self._seen[path].stamp != stamp:
-                    self._seen[path] = _Seen(self._write(path), stamp)
+                if path not in self._synced or self._synced[path].stamp != stamp:
+                    self._synced[path] = _SyncedState(self._upload_file(path), stamp)
 
     def delete(self, removed: pathlib.Path) -> None:
         """Delete the object of a file, or the objects of a directory."""
-        with _told(self.address):
-            for path in [path for path in self._seen if path.is_relative_to(removed)]:
+        with _translate_errors(self.address):
+            for path in [path for path in self._synced if path.is_relative_to(removed)]:
                 self._bucket.delete_blobs([self._blob(path)], on_error=lambda blob: None)
-                del self._seen[path]
+                del self._synced[path]
 
-    def _new(self) -> Iterator[tuple[pathlib.Path, Any]]:
+    def _changed_objects(self) -> Iterator[tuple[pathlib.Path, Any]]:
         """Yield the local path of each new or changed object, and the object."""
         for blob in self._bucket.client.list_blobs(self._bucket, prefix=self._key):
             name = pathlib.PurePosixPath(blob.name)
             if blob.name.endswith('/') or not name.is_relative_to(self._key):
                 continue
             path = self.path / name.relative_to(self._key)
-            known = self._seen.get(path)
+            known = self._synced.get(path)
             if self._is_copied(path) and (not known or known.generation != blob.generation):
                 yield path, blob
 
-    def _write(self, path: pathlib.Path) -> int:
+    def _upload_file(self, path: pathlib.Path) -> int:
         """Upload a file and return the generation of its object.
 
         Raises:
@@ -196,15 +198,15 @@ class _Copy:
         from google.api_core.exceptions import PreconditionFailed
 
         blob = self._blob(path)
-        known = self._seen[path].generation if path in self._seen else 0
+        known = self._synced[path].generation if path in self._synced else 0
         try:
             blob.upload_from_string(path.read_bytes(), if_generation_match=known)
         except PreconditionFailed:
             blob.reload()
-            return self._same(path, blob)
+            return self._matching_generation(path, blob)
         return blob.generation
 
-    def _same(self, path: pathlib.Path, blob: Any) -> int:
+    def _matching_generation(self, path: pathlib.Path, blob: Any) -> int:
         """Return the generation of an unexpected object, if its content equals the local file's.
 
         That is the case if an earlier upload succeeded, but its response was lost.
@@ -229,19 +231,19 @@ class _Copy:
         return not any(part == _CHECKPOINTS or part.startswith('.') for part in parts)
 
 
-_copies: dict[tuple[str, str], _Copy] = {}
+_copies: dict[tuple[str, str], _LocalCopy] = {}
 
 
 @functools.cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    shutdown.at_end(remove_copies)
+def _scratch_directory() -> tempfile.TemporaryDirectory:
+    shutdown.register_cleanup(remove_local_copies)
     return tempfile.TemporaryDirectory(prefix='malora_jax-', ignore_cleanup_errors=True)
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
     """Return a file's modification time and size, to detect changes and to sort by age."""
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _client(address: str) -> Any:
@@ -259,7 +261,7 @@ def _client(address: str) -> Any:
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
+def _translate_errors(address: str) -> Iterator[None]:
     """Translate errors of Google Cloud Storage into one-line messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trained models: in memory with their base (`Restored`), and in a directory (`Saved`)."""
+"""Trained models: in memory with the base (`TrainedModel`), or in a directory (`StoredModel`)."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.loading.base_model import LoadedBase, load_base
 
 
-class Restored(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained model in memory.
 
     Attributes:
@@ -31,7 +31,7 @@ class Restored(NamedTuple):
     step: int
 
 
-class Saved(NamedTuple):
+class StoredModel(NamedTuple):
     """A trained model in a directory, which is not loaded yet.
 
     Attributes:
@@ -44,9 +44,9 @@ class Saved(NamedTuple):
     path: pathlib.Path
     model: ModelConfig
     weights: str
-    restore: Callable[[LoadedBase], Restored]
+    restore: Callable[[LoadedBase], TrainedModel]
 
-    def load(self) -> Restored:
+    def load(self) -> TrainedModel:
         """Load the base and the trained model.
 
         Raises:

@@ -13,10 +13,10 @@ import tokenizers
 from tokenizers import processors
 
 from malora_jax import data, files
-from malora_jax.export.trained import Restored
+from malora_jax.export.trained_model import TrainedModel
 
 
-def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
+def write_tokenizer_files(directory: pathlib.Path, trained: TrainedModel) -> None:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json.
 
     Args:
@@ -42,11 +42,11 @@ def write_prompts(directory: pathlib.Path, trained: Restored) -> None:
     files.write_json(directory / 'tokenizer_config.json', settings)
     # Greedy decoding is also the default for held-out questions.
     files.write_json(
-        directory / 'generation_config.json', special_ids(trained) | {'do_sample': False}
+        directory / 'generation_config.json', special_token_ids(trained) | {'do_sample': False}
     )
 
 
-def special_ids(trained: Restored) -> dict[str, int | None]:
+def special_token_ids(trained: TrainedModel) -> dict[str, int | None]:
     """Return the ids of the tokens for bos, end of answer and padding.
 
     The end token doubles as padding if the tokenizer has no padding token.
@@ -61,7 +61,7 @@ def special_ids(trained: Restored) -> dict[str, int | None]:
     }
 
 
-def chat_template(trained: Restored) -> str:
+def chat_template(trained: TrainedModel) -> str:
     """Return the prompt template of training as a Jinja chat template.
 
     A question rendered with it has the same tokens as in training.
@@ -82,7 +82,7 @@ def chat_template(trained: Restored) -> str:
     return f"{{% set text %}}{{{{ '' }}}}{source}{{% endset %}}{{{{ {start} + {space} + text }}}}"
 
 
-def _backend(trained: Restored) -> tokenizers.Tokenizer:
+def _backend(trained: TrainedModel) -> tokenizers.Tokenizer:
     """Return the tokenizer, set up to add only the bos token if texts start with one."""
     tokenizer = trained.base.tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json)

@@ -11,7 +11,7 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.distributed import sharding
 
 # Number of evenly spaced values of each leaf that enter the fingerprint.
-_SAMPLES = 1024
+_SAMPLES_PER_LEAF = 1024
 
 
 def base_fingerprint(params: Any) -> str:
@@ -25,18 +25,18 @@ def base_fingerprint(params: Any) -> str:
         params: The decoder's `params` collection.
     """
     digest = hashlib.sha256()
-    samples = jax.device_get(_samples(params))
+    samples = jax.device_get(_sample_leaves(params))
     for (path, leaf), sample in zip(named_leaves(params), jax.tree.leaves(samples), strict=True):
         digest.update(f'{path} {leaf.shape}'.encode() + sample.tobytes())
     return digest.hexdigest()[:32]
 
 
 @jax.jit
-def _samples(params: Any) -> Any:
+def _sample_leaves(params: Any) -> Any:
     def sample(leaf: jax.Array) -> jax.Array:
-        places = np.linspace(0, leaf.size - 1, min(leaf.size, _SAMPLES)).astype(np.int64)
+        indices = np.linspace(0, leaf.size - 1, min(leaf.size, _SAMPLES_PER_LEAF)).astype(np.int64)
         # Index by axis, because flattening would gather a leaf that is sharded over devices.
-        return leaf[np.unravel_index(places, leaf.shape)].astype(jnp.bfloat16)
+        return leaf[np.unravel_index(indices, leaf.shape)].astype(jnp.bfloat16)
 
     return sharding.replicate(jax.tree.map(sample, params))
 
@@ -46,6 +46,6 @@ def text_fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def file_digest(data: bytes) -> str:
+def content_digest(data: bytes) -> str:
     """Return the SHA-256 digest of a file's content, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

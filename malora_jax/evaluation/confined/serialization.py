@@ -45,7 +45,7 @@ class _Packer:
     """Packs one value with all objects in it, which may refer to each other."""
 
     def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}
+        self._indices: dict[int, int] = {}
         self._objects: list[Any] = []
 
     def pack_all(self, value: Any) -> Any:
@@ -62,9 +62,9 @@ class _Packer:
             return self._pack_items(value)
         if isinstance(value, dict):
             return {'dict': [[self._pack(key), self._pack(item)] for key, item in value.items()]}
-        for number, parts in _NUMBERS.items():
-            if isinstance(value, number):
-                return {number.__name__: parts(value)}
+        for number_type, parts in _NUMBERS.items():
+            if isinstance(value, number_type):
+                return {number_type.__name__: parts(value)}
         kind = type(value)
         is_own = kind.__module__ == PROGRAM
         if is_own and isinstance(value, tuple) and hasattr(value, '_fields'):
@@ -79,7 +79,7 @@ class _Packer:
         if kind.__module__ == 'datetime':
             return {'datetime': _time_parts(value)}
         if isinstance(value, types.SimpleNamespace) or (is_own and not isinstance(value, Iterator)):
-            return {'object': self._number(value)}
+            return {'object': self._object_index(value)}
         if isinstance(value, Iterable):
             return {'iterator': self._pack_items(value)}
         raise TypeError(f'a {kind.__name__} is no plain data')
@@ -87,11 +87,11 @@ class _Packer:
     def _pack_items(self, value: Iterable[Any]) -> list[Any]:
         return [self._pack(item) for item in value]
 
-    def _number(self, value: Any) -> int:
-        if id(value) not in self._numbers:
-            self._numbers[id(value)] = len(self._objects)
+    def _object_index(self, value: Any) -> int:
+        if id(value) not in self._indices:
+            self._indices[id(value)] = len(self._objects)
             self._objects.append(value)
-        return self._numbers[id(value)]
+        return self._indices[id(value)]
 
     def _pack_object(self, value: Any) -> list[Any]:
         state: Any = object.__getstate__(value) or {}
@@ -148,7 +148,7 @@ class _Unpacker:
             return tuple.__new__(self._classes.get(name, tuple), items)
         if kind == 'member':
             return self._member(*content)
-        return _MAKERS[kind](content)
+        return _CONSTRUCTORS[kind](content)
 
     def _unpack_all(self, rows: list[Any], packed: Any) -> Any:
         # Create all objects before setting attributes, because they may refer to each other.
@@ -195,18 +195,18 @@ def _make_time(parts: list[Any]) -> Any:
     return kinds[name].fromisoformat(*content)
 
 
-async def _completed(value: Any) -> Any:
+async def _as_coroutine(value: Any) -> Any:
     return value
 
 
-_MAKERS: dict[str, Callable[[Any], Any]] = {
+_CONSTRUCTORS: dict[str, Callable[[Any], Any]] = {
     'dict': dict,
     'complex': lambda parts: complex(*parts),
     'range': lambda parts: range(*parts),
     'Decimal': decimal.Decimal,
     'Fraction': fractions.Fraction,
     **{collection.__name__: collection for collection in _COLLECTIONS},
-    'coroutine': _completed,
+    'coroutine': _as_coroutine,
     'datetime': _make_time,
     'iterator': iter,
 }

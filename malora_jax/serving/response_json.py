@@ -6,10 +6,10 @@ from typing import Any
 
 from malora_jax.inference import LanguageModel
 from malora_jax.models.engine import Token
-from malora_jax.serving.scheduler import Generation, Piece
+from malora_jax.serving.scheduler import Generation, TextPiece
 
 
-async def whole(generation: Generation) -> list[Piece]:
+async def collect_texts(generation: Generation) -> list[TextPiece]:
     """Wait for all texts of a request, and return each one as a single piece.
 
     Args:
@@ -18,11 +18,13 @@ async def whole(generation: Generation) -> list[Piece]:
     Raises:
         RefusedError: The generation of a text failed.
     """
-    found = [Piece('', [], None) for _ in generation.texts]
+    texts = [TextPiece('', [], None) for _ in generation.texts]
     async for index, piece in generation.pieces():
-        before = found[index]
-        found[index] = Piece(before.text + piece.text, before.tokens + piece.tokens, piece.finish)
-    return found
+        before = texts[index]
+        texts[index] = TextPiece(
+            before.text + piece.text, before.tokens + piece.tokens, piece.finish_reason
+        )
+    return texts
 
 
 def encode(value: Any, depth: int = 6) -> Iterator[str]:
@@ -48,28 +50,28 @@ def encode(value: Any, depth: int = 6) -> Iterator[str]:
 
 
 def chat_logprobs(
-    model: LanguageModel, tokens: Sequence[Token], alternatives: int | None
+    model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None
 ) -> dict[str, Any] | None:
     """Return the `logprobs` of a chat completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece.
-        alternatives: Number of most probable tokens to report per position; None = the request does
-            not ask for log-probabilities, so that the result is None.
+        num_alternatives: Number of most probable tokens to report per position; None = the request
+            does not ask for log-probabilities, so that the result is None.
     """
-    if alternatives is None:
+    if num_alternatives is None:
         return None
 
-    def entry(number: int, log_probability: float) -> dict[str, Any]:
-        text = _text(model, number)
+    def entry(token_id: int, log_probability: float) -> dict[str, Any]:
+        text = _token_text(model, token_id)
         return {'token': text, 'logprob': log_probability, 'bytes': list(text.encode())}
 
     return {
         'content': [
             {
                 **entry(token.id, token.log_probability),
-                'top_logprobs': [entry(*other) for other in token.top_logprobs[:alternatives]],
+                'top_logprobs': [entry(*other) for other in token.top_logprobs[:num_alternatives]],
             }
             for token in tokens
         ],
@@ -78,20 +80,20 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    model: LanguageModel, tokens: Sequence[Token], alternatives: int | None, offset: int
+    model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None, offset: int
 ) -> dict[str, Any] | None:
     """Return the `logprobs` of a text completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece.
-        alternatives: Number of most probable tokens to report per position; None = the request does
-            not ask for log-probabilities, so that the result is None.
+        num_alternatives: Number of most probable tokens to report per position; None = the request
+            does not ask for log-probabilities, so that the result is None.
         offset: Number of characters of the text before the piece.
     """
-    if alternatives is None:
+    if num_alternatives is None:
         return None
-    texts, offsets = [_text(model, token.id) for token in tokens], []
+    texts, offsets = [_token_text(model, token.id) for token in tokens], []
     for text in texts:
         offsets.append(offset)
         offset += len(text)
@@ -99,12 +101,12 @@ def completion_logprobs(
         'tokens': texts,
         'token_logprobs': [token.log_probability for token in tokens],
         'top_logprobs': [
-            {_text(model, i): value for i, value in token.top_logprobs[:alternatives]}
+            {_token_text(model, i): value for i, value in token.top_logprobs[:num_alternatives]}
             for token in tokens
         ],
         'text_offset': offsets,
     }
 
 
-def _text(model: LanguageModel, number: int) -> str:
-    return model.tokenizer.decode([number], continues=True)
+def _token_text(model: LanguageModel, token_id: int) -> str:
+    return model.tokenizer.decode([token_id], continues=True)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from malora_jax.errors import UserError
-from malora_jax.serving.errors import RefusedError
+from malora_jax.serving.errors import ApiError
 
 
 class ErrorDetails(BaseModel):
@@ -26,7 +26,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetails
 
 
-def respond(error: RefusedError, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     """Return the HTTP response for an error.
 
     Args:
@@ -36,23 +36,23 @@ def respond(error: RefusedError, headers: Mapping[str, str] | None = None) -> Re
     return JSONResponse(error.body(), error.status, headers)
 
 
-def handle_errors(app: fastapi.FastAPI) -> None:
+def add_error_handlers(app: fastapi.FastAPI) -> None:
     """Make the application answer every exception in the format of OpenAI's API."""
 
-    @app.exception_handler(RefusedError)
-    async def refused(_: fastapi.Request, error: RefusedError) -> Response:
-        return respond(error)
+    @app.exception_handler(ApiError)
+    async def refused(_: fastapi.Request, error: ApiError) -> Response:
+        return error_response(error)
 
     @app.exception_handler(UserError)
     async def mistaken(_: fastapi.Request, error: UserError) -> Response:
-        return respond(RefusedError(422, str(error)))
+        return error_response(ApiError(422, str(error)))
 
     @app.exception_handler(HTTPException)
     async def other(http: fastapi.Request, error: HTTPException) -> Response:
         message = f'{http.method} {http.url.path[:100]}: {error.detail}.'
-        return respond(RefusedError(error.status_code, message), error.headers)
+        return error_response(ApiError(error.status_code, message), error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: fastapi.Request, error: Exception) -> Response:
         # Starlette raises the exception again afterwards, so that the server logs its traceback.
-        return respond(RefusedError(500, 'The server failed; the log says why.'))
+        return error_response(ApiError(500, 'The server failed; the log says why.'))

@@ -1,6 +1,7 @@
 """Execution-based scoring of generated code on HumanEval, and pass@k (Chen et al. 2021).
 
-The candidate and the test run in two confined processes; see `sandbox` and `confined.roles`.
+The candidate and the test run in two confined processes; see `sandbox` and
+`confined.roles`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from malora_jax.evaluation.confined import roles
 
 # Start of the code after a completed function, as in UltraEval. A code fence ends it, too, because
 # the function may be in a fenced block.
-_NEXT = re.compile(r'\n(?:class|def|#|@|print|if|```)')
+_FUNCTION_END = re.compile(r'\n(?:class|def|#|@|print|if|```)')
 _FENCED = re.compile(r'^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE | re.DOTALL)
 
 
@@ -44,7 +45,7 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class CompletionOutcome:
     """The test result of a completion.
 
     Attributes:
@@ -56,9 +57,9 @@ class Outcome:
     reason: str = ''
 
 
-def humaneval_passes(
-    problem: Problem, completion: str, limits: sandbox.Limits | None = None
-) -> Outcome:
+def run_test(
+    problem: Problem, completion: str, limits: sandbox.ResourceLimits | None = None
+) -> CompletionOutcome:
     """Run the test of a problem on a completion.
 
     The candidate can import only the standard library, and its output is discarded. Arguments and
@@ -73,15 +74,15 @@ def humaneval_passes(
 
     Args:
         problem: Problem with the test.
-        completion: Rest of the program, after the prompt; `cut_completion` and `chat_completion`
-            extract it from generated text.
+        completion: Rest of the program, after the prompt; `completion_from_text` and
+            `completion_from_chat` extract it from generated text.
         limits: Resource limits of the candidate, and of the test; None = the defaults.
 
     Raises:
         UserError: Generated code would run as root without the seccomp filter.
         OSError: The sandbox does not work on this system.
     """
-    limits = limits or sandbox.Limits()
+    limits = limits or sandbox.ResourceLimits()
     name = problem.entry_point
     program = {'program': problem.prompt + completion, 'function': name}
     test = {'prompt': problem.prompt, 'test': problem.test, 'function': name}
@@ -89,8 +90,10 @@ def humaneval_passes(
     with (
         left,
         right,
-        sandbox.confined('candidate', program, limits, left.fileno()) as candidate,
-        sandbox.confined('examiner', test, limits, right.fileno(), subprocess.PIPE) as examiner,
+        sandbox.confined_process('candidate', program, limits, left.fileno()) as candidate,
+        sandbox.confined_process(
+            'examiner', test, limits, right.fileno(), subprocess.PIPE
+        ) as examiner,
     ):
         # Close both ends here, so that each process reads end-of-file when the other one ends.
         left.close()
@@ -104,11 +107,11 @@ def humaneval_passes(
         status = f'status {candidate.returncode} and {examiner.returncode}'
         raise OSError(f'The sandbox did not start within {limits.wall_seconds} s ({status}).')
     if not verdict:
-        return Outcome(False, 'no verdict in time')
+        return CompletionOutcome(False, 'no verdict in time')
     reason = json.loads(verdict)
     if reason == roles.ENDED:
         reason += f' ({_how_ended(candidate.returncode)})'
-    return Outcome(reason is None, reason or '')
+    return CompletionOutcome(reason is None, reason or '')
 
 
 def _how_ended(status: int) -> str:
@@ -120,9 +123,9 @@ def _how_ended(status: int) -> str:
 def score_completions(
     problems: Sequence[Problem],
     completions: Sequence[Sequence[str]],
-    limits: sandbox.Limits | None = None,
+    limits: sandbox.ResourceLimits | None = None,
     workers: int = os.cpu_count() or 1,
-) -> list[list[Outcome]]:
+) -> list[list[CompletionOutcome]]:
     """Run the tests of many completions in parallel.
 
     Args:
@@ -138,26 +141,26 @@ def score_completions(
         UserError: Generated code would run as root without the seccomp filter.
         OSError: The sandbox does not work on this system.
     """
-    sandbox.protections()  # Raise errors here rather than in a worker thread.
+    sandbox.probe_protections()  # Raise errors here rather than in a worker thread.
     jobs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
     bar = tqdm.tqdm(total=len(jobs), desc='HumanEval', unit='completion', dynamic_ncols=True)
     with bar, futures.ThreadPoolExecutor(workers) as pool:
         outcomes = []
-        for outcome in pool.map(lambda job: humaneval_passes(job[0], job[1], limits), jobs):
+        for outcome in pool.map(lambda job: run_test(job[0], job[1], limits), jobs):
             outcomes.append(outcome)
             bar.update()
     in_order = iter(outcomes)
     return [list(itertools.islice(in_order, len(group))) for group in completions]
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     """Return the unbiased estimate of pass@k for one problem (Chen et al. 2021, equation 1).
 
     pass@k is the probability that at least one of k samples is right.
 
     Args:
-        samples: Number n of completions sampled for the problem.
-        right: Number c of completions that pass.
+        num_samples: Number n of completions sampled for the problem.
+        num_passed: Number c of completions that pass.
         k: Number of attempts, 1 to n.
 
     Returns:
@@ -166,12 +169,14 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     Raises:
         UserError: k is not from 1 to n.
     """
-    if not 1 <= k <= samples:
-        raise UserError(f'pass@{k} of {samples} samples is not defined: k must be 1 to {samples}.')
-    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+    if not 1 <= k <= num_samples:
+        raise UserError(
+            f'pass@{k} of {num_samples} samples is not defined: k must be 1 to {num_samples}.'
+        )
+    return 1 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
 
 
-def cut_completion(problem: Problem, text: str) -> str:
+def completion_from_text(problem: Problem, text: str) -> str:
     """Return the completion in a text that continues the prompt, cut where the function ends.
 
     The prompt may have been shown without its trailing white space, as in UltraEval, and decoding
@@ -183,13 +188,13 @@ def cut_completion(problem: Problem, text: str) -> str:
         problem: Problem that the prompt was made from.
         text: Generated text.
     """
-    code = _NEXT.split(text, maxsplit=1)[0]
+    code = _FUNCTION_END.split(text, maxsplit=1)[0]
     if _defines(problem, code):
         return f'\n{code}'
     return f'\n{_indentation(problem)}{code.lstrip()}'
 
 
-def chat_completion(problem: Problem, answer: str) -> str:
+def completion_from_chat(problem: Problem, answer: str) -> str:
     """Return the completion in a chat answer: a fenced code block, or else the whole answer.
 
     The completion is the first block that defines the function, and so overrides the prompt's

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
-from malora_jax.evaluation.code import (
-    Outcome,
+from malora_jax.evaluation.code_execution import (
+    CompletionOutcome,
     Problem,
-    chat_completion,
-    cut_completion,
-    humaneval_passes,
+    completion_from_chat,
+    completion_from_text,
     pass_at_k,
+    run_test,
     score_completions,
 )
 
 try:
-    sandbox.protections()
+    sandbox.probe_protections()
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
@@ -60,7 +60,7 @@ def test_right_completions_pass_and_wrong_ones_fail():
         [True, False],
     ]
     assert outcomes[0][1].reason.startswith('TypeError: unsupported operand')
-    assert outcomes[1][1] == Outcome(False, 'AssertionError')
+    assert outcomes[1][1] == CompletionOutcome(False, 'AssertionError')
 
 
 def test_every_problem_needs_its_completions():
@@ -70,7 +70,7 @@ def test_every_problem_needs_its_completions():
 
 def test_the_test_runs_on_the_helpers_of_the_prompt_not_of_the_candidate():
     hijacked = '    return s\n\n\ndef encode(s):\n    return s\n'
-    assert not humaneval_passes(DECODE, hijacked).passed
+    assert not run_test(DECODE, hijacked).passed
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_the_test_runs_on_the_helpers_of_the_prompt_not_of_the_candidate():
 )
 def test_what_a_candidate_returns(result, assertion, passed):
     prompt = 'def f(x, k=None):\n    """f."""\n'
-    outcome = humaneval_passes(problem(prompt, assertion), f'    return {result}\n')
+    outcome = run_test(problem(prompt, assertion), f'    return {result}\n')
     assert outcome.passed == passed, outcome
 
 
 def test_a_failed_call_cannot_be_caught():
     test = 'try:\n        candidate(0)\n    except Exception:\n        pass'
     for body in ('raise ValueError', 'import os; os._exit(0)'):
-        assert not humaneval_passes(problem(test=test), f'    {body}\n').passed
-    assert humaneval_passes(problem(test=test), '    return 0\n').passed
+        assert not run_test(problem(test=test), f'    {body}\n').passed
+    assert run_test(problem(test=test), '    return 0\n').passed
 
 
 @pytest.mark.parametrize('caught', ['', ' BaseException', ' SystemExit'])
@@ -123,19 +123,19 @@ def test_a_failed_call_cannot_be_caught():
 def test_no_test_passes_that_swallows_a_failed_call(body, caught):
     call = f'try:\n            candidate(x)\n        except{caught}:\n            pass\n'
     test = problem(test=f'for x in range(2):\n        {call}')
-    assert not humaneval_passes(test, f'    {body}\n').passed
+    assert not run_test(test, f'    {body}\n').passed
 
 
 @pytest.mark.parametrize('body', ['raise SystemExit', 'import sys\nsys.exit()'])
 def test_a_program_that_exits_before_it_is_called_fails(body):
     test = 'try:\n        candidate(0)\n    except:\n        pass'
-    outcome = humaneval_passes(problem(test=test), f'    return 0\n{body}\n')
-    assert outcome == Outcome(False, 'SystemExit')
+    outcome = run_test(problem(test=test), f'    return 0\n{body}\n')
+    assert outcome == CompletionOutcome(False, 'SystemExit')
 
 
 def test_a_test_that_ends_its_process_does_not_pass():
     for end in ('import os; os._exit(0)', 'raise SystemExit(0)'):
-        assert not humaneval_passes(problem(test=f'candidate(0); {end}'), '    return 0\n').passed
+        assert not run_test(problem(test=f'candidate(0); {end}'), '    return 0\n').passed
 
 
 def test_the_same_completion_gets_the_same_outcome():
@@ -145,7 +145,7 @@ def test_the_same_completion_gets_the_same_outcome():
     order = '"".join({"a", "b", "c", "d", "e", "f"})'
     hashed = problem(test=f'{test}{order}')
     for _ in range(3):
-        assert humaneval_passes(hashed, f'    return {order}\n') == Outcome(True)
+        assert run_test(hashed, f'    return {order}\n') == CompletionOutcome(True)
 
 
 @given(st.data())
@@ -187,23 +187,23 @@ def value(completion: str, prompt: str) -> object:
     'rest', ['', '\n', '\n\n\ndef g():\n    return (', '\nprint(f(4)', '\n```\nSo']
 )
 def test_a_completion_may_bring_any_white_space_and_more(end, start, rest):
-    completion = cut_completion(Problem(HEAD + end, '', 'f'), start + BODY + rest)
+    completion = completion_from_text(Problem(HEAD + end, '', 'f'), start + BODY + rest)
     assert value(completion, HEAD + end) == (0, 2.0)
 
 
 @pytest.mark.parametrize('stop', ['class A', 'def g', '# Test', '@cache', 'print(', 'if __name__'])
 def test_a_completion_ends_where_the_function_does(stop):
     text = f'    return 1\n\n{stop} …'
-    assert cut_completion(problem(), text) == '\n    return 1\n'
+    assert completion_from_text(problem(), text) == '\n    return 1\n'
     inner = f'    x = 1\n    {stop} …'
-    assert cut_completion(problem(), inner) == f'\n{inner}'
+    assert completion_from_text(problem(), inner) == f'\n{inner}'
 
 
 def test_a_completion_may_start_the_function_anew():
     text = f'def f(x):\n    {BODY}\n\n\ndef g():\n    return ('
-    assert value(cut_completion(Problem(HEAD, '', 'f'), text), HEAD) == (0, 2.0)
+    assert value(completion_from_text(Problem(HEAD, '', 'f'), text), HEAD) == (0, 2.0)
     nested = 'def g(y):\n        return max(y, 0)\n    return math.sqrt(g(x))'
-    assert value(cut_completion(Problem(HEAD, '', 'f'), nested), HEAD) == (0, 2.0)
+    assert value(completion_from_text(Problem(HEAD, '', 'f'), nested), HEAD) == (0, 2.0)
 
 
 WHOLE = f'from math import sqrt\n\n\ndef f(x):\n    {BODY}\n'
@@ -225,5 +225,5 @@ DEDENTED = re.sub(r'\n    ', '\n', BODY)
     ],
 )
 def test_a_chat_answer_holds_the_function_or_its_body(answer):
-    completion = chat_completion(Problem(HEAD, '', 'f'), answer)
+    completion = completion_from_chat(Problem(HEAD, '', 'f'), answer)
     assert value(completion, HEAD) == (0, 2.0)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from malora_jax.serving.errors import RefusedError, shutting_down
-from malora_jax.serving.responses import respond
+from malora_jax.serving.error_responses import error_response
+from malora_jax.serving.errors import ApiError, shutting_down_error
 
 # Maximum size of a request's body in bytes.
-MOST_BYTES = 4 * 2**20
+MAX_BODY_BYTES = 4 * 2**20
 
 
-class Guard:
+class GuardMiddleware:
     """Middleware that refuses requests with a wrong API key or host, too large ones and slow ones.
 
     A web page in a browser can reach a server on the same machine under the page's own host name
@@ -25,24 +25,24 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        key: str | None,
-        hosts: Collection[str],
-        body_s: float,
+        api_key: str | None,
+        allowed_hosts: Collection[str],
+        body_timeout_s: float,
         is_draining: Callable[[], bool],
     ):
         """Wrap an ASGI application.
 
         Args:
             app: ASGI application.
-            key: API key that requests must have, or None.
-            hosts: Host names that requests may use, besides IP addresses and `localhost`.
-            body_s: Maximum time in seconds for the body of a request to arrive.
+            api_key: API key that requests must have, or None.
+            allowed_hosts: Host names that requests may use, besides IP addresses and `localhost`.
+            body_timeout_s: Maximum time in seconds for the body of a request to arrive.
             is_draining: Function that returns whether new requests are refused.
         """
         self._app = app
-        self._key = None if key is None else f'Bearer {key}'.encode()
-        self._hosts = {'localhost', *(host.lower() for host in hosts)}
-        self._body_s = body_s
+        self._authorization = None if api_key is None else f'Bearer {api_key}'.encode()
+        self._hosts = {'localhost', *(host.lower() for host in allowed_hosts)}
+        self._body_s = body_timeout_s
         self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,23 +52,23 @@ class Guard:
             return
         try:
             self._check(scope['path'], dict(scope['headers']))
-        except RefusedError as error:
+        except ApiError as error:
             # Close the connection, because the body remains unread.
-            await respond(error, {'Connection': 'close'})(scope, receive, send)
+            await error_response(error, {'Connection': 'close'})(scope, receive, send)
             return
-        await self._app(scope, self._limited(receive), send)
+        await self._app(scope, self._limit_body(receive), send)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._is_draining():
-            raise shutting_down()
-        if self._key is None:
+            raise shutting_down_error()
+        if self._authorization is None:
             self._check_host(headers.get(b'host', b'').decode('latin-1'))
         elif path != '/health' and not hmac.compare_digest(
-            headers.get(b'authorization', b''), self._key
+            headers.get(b'authorization', b''), self._authorization
         ):
-            raise RefusedError(401, 'The request does not bear the right key.')
+            raise ApiError(401, 'The request does not bear the right key.')
         length = headers.get(b'content-length', b'')
-        if length.isdigit() and int(length) > MOST_BYTES:
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise too_large()
 
     def _check_host(self, host: str) -> None:
@@ -81,12 +81,12 @@ class Guard:
         try:
             ipaddress.ip_address(name.removeprefix('[').removesuffix(']'))
         except ValueError:
-            raise RefusedError(
+            raise ApiError(
                 421, f'The server is not called {name[:100]!r}; --allowed_hosts may name it.'
             ) from None
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that raises `RefusedError` if a body is too large or too slow."""
+    def _limit_body(self, receive: Receive) -> Receive:
+        """Return a `receive` that raises `ApiError` if a body is too large or too slow."""
         total, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self._body_s
 
@@ -96,11 +96,11 @@ class Guard:
                 async with asyncio.timeout_at(None if is_whole else deadline):
                     message = await receive()
             except TimeoutError:
-                raise RefusedError(
+                raise ApiError(
                     408, f'The body did not arrive within {self._body_s:g} seconds.'
                 ) from None
             total += len(message.get('body', b''))
-            if total > MOST_BYTES:
+            if total > MAX_BODY_BYTES:
                 raise too_large()
             is_whole = not message.get('more_body', False)
             return message
@@ -108,6 +108,6 @@ class Guard:
         return limited
 
 
-def too_large() -> RefusedError:
+def too_large() -> ApiError:
     """Return status 413 for a body above the size limit."""
-    return RefusedError(413, f'A request may have {MOST_BYTES:,} bytes.')
+    return ApiError(413, f'A request may have {MAX_BODY_BYTES:,} bytes.')

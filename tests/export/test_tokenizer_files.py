@@ -19,8 +19,8 @@ from malora_jax.export import merge
 from malora_jax.export.adapter import write_adapter
 from malora_jax.export.huggingface import write_merged
 from malora_jax.export.peft import write_peft
-from malora_jax.export.prompts import write_prompts
-from malora_jax.export.trained import Restored
+from malora_jax.export.tokenizer_files import write_tokenizer_files
+from malora_jax.export.trained_model import TrainedModel
 from malora_jax.inference.language_model import LanguageModel
 from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.tokenizer import Tokenizer, from_huggingface
@@ -106,7 +106,7 @@ def base(tmp_path_factory) -> LoadedBase:
     return found._replace(params=params)
 
 
-def model_of(base: LoadedBase, name: str, method: str = 'lora') -> Restored:
+def model_of(base: LoadedBase, name: str, method: str = 'lora') -> TrainedModel:
     template, tokens = CASES[name]
     found = trained(method, with_tokens(base, **tokens), 'tiny.gguf')
     return found._replace(template=get_template(template))
@@ -157,13 +157,13 @@ def test_a_conversation_is_written_as_in_training(base, tmp_path):
 def test_tokenizers_of_all_kinds(tmp_path, name, template):
     tokenizer = from_directory(tmp_path / 'base', name)
     chosen = get_template(template)
-    found = Restored(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
+    found = TrainedModel(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
     try:
         end_token_id(tokenizer, chosen)
     except UserError:  # The tokenizer lacks the template's end token.
         return
     (tmp_path / 'out').mkdir()
-    write_prompts(tmp_path / 'out', found)
+    write_tokenizer_files(tmp_path / 'out', found)
     for question in QUESTIONS:
         expected = encode_prompt(tokenizer, chosen, question)
         assert ids_by_the_files(tmp_path / 'out', question) == expected
@@ -175,10 +175,12 @@ def test_chat_templates_of_models(tmp_path, name):
         source = chat['template']
         tokenizer = from_directory(tmp_path / f'base{number}', name, chat_template=source)
         chosen = get_template('chat')
-        found = Restored(LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1)
+        found = TrainedModel(
+            LoadedBase(None, {}, tokenizer), tiny_model(), {}, chosen, 'lora', '', 1
+        )
         out = tmp_path / f'out{number}'
         out.mkdir()
-        write_prompts(out, found)
+        write_tokenizer_files(out, found)
         for question in QUESTIONS[:3]:
             expected = encode_prompt(tokenizer, chosen, question)
             assert ids_by_the_files(out, question) == expected

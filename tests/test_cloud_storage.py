@@ -8,7 +8,7 @@ import time
 import pytest
 from google.cloud import storage
 
-from malora_jax import buckets
+from malora_jax import cloud_storage
 from malora_jax.data.file_tasks import file_digests, file_tasks, read_examples
 from malora_jax.errors import UserError
 
@@ -45,21 +45,21 @@ def objects(address) -> Objects:
 @pytest.fixture(autouse=True)
 def _alone():
     yield
-    buckets.remove_copies()
+    cloud_storage.remove_local_copies()
 
 
 def anew(address: str):
     """Return a new local copy, as another process would make it."""
-    copy = buckets._Copy(*address.removeprefix('gs://').split('/', 1))
-    copy.pull()
+    copy = cloud_storage._LocalCopy(*address.removeprefix('gs://').split('/', 1))
+    copy.download_changes()
     return copy
 
 
 def test_what_is_no_address_is_a_path():
-    assert str(buckets.local('~/runs')) == os.path.expanduser('~/runs')
-    path = buckets.local('runs/a')
-    assert buckets.home(path) is path
-    buckets.push()
+    assert str(cloud_storage.localize('~/runs')) == os.path.expanduser('~/runs')
+    path = cloud_storage.localize('runs/a')
+    assert cloud_storage.remote_path(path) is path
+    cloud_storage.upload_changes()
 
 
 def test_files_are_copied_and_checkpoints_are_not(address, objects):
@@ -70,19 +70,19 @@ def test_files_are_copied_and_checkpoints_are_not(address, objects):
     objects.write('.lock', '')
     objects.bucket.blob(f'{objects.key}/folder/').upload_from_string('')
     objects.bucket.blob(f'{objects.key}-2/config.json').upload_from_string('of another')
-    path = buckets.local(f'{address}/')
+    path = cloud_storage.localize(f'{address}/')
     assert path.name == address.rsplit('/', 1)[1]
     found = {str(each.relative_to(path)) for each in path.rglob('*') if each.is_file()}
     assert found == {'config.json', 'one/metrics.jsonl'}
-    assert str(buckets.home(path / 'checkpoints')) == f'{address}/checkpoints'
-    assert (buckets.home(path / 'checkpoints') / '2' / 'state').read_text() == 'large'
+    assert str(cloud_storage.remote_path(path / 'checkpoints')) == f'{address}/checkpoints'
+    assert (cloud_storage.remote_path(path / 'checkpoints') / '2' / 'state').read_text() == 'large'
 
 
 def test_what_has_changed_is_written_back(address, objects):
     objects.write('same', 'a')
     objects.write('longer', 'a')
     before = objects.generations()
-    path = buckets.local(address)
+    path = cloud_storage.localize(address)
     with (path / 'longer').open('a') as file:
         file.write('b')
     (path / 'new').mkdir()
@@ -90,26 +90,28 @@ def test_what_has_changed_is_written_back(address, objects):
     (path / '.hidden').write_text('d')
     (path / 'checkpoints').mkdir()
     (path / 'checkpoints' / 'file').write_text('e')
-    buckets.push()
+    cloud_storage.upload_changes()
     assert objects.read() == {'same': 'a', 'longer': 'ab', 'new/file': 'c'}
     assert objects.generations()['same'] == before['same']
     after = objects.generations()
-    buckets.push()
+    cloud_storage.upload_changes()
     assert objects.generations() == after
 
 
 def test_files_are_written_back_in_the_order_in_which_they_were_written(address, monkeypatch):
     """`results.json` must come last, because it marks a run as complete."""
-    path = buckets.local(address)
+    path = cloud_storage.localize(address)
     path.mkdir(parents=True)
     for name in ('z', 'a', 'm'):
         (path / name).write_text(name)
         time.sleep(0.02)
-    order, original = [], buckets._Copy._write
+    order, original = [], cloud_storage._LocalCopy._upload_file
     monkeypatch.setattr(
-        buckets._Copy, '_write', lambda self, p: (order.append(p.name), original(self, p))[1]
+        cloud_storage._LocalCopy,
+        '_upload_file',
+        lambda self, p: (order.append(p.name), original(self, p))[1],
     )
-    buckets.push()
+    cloud_storage.upload_changes()
     assert order == ['z', 'a', 'm']
 
 
@@ -125,14 +127,14 @@ def test_of_two_commands_in_one_directory_the_one_that_began_first_stops(address
         time.sleep(0.02)
 
     append(second, 'goodput.jsonl', 'second\n')
-    second.push()
+    second.upload_changes()
     append(first, 'metrics.jsonl', 'first\n')  # The older file is pushed first.
     append(first, 'goodput.jsonl', 'first\n')
     with pytest.raises(OSError, match=f'Another command has written to {address}: this one stops'):
-        first.push()
+        first.upload_changes()
     assert objects.read() == {'goodput.jsonl': 'start\nsecond\n', 'metrics.jsonl': 'start\n'}
     append(second, 'metrics.jsonl', 'second\n')
-    second.push()
+    second.upload_changes()
     assert objects.read()['metrics.jsonl'] == 'start\nsecond\n'
 
 
@@ -142,7 +144,7 @@ def test_a_new_file_does_not_take_the_place_of_one_that_has_come(address, object
     (copy.path / 'file').write_text('ours')
     objects.write('file', 'theirs')
     with pytest.raises(OSError, match='Another command'):
-        copy.push()
+        copy.upload_changes()
     assert objects.read() == {'file': 'theirs'}
 
 
@@ -151,36 +153,36 @@ def test_what_was_written_though_the_answer_was_lost_is_no_conflict(address, obj
     copy.path.mkdir(parents=True)
     (copy.path / 'file').write_text('ours')
     objects.write('file', 'ours')
-    copy.push()
+    copy.upload_changes()
     (copy.path / 'file').write_text('ours, longer')
-    copy.push()
+    copy.upload_changes()
     assert objects.read() == {'file': 'ours, longer'}
 
 
 def test_a_directory_is_removed_here_and_there(address, objects):
     for name in ('tensorboard/old', 'tensorboard/older', 'metrics.jsonl'):
         objects.write(name, name)
-    path = buckets.local(address)
-    buckets.remove(path / 'tensorboard')
+    path = cloud_storage.localize(address)
+    cloud_storage.remove(path / 'tensorboard')
     (path / 'tensorboard').mkdir()
     (path / 'tensorboard' / 'new').write_text('new')
-    buckets.push()
+    cloud_storage.upload_changes()
     assert objects.read() == {'tensorboard/new': 'new', 'metrics.jsonl': 'metrics.jsonl'}
 
 
 def test_what_is_new_in_the_bucket_is_seen_when_it_is_asked_for_again(address, objects):
     objects.write('file', 'old')
-    path = buckets.local(address)
+    path = cloud_storage.localize(address)
     objects.write('file', 'new')
     objects.write('other', 'too')
-    assert buckets.local(address) == path
+    assert cloud_storage.localize(address) == path
     assert (path / 'file').read_text() == 'new'
     assert (path / 'other').read_text() == 'too'
 
 
 def test_messages_name_the_address(address):
-    path = buckets.local(address)
-    assert buckets.readable(f'{path} holds no run.') == f'{address} holds no run.'
+    path = cloud_storage.localize(address)
+    assert cloud_storage.with_remote_paths(f'{path} holds no run.') == f'{address} holds no run.'
 
 
 def test_a_data_file_in_a_bucket(address, objects):
@@ -199,20 +201,20 @@ def test_a_data_file_in_a_bucket(address, objects):
 @pytest.mark.parametrize('address', ['gs://', 'gs://bucket', 'gs:///path', 's3://bucket/path'])
 def test_an_address_that_is_none(address):
     with pytest.raises(UserError) as caught:
-        buckets.local(address)
+        cloud_storage.localize(address)
     assert str(caught.value) == f'{address} must be a path, or in a bucket as gs://BUCKET/PATH.'
 
 
 def test_a_bucket_that_is_none(bucket):
     with pytest.raises(UserError) as caught:
-        buckets.local('gs://other/runs/a')
+        cloud_storage.localize('gs://other/runs/a')
     assert str(caught.value) == 'gs://other/runs/a: there is no such bucket.'
 
 
 def test_without_the_extra(monkeypatch):
-    monkeypatch.setattr(buckets.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(cloud_storage.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError) as caught:
-        buckets.local('gs://bucket/runs/a')
+        cloud_storage.localize('gs://bucket/runs/a')
     assert str(caught.value) == (
         "gs://bucket/runs/a needs gcsfs: run pip install 'malora_jax[gcs]'."
     )
