@@ -45,7 +45,7 @@ _OUTPUT = flags.DEFINE_string(
 _TABLE = flags.DEFINE_enum(
     'table', None, list(PAPER_TABLES), 'Table of the paper whose rows are shown next to the runs.'
 )
-_WEIGHTS = cli.define_weights()
+_WEIGHTS = cli.define_weights_flag()
 _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not finished.')
 _ROUTING = flags.DEFINE_bool(
     'routing',
@@ -67,7 +67,7 @@ def main() -> None:
     if _QUESTIONS.value < 0:
         raise out_of_range('--questions', _QUESTIONS.value, 'at least 0')
     workdirs = [cloud_storage.localize(path) for path in _WORKDIRS.value]
-    output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.directory(_OUTPUT)
+    output = workdirs[0] / 'analysis' if _OUTPUT.value is None else cli.flag_path(_OUTPUT)
     sections = write_report(
         workdirs,
         output,

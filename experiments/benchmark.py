@@ -100,34 +100,34 @@ def _grow(config: dict[str, Any], field: str) -> None:
     found = benchmark_scaling(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
     sizes = found['sizes']
     plot = functools.partial(plots.plot_scaling, curves=adapter_scaling.curves(sizes), field=field)
-    _tell(found, adapter_scaling.format_table(field, sizes), plot)
+    _write_and_print(found, adapter_scaling.format_table(field, sizes), plot)
 
 
 def _compare(config: dict[str, Any]) -> None:
     found = benchmark(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed')
     plot = functools.partial(plots.plot_step_times, methods=found['methods'])
-    _tell(found, report.format_table(found['methods']), plot)
+    _write_and_print(found, report.format_table(found['methods']), plot)
 
 
-def _tell(found: dict[str, Any], table: str, plot: Callable[..., None]) -> None:
+def _write_and_print(result: dict[str, Any], table: str, plot: Callable[..., None]) -> None:
     """Write the measurements with a plot, and print their table."""
-    machine = found['machine']
-    title = f'{found["model"]}, {found["dtype"]}, {found["tokens_per_step"]:,.0f} tokens a step'
-    output = _write(found, table)
+    machine = result['machine']
+    title = f'{result["model"]}, {result["dtype"]}, {result["tokens_per_step"]:,.0f} tokens a step'
+    output = _write(result, table)
     if output is not None:
         plot(output.with_suffix('.png'), title=title)
-    print(f'{title}, {found["rows"]} rows, dropout {found["dropout"]}')
+    print(f'{title}, {result["rows"]} rows, dropout {result["dropout"]}')
     print(f'{machine["device"]}, {machine["processor"]}, {machine["cores"]} cores\n\n{table}')
 
 
-def _write(found: dict[str, Any], table: str) -> pathlib.Path | None:
+def _write(result: dict[str, Any], table: str) -> pathlib.Path | None:
     """Write the measurements and their table if --output is given; return the path of the JSON."""
     if _OUTPUT.value is None:
         return None
     output = pathlib.Path(_OUTPUT.value).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(output.with_suffix('.md'), table)
-    files.write_json(output, found)
+    files.write_json(output, result)
     return output
 
 

@@ -59,16 +59,16 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 def run_without_config(main: Callable[[], None]) -> None:
     """Parse the command line and call `main` for a command without a config; else like `run`."""
-    call(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
+    call_and_exit(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
-def define_weights() -> flags.FlagHolder[str | None]:
+def define_weights_flag() -> flags.FlagHolder[str | None]:
     """Define the flag --weights, for commands that use a trained model."""
     text = "Location of the base model's weights, if they have moved since training."
     return flags.DEFINE_string('weights', None, text)
 
 
-def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
+def flag_path(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     """Return the path that a flag names, or the path of its local copy if it is in a bucket.
 
     Args:
@@ -82,7 +82,7 @@ def directory(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return cloud_storage.localize(flag.value)
 
 
-def call(main: Callable[[], None]) -> NoReturn:
+def call_and_exit(main: Callable[[], None]) -> NoReturn:
     """Call `main`, and end the process with the exit status that `run` describes."""
     status, message = 0, ''
     try:
@@ -106,10 +106,10 @@ def call(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         shutdown.exit_by_signal(signal.SIGINT)
     except BaseException:
-        leave(1, traceback.format_exc().rstrip())
+        exit_process(1, traceback.format_exc().rstrip())
 
 
-def leave(status: int, message: str = '') -> NoReturn:
+def exit_process(status: int, message: str = '') -> NoReturn:
     """End the process with `shutdown.exit_process`, after flushing the printed output.
 
     Args:
@@ -227,4 +227,4 @@ def _fail(message: str, status: int) -> NoReturn:
     # User input may hold line breaks; only the traceback of a bug may have several lines.
     if 'Traceback' not in message:
         message = ' '.join(message.splitlines())
-    leave(status, cloud_storage.with_remote_paths(message.strip()))
+    exit_process(status, cloud_storage.with_remote_paths(message.strip()))

@@ -26,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(config: dict[str, Any]) -> None:
     """Score the model, and print its scores as JSON."""
-    workdir = None if _WORKDIR.value is None else cli.directory(_WORKDIR)
+    workdir = None if _WORKDIR.value is None else cli.flag_path(_WORKDIR)
     print(json.dumps(evaluate(config, workdir), indent=2))
 
 

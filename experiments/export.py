@@ -46,7 +46,7 @@ _WORKDIR = flags.DEFINE_string(
     'Directory of the run or of an exported adapter, or gs://BUCKET/PATH. Required.',
     required=True,
 )
-_WEIGHTS = cli.define_weights()
+_WEIGHTS = cli.define_weights_flag()
 _FORMAT = flags.DEFINE_enum(
     'format',
     'adapter',
@@ -75,7 +75,7 @@ _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Allow the export of an unf
 
 def main() -> None:
     """Load the run, and write it in the requested format."""
-    workdir, output = cli.directory(_WORKDIR), cli.directory(_OUTPUT)
+    workdir, output = cli.flag_path(_WORKDIR), cli.flag_path(_OUTPUT)
     saved = saved_model(workdir, _WEIGHTS.value)
     _check_flags(workdir)
     check_new_directory(output)  # Fail before the work.

@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string(
     'Directory of a run or of an exported adapter, or gs://BUCKET/PATH. Required.',
     required=True,
 )
-_WEIGHTS = cli.define_weights()
+_WEIGHTS = cli.define_weights_flag()
 _INPUT = flags.DEFINE_string(
     'input', None, 'JSON Lines file of prompts, with --output; without it, a chat starts.'
 )
@@ -44,7 +44,9 @@ _BATCH = flags.DEFINE_integer(
     'Maximum number of prompts of a file that are decoded together (batched generation).',
     lower_bound=1,
 )
-_MOST = flags.DEFINE_integer('max_new_tokens', 256, 'Maximum number of tokens of an answer.')
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    'max_new_tokens', 256, 'Maximum number of tokens of an answer.'
+)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Sampling temperature; 0 = greedy decoding.')
 _TOP_K = flags.DEFINE_integer(
     'top_k', 0, 'Top-k sampling: sample from this many most probable tokens; 0 = from all.'
@@ -74,14 +76,14 @@ def main() -> None:
     if (_INPUT.value is None) != (_OUTPUT.value is None):
         raise errors.UserError('--input and --output must be given together, or neither to chat.')
     sampling = GenerationConfig(
-        _MOST.value,
+        _MAX_NEW_TOKENS.value,
         _TEMPERATURE.value,
         _TOP_K.value,
         _TOP_P.value,
         tuple(_STOP.value),
         _SEED.value,
     )
-    model = inference.load(cli.directory(_WORKDIR), _WEIGHTS.value)
+    model = inference.load(cli.flag_path(_WORKDIR), _WEIGHTS.value)
     model.batch_size = _BATCH.value
     if _INPUT.value is None or _OUTPUT.value is None:
         with shutdown.interruptible():

@@ -32,10 +32,12 @@ from malora_jax.models.loading.base_model import load_base, model_config
 # Default arguments of the command line; later arguments override them.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
 
-_Subject = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
+_LoadedModel = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
 
 
-def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32') -> _Subject:
+def load_model(
+    workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32'
+) -> _LoadedModel:
     """Return the model that --model_args names, as the fields of `evaluation.harness.Subject`.
 
     Args:
@@ -52,9 +54,9 @@ def load(workdir: str = '', model: str = '', weights: str = '', dtype: str = 'fl
             '--model_args must name a run, workdir=DIR, or a base model, model=NAME.'
         )
     if workdir:
-        found = inference.load(str(workdir), str(weights) or None)
-        end = found.template.get_end_token(found.tokenizer)
-        return found.model, found.variables, found.tokenizer, end
+        language_model = inference.load(str(workdir), str(weights) or None)
+        end = language_model.template.get_end_token(language_model.tokenizer)
+        return language_model.model, language_model.variables, language_model.tokenizer, end
     config = model_config(str(model), str(weights), dtype)
     base = load_base(config, str(weights))
     return Decoder(config), {'params': base.params}, base.tokenizer, None
@@ -72,23 +74,23 @@ def main() -> None:
 
     from malora_jax.evaluation import harness
 
-    harness.register(load)
+    harness.register(load_model)
     if {'-h', '--help'} & {*sys.argv}:
         print(__doc__)
     sys.argv[1:1] = _ARGUMENTS
     try:
         cli_evaluate()
     except ValueError as error:
-        if _raised_in(error).startswith('lm_eval.'):
+        if _raising_module(error).startswith('lm_eval.'):
             raise errors.UserError(str(error)) from error
         raise
 
 
-def _raised_in(error: BaseException) -> str:
+def _raising_module(error: BaseException) -> str:
     """Return the name of the module that raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals['__name__']
 
 
 if __name__ == '__main__':
-    cli.call(main)
+    cli.call_and_exit(main)

@@ -33,11 +33,11 @@ _WORKDIR = flags.DEFINE_list(
     'Directories of runs or exported adapters to serve, or gs://BUCKET/PATH. Required.',
     required=True,
 )
-_WEIGHTS = cli.define_weights()
+_WEIGHTS = cli.define_weights_flag()
 _HOST = flags.DEFINE_string(
     'host', '127.0.0.1', 'IP address to listen on; 0.0.0.0 = all addresses of this machine.'
 )
-_HOSTS = flags.DEFINE_list(
+_ALLOWED_HOSTS = flags.DEFINE_list(
     'allowed_hosts',
     [],
     'Host names that requests may use for this server, besides localhost and '
@@ -71,7 +71,7 @@ _GRACE = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1e6,
 )
-_KEY = 'MALORA_JAX_KEY'
+_API_KEY_VARIABLE = 'MALORA_JAX_KEY'
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     """
     # Before the server starts, there are no requests to finish, so a signal ends the process.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit_now)
     if not all(importlib.util.find_spec(name) for name in ('fastapi', 'uvicorn')):
         raise errors.UserError(
             "fastapi and uvicorn are not installed: run pip install 'malora_jax[serve]'."
@@ -99,26 +99,26 @@ def main() -> None:
             f'--workdir={",".join(_WORKDIR.value)} has an empty name; it must name directories.'
         )
     listener = _listen(_HOST.value, _PORT.value)
-    models = _by_name(inference.load_all(_WORKDIR.value, _WEIGHTS.value))
+    models = _models_by_name(inference.load_all(_WORKDIR.value, _WEIGHTS.value))
     app = make_app(
         models,
         batch_size=_BATCH.value,
         max_waiting=_WAITING.value,
         timeout_s=_TIMEOUT.value,
-        api_key=os.environ.get(_KEY) or None,
-        allowed_hosts=[_HOST.value, *_HOSTS.value],
+        api_key=os.environ.get(_API_KEY_VARIABLE) or None,
+        allowed_hosts=[_HOST.value, *_ALLOWED_HOSTS.value],
     )
     address, port = listener.getsockname()[:2]
     print(f'Serving {", ".join(models)} at http://{address}:{port}/v1', flush=True)
     serve(app, listener, _GRACE.value)
     # Exit without waiting for computations whose results nobody needs.
-    cli.leave(0)
+    cli.exit_process(0)
 
 
-def _leave(*_) -> None:
+def _exit_now(*_) -> None:
     """End the process, even if a second signal interrupts a flush, which cannot be repeated."""
     try:
-        cli.leave(0)
+        cli.exit_process(0)
     finally:
         os._exit(0)
 
@@ -132,7 +132,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise errors.UserError(f'--port: {host}:{port} cannot be served: {reason}.') from error
 
 
-def _by_name(models: list[inference.LanguageModel]) -> dict[str, inference.LanguageModel]:
+def _models_by_name(models: list[inference.LanguageModel]) -> dict[str, inference.LanguageModel]:
     named = {model.name: model for model in models}
     if len(named) < len(models):
         raise errors.UserError(

@@ -78,7 +78,7 @@ _REPORT = flags.DEFINE_boolean(
 )
 
 
-def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
+def _make_job(workdir: pathlib.Path, names: Sequence[str]) -> Job:
     """Return the job that trains one run, or several runs jointly.
 
     Args:
@@ -100,16 +100,16 @@ def _process(workdir: pathlib.Path, names: Sequence[str]) -> Job:
 
 def main(config: dict[str, Any]) -> None:
     """Run or launch the sweep, and print its report."""
-    workdir = cli.directory(_WORKDIR)
+    workdir = cli.flag_path(_WORKDIR)
     if cloud_storage.remote_path(workdir) != workdir:
         raise UserError(
             f'--workdir={_WORKDIR.value}: the runs of a sweep need a directory on a disk.'
         )
-    sweep = sweeps.Sweeping(config, workdir, _process, _TOGETHER.value)
+    sweep = sweeps.SweepDriver(config, workdir, _make_job, _TOGETHER.value)
     if _REPORT.value:
         print(sweep.report())
     elif _LAUNCHER.value == 'slurm':
-        print(sweep.launch(_JOBS.value or 0, slurm.options(_SBATCH.value)))
+        print(sweep.launch(_JOBS.value or 0, slurm.parse_sbatch_options(_SBATCH.value)))
     else:
         gpus.check(_GPUS.value)
         at_once = _JOBS.value or len(_GPUS.value) or 1

@@ -58,7 +58,7 @@ def main(config: dict[str, Any]) -> None:
     """Train the model, and print the table of scores."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    results = training.train(config, cli.directory(_WORKDIR), write_run_plots)
+    results = training.train(config, cli.flag_path(_WORKDIR), write_run_plots)
     hosts.print_on_first(format_table(results))
 
 

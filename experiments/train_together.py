@@ -28,7 +28,7 @@ _MEASURE = flags.DEFINE_boolean(
 
 def main() -> None:
     """Train the runs, and print the errors of failed runs."""
-    workdir = cli.directory(_WORKDIR)
+    workdir = cli.flag_path(_WORKDIR)
     configs = {name: read_config(sweeps.config_path(workdir, name)) for name in _RUNS.value}
     errors = train_together(configs, workdir, _MEASURE.value)
     for name, error in errors.items():

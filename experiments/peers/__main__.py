@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from experiments.peers.benchmark import KINDS, benchmark
+from experiments.peers.benchmark import BATCH_KINDS, benchmark
 from experiments.peers.report import tables
 from experiments.peers.systems import PAIRS
 from malora_jax import errors, files
@@ -35,7 +35,7 @@ _PAIRS = flags.DEFINE_list(
 )
 _ROWS = flags.DEFINE_list(
     'rows',
-    [*KINDS],
+    [*BATCH_KINDS],
     'Kinds of batches to measure on: synthetic = full rows of random tokens; '
     "real = the config's data.",
 )
@@ -51,7 +51,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write all measuremen
 def main(config: dict[str, Any]) -> None:
     """Run the benchmark, print its tables, and write the file."""
     _check(_PAIRS, PAIRS)
-    _check(_ROWS, KINDS)
+    _check(_ROWS, BATCH_KINDS)
     report = benchmark(config, _PAIRS.value, _ROWS.value, _TURNS.value, _STEPS.value)
     print(tables(report))
     if _OUTPUT.value is not None:

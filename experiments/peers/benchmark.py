@@ -5,10 +5,10 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.peers import rows
-from experiments.peers.measure import compare, time_in_turns
-from experiments.peers.report import summary
-from experiments.peers.systems import PAIRS, make
+from experiments.peers import batches
+from experiments.peers.measure import compare, time_interleaved
+from experiments.peers.report import summarize_kind
+from experiments.peers.systems import PAIRS, make_system
 from malora_jax import errors
 from malora_jax.adapters import method
 from malora_jax.benchmark.machine import num_cores
@@ -16,9 +16,11 @@ from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import Setup, build_setup
 
 # Endless batches, the same in each iterator.
-KINDS: dict[str, Callable[[Setup], Iterator[rows.Rows]]] = {
-    'synthetic': lambda setup: rows.synthetic(setup.run.model.vocab_size, setup.run.seed),
-    'real': lambda setup: rows.real(setup.train_iterator(), setup.base.tokenizer.eos_id),
+BATCH_KINDS: dict[str, Callable[[Setup], Iterator[batches.PeerBatch]]] = {
+    'synthetic': lambda setup: batches.synthetic_batches(
+        setup.run.model.vocab_size, setup.run.seed
+    ),
+    'real': lambda setup: batches.real_batches(setup.train_iterator(), setup.base.tokenizer.eos_id),
 }
 _PACKAGES = ('jax', 'flax', 'torch', 'transformers', 'peft', 'moe-peft')
 
@@ -36,13 +38,13 @@ def benchmark(
         config: Config as written in configs/. Its model, data, optimizer, adapted linear modules
             and dropout are used; ranks and experts are those of the named methods.
         pairs: Names of pairs in `PAIRS`.
-        kinds: Names of kinds of batches in `KINDS`.
+        kinds: Names of kinds of batches in `BATCH_KINDS`.
         turns: Number of rounds, in each of which every system has one turn.
         steps: Number of timed steps per turn.
 
     Returns:
-        Versions and settings; `differences` by kind of batches and pair; and `rows`, a `summary` of
-        each kind.
+        Versions and settings; `differences` by kind of batches and pair; and `rows`, a
+        `summarize_kind` of each kind.
 
     Raises:
         UserError: The config is invalid, a package is missing, or systems that should compute the
@@ -53,7 +55,7 @@ def benchmark(
     setup = build_setup(run)
     differences = _differences(setup, pairs, kinds)
     used = dict.fromkeys(name for pair in pairs for name in (PAIRS[pair].ours, PAIRS[pair].peer))
-    systems = {name: make(name, setup, run.adapter.dropout) for name in used}
+    systems = {name: make_system(name, setup, run.adapter.dropout) for name in used}
     return {
         'model': run.model.name,
         'dropout': run.adapter.dropout,
@@ -62,15 +64,17 @@ def benchmark(
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         'differences': differences,
         'rows': {
-            kind: summary(kind, *time_in_turns(systems, KINDS[kind](setup), turns, steps), pairs)
+            kind: summarize_kind(
+                kind, *time_interleaved(systems, BATCH_KINDS[kind](setup), turns, steps), pairs
+            )
             for kind in kinds
         },
     }
 
 
 def _check_adapter(run: RunConfig) -> None:
-    free = {name: getattr(run.adapter, name) for name in ('targets', 'dropout')}
-    if run.adapter != method(run.method, **free):
+    overridable = {name: getattr(run.adapter, name) for name in ('targets', 'dropout')}
+    if run.adapter != method(run.method, **overridable):
         raise errors.UserError(
             'Of config.adapter, only targets and dropout can be overridden here: ranks and experts '
             'are those of the named methods.'
@@ -84,9 +88,9 @@ def _differences(
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in pairs:
         pair = PAIRS[name]
-        if pair.same:
-            ours, peer = (make(side, setup, 0.0) for side in (pair.ours, pair.peer))
+        if pair.is_same_method:
+            ours, peer = (make_system(side, setup, 0.0) for side in (pair.ours, pair.peer))
             for kind in kinds:
-                difference = compare(ours, peer, next(KINDS[kind](setup)))
+                difference = compare(ours, peer, next(BATCH_KINDS[kind](setup)))
                 found[kind][name] = dataclasses.asdict(difference)
     return found

@@ -40,7 +40,7 @@ _TURNS = flags.DEFINE_integer(
 _FILE_TYPES = {'float32': 0, 'float16': 1}
 
 # A function that decodes once and returns the text, and tokens per second after the first tokens.
-Turn = Callable[[], tuple[str, float]]
+DecodeFunction = Callable[[], tuple[str, float]]
 
 
 def main() -> None:
@@ -50,22 +50,22 @@ def main() -> None:
     if path.suffix != '.gguf':
         raise errors.out_of_range('--model', _MODEL.value, 'one whose weights are a GGUF file')
     with tempfile.TemporaryDirectory() as directory:
-        turns: dict[str, Turn] = {'ours, float32': _ours(load_base(config))}
-        for kind in _FILE_TYPES:
-            file = pathlib.Path(directory) / f'{kind}.gguf'
-            _dequantized(path, file, kind)
-            turns[f'llama.cpp, {kind}'] = _llama_cpp(file)
-        for turn in turns.values():  # Warm-up: compiles, and allocates all memory.
+        decoders: dict[str, DecodeFunction] = {'ours, float32': _our_decoder(load_base(config))}
+        for dtype in _FILE_TYPES:
+            file = pathlib.Path(directory) / f'{dtype}.gguf'
+            _write_dequantized(path, file, dtype)
+            decoders[f'llama.cpp, {dtype}'] = _llama_cpp(file)
+        for turn in decoders.values():  # Warm-up: compiles, and allocates all memory.
             turn()
-        found = [{name: turn() for name, turn in turns.items()} for _ in range(_TURNS.value)]
-    print(_table({name: [each[name] for each in found] for name in turns}))
+        found = [{name: turn() for name, turn in decoders.items()} for _ in range(_TURNS.value)]
+    print(_table({name: [each[name] for each in found] for name in decoders}))
 
 
-def _ours(base: LoadedBase) -> Turn:
+def _our_decoder(base: LoadedBase) -> DecodeFunction:
     model, variables = Decoder(base.config), {'params': base.params}
     prompt = base.tokenizer.encode(_PROMPT.value)
 
-    def turn() -> tuple[str, float]:
+    def decode() -> tuple[str, float]:
         engine = Engine(model, variables, end_ids=[], num_slots=1)
         engine.submit(GenerationRequest(prompt, _NEW_TOKENS.value))
         # The first step includes the prefill, so it is not timed.
@@ -76,10 +76,10 @@ def _ours(base: LoadedBase) -> Turn:
         rate = (len(ids) - first) / (time.perf_counter() - began)
         return base.tokenizer.decode(ids), rate
 
-    return turn
+    return decode
 
 
-def _llama_cpp(path: pathlib.Path) -> Turn:
+def _llama_cpp(path: pathlib.Path) -> DecodeFunction:
     try:
         import xllamacpp
     except ModuleNotFoundError as error:
@@ -90,7 +90,7 @@ def _llama_cpp(path: pathlib.Path) -> Turn:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
     server = xllamacpp.Server(params)
 
-    def turn() -> tuple[str, float]:
+    def decode() -> tuple[str, float]:
         request = {
             'prompt': _PROMPT.value,
             'max_tokens': _NEW_TOKENS.value,
@@ -100,16 +100,16 @@ def _llama_cpp(path: pathlib.Path) -> Turn:
         answer = server.handle_completions(request)
         return answer['choices'][0]['text'], answer['timings']['predicted_per_second']
 
-    return turn
+    return decode
 
 
-def _dequantized(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
+def _write_dequantized(source: pathlib.Path, target: pathlib.Path, dtype: str) -> None:
     """Write a GGUF file with the same metadata and tensors, dequantized; vectors stay in float32.
 
     Args:
         source: GGUF file to read.
         target: GGUF file to write.
-        kind: Data type of the matrices, 'float32' or 'float16'.
+        dtype: Data type of the matrices, 'float32' or 'float16'.
     """
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields['general.architecture'].contents())
@@ -119,25 +119,25 @@ def _dequantized(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
             continue
         value = field.contents()
         if field.name == 'general.file_type':
-            value = _FILE_TYPES[kind]
+            value = _FILE_TYPES[dtype]
         of_items = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(field.name, value, field.types[0], sub_type=of_items)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        writer.add_tensor(tensor.name, values.astype(kind) if values.ndim > 1 else values)
+        writer.add_tensor(tensor.name, values.astype(dtype) if values.ndim > 1 else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _table(found: dict[str, Sequence[tuple[str, float]]]) -> str:
-    ours, *_ = found
+def _table(results: dict[str, Sequence[tuple[str, float]]]) -> str:
+    ours, *_ = results
     lines = [['', 'tokens/s', 'quartiles', 'ours / it', 'the text begins as ours for']]
-    median = float(np.median([rate for _, rate in found[ours]]))
-    for name, turns in found.items():
+    median = float(np.median([rate for _, rate in results[ours]]))
+    for name, turns in results.items():
         low, middle, high = np.percentile([rate for _, rate in turns], [25, 50, 75])
-        same = _shared_start(found[ours][0][0], turns[0][0])
+        same = _common_prefix_length(results[ours][0][0], turns[0][0])
         lines.append(
             [
                 name,
@@ -150,7 +150,7 @@ def _table(found: dict[str, Sequence[tuple[str, float]]]) -> str:
     return markdown.table(lines)
 
 
-def _shared_start(ours: str, theirs: str) -> int:
+def _common_prefix_length(ours: str, theirs: str) -> int:
     pairs = enumerate(zip(ours, theirs, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 

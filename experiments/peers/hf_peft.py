@@ -3,8 +3,8 @@
 import peft
 import torch.distributed.tensor  # noqa: F401 - peft uses it, and leaves its import to others.
 
+from experiments.peers.jax_system import Leaves
 from experiments.peers.links import linear_names, make_links
-from experiments.peers.ours import Leaves
 from experiments.peers.torch_system import TorchSystem, llama
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import DoRA

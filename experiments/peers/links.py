@@ -5,27 +5,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.peers.ours import Leaves
+from experiments.peers.jax_system import Leaves
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading import tensor_names
 
 
-class Link(NamedTuple):
+class ParameterLink(NamedTuple):
     """A parameter, and the position of its transpose in our tree.
 
     Attributes:
         name: Name of the parameter.
         path: Path of our leaf.
-        part: Index into the leaf: the layer, then the expert if the leaf has experts.
+        leaf_index: Index into the leaf: the layer, then the expert if the leaf has experts.
     """
 
     name: str
     path: str
-    part: tuple[int, ...]
+    leaf_index: tuple[int, ...]
 
 
-def make_links(leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str]) -> list[Link]:
+def make_links(
+    leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str]
+) -> list[ParameterLink]:
     """Return links from the peer's parameters to all of our leaves.
 
     Args:
@@ -38,9 +40,11 @@ def make_links(leaves: Leaves, config: ModelConfig, patterns: Mapping[str, str])
     links = []
     for path, leaf in leaves.items():
         parent, kind = path.rsplit('/', 1)
-        for part in _parts(kind, leaf):
-            name = patterns[kind].format(linear=linears[parent][part[0]], expert=part[-1])
-            links.append(Link(name, path, part))
+        for leaf_index in _leaf_indices(kind, leaf):
+            name = patterns[kind].format(
+                linear=linears[parent][leaf_index[0]], expert=leaf_index[-1]
+            )
+            links.append(ParameterLink(name, path, leaf_index))
     return links
 
 
@@ -62,5 +66,5 @@ def _linears(config: ModelConfig) -> dict[str, list[str]]:
     }
 
 
-def _parts(kind: str, leaf: np.ndarray) -> Iterator[tuple[int, ...]]:
+def _leaf_indices(kind: str, leaf: np.ndarray) -> Iterator[tuple[int, ...]]:
     return np.ndindex(leaf.shape[:2] if kind in IndependentExperts.factors else leaf.shape[:1])

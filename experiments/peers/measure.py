@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tqdm
 
-from experiments.peers.rows import Rows
+from experiments.peers.batches import PeerBatch
 from experiments.peers.systems import System
 from malora_jax.errors import UserError
 
@@ -20,11 +20,11 @@ GRADIENT_TOLERANCE = 1e-3
 # Rounding may route a token to another expert if two experts have nearly equal scores. Then the
 # gradients of that linear module in that layer differ, the router's most. At most two of 180 may
 # do so.
-_MOST_CHOICES, _CHOICE_TOLERANCE = 2, 5e-2
+_MAX_REROUTED, _REROUTED_TOLERANCE = 2, 5e-2
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class SystemDifference:
     """Difference between two systems on the same batch.
 
     Attributes:
@@ -40,33 +40,33 @@ class Difference:
     choices: list[str]
 
 
-def compare(ours: System, peer: System, rows: Rows) -> Difference:
+def compare(ours: System, peer: System, batch: PeerBatch) -> SystemDifference:
     """Compare the losses and gradients of two systems with the same weights.
 
     Args:
         ours: Our system.
         peer: System to compare it with.
-        rows: Batch of examples.
+        batch: Batch of examples.
 
     Raises:
         UserError: The systems differ by more than the tolerances.
     """
-    (our_loss, our_gradients), (loss, gradients) = ours.gradients(rows), peer.gradients(rows)
-    apart: dict[str, dict[str, float]] = {}
+    (our_loss, our_gradients), (loss, gradients) = ours.gradients(batch), peer.gradients(batch)
+    errors: dict[str, dict[str, float]] = {}
     for path, leaf in our_gradients.items():
         linear, name = path.rsplit('/', 1)
         for layer, (g, h) in enumerate(zip(leaf, gradients[path], strict=True)):
-            off = float(np.linalg.norm(g - h) / np.linalg.norm(g))
-            apart.setdefault(f'{linear}, layer {layer}', {})[name] = off
-    choices = _other_choices(apart)
+            error = float(np.linalg.norm(g - h) / np.linalg.norm(g))
+            errors.setdefault(f'{linear}, layer {layer}', {})[name] = error
+    choices = _rerouted_linears(errors)
     rest = {
         f'{name} of {linear}': off
-        for linear, leaves in apart.items()
+        for linear, leaves in errors.items()
         for name, off in leaves.items()
         if linear not in choices
     }
     worst = max(rest, key=lambda name: (math.isnan(rest[name]), rest[name]))
-    found = Difference(abs(our_loss - loss), rest[worst], worst, choices)
+    found = SystemDifference(abs(our_loss - loss), rest[worst], worst, choices)
     if not (found.loss <= LOSS_TOLERANCE and found.gradient <= GRADIENT_TOLERANCE):
         raise UserError(
             f'The systems do not compute the same, so they are not timed: losses {our_loss:.6f} '
@@ -75,20 +75,20 @@ def compare(ours: System, peer: System, rows: Rows) -> Difference:
     return found
 
 
-def _other_choices(apart: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _rerouted_linears(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return the routed modules whose gradients differ by no more than one rerouted token makes."""
     found = [
         linear
-        for linear, leaves in apart.items()
+        for linear, leaves in errors.items()
         if leaves.get('router', 0) > GRADIENT_TOLERANCE
-        and max(leaves.values()) <= _CHOICE_TOLERANCE
+        and max(leaves.values()) <= _REROUTED_TOLERANCE
     ]
-    return found if len(found) <= _MOST_CHOICES else []
+    return found if len(found) <= _MAX_REROUTED else []
 
 
-def time_in_turns(
-    systems: Mapping[str, System], rows: Iterator[Rows], turns: int, steps: int
-) -> tuple[dict[str, list[float]], list[Rows]]:
+def time_interleaved(
+    systems: Mapping[str, System], batches: Iterator[PeerBatch], turns: int, steps: int
+) -> tuple[dict[str, list[float]], list[PeerBatch]]:
     """Train all systems, interleaved, on the same batches, and time their steps.
 
     In each turn, a system makes some steps in a row. The first step is not timed: it compiles, or
@@ -97,7 +97,7 @@ def time_in_turns(
 
     Args:
         systems: Systems by name.
-        rows: Batches to train on.
+        batches: Batches to train on.
         turns: Number of rounds, in each of which every system has one turn.
         steps: Number of timed steps per turn.
 
@@ -106,18 +106,18 @@ def time_in_turns(
     """
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    timed: list[Rows] = []
+    timed: list[PeerBatch] = []
     for turn in tqdm.trange(turns, desc='turns of every system'):
-        untimed, *rest = itertools.islice(rows, 1 + steps)
+        warm_up_batch, *timed_batches = itertools.islice(batches, 1 + steps)
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            systems[name].step(untimed)
-            seconds[name] += [_seconds(systems[name], step) for step in rest]
-        timed += rest
+            systems[name].step(warm_up_batch)
+            seconds[name] += [_time_step(systems[name], batch) for batch in timed_batches]
+        timed += timed_batches
     return seconds, timed
 
 
-def _seconds(system: System, step: Rows) -> float:
+def _time_step(system: System, batch: PeerBatch) -> float:
     start = time.perf_counter()
-    system.step(step)
+    system.step(batch)
     return time.perf_counter() - start

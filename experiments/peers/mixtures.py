@@ -7,9 +7,9 @@ import moe_peft
 import torch
 from moe_peft import models
 
+from experiments.peers.jax_system import Leaves
 from experiments.peers.links import linear_names, make_links
-from experiments.peers.ours import Leaves
-from experiments.peers.torch_system import Loss, TorchSystem, llama
+from experiments.peers.torch_system import LossFunction, TorchSystem, llama
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
@@ -27,7 +27,7 @@ _MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
 
 
 def mola(
-    setup: Setup, adapter: AdapterConfig, leaves: Leaves, recompute: bool = False
+    setup: Setup, adapter: AdapterConfig, leaves: Leaves, gradient_checkpointing: bool = False
 ) -> TorchSystem:
     """Create MoLA with our settings and weights: a router and LoRA experts on each linear module.
 
@@ -35,14 +35,14 @@ def mola(
         setup: Parts of the run, of which the base model and the optimizer are used.
         adapter: Adapter configuration of `molora`.
         leaves: Leaves of our adapter, which are copied.
-        recompute: Whether to use gradient checkpointing for each layer, as MoE-PEFT's own trainer
-            always does.
+        gradient_checkpointing: Whether to use gradient checkpointing for each layer, as MoE-PEFT's
+            own trainer always does.
     """
     model = _model(setup, adapter, 'mola')
     if adapter.dropout == 0:
         _drop_nothing(model)
     return TorchSystem(
-        _loss(model, 'mola', recompute),
+        _loss(model, 'mola', gradient_checkpointing),
         model.get_adapter_weight_dict('mola'),
         setup.run.optimizer,
         leaves,
@@ -92,14 +92,14 @@ def _drop_nothing(model: Any) -> None:
                     lora.dropout_.p = 0.0
 
 
-def _loss(model: Any, name: str, recompute: bool = False) -> Loss:
+def _loss(model: Any, name: str, gradient_checkpointing: bool = False) -> LossFunction:
     def loss(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         inputs = moe_peft.LLMModelInput(
             batch_configs_=[moe_peft.LLMBatchConfig(name, 0, len(batch['input_ids']))],
             batch_tokens_=batch['input_ids'],
             batch_labels_=batch['labels'],
             batch_masks_=batch['attention_mask'],
-            gradient_checkpoint_='recompute' if recompute else 'none',
+            gradient_checkpoint_='recompute' if gradient_checkpointing else 'none',
         )
         (output,) = model.forward(inputs)
         return output.loss if output.aux_loss is None else output.loss + output.aux_loss

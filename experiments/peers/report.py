@@ -5,20 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments.peers.rows import Rows
+from experiments.peers.batches import PeerBatch
 from experiments.peers.systems import PAIRS, TITLES
 from malora_jax.markdown import table
 
 Seconds = Mapping[str, Sequence[float]]
 
 
-def summary(kind: str, seconds: Seconds, rows: Sequence[Rows], pairs: Sequence[str]) -> dict:
+def summarize_kind(
+    kind: str, seconds: Seconds, batches: Sequence[PeerBatch], pairs: Sequence[str]
+) -> dict:
     """Return medians and quartiles for one kind of batches.
 
     Args:
         kind: Name of the kind in `benchmark.KINDS`.
         seconds: Seconds of each step, by system.
-        rows: Batch of each step.
+        batches: Batch of each step.
         pairs: Names of the pairs to compare.
 
     Returns:
@@ -26,14 +28,14 @@ def summary(kind: str, seconds: Seconds, rows: Sequence[Rows], pairs: Sequence[s
         `systems`, each with tokens_per_second and step_s; `pairs`, each with the ratio of the
         medians, the quartiles of the ratios of single steps, and the target.
     """
-    tokens = np.array([step.tokens for step in rows])
+    tokens = np.array([step.tokens for step in batches])
     rates = {name: tokens / np.array(each) for name, each in seconds.items()}
-    padded = [step.padded['input_ids'] for step in rows]
+    padded = [batch.padded['input_ids'] for batch in batches]
     return {
         'tokens': float(tokens.mean()),
         'examples': float(np.mean([len(ids) for ids in padded])),
         'positions': {
-            'packed': float(np.mean([step.packed['inputs'].size for step in rows])),
+            'packed': float(np.mean([step.packed['inputs'].size for step in batches])),
             'padded': float(np.mean([ids.size for ids in padded])),
         },
         'systems': {
@@ -89,7 +91,7 @@ def _systems(report: Mapping[str, Any]) -> list[list[str]]:
     for kind, found in report['rows'].items():
         for name, measured in found['systems'].items():
             rate = measured['tokens_per_second']
-            quartiles, step = _between(rate, '.1f'), float(np.median(measured['step_s']))
+            quartiles, step = _format_quartiles(rate, '.1f'), float(np.median(measured['step_s']))
             lines.append([kind, TITLES[name], f'{rate["median"]:.1f}', quartiles, f'{step:.2f}'])
     return lines
 
@@ -100,7 +102,7 @@ def _pairs(report: Mapping[str, Any]) -> list[list[str]]:
         for name, measured in found['pairs'].items():
             target, ratio = measured['target'], measured['ratio']
             verdict = f'≥ {target:g}: {"met" if ratio >= target else "missed"}' if target else '–'
-            quartiles = _between(measured['by_step'], '.2f')
+            quartiles = _format_quartiles(measured['by_step'], '.2f')
             lines.append([kind, _title(name), f'{ratio:.2f}', quartiles, verdict])
     return lines
 
@@ -110,5 +112,5 @@ def _title(name: str) -> str:
     return f'{TITLES[pair.ours]} / {TITLES[pair.peer]}'
 
 
-def _between(quartiles: Mapping[str, float], form: str) -> str:
+def _format_quartiles(quartiles: Mapping[str, float], form: str) -> str:
     return f'{quartiles["lower"]:{form}} to {quartiles["upper"]:{form}}'

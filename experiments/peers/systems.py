@@ -4,8 +4,8 @@ import importlib.util
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from experiments.peers.ours import Leaves, Ours
-from experiments.peers.rows import Rows
+from experiments.peers.batches import PeerBatch
+from experiments.peers.jax_system import JaxSystem, Leaves
 from malora_jax import errors
 from malora_jax.adapters import AdapterConfig, method
 from malora_jax.benchmark.machine import num_cores
@@ -27,7 +27,7 @@ PEERS = {
 }
 TITLES = OURS | PEERS
 # For each peer, our method whose settings and weights it gets.
-_TWINS = {
+_OUR_COUNTERPARTS = {
     'peft_lora': 'lora',
     'peft_dora': 'dora',
     'mola': 'molora',
@@ -40,41 +40,42 @@ _PACKAGES = ('torch', 'transformers', 'peft', 'moe_peft')
 class System(Protocol):
     """A system that can be timed and compared."""
 
-    def step(self, rows: Rows) -> None:
+    def step(self, batch: PeerBatch) -> None:
         """Run one training step to its end: forward, backward, and AdamW over the adapter alone."""
         ...
 
-    def gradients(self, rows: Rows) -> tuple[float, Leaves]:
+    def gradients(self, batch: PeerBatch) -> tuple[float, Leaves]:
         """Return the mean cross-entropy in nats, and its gradient by path in our adapter."""
         ...
 
 
-class Pair(NamedTuple):
+class SystemPair(NamedTuple):
     """One of our systems and one of the peers.
 
     Attributes:
         ours, peer: Names of the two systems.
-        same: Whether both compute the same, so that their losses and gradients must agree.
+        is_same_method: Whether both compute the same, so that their losses and gradients must
+            agree.
         targets: Target ratio of our throughput to the peer's, by kind of batches.
     """
 
     ours: str
     peer: str
-    same: bool
+    is_same_method: bool
     targets: Mapping[str, float]
 
 
 PAIRS = {
-    'lora': Pair('lora', 'peft_lora', True, {'synthetic': 1.1, 'real': 1.5}),
-    'dora': Pair('dora', 'peft_dora', True, {}),
-    'molora': Pair('molora', 'mola', True, {}),
-    'malora': Pair('malora', 'mola', False, {'synthetic': 2.5, 'real': 3.5}),
-    'trainer': Pair('malora', 'mola_trainer', False, {}),
-    'mixlora': Pair('malora', 'mixlora', False, {}),
+    'lora': SystemPair('lora', 'peft_lora', True, {'synthetic': 1.1, 'real': 1.5}),
+    'dora': SystemPair('dora', 'peft_dora', True, {}),
+    'molora': SystemPair('molora', 'mola', True, {}),
+    'malora': SystemPair('malora', 'mola', False, {'synthetic': 2.5, 'real': 3.5}),
+    'trainer': SystemPair('malora', 'mola_trainer', False, {}),
+    'mixlora': SystemPair('malora', 'mixlora', False, {}),
 }
 
 
-def make(name: str, setup: Setup, dropout: float) -> System:
+def make_system(name: str, setup: Setup, dropout: float) -> System:
     """Create a system. The systems of a pair that computes the same start from the same weights.
 
     Args:
@@ -86,7 +87,7 @@ def make(name: str, setup: Setup, dropout: float) -> System:
         UserError: A package is not installed, or the peer does not support the config.
     """
     if name in OURS:
-        return Ours(setup, _adapter(name, setup, dropout))
+        return JaxSystem(setup, _adapter(name, setup, dropout))
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise errors.UserError(
@@ -97,13 +98,13 @@ def make(name: str, setup: Setup, dropout: float) -> System:
     from experiments.peers import hf_peft, mixtures
 
     torch.set_num_threads(num_cores())
-    adapter = _adapter(_TWINS[name], setup, dropout)
+    adapter = _adapter(_OUR_COUNTERPARTS[name], setup, dropout)
     if name == 'mixlora':
         return mixtures.mixlora(setup, adapter)
-    leaves = Ours(setup, adapter).leaves
+    leaves = JaxSystem(setup, adapter).leaves
     if name in ('peft_lora', 'peft_dora'):
         return hf_peft.make(setup, adapter, leaves)
-    return mixtures.mola(setup, adapter, leaves, recompute=name == 'mola_trainer')
+    return mixtures.mola(setup, adapter, leaves, gradient_checkpointing=name == 'mola_trainer')
 
 
 def _adapter(name: str, setup: Setup, dropout: float) -> AdapterConfig:

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 import transformers
 
-from experiments.peers.links import Link
-from experiments.peers.ours import Leaves
-from experiments.peers.rows import Rows
+from experiments.peers.batches import PeerBatch
+from experiments.peers.jax_system import Leaves
+from experiments.peers.links import ParameterLink
 from malora_jax import errors
 from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.training.config import OptimizerConfig
 
 # The loss of a padded batch.
-Loss = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+LossFunction = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class TorchSystem:
@@ -24,11 +24,11 @@ class TorchSystem:
 
     def __init__(
         self,
-        loss: Loss,
+        loss: LossFunction,
         parameters: Mapping[str, torch.nn.Parameter],
         optimizer: OptimizerConfig,
         leaves: Leaves,
-        links: Sequence[Link],
+        links: Sequence[ParameterLink],
     ):
         """Create the optimizer, and copy our adapter's weights into the model.
 
@@ -51,15 +51,15 @@ class TorchSystem:
             fused=True,  # Faster than the default.
         )
 
-    def step(self, rows: Rows) -> None:
+    def step(self, batch: PeerBatch) -> None:
         """Run one training step."""
-        self._loss(_tensors(rows)).backward()
+        self._loss(_tensors(batch)).backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def gradients(self, rows: Rows) -> tuple[float, Leaves]:
+    def gradients(self, batch: PeerBatch) -> tuple[float, Leaves]:
         """Return the loss in nats, and its gradient in the shapes of our leaves."""
-        loss = self._loss(_tensors(rows))
+        loss = self._loss(_tensors(batch))
         loss.backward()
         gradients = {path: np.empty_like(leaf) for path, leaf in self._leaves.items()}
         for name, path, part in self._links:
@@ -105,5 +105,5 @@ def llama(base: LoadedBase) -> Any:
     return model.requires_grad_(False)
 
 
-def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in rows.padded.items()}
+def _tensors(batch: PeerBatch) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in batch.padded.items()}

@@ -86,4 +86,4 @@ def _with_underscores(word: str) -> str:
 
 
 if __name__ == '__main__':
-    cli.call(main)
+    cli.call_and_exit(main)

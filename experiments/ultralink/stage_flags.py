@@ -166,7 +166,7 @@ class StageFlags:
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)
         if hint == pathlib.Path or (hint == pathlib.Path | None and self._value(name)):
-            return cli.directory(self._flags[name])
+            return cli.flag_path(self._flags[name])
         if hint == pathlib.Path | None:
             return None
         return self._value(name)
@@ -192,7 +192,7 @@ class StageFlags:
         Raises:
             UserError: The path is empty, or the directory is in a bucket.
         """
-        path = cli.directory(self._flags['output'])
+        path = cli.flag_path(self._flags['output'])
         if cloud_storage.remote_path(path) != path:
             raise UserError(
                 f'--output={self._value("output")}: a stage needs a directory on a disk.'

@@ -7,7 +7,7 @@ Example:
 """
 
 from malora_jax.sweeps.directory import config_path
+from malora_jax.sweeps.driver import SweepDriver
 from malora_jax.sweeps.expand import SweepRun, expand
-from malora_jax.sweeps.sweeping import Sweeping
 
-__all__ = ['SweepRun', 'Sweeping', 'config_path', 'expand']
+__all__ = ['SweepDriver', 'SweepRun', 'config_path', 'expand']

@@ -18,7 +18,7 @@ ANSWERS = 'answers_before.jsonl'
 _SECTIONS = ('seed', 'model', 'data', 'evaluation')
 
 
-def take_base_answers(
+def copy_base_answers(
     workdir: pathlib.Path, name: str, config: Mapping[str, Any], digests: Mapping[str, Any]
 ) -> bool:
     """Copy the base model's answers from another run of the sweep, if a matching run has them.
@@ -32,18 +32,18 @@ def take_base_answers(
     Returns:
         Whether the run has the answers now.
     """
-    ours = workdir / name / ANSWERS
-    if ours.exists():
+    target = workdir / name / ANSWERS
+    if target.exists():
         return True
     # Converted to JSON and back, because stored configs have lists in place of tuples.
-    wanted = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
-    for theirs in sorted(workdir.glob(f'*/{ANSWERS}')):
-        found = read_config(theirs.with_name('config.json'))
-        data = theirs.with_name('data.json')
+    required = json.loads(json.dumps({section: config[section] for section in _SECTIONS}))
+    for source in sorted(workdir.glob(f'*/{ANSWERS}')):
+        other_config = read_config(source.with_name('config.json'))
+        data = source.with_name('data.json')
         same_data = (files.read_json(data, dict) if data.exists() else {}) == digests
-        if same_data and all(found.get(key) == value for key, value in wanted.items()):
-            ours.parent.mkdir(parents=True, exist_ok=True)
-            with files.atomic_write(ours) as temporary:
-                shutil.copy(theirs, temporary)
+        if same_data and all(other_config.get(key) == value for key, value in required.items()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_write(target) as temporary:
+                shutil.copy(source, temporary)
             return True
     return False

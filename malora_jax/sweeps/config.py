@@ -33,7 +33,7 @@ class Range:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class RandomSearch:
     """Random search: points with random values of some fields.
 
     Attributes:
@@ -48,7 +48,7 @@ class Draws:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class SweepReportConfig:
     """Settings of a sweep's report.
 
     Attributes:
@@ -77,7 +77,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class SweepConfig:
     """Validated config of a sweep.
 
     Attributes:
@@ -100,9 +100,9 @@ class Sweep:
     own: Mapping[str, Fields]
     grid: Fields
     zipped: Fields
-    draws: Draws | None
+    draws: RandomSearch | None
     subspace_share: float | None
-    report: Report
+    report: SweepReportConfig
 
     @property
     def fields(self) -> list[str]:
@@ -123,7 +123,7 @@ class Sweep:
             dict.fromkeys([*self.fields, *(name for own in self.own.values() for name in own)])
         )
 
-    def together(self, variant: str, field: str) -> set[str]:
+    def linked_fields(self, variant: str, field: str) -> set[str]:
         """Return a field and all fields whose values change together with it, in a variant's runs.
 
         Args:
@@ -137,7 +137,7 @@ class Sweep:
         return {field}
 
 
-def sweep_config(config: Mapping[str, Any]) -> Sweep:
+def sweep_config(config: Mapping[str, Any]) -> SweepConfig:
     """Convert and validate a sweep as it is written in configs/sweeps.
 
     Args:
@@ -156,9 +156,9 @@ def sweep_config(config: Mapping[str, Any]) -> Sweep:
         if field not in config:
             raise errors.UserError(f'{field} is missing from the sweep.')
     report = _section('report', config.get('report', {}))
-    _check_names('report', report, [field.name for field in dataclasses.fields(Report)])
+    _check_names('report', report, [field.name for field in dataclasses.fields(SweepReportConfig)])
     runs = _runs(config['runs'])
-    sweep = Sweep(
+    sweep = SweepConfig(
         base=_text('base', config['base']),
         seeds=_seeds(config['seeds']),
         runs=runs,
@@ -167,9 +167,9 @@ def sweep_config(config: Mapping[str, Any]) -> Sweep:
         },
         grid=_values('grid', config),
         zipped=_values('zip', config),
-        draws=_draws(config['random']) if 'random' in config else None,
+        draws=_random_search(config['random']) if 'random' in config else None,
         subspace_share=_share(config.get('subspace_share')),
-        report=Report(**report),
+        report=SweepReportConfig(**report),
     )
     for where, fields in [('zip', sweep.zipped)] + [
         (f'runs.{name}.zip', fields) for name, fields in sweep.own.items()
@@ -226,30 +226,34 @@ def _runs(value: Any) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def _values(section: str, config: Mapping[str, Any], place: str = '') -> Fields:
+def _values(section: str, config: Mapping[str, Any], prefix: str = '') -> Fields:
     """Return the tuples of values in a section, by dotted field name."""
     if section not in config:
         return {}
-    fields = _flat(place + section, config[section])
+    fields = _flatten(prefix + section, config[section])
     for name, values in fields.items():
         if not isinstance(values, tuple):
-            raise errors.out_of_range(f'{place}{section}.{name}', values, 'a tuple of values')
+            raise errors.out_of_range(f'{prefix}{section}.{name}', values, 'a tuple of values')
         if not values:
-            raise errors.UserError(f'{place}{section}.{name} is empty: give it at least one value.')
+            raise errors.UserError(
+                f'{prefix}{section}.{name} is empty: give it at least one value.'
+            )
     return fields
 
 
-def _draws(value: Any) -> Draws:
+def _random_search(value: Any) -> RandomSearch:
     section = _section('random', value)
     _check_names('random section', section, ('draws', 'seed', 'fields'))
-    for name, least in (('draws', 1), ('seed', 0)):
+    for name, minimum in (('draws', 1), ('seed', 0)):
         number = section.get(name)
-        if type(number) is not int or number < least:
-            right = f'a whole number of at least {least}'
-            raise errors.out_of_range(f'random.{name}', number, right)
-    fields = _flat('random.fields', section.get('fields', {}), leaf=lambda node: 'low' in node)
+        if type(number) is not int or number < minimum:
+            expected = f'a whole number of at least {minimum}'
+            raise errors.out_of_range(f'random.{name}', number, expected)
+    fields = _flatten(
+        'random.fields', section.get('fields', {}), is_leaf=lambda node: 'low' in node
+    )
     ranges = {name: _range(f'random.fields.{name}', spec) for name, spec in fields.items()}
-    return Draws(section['draws'], section['seed'], ranges)
+    return RandomSearch(section['draws'], section['seed'], ranges)
 
 
 def _range(name: str, spec: Any) -> Range | tuple[Any, ...]:
@@ -258,8 +262,8 @@ def _range(name: str, spec: Any) -> Range | tuple[Any, ...]:
     if not isinstance(spec, Mapping) or not {'low', 'high'} <= spec.keys() <= {
         *('low', 'high', 'scale')
     }:
-        right = "a tuple of values, or low, high and scale ('linear' or 'log')"
-        raise errors.out_of_range(name, spec, right)
+        expected = "a tuple of values, or low, high and scale ('linear' or 'log')"
+        raise errors.out_of_range(name, spec, expected)
     found = Range(**spec)
     for bound in (found.low, found.high):
         if type(bound) not in (int, float) or not math.isfinite(bound):
@@ -267,8 +271,8 @@ def _range(name: str, spec: Any) -> Range | tuple[Any, ...]:
     if found.scale not in ('linear', 'log'):
         raise errors.unknown_name(f'{name}.scale', found.scale, ('linear', 'log'))
     if not found.low < found.high or (found.scale == 'log' and found.low <= 0):
-        right = 'below high, and positive where the scale is log'
-        raise errors.out_of_range(f'{name}.low', found.low, right)
+        expected = 'below high, and positive where the scale is log'
+        raise errors.out_of_range(f'{name}.low', found.low, expected)
     return found
 
 
@@ -278,18 +282,18 @@ def _share(value: Any) -> float | None:
     return value
 
 
-def _flat(section: str, value: Any, leaf: Any = lambda _: False) -> dict[str, Any]:
+def _flatten(section: str, value: Any, is_leaf: Any = lambda _: False) -> dict[str, Any]:
     """Return a nested section as a flat dict with dotted names."""
     tree = _section(section, value)
     if not tree:
         raise errors.UserError(
             f'{section} is empty: name a field with its values, or leave it out.'
         )
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, node in tree.items():
-        if isinstance(node, Mapping) and not leaf(node):
-            inner = _flat(f'{section}.{name}', node, leaf)
-            found |= {f'{name}.{field}': values for field, values in inner.items()}
+        if isinstance(node, Mapping) and not is_leaf(node):
+            inner = _flatten(f'{section}.{name}', node, is_leaf)
+            flat |= {f'{name}.{field}': values for field, values in inner.items()}
         else:
-            found[name] = node
-    return found
+            flat[name] = node
+    return flat

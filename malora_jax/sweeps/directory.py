@@ -19,12 +19,12 @@ from malora_jax.training.config_format import write_config
 from malora_jax.training.identity import LENGTH_FIELDS, SCORING_FIELDS, another_run_error
 from malora_jax.training.workdir import CONFIG_FILE, check_run
 
-_RECORD = 'sweep.json'
+_RUN_LIST = 'sweep.json'
 # Entries that may exist without the record, if a sweep was killed at its start.
-_FIRST = ('.lock', 'sweep')
+_START_ENTRIES = ('.lock', 'sweep')
 
 
-class _Record(TypedDict):
+class _RunList(TypedDict):
     runs: dict[str, Any]
 
 
@@ -42,12 +42,12 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is not a directory.')
-    if not (workdir / _RECORD).exists():
-        if workdir.is_dir() and any(path.name not in _FIRST for path in workdir.iterdir()):
+    if not (workdir / _RUN_LIST).exists():
+        if workdir.is_dir() and any(path.name not in _START_ENTRIES for path in workdir.iterdir()):
             raise UserError(f'{workdir} is not empty and holds no sweep: choose another --workdir.')
         return
     others = [
-        name for name in files.read_json(workdir / _RECORD, _Record)['runs'] if name not in runs
+        name for name in files.read_json(workdir / _RUN_LIST, _RunList)['runs'] if name not in runs
     ]
     if others:
         raise UserError(
@@ -78,7 +78,7 @@ def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> Non
     for name, run in runs.items():
         write_config(config_path(workdir, name), run.config)
     described = {name: {'seed': run.seed, 'values': run.values} for name, run in runs.items()}
-    files.write_json(workdir / _RECORD, {'base': base, 'runs': described})
+    files.write_json(workdir / _RUN_LIST, {'base': base, 'runs': described})
 
 
 def config_path(workdir: pathlib.Path, name: str) -> pathlib.Path:

@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from malora_jax import errors
-from malora_jax.sweeps.config import Sweep, sweep_config
-from malora_jax.sweeps.draw import Point, points
-from malora_jax.sweeps.subspace import check_said, follow
+from malora_jax.sweeps.config import SweepConfig, sweep_config
+from malora_jax.sweeps.points import Point, points
+from malora_jax.sweeps.subspace import check_subspace_setting, set_subspace_ranks
 from malora_jax.training import run_config
 
 
@@ -23,7 +23,7 @@ class SweepRun:
 
     Attributes:
         name: Name of the run and its directory, ROW-seedN.
-        row: Name of the row, which runs share that differ in their seed alone.
+        seed_group: Name of the row, which runs share that differ in their seed alone.
         variant: Name of the run's entry in `runs` of the sweep.
         seed: Random seed of the run.
         values: Values of the swept fields by dotted name, as the sweep sets them.
@@ -35,7 +35,7 @@ class SweepRun:
     """
 
     name: str
-    row: str
+    seed_group: str
     variant: str
     seed: int
     values: Point
@@ -64,14 +64,14 @@ def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
         for point in points(sweep, variant):
             parts = [f'{labels[name]}{_text(value)}' for name, value in point.items()]
             row = '-'.join([variant, *parts])
-            whole = _config(sweep, get_config, variant, point)
+            full_config = _config(sweep, get_config, variant, point)
             for seed in sweep.seeds:
                 name = f'{row}-seed{seed}'
                 if name in runs:
                     raise errors.UserError(f'Two runs of the sweep would be named {name}.')
-                whole.seed = seed
-                runs[name] = SweepRun(name, row, variant, seed, point, whole.to_dict())
-            _check(row, whole)
+                full_config.seed = seed
+                runs[name] = SweepRun(name, row, variant, seed, point, full_config.to_dict())
+            _check(row, full_config)
     return runs
 
 
@@ -85,7 +85,7 @@ def _get_config(path: str) -> Callable[[str], ConfigDict]:
 
 
 def _config(
-    sweep: Sweep, get_config: Callable[[str], ConfigDict], variant: str, point: Point
+    sweep: SweepConfig, get_config: Callable[[str], ConfigDict], variant: str, point: Point
 ) -> ConfigDict:
     """Return the complete config of a run, apart from its seed."""
     run = sweep.runs[variant]
@@ -94,9 +94,9 @@ def _config(
         _set(config, name, value, f'runs.{variant}.overrides')
     for name, value in point.items():
         _set(config, name, value, 'the sweep')
-    check_said(sweep, variant, config)
+    check_subspace_setting(sweep, variant, config)
     if sweep.subspace_share:
-        follow(config, sweep.subspace_share, point)
+        set_subspace_ranks(config, sweep.subspace_share, point)
     return config
 
 

@@ -21,8 +21,8 @@ def check(gpus: Sequence[str]) -> None:
         return
     for gpu in gpus:
         if not (gpu.isascii() and gpu.isdecimal()) or gpus.count(gpu) > 1:
-            right = 'it must be different numbers of GPUs, such as 0,1'
-            raise UserError(f'--gpus has {gpu!r}; {right}.')
+            requirement = 'it must be different numbers of GPUs, such as 0,1'
+            raise UserError(f'--gpus has {gpu!r}; {requirement}.')
     # The Windows Subsystem for Linux has one device for all GPUs, so they cannot be counted.
     count = len(list(_DEVICES.glob('nvidia[0-9]*')))
     if (_DEVICES / 'dxg').exists() and not count:

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from malora_jax.analysis.run_plots import write_run_plots
-from malora_jax.sweeps.base_answers import take_base_answers
+from malora_jax.sweeps.base_answers import copy_base_answers
 from malora_jax.sweeps.directory import is_finished
-from malora_jax.sweeps.joint_comparison import compare
+from malora_jax.sweeps.joint_comparison import measure_joint_step
 from malora_jax.sweeps.joint_groups import with_largest_ranks
 from malora_jax.sweeps.joint_loop import JointLoop, JointRun
 from malora_jax.training import training_run
@@ -30,7 +30,7 @@ from malora_jax.training.workdir import RunDirectory, open_run_directory
 Configs = Mapping[str, Mapping[str, Any]]
 # Models are compared by value, and optimizers are cached by their settings, so each distinct model
 # compiles once.
-create_compiled = jax.jit(create_state, static_argnums=(0, 1))
+create_state_jit = jax.jit(create_state, static_argnums=(0, 1))
 
 
 def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True) -> dict[str, str]:
@@ -56,19 +56,23 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
     if not todo:
         return {}
     run = with_largest_ranks([run_config(config) for config in todo.values()])
-    most = 1 if len(jax.devices()) > 1 else max_joint_runs(run, available_memory())
+    max_joint = 1 if len(jax.devices()) > 1 else max_joint_runs(run, available_memory())
     digests, errors = data_digests(run), dict[str, str]()
-    parts = np.array_split(list(todo), -(-len(todo) // max(1, most)))
+    parts = np.array_split(list(todo), -(-len(todo) // max(1, max_joint)))
     for chunk in (part.tolist() for part in parts):
         setups = _setups({name: todo[name] for name in chunk}) if len(chunk) > 1 else {}
         # Runs whose length is set in epochs may differ slightly in their number of steps if their
         # seeds differ. Only runs with the same number of steps can train jointly.
         steps = {name: setups[name].steps if setups else 0 for name in chunk}
         for number in dict.fromkeys(steps.values()):
-            own, found = {name: todo[name] for name in steps if steps[name] == number}, None
-            if len(own) > 1:
-                found = _train(own, [setups[name] for name in own], run, digests, workdir, measure)
-            errors |= _alone(own, digests, workdir) if found is None else found
+            group, run_errors = {name: todo[name] for name in steps if steps[name] == number}, None
+            if len(group) > 1:
+                run_errors = _train(
+                    group, [setups[name] for name in group], run, digests, workdir, measure
+                )
+            errors |= (
+                _train_sequentially(group, digests, workdir) if run_errors is None else run_errors
+            )
     return errors
 
 
@@ -87,13 +91,15 @@ def initial_state(run: RunConfig, setup: Setup) -> TrainState:
     )
     model = setup.model.clone(adapter=adapter)
     optimizer = make_optimizer(run.optimizer, 1)
-    return create_compiled(model, optimizer, setup.hyperparameters.seed, setup.base.params)
+    return create_state_jit(model, optimizer, setup.hyperparameters.seed, setup.base.params)
 
 
-def _alone(configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, str]:
+def _train_sequentially(
+    configs: Configs, digests: Mapping[str, Any], workdir: pathlib.Path
+) -> dict[str, str]:
     errors = {}
     for name, config in configs.items():
-        take_base_answers(workdir, name, config, digests)
+        copy_base_answers(workdir, name, config, digests)
         try:
             training_run.train(config, workdir / name, write_run_plots)
         except FloatingPointError as error:
@@ -121,42 +127,44 @@ def _train(
 ) -> dict[str, str] | None:
     """Return errors of failed runs by name; None if the runs were skipped, as it is not faster."""
     started, step = time.perf_counter(), None
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as stack:
         directories = [
-            files.enter_context(open_run_directory(workdir / name, config, digests))
+            stack.enter_context(open_run_directory(workdir / name, config, digests))
             for name, config in configs.items()
         ]
         if measure:
-            comparison, step = compare(setups, [initial_state(group, setup) for setup in setups])
+            comparison, step = measure_joint_step(
+                setups, [initial_state(group, setup) for setup in setups]
+            )
             print(comparison, flush=True)
-            if not comparison.pays:
+            if not comparison.is_faster:
                 print('So they are trained one after another.', flush=True)
                 return None
-        preemption = files.enter_context(watch_preemption())
+        preemption = stack.enter_context(watch_preemption())
         runs = [
-            _opened_run(files, setup, initial_state(group, setup), directory)
+            _open_run(stack, setup, initial_state(group, setup), directory)
             for setup, directory in zip(setups, directories, strict=True)
         ]
         JointLoop(runs, preemption, step).train()
         for name, each in zip(configs, runs, strict=True):
             if each.state is not None:
-                take_base_answers(workdir, name, configs[name], digests)
+                copy_base_answers(workdir, name, configs[name], digests)
                 training_run.finish(each.progress, each.state, started, write_run_plots)
     return {name: each.error for name, each in zip(configs, runs, strict=True) if each.error}
 
 
-def _opened_run(
-    files: contextlib.ExitStack, setup: Setup, state: TrainState, directory: RunDirectory
+def _open_run(
+    stack: contextlib.ExitStack, setup: Setup, state: TrainState, directory: RunDirectory
 ) -> JointRun:
-    """Open a run's files until `files` is closed, and restore its newest checkpoint."""
+    """Open a run's files until `stack` is closed, and restore its newest checkpoint."""
     goodput, data = GoodputRecorder(), setup.train_iterator()
     identity = training_run.check_identity(setup, directory)
     state = training_run.maybe_warm_start(setup, state, directory)
     directory.write_identity(setup.run, identity)
     print(f'{directory.path.name}: {setup.describe_draws()}')
     goodput.open(directory.path)
-    files.callback(goodput.close)
+    stack.callback(goodput.close)
     opened_progress = training_run.open_progress(
         setup, state, data, directory.path, identity, goodput
     )
-    return JointRun(*files.enter_context(opened_progress))
+    return JointRun(*stack.enter_context(opened_progress))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from malora_jax.sweeps.joint_groups import with_largest_ranks
-from malora_jax.sweeps.padding import stack
+from malora_jax.sweeps.padding import pad_and_stack
 from malora_jax.training.config import RunConfig
 from malora_jax.training.hyperparameters import Hyperparameters
 from malora_jax.training.setup import Setup
@@ -19,46 +19,46 @@ from malora_jax.training.step import Batch, compiled_memory_bytes, lower_train_s
 _STEPS = 3
 
 
-class Comparison(NamedTuple):
+class JointStepCosts(NamedTuple):
     """Measured step times and memory.
 
     Attributes:
         runs: Number of runs that train jointly.
-        together_s: Seconds of a joint step.
-        alone_s: Seconds of a single run's step.
-        together_bytes: Memory of the joint step in bytes, as the compiler estimates it.
-        alone_bytes: Memory of a single run's step in bytes.
+        joint_s: Seconds of a joint step.
+        single_s: Seconds of a single run's step.
+        joint_bytes: Memory of the joint step in bytes, as the compiler estimates it.
+        single_bytes: Memory of a single run's step in bytes.
         tokens: Token positions in a single run's step.
     """
 
     runs: int
-    together_s: float
-    alone_s: float
-    together_bytes: int
-    alone_bytes: int
+    joint_s: float
+    single_s: float
+    joint_bytes: int
+    single_bytes: int
     tokens: int
 
     @property
-    def pays(self) -> bool:
+    def is_faster(self) -> bool:
         """True if joint training is faster than one run after the other."""
-        return self.together_s < self.runs * self.alone_s
+        return self.joint_s < self.runs * self.single_s
 
     def __str__(self) -> str:
-        speed = self.runs * self.tokens / self.together_s
-        alone = self.tokens / self.alone_s
+        speed = self.runs * self.tokens / self.joint_s
+        alone = self.tokens / self.single_s
         return (
             f'{self.runs} runs together: {speed:,.0f} tokens/s and '
-            f'{self.together_bytes / 1e9:.2f} GB; one alone: {alone:,.0f} tokens/s and '
-            f'{self.alone_bytes / 1e9:.2f} GB. Together they take '
-            f'{self.together_s / (self.runs * self.alone_s):.2f} of the time of one after another, '
-            f'and {self.together_bytes / (self.runs * self.alone_bytes):.2f} of the memory of '
+            f'{self.joint_bytes / 1e9:.2f} GB; one alone: {alone:,.0f} tokens/s and '
+            f'{self.single_bytes / 1e9:.2f} GB. Together they take '
+            f'{self.joint_s / (self.runs * self.single_s):.2f} of the time of one after another, '
+            f'and {self.joint_bytes / (self.runs * self.single_bytes):.2f} of the memory of '
             f'{self.runs} processes.'
         )
 
 
-def compare(
+def measure_joint_step(
     setups: Sequence[Setup], states: list[TrainState]
-) -> tuple[Comparison, jax.stages.Compiled]:
+) -> tuple[JointStepCosts, jax.stages.Compiled]:
     """Measure the joint step of runs, and the single step of the run with the largest rank.
 
     Args:
@@ -71,18 +71,21 @@ def compare(
     setup, state = max(
         zip(setups, states, strict=True), key=lambda each: each[0].run.adapter.structure.rank
     )
-    stacked, numbers = stack(states), stack([each.hyperparameters for each in setups])
+    stacked, hyperparameters = (
+        pad_and_stack(states),
+        pad_and_stack([each.hyperparameters for each in setups]),
+    )
     states.clear()
     run, rows = with_largest_ranks([each.run for each in setups]), next(setup.train_iterator())
     many_rows = {name: np.stack([array] * len(setups)) for name, array in rows.items()}
-    _, alone_s, alone_bytes = _measured(setup, setup.run, state, setup.hyperparameters, rows)
-    step, together_s, together_bytes = _measured(setup, run, stacked, numbers, many_rows)
-    sizes = (together_bytes, alone_bytes, rows['inputs'].size)
-    return Comparison(len(setups), together_s, alone_s, *sizes), step
+    _, single_s, single_bytes = _measure_step(setup, setup.run, state, setup.hyperparameters, rows)
+    step, joint_s, joint_bytes = _measure_step(setup, run, stacked, hyperparameters, many_rows)
+    sizes = (joint_bytes, single_bytes, rows['inputs'].size)
+    return JointStepCosts(len(setups), joint_s, single_s, *sizes), step
 
 
-def _measured(
-    setup: Setup, run: RunConfig, state: TrainState, numbers: Hyperparameters, rows: Batch
+def _measure_step(
+    setup: Setup, run: RunConfig, state: TrainState, hyperparameters: Hyperparameters, rows: Batch
 ) -> tuple[jax.stages.Compiled, float, int]:
     """Return a compiled step, its shortest time in seconds, and its memory in bytes.
 
@@ -90,10 +93,10 @@ def _measured(
     """
     params = setup.base.params
     sizes = (setup.steps, len(setup.splits))
-    step, times = lower_train_step(run, *sizes, state, params, numbers).compile(), []
+    step, times = lower_train_step(run, *sizes, state, params, hyperparameters).compile(), []
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
-        state, metrics = step(state, params, rows, numbers)
+        state, metrics = step(state, params, rows, hyperparameters)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
     return step, min(times[1:]), compiled_memory_bytes(step)

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from malora_jax.sweeps.joint_groups import with_largest_ranks
-from malora_jax.sweeps.padding import cut, stack, take
+from malora_jax.sweeps.padding import pad_and_stack, take, unpad
 from malora_jax.training.preemption import Preempted, PreemptionWatcher
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.state import TrainState
@@ -90,12 +90,12 @@ class JointLoop:
                 self._report(unreported, metrics)
                 unreported, metrics = started, new_metrics
                 bar.update(len(started))
-                stops = self._preemption.should_stop(max(started.values()))
-                if stops or any(run.progress.is_eval_or_save_due for run in started):
+                is_stopping = self._preemption.should_stop(max(started.values()))
+                if is_stopping or any(run.progress.is_eval_or_save_due for run in started):
                     self._report(started, metrics)
-                    self._save(started, stops)
+                    self._save(started, is_stopping)
                     unreported = {}
-                if stops:
+                if is_stopping:
                     print('Stopped by SIGTERM after a step, which is saved.')
                     raise Preempted
 
@@ -112,25 +112,25 @@ class JointLoop:
 
     def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
         """Report steps, and evaluate the states that are due unless a newer step has started."""
-        found = jax.device_get(metrics)
+        host_metrics = jax.device_get(metrics)
         for run, number in steps.items():
             if not run.error:
                 is_due = number == run.progress.step and run.progress.is_eval_or_save_due
                 state = self._state(run) if is_due else None
                 try:
-                    run.progress.report(number, take(found, self._runs.index(run)), state)
+                    run.progress.report(number, take(host_metrics, self._runs.index(run)), state)
                 except FloatingPointError as error:
                     run.error = str(error)
 
-    def _save(self, runs: Iterable[JointRun], stops: bool) -> None:
+    def _save(self, runs: Iterable[JointRun], is_stopping: bool) -> None:
         for run in runs:
-            if not run.error and (stops or run.progress.is_eval_or_save_due):
+            if not run.error and (is_stopping or run.progress.is_eval_or_save_due):
                 state = self._state(run)
-                run.progress.save(state, stops)
+                run.progress.save(state, is_stopping)
                 run.state = state if run.progress.is_at_end else None
 
     def _state(self, run: JointRun) -> TrainState:
-        return cut(take(self._states, self._runs.index(run)), self._shapes[run])
+        return unpad(take(self._states, self._runs.index(run)), self._shapes[run])
 
     def _remove_inactive(self) -> None:
         """Stack only the active runs again, once they are at most half of all runs."""
@@ -145,8 +145,8 @@ class JointLoop:
         """Stack the states of runs, and compile their step unless it is given."""
         self._runs, setups = runs, [run.progress.setup for run in runs]
         self._shapes = {run: jax.eval_shape(lambda state: state, run.state) for run in runs}
-        self._hyperparameters = stack([setup.hyperparameters for setup in setups])
-        self._states = stack([run.state for run in runs])
+        self._hyperparameters = pad_and_stack([setup.hyperparameters for setup in setups])
+        self._states = pad_and_stack([run.state for run in runs])
         config, setup = with_largest_ranks([setup.run for setup in setups]), setups[0]
         with contextlib.ExitStack() as phases:
             for run in runs:

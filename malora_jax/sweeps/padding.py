@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def stack(trees: Sequence[Any]) -> Any:
+def pad_and_stack(trees: Sequence[Any]) -> Any:
     """Stack trees along a new first axis, each leaf padded to the largest shape among them.
 
     Args:
@@ -43,7 +43,7 @@ def take(tree: Any, index: int | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def cut(tree: Any, like: Any) -> Any:
+def unpad(tree: Any, like: Any) -> Any:
     """Remove the padding: slice each leaf to the shape of the matching leaf in `like`.
 
     Args:

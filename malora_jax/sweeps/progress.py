@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from malora_jax.sweeps.status import Status
+from malora_jax.sweeps.status import RunStatus
 
 # States with potentially many runs come last, because a small terminal cuts the table off.
 _ORDER = ('running', 'failed', 'stopped', 'waiting', 'finished')
@@ -17,7 +17,7 @@ _STYLES = {'running': 'bold', 'failed': 'red', 'waiting': 'dim', 'finished': 'gr
 _FRAME_LINES = 7
 
 
-class Progress:
+class ProgressDisplay:
     """Progress display of a sweep's runs; a context manager."""
 
     def __init__(self, console: Console | None = None):
@@ -28,9 +28,9 @@ class Progress:
         """
         self._console = console or Console()
         self._live: Live | None = None
-        self._known: dict[str, str] = {}
+        self._printed_states: dict[str, str] = {}
 
-    def __enter__(self) -> 'Progress':
+    def __enter__(self) -> 'ProgressDisplay':
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
@@ -40,7 +40,7 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def show(self, statuses: Mapping[str, Status]) -> None:
+    def show(self, statuses: Mapping[str, RunStatus]) -> None:
         """Redraw the table, or print the runs whose state has changed.
 
         Args:
@@ -51,18 +51,18 @@ class Progress:
             self._live.update(_table(statuses, rows), refresh=True)
             return
         for name, status in statuses.items():
-            if self._known.get(name) != status.state:
-                self._known[name] = status.state
-                self._tell(name, status)
+            if self._printed_states.get(name) != status.state:
+                self._printed_states[name] = status.state
+                self._print_state(name, status)
 
-    def _tell(self, name: str, status: Status) -> None:
+    def _print_state(self, name: str, status: RunStatus) -> None:
         if status.state != 'waiting':
             detail = _detail(status)
             text = f'{name}: {status.state}' + (f', {detail}' if detail else '')
             print(text, file=self._console.file, flush=True)
 
 
-def summary(statuses: Mapping[str, Status]) -> str:
+def count_states(statuses: Mapping[str, RunStatus]) -> str:
     """Return the number of runs in each state, such as '3 finished, 1 running'.
 
     Args:
@@ -72,8 +72,8 @@ def summary(statuses: Mapping[str, Status]) -> str:
     return ', '.join(f'{counts[state]} {state}' for state in reversed(_ORDER) if counts[state])
 
 
-def _table(statuses: Mapping[str, Status], rows: int) -> Table:
-    table = Table('run', 'state', 'step', 'loss', 'score', 'tokens/s', title=summary(statuses))
+def _table(statuses: Mapping[str, RunStatus], rows: int) -> Table:
+    table = Table('run', 'state', 'step', 'loss', 'score', 'tokens/s', title=count_states(statuses))
     ordered = sorted(statuses.items(), key=lambda item: _ORDER.index(item[1].state))
     for name, status in ordered[:rows]:
         style = _STYLES.get(status.state)
@@ -83,17 +83,17 @@ def _table(statuses: Mapping[str, Status], rows: int) -> Table:
     return table
 
 
-def _cells(status: Status) -> list[str]:
+def _cells(status: RunStatus) -> list[str]:
     step = f'{status.step}/{status.steps}' if status.steps else str(status.step or '')
     return [
         step,
         '' if status.loss is None else f'{status.loss:.3f}',
         '' if status.score is None else f'{100 * status.score:.1f}%',
-        '' if status.speed is None else f'{status.speed:,.0f}',
+        '' if status.tokens_per_second is None else f'{status.tokens_per_second:,.0f}',
     ]
 
 
-def _detail(status: Status) -> str:
+def _detail(status: RunStatus) -> str:
     if status.error:
         return status.error
     if status.state == 'finished':

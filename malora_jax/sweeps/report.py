@@ -15,14 +15,14 @@ from malora_jax.analysis.sections.fields import FieldPoints, field_section
 from malora_jax.errors import UserError
 from malora_jax.runs import LoadedRun, SeedGroup
 from malora_jax.runs.paper import PAPER_TABLES, PaperRow
-from malora_jax.sweeps.config import Sweep
+from malora_jax.sweeps.config import SweepConfig
 from malora_jax.sweeps.expand import SweepRun
 
 _Runs = Mapping[str, SweepRun]
 
 
 def write_report(
-    workdir: pathlib.Path, sweep: Sweep, runs: _Runs, errors: Mapping[str, str]
+    workdir: pathlib.Path, sweep: SweepConfig, runs: _Runs, errors: Mapping[str, str]
 ) -> str:
     """Write `runs.csv`, `report.md`, `report.html`, `analysis.json` and the plots.
 
@@ -48,23 +48,25 @@ def write_report(
     model = next(iter(finished.values())).results['model']
     sections = [
         *_sections(workdir, sweep, runs, groups),
-        *_unfinished(sweep, runs, finished, groups, errors),
+        *_progress_sections(sweep, runs, finished, groups, errors),
     ]
     return page.write(f'{workdir.name}: {model}', sections, workdir)
 
 
-def _groups(sweep: Sweep, runs: _Runs, finished: Mapping[str, LoadedRun]) -> dict[str, SeedGroup]:
+def _groups(
+    sweep: SweepConfig, runs: _Runs, finished: Mapping[str, LoadedRun]
+) -> dict[str, SeedGroup]:
     """Return the finished runs that differ in their seed alone, grouped by row."""
     found = {}
-    for row in dict.fromkeys(runs[name].row for name in finished):
-        names = [name for name in finished if runs[name].row == row]
+    for row in dict.fromkeys(runs[name].seed_group for name in finished):
+        names = [name for name in finished if runs[name].seed_group == row]
         tasks = [*finished[names[0]].results['tasks']]
-        paper = _paper(sweep, tasks, runs[names[0]])
+        paper = _paper_row(sweep, tasks, runs[names[0]])
         found[row] = SeedGroup(row, tasks, [finished[name] for name in names], paper=paper)
     return found
 
 
-def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> PaperRow | None:
+def _paper_row(sweep: SweepConfig, tasks: Sequence[str], run: SweepRun) -> PaperRow | None:
     """Return the paper's row with the adapter of a run, if the row has the same tasks."""
     if not sweep.report.table:
         return None
@@ -74,15 +76,15 @@ def _paper(sweep: Sweep, tasks: Sequence[str], run: SweepRun) -> PaperRow | None
 
 
 def _sections(
-    workdir: pathlib.Path, sweep: Sweep, runs: _Runs, groups: Mapping[str, SeedGroup]
+    workdir: pathlib.Path, sweep: SweepConfig, runs: _Runs, groups: Mapping[str, SeedGroup]
 ) -> Iterator[Section]:
-    first = {row: next(run for run in runs.values() if run.row == row) for row in groups}
+    first = {row: next(run for run in runs.values() if run.seed_group == row) for row in groups}
     yield averages_section([*groups.values()], {row: run.values for row, run in first.items()})
     yield by_task_section([*groups.values()])
     for field in sweep.report.plots or _numeric_fields(runs):
         lines: dict[str, list[tuple[float, SeedGroup]]] = {}
         for row, group in groups.items():
-            label = _line(first[row], sweep.together(first[row].variant, field))
+            label = _line_label(first[row], sweep.linked_fields(first[row].variant, field))
             lines.setdefault(label, []).append((_value(first[row], field), group))
         points: dict[str, FieldPoints] = {
             label: sorted(line, key=lambda point: point[0]) for label, line in lines.items()
@@ -91,8 +93,8 @@ def _sections(
         yield field_section(field, points, sweep.report.metrics, workdir, connected)
 
 
-def _unfinished(
-    sweep: Sweep,
+def _progress_sections(
+    sweep: SweepConfig,
     runs: _Runs,
     finished: Mapping[str, LoadedRun],
     groups: Mapping[str, SeedGroup],
@@ -113,7 +115,7 @@ def _unfinished(
         yield Section('waiting', 'Not finished', [Text(', '.join(waiting) + '.')])
 
 
-def _paper_note(sweep: Sweep, groups: Mapping[str, SeedGroup]) -> list[Text]:
+def _paper_note(sweep: SweepConfig, groups: Mapping[str, SeedGroup]) -> list[Text]:
     if not sweep.report.table:
         return []
     title = PAPER_TABLES[sweep.report.table].title
@@ -133,12 +135,12 @@ def _numeric_fields(runs: _Runs) -> list[str]:
     return [name for name, values in found.items() if len(values) > 1]
 
 
-def _line(run: SweepRun, together: set[str]) -> str:
+def _line_label(run: SweepRun, linked_fields: set[str]) -> str:
     """Return the label of a line: the variant, and the values of the other swept fields."""
     others = [
         f'{name.rsplit(".", 1)[-1]} {value}'
         for name, value in run.values.items()
-        if name not in together
+        if name not in linked_fields
     ]
     return ', '.join([run.variant, *others])
 
@@ -163,7 +165,7 @@ def _write_csv(
 
 
 def _csv_row(run: SweepRun, loaded: LoadedRun | None, error: str) -> dict[str, Any]:
-    named = {'run': run.name, 'row': run.row, 'seed': run.seed, **run.values}
+    named = {'run': run.name, 'row': run.seed_group, 'seed': run.seed, **run.values}
     if loaded is None:
         return named | {'state': 'failed' if error else 'unfinished', 'error': error}
     results = loaded.results

@@ -17,11 +17,11 @@ from typing import IO, Any, NamedTuple
 from malora_jax import shutdown
 from malora_jax.shutdown import Preempted
 from malora_jax.sweeps import directory, status
-from malora_jax.sweeps.status import Status
+from malora_jax.sweeps.status import RunStatus
 
 # Seconds that a process may take to save when the sweep is stopped.
 _GRACE_SECONDS = 120
-_TRIES = 2
+_MAX_ATTEMPTS = 2
 
 
 class Job(NamedTuple):
@@ -36,7 +36,7 @@ class Job(NamedTuple):
     command: Sequence[str]
 
 
-class _Process(NamedTuple):
+class _ActiveJob(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     logs: contextlib.ExitStack
@@ -47,7 +47,7 @@ class Runner:
     """Runner that starts the processes of a sweep and monitors them.
 
     Attributes:
-        states: State of each run by name, as in `Status`.
+        states: State of each run by name, as in `RunStatus`.
         errors: Error messages of the failed runs by name.
     """
 
@@ -55,8 +55,8 @@ class Runner:
         self,
         workdir: pathlib.Path,
         steps: Mapping[str, int],
-        alone: Callable[[str], Sequence[str]],
-        at_once: int = 1,
+        single_run_command: Callable[[str], Sequence[str]],
+        max_processes: int = 1,
         gpus: Sequence[str] = (),
         poll_seconds: float = 0.5,
     ):
@@ -64,24 +64,24 @@ class Runner:
 
         Args:
             workdir: Directory of the sweep.
-            steps: Number of training steps of each run by name, as in `Status`.
-            alone: Function that returns the command line that trains a single run.
-            at_once: Maximum number of concurrent processes.
+            steps: Number of training steps of each run by name, as in `RunStatus`.
+            single_run_command: Function that returns the command line that trains a single run.
+            max_processes: Maximum number of concurrent processes.
             gpus: Numbers of GPUs; each process gets one of them. () for no assignment.
             poll_seconds: Seconds between checks of the processes.
         """
-        self._workdir, self._steps, self._alone = workdir, steps, alone
-        self._at_once, self._poll_seconds = at_once, poll_seconds
+        self._workdir, self._steps, self._single_run_command = workdir, steps, single_run_command
+        self._max_processes, self._poll_seconds = max_processes, poll_seconds
         self._free_gpus = list(gpus)
-        self._tries = dict.fromkeys(steps, 0)
-        self._finished: dict[str, Status] = {}
+        self._attempts = dict.fromkeys(steps, 0)
+        self._finished: dict[str, RunStatus] = {}
         self.errors: dict[str, str] = {}
         self.states = {
             name: 'finished' if directory.is_finished(workdir, name) else 'waiting'
             for name in steps
         }
 
-    def run(self, jobs: Sequence[Job], show: Callable[[Mapping[str, Status]], None]) -> None:
+    def run(self, jobs: Sequence[Job], show: Callable[[Mapping[str, RunStatus]], None]) -> None:
         """Complete all runs of the jobs that are not finished.
 
         Args:
@@ -93,18 +93,18 @@ class Runner:
             KeyboardInterrupt: Ctrl-C was pressed; running processes were stopped and have saved.
             OSError: A process did not save in time and was killed.
         """
-        queue, active = list(jobs), list[_Process]()
+        queue, active = list(jobs), list[_ActiveJob]()
         signals = shutdown.defer_signals(signal.SIGTERM, signal.SIGINT)
         with shutdown.raise_on_sigterm(), signals, shutdown.parent_pipe() as lifeline:
             try:
                 while (queue or active) and not shutdown.requested_signal():
-                    while queue and len(active) < self._at_once:
+                    while queue and len(active) < self._max_processes:
                         active.append(self._start(queue.pop(0), *lifeline))
                     show(self.statuses())
                     time.sleep(self._poll_seconds)
                     for one in [one for one in active if one.process.poll() is not None]:
                         active.remove(one)
-                        queue += self._ended(one)
+                        queue += self._record_end(one)
             finally:
                 killed = self._stop(active)
                 show(self.statuses())
@@ -118,7 +118,7 @@ class Runner:
             if shutdown.requested_signal():
                 raise Preempted
 
-    def statuses(self) -> dict[str, Status]:
+    def statuses(self) -> dict[str, RunStatus]:
         """Return the current status of each run by name."""
         found = {}
         for name, state in self.states.items():
@@ -131,7 +131,7 @@ class Runner:
                 self._finished[name] = found[name]
         return found
 
-    def _start(self, job: Job, descriptor: int, environment: Mapping[str, str]) -> _Process:
+    def _start(self, job: Job, descriptor: int, environment: Mapping[str, str]) -> _ActiveJob:
         """Start a process that inherits the lifeline's descriptor and environment."""
         logs = contextlib.ExitStack()
         # Jointly trained runs print into the log of the first one.
@@ -155,34 +155,34 @@ class Runner:
         )
         for name in job.names:
             self.states[name] = 'running'
-            self._tries[name] += 1
-        return _Process(job, process, logs, gpu)
+            self._attempts[name] += 1
+        return _ActiveJob(job, process, logs, gpu)
 
-    def _ended(self, ended: _Process) -> list[Job]:
+    def _record_end(self, ended: _ActiveJob) -> list[Job]:
         """Record the outcome of an ended process; return the jobs of runs to try again."""
         ended.logs.close()
         if ended.gpu:
             self._free_gpus.append(ended.gpu)
-        again = []
+        retries = []
         for name in ended.job.names:
             if directory.is_finished(self._workdir, name):
                 self.states[name] = 'finished'
             elif ended.process.returncode == 0:
                 self.states[name] = 'stopped'
-            elif self._tries[name] < _TRIES:
+            elif self._attempts[name] < _MAX_ATTEMPTS:
                 self.states[name] = 'waiting'
-                again.append(Job((name,), self._alone(name)))
+                retries.append(Job((name,), self._single_run_command(name)))
             else:
                 self.states[name] = 'failed'
                 self.errors[name] = self._error(name, ended.process.returncode)
-        return again
+        return retries
 
     def _error(self, name: str, returncode: int) -> str:
         if returncode < 0:
             return f'killed by {signal.Signals(-returncode).name}'
-        return status.last_line(self._workdir, name)
+        return status.last_log_line(self._workdir, name)
 
-    def _stop(self, active: list[_Process]) -> list[str]:
+    def _stop(self, active: list[_ActiveJob]) -> list[str]:
         """Ask processes to save and end; return the names of runs whose process was killed."""
         killed: list[str] = []
         for one in active:

@@ -30,7 +30,7 @@ srun "${{command[@]}}" || srun "${{command[@]}}"
 """
 
 
-def options(text: str) -> list[str]:
+def parse_sbatch_options(text: str) -> list[str]:
     """Split sbatch options as a shell does, and check them.
 
     Args:
@@ -39,27 +39,27 @@ def options(text: str) -> list[str]:
     Raises:
         UserError: The quotes do not match, or the text has something else than options.
     """
-    right = 'it must be options of sbatch, such as "--gpus=1 --time=12:00:00"'
+    requirement = 'it must be options of sbatch, such as "--gpus=1 --time=12:00:00"'
     try:
         found = shlex.split(text)
     except ValueError as error:
-        raise UserError(f'--sbatch has {text!r} ({error}); {right}.') from error
+        raise UserError(f'--sbatch has {text!r} ({error}); {requirement}.') from error
     for option in found:
         if not option.startswith('--') or not option.isprintable():
-            raise UserError(f'--sbatch has {option!r}; {right}.')
+            raise UserError(f'--sbatch has {option!r}; {requirement}.')
     return found
 
 
-def write_array(
-    workdir: pathlib.Path, jobs: Sequence[Job], at_once: int, options: Sequence[str]
+def write_array_job(
+    workdir: pathlib.Path, jobs: Sequence[Job], max_jobs: int, options: Sequence[str]
 ) -> pathlib.Path:
     """Write the script of the array job, `sweep/array.sbatch`.
 
     Args:
         workdir: Directory of the sweep.
         jobs: Jobs of the array, at least one.
-        at_once: Maximum number of concurrent jobs; 0 for no limit.
-        options: Options of sbatch, as `options` returns them.
+        max_jobs: Maximum number of concurrent jobs; 0 for no limit.
+        options: Options of sbatch, as `parse_sbatch_options` returns them.
 
     Returns:
         The path of the script.
@@ -72,7 +72,7 @@ def write_array(
         path=path,
         name=workdir.name,
         last=len(jobs) - 1,
-        at_once=f'%{at_once}' if at_once else '',
+        at_once=f'%{max_jobs}' if max_jobs else '',
         logs=(workdir / 'sweep' / 'logs').absolute(),
         options=''.join(f'#SBATCH {option}\n' for option in options),
         directory=shlex.quote(str(pathlib.Path.cwd())),

@@ -14,7 +14,7 @@ from malora_jax.sweeps import directory
 _TAIL_BYTES = 1 << 16
 
 
-class Status(NamedTuple):
+class RunStatus(NamedTuple):
     """Status of a run.
 
     Attributes:
@@ -23,7 +23,7 @@ class Status(NamedTuple):
         steps: Total number of steps; 0 if it follows from the number of epochs.
         loss: Training loss of the last step; for a finished run, the mean held-out loss over tasks.
         score: Mean score over tasks of a finished run, 0 to 1.
-        speed: Throughput in tokens per second.
+        tokens_per_second: Throughput in tokens per second.
         error: Error message of a failed run.
     """
 
@@ -32,30 +32,32 @@ class Status(NamedTuple):
     steps: int = 0
     loss: float | None = None
     score: float | None = None
-    speed: float | None = None
+    tokens_per_second: float | None = None
     error: str = ''
 
 
-def read(workdir: pathlib.Path, name: str, state: str, error: str = '', steps: int = 0) -> Status:
+def read(
+    workdir: pathlib.Path, name: str, state: str, error: str = '', steps: int = 0
+) -> RunStatus:
     """Read the status of a run from a sweep's directory.
 
     Args:
         workdir: Directory of the sweep.
         name: Name of the run.
-        state: State of its process, as in `Status`.
+        state: State of its process, as in `RunStatus`.
         error: Error message if the run failed.
         steps: Total number of steps; 0 if it is not known.
     """
     if state == 'finished':
         run = LoadedRun(workdir / name)
         steps, score = run.results['steps'], run.results['average']['after']
-        return Status(state, steps, steps, run.task_mean('loss_after'), score)
+        return RunStatus(state, steps, steps, run.task_mean('loss_after'), score)
     last = _last_record(workdir / name / 'metrics.jsonl')
     loss, speed = last.get('loss'), last.get('tokens_per_second')
-    return Status(state, last.get('step', 0), steps, loss, None, speed, error)
+    return RunStatus(state, last.get('step', 0), steps, loss, None, speed, error)
 
 
-def last_line(workdir: pathlib.Path, name: str) -> str:
+def last_log_line(workdir: pathlib.Path, name: str) -> str:
     """Return the last line that a run printed, which is its error if it failed.
 
     Args:

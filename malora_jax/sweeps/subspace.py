@@ -10,12 +10,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from malora_jax.errors import UserError
-from malora_jax.sweeps.config import Sweep
+from malora_jax.sweeps.config import SweepConfig
 
 _RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.shared_rank'
 
 
-def check_said(sweep: Sweep, variant: str, config: ConfigDict) -> None:
+def check_subspace_setting(sweep: SweepConfig, variant: str, config: ConfigDict) -> None:
     """Check that a sweep over ranks or experts states, exactly once, how d follows.
 
     Args:
@@ -38,7 +38,7 @@ def check_said(sweep: Sweep, variant: str, config: ConfigDict) -> None:
         raise UserError(f'{_SUBSPACE} cannot change by itself where subspace_share is set.')
 
 
-def follow(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
+def set_subspace_ranks(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
     """Set r̄ and d of a run that has a shared subspace.
 
     Args:

@@ -90,7 +90,7 @@ def test_update_equals_the_equation(name):
     assert {*leaves} == {*config.leaf_names} - {'magnitude'}
     variables = collections_of(config, leaves)
     found = jax.jit(experts.apply)(variables, x_ND)
-    expected = reference.update(float64(x_ND), float64(leaves), config)
+    expected = reference.adapter_update(float64(x_ND), float64(leaves), config)
     assert np.abs(expected).mean() > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(experts.apply(variables, x_ND), found, rtol=1e-5, atol=1e-6)
@@ -156,7 +156,7 @@ def test_gradients_equal_the_equations_central_differences(name):
 
     def value(point):
         leaves, x_ND = point
-        return (reference.update(x_ND, leaves, config) * np.asarray(weights_NF)).sum()
+        return (reference.adapter_update(x_ND, leaves, config) * np.asarray(weights_NF)).sum()
 
     rng, step = np.random.default_rng(6), 1e-5
     paths = jax.tree_util.tree_leaves_with_path(gradients)
@@ -206,7 +206,7 @@ def test_update_equals_the_equation_for_any_shape(experts, rank, extra, subspace
     ).build()
     module = LowRankExperts(config, features=6)
     leaves, x_ND = random_leaves(module, 9), tokens_of(5, 9)
-    expected = reference.update(float64(x_ND), float64(leaves), config)
+    expected = reference.adapter_update(float64(x_ND), float64(leaves), config)
     found = module.apply(collections_of(config, leaves), x_ND)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -241,7 +241,7 @@ def test_router_sees_the_input_without_dropout():
     leaves, x_ND = random_leaves(experts, INPUTS), tokens_of(TOKENS, INPUTS)
     dropped_ND = x_ND * (tokens_of(TOKENS, INPUTS, seed=9) > 0)
     found = experts.apply({'adapter': leaves}, x_ND, dropped_ND)
-    expected = reference.update(float64(x_ND), float64(leaves), config, float64(dropped_ND))
+    expected = reference.adapter_update(float64(x_ND), float64(leaves), config, float64(dropped_ND))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(found, experts.apply({'adapter': leaves}, dropped_ND), atol=1e-2)
 

@@ -69,7 +69,7 @@ def test_the_equation_and_its_gradients_with_the_norm_held_fixed():
     """The gradients equal central differences in float64: step 1e-5, error 1e-4."""
     W = np.asarray(KERNEL, np.float64).T
     exact = float64(LEAVES)
-    lengths = reference.column_lengths(W, exact, CONFIG)
+    lengths = reference.column_norms(W, exact, CONFIG)
     found = Linear().apply({'adapter': LEAVES}, X, KERNEL)
     expected = reference.adapted_linear(float64(X), W, exact, CONFIG)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -189,7 +189,7 @@ def test_a_router_can_see_the_shared_down_projection(name):
     expected = []
     for dropped in dropped_ND:
         G = reference.gates(dropped, W_g, config.router.top_k)
-        matrix = sum(g * reference.expert(t, leaves, config) for t, g in enumerate(G))
+        matrix = sum(g * reference.expert_matrix(t, leaves, config) for t, g in enumerate(G))
         expected.append(config.scale * matrix @ dropped)
     found = experts.apply({'adapter': leaves}, jnp.asarray(x_ND), jnp.asarray(dropped_ND))
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)

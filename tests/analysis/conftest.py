@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from malora_jax import training
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
@@ -41,6 +41,6 @@ def runs(tmp_path_factory) -> Runs:
     }
     jax.config.update('jax_disable_most_optimizations', True)
     for name, (method, changed) in changes.items():
-        training.train(run_settings(weights, method, **changed), home / name)
+        training.train(toy_run_config(weights, method, **changed), home / name)
     jax.config.update('jax_disable_most_optimizations', False)
     return Runs(*(home / name for name in changes), weights)

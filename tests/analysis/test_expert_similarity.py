@@ -15,7 +15,7 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import create_state
 from tests.helpers import reference
 from tests.helpers.models import STRUCTURES, random_variables, small_method, tiny_model
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_the_projections_of_an_expert_multiply_to_its_update(name):
         for t in range(config.num_experts):
             shared = 0 if down_LEDR.shape[1] == 1 else t
             found = up_LEFR[layer, t] @ down_LEDR[layer, shared].T
-            expected = reference.expert(t, own, config)
+            expected = reference.expert_matrix(t, own, config)
             assert np.abs(expected).max() > 0.01
             np.testing.assert_allclose(found, expected, atol=1e-12)
 
@@ -115,7 +115,7 @@ def test_what_experts_share_is_left_out_and_what_has_no_update_is_not_known():
 
 @pytest.mark.usefixtures('compile_quickly')
 def test_the_start_is_that_of_the_run_and_needs_no_base(tmp_path, monkeypatch):
-    run = run_config(run_settings(tmp_path / 'nowhere.gguf', 'malora', seed=3))
+    run = run_config(toy_run_config(tmp_path / 'nowhere.gguf', 'malora', seed=3))
     older = LatestCheckpoint(1, None)
     monkeypatch.setattr(adapter_weights, 'latest_checkpoint', lambda _: older)
     assert initial_adapter(tmp_path, run) is None, 'its signs were those of some device'

@@ -18,7 +18,7 @@ from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import run_config
 from malora_jax.training.restore import saved_model
 from malora_jax.training.setup import build_setup
-from tests.helpers.runs import STEPS, TASKS, run_settings
+from tests.helpers.runs import STEPS, TASKS, toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
@@ -101,7 +101,7 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
     for name, value in results['routing'].items():
         assert found['steps'][str(STEPS)][name] == pytest.approx(value, rel=1e-5)
     assert [*found['steps']] == ['0', '4', '6']
-    run = run_config(run_settings(runs.weights))
+    run = run_config(toy_run_config(runs.weights))
     batches = [*build_setup(run).held_out_batches()]
     tokens = sum(int((batch['segment_ids'] > 0).sum()) for batch in batches)
     layers = run.model.num_layers
@@ -115,10 +115,10 @@ def test_routing_is_that_of_the_results_and_counts_every_token(runs, numbers):
 
 def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_path):
     heads = {'adapter__top_k': 4, 'adapter__shared_rank': 4, 'training__steps': 2}
-    training.train(run_settings(runs.weights, 'hydralora', **heads), tmp_path / 'heads')
+    training.train(toy_run_config(runs.weights, 'hydralora', **heads), tmp_path / 'heads')
     write_report([tmp_path / 'heads'], tmp_path / 'report', max_questions=0)
     found = read_json(tmp_path / 'report' / 'analysis.json')['routing-heads']
-    run = run_config(run_settings(runs.weights))
+    run = run_config(toy_run_config(runs.weights))
     tokens = sum(
         int((batch['segment_ids'] > 0).sum()) for batch in build_setup(run).held_out_batches()
     )

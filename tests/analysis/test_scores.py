@@ -133,7 +133,7 @@ def test_an_average_needs_all_tasks(tmp_path):
 def test_differences_to_lora_and_molora(tmp_path):
     write_finished_run(tmp_path / 'lora', small('lora'), 0)
     write_finished_run(tmp_path / 'molora', small('molora'), 40)
-    write_finished_run(tmp_path / 'malora', small('malora'), 40, before=40)
+    write_finished_run(tmp_path / 'malora', small('malora'), 40, correct_before=40)
     rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)
     none = '+0.0 [+0.0, +0.0], not distinguishable'
     assert rows['LoRA'][2:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
@@ -252,7 +252,7 @@ def test_every_run_of_a_sweep_belongs_to_the_row_of_its_name(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     table = paper.PAPER_TABLES[name]
     sweep = importlib.import_module(f'configs.sweeps.{name}').get_config().to_dict()
-    found = {(run.row, table.row_of(run.config)) for run in expand(sweep).values()}
+    found = {(run.seed_group, table.row_of(run.config)) for run in expand(sweep).values()}
     for run, row in found:
         method, dash, task = run.partition('-')
         assert row == (f'{method}_single' if dash else run)
@@ -369,7 +369,9 @@ def test_single_tasks_are_trained_alike(tmp_path):
 
 def test_single_tasks_are_asked_the_same_questions(tmp_path):
     write_finished_run(tmp_path / 'lora', small('lora'), 20)
-    write_finished_run(tmp_path / 'lora-boolq', small('lora,task=boolq'), 20, questions='Is it {}?')
+    write_finished_run(
+        tmp_path / 'lora-boolq', small('lora,task=boolq'), 20, question_format='Is it {}?'
+    )
     assert refused('table2', tmp_path).startswith(
         'The runs DIR/lora and DIR/lora-boolq differ in their held-out questions of boolq: '
     )

@@ -22,15 +22,15 @@ from malora_jax.data.chat import ChatRenderer
 from malora_jax.data.templates import FixedTemplate
 from malora_jax.errors import UserError
 from malora_jax.models.loading.tokenizer import Tokenizer
-from tests.helpers.recorded_tokenizers import NAMES, from_directory, from_metadata, recorded
+from tests.helpers.recorded_tokenizers import NAMES, from_directory, from_metadata, read_recording
 
 CHAT = get_template('chat')
-CASES = [(name, chat['name']) for name in NAMES for chat in recorded(name)['chats']]
+CASES = [(name, chat['name']) for name in NAMES for chat in read_recording(name)['chats']]
 ENDS = {'llama3': '<|eot_id|>', 'qwen2': '<|im_end|>', 'llama2': '</s>', 'mistral': '</s>'}
 
 
 def chat_of(name: str, template: str) -> dict:
-    return next(chat for chat in recorded(name)['chats'] if chat['name'] == template)
+    return next(chat for chat in read_recording(name)['chats'] if chat['name'] == template)
 
 
 @pytest.fixture(params=CASES, ids='-'.join)
@@ -99,7 +99,7 @@ def test_gguf_gives_the_same_texts(tmp_path):
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('kind', ['directory', 'gguf'])
 def test_prompts_start_with_bos_once_and_completions_never(tmp_path, name, kind):
-    template = recorded(name)['chats'][0]['template']
+    template = read_recording(name)['chats'][0]['template']
     without = template.replace('bos_token', "''")
     for source, use in ((template, CHAT), (without, CHAT), (None, get_template('plain'))):
         if kind == 'gguf':

@@ -15,7 +15,7 @@ from malora_jax.data import (
     mixture_shares,
 )
 from malora_jax.errors import UserError
-from tests.helpers.data import as_bytes, assert_same, iterate, take, unpack
+from tests.helpers.data import as_bytes, assert_same_batches, make_train_iterator, take, unpack
 
 PLAIN = get_template('plain')
 
@@ -25,7 +25,7 @@ def tasks_drawn(batches) -> Counter:
 
 
 def test_batches_hold_whole_training_examples(splits, tokenizer):
-    batches = take(iterate(splits, tokenizer), 10)
+    batches = take(make_train_iterator(splits, tokenizer), 10)
     assert {array.shape for batch in batches for array in batch.values()} == {(4, 256)}
     known = {
         as_bytes([encode_example(tokenizer, PLAIN, example, task_id, 256)])[0]
@@ -37,7 +37,7 @@ def test_batches_hold_whole_training_examples(splits, tokenizer):
 
 def test_no_held_out_question_is_trained_on(splits, tokenizer):
     """Several epochs of each task contain all training questions and no held-out question."""
-    batches = take(iterate(splits, tokenizer), 32)
+    batches = take(make_train_iterator(splits, tokenizer), 32)
     texts = [tokenizer.decode(example['inputs'].tolist()) for example in unpack(batches)]
     asked = {text.removeprefix('Question: ').split('\n')[0] for text in texts}
     assert asked == {example.question for split in splits for example in split.train}
@@ -49,7 +49,7 @@ def test_no_held_out_question_is_trained_on(splits, tokenizer):
 
 
 def test_rows_are_full(splits, tokenizer):
-    batches = take(iterate(splits, tokenizer), 64)
+    batches = take(make_train_iterator(splits, tokenizer), 64)
     assert np.mean([batch['segment_ids'] > 0 for batch in batches]) >= 0.95
 
 
@@ -61,7 +61,7 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(splits,
             splits[0].task, [Example('q' * 200, f'{n}', {}) for n in range(10, 74)], [], 1_000
         )
     ]
-    batches = take(iterate(alone, tokenizer), 64)
+    batches = take(make_train_iterator(alone, tokenizer), 64)
     answers = [tokenizer.decode(example['inputs'][-2:].tolist()) for example in unpack(batches)]
     epochs = [answers[i : i + 64] for i in range(0, 256, 64)]
     assert all(sorted(epoch) == [str(n) for n in range(10, 74)] for epoch in epochs)
@@ -69,42 +69,44 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(splits,
 
 
 def test_the_seed_decides_everything(splits, tokenizer):
-    first, again, other = (take(iterate(splits, tokenizer, seed=s), 5) for s in (0, 0, 1))
-    assert_same(first, again)
+    first, again, other = (
+        take(make_train_iterator(splits, tokenizer, seed=s), 5) for s in (0, 0, 1)
+    )
+    assert_same_batches(first, again)
     assert any((a['inputs'] != b['inputs']).any() for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize('consumed', [0, 1, 7, 16, 21])
 def test_a_fresh_iterator_continues_in_the_middle_of_a_pack(splits, tokenizer, consumed):
     """64 rows are packed at a time, which gives 16 batches of 4."""
-    iterator = iterate(splits, tokenizer, weights=(1.0, 2.0, 3.0))
+    iterator = make_train_iterator(splits, tokenizer, weights=(1.0, 2.0, 3.0))
     take(iterator, consumed)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 20)
-    fresh = iterate(splits, tokenizer, weights=(1.0, 2.0, 3.0))
+    fresh = make_train_iterator(splits, tokenizer, weights=(1.0, 2.0, 3.0))
     fresh.set_state(state)
-    assert_same(take(fresh, 20), expected)
+    assert_same_batches(take(fresh, 20), expected)
 
 
 def test_the_state_can_be_set_on_a_used_iterator(splits, tokenizer):
-    iterator = iterate(splits, tokenizer)
+    iterator = make_train_iterator(splits, tokenizer)
     take(iterator, 5)
     state = iterator.get_state()
     expected = take(iterator, 5)
     iterator.set_state(state)
-    assert_same(take(iterator, 5), expected)
+    assert_same_batches(take(iterator, 5), expected)
 
 
 @pytest.mark.parametrize('weights', [(), (1.0, 1.0, 2.0), (0.2, 0.5, 0.3)])
 def test_weights_are_shares_of_the_examples(splits, tokenizer, weights):
-    drawn = tasks_drawn(take(iterate(splits, tokenizer, weights=weights), 64))
+    drawn = tasks_drawn(take(make_train_iterator(splits, tokenizer, weights=weights), 64))
     shares = np.array(weights or (1.0, 1.0, 1.0))
     observed = np.array([drawn[task_id] for task_id in range(3)]) / drawn.total()
     np.testing.assert_allclose(observed, shares / shares.sum(), atol=0.01)
 
 
 def test_any_stretch_of_the_mixture_is_balanced(splits, tokenizer):
-    drawn = tasks_drawn(take(iterate(splits, tokenizer), 4))
+    drawn = tasks_drawn(take(make_train_iterator(splits, tokenizer), 4))
     assert max(drawn.values()) < 1.6 * min(drawn.values())
 
 
@@ -142,7 +144,7 @@ def test_weights_are_those_of_the_tasks_that_are_trained_on():
 
 def test_a_task_without_training_examples_is_not_drawn(splits, tokenizer):
     splits[1] = dataclasses.replace(splits[1], train=[])
-    drawn = tasks_drawn(take(iterate(splits, tokenizer), 16))
+    drawn = tasks_drawn(take(make_train_iterator(splits, tokenizer), 16))
     assert set(drawn) == {0, 2}
     assert 0.45 < drawn[0] / drawn.total() < 0.55
 
@@ -157,7 +159,7 @@ def test_examples_are_tokenised_when_they_are_drawn(splits, tokenizer):
 
     many = Counted(Example(f'{n}' * 20, 'x', {}) for n in range(100_000))
     one = [TaskSplit(Task('many', None, exact_match), many, [], len(many))]
-    take(iterate(one, tokenizer), 2)
+    take(make_train_iterator(one, tokenizer), 2)
     assert 0 < Counted.reads < 2_000
 
 
@@ -166,7 +168,7 @@ def test_long_examples_are_cut_if_so_wished(splits, tokenizer):
     splits.append(TaskSplit(poems, [Example('?', 'la' * 200, {})], [], 1_000))
     lengths = {
         len(example['inputs'])
-        for example in unpack(take(iterate(splits, tokenizer, truncate=True), 8))
+        for example in unpack(take(make_train_iterator(splits, tokenizer, truncate=True), 8))
         if example['task_ids'][0] == 3
     }
     assert lengths == {256}

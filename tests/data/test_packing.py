@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora_jax.data import Example, encode_example, get_template, packed_batches
-from tests.helpers.data import KEYS, ByteTokenizer, as_bytes, unpack
+from tests.helpers.data import BATCH_KEYS, ByteTokenizer, as_bytes, unpack
 
 PLAIN = get_template('plain')
 
@@ -29,7 +29,7 @@ def test_every_example_once_and_whole(lengths, batch_size):
 def test_types(tokenizer):
     (batch,) = packed_batches(numbered([3]), tokenizer, PLAIN, 32, 2)
     assert batch['loss_mask'].dtype == np.float32
-    assert {batch[key].dtype for key in KEYS if key != 'loss_mask'} == {np.dtype(np.int32)}
+    assert {batch[key].dtype for key in BATCH_KEYS if key != 'loss_mask'} == {np.dtype(np.int32)}
 
 
 def test_by_hand(tokenizer):

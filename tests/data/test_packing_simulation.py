@@ -19,7 +19,7 @@ from malora_jax.data import (
     mixture_shares,
     train_iterator,
 )
-from tests.helpers.data import iterate, take, unpack
+from tests.helpers.data import make_train_iterator, take, unpack
 
 PLAIN = get_template('plain')
 LENGTH, ROWS = 256, 4
@@ -38,7 +38,9 @@ def counted(splits, tokenizer, shares, seed=0, **settings):
 def test_counts_are_those_of_the_batches(splits, tokenizer, weights, streams):
     """Counts agree throughout two packs, in each of which 64 rows are shuffled together."""
     shares = mixture_shares(splits, weights, size_exponent=0.0)
-    batches = iterate(splits, tokenizer, weights, seed=5, streams=streams, workers=streams - 1)
+    batches = make_train_iterator(
+        splits, tokenizer, weights, seed=5, streams=streams, workers=streams - 1
+    )
     drawn, filled = np.zeros(3, int), 0
     for steps in range(1, 40):
         batch = next(batches)

@@ -21,7 +21,7 @@ from malora_jax.models.decoder import Decoder, abstract_variables
 from malora_jax.training.state import create_state
 from malora_jax.training.step import make_train_step
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
-from tests.helpers.steps import numbers, recording
+from tests.helpers.steps import make_hyperparameters, record_gradients
 
 DEVICES, STEPS, TASKS = 8, 5, 2
 BASE = {'vocab_size': 320, 'head_width': 22, 'hidden': 104}
@@ -33,9 +33,11 @@ ROWS = [[10, 6], [15], [4, 4, 4], [15, 5], [5, 10], [20], [8, 8], [2, 3, 4]]
 OPTIMIZER = optax.sgd(1e-3)
 
 
-def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[float], Any, Any, str]:
+def train_five_steps(
+    model: Decoder, variables: Any, seed: int = 0
+) -> tuple[list[float], Any, Any, str]:
     """Return the losses, the last gradients, the adapter, and the compiled step's HLO text."""
-    optimizer = recording(OPTIMIZER)
+    optimizer = record_gradients(OPTIMIZER)
     boxed = sharding.shardings(abstract_variables(model))
     params = variables['params']
     if boxed is not None:
@@ -59,11 +61,11 @@ def five_steps(model: Decoder, variables: Any, seed: int = 0) -> tuple[list[floa
         shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
     batch = sharding.shard_batch(packed_batch(ROWS, LENGTH, num_tasks=TASKS))
-    given = sharding.put_replicated(numbers(model.adapter, seed=seed))
-    compiled = train_step.lower(state, params, batch, given).compile()
+    hyperparameters = sharding.put_replicated(make_hyperparameters(model.adapter, seed=seed))
+    compiled = train_step.lower(state, params, batch, hyperparameters).compile()
     losses = []
     for _ in range(STEPS):
-        state, metrics = compiled(state, params, batch, given)
+        state, metrics = compiled(state, params, batch, hyperparameters)
         losses.append(float(metrics['loss']))
     gradients, _ = state.opt_state
     return losses, jax.device_get(gradients), jax.device_get(state.adapter), compiled.as_text()
@@ -85,7 +87,7 @@ def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
     return found
 
 
-def sized(name: str) -> AdapterConfig:
+def method_with_distinct_ranks(name: str) -> AdapterConfig:
     """Return the method with ranks that are no dimension of a (stacked) part of a `BASE` kernel.
 
     Shapes alone then identify the arrays that collectives send.
@@ -98,11 +100,11 @@ def sized(name: str) -> AdapterConfig:
 
 def main(mesh: MeshConfig, methods: list[str]) -> None:
     for name in methods:
-        model = tiny_model(sized(name), **BASE).clone(remat='light')
+        model = tiny_model(method_with_distinct_ranks(name), **BASE).clone(remat='light')
         variables = random_variables(model)
-        expected = five_steps(model, variables)
+        expected = train_five_steps(model, variables)
         with use_mesh(mesh, len(ROWS)):
-            found = five_steps(model, variables)
+            found = train_five_steps(model, variables)
         line = {
             'method': name,
             'losses': difference(jnp.array(found[0]), jnp.array(expected[0])),

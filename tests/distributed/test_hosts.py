@@ -35,7 +35,7 @@ def start(weights, workdir, *stop_after: int, **changes) -> list[subprocess.Pope
     return [
         subprocess.Popen(
             [
-                *(sys.executable, '-m', 'tests.distributed.one_of_several'),
+                *(sys.executable, '-m', 'tests.distributed.train_process'),
                 *(str(port), str(len(stop_after)), str(number)),
                 *(weights, workdir, str(step), 'malora', given),
                 '--saved',

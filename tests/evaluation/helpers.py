@@ -39,7 +39,7 @@ def run_all(bodies: Iterable[str], problem: Problem = DOUBLE) -> list[Completion
     return outcomes
 
 
-def successes(lines: Mapping[str, str], **values: object) -> set[str]:
+def successful_lines(lines: Mapping[str, str], **values: object) -> set[str]:
     """Run lines of code in one confined process, and return the names of those that succeed."""
     attempts = [line.format(**values) for line in lines.values()]
     body = (
@@ -53,7 +53,7 @@ def successes(lines: Mapping[str, str], **values: object) -> set[str]:
     return {names[number] for number in json.loads(reason.removeprefix('ValueError: '))}
 
 
-def secrets(folder: pathlib.Path) -> dict[str, object]:
+def read_targets(folder: pathlib.Path) -> dict[str, object]:
     """Return existing targets for `READS`, all readable without protection."""
     path = folder / 'secret'
     path.write_text('secret')
@@ -75,7 +75,7 @@ def wait_for(condition, seconds: float = 60.0):
     return result
 
 
-def running(number: int) -> bool:
+def is_running(number: int) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         state = pathlib.Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[0]
         return state not in 'ZX'

@@ -37,7 +37,7 @@ from malora_jax.training.config import run_config  # noqa: E402
 from malora_jax.training.optimizer import make_optimizer  # noqa: E402
 from malora_jax.training.state import create_state  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
-from tests.helpers.runs import run_settings  # noqa: E402
+from tests.helpers.runs import toy_run_config  # noqa: E402
 from tests.helpers.tiny_gguf import write_tiny_gguf  # noqa: E402
 
 QUESTIONS = [
@@ -89,10 +89,10 @@ def workdir(weights, tmp_path_factory) -> pathlib.Path:
     """Run directory with three checkpoints; the second one has the lowest validation loss."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
     (folder / 'checkpoints').mkdir(parents=True)
-    settings = run_settings(weights)
+    settings = toy_run_config(weights)
     write_json(folder / 'config.json', settings)
     run = run_config(settings)
-    model, variables, _, _ = command.load(model='tiny', weights=str(weights))
+    model, variables, _, _ = command.load_model(model='tiny', weights=str(weights))
     model = model.clone(adapter=run.adapter)
     state = create_state(model, make_optimizer(run.optimizer, 6), 0, variables['params'])
     data = iter(grain.MapDataset.range(3).to_iter_dataset())
@@ -111,7 +111,7 @@ def random_like(tree, seed: int):
 
 @pytest.fixture(scope='module')
 def subject(workdir) -> LoadedModel:
-    return LoadedModel(*command.load(workdir=str(workdir)))
+    return LoadedModel(*command.load_model(workdir=str(workdir)))
 
 
 @pytest.fixture(scope='module')
@@ -370,7 +370,7 @@ def test_what_the_harness_refuses_is_one_line(registry, monkeypatch):
 
 
 def registered(registry, **arguments):
-    harness.register(command.load)
+    harness.register(command.load_model)
     return get_model('malora_jax').create_from_arg_obj(
         arguments, {'device': 'cuda:0', 'batch_size': '3', 'max_batch_size': None}
     )

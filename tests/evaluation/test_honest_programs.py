@@ -7,14 +7,14 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.code_execution import Problem, run_test, score_completions
-from tests.evaluation import honest_programs
+from tests.evaluation import benign_programs
 
 try:
     sandbox.probe_protections()
 except UserError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-PROGRAMS = dict(inspect.getmembers(honest_programs, inspect.isfunction))
+PROGRAMS = dict(inspect.getmembers(benign_programs, inspect.isfunction))
 # For the values that the functions return, as Python writes them.
 IMPORTS = (
     'import datetime\nfrom collections import deque\nfrom decimal import Decimal\n'

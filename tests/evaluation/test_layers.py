@@ -12,7 +12,16 @@ import pytest
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.code_execution import CompletionOutcome, Problem
-from tests.evaluation.helpers import DOUBLE, QUICK, READS, SOCKETS, WRITES, run, secrets, successes
+from tests.evaluation.helpers import (
+    DOUBLE,
+    QUICK,
+    READS,
+    SOCKETS,
+    WRITES,
+    read_targets,
+    run,
+    successful_lines,
+)
 
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='a layer of Linux')
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason='others have no privileges to give up')
@@ -90,14 +99,14 @@ def test_without_the_layer_attempts_succeed(layer, only, tmp_path):
     only()
     # Only a process's own tracers and root can read its memory.
     hidden = {'memory'} if os.geteuid() else set()
-    values = secrets(tmp_path)
-    assert successes(ATTEMPTS[layer], **values) >= set(ATTEMPTS[layer]) - hidden
+    values = read_targets(tmp_path)
+    assert successful_lines(ATTEMPTS[layer], **values) >= set(ATTEMPTS[layer]) - hidden
 
 
 @pytest.mark.parametrize('layer', [pytest.param(layer, marks=needs(layer)) for layer in ATTEMPTS])
 def test_the_layer_alone_stops_attempts(layer, only, tmp_path):
     only(layer)
-    assert successes(ATTEMPTS[layer], **secrets(tmp_path)) == set()
+    assert successful_lines(ATTEMPTS[layer], **read_targets(tmp_path)) == set()
 
 
 @needs('seccomp')

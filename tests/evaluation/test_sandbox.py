@@ -26,11 +26,11 @@ from tests.evaluation.helpers import (
     READS,
     SOCKETS,
     WRITES,
+    is_running,
+    read_targets,
     run,
     run_all,
-    running,
-    secrets,
-    successes,
+    successful_lines,
     wait_for,
 )
 
@@ -98,12 +98,12 @@ def test_it_starts_signals_and_changes_no_process(name, started):
 
 def test_successes_are_seen():
     lines = {'a': 'import os', 'b': 'assert False', 'c': '{x}'}
-    assert successes(lines, x=1) == {'a', 'c'}
+    assert successful_lines(lines, x=1) == {'a', 'c'}
 
 
 @protected('network')
 def test_it_opens_no_socket():
-    assert successes(SOCKETS) == set()
+    assert successful_lines(SOCKETS) == set()
 
 
 MOUNT = {'mount': 'import ctypes; assert ctypes.CDLL(None).mount(b"a", b".", b"tmpfs", 0, 0) == 0'}
@@ -114,14 +114,14 @@ def test_it_changes_no_file(tmp_path, started):
     path = tmp_path / 'yours'
     path.write_text('yours')
     before = path.stat()
-    assert successes(WRITES | MOUNT, path=str(path)) == set()
+    assert successful_lines(WRITES | MOUNT, path=str(path)) == set()
     assert path.stat() == before and path.read_text() == 'yours'
     assert {p.name for p in tmp_path.iterdir()} == {'yours', 'temporary'}
 
 
 @protected('reading')
 def test_it_reads_nothing_but_libraries(tmp_path):
-    assert successes(READS, **secrets(tmp_path)) == set()
+    assert successful_lines(READS, **read_targets(tmp_path)) == set()
 
 
 ENDS = {
@@ -294,7 +294,7 @@ def evaluating(folder: pathlib.Path):
             wait_for(lambda: all(map(is_sleeping, numbers)))
             yield process, numbers
         finally:
-            for number in (process.pid, *filter(running, numbers)):
+            for number in (process.pid, *filter(is_running, numbers)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
 
@@ -319,7 +319,7 @@ def test_it_dies_with_the_evaluation_and_leaves_nothing(number, tmp_path, monkey
         assert process.poll() is None and all(map(is_sleeping, children))
         process.send_signal(number)
         assert process.wait() == -number
-        wait_for(lambda: not any(map(running, children)), seconds=10.0)
+        wait_for(lambda: not any(map(is_running, children)), seconds=10.0)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     sandbox._probe_layers.__wrapped__()  # As at the start of the next evaluation.
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ def run(command: str, *arguments: str, timeout: int = 120) -> subprocess.Complet
     )
 
 
-def mistake(command: str, *arguments: str) -> str:
+def run_with_mistake(command: str, *arguments: str) -> str:
     """Run a command with a user error, and return its one-line message."""
     done = run(command, *arguments)
     assert done.returncode == 2, done.stderr
@@ -28,7 +28,7 @@ def mistake(command: str, *arguments: str) -> str:
     return lines[0]
 
 
-def small_run(weights: pathlib.Path) -> list[str]:
+def small_run_arguments(weights: pathlib.Path) -> list[str]:
     """Return the arguments of a run of three steps on two tasks with the tiny model's weights."""
     return [
         '--config=configs/quickstart.py:malora',

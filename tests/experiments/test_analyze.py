@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from malora_jax import training
-from tests.experiments.helpers import mistake, run
-from tests.helpers.runs import run_settings
+from tests.experiments.helpers import run, run_with_mistake
+from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -23,7 +23,7 @@ def workdir(tmp_path_factory, compile_quickly) -> pathlib.Path:
         'evaluation__max_new_tokens': 32,
         'training__steps': 2,
     }
-    training.train(run_settings(home / 'tiny.gguf', 'molora', **changes), home / 'run')
+    training.train(toy_run_config(home / 'tiny.gguf', 'molora', **changes), home / 'run')
     return home / 'run'
 
 
@@ -41,12 +41,14 @@ def test_it_writes_the_report_into_the_run(workdir):
 
 
 def test_mistakes_are_one_line(workdir, tmp_path):
-    assert mistake('analyze', f'--workdir={tmp_path}', f'--output={tmp_path / "out"}') == (
+    assert run_with_mistake('analyze', f'--workdir={tmp_path}', f'--output={tmp_path / "out"}') == (
         f'{tmp_path} holds no run: there is no {tmp_path}/config.json, and no directory in it has '
         'results.json.'
     )
-    assert mistake('analyze', f'--workdir={workdir}', '--questions=-1') == (
+    assert run_with_mistake('analyze', f'--workdir={workdir}', '--questions=-1') == (
         '--questions is -1; it must be at least 0.'
     )
-    assert mistake('analyze', '--workdir=') == '--workdir is empty; it must name a directory.'
+    assert (
+        run_with_mistake('analyze', '--workdir=') == '--workdir is empty; it must name a directory.'
+    )
     assert not (tmp_path / 'out').exists()

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from malora_jax import cloud_storage
-from tests.experiments.helpers import mistake, run, small_run
+from tests.experiments.helpers import run, run_with_mistake, small_run_arguments
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow(start_first=True)
 def settings(tmp_path_factory) -> list[str]:
     weights = tmp_path_factory.mktemp('weights') / 'tiny.gguf'
     write_tiny_gguf(weights)
-    return small_run(weights)
+    return small_run_arguments(weights)
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +60,7 @@ def test_it_is_exported_into_the_bucket(workdir, bucket):
     done = succeed('export', f'--workdir={workdir}', f'--output={output}')
     assert done.stdout.startswith(f'{output}: malora on tiny after 3 steps, ')
     assert names(output) == {'adapter.safetensors', 'manifest.json'}
-    assert mistake('export', f'--workdir={workdir}', f'--output={output}') == (
+    assert run_with_mistake('export', f'--workdir={workdir}', f'--output={output}') == (
         f'--output: {output} exists already; choose a new directory.'
     )
 
@@ -73,6 +73,6 @@ def test_runs_there_are_compared(workdir, bucket):
 
 def test_a_directory_without_a_run(bucket):
     address = f'{bucket}/runs/none'
-    assert mistake('generate', f'--workdir={address}') == (
+    assert run_with_mistake('generate', f'--workdir={address}') == (
         f'{address} holds no run: there is no {address}/config.json.'
     )

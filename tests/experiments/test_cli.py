@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from malora_jax.training.results import format_table
-from tests.experiments.helpers import ROOT, mistake, run, small_run
+from tests.experiments.helpers import ROOT, run, run_with_mistake, small_run_arguments
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -77,7 +77,7 @@ SMALL = (
     ],
 )
 def test_mistakes_in_a_plan(arguments, expected):
-    line = mistake('plan', *arguments)
+    line = run_with_mistake('plan', *arguments)
     for part in expected:
         assert part in line
 
@@ -86,12 +86,14 @@ def test_mistakes_in_a_plan(arguments, expected):
 def test_files_of_flags_that_cannot_be_read(flag, tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     expected = f'--{flag}: {tmp_path / "pipe"} is not a regular file.'
-    assert mistake('plan', QUICKSTART, f'--{flag}={tmp_path / "pipe"}') == expected
-    assert str(tmp_path / 'none') in mistake('plan', QUICKSTART, f'--flagfile={tmp_path / "none"}')
+    assert run_with_mistake('plan', QUICKSTART, f'--{flag}={tmp_path / "pipe"}') == expected
+    assert str(tmp_path / 'none') in run_with_mistake(
+        'plan', QUICKSTART, f'--flagfile={tmp_path / "none"}'
+    )
 
 
 def test_a_line_break_in_a_flag_does_not_break_the_line(tmp_path):
-    line = mistake('evaluate', *SMALL, f'--workdir={tmp_path}/a\nb')
+    line = run_with_mistake('evaluate', *SMALL, f'--workdir={tmp_path}/a\nb')
     assert line.startswith(f'{tmp_path}/a b holds no run: ')
 
 
@@ -108,11 +110,11 @@ def test_a_line_break_in_a_flag_does_not_break_the_line(tmp_path):
 )
 def test_an_empty_workdir(command, arguments, expected):
     config = {'train': SMALL, 'evaluate': SMALL, 'sweep': ['--config=configs/sweeps/rank.py']}
-    assert mistake(command, *config.get(command, ()), *arguments) == expected
+    assert run_with_mistake(command, *config.get(command, ()), *arguments) == expected
 
 
 def test_unknown_task(tmp_path):
-    line = mistake(
+    line = run_with_mistake(
         'train', *SMALL, "--config.data.tasks=('chain_sun',)", f'--workdir={tmp_path / "run"}'
     )
     assert line.startswith("Unknown task in data.tasks 'chain_sun': did you mean chain_sum or ")
@@ -120,7 +122,7 @@ def test_unknown_task(tmp_path):
 
 def test_missing_weights(tmp_path):
     path = tmp_path / 'none.gguf'
-    line = mistake(
+    line = run_with_mistake(
         'train', *SMALL, f'--config.model.weights={path}', f'--workdir={tmp_path / "run"}'
     )
     assert line == f'There is no weight file {path}.'
@@ -130,7 +132,7 @@ def test_truncated_weights(tmp_path):
     path = tmp_path / 'cut.gguf'
     write_tiny_gguf(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    line = mistake(
+    line = run_with_mistake(
         'train', *SMALL, f'--config.model.weights={path}', f'--workdir={tmp_path / "run"}'
     )
     assert line.startswith(f'{path} is not a complete GGUF file (')
@@ -138,7 +140,7 @@ def test_truncated_weights(tmp_path):
 
 
 def test_train_needs_a_workdir():
-    assert 'workdir' in mistake('train', QUICKSTART)
+    assert 'workdir' in run_with_mistake('train', QUICKSTART)
 
 
 @pytest.mark.parametrize('command', ['plan', 'train'])
@@ -209,7 +211,7 @@ def test_plan_prints_one_json_object():
 def test_sigterm_while_answers_are_written_ends_with_status_0(tmp_path):
     """A computation is still running then, which could crash the interpreter's exit."""
     write_tiny_gguf(tmp_path / 'tiny.gguf')
-    arguments = [*small_run(tmp_path / 'tiny.gguf'), f'--workdir={tmp_path / "run"}']
+    arguments = [*small_run_arguments(tmp_path / 'tiny.gguf'), f'--workdir={tmp_path / "run"}']
     with subprocess.Popen(
         [sys.executable, '-m', 'experiments.train', *arguments],
         cwd=ROOT,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow(start_first=True)
 def test_a_dequantised_file_is_the_same_model(tmp_path, kind):
     source, target = tmp_path / 'q8.gguf', tmp_path / f'{kind}.gguf'
     write_tiny_gguf(source)
-    decoding._dequantized(source, target, kind)
+    decoding._write_dequantized(source, target, kind)
     tolerance = 0 if kind == 'float32' else 1e-3
     ours, theirs = (load_base(preset('tiny'), str(path)) for path in (source, target))
     for path, leaf in (('embedding', None), ('layers', 'mlp')):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.experiments.helpers import mistake, run, small_run
+from tests.experiments.helpers import run, run_with_mistake, small_run_arguments
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow(start_first=True)
 def workdir(tmp_path_factory) -> pathlib.Path:
     home = tmp_path_factory.mktemp('home')
     write_tiny_gguf(home / 'tiny.gguf')
-    done = run('train', *small_run(home / 'tiny.gguf'), f'--workdir={home / "run"}')
+    done = run('train', *small_run_arguments(home / 'tiny.gguf'), f'--workdir={home / "run"}')
     assert done.returncode == 0, done.stderr
     return home / 'run'
 
@@ -45,16 +45,16 @@ def test_a_mixture_becomes_one_lora_and_that_goes_to_peft(workdir, tmp_path):
     done = export(found, '--format=peft', f'--weights={weights}', f'--output={tmp_path / "peft"}')
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())['r'] == 5
-    assert mistake(
+    assert run_with_mistake(
         'export', f'--workdir={found}', '--format=static', f'--output={tmp_path / "again"}'
     ) == (
         f'{found} is an exported adapter; --format=static needs the directory of the run, whose '
         'data it is measured on.'
     )
-    assert 'exists already; choose a new directory' in mistake(
+    assert 'exists already; choose a new directory' in run_with_mistake(
         'export', f'--workdir={workdir}', f'--output={found}'
     )
-    assert mistake(
+    assert run_with_mistake(
         'export', f'--workdir={workdir}', '--rank=2', f'--output={tmp_path / "again"}'
     ) == ('--task and --rank are for --format=static.')
     assert not (tmp_path / 'again').exists()
@@ -65,7 +65,7 @@ def test_a_run_that_has_not_ended_needs_a_word(workdir, tmp_path):
     content = results.read_bytes()
     results.unlink()
     try:
-        line = mistake('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
+        line = run_with_mistake('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
         assert line == (
             f'The run in {workdir} has not ended: there is no results.json. Continue it, or export '
             'what it has so far with --unfinished.'

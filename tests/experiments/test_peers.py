@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments.peers import rows
+from experiments.peers import batches
 from experiments.peers.benchmark import benchmark
 from experiments.peers.links import linear_names, make_links
-from experiments.peers.measure import Difference, compare, time_in_turns
-from experiments.peers.report import summary, tables
+from experiments.peers.measure import SystemDifference, compare, time_interleaved
+from experiments.peers.report import summarize_kind, tables
 from experiments.peers.systems import PAIRS
 from malora_jax.errors import UserError
 from malora_jax.models import preset
@@ -47,7 +47,7 @@ PACKED = {
 
 
 def test_real_rows_hold_the_same_examples():
-    (step,) = rows.real(iter([PACKED]), padding_id=99)
+    (step,) = batches.real_batches(iter([PACKED]), padding_id=99)
     assert step.tokens == 6
     assert step.padded['input_ids'].tolist() == [[1, 2, 3, 4], [5, 6, 7, 99], [8, 9, 99, 99]]
     labels = [[-100, -100, 3, 4], [-100, -100, 7, -100], [-100, 9, -100, -100]]
@@ -56,8 +56,8 @@ def test_real_rows_hold_the_same_examples():
 
 
 def test_synthetic_rows_are_full():
-    step = next(rows.synthetic(vocab_size=50, seed=1))
-    again = next(rows.synthetic(vocab_size=50, seed=1))
+    step = next(batches.synthetic_batches(vocab_size=50, seed=1))
+    again = next(batches.synthetic_batches(vocab_size=50, seed=1))
     inputs, targets, mask = (step.packed[key] for key in ('inputs', 'targets', 'loss_mask'))
     assert step.tokens == inputs.size == 4 * 256
     np.testing.assert_array_equal(inputs, again.packed['inputs'])
@@ -101,14 +101,14 @@ class Fixed:
 
 
 def test_compare_finds_the_worst_leaf():
-    found = compare(Fixed(gradient=4.0), Fixed(1.00005, gradient=4.001), rows=None)
-    assert found == Difference(
+    found = compare(Fixed(gradient=4.0), Fixed(1.00005, gradient=4.001), batch=None)
+    assert found == SystemDifference(
         pytest.approx(5e-5), pytest.approx(0.001 / 5.0), 'up of layers/a, layer 1', []
     )
 
 
 def test_a_token_may_choose_another_of_two_experts_that_are_nearly_equal():
-    found = compare(Fixed(), Fixed(router=(1.0, 1.0, 1.02)), rows=None)
+    found = compare(Fixed(), Fixed(router=(1.0, 1.0, 1.02)), batch=None)
     assert (found.gradient, found.choices) == (0.0, ['layers/b, layer 2'])
 
 
@@ -122,13 +122,13 @@ def test_a_token_may_choose_another_of_two_experts_that_are_nearly_equal():
 )
 def test_what_differs_is_not_timed(peer):
     with pytest.raises(UserError, match='do not compute the same'):
-        compare(Fixed(), peer, rows=None)
+        compare(Fixed(), peer, batch=None)
 
 
 def test_systems_take_turns_on_the_same_rows():
     log = []
     systems = {name: Fixed(name=name, log=log) for name in 'ab'}
-    seconds, timed = time_in_turns(systems, iter('uvwxyz'), turns=2, steps=2)
+    seconds, timed = time_interleaved(systems, iter('uvwxyz'), turns=2, steps=2)
     steps = [''.join(entry) for entry in log]
     assert ' '.join(steps) == 'au av aw bu bv bw bx by bz ax ay az'
     assert timed == ['v', 'w', 'y', 'z']
@@ -136,9 +136,9 @@ def test_systems_take_turns_on_the_same_rows():
 
 
 def test_report():
-    steps = [next(rows.real(iter([PACKED]), 0)) for _ in range(3)]
+    steps = [next(batches.real_batches(iter([PACKED]), 0)) for _ in range(3)]
     seconds = {'lora': [1.0, 2.0, 3.0], 'peft_lora': [3.0, 3.0, 3.0]}
-    found = summary('real', seconds, steps, ['lora'])
+    found = summarize_kind('real', seconds, steps, ['lora'])
     assert found['tokens'] == 6
     assert found['examples'] == 3
     assert found['positions'] == {'packed': 12, 'padded': 12}
@@ -187,7 +187,7 @@ def test_peers_compute_the_same(config, pair):
         pytest.importorskip(package)
     report = benchmark(config.to_dict(), [pair], ['synthetic', 'real'], turns=1, steps=1)
     for by_pair in report['differences'].values():
-        assert list(by_pair) == ([pair] if PAIRS[pair].same else [])
+        assert list(by_pair) == ([pair] if PAIRS[pair].is_same_method else [])
         for found in by_pair.values():
             assert found['loss'] < 1e-5
             assert found['gradient'] < 1e-4

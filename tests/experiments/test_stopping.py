@@ -11,14 +11,14 @@ import pytest
 
 import experiments
 from malora_jax.files import read_json_lines
-from tests.helpers.signalled import (
-    SWEPT,
-    Started,
-    is_free,
+from tests.helpers.signals import (
+    SWEEP_RUN_NAMES,
+    RunningCommand,
+    is_unlocked,
     make_home,
     newest_checkpoint,
     steps_made,
-    sweep,
+    sweep_arguments,
 )
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -37,32 +37,36 @@ def arguments(home, name):
 @pytest.fixture(scope='module')
 def stopped(home):
     """Exit status and output of a run that got SIGTERM repeatedly until it ended."""
-    with Started('train', *arguments(home, 'stopped')) as command:
+    with RunningCommand('train', *arguments(home, 'stopped')) as command:
         command.wait_for(lambda: steps_made(home / 'stopped') >= 2)
         command.send(signal.SIGTERM, times=10_000, pause=0.002)
-        return command.wait(), command.out
+        return command.wait(), command.stdout
 
 
 def test_sigterm_while_a_command_is_imported(home, tmp_path):
-    with Started('train', f'--config={home}/base.py', f'--workdir={tmp_path}/run') as command:
+    with RunningCommand(
+        'train', f'--config={home}/base.py', f'--workdir={tmp_path}/run'
+    ) as command:
         deadline = time.monotonic() + 0.5
         while not command.handles_sigterm() and time.monotonic() < deadline:
             time.sleep(0.001)
         command.send(signal.SIGTERM)
         assert command.wait() == 0
-        assert command.out == 'Stopped by SIGTERM; the same command resumes from what was saved.\n'
-        assert not command.errors
+        assert (
+            command.stdout == 'Stopped by SIGTERM; the same command resumes from what was saved.\n'
+        )
+        assert not command.stderr
     assert not (tmp_path / 'run').exists()
 
 
 def test_signals_while_the_process_exits(home):
     """If the interpreter exits normally, Python resets the handlers during the exit."""
     for _ in range(3):
-        with Started('train', '--help') as command:
-            command.wait_for(lambda: command.out)
+        with RunningCommand('train', '--help') as command:
+            command.wait_for(lambda: command.stdout)
             command.send(signal.SIGTERM, times=10_000, pause=0.001)
             assert command.wait() == 0
-            assert not command.errors
+            assert not command.stderr
 
 
 def test_many_sigterms_end_a_run_once_with_its_last_step_saved(home, stopped):
@@ -74,38 +78,38 @@ def test_many_sigterms_end_a_run_once_with_its_last_step_saved(home, stopped):
 
 
 def test_many_ctrl_cs_end_a_run_with_one_line(home):
-    with Started('train', *arguments(home, 'interrupted')) as command:
+    with RunningCommand('train', *arguments(home, 'interrupted')) as command:
         command.wait_for(lambda: steps_made(home / 'interrupted') >= 2)
         command.send(signal.SIGINT, times=10_000, pause=0.002)
         assert command.wait() == 130
-        assert command.errors.count('Interrupted') == 1
-        assert command.errors.endswith(
+        assert command.stderr.count('Interrupted') == 1
+        assert command.stderr.endswith(
             'Interrupted; the same command resumes from what was saved.\n'
         )
 
 
 def test_an_evaluation_that_is_stopped_does_not_claim_to_have_scored(home, stopped):
-    with Started('evaluate', *arguments(home, 'stopped')) as command:
-        command.wait_for(lambda: 'score' in command.errors)
+    with RunningCommand('evaluate', *arguments(home, 'stopped')) as command:
+        command.wait_for(lambda: 'score' in command.stderr)
         command.send(signal.SIGTERM, times=10_000, pause=0.002)
         assert command.wait() == 143
-        assert not command.out
-        assert command.errors.endswith('Stopped by SIGTERM; the same command starts again.\n')
+        assert not command.stdout
+        assert command.stderr.endswith('Stopped by SIGTERM; the same command starts again.\n')
 
 
 def test_answers_to_a_file_are_kept_and_the_same_command_resumes(home, stopped):
     output, partial = home / 'answers.jsonl', home / 'answers.jsonl.partial'
     given = (f'--workdir={home}/stopped', f'--input={home}/prompts.jsonl', f'--output={output}')
     more = ('--batch_size=1', '--max_new_tokens=40')
-    with Started('generate', *given, *more) as command:
+    with RunningCommand('generate', *given, *more) as command:
         command.wait_for(lambda: partial.exists() and len(read_json_lines(partial)) > 2)
         command.send(signal.SIGTERM, times=10_000, pause=0.002)
         assert command.wait() == 0
     assert not output.exists()
     kept = read_json_lines(partial)[1:]
-    with Started('generate', *given, *more) as command:
-        assert command.wait() == 0, command.errors
-        assert f'{12 - len(kept)} answers' in command.out
+    with RunningCommand('generate', *given, *more) as command:
+        assert command.wait() == 0, command.stderr
+        assert f'{12 - len(kept)} answers' in command.stdout
     rows = read_json_lines(output)
     assert [row['prompt'] for row in rows] == [f'{n} + 2?' for n in range(12)]
     assert {json.dumps(row['answer']) for row in kept} <= {
@@ -117,18 +121,20 @@ def test_answers_to_a_file_are_kept_and_the_same_command_resumes(home, stopped):
 def test_the_processes_of_a_sweep_end_with_it(home, together):
     """They end even if the sweep is killed, and save their progress."""
     workdir = home / f'sweep{together}'
-    runs = [workdir / name for name in SWEPT]
-    with Started('sweep', *sweep(home, workdir, together=together, jobs=3 - together)) as command:
+    runs = [workdir / name for name in SWEEP_RUN_NAMES]
+    with RunningCommand(
+        'sweep', *sweep_arguments(home, workdir, together=together, jobs=3 - together)
+    ) as command:
         command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
         command.process.kill()
         deadline = time.monotonic() + 100
-        while not all(map(is_free, runs)):
+        while not all(map(is_unlocked, runs)):
             assert time.monotonic() < deadline, 'The runs go on.'
             time.sleep(0.05)
     for run in runs:
         assert 2 <= steps_made(run) == newest_checkpoint(run) < 3000
         assert not (run / 'results.json').exists()
-    log = (workdir / 'sweep' / 'logs' / f'{SWEPT[0]}.txt').read_text()
+    log = (workdir / 'sweep' / 'logs' / f'{SWEEP_RUN_NAMES[0]}.txt').read_text()
     assert 'The process that started this one has ended.' in log
     assert 'which is saved.' in log
 
@@ -136,26 +142,26 @@ def test_the_processes_of_a_sweep_end_with_it(home, together):
 def test_ctrl_c_in_a_terminal_stops_a_sweep_whose_runs_save(home):
     """A terminal sends SIGINT to the whole process group."""
     workdir = home / 'interrupted_sweep'
-    runs = [workdir / name for name in SWEPT]
-    with Started('sweep', *sweep(home, workdir, together=2)) as command:
+    runs = [workdir / name for name in SWEEP_RUN_NAMES]
+    with RunningCommand('sweep', *sweep_arguments(home, workdir, together=2)) as command:
         command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
         os.killpg(command.process.pid, signal.SIGINT)
         assert command.wait() == 130
-        assert command.errors == 'Interrupted; the same command resumes from what was saved.\n'
+        assert command.stderr == 'Interrupted; the same command resumes from what was saved.\n'
     for run in runs:
         assert steps_made(run) == newest_checkpoint(run)
 
 
 def test_many_sigterms_stop_a_sweep_and_its_runs_with_status_0(home):
     workdir = home / 'stopped_sweep'
-    runs = [workdir / name for name in SWEPT]
-    with Started('sweep', *sweep(home, workdir, together=2)) as command:
+    runs = [workdir / name for name in SWEEP_RUN_NAMES]
+    with RunningCommand('sweep', *sweep_arguments(home, workdir, together=2)) as command:
         command.wait_for(lambda: all(steps_made(run) >= 2 for run in runs))
         command.send(signal.SIGTERM, times=20_000, pause=0.002)
         assert command.wait() == 0
-        assert command.out.endswith('resumes from what was saved.\n')
+        assert command.stdout.endswith('resumes from what was saved.\n')
     for run in runs:
-        assert is_free(run)
+        assert is_unlocked(run)
         assert steps_made(run) == newest_checkpoint(run)
 
 

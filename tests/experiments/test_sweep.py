@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.experiments.helpers import mistake, run
+from tests.experiments.helpers import run, run_with_mistake
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow(start_first=True)
@@ -132,16 +132,18 @@ def test_again_it_makes_only_what_is_not_finished(home, swept):
 )
 def test_a_mistake_is_one_line(home, tmp_path, override, message):
     workdir = tmp_path / 'new'
-    line = mistake('sweep', f'--config={home}/sweep.py', f'--workdir={workdir}', override)
+    line = run_with_mistake('sweep', f'--config={home}/sweep.py', f'--workdir={workdir}', override)
     assert line.startswith(message)
     assert not workdir.exists()
 
 
 def test_another_sweep_in_the_same_directory(home, swept):
-    line = mistake('sweep', '--config=configs/sweeps/rank.py', f'--workdir={home}/swept')
+    line = run_with_mistake('sweep', '--config=configs/sweeps/rank.py', f'--workdir={home}/swept')
     assert line.startswith(f'{home}/swept holds another sweep, with a run malora-learning_rate')
 
 
 def test_a_saved_config_that_is_not_there(tmp_path):
-    line = mistake('train', '--config=configs/saved.py:none.json', f'--workdir={tmp_path}/run')
+    line = run_with_mistake(
+        'train', '--config=configs/saved.py:none.json', f'--workdir={tmp_path}/run'
+    )
     assert line.startswith("There is no file 'none.json': name a config.json")

@@ -26,7 +26,7 @@ def tiny_base(directory: pathlib.Path) -> tuple[LoadedBase, str]:
     return load_base(preset('tiny'), str(path)), str(path)
 
 
-def trained(name: str, base: LoadedBase, weights: str = '', step: int = 7) -> TrainedModel:
+def restored_model(name: str, base: LoadedBase, weights: str = '', step: int = 7) -> TrainedModel:
     """Return a restored model, as if a run of this method or variant had ended at this step."""
     method, changes = VARIANTS.get(name, (name, {}))
     model = tiny_model(small_method(method, **changes))

@@ -19,7 +19,7 @@ from malora_jax.export.peft import write_peft
 from malora_jax.inference import load_all
 from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
-from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
+from tests.export.helpers import TOKENS, VARIANTS, restored_model, tiny_base
 from tests.helpers.models import STRUCTURES, logits_of
 
 # Logits of `peft` and `transformers` for our exports, in float32.
@@ -45,7 +45,7 @@ def refused(function, *arguments) -> str:
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_an_adapter_is_loaded_to_the_same_values(base, tmp_path, name):
-    before = trained(name, *base)
+    before = restored_model(name, *base)
     write_adapter(before, tmp_path / 'out')
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         *('manifest.json', 'adapter.safetensors')
@@ -61,14 +61,14 @@ def test_an_adapter_is_loaded_to_the_same_values(base, tmp_path, name):
 
 
 def test_the_base_may_lie_elsewhere(base, tmp_path):
-    write_adapter(trained('malora', base[0], '/nowhere/tiny.gguf'), tmp_path / 'out')
+    write_adapter(restored_model('malora', base[0], '/nowhere/tiny.gguf'), tmp_path / 'out')
     message = refused(malora_jax.load, tmp_path / 'out')
     assert '/nowhere/tiny.gguf' in message
     assert malora_jax.load(tmp_path / 'out', base[1]).model.adapter.num_experts == 4
 
 
 def test_bases_that_are_kept_in_other_ways_are_told_apart(base, tmp_path):
-    found = trained('malora', *base)
+    found = restored_model('malora', *base)
     write_adapter(found, tmp_path / 'plain')
     write_adapter(found, tmp_path / 'int8')
     path = tmp_path / 'int8' / 'manifest.json'
@@ -80,7 +80,7 @@ def test_bases_that_are_kept_in_other_ways_are_told_apart(base, tmp_path):
 
 
 def test_another_base_is_refused(base, tmp_path):
-    found = trained('malora', *base)
+    found = restored_model('malora', *base)
     params = jax.tree.map(lambda x: x, base[0].params)
     params['layers']['mlp']['up']['kernel'] = params['layers']['mlp']['up']['kernel'] * 1.1
     other = base[0]._replace(params=params)
@@ -98,13 +98,13 @@ def change(directory: Path, **fields) -> Path:
 
 
 def test_another_tokenizer_is_refused(base, tmp_path):
-    write_adapter(trained('malora', *base), tmp_path / 'out')
+    write_adapter(restored_model('malora', *base), tmp_path / 'out')
     change(tmp_path / 'out', tokenizer='0' * 32)
     assert 'was trained with another tokenizer' in refused(malora_jax.load, tmp_path / 'out')
 
 
 def test_broken_exports_are_refused(base, tmp_path):
-    write_adapter(trained('malora', *base), tmp_path / 'out')
+    write_adapter(restored_model('malora', *base), tmp_path / 'out')
     content = (tmp_path / 'out' / 'adapter.safetensors').read_bytes()
     for damaged in (content[:-4], content[:-1] + bytes([content[-1] ^ 1])):
         (tmp_path / 'out' / 'adapter.safetensors').write_bytes(damaged)
@@ -126,7 +126,7 @@ def test_nothing_is_overwritten(base, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'mine').touch()
     for write in (write_adapter, write_peft, write_merged):
-        message = refused(write, trained('lora', *base), tmp_path / 'out')
+        message = refused(write, restored_model('lora', *base), tmp_path / 'out')
         assert message == f'--output: {tmp_path / "out"} exists already; choose a new directory.'
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
@@ -136,7 +136,7 @@ def test_nothing_is_overwritten(base, tmp_path):
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
-    found = trained(name, *base)
+    found = restored_model(name, *base)
     expected = logits_of(found.model, found.variables, TOKENS)
     plain = logits_of(Decoder(found.model.config), {'params': base[0].params}, TOKENS)
     assert np.abs(expected - plain).max() > 0.1
@@ -154,7 +154,7 @@ def test_a_merged_model_says_what_the_adapted_one_does(base, tmp_path, name):
 @pytest.mark.parametrize('name', VARIANTS)
 def test_peft_says_what_we_do(base, tmp_path, name):
     """The recorded logits belong to exactly these tensors, which their sums confirm."""
-    found = trained(name, *base)
+    found = restored_model(name, *base)
     write_peft(found, tmp_path / 'out')
     tensors = safetensors.numpy.load_file(tmp_path / 'out' / 'adapter_model.safetensors')
     kept = {key.removeprefix(f'{name}/'): LOGITS[key] for key in LOGITS if key.startswith(name)}
@@ -167,11 +167,11 @@ def test_peft_says_what_we_do(base, tmp_path, name):
 
 @pytest.mark.parametrize('write, what', [(write_peft, 'peft'), (write_merged, 'merged')])
 def test_what_cannot_be_merged_is_refused(base, tmp_path, write, what):
-    assert refused(write, trained('malora', *base), tmp_path / 'out') == (
+    assert refused(write, restored_model('malora', *base), tmp_path / 'out') == (
         f'malora cannot be exported as {what}: its update is not that of one LoRA; use '
         "--format=adapter or static, or train 'lora', 'dora' or 'asylora'."
     )
-    found = trained('lora', *base)
+    found = restored_model('lora', *base)
     zero = jax.tree_util.tree_map_with_path(
         lambda path, x: x * 0 if 'up' in str(path[-1]) else x, found.variables['adapter']
     )
@@ -184,6 +184,6 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path, write, what):
 def test_a_cut_off_export_leaves_nothing(base, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors.numpy, 'save_file', lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_merged(trained('lora', *base), tmp_path / 'out')
+        write_merged(restored_model('lora', *base), tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []
     shutil.rmtree(tmp_path)

@@ -19,7 +19,7 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import losses, make_gradient_function, make_train_step
 from malora_jax.training.warm_start import warm_start
-from tests.export.helpers import TOKENS, VARIANTS, tiny_base, trained
+from tests.export.helpers import TOKENS, VARIANTS, restored_model, tiny_base
 from tests.helpers.models import (
     STRUCTURES,
     logits_of,
@@ -28,8 +28,8 @@ from tests.helpers.models import (
     small_method,
     tiny_model,
 )
-from tests.helpers.runs import run_settings
-from tests.helpers.steps import ADAMW, numbers
+from tests.helpers.runs import toy_run_config
+from tests.helpers.steps import ADAMW, make_hyperparameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
@@ -40,7 +40,7 @@ def base(tmp_path_factory):
 
 
 def fresh(model: Decoder) -> TrainState:
-    """Return a state whose values are all random and differ from those of `trained`."""
+    """Return a state whose values are all random and differ from those of `restored_model`."""
     variables = random_variables(model, seed=9)
     return TrainState(0, variables['adapter'], variables.get('adapter_frozen', {}), ())
 
@@ -56,7 +56,7 @@ def logits(found) -> np.ndarray:
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_what_peft_keeps_becomes_the_same_model(base, tmp_path, name):
-    found = trained(name, *base)
+    found = restored_model(name, *base)
     write_peft(found, tmp_path / 'peft')
     _, ours = started(tmp_path / 'peft', base, found.model)
     np.testing.assert_allclose(ours, logits(found), atol=1e-5)
@@ -64,7 +64,7 @@ def test_what_peft_keeps_becomes_the_same_model(base, tmp_path, name):
 
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_an_exported_adapter_becomes_the_same_model(base, tmp_path, name):
-    found = trained(name, *base)
+    found = restored_model(name, *base)
     write_adapter(found, tmp_path / 'out')
     state, ours = started(tmp_path / 'out', base, found.model)
     np.testing.assert_array_equal(ours, logits(found))
@@ -73,7 +73,7 @@ def test_an_exported_adapter_becomes_the_same_model(base, tmp_path, name):
 
 @pytest.mark.parametrize('changes', [{'alpha': 5.0}, {'rank_stabilized': True}])
 def test_another_factor_of_the_update_changes_nothing(base, tmp_path, changes):
-    found = trained('dora', *base)
+    found = restored_model('dora', *base)
     write_peft(found, tmp_path / 'peft')
     model = tiny_model(small_method('dora', **changes))
     assert model.adapter.scale != found.model.adapter.scale
@@ -112,7 +112,7 @@ def loss_by_task(model: Decoder, variables) -> np.ndarray:
 )
 def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, changes, tolerance):
     """The tolerance is relative to the mean distance of LoRA's logits from the base model's."""
-    found = trained('lora', *base)
+    found = restored_model('lora', *base)
     write_peft(found, tmp_path / 'peft')
     model = tiny_model(small_method(method, **changes))
     state, ours = started(tmp_path / 'peft', base, model)
@@ -135,7 +135,7 @@ def test_a_mixture_computes_what_its_lora_computes(base, tmp_path, method, chang
 
 def test_the_subspace_keeps_the_paper_s_scale(base, tmp_path):
     """S_A is β times an orthonormal basis, so gradients scale with β as in appendix A.3."""
-    write_peft(trained('lora', *base), tmp_path / 'peft')
+    write_peft(restored_model('lora', *base), tmp_path / 'peft')
     for beta in (0.5, 2.0):
         model = tiny_model(small_method('malora', rank=9, shared_rank=20, beta=beta))
         state, _ = started(tmp_path / 'peft', base, model)
@@ -153,13 +153,13 @@ def test_the_subspace_keeps_the_paper_s_scale(base, tmp_path):
     ],
 )
 def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes):
-    write_peft(trained('lora', *base), tmp_path / 'peft')
+    write_peft(restored_model('lora', *base), tmp_path / 'peft')
     model = tiny_model(small_method(method, dropout=0.0, **changes))
     optimizer = make_optimizer(ADAMW, 10)
     state = started(tmp_path / 'peft', base, model)[0]
     state = state.replace(step=jnp.int32(0), opt_state=optimizer.init(state.adapter))
     gradients, _ = jax.jit(make_gradient_function(model, 2))(
-        state, base[0].params, BATCH, numbers(model.adapter)
+        state, base[0].params, BATCH, make_hyperparameters(model.adapter)
     )
 
     def least_distance(adapter) -> float:
@@ -176,14 +176,14 @@ def test_experts_that_start_from_a_lora_diverge(base, tmp_path, method, changes)
     assert least_distance(gradients) > 0.1
     step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), 2)
     for _ in range(5):
-        state, metrics = step(state, base[0].params, BATCH, numbers(model.adapter))
+        state, metrics = step(state, base[0].params, BATCH, make_hyperparameters(model.adapter))
     assert least_distance(state.adapter) > 1e-3
     assert metrics['effective_experts'] > 3
 
 
 def test_a_config_as_peft_writes_it(base, tmp_path):
     """peft_config.json was saved by peft 0.21.2 for a DoRA of this shape."""
-    found = trained('dora', *base)
+    found = restored_model('dora', *base)
     write_peft(found, tmp_path / 'peft')
     shutil.copy(Path(__file__).parent / 'peft_config.json', tmp_path / 'peft/adapter_config.json')
     _, ours = started(tmp_path / 'peft', base, found.model)
@@ -225,7 +225,7 @@ def test_a_config_as_peft_writes_it(base, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(base, tmp_path, source, method, changes, expected):
-    write_peft(trained(source, *base), tmp_path / 'peft')
+    write_peft(restored_model(source, *base), tmp_path / 'peft')
     with pytest.raises(UserError) as caught:
         started(tmp_path / 'peft', base, tiny_model(small_method(method, **changes)))
     assert expected.replace('{}', str(tmp_path / 'peft')) in str(caught.value)
@@ -246,7 +246,7 @@ def test_what_does_not_fit_is_refused(base, tmp_path, source, method, changes, e
     ],
 )
 def test_what_peft_can_and_we_cannot_is_refused(base, tmp_path, fields, expected):
-    found = trained('lora', *base)
+    found = restored_model('lora', *base)
     write_peft(found, tmp_path / 'peft')
     path = tmp_path / 'peft' / 'adapter_config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -256,7 +256,7 @@ def test_what_peft_can_and_we_cannot_is_refused(base, tmp_path, fields, expected
 
 
 def test_broken_adapters_are_refused(base, tmp_path):
-    found = trained('lora', *base)
+    found = restored_model('lora', *base)
     directory = tmp_path / 'peft'
 
     def message() -> str:
@@ -284,15 +284,15 @@ def test_broken_adapters_are_refused(base, tmp_path):
 
 def test_a_run_goes_on_from_an_adapter_and_needs_it_only_once(base, tmp_path):
     adapter = small_method('lora', rank=4)
-    found = trained('lora', *base)
+    found = restored_model('lora', *base)
     model = Decoder(found.model.config, adapter)
     found = found._replace(
         model=model, variables=random_variables(model, seed=3) | {'params': base[0].params}
     )
     write_peft(found, tmp_path / 'peft')
-    settings = run_settings(base[1], 'lora', training__start_from=str(tmp_path / 'peft'))
+    settings = toy_run_config(base[1], 'lora', training__start_from=str(tmp_path / 'peft'))
     train(settings, tmp_path / 'run')
-    plain = run_settings(base[1], 'lora')
+    plain = toy_run_config(base[1], 'lora')
     train(plain, tmp_path / 'plain')
     first = [
         json.loads((tmp_path / run / 'metrics.jsonl').read_text().splitlines()[0])['loss']

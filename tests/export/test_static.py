@@ -18,9 +18,9 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.loading.base_model import load_base
 from malora_jax.training import run_config
 from malora_jax.training.setup import build_setup
-from tests.export.helpers import TOKENS, tiny_base, trained
+from tests.export.helpers import TOKENS, restored_model, tiny_base
 from tests.helpers.models import STRUCTURES, logits_of, random_variables, small_method
-from tests.helpers.runs import TASKS, run_settings
+from tests.helpers.runs import TASKS, toy_run_config
 
 ROUTED = [name for name in STRUCTURES if name not in ('lora', 'dora')]
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 @pytest.fixture(scope='module')
 def setup(tmp_path_factory):
     _, weights = tiny_base(tmp_path_factory.mktemp('base'))
-    return build_setup(run_config(run_settings(weights)))
+    return build_setup(run_config(toy_run_config(weights)))
 
 
 def mixture(setup, name: str, **changes):
@@ -38,7 +38,7 @@ def mixture(setup, name: str, **changes):
 
     With all experts chosen, the gates are then constant.
     """
-    found = trained(name, setup.base, setup.run.weights)
+    found = restored_model(name, setup.base, setup.run.weights)
     if not changes:
         return found
     adapter = found.model.adapter
@@ -147,7 +147,7 @@ def test_it_can_be_loaded_merged_and_given_to_peft(setup, tmp_path):
 )
 def test_mistakes(setup, name, arguments, expected):
     with pytest.raises(UserError) as caught:
-        static_export(setup, trained(name, setup.base), **arguments)
+        static_export(setup, restored_model(name, setup.base), **arguments)
     assert str(caught.value).startswith(expected)
 
 
@@ -156,7 +156,7 @@ def test_a_rank_above_a_linear_s_shorter_side(setup):
     adapter = small_method('molora', num_experts=8, rank=8)
     model = Decoder(setup.base.config, adapter)
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
-    mixed = trained('molora', setup.base)._replace(model=model, variables=variables)
+    mixed = restored_model('molora', setup.base)._replace(model=model, variables=variables)
     found = static_export(setup, mixed, rank=48)
     assert (
         found.manifest_entries['exact_rank'] == 64
@@ -171,7 +171,7 @@ def test_a_subspace_with_one_expert_needs_no_gates(setup):
     adapter = small_method('malora', num_experts=1, top_k=1)
     model = Decoder(setup.base.config, adapter)
     variables = random_variables(model, seed=3) | {'params': setup.base.params}
-    one = trained('malora', setup.base)._replace(model=model, variables=variables)
+    one = restored_model('malora', setup.base)._replace(model=model, variables=variables)
     assert difference(static_export(setup, one).trained, one) < 2e-4
 
 

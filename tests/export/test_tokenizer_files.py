@@ -24,10 +24,10 @@ from malora_jax.export.trained_model import TrainedModel
 from malora_jax.inference.language_model import LanguageModel
 from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.tokenizer import Tokenizer, from_huggingface
-from tests.export.helpers import tiny_base, trained
+from tests.export.helpers import restored_model, tiny_base
 from tests.helpers.models import tiny_model
 from tests.helpers.paths import ROOT
-from tests.helpers.recorded_tokenizers import NAMES, from_directory, recorded
+from tests.helpers.recorded_tokenizers import NAMES, from_directory, read_recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.export]
 
@@ -108,7 +108,7 @@ def base(tmp_path_factory) -> LoadedBase:
 
 def model_of(base: LoadedBase, name: str, method: str = 'lora') -> TrainedModel:
     template, tokens = CASES[name]
-    found = trained(method, with_tokens(base, **tokens), 'tiny.gguf')
+    found = restored_model(method, with_tokens(base, **tokens), 'tiny.gguf')
     return found._replace(template=get_template(template))
 
 
@@ -171,7 +171,7 @@ def test_tokenizers_of_all_kinds(tmp_path, name, template):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_chat_templates_of_models(tmp_path, name):
-    for number, chat in enumerate(recorded(name)['chats']):
+    for number, chat in enumerate(read_recording(name)['chats']):
         source = chat['template']
         tokenizer = from_directory(tmp_path / f'base{number}', name, chat_template=source)
         chosen = get_template('chat')

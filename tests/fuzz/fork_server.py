@@ -31,10 +31,10 @@ WALL_SECONDS = 240
 TOO_LONG = 'took too long'
 
 
-class Server:
+class ForkServer:
     """The forking process, as a context manager."""
 
-    def __enter__(self) -> 'Server':
+    def __enter__(self) -> 'ForkServer':
         environment = {
             **{name: value for name, value in os.environ.items() if not name.endswith('_KEY')},
             'PYTHONPATH': str(ROOT),

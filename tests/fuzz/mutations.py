@@ -28,7 +28,7 @@ def damage(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def _ways(path: pathlib.Path) -> list[Any]:
-    ways = [cut, flip, insert, repeat, remove, replace_number, other_kind]
+    ways = [truncate, flip, insert, repeat, remove, replace_number, change_file_type]
     known = {'.json': change_json, '.jsonl': change_line, '.safetensors': change_header}
     if path.suffix in known:
         return [*ways, *[known[path.suffix]] * 12]
@@ -37,7 +37,7 @@ def _ways(path: pathlib.Path) -> list[Any]:
     return ways
 
 
-def cut(rng: random.Random, path: pathlib.Path) -> str:
+def truncate(rng: random.Random, path: pathlib.Path) -> str:
     content = path.read_bytes()
     size = rng.choice((0, 1, len(content) - 1, rng.randrange(len(content) + 1)))
     path.write_bytes(content[: max(size, 0)])
@@ -46,7 +46,7 @@ def cut(rng: random.Random, path: pathlib.Path) -> str:
 
 def flip(rng: random.Random, path: pathlib.Path) -> str:
     content = bytearray(path.read_bytes())
-    at = _place(rng, content)
+    at = _random_position(rng, content)
     if content:
         content[at] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
@@ -55,21 +55,21 @@ def flip(rng: random.Random, path: pathlib.Path) -> str:
 
 def insert(rng: random.Random, path: pathlib.Path) -> str:
     content = path.read_bytes()
-    at, more = _place(rng, content), rng.choice(_BYTES)
+    at, more = _random_position(rng, content), rng.choice(_BYTES)
     path.write_bytes(content[:at] + more + content[at:])
     return f'inserted {more[:8]!r} at {at}'
 
 
 def repeat(rng: random.Random, path: pathlib.Path) -> str:
     content = path.read_bytes()
-    at, size = _place(rng, content), rng.randrange(1, 200)
+    at, size = _random_position(rng, content), rng.randrange(1, 200)
     path.write_bytes(content[: at + size] + content[at:])
     return f'repeated {size} bytes at {at}'
 
 
 def remove(rng: random.Random, path: pathlib.Path) -> str:
     content = path.read_bytes()
-    at, size = _place(rng, content), rng.randrange(1, 200)
+    at, size = _random_position(rng, content), rng.randrange(1, 200)
     path.write_bytes(content[:at] + content[at + size :])
     return f'removed {size} bytes at {at}'
 
@@ -84,7 +84,7 @@ def replace_number(rng: random.Random, path: pathlib.Path) -> str:
     return f'replaced a number by one of {len(number)} digits'
 
 
-def other_kind(rng: random.Random, path: pathlib.Path) -> str:
+def change_file_type(rng: random.Random, path: pathlib.Path) -> str:
     path.unlink()
     kind = rng.choice(('nothing', 'pipe', 'directory', 'device', 'loop'))
     if kind == 'pipe':
@@ -97,7 +97,7 @@ def other_kind(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def change_json(rng: random.Random, path: pathlib.Path) -> str:
-    changed = _changed(rng, path.read_text(errors='replace'))
+    changed = _mutate_json(rng, path.read_text(errors='replace'))
     path.write_text(changed[0], errors='replace')
     return changed[1]
 
@@ -108,7 +108,7 @@ def change_line(rng: random.Random, path: pathlib.Path) -> str:
     how = rng.choice(('change', 'change', 'change', 'repeat', 'remove', 'swap', 'stray', 'blank'))
     told = f'line {at}: {how}'
     if how == 'change':
-        lines[at], what = _changed(rng, lines[at])
+        lines[at], what = _mutate_json(rng, lines[at])
         told += f' {what}'
     elif how == 'repeat':
         lines.insert(at, lines[at])
@@ -129,7 +129,7 @@ def change_header(rng: random.Random, path: pathlib.Path) -> str:
         number = rng.choice(_NUMBERS)
         path.write_bytes(number.to_bytes(8, 'little') + content[8:])
         return f'header of {number} bytes'
-    header, told = _changed(rng, content[8 : 8 + size].decode(errors='replace'))
+    header, told = _mutate_json(rng, content[8 : 8 + size].decode(errors='replace'))
     encoded = header.encode(errors='replace')
     path.write_bytes(len(encoded).to_bytes(8, 'little') + encoded + content[8 + size :])
     return f'header: {told}'
@@ -156,13 +156,13 @@ def change_metadata(rng: random.Random, path: pathlib.Path) -> str:
     return f'{key.decode()}: {size} bytes at {at - after} are {number}'
 
 
-def _place(rng: random.Random, content: bytes | bytearray) -> int:
+def _random_position(rng: random.Random, content: bytes | bytearray) -> int:
     """Return a random position, half of the time near the start."""
     end = min(len(content), 2000) if rng.random() < 0.5 else len(content)
     return rng.randrange(max(end, 1))
 
 
-def _changed(rng: random.Random, text: str) -> tuple[str, str]:
+def _mutate_json(rng: random.Random, text: str) -> tuple[str, str]:
     """Return JSON with one random change, and a description of the change."""
     try:
         value = json.loads(text)
@@ -177,19 +177,19 @@ def _changed(rng: random.Random, text: str) -> tuple[str, str]:
     told = f'{how} {(*parents, last)} {other!r:.40}'
     if last is None or rng.random() < 0.05:
         return _dumped(other), f'the whole is {other!r:.40}'
-    inside = value
+    parent = value
     for step in parents:
-        inside = inside[step]
+        parent = parent[step]
     if how == 'delete':
-        del inside[last]
-    elif how == 'rename' and isinstance(inside, dict):
-        inside[rng.choice(('', 'x', '\ud800', 'a\nb', 'x' * 1000))] = inside.pop(last)
-    elif how == 'twice' and isinstance(inside, dict):
+        del parent[last]
+    elif how == 'rename' and isinstance(parent, dict):
+        parent[rng.choice(('', 'x', '\ud800', 'a\nb', 'x' * 1000))] = parent.pop(last)
+    elif how == 'twice' and isinstance(parent, dict):
         name = json.dumps(last)
         written = _dumped(value)
         return written.replace(f'{name}:', f'{name}: {_dumped(other)}, {name}:', 1), told
     else:
-        inside[last] = other
+        parent[last] = other
     return _dumped(value), told
 
 

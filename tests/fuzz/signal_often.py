@@ -15,13 +15,13 @@ import random
 import sys
 import tempfile
 
-from tests.helpers.signalled import (
-    SWEPT,
+from tests.helpers.signals import (
+    SWEEP_RUN_NAMES,
     assert_same_outcome,
-    disturbed,
     make_home,
-    sweep,
-    undisturbed,
+    run_undisturbed,
+    run_with_sigterms,
+    sweep_arguments,
 )
 
 
@@ -33,31 +33,31 @@ def main(runs: int, seed: int) -> int:
         os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
         home = make_home(root / 'home', 12, 2, 4)
 
-        def given(kind: str, workdir: pathlib.Path) -> tuple[str, list[str], list[str]]:
+        def make_command(kind: str, workdir: pathlib.Path) -> tuple[str, list[str], list[str]]:
             """Return the command, its arguments, and the runs in its directory."""
             if kind == 'train':
                 return kind, [f'--config={home}/base.py', f'--workdir={workdir}'], ['.']
             if kind == 'sweep':
                 one = {'together': 1, 'config.seeds': '(0,)'}
-                return 'sweep', sweep(home, workdir, **one), [SWEPT[0]]
-            return 'sweep', sweep(home, workdir, together=2), [*SWEPT]
+                return 'sweep', sweep_arguments(home, workdir, **one), [SWEEP_RUN_NAMES[0]]
+            return 'sweep', sweep_arguments(home, workdir, together=2), [*SWEEP_RUN_NAMES]
 
         seconds = {}
         for kind in ('train', 'sweep', 'together'):
-            command, arguments, _ = given(kind, root / kind)
+            command, arguments, _ = make_command(kind, root / kind)
             # The first run fills the compilation cache; the second is measured.
-            undisturbed(command, *arguments)
-            again = given(kind, root / f'{kind}_again')[1]
-            _, seconds[kind] = undisturbed(command, *again)
+            run_undisturbed(command, *arguments)
+            again = make_command(kind, root / f'{kind}_again')[1]
+            _, seconds[kind] = run_undisturbed(command, *again)
         number = 0
         while counts['runs'] < runs:
             number += 1
             kind = {8: 'sweep', 9: 'together'}.get(number % 10, 'train')
             workdir = root / str(number)
-            command, arguments, names = given(kind, workdir)
+            command, arguments, names = make_command(kind, workdir)
             rng = random.Random(f'{seed} {number}')
             try:
-                found = disturbed(rng, seconds[kind], [0], command, *arguments)
+                found = run_with_sigterms(rng, seconds[kind], [0], command, *arguments)
                 for name in names:
                     assert_same_outcome(workdir / name, root / kind / name)
             except AssertionError as error:

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from tests.fuzz.fork_server import ROOT, TOO_LONG, Server
+from tests.fuzz.fork_server import ROOT, TOO_LONG, ForkServer
 
 pytestmark = pytest.mark.fuzz
 
@@ -89,7 +89,7 @@ FIELDS = (
 
 @pytest.fixture(scope='module')
 def server():
-    with Server() as running:
+    with ForkServer() as running:
         yield running
 
 

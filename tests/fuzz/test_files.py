@@ -18,7 +18,7 @@ from malora_jax.training.goodput import GoodputRecorder
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.chat import Reply
-from tests.fuzz.fork_server import TOO_LONG, Server
+from tests.fuzz.fork_server import TOO_LONG, ForkServer
 from tests.fuzz.mutations import damage
 from tests.helpers.tiny_gguf import CHAT_TEMPLATE, write_tiny_gguf
 
@@ -164,7 +164,7 @@ KINDS = {
 
 @pytest.fixture(scope='module')
 def server():
-    with Server() as running:
+    with ForkServer() as running:
         yield running
 
 

@@ -17,7 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 
-from tests.helpers.servers import chat, is_error, process
+from tests.helpers.servers import is_error, post_chat, serve_in_process
 
 pytestmark = pytest.mark.fuzz
 
@@ -33,20 +33,20 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(log):
-    with log.open('w') as file, process('--rows=4', log=file) as (_, found):
-        chat(found)
+    with log.open('w') as file, serve_in_process('--rows=4', log=file) as (_, found):
+        post_chat(found)
         yield found
 
 
 @pytest.fixture
 def witness(address, log):
     """Client that repeats one request and checks that the answer never changes."""
-    expected = chat(address, seed=1, temperature=0.7, max_tokens=12).json()['choices']
+    expected = post_chat(address, seed=1, temperature=0.7, max_tokens=12).json()['choices']
     found, stopped = [], threading.Event()
 
     def ask() -> None:
         while not stopped.is_set():
-            response = chat(address, seed=1, temperature=0.7, max_tokens=12)
+            response = post_chat(address, seed=1, temperature=0.7, max_tokens=12)
             found.append(response.json().get('choices', response.text))
             stopped.wait(0.2)
 

@@ -10,7 +10,7 @@ import pytest
 from malora_jax import training
 from malora_jax.errors import UserError
 from malora_jax.files import read_json
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.fuzz
@@ -29,7 +29,7 @@ def runs(compile_once, tmp_path_factory):
     (folder / 'mine.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     made = {}
     for name, changes in (('ours', {}), ('theirs', OTHER)):
-        settings = run_settings(
+        settings = toy_run_config(
             folder / 'tiny.gguf',
             data__tasks=(),
             data__files=(str(folder / 'mine.jsonl'),),

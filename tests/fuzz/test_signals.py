@@ -10,13 +10,13 @@ import json
 
 import pytest
 
-from tests.helpers.signalled import (
-    SWEPT,
+from tests.helpers.signals import (
+    SWEEP_RUN_NAMES,
     assert_same_outcome,
-    disturbed,
     make_home,
-    sweep,
-    undisturbed,
+    run_undisturbed,
+    run_with_sigterms,
+    sweep_arguments,
 )
 
 pytestmark = pytest.mark.fuzz
@@ -40,7 +40,7 @@ def home(tmp_path_factory):
 def trained(home):
     """Directory and duration in seconds of an undisturbed run."""
     workdir = home / 'trained'
-    _, seconds = undisturbed('train', f'--config={home}/base.py', f'--workdir={workdir}')
+    _, seconds = run_undisturbed('train', f'--config={home}/base.py', f'--workdir={workdir}')
     return workdir, seconds
 
 
@@ -49,7 +49,7 @@ def test_training(home, trained, attempts, tmp_path):
     for number, rng in enumerate(attempts(2)):
         workdir = tmp_path / str(number)
         given = f'--config={home}/base.py', f'--workdir={workdir}'
-        disturbed(rng, seconds, [0], 'train', *given)
+        run_with_sigterms(rng, seconds, [0], 'train', *given)
         assert_same_outcome(workdir, alone)
 
 
@@ -58,9 +58,9 @@ def test_a_sweep_of_a_process_for_each_run(home, trained, attempts, tmp_path):
     alone, seconds = trained
     for number, rng in enumerate(attempts(1)):
         workdir = tmp_path / str(number)
-        given = sweep(home, workdir, **{'together': 1, 'config.seeds': '(0,)'})
-        disturbed(rng, 1.5 * seconds, [0], 'sweep', *given)
-        assert_same_outcome(workdir / SWEPT[0], alone)
+        given = sweep_arguments(home, workdir, **{'together': 1, 'config.seeds': '(0,)'})
+        run_with_sigterms(rng, 1.5 * seconds, [0], 'sweep', *given)
+        assert_same_outcome(workdir / SWEEP_RUN_NAMES[0], alone)
 
 
 @pytest.fixture
@@ -72,21 +72,21 @@ def only_if_long(request):
 
 def test_a_sweep_of_runs_that_train_together(only_if_long, home, attempts, tmp_path):
     alone = tmp_path / 'alone'
-    _, seconds = undisturbed('sweep', *sweep(home, alone, together=2))
+    _, seconds = run_undisturbed('sweep', *sweep_arguments(home, alone, together=2))
     for number, rng in enumerate(attempts(0)):
         workdir = tmp_path / str(number)
-        disturbed(rng, seconds, [0], 'sweep', *sweep(home, workdir, together=2))
-        for name in SWEPT:
+        run_with_sigterms(rng, seconds, [0], 'sweep', *sweep_arguments(home, workdir, together=2))
+        for name in SWEEP_RUN_NAMES:
             assert_same_outcome(workdir / name, alone / name)
 
 
 def test_an_evaluation(only_if_long, home, trained, attempts):
     given = f'--config={home}/base.py', f'--workdir={trained[0]}'
-    out, seconds = undisturbed('evaluate', *given)
+    out, seconds = run_undisturbed('evaluate', *given)
     for rng in attempts(0):
         # The evaluation has status 0 if it finishes before the signal.
-        found = disturbed(rng, seconds, [0, 143], 'evaluate', *given)
-        assert json.loads(found.out) == json.loads(out)
+        found = run_with_sigterms(rng, seconds, [0, 143], 'evaluate', *given)
+        assert json.loads(found.stdout) == json.loads(out)
 
 
 def test_answers_to_a_file(only_if_long, home, trained, attempts, tmp_path):
@@ -94,8 +94,8 @@ def test_answers_to_a_file(only_if_long, home, trained, attempts, tmp_path):
         files = f'--input={home}/prompts.jsonl', f'--output={tmp_path}/{name}'
         return f'--workdir={trained[0]}', *files, '--max_new_tokens=16', '--batch_size=2'
 
-    _, seconds = undisturbed('generate', *given('alone'))
+    _, seconds = run_undisturbed('generate', *given('alone'))
     expected = (tmp_path / 'alone').read_bytes()
     for number, rng in enumerate(attempts(0)):
-        disturbed(rng, seconds, [0], 'generate', *given(number))
+        run_with_sigterms(rng, seconds, [0], 'generate', *given(number))
         assert (tmp_path / str(number)).read_bytes() == expected

@@ -7,7 +7,7 @@ import pytest
 from malora_jax.data.datasets import BrokenRowError
 from malora_jax.data.file_rows import Row
 
-PLACE = 'a.jsonl line 3'
+LOCATION = 'a.jsonl line 3'
 
 _LETTERED = {'text': ['milk', 'sand', 'iron', 'wool'], 'label': ['A', 'B', 'C', 'D']}
 _SOLVED = 'Two bags hold 2*3 = <<2*3=6>>6 pears.\nThat makes 6+1,000 = 1,006.\n#### 1,006'
@@ -105,13 +105,13 @@ ROWS: dict[str, dict[str, Any]] = {
 def row(name: str, **changes: Any) -> Row:
     """Return the dataset's row with some fields changed; the value `...` removes a field."""
     fields = {**ROWS[name], **changes}
-    return Row(PLACE, {field: value for field, value in fields.items() if value is not ...})
+    return Row(LOCATION, {field: value for field, value in fields.items() if value is not ...})
 
 
-def broken(parse, changed: Row) -> str:
+def broken_row_message(parse, changed: Row) -> str:
     """Return a parser's message for a broken row, without the place that it must start with."""
     with pytest.raises(BrokenRowError) as caught:
         parse(changed)
     message = str(caught.value)
-    assert message.startswith(PLACE) and '\n' not in message
-    return message.removeprefix(PLACE)
+    assert message.startswith(LOCATION) and '\n' not in message
+    return message.removeprefix(LOCATION)

@@ -7,8 +7,8 @@ import numpy as np
 
 from malora_jax.data import get_template, mixture_shares, train_iterator
 
-KEYS = ['inputs', 'loss_mask', 'positions', 'segment_ids', 'targets', 'task_ids']
-FEATURES = ['inputs', 'targets', 'loss_mask', 'task_ids']
+BATCH_KEYS = ['inputs', 'loss_mask', 'positions', 'segment_ids', 'targets', 'task_ids']
+EXAMPLE_KEYS = ['inputs', 'targets', 'loss_mask', 'task_ids']
 
 
 class ByteTokenizer:
@@ -43,26 +43,26 @@ def unpack(batches) -> list[dict[str, np.ndarray]]:
     """
     examples = []
     for batch in batches:
-        assert sorted(batch) == KEYS
+        assert sorted(batch) == BATCH_KEYS
         for row in range(len(batch['inputs'])):
             segments = batch['segment_ids'][row]
             count = segments.max()
             filled = np.repeat(np.arange(1, count + 1), np.bincount(segments)[1:])
             np.testing.assert_array_equal(segments[: len(filled)], filled)
-            for key in KEYS:
+            for key in BATCH_KEYS:
                 assert not batch[key][row][len(filled) :].any()
             for segment in range(1, count + 1):
                 here = segments == segment
                 np.testing.assert_array_equal(batch['positions'][row][here], np.arange(here.sum()))
-                examples.append({key: batch[key][row][here] for key in FEATURES})
+                examples.append({key: batch[key][row][here] for key in EXAMPLE_KEYS})
     return examples
 
 
 def as_bytes(examples) -> list[bytes]:
-    return sorted(b'|'.join(example[key].tobytes() for key in FEATURES) for example in examples)
+    return sorted(b'|'.join(example[key].tobytes() for key in EXAMPLE_KEYS) for example in examples)
 
 
-def iterate(splits, tokenizer, weights=(), seed=0, **settings):
+def make_train_iterator(splits, tokenizer, weights=(), seed=0, **settings):
     return train_iterator(
         splits,
         tokenizer,
@@ -75,7 +75,7 @@ def iterate(splits, tokenizer, weights=(), seed=0, **settings):
     )
 
 
-def assert_same(left, right):
+def assert_same_batches(left, right):
     for a, b in zip(left, right, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])

@@ -11,17 +11,17 @@ QUESTIONS = 40
 def write_finished_run(
     directory: pathlib.Path,
     config,
-    right: Mapping[str, int] | int,
+    correct: Mapping[str, int] | int,
     *,
     seed: int = 0,
     loss: float = 1.0,
-    questions: str = 'What is {}?',
+    question_format: str = 'What is {}?',
     scoring: str = 'likelihood',
-    before: int = 10,
+    correct_before: int = 10,
     nats: Mapping[str, Sequence[float]] | None = None,
     validation: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
-    """Write a finished run that answers the first `right` of 40 questions of each task correctly.
+    """Write a finished run that answers the first `correct` of 40 questions of each task correctly.
 
     The right answers of each task have 1, 3, 1, 3, ... tokens. Each has 8 nats of loss before
     training. Afterwards it has `nats`, or the nats that give the tasks the losses `loss`, `loss` +
@@ -30,26 +30,26 @@ def write_finished_run(
     Args:
         directory: Directory of the run.
         config: Config of the run; its seed is set.
-        right: Number of questions answered correctly, by task or the same for each.
+        correct: Number of questions answered correctly, by task or the same for each.
         seed: Seed of the run.
         loss: Loss of the first task after training, in nats per token.
-        questions: Text of the questions, with `{}` for their number.
+        question_format: Text of the questions, with `{}` for their number.
         scoring: Scoring rule that results.json records.
-        before: Number of questions that the base model answers correctly.
+        correct_before: Number of questions that the base model answers correctly.
         nats: Summed loss of each right answer after training, by task.
         validation: Validation losses by step.
     """
     directory.mkdir(parents=True)
     config.seed = seed
     tasks = config.evaluation.tasks
-    right = dict.fromkeys(tasks, right) if isinstance(right, int) else right
+    correct = dict.fromkeys(tasks, correct) if isinstance(correct, int) else correct
     nats = nats or {task: [2.0 * (loss + number)] * QUESTIONS for number, task in enumerate(tasks)}
 
     def write_answers(when: str, right: Mapping[str, int], nats) -> None:
         rows = [
             {
                 'task': task,
-                'question': questions.format(q),
+                'question': question_format.format(q),
                 'expected': 'x',
                 'answer': 'x',
                 'score': float(q < right[task]),
@@ -62,16 +62,18 @@ def write_finished_run(
         lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
         (directory / f'answers_{when}.jsonl').write_text(lines)
 
-    write_answers('before', dict.fromkeys(tasks, before), dict.fromkeys(tasks, [8.0] * QUESTIONS))
-    write_answers('after', right, nats)
+    write_answers(
+        'before', dict.fromkeys(tasks, correct_before), dict.fromkeys(tasks, [8.0] * QUESTIONS)
+    )
+    write_answers('after', correct, nats)
     (directory / 'config.json').write_text(json.dumps(config.to_dict()))
     results = {
         'model': config.model.name,
         'tasks': {
             task: {
                 'metric': 'accuracy',
-                'before': before / QUESTIONS,
-                'after': right[task] / QUESTIONS,
+                'before': correct_before / QUESTIONS,
+                'after': correct[task] / QUESTIONS,
                 'examples': QUESTIONS,
                 'loss_before': 4.0,
                 'loss_after': sum(nats[task]) / (2 * QUESTIONS),
@@ -79,7 +81,7 @@ def write_finished_run(
             }
             for number, task in enumerate(tasks)
         },
-        'average': {'before': before / QUESTIONS, 'after': 0.5},
+        'average': {'before': correct_before / QUESTIONS, 'after': 0.5},
         'parameters': {'trainable': 1234567, 'percent_of_base': 2.124},
         'steps': 3,
         'train_time_s': 1.0,

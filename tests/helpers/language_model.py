@@ -9,7 +9,7 @@ MODEL = tiny_model(small_method('malora'))
 VARIABLES = random_variables(MODEL, seed=1)
 
 
-class Tokenizer(ByteTokenizer):
+class AsciiTokenizer(ByteTokenizer):
     """Byte tokenizer whose `decode` drops special tokens and tokens above ASCII."""
 
     def decode(self, ids, *, continues=False):
@@ -17,5 +17,5 @@ class Tokenizer(ByteTokenizer):
 
 
 def language_model(template: str = 'chatml', tokenizer=None) -> LanguageModel:
-    tokenizer = tokenizer or Tokenizer()
+    tokenizer = tokenizer or AsciiTokenizer()
     return LanguageModel('tiny', MODEL, VARIABLES, tokenizer, get_template(template), 2)

@@ -144,7 +144,7 @@ def packed_batch(
     return batch
 
 
-def unpacked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unpack_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a packed batch's examples with one per row, in order of row and segment."""
     examples = [
         (row, segment)

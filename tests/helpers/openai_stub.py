@@ -31,7 +31,7 @@ from tests.helpers.paths import FIXTURES
 TRANSPORT = ('rate_limit', 'error', 'timeout')
 CONTENT = ('truncated', 'wrong_language', 'cites', 'malformed')
 # A request is answered after this many attempts, so that every client finishes.
-MOST_FAILURES = 3
+MAX_FAILURES = 3
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def _stages() -> dict[str, tuple[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class FailurePlan:
     """Failure rates, delays and seed of the endpoint.
 
     Attributes:
@@ -60,7 +60,8 @@ class Plan:
         retry_after: Name and value of the header that a 429 response uses to ask for a delay.
         hang_s: Seconds that a request hangs before it times out.
         latency_s: Maximum latency of an answer in seconds; the minimum is half of it.
-        always: Status, content type and body of the response to every request; None = answer.
+        fixed_response: Status, content type and body of the response to every request; None =
+            answer.
     """
 
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -68,24 +69,24 @@ class Plan:
     retry_after: tuple[str, str] = ('retry-after-ms', '10')
     hang_s: float = 2.0
     latency_s: float = 0.0
-    always: tuple[int, str, str] | None = None
+    fixed_response: tuple[int, str, str] | None = None
 
-    def transport(self, key: str, attempt: int) -> str:
-        if attempt >= MOST_FAILURES:
+    def transport_failure(self, key: str, attempt: int) -> str:
+        if attempt >= MAX_FAILURES:
             return ''
-        return self._drawn(TRANSPORT, f'{key}/{attempt}')
+        return self._draw_failure(TRANSPORT, f'{key}/{attempt}')
 
-    def content(self, key: str) -> str:
-        return self._drawn(CONTENT, key)
+    def content_failure(self, key: str) -> str:
+        return self._draw_failure(CONTENT, key)
 
-    def _drawn(self, names: tuple[str, ...], what: str) -> str:
+    def _draw_failure(self, names: tuple[str, ...], what: str) -> str:
         rng = random.Random(f'{self.seed}/{what}')
         weights = [self.rates.get(name, 0.0) for name in names]
         return rng.choices([*names, ''], [*weights, 1 - sum(weights)])[0]
 
 
 @dataclasses.dataclass
-class Stub:
+class StubEndpoint:
     """State of the endpoint: received requests and responses. The server thread writes it.
 
     Attributes:
@@ -93,35 +94,39 @@ class Stub:
         answer: Function from the request body to the answer, for prompts other than those of
             dialogues.
         address: Base URL of the endpoint.
-        asked: Number of attempts by request key.
-        answered: Number of answers by request key.
-        failed: Number of responses by name of the failure; '' counts those without one.
+        attempt_counts: Number of attempts by request key.
+        answer_counts: Number of answers by request key.
+        failure_counts: Number of responses by name of the failure; '' counts those without one.
         headers: Headers of the last request.
         requests: Request bodies by request key.
     """
 
-    plan: Plan
+    plan: FailurePlan
     answer: Callable[[dict[str, Any]], str]
     address: str = ''
-    asked: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    answered: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    failed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    attempt_counts: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    answer_counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    failure_counts: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Handle POST /v1/chat/completions."""
         body = json.loads(await request.read())
-        key = key_of(body)
-        attempt = self.asked[key]
-        self.asked[key] += 1
+        key = request_key(body)
+        attempt = self.attempt_counts[key]
+        self.attempt_counts[key] += 1
         self.requests[key] = body
         self.headers = dict(request.headers)
-        if self.plan.always:
-            status, kind, text = self.plan.always
+        if self.plan.fixed_response:
+            status, kind, text = self.plan.fixed_response
             return web.Response(status=status, content_type=kind, text=text)
-        failure = self.plan.transport(key, attempt)
-        self.failed[failure] += 1
+        failure = self.plan.transport_failure(key, attempt)
+        self.failure_counts[failure] += 1
         if failure == 'rate_limit':
             return _error(429, 'Too many requests.', dict([self.plan.retry_after]))
         if failure == 'error':
@@ -132,14 +137,14 @@ class Stub:
         if self.plan.latency_s:
             share = random.Random(key).uniform(0.5, 1.0)
             await asyncio.sleep(share * self.plan.latency_s)
-        content = self.plan.content(key)
-        self.failed[content] += 1
-        self.answered[key] += 1
+        content = self.plan.content_failure(key)
+        self.failure_counts[content] += 1
+        self.answer_counts[key] += 1
         return web.json_response(self._completion(body, key, content))
 
     def _completion(self, body: dict[str, Any], key: str, fault: str) -> dict[str, Any]:
         known = _stages().get(body['messages'][0]['content'])
-        text = said(*known, key, fault) if known else self.answer(body)
+        text = dialogue_text(*known, key, fault) if known else self.answer(body)
         if fault == 'truncated':
             text = text[: len(text) // 2]
         prompt = sum(len(message['content']) for message in body['messages']) // 4
@@ -159,12 +164,12 @@ class Stub:
         }
 
 
-def key_of(body: dict[str, Any]) -> str:
+def request_key(body: dict[str, Any]) -> str:
     """Return the request key: a hash of the body."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def said(language: str, stage: str, key: str, fault: str = '') -> str:
+def dialogue_text(language: str, stage: str, key: str, fault: str = '') -> str:
     """Return the question or answer that the stub gives to a request of a dialogue stage.
 
     Args:
@@ -198,13 +203,13 @@ def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
 
 
 @contextlib.contextmanager
-def serving(
-    plan: Plan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
-) -> Iterator[Stub]:
+def serve_stub(
+    plan: FailurePlan | None = None, answer: Callable[[dict[str, Any]], str] = lambda body: 'Yes.'
+) -> Iterator[StubEndpoint]:
     """Serve a stub in a thread, and yield it."""
-    stub = Stub(plan or Plan(), answer)
+    stub = StubEndpoint(plan or FailurePlan(), answer)
     loop = asyncio.new_event_loop()
-    runner = loop.run_until_complete(_started(stub))
+    runner = loop.run_until_complete(_start_server(stub))
     thread = threading.Thread(target=loop.run_forever, name='stub')
     thread.start()
     try:
@@ -216,7 +221,7 @@ def serving(
         loop.close()
 
 
-async def _started(stub: Stub) -> web.AppRunner:
+async def _start_server(stub: StubEndpoint) -> web.AppRunner:
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post('/v1/chat/completions', stub.complete)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -228,6 +233,6 @@ async def _started(stub: Stub) -> web.AppRunner:
 
 
 if __name__ == '__main__':
-    with serving() as served:
+    with serve_stub() as served:
         print(served.address, flush=True)
         threading.Event().wait()

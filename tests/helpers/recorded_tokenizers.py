@@ -16,7 +16,7 @@ NAMES = ('llama3', 'qwen2', 'llama2', 'mistral')
 
 
 @functools.cache
-def recorded(name: str) -> dict[str, Any]:
+def read_recording(name: str) -> dict[str, Any]:
     """Return the content of `tokenizers/NAME.json`."""
     path = FIXTURES / 'tokenizers' / f'{name}.json'
     return json.loads(path.read_text('utf-8'))
@@ -25,7 +25,7 @@ def recorded(name: str) -> dict[str, Any]:
 def write_directory(path: pathlib.Path, name: str, **settings: Any) -> pathlib.Path:
     """Write tokenizer.json and tokenizer_config.json, the latter with some settings replaced."""
     path.mkdir(exist_ok=True)
-    files = recorded(name)['directory']
+    files = read_recording(name)['directory']
     (path / 'tokenizer.json').write_text(json.dumps(files['tokenizer.json']), 'utf-8')
     config = json.dumps(files['tokenizer_config.json'] | settings)
     (path / 'tokenizer_config.json').write_text(config, 'utf-8')
@@ -39,6 +39,6 @@ def from_directory(path: pathlib.Path, name: str, **settings: Any) -> Tokenizer:
 
 def from_metadata(path: pathlib.Path, name: str, **changes: Any) -> Tokenizer:
     """Return the tokenizer of a GGUF file with recorded metadata; None drops a key."""
-    metadata = recorded(name)['gguf'] | changes
+    metadata = read_recording(name)['gguf'] | changes
     write_tokenizer_gguf(path, {k: v for k, v in metadata.items() if v is not None})
     return from_gguf(GGUFFile(path))

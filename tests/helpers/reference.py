@@ -24,7 +24,7 @@ def gates(x, W_g, K, renormalize=False, equal_gates=False):
     return G / G.sum() if renormalize else G
 
 
-def expert(t, leaves, config: AdapterConfig):
+def expert_matrix(t, leaves, config: AdapterConfig):
     """Return expert t's m × n matrix, unscaled: section 2's table, section 3's ablations."""
     settings = settings_of(config)
     if not settings.shared_rank:
@@ -56,7 +56,7 @@ def scale(config: AdapterConfig):
     return config.alpha / (np.sqrt(rank) if config.rank_stabilized else rank)
 
 
-def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
+def adapter_update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     """Return the scaled update (α / r) Δ(x) or (α / √r) Δ(x) of every token, (N, m).
 
     Args:
@@ -65,7 +65,7 @@ def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
         config: Adapter configuration.
         dropped_ND: Inputs of the experts after dropout; None = no dropout.
     """
-    experts = [expert(t, leaves, config) for t in range(config.num_experts)]
+    experts = [expert_matrix(t, leaves, config) for t in range(config.num_experts)]
     rows = []
     for x, dropped in zip(x_ND, x_ND if dropped_ND is None else dropped_ND, strict=True):
         G = token_gates(x, leaves, config)
@@ -75,22 +75,22 @@ def update(x_ND, leaves, config: AdapterConfig, dropped_ND=None):
     return np.stack(rows)
 
 
-def column_lengths(W, leaves, config: AdapterConfig):
+def column_norms(W, leaves, config: AdapterConfig):
     """Return DoRA's norms ‖W + (α/r) B A‖, one per output, (m,); W (m, n) has a row per output."""
-    return np.linalg.norm(W + scale(config) * expert(0, leaves, config), axis=1)
+    return np.linalg.norm(W + scale(config) * expert_matrix(0, leaves, config), axis=1)
 
 
-def adapted_linear(x_ND, W, leaves, config: AdapterConfig, lengths=None):
+def adapted_linear(x_ND, W, leaves, config: AdapterConfig, norms=None):
     """Return W x + (α / r) Δ(x) of every token; DoRA multiplies it by m / ‖W + (α/r) B A‖.
 
-    `lengths` replaces the norm, which has no gradient: finite differences hold it fixed.
+    `norms` replaces the norm, which has no gradient: finite differences hold it fixed.
     """
-    y = x_ND @ W.T + update(x_ND, leaves, config)
+    y = x_ND @ W.T + adapter_update(x_ND, leaves, config)
     if not settings_of(config).magnitude:
         return y
-    if lengths is None:
-        lengths = column_lengths(W, leaves, config)
-    return leaves['magnitude'] / lengths * y
+    if norms is None:
+        norms = column_norms(W, leaves, config)
+    return leaves['magnitude'] / norms * y
 
 
 def balance_loss(x_ND, W_g, K):

@@ -15,7 +15,7 @@ from tests.helpers import reference
 
 
 @dataclasses.dataclass
-class Outputs:
+class ReferenceOutputs:
     """Outputs of the decoder, and intermediate values by path of the linear ('layers/1/mlp/up').
 
     Attributes:
@@ -23,17 +23,17 @@ class Outputs:
         logits: (B, T, V), logits.
         inputs: (N, D), inputs of each adapted linear, in the order of tokens.
         routers: (D, E), router weights of each adapted linear that has a router.
-        lengths: (F,), column norms of each adapted weight, by which DoRA divides.
+        norms: (F,), column norms of each adapted weight, by which DoRA divides.
     """
 
     hidden: np.ndarray
     logits: np.ndarray
     inputs: dict[str, np.ndarray]
     routers: dict[str, np.ndarray]
-    lengths: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
 
 
-class Losses(NamedTuple):
+class ReferenceLosses(NamedTuple):
     """Losses of a packed batch.
 
     Attributes:
@@ -46,22 +46,22 @@ class Losses(NamedTuple):
     nll: float
     balance: float
     total: float
-    outputs: Outputs
+    outputs: ReferenceOutputs
 
 
-def float64(tree: Any) -> Any:
+def to_float64(tree: Any) -> Any:
     """Convert the arrays of nested dictionaries to float64."""
     if isinstance(tree, dict):
-        return {key: float64(value) for key, value in tree.items()}
+        return {key: to_float64(value) for key, value in tree.items()}
     return np.asarray(tree, np.float64)
 
 
-def merged(*trees: Any) -> Any:
+def merge_trees(*trees: Any) -> Any:
     """Merge trees into one: a linear's leaves may be spread over three collections."""
     tree: dict[str, Any] = {}
     for key in dict.fromkeys(key for each in trees for key in each):
         found = [each[key] for each in trees if key in each]
-        tree[key] = merged(*found) if isinstance(found[0], dict) else found[0]
+        tree[key] = merge_trees(*found) if isinstance(found[0], dict) else found[0]
     return tree
 
 
@@ -72,8 +72,8 @@ class ReferenceDecoder:
         config: Base model configuration.
         variables: Variable collections, as the library's decoder takes them.
         adapter: Adapter configuration; None = base model.
-        lengths: Fixed column norms of the adapted weights by path; the others are computed. DoRA's
-            gradient holds them fixed.
+        fixed_norms: Fixed column norms of the adapted weights by path; the others are computed.
+            DoRA's gradient holds them fixed.
     """
 
     def __init__(
@@ -81,15 +81,17 @@ class ReferenceDecoder:
         config: ModelConfig,
         variables: dict[str, Any],
         adapter: AdapterConfig | None = None,
-        lengths: dict[str, np.ndarray] | None = None,
+        fixed_norms: dict[str, np.ndarray] | None = None,
     ):
         self.config, self.adapter = config, adapter
-        self.weights = merged(*(float64(tree) for tree in variables.values()))
-        self.fixed_lengths = lengths or {}
+        self.weights = merge_trees(*(to_float64(tree) for tree in variables.values()))
+        self.fixed_norms = fixed_norms or {}
 
-    def __call__(self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray) -> Outputs:
+    def __call__(
+        self, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+    ) -> ReferenceOutputs:
         """Run the decoder on packed rows; all arguments are (B, T)."""
-        self.inputs, self.routers, self.lengths = {}, {}, {}
+        self.inputs, self.routers, self.norms = {}, {}, {}
         weights, shape = self.weights, tokens.shape
         x = weights['embedding'][tokens.reshape(-1)]
         for i in range(self.config.num_layers):
@@ -102,9 +104,9 @@ class ReferenceDecoder:
         head = weights['embedding' if self.config.tied else 'head']
         logits = (x @ head.T).reshape(*shape, -1)
         x = x.reshape(*shape, -1)
-        return Outputs(x, logits, self.inputs, self.routers, self.lengths)
+        return ReferenceOutputs(x, logits, self.inputs, self.routers, self.norms)
 
-    def loss(self, batch: dict[str, np.ndarray]) -> Losses:
+    def loss(self, batch: dict[str, np.ndarray]) -> ReferenceLosses:
         """Return the losses of packed rows; padding does not count in the load-balancing loss."""
         outputs = self(batch['inputs'], batch['positions'], batch['segment_ids'])
         logits, mask = outputs.logits, batch['loss_mask']
@@ -121,7 +123,7 @@ class ReferenceDecoder:
             ]
             balance = sum(each) / len(each)
         weight = adapter.router.balance_weight if adapter is not None else 0.0
-        return Losses(nll, balance, nll + weight * balance, outputs)
+        return ReferenceLosses(nll, balance, nll + weight * balance, outputs)
 
     def _rms_norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
@@ -135,8 +137,8 @@ class ReferenceDecoder:
             if adapter.has_router:
                 self.routers[path] = leaves['router']
             if adapter.structure.kernel_dependent:
-                self.lengths[path] = reference.column_lengths(W, leaves, adapter)
-            y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_lengths.get(path))
+                self.norms[path] = reference.column_norms(W, leaves, adapter)
+            y = reference.adapted_linear(x, W, leaves, adapter, self.fixed_norms.get(path))
         return y + leaves['bias'] if 'bias' in leaves else y
 
     def _attention(
@@ -179,7 +181,7 @@ class ReferenceDecoder:
         return self._linear(gate / (1 + np.exp(-gate)) * up, block['down'], f'layers/{i}/mlp/down')
 
 
-def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
+def router_probabilities(outputs: ReferenceOutputs, segments: np.ndarray) -> np.ndarray:
     """Return the router probabilities of all tokens that are not padding, (M, E).
 
     The tokens of all routers are concatenated; M is zero without routers.
@@ -190,7 +192,7 @@ def probabilities(outputs: Outputs, segments: np.ndarray) -> np.ndarray:
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-def margin(probabilities_ME: np.ndarray, top_k: int) -> float:
+def routing_margin(probabilities_ME: np.ndarray, top_k: int) -> float:
     """Return the smallest gap between the last expert chosen and the first not chosen."""
     if probabilities_ME.shape[-1] == top_k:
         return np.inf

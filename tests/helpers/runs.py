@@ -49,7 +49,7 @@ for _name in TASKS:
     register_task(Task(_name, Digits(_name), SCORERS[_name]))
 
 
-def run_settings(weights: pathlib.Path, method: str = 'malora', **changes: Any) -> dict[str, Any]:
+def toy_run_config(weights: pathlib.Path, method: str = 'malora', **changes: Any) -> dict[str, Any]:
     """Return the config of the run as a dictionary.
 
     Args:
@@ -108,7 +108,7 @@ def main(
 
     original_write, metrics.MetricWriter.write = metrics.MetricWriter.write, write
     original_save, checkpoint.Checkpoints.save = checkpoint.Checkpoints.save, save
-    settings = run_settings(pathlib.Path(weights), method, **json.loads(changes))
+    settings = toy_run_config(pathlib.Path(weights), method, **json.loads(changes))
     train(settings, cloud_storage.localize(workdir))
 
 

@@ -22,7 +22,7 @@ QUESTION = [{'role': 'user', 'content': 'Why?'}]
 
 
 @contextlib.contextmanager
-def serving(model=None, **settings):
+def serve_in_thread(model=None, **settings):
     """Serve in a thread, and yield the address."""
     model = model or language_model()
     app = make_app({'tiny': model, 'base': model.base()}, **settings)
@@ -39,7 +39,7 @@ def serving(model=None, **settings):
 
 
 @contextlib.contextmanager
-def process(*arguments, log=subprocess.DEVNULL):
+def serve_in_process(*arguments, log=subprocess.DEVNULL):
     """Start a `serve_tiny` process, and yield it and its address once its programs are compiled."""
     with subprocess.Popen(
         [sys.executable, '-m', 'tests.serving.serve_tiny', *map(str, arguments)],
@@ -52,13 +52,13 @@ def process(*arguments, log=subprocess.DEVNULL):
         try:
             assert server.stdout is not None
             address = re.search(r'http://\S+', server.stdout.readline())[0]
-            chat(address, max_tokens=12, temperature=0.7)
+            post_chat(address, max_tokens=12, temperature=0.7)
             yield server, address
         finally:
             server.kill()
 
 
-def chat(address: str, **fields) -> httpx.Response:
+def post_chat(address: str, **fields) -> httpx.Response:
     body = {'model': 'tiny', 'messages': QUESTION, 'max_tokens': 5, 'temperature': 0} | fields
     return httpx.post(f'{address}/v1/chat/completions', json=body, timeout=120)
 
@@ -70,7 +70,7 @@ def post(address: str, body: bytes, seconds: float = 120.0) -> httpx.Response:
     return httpx.post(path, content=body, headers=headers, timeout=seconds)
 
 
-def raw(address: str, data: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
+def send_raw(address: str, data: bytes, seconds: float = 60.0) -> tuple[int, bytes]:
     """Write bytes into a socket, and return the status and body of the response."""
     host, port = address.removeprefix('http://').split(':')
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:

@@ -17,14 +17,14 @@ ADAMW = OptimizerConfig(
 )
 
 
-def numbers(
+def make_hyperparameters(
     adapter: AdapterConfig | None, optimizer: OptimizerConfig = ADAMW, seed: int = 0
 ) -> Hyperparameters:
     """Return the hyperparameters of a training step with this adapter."""
     return Hyperparameters.from_configs(seed, optimizer, adapter)
 
 
-def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def record_gradients(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Wrap an optimizer so that its state (gradients, own state) keeps the last gradients."""
 
     inner = optax.with_extra_args_support(optimizer)
@@ -40,7 +40,7 @@ def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 # Records the gradients that it receives, and changes no parameters.
-RECORDER = recording(optax.set_to_zero())
+RECORDER = record_gradients(optax.set_to_zero())
 
 
 def new_state(variables: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
@@ -50,13 +50,13 @@ def new_state(variables: Any, optimizer: optax.GradientTransformation, step: int
     return TrainState(jnp.int32(step), adapter, frozen, optimizer.init(adapter))
 
 
-def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """Check that trees are equal up to `tolerance` times each leaf's largest entry.
 
     No leaf may be all zeros.
     """
     for (name, a), (_, b) in zip(
-        trees.named_leaves(found), trees.named_leaves(expected), strict=True
+        trees.named_leaves(actual), trees.named_leaves(expected), strict=True
     ):
         scale = np.abs(b).max()
         assert scale > 0, name

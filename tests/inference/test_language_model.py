@@ -6,7 +6,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.inference.language_model import GenerationConfig
-from tests.helpers.language_model import MODEL, VARIABLES, Tokenizer, language_model
+from tests.helpers.language_model import MODEL, VARIABLES, AsciiTokenizer, language_model
 from tests.helpers.models import logits_of
 
 pytestmark = pytest.mark.usefixtures('compile_quickly')
@@ -25,13 +25,13 @@ def test_a_conversation_in_turns():
         '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n'
         '<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
     )
-    assert language_model().encode_prompt(messages) == Tokenizer().encode(expected)
+    assert language_model().encode_prompt(messages) == AsciiTokenizer().encode(expected)
     plain = bytes(language_model('plain').encode_prompt(messages)).decode()
     assert plain == 'Question: Hi\nAnswer: Yes?\nQuestion: Why?\nAnswer:'
 
 
 def test_a_text_that_starts_with_a_bos_token():
-    class Bos(Tokenizer):
+    class Bos(AsciiTokenizer):
         bos_id = 256
 
     prompt = language_model('plain', Bos()).encode_prompt([{'role': 'user', 'content': 'Why?'}])
@@ -94,7 +94,7 @@ def test_scores_are_log_probabilities_of_the_answer_and_its_end():
     model = language_model()
     found = model.score(['Why?', 'Who?'], ['So.', 'Me'])
     for question, answer, likelihood in zip(['Why?', 'Who?'], ['So.', 'Me'], found, strict=True):
-        tokens = model.encode_prompt(question) + Tokenizer().encode(answer) + [model.end_id]
+        tokens = model.encode_prompt(question) + AsciiTokenizer().encode(answer) + [model.end_id]
         count = len(answer) + 1
         logits = logits_of(MODEL, VARIABLES, [tokens])[0, -count - 1 : -1]
         expected = jax.nn.log_softmax(logits)[np.arange(count), tokens[-count:]].sum()

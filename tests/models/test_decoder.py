@@ -21,7 +21,7 @@ from tests.helpers.models import (
     random_variables,
     small_method,
     tiny_model,
-    unpacked,
+    unpack_batch,
 )
 
 # Two examples and padding in the first row, three examples and no padding in the second.
@@ -68,7 +68,7 @@ def test_content_and_positions_of_padding_change_nothing(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_packed_equals_unpacked(name):
-    alone = unpacked(BATCH)
+    alone = unpack_batch(BATCH)
     packed_hidden, alone_hidden = run(name), run(name, alone)
     np.testing.assert_allclose(
         packed_hidden[BATCH['segment_ids'] > 0],

@@ -16,7 +16,7 @@ from malora_jax.models import Decoder, ModelConfig
 from malora_jax.models.decoder import KVCache
 from malora_jax.models.loading.base_model import LoadedBase, load_base, model_config
 from malora_jax.models.loading.params import to_huggingface
-from tests.helpers.family_weights import draw
+from tests.helpers.family_weights import draw_weight
 from tests.helpers.models import logits_of
 from tests.helpers.paths import FIXTURES
 from tests.helpers.reference_decoder import ReferenceDecoder
@@ -44,7 +44,7 @@ class Recorded(NamedTuple):
 
 def recorded(family: str) -> Recorded:
     found = FAMILIES[family]
-    weights = {name: draw(name, tuple(shape)) for name, shape in found['shapes'].items()}
+    weights = {name: draw_weight(name, tuple(shape)) for name, shape in found['shapes'].items()}
     return Recorded(found['config'], found['index']['weight_map'], weights)
 
 

@@ -22,7 +22,12 @@ from tests.helpers.models import (
     small_method,
     tiny_model,
 )
-from tests.helpers.reference_decoder import Outputs, ReferenceDecoder, margin, probabilities
+from tests.helpers.reference_decoder import (
+    ReferenceDecoder,
+    ReferenceOutputs,
+    router_probabilities,
+    routing_margin,
+)
 
 # Three examples and, in the second row, padding.
 BATCH = jax.tree.map(jnp.asarray, packed_batch([(4, 4), (6,)], 8))
@@ -38,14 +43,14 @@ def compile_quickly():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
-def reference_outputs(model: Decoder, variables) -> tuple[Outputs, float]:
+def reference_outputs(model: Decoder, variables) -> tuple[ReferenceOutputs, float]:
     """Return the reference outputs, and the smallest margin of a routing decision."""
     reference = ReferenceDecoder(model.config, variables, model.adapter)
     outputs = reference(*map(np.asarray, ARRAYS))
     if model.adapter is None:
         return outputs, np.inf
-    chances = probabilities(outputs, np.asarray(BATCH['segment_ids']))
-    return outputs, margin(chances, model.adapter.router.top_k)
+    chances = router_probabilities(outputs, np.asarray(BATCH['segment_ids']))
+    return outputs, routing_margin(chances, model.adapter.router.top_k)
 
 
 @functools.cache

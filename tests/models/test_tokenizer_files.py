@@ -10,7 +10,7 @@ from tests.helpers.recorded_tokenizers import (
     NAMES,
     from_directory,
     from_metadata,
-    recorded,
+    read_recording,
     write_directory,
 )
 
@@ -20,7 +20,7 @@ BYTE_LEVEL, SENTENCE_PIECE = ('llama3', 'qwen2'), ('llama2', 'mistral')
 @pytest.mark.parametrize('name', NAMES)
 def test_tokenizer_json(tmp_path, name):
     tokenizer = from_directory(tmp_path, name)
-    for item in recorded(name)['texts']:
+    for item in read_recording(name)['texts']:
         assert tokenizer.encode(item['text']) == item['ids'], item['text']
         assert tokenizer.decode(item['ids']) == item['decoded'], item['text']
 
@@ -30,7 +30,7 @@ def test_byte_level_gguf(tmp_path, name):
     """Results equal those of transformers; llama.cpp lacks the NFC normalization of Qwen."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     differing = []
-    for item in recorded(name)['texts']:
+    for item in read_recording(name)['texts']:
         assert tokenizer.encode(item['text']) == item['ids'], item['text']
         assert tokenizer.decode(item['ids']) == item['decoded'], item['text']
         differing += [item['text']] if 'llama_cpp' in item else []
@@ -41,7 +41,7 @@ def test_byte_level_gguf(tmp_path, name):
 def test_sentence_piece_gguf(tmp_path, name):
     """Results equal those of llama.cpp and SentencePiece, which always prepend a space."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
-    for item in recorded(name)['texts']:
+    for item in read_recording(name)['texts']:
         expected = item.get('llama_cpp', item['ids'])
         assert tokenizer.encode(item['text']) == expected, item['text']
 
@@ -56,7 +56,7 @@ def test_the_older_tokenizer_json_of_llama(tmp_path, name):
     content |= {'normalizer': {'type': 'Sequence', 'normalizers': steps}, 'pre_tokenizer': None}
     (tmp_path / 'tokenizer.json').write_text(json.dumps(content), 'utf-8')
     tokenizer = from_huggingface(tmp_path)
-    for item in recorded(name)['texts']:
+    for item in read_recording(name)['texts']:
         expected = item.get('llama_cpp', item['ids'])
         assert tokenizer.encode(item['text']) == expected, item['text']
 
@@ -66,7 +66,7 @@ def with_special_tokens(name: str, text: str) -> bool:
 
 
 def special_tokens(name: str) -> set[str]:
-    metadata = recorded(name)['gguf']
+    metadata = read_recording(name)['gguf']
     return {
         t for t, k in zip(metadata['tokens'], metadata['token_type'], strict=True) if k in (2, 3)
     }
@@ -76,7 +76,7 @@ def special_tokens(name: str) -> set[str]:
 def test_texts_come_back_with_all_spaces(tmp_path, name):
     for tokenizer in (from_directory(tmp_path, name), from_metadata(tmp_path / 'a.gguf', name)):
         assert tokenizer.special_tokens == special_tokens(name)
-        for item in recorded(name)['texts']:
+        for item in read_recording(name)['texts']:
             text = item['text']
             if with_special_tokens(name, text) or (name == 'qwen2' and 'llama_cpp' in item):
                 continue
@@ -101,7 +101,7 @@ def test_a_text_that_goes_on_has_no_space_before_it(tmp_path, name):
 
 
 def test_line_breaks_that_grow_together(tmp_path):
-    metadata = recorded('llama2')['gguf']
+    metadata = read_recording('llama2')['gguf']
     changes = {
         'tokens': [*metadata['tokens'], '\n', '\n\n'],
         'token_type': [*metadata['token_type'], 1, 1],
@@ -124,8 +124,8 @@ def test_bytes_that_are_no_text(tmp_path, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_special_ids(tmp_path, name):
-    metadata = recorded(name)['gguf']
-    starts = recorded(name)['llama_cpp_adds_bos']
+    metadata = read_recording(name)['gguf']
+    starts = read_recording(name)['llama_cpp_adds_bos']
     for tokenizer in (from_directory(tmp_path, name), from_metadata(tmp_path / 'a.gguf', name)):
         assert tokenizer.eos_id == metadata['eos_token_id']
         assert tokenizer.bos_id == (metadata['bos_token_id'] if starts else None)
@@ -217,7 +217,7 @@ def test_texts_are_neither_cut_off_nor_padded(tmp_path):
         'pad_token': '!',
     }
     (tmp_path / 'tokenizer.json').write_text(json.dumps(content), 'utf-8')
-    item = recorded('llama3')['texts'][4]
+    item = read_recording('llama3')['texts'][4]
     assert from_huggingface(tmp_path).encode(item['text']) == item['ids']
 
 
@@ -313,7 +313,7 @@ def test_merges_of_other_tokens(tmp_path):
 @pytest.mark.parametrize('name, key', [('llama3', 'token_type'), ('llama2', 'scores')])
 def test_lists_of_another_length(tmp_path, name, key):
     path = tmp_path / 'a.gguf'
-    items = recorded(name)['gguf'][key]
+    items = read_recording(name)['gguf'][key]
     assert message(from_metadata, path, name, **{key: items[:-1]}) == (
         f'{path} has {len(items)} tokens but {len(items) - 1} items in tokenizer.ggml.{key}.'
     )

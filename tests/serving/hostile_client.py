@@ -22,7 +22,7 @@ import time
 import httpx
 import numpy as np
 
-from tests.helpers.servers import chat, post, process
+from tests.helpers.servers import post, post_chat, serve_in_process
 
 CLIENTS, LIMIT_S = 32, 0.2
 MIB = 2**20
@@ -33,7 +33,7 @@ def chat_body(content: str = 'x', **fields) -> bytes:
     return json.dumps({'model': 'tiny', 'messages': messages, 'max_tokens': 2} | fields).encode()
 
 
-def partial(address: str) -> None:
+def send_partial_body(address: str) -> None:
     """Send a part of a request body, and disconnect."""
     host, port = address.removeprefix('http://').split(':')
     with socket.create_connection((host, int(port))) as connection:
@@ -42,7 +42,7 @@ def partial(address: str) -> None:
         connection.sendall(b'{"model": "tiny", "prompt": "' + b'9' * MIB)
 
 
-def dropped(address: str) -> None:
+def drop_stream(address: str) -> None:
     """Disconnect from a stream after its first line, or after two seconds."""
     body = {'model': 'tiny', 'prompt': 'x', 'max_tokens': 200, 'stream': True}
     with httpx.stream('POST', f'{address}/v1/completions', json=body, timeout=2) as response:
@@ -76,7 +76,10 @@ def attack(
     attacks = {
         name: lambda body=body: post(address, body, seconds=2) for name, body in bodies().items()
     }
-    attacks |= {'partial body': lambda: partial(address), 'stream': lambda: dropped(address)}
+    attacks |= {
+        'partial body': lambda: send_partial_body(address),
+        'stream': lambda: drop_stream(address),
+    }
     for name, send in itertools.cycle(attacks.items()):
         if stopped.is_set():
             return
@@ -87,7 +90,7 @@ def attack(
         counts[name] = counts.get(name, 0) + 1
 
 
-def stream(address: str, number: int, stopped: threading.Event, found: list[str]) -> None:
+def stream(address: str, number: int, stopped: threading.Event, outcomes: list[str]) -> None:
     """Stream the answer to the same question repeatedly, and record errors and differences."""
     body = {'model': 'tiny', 'prompt': f'Once {number}', 'max_tokens': 40, 'seed': number}
     expected = None
@@ -99,7 +102,7 @@ def stream(address: str, number: int, stopped: threading.Event, found: list[str]
             is_whole = lines[-1] == 'data: [DONE]' and all('choices' in chunk for chunk in chunks)
             text = ''.join(c['choices'][0]['text'] for c in chunks) if is_whole else response.text
             expected = expected or text
-            found.append('ok' if is_whole and text == expected else f'{number}: {response.text}')
+            outcomes.append('ok' if is_whole and text == expected else f'{number}: {response.text}')
 
 
 def latencies(address: str, seconds: float) -> list[float]:
@@ -128,25 +131,25 @@ def describe(name: str, found: list[float]) -> None:
 def main() -> int:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
     arguments = [f'--model={sys.argv[2]}'] if len(sys.argv) > 2 else []
-    answers: list[str] = []
+    outcomes: list[str] = []
     counts: dict[str, int] = {}
     # A separate process, because the client threads would delay the measurement.
     spawn = multiprocessing.get_context('spawn')
     with (
-        process('--rows=8', *arguments, log=None) as (_, address),
+        serve_in_process('--rows=8', *arguments, log=None) as (_, address),
         concurrent.futures.ProcessPoolExecutor(1, spawn) as prober,
     ):
-        chat(address)
+        post_chat(address)
         stopped = threading.Event()
         threads = [
-            threading.Thread(target=stream, args=(address, number, stopped, answers))
+            threading.Thread(target=stream, args=(address, number, stopped, outcomes))
             for number in range(CLIENTS)
         ]
         for thread in threads:
             thread.start()
         time.sleep(10)  # Wait for compilation.
         describe('without attacks', prober.submit(latencies, address, 15 * minutes).result())
-        threads.append(threading.Thread(target=attack, args=(address, stopped, counts, answers)))
+        threads.append(threading.Thread(target=attack, args=(address, stopped, counts, outcomes)))
         threads[-1].start()
         attacked = prober.submit(latencies, address, 45 * minutes).result()
         describe('with attacks', attacked)
@@ -154,8 +157,8 @@ def main() -> int:
         for thread in threads:
             thread.join()
         left = httpx.get(f'{address}/health').json()['open_requests']
-    errors = [answer for answer in answers if answer != 'ok']
-    print(f'{len(answers)} streams, {len(errors)} of them with an error or another text')
+    errors = [answer for answer in outcomes if answer != 'ok']
+    print(f'{len(outcomes)} streams, {len(errors)} of them with an error or another text')
     print(f'{sum(counts.values())} attacks, of which {left} texts are left: {counts}')
     for error in errors[:3]:
         print(error[:1000])

@@ -41,7 +41,7 @@ def main() -> None:
     listener = socket.create_server(('127.0.0.1', 0))
     print(f'http://127.0.0.1:{listener.getsockname()[1]}', flush=True)
     serve(make_app({'tiny': model}, batch_size=flags.rows), listener, flags.grace)
-    cli.leave(0)
+    cli.exit_process(0)
 
 
 if __name__ == '__main__':

@@ -13,14 +13,14 @@ import pytest
 
 from malora_jax.models.engine import Engine
 from malora_jax.serving.middleware import MAX_BODY_BYTES
-from tests.helpers.servers import QUESTION, language_model, serving
+from tests.helpers.servers import QUESTION, language_model, serve_in_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')
 def address(compile_quickly):
-    with serving(rows=4) as found:
+    with serve_in_thread(rows=4) as found:
         yield found
 
 
@@ -222,7 +222,7 @@ def test_many_clients_at_once(address):
 
 
 def test_a_key():
-    with serving(key='secret') as address:
+    with serve_in_thread(key='secret') as address:
         body = {'model': 'tiny', 'prompt': 'Once', 'max_tokens': 2}
         for headers in ({}, {'Authorization': 'Bearer wrong'}):
             found = httpx.post(f'{address}/v1/completions', json=body, headers=headers)
@@ -234,7 +234,7 @@ def test_a_key():
 
 
 def test_too_many_wait_and_time_is_out():
-    with serving(rows=1, most_waiting=0, timeout_s=0.5) as address:
+    with serve_in_thread(rows=1, most_waiting=0, timeout_s=0.5) as address:
         body = {'model': 'tiny', 'prompt': 'Once', 'max_tokens': 480}
         found = httpx.post(f'{address}/v1/completions', json=body | {'n': 4}, timeout=60)
         assert found.status_code == 429
@@ -249,7 +249,7 @@ def test_too_many_wait_and_time_is_out():
 
 
 def test_after_a_failure_the_next_request_is_answered(monkeypatch, capfd):
-    with serving() as address:
+    with serve_in_thread() as address:
         body = {'model': 'tiny', 'prompt': 'Once', 'max_tokens': 4, 'temperature': 0}
         step = Engine.step
         monkeypatch.setattr(Engine, 'step', lambda engine: 1 / 0)

@@ -15,13 +15,20 @@ from malora_jax.models import decoding as decoding
 from malora_jax.models.engine import Engine
 from malora_jax.serving import scheduler as scheduler_lib
 from malora_jax.serving.protocol import ChatRequest, parse
-from tests.helpers.language_model import Tokenizer
-from tests.helpers.servers import chat, is_error, language_model, post, raw, serving
+from tests.helpers.language_model import AsciiTokenizer
+from tests.helpers.servers import (
+    is_error,
+    language_model,
+    post,
+    post_chat,
+    send_raw,
+    serve_in_thread,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
-class SlowTokenizer(Tokenizer):
+class SlowTokenizer(AsciiTokenizer):
     """Tokenizer that takes two seconds for a text with the word `slow`."""
 
     def encode(self, text, *, continues=False):
@@ -33,7 +40,7 @@ class SlowTokenizer(Tokenizer):
 @pytest.fixture(scope='module')
 def address(compile_quickly):
     model = language_model(tokenizer=SlowTokenizer())
-    with serving(model, rows=4, body_s=1.0) as found:
+    with serve_in_thread(model, rows=4, body_s=1.0) as found:
         yield found
 
 
@@ -68,17 +75,17 @@ def test_a_value_beyond_its_range(address, change, message):
 
 
 def test_the_field_at_fault_is_named(address):
-    errors = [chat(address, **{field: -1}).json()['error'] for field in ('top_k', 'n')]
+    errors = [post_chat(address, **{field: -1}).json()['error'] for field in ('top_k', 'n')]
     assert [error['param'] for error in errors] == ['top_k', 'n']
-    assert chat(address, model='big').json()['error']['param'] == 'model'
+    assert post_chat(address, model='big').json()['error']['param'] == 'model'
 
 
 def test_values_at_the_end_of_their_range(address):
-    alone = chat(address).json()['choices']
+    alone = post_chat(address).json()['choices']
     ends = {'top_k': 2**31 - 1, 'seed': -(2**63), 'stop': ['x' * 1000] * 4, 'presence_penalty': 0}
-    assert chat(address, **ends).json()['choices'] == alone
+    assert post_chat(address, **ends).json()['choices'] == alone
     # As float32 it is zero, so only the most probable token remains.
-    found = chat(address, temperature=1, top_p=1e-60).json()['choices']
+    found = post_chat(address, temperature=1, top_p=1e-60).json()['choices']
     assert found == alone
 
 
@@ -94,7 +101,7 @@ def test_a_long_text_is_refused_before_it_is_tokenized(address, monkeypatch):
     text = '9' * 4_000_000
     message = f'{len(text):,} characters do not fit into the context'
     for found in (
-        chat(address, messages=[{'role': 'user', 'content': text}]),
+        post_chat(address, messages=[{'role': 'user', 'content': text}]),
         httpx.post(
             f'{address}/v1/completions', json={'model': 'tiny', 'prompt': ['x', text]}, timeout=60
         ),
@@ -103,14 +110,14 @@ def test_a_long_text_is_refused_before_it_is_tokenized(address, monkeypatch):
 
 
 def test_nobody_waits_for_the_tokens_of_others(address):
-    chat(address)  # Compile first.
+    post_chat(address)  # Compile first.
     slow = [{'role': 'user', 'content': 'slow' + 'x' * 1000}]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        other = pool.submit(chat, address, messages=slow)
+        other = pool.submit(post_chat, address, messages=slow)
         time.sleep(0.3)
         start = time.monotonic()
         assert httpx.get(f'{address}/health').status_code == 200
-        assert chat(address).status_code == 200
+        assert post_chat(address).status_code == 200
         assert time.monotonic() - start < 1.5 and not other.done()
         assert other.result().status_code == 200
 
@@ -163,7 +170,7 @@ def test_a_form_that_a_page_sends(address):
     ],
 )
 def test_what_is_no_http(address, head):
-    status, body = raw(address, head)
+    status, body = send_raw(address, head)
     assert status == 400 and is_error(400, body)
 
 
@@ -173,7 +180,7 @@ def test_a_request_is_answered_once(address, caplog):
     uvicorn_log = logging.getLogger('uvicorn.error')
     uvicorn_log.addHandler(caplog.handler)
     try:
-        status, body = raw(address, head.encode())
+        status, body = send_raw(address, head.encode())
         time.sleep(0.2)
     finally:
         uvicorn_log.removeHandler(caplog.handler)
@@ -188,14 +195,14 @@ def test_a_body_that_does_not_arrive(address, head):
         'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
         f'{head}\r\n\r\n1\r\n{{\r\n'
     )
-    status, body = raw(address, request.encode())
+    status, body = send_raw(address, request.encode())
     assert status == 408 and is_error(408, body)
     assert 0.9 < time.monotonic() - start < 20
 
 
 def test_a_head_that_does_not_arrive(address, monkeypatch):
     monkeypatch.setattr('malora_jax.serving.server._HEAD_TIMEOUT_S', 0.5)
-    status, body = raw(address, b'GET /health HTTP/1.1\r\nHost: local')
+    status, body = send_raw(address, b'GET /health HTTP/1.1\r\nHost: local')
     assert status == 408 and is_error(408, body)
     # A connection that waits for its next request does not time out.
     with httpx.Client() as client:
@@ -215,10 +222,10 @@ def test_hosts(address):
     assert {status(address, host) for host in bad} == {421}
     found = httpx.get(f'{address}/health', headers={'Host': 'evil.example'})
     assert is_error(421, found.content)
-    assert raw(address, b'GET /health HTTP/1.0\r\n\r\n')[0] == 200
-    with serving(hosts=['models.example']) as other:
+    assert send_raw(address, b'GET /health HTTP/1.0\r\n\r\n')[0] == 200
+    with serve_in_thread(hosts=['models.example']) as other:
         assert status(other, 'Models.example:80') == 200 and status(other, bad[0]) == 421
-    with serving(key='secret') as other:
+    with serve_in_thread(key='secret') as other:
         assert status(other, bad[0], Authorization='Bearer secret') == 200
         assert status(other, bad[0]) == 401
 

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.helpers.servers import chat, is_error, process
+from tests.helpers.servers import is_error, post_chat, serve_in_process
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,14 @@ def wait_for_work(address: str, count: int) -> None:
 
 def test_what_was_taken_is_finished(tmp_path):
     """The server accepts no new requests meanwhile."""
-    with process('--grace=100', '--delay=0.1') as (server, address):
+    with serve_in_process('--grace=100', '--delay=0.1') as (server, address):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             texts = [pool.submit(stream, address, 80) for _ in range(3)]
-            whole = pool.submit(chat, address, max_tokens=80)
+            whole = pool.submit(post_chat, address, max_tokens=80)
             wait_for_work(address, 4)
             server.send_signal(signal.SIGTERM)
             time.sleep(0.3)
-            refused = chat(address)
+            refused = post_chat(address)
             assert refused.status_code == 503 and is_error(503, refused.content)
             assert httpx.get(f'{address}/health').status_code == 503
             for text in texts:
@@ -55,11 +55,11 @@ def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path, arguments, si
     log = tmp_path / 'log'
     with (
         log.open('w') as file,
-        process(*arguments, '--delay=0.2', log=file) as (server, address),
+        serve_in_process(*arguments, '--delay=0.2', log=file) as (server, address),
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         texts = [pool.submit(stream, address, 400) for _ in range(6)]
-        whole = pool.submit(chat, address, max_tokens=400)
+        whole = pool.submit(post_chat, address, max_tokens=400)
         wait_for_work(address, 7)
         start = time.monotonic()
         for number in range(signals):
@@ -76,7 +76,7 @@ def test_what_is_not_finished_in_time_ends_with_an_error(tmp_path, arguments, si
 
 
 def test_a_client_that_does_not_read_holds_up_nothing(tmp_path):
-    with process('--grace=0.5', '--delay=0.05') as (server, address):
+    with serve_in_process('--grace=0.5', '--delay=0.05') as (server, address):
         client = httpx.Client(timeout=60)
         body = {'model': 'tiny', 'prompt': 'x', 'max_tokens': 400, 'stream': True}
         with client.stream('POST', f'{address}/v1/completions', json=body) as response:

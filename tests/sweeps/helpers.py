@@ -9,7 +9,7 @@ from tests.helpers.paths import ROOT
 TASKS = ('chain_sum', 'needle_haystack')
 
 
-def sweep(**fields: Any) -> dict[str, Any]:
+def small_sweep_config(**fields: Any) -> dict[str, Any]:
     """Return a sweep of MALoRA over two learning rates, with other fields."""
     return {
         'base': str(ROOT / 'configs' / 'quickstart.py'),
@@ -19,7 +19,7 @@ def sweep(**fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
+def make_results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
     """Return results in which the first task is better than the mean, the last one worse."""
     apart = {tasks[0]: 0.1, tasks[-1]: -0.1}
     of_task = {
@@ -40,14 +40,14 @@ def results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[s
     }
 
 
-def write_run(workdir: pathlib.Path, name: str, found: dict[str, Any]) -> None:
+def write_run(workdir: pathlib.Path, name: str, run_results: dict[str, Any]) -> None:
     """Write a finished run into a sweep's directory."""
     (workdir / name).mkdir(parents=True)
     config = {
         'seed': int(name.rpartition('-seed')[2]) if '-seed' in name else 0,
         'method': 'malora',
-        'model': {'name': found['model']},
-        'data': {'tasks': [*found['tasks']], 'template': 'chatml'},
+        'model': {'name': run_results['model']},
+        'data': {'tasks': [*run_results['tasks']], 'template': 'chatml'},
     }
     (workdir / name / 'config.json').write_text(json.dumps(config))
-    (workdir / name / 'results.json').write_text(json.dumps(found))
+    (workdir / name / 'results.json').write_text(json.dumps(run_results))

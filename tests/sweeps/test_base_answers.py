@@ -5,16 +5,16 @@ import json
 import pytest
 
 from malora_jax.sweeps import expand
-from malora_jax.sweeps.base_answers import ANSWERS, take_base_answers
+from malora_jax.sweeps.base_answers import ANSWERS, copy_base_answers
 from malora_jax.training.config import run_config
 from malora_jax.training.prepare import data_digests
-from tests.sweeps.helpers import ROOT, sweep
+from tests.sweeps.helpers import ROOT, small_sweep_config
 
 
 @pytest.fixture
 def runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    return {name: run.config for name, run in expand(sweep()).items()}
+    return {name: run.config for name, run in expand(small_sweep_config()).items()}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def scored(runs, tmp_path):
 
 def test_another_learning_rate_has_the_same_base(runs, scored):
     name = 'malora-learning_rate0.01-seed0'
-    assert take_base_answers(scored, name, runs[name], {})
+    assert copy_base_answers(scored, name, runs[name], {})
     assert (scored / name / ANSWERS).read_text() == '{"score": 0.25}\n'
 
 
@@ -46,7 +46,7 @@ def test_other_questions_or_another_base_do_not(runs, scored, section, field, va
     name = 'malora-learning_rate0.01-seed0'
     config = runs[name]
     (config[section] if section else config)[field] = value
-    assert not take_base_answers(scored, name, config, {})
+    assert not copy_base_answers(scored, name, config, {})
     assert not (scored / name).exists()
 
 
@@ -54,7 +54,7 @@ def test_the_answers_that_a_run_has_stay(runs, scored):
     name = 'malora-learning_rate0.01-seed0'
     (scored / name).mkdir()
     (scored / name / ANSWERS).write_text('mine')
-    assert take_base_answers(scored, name, runs[name], {})
+    assert copy_base_answers(scored, name, runs[name], {})
     assert (scored / name / ANSWERS).read_text() == 'mine'
 
 
@@ -70,4 +70,4 @@ def test_files_with_other_rows_do_not(tmp_path):
     (tmp_path / 'a' / 'data.json').write_text(json.dumps({str(path): 'another digest'}))
     (tmp_path / 'a' / ANSWERS).write_text('')
     digests = data_digests(run_config(config))
-    assert not take_base_answers(tmp_path, 'b', config, digests)
+    assert not copy_base_answers(tmp_path, 'b', config, digests)

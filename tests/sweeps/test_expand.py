@@ -6,7 +6,7 @@ import pytest
 
 from malora_jax.errors import UserError
 from malora_jax.sweeps import expand
-from tests.sweeps.helpers import ROOT, sweep
+from tests.sweeps.helpers import ROOT, small_sweep_config
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def values(runs, *fields):
 
 def test_a_grid_is_every_combination_with_every_seed():
     grid = {'adapter': {'dropout': (0.0, 0.1)}, 'optimizer': {'learning_rate': (0.001, 0.01)}}
-    found = expand(sweep(grid=grid))
+    found = expand(small_sweep_config(grid=grid))
     assert list(found)[:2] == [
         'malora-dropout0-learning_rate0.001-seed0',
         'malora-dropout0-learning_rate0.001-seed1',
@@ -43,7 +43,7 @@ def test_a_grid_is_every_combination_with_every_seed():
 
 def test_zipped_values_go_together_and_with_every_point_of_the_grid():
     together = {'adapter': {'alpha': (8.0, 16.0), 'beta': (0.5, 2.0)}}
-    found = expand(sweep(zip=together, seeds=(3,)))
+    found = expand(small_sweep_config(zip=together, seeds=(3,)))
     assert values(found, 'optimizer.learning_rate', 'adapter.alpha', 'adapter.beta') == [
         *((0.001, 8.0, 0.5), (0.001, 16.0, 2.0)),
         *((0.01, 8.0, 0.5), (0.01, 16.0, 2.0)),
@@ -53,7 +53,7 @@ def test_zipped_values_go_together_and_with_every_point_of_the_grid():
 def test_a_run_with_values_of_its_own_has_no_others():
     ranks = {'adapter': {'rank': (3, 5), 'num_experts': (4, 2)}}
     runs = {'malora': {'arg': 'malora'}, 'molora': {'arg': 'molora', 'zip': ranks}}
-    found = expand(sweep(runs=runs, seeds=(0,)))
+    found = expand(small_sweep_config(runs=runs, seeds=(0,)))
     assert list(found) == [
         *('malora-learning_rate0.001-seed0', 'malora-learning_rate0.01-seed0'),
         *('molora-rank3-num_experts4-seed0', 'molora-rank5-num_experts2-seed0'),
@@ -65,13 +65,13 @@ def test_a_run_with_values_of_its_own_has_no_others():
 def test_values_of_a_run_that_go_together_are_as_many():
     ranks = {'adapter': {'rank': (3, 5), 'num_experts': (4,)}}
     with pytest.raises(UserError) as caught:
-        expand(sweep(runs={'molora': {'arg': 'molora', 'zip': ranks}}))
+        expand(small_sweep_config(runs={'molora': {'arg': 'molora', 'zip': ranks}}))
     assert 'runs.molora.zip: all fields need as many values' in str(caught.value)
 
 
 def random_sweep(draws: int = 40, seed: int = 0, **fields):
     section = {'draws': draws, 'seed': seed, 'fields': fields}
-    made = sweep(random=section, seeds=(0,))
+    made = small_sweep_config(random=section, seeds=(0,))
     del made['grid']
     return made
 
@@ -101,7 +101,7 @@ def test_runs_times_points_times_seeds():
         'plain': {'arg': 'lora'},
         'wide': {'arg': 'malora', 'overrides': {'adapter': {'targets': ('q', 'v')}}},
     }
-    found = expand(sweep(runs=runs))
+    found = expand(small_sweep_config(runs=runs))
     assert len(found) == 2 * 2 * 2
     assert found['wide-learning_rate0.01-seed0'].config['adapter']['targets'] == ('q', 'v')
     assert found['plain-learning_rate0.01-seed0'].config['method'] == 'lora'
@@ -109,7 +109,7 @@ def test_runs_times_points_times_seeds():
 
 def test_fields_of_one_name_are_told_apart():
     grid = {'data': {'weights': ((), (1.0,) * 6)}, 'model': {'weights': ('a.gguf',)}}
-    (first, *_) = expand(sweep(grid=grid, seeds=(0,)))
+    (first, *_) = expand(small_sweep_config(grid=grid, seeds=(0,)))
     assert first == 'malora-data.weights-model.weightsa.gguf-seed0'
 
 
@@ -123,7 +123,9 @@ def ranks(run):
 
 def test_the_subspace_follows_the_rank():
     """In Table 11, r = 4, 8, 16, 32 give r̄ = 6, 12, 24, 48 with d = 16, 32, 64, 128."""
-    made = sweep(grid={'adapter': {'rank': (4, 8, 16, 32)}}, subspace_share=0.5, seeds=(0,))
+    made = small_sweep_config(
+        grid={'adapter': {'rank': (4, 8, 16, 32)}}, subspace_share=0.5, seeds=(0,)
+    )
     found = expand(made)
     assert [ranks(run) for run in found.values()] == [
         *((6, 16, 12.0), (12, 32, 24.0), (24, 64, 48.0), (48, 128, 96.0))
@@ -136,13 +138,17 @@ def test_the_subspace_follows_the_rank():
 
 def test_the_subspace_follows_the_number_of_experts():
     found = expand(
-        sweep(grid={'adapter': {'num_experts': (4, 16)}}, subspace_share=0.5, seeds=(0,))
+        small_sweep_config(
+            grid={'adapter': {'num_experts': (4, 16)}}, subspace_share=0.5, seeds=(0,)
+        )
     )
     assert [ranks(run)[:2] for run in found.values()] == [(12, 16), (12, 64)]
 
 
 def test_the_subspace_stays_where_that_is_said():
-    found = expand(sweep(grid={'adapter': {'rank': (8, 16)}}, subspace_share=0.0, seeds=(0,)))
+    found = expand(
+        small_sweep_config(grid={'adapter': {'rank': (8, 16)}}, subspace_share=0.0, seeds=(0,))
+    )
     assert [ranks(run)[:2] for run in found.values()] == [(8, 32), (16, 32)]
 
 
@@ -231,7 +237,7 @@ RANKS = {'adapter': {'rank': (8, 16)}}
 )
 def test_a_mistake_is_named(fields, message):
     with pytest.raises(UserError) as caught:
-        expand(sweep(**fields))
+        expand(small_sweep_config(**fields))
     assert str(caught.value).startswith(message)
 
 

@@ -22,7 +22,7 @@ from malora_jax.training.plan import memory_bytes
 from malora_jax.training.preemption import Preempted
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.setup import build_setup
-from tests.helpers.runs import STEPS, TASKS, run_settings
+from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 TIMES = ('tokens_per_second', 'train_time_s')
@@ -32,9 +32,11 @@ def configs(weights, **changes):
     """Return three runs that differ in learning rate, dropout, seed and rank."""
     changes = {'data__validation': 4, 'training__evaluate_every': 3} | changes
     return {
-        'a': run_settings(weights, **changes),
-        'b': run_settings(weights, **changes, optimizer__learning_rate=1e-3, adapter__dropout=0.3),
-        'c': run_settings(weights, **changes, seed=2, adapter__rank=3),
+        'a': toy_run_config(weights, **changes),
+        'b': toy_run_config(
+            weights, **changes, optimizer__learning_rate=1e-3, adapter__dropout=0.3
+        ),
+        'c': toy_run_config(weights, **changes, seed=2, adapter__rank=3),
     }
 
 
@@ -141,7 +143,7 @@ def test_sigterm_saves_all(tiny_weights, tmp_path, monkeypatch):
 def test_a_run_that_fails_leaves_the_others(alone, tiny_weights, tmp_path):
     """Two of four runs get a loss that is not finite; the others are combined again."""
     wild = {
-        name: run_settings(
+        name: toy_run_config(
             tiny_weights,
             optimizer__learning_rate=rate,
             data__validation=4,
@@ -167,7 +169,7 @@ def test_what_is_finished_is_left_alone(tiny_weights, tmp_path, monkeypatch):
 
 def test_a_directory_of_another_run_is_refused(tiny_weights, tmp_path):
     (tmp_path / 'b').mkdir()
-    other = run_settings(tiny_weights, adapter__beta=3.0)
+    other = toy_run_config(tiny_weights, adapter__beta=3.0)
     (tmp_path / 'b' / 'config.json').write_text(json.dumps(other))
     with pytest.raises(UserError, match=r'b holds a run with another adapter\.beta'):
         train_together(configs(tiny_weights), tmp_path)
@@ -191,7 +193,7 @@ def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(joint, 'max_joint_runs', lambda *_: memory_estimate)
     monkeypatch.setattr(joint, '_train', note)
-    monkeypatch.setattr(joint, '_alone', note_alone)
+    monkeypatch.setattr(joint, '_train_sequentially', note_alone)
     train_together(configs(tiny_weights), tmp_path)
     assert trained == sizes
 
@@ -213,17 +215,19 @@ def test_the_base_counts_once(tiny_weights):
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
     """Runs train alone if joint throughput is lower: a step of three takes as long as ten alone."""
     ways = []
-    monkeypatch.setattr(joint, '_alone', lambda some, *_: ways.append(list(some)) or {})
-    compared = joint.compare
+    monkeypatch.setattr(
+        joint, '_train_sequentially', lambda some, *_: ways.append(list(some)) or {}
+    )
+    compared = joint.measure_joint_step
 
     def slowly(*args):
         found, step = compared(*args)
-        assert found.together_bytes < 3 * found.alone_bytes
-        assert found.together_bytes > found.alone_bytes
-        assert found.runs == 3 and found.together_s > 0 and found.alone_s > 0
-        return found._replace(together_s=2.0, alone_s=0.2), step
+        assert found.joint_bytes < 3 * found.single_bytes
+        assert found.joint_bytes > found.single_bytes
+        assert found.runs == 3 and found.joint_s > 0 and found.single_s > 0
+        return found._replace(joint_s=2.0, single_s=0.2), step
 
-    monkeypatch.setattr(joint, 'compare', slowly)
+    monkeypatch.setattr(joint, 'measure_joint_step', slowly)
     train_together(configs(tiny_weights), tmp_path)
     out = capsys.readouterr().out
     # 3 · 2 rows of 96 positions in two seconds, compared with 2 rows in 0.2 seconds.
@@ -248,6 +252,8 @@ def test_only_runs_of_equal_steps_train_together(tiny_weights, tmp_path, monkeyp
         joint, '_setups', lambda *_: {k: SimpleNamespace(steps=v) for k, v in setups.items()}
     )
     monkeypatch.setattr(joint, '_train', train)
-    monkeypatch.setattr(joint, '_alone', lambda configs, *_: trained.append([*configs]) or {})
+    monkeypatch.setattr(
+        joint, '_train_sequentially', lambda configs, *_: trained.append([*configs]) or {}
+    )
     assert train_together(configs(tiny_weights), tmp_path) == {}
     assert trained == [['a', 'c'], ['b']]

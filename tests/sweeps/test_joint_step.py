@@ -12,12 +12,12 @@ from malora_jax.adapters.methods import settings_of
 from malora_jax.sweeps import joint
 from malora_jax.sweeps.joint import initial_state
 from malora_jax.sweeps.joint_groups import joint_groups, with_largest_ranks
-from malora_jax.sweeps.padding import cut, stack, take
+from malora_jax.sweeps.padding import pad_and_stack, take, unpad
 from malora_jax.training import run_config
 from malora_jax.training.hyperparameters import CONFIG_FIELDS, Hyperparameters
 from malora_jax.training.setup import build_setup
 from malora_jax.training.step import lower_train_step
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 STEPS = 3
@@ -44,7 +44,7 @@ def settings(weights, method, **changes):
     if method == 'dora':
         changes |= {'adapter__num_experts': 1}
     return [
-        run_settings(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
+        toy_run_config(weights, method, **changes, **dict(zip(DIFFERENT, values, strict=True)))
         for values in zip(*DIFFERENT.values(), strict=True)
     ]
 
@@ -84,11 +84,13 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
         lower_train_step(s.run, s.steps, 2, state, params, s.hyperparameters).compile()
         for s, state in zip(setups, states, strict=True)
     ]
-    numbers, run = stack([s.hyperparameters for s in setups]), with_largest_ranks(runs)
-    together = lower_train_step(run, first.steps, 2, stack(states), params, numbers).compile()
+    numbers, run = pad_and_stack([s.hyperparameters for s in setups]), with_largest_ranks(runs)
+    together = lower_train_step(
+        run, first.steps, 2, pad_and_stack(states), params, numbers
+    ).compile()
     data = [setup.train_iterator() for setup in setups]
     for _ in range(STEPS):
-        stacked = stack(states)
+        stacked = pad_and_stack(states)
         batches = [next(rows) for rows in data]
         rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         stacked, metrics = together(stacked, params, rows, numbers)
@@ -100,13 +102,13 @@ def test_each_run_is_as_it_would_be_alone(method, ranks, tiny_weights):
                     np.asarray(metrics[name])[index], value, rtol=2e-5, err_msg=name
                 )
         for index, state in enumerate(states):
-            _assert_close(cut(take(stacked, index), state), state)
+            _assert_close(unpad(take(stacked, index), state), state)
     # They are not the same by accident.
     finals = [np.asarray(jax.tree.leaves(state.adapter)[-1]) for state in states]
     assert finals[0].shape != finals[2].shape or np.abs(finals[0] - finals[2]).max() > 1e-3
     # The padding is still zero.
     for leaf, whole_leaf in zip(
-        jax.tree.leaves(cut(take(stacked, 0), states[0])),
+        jax.tree.leaves(unpad(take(stacked, 0), states[0])),
         jax.tree.leaves(take(stacked, 0)),
         strict=True,
     ):
@@ -141,8 +143,8 @@ def test_the_activations_keep_their_dtype(tiny_weights):
     ]
     setup = build_setup(runs[0])
     base, numbers = setup.base.params, setup.hyperparameters
-    states = stack([setup.fresh_state()] * 3)
-    step = lower_train_step(runs[0], setup.steps, 2, states, base, stack([numbers] * 3))
+    states = pad_and_stack([setup.fresh_state()] * 3)
+    step = lower_train_step(runs[0], setup.steps, 2, states, base, pad_and_stack([numbers] * 3))
     alone = lower_train_step(runs[0], setup.steps, 2, setup.fresh_state(), base, numbers)
     counts = [_products_in_float32(lowered.as_text()) for lowered in (step, alone)]
     assert counts[0] == counts[1] > 0
@@ -170,18 +172,18 @@ def test_initial_states_compile_once_for_each_rank_and_beta(tiny_weights):
     runs = [run_config(config) for config in settings(tiny_weights, 'molora')]
     runs.append(dataclasses.replace(runs[2], seed=4))
     base = build_setup(runs[0]).base
-    joint.create_compiled.clear_cache()
+    joint.create_state_jit.clear_cache()
     for run in runs:
         initial_state(runs[0], build_setup(run, base))
     # There are three values of beta.
-    assert joint.create_compiled._cache_size() == 3
+    assert joint.create_state_jit._cache_size() == 3
 
 
 def test_groups_of_runs_that_train_jointly(tiny_weights):
     one, two, three = settings(tiny_weights, 'malora')
-    other = run_settings(tiny_weights, 'malora', adapter__rank=2)
-    longer = run_settings(tiny_weights, 'malora', training__steps=7)
-    plain = run_settings(tiny_weights, 'molora')
+    other = toy_run_config(tiny_weights, 'malora', adapter__rank=2)
+    longer = toy_run_config(tiny_weights, 'malora', training__steps=7)
+    plain = toy_run_config(tiny_weights, 'molora')
     plain['method'] = 'malora'  # Only its settings count, not its name.
     found = joint_groups({'a': one, 'b': plain, 'c': two, 'd': longer, 'e': three, 'f': other})
     assert found == [['a', 'c', 'e', 'f'], ['b'], ['d']]
@@ -190,7 +192,7 @@ def test_groups_of_runs_that_train_jointly(tiny_weights):
 @pytest.mark.parametrize('field', ['dropout', 'balance_weight'])
 def test_whether_dropout_and_balance_loss_exist_is_the_same_in_a_group(field, tiny_weights):
     configs = {
-        str(value): run_settings(tiny_weights, 'malora', **{f'adapter__{field}': value})
+        str(value): toy_run_config(tiny_weights, 'malora', **{f'adapter__{field}': value})
         for value in (0.1, 0.0, 0.2)
     }
     assert joint_groups(configs) == [['0.1', '0.2'], ['0.0']]
@@ -199,13 +201,13 @@ def test_whether_dropout_and_balance_loss_exist_is_the_same_in_a_group(field, ti
 def test_the_largest_ranks_with_the_scale_of_each_run(tiny_weights):
     """The scales α / r are 16 / 4 and 12 / 2, independent of other runs' ranks."""
     runs = [
-        run_config(run_settings(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
+        run_config(toy_run_config(tiny_weights, adapter__rank=rank, adapter__alpha=alpha))
         for rank, alpha in ((4, 16.0), (2, 12.0))
     ]
     assert [build_setup(run).hyperparameters.scale for run in runs] == [4.0, 6.0]
     assert with_largest_ranks(runs[::-1]).adapter.structure.rank == 4
     stabilized = run_config(
-        run_settings(tiny_weights, adapter__rank=4, adapter__rank_stabilized=True)
+        toy_run_config(tiny_weights, adapter__rank=4, adapter__rank_stabilized=True)
     )
     assert build_setup(stabilized).hyperparameters.scale == stabilized.adapter.alpha / 2
 

@@ -11,7 +11,7 @@ from malora_jax.statistics import seed_interval
 from malora_jax.sweeps import expand
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.report import write_report
-from tests.sweeps.helpers import ROOT, results, sweep, write_run
+from tests.sweeps.helpers import ROOT, make_results, small_sweep_config, write_run
 
 # Score and loss by learning rate and seed. The first rate's seeds are ten points apart.
 FOUND = {
@@ -51,9 +51,9 @@ def report(workdir, made, errors=None):
 def reported(tmp_path, drawn):
     """Report on a sweep with three finished runs and a failed one, and its figures."""
     for (rate, seed), (score, loss) in FOUND.items():
-        write_run(tmp_path, f'malora-learning_rate{rate:g}-seed{seed}', results(score, loss))
+        write_run(tmp_path, f'malora-learning_rate{rate:g}-seed{seed}', make_results(score, loss))
     failed = 'malora-learning_rate0.01-seed1'
-    return *report(tmp_path, sweep(), {failed: 'The loss is nan at step 3.'}), drawn
+    return *report(tmp_path, small_sweep_config(), {failed: 'The loss is nan at step 3.'}), drawn
 
 
 def test_a_row_of_the_csv_for_each_run(reported):
@@ -101,11 +101,13 @@ def test_the_plot_has_a_panel_for_each_metric(reported):
 def test_one_line_for_each_run_where_values_go_together(tmp_path, drawn):
     """Values that change together, as rank and β in Table 11, share a curve; x is r, not r̄."""
     runs = {'molora': {'arg': 'molora'}, 'malora': {'arg': 'malora'}}
-    made = sweep(runs=runs, seeds=(0,), subspace_share=0.5, report={'metrics': ('score',)})
+    made = small_sweep_config(
+        runs=runs, seeds=(0,), subspace_share=0.5, report={'metrics': ('score',)}
+    )
     del made['grid']
     made['zip'] = {'adapter': {'rank': (4, 8), 'beta': (0.3, 1.0)}}
     for name in expand(made):
-        write_run(tmp_path, name, results(0.5, 1.0))
+        write_run(tmp_path, name, make_results(0.5, 1.0))
     report(tmp_path, made)
     (axes,) = drawn['rank'].axes
     lines = {line.get_label(): list(line.lines[0].get_xdata()) for line in axes.containers}
@@ -117,15 +119,15 @@ def test_the_paper_s_numbers_stand_beside_runs_of_its_tasks(tmp_path, drawn):
     from configs import inter_domain
 
     tasks = inter_domain.get_config('malora').to_dict()['evaluation']['tasks']
-    made = sweep(
+    made = small_sweep_config(
         base=str(ROOT / 'configs' / 'inter_domain.py'),
         grid={'adapter': {'rank': (8, 16)}},
         seeds=(0,),
         subspace_share=0.5,
         report={'table': 'table11'},
     )
-    write_run(tmp_path, 'malora-rank8-seed0', results(0.5, 1.0, tasks))
-    write_run(tmp_path, 'malora-rank16-seed0', results(0.6, 1.0, tasks))
+    write_run(tmp_path, 'malora-rank8-seed0', make_results(0.5, 1.0, tasks))
+    write_run(tmp_path, 'malora-rank16-seed0', make_results(0.6, 1.0, tasks))
     text, _ = report(tmp_path, made)
     assert '| *in the paper* |' in text
     # In the paper, β of r = 16 is 3.5, but here it is 1.
@@ -137,8 +139,8 @@ def test_the_paper_s_numbers_stand_beside_runs_of_its_tasks(tmp_path, drawn):
 
 
 def test_no_numbers_of_the_paper_beside_other_tasks(tmp_path):
-    made = sweep(report={'table': 'table11'})
-    write_run(tmp_path, 'malora-learning_rate0.001-seed0', results(0.5, 1.0))
+    made = small_sweep_config(report={'table': 'table11'})
+    write_run(tmp_path, 'malora-learning_rate0.001-seed0', make_results(0.5, 1.0))
     text, _ = report(tmp_path, made)
     assert '*in the paper*' not in text
     assert 'so its numbers are not comparable' in text
@@ -147,7 +149,7 @@ def test_no_numbers_of_the_paper_beside_other_tasks(tmp_path):
 
 def test_without_a_finished_run_there_is_no_report(tmp_path):
     with pytest.raises(UserError, match=r'No run of the sweep in .* is finished'):
-        report(tmp_path, sweep())
+        report(tmp_path, small_sweep_config())
 
 
 def test_an_interval_over_seeds():

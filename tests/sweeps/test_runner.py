@@ -14,11 +14,11 @@ from rich.console import Console
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.sweeps import directory, expand
-from malora_jax.sweeps.progress import Progress, summary
+from malora_jax.sweeps.driver import SweepDriver
+from malora_jax.sweeps.progress import ProgressDisplay, count_states
 from malora_jax.sweeps.runner import Job, Runner
-from malora_jax.sweeps.sweeping import Sweeping
 from malora_jax.training.preemption import Preempted
-from tests.sweeps.helpers import results, sweep, write_run
+from tests.sweeps.helpers import make_results, small_sweep_config, write_run
 
 # Records that it was started, then finishes each run or does what its name says.
 SCRIPT = textwrap.dedent("""
@@ -49,7 +49,7 @@ SCRIPT = textwrap.dedent("""
             (run / 'metrics.jsonl').write_text(json.dumps({'step': 3, 'loss': 2.5}) + '\\n{"st')
             sys.exit(0)
         (run / 'results.json').write_text(RESULTS)
-""").replace('RESULTS', repr(files.json.dumps(results(0.5, 1.0))))
+""").replace('RESULTS', repr(files.json.dumps(make_results(0.5, 1.0))))
 
 
 def command(workdir, *names):
@@ -75,7 +75,7 @@ def starts(workdir, name):
 
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_once_more(tmp_path):
-    write_run(tmp_path, 'done', results(0.9, 0.1))
+    write_run(tmp_path, 'done', make_results(0.9, 0.1))
     names = ('done', 'fails', 'once', 'killed', 'good')
     runner, _ = make(tmp_path, *names)
     assert {name: starts(tmp_path, name) for name in names} == {
@@ -86,7 +86,7 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_once_more(tmp_path):
         **{'killed': 'failed', 'good': 'finished'},
     }
     assert runner.errors == {'fails': 'fails cannot be.', 'killed': 'killed by SIGKILL'}
-    assert summary(runner.statuses()) == '3 finished, 2 failed'
+    assert count_states(runner.statuses()) == '3 finished, 2 failed'
 
 
 def test_runs_of_one_process_are_tried_again_alone(tmp_path):
@@ -154,7 +154,7 @@ def test_a_run_that_was_stopped_is_no_failure(tmp_path):
 
 def test_progress_without_a_terminal_is_a_line_for_each_change(tmp_path):
     out = io.StringIO()
-    with Progress(Console(file=out)) as progress:
+    with ProgressDisplay(Console(file=out)) as progress:
         for statuses in make(tmp_path, 'good', 'fails')[1]:
             progress.show(statuses)
     lines = out.getvalue().splitlines()
@@ -163,11 +163,11 @@ def test_progress_without_a_terminal_is_a_line_for_each_change(tmp_path):
 
 
 def test_progress_in_a_terminal_is_a_table(tmp_path):
-    write_run(tmp_path, 'done', results(0.25, 1.5))
+    write_run(tmp_path, 'done', make_results(0.25, 1.5))
     out = io.StringIO()
     runner, _ = make(tmp_path, 'done', 'fails')
     console = Console(file=out, force_terminal=True, width=100, height=30)
-    with Progress(console) as progress:
+    with ProgressDisplay(console) as progress:
         progress.show(runner.statuses())
     text = out.getvalue()
     for word in ('1 finished, 1 failed', 'done', '25.0%', '1.500', '10/10', 'fails cannot be.'):
@@ -178,7 +178,9 @@ def test_progress_in_a_terminal_is_a_table(tmp_path):
 
 
 def processes(workdir, at_once, together, **fields):
-    started = Sweeping(sweep(**fields), workdir, lambda _, names: Job(tuple(names), ()), together)
+    started = SweepDriver(
+        small_sweep_config(**fields), workdir, lambda _, names: Job(tuple(names), ()), together
+    )
     return [len(job.names) for job in started._jobs(at_once)]
 
 
@@ -199,13 +201,15 @@ def test_runs_that_are_alike_are_one_process(tmp_path):
 
 @pytest.fixture
 def written(tmp_path):
-    made = sweep()
+    made = small_sweep_config()
     directory.write(tmp_path, made['base'], expand(made))
     return tmp_path
 
 
 def sweeping(workdir, **fields):
-    return Sweeping(sweep(**fields), workdir, lambda workdir, names: Job(tuple(names), ()))
+    return SweepDriver(
+        small_sweep_config(**fields), workdir, lambda workdir, names: Job(tuple(names), ())
+    )
 
 
 def test_the_same_sweep_and_a_larger_one_go_on(written):
@@ -225,7 +229,7 @@ def test_another_sweep_is_refused(written):
 
 def test_runs_of_another_config_are_refused(written):
     name = 'malora-learning_rate0.01-seed0'
-    config = expand(sweep())[name].config
+    config = expand(small_sweep_config())[name].config
     config['adapter']['beta'] = 2.0
     (written / name).mkdir()
     files.write_json(written / name / 'config.json', config)

@@ -20,7 +20,7 @@ JOBS = [
 @pytest.fixture
 def path(tmp_path):
     (tmp_path / 'sweep').mkdir()
-    return slurm.write_array(tmp_path, JOBS, 3, ['--gpus=1', '--time=12:00:00'])
+    return slurm.write_array_job(tmp_path, JOBS, 3, ['--gpus=1', '--time=12:00:00'])
 
 
 def test_the_array_is_bash_and_has_a_task_for_each_process(path):
@@ -72,12 +72,15 @@ def test_it_is_submitted_where_slurm_is(path, monkeypatch):
 )
 def test_options_that_are_none(text, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
-        slurm.options(text)
+        slurm.parse_sbatch_options(text)
 
 
 def test_options_are_split_as_in_a_shell():
-    assert slurm.options('--gpus=1 --comment="two words"') == ['--gpus=1', '--comment=two words']
-    assert slurm.options('') == []
+    assert slurm.parse_sbatch_options('--gpus=1 --comment="two words"') == [
+        '--gpus=1',
+        '--comment=two words',
+    ]
+    assert slurm.parse_sbatch_options('') == []
 
 
 @pytest.mark.parametrize(

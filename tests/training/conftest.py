@@ -9,7 +9,7 @@ from malora_jax import training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import LoadedBase, load_base
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 
@@ -31,12 +31,12 @@ def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
         patch.delenv('COLUMNS', raising=False)  # Else it would cut the progress bars.
-        training.train(run_settings(tiny_weights), workdir, write_run_plots)
+        training.train(toy_run_config(tiny_weights), workdir, write_run_plots)
     return workdir, stderr.getvalue()
 
 
 @pytest.fixture(scope='session')
-def finished(finished_run) -> pathlib.Path:
+def finished_workdir(finished_run) -> pathlib.Path:
     """Directory of an uninterrupted run; tests must not change it."""
     return finished_run[0]
 

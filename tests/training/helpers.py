@@ -6,7 +6,7 @@ import struct
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
-def events(path: pathlib.Path) -> list[Event]:
+def read_events(path: pathlib.Path) -> list[Event]:
     """Return the events of a file.
 
     A record has a length (8 bytes), a checksum (4 bytes), the data, and a checksum (4 bytes).
@@ -27,7 +27,7 @@ def read_scalars(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     """
     steps: dict[int, dict[str, float]] = {}
     for path in sorted((workdir / 'tensorboard').glob('events.*')):
-        for event in events(path):
+        for event in read_events(path):
             if event.session_log.status == SessionLog.START:
                 steps = {step: scalars for step, scalars in steps.items() if step < event.step}
             for value in event.summary.value:

@@ -43,7 +43,7 @@ def start(weights: pathlib.Path, workdir: pathlib.Path, cache: str) -> subproces
     )
 
 
-def events(workdir: pathlib.Path) -> list[dict]:
+def goodput_events(workdir: pathlib.Path) -> list[dict]:
     return goodput.read(workdir) if (workdir / goodput.FILE).exists() else []
 
 
@@ -52,9 +52,9 @@ def is_writing(workdir: pathlib.Path) -> bool:
     return any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp*'))
 
 
-def where(workdir: pathlib.Path) -> tuple[int, str]:
+def current_phase(workdir: pathlib.Path) -> tuple[int, str]:
     """Return the last step that started, and the current phase."""
-    found = events(workdir)
+    found = goodput_events(workdir)
     step = next((event['step_count'] for event in reversed(found) if 'step_count' in event), 0)
     if is_writing(workdir):
         return step, 'save'
@@ -69,25 +69,25 @@ def kill_once(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Rand
     """Kill the run at a random moment after its first step, or during a later save.
 
     Returns:
-        Step and phase, as from `where`; None if the run had ended.
+        Step and phase, as from `current_phase`; None if the run had ended.
     """
-    known, moment = len(events(workdir)), None
-    patience = rng.uniform(0.0, 4.0)
+    known, moment = len(goodput_events(workdir)), None
+    delay = rng.uniform(0.0, 4.0)
     while process.poll() is None:
-        found = events(workdir)
+        found = goodput_events(workdir)
         now = time.monotonic()
         if moment is None and any('step_count' in event for event in found[known:]):
-            moment = now + patience
+            moment = now + delay
         if moment is not None and now >= moment and (not in_save or is_writing(workdir)):
             time.sleep(rng.uniform(0.0, 0.02) if in_save else 0)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return where(workdir)
+            return current_phase(workdir)
         time.sleep(0.001)
     return None
 
 
-def adapter(workdir: pathlib.Path):
+def last_state(workdir: pathlib.Path):
     """Return the last checkpoint's arrays, loaded by Orbax without their expected shapes."""
     from orbax.checkpoint import v1 as ocp
 
@@ -122,7 +122,7 @@ def main(kills: int, seed: int) -> int:
             ]
             for d in (alone, killed)
         ]
-        states = [jax.tree.leaves(adapter(workdir)) for workdir in (alone, killed)]
+        states = [jax.tree.leaves(last_state(workdir)) for workdir in (alone, killed)]
         same = [
             records[0] == records[1],
             all(np.array_equal(a, b) for a, b in zip(*states, strict=True)),

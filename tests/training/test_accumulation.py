@@ -16,7 +16,13 @@ from malora_jax.training.plan import memory_bytes
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, losses, make_train_step, mean_balance_loss
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
-from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
+from tests.helpers.steps import (
+    ADAMW,
+    assert_close,
+    make_hyperparameters,
+    new_state,
+    record_gradients,
+)
 
 NUM_TASKS = 2
 # Micro-batches of two rows with very different numbers of tokens; the last one has none.
@@ -41,10 +47,12 @@ def small_model(name: str, **overrides):
 
 def one_step(model, variables, optimizer, accumulate: int, number: int = 0):
     """Return the state, the gradients and the metrics after one step."""
-    optimizer = recording(optimizer)
+    optimizer = record_gradients(optimizer)
     train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS, accumulate)
     state = new_state(variables, optimizer, number)
-    state, metrics = train_step(state, variables['params'], BATCH, numbers(model.adapter))
+    state, metrics = train_step(
+        state, variables['params'], BATCH, make_hyperparameters(model.adapter)
+    )
     return state, state.opt_state[0], metrics
 
 
@@ -136,7 +144,9 @@ def temporary_bytes(
     train_step = make_train_step(
         model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS, accumulate
     )
-    lowered = train_step.lower(state, params, abstract_batch(rows, length), numbers(adapter))
+    lowered = train_step.lower(
+        state, params, abstract_batch(rows, length), make_hyperparameters(adapter)
+    )
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -17,8 +17,8 @@ from tests.helpers.models import (
     small_method,
     tiny_model,
 )
-from tests.helpers.runs import run_settings
-from tests.helpers.steps import ADAMW, new_state, numbers, recording
+from tests.helpers.runs import toy_run_config
+from tests.helpers.steps import ADAMW, make_hyperparameters, new_state, record_gradients
 
 NUM_TASKS = 2
 BATCH = packed_batch([(10, 9), (7, 8, 9)], 24)
@@ -34,10 +34,12 @@ def small_model(name: str, dtype: str) -> Decoder:
 def one_step(name: str, dtype: str, variables):
     """Return the state, the metrics and the gradients after one step."""
     model = small_model(name, dtype)
-    optimizer = recording(make_optimizer(ADAMW, 10))
+    optimizer = record_gradients(make_optimizer(ADAMW, 10))
     train_step = make_train_step(model, optimizer, lambda _: 0.0, NUM_TASKS)
     state = new_state(variables, optimizer)
-    state, metrics = train_step(state, variables['params'], BATCH, numbers(model.adapter))
+    state, metrics = train_step(
+        state, variables['params'], BATCH, make_hyperparameters(model.adapter)
+    )
     return state, metrics, state.opt_state[0]
 
 
@@ -68,7 +70,7 @@ def test_a_step_is_near_that_of_float32(name):
 
 
 def test_a_run_trains_evaluates_and_generates(tiny_weights, tmp_path):
-    config = run_settings(
+    config = toy_run_config(
         tiny_weights,
         'dora',
         model__dtype='bfloat16',

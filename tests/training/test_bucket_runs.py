@@ -11,7 +11,7 @@ from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.files import read_json, read_json_lines
 from malora_jax.training import metrics
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import run_settings
+from tests.helpers.runs import toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 # These fields depend on time; all others must be equal.
@@ -49,7 +49,7 @@ def ended(bucket, tiny_weights):
         assert last in newest
         # No checkpoint is ahead of the recorded metrics.
         assert len(read_json_lines(workdir / 'metrics.jsonl')) >= last
-    training.train(run_settings(tiny_weights), workdir, write_run_plots)
+    training.train(toy_run_config(tiny_weights), workdir, write_run_plots)
     return address
 
 
@@ -86,7 +86,7 @@ def test_of_two_runs_the_one_that_began_first_stops_and_saves_no_more(
     monkeypatch.setattr(metrics.MetricWriter, 'write', write)
     workdir = cloud_storage.localize(address)
     with pytest.raises(OSError, match=f'Another command has written to {address}'):
-        training.train(run_settings(tiny_weights), workdir)
+        training.train(toy_run_config(tiny_weights), workdir)
     assert names(cloud_storage.remote_path(workdir / 'checkpoints')) == ['2']
     cloud_storage.remove_local_copies()
     assert len(read_json_lines(cloud_storage.localize(address) / 'metrics.jsonl')) == 2

@@ -15,7 +15,7 @@ from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_gradient_function, make_train_step
 from tests.helpers.jaxprs import equations, product_flops
 from tests.helpers.models import METHOD_NAMES, small_method
-from tests.helpers.steps import ADAMW, numbers
+from tests.helpers.steps import ADAMW, make_hyperparameters
 
 ROWS, LENGTH, TASKS, LAYERS = 4, 32, 2, 6
 TOKENS = ROWS * LENGTH
@@ -31,7 +31,7 @@ def abstract(name: str, remat: str = 'none'):
     params = nn.unbox(abstract_variables(model))['params']
     optimizer = make_optimizer(ADAMW, 10)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
-    return model, (state, params, abstract_batch(ROWS, LENGTH), numbers(adapter))
+    return model, (state, params, abstract_batch(ROWS, LENGTH), make_hyperparameters(adapter))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 
 from malora_jax.training import run_config, train
 from malora_jax.training.setup import Setup, build_setup
-from tests.helpers.runs import STEPS, TASKS, run_settings
+from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compi
 )
 def test_epochs_come_to_that_many_examples(tiny_weights, changes):
     settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__batch_size': 1, **changes}
-    setup = build_setup(run_config(run_settings(tiny_weights, **settings)))
+    setup = build_setup(run_config(toy_run_config(tiny_weights, **settings)))
     assert setup.epoch_examples == 60
     data = setup.train_iterator()
     drawn = [next(data)['segment_ids'].max(axis=1).sum() for _ in range(setup.steps)]
@@ -53,7 +53,7 @@ def with_lengths(weights, directory, lengths, epochs, **changes) -> Setup:
         'training__epochs': epochs,
         **changes,
     }
-    return build_setup(run_config(run_settings(weights, **settings)))
+    return build_setup(run_config(toy_run_config(weights, **settings)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_epochs_do_not_depend_on_how_full_rows_are(tiny_weights, tmp_path, lengt
 
 def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capfd):
     settings = {'training__steps': 0, 'training__epochs': 2.0, 'training__checkpoint_every': 100}
-    config = run_settings(tiny_weights, **settings)
+    config = toy_run_config(tiny_weights, **settings)
     results = train(config, tmp_path / 'run')
     records = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]
     last = records[-1]
@@ -93,7 +93,7 @@ def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capf
 
 def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
     settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__sequence_length': 48}
-    setup = build_setup(run_config(run_settings(tiny_weights, **settings)))
+    setup = build_setup(run_config(toy_run_config(tiny_weights, **settings)))
     # The number of steps that older versions assumed, before they counted examples.
     assert setup.assumed_steps == 241
     older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
@@ -103,13 +103,13 @@ def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
 
 def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):
     monkeypatch.setattr('malora_jax.training.setup._MAX_COUNTED_EXAMPLES', 50)
-    setup = build_setup(run_config(run_settings(tiny_weights, training__steps=10**9)))
+    setup = build_setup(run_config(toy_run_config(tiny_weights, training__steps=10**9)))
     assert setup.describe_draws().startswith('1,000,000,000 steps of 2 rows of 96 tokens, about ')
 
 
 def test_what_was_drawn_is_counted(finished, results, tiny_weights):
     records = [json.loads(line) for line in (finished / 'metrics.jsonl').open()]
-    setup = build_setup(run_config(run_settings(tiny_weights)))
+    setup = build_setup(run_config(toy_run_config(tiny_weights)))
     data, drawn = setup.train_iterator(), np.zeros(2, int)
     for record, _ in zip(records, range(STEPS), strict=True):
         batch = next(data)

@@ -11,7 +11,7 @@ from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.training.evaluate import evaluate
 from malora_jax.training.results import format_table
-from tests.helpers.runs import STEPS, TASKS, run_settings
+from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
@@ -80,7 +80,7 @@ def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
     (unfinished / 'state').mkdir(parents=True)
     (unfinished / 'state' / 'manifest.ocdbt').write_bytes(b'half')
     before = content(workdir)
-    found = evaluate(run_settings(tiny_weights), workdir)
+    found = evaluate(toy_run_config(tiny_weights), workdir)
     assert found == {'step': STEPS, **scores_of(results, 'after')}
     assert list(found['tasks']) == list(TASKS)
     assert given == kept(finished, 'after')
@@ -88,7 +88,7 @@ def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
 
 
 def test_the_base_scores_as_before_training(finished, results, given, tiny_weights):
-    found = evaluate(run_settings(tiny_weights), None)
+    found = evaluate(toy_run_config(tiny_weights), None)
     assert found == {'step': None, **scores_of(results, 'before')}
     assert given == kept(finished, 'before')
 
@@ -102,13 +102,13 @@ def refusal(config, workdir: pathlib.Path) -> str:
 
 
 def test_a_directory_without_a_run(tiny_weights, tmp_path):
-    assert refusal(run_settings(tiny_weights), tmp_path) == (
+    assert refusal(toy_run_config(tiny_weights), tmp_path) == (
         f'{tmp_path} holds no run: there is no {tmp_path / "config.json"}.'
     )
 
 
 def test_another_config_may_have_trained_on_the_questions(finished, tiny_weights):
-    assert refusal(run_settings(tiny_weights, data__held_out=7), finished) == (
+    assert refusal(toy_run_config(tiny_weights, data__held_out=7), finished) == (
         f'{finished} holds a run with another data.held_out: continue that one with its own '
         'config, or choose another --workdir.'
     )
@@ -127,7 +127,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(
     shutil.copy(finished / 'config.json', tmp_path)
     if folder:
         (tmp_path / 'checkpoints').mkdir()
-    found = refusal(run_settings(tiny_weights), tmp_path)
+    found = refusal(toy_run_config(tiny_weights), tmp_path)
     assert found == message.format(tmp_path / 'checkpoints')
 
 

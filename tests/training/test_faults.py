@@ -24,8 +24,8 @@ from malora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from malora_jax.training.preemption import Preempted
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import STEPS, run_settings
-from tests.helpers.steps import ADAMW, assert_close, new_state, numbers
+from tests.helpers.runs import STEPS, toy_run_config
+from tests.helpers.steps import ADAMW, assert_close, make_hyperparameters, new_state
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
@@ -53,7 +53,10 @@ def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
     tiny_weights, tmp_path, finished, signalled, monkeypatch, capsys
 ):
     """Step 3 is recorded while step 4 runs, which is then finished, saved, and not repeated."""
-    settings, workdir = run_settings(tiny_weights, training__checkpoint_every=100), tmp_path / 'run'
+    settings, workdir = (
+        toy_run_config(tiny_weights, training__checkpoint_every=100),
+        tmp_path / 'run',
+    )
     signalled(3)
     with pytest.raises(Preempted) as caught:
         training.train(settings, workdir)
@@ -92,7 +95,7 @@ def test_sigterm_in_the_last_step_ends_before_scoring(tiny_weights, tmp_path, si
     workdir = tmp_path / 'run'
     signalled(STEPS)
     with pytest.raises(Preempted):
-        training.train(run_settings(tiny_weights), workdir)
+        training.train(toy_run_config(tiny_weights), workdir)
     assert (workdir / 'checkpoints' / str(STEPS)).is_dir()
     assert not list(workdir.glob('answers_*'))
 
@@ -100,7 +103,7 @@ def test_sigterm_in_the_last_step_ends_before_scoring(tiny_weights, tmp_path, si
 def test_a_run_in_a_thread_listens_to_nothing(tiny_weights, tmp_path):
     found = []
     thread = threading.Thread(
-        target=lambda: found.append(training.train(run_settings(tiny_weights), tmp_path / 'run'))
+        target=lambda: found.append(training.train(toy_run_config(tiny_weights), tmp_path / 'run'))
     )
     thread.start()
     thread.join()
@@ -134,7 +137,7 @@ def poisoned(numbers):
 
 
 def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tiny_weights, tmp_path, monkeypatch):
-    settings = run_settings(tiny_weights, training__skip_nonfinite=2)
+    settings = toy_run_config(tiny_weights, training__skip_nonfinite=2)
     monkeypatch.setattr(step, 'make_train_step', poisoned({2, 4, 5}))
     training.train(settings, tmp_path / 'run', write_run_plots)
     records = read_json_lines(tmp_path / 'run' / 'metrics.jsonl')
@@ -148,7 +151,7 @@ def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tiny_weights, tmp_
 def test_one_too_many_stops_the_run_and_nothing_poisoned_is_saved(
     tiny_weights, tmp_path, monkeypatch
 ):
-    settings = run_settings(tiny_weights, training__skip_nonfinite=2)
+    settings = toy_run_config(tiny_weights, training__skip_nonfinite=2)
     monkeypatch.setattr(step, 'make_train_step', poisoned({3, 4, 5, 6}))
     with pytest.raises(FloatingPointError) as caught:
         training.train(settings, tmp_path / 'run')
@@ -166,7 +169,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_its_number():
     optimizer, schedule = make_optimizer(ADAMW, 10), learning_rate_schedule(ADAMW, 10)
     batch = packed_batch([[20, 12], [31]], 32)
     train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
-    given = numbers(model.adapter)
+    given = make_hyperparameters(model.adapter)
     plain_step = step.make_train_step(model, optimizer, schedule, 2)
     bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.inf)}
     state, found = train_step(new_state(variables, optimizer, 3), variables['params'], bad, given)
@@ -199,7 +202,7 @@ def test_after_steps_that_are_left_out_the_next_update_is_that_of_a_first_gradie
     bad = batch | {'loss_mask': batch['loss_mask'] * np.float32(math.nan)}
     train_step = step.make_train_step(model, optimizer, schedule, 2, skip_nonfinite=True)
 
-    given = numbers(model.adapter, config)
+    given = make_hyperparameters(model.adapter, config)
 
     def update(skipped):
         state = new_state(variables, optimizer)
@@ -220,7 +223,7 @@ def test_a_run_does_not_go_on_with_another_base(tiny_weights, tmp_path):
     """The message names both base models; the check compares contents, not paths."""
     weights = tmp_path / 'base.gguf'
     weights.write_bytes(tiny_weights.read_bytes())
-    settings, workdir = run_settings(weights), tmp_path / 'run'
+    settings, workdir = toy_run_config(weights), tmp_path / 'run'
     training.train(settings, workdir)
     (workdir / 'results.json').unlink()
     write_tiny_gguf(weights, seed=1)

@@ -24,8 +24,14 @@ from tests.helpers.models import (
     small_method,
     tiny_model,
 )
-from tests.helpers.reference_decoder import Losses, ReferenceDecoder, float64, margin, probabilities
-from tests.helpers.steps import numbers, recording
+from tests.helpers.reference_decoder import (
+    ReferenceDecoder,
+    ReferenceLosses,
+    router_probabilities,
+    routing_margin,
+    to_float64,
+)
+from tests.helpers.steps import make_hyperparameters, record_gradients
 
 NUM_TASKS = 2
 SIZE, STEP = 0.2, 1e-5  # Size of the values, and step of the differences relative to it.
@@ -85,8 +91,8 @@ def decided_variables(model: Decoder) -> dict[str, Any]:
     for seed in range(20):
         variables = jax.tree.map(np.array, random_variables(model, seed))
         outputs = ReferenceDecoder(model.config, variables, model.adapter).loss(BATCH).outputs
-        chances = probabilities(outputs, BATCH['segment_ids'])
-        if margin(chances, model.adapter.router.top_k) > 3e-4:
+        chances = router_probabilities(outputs, BATCH['segment_ids'])
+        if routing_margin(chances, model.adapter.router.top_k) > 3e-4:
             return variables
     raise AssertionError('every seed has a router in two minds')
 
@@ -106,12 +112,12 @@ def trained(name: str) -> Trained:
         jax.tree.map(jnp.array, before.get(key, {}))
         for key in ('params', 'adapter', 'adapter_frozen')
     )
-    optimizer = recording(make_optimizer(ADAMW, 10))
+    optimizer = record_gradients(make_optimizer(ADAMW, 10))
     schedule = learning_rate_schedule(ADAMW, 10)
     train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
     state = TrainState(jnp.int32(0), adapter, frozen, optimizer.init(adapter))
-    after, metrics = train_step(state, params, BATCH, numbers(model.adapter, ADAMW))
-    return Trained(model, before, params, metrics, float64(after.opt_state[0]), after)
+    after, metrics = train_step(state, params, BATCH, make_hyperparameters(model.adapter, ADAMW))
+    return Trained(model, before, params, metrics, to_float64(after.opt_state[0]), after)
 
 
 # Values and gradients.
@@ -119,7 +125,7 @@ def trained(name: str) -> Trained:
 
 def reference_losses(
     step: Trained, variables: Any, lengths: dict[str, np.ndarray] | None = None
-) -> Losses:
+) -> ReferenceLosses:
     return ReferenceDecoder(step.model.config, variables, step.model.adapter, lengths).loss(BATCH)
 
 
@@ -143,20 +149,22 @@ def moved(tree: Any, path: str, change: np.ndarray) -> Any:
 def test_gradients_are_central_differences_of_the_reference(name):
     """Compare along a random direction in each leaf, to 5e-5; DoRA's norms are held fixed."""
     step, top_k = trained(name), small_method(name).router.top_k
-    variables = {key: float64(tree) for key, tree in step.before.items()}
+    variables = {key: to_float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     segments = BATCH['segment_ids']
-    chances = probabilities(here, segments)
+    chances = router_probabilities(here, segments)
     rng = np.random.default_rng(1)
     for path, gradient in trees.named_leaves(step.gradients):
         direction = SIZE * rng.standard_normal(gradient.shape)
         ends = [
-            reference_losses(step, moved(variables, f'adapter/{path}', change), here.lengths)
+            reference_losses(step, moved(variables, f'adapter/{path}', change), here.norms)
             for change in (STEP * direction, -STEP * direction)
         ]
         for end in ends:
-            change = np.abs(probabilities(end.outputs, segments) - chances).max(initial=0)
-            assert 2 * change < margin(chances, top_k), f'{path}: the step may change a choice'
+            change = np.abs(router_probabilities(end.outputs, segments) - chances).max(initial=0)
+            assert 2 * change < routing_margin(chances, top_k), (
+                f'{path}: the step may change a choice'
+            )
         expected = (ends[0].total - ends[1].total) / (2 * STEP)
         # The typical size of a derivative in a random direction.
         size = SIZE * np.sqrt((gradient**2).sum())
@@ -168,7 +176,7 @@ def test_gradients_are_central_differences_of_the_reference(name):
 def test_lengths_of_dora_carry_no_gradient():
     """If the norms followed the weights, the differences would not match: holding them matters."""
     step = trained('dora')
-    variables = {key: float64(tree) for key, tree in step.before.items()}
+    variables = {key: to_float64(tree) for key, tree in step.before.items()}
     here = reference_losses(step, variables).outputs
     ((up, gradient),) = [
         leaf for leaf in trees.named_leaves(step.gradients) if leaf[0] == 'layers/mlp/up/up'
@@ -181,8 +189,8 @@ def test_lengths_of_dora_carry_no_gradient():
         ]
         return (ends[0] - ends[1]) / (2 * STEP)
 
-    np.testing.assert_allclose((gradient**2).sum(), difference(here.lengths), rtol=5e-5)
-    assert difference(None) < 0.95 * difference(here.lengths)
+    np.testing.assert_allclose((gradient**2).sum(), difference(here.norms), rtol=5e-5)
+    assert difference(None) < 0.95 * difference(here.norms)
 
 
 # Trained leaves.

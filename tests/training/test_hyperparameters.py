@@ -19,7 +19,13 @@ from malora_jax.training.step import (
 )
 from tests.helpers.jaxprs import equations
 from tests.helpers.models import packed_batch, random_variables, small_method, tiny_model
-from tests.helpers.steps import ADAMW, assert_close, new_state, numbers, recording
+from tests.helpers.steps import (
+    ADAMW,
+    assert_close,
+    make_hyperparameters,
+    new_state,
+    record_gradients,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 BATCH, NUM_TASKS, STEP = packed_batch([(10, 9), (7, 8, 9)], 24), 2, 3
@@ -42,7 +48,7 @@ RUNS = (
 
 
 def train_step_of(model: Decoder, config: OptimizerConfig):
-    optimizer = recording(make_optimizer(config, 10))
+    optimizer = record_gradients(make_optimizer(config, 10))
     step = make_train_step(model, optimizer, learning_rate_schedule(config, 10), NUM_TASKS)
     return step, optimizer
 
@@ -67,11 +73,11 @@ def test_one_program_trains_runs_with_other_hyperparameters(name):
     variables = random_variables(models[0])
     step, optimizer = train_step_of(models[0], ADAMW)
     shapes = (new_state(variables, optimizer), variables['params'], BATCH)
-    program = step.lower(*shapes, numbers(models[0].adapter)).compile()
+    program = step.lower(*shapes, make_hyperparameters(models[0].adapter)).compile()
     adapters = []
     for model, (config, _, seed) in zip(models, RUNS, strict=True):
         own_step, own_optimizer = train_step_of(model, config)
-        given = numbers(model.adapter, config, seed)
+        given = make_hyperparameters(model.adapter, config, seed)
         (found, metrics), (expected, expected_metrics) = (
             each(new_state(variables, own_optimizer, STEP), variables['params'], BATCH, given)
             for each in (program, own_step)
@@ -103,7 +109,9 @@ def gradient_jaxpr(**fields):
     variables = random_variables(model)
     state = new_state(variables, make_optimizer(ADAMW, 10))
     gradients = make_gradient_function(model, NUM_TASKS)
-    return jax.make_jaxpr(gradients)(state, variables['params'], BATCH, numbers(model.adapter))
+    return jax.make_jaxpr(gradients)(
+        state, variables['params'], BATCH, make_hyperparameters(model.adapter)
+    )
 
 
 def is_read(jaxpr, index: int) -> bool:

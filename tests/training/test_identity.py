@@ -10,7 +10,7 @@ from malora_jax.files import read_json, read_json_lines, write_json, write_json_
 from malora_jax.inference import load
 from malora_jax.training import training_run
 from malora_jax.training.identity import FieldChange
-from tests.helpers.runs import STEPS, run_settings
+from tests.helpers.runs import STEPS, toy_run_config
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
@@ -53,12 +53,12 @@ def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, 
     def slow(run):
         if not refused:
             with pytest.raises(UserError) as caught:
-                training.train(run_settings(tiny_weights, seed=1), tmp_path / 'run')
+                training.train(toy_run_config(tiny_weights, seed=1), tmp_path / 'run')
             refused.append(str(caught.value))
         return build(run)
 
     monkeypatch.setattr(training_run, 'build_setup', slow)
-    results = training.train(run_settings(tiny_weights, training__steps=2), tmp_path / 'run')
+    results = training.train(toy_run_config(tiny_weights, training__steps=2), tmp_path / 'run')
     assert refused == [f'Another run is at work in {tmp_path / "run"}.']
     assert results['seed'] == 0
     assert read_json(tmp_path / 'run' / 'config.json')['seed'] == 0
@@ -76,7 +76,7 @@ def test_without_its_config_a_run_does_not_go_on_with_another(
         make_older(interrupted)
     message = 'config.json is missing from a run: restore it' if older else 'a run with another'
     with pytest.raises(UserError, match=message):
-        training.train(run_settings(tiny_weights, **change), interrupted)
+        training.train(toy_run_config(tiny_weights, **change), interrupted)
     assert not (interrupted / 'config.json').exists()
     assert not (interrupted / 'results.json').exists()
 
@@ -84,7 +84,7 @@ def test_without_its_config_a_run_does_not_go_on_with_another(
 def test_a_finished_run_does_not_go_on_with_another_without_its_config(run, tiny_weights):
     (run / 'config.json').unlink()
     with pytest.raises(UserError, match='holds a run with another seed'):
-        training.train(run_settings(tiny_weights, seed=1), run)
+        training.train(toy_run_config(tiny_weights, seed=1), run)
 
 
 def test_what_is_left_of_a_run_is_not_mixed_in(run, tiny_weights):
@@ -92,7 +92,7 @@ def test_what_is_left_of_a_run_is_not_mixed_in(run, tiny_weights):
     (run / 'config.json').unlink()
     shutil.rmtree(run / 'checkpoints')
     with pytest.raises(UserError, match=r'config\.json is missing from a run'):
-        training.train(run_settings(tiny_weights, seed=1), run)
+        training.train(toy_run_config(tiny_weights, seed=1), run)
 
 
 # Missing or edited files.
@@ -103,7 +103,7 @@ def test_a_file_that_is_missing_is_named_and_written_again(
     interrupted, finished, tiny_weights, results, name, capsys
 ):
     (interrupted / name).unlink()
-    training.train(run_settings(tiny_weights), interrupted)
+    training.train(toy_run_config(tiny_weights), interrupted)
     assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
     assert f'{interrupted / name} was missing: it is written again.' in capsys.readouterr().out
     assert read_json(interrupted / name) == read_json(finished / name)
@@ -114,7 +114,7 @@ def test_an_edited_config_is_named(interrupted, tiny_weights):
     edit(interrupted / 'config.json', 'optimizer', 'learning_rate', 0.5)
     for change in ({}, {'optimizer__learning_rate': 0.5}):
         with pytest.raises(UserError) as caught:
-            training.train(run_settings(tiny_weights, **change), interrupted)
+            training.train(toy_run_config(tiny_weights, **change), interrupted)
         assert str(caught.value) == (
             f'{interrupted / "config.json"} was edited: it no longer has the '
             'optimizer.learning_rate that the checkpoints next to it have; restore it, or remove '
@@ -123,8 +123,8 @@ def test_an_edited_config_is_named(interrupted, tiny_weights):
     # Following the message's advice with either config mixes nothing.
     (interrupted / 'config.json').unlink()
     with pytest.raises(UserError, match=r'holds a run with another optimizer\.learning_rate'):
-        training.train(run_settings(tiny_weights, optimizer__learning_rate=0.5), interrupted)
-    assert training.train(run_settings(tiny_weights), interrupted)['steps'] == STEPS
+        training.train(toy_run_config(tiny_weights, optimizer__learning_rate=0.5), interrupted)
+    assert training.train(toy_run_config(tiny_weights), interrupted)['steps'] == STEPS
 
 
 def test_an_edited_base_record_is_named(interrupted, tiny_weights):
@@ -132,7 +132,7 @@ def test_an_edited_base_record_is_named(interrupted, tiny_weights):
         interrupted / 'base.json', read_json(interrupted / 'base.json') | {'fingerprint': 'x'}
     )
     with pytest.raises(UserError, match=r'base\.json was edited: it no longer has the fingerprint'):
-        training.train(run_settings(tiny_weights), interrupted)
+        training.train(toy_run_config(tiny_weights), interrupted)
 
 
 def test_a_model_is_not_loaded_by_an_edited_config(run):
@@ -147,7 +147,7 @@ def with_file(tiny_weights, tmp_path):
     """Settings and directory of a run on a file, without results."""
     rows = [{'question': f'{n} and 1?', 'answer': str(n + 1)} for n in range(40)]
     write_json_lines(tmp_path / 'mine.jsonl', rows)
-    settings = run_settings(
+    settings = toy_run_config(
         tiny_weights, data__tasks=(), data__files=(str(tmp_path / 'mine.jsonl'),)
     )
     training.train(settings, tmp_path / 'run')
@@ -190,7 +190,7 @@ def test_an_older_run_without_its_record_of_data_is_refused(with_file):
 
 def test_an_older_run_goes_on_with_a_note(interrupted, tiny_weights, results, capsys):
     make_older(interrupted)
-    training.train(run_settings(tiny_weights), interrupted)
+    training.train(toy_run_config(tiny_weights), interrupted)
     assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
     assert (
         f'Checkpoint {STEPS} of {interrupted} does not say what run it is of, as it is older: '
@@ -205,15 +205,15 @@ def test_another_base_is_refused_although_its_record_is_missing(
     other = tmp_path / 'other.gguf'
     write_tiny_gguf(other, seed=1)
     with pytest.raises(UserError, match='was trained on another base: its fingerprint is'):
-        training.train(run_settings(other), interrupted)
+        training.train(toy_run_config(other), interrupted)
 
 
 def test_a_checkpoint_of_another_run_is_refused(interrupted, tiny_weights, tmp_path):
-    other = run_settings(tiny_weights, seed=1, training__steps=STEPS + 2)
+    other = toy_run_config(tiny_weights, seed=1, training__steps=STEPS + 2)
     training.train(other, tmp_path / 'other')
     number = str(STEPS + 2)
     shutil.copytree(tmp_path / 'other/checkpoints' / number, interrupted / 'checkpoints' / number)
-    settings = run_settings(tiny_weights, training__steps=STEPS + 2)
+    settings = toy_run_config(tiny_weights, training__steps=STEPS + 2)
     with pytest.raises(UserError, match=r'was edited: it no longer has the seed'):
         training.train(settings, interrupted)
     assert (interrupted / 'checkpoints' / number).exists()
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, tiny_weights, tmp_p
 
 
 def test_more_steps(run, tiny_weights, results, capsys):
-    longer = run_settings(tiny_weights, training__steps=STEPS + 2)
+    longer = toy_run_config(tiny_weights, training__steps=STEPS + 2)
     found = training.train(longer, run)
     assert found['steps'] == STEPS + 2
     told = capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_more_steps(run, tiny_weights, results, capsys):
 
 def test_fewer_steps_than_are_made_are_refused(run, tiny_weights, results):
     with pytest.raises(UserError) as caught:
-        training.train(run_settings(tiny_weights, training__steps=4), run)
+        training.train(toy_run_config(tiny_weights, training__steps=4), run)
     assert str(caught.value) == (
         f'{run} has made {STEPS} steps, and the config asks for 4: set training.steps to at least '
         f'{STEPS}, or choose another --workdir.'
@@ -254,7 +254,7 @@ def test_fewer_steps_than_are_made_are_refused(run, tiny_weights, results):
 
 
 def test_another_way_of_scoring(run, tiny_weights):
-    found = training.train(run_settings(tiny_weights, evaluation__max_new_tokens=5), run)
+    found = training.train(toy_run_config(tiny_weights, evaluation__max_new_tokens=5), run)
     assert found['steps'] == STEPS
     assert read_json(run / 'config.json')['evaluation']['max_new_tokens'] == 5
     for when in ('before', 'after'):
@@ -265,7 +265,7 @@ def test_another_way_of_scoring(run, tiny_weights):
 
 def test_what_leaves_the_results_as_they_are(run, tiny_weights, tmp_path, results):
     weights = shutil.copy(tiny_weights, tmp_path / 'moved.gguf')
-    settings = run_settings(
+    settings = toy_run_config(
         weights, training__checkpoint_every=3, training__remat='full', evaluation__batch_size=2
     )
     assert training.train(settings, run) == results

@@ -21,7 +21,7 @@ from malora_jax.training.memory_estimate import (
 from malora_jax.training.state import create_state
 from malora_jax.training.step import abstract_batch, make_train_step
 from tests.helpers.models import small_method
-from tests.helpers.steps import numbers
+from tests.helpers.steps import make_hyperparameters
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,9 @@ def compiled_bytes(model: Decoder, rows: int, length: int) -> int:
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(lambda params: create_state(model, optimizer, 0, params), params)
     step = make_train_step(model, optimizer, optax.constant_schedule(1e-3), 1)
-    lowered = step.lower(state, params, abstract_batch(rows, length), numbers(model.adapter))
+    lowered = step.lower(
+        state, params, abstract_batch(rows, length), make_hyperparameters(model.adapter)
+    )
     found = lowered.compile().memory_analysis()
     return found.temp_size_in_bytes
 

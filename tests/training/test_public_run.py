@@ -29,7 +29,7 @@ from malora_jax.training.evaluate import evaluate
 from malora_jax.training.restore import saved_model
 from tests.helpers.benchmark_rows import ROWS
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import STEPS, run_settings
+from tests.helpers.runs import STEPS, toy_run_config
 
 TRAINED = ('arc_easy', 'e2e_nlg')
 SCORED = ('arc_easy', 'boolq', 'gsm8k', 'openbookqa')
@@ -86,7 +86,7 @@ class Public(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return run_settings(self.weights, **self.changes)
+        return toy_run_config(self.weights, **self.changes)
 
     def file(self, place: str) -> pathlib.Path:
         return self.folder / f'{place.replace("/", "-")}.jsonl'

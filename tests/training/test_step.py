@@ -21,9 +21,9 @@ from tests.helpers.models import (
     random_variables,
     small_method,
     tiny_model,
-    unpacked,
+    unpack_batch,
 )
-from tests.helpers.steps import ADAMW, RECORDER, assert_close, new_state, numbers
+from tests.helpers.steps import ADAMW, RECORDER, assert_close, make_hyperparameters, new_state
 
 NUM_TASKS = 2
 # Five examples in two rows, and three rows of padding; every test uses this shape.
@@ -49,7 +49,7 @@ def metrics_and_gradients(model: Decoder, variables, batch) -> tuple[dict[str, A
     """Return the metrics and gradients of the compiled training step, before the optimizer."""
     state = new_state(variables, RECORDER)
     state, metrics = recording_step(model)(
-        state, variables['params'], batch, numbers(model.adapter)
+        state, variables['params'], batch, make_hyperparameters(model.adapter)
     )
     return jax.tree.map(np.asarray, metrics), jax.tree.map(np.asarray, state.opt_state[0])
 
@@ -63,7 +63,7 @@ def test_packed_equals_unpacked(name):
     model = without_dropout(name)
     variables = random_variables(model)
     metrics, gradients = metrics_and_gradients(model, variables, BATCH)
-    metrics_alone, gradients_alone = metrics_and_gradients(model, variables, unpacked(BATCH))
+    metrics_alone, gradients_alone = metrics_and_gradients(model, variables, unpack_batch(BATCH))
     assert metrics['loss'] > 1
     for key in ('loss', 'task_nll', 'task_tokens', 'tokens', 'balance_loss', 'gradient_norm'):
         np.testing.assert_allclose(metrics[key], metrics_alone[key], rtol=1e-5, err_msg=key)
@@ -142,7 +142,9 @@ def test_only_the_adapter_is_trained(name, frozen):
     train_step = make_train_step(model, optimizer, schedule, NUM_TASKS)
     before = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     for _ in range(3):
-        state, _ = train_step(state, variables['params'], BATCH, numbers(model.adapter))
+        state, _ = train_step(
+            state, variables['params'], BATCH, make_hyperparameters(model.adapter)
+        )
     assert int(state.step) == 3
     after = bits({'adapter': state.adapter, 'frozen': state.adapter_frozen})
     changed = {path for path in before if after[path] != before[path]}
@@ -183,7 +185,7 @@ def test_one_copy_of_the_base_without_gradient_or_moments(adapter):
     params = nn.unbox(abstract_variables(model))['params']
     state = jax.eval_shape(lambda: create_state(model, optimizer, 0, params))
     train_step = make_train_step(model, optimizer, learning_rate_schedule(ADAMW, 10), NUM_TASKS)
-    arguments = (state, params, abstract_batch(1, 8), numbers(adapter))
+    arguments = (state, params, abstract_batch(1, 8), make_hyperparameters(adapter))
     memory = train_step.lower(*arguments).compile().memory_analysis()
     base, trained, small = num_bytes(params), num_bytes(state.adapter), 10_000
     assert base > 50 * trained
@@ -222,7 +224,7 @@ def test_dropout_depends_on_seed_and_step_alone():
 
     def loss(seed: int, number: int) -> float:
         state = new_state(variables, RECORDER, number)
-        given = numbers(model.adapter, seed=seed)
+        given = make_hyperparameters(model.adapter, seed=seed)
         return float(step(state, variables['params'], BATCH, given)[1]['loss'])
 
     first = loss(0, 0)

@@ -28,7 +28,7 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, create_state
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import SCORERS, STEPS, TASKS, run_settings
+from tests.helpers.runs import SCORERS, STEPS, TASKS, toy_run_config
 from tests.training.helpers import read_scalars
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
@@ -50,7 +50,7 @@ TIMES = ('tokens_per_second', 'train_time_s')
 @pytest.fixture(scope='module')
 def last_state(tiny_weights):
     """Function that returns the state in the newest checkpoint of a directory."""
-    run = run_config(run_settings(tiny_weights))
+    run = run_config(toy_run_config(tiny_weights))
     optimizer = make_optimizer(run.optimizer, run.training.steps)
     params = load_base(run.model, run.weights).params
     fresh = create_state(Decoder(run.model, run.adapter), optimizer, run.seed, params)
@@ -68,7 +68,7 @@ def without_times(records):
 
 def test_config_is_kept(finished, tiny_weights):
     kept = read_config(finished / 'config.json')
-    assert run_config(kept) == run_config(run_settings(tiny_weights))
+    assert run_config(kept) == run_config(toy_run_config(tiny_weights))
 
 
 def test_metrics(finished):
@@ -141,7 +141,7 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
     finished, tiny_weights, last_state
 ):
     """The answers are generated again, and differ before and after training."""
-    setup = build_setup(run_config(run_settings(tiny_weights)))
+    setup = build_setup(run_config(toy_run_config(tiny_weights)))
 
     def answered(model: Decoder, variables) -> list[Answer]:
         generator = setup.generator(model)
@@ -205,7 +205,7 @@ def test_running_a_finished_run_again_returns_its_results(
     finished, results, tiny_weights, capsys, monkeypatch
 ):
     monkeypatch.setattr(training.training_run, 'build_setup', None)  # Nothing is loaded.
-    assert training.train(run_settings(tiny_weights), finished) == results
+    assert training.train(toy_run_config(tiny_weights), finished) == results
     assert 'is finished' in capsys.readouterr().out
 
 
@@ -219,7 +219,7 @@ def test_running_a_finished_run_again_returns_its_results(
 )
 def test_another_config_in_the_same_directory_is_refused(finished, tiny_weights, change, field):
     with pytest.raises(UserError) as caught:
-        training.train(run_settings(tiny_weights, **change), finished)
+        training.train(toy_run_config(tiny_weights, **change), finished)
     assert str(caught.value) == (
         f'{finished} holds a run with another {field}: continue that one with its own config, '
         'or choose another --workdir.'
@@ -232,13 +232,15 @@ def test_a_run_from_before_a_field_had_its_default(finished, results, tiny_weigh
     config = json.loads(path.read_text())
     del config['training']['start_from'], config['model']['quantize'], config['data']['sources']
     path.write_text(json.dumps(config))
-    assert training.train(run_settings(tiny_weights), tmp_path / 'older') == results
+    assert training.train(toy_run_config(tiny_weights), tmp_path / 'older') == results
     with pytest.raises(UserError, match=r'holds a run with another training\.start_from'):
-        training.train(run_settings(tiny_weights, training__start_from='mine'), tmp_path / 'older')
+        training.train(
+            toy_run_config(tiny_weights, training__start_from='mine'), tmp_path / 'older'
+        )
 
 
 def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weights):
-    config = run_settings(tiny_weights)
+    config = toy_run_config(tiny_weights)
     del config['data']['weights']
     with pytest.raises(UserError, match=r'holds a run with fields .* lacks \(data.weights\)'):
         training.train(config, finished)
@@ -254,7 +256,7 @@ def resumed(tiny_weights, tmp_path_factory) -> pathlib.Path:
     assert not (workdir / 'results.json').exists()
     cut = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
     assert len(cut) == STEPS and cut[-1].endswith('"lo')
-    training.train(run_settings(tiny_weights), workdir)
+    training.train(toy_run_config(tiny_weights), workdir)
     return workdir
 
 
@@ -276,7 +278,7 @@ def test_tensorboard_shows_every_step_of_a_run_that_was_killed(resumed):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
-    config = run_settings(tiny_weights, optimizer__learning_rate=1e30)
+    config = toy_run_config(tiny_weights, optimizer__learning_rate=1e30)
     with pytest.raises(FloatingPointError) as caught:
         training.train(config, tmp_path)
     assert 'at step 2' in str(caught.value)
@@ -288,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_weights, tmp_path):
 
 
 def test_lora_has_no_routing(tiny_weights, tmp_path):
-    config = run_settings(tiny_weights, 'lora', training__steps=1)
+    config = toy_run_config(tiny_weights, 'lora', training__steps=1)
     results = training.train(config, tmp_path, write_run_plots)
     assert results['routing'] == {}
     assert (tmp_path / 'loss.png').exists()

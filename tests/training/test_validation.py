@@ -27,7 +27,7 @@ from malora_jax.training.setup import build_setup
 from malora_jax.training.validation import evaluations_without_progress, validation_curve
 from tests.helpers.models import logits_of
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import TASKS, run_settings
+from tests.helpers.runs import TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
 CHANGES = dict(
@@ -47,7 +47,7 @@ TIMES = ('tokens_per_second', 'train_time_s')
 
 
 def settings(weights: pathlib.Path, **changes: Any) -> dict[str, Any]:
-    return run_settings(weights, 'lora', **CHANGES, **changes)
+    return toy_run_config(weights, 'lora', **CHANGES, **changes)
 
 
 @pytest.fixture(scope='module')

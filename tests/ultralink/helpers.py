@@ -12,7 +12,7 @@ from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from tests.helpers.paths import ROOT
 
 
-class Words:
+class WordCounter:
     """Fake tokenizer that counts words and Chinese characters."""
 
     fingerprint = 'words'
@@ -22,7 +22,7 @@ class Words:
         return chinese + sum(not any('一' <= c <= '鿿' for c in word) for word in text.split())
 
 
-class Told:
+class FakeModel:
     """A fake model that answers with a function's result.
 
     Attributes:
@@ -31,8 +31,8 @@ class Told:
 
     name = 'told'
 
-    def __init__(self, say: Callable[[ModelRequest], str | Reply]):
-        self._say = say
+    def __init__(self, answer: Callable[[ModelRequest], str | Reply]):
+        self._say = answer
         self.requests: list[ModelRequest] = []
 
     async def complete(self, request: ModelRequest) -> Reply:
@@ -53,7 +53,7 @@ def run(*arguments, **environment):
     )
 
 
-def succeed(*arguments):
+def run_successfully(*arguments):
     """Run `experiments.ultralink`, which must succeed, and return its output."""
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     return path
 
 
-def rows_of(directory: pathlib.Path) -> list[dict[str, Any]]:
+def read_rows(directory: pathlib.Path) -> list[dict[str, Any]]:
     """Return the rows of a stage's directory, read without the project's reader."""
     shards = sorted(directory.glob('rows-*.jsonl'))
     return [json.loads(line) for shard in shards for line in shard.open(encoding='utf-8')]

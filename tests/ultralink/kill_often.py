@@ -25,16 +25,16 @@ from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelReques
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.helpers.openai_stub import Plan, Stub, document, serving
+from tests.helpers.openai_stub import FailurePlan, StubEndpoint, document, serve_stub
 from tests.helpers.paths import ROOT
-from tests.ultralink.helpers import Words, contents, rows_of, write_rows
+from tests.ultralink.helpers import WordCounter, contents, read_rows, write_rows
 
 MODEL, CONCURRENCY, SHARD_ITEMS = 'm', 8, 5
 RATES = {'rate_limit': 0.05, 'error': 0.02, 'truncated': 0.05, 'wrong_language': 0.05}
-PLAN = Plan(RATES, latency_s=0.05)
+PLAN = FailurePlan(RATES, latency_s=0.05)
 
 
-def make(address: str, root: pathlib.Path) -> None:
+def make_dialogues(address: str, root: pathlib.Path) -> None:
     """Make the dialogues, in the process that will be killed."""
 
     async def main() -> None:
@@ -46,7 +46,7 @@ def make(address: str, root: pathlib.Path) -> None:
                 [root.parent / 'segments.jsonl'],
                 root / 'out',
                 model=model,
-                token_counter=Words(),
+                token_counter=WordCounter(),
                 concurrency=CONCURRENCY,
                 shard_items=SHARD_ITEMS,
             )
@@ -55,7 +55,7 @@ def make(address: str, root: pathlib.Path) -> None:
     asyncio.run(main())
 
 
-def start(stub: Stub, root: pathlib.Path) -> subprocess.Popen:
+def start(stub: StubEndpoint, root: pathlib.Path) -> subprocess.Popen:
     root.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, '-m', 'tests.ultralink.kill_often', 'make', stub.address, root],
@@ -66,7 +66,7 @@ def start(stub: Stub, root: pathlib.Path) -> subprocess.Popen:
     )
 
 
-def kept(root: pathlib.Path) -> set[bytes]:
+def cached_keys(root: pathlib.Path) -> set[bytes]:
     """Return the keys of the answers in the cache."""
     with sqlite3.connect(root / 'answers.sqlite') as connection:
         return {key for [key] in connection.execute('SELECT key FROM replies')}
@@ -83,11 +83,11 @@ def key_in_cache(body: dict) -> bytes:
     raise AssertionError('A request that none of ours can be.')
 
 
-def kill_once(stub: Stub, root: pathlib.Path, rng: random.Random, most: int) -> bool:
+def kill_once(stub: StubEndpoint, root: pathlib.Path, rng: random.Random, max_answers: int) -> bool:
     """Kill after a random number of further answers; return False if the process had ended."""
-    process, before = start(stub, root), sum(stub.answered.values())
-    wanted = before + rng.randint(1, most)
-    while sum(stub.answered.values()) < wanted:
+    process, before = start(stub, root), sum(stub.answer_counts.values())
+    wanted = before + rng.randint(1, max_answers)
+    while sum(stub.answer_counts.values()) < wanted:
         if process.poll() is not None:
             return False
         time.sleep(0.0005)
@@ -110,10 +110,10 @@ def main(kills: int, seed: int, count: int) -> int:
                 for i in range(count)
             ],
         )
-        with serving(PLAN) as stub:
+        with serve_stub(PLAN) as stub:
             assert start(stub, root / 'alone').wait() == 0
-            requests = len(stub.asked)
-        with serving(PLAN) as stub:
+            requests = len(stub.attempt_counts)
+        with serve_stub(PLAN) as stub:
             asked_when_kept: dict[bytes, int] = {}
             keys: dict[str, bytes] = {}
             for number in range(1, kills + 1):
@@ -122,18 +122,18 @@ def main(kills: int, seed: int, count: int) -> int:
                     return 1
                 for key in stub.requests.keys() - keys.keys():
                     keys[key] = key_in_cache(stub.requests[key])
-                found = kept(root / 'killed')
+                found = cached_keys(root / 'killed')
                 for key, cached in keys.items():
                     if cached in found:
-                        asked_when_kept.setdefault(key, stub.asked[key])
+                        asked_when_kept.setdefault(key, stub.attempt_counts[key])
                 shards = len(list((root / 'killed' / 'out').glob('rows-*')))
                 print(f'kill {number}: {len(found)} answers kept, {shards} shards', flush=True)
             assert start(stub, root / 'killed').wait() == 0
-            again = sum(stub.asked[key] - times for key, times in asked_when_kept.items())
-            twice = sum(stub.answered.values()) - len(stub.answered)
+            again = sum(stub.attempt_counts[key] - times for key, times in asked_when_kept.items())
+            twice = sum(stub.answer_counts.values()) - len(stub.answer_counts)
         alone, killed = (contents(root / name / 'out') for name in ('alone', 'killed'))
-        rows = len(rows_of(root / 'killed' / 'out'))
-        print(f'{len(asked_when_kept)} of {len(stub.asked)} requests were kept at a kill.')
+        rows = len(read_rows(root / 'killed' / 'out'))
+        print(f'{len(asked_when_kept)} of {len(stub.attempt_counts)} requests were kept at a kill.')
         print(f'Asked again although kept: {again}. On their way at a kill, so again: {twice}.')
         same = alone == killed
         print(f'{len(alone)} files, {rows} dialogues of {count} segments; same bytes: {same}.')
@@ -142,7 +142,7 @@ def main(kills: int, seed: int, count: int) -> int:
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['make']:
-        make(sys.argv[2], pathlib.Path(sys.argv[3]))
+        make_dialogues(sys.argv[2], pathlib.Path(sys.argv[3]))
     else:
         given = [int(word) for word in sys.argv[1:]]
         sys.exit(main(*(given + [20, 0, 150][len(given) :])))

@@ -15,7 +15,7 @@ from malora_jax.errors import UserError
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.cache import CachedModel
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
-from tests.ultralink.helpers import Told
+from tests.ultralink.helpers import FakeModel
 
 REQUEST = ModelRequest('some', (ChatMessage('user', 'Why?'),), ChatSampling(), 0)
 
@@ -30,7 +30,7 @@ def complete(path, model, *requests):
 
 
 def test_an_answer_is_asked_for_once(tmp_path):
-    model = Told(lambda request: Reply('é “”\n', 'length', 7))
+    model = FakeModel(lambda request: Reply('é “”\n', 'length', 7))
     for _ in range(3):
         replies, tokens = complete(tmp_path / 'a' / 'c.sqlite', model, REQUEST, REQUEST)
         assert replies == [Reply('é “”\n', 'length', 7)] * 2
@@ -53,14 +53,14 @@ def test_an_answer_is_asked_for_once(tmp_path):
 )
 def test_another_request_is_another_answer(tmp_path, changes):
     other = dataclasses.replace(REQUEST, **changes)
-    model = Told(lambda request: str(request.sampling_seed))
+    model = FakeModel(lambda request: str(request.sampling_seed))
     replies, _ = complete(tmp_path / 'c.sqlite', model, REQUEST, other)
     assert replies[0] != replies[1]
     assert 0 <= other.sampling_seed < 2**31
 
 
 def test_another_model_is_another_answer(tmp_path):
-    one, two = Told(lambda request: 'one'), Told(lambda request: 'two')
+    one, two = FakeModel(lambda request: 'one'), FakeModel(lambda request: 'two')
     two.name = 'other'
     assert complete(tmp_path / 'c.sqlite', one, REQUEST)[0][0].text == 'one'
     assert complete(tmp_path / 'c.sqlite', two, REQUEST)[0][0].text == 'two'
@@ -71,8 +71,10 @@ def test_an_error_is_not_kept(tmp_path):
         raise OSError('down')
 
     with pytest.raises(OSError, match='down'):
-        complete(tmp_path / 'c.sqlite', Told(fail), REQUEST)
-    assert complete(tmp_path / 'c.sqlite', Told(lambda request: 'up'), REQUEST)[0][0].text == 'up'
+        complete(tmp_path / 'c.sqlite', FakeModel(fail), REQUEST)
+    assert (
+        complete(tmp_path / 'c.sqlite', FakeModel(lambda request: 'up'), REQUEST)[0][0].text == 'up'
+    )
 
 
 def test_a_file_that_is_no_cache(tmp_path):
@@ -87,7 +89,7 @@ def test_a_file_that_breaks_while_it_is_used(tmp_path):
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute('CREATE TABLE replies (number INTEGER)')
     with pytest.raises(UserError, match=r'c\.sqlite does not serve .*no such column'):
-        complete(path, Told(lambda request: 'Yes.'), REQUEST)
+        complete(path, FakeModel(lambda request: 'Yes.'), REQUEST)
 
 
 @pytest.mark.parametrize('field', [{'max_tokens': 0}, {'temperature': -1}, {'top_p': 0.0}])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.helpers.openai_stub import document, serving
-from tests.ultralink.helpers import rows_of, run, write_rows
+from tests.helpers.openai_stub import document, serve_stub
+from tests.ultralink.helpers import read_rows, run, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def test_from_documents_to_dialogues(tmp_path, weights):
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith('documents: 4 items, 4 kept, ')
-    segments = len(rows_of(tmp_path / 'documents'))
+    segments = len(read_rows(tmp_path / 'documents'))
     assert segments > 4
     talk = [
         'dialogues',
@@ -29,14 +29,14 @@ def test_from_documents_to_dialogues(tmp_path, weights):
         f'--tokenizer={weights}',
         '--llm=m',
     ]
-    with serving() as stub:
+    with serve_stub() as stub:
         asked = run(*talk, f'--base-url={stub.address}', '--context-tokens=9000')
         assert asked.returncode == 0, asked.stderr
-        requests = sum(stub.asked.values())
+        requests = sum(stub.attempt_counts.values())
         again = run(*talk, f'--base-url={stub.address}', '--context-tokens=9000')
     assert asked.stdout.startswith(f'dialogues: {segments} items, {segments} kept, {segments} rows')
-    assert again.stdout == asked.stdout and sum(stub.asked.values()) == requests
-    [first, *_] = rows_of(tmp_path / 'dialogues')
+    assert again.stdout == asked.stdout and sum(stub.attempt_counts.values()) == requests
+    [first, *_] = read_rows(tmp_path / 'dialogues')
     assert first['id'] == 'fr-0-0' and len(first['data']) >= 4
     # The API key is in no file.
     for path in tmp_path.rglob('*'):

@@ -11,7 +11,7 @@ from malora_jax.ultralink.criteria import CRITERIA, CriteriaConfig
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import Told, rows_of, write_rows
+from tests.ultralink.helpers import FakeModel, read_rows, write_rows
 
 TEXT = 'I feel tired in the afternoon. What could help me to stay awake without any coffee at all?'
 NONE = dict.fromkeys(CRITERIA, 0)
@@ -23,11 +23,11 @@ def row(number: int, text: str = TEXT):
 
 
 def run(path, rows, say, **options):
-    source, output, model = write_rows(path / 'rows.jsonl', rows), path / 'out', Told(say)
+    source, output, model = write_rows(path / 'rows.jsonl', rows), path / 'out', FakeModel(say)
     config = CriteriaConfig(**options)
     given = StageRun(config, [source], output, model=model, concurrency=2)
     manifest = asyncio.run(STAGES['criteria'].run(given))
-    return rows_of(output), manifest.total, model.requests
+    return read_rows(output), manifest.total, model.requests
 
 
 def test_only_a_total_of_zero_is_kept(tmp_path):
@@ -109,10 +109,10 @@ def test_chats_of_sharegpt(tmp_path):
     array = tmp_path / 'chats.json'
     array.write_text(json.dumps(chats))
     for source in (array, write_rows(tmp_path / 'chats.jsonl', chats)):
-        output, model = tmp_path / source.suffix, Told(lambda request: json.dumps(NONE))
+        output, model = tmp_path / source.suffix, FakeModel(lambda request: json.dumps(NONE))
         given = StageRun(CriteriaConfig(), [source], output, model=model)
         manifest = asyncio.run(STAGES['criteria'].run(given))
-        assert rows_of(output) == rows
+        assert read_rows(output) == rows
         assert manifest.total.dropped == {'not in turn': 4}
 
 

@@ -15,8 +15,8 @@ from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.helpers.openai_stub import Plan, document, serving, texts
-from tests.ultralink.helpers import Told, Words, contents, rows_of, write_rows
+from tests.helpers.openai_stub import FailurePlan, document, serve_stub, texts
+from tests.ultralink.helpers import FakeModel, WordCounter, contents, read_rows, write_rows
 
 PROMPTS = prompts.load('en')
 STAGE_OF = {system: stage for stage, system in PROMPTS.system_messages.items()}
@@ -47,16 +47,16 @@ def segments(path, count, languages=('en',)):
 
 
 def dialogues(config, model, source, output, **how):
-    given = StageRun(config, [source], output, model=model, token_counter=Words(), **how)
+    given = StageRun(config, [source], output, model=model, token_counter=WordCounter(), **how)
     return STAGES['dialogues'].run(given)
 
 
 def run(path, say, count=1, **how):
     config = DialoguesConfig(**how.pop('config', {}))
-    model = say if isinstance(say, Told) else Told(say)
+    model = say if isinstance(say, FakeModel) else FakeModel(say)
     source = segments(path / 'in.jsonl', count)
     made = dialogues(config, model, source, path / 'out', concurrency=4, **how)
-    return asyncio.run(made), rows_of(path / 'out'), model.requests
+    return asyncio.run(made), read_rows(path / 'out'), model.requests
 
 
 def test_the_numbers_are_the_papers():
@@ -111,7 +111,7 @@ def test_lengths_are_those_of_the_papers_rule(tmp_path, monkeypatch):
 def test_a_full_context_ends_a_dialogue(tmp_path):
     long = ' '.join(texts()['en']['answers'])
     say = lambda request: long if kind_of(request) == 'answers' else in_turn(request)  # noqa: E731
-    words, length = Words()(document('en', 0, lines=4)['text']), Words()(long)
+    words, length = WordCounter()(document('en', 0, lines=4)['text']), WordCounter()(long)
     config = {'context_tokens': words + 2 * length, 'stop_probability': 0.0}
     found, [row], _ = run(tmp_path, say, config=config)
     assert len(row['kinds']) == 2
@@ -126,7 +126,7 @@ def test_a_document_that_fills_the_context_is_dropped(tmp_path):
 def test_an_empty_segment_is_dropped_before_anything_is_asked(tmp_path):
     empty = {'id': 'en-0-0', 'language': 'en', 'title': 'Nothing', 'text': ' \n'}
     source = write_rows(tmp_path / 'empty.jsonl', [empty])
-    model = Told(in_turn)
+    model = FakeModel(in_turn)
     making = dialogues(DialoguesConfig(), model, source, tmp_path / 'out')
     assert asyncio.run(making).total.dropped == {'empty': 1} and model.requests == []
 
@@ -234,7 +234,7 @@ def test_settings_that_cannot_be(changes, message):
 def test_a_row_that_is_no_segment(tmp_path, change, message):
     row = {'id': 'a', 'language': 'en', 'title': 't', 'text': 'x'} | change
     source = write_rows(tmp_path / 'in.jsonl', [row])
-    made = dialogues(DialoguesConfig(), Told(in_turn), source, tmp_path / 'out')
+    made = dialogues(DialoguesConfig(), FakeModel(in_turn), source, tmp_path / 'out')
     with pytest.raises(UserError) as error:
         asyncio.run(made)
     assert str(error.value).startswith(f'{source}:1{message}')
@@ -285,20 +285,20 @@ def replies(cache):
 def test_five_languages_through_an_endpoint_that_fails(tmp_path):
     source = segments(tmp_path / 'in.jsonl', 60, tuple(LANGUAGES))
     cache = tmp_path / 'c.sqlite'
-    with serving(Plan(RATES, hang_s=6.0)) as stub:
+    with serve_stub(FailurePlan(RATES, hang_s=6.0)) as stub:
         found = through(stub.address, source, tmp_path / 'out', cache)
-    rows = rows_of(tmp_path / 'out')
+    rows = read_rows(tmp_path / 'out')
     # Nothing is lost or duplicated.
     ids = [f'{list(LANGUAGES)[i % 5]}-{i}-0' for i in range(60)]
     made = [row['id'] for row in rows]
     assert made == [i for i in ids if i in made] and len(set(made)) == len(made)
     assert found.total.items == 60 == len(rows) + sum(found.total.dropped.values())
     # Every request was answered once, and that answer is cached.
-    assert set(stub.answered.values()) == {1}
-    assert replies(cache) == len(stub.answered) == len(stub.asked)
-    assert all(stub.failed[name] for name in RATES)
-    failures = sum(stub.failed[name] for name in ('rate_limit', 'error', 'timeout'))
-    assert sum(stub.asked.values()) == len(stub.answered) + failures
+    assert set(stub.answer_counts.values()) == {1}
+    assert replies(cache) == len(stub.answer_counts) == len(stub.attempt_counts)
+    assert all(stub.failure_counts[name] for name in RATES)
+    failures = sum(stub.failure_counts[name] for name in ('rate_limit', 'error', 'timeout'))
+    assert sum(stub.attempt_counts.values()) == len(stub.answer_counts) + failures
     # Every fault was counted under its name.
     counts = collections.Counter()
     for name, number in found.total.counts.items():
@@ -311,7 +311,7 @@ def test_five_languages_through_an_endpoint_that_fails(tmp_path):
         'speaks of the text': 'cites',
     }
     assert {reason: counts[reason] for reason in expected} == {
-        reason: stub.failed[name] for reason, name in expected.items()
+        reason: stub.failure_counts[name] for reason, name in expected.items()
     }
     # No kept turn has a fault.
     for row in rows:
@@ -327,9 +327,12 @@ def test_the_same_bytes_whatever_fails_and_in_whatever_order(tmp_path):
     source = segments(tmp_path / 'in.jsonl', 25, tuple(LANGUAGES))
     content = {name: rate for name, rate in RATES.items() if name in ('truncated', 'cites')}
     failing = {**RATES, **{name: 0.0 for name in RATES if name not in content}, **content}
-    plans = [Plan(content), Plan({**failing, 'rate_limit': 0.2, 'error': 0.1}, latency_s=0.02)]
+    plans = [
+        FailurePlan(content),
+        FailurePlan({**failing, 'rate_limit': 0.2, 'error': 0.1}, latency_s=0.02),
+    ]
     for number, plan in enumerate(plans):
-        with serving(plan) as stub:
+        with serve_stub(plan) as stub:
             output, cache = tmp_path / f'out{number}', tmp_path / f'{number}.sqlite'
             through(stub.address, source, output, cache, concurrency=(1, 16)[number])
     assert contents(tmp_path / 'out0') == contents(tmp_path / 'out1')
@@ -337,10 +340,10 @@ def test_the_same_bytes_whatever_fails_and_in_whatever_order(tmp_path):
 
 def test_a_limit_of_tokens_stops_in_one_line_and_keeps_what_is_done(tmp_path):
     source = segments(tmp_path / 'in.jsonl', 25, tuple(LANGUAGES))
-    with serving() as stub:
+    with serve_stub() as stub:
         through(stub.address, source, tmp_path / 'free', tmp_path / 'free.sqlite')
-        needed = set(stub.asked)
-    with serving() as stub:
+        needed = set(stub.attempt_counts)
+    with serve_stub() as stub:
         run_limited = lambda limit: through(  # noqa: E731
             stub.address, source, tmp_path / 'out', tmp_path / 'c.sqlite', token_limit=limit
         )
@@ -352,7 +355,7 @@ def test_a_limit_of_tokens_stops_in_one_line_and_keeps_what_is_done(tmp_path):
                 [[spent]] = connection.execute('SELECT SUM(tokens) FROM replies').fetchall()
             assert limit - 10_000 < spent <= limit
         run_limited(0)
-    assert stub.asked == dict.fromkeys(needed, 1)
+    assert stub.attempt_counts == dict.fromkeys(needed, 1)
     assert contents(tmp_path / 'out') == contents(tmp_path / 'free')
 
 

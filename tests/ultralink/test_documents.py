@@ -15,7 +15,7 @@ from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.openai_stub import document
-from tests.ultralink.helpers import Words, rows_of, write_rows
+from tests.ultralink.helpers import WordCounter, read_rows, write_rows
 
 SMALL = {
     'least_tokens': 100,
@@ -27,7 +27,7 @@ SMALL = {
 
 def run(language, source, output, count=None, **how):
     config = DocumentsConfig(language, **{**SMALL, **how})
-    given = StageRun(config, [source], output, token_counter=count or Words())
+    given = StageRun(config, [source], output, token_counter=count or WordCounter())
     return asyncio.run(STAGES['documents'].run(given))
 
 
@@ -40,7 +40,7 @@ def test_the_numbers_are_the_papers():
 def test_segments_of_each_language(tmp_path, language):
     source = write_rows(tmp_path / 'in.jsonl', [document(language, i) for i in range(3)])
     found = run(language, source, tmp_path / 'out')
-    rows = rows_of(tmp_path / 'out')
+    rows = read_rows(tmp_path / 'out')
     assert found.total.kept == 3 and len(rows) > 3
     for number in range(3):
         own = [row for row in rows if row['title'] == document(language, number)['title']]
@@ -48,10 +48,10 @@ def test_segments_of_each_language(tmp_path, language):
         text = document(language, number)['text']
         kept = '\n'.join(row['text'] for row in own)
         assert text.startswith(kept)
-        assert Words()(text[len(kept) :]) < 100
+        assert WordCounter()(text[len(kept) :]) < 100
         for row in own:
             assert row['language'] == language
-            assert row['tokens'] == Words()(row['text'])
+            assert row['tokens'] == WordCounter()(row['text'])
             assert row['tokens'] < 300
 
 
@@ -72,7 +72,7 @@ def test_every_word_is_kept_or_counted(tmp_path_factory, texts):
         'long': sum(count > 2000 for count in words),
     }
     assert found.total.dropped == {reason: count for reason, count in reasons.items() if count}
-    made = rows_of(path / 'out')
+    made = read_rows(path / 'out')
     in_rows = sum(len(row['text'].split()) for row in made)
     kept = sum(count for count in words if 100 <= count <= 2000)
     assert in_rows + found.total.counts.get('tokens in them', 0) == kept
@@ -120,7 +120,7 @@ def test_traditional_chinese_becomes_simplified(tmp_path):
     assert traditional['text'] != chinese['text']
     run('zh', write_rows(tmp_path / 'a.jsonl', [traditional]), tmp_path / 'a')
     run('zh', write_rows(tmp_path / 'b.jsonl', [chinese]), tmp_path / 'b')
-    assert rows_of(tmp_path / 'a') == rows_of(tmp_path / 'b') != []
+    assert read_rows(tmp_path / 'a') == read_rows(tmp_path / 'b') != []
 
 
 def test_a_listed_word_within_chinese(tmp_path):

@@ -11,7 +11,7 @@ from malora_jax.ultralink.llm import endpoint
 from malora_jax.ultralink.llm.chat import ChatMessage, ChatSampling, ModelRequest, Reply
 from malora_jax.ultralink.llm.endpoint import Endpoint
 from malora_jax.ultralink.llm.model_choice import ModelChoice
-from tests.helpers.openai_stub import Plan, serving
+from tests.helpers.openai_stub import FailurePlan, serve_stub
 
 KEY = 'sk-not-to-be-seen'
 
@@ -40,7 +40,7 @@ def complete(address, *requests, timeout_s=30.0, token_limit=0, spent=0, each=Fa
 
 
 def test_a_request_and_its_answer():
-    with serving(answer=lambda body: ' Because.\n') as stub:
+    with serve_stub(answer=lambda body: ' Because.\n') as stub:
         [reply] = complete(stub.address, request())
     [body] = stub.requests.values()
     assert body == {
@@ -59,22 +59,22 @@ def test_a_request_and_its_answer():
 
 
 def test_too_many_requests_are_waited_for_as_asked():
-    plan = Plan({'rate_limit': 1.0}, retry_after=('retry-after', '0.2'))
-    with serving(plan) as stub:
+    plan = FailurePlan({'rate_limit': 1.0}, retry_after=('retry-after', '0.2'))
+    with serve_stub(plan) as stub:
         start = time.monotonic()
         [reply] = complete(stub.address, request())
         assert time.monotonic() - start >= 3 * 0.2
     assert reply.text == 'Yes.'
-    assert stub.failed['rate_limit'] == 3
+    assert stub.failure_counts['rate_limit'] == 3
 
 
 @pytest.mark.parametrize('failure', ['error', 'timeout'])
 def test_a_try_that_fails_is_made_again(failure, monkeypatch):
     monkeypatch.setattr('openai._base_client.INITIAL_RETRY_DELAY', 0.01)
-    with serving(Plan({failure: 1.0}, hang_s=2.0)) as stub:
+    with serve_stub(FailurePlan({failure: 1.0}, hang_s=2.0)) as stub:
         [reply] = complete(stub.address, request(), timeout_s=0.7)
     assert reply.text == 'Yes.'
-    assert stub.failed[failure] == 3 and sum(stub.answered.values()) == 1
+    assert stub.failure_counts[failure] == 3 and sum(stub.answer_counts.values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_a_try_that_fails_is_made_again(failure, monkeypatch):
 )
 def test_what_fails_again_and_again_is_one_line(always, message, monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 1)
-    with serving(Plan(always=always)) as stub, pytest.raises(OSError) as error:
+    with serve_stub(FailurePlan(fixed_response=always)) as stub, pytest.raises(OSError) as error:
         complete(stub.address, request())
     assert f'The endpoint {stub.address}/ answers with {message}: ' in str(error.value)
     assert '\n' not in str(error.value)
-    assert sum(stub.asked.values()) == 2
+    assert sum(stub.attempt_counts.values()) == 2
 
 
 def test_a_long_retry_after_is_waited_for_too(monkeypatch):
@@ -101,8 +101,8 @@ def test_a_long_retry_after_is_waited_for_too(monkeypatch):
         await sleep(0)
 
     monkeypatch.setattr(endpoint.asyncio, 'sleep', no_sleep)
-    plan = Plan({'rate_limit': 1.0}, retry_after=('retry-after', '900'))
-    with serving(plan) as stub:
+    plan = FailurePlan({'rate_limit': 1.0}, retry_after=('retry-after', '900'))
+    with serve_stub(plan) as stub:
         [reply] = complete(stub.address, request())
     assert reply.text == 'Yes.'
     assert waits.count(900.0) == 3
@@ -110,7 +110,7 @@ def test_a_long_retry_after_is_waited_for_too(monkeypatch):
 
 def test_an_endpoint_that_is_not_there(monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 0)
-    with serving() as stub:
+    with serve_stub() as stub:
         address = stub.address
     with pytest.raises(
         OSError, match=r'^The endpoint http://127.*/v1/ cannot be reached: .*Connect call'
@@ -120,20 +120,20 @@ def test_an_endpoint_that_is_not_there(monkeypatch):
 
 def test_an_endpoint_that_never_answers(monkeypatch):
     monkeypatch.setattr(endpoint, '_RETRIES', 0)
-    plan = Plan({'timeout': 1.0}, hang_s=0.5)
-    with serving(plan) as stub, pytest.raises(OSError, match=r'cannot be reached: .+'):
+    plan = FailurePlan({'timeout': 1.0}, hang_s=0.5)
+    with serve_stub(plan) as stub, pytest.raises(OSError, match=r'cannot be reached: .+'):
         complete(stub.address, request(), timeout_s=0.1)
 
 
 @pytest.mark.parametrize('status', [401, 403])
 def test_a_key_that_is_not_taken_is_not_shown(status):
     body = json.dumps({'error': {'message': f'Incorrect API key provided: {KEY}'}})
-    plan = Plan(always=(status, 'application/json', body))
-    with serving(plan) as stub, pytest.raises(UserError) as error:
+    plan = FailurePlan(fixed_response=(status, 'application/json', body))
+    with serve_stub(plan) as stub, pytest.raises(UserError) as error:
         complete(stub.address, request())
     assert 'does not take the key in OPENAI_API_KEY' in str(error.value)
     assert KEY not in str(error.value)
-    assert sum(stub.asked.values()) == 1
+    assert sum(stub.attempt_counts.values()) == 1
 
 
 def test_a_missing_key_is_one_line(monkeypatch):
@@ -145,8 +145,8 @@ def test_a_missing_key_is_one_line(monkeypatch):
 @pytest.mark.parametrize('status', [400, 404, 422])
 def test_settings_that_are_not_taken_are_the_users_mistake(status):
     body = json.dumps({'error': {'message': 'max_tokens\nis too large', 'code': 'invalid'}})
-    plan = Plan(always=(status, 'application/json', body))
-    with serving(plan) as stub, pytest.raises(UserError) as error:
+    plan = FailurePlan(fixed_response=(status, 'application/json', body))
+    with serve_stub(plan) as stub, pytest.raises(UserError) as error:
         complete(stub.address, request())
     assert f'answers with status {status}: ' in str(error.value)
     assert 'max_tokens is too large' in str(error.value)
@@ -155,7 +155,7 @@ def test_settings_that_are_not_taken_are_the_users_mistake(status):
 @pytest.mark.parametrize('code', ['context_length_exceeded', 'content_filter'])
 def test_messages_that_are_refused_are_the_stages_matter(code):
     body = json.dumps({'error': {'message': 'No.', 'code': code}})
-    with serving(Plan(always=(400, 'application/json', body))) as stub:
+    with serve_stub(FailurePlan(fixed_response=(400, 'application/json', body))) as stub:
         assert complete(stub.address, request()) == [Reply('', 'refused', 0)]
 
 
@@ -176,7 +176,7 @@ def test_messages_that_are_refused_are_the_stages_matter(code):
     ],
 )
 def test_an_answer_of_another_form(body, expected):
-    with serving(Plan(always=(200, 'application/json', body))) as stub:
+    with serve_stub(FailurePlan(fixed_response=(200, 'application/json', body))) as stub:
         assert complete(stub.address, request()) == [expected]
 
 
@@ -184,7 +184,7 @@ def test_an_error_that_comes_as_an_answer_is_none():
     body = '{"error": {"message": "Out of\\ncredit.", "code": 402}}'
     expected = r'answers with an error: Out of credit\.'
     with (
-        serving(Plan(always=(200, 'application/json', body))) as stub,
+        serve_stub(FailurePlan(fixed_response=(200, 'application/json', body))) as stub,
         pytest.raises(OSError, match=expected),
     ):
         complete(stub.address, request())
@@ -197,16 +197,16 @@ def test_an_address_that_is_none(tmp_path, address):
 
 
 def test_something_that_is_no_such_endpoint():
-    plan = Plan(always=(200, 'text/html', '<html>Welcome</html>'))
+    plan = FailurePlan(fixed_response=(200, 'text/html', '<html>Welcome</html>'))
     expected = r'does not speak as OpenAI does: correct --base_url'
-    with serving(plan) as stub, pytest.raises(UserError, match=expected):
+    with serve_stub(plan) as stub, pytest.raises(UserError, match=expected):
         complete(stub.address, request())
 
 
 def test_never_more_than_the_limit_is_spent():
     requests = [request('x' * 40, 100, sample=i) for i in range(30)]
     most = endpoint._max_total_tokens(requests[0])
-    with serving(Plan(latency_s=0.02), lambda body: 'y' * 200) as stub:
+    with serve_stub(FailurePlan(latency_s=0.02), lambda body: 'y' * 200) as stub:
         replies = complete(stub.address, *requests, token_limit=1000, spent=100, each=True)
     answered = [reply for reply in replies if isinstance(reply, Reply)]
     refused = [reply for reply in replies if isinstance(reply, UserError)]
@@ -214,7 +214,7 @@ def test_never_more_than_the_limit_is_spent():
     spent = 100 + sum(reply.tokens for reply in answered)
     # At most the limit is spent, and at least so much that the next request might have exceeded it.
     assert 1000 - most < spent <= 1000
-    assert sum(stub.asked.values()) == len(answered)
+    assert sum(stub.attempt_counts.values()) == len(answered)
     assert str(refused[0]).startswith(
         f'The next request might go over --token-limit=1,000 ({spent}'
     )

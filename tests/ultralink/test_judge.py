@@ -12,18 +12,18 @@ from malora_jax.ultralink.evaluation.judge import JudgeConfig, win_rate
 from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import Told, rows_of, write_rows
+from tests.ultralink.helpers import FakeModel, read_rows, write_rows
 
 
 def run(path, say, answers=('long answer',), baselines=('short',), **options):
     ours = [{'id': str(n), 'question': f'q{n}', 'answer': a} for n, a in enumerate(answers)]
     theirs = [{'id': str(n), 'answer': answer} for n, answer in enumerate(baselines)]
-    model = Told(say)
+    model = FakeModel(say)
     inputs = [write_rows(path / 'ours.jsonl', ours)]
     config = JudgeConfig('fr', write_rows(path / 'theirs.jsonl', theirs), **options)
     given = StageRun(config, inputs, path / 'out', model=model)
     manifest = asyncio.run(STAGES['judge'].run(given))
-    return rows_of(path / 'out'), manifest.total, model.requests
+    return read_rows(path / 'out'), manifest.total, model.requests
 
 
 def shown(request) -> tuple[str, str]:
@@ -99,7 +99,7 @@ def test_a_question_with_two_baselines(tmp_path):
         write_rows(tmp_path / name, rows)
         for name, rows in (('ours.jsonl', [row]), ('theirs.jsonl', [row, row]))
     )
-    given = StageRun(JudgeConfig('fr', theirs), [ours], tmp_path / 'out', model=Told(longer))
+    given = StageRun(JudgeConfig('fr', theirs), [ours], tmp_path / 'out', model=FakeModel(longer))
     with pytest.raises(UserError, match=r"theirs\.jsonl:2: another row has the id '0' too"):
         asyncio.run(STAGES['judge'].run(given))
 

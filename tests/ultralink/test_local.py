@@ -15,7 +15,7 @@ from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from tests.helpers.language_model import language_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
-from tests.ultralink.helpers import Words, rows_of, write_rows
+from tests.ultralink.helpers import WordCounter, read_rows, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
@@ -135,14 +135,16 @@ def test_a_model_that_knows_no_language_has_everything_dropped_and_counted(tmp_p
     ]
     source = write_rows(tmp_path / 'in.jsonl', rows)
     settings = DialoguesConfig(attempts=2, question_tokens=8)
-    given = StageRun(settings, [source], tmp_path / 'out', token_counter=Words(), concurrency=3)
+    given = StageRun(
+        settings, [source], tmp_path / 'out', token_counter=WordCounter(), concurrency=3
+    )
 
     async def main():
         async with open_model(ModelChoice(f'local:{config}', tmp_path / 'c.sqlite', 3)) as model:
             return await STAGES['dialogues'].run(dataclasses.replace(given, model=model))
 
     found = asyncio.run(main())
-    assert found.complete and rows_of(tmp_path / 'out') == []
+    assert found.complete and read_rows(tmp_path / 'out') == []
     assert found.total.items == 3 == sum(found.total.dropped.values())
     faults = sum(
         n for name, n in found.total.counts.items() if name.startswith('fault in question')

@@ -10,7 +10,7 @@ from malora_jax.ultralink.evaluation.mgsm import MgsmConfig
 from malora_jax.ultralink.languages import LANGUAGES, identify_language
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import Told, rows_of
+from tests.ultralink.helpers import FakeModel, read_rows
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -45,12 +45,12 @@ def test_accuracy_over_a_file(tmp_path):
     path = tmp_path / 'mgsm_fr.tsv'
     path.write_text('Combien font 2 + 2 ?\t4\nCombien font 3 + 3 ?\t6\nEt 5 + 5 ?\t10\n', 'utf-8')
     said = {'2': 'La réponse est 4.', '3': 'Six.', '5': 'La réponse est 11.'}
-    model = Told(lambda request: said[request.messages[0].content.split(' + ')[1][0]])
+    model = FakeModel(lambda request: said[request.messages[0].content.split(' + ')[1][0]])
     output = tmp_path / 'out'
     given = StageRun(MgsmConfig('fr'), [path], output, model=model)
     manifest = asyncio.run(STAGES['mgsm'].run(given))
     assert manifest.total.counts == {'right': 1, 'no number': 1}
-    assert [(row['number'], row['right']) for row in rows_of(output)] == [
+    assert [(row['number'], row['right']) for row in read_rows(output)] == [
         ('4', True),
         (None, False),
         ('11', False),
@@ -63,6 +63,6 @@ def test_accuracy_over_a_file(tmp_path):
 def test_a_broken_row_is_named(tmp_path):
     path = tmp_path / 'mgsm_fr.tsv'
     path.write_text('Combien ?\tquatre\n', 'utf-8')
-    given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=Told(lambda _: ''))
+    given = StageRun(MgsmConfig('fr'), [path], tmp_path / 'out', model=FakeModel(lambda _: ''))
     with pytest.raises(UserError, match='line 1'):
         asyncio.run(STAGES['mgsm'].run(given))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from malora_jax.errors import UserError
 from malora_jax.ultralink.text.near_duplicates import MinHashSketches, natural_sort_key
-from tests.ultralink.edits import measure, near_duplicates
+from tests.ultralink.near_duplicate_texts import measure_detection, near_duplicates
 
 TEXT = 'The quick brown fox jumps over the lazy dog near the old stone bridge at noon.'
 
@@ -24,7 +24,7 @@ def texts(language: str, count: int) -> list[str]:
 
 @pytest.mark.parametrize('language', ['en', 'zh'])
 def test_recall_and_precision(language):
-    found = measure(texts(language, 200), language, 100)
+    found = measure_detection(texts(language, 200), language, 100)
     for rate, (recall, precision) in found.items():
         print(f'{language}, {rate:.0%} edited: recall {recall:.3f}, precision {precision:.3f}')
         assert recall >= {0.05: 1, 0.1: 0.99, 0.2: 0.95}[rate]

@@ -11,8 +11,8 @@ from malora_jax.ultralink import prune
 from malora_jax.ultralink.prune import PruneConfig
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import rows_of, write_rows
-from tests.ultralink.rows import conversation
+from tests.ultralink.conversations import conversation
+from tests.ultralink.helpers import read_rows, write_rows
 
 # Number of rows by language and subset.
 COUNTS = {
@@ -35,7 +35,7 @@ def run(path, made, config=CONFIG, seed=0, shard_items=1000):
     source = write_rows(path / f'{output.name}.jsonl', made)
     given = StageRun(config, [source], output, seed=seed, shard_items=shard_items)
     manifest = asyncio.run(STAGES['prune'].run(given))
-    return rows_of(output), manifest
+    return read_rows(output), manifest
 
 
 def kept(found, language, subset):

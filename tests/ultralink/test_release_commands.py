@@ -7,10 +7,10 @@ import pytest
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.criteria import CRITERIA
 from malora_jax.ultralink.languages import LANGUAGES
-from tests.helpers.openai_stub import serving
-from tests.ultralink import translated
-from tests.ultralink.helpers import rows_of, run, succeed, write_rows
-from tests.ultralink.rows import conversation
+from tests.helpers.openai_stub import serve_stub
+from tests.ultralink import translated_texts
+from tests.ultralink.conversations import conversation
+from tests.ultralink.helpers import read_rows, run, run_successfully, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,11 @@ def answer(body):
     text = body['messages'][-1]['content']
     if text.startswith('<user>'):
         return json.dumps({**dict.fromkeys(CRITERIA, 0), 'names': int('Number 3' in text)})
-    return translated.MATHS.others['fr'] if text == translated.MATHS.english else 'Je ne sais pas.'
+    return (
+        translated_texts.MATHS.translations['fr']
+        if text == translated_texts.MATHS.english
+        else 'Je ne sais pas.'
+    )
 
 
 def test_from_english_to_a_report(tmp_path, weights):
@@ -30,14 +34,14 @@ def test_from_english_to_a_report(tmp_path, weights):
         {**conversation('en', 'chat_agnostic', n), 'data': [f'{CHAT}{n}', 'Walk, and take breaks.']}
         for n in range(5)
     ]
-    maths = {**conversation('en', 'math', 0), 'data': 2 * [translated.MATHS.english]}
+    maths = {**conversation('en', 'math', 0), 'data': 2 * [translated_texts.MATHS.english]}
     chats = write_rows(tmp_path / 'chat.jsonl', chat)
     english = write_rows(tmp_path / 'maths.jsonl', [maths])
-    with serving(answer=answer) as stub:
+    with serve_stub(answer=answer) as stub:
         model = ('--llm=m', f'--base-url={stub.address}')
-        out = succeed('criteria', f'--input={chats}', f'--output={tmp_path}/kept', *model)
+        out = run_successfully('criteria', f'--input={chats}', f'--output={tmp_path}/kept', *model)
         assert out.startswith('criteria: 5 items, 4 kept, 4 rows\n  dropped, names: 1')
-        out = succeed(
+        out = run_successfully(
             'translate',
             '--language=fr',
             f'--input={tmp_path}/kept,{english}',
@@ -54,16 +58,16 @@ def test_from_english_to_a_report(tmp_path, weights):
         for n in range(2)
     ]
     rows = write_rows(tmp_path / 'rest.jsonl', rest)
-    out = succeed(
+    out = run_successfully(
         'prune', f'--input={rows},{tmp_path}/french', f'--output={tmp_path}/pruned', '--math=1'
     )
     assert '| fr | math | 3 | 0 | 2 | 1 |' in out and '| all |  | 41 | 0 | 5 | 36 |' in out
-    out = succeed('export', f'--input={tmp_path}/pruned', f'--output={tmp_path}/release')
+    out = run_successfully('export', f'--input={tmp_path}/pruned', f'--output={tmp_path}/release')
     assert 'fr_math.jsonl: 1 rows' in out and len(out.splitlines()) == 20
-    out = succeed('import', f'--input={tmp_path}/release', f'--output={tmp_path}/imported')
+    out = run_successfully('import', f'--input={tmp_path}/release', f'--output={tmp_path}/imported')
     assert out.startswith('import: 36 items, 36 kept, 36 rows')
-    assert len(rows_of(tmp_path / 'imported')) == 36
-    out = succeed(
+    assert len(read_rows(tmp_path / 'imported')) == 36
+    out = run_successfully(
         'report',
         f'--input={tmp_path}/imported',
         f'--stages={tmp_path}/kept,{tmp_path}/french,{tmp_path}/pruned,{tmp_path}/imported',

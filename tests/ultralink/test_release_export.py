@@ -17,8 +17,8 @@ from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.release_import import ImportConfig
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import rows_of, write_rows
-from tests.ultralink.rows import conversation
+from tests.ultralink.conversations import conversation
+from tests.ultralink.helpers import read_rows, write_rows
 
 # Fields of a row of the stage `dialogues`.
 DIALOGUE = {
@@ -51,7 +51,7 @@ def import_files(paths, output, **options):
 def import_(path, folder, **options):
     output = path / 'imported'
     manifest = import_files(release_import.find_files(folder), output, **options)
-    return rows_of(output), manifest
+    return read_rows(output), manifest
 
 
 def test_the_document_is_in_the_first_turn(tmp_path):

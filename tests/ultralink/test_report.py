@@ -10,7 +10,7 @@ from malora_jax.ultralink import prune, report, stage
 from malora_jax.ultralink.counts import count_conversations, mean_length
 from malora_jax.ultralink.stage import ItemOutcome, StageRun
 from malora_jax.ultralink.stages import STAGES
-from tests.ultralink.helpers import Words, write_rows
+from tests.ultralink.helpers import WordCounter, write_rows
 
 DIALOGUE = {
     'id': 'fr-1-0',
@@ -46,12 +46,12 @@ def reported(tmp_path, monkeypatch):
     config = prune.PruneConfig()
     asyncio.run(STAGES['prune'].run(StageRun(config, [source], tmp_path / 'pruned')))
     inputs, stages = [tmp_path / 'pruned'], [tmp_path / 'pruned']
-    text = report.report(inputs, Words(), tmp_path / 'report', stages)
+    text = report.report(inputs, WordCounter(), tmp_path / 'report', stages)
     return text, drawn['figure'], tmp_path
 
 
 def test_documents_are_not_counted(tmp_path):
-    counts = count_conversations([write_rows(tmp_path / 'rows.jsonl', ROWS)], Words())
+    counts = count_conversations([write_rows(tmp_path / 'rows.jsonl', ROWS)], WordCounter())
     assert list(counts) == [
         ('en', 'math'),
         ('en', 'code'),
@@ -101,7 +101,7 @@ def test_a_stage_that_dropped_and_is_not_finished(tmp_path):
             stage.run('halves', process, [source], tmp_path / 'out', settings={}, shard_items=4)
         )
     rows = write_rows(tmp_path / 'conversations.jsonl', ROWS)
-    text = report.report([rows], Words(), tmp_path / 'report', [tmp_path / 'out'])
+    text = report.report([rows], WordCounter(), tmp_path / 'report', [tmp_path / 'out'])
     assert f'### halves ({tmp_path}/out, not complete)' in text
     assert '| dropped: even | 2 | 50.0% |' in text and '| kept | 2 | 50.0% |' in text
     assert 'Rows written: 4.' in text
@@ -122,7 +122,7 @@ def test_the_plot(reported):
 
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(UserError, match='there are no rows to report on'):
-        report.report([write_rows(tmp_path / 'rows.jsonl', [])], Words(), tmp_path / 'report')
+        report.report([write_rows(tmp_path / 'rows.jsonl', [])], WordCounter(), tmp_path / 'report')
     with pytest.raises(UserError, match='holds no stage'):
         source = write_rows(tmp_path / 'rows.jsonl', ROWS)
-        report.report([source], Words(), tmp_path / 'report', [tmp_path])
+        report.report([source], WordCounter(), tmp_path / 'report', [tmp_path])

@@ -11,7 +11,7 @@ from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.shards import ShardCounts, StageManifest
-from tests.ultralink.helpers import rows_of, write_rows
+from tests.ultralink.helpers import read_rows, write_rows
 
 MANIFEST = StageManifest('some', {'a': 1, 'b': {'c': (1, 2)}}, 0, 'digest', 2)
 
@@ -31,7 +31,7 @@ def test_rows_and_counts_come_back(tmp_path):
     rows = list(shards.read([path]))
     assert [row.fields for row in rows] == [{'id': i, 'text': 'é\u2028'} for i in range(3)]
     assert rows[2].location == f'{path}/rows-00002.jsonl:1'
-    assert rows_of(path) == [row.fields for row in rows]
+    assert read_rows(path) == [row.fields for row in rows]
     total = json.loads((path / 'manifest.json').read_text('utf-8'))['total']
     assert total == {
         'items': 6,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from malora_jax.errors import UserError
 from malora_jax.ultralink import stage
 from malora_jax.ultralink.stage import ItemOutcome
-from tests.ultralink.helpers import contents, rows_of, write_rows
+from tests.ultralink.helpers import contents, read_rows, write_rows
 
 
 def run(process, source, output, **how):
@@ -41,7 +41,7 @@ def test_rows_in_order_and_counts_that_add_up(tmp_path_factory, items, concurren
     found = run(uneven, source, path / 'out', concurrency=concurrency, shard_items=shard_items)
     kept = [i for i in range(items) if i % 5 not in (1, 2)]
     expected = [{'id': i, 'copy': copy} for i in kept for copy in range(i % 3 + 1)]
-    assert rows_of(path / 'out') == expected
+    assert read_rows(path / 'out') == expected
     dropped = collections.Counter(
         'one' if i % 5 == 1 else 'two' for i in range(items) if i not in kept
     )

@@ -12,8 +12,8 @@ from malora_jax.ultralink.llm.chat import Reply
 from malora_jax.ultralink.stage import StageRun
 from malora_jax.ultralink.stages import STAGES
 from malora_jax.ultralink.translate import TranslateConfig
-from tests.ultralink import translated
-from tests.ultralink.helpers import Told, rows_of, write_rows
+from tests.ultralink import translated_texts
+from tests.ultralink.helpers import FakeModel, read_rows, write_rows
 
 LANGUAGES = translations.TARGET_LANGUAGES
 SUBSETS = {'maths': 'math', 'code': 'code'}
@@ -21,23 +21,23 @@ SUBSETS = {'maths': 'math', 'code': 'code'}
 
 def row(name: str, number: int = 0, copies: int = 2):
     """Return an English conversation that repeats one text."""
-    data = copies * [translated.ALL[name].english]
+    data = copies * [translated_texts.ALL[name].english]
     return {'id': f'{name}-{number}', 'language': 'en', 'subset': SUBSETS[name], 'data': data}
 
 
 def right(language: str):
     """Return a function that gives the right translation of any of the texts."""
-    known = {text.english: text.others[language] for text in translated.ALL.values()}
+    known = {text.english: text.translations[language] for text in translated_texts.ALL.values()}
     return lambda request: known[request.messages[-1].content]
 
 
 def run(path, rows, say, language='fr', **options):
     source, output = write_rows(path / 'rows.jsonl', rows), path / 'out'
-    model = Told(say)
+    model = FakeModel(say)
     config = TranslateConfig(language, **options)
     given = StageRun(config, [source], output, model=model, concurrency=3)
     manifest = asyncio.run(STAGES['translate'].run(given))
-    return rows_of(output), manifest.total, model.requests
+    return read_rows(output), manifest.total, model.requests
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -54,9 +54,9 @@ def test_the_demonstrations_have_no_fault_themselves(language, subset):
 def test_clean_translations_are_kept(tmp_path, language):
     found, total, requests = run(tmp_path, [row('maths'), row('code')], right(language), language)
     assert [made['id'] for made in found] == [f'{language}-maths-0', f'{language}-code-0']
-    for made, text in zip(found, (translated.MATHS, translated.CODE), strict=True):
+    for made, text in zip(found, (translated_texts.MATHS, translated_texts.CODE), strict=True):
         assert made['language'] == language
-        assert made['data'] == 2 * [text.others[language]]
+        assert made['data'] == 2 * [text.translations[language]]
     assert (total.items, total.kept, total.counts) == (2, 2, {})
     assert len(requests) == 4
 
@@ -65,7 +65,7 @@ def test_each_text_is_asked_with_one_demonstration_and_the_text_before_it(tmp_pa
     _, _, requests = run(tmp_path, [row('maths')], right('fr'))
     first, second = requests
     prompt = translations.load('fr', 'math')
-    english, french = translated.MATHS.english, translated.MATHS.others['fr']
+    english, french = translated_texts.MATHS.english, translated_texts.MATHS.translations['fr']
     assert [(message.role, message.content) for message in first.messages] == [
         ('system', prompt.system),
         ('user', prompt.source),
@@ -85,7 +85,7 @@ FAULTS = {
     'final_answer': ('maths', lambda text: text.replace('#### 1102', '#### 1103')),
     'code': ('code', lambda text: text.replace('# Two more.', '# Deux de plus.')),
     'identifiers': ('code', lambda text: text.replace('sys.max_size', 'cela')),
-    'language': ('code', lambda text: translated.CODE.english),
+    'language': ('code', lambda text: translated_texts.CODE.english),
     'empty': ('maths', lambda text: ''),
     'length': ('maths', lambda text: Reply(text, 'length', 1)),
     'content_filter': ('maths', lambda text: Reply('', 'content_filter', 1)),
@@ -101,7 +101,7 @@ def test_a_fault_is_tried_again(tmp_path, kind):
         [row(name)],
         lambda request: say(request) if request.sample else break_(say(request)),
     )
-    assert made[0]['data'] == 2 * [translated.ALL[name].others['fr']]
+    assert made[0]['data'] == 2 * [translated_texts.ALL[name].translations['fr']]
     assert total.counts[f'fault: {kind}'] == 2
     assert [request.sample_index for request in requests] == [0, 1, 0, 1]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from malora_jax.ultralink import languages, translation_checks
 from malora_jax.ultralink.text import quantities, spans
-from tests.ultralink import translated
+from tests.ultralink import translated_texts
 
 LANGUAGES = ('zh', 'ru', 'fr', 'es')
 
@@ -23,11 +23,11 @@ def kinds(source: str, translation: str, language: str) -> set[str]:
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
-@pytest.mark.parametrize('name', translated.ALL)
+@pytest.mark.parametrize('name', translated_texts.ALL)
 def test_clean_translations_have_no_fault(name, language):
-    row = translated.ALL[name]
+    row = translated_texts.ALL[name]
     assert not translation_checks.faults(
-        row.english, row.others[language], language, languages.identify_language
+        row.english, row.translations[language], language, languages.identify_language
     )
 
 
@@ -55,24 +55,26 @@ def test_clean_translations_have_no_fault(name, language):
     ],
 )
 def test_an_injected_fault_is_caught(name, old, new, kind, language):
-    row = translated.ALL[name]
-    broken = row.others[language].replace(old, new, 1)
-    assert broken != row.others[language]
+    row = translated_texts.ALL[name]
+    broken = row.translations[language].replace(old, new, 1)
+    assert broken != row.translations[language]
     assert kind in kinds(row.english, broken, language)
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
-@pytest.mark.parametrize('name', translated.ALL)
+@pytest.mark.parametrize('name', translated_texts.ALL)
 def test_another_language_is_caught(name, language):
-    row = translated.ALL[name]
-    for other, text in {'en': row.english, **row.others}.items():
+    row = translated_texts.ALL[name]
+    for other, text in {'en': row.english, **row.translations}.items():
         assert (kinds(row.english, text, language) >= {'language'}) == (other != language)
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_a_translated_identifier_is_caught(language):
-    prose = translated.CODE.others[language]
-    assert kinds(translated.CODE.english, prose.replace('add_two', 'sumar_dos'), language) == {
+    prose = translated_texts.CODE.translations[language]
+    assert kinds(
+        translated_texts.CODE.english, prose.replace('add_two', 'sumar_dos'), language
+    ) == {
         'identifiers',
         'code',
     }
@@ -97,7 +99,7 @@ def test_a_heading_is_no_answer():
 
 @pytest.mark.parametrize('translation', ['', ' \n\t'])
 def test_an_empty_translation_is_one_fault(translation):
-    assert kinds(translated.MATHS.english, translation, 'fr') == {'empty'}
+    assert kinds(translated_texts.MATHS.english, translation, 'fr') == {'empty'}
 
 
 def test_only_the_kinds_asked_for():

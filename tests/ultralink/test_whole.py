@@ -14,10 +14,10 @@ import pytest
 
 from malora_jax.files import read_json_lines
 from malora_jax.ultralink import translations
-from tests.helpers.openai_stub import Plan, document, serving, texts
+from tests.helpers.openai_stub import FailurePlan, document, serve_stub, texts
 from tests.helpers.paths import ROOT
-from tests.ultralink import translated
-from tests.ultralink.helpers import rows_of, succeed, write_rows
+from tests.ultralink import translated_texts
+from tests.ultralink.helpers import read_rows, run_successfully, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def translation(body) -> str:
         for code in translations.TARGET_LANGUAGES
         if system == translations.load(code, 'math').system
     ]
-    (found,) = [each.others for each in translated.ALL.values() if each.english == text]
+    (found,) = [each.translations for each in translated_texts.ALL.values() if each.english == text]
     return found[language]
 
 
@@ -60,16 +60,16 @@ def made(tmp_path_factory, weights):
             'subset': 'math',
             'data': [each.english, each.english],
         }
-        for number, each in enumerate((translated.MATHS, translated.LATEX))
+        for number, each in enumerate((translated_texts.MATHS, translated_texts.LATEX))
     ]
     english = write_rows(home / 'maths.jsonl', maths)
     told = {}
-    with serving(Plan(RATES, hang_s=0.6), translation) as stub:
+    with serve_stub(FailurePlan(RATES, hang_s=0.6), translation) as stub:
         llm = ('--llm=m', f'--base-url={stub.address}', '--timeout=0.5')
         for code in texts():
             wiki = write_rows(home / f'{code}.jsonl', [document(code, i) for i in range(DOCUMENTS)])
             documents, dialogues = f'{home}/{code}/documents', f'{home}/{code}/dialogues'
-            told[code, 'documents'] = succeed(
+            told[code, 'documents'] = run_successfully(
                 'documents',
                 f'--language={code}',
                 f'--input={wiki}',
@@ -78,20 +78,22 @@ def made(tmp_path_factory, weights):
                 *SEGMENTS,
             )
             talk = ('--context-tokens=9000', f'--input={documents}', f'--output={dialogues}')
-            told[code, 'dialogues'] = succeed('dialogues', *talk, counter, *llm)
+            told[code, 'dialogues'] = run_successfully('dialogues', *talk, counter, *llm)
         for code in translations.TARGET_LANGUAGES:
             out = f'--output={home}/{code}/translated'
-            told[code, 'translate'] = succeed(
+            told[code, 'translate'] = run_successfully(
                 'translate', f'--language={code}', f'--input={english}', out, *llm
             )
-        failed = stub.failed
+        failed = stub.failure_counts
     rows = [f'{home}/{code}/dialogues' for code in texts()]
     rows += [f'{home}/{code}/translated' for code in translations.TARGET_LANGUAGES]
-    succeed('prune', f'--input={",".join(rows)}', f'--output={home}/pruned')
-    told['export'] = succeed('export', f'--input={home}/pruned', f'--output={home}/release')
+    run_successfully('prune', f'--input={",".join(rows)}', f'--output={home}/pruned')
+    told['export'] = run_successfully(
+        'export', f'--input={home}/pruned', f'--output={home}/release'
+    )
     stages = f'--stages={",".join(rows)},{home}/pruned'
     report = ('report', f'--input={home}/pruned', stages, counter, f'--output={home}/report')
-    told['report'] = succeed(*report)
+    told['report'] = run_successfully(*report)
     return home, told, failed
 
 
@@ -104,8 +106,8 @@ def test_nothing_is_lost_and_counts_add_up(made):
     home, told, _ = made
     for code in texts():
         assert told[code, 'documents'].startswith(f'documents: {DOCUMENTS} items, {DOCUMENTS} kept')
-        segments = rows_of(home / code / 'documents')
-        dialogues = rows_of(home / code / 'dialogues')
+        segments = read_rows(home / code / 'documents')
+        dialogues = read_rows(home / code / 'dialogues')
         items, kept = map(int, re.findall(r'(\d+) (?:items|kept)', told[code, 'dialogues']))
         assert (items, kept) == (len(segments), len(dialogues))
         # A document's segments are its lines, in order.
@@ -115,7 +117,7 @@ def test_nothing_is_lost_and_counts_add_up(made):
         assert {row['id'] for row in dialogues} <= {row['id'] for row in segments}
         assert kept > items // 2
     total = sum(int(n) for n in re.findall(r': (\d+) rows', told['export']))
-    assert total == len(rows_of(home / 'pruned'))
+    assert total == len(read_rows(home / 'pruned'))
 
 
 def test_each_language_is_learnt(made, weights):

@@ -9,7 +9,7 @@ import pytest
 from malora_jax.data.datasets import DATASETS, FORMS, default_scoring, get_dataset
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from tests.helpers.benchmark_rows import PLACE, ROWS, row
+from tests.helpers.benchmark_rows import LOCATION, ROWS, row
 
 PAPER = {
     *('medmcqa', 'magicoder_evol', 'magicoder_oss', 'finance_alpaca', 'metamathqa', 'alpaca_gpt4'),
@@ -76,7 +76,7 @@ def test_parquet_and_json_give_the_same_item(tmp_path, name):
 def test_only_medmcqa_leaves_rows_out():
     multi = row('medmcqa', choice_type='multi')
     for name, dataset in DATASETS.items():
-        assert dataset.is_scored(Row(PLACE, sample(name)))
+        assert dataset.is_scored(Row(LOCATION, sample(name)))
         assert dataset.is_scored(multi) == (name != 'medmcqa')
 
 

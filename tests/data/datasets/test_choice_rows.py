@@ -8,7 +8,7 @@ from malora_jax.data.datasets import BrokenRowError, Item
 from malora_jax.data.datasets import multiple_choice as parsers
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from tests.helpers.benchmark_rows import PLACE, broken, row
+from tests.helpers.benchmark_rows import LOCATION, broken_row_message, row
 
 
 def test_medmcqa_counts_from_0():
@@ -27,8 +27,8 @@ def test_an_original_file_of_medmcqa_is_refused_as_a_whole():
         parsers.parse_medmcqa(row('medmcqa', cop='4'))
     assert not isinstance(caught.value, BrokenRowError)
     assert str(caught.value) == (
-        f"{PLACE}: field 'cop' is 4, so this is an original file, which counts the options from 1; "
-        'take the rows of the hub, which count from 0.'
+        f"{LOCATION}: field 'cop' is 4, so this is an original file, which counts the options from "
+        '1; take the rows of the hub, which count from 0.'
     )
 
 
@@ -36,7 +36,7 @@ def test_which_questions_of_medmcqa_are_scored():
     assert parsers.is_clean_medmcqa(row('medmcqa'))
     assert not parsers.is_clean_medmcqa(row('medmcqa', choice_type='multi'))
     assert not parsers.is_clean_medmcqa(row('medmcqa', opc='Water '))
-    assert broken(parsers.is_clean_medmcqa, row('medmcqa', choice_type='two')) == (
+    assert broken_row_message(parsers.is_clean_medmcqa, row('medmcqa', choice_type='two')) == (
         ": field 'choice_type' is 'two'; it must be 'single' or 'multi'."
     )
 
@@ -56,7 +56,7 @@ def test_the_label_is_the_place_of_the_key(options, data):
     index = data.draw(st.integers(0, len(options) - 1))
     choices = {'text': options, 'label': list(labels)}
     item = parsers.parse_arc(
-        Row(PLACE, dict(question='q', choices=choices, answerKey=labels[index]))
+        Row(LOCATION, dict(question='q', choices=choices, answerKey=labels[index]))
     )
     assert (item.options, item.label) == (tuple(options), index)
 
@@ -155,7 +155,7 @@ def test_boolq(answer, label):
 )
 def test_a_broken_row(name, changes, message):
     sample = {'arc': 'arc_challenge'}.get(name, name)
-    assert broken(getattr(parsers, name), row(sample, **changes)).startswith(message)
+    assert broken_row_message(getattr(parsers, name), row(sample, **changes)).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -169,23 +169,26 @@ def test_a_broken_row(name, changes, message):
     ],
 )
 def test_what_is_no_text_is_named(value, shown):
-    assert broken(parsers.parse_piqa, row('piqa', goal=value)) == (
+    assert broken_row_message(parsers.parse_piqa, row('piqa', goal=value)) == (
         f": field 'goal' is {shown}; it must be text."
     )
 
 
 def test_half_a_character_is_no_text():
-    assert broken(parsers.parse_piqa, row('piqa', goal='tea \ud83d')) == (
+    assert broken_row_message(parsers.parse_piqa, row('piqa', goal='tea \ud83d')) == (
         ": field 'goal' is not UTF-8: save the file as UTF-8."
     )
 
 
 def test_a_table_without_its_header_is_recognised():
-    changed = Row(PLACE, {'x' * 50: 'a', '1': 'b'})
-    assert broken(parsers.parse_piqa, changed) == (
+    changed = Row(LOCATION, {'x' * 50: 'a', '1': 'b'})
+    assert broken_row_message(parsers.parse_piqa, changed) == (
         f" has no field 'sol1'; it has '{'x' * 40}', '1'."
     )
-    assert broken(parsers.parse_piqa, Row(PLACE, {})) == " has no field 'sol1'; it has none."
+    assert (
+        broken_row_message(parsers.parse_piqa, Row(LOCATION, {}))
+        == " has no field 'sol1'; it has none."
+    )
 
 
 def test_wrong_options_may_be_the_same():

@@ -18,7 +18,7 @@ from malora_jax.data.datasets import (
 )
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
-from tests.helpers.benchmark_rows import PLACE, ROWS
+from tests.helpers.benchmark_rows import LOCATION, ROWS
 
 REQUIREMENT = (
     'Requirement:\nChoose and respond with the letter of the correct answer, including the '
@@ -27,7 +27,7 @@ REQUIREMENT = (
 
 
 def item(name: str) -> Item:
-    return get_dataset(name).parse(Row(PLACE, ROWS.get(name, ROWS['mgsm_en'])))
+    return get_dataset(name).parse(Row(LOCATION, ROWS.get(name, ROWS['mgsm_en'])))
 
 
 def example(form: str, name: str) -> Example:

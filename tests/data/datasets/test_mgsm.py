@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from malora_jax.data.datasets import Item
 from malora_jax.data.datasets.mgsm import HEADINGS, parse_mgsm, read_mgsm
 from malora_jax.data.file_rows import Row
-from tests.helpers.benchmark_rows import broken, row
+from tests.helpers.benchmark_rows import broken_row_message, row
 
 
 @pytest.mark.parametrize('number', [1000, '1000', '1,000'])
@@ -66,4 +66,4 @@ def test_another_file_has_columns(tmp_path):
     ],
 )
 def test_a_broken_row(name, changes, message):
-    assert broken(parse_mgsm, row(name, **changes)).startswith(message)
+    assert broken_row_message(parse_mgsm, row(name, **changes)).startswith(message)

@@ -7,7 +7,7 @@ import pytest
 from malora_jax.data.datasets import Item
 from malora_jax.data.datasets.phrasebank import parse_phrasebank, read_phrasebank
 from malora_jax.errors import UserError
-from tests.helpers.benchmark_rows import broken, row
+from tests.helpers.benchmark_rows import broken_row_message, row
 
 LINES = 'Sales in Jyväskylä rose .@positive\n\nMail a@b.com for more .@neutral\r\n'
 
@@ -83,4 +83,4 @@ def test_a_zip_of_something_else(tmp_path):
     ],
 )
 def test_a_broken_row(changes, message):
-    assert broken(parse_phrasebank, row('phrasebank', **changes)) == message
+    assert broken_row_message(parse_phrasebank, row('phrasebank', **changes)) == message

@@ -3,7 +3,7 @@
 import pytest
 
 from malora_jax.data.datasets import Item, free_form, instructions
-from tests.helpers.benchmark_rows import ROWS, broken, row
+from tests.helpers.benchmark_rows import ROWS, broken_row_message, row
 
 OSS = instructions.pair_parser('problem', 'solution')
 
@@ -127,4 +127,4 @@ def test_e2e_has_columns_of_two_names(names):
     ],
 )
 def test_a_broken_row(parse, name, changes, message):
-    assert broken(parse, row(name, **changes)) == message
+    assert broken_row_message(parse, row(name, **changes)) == message

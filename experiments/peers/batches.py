@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 # Label that torch's cross-entropy ignores.
-NO_LOSS = -100
+IGNORE_INDEX = -100
 
 SYNTHETIC_SHAPE = (4, 256)
 
 
-class Rows(NamedTuple):
+class PeerBatch(NamedTuple):
     """Batch of examples for one step.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     tokens: int
 
 
-def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
+def synthetic_batches(vocab_size: int, seed: int) -> Iterator[PeerBatch]:
     """Yield full rows of random tokens without end, where each token predicts the next.
 
     Args:
@@ -53,10 +53,12 @@ def synthetic(vocab_size: int, seed: int) -> Iterator[Rows]:
         }
         ids = tokens_BT.astype(np.int64)
         padded = {'input_ids': ids, 'labels': ids, 'attention_mask': np.ones_like(ids)}
-        yield Rows(packed, padded, tokens_BT.size)
+        yield PeerBatch(packed, padded, tokens_BT.size)
 
 
-def real(batches: Iterator[Mapping[str, np.ndarray]], padding_id: int) -> Iterator[Rows]:
+def real_batches(
+    batches: Iterator[Mapping[str, np.ndarray]], padding_id: int
+) -> Iterator[PeerBatch]:
     """Yield the examples of packed batches; the peers get one example per row.
 
     Args:
@@ -65,13 +67,13 @@ def real(batches: Iterator[Mapping[str, np.ndarray]], padding_id: int) -> Iterat
     """
     for packed in batches:
         padded = pad(unpack(packed), padding_id)
-        yield Rows(packed, padded, int((packed['segment_ids'] > 0).sum()))
+        yield PeerBatch(packed, padded, int((packed['segment_ids'] > 0).sum()))
 
 
 def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the tokens and labels of each example of a packed batch, with the token that ends it.
 
-    Labels are the tokens themselves where they are predicted, else `NO_LOSS`.
+    Labels are the tokens themselves where they are predicted, else `IGNORE_INDEX`.
 
     Args:
         packed: Packed batch, arrays (B, T).
@@ -85,12 +87,14 @@ def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarra
                 for name in ('inputs', 'targets', 'loss_mask')
             )
             tokens = np.append(inputs, targets[-1])
-            examples.append((tokens, np.append(NO_LOSS, np.where(mask > 0, targets, NO_LOSS))))
+            examples.append(
+                (tokens, np.append(IGNORE_INDEX, np.where(mask > 0, targets, IGNORE_INDEX)))
+            )
     return examples
 
 
 def pad(examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int) -> dict[str, np.ndarray]:
-    """Return examples as one batch, padded on the right to the longest: see `Rows.padded`.
+    """Return examples as one batch, padded on the right to the longest: see `PeerBatch.padded`.
 
     Args:
         examples: Tokens and labels of each example.
@@ -99,7 +103,7 @@ def pad(examples: list[tuple[np.ndarray, np.ndarray]], padding_id: int) -> dict[
     shape = (len(examples), max(len(tokens) for tokens, _ in examples))
     padded = {
         'input_ids': np.full(shape, padding_id, np.int64),
-        'labels': np.full(shape, NO_LOSS, np.int64),
+        'labels': np.full(shape, IGNORE_INDEX, np.int64),
         'attention_mask': np.zeros(shape, np.int64),
     }
     for row, (tokens, labels) in enumerate(examples):

@@ -1,6 +1,6 @@
 """One of several processes that train a small run together.
 
-`python -m tests.distributed.one_of_several PORT PROCESSES PROCESS WEIGHTS WORKDIR STEP [METHOD
+`python -m tests.distributed.train_process PORT PROCESSES PROCESS WEIGHTS WORKDIR STEP [METHOD
 [CHANGES [--saved]]]` starts a process with two fake devices. The arguments from WEIGHTS on are
 those of `tests.helpers.runs`.
 """

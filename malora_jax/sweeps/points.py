@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from malora_jax.errors import UserError
-from malora_jax.sweeps.config import Draws, Fields, Range, Sweep
+from malora_jax.sweeps.config import Fields, RandomSearch, Range, SweepConfig
 
 Point = dict[str, Any]
 
 
-def points(sweep: Sweep, variant: str) -> list[Point]:
+def points(sweep: SweepConfig, variant: str) -> list[Point]:
     """Return every combination of the grid with every row of `zip` and every random draw.
 
     Args:
@@ -26,27 +26,27 @@ def points(sweep: Sweep, variant: str) -> list[Point]:
         UserError: There are fewer distinct random points than requested, or two points are equal.
     """
     if variant in sweep.own:
-        return _distinct(_rows(sweep.own[variant]))
+        return _check_distinct(_zip_points(sweep.own[variant]))
     grid = [
         dict(zip(sweep.grid, values, strict=True))
         for values in itertools.product(*sweep.grid.values())
     ]
-    drawn = _drawn(sweep.draws) if sweep.draws else [{}]
-    return _distinct(
+    drawn = _random_points(sweep.draws) if sweep.draws else [{}]
+    return _check_distinct(
         [
             grid_point | row | draw
-            for grid_point, row, draw in itertools.product(grid, _rows(sweep.zipped), drawn)
+            for grid_point, row, draw in itertools.product(grid, _zip_points(sweep.zipped), drawn)
         ]
     )
 
 
-def _rows(zipped: Fields) -> list[Point]:
+def _zip_points(zipped: Fields) -> list[Point]:
     """Return the points of zipped fields; a single empty point if there are none."""
     rows = zip(*zipped.values(), strict=True)
     return [dict(zip(zipped, values, strict=True)) for values in rows] or [{}]
 
 
-def _distinct(found: list[Point]) -> list[Point]:
+def _check_distinct(found: list[Point]) -> list[Point]:
     for number, point in enumerate(found):
         if point in found[:number]:
             described = ', '.join(f'{name} = {value!r}' for name, value in point.items())
@@ -54,27 +54,27 @@ def _distinct(found: list[Point]) -> list[Point]:
     return found
 
 
-def _drawn(draws: Draws) -> list[Point]:
+def _random_points(draws: RandomSearch) -> list[Point]:
     """Return the requested number of distinct random points."""
-    found: list[Point] = []
-    for point in itertools.islice(_endless(draws), 100 * draws.count):
-        if point not in found:
-            found.append(point)
-        if len(found) == draws.count:
-            return found
+    unique: list[Point] = []
+    for point in itertools.islice(_random_point_stream(draws), 100 * draws.count):
+        if point not in unique:
+            unique.append(point)
+        if len(unique) == draws.count:
+            return unique
     raise UserError(
-        f'random.draws is {draws.count}; only {len(found)} different points were found in these '
+        f'random.draws is {draws.count}; only {len(unique)} different points were found in these '
         'ranges.'
     )
 
 
-def _endless(draws: Draws) -> Iterator[Point]:
+def _random_point_stream(draws: RandomSearch) -> Iterator[Point]:
     rng = random.Random(draws.seed)
     while True:
-        yield {name: _draw(rng, spec) for name, spec in draws.fields.items()}
+        yield {name: _random_value(rng, spec) for name, spec in draws.fields.items()}
 
 
-def _draw(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
+def _random_value(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
     """Return a random value; floats have three significant digits, which run names show fully."""
     if isinstance(spec, tuple):
         return rng.choice(spec)

@@ -54,7 +54,7 @@ def get_config():
     config.runs = {{'malora': {{'arg': 'malora'}}}}
     return config
 """
-SWEPT = ('malora-seed0', 'malora-seed1')
+SWEEP_RUN_NAMES = ('malora-seed0', 'malora-seed1')
 # These fields of metrics.jsonl depend on the duration of the steps.
 TIMES = ('tokens_per_second', 'train_time_s')
 # Mean seconds between the signals of a burst, from almost simultaneous to long enough that the
@@ -80,7 +80,7 @@ def make_home(
     return home
 
 
-class Started:
+class RunningCommand:
     """A running command, as the leader of its own process group."""
 
     def __init__(self, command: str, *arguments: str):
@@ -106,11 +106,11 @@ class Started:
             file.close()
 
     @property
-    def out(self) -> str:
+    def stdout(self) -> str:
         return self._read(0)
 
     @property
-    def errors(self) -> str:
+    def stderr(self) -> str:
         return self._read(1)
 
     def send(self, number: int, times: int = 1, pause: float = 0.0) -> None:
@@ -125,7 +125,7 @@ class Started:
         """Wait until a condition holds; fail if the process ends first or it takes too long."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert self.process.poll() is None, f'It ended: {self.errors or self.out}'
+            assert self.process.poll() is None, f'It ended: {self.stderr or self.stdout}'
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -133,7 +133,7 @@ class Started:
         """Wait for the process, check that it has not crashed, and return its exit status."""
         status = self.process.wait(timeout)
         for sign in CRASHES:
-            assert sign not in self.out + self.errors, self.out + self.errors
+            assert sign not in self.stdout + self.stderr, self.stdout + self.stderr
         return status
 
     def handles_sigterm(self) -> bool:
@@ -153,32 +153,32 @@ class Started:
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
 
-def undisturbed(command: str, *arguments: str) -> tuple[str, float]:
+def run_undisturbed(command: str, *arguments: str) -> tuple[str, float]:
     """Run a command, and return its output and the seconds after it started to handle signals."""
-    with Started(command, *arguments) as process:
+    with RunningCommand(command, *arguments) as process:
         process.wait_for(process.handles_sigterm)
         began = time.monotonic()
-        assert process.wait() == 0, process.errors
-        return process.out, time.monotonic() - began
+        assert process.wait() == 0, process.stderr
+        return process.stdout, time.monotonic() - began
 
 
-class Disturbed(NamedTuple):
+class SignalledCommand(NamedTuple):
     """Result of a command that received signals and was restarted until it finished.
 
     Attributes:
-        out: Output of the last process, which got no signal.
+        stdout: Output of the last process, which got no signal.
         statuses: Exit status of each process that got signals.
         signals: Number of signals of each process that got any.
     """
 
-    out: str
+    stdout: str
     statuses: list[int]
     signals: list[int]
 
 
-def disturbed(
+def run_with_sigterms(
     rng: random.Random, seconds: float, expected: Sequence[int], command: str, *arguments: str
-) -> Disturbed:
+) -> SignalledCommand:
     """Run a command, restarted until it finishes, and send it one to five SIGTERMs.
 
     Args:
@@ -188,13 +188,13 @@ def disturbed(
         command: Name of the command.
         *arguments: Arguments of the command.
     """
-    moments = _moments(rng, seconds)
+    moments = _signal_times(rng, seconds)
     print(f'{command}: SIGTERM after {", ".join(f"{moment:.3f}" for moment in moments)} s')
     statuses: list[int] = []
     signals: list[int] = []
     passed = 0.0
     while True:
-        with Started(command, *arguments) as process:
+        with RunningCommand(command, *arguments) as process:
             process.wait_for(process.handles_sigterm)
             began, got = time.monotonic(), 0
             while process.process.poll() is None:
@@ -206,14 +206,14 @@ def disturbed(
             passed += time.monotonic() - began
             status = process.wait()
             print(f'{got} signals in {time.monotonic() - began:.3f} s: status {status}', flush=True)
-            assert status in (expected if got else [0]), process.errors + process.out
+            assert status in (expected if got else [0]), process.stderr + process.stdout
             if not got:
-                return Disturbed(process.out, statuses, signals)
+                return SignalledCommand(process.stdout, statuses, signals)
             statuses.append(status)
             signals.append(got)
 
 
-def _moments(rng: random.Random, seconds: float) -> list[float]:
+def _signal_times(rng: random.Random, seconds: float) -> list[float]:
     """Return when to send one to five signals, in seconds: spread out, or in a burst."""
     count, first = rng.randint(1, 5), rng.uniform(0, seconds)
     if rng.random() < 0.5:
@@ -223,13 +223,13 @@ def _moments(rng: random.Random, seconds: float) -> list[float]:
     return list(itertools.accumulate([first, *gaps]))
 
 
-def sweep(home: pathlib.Path, workdir: pathlib.Path, **flags: object) -> list[str]:
+def sweep_arguments(home: pathlib.Path, workdir: pathlib.Path, **flags: object) -> list[str]:
     """Return the arguments of experiments.sweep."""
     given = (f'--{name}={value}' for name, value in flags.items())
     return [f'--config={home}/sweep.py', f'--workdir={workdir}', *given]
 
 
-def is_free(workdir: pathlib.Path) -> bool:
+def is_unlocked(workdir: pathlib.Path) -> bool:
     """Return whether no process holds the lock of a run's directory."""
     try:
         with files.lock_directory(workdir, 'It is not.'):
@@ -249,7 +249,7 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
     return max((int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')), default=0)
 
 
-def outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
+def read_outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
     """Return a finished run's metrics without times, its final state, and its scores."""
     from orbax.checkpoint import v1 as ocp
 
@@ -264,7 +264,7 @@ def outcome(workdir: pathlib.Path) -> tuple[list[dict], list[np.ndarray], dict]:
 
 def assert_same_outcome(workdir: pathlib.Path, undisturbed: pathlib.Path) -> None:
     """Check that two finished runs are bitwise equal."""
-    (records, state, tasks), expected = outcome(workdir), outcome(undisturbed)
+    (records, state, tasks), expected = read_outcome(workdir), read_outcome(undisturbed)
     assert records == expected[0]
     assert len(state) == len(expected[1])
     for ours, theirs in zip(state, expected[1], strict=True):

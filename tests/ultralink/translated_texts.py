@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 
-class Translated(NamedTuple):
+class TranslatedText(NamedTuple):
     """A text in English and its translations by language."""
 
     english: str
-    others: dict[str, str]
+    translations: dict[str, str]
 
 
-MATHS = Translated(
+MATHS = TranslatedText(
     'Josh buys a house for $80,000 and puts in $50,000.50 of repairs; the value grows by 150%. '
     'He works on it for three weeks. How much profit is made?\n'
     'The house cost 80,000+50,000.50=<<80000+50000.50=130000.50>>130,000.50 dollars.\n'
@@ -35,7 +35,7 @@ MATHS = Translated(
     },
 )
 
-LATEX = Translated(
+LATEX = TranslatedText(
     r'Solve $x^2 = 9$ for positive $x$, where \[y = \frac{1}{2}\text{ if it exists}\] holds for '
     r'every number. The positive solution of this equation is \boxed{3}.',
     {
@@ -51,7 +51,7 @@ LATEX = Translated(
 )
 
 _BLOCK = '```python\ndef add_two(n):\n    # Two more.\n    return n + 2  # 2\n```'
-CODE = Translated(
+CODE = TranslatedText(
     f'The function `add_two` adds a number to its argument and returns the sum:\n\n{_BLOCK}\n\n'
     'Call add_two() with any number, and never change sys.max_size while it runs.',
     {

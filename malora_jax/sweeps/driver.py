@@ -8,13 +8,13 @@ from malora_jax.sweeps import directory, slurm
 from malora_jax.sweeps.config import sweep_config
 from malora_jax.sweeps.expand import expand
 from malora_jax.sweeps.joint_groups import joint_groups
-from malora_jax.sweeps.progress import Progress, summary
+from malora_jax.sweeps.progress import ProgressDisplay, count_states
 from malora_jax.sweeps.report import write_report
 from malora_jax.sweeps.runner import Job, Runner
 from malora_jax.training.workdir import lock_workdir
 
 
-class Sweeping:
+class SweepDriver:
     """A sweep in its directory.
 
     Attributes:
@@ -29,31 +29,32 @@ class Sweeping:
         self,
         config: Mapping[str, Any],
         workdir: pathlib.Path,
-        process: Callable[[pathlib.Path, Sequence[str]], Job],
-        together: int = 0,
+        make_job: Callable[[pathlib.Path, Sequence[str]], Job],
+        max_joint_runs: int = 0,
     ):
         """Check the config and the directory, without writing anything.
 
         Args:
             config: Config of the sweep, as plain dicts.
             workdir: Directory of the sweep.
-            process: Function of the workdir and run names that returns the job to train one run, or
-                several runs jointly.
-            together: Maximum number of runs that one process trains jointly; 0 for as many as fit.
+            make_job: Function of the workdir and run names that returns the job to train one run,
+                or several runs jointly.
+            max_joint_runs: Maximum number of runs that one process trains jointly; 0 for as many as
+                fit.
 
         Raises:
             UserError: `expand` refuses the config, or `directory.check` refuses the directory.
         """
         self._sweep, self._runs = sweep_config(config), expand(config)
-        self._workdir, self._process, self._together = workdir, process, together
+        self._workdir, self._make_job, self._max_joint_runs = workdir, make_job, max_joint_runs
         directory.check(workdir, self._runs)
         self.errors: dict[str, str] = {}
 
-    def run(self, at_once: int, gpus: Sequence[str] = ()) -> str:
+    def run(self, max_processes: int, gpus: Sequence[str] = ()) -> str:
         """Complete the runs on this machine.
 
         Args:
-            at_once: Maximum number of concurrent processes.
+            max_processes: Maximum number of concurrent processes.
             gpus: Numbers of GPUs; each process gets one. () if each process sees all devices.
 
         Returns:
@@ -65,18 +66,18 @@ class Sweeping:
         steps = {name: run.config['training']['steps'] for name, run in self._runs.items()}
         with lock_workdir(self._workdir):
             directory.write(self._workdir, self._sweep.base, self._runs)
-            runner = Runner(self._workdir, steps, self._command, at_once, gpus)
+            runner = Runner(self._workdir, steps, self._single_run_command, max_processes, gpus)
             self.errors = runner.errors
-            with Progress() as progress:
-                runner.run(self._jobs(at_once), progress.show)
-            print(summary(runner.statuses()) + '.')
+            with ProgressDisplay() as progress:
+                runner.run(self._jobs(max_processes), progress.show)
+            print(count_states(runner.statuses()) + '.')
         return self.report()
 
-    def launch(self, at_once: int, options: Sequence[str]) -> str:
+    def launch(self, max_jobs: int, options: Sequence[str]) -> str:
         """Write an array job of the unfinished runs, and submit it.
 
         Args:
-            at_once: Maximum number of concurrent jobs; 0 for no limit.
+            max_jobs: Maximum number of concurrent jobs; 0 for no limit.
             options: Options of sbatch.
 
         Returns:
@@ -90,7 +91,7 @@ class Sweeping:
             return self.report()
         with lock_workdir(self._workdir):
             directory.write(self._workdir, self._sweep.base, self._runs)
-            return slurm.submit(slurm.write_array(self._workdir, jobs, at_once, options))
+            return slurm.submit(slurm.write_array_job(self._workdir, jobs, max_jobs, options))
 
     def report(self) -> str:
         """Write the report on the finished runs, and return it in Markdown.
@@ -100,20 +101,20 @@ class Sweeping:
         """
         return write_report(self._workdir, self._sweep, self._runs, self.errors)
 
-    def _jobs(self, at_once: int) -> list[Job]:
+    def _jobs(self, max_processes: int) -> list[Job]:
         """Return the jobs of the unfinished runs; joint groups are split to fill all processes."""
         todo = {
             name: run.config
             for name, run in self._runs.items()
             if not directory.is_finished(self._workdir, name)
         }
-        share = max(1, -(-len(todo) // at_once))
-        most = min(self._together or share, share)
+        runs_per_process = max(1, -(-len(todo) // max_processes))
+        max_runs = min(self._max_joint_runs or runs_per_process, runs_per_process)
         return [
-            self._process(self._workdir, names[start : start + most])
+            self._make_job(self._workdir, names[start : start + max_runs])
             for names in joint_groups(todo)
-            for start in range(0, len(names), most)
+            for start in range(0, len(names), max_runs)
         ]
 
-    def _command(self, name: str) -> Sequence[str]:
-        return self._process(self._workdir, [name]).command
+    def _single_run_command(self, name: str) -> Sequence[str]:
+        return self._make_job(self._workdir, [name]).command

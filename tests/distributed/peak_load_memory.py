@@ -1,9 +1,9 @@
 """Measure the memory that two processes need to load a checkpoint of a billion parameters.
 
-`python -m tests.distributed.load_peak [PRESET]` writes random bfloat16 weights (2.5 GB). It loads
-them in one process, and in two that share them with FSDP. It prints each process's peak private
-memory, next to the size of its parameters. Pages of the memory-mapped file do not count, because
-the system may drop them.
+`python -m tests.distributed.peak_load_memory [PRESET]` writes random bfloat16 weights (2.5 GB). It
+loads them in one process, and in two that share them with FSDP. It prints each process's peak
+private memory, next to the size of its parameters. Pages of the memory-mapped file do not count,
+because the system may drop them.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def write(config: ModelConfig, path: pathlib.Path) -> None:
     save_file(tensors, path / 'model.safetensors')
 
 
-class Peak:
+class PeakMemory:
     """Peak private memory of this process in bytes, sampled every 5 ms."""
 
     def __init__(self):
@@ -53,10 +53,10 @@ class Peak:
             time.sleep(0.005)
 
 
-def read(config: ModelConfig, path: str, port: str, processes: str, number: str) -> None:
+def measure_loading(config: ModelConfig, path: str, port: str, processes: str, number: str) -> None:
     if int(processes) > 1:
         hosts.initialize(f'127.0.0.1:{port}', int(processes), int(number))
-    peak = Peak()
+    peak = PeakMemory()
     mesh = make_mesh(MeshConfig(fsdp=int(processes)), jax.devices())
     with jax.set_mesh(mesh):
         time.sleep(0.1)
@@ -78,12 +78,12 @@ def read(config: ModelConfig, path: str, port: str, processes: str, number: str)
 def main(name: str = 'llama3.2-1b', *rest: str) -> None:
     config = dataclasses.replace(preset(name), dtype='bfloat16')
     if rest:
-        read(config, *rest)
+        measure_loading(config, *rest)
         return
     with tempfile.TemporaryDirectory() as made:
         write(config, pathlib.Path(made))
         for processes in (1, 2):
-            command = [sys.executable, '-m', 'tests.distributed.load_peak', name, made]
+            command = [sys.executable, '-m', 'tests.distributed.peak_load_memory', name, made]
             command += ['29817', str(processes)]
             started = [
                 subprocess.Popen([*command, str(number)], cwd=ROOT) for number in range(processes)

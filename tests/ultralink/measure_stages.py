@@ -1,9 +1,9 @@
 """Measure the speed of the stage `dialogues`, and whether the memory of `documents` is flat.
 
-`python -m tests.ultralink.measure requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a stub in
-a separate process, and prints requests per second and the CPU time per request on both sides.
-`python -m tests.ultralink.measure memory [DOCUMENTS]` makes segments, and prints the memory of the
-process after each tenth of the documents.
+`python -m tests.ultralink.measure_stages requests [SEGMENTS [CONCURRENCY]]` makes dialogues with a
+stub in a separate process, and prints requests per second and the CPU time per request on both
+sides. `python -m tests.ultralink.measure_stages memory [DOCUMENTS]` makes segments, and prints the
+memory of the process after each tenth of the documents.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ CODES = list(LANGUAGES)
 
 
 @contextlib.contextmanager
-def stub() -> Iterator[tuple[str, int]]:
+def stub_process() -> Iterator[tuple[str, int]]:
     """Start a stub endpoint, and yield its address and process ID."""
     command = [sys.executable, '-m', 'tests.helpers.openai_stub']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -47,7 +47,7 @@ def stub() -> Iterator[tuple[str, int]]:
             process.kill()
 
 
-def core_s(process: int) -> float:
+def cpu_seconds(process: int) -> float:
     """Return the CPU time of a process in seconds."""
     fields = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
@@ -82,11 +82,11 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
             return await STAGES['dialogues'].run(given)
 
     os.environ['OPENAI_API_KEY'] = 'any'
-    with stub() as (address, process):
-        start, ours, theirs = time.monotonic(), core_s(os.getpid()), core_s(process)
+    with stub_process() as (address, process):
+        start, ours, theirs = time.monotonic(), cpu_seconds(os.getpid()), cpu_seconds(process)
         print(format_counts(asyncio.run(make(address))))
         wall_s = time.monotonic() - start
-        ours, theirs = core_s(os.getpid()) - ours, core_s(process) - theirs
+        ours, theirs = cpu_seconds(os.getpid()) - ours, cpu_seconds(process) - theirs
     with sqlite3.connect(root / 'c.sqlite') as connection:
         [[requests]] = connection.execute('SELECT COUNT(*) FROM replies').fetchall()
     print(f'{requests:,} requests in {wall_s:.1f} s: {requests / wall_s:.0f} a second.')

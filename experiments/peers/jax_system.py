@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.peers.rows import Rows
+from experiments.peers.batches import PeerBatch
 from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.trees import named_leaves
 from malora_jax.models import Decoder
@@ -19,10 +19,10 @@ from malora_jax.training.step import losses, make_train_step
 Leaves = dict[str, np.ndarray]
 
 # Standard deviation of the random values in the last factor, which would otherwise start at zero.
-_SPREAD = 0.02
+_LAST_FACTOR_STD = 0.02
 
 
-class Ours:
+class JaxSystem:
     """One of our methods, in JAX.
 
     Attributes:
@@ -42,7 +42,7 @@ class Ours:
         optimizer = make_optimizer(run.optimizer, setup.steps)
         state = create_state(self._model, optimizer, run.seed, self._params)
         last = adapter.structure.factors[-1]
-        self._state = state.replace(adapter=_filled(state.adapter, last, run.seed))
+        self._state = state.replace(adapter=_randomize_leaves(state.adapter, last, run.seed))
         self.leaves = _as_numpy(self._state.adapter)
         schedule = learning_rate_schedule(run.optimizer, setup.steps)
         self._step = make_train_step(self._model, optimizer, schedule, self._num_tasks)
@@ -50,14 +50,14 @@ class Ours:
             Hyperparameters.from_configs(run.seed, run.optimizer, adapter)
         )
 
-    def step(self, rows: Rows) -> None:
+    def step(self, batch: PeerBatch) -> None:
         """Run one training step, and wait until it ends."""
         self._state, metrics = self._step(
-            self._state, self._params, rows.packed, self._hyperparameters
+            self._state, self._params, batch.packed, self._hyperparameters
         )
         jax.block_until_ready((self._state, metrics))
 
-    def gradients(self, rows: Rows) -> tuple[float, Leaves]:
+    def gradients(self, batch: PeerBatch) -> tuple[float, Leaves]:
         """Return the mean cross-entropy in nats and its gradient, without dropout or balance loss.
 
         The balance loss is the load-balancing loss of the routers.
@@ -70,18 +70,18 @@ class Ours:
             sums = losses(self._model, variables, batch, self._num_tasks)
             return sums.nll.sum() / sums.loss_tokens.sum()
 
-        value, gradients = loss(self._state.adapter, self._params, rows.packed)
+        value, gradients = loss(self._state.adapter, self._params, batch.packed)
         return float(value), _as_numpy(gradients)
 
 
-def _filled(adapter: Any, last: str, seed: int) -> Any:
-    """Return the adapter with random numbers in the leaves named `last`."""
+def _randomize_leaves(adapter: Any, leaf_name: str, seed: int) -> Any:
+    """Return the adapter with random numbers in the leaves named `leaf_name`."""
     key = jax.random.key(seed)
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
-        if path[-1].key != last:
+        if path[-1].key != leaf_name:
             return leaf
-        return _SPREAD * jax.random.normal(key, leaf.shape, leaf.dtype)
+        return _LAST_FACTOR_STD * jax.random.normal(key, leaf.shape, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, adapter)
 

@@ -18,9 +18,11 @@ def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
     return sketches.near_duplicates()
 
 
-def edited(text: str, rate: float, words: Sequence[str], by: str, random_: random.Random) -> str:
-    """Return a text with a share of its words changed, or of its characters if `by` is empty."""
-    units = text.split(by) if by else list(text)
+def edit_text(
+    text: str, rate: float, words: Sequence[str], separator: str, random_: random.Random
+) -> str:
+    """Change a share of a text's words, or of its characters if `separator` is empty."""
+    units = text.split(separator) if separator else list(text)
     changed: list[str] = []
     for unit in units:
         if random_.random() >= rate:
@@ -28,10 +30,12 @@ def edited(text: str, rate: float, words: Sequence[str], by: str, random_: rando
         else:
             other = random_.choice(words)
             changed += random_.choice(([], [other], [unit, other]))
-    return by.join(changed)
+    return separator.join(changed)
 
 
-def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tuple[float, float]]:
+def measure_detection(
+    texts: Sequence[str], language: str, edits: int
+) -> dict[float, tuple[float, float]]:
     """Return recall and precision of near-duplicate detection for each rate of edits.
 
     Args:
@@ -50,7 +54,9 @@ def measure(texts: Sequence[str], language: str, edits: int) -> dict[float, tupl
             f'{language}_{len(texts) + n}': (f'{language}_{at}', texts[at])
             for n, at in enumerate(chosen)
         }
-        rows += [(key, edited(text, rate, words, by, random_)) for key, (_, text) in made.items()]
+        rows += [
+            (key, edit_text(text, rate, words, by, random_)) for key, (_, text) in made.items()
+        ]
         random_.shuffle(rows)
         duplicates = near_duplicates(rows)
         right = sum(made.get(key, ('',))[0] == other for key, other in duplicates.items())
@@ -62,7 +68,7 @@ def main(path: str, language: str) -> None:
     """Print the results for the texts of a file, one per line up to the first tab."""
     lines = pathlib.Path(path).read_text('utf-8').splitlines()
     texts = [re.sub(r'\t.*', '', line) for line in lines]
-    for rate, (recall, precision) in measure(texts, language, len(texts) // 2).items():
+    for rate, (recall, precision) in measure_detection(texts, language, len(texts) // 2).items():
         print(f'{language}, {rate:.0%} of {len(texts):,} texts: {recall=:.3f} {precision=:.3f}')
 
 
