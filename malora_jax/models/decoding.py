@@ -188,7 +188,7 @@ def prefill(
     T = tokens_T.shape[0]
     segments_1T = (jnp.arange(T) < length).astype(jnp.int32)[None]
     outputs: Any = model.apply(
-        variables, tokens_T[None], jnp.arange(T)[None], segments_1T, keep=True
+        variables, tokens_T[None], jnp.arange(T)[None], segments_1T, return_kv=True
     )
     hidden_1TD, new_kv = outputs
 

@@ -209,7 +209,7 @@ def test_padding_of_the_prompt_is_no_past():
 @pytest.mark.parametrize('backend', ['cpu', 'tpu'])
 def test_integers_of_64_bits_change_nothing(backend, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-    how = dict(temperature=0.8, top_p=0.9, top_k=50, alternatives=True)
+    how = dict(temperature=0.8, top_p=0.9, top_k=50, wants_logprobs=True)
     (prompt,) = prompts(5)
     expected = alone(prompt, 2 * STEPS_PER_CALL, key=jax.random.key(1), **how)
     with jax.enable_x64(True):

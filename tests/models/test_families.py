@@ -185,7 +185,7 @@ def test_logits_after_a_past(bases, family):
 
     @jax.jit
     def run(past, tokens, positions, segments):
-        return model.apply(variables, tokens, positions, segments, past=past, keep=True)
+        return model.apply(variables, tokens, positions, segments, past=past, return_kv=True)
 
     arrays = (LOGITS['tokens'], positions, ones)
     first, (k, v) = run(None, *(array[:, :prompt] for array in arrays))
