@@ -8,7 +8,7 @@ MALORA_JAX_KEY is set, requests must carry it as their API key.
 Flags by group:
     models   --workdir, --weights
     network  --host, --port, --allowed_hosts
-    load     --batch_size, --most_waiting, --timeout
+    load     --batch_size, --max_waiting, --timeout
     end      --grace
 
 Examples:
@@ -53,7 +53,7 @@ _BATCH = flags.DEFINE_integer(
     lower_bound=1,
 )
 _WAITING = flags.DEFINE_integer(
-    'most_waiting',
+    'max_waiting',
     256,
     'Maximum number of queued texts; further requests get HTTP status 429.',
     lower_bound=0,

@@ -207,7 +207,7 @@ class Engine:
         self._state = state
         first_tokens, self._first_tokens = self._first_tokens, {}
         first_tokens, sampled, count_B, active_B, wants_logprobs_B = jax.device_get(
-            (first_tokens, sampled, count_B, state.writes, state.tells)
+            (first_tokens, sampled, count_B, state.active, state.wants_logprobs)
         )
         outputs = []
         for slot, request_id in list(self._id_by_slot.items()):

@@ -65,13 +65,13 @@ class CriteriaConfig(Settings):
     """
 
     section = STAGE
-    least_characters: int = setting(
+    min_characters: int = setting(
         'Minimum number of characters of a conversation; a shorter one is dropped.', 100, at_least=0
     )
-    most_characters: int = setting(
+    max_characters: int = setting(
         'Maximum number of characters of a conversation; a longer one is dropped.',
         12_000,
-        at_least='least_characters',
+        at_least='min_characters',
     )
     attempts: int = attempts_setting(3)
     temperature: float = temperature_setting(0.3)
@@ -118,7 +118,7 @@ def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
         config: Settings, which give the limits on length.
     """
     text = '\n'.join(data)
-    if not config.least_characters <= len(text) <= config.most_characters:
+    if not config.min_characters <= len(text) <= config.max_characters:
         return 'length'
     if any(link in text.lower() for link in _LINKS):
         return 'link'

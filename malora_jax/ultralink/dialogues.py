@@ -54,20 +54,20 @@ class DialoguesConfig(Settings):
         4070,
         at_least=1,
     )
-    least_answer: int = setting(
+    min_answer_characters: int = setting(
         'Minimum number of characters of an answer; a shorter one ends the dialogue.',
         10,
         at_least=1,
     )
-    least_question: int = setting(
+    min_question_characters: int = setting(
         'Minimum number of characters of a question; a shorter one is rejected.', 6, at_least=1
     )
-    most_question: int = setting(
+    max_question_characters: int = setting(
         'Maximum number of characters of a question; a longer one is rejected.',
         600,
-        at_least='least_question',
+        at_least='min_question_characters',
     )
-    most_similarity: float = setting(
+    max_similarity: float = setting(
         'Maximum similarity of a question to an earlier one of the dialogue: Jaccard similarity of '
         'their character trigrams.',
         0.6,
@@ -222,11 +222,11 @@ class _Dialogue:
             self._language,
             self._prompts,
             [turn.question for turn in self.turns],
-            min_characters=config.least_question,
-            max_characters=config.most_question,
-            max_similarity=config.most_similarity,
+            min_characters=config.min_question_characters,
+            max_characters=config.max_question_characters,
+            max_similarity=config.max_similarity,
         )
 
     def _answer_fault(self, reply: Reply) -> str:
-        min_characters = self._generator.config.least_answer
+        min_characters = self._generator.config.min_answer_characters
         return answer_fault(reply, self._language, self._prompts, min_characters=min_characters)

@@ -25,18 +25,18 @@ class DocumentsConfig(Settings):
 
     section = STAGE
     language: str = language_setting('Language code of the documents.')
-    least_tokens: int = setting(
+    min_document_tokens: int = setting(
         'Minimum number of tokens of a document; a shorter one is dropped.', 1000, at_least=1
     )
-    most_tokens: int = setting(
+    max_document_tokens: int = setting(
         'Maximum number of tokens of a document; a longer one is dropped.',
         10_000,
-        at_least='least_tokens',
+        at_least='min_document_tokens',
     )
     segment_tokens: int = setting(
         'Number of tokens that a segment must stay below.', 2000, at_least=2
     )
-    least_segment_tokens: int = setting(
+    min_segment_tokens: int = setting(
         'Minimum number of tokens of the last segment of a document; a shorter one is dropped.',
         1000,
         at_least=0,
@@ -56,11 +56,12 @@ class DocumentsConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.least_segment_tokens > min(self.least_tokens, self.segment_tokens):
+        if self.min_segment_tokens > min(self.min_document_tokens, self.segment_tokens):
             raise errors.out_of_range(
-                'documents.least_segment_tokens',
-                self.least_segment_tokens,
-                'at most least_tokens and segment_tokens, so that a document keeps a segment',
+                'documents.min_segment_tokens',
+                self.min_segment_tokens,
+                'at most min_document_tokens and segment_tokens, so that a document keeps a '
+                'segment',
             )
 
 
@@ -104,7 +105,7 @@ class _DocumentSegmenter:
         pieces = segments(text, self._config.segment_tokens, self._count_tokens)
         texts = [piece.strip('\n') for piece in pieces if piece.strip()]
         tokens, counts = [self._count_tokens(text) for text in texts], {}
-        if tokens[-1] < self._config.least_segment_tokens:
+        if tokens[-1] < self._config.min_segment_tokens:
             counts = {'last segments dropped': 1, 'tokens in them': tokens.pop()}
         language = self._config.language
         rows = [
@@ -127,16 +128,16 @@ class _DocumentSegmenter:
         if title in self._done_titles:
             return 'done already'
         # A token has at least one byte, so the number of bytes is an upper bound.
-        if len(text.encode()) < config.least_tokens:
+        if len(text.encode()) < config.min_document_tokens:
             return 'short'
         if self._blocklist and self._blocklist.search(text):
             return 'listed word'
         if identify_language(text) != config.language:
             return 'language'
         tokens = self._count_tokens(text)
-        if tokens < config.least_tokens:
+        if tokens < config.min_document_tokens:
             return 'short'
-        return 'long' if tokens > config.most_tokens else ''
+        return 'long' if tokens > config.max_document_tokens else ''
 
 
 def _identifier(row: Row) -> str:

@@ -12,6 +12,20 @@ from malora_jax.schema import PositiveInt
 
 NAME = 'manifest.json'
 
+# Current names of settings that earlier versions recorded under other names.
+_RENAMED = {
+    'least_tokens': 'min_document_tokens',
+    'most_tokens': 'max_document_tokens',
+    'least_segment_tokens': 'min_segment_tokens',
+    'least_characters': 'min_characters',
+    'most_characters': 'max_characters',
+    'least_answer': 'min_answer_characters',
+    'least_question': 'min_question_characters',
+    'most_question': 'max_question_characters',
+    'most_similarity': 'max_similarity',
+    'least_similarity': 'min_similarity',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardCounts:
@@ -108,7 +122,8 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     try:
         shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
         known = {each.name: fields[each.name] for each in dataclasses.fields(StageManifest)}
-        manifest = StageManifest(**known | {'shards': shards})
+        current = {'settings': _with_current_names(fields['settings']), 'shards': shards}
+        manifest = StageManifest(**known | current)
         # The totals only disagree if the file was edited.
         assert fields['total'] == _total(manifest)
     except AssertionError as error:
@@ -145,6 +160,15 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
             )
     if stored.inputs != expected.inputs:
         raise UserError(f'{path} was made from other inputs: choose another --output.')
+
+
+def _with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _RENAMED.get(name, name): _with_current_names(value)
+        if isinstance(value, Mapping)
+        else value
+        for name, value in settings.items()
+    }
 
 
 def _total(manifest: StageManifest) -> dict[str, Any]:

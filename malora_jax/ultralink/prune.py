@@ -56,7 +56,7 @@ class PruneConfig(Settings):
     code: int = _budget('code', 16_000)
     chat_agnostic: int = _budget('language-agnostic chat', 0)
     chat_specific: int = _budget('language-specific chat', 0)
-    least_similarity: float = setting(
+    min_similarity: float = setting(
         'Estimated Jaccard similarity from which two conversations are near-duplicates, of which '
         'only one is kept.',
         THRESHOLD,
@@ -129,7 +129,7 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
             of_group.add(conversation.id, '\n'.join(conversation.data))
     dropped: dict[str, str] = {}
     for of_group in sketches.values():
-        dropped |= dict.fromkeys(of_group.near_duplicates(config.least_similarity), _DUPLICATE)
+        dropped |= dict.fromkeys(of_group.near_duplicates(config.min_similarity), _DUPLICATE)
     by_group: dict[_Group, list[str]] = {group: [] for group in sketches}
     for key, group in ids.items():
         if group in by_group and key not in dropped:

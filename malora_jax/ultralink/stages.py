@@ -111,7 +111,7 @@ class Stage(Command):
             OSError: The model cannot answer.
         """
         process, fingerprints = self.prepare(run)
-        settings = run.config.recorded
+        settings = run.config.recorded_values
         if 'model' in self.needs:
             settings['llm'] = run.model.name
         if 'tokenizer' in self.needs:

@@ -57,22 +57,22 @@ def test_frequent_tokens_are_counted(asked, batches):
     counts = collections.Counter(tokens.tolist())
     kept = {word: count for word, count in counts.items() if count >= 8}
     assert 0 < len(kept) < len(counts)
-    assert dict(zip(asked.words.tolist(), asked.counts.tolist(), strict=True)) == kept
+    assert dict(zip(asked.tokens.tolist(), asked.counts.tolist(), strict=True)) == kept
     assert sorted(asked.counts, reverse=True) == asked.counts.tolist()
 
 
 def test_by_task_they_are_the_sums_of_training(found, asked, batches, variables):
     expected = held_out_losses(MODEL, variables, batches, 2).routing
-    assert len(expected) == len(found.questions) == 6
+    assert len(expected) == len(found.by_question) == 6
     for path, sums in expected.items():
-        own = found.questions[path.rsplit('/', 1)[-1]]
+        own = found.by_question[path.rsplit('/', 1)[-1]]
         for ours, theirs in zip(own, sums, strict=True):
             np.testing.assert_allclose(by_task(ours, asked.task), theirs, rtol=1e-5)
 
 
 def test_every_token_of_a_question_counts(found):
     sizes = [size for rows in LENGTHS for row in rows for size in row]
-    for sums in found.questions.values():
+    for sums in found.by_question.values():
         slots_QL = np.asarray(sums.load).sum(axis=-1)
         np.testing.assert_array_equal(slots_QL, 2 * np.tile(sizes, (len(slots_QL.T), 1)).T)
 
@@ -86,11 +86,11 @@ def test_words_are_the_sums_over_their_occurrences(found, asked, batches, variab
         _, sown = MODEL.apply(variables, *inputs, alone_NN, mutable=['routing'])
         for path, sums in routing_by_path(sown['routing']).items():
             name = path.rsplit('/', 1)[-1]
-            for w, word in enumerate(asked.words):
+            for w, word in enumerate(asked.tokens):
                 here_N = ((batch['inputs'] == word) & (batch['segment_ids'] > 0)).ravel()
-                shape = (len(sums.load), len(asked.words), sums.load.shape[-1])
+                shape = (len(sums.load), len(asked.tokens), sums.load.shape[-1])
                 total = expected.setdefault(name, np.zeros(shape))
                 total[:, w] += np.asarray(sums.load)[:, here_N].sum(axis=1)
     for name, load_LWE in expected.items():
-        np.testing.assert_array_equal(found.words[name], load_LWE)
+        np.testing.assert_array_equal(found.by_token[name], load_LWE)
         np.testing.assert_array_equal(load_LWE[0].sum(axis=-1), 2 * asked.counts)

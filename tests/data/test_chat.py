@@ -149,7 +149,7 @@ def test_a_prompt_that_would_grow_into_the_answer_stays_as_it_is(tmp_path, name)
     """Generation sees the prompt's tokens alone, so training must use the same tokens."""
     tokenizer = from_metadata(tmp_path / 'a.gguf', name)
     ends_in_space = dataclasses.replace(
-        get_template('plain'), question_suffix='\nAnswer: ', answer_prefix=''
+        get_template('plain'), between='\nAnswer: ', answer_prefix=''
     )
     example = Example('Is it?', 'yes', {})
     prompt = encode_prompt(tokenizer, ends_in_space, example.question)

@@ -98,7 +98,7 @@ def reads(monkeypatch) -> collections.Counter:
 
 
 def test_all_of_the_training_split_is_trained_on_once(filled):
-    train = split(filled, scored=False).train
+    train = split(filled, needs_test_split=False).train
     assert sorted(example.answer for example in train) == sorted(f' {r["answer"]}' for r in TRAIN)
     assert questions(train) != [f'Question: {row["question"]}\nAnswer:' for row in TRAIN]
 
@@ -118,7 +118,7 @@ def test_a_larger_sample_holds_the_smaller_one(filled):
 
 @pytest.mark.parametrize('most', [0, 15])
 def test_validation_questions_are_never_trained_on(filled, most):
-    found = split(filled, validation=25, max_per_task=most, scored=False)
+    found = split(filled, validation=25, max_per_task=most, needs_test_split=False)
     kept = {question_key(question) for question in questions(found.validation)}
     assert len(kept) == len(found.validation) == 25
     asked = [question_key(f'Question: {row["question"]}\nAnswer:') for row in TRAIN]
@@ -148,7 +148,7 @@ def test_validation_on_rows_that_all_ask_the_same(filled):
 
 
 def test_training_examples_are_read_when_they_are_drawn(filled, reads):
-    found = split(filled, scored=False)
+    found = split(filled, needs_test_split=False)
     opened = reads['items']
     assert opened <= 2, 'the ends, to see that the file is whole'
     found.train[3]
@@ -157,7 +157,7 @@ def test_training_examples_are_read_when_they_are_drawn(filled, reads):
 
 
 def test_a_sample_with_validation_reads_no_more_than_it_must(filled, reads):
-    split(filled, scored=False, validation=5, max_per_task=5)
+    split(filled, needs_test_split=False, validation=5, max_per_task=5)
     assert reads['items'] < 30
 
 
@@ -221,25 +221,29 @@ def test_more_shots_than_there_are_rows(filled):
 
 
 def test_shots_need_a_training_split(filled):
-    assert mistake(split, filled, 'mgsm_en', trained=False, settings=('mgsm_en.shots=1',)) == (
+    assert mistake(
+        split, filled, 'mgsm_en', needs_train_split=False, settings=('mgsm_en.shots=1',)
+    ) == (
         f"{filled.directory}/malora_mgsm_en/1.0.0 has no split 'train', only test: name a file for "
         "it in data.sources, 'mgsm_en/train=PATH'."
     )
-    assert mistake(split, filled, 'humaneval', trained=False, settings=('humaneval.shots=1',)) == (
+    assert mistake(
+        split, filled, 'humaneval', needs_train_split=False, settings=('humaneval.shots=1',)
+    ) == (
         'data.task_settings: humaneval has no training split to take shots from; its shots must '
         'be 0.'
     )
 
 
 def test_only_scored(filled):
-    found = split(filled, 'humaneval', trained=False)
+    found = split(filled, 'humaneval', needs_train_split=False)
     assert not found.train and not found.validation and found.num_available == 0
     assert questions(found.held_out) == ['def one():']
     assert (found.task.scoring.metric, found.task.scoring.rule) == ('pass@1', 'code')
 
 
 def test_only_trained_on(filled):
-    found = split(filled, 'metamathqa', scored=False, validation=2)
+    found = split(filled, 'metamathqa', needs_test_split=False, validation=2)
     assert found.held_out == [] and found.num_available == 9
     assert (len(found.train), len(found.validation)) == (7, 2)
     size = measure_examples('metamathqa', found.train, ByteTokenizer(), get_template('bare'), 99)
@@ -258,13 +262,13 @@ def test_a_split_that_a_dataset_does_not_have_is_told_before_any_download(tmp_pa
         "Task 'metamathqa' has no test split: evaluation.tasks must name the tasks to score "
         'without it.'
     )
-    settings = {'trained': False, 'settings': ('humaneval.shots=1',)}
+    settings = {'needs_train_split': False, 'settings': ('humaneval.shots=1',)}
     assert 'shots must be 0' in mistake(split, empty, 'humaneval', **settings)
     assert not empty.directory.exists()
 
 
 def test_the_origin_is_what_is_locked(filled):
-    assert split(filled).origin == {'dataset': filled.lock(get_dataset('gsm8k'))}
+    assert split(filled).origin == {'dataset': filled.lock_entry(get_dataset('gsm8k'))}
 
 
 # Batches.
@@ -284,7 +288,7 @@ def batches(found, **settings):
 
 
 def test_an_epoch_of_batches_has_every_example(filled):
-    found = split(filled, 'metamathqa', scored=False)
+    found = split(filled, 'metamathqa', needs_test_split=False)
     examples = [(example, 0) for example in found.train]
     packed = packed_batches(examples, ByteTokenizer(), get_template('bare'), 128, 2, False)
     expected, drawn = ({*as_bytes(unpack(part))} for part in (packed, take(batches(found), 8)))
@@ -292,7 +296,7 @@ def test_an_epoch_of_batches_has_every_example(filled):
 
 
 def test_workers_draw_the_same(filled):
-    found = split(filled, scored=False)
+    found = split(filled, needs_test_split=False)
     with contextlib.closing(batches(found, workers=1)) as helped:
         for alone, other in zip(take(batches(found), 5), take(helped, 5), strict=True):
             for key in alone:

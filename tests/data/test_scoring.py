@@ -84,5 +84,5 @@ def test_options_need_no_tokens():
 )
 def test_the_record_of_a_rule(scoring, temperature, expected):
     """Records keep the order of their keys, which results show."""
-    record = scoring.record('bare', 11, temperature, samples=4)
+    record = scoring.describe('bare', 11, temperature, samples=4)
     assert list(record.items()) == list(expected.items())

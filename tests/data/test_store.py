@@ -164,7 +164,7 @@ def test_any_text_comes_back(tmp_path_factory, expected):
     source = write_lines(path / 'train.jsonl', sums(1))
     dataset = dataclasses.replace(
         GSM8K,
-        read_file=lambda _: (Row('', {'item': item}) for item in expected),
+        read=lambda _: (Row('', {'item': item}) for item in expected),
         parse=lambda row: row.fields['item'],
     )
     store = Store(path / 'store', (f'gsm8k/train={source}',))
@@ -235,7 +235,7 @@ def test_the_lock_file_says_which_rows_there_are(hub, store):
         'left_out': [],
     }
     assert json.loads((store.directory / 'malora_jax.lock.json').read_text()) == {'gsm8k': expected}
-    assert store.lock(GSM8K) == expected and store.lock(ARC) == {}
+    assert store.lock_entry(GSM8K) == expected and store.lock_entry(ARC) == {}
 
 
 def test_what_is_asked_of_the_hub_and_only_once(hub, store):
@@ -288,7 +288,7 @@ def test_a_locked_commit_that_the_hub_has_no_more(hub, store, tmp_path):
 
 def test_other_files_than_the_locked_ones_are_refused(hub, store, tmp_path):
     store.prepare(GSM8K)
-    locked = store.lock(GSM8K)['sha256']['test']
+    locked = store.lock_entry(GSM8K)['sha256']['test']
     hub.publish(OLD, {'main/train': [sums(*range(5))], 'main/test': [sums(9, 7)]})
     path = hub.directory / OLD / 'main' / 'test' / '0000.parquet'
     found = [hashlib.sha256(path.read_bytes()).hexdigest()]
@@ -297,19 +297,19 @@ def test_other_files_than_the_locked_ones_are_refused(hub, store, tmp_path):
         f'gsm8k/test is not what {other.lock_path} says (sha256 {found}, not {locked}): restore '
         "its files, or remove 'gsm8k' from the lock file to prepare it anew."
     )
-    assert left(other) == [] and other.lock_entry(GSM8K) == store.lock(GSM8K)
+    assert left(other) == [] and other.lock_entry(GSM8K) == store.lock_entry(GSM8K)
 
 
 def test_another_number_of_rows_is_refused(local, tmp_path):
     """Another version of the reader might return other rows of the same files."""
     local.prepare(GSM8K)
     other = locked_like(local, tmp_path / 'other')
-    changed = dataclasses.replace(GSM8K, read_file=lambda path: [*read_rows(path)][1:])
+    changed = dataclasses.replace(GSM8K, read=lambda path: [*read_rows(path)][1:])
     assert message(other.prepare, changed) == (
         f'gsm8k/train is not what {other.lock_path} says (rows 4, not 5): restore its files, or '
         "remove 'gsm8k' from the lock file to prepare it anew."
     )
-    assert left(other) == [] and other.lock_entry(GSM8K) == local.lock(GSM8K)
+    assert left(other) == [] and other.lock_entry(GSM8K) == local.lock_entry(GSM8K)
 
 
 def test_a_locked_dataset_that_is_gone_is_prepared_again(local):
@@ -330,7 +330,7 @@ def test_what_is_removed_from_the_lock_file_is_prepared_anew(hub, store):
     )
     store.prepare(GSM8K)
     assert [item.question for item in store.items(GSM8K, 'train')] == ['Double 77.']
-    assert store.lock(GSM8K)['revision'] == NEW
+    assert store.lock_entry(GSM8K)['revision'] == NEW
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,9 @@ def test_a_broken_lock_file(local, text, expected):
 
 def test_only_the_splits_of_local_files_are_prepared(local):
     local.prepare(GSM8K)
-    assert [*local.lock(GSM8K)['rows']] == ['train'] and local.lock(GSM8K)['revision'] is None
+    assert [*local.lock_entry(GSM8K)['rows']] == ['train'] and local.lock_entry(GSM8K)[
+        'revision'
+    ] is None
     assert message(local.items, GSM8K, 'test') == (
         f"{local.directory}/malora_gsm8k/1.0.0 has no split 'test', only train: name a file for it "
         "in data.sources, 'gsm8k/test=PATH'."
@@ -464,7 +466,7 @@ def with_rows(tmp_path: pathlib.Path, rows: list[dict], **settings) -> tuple[Sto
         return (Row(f'{path} line {number}', row) for number, row in enumerate(rows, start=1))
 
     store = Store(tmp_path / 'store', (f'gsm8k/train={path}',), **settings)
-    return store, dataclasses.replace(GSM8K, read_file=read)
+    return store, dataclasses.replace(GSM8K, read=read)
 
 
 @pytest.mark.parametrize(
@@ -629,7 +631,7 @@ def read(path):
         time.sleep(0.01)
     yield from rows[1:]
 
-dataset = dataclasses.replace(get_dataset('gsm8k'), read_file=read)
+dataset = dataclasses.replace(get_dataset('gsm8k'), read=read)
 Store(pathlib.Path(directory), (source,)).prepare(dataset)
 """
 

@@ -140,7 +140,7 @@ def test_a_run_is_loaded_with_its_best_checkpoint(subject):
     adapter = subject.variables['adapter']
     assert jax.tree.leaves(adapter)
     jax.tree.map(np.testing.assert_array_equal, adapter, random_like(adapter, 2))
-    assert subject.end == '<|im_end|>'
+    assert subject.end_text == '<|im_end|>'
 
 
 def test_our_scores_are_the_harness_s(model, subject, folder):

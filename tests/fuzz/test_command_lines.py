@@ -66,7 +66,7 @@ VALUES = (
 FLAGS = (
     *('workdir', 'config', 'output', 'input', 'jobs', 'gpus', 'sbatch', 'together'),
     *('weights', 'questions', 'batch_size', 'max_new_tokens', 'temperature', 'top_p', 'top_k'),
-    *('seed', 'stop', 'port', 'host', 'timeout', 'most_waiting', 'memory', 'methods', 'rounds'),
+    *('seed', 'stop', 'port', 'host', 'timeout', 'max_waiting', 'memory', 'methods', 'rounds'),
     *('runs', 'table', 'rank', 'task', 'format', 'rows', 'tokens', 'grow', 'language', 'llm'),
     *('tokenizer', 'concurrency', 'token_limit', 'cache', 'stages', 'revision', 'base_url'),
     *('models', 'topologies', 'rows_per_chip', 'unknown', 'flagfile', 'größe'),

@@ -78,8 +78,8 @@ def test_log_probabilities_are_those_of_the_whole_text():
     for token, of_place in zip(tokens, expected, strict=True):
         np.testing.assert_allclose(token.log_probability, of_place[token.id], atol=2e-5)
         best = np.argsort(-of_place)[: decoding.NUM_TOP_LOGPROBS]
-        assert [other for other, _ in token.alternatives] == best.tolist()
-        found = [log_probability for _, log_probability in token.alternatives]
+        assert [other for other, _ in token.top_logprobs] == best.tolist()
+        found = [log_probability for _, log_probability in token.top_logprobs]
         np.testing.assert_allclose(found, of_place[best], atol=2e-5)
 
 
@@ -94,7 +94,7 @@ def test_heat_changes_no_log_probability():
     logits = logits_of(MODEL, VARIABLES, [prompt + ids(tokens)])[0, len(prompt) - 1 : -1]
     expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))[np.arange(4), ids(tokens)]
     np.testing.assert_allclose([t.log_probability for t in tokens], expected, atol=2e-5)
-    assert tokens[0].alternatives == []
+    assert tokens[0].top_logprobs == []
 
 
 def test_each_text_has_its_own_settings():
@@ -144,7 +144,7 @@ def test_a_vocabulary_smaller_than_the_alternatives():
     engine = Engine(model, random_variables(model), [99], 1)
     engine.submit(GenerationRequest([3, 4], 6, wants_logprobs=True))
     ((found, _),) = finish(engine).values()
-    assert [len(token.alternatives) for token in found] == [16] * 6
+    assert [len(token.top_logprobs) for token in found] == [16] * 6
 
 
 def test_an_end_token_is_not_told():

@@ -234,7 +234,7 @@ def test_a_key():
 
 
 def test_too_many_wait_and_time_is_out():
-    with serve_in_thread(rows=1, most_waiting=0, timeout_s=0.5) as address:
+    with serve_in_thread(rows=1, max_waiting=0, timeout_s=0.5) as address:
         body = {'model': 'tiny', 'prompt': 'Once', 'max_tokens': 480}
         found = httpx.post(f'{address}/v1/completions', json=body | {'n': 4}, timeout=60)
         assert found.status_code == 429

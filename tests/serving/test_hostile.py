@@ -256,7 +256,7 @@ def steps_fail_with(token: int, monkeypatch) -> list[int]:
 
     def failing(model, count, variables, layers, rows, ends):
         found = write(model, count, variables, layers, rows, ends)
-        writes = jax.device_get(rows.writes if not rows.writes.is_deleted() else found[0].writes)
+        writes = jax.device_get(rows.active if not rows.active.is_deleted() else found[0].active)
         writing = [row for row, yes in enumerate(writes) if yes]
         if any(bad.get(row) for row in writing):
             failures.append(len(writing))

@@ -141,7 +141,7 @@ def test_operations_of_column_lengths_as_the_compiler_counts_them():
     ]
     lowered = jax.jit(products.column_norms, static_argnums=3).lower(*shapes, 2.0)
     structure = method('dora', rank=32).structure
-    expected = structure.length_operations(256, 512)
+    expected = structure.column_norm_flops(256, 512)
     assert expected == 2 * (256 * 512 * 33 + 32 * 32 * (256 + 512))
     assert 1 < lowered.cost_analysis()['flops'] / expected < 1.02
 

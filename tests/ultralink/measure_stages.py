@@ -101,7 +101,7 @@ def measure_memory(root: pathlib.Path, number: int) -> None:
     with source.open('w', encoding='utf-8') as file:
         for i in range(number):
             file.write(json.dumps(document('en', i, lines=5), ensure_ascii=False) + '\n')
-    config = DocumentsConfig('en', least_tokens=200, least_segment_tokens=100)
+    config = DocumentsConfig('en', min_document_tokens=200, min_segment_tokens=100)
     print(f'{source.stat().st_size / 2**20:.0f} MiB of documents.', flush=True)
     over = threading.Event()
 

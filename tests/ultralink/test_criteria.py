@@ -82,7 +82,7 @@ def test_cheap_rules_come_before_the_model(tmp_path, text, reason):
 )
 def test_an_answer_without_scores_is_asked_for_again(tmp_path, said):
     found, total, requests = run(
-        tmp_path, [row(0)], lambda request: json.dumps(NONE) if request.sample == 2 else said
+        tmp_path, [row(0)], lambda request: json.dumps(NONE) if request.sample_index == 2 else said
     )
     assert len(found) == 1 and [request.sample_index for request in requests] == [0, 1, 2]
     (tmp_path / 'never').mkdir()
@@ -134,7 +134,7 @@ def test_words_around_the_scores_do_no_harm():
 
 @pytest.mark.parametrize(
     'fields',
-    [{'least_characters': -1}, {'most_characters': 9}, {'attempts': 0}, {'temperature': -1.0}],
+    [{'min_characters': -1}, {'max_characters': 9}, {'attempts': 0}, {'temperature': -1.0}],
 )
 def test_settings_that_cannot_be(fields):
     (name,) = fields

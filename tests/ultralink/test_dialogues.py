@@ -34,7 +34,7 @@ def in_turn(request):
     """Return a different question or answer each time, by the number of earlier answers."""
     of_kind = texts()['en'][kind_of(request)]
     said = request.messages[1].content.count(PROMPTS.answer_label)
-    return of_kind[(said + request.sample) % len(of_kind)]
+    return of_kind[(said + request.sample_index) % len(of_kind)]
 
 
 def segments(path, count, languages=('en',)):
@@ -159,7 +159,7 @@ FAULTS = {
 @pytest.mark.parametrize('kind', ['questions', 'answers'])
 def test_a_fault_is_tried_again_and_counted(tmp_path, reason, kind):
     def once(request):
-        spoilt = kind_of(request) == kind and request.sample == 0
+        spoilt = kind_of(request) == kind and request.sample_index == 0
         return FAULTS[reason](kind) if spoilt else in_turn(request)
 
     found, [row], requests = run(tmp_path, once)
@@ -201,7 +201,7 @@ def test_a_fault_that_stays_ends_the_dialogue_at_its_last_good_turn(tmp_path, re
 
 def test_a_question_that_was_asked_before_is_tried_again(tmp_path):
     def say(request):
-        same = kind_of(request) == 'questions' and request.sample < 2
+        same = kind_of(request) == 'questions' and request.sample_index < 2
         return texts()['en']['questions'][0] if same else in_turn(request)
 
     found, [row], _ = run(tmp_path, say)
@@ -215,7 +215,7 @@ def test_a_question_that_was_asked_before_is_tried_again(tmp_path):
         ({'stop_probability': 1.5}, 'dialogues.stop_probability is 1.5; it must be from 0 to 1.'),
         ({'stop_growth': 0.5}, 'dialogues.stop_growth is 0.5'),
         ({'attempts': 0}, 'dialogues.attempts is 0'),
-        ({'most_question': 5}, 'dialogues.most_question is 5'),
+        ({'max_question_characters': 5}, 'dialogues.max_question_characters is 5'),
         ({'temperature': -1.0}, 'dialogues.temperature is -1.0'),
         ({'answer_tokens': 0}, 'dialogues.answer_tokens is 0'),
         ({'top_p': 'x'}, "dialogues.top_p is 'x'"),

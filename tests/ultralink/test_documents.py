@@ -18,10 +18,10 @@ from tests.helpers.openai_stub import document
 from tests.ultralink.helpers import WordCounter, read_rows, write_rows
 
 SMALL = {
-    'least_tokens': 100,
-    'most_tokens': 2000,
+    'min_document_tokens': 100,
+    'max_document_tokens': 2000,
     'segment_tokens': 300,
-    'least_segment_tokens': 100,
+    'min_segment_tokens': 100,
 }
 
 
@@ -34,6 +34,22 @@ def run(language, source, output, count=None, **how):
 def test_the_numbers_are_the_papers():
     config = DocumentsConfig('zh')
     assert dataclasses.astuple(config)[:5] == ('zh', 1000, 10_000, 2000, 1000)
+
+
+def test_an_output_of_an_earlier_version_resumes(tmp_path):
+    """Earlier versions recorded settings as least_… and most_…; their directories are continued."""
+    source = write_rows(tmp_path / 'in.jsonl', [document('en', i) for i in range(3)])
+    expected = run('en', source, tmp_path / 'out')
+    manifest = tmp_path / 'out' / 'manifest.json'
+    old = manifest.read_text()
+    for name in ('document_tokens', 'segment_tokens'):
+        old = old.replace(f'min_{name}', f'least_{name}'.replace('_document', ''))
+    old = old.replace('max_document_tokens', 'most_tokens')
+    assert old != manifest.read_text() and 'min_' not in old and 'max_' not in old
+    manifest.write_text(old)
+    assert run('en', source, tmp_path / 'out') == expected
+    with pytest.raises(UserError, match='was made with min_document_tokens = 100, not 99'):
+        run('en', source, tmp_path / 'out', min_document_tokens=99, min_segment_tokens=99)
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
@@ -152,14 +168,17 @@ def test_a_document_that_is_none(tmp_path, row, message):
     'changes, message',
     [
         ({'language': 'xx'}, "Unknown language 'xx'"),
-        ({'least_tokens': 0}, 'documents.least_tokens is 0; it must be at least 1.'),
+        ({'min_document_tokens': 0}, 'documents.min_document_tokens is 0; it must be at least 1.'),
         (
-            {'most_tokens': 5},
-            'documents.most_tokens is 5; it must be at least 1000 (least_tokens)',
+            {'max_document_tokens': 5},
+            'documents.max_document_tokens is 5; it must be at least 1000 (min_document_tokens)',
         ),
         ({'segment_tokens': 1}, 'documents.segment_tokens is 1'),
-        ({'least_segment_tokens': 1001}, 'documents.least_segment_tokens is 1001'),
-        ({'least_tokens': 'x'}, "documents.least_tokens is 'x'; it must be a whole number."),
+        ({'min_segment_tokens': 1001}, 'documents.min_segment_tokens is 1001'),
+        (
+            {'min_document_tokens': 'x'},
+            "documents.min_document_tokens is 'x'; it must be a whole number.",
+        ),
     ],
 )
 def test_settings_that_cannot_be(changes, message):

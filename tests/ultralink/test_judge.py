@@ -71,7 +71,7 @@ def test_a_tie_in_one_order_leaves_the_other_verdict(tmp_path):
 
 def test_no_verdict_is_asked_for_again_and_then_counted(tmp_path):
     found, total, requests = run(
-        tmp_path, lambda request: longer(request) if request.sample else 'A is better.'
+        tmp_path, lambda request: longer(request) if request.sample_index else 'A is better.'
     )
     assert found[0]['score'] == 1.0 and [request.sample_index for request in requests] == [
         0,

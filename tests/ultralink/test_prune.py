@@ -160,7 +160,7 @@ def test_a_broken_row_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    'fields', [{'math': -1}, {'code': 1.5}, {'least_similarity': 0.0}, {'least_similarity': 2.0}]
+    'fields', [{'math': -1}, {'code': 1.5}, {'min_similarity': 0.0}, {'min_similarity': 2.0}]
 )
 def test_settings_that_cannot_be(fields):
     (name,) = fields

@@ -197,7 +197,9 @@ def test_a_file_of_another_name(tmp_path):
 def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(
-        hub, 'snapshot', lambda name, patterns, **options: asked.update(options) or tmp_path
+        hub,
+        'download_snapshot',
+        lambda name, patterns, **options: asked.update(options) or tmp_path,
     )
     with pytest.raises(UserError, match='--revision=main must be the hash of a commit'):
         release_import.download('main')

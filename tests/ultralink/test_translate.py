@@ -99,7 +99,7 @@ def test_a_fault_is_tried_again(tmp_path, kind):
     made, total, requests = run(
         tmp_path,
         [row(name)],
-        lambda request: say(request) if request.sample else break_(say(request)),
+        lambda request: say(request) if request.sample_index else break_(say(request)),
     )
     assert made[0]['data'] == 2 * [translated_texts.ALL[name].translations['fr']]
     assert total.counts[f'fault: {kind}'] == 2

@@ -27,7 +27,7 @@ RATES = {
     **dict.fromkeys(('truncated', 'wrong_language', 'cites', 'malformed'), 0.04),
 }
 # The tiny tokenizer has a token for almost every byte, and the tiny model has a context of 2,048.
-SEGMENTS = ('--segment-tokens=1100', '--least-segment-tokens=300')
+SEGMENTS = ('--segment-tokens=1100', '--min-segment-tokens=300')
 SMALL = (
     *('--config.model.name=tiny', '--config.data.sequence_length=512', '--config.data.held_out=2'),
     *('--config.data.validation=1', '--config.data.batch_size=2', '--config.training.steps=24'),

@@ -78,7 +78,7 @@ class MinHashSketches:
             UserError: The threshold is out of range.
         """
         if not 0 < threshold <= 1:
-            raise out_of_range('least_similarity', threshold, 'above 0 and at most 1')
+            raise out_of_range('min_similarity', threshold, 'above 0 and at most 1')
         index = self._datasketch.MinHashLSH(num_perm=_PERMUTATIONS, params=(_BANDS, _ROWS))
         duplicates = {}
         for key in sorted(self._sketches, key=natural_sort_key):

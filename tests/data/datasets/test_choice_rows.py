@@ -155,7 +155,9 @@ def test_boolq(answer, label):
 )
 def test_a_broken_row(name, changes, message):
     sample = {'arc': 'arc_challenge'}.get(name, name)
-    assert broken_row_message(getattr(parsers, name), row(sample, **changes)).startswith(message)
+    assert broken_row_message(getattr(parsers, f'parse_{name}'), row(sample, **changes)).startswith(
+        message
+    )
 
 
 @pytest.mark.parametrize(
