@@ -53,18 +53,22 @@ def ended(bucket, tiny_weights):
     return address
 
 
-def test_a_run_that_was_killed_goes_on_as_on_a_disk(ended, finished):
+def test_a_run_that_was_killed_goes_on_as_on_a_disk(ended, finished_workdir):
     cloud_storage.remove_local_copies()
     workdir = cloud_storage.localize(ended)  # As another machine sees it.
-    assert records(workdir) == records(finished)
-    found, expected = (read_json(each / 'results.json')['tasks'] for each in (workdir, finished))
+    assert records(workdir) == records(finished_workdir)
+    found, expected = (
+        read_json(each / 'results.json')['tasks'] for each in (workdir, finished_workdir)
+    )
     assert found == expected
-    assert names(cloud_storage.remote_path(workdir)) == names(finished)
+    assert names(cloud_storage.remote_path(workdir)) == names(finished_workdir)
     assert len(names(workdir / 'tensorboard')) == 1
 
 
-def test_its_model_is_that_of_the_run_on_a_disk(ended, finished):
-    answers = [inference.load(each).generate(['0123 toy_copy']) for each in (ended, finished)]
+def test_its_model_is_that_of_the_run_on_a_disk(ended, finished_workdir):
+    answers = [
+        inference.load(each).generate(['0123 toy_copy']) for each in (ended, finished_workdir)
+    ]
     assert answers[0] == answers[1]
 
 

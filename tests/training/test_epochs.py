@@ -107,8 +107,8 @@ def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):
     assert setup.describe_draws().startswith('1,000,000,000 steps of 2 rows of 96 tokens, about ')
 
 
-def test_what_was_drawn_is_counted(finished, results, tiny_weights):
-    records = [json.loads(line) for line in (finished / 'metrics.jsonl').open()]
+def test_what_was_drawn_is_counted(finished_workdir, results, tiny_weights):
+    records = [json.loads(line) for line in (finished_workdir / 'metrics.jsonl').open()]
     setup = build_setup(run_config(toy_run_config(tiny_weights)))
     data, drawn = setup.train_iterator(), np.zeros(2, int)
     for record, _ in zip(records, range(STEPS), strict=True):

@@ -71,11 +71,11 @@ def kept(workdir: pathlib.Path, when: str) -> list[Answer]:
 
 
 def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
-    finished, results, given, tiny_weights, tmp_path
+    finished_workdir, results, given, tiny_weights, tmp_path
 ):
     """Even a checkpoint that a training process is still writing stays unchanged."""
     workdir = tmp_path / 'run'
-    shutil.copytree(finished, workdir)
+    shutil.copytree(finished_workdir, workdir)
     unfinished = workdir / 'checkpoints' / '3.orbax-checkpoint-tmp'
     (unfinished / 'state').mkdir(parents=True)
     (unfinished / 'state' / 'manifest.ocdbt').write_bytes(b'half')
@@ -83,14 +83,14 @@ def test_the_trained_adapter_scores_as_after_training_and_nothing_is_changed(
     found = evaluate(toy_run_config(tiny_weights), workdir)
     assert found == {'step': STEPS, **scores_of(results, 'after')}
     assert list(found['tasks']) == list(TASKS)
-    assert given == kept(finished, 'after')
+    assert given == kept(finished_workdir, 'after')
     assert content(workdir) == before
 
 
-def test_the_base_scores_as_before_training(finished, results, given, tiny_weights):
+def test_the_base_scores_as_before_training(finished_workdir, results, given, tiny_weights):
     found = evaluate(toy_run_config(tiny_weights), None)
     assert found == {'step': None, **scores_of(results, 'before')}
-    assert given == kept(finished, 'before')
+    assert given == kept(finished_workdir, 'before')
 
 
 def refusal(config, workdir: pathlib.Path) -> str:
@@ -107,9 +107,9 @@ def test_a_directory_without_a_run(tiny_weights, tmp_path):
     )
 
 
-def test_another_config_may_have_trained_on_the_questions(finished, tiny_weights):
-    assert refusal(toy_run_config(tiny_weights, data__held_out=7), finished) == (
-        f'{finished} holds a run with another data.held_out: continue that one with its own '
+def test_another_config_may_have_trained_on_the_questions(finished_workdir, tiny_weights):
+    assert refusal(toy_run_config(tiny_weights, data__held_out=7), finished_workdir) == (
+        f'{finished_workdir} holds a run with another data.held_out: continue that one with its own '
         'config, or choose another --workdir.'
     )
 
@@ -122,9 +122,9 @@ def test_another_config_may_have_trained_on_the_questions(finished, tiny_weights
     ],
 )
 def test_a_run_that_was_killed_before_its_first_checkpoint(
-    finished, tiny_weights, tmp_path, folder, message
+    finished_workdir, tiny_weights, tmp_path, folder, message
 ):
-    shutil.copy(finished / 'config.json', tmp_path)
+    shutil.copy(finished_workdir / 'config.json', tmp_path)
     if folder:
         (tmp_path / 'checkpoints').mkdir()
     found = refusal(toy_run_config(tiny_weights), tmp_path)

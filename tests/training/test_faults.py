@@ -50,7 +50,7 @@ def signalled(monkeypatch):
 
 
 def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
-    tiny_weights, tmp_path, finished, signalled, monkeypatch, capsys
+    tiny_weights, tmp_path, finished_workdir, signalled, monkeypatch, capsys
 ):
     """Step 3 is recorded while step 4 runs, which is then finished, saved, and not repeated."""
     settings, workdir = (
@@ -69,7 +69,9 @@ def test_sigterm_saves_the_step_at_work_and_the_same_command_goes_on(
     monkeypatch.undo()
     training.train(settings, workdir)
     losses = [record['loss'] for record in read_json_lines(workdir / 'metrics.jsonl')]
-    assert losses == [record['loss'] for record in read_json_lines(finished / 'metrics.jsonl')]
+    assert losses == [
+        record['loss'] for record in read_json_lines(finished_workdir / 'metrics.jsonl')
+    ]
     spent = goodput.seconds_by_activity(goodput.read(workdir))
     assert spent['lost'] == 0
     assert spent['stopped'] > 0

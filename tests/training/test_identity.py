@@ -18,9 +18,9 @@ FILES = ('config.json', 'base.json')
 
 
 @pytest.fixture
-def run(finished, tmp_path):
+def run(finished_workdir, tmp_path):
     """Copy of a finished run."""
-    return shutil.copytree(finished, tmp_path / 'run')
+    return shutil.copytree(finished_workdir, tmp_path / 'run')
 
 
 @pytest.fixture
@@ -100,13 +100,13 @@ def test_what_is_left_of_a_run_is_not_mixed_in(run, tiny_weights):
 
 @pytest.mark.parametrize('name', FILES)
 def test_a_file_that_is_missing_is_named_and_written_again(
-    interrupted, finished, tiny_weights, results, name, capsys
+    interrupted, finished_workdir, tiny_weights, results, name, capsys
 ):
     (interrupted / name).unlink()
     training.train(toy_run_config(tiny_weights), interrupted)
     assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
     assert f'{interrupted / name} was missing: it is written again.' in capsys.readouterr().out
-    assert read_json(interrupted / name) == read_json(finished / name)
+    assert read_json(interrupted / name) == read_json(finished_workdir / name)
 
 
 def test_an_edited_config_is_named(interrupted, tiny_weights):

@@ -66,13 +66,13 @@ def without_times(records):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
-def test_config_is_kept(finished, tiny_weights):
-    kept = read_config(finished / 'config.json')
+def test_config_is_kept(finished_workdir, tiny_weights):
+    kept = read_config(finished_workdir / 'config.json')
     assert run_config(kept) == run_config(toy_run_config(tiny_weights))
 
 
-def test_metrics(finished):
-    lines = (finished / 'metrics.jsonl').read_text('utf-8').splitlines()
+def test_metrics(finished_workdir):
+    lines = (finished_workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
     records = [json.loads(line) for line in lines]
     assert [record['step'] for record in records] == [1, 2, 3, 4, 5, 6]
     for record in records:
@@ -93,7 +93,7 @@ def test_metrics(finished):
     assert records[-1]['loss'] < records[0]['loss']
 
 
-def test_results(finished, results):
+def test_results(finished_workdir, results):
     assert results.keys() >= RESULT_KEYS
     assert list(results['tasks']) == list(TASKS)
     for task in results['tasks'].values():
@@ -123,8 +123,8 @@ def test_results(finished, results):
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
-def test_answers_are_kept_and_scored(finished, results, when):
-    lines = (finished / f'answers_{when}.jsonl').read_text('utf-8').splitlines()
+def test_answers_are_kept_and_scored(finished_workdir, results, when):
+    lines = (finished_workdir / f'answers_{when}.jsonl').read_text('utf-8').splitlines()
     answers = [Answer(**json.loads(line)) for line in lines]
     assert [answer.task for answer in answers] == [TASKS[0]] * 6 + [TASKS[1]] * 6
     for task in TASKS:
@@ -138,7 +138,7 @@ def test_answers_are_kept_and_scored(finished, results, when):
 
 
 def test_scores_are_of_the_base_before_and_of_the_last_state_after(
-    finished, tiny_weights, last_state
+    finished_workdir, tiny_weights, last_state
 ):
     """The answers are generated again, and differ before and after training."""
     setup = build_setup(run_config(toy_run_config(tiny_weights)))
@@ -149,11 +149,11 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
         return runner.answer_held_out(examinee, setup.splits, 'test')
 
     before, after = (
-        [Answer(**row) for row in read_json_lines(finished / f'answers_{when}.jsonl')]
+        [Answer(**row) for row in read_json_lines(finished_workdir / f'answers_{when}.jsonl')]
         for when in ('before', 'after')
     )
     assert before == answered(Decoder(setup.run.model), {'params': setup.base.params})
-    variables = last_state(finished).variables(setup.base.params)
+    variables = last_state(finished_workdir).variables(setup.base.params)
     assert after == answered(setup.model, variables)
     assert sum(a.answer != b.answer for a, b in zip(before, after, strict=True)) >= 6
 
@@ -172,40 +172,42 @@ def test_the_bar_tells_step_loss_speed_and_the_loss_of_each_task(finished_run):
     assert expected in updates[-1]
 
 
-def test_plots_are_pictures(finished):
+def test_plots_are_pictures(finished_workdir):
     for name in ('loss.png', 'scores.png', 'expert_load.png'):
-        content = (finished / name).read_bytes()
+        content = (finished_workdir / name).read_bytes()
         assert content.startswith(b'\x89PNG\r\n')
         assert len(content) > 5_000
 
 
-def test_nothing_unfinished_is_left(finished):
-    assert not [path for path in finished.rglob('*') if 'tmp' in path.name]
-    assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['4', '6']
-    assert list((finished / 'tensorboard').glob('events.*'))
+def test_nothing_unfinished_is_left(finished_workdir):
+    assert not [path for path in finished_workdir.rglob('*') if 'tmp' in path.name]
+    assert sorted(path.name for path in (finished_workdir / 'checkpoints').iterdir()) == ['4', '6']
+    assert list((finished_workdir / 'tensorboard').glob('events.*'))
 
 
-def test_checkpoints_hold_no_base(finished, last_state):
-    state = last_state(finished)
+def test_checkpoints_hold_no_base(finished_workdir, last_state):
+    state = last_state(finished_workdir)
     assert int(state.step) == STEPS
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    on_disk = sum(path.stat().st_size for path in (finished / 'checkpoints' / '6').rglob('*.*'))
+    on_disk = sum(
+        path.stat().st_size for path in (finished_workdir / 'checkpoints' / '6').rglob('*.*')
+    )
     assert on_disk < 1.5 * size + 200_000
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()
 
 
-def test_the_adapter_has_learned_something(finished, last_state):
-    state = last_state(finished)
+def test_the_adapter_has_learned_something(finished_workdir, last_state):
+    state = last_state(finished_workdir)
     for linear in ('q', 'k', 'v'):
         assert np.abs(state.adapter['layers']['attention'][linear]['up']).max() > 1e-3
 
 
 def test_running_a_finished_run_again_returns_its_results(
-    finished, results, tiny_weights, capsys, monkeypatch
+    finished_workdir, results, tiny_weights, capsys, monkeypatch
 ):
     monkeypatch.setattr(training.training_run, 'build_setup', None)  # Nothing is loaded.
-    assert training.train(toy_run_config(tiny_weights), finished) == results
+    assert training.train(toy_run_config(tiny_weights), finished_workdir) == results
     assert 'is finished' in capsys.readouterr().out
 
 
@@ -217,17 +219,21 @@ def test_running_a_finished_run_again_returns_its_results(
         ({'data__tasks': ('toy_copy',)}, 'data.tasks'),
     ],
 )
-def test_another_config_in_the_same_directory_is_refused(finished, tiny_weights, change, field):
+def test_another_config_in_the_same_directory_is_refused(
+    finished_workdir, tiny_weights, change, field
+):
     with pytest.raises(UserError) as caught:
-        training.train(toy_run_config(tiny_weights, **change), finished)
+        training.train(toy_run_config(tiny_weights, **change), finished_workdir)
     assert str(caught.value) == (
-        f'{finished} holds a run with another {field}: continue that one with its own config, '
+        f'{finished_workdir} holds a run with another {field}: continue that one with its own config, '
         'or choose another --workdir.'
     )
 
 
-def test_a_run_from_before_a_field_had_its_default(finished, results, tiny_weights, tmp_path):
-    shutil.copytree(finished, tmp_path / 'older')
+def test_a_run_from_before_a_field_had_its_default(
+    finished_workdir, results, tiny_weights, tmp_path
+):
+    shutil.copytree(finished_workdir, tmp_path / 'older')
     path = tmp_path / 'older' / 'config.json'
     config = json.loads(path.read_text())
     del config['training']['start_from'], config['model']['quantize'], config['data']['sources']
@@ -239,11 +245,11 @@ def test_a_run_from_before_a_field_had_its_default(finished, results, tiny_weigh
         )
 
 
-def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished, tiny_weights):
+def test_a_config_that_lacks_a_field_of_the_run_is_refused(finished_workdir, tiny_weights):
     config = toy_run_config(tiny_weights)
     del config['data']['weights']
     with pytest.raises(UserError, match=r'holds a run with fields .* lacks \(data.weights\)'):
-        training.train(config, finished)
+        training.train(config, finished_workdir)
 
 
 @pytest.fixture(scope='module')
@@ -260,11 +266,15 @@ def resumed(tiny_weights, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def test_killed_and_resumed_equals_uninterrupted(finished, results, resumed, last_state):
+def test_killed_and_resumed_equals_uninterrupted(finished_workdir, results, resumed, last_state):
     records = read_json_lines(resumed / 'metrics.jsonl')
-    assert without_times(records) == without_times(read_json_lines(finished / 'metrics.jsonl'))
+    assert without_times(records) == without_times(
+        read_json_lines(finished_workdir / 'metrics.jsonl')
+    )
     assert json.loads((resumed / 'results.json').read_text('utf-8'))['tasks'] == results['tasks']
-    leaves, whole = (trees.named_leaves(last_state(workdir)) for workdir in (resumed, finished))
+    leaves, whole = (
+        trees.named_leaves(last_state(workdir)) for workdir in (resumed, finished_workdir)
+    )
     for (path, a), (_, b) in zip(leaves, whole, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=path)
 
