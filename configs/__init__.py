@@ -1,1 +1,1 @@
-"""Configs of experiments, one file for each."""
+"""Configs of the experiments, one file per experiment."""

@@ -11,8 +11,7 @@ from malora_jax.adapters.methods import settings_of
 def base_config(method_name: str) -> ConfigDict:
     """Return a config with a method's settings and the paper's hyperparameters, without a task.
 
-    If adapter.rank is overridden, adapter.alpha follows it as 2 · rank, unless alpha is overridden
-    itself.
+    The default of adapter.alpha is 2 · adapter.rank, which also holds if the rank is overridden.
 
     Args:
         method_name: Name of the method, a key of `adapters.METHODS`.
@@ -22,10 +21,10 @@ def base_config(method_name: str) -> ConfigDict:
     config.method = method_name
 
     config.model = ConfigDict()
-    config.model.name = 'smollm2-135m'  # Preset; 'auto' reads it off the weights.
-    config.model.weights = ''  # GGUF file, directory or hub name; '' = the preset's own.
+    config.model.name = 'smollm2-135m'  # Preset; 'auto' = as the weight files describe.
+    config.model.weights = ''  # GGUF file, directory or hub name; '' = the preset's weights.
     config.model.dtype = 'float32'
-    config.model.quantize = ''  # Of the frozen base: 'int8', 'w8a8', 'int4' or 'nf4'.
+    config.model.quantize = ''  # Frozen base: 'int8', 'w8a8', 'int4', 'nf4'; '' = no quantization.
 
     settings = dataclasses.asdict(settings_of(method(method_name)))
     del settings['alpha']
@@ -33,21 +32,21 @@ def base_config(method_name: str) -> ConfigDict:
     config.adapter.alpha = config.adapter.get_ref('rank').to_float() * 2.0
 
     config.data = ConfigDict()
-    config.data.weights = ()  # Sampling weights of the tasks; () = by size_exponent.
+    config.data.weights = ()  # Sampling weights of tasks; () = task size ** size_exponent.
     config.data.size_exponent = 0.0
     config.data.template = 'chatml'  # Or 'plain', or 'chat': the model's own template.
     config.data.truncate = False
     config.data.workers = 0
-    config.data.streams = 1  # Set it to the number of hosts, so that each reads only its share.
+    config.data.streams = 1  # If set to the number of hosts, each host reads only its share.
     # Settings of public datasets.
-    config.data.form = 'completion'  # Or 'sectioned'.
+    config.data.form = 'completion'  # Prompt form; or 'sectioned'.
     config.data.task_settings = ()  # Such as ('gsm8k.shots=0', 'boolq.form=sectioned').
     config.data.directory = ''  # Storage of the datasets; '' = TFDS_DATA_DIR, or TFDS's own.
-    config.data.sources = ()  # 'DATASET/SPLIT=PATH' reads a local file, not the hub.
+    config.data.sources = ()  # 'DATASET/SPLIT=PATH' reads this split from a local file.
     config.data.skip_broken = False
-    config.data.validation = 0  # With evaluate_every, examples that choose the best checkpoint.
+    config.data.validation = 0  # Examples per task whose loss selects the best checkpoint.
 
-    # Tables 8 and 9 of the paper; it does not name the schedule.
+    # Values from Tables 8 and 9 of the MALoRA paper, which does not state the schedule.
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_ratio = 0.1
@@ -62,21 +61,23 @@ def base_config(method_name: str) -> ConfigDict:
     config.optimizer.magnitude_rate = 1.0
 
     config.training = ConfigDict()
-    config.training.epochs = 0.0  # The length is set in training.steps instead.
+    config.training.epochs = 0.0  # 0 = the length is set by training.steps.
     config.training.keep_checkpoints = 2
-    config.training.accumulate = 1  # Gradient accumulation: batches per optimizer step.
-    config.training.remat = 'light'  # Or 'full', 'none': gradient checkpointing (remat).
+    config.training.accumulate = 1  # Gradient accumulation: micro-batches per optimizer step.
+    config.training.remat = 'light'  # Gradient checkpointing; or 'full', 'none'.
     config.training.evaluate_every = 0
     config.training.patience = 0  # Early stopping: evaluations without improvement; 0 = off.
-    config.training.skip_nonfinite = 0  # Stop at the first loss or gradient that is not finite.
-    config.training.start_from = ''  # An exported adapter, or a LoRA that `peft` saved.
+    # Maximum number of consecutive steps that are skipped because the loss or the gradient is not
+    # finite; 0 = stop at the first such step.
+    config.training.skip_nonfinite = 0
+    config.training.start_from = ''  # Directory of an exported adapter or of a LoRA saved by PEFT.
 
     # Number of devices along each mesh axis; -1 = all remaining devices.
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # Data parallelism: each has its own rows and the whole model.
-    config.mesh.fsdp = 1  # FSDP: each has its own rows and a shard of the model.
-    config.mesh.tensor = 1  # Tensor parallelism: same rows, some heads and hidden units.
-    config.mesh.expert = 1  # Expert parallelism: each has some of the experts.
+    config.mesh.data = -1  # Data parallelism: each device has its own rows and the whole model.
+    config.mesh.fsdp = 1  # FSDP: each device has its own rows and a shard of the model.
+    config.mesh.tensor = 1  # Tensor parallelism: same rows, some of the heads and hidden units.
+    config.mesh.expert = 1  # Expert parallelism: same rows, some of the experts.
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64

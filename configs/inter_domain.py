@@ -3,25 +3,26 @@
 Command, for each row (any method of the README's table):
     python -m experiments.prepare --config=configs/inter_domain.py
     python -m experiments.train --config=configs/inter_domain.py:malora --workdir=runs/table1/malora
-and for the rows of single tasks, one run for each of the columns, such as
+and, for the single-task rows, one run per column, such as
     python -m experiments.train --config=configs/inter_domain.py:lora,task=gsm8k \
       --workdir=runs/table1/lora-gsm8k
 
-Trains on 30,000 rows of each of MedMCQA, Magicoder (the 110K of Evol-Instruct; magicoder_oss is the
-other part), Finance Alpaca, MetaMathQA, Alpaca-GPT4 and E2E NLG, sampled uniformly, for 3 epochs.
+Trains on 30,000 examples of each dataset, sampled uniformly, for 3 epochs: MedMCQA, Magicoder (the
+110K examples of Evol-Instruct; magicoder_oss is the other part), Finance Alpaca, MetaMathQA,
+Alpaca-GPT4 and E2E NLG.
 Scores MedMCQA, HumanEval, GSM8K, Financial PhraseBank, ARC-C, ARC-E and E2E NLG.
 
 Stated in the paper (Table 8): learning rate 5e-4, 3 epochs, batch size 4, β 1, four A100. Not
 stated: the sequence length, and whether the batch size is per GPU. The 16,384 tokens per step of
-Table 10 are 4 examples of 1,024 tokens on each of four GPUs. Here a step is 4 packed rows of 1,024
-tokens: about as many examples as those 16, without their padding.
+Table 10 are 4 examples of 1,024 tokens on each of four GPUs. Here a step has 4 packed rows of 1,024
+tokens. They hold about as many examples as the paper's 16, without padding.
 
 The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 54.7, AsyLoRA 54.2,
 DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m
 experiments.analyze --workdir=runs/table1 --table=table1` prints the runs next to them.
 
-Hardware: one GPU or TPU with 40 GB, for bfloat16 weights and training.remat='light'. Not yet
-run at this size; no time or score of ours can be told.
+Hardware: one GPU or TPU with 40 GB, for bfloat16 weights and training.remat='light'. Not yet run at
+this size, so there are no measured times or scores.
 """
 
 from ml_collections import ConfigDict

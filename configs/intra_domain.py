@@ -3,23 +3,23 @@
 Command, for each row (any method of the README's table):
     python -m experiments.prepare --config=configs/intra_domain.py
     python -m experiments.train --config=configs/intra_domain.py:malora --workdir=runs/table2/malora
-and for a single task :malora,task=boolq.
+For a single task, the argument is METHOD,task=NAME, such as malora,task=boolq.
 
 Trains on ARC-C, ARC-E, PIQA, OpenBookQA and BoolQ (with its passages), and scores them.
 
 Stated in the paper (Table 9): learning rate 4e-4, 2 epochs, batch size 2, β 1.25, one A100. Not
 stated: the sequence length, and the sampling weights of the tasks. Here a step is one packed row of
-512 tokens, so that nearly all of BoolQ's passages fit. It holds about 7 examples, which makes a
-third of the paper's number of updates; --config.data.sequence_length=192 comes closer to the
-paper's two examples, and truncates passages. Examples are sampled in proportion to task size
-(size_exponent 1), so each is drawn once per epoch, apart from those shuffled across epoch
-boundaries.
+512 tokens, so that nearly all of BoolQ's passages fit. A row holds about 7 examples, so there are
+about a third as many optimizer steps as in the paper. --config.data.sequence_length=192 comes
+closer to the paper's two examples per step, but truncates passages. Examples are sampled in
+proportion to task size (size_exponent 1), so each is drawn once per epoch, apart from those
+shuffled across epoch boundaries.
 
 The paper's averages (%): LoRA 78.48, AsyLoRA 79.42, DoRA 79.56, MoLoRA 79.69, MALoRA 80.47.
 `python -m experiments.analyze --workdir=runs/table2 --table=table2` prints the runs next to them.
 
-Hardware: one GPU or TPU with 24 GB for bfloat16 weights. Not yet run at this size; no time or score
-of ours can be told. configs/intra_domain_small.py is the same for two CPU cores.
+Hardware: one GPU or TPU with 24 GB for bfloat16 weights. Not yet run at this size, so there are no
+measured times or scores. configs/intra_domain_small.py is a version for two CPU cores.
 """
 
 from ml_collections import ConfigDict

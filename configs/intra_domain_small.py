@@ -6,17 +6,18 @@ Command:
       --workdir=runs/intra_domain_small/malora
 
 The argument is the same as in configs/intra_domain.py. With the paper's ranks, adapters would have
-13% of this base model's parameters. The ranks here are a quarter of them, about 4%, and every
-method except MALoRA-Small trains within 3% as many parameters as MoLoRA:
+13% of this base model's parameters. The ranks here are about a quarter of the paper's, so adapters
+have about 4%. Every method except MALoRA-Small has as many trainable parameters as MoLoRA, within
+3%:
 
-    method        rank, subspace  parameters
-    lora          20              5,414,400
-    dora          20              5,552,640
-    asylora       39              5,391,360
-    molora        2               5,391,360
-    moasylora     4               5,483,520
-    malora        3, 8            5,472,000
-    malora_small  2, 6            4,083,840
+    method        rank, shared rank  parameters
+    lora          20                 5,414,400
+    dora          20                 5,552,640
+    asylora       39                 5,391,360
+    molora        2                  5,391,360
+    moasylora     4                  5,483,520
+    malora        3, 8               5,472,000
+    malora_small  2, 6               4,083,840
 
 Other differences from the paper: learning rate 1e-3, 120 steps of 4 packed rows of 256 tokens, at
 most 200 held-out questions per task, and uniform sampling of the tasks.

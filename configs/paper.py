@@ -6,11 +6,11 @@ steps, dropout 0.05, load-balancing loss with weight 0.01, and the rank, α, N a
 Not stated there, and chosen here:
 
 - Schedule and clipping: cosine decay to zero, gradient norm clipped to 1.
-- MALoRA-Small's α: 2 · r̄ as in all other rows, 16.
+- MALoRA-Small's α: 16, which is 2 · r̄ as in all other rows.
 - Prompts: UltraEval's form for log-probabilities, in training and scoring. LLaMA-2's own scores in
   Table 1 (ARC-C 43.1, ARC-E 75.5) are those of this form. --config.data.form=sectioned selects the
   other form.
-- Sequence length and batch size: see the two files. Packing changes what a batch is: rows of a
+- Sequence length and batch size: see the two files. A batch consists of packed rows: rows of a
   fixed length are filled with whole examples, and longer examples are truncated and counted.
 """
 
@@ -35,7 +35,7 @@ def paper_config(method: str) -> ConfigDict:
     config.data.held_out = 0  # The whole test split.
     config.data.truncate = True
 
-    config.training.steps = 0  # The length is set in epochs.
+    config.training.steps = 0  # 0 = the length is set by training.epochs.
     config.training.checkpoint_every = 500
 
     config.evaluation.batch_size = 16  # The KV cache of 16 eight-shot prompts takes 17 GB.
@@ -43,7 +43,7 @@ def paper_config(method: str) -> ConfigDict:
 
 
 def parse_arg(arg: str) -> tuple[str, str]:
-    """Return the method and the task of an argument 'METHOD[,task=NAME]'; '' for no task.
+    """Return the method and the task in a config argument 'METHOD[,task=NAME]'; '' for no task.
 
     Raises:
         UserError: The text after the comma has another form.

@@ -1,19 +1,20 @@
 """Quickstart: SmolLM2-135M-Instruct learns six tasks at once on two CPU cores.
 
-The tasks are families of short questions from reasoning-gym that the base model answers at about
-0%: reversing a list of words, filtering a list of numbers, sums and differences of integers and of
-decimals, finding who likes what, family relationships.
+The tasks are families of short questions from reasoning-gym, of which the base model answers about
+0% correctly: reversing a list of words, filtering a list of numbers, sums and differences of
+integers and of decimals, finding who likes what, family relationships.
 
 Command:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 
-The argument is the method, by default malora, with the paper's ranks: any of the README's table.
+The argument is a method in the README's table, by default malora. It has the paper's ranks.
 Differences from the paper: learning rate 1e-3 instead of 5e-4, because the model is small, and 240
 steps of 4 packed rows of 128 tokens (about 2,800 examples), to keep the time short.
 
 Hardware and time: two CPU cores (AMD EPYC) and 3.5 GB of memory; 6 to 10 minutes of training at 190
-to 300 tokens a second, and 2 or more for scoring and compilation. JAX 0.10.2.
-Expected: 67% exact match on average with seed 0, from 0% before; the best constant answers get 7%.
+to 300 tokens a second, and at least 2 minutes for scoring and compilation. JAX 0.10.2.
+Expected: 67% exact match on average with seed 0, and 0% before training. The majority baseline,
+which gives the best constant answer to all questions of a task, gets 7%.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ Command:
       --workdir=runs/again --config.seed=1
 
 The argument is the path of the run's config.json. A sweep starts its runs in this way, from the
-configs in DIR/sweep.
+configs in the directory sweep/configs of its workdir.
 """
 
 import pathlib
@@ -27,7 +27,8 @@ def get_config(arg: str = '') -> ConfigDict:
     path = pathlib.Path(arg).expanduser()
     if not path.is_file():
         raise UserError(
-            f'There is no file {arg!r}: name a config.json, --config=configs/saved.py:PATH.'
+            f'There is no file {arg!r}: give the path of the config.json of a run, '
+            '--config=configs/saved.py:PATH.'
         )
     return ConfigDict(_lists_to_tuples(read_config(path)))
 

@@ -1,7 +1,8 @@
 """UltraLink-LM with adapters: LLaMA-2 13B learns chats in five languages, each as a task.
 
-Each file holds one language, in the form of the released data: `id`, and `data` with the texts of
-user and model in turn. Every answer of a chat is trained on; questions are only given as context.
+Each file holds one language, in the format of the released UltraLink data: `id`, and `data`, a list
+with the texts of user and model in turn. The model is trained on every answer of a chat; questions
+are only context.
 
 Command:
     python -m experiments.train --config=configs/ultralink_lm.py:malora \
@@ -23,7 +24,7 @@ The paper's averages over the five languages (%): OMGEval 28.2, HumanEval 46.8, 
 HellaSwag 62.9, MMLU 47.7.
 
 Hardware: 80 GB for bfloat16 weights and training.remat='full', or several devices with
-mesh.fsdp=-1 and mesh.data=1. Not yet run at this size; no time or score of ours can be told.
+mesh.fsdp=-1 and mesh.data=1. Not yet run at this size, so there are no measured times or scores.
 """
 
 from ml_collections import ConfigDict
@@ -47,11 +48,11 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.data.batch_size = 16
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_ratio = 0.04
-    config.training.steps = 0  # The length is set in epochs.
+    config.training.steps = 0  # 0 = the length is set by training.epochs.
     config.training.epochs = 3.0
     config.training.remat = 'full'
     config.training.checkpoint_every = 500
     config.training.evaluate_every = 500
     config.evaluation.batch_size = 16
-    config.evaluation.max_new_tokens = 2048  # Longer held-out answers are refused.
+    config.evaluation.max_new_tokens = 2048  # Longer held-out answers are an error.
     return config

@@ -35,5 +35,5 @@ def get_config(arg: str = 'malora') -> ConfigDict:
     config.training.remat = 'light'
     config.training.checkpoint_every = 50
     config.training.evaluate_every = 50
-    config.evaluation.max_new_tokens = 512  # Longer held-out answers are refused.
+    config.evaluation.max_new_tokens = 512  # Longer held-out answers are an error.
     return config

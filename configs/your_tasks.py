@@ -19,24 +19,24 @@ The argument is the method, as in configs/quickstart.py. All settings of files, 
                     common subsequence of words
     turns_field     instead of question and answer: name of a field with a list of texts, the user's
                     and the model's in turn; every answer is trained on, the last one is scored
-    file_settings   tuple of 'NAME.FIELD=VALUE': for one task, the value of one of the four fields
+    file_settings   tuple of 'NAME.FIELD=VALUE': the value for task NAME of one of the four fields
                     above, or of test_file
     held_out        number of questions of each task that are scored before and after training
     validation      number of questions of each task whose loss chooses the best checkpoint
-    max_per_task    maximum number of questions of each task to train on; 0 = all the others
+    max_per_task    maximum number of questions of each task to train on; 0 = all
 
 A held-out question is never trained on. The split is by question: all rows with the same question
 are on the same side, and each of their answers counts as right. Exact duplicates of a row are
 dropped. If rows are added, no question moves from training to the held-out ones;
-data/file_splits.py explains how. A task may have its own held-out file,
+malora_jax/data/file_splits.py explains how. A task may have its own held-out file,
 'faq.test_file=faq_test.csv'. --config.data.tasks adds tasks of reasoning-gym.
 
-Everything is checked before the model is trained; error messages name file and line. Examples are
-not truncated unless data.truncate is set: the error message names the sequence_length or
-max_new_tokens that they need. To resume a run, its files must be unchanged.
+All files are checked before training starts; error messages name file and line. Examples are not
+truncated unless data.truncate is set: the error message names the sequence_length or max_new_tokens
+that they need. To resume a run, its files must be unchanged.
 
 Hardware and time: two CPU cores and 3.5 GB of memory; at the quickstart's 300 tokens a second, 200
-steps of 4 packed rows of 256 tokens take 12 minutes, scoring apart.
+steps of 4 packed rows of 256 tokens take 12 minutes, without scoring.
 """
 
 from ml_collections import ConfigDict

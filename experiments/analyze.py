@@ -2,18 +2,19 @@
 
 The sections of the report:
     runs        counts, losses and scores of each run, and its loss over training
-    scores      scores and losses by row, their differences with intervals, the paper's rows
-    seesaw      gain or loss of each task from being trained together with others
+    scores      scores and losses of each seed group, their differences with confidence intervals,
+                and rows of a table of the paper
+    seesaw      negative transfer: gain or loss of each task from training together with others
     tasks       loss of each task over training, and its scores
-    similarity  similarity of the experts, next to controls (Figure 2 of the paper)
-    spectra     number of directions that the experts use, next to controls (Figure 3)
+    similarity  similarity of the experts, compared with controls (Figure 2 of the paper)
+    spectra     number of directions that the experts use, compared with controls (Figure 3)
     routing     routing of tokens by task and layer; this runs the model on held-out questions
     costs       parameters by part and time by activity
 Similarity, spectra and routing read checkpoints. Only routing needs the base model and the data.
 
-Runs must share one base model. A directory of runs is the same as naming its finished runs. Runs
-named NAME-seed0, NAME-seed1, … are averaged into one row. --table adds the rows of a table of the
-paper and refuses runs that are not scored on its tasks.
+Runs must share one base model. If --workdir names a directory of runs, all its finished runs are
+reported on. Runs named NAME-seed0, NAME-seed1, … form a seed group, which is averaged into one row.
+--table adds the rows of a table of the paper and refuses runs that are not scored on its tasks.
 
 Examples:
     python -m experiments.analyze --workdir=runs/quickstart
@@ -34,34 +35,42 @@ _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
     None,
     # absl continues this text: "; repeat this option to specify a list of values".
-    'Required: directory of a run or of several runs, or gs://BUCKET/PATH',
+    'Required: directory of a run to report on, or of several runs; or gs://BUCKET/PATH',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'Directory to write the report into; default: analysis/ in the first --workdir.',
+    'Directory to write the report into; default: the directory analysis in the first --workdir.',
 )
 _TABLE = flags.DEFINE_enum(
-    'table', None, list(PAPER_TABLES), 'Table of the paper whose rows are shown next to the runs.'
+    'table',
+    None,
+    list(PAPER_TABLES),
+    'Table of the MALoRA paper whose rows are shown next to the runs.',
 )
 _WEIGHTS = cli.define_weights_flag()
-_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Include runs that have not finished.')
+_UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Also report on runs that have not finished.')
 _ROUTING = flags.DEFINE_bool(
     'routing',
     True,
-    'Include the routing of tokens, for which the model is run on held-out questions; needs the '
-    'base model and the data.',
+    'Report how the routers assign tokens to experts. This runs the model on held-out questions, '
+    'so it needs the base model and the data.',
 )
 _QUESTIONS = flags.DEFINE_integer(
     'questions',
     32,
-    'Maximum number of held-out questions per task on which routing is measured; 0 = all.',
+    'Maximum number of held-out questions per task on which the routing of tokens to experts is '
+    'measured; 0 = all.',
 )
 
 
 def main() -> None:
-    """Write the report, and print its scores and its location."""
+    """Write the report, and print its scores and its location.
+
+    Raises:
+        UserError: --workdir is empty, or --questions is negative.
+    """
     if not all(_WORKDIRS.value):
         raise UserError('--workdir is empty; it must name a directory.')
     if _QUESTIONS.value < 0:

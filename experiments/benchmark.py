@@ -33,17 +33,17 @@ from malora_jax.benchmark.run import benchmark, benchmark_scaling, estimate
 _METHODS = flags.DEFINE_list(
     'methods',
     ['base', 'lora', 'molora', 'malora'],
-    'Names of the methods to compare; base = the frozen base model alone.',
+    'Names of the adapter methods to compare; base = the frozen base model alone.',
 )
 _ROWS = flags.DEFINE_enum(
     'rows',
     'synthetic',
     ['synthetic', 'packed'],
-    'Batches to measure on: synthetic = full rows of random tokens; packed = packed rows of the '
-    "config's tasks.",
+    'Batches to measure on: synthetic = full rows of random tokens; packed = packed examples of '
+    "the config's tasks.",
 )
 _MODEL = flags.DEFINE_string(
-    'model', None, 'Name of a preset of the base model, which replaces config.model.name.'
+    'model', None, 'Name of the base model preset; replaces config.model.name.'
 )
 _TOKENS = flags.DEFINE_integer(
     'tokens',
@@ -58,17 +58,19 @@ _ROUNDS = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    "TPU topology, such as v5e:2x2: print the TPU compiler's estimates for one layer, instead of "
-    'measuring.',
+    "TPU topology, such as v5e:2x2: print the TPU compiler's estimates for one layer of the model, "
+    'instead of measuring.',
 )
 _GROW = flags.DEFINE_enum(
     'grow',
     None,
     list(adapter_scaling.SIZES),
-    'Setting of the adapter to vary: measure at increasing values of it, instead of at one.',
+    "Adapter setting to vary: measure at several values of it, instead of at the config's.",
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'JSON file to write; the table and a chart are written next to it.'
+    'output',
+    None,
+    'JSON file to write the measurements into; a table and a chart are written next to it.',
 )
 
 

@@ -44,8 +44,8 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
         main: Function that runs the command.
     """
     text = (
-        'Config file, with an argument if it takes one, such as configs/quickstart.py:malora. '
-        '--config.SECTION.FIELD=VALUE overrides a field. Required.'
+        'Python config file, followed by a colon and its argument if it takes one, such as '
+        'configs/quickstart.py:malora. --config.SECTION.FIELD=VALUE overrides a field. Required.'
     )
     _insert_config_help()
     try:
@@ -75,7 +75,8 @@ def flag_path(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
         flag: Flag that names a directory or file.
 
     Raises:
-        UserError: The flag is empty, as in --workdir="$UNSET", or `buckets.localize` refuses it.
+        UserError: The flag is empty, as in --workdir="$UNSET", or `cloud_storage.localize`
+            refuses it.
     """
     if not flag.value:
         raise UserError(f'--{flag.name} is empty; it must name a directory.')
@@ -101,7 +102,9 @@ def call_and_exit(main: Callable[[], None]) -> NoReturn:
         _fail(str(error), 2)
     except (FloatingPointError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _fail('The disk is full: make room; the same command goes on from what it saved.', 1)
+            _fail(
+                'The disk is full. Free some space, then run the same command again to resume.', 1
+            )
         _fail(str(error), 1)
     except KeyboardInterrupt:
         shutdown.exit_by_signal(signal.SIGINT)
@@ -158,11 +161,11 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         # An override loads the config file before it is checked. The last line names the file.
         _fail(f'--config: {str(error).splitlines()[-1].strip()} (from {os.getcwd()}).', 2)
     except SyntaxError as error:
-        _fail(f'--config: that file is no Python: {error}.', 2)
+        _fail(f'--config: the file is not valid Python: {error}.', 2)
     except (KeyError, AttributeError) as error:
         text = ' '.join(_innermost(error).split())
         if 'get_config' in text:
-            _fail('--config: that file defines no get_config, so it is no config.', 2)
+            _fail('--config: the file defines no function get_config.', 2)
         _fail(f'The config does not have the field of an override: {text}', 2)
     except (flags.Error, TypeError, ValueError) as error:
         section = re.match(r'flag --(\S+?)=.* as a ConfigDict', str(error))
@@ -172,9 +175,9 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         # enough for a UserError; a bug in the file needs the whole traceback.
         _fail(str(error).rsplit('UserError: ')[-1], 2)
     except RecursionError:  # From absl's search for similar flags.
-        _fail('A flag on the command line is too long to be one.', 2)
+        _fail('A command-line flag is too long.', 2)
     if len(rest) > 1:
-        _fail(f'Stray words on the command line: {" ".join(rest[1:])}; write --flag=value.', 2)
+        _fail(f'Unexpected arguments: {" ".join(rest[1:])}; write flags as --flag=value.', 2)
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
     return rest

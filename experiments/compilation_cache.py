@@ -14,7 +14,7 @@ def enable() -> None:
     """Store compiled programs in the user's cache directory, unless JAX is configured otherwise.
 
     Cached programs are executed when they are loaded, so the directory must belong to the user and
-    is closed to others. If there can be no such directory, a warning is printed and nothing is
+    is closed to others. If no such directory can be created, a warning is printed and nothing is
     cached.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
@@ -26,7 +26,7 @@ def enable() -> None:
             raise PermissionError(f'{directory} belongs to another user')
         directory.chmod(0o700)
     except OSError as error:
-        print(f'Compiled programs are not kept: {error}.', file=sys.stderr)
+        print(f'The compilation cache is disabled: {error}.', file=sys.stderr)
         return
     jax.config.update('jax_compilation_cache_dir', str(directory))
     jax.config.update('jax_compilation_cache_max_size', MAX_SIZE)

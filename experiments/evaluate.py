@@ -20,7 +20,8 @@ from malora_jax.training.evaluate import evaluate
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the run, or gs://BUCKET/PATH; without it, the base model is scored.',
+    'Directory of the run whose checkpoint is scored, or gs://BUCKET/PATH; without it, the base '
+    'model is scored.',
 )
 
 

@@ -43,7 +43,7 @@ _WRITERS = {
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the run or of an exported adapter, or gs://BUCKET/PATH. Required.',
+    'Directory of the run or exported adapter to convert, or gs://BUCKET/PATH. Required.',
     required=True,
 )
 _WEIGHTS = cli.define_weights_flag()
@@ -61,14 +61,14 @@ _OUTPUT = flags.DEFINE_string(
 _TASK = flags.DEFINE_string(
     'task',
     '',
-    "With --format=static: average the gates over this task's training examples only; '' = over "
-    'those of all tasks.',
+    "With --format=static: name of the task whose training examples determine each expert's mean "
+    "gate, by which the expert is weighted; '' = the examples of all tasks.",
 )
 _RANK = flags.DEFINE_integer(
     'rank',
     0,
-    'With --format=static: rank of the LoRA; 0 = the rank at which it equals the mean update '
-    'exactly.',
+    'With --format=static: rank of the exported LoRA; 0 = the rank that represents the mean update '
+    'of the mixture exactly.',
 )
 _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Allow the export of an unfinished run.')
 
@@ -116,7 +116,7 @@ def _write_static(saved: StoredModel, output: pathlib.Path) -> TrainedModel:
     )
     rows = [
         [
-            'nats per token of the held-out answers',
+            'held-out loss (nats per token)',
             'base',
             found.manifest_entries['approximates'],
             'static',
@@ -127,9 +127,9 @@ def _write_static(saved: StoredModel, output: pathlib.Path) -> TrainedModel:
     print(markdown.table(rows))
     entries = found.manifest_entries
     print(
-        f'Rank {entries["rank"]} of {entries["exact_rank"]}, which holds '
-        f'{100 * (1 - entries["lost_by_rank"] ** 2):.1f}% of the square of the mean update; '
-        f'gates of {", ".join(entries["gates_of"])}.'
+        f'Rank {entries["rank"]} (exact: {entries["exact_rank"]}) keeps '
+        f'{100 * (1 - entries["lost_by_rank"] ** 2):.1f}% of the squared norm of the mean update; '
+        f'gates averaged over the examples of {", ".join(entries["gates_of"])}.'
     )
     return found.trained
 

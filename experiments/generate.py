@@ -28,15 +28,20 @@ from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of a run or of an exported adapter, or gs://BUCKET/PATH. Required.',
+    'Directory of the run or exported adapter to generate with, or gs://BUCKET/PATH. Required.',
     required=True,
 )
 _WEIGHTS = cli.define_weights_flag()
 _INPUT = flags.DEFINE_string(
-    'input', None, 'JSON Lines file of prompts, with --output; without it, a chat starts.'
+    'input',
+    None,
+    'JSON Lines file whose rows have a `prompt` or `messages`; needs --output. Without it, a chat '
+    'starts.',
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'JSON Lines file to write the answers into, with --input.'
+    'output',
+    None,
+    'JSON Lines file to write the rows of --input into, each with its `answer`.',
 )
 _BATCH = flags.DEFINE_integer(
     'batch_size',
@@ -45,7 +50,7 @@ _BATCH = flags.DEFINE_integer(
     lower_bound=1,
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    'max_new_tokens', 256, 'Maximum number of tokens of an answer.'
+    'max_new_tokens', 256, 'Maximum number of tokens to generate per answer.'
 )
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Sampling temperature; 0 = greedy decoding.')
 _TOP_K = flags.DEFINE_integer(
@@ -61,9 +66,9 @@ _STOP = flags.DEFINE_multi_string(
     # absl continues this text: "; repeat this option to specify a list of values".
     'stop',
     [],
-    'Text that ends an answer and is not part of it',
+    'Text at which generation stops; it is not part of the answer',
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the sampling.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Random seed for sampling.')
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ _LoadedModel = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
 def load_model(
     workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32'
 ) -> _LoadedModel:
-    """Return the model that --model_args names, as the fields of `evaluation.harness.Subject`.
+    """Return the model that --model_args names, as the fields of `evaluation.harness.LoadedModel`.
 
     Args:
         workdir: Directory of a run or an exported adapter; '' for a base model.

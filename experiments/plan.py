@@ -1,7 +1,7 @@
 r"""Print the cost of a run as one JSON object: parameters, operations and memory.
 
-With --memory, prints instead what fits into that much memory: quantization of the base model
-(model.quantize), rematerialization (training.remat), and the largest batch in rows.
+With --memory, prints instead which settings fit into that much memory: quantization of the base
+model (model.quantize), rematerialization (training.remat), and the largest batch in rows.
 
 With --topology, adds the TPU compiler's estimate of the training step on these chips. No TPU is
 needed, but pip install 'malora_jax[tpu-plan]'.

@@ -1,7 +1,7 @@
 r"""Download and store the public datasets of a config, so that its runs need no network.
 
-The datasets are stored in config.data.directory, by default TFDS_DATA_DIR or
-~/tensorflow_datasets, next to a lock file that records their rows. Existing datasets are not
+The datasets are stored in config.data.directory, by default the environment variable TFDS_DATA_DIR
+or ~/tensorflow_datasets, next to a lock file that records their rows. Existing datasets are not
 touched; after an interruption, the same command resumes. Prints the source and the number of rows
 of each dataset.
 

@@ -21,7 +21,7 @@ from malora_jax.training.scaling import scaling_table
 _MODELS = flags.DEFINE_list(
     'models',
     None,
-    'Names of base models (values of config.model.name). Required.',
+    'Names of the base models to compile for (values of config.model.name). Required.',
     required=True,
 )
 _TOPOLOGIES = flags.DEFINE_list(
@@ -31,12 +31,13 @@ _TOPOLOGIES = flags.DEFINE_list(
     required=True,
 )
 _ROWS = flags.DEFINE_integer(
-    'rows_per_chip', 4, 'Number of batch rows per TPU chip.', lower_bound=1
+    'rows_per_chip', 4, 'Number of sequences in a batch per TPU chip.', lower_bound=1
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'JSON file of the results; what it already has is not compiled again. Required.',
+    'JSON file to write the results into. Pairs of a model and a topology that it already has are '
+    'not compiled again. Required.',
     required=True,
 )
 

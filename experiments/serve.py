@@ -40,8 +40,8 @@ _HOST = flags.DEFINE_string(
 _ALLOWED_HOSTS = flags.DEFINE_list(
     'allowed_hosts',
     [],
-    'Host names that requests may use for this server, besides localhost and '
-    '--host. IP addresses are always allowed; with an API key (MALORA_JAX_KEY), so is any name.',
+    'Host names under which clients may address this server (Host header), besides localhost and '
+    '--host. IP addresses are always allowed; if MALORA_JAX_KEY sets an API key, so is any name.',
 )
 _PORT = flags.DEFINE_integer(
     'port', 8000, 'TCP port to listen on; 0 = any free port.', lower_bound=0, upper_bound=65535
@@ -55,13 +55,13 @@ _BATCH = flags.DEFINE_integer(
 _WAITING = flags.DEFINE_integer(
     'max_waiting',
     256,
-    'Maximum number of queued texts; further requests get HTTP status 429.',
+    'Maximum number of texts that wait to be generated; further requests get HTTP status 429.',
     lower_bound=0,
 )
 _TIMEOUT = flags.DEFINE_float(
     'timeout',
     600.0,
-    'Maximum time of a request in seconds; then it gets HTTP status 504.',
+    'Maximum duration of a request in seconds; a longer one gets HTTP status 504.',
     lower_bound=0.0,
 )
 _GRACE = flags.DEFINE_float(
@@ -129,14 +129,15 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), reuse_port=False)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise errors.UserError(f'--port: {host}:{port} cannot be served: {reason}.') from error
+        raise errors.UserError(f'--port: cannot listen on {host}:{port}: {reason}.') from error
 
 
 def _models_by_name(models: list[inference.LanguageModel]) -> dict[str, inference.LanguageModel]:
     named = {model.name: model for model in models}
     if len(named) < len(models):
         raise errors.UserError(
-            '--workdir: two runs have directories of the same name, by which requests call them.'
+            '--workdir: two directories have the same name, but requests select a model by its '
+            'directory name.'
         )
     base = models[0].base()
     return named | {base.name: base}

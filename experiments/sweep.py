@@ -4,11 +4,11 @@ A sweep has a config of its own, such as configs/sweeps/rank.py, which names the
 in the field `base`. To list the fields of a sweep, import get_config from configs.sweeps.rank.
 
 Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Runs that
-differ in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight alone (dropout and
-load-balancing loss in all of them or in none) train jointly where they fit into memory and that is
-faster. --together=1 trains each run alone; --together=4 trains four at once without measuring if
-that is faster. Each run has its own directory in --workdir. The report is report.md there, with
-runs.csv and plots. The exit status is 1 if a run has failed.
+differ only in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight (dropout and
+load-balancing loss in all of them or in none) train jointly, in one process, if they fit into
+memory and that is faster. --together=1 trains each run alone; --together=4 trains four runs jointly
+without measuring whether that is faster. Each run has its own directory in --workdir, next to the
+report: report.md, runs.csv and plots. The exit status is 1 if a run has failed.
 
 Flags by group:
     sweep    --config, --workdir
@@ -52,7 +52,7 @@ _JOBS = flags.DEFINE_integer(
 _GPUS = flags.DEFINE_list(
     'gpus',
     [],
-    'Numbers of the GPUs to use, such as 0,1,2,3; each process gets one GPU.',
+    'Numbers of the GPUs to use, such as 0,1,2,3; each training process gets one GPU.',
 )
 _TOGETHER = flags.DEFINE_integer(
     'together',
@@ -70,7 +70,7 @@ _LAUNCHER = flags.DEFINE_enum(
 _SBATCH = flags.DEFINE_string(
     'sbatch',
     '',
-    'Further options of sbatch for the array job of --launcher=slurm, such as '
+    'With --launcher=slurm: command-line options of sbatch for the array job, such as '
     '"--gpus=1 --time=12:00:00".',
 )
 _REPORT = flags.DEFINE_boolean(
@@ -99,11 +99,16 @@ def _make_job(workdir: pathlib.Path, names: Sequence[str]) -> Job:
 
 
 def main(config: dict[str, Any]) -> None:
-    """Run or launch the sweep, and print its report."""
+    """Run or launch the sweep, and print its report.
+
+    Raises:
+        UserError: --workdir is in a bucket.
+    """
     workdir = cli.flag_path(_WORKDIR)
     if cloud_storage.remote_path(workdir) != workdir:
         raise UserError(
-            f'--workdir={_WORKDIR.value}: the runs of a sweep need a directory on a disk.'
+            f'--workdir={_WORKDIR.value}: the directory of a sweep must be on a local disk, not in '
+            'a bucket.'
         )
     sweep = sweeps.SweepDriver(config, workdir, _make_job, _TOGETHER.value)
     if _REPORT.value:

@@ -2,7 +2,7 @@ r"""Fine-tune a base model on a mixture of tasks; the same command resumes an in
 
 For a run on several hosts, start the same command on each host with --distributed, which finds the
 other hosts on Cloud TPU, SLURM, Kubernetes and Open MPI. Elsewhere, start it with --coordinator and
---processes, the same on all hosts, and --process.
+--processes, the same on all hosts, and --process, different on each host.
 
 Examples:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
@@ -37,13 +37,13 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer(
     'processes',
     None,
-    'Number of processes of a run on several hosts, with --coordinator.',
+    'With --coordinator: number of processes of a run on several hosts.',
     lower_bound=1,
 )
 _PROCESS = flags.DEFINE_integer(
     'process',
     None,
-    'Index of this process in a run on several hosts, from 0, with --coordinator.',
+    'With --coordinator: index of this process in a run on several hosts, from 0.',
     lower_bound=0,
 )
 _WORKDIR = flags.DEFINE_string(

@@ -10,7 +10,9 @@ __version__ = '0.1.0'
 
 
 def load(directory: str | os.PathLike[str], weights: str | None = None) -> 'LanguageModel':
-    """Load a trained model, which can generate, score and chat; see `inference.load`.
+    """Load a trained model for generation, chat and scoring of answers.
+
+    This is `malora_jax.inference.load`.
 
     For example:
 
@@ -18,12 +20,17 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> 'Lang
         print(model.chat('What is 2 + 3?'))
 
     Args:
-        directory: Directory of a run (--workdir), or of an export of format `adapter` (--output).
-        weights: Location of the base weights, as in configs; None = as in training.
+        directory: Directory of a run (--workdir of experiments.train), or of an export with
+            --format=adapter (--output of experiments.export).
+        weights: Location of the base model's weights, as in config field model.weights; None = the
+            location used in training.
+
+    Returns:
+        The model, with the run's best checkpoint (or else its newest) or the exported adapter.
 
     Raises:
-        UserError: The directory holds neither, or the base cannot be loaded or is not the one of
-            the training.
+        UserError: The directory holds neither a run nor an export, or the base model cannot be
+            loaded or differs from the one used in training.
     """
     # Imported here because it loads JAX, which users of other modules may not need.
     from malora_jax import inference

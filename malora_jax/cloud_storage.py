@@ -30,12 +30,12 @@ _CHECKPOINTS = 'checkpoints'
 
 
 def localize(address: str | os.PathLike[str]) -> pathlib.Path:
-    """Return the local path of a directory or file; one in a bucket is downloaded first.
+    """Return the local path of a directory or file, after downloading it if it is in a bucket.
 
-    Later calls for the same address download only new objects.
+    Later calls for the same address download only new and changed objects.
 
     Args:
-        address: Path, or gs://BUCKET/PATH.
+        address: Local path, or gs://BUCKET/PATH.
 
     Raises:
         UserError: The address is malformed, the extra `gcs` is not installed, there are no
@@ -48,7 +48,7 @@ def localize(address: str | os.PathLike[str]) -> pathlib.Path:
     bucket, _, key = text.removeprefix(_SCHEME).partition('/')
     key = key.rstrip('/')
     if not (text.startswith(_SCHEME) and bucket and key):
-        raise UserError(f'{text} must be a path, or in a bucket as gs://BUCKET/PATH.')
+        raise UserError(f'{text} must be a local path or gs://BUCKET/PATH.')
     if (bucket, key) not in _copies:
         _copies[bucket, key] = _LocalCopy(bucket, key)
     _copies[bucket, key].download_changes()
@@ -56,9 +56,9 @@ def localize(address: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def remote_path(path: pathlib.Path) -> pathlib.Path:
-    """Return the bucket address of a path in a local copy, as an etils path.
+    """Return the bucket address of a path in a local copy, as an `epath.Path` of etils.
 
-    A path outside the copies is returned unchanged.
+    A path outside the local copies is returned unchanged.
     """
     for copy in _copies.values():
         if path.is_relative_to(copy.path):
@@ -81,7 +81,7 @@ def upload_changes() -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Remove a file or directory if it exists; for one in a local copy, also its objects."""
+    """Remove a file or directory if it exists, and its objects if the path is in a local copy."""
     for copy in _copies.values():
         if path.is_relative_to(copy.path):
             copy.delete(path)
@@ -99,7 +99,7 @@ def with_remote_paths(message: str) -> str:
 
 
 def remove_local_copies() -> None:
-    """Remove the local copies, as also happens when the process ends without being killed."""
+    """Remove the local copies; this also happens when the process ends without being killed."""
     if _copies:
         _copies.clear()
         _scratch_directory().cleanup()
@@ -107,11 +107,11 @@ def remove_local_copies() -> None:
 
 
 class _SyncedState(NamedTuple):
-    """State of an object and its local file at the last time when they were equal.
+    """State of an object and its local file when they were last equal.
 
     Attributes:
-        generation: Generation number of the object.
-        stamp: Modification time and size of the file.
+        generation: Generation number of the object, which changes when the object is written.
+        stamp: Modification time (ns) and size (bytes) of the file.
     """
 
     generation: int
@@ -161,7 +161,7 @@ class _LocalCopy:
         if not changed:
             return
         with _translate_errors(self.address):
-            # Check all objects before the first upload, so that after a conflict none is written.
+            # Check all objects before the first upload, so that a conflict prevents all uploads.
             for path, blob in self._changed_objects():
                 if path in stamps:
                     self._synced[path] = _SyncedState(
@@ -179,7 +179,7 @@ class _LocalCopy:
                 del self._synced[path]
 
     def _changed_objects(self) -> Iterator[tuple[pathlib.Path, Any]]:
-        """Yield the local path of each new or changed object, and the object."""
+        """Yield each new or changed object of the bucket, after its local path."""
         for blob in self._bucket.client.list_blobs(self._bucket, prefix=self._key):
             name = pathlib.PurePosixPath(blob.name)
             if blob.name.endswith('/') or not name.is_relative_to(self._key):
@@ -209,7 +209,7 @@ class _LocalCopy:
     def _matching_generation(self, path: pathlib.Path, blob: Any) -> int:
         """Return the generation of an unexpected object, if its content equals the local file's.
 
-        That is the case if an earlier upload succeeded, but its response was lost.
+        The contents are equal if an earlier upload succeeded, but its response was lost.
 
         Raises:
             OSError: The content differs, because another command has written the object.
@@ -217,8 +217,8 @@ class _LocalCopy:
         content = path.read_bytes() if path.is_file() else b''
         if blob.md5_hash != base64.b64encode(hashlib.md5(content).digest()).decode():
             raise OSError(
-                f'Another command has written to {self.address}: this one stops, and what it has '
-                'not saved yet is lost.'
+                f'Another command has written to {self.address}: this command stops, and its '
+                'unsaved progress is lost.'
             )
         return blob.generation
 
@@ -226,11 +226,12 @@ class _LocalCopy:
         return self._bucket.blob('/'.join([self._key, *path.relative_to(self.path).parts]))
 
     def _is_copied(self, path: pathlib.Path) -> bool:
-        """Return whether a file is copied: it is no checkpoint of Orbax and no temporary file."""
+        """Return whether a file is mirrored: all are, except checkpoints and temporary files."""
         parts = path.relative_to(self.path).parts
         return not any(part == _CHECKPOINTS or part.startswith('.') for part in parts)
 
 
+# Local copies by bucket and path in the bucket.
 _copies: dict[tuple[str, str], _LocalCopy] = {}
 
 
@@ -241,7 +242,7 @@ def _scratch_directory() -> tempfile.TemporaryDirectory:
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:
-    """Return a file's modification time and size, to detect changes and to sort by age."""
+    """Return a file's modification time (ns) and size, to detect changes and to sort by age."""
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
@@ -250,7 +251,7 @@ def _client(address: str) -> Any:
     import fsspec
     from google.cloud import storage
 
-    # Orbax lists directories with gcsfs, whose cache would miss what other processes write.
+    # Orbax lists directories with gcsfs, whose cache would miss files of other processes.
     fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
     try:
         return storage.Client()
@@ -262,7 +263,7 @@ def _client(address: str) -> Any:
 
 @contextlib.contextmanager
 def _translate_errors(address: str) -> Iterator[None]:
-    """Translate errors of Google Cloud Storage into one-line messages.
+    """Translate errors of Google Cloud Storage from the `with` block into one-line messages.
 
     Raises:
         UserError: The extra `gcs` is not installed, there are no credentials or no access, or the
@@ -291,5 +292,5 @@ def _translate_errors(address: str) -> Iterator[None]:
     except (api.GoogleAPIError, auth.GoogleAuthError, requests.RequestException) as error:
         reason = str(error).partition('\n')[0]
         raise OSError(
-            f'{address} cannot be reached ({reason}); the same command goes on from what it saved.'
+            f'{address} cannot be reached ({reason}); the same command resumes from what it saved.'
         ) from error

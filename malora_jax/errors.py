@@ -1,4 +1,4 @@
-"""`UserError`, the exception for mistakes that the user can fix, and helpers that create it."""
+"""`UserError`, the exception for mistakes that the user can fix, and functions that create it."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,8 @@ from malora_jax import schema
 
 # The largest int32.
 _MAX_INT32 = 2**31 - 1
-# Maximum number of known names that are compared with an unknown one, and that a message lists.
+# Maximum number of known names that are compared with an unknown name, and maximum number of known
+# names that a message lists.
 _MAX_COMPARED_NAMES, _MAX_LISTED_NAMES = 1000, 100
 
 short_repr = schema.short_repr
@@ -26,9 +27,9 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def prefix_errors(location: object) -> Iterator[None]:
-    """Prefix the message of any `UserError` from the `with` block with a place.
+    """Prefix the message of any `UserError` from the `with` block with a location.
 
-    A message that already contains the place is not changed.
+    A message that already contains the location is not changed.
 
     Args:
         location: File or row that is at fault.

@@ -13,26 +13,27 @@ from malora_jax import schema
 from malora_jax.errors import UserError
 
 LOCK_FILE = '.lock'
-# Remedy for a broken file of a run. It never suggests removal, which might mix results of two runs.
+# Remedy for a broken file of a run, for messages. They never suggest removing the file, because
+# the same command would then mix the results of two runs.
 RESTORE_REMEDY = 'restore it from a copy'
-# Maximum size of a JSON file; the largest ones that are read, tokenizers, have about 30 MB.
+# Maximum size of a JSON file; the largest files in use, of tokenizers, have about 30 MB.
 _MAX_JSON_BYTES = 2**28
 _MAX_DEPTH = 100  # Maximum nesting of lists and objects.
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary path to write to, which atomically replaces `path` at the end.
+    """Yield a temporary path to write to; at the end, that file atomically replaces `path`.
 
     After an error the temporary file is removed, and `path` is unchanged. For example:
 
-        with replacing(pathlib.Path('table.csv')) as temporary:
+        with atomic_write(pathlib.Path('table.csv')) as temporary:
             temporary.write_text('a,b')
 
     Args:
         path: File to create or replace.
     """
-    # Keep the suffix, because some writers choose the format by it.
+    # Keep the suffix, because some writers choose the file format by the suffix.
     temporary = path.with_name(f'.{path.stem}.tmp{path.suffix}')
     try:
         yield temporary
@@ -47,8 +48,8 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def lock_directory(directory: pathlib.Path, busy_message: str) -> Iterator[None]:
     """Create a directory and hold an exclusive lock on it; a killed process loses its lock.
 
-    If the body raises a UserError while the directory holds nothing but the lock file, the lock
-    file and the directories created here are removed.
+    If the `with` block raises a UserError while the directory holds nothing but the lock file, the
+    lock file and the directories created here are removed.
 
     Args:
         directory: Directory to lock, with the file `.lock` in it.
@@ -63,14 +64,14 @@ def lock_directory(directory: pathlib.Path, busy_message: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def provisional_directory(directory: pathlib.Path, *ignored_files: str) -> Iterator[None]:
-    """Create a directory, and remove it again if the body raises a UserError and left it unused.
+    """Create a directory, and remove it if the `with` block raises a UserError and left it unused.
 
     Args:
         directory: Directory to create; missing parents are created and removed with it.
-        ignored_files: Names of files in it, such as a lock, that do not count as use.
+        ignored_files: Names of files in the directory, such as a lock, that do not count as use.
 
     Raises:
-        UserError: The body raised it.
+        UserError: The `with` block raised it.
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     existing = {name for name in ignored_files if (directory / name).exists()}
@@ -81,7 +82,7 @@ def provisional_directory(directory: pathlib.Path, *ignored_files: str) -> Itera
         if {path.name for path in directory.iterdir()} <= {*ignored_files}:
             for name in {*ignored_files} - existing:
                 (directory / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # Another process may have started to use one.
+            with contextlib.suppress(OSError):  # Another process may use a directory now.
                 for path in missing:
                     path.rmdir()
         raise
@@ -95,7 +96,7 @@ def _lock(path: pathlib.Path, busy_message: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(busy_message) from error
-            # Another process, after a UserError, may have removed the file before it was locked.
+            # Another process may have removed the file after a UserError, before it was locked.
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 yield
                 return
@@ -130,7 +131,7 @@ def read_json(path: pathlib.Path, expected_type: Any = Any, remedy: str = RESTOR
 
     Raises:
         UserError: The file is not a regular file, not UTF-8, not JSON, nested too deeply, or too
-            large; or the content does not match.
+            large; or the content does not match `expected_type`.
         FileNotFoundError: There is no file.
     """
     check_regular_file(path)
@@ -153,7 +154,7 @@ def read_json_lines(
 
     Raises:
         UserError: The file is not a regular file, or a line is invalid as in `read_json`; the
-            message has the line's number.
+            message contains the line number.
         FileNotFoundError: There is no file.
     """
     check_regular_file(path)
@@ -177,16 +178,16 @@ def parse_json_lines(
     Args:
         lines: Lines separated at line feeds only, such as an open binary file or
             `text.split('\n')`; `str.splitlines` would also split within JSON strings.
-        location_prefix: Prefix of each line's place in messages, such as 'rows.jsonl line '.
+        location_prefix: Text before the line number in messages, such as 'rows.jsonl line '.
         remedy: Advice about a broken line, for messages.
         decode: Function that parses one line.
         skip_blank: Whether blank lines are skipped rather than refused.
 
     Yields:
-        The place (`location_prefix` followed by the line's number, from 1), and the value.
+        The location (`location_prefix` followed by the line number, from 1), and the value.
 
     Raises:
-        UserError: A line is invalid as in `parse_json`; the message has the place.
+        UserError: A line is invalid as in `parse_json`; the message contains the location.
     """
     for number, line in enumerate(lines, start=1):
         if not skip_blank or line.strip():
@@ -215,14 +216,14 @@ def parse_json(
     """Parse JSON from an external source; all other modules that read JSON use this function.
 
     Args:
-        content: UTF-8 bytes, or decoded text. Only bytes are checked for lone surrogates.
+        content: UTF-8 bytes, or decoded text. Only bytes are checked for unpaired surrogates.
         location: File, or file and line, for messages.
         remedy: Advice to the user, for messages; '' for none.
         decode: Function that parses the text.
 
     Raises:
-        UserError: The content is not UTF-8 or not JSON, is nested too deeply, has a number of
-            thousands of digits, or has a lone surrogate (half a character).
+        UserError: The content is not UTF-8 or not JSON, is nested too deeply, has a number with
+            thousands of digits, or contains an unpaired surrogate (half a character).
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
@@ -236,16 +237,18 @@ def parse_json(
     except RecursionError as error:
         raise _broken(location, 'is nested too deeply', remedy) from error
     except ValueError as error:
-        raise _broken(location, 'holds a number of too many digits', remedy) from error
+        raise _broken(location, 'has a number with too many digits', remedy) from error
     # Counting brackets is fast; the exact check follows, since brackets may be inside strings.
     if text.count('[') + text.count('{') > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
         raise _broken(location, 'is nested too deeply', remedy)
-    # In UTF-8, a lone surrogate can only be written as an escape.
+    # In UTF-8, an unpaired surrogate can only be written as an escape sequence.
     if isinstance(content, bytes) and ('\\ud' in text or '\\uD' in text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise _broken(location, 'holds a half of a character', remedy) from error
+            raise _broken(
+                location, 'contains an unpaired surrogate, which is not valid Unicode text', remedy
+            ) from error
     return value
 
 
@@ -259,7 +262,7 @@ def check_content(expected_type: Any, value: Any, location: str, remedy: str = '
         remedy: Advice to the user, for messages; '' for none.
 
     Raises:
-        UserError: The value does not match; the message has the place and the field.
+        UserError: The value does not match; the message contains the location and the field.
     """
     fault = None if expected_type is Any else schema.find_mismatch(expected_type, value)
     if fault:

@@ -18,7 +18,7 @@ def download_snapshot(
     revision: str | None = None,
     ignore_patterns: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Download files of a repository, unless they are in the local cache.
+    """Download files of a repository, unless they are already in the local cache.
 
     Args:
         repo_id: Name of the repository, owner/name.
@@ -47,11 +47,12 @@ def download_snapshot(
         )
     except hub_errors.HFValidationError as error:
         raise UserError(
-            f'{repo_id} is neither a directory nor a name that a {repo_type} on the hub can have.'
+            f'{repo_id} is neither a directory nor a valid name of a {repo_type} on the Hugging '
+            'Face Hub.'
         ) from error
     except hub_errors.GatedRepoError as error:
         raise UserError(
-            f'{repo_id} is gated: accept its licence at {page} and set HF_TOKEN to a token of your '
+            f'{repo_id} is gated: accept its license at {page} and set HF_TOKEN to a token of your '
             'account.'
         ) from error
     except hub_errors.RevisionNotFoundError as error:
@@ -60,14 +61,15 @@ def download_snapshot(
         missing = f'neither a directory {repo_id} nor a public model of that name'
         raise UserError(
             f'There is {missing if repo_type == "model" else f"no public dataset {repo_id}"} on '
-            'the Hugging Face hub; for a private one set HF_TOKEN.'
+            'the Hugging Face Hub; for a private one set HF_TOKEN.'
         ) from error
     except hub_errors.LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, hub_errors.HfHubHTTPError):
             raise _download_error(repo_id, error.__cause__) from error
         raise UserError(
-            f'{repo_id} is {"no directory and " if repo_type == "model" else ""}not in the local '
-            f'cache of the Hugging Face hub, which cannot be reached: connect, or {alternative}.'
+            f'{repo_id} is {"not a directory and " if repo_type == "model" else ""}not in the '
+            'local cache, and the Hugging Face Hub cannot be reached: connect, or '
+            f'{alternative}.'
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise _download_error(repo_id, error) from error
@@ -80,4 +82,4 @@ def download_snapshot(
 
 def _download_error(name: str, error: BaseException) -> UserError:
     reason = ' '.join(str(error).split())
-    return UserError(f'The Hugging Face hub did not give {name}: {reason}')
+    return UserError(f'{name} could not be downloaded from the Hugging Face Hub: {reason}')

@@ -1,6 +1,6 @@
 """Validation of values against type hints, for JSON from files and for config sections.
 
-A type hint describes the right values: int, float, bool, str, None, Any, a union, list, tuple or
+A type hint describes the allowed values: int, float, bool, str, None, Any, a union, list, tuple or
 Sequence, dict or Mapping with string keys, a Path, a Literal, a TypedDict, or a dataclass, which
 describes a JSON object with the dataclass's fields.
 """
@@ -41,7 +41,7 @@ class Mismatch(NamedTuple):
     Attributes:
         field: Dotted path of the value; '' for the root value.
         value: Value that does not match, or `MISSING`.
-        expected: Description of right values, to follow 'it must be'.
+        expected: Description of allowed values; it completes the sentence 'it must be …'.
     """
 
     field: str
@@ -56,6 +56,7 @@ class Mismatch(NamedTuple):
         return f'{field} is {short_repr(self.value)}; it must be {self.expected}'
 
 
+# Value of a `Mismatch` whose field is missing.
 MISSING = object()
 
 
@@ -72,12 +73,12 @@ def find_mismatch(hint: Any, value: Any, field: str = '') -> Mismatch | None:
 
     For example:
 
-        find_fault(list[int], [1, 'a'], 'ranks')  # Fault(field='ranks[1]', value='a', …)
+        find_mismatch(list[int], [1, 'a'], 'ranks')  # Mismatch(field='ranks[1]', value='a', …)
 
     Args:
         hint: Type hint.
         value: Value to check.
-        field: Dotted path of the value, for the fault.
+        field: Dotted path of the value, for messages; '' for the root value.
     """
     if hint is Any or (hint in _SCALARS and _is_a(hint, value)):
         return None
@@ -88,7 +89,7 @@ def find_mismatch(hint: Any, value: Any, field: str = '') -> Mismatch | None:
 
 
 def describe(hint: Any) -> str:
-    """Return a description of right values, such as 'a list, each item a whole number'."""
+    """Return a description of allowed values, such as 'a list, each item a whole number'."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SCALARS:
         return _SCALARS[hint]
@@ -137,7 +138,8 @@ def _check_union(hint: Any, value: Any, field: str) -> Mismatch | None:
     mismatches = [find_mismatch(each, value, field) for each in typing.get_args(hint)]
     if None in mismatches:
         return None
-    # Report the most deeply nested fault: for 'object or null', that of the object's field.
+    # Report the most deeply nested mismatch: for the hint 'object or null', the mismatch in a field
+    # of the object.
     deepest = max(mismatches, key=lambda fault: len(fault.field) if fault else 0)
     return deepest if deepest and deepest.field != field else Mismatch(field, value, describe(hint))
 
@@ -187,7 +189,11 @@ def _check_record(hint: Any, value: Any, field: str) -> Mismatch | None:
     # A TypedDict names only the fields that are used; a dataclass allows no other fields.
     strange = sorted(value.keys() - hints.keys()) if dataclasses.is_dataclass(hint) else []
     if strange:
-        return Mismatch(_joined(field, strange[0]), value[strange[0]], 'absent')
+        return Mismatch(
+            _joined(field, strange[0]),
+            value[strange[0]],
+            'absent, because there is no such field',
+        )
     return None
 
 
@@ -197,7 +203,7 @@ def _joined(field: str, name: str) -> str:
 
 @functools.cache
 def _record(hint: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the type hints of a record's fields, and the names of the required fields."""
+    """Return the type hints of a dataclass or TypedDict, and the names of its required fields."""
     hints = typing.get_type_hints(hint)
     if not dataclasses.is_dataclass(hint):
         return hints, hint.__required_keys__
@@ -217,7 +223,7 @@ def _kind(hint: Any) -> Any:
 
 _SPECIAL = {
     AnyNumber: 'a number',
-    PositiveInt: 'a whole number from 1 on',
+    PositiveInt: 'a positive whole number',
     pathlib.Path: 'a path',
 }
 _UNIONS = (typing.Union, types.UnionType)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-# Last line of output of a command that SIGTERM ends with status 0.
+# Last line of output of a command that ends with status 0 after SIGTERM.
 SAVED_MESSAGE = 'Stopped by SIGTERM; the same command resumes from what was saved.'
 # Exit statuses by the convention of shells: 128 + the signal's number.
 _SIGTERM_STATUS, _SIGINT_STATUS = 128 + signal.SIGTERM, 128 + signal.SIGINT
@@ -31,7 +31,15 @@ _WRITE_TIMEOUT_S = 10.0
 
 
 class Preempted(SystemExit):
-    """Exit of the process with status 0 after SIGTERM, when the work is saved."""
+    """Exit of the process with status 0 after SIGTERM, when the work is saved.
+
+    Example:
+        try:
+            training.train(config, workdir)
+        except Preempted:
+            print(f'The progress is saved in {workdir}.')
+            raise
+    """
 
     def __init__(self):
         super().__init__(0)
@@ -44,7 +52,7 @@ class _State:
         lock: Lock for the other fields; `exit_process` never releases it.
         is_command: Whether `install_handlers` was called.
         is_resumable: Whether the command resumes from what it saved when it is run again.
-        deferred_signals: Signals that are only recorded.
+        deferred_signals: Signals that are only recorded, in `requested_signal`.
         requested_signal: Signal that asked the process to end; 0 = none yet.
         cleanups: Functions that `exit_process` calls.
         wakeup: Write end of the pipe through which signals reach the listener.
@@ -89,7 +97,7 @@ def install_handlers(is_resumable: bool) -> None:
 
 @contextlib.contextmanager
 def defer_signals(*numbers: int) -> Iterator[None]:
-    """Defer signals: within the block, they only set the value that `requested_signal` returns.
+    """Defer signals: within the block, a signal only sets the result of `requested_signal`.
 
     Args:
         *numbers: Numbers of the signals.
@@ -105,7 +113,7 @@ def defer_signals(*numbers: int) -> Iterator[None]:
 
 
 def requested_signal() -> int:
-    """Return the deferred signal that asked the process to end; 0 if none has."""
+    """Return the number of the deferred signal that asked the process to end; 0 if none has."""
     return _state.requested_signal
 
 
@@ -113,7 +121,7 @@ def requested_signal() -> int:
 def raise_on_sigterm() -> Iterator[None]:
     """Raise `Preempted` on SIGTERM within the block, in a program that is not a command.
 
-    Only the main thread of a process can receive signals; in other threads this does nothing.
+    Only the main thread of a process can handle signals; in other threads this does nothing.
     """
     if _state.is_command or threading.current_thread() is not threading.main_thread():
         yield
@@ -128,7 +136,7 @@ def raise_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt within the block, in a command, too."""
+    """Make Ctrl-C raise KeyboardInterrupt within the block, even after `install_handlers`."""
     if signal.getsignal(signal.SIGINT) is not _handled_by_listener:
         yield
         return
@@ -151,8 +159,9 @@ def parent_pipe() -> Iterator[tuple[int, dict[str, str]]]:
     """Let child processes detect the end of this process, even if it is killed.
 
     Yields:
-        A descriptor for the children to inherit, and their additional environment variables. A
-        child that is a command stops as after SIGTERM when this process ends or leaves the block.
+        A descriptor for the children to inherit, and their additional environment variables. When
+        this process ends or leaves the block, a child that has called `install_handlers` stops as
+        after SIGTERM.
     """
     reading, writing = os.pipe()
     try:
@@ -163,7 +172,7 @@ def parent_pipe() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def register_cleanup(cleanup: Callable[[], None]) -> None:
-    """Register a function that `exit_process` calls, in whichever thread it runs."""
+    """Register a function that `exit_process` calls, in any thread."""
     _state.cleanups.append(cleanup)
 
 
@@ -184,7 +193,7 @@ def exit_process(status: int, message: str = '') -> NoReturn:
 
 
 def exit_by_signal(number: int) -> NoReturn:
-    """End the process as after a signal that is not deferred.
+    """End the process with the status and the message of a signal that is not deferred.
 
     Args:
         number: Number of the signal, SIGINT or SIGTERM.
@@ -217,7 +226,12 @@ def _handle_signal(number: int) -> None:
 
 
 def _listen(signals: int, *parent: int) -> None:
-    """Wait for signals and for the end of the parent process, and act on them."""
+    """Wait for signals and for the end of the parent process, and act on them.
+
+    Args:
+        signals: Descriptor from which signal numbers are read.
+        *parent: Descriptor of the parent's pipe, if there is one.
+    """
     sources = [signals, *parent]
     while True:
         ready, _, _ = select.select(sources, [], [])

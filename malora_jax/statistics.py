@@ -1,7 +1,7 @@
 """Confidence intervals and significance tests of scores and of differences between models.
 
-The source of uncertainty is the sample of questions: the intervals are about other questions of the
-same kind, for the same trained models. The exception is `seed_interval`. Differences are paired,
+The intervals describe the uncertainty that comes from the sample of questions; the trained models
+are fixed. Only `seed_interval` describes the variation between seeds. Differences are paired,
 because both models answer the same questions. They are therefore far more certain than two separate
 intervals suggest.
 
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# Maximum number of indices of a chunk of bootstrap resamples (8 MB of int64), so that memory does
-# not grow with the number of resamples.
+# Maximum number of question indices that are drawn at once (8 MB of int64), so that memory does not
+# grow with the number of bootstrap resamples.
 _CHUNK_ITEMS = 2**20
 
 
@@ -42,7 +42,7 @@ class PairedDifference:
     Attributes:
         mean: Difference of the means.
         interval: Confidence interval of the difference.
-        p: Two-sided p-value: probability of a difference this large if there were none.
+        p: Two-sided p-value: probability of a difference at least this large if there were none.
     """
 
     mean: float
@@ -69,7 +69,10 @@ def wilson_interval(num_correct: float, count: int, level: float = 0.95) -> Inte
     """
     _check_level(level)
     if not 0 <= num_correct <= count or count < 1:
-        raise ValueError(f'{num_correct} right answers of {count} questions cannot be.')
+        raise ValueError(
+            f'{num_correct} right answers of {count} questions are impossible: count must be at '
+            'least 1, and num_correct must be between 0 and count.'
+        )
     share, z = num_correct / count, statistics.NormalDist().inv_cdf(0.5 + level / 2)
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -197,7 +200,10 @@ def paired_bootstrap(
     """
     _check_level(level)
     if not scores or scores.keys() != baseline.keys():
-        raise ValueError(f'Tasks differ: {sorted(scores)} and {sorted(baseline)}.')
+        raise ValueError(
+            'Scores and baseline must have the same tasks, at least one, not '
+            f'{sorted(scores)} and {sorted(baseline)}.'
+        )
     rng = np.random.default_rng(seed)
     gains = [_paired_differences(task, scores[task], baseline[task]) for task in sorted(scores)]
     # Round, because sums of floats that should cancel out may not be exactly 0.
@@ -217,8 +223,8 @@ def _paired_differences(task: str, scores: ArrayLike, baseline: ArrayLike) -> np
     scores_Q, baseline_Q = _question_means(scores), _question_means(baseline)
     if scores_Q.shape != baseline_Q.shape:
         raise ValueError(
-            f'Task {task!r} has {scores_Q.size} scores of questions but {baseline_Q.size} of the '
-            'baseline.'
+            f'Task {task!r} has {scores_Q.size} scored questions, but its baseline has '
+            f'{baseline_Q.size}.'
         )
     return scores_Q - baseline_Q
 
@@ -231,16 +237,19 @@ def _question_means(values: ArrayLike) -> np.ndarray:
     """
     values_SQ = np.atleast_2d(np.asarray(values, np.float64))
     if values_SQ.ndim > 2 or not values_SQ.size:
-        raise ValueError(f'Scores are (questions) or (runs, questions), not {values_SQ.shape}.')
+        raise ValueError(
+            'Scores must have the shape (questions,) or (runs, questions) and must not be empty; '
+            f'their shape is {values_SQ.shape}.'
+        )
     if not np.isfinite(values_SQ).all():
-        raise ValueError('Scores are finite numbers.')
+        raise ValueError('Scores must be finite numbers.')
     return values_SQ.mean(axis=0)
 
 
 def _resampled_means(
     values_Q: np.ndarray, num_resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the means of bootstrap resamples, (samples,): Q values drawn with replacement."""
+    """Return the mean of each bootstrap resample of Q values, (num_resamples,)."""
     size = len(values_Q)
     rows = max(1, _CHUNK_ITEMS // size)
     counts = (min(rows, num_resamples - start) for start in range(0, num_resamples, rows))
@@ -256,4 +265,4 @@ def _percentile_interval(resampled_means: np.ndarray, level: float) -> Interval:
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f'A level of confidence is between 0 and 1, not {level}.')
+        raise ValueError(f'The confidence level must be between 0 and 1, not {level}.')

@@ -130,7 +130,8 @@ def test_of_two_commands_in_one_directory_the_one_that_began_first_stops(address
     second.upload_changes()
     append(first, 'metrics.jsonl', 'first\n')  # The older file is pushed first.
     append(first, 'goodput.jsonl', 'first\n')
-    with pytest.raises(OSError, match=f'Another command has written to {address}: this one stops'):
+    message = f'Another command has written to {address}: this command stops'
+    with pytest.raises(OSError, match=message):
         first.upload_changes()
     assert objects.read() == {'goodput.jsonl': 'start\nsecond\n', 'metrics.jsonl': 'start\n'}
     append(second, 'metrics.jsonl', 'second\n')
@@ -202,7 +203,7 @@ def test_a_data_file_in_a_bucket(address, objects):
 def test_an_address_that_is_none(address):
     with pytest.raises(UserError) as caught:
         cloud_storage.localize(address)
-    assert str(caught.value) == f'{address} must be a path, or in a bucket as gs://BUCKET/PATH.'
+    assert str(caught.value) == f'{address} must be a local path or gs://BUCKET/PATH.'
 
 
 def test_a_bucket_that_is_none(bucket):
@@ -224,10 +225,10 @@ def without_server(home, **variables) -> str:
     """Return the error of opening an address in a process that does not know this test's server."""
     code = """
 from google.cloud.storage import retry
-from malora_jax import buckets
+from malora_jax import cloud_storage
 retry.DEFAULT_RETRY._timeout = 0.1
 try:
-    buckets.local('gs://bucket/runs/a')
+    cloud_storage.localize('gs://bucket/runs/a')
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -253,4 +254,4 @@ def test_without_credentials(tmp_path):
 def test_without_a_network(tmp_path):
     found = without_server(tmp_path, STORAGE_EMULATOR_HOST='http://127.0.0.1:9')
     assert found.startswith('OSError gs://bucket/runs/a cannot be reached (')
-    assert found.endswith('); the same command goes on from what it saved.\n')
+    assert found.endswith('); the same command resumes from what it saved.\n')

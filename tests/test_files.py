@@ -74,8 +74,8 @@ def broken(path, content, kind=Any, **more):
         (b'[' * 10**5, ' is nested too deeply: restore it from a copy.'),
         (b'[' * 500 + b']' * 500, ' is nested too deeply: restore it from a copy.'),
         (b'"\xff"', ' is not UTF-8: restore it from a copy.'),
-        (b'"\\ud800"', ' holds a half of a character: restore it from a copy.'),
-        (b'9' * 5000, ' holds a number of too many digits: restore it from a copy.'),
+        (b'"\\ud800"', ' contains an unpaired surrogate, which is not valid Unicode text: '),
+        (b'9' * 5000, ' has a number with too many digits: restore it from a copy.'),
         ('"\ufeff'.encode('utf-16'), ' is not UTF-8: '),
     ],
 )
@@ -100,7 +100,7 @@ class Part(TypedDict):
         ('[]', ': the content is []; it must be an object with fields: '),
         ('{}', ': parts is missing: '),
         ('{"parts": {"x": {}}}', ': parts.x.count is missing: '),
-        ('{"parts": {"x": {"count": 0}}}', ': parts.x.count is 0; it must be a whole number from '),
+        ('{"parts": {"x": {"count": 0}}}', ': parts.x.count is 0; it must be a positive whole '),
         ('{"parts": {"x": {"count": true}}}', ': parts.x.count is True; it must be a whole number'),
         (
             '{"parts": {"x": {"count": 1, "names": ["a", 2]}}}',

@@ -69,7 +69,7 @@ def test_what_is_asked_and_what_is_given(monkeypatch, tmp_path):
     [
         (
             hub_errors.GatedRepoError('Access to dataset\nis restricted', response=ANSWER),
-            f'owner/rows is gated: accept its licence at {PAGE} and set HF_TOKEN to a token of '
+            f'owner/rows is gated: accept its license at {PAGE} and set HF_TOKEN to a token of '
             'your account.',
         ),
         (
@@ -78,36 +78,36 @@ def test_what_is_asked_and_what_is_given(monkeypatch, tmp_path):
         ),
         (
             hub_errors.RepositoryNotFoundError('404\nnot found', response=ANSWER),
-            'There is no public dataset owner/rows on the Hugging Face hub; for a private one set '
+            'There is no public dataset owner/rows on the Hugging Face Hub; for a private one set '
             'HF_TOKEN.',
         ),
         (
             hub_errors.LocalEntryNotFoundError('Cannot find\nan appropriate snapshot'),
-            'owner/rows is not in the local cache of the Hugging Face hub, which cannot be '
-            'reached: connect, or name local files.',
+            'owner/rows is not in the local cache, and the Hugging Face Hub cannot be reached: '
+            'connect, or name local files.',
         ),
         (
             caused(
                 hub_errors.LocalEntryNotFoundError('Cannot find\nan appropriate snapshot'),
                 hub_errors.HfHubHTTPError('429 Too\nMany Requests', response=ANSWER),
             ),
-            'The Hugging Face hub did not give owner/rows: 429 Too Many Requests',
+            'owner/rows could not be downloaded from the Hugging Face Hub: 429 Too Many Requests',
         ),
         (
             hub_errors.HfHubHTTPError('503 Service\nUnavailable', response=ANSWER),
-            'The Hugging Face hub did not give owner/rows: 503 Service Unavailable',
+            'owner/rows could not be downloaded from the Hugging Face Hub: 503 Service Unavailable',
         ),
         # The login page of a network, instead of the hub's answer.
         (
             json.JSONDecodeError('Expecting value', '<html>', 0),
-            'The Hugging Face hub did not give owner/rows: Expecting value: line 1 column 1 (char '
-            '0)',
+            'owner/rows could not be downloaded from the Hugging Face Hub: Expecting value: line 1 '
+            'column 1 (char 0)',
         ),
         # An error of the HTTP library, when a download breaks off or the proxy's address is
         # invalid.
         (
             type('ReadTimeout', (Exception,), {})('timed\nout'),
-            'The Hugging Face hub did not give owner/rows: timed out',
+            'owner/rows could not be downloaded from the Hugging Face Hub: timed out',
         ),
     ],
 )
@@ -137,5 +137,5 @@ def test_what_is_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
     branch.write_text(COMMIT)
     assert snapshot() == expected
     assert snapshot(revision=COMMIT) == expected
-    with pytest.raises(UserError, match='which cannot be reached: connect, or name local files'):
+    with pytest.raises(UserError, match='Hub cannot be reached: connect, or name local files'):
         snapshot(revision='d' * 40)

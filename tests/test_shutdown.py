@@ -19,7 +19,7 @@ INTERRUPTED = 'Interrupted; the same command resumes from what was saved.\n'
 def start(program: str, is_resumable: bool = True, **options) -> subprocess.Popen:
     """Start a process, and return it once it has printed its first line."""
     head = 'import os, signal, sys, time\nfrom malora_jax import shutdown\n'
-    head += f'shutdown.install({is_resumable})\n'
+    head += f'shutdown.install_handlers({is_resumable})\n'
     process = subprocess.Popen(
         [sys.executable, '-u', '-c', head + textwrap.dedent(program)],
         stdout=subprocess.PIPE,
@@ -72,14 +72,14 @@ def test_a_long_call_into_a_library_does_not_delay_the_end():
 
 def test_deferred_signals_are_noted_and_the_first_one_counts():
     program = """
-        with shutdown.deferred(signal.SIGTERM, signal.SIGINT):
+        with shutdown.defer_signals(signal.SIGTERM, signal.SIGINT):
             print('ready', flush=True)
-            while not shutdown.requested():
+            while not shutdown.requested_signal():
                 time.sleep(0.01)
-            first = shutdown.requested()
+            first = shutdown.requested_signal()
         print(first, flush=True)
         time.sleep(0.2)
-        shutdown.leave(5, 'saved')
+        shutdown.exit_process(5, 'saved')
     """
     numbers = [signal.SIGINT, *[signal.SIGTERM] * 3]
     assert end(start(program), *numbers) == (5, '2\n', 'saved\n')
@@ -87,7 +87,7 @@ def test_deferred_signals_are_noted_and_the_first_one_counts():
 
 def test_a_signal_that_is_not_deferred_ends_at_once():
     program = """
-        with shutdown.deferred(signal.SIGTERM):
+        with shutdown.defer_signals(signal.SIGTERM):
             print('ready', flush=True)
             time.sleep(30)
     """
@@ -100,15 +100,15 @@ def test_no_signal_changes_the_status_once_the_process_is_ending():
         def clean():
             print('ready', flush=True)
             time.sleep(0.5)
-        shutdown.at_end(clean)
-        shutdown.leave(7, 'done')
+        shutdown.register_cleanup(clean)
+        shutdown.exit_process(7, 'done')
     """
     assert end(start(program), signal.SIGTERM, signal.SIGINT) == (7, '', 'done\n')
 
 
 def test_a_storm_of_signals_while_it_ends():
     program = """
-        shutdown.at_end(lambda: time.sleep(0.3))
+        shutdown.register_cleanup(lambda: time.sleep(0.3))
         print('ready', flush=True)
         time.sleep(30)
     """
@@ -124,7 +124,7 @@ def test_whoever_handles_a_signal_decides_what_it_does():
         while not heard:
             time.sleep(0.01)
         time.sleep(0.1)
-        shutdown.leave(4, 'mine')
+        shutdown.exit_process(4, 'mine')
     """
     assert end(start(program), signal.SIGTERM) == (4, '', 'mine\n')
 
@@ -160,7 +160,7 @@ def test_ctrl_c_that_was_caught_does_not_end_the_command_later():
         except KeyboardInterrupt:
             pass
         time.sleep(0.2)
-        shutdown.leave(7)
+        shutdown.exit_process(7)
     """
     assert end(start(program), signal.SIGINT) == (7, '', '')
 
@@ -183,7 +183,7 @@ def test_a_forked_worker_can_be_terminated_alone():
         pool.join()
         print('ready', flush=True)
         time.sleep(0.2)
-        shutdown.leave(6)
+        shutdown.exit_process(6)
     """
     assert end(start(program)) == (6, '', '')
 
@@ -193,18 +193,18 @@ def test_a_forked_worker_can_be_terminated_alone():
 CHILD = """
 import os, time
 from malora_jax import shutdown
-shutdown.install(True)
+shutdown.install_handlers(True)
 import signal
-with shutdown.deferred(signal.SIGTERM):
+with shutdown.defer_signals(signal.SIGTERM):
     os.write(1, b'ready\\n')  # In one piece: two children share the pipe.
-    while not shutdown.requested():
+    while not shutdown.requested_signal():
         time.sleep(0.01)
-shutdown.leave(0, 'saved')
+shutdown.exit_process(0, 'saved')
 """
 PARENT = """
 import subprocess, sys, os, time
 from malora_jax import shutdown
-with shutdown.lifeline() as (descriptor, environment):
+with shutdown.parent_pipe() as (descriptor, environment):
     children = [
         subprocess.Popen(
             [sys.executable, '-c', CHILD],

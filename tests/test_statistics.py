@@ -38,10 +38,10 @@ def test_wilson_stays_between_0_and_1():
 @pytest.mark.parametrize(
     'right, count, level, message',
     [
-        (2, 1, 0.9, '2 right answers of 1 questions cannot be'),
+        (2, 1, 0.9, '2 right answers of 1 questions are impossible: count must'),
         (-1, 1, 0.9, '-1 right answers'),
         (0, 0, 0.9, '0 right answers of 0 questions'),
-        (1, 1, 1.0, 'A level of confidence is between 0 and 1, not 1.0'),
+        (1, 1, 1.0, 'The confidence level must be between 0 and 1, not 1.0'),
     ],
 )
 def test_what_wilson_refuses(right, count, level, message):
@@ -98,7 +98,7 @@ def test_how_often_the_interval_holds_the_mean():
 
 @pytest.mark.parametrize('values', [[], np.zeros((2, 0)), np.zeros((2, 2, 2))])
 def test_values_of_another_shape(values):
-    with pytest.raises(ValueError, match=r'Scores are \(questions\) or \(runs, questions\)'):
+    with pytest.raises(ValueError, match=r'have the shape \(questions,\) or \(runs, questions\)'):
         bootstrap_interval(values)
 
 
@@ -202,10 +202,10 @@ def test_how_often_it_sees_a_difference_that_is_not_there():
 @pytest.mark.parametrize(
     'scores, baseline, message',
     [
-        ({'a': [1]}, {'b': [1]}, r"Tasks differ: \['a'\] and \['b'\]"),
-        ({}, {}, 'Tasks differ'),
-        ({'a': [1, np.nan]}, {'a': [1, 0]}, 'Scores are finite numbers'),
-        ({'a': [1, 0]}, {'a': [1]}, "Task 'a' has 2 scores of questions but 1 of the baseline"),
+        ({'a': [1]}, {'b': [1]}, r"the same tasks, at least one, not \['a'\] and \['b'\]"),
+        ({}, {}, 'the same tasks, at least one'),
+        ({'a': [1, np.nan]}, {'a': [1, 0]}, 'Scores must be finite numbers'),
+        ({'a': [1, 0]}, {'a': [1]}, "Task 'a' has 2 scored questions, but its baseline has 1"),
     ],
 )
 def test_what_cannot_be_compared(scores, baseline, message):

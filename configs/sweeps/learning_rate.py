@@ -1,7 +1,7 @@
 """Learning rates of LoRA, MoLoRA and MALoRA, so that each method is compared at its own best rate.
 
-The runs of a method differ in the learning rate and the seed alone. Therefore they train jointly,
-on one copy of the base model, if they fit into memory.
+The runs of a method differ only in the learning rate and the seed. Therefore they train jointly, on
+one copy of the base model, if they fit into memory.
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates
@@ -14,7 +14,7 @@ the grid by
         'draws': 8, 'seed': 0,
         'fields': {'optimizer': {'learning_rate': {'low': 1e-4, 'high': 1e-2, 'scale': 'log'}}},
     }
-If the difference matters, choose by the loss on data.validation, not by the scores to report.
+To select a learning rate, compare the loss on data.validation, not the scores to report.
 
 Hardware: 12 runs, each as in configs/quickstart.py: on two CPU cores about 3 hours. Not yet run.
 """

@@ -14,9 +14,9 @@ Commands:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank-llama2 \
       --config.base=configs/inter_domain.py --launcher=slurm
 
-The first command uses the quickstart's SmolLM2-135M and tasks. The second uses the paper's, whose
-numbers are then shown next to ours (configs/sweeps/table11.py has the same runs by name, with one
-seed).
+The first command uses the quickstart's SmolLM2-135M and tasks. The second uses the paper's model
+and tasks, and shows the paper's numbers next to the results (configs/sweeps/table11.py has the same
+runs by name, with one seed).
 
 Hardware: 16 runs, each as in configs/quickstart.py: on two CPU cores about 4 hours. Not yet run.
 """

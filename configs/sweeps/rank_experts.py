@@ -1,8 +1,8 @@
 """Ranks and numbers of experts: MALoRA with nine combinations, MoLoRA with three of their sizes.
 
 MALoRA has r̄ = 6, 12, 24 with two, four and eight experts, of which two are active for each token;
-its subspace is fixed, d = 32. MoLoRA has the ranks with which it trains as many parameters as
-MALoRA on the diagonal, within 3%:
+its subspace is fixed, d = 32. The ranks of MoLoRA give it as many trainable parameters, within 3%,
+as MALoRA on the diagonal:
 
     MALoRA r̄, N   6, 2    12, 4   24, 8
     MoLoRA r, N   11, 2   10, 4   15, 8
@@ -15,7 +15,7 @@ Commands:
 SmolLM2-135M learns ARC-C, ARC-E, PIQA and OpenBookQA, 32 steps of 4 packed rows of 256 tokens; both
 seeds of a combination train jointly. docs/sweeps.md shows the results.
 
-Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB a process.
+Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB per process.
 """
 
 from ml_collections import ConfigDict

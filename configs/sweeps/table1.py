@@ -18,12 +18,12 @@ prints our results next to them.
 Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
 - sequence length: 1,024 tokens, packed;
 - schedule: cosine to zero after the warm-up;
-- whether the batch of 4 is that of one device: a step is 4 packed rows in all;
+- whether the batch size of 4 is per device: here a step has 4 packed rows in total;
 - MALoRA-Small's α: 16, twice its rank;
 - number of runs for each row: three seeds;
-- what "single task" means for ARC-C and ARC-E, whose own training data the experiment does not use:
-  Alpaca-GPT4 alone, as it is the domain that they test. These are two runs, so that each column has
-  its own.
+- the training data of the single-task runs for ARC-C and ARC-E, whose own training data the
+  experiment does not use: Alpaca-GPT4 alone, the domain that they test. The two runs differ only in
+  the task that they score, so that each column has its own run.
 
 Hardware: 21 runs for each seed, each as in configs/inter_domain.py. Not yet run at this size.
 """

@@ -16,11 +16,11 @@ prints our results next to them; the directories of molora and malora may be tho
 Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
 - α and the learning rate at other ranks: α stays twice the rank, the learning rate 5e-4;
 - sequence length: 1,024 tokens, packed; schedule: cosine to zero after the warm-up;
-- whether the batch of 4 is that of one device: a step is 4 packed rows in all;
+- whether the batch size of 4 is per device: here a step has 4 packed rows in total;
 - number of runs for each row: one seed. Table 1 shows how much scores vary between seeds.
 
 Hardware: 8 runs, each as in configs/inter_domain.py; MoLoRA r = 32 trains 581 million parameters, 9
-GB with gradients and moments. Not yet run at this size.
+GB with gradients and optimizer moments. Not yet run at this size.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Table 12 of the paper: MALoRA's share of shared ranks and its β, on the tasks of Table 2.
+"""Table 12 of the paper: the shared rank and β of MALoRA, on the tasks of Table 2.
 
     r̄, d       β 0.5   β 1     β 1.25   β 2
     14, 16     78.80   79.08   79.70    78.95
@@ -14,7 +14,7 @@ prints our results next to them.
 Not stated in the paper, and chosen here (configs/intra_domain.py and configs/paper.py say why):
 - α: twice the rank of one expert;
 - sequence length: 512 tokens, packed; schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, about 7 examples;
+- batch size: the paper has 2 examples per step; here a step is one packed row of about 7 examples;
 - sampling weights of the tasks: by their sizes;
 - number of runs for each cell: one seed. Most neighboring cells differ by less than a point;
   Table 2 shows how much scores vary between seeds.

@@ -14,8 +14,8 @@ comparisons on two CPU cores.
 Not stated in the paper, and chosen here (configs/intra_domain.py and configs/paper.py say why):
 - sequence length: 512 tokens, packed;
 - schedule: cosine to zero after the warm-up;
-- the batch: 2 on one A100 is a whole step; a step is one packed row, about 7 examples;
-- sampling weights of the tasks: by their sizes, as when all rows are shuffled together;
+- batch size: the paper has 2 examples per step; here a step is one packed row of about 7 examples;
+- sampling weights of the tasks: by their sizes, as if all examples were shuffled together;
 - number of runs for each row: three seeds.
 MALoRA-Small, whose α is not stated either, is not in this table.
 

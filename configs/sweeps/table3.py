@@ -15,12 +15,12 @@ These are averages in %. After the runs
 prints our results next to them; the directories of molora and malora may be those of Table 1.
 
 Not stated in the paper, and chosen here (configs/inter_domain.py and configs/paper.py say why):
-- the ranks of "decomposing B_t": MALoRA's, 2.1% of the base. The paper prints 2.2%, which r = 13
-  would give;
-- initialization of the parts that only an ablation has: malora_jax/adapters/initializers.py;
+- the ranks of "decomposing B_t": MALoRA's, which make 2.1% of the base model's parameters. The
+  paper prints 2.2%, which r = 13 would give;
+- initialization of the factors that only an ablation has: malora_jax/adapters/structures.py;
 - α: twice the rank of one expert, as in all rows where the paper states it;
 - sequence length: 1,024 tokens, packed; schedule: cosine to zero after the warm-up;
-- whether the batch of 4 is that of one device: a step is 4 packed rows in all;
+- whether the batch size of 4 is per device: here a step has 4 packed rows in total;
 - number of runs for each row: three seeds.
 
 Hardware: 9 runs for each seed, each as in configs/inter_domain.py. Not yet run at this size.

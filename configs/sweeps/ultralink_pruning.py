@@ -1,8 +1,9 @@
-"""Enough translations: growing amounts of one language, with and without English training.
+"""UltraLink's pruning experiment: 2K to 32K examples of a language, with or without English first.
 
-UltraLink's experiment on pruning (Wang et al., ACL 2024): a skill that was learned in English needs
-few translations. One arm starts from an adapter that was trained on English, the other from the
-base model. Each run then learns 2K to 32K examples of the other language.
+The experiment (Wang et al., ACL 2024) shows how far translated training data can be pruned: a skill
+that was learned in English needs few translations. One arm starts from an adapter that was trained
+on English, the other from the base model. Each run then learns 2K to 32K examples of the other
+language.
 
 Commands:
     python -m experiments.train --config=configs/ultralink_lm.py --workdir=runs/english \
@@ -10,14 +11,14 @@ Commands:
     python -m experiments.export --workdir=runs/english --output=runs/english/adapter
     python -m experiments.sweep --config=configs/sweeps/ultralink_pruning.py --workdir=runs/pruning
 
-The file of the other language is `zh_math.jsonl` in the current directory. Fields such as
---config.runs.english.overrides.data.files set another file, for each arm.
+The file of the other language is `zh_math.jsonl` in the current directory. To use another file, set
+it for each arm, as in --config.runs.english.overrides.data.files.
 
-The paper's finding, LLaMA-2 7B, all weights: with 2K Chinese examples MGSM-zh is 45.6% from the
-English model and 22.0% from the base. The paper never compared its budgets of 32K and 16K with all
-translations; `--config.grid.data.max_per_task="(32000,0)"` does (0 = all).
+The paper's finding for LLaMA-2 7B, with all weights trained: with 2K Chinese examples, MGSM-zh is
+45.6% from the English model and 22.0% from the base model. The paper does not compare its budgets
+of 32K and 16K with all translations; `--config.grid.data.max_per_task="(32000,0)"` does (0 = all).
 
-Hardware: 10 runs, each as configs/ultralink_lm.py says for a 7B model. Not yet run.
+Hardware: 10 runs of a 7B model, see configs/ultralink_lm.py. Not yet run.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""Comparison of our training with HF PEFT and MoE-PEFT; see README.md in this directory."""
+"""Comparison of our training with its peers, HF PEFT and MoE-PEFT; README.md describes it."""

@@ -1,8 +1,8 @@
 """Time our training step against HF PEFT's and MoE-PEFT's, interleaved on the same examples.
 
-Prints tables in Markdown. Before timing, losses and gradients are compared where the methods are
-the same; experiments/peers/README.md lists which are the same, and what to install. All systems
-use as many threads as the process may use cores; `taskset` limits them.
+Prints tables in Markdown. Before timing, losses and gradients are compared for the pairs that
+implement the same method; experiments/peers/README.md lists these pairs, and the packages to
+install. All systems use as many threads as the process may use cores; `taskset` limits them.
 
 Pairs of systems:
     lora     our LoRA, HF PEFT's LoRA
@@ -31,19 +31,22 @@ from malora_jax import errors, files
 _PAIRS = flags.DEFINE_list(
     'pairs',
     [*PAIRS],
-    'Pairs of systems to compare, each one of our methods and one of HF PEFT or MoE-PEFT.',
+    'Names of the pairs of systems to compare: one of our methods, and one of HF PEFT or MoE-PEFT.',
 )
 _ROWS = flags.DEFINE_list(
     'rows',
     [*BATCH_KINDS],
     'Kinds of batches to measure on: synthetic = full rows of random tokens; '
-    "real = the config's data.",
+    "real = the config's training data.",
 )
 _TURNS = flags.DEFINE_integer(
-    'turns', 5, 'Number of rounds, in each of which every system has one turn.', lower_bound=1
+    'turns', 5, 'Number of rounds, in each of which every system is timed once.', lower_bound=1
 )
 _STEPS = flags.DEFINE_integer(
-    'steps', 4, 'Number of timed steps per turn, after an untimed warm-up step.', lower_bound=1
+    'steps',
+    4,
+    'Number of timed training steps per system and round, after an untimed warm-up step.',
+    lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write all measurements into.')
 

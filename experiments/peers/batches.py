@@ -1,4 +1,4 @@
-"""Batches for all systems: the same examples, packed for us and padded for the peers.
+"""Batches of the same examples, packed for our system and padded for the peers.
 
 B is the number of packed rows of a batch, T their length, N the number of examples in them, S the
 length of the longest.
@@ -22,8 +22,8 @@ class PeerBatch(NamedTuple):
         packed: Batch for our step; arrays (B, T).
         padded: Batch for the peers: `input_ids`, `labels` and `attention_mask`, (N, S) int64,
             padded on the right, as the peers' own data collators do it.
-        tokens: Number of our inputs that are not padding. Throughput counts them for every system,
-            although the peers also read the last token of each example.
+        tokens: Number of input tokens of `packed` that are not padding. The throughput of every
+            system counts these, although the peers also read the last token of each example.
     """
 
     packed: Mapping[str, np.ndarray]
@@ -32,7 +32,7 @@ class PeerBatch(NamedTuple):
 
 
 def synthetic_batches(vocab_size: int, seed: int) -> Iterator[PeerBatch]:
-    """Yield full rows of random tokens without end, where each token predicts the next.
+    """Yield endless batches of full rows of random tokens, where each token predicts the next.
 
     Args:
         vocab_size: Size of the vocabulary.
@@ -59,7 +59,7 @@ def synthetic_batches(vocab_size: int, seed: int) -> Iterator[PeerBatch]:
 def real_batches(
     batches: Iterator[Mapping[str, np.ndarray]], padding_id: int
 ) -> Iterator[PeerBatch]:
-    """Yield the examples of packed batches; the peers get one example per row.
+    """Yield packed batches, and the same examples with one example per row for the peers.
 
     Args:
         batches: Packed batches of the training data.

@@ -15,7 +15,7 @@ from malora_jax.benchmark.machine import num_cores
 from malora_jax.training.config import RunConfig, run_config
 from malora_jax.training.setup import Setup, build_setup
 
-# Endless batches, the same in each iterator.
+# Functions that return an endless iterator of batches; each call returns the same batches.
 BATCH_KINDS: dict[str, Callable[[Setup], Iterator[batches.PeerBatch]]] = {
     'synthetic': lambda setup: batches.synthetic_batches(
         setup.run.model.vocab_size, setup.run.seed
@@ -39,12 +39,12 @@ def benchmark(
             and dropout are used; ranks and experts are those of the named methods.
         pairs: Names of pairs in `PAIRS`.
         kinds: Names of kinds of batches in `BATCH_KINDS`.
-        turns: Number of rounds, in each of which every system has one turn.
-        steps: Number of timed steps per turn.
+        turns: Number of rounds, in each of which every system is timed once.
+        steps: Number of timed steps per system and round.
 
     Returns:
-        Versions and settings; `differences` by kind of batches and pair; and `rows`, a
-        `summarize_kind` of each kind.
+        Versions and settings; `differences`, each a `SystemDifference` as a dict, by kind of
+        batches and pair; and `rows`, a `summarize_kind` of each kind.
 
     Raises:
         UserError: The config is invalid, a package is missing, or systems that should compute the

@@ -28,23 +28,27 @@ from malora_jax.models.loading.base_model import LoadedBase, find_weights, load_
 _MODEL = flags.DEFINE_string(
     'model', 'smollm2-135m', 'Name of a model preset whose weights are a GGUF file.'
 )
-_PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'Prompt that the text continues.')
+_PROMPT = flags.DEFINE_string('prompt', 'Once upon a time', 'Prompt that each system continues.')
 _NEW_TOKENS = flags.DEFINE_integer(
-    'new_tokens', 128, 'Number of tokens to decode per turn.', lower_bound=16
+    'new_tokens', 128, 'Number of tokens that each system decodes per round.', lower_bound=16
 )
 _TURNS = flags.DEFINE_integer(
-    'turns', 5, 'Number of rounds, in each of which every system has one turn.', lower_bound=1
+    'turns', 5, 'Number of rounds, in each of which every system decodes once.', lower_bound=1
 )
 
 # Values of `general.file_type` in a GGUF file's metadata.
 _FILE_TYPES = {'float32': 0, 'float16': 1}
 
-# A function that decodes once and returns the text, and tokens per second after the first tokens.
+# A function that decodes once, and returns the text and the tokens per second without prefill.
 DecodeFunction = Callable[[], tuple[str, float]]
 
 
 def main() -> None:
-    """Time all systems, and print the table."""
+    """Time all systems, and print the table.
+
+    Raises:
+        UserError: The weights of --model are no GGUF file.
+    """
     config = preset(_MODEL.value)
     path = find_weights(config, '')
     if path.suffix != '.gguf':
@@ -83,7 +87,7 @@ def _llama_cpp(path: pathlib.Path) -> DecodeFunction:
     try:
         import xllamacpp
     except ModuleNotFoundError as error:
-        raise errors.UserError('llama.cpp comes with a package: pip install xllamacpp.') from error
+        raise errors.UserError('xllamacpp is not installed: run pip install xllamacpp.') from error
     params = xllamacpp.CommonParams()
     params.model.path, params.verbosity = str(path), -1
     params.n_ctx, params.n_parallel = 2048, 1
@@ -133,7 +137,7 @@ def _write_dequantized(source: pathlib.Path, target: pathlib.Path, dtype: str) -
 
 def _table(results: dict[str, Sequence[tuple[str, float]]]) -> str:
     ours, *_ = results
-    lines = [['', 'tokens/s', 'quartiles', 'ours / it', 'the text begins as ours for']]
+    lines = [['', 'tokens/s', 'quartiles', 'ours / peer', 'common prefix with our text']]
     median = float(np.median([rate for _, rate in results[ours]]))
     for name, turns in results.items():
         low, middle, high = np.percentile([rate for _, rate in turns], [25, 50, 75])

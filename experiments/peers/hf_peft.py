@@ -23,7 +23,7 @@ def make(setup: Setup, adapter: AdapterConfig, leaves: Leaves) -> TorchSystem:
     Args:
         setup: Parts of the run, of which the base model and the optimizer are used.
         adapter: Adapter configuration of `lora` or `dora`.
-        leaves: Leaves of our adapter, which are copied.
+        leaves: Arrays of our adapter by path, which are copied into the model.
     """
     config = setup.run.model
     settings = peft.LoraConfig(

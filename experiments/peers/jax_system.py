@@ -1,4 +1,4 @@
-"""Our side of the comparison: the training step of our runs, and its loss and gradients."""
+"""Our system of a pair: the training step that our runs use, and its loss and gradients."""
 
 from typing import Any
 
@@ -15,10 +15,12 @@ from malora_jax.training.setup import Setup
 from malora_jax.training.state import create_state
 from malora_jax.training.step import losses, make_train_step
 
-# Arrays by path in the adapter's tree, such as layers/attention/q/up; the first axis is the layer.
+# Leaves (arrays) of our adapter by path in its tree, such as layers/attention/q/up; the first axis
+# is the layer.
 Leaves = dict[str, np.ndarray]
 
-# Standard deviation of the random values in the last factor, which would otherwise start at zero.
+# Standard deviation of the random values in the last factor (the up-projection), which would
+# otherwise start at zero, so that half of the gradients would be zero.
 _LAST_FACTOR_STD = 0.02
 
 

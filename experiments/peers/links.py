@@ -12,7 +12,7 @@ from malora_jax.models.loading import tensor_names
 
 
 class ParameterLink(NamedTuple):
-    """A parameter, and the position of its transpose in our tree.
+    """A parameter of a peer, and the position of its transpose in our adapter.
 
     Attributes:
         name: Name of the parameter.

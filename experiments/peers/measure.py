@@ -29,7 +29,8 @@ class SystemDifference:
 
     Attributes:
         loss: Absolute difference of the losses, in nats.
-        gradient: Largest ‖g − g'‖ / ‖g‖ of a leaf in one layer, except in the modules of `choices`.
+        gradient: Largest relative error ‖g − g'‖ / ‖g‖ of a leaf's gradient in one layer, except in
+            the modules of `choices`.
         leaf: Name of the leaf with the largest difference, and its layer.
         choices: Linear modules, with their layers, in which a token was routed to another expert.
     """
@@ -69,14 +70,15 @@ def compare(ours: System, peer: System, batch: PeerBatch) -> SystemDifference:
     found = SystemDifference(abs(our_loss - loss), rest[worst], worst, choices)
     if not (found.loss <= LOSS_TOLERANCE and found.gradient <= GRADIENT_TOLERANCE):
         raise UserError(
-            f'The systems do not compute the same, so they are not timed: losses {our_loss:.6f} '
-            f'and {loss:.6f}, and the gradient of {worst} is {found.gradient:.1e} off.'
+            'The systems do not compute the same, so they are not timed: the losses are '
+            f'{our_loss:.6f} and {loss:.6f}, and the relative error of the gradient of {worst} is '
+            f'{found.gradient:.1e}.'
         )
     return found
 
 
 def _rerouted_linears(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the routed modules whose gradients differ by no more than one rerouted token makes."""
+    """Return the modules whose gradient errors are small enough to result from a rerouted token."""
     found = [
         linear
         for linear, leaves in errors.items()
@@ -91,14 +93,14 @@ def time_interleaved(
 ) -> tuple[dict[str, list[float]], list[PeerBatch]]:
     """Train all systems, interleaved, on the same batches, and time their steps.
 
-    In each turn, a system makes some steps in a row. The first step is not timed: it compiles, or
-    it has to reload memory that the other systems' steps have used since. Each round starts with
-    another system, so that no system always follows the same one.
+    A round has one turn for each system, in which the system makes several steps in a row. The
+    first step is not timed, because it compiles, or regains memory that the other systems have used
+    in the meantime. Each round starts with another system, so that no system is always the first.
 
     Args:
         systems: Systems by name.
         batches: Batches to train on.
-        turns: Number of rounds, in each of which every system has one turn.
+        turns: Number of rounds.
         steps: Number of timed steps per turn.
 
     Returns:

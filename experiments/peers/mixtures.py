@@ -34,7 +34,7 @@ def mola(
     Args:
         setup: Parts of the run, of which the base model and the optimizer are used.
         adapter: Adapter configuration of `molora`.
-        leaves: Leaves of our adapter, which are copied.
+        leaves: Arrays of our adapter by path, which are copied into the model.
         gradient_checkpointing: Whether to use gradient checkpointing for each layer, as MoE-PEFT's
             own trainer always does.
     """

@@ -15,18 +15,19 @@ Seconds = Mapping[str, Sequence[float]]
 def summarize_kind(
     kind: str, seconds: Seconds, batches: Sequence[PeerBatch], pairs: Sequence[str]
 ) -> dict:
-    """Return medians and quartiles for one kind of batches.
+    """Return medians and quartiles of the measurements for one kind of batches.
 
     Args:
-        kind: Name of the kind in `benchmark.KINDS`.
+        kind: Name of the kind in `benchmark.BATCH_KINDS`.
         seconds: Seconds of each step, by system.
         batches: Batch of each step.
         pairs: Names of the pairs to compare.
 
     Returns:
-        `tokens`, `examples` and the `positions` of packed and padded batches, means per step;
-        `systems`, each with tokens_per_second and step_s; `pairs`, each with the ratio of the
-        medians, the quartiles of the ratios of single steps, and the target.
+        `tokens`, `examples` and the `positions` of packed and padded batches, as means per step;
+        `systems`, each with tokens_per_second and step_s (seconds of each step); `pairs`, each with
+        the ratio of the median throughputs (ours / peer), the quartiles of the ratios of single
+        steps, and the target of the ratio.
     """
     tokens = np.array([step.tokens for step in batches])
     rates = {name: tokens / np.array(each) for name, each in seconds.items()}
@@ -51,9 +52,9 @@ def tables(report: Mapping[str, Any]) -> str:
     parts = []
     if report['differences']:
         header = ['rows', 'ours and peer', 'losses', 'gradients, ‖g − g′‖ / ‖g‖', 'worst leaf']
-        header.append('but for a token that chose another expert')
+        header.append('excluded: a token was routed to another expert')
         parts += ['Largest differences:', table([header, *_differences(report)])]
-    header = ['rows', 'system', 'tokens/s', 'quartiles', 'seconds a step']
+    header = ['rows', 'system', 'tokens/s', 'quartiles', 's/step']
     parts.append(table([header, *_systems(report)]))
     header = ['rows', 'ours / peer', 'ratio', 'quartiles by step', 'target']
     parts.append(table([header, *_pairs(report)]))

@@ -38,7 +38,7 @@ _PACKAGES = ('torch', 'transformers', 'peft', 'moe_peft')
 
 
 class System(Protocol):
-    """A system that can be timed and compared."""
+    """A training system that can be timed and compared: a method of ours or of a peer."""
 
     def step(self, batch: PeerBatch) -> None:
         """Run one training step to its end: forward, backward, and AdamW over the adapter alone."""
@@ -54,8 +54,8 @@ class SystemPair(NamedTuple):
 
     Attributes:
         ours, peer: Names of the two systems.
-        is_same_method: Whether both compute the same, so that their losses and gradients must
-            agree.
+        is_same_method: Whether both systems implement the same method, so that their losses and
+            gradients must agree.
         targets: Target ratio of our throughput to the peer's, by kind of batches.
     """
 
@@ -76,7 +76,7 @@ PAIRS = {
 
 
 def make_system(name: str, setup: Setup, dropout: float) -> System:
-    """Create a system. The systems of a pair that computes the same start from the same weights.
+    """Create a system; two systems that implement the same method start from the same weights.
 
     Args:
         name: Name of the system in `TITLES`.
@@ -91,7 +91,7 @@ def make_system(name: str, setup: Setup, dropout: float) -> System:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise errors.UserError(
-                f'{package} is not installed: experiments/peers/README.md says how.'
+                f'{package} is not installed: install it as experiments/peers/README.md describes.'
             )
     import torch
 

@@ -15,12 +15,12 @@ from malora_jax.models.loading.base_model import LoadedBase
 from malora_jax.models.loading.params import to_huggingface
 from malora_jax.training.config import OptimizerConfig
 
-# The loss of a padded batch.
+# A function that returns the loss of a padded batch.
 LossFunction = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class TorchSystem:
-    """Model in torch, trained as is usual in its library: autograd and AdamW, not compiled."""
+    """Model in torch, trained as usual with its library: autograd and AdamW, not compiled."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TorchSystem:
             parameters: Trained parameters by name.
             optimizer: Optimizer settings, of which the learning rate and the weight decay are used.
             leaves: Leaves of our adapter; {} for a peer that keeps its own initialization.
-            links: Positions in our leaves of the parameters to copy.
+            links: Links from the parameters to copy to their positions in `leaves`.
         """
         self._loss, self._parameters = loss, parameters
         self._leaves, self._links = leaves, links

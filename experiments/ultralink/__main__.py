@@ -1,8 +1,8 @@
 r"""Generate multilingual fine-tuning data, stage by stage; needs the extra `ultralink`.
 
 Each stage reads JSON Lines, and writes a directory of JSON Lines files with a manifest. Repeat the
-same command to resume after an interruption; the output has the same bytes as without one. In the
-names of flags, hyphens and underscores are the same.
+same command to resume after an interruption; the output is byte-identical to that of an
+uninterrupted run. Flag names may have hyphens instead of underscores.
 
 Examples:
     python -m experiments.ultralink documents --language=fr --input=wiki/fr \
@@ -31,7 +31,7 @@ def main() -> None:
     """Run the stage that the first command-line argument names.
 
     Raises:
-        UserError: No stage is given, or it is unknown.
+        UserError: The name of the stage is missing or unknown.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ''
     if name in ('-h', '--help', '--helpfull', '--helpshort'):
@@ -39,7 +39,7 @@ def main() -> None:
         return
     if not name:
         print(_listing(), flush=True)
-        raise UserError(f'Name a stage first: {", ".join(STAGES)}.')
+        raise UserError(f'Give the name of a stage as the first argument: {", ".join(STAGES)}.')
     if name not in STAGES:
         raise unknown_name('stage', name, STAGES)
     stage = STAGES[name]

@@ -18,29 +18,30 @@ from malora_jax.ultralink.stages import Command
 from malora_jax.ultralink.text.tokens import load_token_counter
 
 _TOKENIZER = (
-    'Tokenizer that counts tokens: that of a model preset such as llama2-13b, of a GGUF file, or '
-    'of a directory with tokenizer.json.'
+    'Tokenizer that counts tokens: name of a model preset such as llama2-13b, or path of a GGUF '
+    'file or of a directory with tokenizer.json.'
 )
 _LLM = (
     'Language model to query: name of a model at the endpoint; or, to decode in this process, '
     'local:runs/NAME for a trained model or local:configs/NAME.py for the base model of a config.'
 )
 _BASE_URL = (
-    "Address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; default: OpenAI's."
+    'Base URL of the OpenAI-compatible endpoint to query, such as http://127.0.0.1:8000/v1; '
+    "default: OpenAI's."
 )
 _CONCURRENCY = (
     'Maximum number of model requests in progress at a time; default: 64, or 8 for a local model.'
 )
 _TIMEOUT = 'Timeout of one attempt at a model request, in seconds.'
 _TOKEN_LIMIT = (
-    'Maximum total number of tokens of all requests and replies in the cache; the stage stops '
-    'before it exceeds this; 0 = no limit.'
+    'Maximum total number of tokens of all model requests and replies in the cache; the stage '
+    'stops before it exceeds the limit; 0 = no limit.'
 )
 _CACHE = (
     'SQLite file that caches the replies of the model; default: answers.sqlite next to the output '
     'directory.'
 )
-_SEED = 'Random seed of all random choices.'
+_SEED = 'Random seed of all random choices of the stage.'
 # Flags by group, for --help; the others are the settings of the stage.
 _FLAG_GROUPS = {
     'data': ('input', 'output', 'tokenizer'),
@@ -81,7 +82,7 @@ class StageFlags:
 
     @property
     def help(self) -> str:
-        """Text of --help above the flags, with a list of many flags by group."""
+        """Text of --help above the flags; if there are many flags, it also lists them by group."""
         if len(self._flags) <= _MAX_UNGROUPED:
             return self._stage.help
         named = {name for names in _FLAG_GROUPS.values() for name in names}
@@ -104,7 +105,7 @@ class StageFlags:
         return '\n'.join([f'{text}\n', *lines]) + example + rest
 
     def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:
-        """Return the run that the flags describe, and the choice of its model, if it uses one.
+        """Return the run that the flags describe, and its model choice; None if it uses no model.
 
         Raises:
             UserError: A value is not allowed, a path is empty or cannot be used, or the tokenizer
@@ -172,29 +173,30 @@ class StageFlags:
         return self._value(name)
 
     def _paths(self, name: str) -> list[pathlib.Path]:
-        """Return the paths in a flag, with bucket paths replaced by paths of local copies.
+        """Return the paths in a flag; a path in cloud storage is replaced by that of a local copy.
 
         Raises:
             UserError: A path is empty, as with --input="$UNSET", or is given twice.
         """
         paths = self._value(name)
         if not all(paths):
-            raise UserError(f'--{name} holds an empty path.')
+            raise UserError(f'--{name} contains an empty path.')
         local_paths = [cloud_storage.localize(path) for path in paths]
         duplicate = next((path for path in local_paths if local_paths.count(path) > 1), None)
         if duplicate:
-            raise UserError(f'--{name} holds {duplicate} twice.')
+            raise UserError(f'--{name} contains {duplicate} twice.')
         return local_paths
 
     def _output(self) -> pathlib.Path:
         """Return the path of the output directory.
 
         Raises:
-            UserError: The path is empty, or the directory is in a bucket.
+            UserError: The path is empty, or the directory is in cloud storage.
         """
         path = cli.flag_path(self._flags['output'])
         if cloud_storage.remote_path(path) != path:
             raise UserError(
-                f'--output={self._value("output")}: a stage needs a directory on a disk.'
+                f'--output={self._value("output")}: the directory of a stage must be on a local '
+                'disk, not in a bucket.'
             )
         return path

@@ -10,6 +10,7 @@ from malora_jax.adapters import initializers
 from malora_jax.adapters.routers import RouterConfig
 from malora_jax.adapters.structures import Axis, DoRA, Structure, require
 
+# Linear layers of a transformer layer that can be adapted.
 LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 DEFAULT_TARGETS = ('q', 'k', 'v', 'gate', 'up', 'down')
 
@@ -19,9 +20,11 @@ class Initialization:
     """Settings for the initialization of the low-rank factors.
 
     Attributes:
-        beta: β of eq. (9) and (10): S_A is multiplied by β and each expert's P_t is divided by it.
+        beta: β of eq. (9) and (10) of the MALoRA paper. The shared down-projection S_A starts
+            multiplied by β, and each expert's core P_t starts divided by β.
         identical: Whether all experts start from the same values of their own down-projections or
-            cores ("same A_t" in Table 3). This is a control for methods that share factors.
+            cores ("same A_t" in Table 3). This is a control experiment for methods that share
+            factors.
     """
 
     beta: float = 1.0
@@ -33,7 +36,7 @@ class Initialization:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Configuration of an adapter: its experts, its router, and what both of them leave open.
+    """Configuration of an adapter: its experts, its router and all other settings.
 
     Use `method` to create the configuration of a named method:
 
@@ -46,12 +49,13 @@ class AdapterConfig:
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA,
             Kalajdzievski 2023).
         initialization: Settings for the initialization of the factors.
-        dropout: Dropout rate at the input of the first factor, in training only.
+        dropout: Dropout rate at the input of the down-projection, in training only.
         frozen: Names of the parameters that are not trained. With ('router',) the routing stays
             random, which is a control experiment.
         targets: Names of the adapted linear layers, from `LINEARS`.
         dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
-            the paper. Otherwise all experts are computed in rank space. Both give the same result.
+            the paper. Otherwise every token is multiplied with all experts, and the gates outside
+            the top k are zero. Both give the same result.
 
     Raises:
         UserError: A setting is out of range, unknown, or contradicts another setting.
@@ -80,7 +84,7 @@ class AdapterConfig:
             or (self.has_router and bool(self.structure.expert_input_factors)),
             'identical_start',
             True,
-            'False where the experts have no down-projections of their own',
+            'False unless several experts have their own down-projections or cores',
         )
         require(self.alpha > 0, 'alpha', self.alpha, 'positive')
         require(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
@@ -89,32 +93,38 @@ class AdapterConfig:
             router.gates != 'equal' or (self.has_router and self._router_learns_from_balance),
             'equal_gates',
             True,
-            "False, or 'router' frozen: with equal gates, a router learns from the balance loss "
-            'alone, and here gets no gradient',
+            "False unless num_experts > top_k and balance_weight > 0, or 'router' is in "
+            'adapter.frozen: with equal gates, only the load-balancing loss trains the router',
         )
         require(
             not self.dispatch or (self.has_router and bool(self.structure.dispatch_factors)),
             'dispatch',
             True,
-            "False but for routed experts whose subspace, if there is one, is 'down'",
+            "False unless num_experts > 1 and subspace is 'down'",
         )
         require(
             router.input == 'x' or self.structure.first_factor_axis != 'expert',
             'router_input',
             router.input,
-            "'x' where the experts share no first factor",
+            "'x' unless the experts share a down-projection (shared_rank > 0 and subspace 'down' "
+            "or 'heads')",
         )
-        require(len(self.targets) > 0, 'targets', self.targets, 'at least one linear')
+        require(len(self.targets) > 0, 'targets', self.targets, 'at least one linear layer')
         for name in self.targets:
             if name not in LINEARS:
-                raise errors.unknown_name('linear in adapter.targets', name, LINEARS)
+                raise errors.unknown_name('linear layer in adapter.targets', name, LINEARS)
 
     def _check_frozen(self) -> None:
         for name in self.frozen:
             if name not in self.leaf_names:
-                raise errors.unknown_name('leaf in adapter.frozen', name, self.leaf_names)
+                raise errors.unknown_name('parameter in adapter.frozen', name, self.leaf_names)
         has_trainable = set(self.frozen) < set(self.leaf_names)
-        require(has_trainable, 'frozen', self.frozen, 'short of every leaf')
+        require(
+            has_trainable,
+            'frozen',
+            self.frozen,
+            'a proper subset of the parameters, so that at least one is trained',
+        )
         last = self.structure.factors[-1]
         require(
             last not in self.frozen or isinstance(self.structure, DoRA),
@@ -155,7 +165,7 @@ class AdapterConfig:
         return has_gradient or 'router' in self.frozen
 
     def axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of the router's weight, if there is a router, and of each factor.
+        """Return the axes of each low-rank factor, and of the router's weight if there is a router.
 
         Args:
             inputs: Input axis of the linear layer, size D.
@@ -175,7 +185,7 @@ class AdapterConfig:
         """Initialize the adapter parameters of one linear layer.
 
         The paper does not specify the initialization of the router's weight W_g. It is
-        Kaiming-uniform here, the default of a linear layer in the paper's framework.
+        Kaiming-uniform here, the default of PyTorch's linear layers.
 
         Args:
             key: Random key.
@@ -183,7 +193,8 @@ class AdapterConfig:
             outputs: Number of outputs of the linear layer, F.
 
         Returns:
-            Float32 arrays by parameter name, without those in `structure.kernel_dependent`.
+            Float32 arrays by parameter name, without the parameters that depend on the frozen
+            kernel (`structure.kernel_dependent`).
         """
         router_key, key = jax.random.split(key)
         structure, initialization = self.structure, self.initialization

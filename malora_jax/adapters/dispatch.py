@@ -1,14 +1,14 @@
 """Token dispatch: each token is computed only by its top-k experts, as in FastMoE.
 
-This is the algorithm behind the times in the paper (FastMoE, He et al. 2021). A token has K slots,
-one for each of its experts. Slots are sorted by expert; the input vectors are gathered in that
-order, multiplied with the weights of their expert, weighted by the gates, and summed for each
-token. `products` computes the same result for all experts in rank space, which is faster for
-experts of low rank. This module is the reference.
+The MALoRA paper reports times of this algorithm (FastMoE, He et al. 2021). A token has K slots, one
+for each of its experts. Slots are sorted by expert. The input vectors are gathered in that order,
+multiplied with the weights of their expert, weighted by the gates, and summed for each token. The
+module `products` computes the same result by multiplying every token with all experts, which is
+faster for experts of low rank. This module is for comparison.
 
-The slots of each expert are padded to whole tiles. Shapes therefore do not depend on the routing,
-and no token is dropped. `SortedSlots` maps positions to tokens and tokens to positions, so the
-forward and backward passes only gather vectors and never scatter them.
+The slots of each expert are padded to whole tiles, blocks of `_TILE` positions. Shapes therefore do
+not depend on the routing, and no token is dropped. `SortedSlots` maps positions to tokens and
+tokens to positions, so the forward and backward passes only gather vectors and never scatter them.
 
 Dimension letters: N tokens, K experts of a token, E experts, D inputs, S subspace, R rank, F
 outputs, M positions in the sorted order (slots and padding), I tiles, J positions of a tile.
@@ -31,7 +31,7 @@ class SortedSlots(NamedTuple):
     Attributes:
         token: (M,) int32, index of the token at each position; N at padding.
         position: (N, K) int32, positions of the slots of each token.
-        expert: (I,) int32, index of the expert of each tile.
+        expert: (I,) int32, index of the expert that each tile belongs to.
     """
 
     token: jax.Array
@@ -71,7 +71,7 @@ def sort_by_expert(selected_NE: jax.Array, top_k: int) -> tuple[SortedSlots, jax
         top_k: Number of experts of each token, K.
 
     Returns:
-        The sorted slots, and the experts of each token in ascending order, (N, K) int32.
+        The sorted slots, and the indices of each token's experts in ascending order, (N, K) int32.
     """
     tokens, num_experts = selected_NE.shape
     chosen_NE = selected_NE > 0

@@ -1,4 +1,6 @@
-"""Initializers: Kaiming-uniform projections, and MALoRA's shared subspace, eq. (8) to (10).
+"""Initializers: Kaiming-uniform projections, and MALoRA's shared subspace.
+
+Equation numbers refer to the MALoRA paper.
 
 Dimension letters: E experts, D inputs of the linear layer, R rank of one expert, S rank of the
 shared subspace, I rank of an expert's own subspace.
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 
 
 def kaiming_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw from the uniform distribution on ±1/√D, Kaiming with a = √5 as in LoRA.
+    """Draw from the uniform distribution on [-1/√D, 1/√D]: Kaiming with a = √5, as in LoRA.
 
     Args:
         key: Random key.
@@ -46,7 +48,7 @@ def shared_subspace(
     k_EDS = kaiming_uniform(key, (num_experts, inputs, shared_rank))
     v_DS, sigma_S, ut_SS = _svd(k_EDS[0])
     # The other experts need only U_t and Σ_t. The eigendecomposition K_t K_tᵀ = U_t Σ_t² U_tᵀ takes
-    # a tenth of the time of an SVD. It returns them in ascending order.
+    # a tenth of the time of an SVD. Eigenvalues are in ascending order, hence the reversal below.
     square_ES, u_ESS = jax.lax.map(lambda k_DS: jnp.linalg.eigh(k_DS.T @ k_DS), k_EDS[1:])
     ut_ESS = u_ESS.swapaxes(1, 2)
     ut_ESS *= _signs(ut_ESS)
@@ -87,9 +89,9 @@ def _svd(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _signs(rows: jax.Array) -> jax.Array:
     """Return the sign of the entry with the largest magnitude of each row, (..., 1).
 
-    The sign of a singular vector is arbitrary and differs between the libraries of devices. After
-    multiplication with this sign, that entry is positive, so a seed gives the same initial values
-    on every device.
+    The sign of a singular vector is arbitrary and differs between backends. Multiplication with
+    this sign makes the largest entry positive, so a seed gives the same initial values on every
+    device.
     """
     largest = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
     return jnp.where(jnp.take_along_axis(rows, largest, axis=-1) < 0, -1.0, 1.0)

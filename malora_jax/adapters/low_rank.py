@@ -1,4 +1,11 @@
-"""Flax module of the low-rank experts that adapt one linear layer, for every structure."""
+"""Flax module of the low-rank experts that adapt one linear layer.
+
+The first factor of the experts is the one that multiplies the input: their down-projections A_t, or
+a shared down-projection S_A. The other factors are defined in `structures`.
+
+Dimension letters: N tokens, D inputs, F outputs, E experts, G groups of tokens (tasks), Q columns
+of the first factor.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -35,7 +42,7 @@ class ProjectedInput(NamedTuple):
 def project_input(
     config: AdapterConfig, x_ND: jax.Array, after_dropout_ND: jax.Array, leaves: Sequence[Leaves]
 ) -> list[ProjectedInput]:
-    """Compute the first products of all adapters that share one input, such as q, k and v.
+    """Compute router logits and down-projections for all adapters of one input, such as q, k and v.
 
     Args:
         config: Adapter configuration.
@@ -44,7 +51,7 @@ def project_input(
         leaves: Parameters of each adapter, by name.
 
     Returns:
-        The first products of each adapter, in the order of `leaves`.
+        The projected input of each adapter, in the order of `leaves`.
     """
     structure, x_dtype = config.structure, x_ND.dtype
     weights = [structure.first_factor(each).astype(x_dtype) for each in leaves]
@@ -133,7 +140,7 @@ class LowRankExperts(nn.Module):
         """Route the tokens, and return scale · Δ(x).
 
         Args:
-            projected: First products of the input and these parameters.
+            projected: Result of `project_input` for these parameters.
             leaves: Parameters by name, as the method `leaves` returns them.
             groups_NG: (N, G) float32, one-hot group (task) of each token; zeros for padding. If
                 given, `RoutingSums` are sown in collection `routing` under the name `sums`.
@@ -184,7 +191,7 @@ class LowRankExperts(nn.Module):
         if structure.is_subspace_of_inputs and structure.subspace_rank > inputs:
             raise errors.UserError(
                 f'adapter.shared_rank is {structure.subspace_rank}; it must be at most {inputs}, '
-                f'the input width of linear {"/".join(self.path) or "adapted"}.'
+                f'the input width of {"/".join(self.path) or "the linear layer"}.'
             )
 
         @functools.cache

@@ -11,11 +11,12 @@ from malora_jax.adapters.config import AdapterConfig
 
 
 class Magnitude(nn.Module):
-    """The factor m / ‖W + scale · B A‖_c of each output (DoRA, Liu et al. 2024, eq. (5)).
+    """Multiplier m / ‖W + scale · B A‖_c of each output (DoRA, Liu et al. 2024, eq. (5)).
 
-    The parameter `magnitude`, (F,) float32, is in collection `adapter` or `adapter_frozen`. It
-    starts as the column lengths of the kernel, so all factors start at 1. The module reads `down`
-    and `up` of a `LowRankExperts` module in the same scope, which must be called first:
+    W is the frozen kernel, and B A the product of the low-rank factors `up` and `down`. The
+    parameter m, (F,) float32, has the name `magnitude` in collection `adapter` or `adapter_frozen`.
+    It starts as the column lengths of the kernel, so all multipliers start at 1. The module reads
+    `down` and `up` of a `LowRankExperts` module in the same scope, which must be called first:
 
         def setup(self):
             config = method('dora')
@@ -41,7 +42,7 @@ class Magnitude(nn.Module):
 
     @nn.compact
     def __call__(self, kernel_DF: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Return the factor of each output, (F,) float32.
+        """Return the multiplier of each output, (F,) float32.
 
         Args:
             kernel_DF: (D, F), frozen kernel W of the linear layer, dequantized.

@@ -21,7 +21,7 @@ SUBSPACES: dict[str, type[SubspaceStructure] | type[HydraLoRA]] = {
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """Flat adapter settings: the section `adapter` of a config, and of stored files.
+    """Flat adapter settings: section `adapter` of a config, also in stored files.
 
     `build` turns them into an `AdapterConfig`:
 
@@ -34,29 +34,31 @@ class AdapterSettings:
         alpha: LoRA's α. The update is multiplied by α / rank.
         shared_rank: Dimensions of the subspace of a linear layer, d. With 0, each expert has its
             own down-projection and up-projection, and no core.
-        subspace: Kind of subspace. 'down': all experts share S_A, and each has a core P_t (MALoRA).
-            'own': each expert has a subspace of d / N dimensions and a core ("w/o shared S_A").
-            'up': all experts share S_B on the output side ("decomposing B_t"). 'heads': all experts
-            share A, without cores (HydraLoRA).
+        subspace: Kind of subspace. 'down': all experts share the down-projection S_A, and each has
+            a core P_t (MALoRA). 'own': each expert has a subspace of d / N dimensions and a core
+            ("w/o shared S_A" in Table 3 of the MALoRA paper). 'up': all experts share the
+            up-projection S_B ("decomposing B_t" in Table 3). 'heads': all experts share the
+            down-projection A, without cores (HydraLoRA).
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
-        beta: β of eq. (9) and (10). S_A starts multiplied by β, each P_t divided by it.
+        beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
         identical_start: Whether all experts start from the same values of their own
             down-projections or cores ("same A_t" in Table 3).
-        dropout: Dropout rate at the input of the first factor, in training only.
+        dropout: Dropout rate at the input of the down-projection, in training only.
         balance_weight: Coefficient of the load-balancing loss.
         renormalize: Whether the gates of the top-k experts are scaled to sum to one. The paper does
             not scale them.
         equal_gates: Whether the top-k experts get gates of 1/K each, whatever their probabilities.
-            The router then learns from the load-balancing loss alone. This is a control (ReMix,
-            arXiv 2603.10160).
+            The router then learns from the load-balancing loss alone. This is a control experiment
+            (ReMix, arXiv 2603.10160).
         frozen: Names of the parameters that are not trained.
         targets: Names of the adapted linear layers.
         dispatch: Whether tokens are sorted by expert and sent only to their top-k experts, as in
-            the paper. Otherwise all experts are computed in rank space.
-        router_input: Input of the router: 'x', the input of the linear layer, or 'first', that
-            input times the first factor, which all experts must share.
+            the paper. Otherwise every token is multiplied with all experts, and the gates outside
+            the top k are zero.
+        router_input: Input of the router: 'x', the input of the linear layer; or 'first', the
+            down-projected input, for experts that share their down-projection.
 
     Raises:
         UserError: A value has the wrong type.
@@ -116,13 +118,13 @@ class AdapterSettings:
             self.shared_rank != 0 or self.subspace == 'down',
             'shared_rank',
             self.shared_rank,
-            f'positive where subspace is {self.subspace!r}',
+            f'positive if subspace is {self.subspace!r}',
         )
         require(
             not self.magnitude or (self.num_experts == 1 and self.shared_rank == 0),
             'magnitude',
             self.magnitude,
-            'False where num_experts > 1 or shared_rank > 0: the length of a column would depend '
+            'False if num_experts > 1 or shared_rank > 0: the length of a column would depend '
             'on the token',
         )
         if self.magnitude:
@@ -131,7 +133,7 @@ class AdapterSettings:
             return structures.IndependentExperts(self.num_experts, self.rank)
         kind = SUBSPACES[self.subspace]
         if issubclass(kind, HydraLoRA):
-            description = f'rank = {self.rank}, as heads share A'
+            description = f"equal to rank ({self.rank}) if subspace is 'heads'"
             require(self.shared_rank == self.rank, 'shared_rank', self.shared_rank, description)
             return kind(self.num_experts, self.rank)
         return kind(self.num_experts, self.rank, self.shared_rank)
@@ -194,8 +196,8 @@ _TOP2_OF_8 = dict(num_experts=8, top_k=2)
 # If every token uses all experts, their loads are equal and the load-balancing loss is constant.
 _DENSE = dict(num_experts=8, top_k=8, balance_weight=0.0)
 
-# Settings by method: Tables 8 and 9 of the paper, then the ablations of Table 3. α is 2 · rank in
-# every row of the tables, so `method` also uses it where the paper does not give α.
+# Settings by method: Tables 8 and 9 of the MALoRA paper, then the ablations of Table 3. α is
+# 2 · rank in every row of the tables, so `method` also uses it where the paper does not give α.
 METHODS: dict[str, dict[str, Any]] = {
     'lora': dict(num_experts=1, top_k=1, rank=64),
     'dora': dict(num_experts=1, top_k=1, rank=64, magnitude=True),

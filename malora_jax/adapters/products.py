@@ -105,11 +105,12 @@ def sum_of_experts(hidden_NP: jax.Array, weights_ERF: jax.Array) -> jax.Array:
 def column_norms(
     kernel_DF: jax.Array, down_DR: jax.Array, up_RF: jax.Array, scale: float | jax.Array
 ) -> jax.Array:
-    """Return the lengths of the columns of W + scale · B A, one per output, (F,) float32.
+    """Return the Euclidean norm of each column of W + scale · B A, (F,) float32.
 
-    The expansion ‖w + s A b‖² = ‖w‖² + 2 s b · Aᵀ w + s² b · Aᵀ A b avoids a temporary matrix of
-    the size of the kernel. Lengths are at least 1e-6, so that a column of zeros can be divided by
-    its length.
+    A column holds the weights of one output. Let w be the column of W and b the row of B for that
+    output. The expansion ‖w + s Aᵀ b‖² = ‖w‖² + 2 s b · A w + s² b · A Aᵀ b avoids a temporary
+    matrix of the size of the kernel. Norms are at least 1e-6, so that a column of zeros can be
+    divided by its norm.
 
     Args:
         kernel_DF: (D, F), frozen kernel W.

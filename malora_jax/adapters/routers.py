@@ -1,4 +1,6 @@
-"""Top-k softmax routing, eq. (4): settings, gates, load-balancing loss and routing statistics.
+"""Top-k softmax routing with load balancing: settings, gates, loss and routing statistics.
+
+Equation numbers and tables refer to the MALoRA paper.
 
 Dimension letters: N tokens, E experts, G groups of tokens (tasks), L any leading axes (layers).
 """
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 from malora_jax import errors
 
 # Inputs of a router: 'x', the input of the linear layer before dropout; or 'first', the input after
-# dropout times the first factor, such as S_A drop(x). `low_rank.first_products` computes the logits
-# from this input. `AdapterConfig` permits 'first' only if all experts share the first factor.
+# dropout times the shared down-projection, such as S_A drop(x). `low_rank.project_input` computes
+# the logits. `AdapterConfig` permits 'first' only if all experts share their down-projection.
 INPUTS = ('x', 'first')
 # Gates of the top-k experts: 'softmax', their probabilities, as in the paper; 'renormalized', these
 # probabilities scaled to sum to one; 'equal', 1/K each without a gradient, so that the router
@@ -51,8 +53,8 @@ class RouterConfig:
             raise errors.out_of_range(
                 'adapter.renormalize',
                 True,
-                'False when top_k = 1: the one gate would always be 1 and the router get no '
-                'gradient',
+                'False when top_k = 1: the only gate would always be 1, and the router would get '
+                'no gradient',
             )
         if self.balance_weight < 0:
             raise errors.out_of_range('adapter.balance_weight', self.balance_weight, 'at least 0')
@@ -153,8 +155,8 @@ def balance_loss(sums: RoutingSums) -> jax.Array:
     """Return the load-balancing loss of each router, E · Σ_t f_t p_t; 1 if balanced.
 
     This is the auxiliary loss of GShard and Switch Transformer. f_t is the share of the N · K
-    routing assignments that go to expert t; p_t is the mean router probability of expert t. A share
-    of the N tokens instead would give K if balanced.
+    routing assignments that go to expert t; p_t is the mean router probability of expert t. (If f_t
+    were the share of the N tokens, the balanced value would be K.)
 
     Args:
         sums: Sums of shape (L..., G, E).

@@ -11,17 +11,20 @@ Each structure is a class. With the gates G_t of the experts, it computes Σ_t G
 | `SharedUp`             | S_B P_t A_t | `down`, `core`, `shared_up`   | "decomposing B_t" |
 | `HydraLoRA`            | B_t A       | `shared_down`, `up`           | HydraLoRA         |
 
-All experts are computed together in rank space. `first_factor` returns the matrix that multiplies
-the input, `hidden` the activations of all experts, and `output` their sum; `update` applies the
-gates in between. The structure also defines everything else that depends on the factors: their
-shapes, initialization, export and reports.
+Quoted methods are ablations in Table 3 of the MALoRA paper. Equation numbers refer to this paper.
+
+All experts are computed together in rank space: their activations are stacked along the rank axis.
+`first_factor` returns the matrix that multiplies the input, `hidden` returns the activations of all
+experts, and `output` sums over the experts; `update` applies the gates in between. The structure
+also defines everything else that depends on the factors: their shapes, initialization, export and
+reports.
 
 To add a structure, define `factors`, `expert_input_factors`, `leaf_axes`, and the products in which
 it differs. `projections` and `mean_update` are used by reports and by the export as a static LoRA.
 
-`LowRankExperts` applies the router and passes the gates to `update`. A structure with a second
-router computes those gates in `update` from a parameter of its own; they have no load-balancing
-loss and no statistics.
+`LowRankExperts` applies the router and passes the gates to `update`. A structure may have a second
+router: its `update` then computes the second gates from an additional parameter. The second gates
+have no load-balancing loss and no routing statistics.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, S rank of a
 shared subspace, I = S / E, P = E · R stacked ranks, Q columns of the first factor, L layers.
@@ -40,8 +43,8 @@ from malora_jax import errors
 from malora_jax.adapters import initializers, products
 
 Leaves = Mapping[str, jax.Array]
-# By parameter name: the KIND of the config field optimizer.KIND_rate that scales the learning rate,
-# and a description for reports.
+# For each parameter name: the KIND in optimizer.KIND_rate, the config field that multiplies the
+# learning rate; and a description for reports.
 PARAMETER_KINDS = {
     'router': ('router', 'routers'),
     'down': ('down', 'down-projections, A'),
@@ -57,7 +60,8 @@ class Axis(NamedTuple):
     """An axis of a parameter.
 
     Attributes:
-        name: Logical axis name, which determines the sharding by `distributed.rules.RULES`.
+        name: Logical axis name, a key of `distributed.sharding.LOGICAL_AXIS_RULES`, which
+            determines the sharding.
         size: Number of entries along the axis.
     """
 
@@ -89,12 +93,12 @@ class Structure(abc.ABC):
         num_experts: Number of experts, E. A single expert has no router.
         rank: Rank of one expert, R.
         factors: Names of the parameters whose product is an expert, from input to output.
-        kernel_dependent: Names of parameters that depend on the kernel, such as DoRA's magnitude.
-            `leaf_axes` describes all others: the factors, and possibly a second router.
-        expert_input_factors: Names of the factors on the input side that each expert has for
-            itself.
-        dispatch_factors: Names of an expert's two own factors if token dispatch is supported, else
-            ().
+        kernel_dependent: Names of parameters whose initial value depends on the frozen kernel, such
+            as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, and
+            possibly a second router.
+        expert_input_factors: Names of the input-side factors of which each expert has its own.
+        dispatch_factors: Names of the two factors of an expert that token dispatch applies; () if
+            the structure does not support token dispatch.
         first_factor_axis: Logical axis name of the columns of the first factor.
         is_subspace_of_inputs: Whether the subspace, if there is one, is on the input side.
 
@@ -133,7 +137,7 @@ class Structure(abc.ABC):
 
     @property
     def is_mergeable(self) -> bool:
-        """True if the update is the same matrix for all tokens, so that it can be merged into W."""
+        """True if the update is one matrix for all tokens, which can be merged into the kernel."""
         return False
 
     @abc.abstractmethod
@@ -227,12 +231,14 @@ class Structure(abc.ABC):
         Raises:
             UserError: An expert of this structure is not a product of two matrices.
         """
-        raise errors.UserError(f'{type(self).__name__} has no experts that are two matrices each.')
+        raise errors.UserError(
+            f'The experts of {type(self).__name__} are not products of two matrices.'
+        )
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the update Σ_t G_t E_t for constant gates, as one LoRA of the lowest rank.
+        """Return the update Σ_t G_t E_t for constant gates, as a single LoRA of the lowest rank.
 
         Args:
             leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
@@ -242,9 +248,11 @@ class Structure(abc.ABC):
             Down-projection, (L, D, Q), and up-projection, (L, Q, F).
 
         Raises:
-            UserError: The update of this structure is not one LoRA.
+            UserError: The update of this structure cannot be written as a single LoRA.
         """
-        raise errors.UserError(f'The update of {type(self).__name__} is not one LoRA.')
+        raise errors.UserError(
+            f'The update of {type(self).__name__} cannot be written as a single LoRA.'
+        )
 
 
 @runtime_checkable
@@ -254,9 +262,10 @@ class StartsFromLoRA(Protocol):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return input-side factors with which every expert computes A x of a LoRA.
+        """Return input-side factors with which every expert starts from A of a LoRA.
 
-        Dimensions beyond the LoRA's rank keep their initial values.
+        The activations of each expert then start with the LoRA's A x. Dimensions beyond the LoRA's
+        rank keep their initial values.
 
         Args:
             fresh: Initial values of the factors, by name.
@@ -314,7 +323,7 @@ class IndependentExperts(Structure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return down-projections A_t whose first dimensions are those of A."""
+        """Return down-projections A_t whose first rows are those of the LoRA's A."""
         return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -364,7 +373,7 @@ class DoRA(IndependentExperts):
             inputs: Number of inputs of the linear layer, D.
             outputs: Number of outputs of the linear layer, F.
         """
-        # Aᵀ W and ‖w‖², then Aᵀ A and its product with B.
+        # A W and ‖w‖², then A Aᵀ and its product with B.
         return 2 * (inputs * outputs * (self.rank + 1) + self.rank**2 * (inputs + outputs))
 
 
@@ -399,7 +408,7 @@ class SharedDown(SubspaceStructure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return an S_A whose first dimensions span the rows of A, and cores that restore A.
+        """Return an S_A whose first rows span the rows of A, and cores that reproduce A.
 
         The new S_A is β times an orthonormal basis of the rows of A and of the initial S_A. The
         first rows of each P_t S_A equal A.
@@ -550,7 +559,7 @@ class HydraLoRA(Structure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return a shared down-projection whose first dimensions are those of the LoRA's A."""
+        """Return a shared down-projection whose first rows are those of the LoRA's A."""
         return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:

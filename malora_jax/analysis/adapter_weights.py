@@ -38,8 +38,8 @@ def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> Adapter
     """
     model = Decoder(config.model, config.adapter)
     params = nn.unbox(abstract_variables(Decoder(config.model)))['params']
-    # Only shapes matter here, and they do not depend on the number of steps. Everything is restored
-    # onto one device, whatever the sharding of the run was.
+    # Only shapes matter here. They do not depend on the number of steps, so it is set to 1. All
+    # arrays are restored onto one device, whatever the sharding of the run was.
     shapes = abstract_state(model, make_optimizer(config.optimizer, 1), params)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     fresh = jax.tree.map(
@@ -51,11 +51,11 @@ def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> Adapter
 
 
 def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariables | None:
-    """Return the adapter's collections before the first step, or None if they are not known.
+    """Return the adapter's variable collections before the first step; None if they are unknown.
 
-    They are not known if the run started from another adapter, or for a shared subspace in runs
-    that are older than the identity stored in checkpoints: the signs of its singular vectors
-    depended on the device.
+    The adapter is initialized again from the seed of the run. This is impossible if the run started
+    from another adapter. It is also impossible for a shared subspace if the newest checkpoint has
+    no run identity: in such old runs, the signs of the singular vectors depended on the device.
 
     Args:
         workdir: Directory of the run.
@@ -99,7 +99,7 @@ class AdapterWeights(NamedTuple):
     Attributes:
         run: The run.
         trained: Variable collections of the trained adapter.
-        initial: Variable collections of the initial adapter; None if they are not known.
+        initial: Variable collections of the initial adapter; None if they are unknown.
     """
 
     run: LoadedRun
@@ -108,7 +108,11 @@ class AdapterWeights(NamedTuple):
 
 
 def read_adapter_weights(runs: Sequence[LoadedRun]) -> list[AdapterWeights]:
-    """Read the trained and the initial adapter of each run, from its best or newest checkpoint."""
+    """Return the adapter weights of each run: those of its `report_step`, and the initial ones.
+
+    Args:
+        runs: Runs with checkpoints.
+    """
     bar = tqdm.tqdm(runs, desc='weights', unit='run', dynamic_ncols=True)
     return [
         AdapterWeights(
@@ -130,7 +134,8 @@ def run_projections(
         linear: Name of the linear module.
 
     Returns:
-        The results of `expert_projections`; None for the initial ones if they are not known.
+        The trained and the initial projections, each as `expert_projections` returns them. The
+        initial ones are None if they are unknown.
     """
     structure = weights.run.run_config.adapter.structure
     start = (

@@ -26,12 +26,12 @@ def loss(mean: float | None, interval: Interval | None = None) -> str:
 
 
 def score_difference(difference: PairedDifference | None) -> str:
-    """Return a difference of scores in percentage points with its interval."""
+    """Return a difference of scores in percentage points, its interval and its significance."""
     return _difference(difference, 100, 1)
 
 
 def loss_difference(difference: PairedDifference | None) -> str:
-    """Return a difference of losses with its interval."""
+    """Return a difference of losses, its interval and its significance."""
     return _difference(difference, 1, 3)
 
 
@@ -50,5 +50,5 @@ def _difference(difference: PairedDifference | None, unit: float, digits: int) -
     mean, low, high = (
         f'{unit * value:+.{digits}f}' for value in (difference.mean, *difference.interval)
     )
-    verdict = '' if difference.is_significant else ', not distinguishable'
+    verdict = '' if difference.is_significant else ', not significant'
     return f'{mean} [{low}, {high}]{verdict}'

@@ -1,4 +1,4 @@
-"""Tables of example tokens that are routed to each expert."""
+"""Tables with examples of the tokens that are routed to each expert."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from malora_jax.analysis.router_stats import RouterStats, is_dense, slot_counts
 from malora_jax.data import TokenizerProtocol
 from malora_jax.training.config import RunConfig
 
-# Maximum number of tokens named per expert.
+# Maximum number of tokens in a table per expert.
 _MAX_TOKENS = 6
 
 
@@ -30,8 +30,8 @@ def token_tables(
 
     Args:
         config: Config of the run.
-        stats: State of the routers.
-        held_out: Routing sums of the model.
+        stats: Router statistics.
+        held_out: Routing sums of the model on these questions.
         question_set: Held-out questions that were routed.
         tokenizer: Tokenizer of the base model.
     """
@@ -60,16 +60,16 @@ def token_tables(
             for expert, (share, words) in enumerate(zip(share_E, tokens_by_expert, strict=True))
         ]
         caption = (
-            f'{linear} of layer {layer}: the tokens that most often go to each expert when they '
-            f'occur, of {len(texts)} frequent ones, if more often than evenly '
-            f'({100 * uniform_share:.0f}%). ␣ is a space, ⏎ a new line'
+            f'{linear} of layer {layer}: of the {len(texts)} frequent tokens, those whose '
+            'occurrences are most often routed to each expert, if more often than with uniform '
+            f'routing ({100 * uniform_share:.0f}%). ␣ is a space, ⏎ a line break'
         )
         tables.append(Table(caption, ['', 'slots', 'tokens'], rows, text_columns=(2,)))
     return tables
 
 
 def _readable_tokens(tokenizer: TokenizerProtocol, tokens: Sequence[int]) -> list[str]:
-    """Return readable tokens; a token that is only part of a character is shown by its id."""
+    """Return the text of each token id, or the id itself if it is only part of a character."""
     special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
     texts = []
     for token in tokens:

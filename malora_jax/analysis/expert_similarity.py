@@ -28,7 +28,7 @@ class SideSimilarity(NamedTuple):
 
     Attributes:
         trained: (J, L) similarities after training; nan where an expert's update is still zero.
-        start: (J, L) similarities of the same pairs before training; None if they are not known or
+        start: (J, L) similarities of the same pairs before training; None if they are unknown or
             the weights start at zero.
         independent: (J, L) expected similarities of independent random subspaces.
     """
@@ -39,11 +39,11 @@ class SideSimilarity(NamedTuple):
 
 
 class ExpertSimilarity(NamedTuple):
-    """Similarity of the projections in one comparison.
+    """Similarity of the experts' projections in one comparison.
 
     Attributes:
         label: Label for legends.
-        num_pairs: Number of compared pairs for each linear module and layer.
+        num_pairs: Number of compared pairs of experts for each linear module and layer.
         sides: Similarities by side, 'A' and 'B'; 'A' is missing if all experts share one A.
     """
 
@@ -53,12 +53,12 @@ class ExpertSimilarity(NamedTuple):
 
 
 class RunPairs(NamedTuple):
-    """A comparison to make.
+    """Pairs of runs whose experts are compared in one comparison.
 
     Attributes:
         label: Label for legends.
-        pairs: Pairs of run indices. A pair of a run with itself compares its experts with each
-            other.
+        pairs: Pairs of indices of runs. A pair of a run with itself compares the run's experts with
+            each other.
     """
 
     label: str
@@ -70,7 +70,7 @@ class ComparedRun(NamedTuple):
 
     Attributes:
         name: Name of the run.
-        method_and_rank: Name of the method, with everything else that compared runs must share.
+        method_and_rank: Name of the method and its rank, which compared runs must share.
         tasks: Names of the tasks that the run was trained on.
         num_experts: Number of experts per linear module.
     """
@@ -82,11 +82,14 @@ class ComparedRun(NamedTuple):
 
 
 def comparable_pairs(runs: Sequence[ComparedRun]) -> list[RunPairs]:
-    """Return the paper's three kinds of comparisons, as far as the runs allow them.
+    """Return the comparisons of the paper that these runs allow.
 
-    They are: experts within a run that has several; runs of one method on the same tasks (ST(S) in
-    the paper, where they differ in their seeds); and runs of one method on different tasks (ST(D)).
-    A single-task run is not compared with a multi-task run.
+    There are three kinds: the experts within a run; runs of one method on the same tasks (ST(S) in
+    the paper, where their seeds differ); and runs of one method on different tasks (ST(D) in the
+    paper). A single-task run is not compared with a multi-task run.
+
+    Args:
+        runs: Properties of each run. The pairs in the result are indices into this sequence.
     """
     found = [
         RunPairs(f'experts within {run.name}', [(i, i)])
@@ -107,7 +110,7 @@ def comparable_pairs(runs: Sequence[ComparedRun]) -> list[RunPairs]:
 
 
 # For each run: the projections of one linear module by side, trained and initial (None if the
-# initial ones are not known).
+# initial ones are unknown).
 RunProjections = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]]
 
 
@@ -116,7 +119,7 @@ def expert_similarities(
 ) -> list[ExpertSimilarity]:
     """Return the similarities of each comparison that has pairs to compare.
 
-    Projections that all experts of a run share are left out.
+    Within a run, a projection that all experts share is skipped.
 
     Args:
         run_pairs: Comparisons to make, at least one.
@@ -159,7 +162,7 @@ def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _initial_subspaces(runs: RunProjections, side: str) -> dict[int, Subspaces]:
-    """Return the initial subspaces of A by run, where known; B starts at zero and has none."""
+    """Return the known initial subspaces of A by run index; B starts at zero and has none."""
     if side == 'B':
         return {}
     return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}
@@ -176,7 +179,16 @@ def _pair_values(
     runs: Sequence[Subspaces] | Mapping[int, Subspaces],
     pairs: Sequence[tuple[int, int]],
 ) -> np.ndarray:
-    """Return an (L, P) array of a function of all P pairs of experts in all pairs of runs."""
+    """Apply a function to all P pairs of experts in all pairs of runs.
+
+    Args:
+        function: Function of two `Subspaces` with E and G experts; returns (L, E, G) values.
+        runs: Subspaces of each run, by run index.
+        pairs: Pairs of run indices.
+
+    Returns:
+        (L, P) values. Within one run, each pair of distinct experts occurs once.
+    """
     values_by_pair = []
     for i, j in pairs:
         values_LEG = function(runs[i], runs[j])

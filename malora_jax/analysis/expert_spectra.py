@@ -1,4 +1,7 @@
-"""Number of directions over which the experts of a linear module spread (Figure 3 of the paper).
+"""Singular values of all experts of a linear module together (Figure 3 of the paper).
+
+The A (down-projections) of the experts are concatenated, and so are the B (up-projections). The
+number of large singular values is the number of directions that the experts use.
 
 Dimension letters: L layers, K singular values.
 """
@@ -17,10 +20,10 @@ class ExpertSpectrum(NamedTuple):
 
     Attributes:
         trained: (L, K) singular values after training.
-        control: (L, K) singular values of the control: the initial A if it is known, else a random
-            matrix of the same norm.
+        control: (L, K) singular values of the control. The control of A is the initial A if it is
+            known; otherwise, and for B, it is a random matrix of the same norm.
         directions: (L,) number of directions that carry 90% of the squared norm.
-        control_directions: (L,) number of such directions of the control.
+        control_directions: (L,) the same number for the control.
         max_directions: Maximum number of directions: the rank of all experts together.
     """
 
@@ -37,8 +40,8 @@ def expert_spectra(
     """Return the singular values of one linear module by side, 'A' and 'B'.
 
     Args:
-        trained: Trained projections by side, as `weights.projections_of` returns them.
-        start: Initial projections by side, if they are known.
+        trained: Trained projections, as `adapter_weights.expert_projections` returns them.
+        start: Initial projections in the same form; None if they are unknown.
     """
     down_LEDR, up_LEFR = trained['A'], trained['B']
     down_control = random_singular_values(down_LEDR)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from malora_jax import files
 
-# Names of tasks and runs are shown literally: a dollar sign does not start a formula.
+# Decorator that disables mathtext, because names of tasks and runs may contain dollar signs.
 without_mathtext = matplotlib.rc_context({'text.parse_math': False})
-# Width in inches and resolution of figures for phones; twice the pixel density of a phone.
+# Width in inches and resolution in dots per inch of figures that fit a phone's screen.
 PHONE_WIDTH, PHONE_DPI = 4.3, 180
 COLORS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 
@@ -57,7 +57,7 @@ def wrap_name(name: str, width: int) -> str:
 
 
 def small_figure(height: float) -> Figure:
-    """Create a figure that is as wide as a phone's screen, with readable text.
+    """Create a figure for the width of a phone's screen, so that its text stays readable.
 
     Args:
         height: Height in inches.

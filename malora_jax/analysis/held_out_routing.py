@@ -1,7 +1,7 @@
 """Routing decisions of a run's routers on held-out questions, summed for each question.
 
 Dimension letters: B rows, T positions, N = B · T tokens, G groups of tokens, L layers, E experts,
-Q questions, W words (tokens of the vocabulary).
+Q questions, W frequent tokens of the vocabulary.
 """
 
 import functools
@@ -17,8 +17,7 @@ from malora_jax.adapters.routers import RoutingSums
 from malora_jax.models import Decoder
 from malora_jax.training.step import Batch, routing_by_path
 
-# Routing is counted for at most this many of the most frequent tokens, with a minimum number of
-# occurrences.
+# Maximum number of frequent tokens, and the minimum number of occurrences of each.
 _MAX_TOKENS, _MIN_OCCURRENCES = 512, 8
 
 
@@ -26,11 +25,11 @@ class HeldOutQuestions(NamedTuple):
     """Packed held-out questions with their answers.
 
     Attributes:
-        batches: Packed batches. Each has an additional entry `groups`, (B, T) int32: index within
-            the batch of the question that a token belongs to, -1 for padding.
+        batches: Packed batches with an additional entry `groups`, (B, T) int32: for each token, the
+            index of its question within the batch; -1 for padding.
         task: (Q,) task index of each question, in the order of the batches.
         per_batch: Number of questions in each batch.
-        tokens: (W,) ids of the most frequent tokens, whose routing is counted token by token.
+        tokens: (W,) ids of the most frequent tokens.
         counts: (W,) number of occurrences of each of these tokens.
     """
 
@@ -54,16 +53,16 @@ class HeldOutRouting(NamedTuple):
 
 
 def index_questions(batches: Sequence[Batch]) -> HeldOutQuestions:
-    """Number the questions of packed batches, and find the most frequent tokens.
+    """Assign an index to each question of packed batches, and find the most frequent tokens.
 
     Args:
-        batches: Packed batches of held-out questions.
+        batches: Packed batches of held-out questions with their answers.
     """
     numbered, tasks, per_batch = [], [], []
     for batch in batches:
         segments_BT = np.asarray(batch['segment_ids'])
         rows_BT = np.arange(len(segments_BT))[:, None]
-        # A question is a pair of row and segment, which gets one number; padding is segment 0.
+        # Each question is a pair of row and segment, encoded as one integer. Segment 0 is padding.
         pairs_BT = rows_BT * (segments_BT.max() + 1) + segments_BT
         real_BT = segments_BT > 0
         question_pairs, first = np.unique(pairs_BT[real_BT], return_index=True)
@@ -87,7 +86,7 @@ def sum_routing(
         model: Decoder with routers.
         variables: Variable collections of the model.
         question_set: Held-out questions.
-        description: Label of the progress bar.
+        description: Label of the progress bar; None for no label.
     """
     max_questions = max(question_set.per_batch)
     parts: dict[str, list[RoutingSums]] = {}
@@ -110,7 +109,11 @@ def sum_routing(
 def _sums(
     model: Decoder, variables: Any, batch: Batch, tokens_W: jax.Array, max_questions: int
 ) -> Iterator[tuple[str, RoutingSums]]:
-    """Yield each linear module's sums: leaves (L, most + W, E), by question, then by word."""
+    """Yield the name and the sums of each linear module.
+
+    The leaves of the sums are (L, max_questions + W, E): first the sums of each question, padded to
+    `max_questions`, then those of each frequent token.
+    """
     model_batch = {key: batch[key] for key in ('inputs', 'positions', 'segment_ids', 'groups')}
     sums_by_path: Mapping[str, RoutingSums] = _forward_routing_sums(
         model, variables, model_batch, tokens_W, max_questions
@@ -123,8 +126,8 @@ def _sums(
 def _forward_routing_sums(
     model: Decoder, variables: Any, batch: Batch, tokens_W: jax.Array, max_questions: int
 ) -> dict[str, RoutingSums]:
-    # Sums over the tokens of a question and over the occurrences of a word are both sums over
-    # groups of tokens. Groups may overlap, so one forward pass computes both.
+    # Sums over the tokens of a question, and over the occurrences of a token of the vocabulary, are
+    # both sums over groups of tokens. Groups may overlap, so one forward pass computes both.
     question_NG = jax.nn.one_hot(batch['groups'].reshape(-1), max_questions, dtype=jnp.float32)
     is_token_NW = batch['inputs'].reshape(-1, 1) == tokens_W[None]
     is_real_N1 = batch['segment_ids'].reshape(-1, 1) > 0

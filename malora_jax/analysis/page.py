@@ -58,10 +58,10 @@ class Table:
     """A table whose first column holds the names of the rows.
 
     Attributes:
-        caption: Meaning of the numbers.
+        caption: Meaning of the numbers, without a final period.
         head: Names of the columns.
         rows: Cells of each row, as many as there are columns.
-        bars: Share, 0 to 1, of the bar below the name of each row; () for no bars.
+        bars: Length, 0 to 1, of the bar below the name of each row; () for no bars.
         text_columns: Indices of the columns that hold text, besides the first.
     """
 
@@ -77,7 +77,7 @@ class Table:
         """Create a table from rows that name their columns; a missing cell is shown as a dash.
 
         Args:
-            caption: Meaning of the numbers.
+            caption: Meaning of the numbers, without a final period.
             rows: Cells by column name; the first column holds the names of the rows.
             **options: Further attributes of the table.
         """
@@ -92,7 +92,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Collapsible details that are shown on demand."""
+    """A collapsed block that the reader can expand."""
 
     title: str
     blocks: Sequence['ReportBlock']
@@ -107,10 +107,10 @@ class Section:
     """A section of a report.
 
     Attributes:
-        name: Anchor in the page, and key in `analysis.json`.
+        name: Anchor in the HTML page, and key in `analysis.json`.
         title: Heading.
-        blocks: Content for readers.
-        numbers: Numbers of the section for `analysis.json`.
+        blocks: Content of the HTML and Markdown reports.
+        numbers: Content of the section in `analysis.json`.
     """
 
     name: str
@@ -125,7 +125,7 @@ def write(title: str, sections: Sequence[Section], output: pathlib.Path) -> str:
     Args:
         title: Heading of the report.
         sections: Sections to write.
-        output: Directory of the files.
+        output: Existing directory to write to.
 
     Returns:
         The report in Markdown.

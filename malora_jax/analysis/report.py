@@ -1,4 +1,4 @@
-"""Reports about runs: an HTML page, Markdown, the plots in them, and their numbers as JSON."""
+"""Reports about runs: an HTML page, a Markdown page, their plots, and their numbers as JSON."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from malora_jax.analysis.sections.tasks import tasks_section
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
 from malora_jax.runs.paper import PAPER_TABLES
 
-# With more runs than these, the title gives their number instead of their names.
+# With more runs than this, the title gives the number of runs instead of their names.
 _MAX_NAMES = 4
 
 
@@ -38,10 +38,11 @@ def write_report(
 
     Args:
         workdirs: Directories of runs on one base model; each may also hold several such runs.
-        output: Directory of the files.
-        table: Name of a table of the paper whose rows are shown next to the runs.
+        output: Directory to write to. It is created if it does not exist.
+        table: Key of `PAPER_TABLES`, such as 'table2': table of the paper whose rows are shown next
+            to the runs. None for no table.
         weights: Location of the base model's weights, if they have moved since training.
-        allow_unfinished: Whether runs without results are allowed.
+        allow_unfinished: Whether to accept unfinished runs that `workdirs` names directly.
         routing: Whether to run the model on held-out questions for the sections on routing. The
             other sections need neither the base model nor the data.
         max_questions: Maximum number of questions of each task for routing; 0 for all.
@@ -50,8 +51,8 @@ def write_report(
         The sections of the report.
 
     Raises:
-        UserError: `read_runs` refuses the runs; with a table, `seed_groups` refuses them; or, for
-            the sections on routing, the base model or the data differ from those of a run.
+        UserError: `read_runs` refuses the runs; `seed_groups` refuses the runs for the table; or,
+            for the sections on routing, the base model or the data differ from those of a run.
     """
     runs = read_runs(workdirs, weights, allow_unfinished)
     finished = [run for run in runs if run.is_finished]
@@ -82,7 +83,10 @@ def _sections(
         yield spectra_section(adapters, output)
         del adapters
         if max_questions is None:
-            text = 'Left out by --norouting: neither the base nor held-out questions were read.'
+            text = (
+                'Skipped because of --norouting: neither the base model nor the held-out questions '
+                'were loaded.'
+            )
             yield Section('routing', 'Routing', [Text(text)])
         else:
             for run in with_checkpoint:
@@ -90,6 +94,6 @@ def _sections(
     without_checkpoint = [run.name for run in runs if not run.report_step]
     if without_checkpoint:
         names = ', '.join(without_checkpoint)
-        text = f'Not known without checkpoints, which are missing from {names}.'
+        text = f'These sections need checkpoints, which are missing from {names}.'
         yield Section('no_checkpoints', 'Weights and routing', [Text(text)])
     yield costs_section(runs)

@@ -1,4 +1,4 @@
-"""State of the routers at one step of a run, measured on its held-out questions.
+"""Router statistics at one step of a run, measured on its held-out questions.
 
 Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions.
 """
@@ -19,9 +19,11 @@ class RouterStats(NamedTuple):
 
     Attributes:
         load: (J, L, G, E) fraction of token slots that each expert gets; sums to one over E. Each
-            token has top_k slots.
-        balance, effective, largest: (J, L) load-balancing loss, effective number of experts, and
-            fraction of token slots of the busiest expert.
+            token has top_k slots, one for each expert that it is routed to. If all experts are
+            active for every token, gates are used instead of slots.
+        balance_loss: (J, L) load-balancing loss; 1 if experts are used evenly.
+        effective_experts: (J, L) effective number of experts, exp(entropy) of their load.
+        max_expert_share: (J, L) fraction of token slots of the busiest expert.
         task_information: (J, L) mutual information of task and expert, in bits.
     """
 
@@ -42,7 +44,7 @@ class RouterStats(NamedTuple):
 
 
 def is_dense(adapter: AdapterConfig) -> bool:
-    """Return whether all experts are active for every token, so that only their gates differ."""
+    """Return whether all experts are active for every token."""
     return adapter.router.top_k == adapter.num_experts
 
 
@@ -62,12 +64,12 @@ def slot_counts(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
 def compute_router_stats(
     adapter: AdapterConfig, linears: Sequence[str], held_out: HeldOutRouting, task_Q: np.ndarray
 ) -> RouterStats:
-    """Return the state of the routers, computed from sums by question.
+    """Return the statistics of all routers.
 
     Args:
         adapter: Adapter configuration.
         linears: Names of the J linear modules.
-        held_out: Routing sums.
+        held_out: Routing sums by question.
         task_Q: (Q,) task index of each question, from 0.
     """
     loads, rows = [], []
@@ -92,13 +94,14 @@ def compute_router_stats(
 def mean_chance_information(
     adapter: AdapterConfig, held_out: HeldOutRouting, task_Q: np.ndarray
 ) -> float:
-    """Return the mean task information over routers with tasks assigned to questions at random.
+    """Return the chance level of `RouterStats.task_information`, in bits.
 
-    This is the chance level of `RouterStats.task_information`.
+    It is the mean over routers of the task information that remains if tasks are assigned to
+    questions at random.
 
     Args:
         adapter: Adapter configuration.
-        held_out: Routing sums.
+        held_out: Routing sums by question.
         task_Q: (Q,) task index of each question, from 0.
     """
     each = [

@@ -1,8 +1,9 @@
-"""Information in a router's choices: about the task of a token, and about the token itself.
+"""Statistics of routing: information about the task of a token, and typical tokens of an expert.
 
-`adapters.routers` computes loads, the load-balancing loss and the effective number of experts.
+A token slot is one of the top_k routings of a token to an expert. `adapters.routers` computes other
+statistics: loads, the load-balancing loss and the effective number of experts.
 
-Dimension letters: L routers, G tasks, E experts, Q questions, W words (tokens of the vocabulary).
+Dimension letters: L routers, G tasks, E experts, Q questions, W frequent tokens of the vocabulary.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,14 @@ import numpy as np
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
-    """Return the entropy in bits of distributions along the last axis."""
+    """Return the entropy in bits of distributions along the last axis.
+
+    Args:
+        shares: (..., E) probabilities.
+
+    Returns:
+        (...) bits.
+    """
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     return -(shares * logs).sum(axis=-1)
 
@@ -19,8 +27,8 @@ def entropy(shares: np.ndarray) -> np.ndarray:
 def task_information(load_LGE: np.ndarray) -> np.ndarray:
     """Return the mutual information of task and expert in bits, with all tasks weighted equally.
 
-    It is the information that the expert of one token slot gives about the task of the token: 0 if
-    all tasks use the experts in the same way. Tasks without tokens are ignored.
+    It is the information that the expert of one token slot gives about the task of the token. It is
+    0 if all tasks use the experts in the same way. Tasks without tokens are ignored.
 
     Args:
         load_LGE: (L, G, E) token slots, or fractions of them, by router, task and expert.
@@ -37,8 +45,7 @@ def task_information(load_LGE: np.ndarray) -> np.ndarray:
 def max_information(num_tasks: int, num_experts: int, top_k: int) -> float:
     """Return the upper bound of `task_information` in bits.
 
-    It is not log2(num_tasks) in general, because the token slots of a task go to at least top_k
-    experts.
+    It may be below log2(num_tasks), because the token slots of a task go to at least top_k experts.
     """
     return float(np.log2(min(num_tasks, num_experts / top_k)))
 
@@ -58,7 +65,7 @@ def chance_information(
         seed: Random seed of the permutations.
 
     Returns:
-        (draws, L) bits.
+        (num_permutations, L) bits.
     """
     rng = np.random.default_rng(seed)
     return np.stack(
@@ -87,7 +94,7 @@ def shares(counts: np.ndarray) -> np.ndarray:
 
 
 class TokenShare(NamedTuple):
-    """A token of the vocabulary and the fraction of its occurrences that an expert gets.
+    """A token of the vocabulary, and the fraction of its occurrences that an expert gets.
 
     Attributes:
         token_index: Index of the token in the array of frequent tokens.

@@ -25,14 +25,14 @@ _GREY = '0.4'
 def plot_load(
     path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, max_share: float
 ) -> None:
-    """Plot a heat map for each task: the share that each expert of a linear module gets, by layer.
+    """Plot a heat map for each task: the load of each expert of a linear module, by layer.
 
     Args:
         path: PNG file to write.
-        load_LGE: (L, G, E) shares by layer, task and expert; sum to one over E.
+        load_LGE: (L, G, E) fractions of token slots, by layer, task and expert; sum to one over E.
         tasks: Names of the G tasks.
         linear: Name of the linear module.
-        max_share: Largest share that an expert can get.
+        max_share: Largest possible fraction for an expert, the end of the color scale.
     """
     experts = load_LGE.shape[-1]
     rows = -(-len(tasks) // 2)
@@ -50,7 +50,7 @@ def plot_load(
         panel.tick_params(labelbottom=True)
     figure.supylabel('layer', fontsize=9)
     bar = figure.colorbar(image, ax=figure.axes, location='bottom', shrink=0.8)
-    labels = ['0', f'{1 / experts:.3g}: balanced', f'{max_share:.3g}: the most']
+    labels = ['0', f'{1 / experts:.3g}: balanced', f'{max_share:.3g}: the maximum']
     bar.set_ticks([0, 1 / experts, max_share], labels=labels)
     bar.ax.tick_params(labelsize=8)
     save(figure, path, PHONE_DPI)
@@ -108,7 +108,8 @@ def plot_evolution(
     Args:
         path: PNG file to write.
         records: Records of `metrics.jsonl`, measured on the training batch of each step.
-        held_out: Values on held-out questions by measure, and their checkpoints' steps as `step`.
+        held_out: Values on held-out questions by measure, and the steps of their checkpoints under
+            the key `step`.
         lines: Height and label of the reference line, by measure.
     """
     names = {

@@ -12,7 +12,7 @@ def write_run_plots(workdir: pathlib.Path, data: PlotData) -> None:
         workdir: Directory of the run.
         data: Data to plot.
     """
-    # Imported here because training should not wait for matplotlib at its start.
+    # Imported here so that the start of training does not wait for matplotlib.
     from malora_jax.analysis import training_plots
 
     path, title = workdir, data.title

@@ -1,10 +1,10 @@
 """Similarity of projections: canonical correlations of the subspaces that their columns span.
 
-The measure is the goodness of fit of canonical correlation analysis (CCA) that work on LoRA's
-asymmetry uses (Zhu et al. 2024; R²_CCA in Kornblith et al. 2019): the mean of the squared canonical
+The measure is the goodness of fit of canonical correlation analysis (R²_CCA in Kornblith et al.
+2019), which Zhu et al. 2024 use to study LoRA's asymmetry. It is the mean of the squared canonical
 correlations, ‖Q_xᵀ Q_y‖² / min(rank), with orthonormal bases Q of the two column spaces. It is 1
-for the same subspace and 0 for orthogonal ones, and does not depend on scales or on the basis in
-which a projection is written. Columns are not centered: a projection is a linear map.
+for equal subspaces and 0 for orthogonal ones. It does not depend on scales or on the choice of the
+bases. Columns are not centered, because a projection is a linear map.
 
 Dimension letters: L layers, E and G experts, D inputs (or outputs), R rank of an expert.
 """
@@ -30,12 +30,12 @@ class Subspaces(NamedTuple):
 
 
 def subspaces(projections_LEDR: np.ndarray) -> Subspaces:
-    """Return orthonormal bases of the column spaces, without directions below float32's precision.
+    """Return orthonormal bases of the column spaces, without directions below float32 precision.
 
     Args:
         projections_LEDR: (L, E, D, R) projections.
     """
-    # Whitened twice, because the first basis of an ill-conditioned projection is not orthonormal.
+    # Whiten twice, because the first basis of an ill-conditioned projection is not orthonormal.
     basis_LEDR, _ = _whitened(np.asarray(projections_LEDR, np.float64))
     return Subspaces(*_whitened(basis_LEDR))
 

@@ -26,7 +26,7 @@ def plot_similarity(
 
     Args:
         path: PNG file to write.
-        similarities: Similarities of each comparison, each with a color of its own.
+        similarities: Similarities of each comparison. Each comparison has its own color.
         linears: Names of the J linear modules.
     """
     figure = small_figure(5.6 + 0.25 * len(similarities))
@@ -60,9 +60,11 @@ def plot_similarity(
     named = zip(color_cycle(len(similarities)), similarities, strict=True)
     handles = [Line2D([], [], color=c, marker='o', linestyle='', label=a.label) for c, a in named]
     handles.append(
-        Line2D([], [], color='k', marker='o', fillstyle='none', linestyle='', label='at the start')
+        Line2D(
+            [], [], color='k', marker='o', fillstyle='none', linestyle='', label='before training'
+        )
     )
-    handles.append(Line2D([], [], color=_GREY, linestyle='--', label='independent'))
+    handles.append(Line2D([], [], color=_GREY, linestyle='--', label='independent subspaces'))
     figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)
     save(figure, path, PHONE_DPI)
 
@@ -77,7 +79,7 @@ def plot_similarity_by_layer(
 
     Args:
         path: PNG file to write.
-        similarities: Similarities of each comparison, each with a color of its own.
+        similarities: Similarities of each comparison. Each comparison has its own color.
         linears: Names of the J linear modules.
         side: Side to plot, 'A' or 'B'.
     """
@@ -109,8 +111,8 @@ def plot_similarity_by_layer(
 def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSpectrum]]) -> None:
     """Plot singular values of the concatenated A and B, a row of panels for each linear module.
 
-    Each panel shows the median over layers with the range of layers, a dashed control, and a line
-    at the number of directions that carry 90% of the squared norm.
+    Each panel shows the median over layers with the range of layers, the dashed control, and a
+    vertical line at the number of directions that carry 90% of the squared norm.
 
     Args:
         path: PNG file to write.
@@ -132,12 +134,12 @@ def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSp
             panel.tick_params(labelsize=8)
             panel.grid(alpha=0.3)
     for panel in panels[-1]:
-        panel.set_xlabel('number of the value', fontsize=9)
+        panel.set_xlabel('index of the singular value', fontsize=9)
     figure.supylabel('singular value', fontsize=9)
     handles = [
         Line2D([], [], color='tab:blue', label='trained: median and range of layers'),
-        Line2D([], [], color=_GREY, linestyle='--', label='control (A: the start; B: random)'),
-        Line2D([], [], color='tab:red', label='so many directions carry 90%'),
+        Line2D([], [], color=_GREY, linestyle='--', label='control: initial A, or random matrix'),
+        Line2D([], [], color='tab:red', label='number of directions that carry 90%'),
     ]
     figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)
     save(figure, path, PHONE_DPI)

@@ -8,10 +8,11 @@ import numpy as np
 
 
 def singular_values(projections_LEDR: np.ndarray) -> np.ndarray:
-    """Return the singular values of each layer's concatenated experts, in descending order.
+    """Return the singular values of each layer's concatenated projections, in descending order.
 
     Args:
-        projections_LEDR: (L, E, D, R) projections, which are concatenated to D by E · R.
+        projections_LEDR: (L, E, D, R) projections. Those of all experts of a layer are concatenated
+            to a matrix of D by E · R.
 
     Returns:
         (L, K), with K = min(D, E · R).
@@ -36,7 +37,7 @@ def directions(sigma_LK: np.ndarray, share: float = 0.9) -> np.ndarray:
     """
     carried_LK = np.cumsum(sigma_LK**2, axis=-1)
     total_L1 = carried_LK[:, -1:]
-    # The tolerance keeps rounding from adding a direction where the share is met exactly.
+    # The tolerance keeps rounding errors from adding a direction if the share is met exactly.
     met_LK = carried_LK >= share * total_L1 * (1 - 1e-12)
     return np.where(total_L1[:, 0] > 0, met_LK.argmax(axis=-1) + 1, 0)
 

@@ -25,11 +25,11 @@ class StaticExport(NamedTuple):
 
     Attributes:
         trained: The LoRA, in the form of a restored training run.
-        manifest_entries: Entries for its manifest: those of `export.static.static_lora`, `gates_of`
-            (the tasks whose gates were averaged) and `examples` (maximum number of examples per
-            task).
+        manifest_entries: Entries for the manifest of the exported LoRA: those of
+            `export.static.static_lora`, `gates_of` (names of the tasks whose gates were averaged)
+            and `examples` (maximum number of training examples per task).
         losses: Loss on the held-out answers in nats per token, by task, then by model: `base`,
-            `mixture` and `static_lora`.
+            `mixture` and `static` (the LoRA).
     """
 
     trained: TrainedModel
@@ -43,7 +43,7 @@ def static_export(
     """Approximate a mixture of experts by a plain LoRA, and measure the held-out loss of both.
 
     Args:
-        setup: Parts of the trained run.
+        setup: Config, models and data of the trained run.
         trained: Routed mixture to approximate.
         task: Task on whose training examples the gates are averaged; '' for all tasks, with equal
             weight.
@@ -64,7 +64,7 @@ def static_export(
 
 
 def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return mean gates by linear module, (L, E): over the tokens of a task, then over tasks."""
+    """Return the mean gates (L, E) by linear module: over the tokens of a task, then over tasks."""
     adapter, config = trained.model.adapter, trained.model.config
     assert adapter is not None
     if not adapter.has_router:

@@ -30,8 +30,8 @@ def plot_curves(
 
     Args:
         path: PNG file to write.
-        curves: Steps and values by name of the run.
-        label: Label of the values.
+        curves: Steps and values of each curve, by name of the run.
+        label: Label of the axis of the values.
     """
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
@@ -58,12 +58,12 @@ def plot_task_losses(
 ) -> None:
     """Plot a panel for each task, with the smoothed training losses of all runs.
 
-    Validation losses, where they were measured, are dashed, with a marker for each evaluation.
+    Validation losses, if they were measured, are dashed, with a marker for each evaluation.
 
     Args:
         path: PNG file to write.
-        records: Records of `metrics.jsonl` of one or more runs, by label. Each label has its own
-            color.
+        records: For each label, the `metrics.jsonl` records of one or more runs. Each label has its
+            own color.
     """
     everything = [record for runs in records.values() for run in runs for record in run]
     tasks = sorted({key for record in everything for key in record if key.startswith('loss/')})
@@ -99,16 +99,16 @@ def plot_task_losses(
 
 @without_mathtext
 def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, PairedDifference]]) -> None:
-    """Plot the change of each task's score against single-task training, with its 95% interval.
+    """Plot each task's score minus that of single-task training, with its 95% interval.
 
     Args:
         path: PNG file to write.
-        changes: Changes of scores by label, then by task. Each label has its own color.
+        changes: Differences of scores by label, then by task. Each label has its own color.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
     heights = len(tasks) * (0.25 + 0.2 * len(changes)) + 0.2 * len(changes)
     figure = small_figure(1.4 + heights)
-    axes = figure.add_subplot(xlabel='change against single-task training (points)')
+    axes = figure.add_subplot(xlabel='change from single-task training (points)')
     height = 0.7 / len(changes)
     for number, (run, by_task) in enumerate(changes.items()):
         shift = (number - (len(changes) - 1) / 2) * height

@@ -14,7 +14,7 @@ from malora_jax.analysis.figures import COLORS, color_cycle, save, smooth, witho
 def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Plot the training loss of each task over steps, with a moving average.
 
-    Validation losses, where they were measured, are dashed, with a marker for each evaluation.
+    Validation losses, if they were measured, are dashed, with a marker for each evaluation.
 
     Args:
         path: PNG file to write.
@@ -69,7 +69,7 @@ def plot_expert_load(
     for panel in panels[-1]:
         panel.set_xlabel('expert', fontsize=9)
         panel.set_xticks(range(experts))
-    label = f'share of token slots (balanced: {1 / experts:.3f}; the top is twice that or more)'
+    label = f'share of token slots (balanced: {1 / experts:.3f}; colors saturate at twice that)'
     figure.colorbar(image, ax=panels, label=label, extend='max', shrink=0.6)
     save(figure, path)
 
@@ -77,6 +77,8 @@ def plot_expert_load(
 @without_mathtext
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Plot bars of each task's score before and after training, and of its majority baseline.
+
+    The majority baseline ("best constant") gives the same answer to all questions.
 
     Args:
         path: PNG file to write.

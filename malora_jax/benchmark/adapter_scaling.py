@@ -8,8 +8,8 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.methods import replace_settings
 from malora_jax.benchmark.timed_steps import BASE
 
-# Values of the adapter field that is varied, by its name. The number of active experts per token
-# (top-k routing) stays the same.
+# Values of the varied adapter field, by field name. The number of active experts per token (top-k
+# routing) stays the same.
 SIZES = {'num_experts': (4, 8, 16, 32, 64), 'rank': (4, 8, 16, 32, 64, 128)}
 # Bytes of a trainable parameter, its gradient and two moments, in float32.
 _TRAINED_BYTES = 16
@@ -19,8 +19,8 @@ def resize_adapter(adapter: AdapterConfig, field: str, size: int, width: int) ->
     """Return an adapter configuration with another number of experts or another rank.
 
     The dimension of the shared subspace stays the same fraction λ of all ranks, d = λ r N (section
-    3.3 of the paper), but at most the width of the model. An adapter without a router keeps its
-    only expert.
+    3.3 of the MALoRA paper), but at most the width of the model. An adapter without a router keeps
+    its only expert.
 
     Args:
         adapter: Adapter configuration.
@@ -43,9 +43,9 @@ def lower_bounds(measurements: Mapping[str, Any], base: Mapping[str, Any]) -> tu
         base: Measurements of the base model, from `report.summarize`.
 
     Returns:
-        The step time as a multiple of the base model's, if all operations ran at the base model's
-        speed; and the bytes of the base model's step plus those of each trainable parameter with
-        its gradient and moments.
+        The time and the memory in bytes. The time is a multiple of the base model's step time, and
+        holds if all operations run at the base model's speed. The memory is that of the base
+        model's step plus the trainable parameters, their gradients and moments.
     """
     time = measurements['flops_per_token'] / base['flops_per_token']
     return time, total_bytes(base) + _TRAINED_BYTES * measurements['trained_parameters']
@@ -68,7 +68,7 @@ def format_table(field: str, by_size: Mapping[int, Mapping[str, Mapping[str, Any
         by_size: Measurements from `report.summarize` by size and method, including the base model.
     """
     rows: list[Sequence[str]] = [
-        (field, 'method', 'step, s', '× base', 'floor', 'memory, MB', 'floor')
+        (field, 'method', 'step, s', '× base', 'lower bound', 'memory, MB', 'lower bound')
     ]
     rows += [
         (
@@ -88,14 +88,15 @@ def format_table(field: str, by_size: Mapping[int, Mapping[str, Mapping[str, Any
 def curves(
     by_size: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Return the curves of `plots.plot_growth` for each method.
+    """Return the curves of `plots.plot_scaling` for each method.
 
     Args:
         by_size: Measurements from `report.summarize` by size and method, including the base model.
 
     Returns:
-        Lists with one number per size, by method and name: `size`; `time`, as a multiple of the
-        base model's; `bytes`; and the lower bounds `time_floor` and `bytes_floor`.
+        Lists with one number per size, by method and name: `size`; `time`, the step time as a
+        multiple of the base model's; `bytes`, the memory of a step; and their lower bounds,
+        `time_floor` and `bytes_floor`.
     """
     curves_by_method: dict[str, dict[str, list[float]]] = {}
     for size, name, figures, (time_floor, bytes_floor) in _points(by_size):

@@ -33,12 +33,13 @@ def estimate_layer(
     for a layer in the middle of a model. Load-balancing losses are not included.
 
     Args:
-        run: Config, of which the model, the shape of a batch and `training.remat` are used.
+        run: Run config; only the model, the shape of a batch and `training.remat` are used.
         adapters: Adapter configurations by name; None for the base model alone.
         topology: Name of a TPU topology, such as 'v5e:2x2'; see `jax.experimental.topologies`.
 
     Returns:
-        For each name: `cycles`, `temporary_bytes` and `flops`.
+        For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
+        intermediate results; and `flops`, the number of floating-point operations.
 
     Raises:
         UserError: The topology is unknown, or `libtpu` is not installed.

@@ -19,10 +19,10 @@ NUM_SYNTHETIC_TASKS = 4
 def synthetic_batches(run: RunConfig, count: int) -> list[Batch]:
     """Return batches of random tokens without padding.
 
-    Each row is a single example of one task, and all of its tokens carry loss.
+    Each row is a single example of one task, and all of its tokens contribute to the loss.
 
     Args:
-        run: Config, of which the seed, the vocabulary and the batch shape are used.
+        run: Run config; only the seed, the vocabulary size and the batch shape are used.
         count: Number of batches.
     """
     shape = (run.data.batch_size * run.training.accumulate, run.data.sequence_length)
@@ -48,7 +48,7 @@ def packed_batches(setup: Setup, count: int) -> list[Batch]:
     """Return the first training batches of a run.
 
     Args:
-        setup: Parts of the run.
+        setup: Components of the run, from `build_setup`.
         count: Number of batches.
     """
     return list(itertools.islice(setup.train_iterator(), count))
@@ -60,5 +60,5 @@ def real_tokens(batches: Sequence[Batch]) -> float:
 
 
 def loss_tokens(batches: Sequence[Batch]) -> float:
-    """Return the mean number of tokens per batch that carry loss."""
+    """Return the mean number of tokens per batch that contribute to the loss."""
     return float(np.mean([batch['loss_mask'].sum() for batch in batches]))

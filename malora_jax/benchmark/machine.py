@@ -26,8 +26,8 @@ def machine() -> dict[str, Any]:
 def num_cores() -> int:
     """Return the number of CPU cores that this process may use.
 
-    XLA starts one thread per core. Systems that do not report the cores of a process report those
-    of the machine.
+    XLA starts one thread per core. If the operating system does not report the cores of a process,
+    the number is that of the machine.
     """
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))

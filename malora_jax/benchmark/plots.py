@@ -14,11 +14,13 @@ from malora_jax.analysis.figures import color_cycle, save, without_mathtext
 def plot_step_times(
     path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
-    """Plot a stacked bar per method: forward pass, backward pass, optimizer, as in Figure 4(c).
+    """Plot a stacked bar per method: seconds of the forward pass, backward pass and optimizer.
+
+    Figure 4(c) of the MALoRA paper is such a plot.
 
     Args:
         path: PNG file to write.
-        methods: Measurements by method, `methods` of the result of `run.benchmark`.
+        methods: Measurements by method: `methods` in the result of `run.benchmark`.
         title: Title of the plot.
     """
     figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
@@ -48,8 +50,8 @@ def plot_scaling(
 
     Args:
         path: PNG file to write.
-        curves: Curves by method, from `growth.curves`.
-        field: Name of the varied field, which labels the x axis.
+        curves: Curves by method, from `adapter_scaling.curves`.
+        field: Name of the varied field, used as the label of the x axis.
         title: Title above both plots.
     """
     figure = Figure(figsize=(9, 4), layout='constrained')
@@ -60,7 +62,12 @@ def plot_scaling(
             values, lower_bound = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
             axes.plot(curve['size'], values, 'o-', color=colour, label=name)
             axes.plot(
-                curve['size'], lower_bound, '--', color=colour, linewidth=1, label=f'{name}, floor'
+                curve['size'],
+                lower_bound,
+                '--',
+                color=colour,
+                linewidth=1,
+                label=f'{name}, lower bound',
             )
         axes.set_xscale('log', base=2)
         sizes = next(iter(curves.values()))['size']

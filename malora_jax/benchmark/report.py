@@ -10,27 +10,28 @@ from malora_jax.benchmark.timed_steps import BASE, PARTS, TimedStep
 from malora_jax.benchmark.timing import MAX_RELATIVE_IQR, Times, is_steady
 
 _REFERENCE = 'lora'
-# The parts of a step in Table 10 of the paper.
+# Keys of the seconds of each part of a step. Table 10 of the MALoRA paper has these parts.
 _PART_KEYS = ('forward_s', 'backward_s', 'optimizer_s')
 
 
 def summarize(
     timed_steps: Sequence[TimedStep], times: Times, real_tokens: float, positions: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the statistics of each subject: times, ratios, throughput, FLOPs and memory.
+    """Return the statistics of each timed step: times, ratios, throughput, FLOPs and memory.
 
     The time of the backward pass is the time of the gradient minus that of the forward pass. The
     time of the optimizer is the time of the whole step minus that of the gradient. Both are medians
     of the differences in each round. Ratios are medians of the ratios in each round.
 
     Args:
-        timed_steps: Subjects that were timed.
-        times: Seconds of each round, by subject and part.
+        timed_steps: Training steps that were timed, one per method.
+        times: Seconds of each round, by method and part, from `timing.measure`.
         real_tokens: Mean number of tokens per batch that are not padding, for the throughput.
         positions: Number of positions per batch including padding, for the FLOPs per second.
 
     Returns:
-        Statistics by name of the subject; times are in seconds (`_s`), memory in bytes (`_bytes`).
+        Statistics by name of the method. Keys that end in `_s` are in seconds, and keys that end in
+        `_bytes` in bytes.
     """
     statistics = {}
     for timed_step in timed_steps:
@@ -89,7 +90,10 @@ def format_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     table = markdown.table(rows)
     if not all(found['steady'] for found in methods.values()):
         limit = f'{MAX_RELATIVE_IQR:.0%}'
-        table += f'\n\n\\* The middle half of the times is wider than {limit} of the median.'
+        table += (
+            '\n\n\\* Unsteady: the interquartile range of the step times is at least '
+            f'{limit} of the median.'
+        )
     return table
 
 

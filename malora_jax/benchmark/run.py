@@ -28,8 +28,8 @@ def benchmark(
 ) -> dict[str, Any]:
     """Measure the training steps of several methods, interleaved in this process.
 
-    Each method has its settings from `METHODS`, except for dropout and adapted linears, which are
-    those of the config.
+    Each method has its settings from `METHODS`, except for the dropout rate and the adapted linear
+    layers, which are those of the config.
 
     Args:
         config: Nested config as written in configs/.
@@ -39,9 +39,10 @@ def benchmark(
             tokens, and the base model is randomly initialized, so that no weights are needed.
 
     Returns:
-        `methods`, the statistics of `report.summarize` by method; `machine`; and the conditions:
-        `model`, `dtype`, `quantize`, `rows`, `tokens_per_step`, `loss_tokens_per_step`,
-        `positions_per_step`, `sequence_length`, `dropout`, `remat`.
+        `methods`, the statistics of `report.summarize` by method; `machine`, the hardware and
+        software; and the conditions of the measurement: `model`, `dtype`, `quantize`, `rows`,
+        `tokens_per_step`, `loss_tokens_per_step`, `positions_per_step`, `sequence_length`,
+        `dropout`, `remat`.
 
     Raises:
         UserError: A method is unknown or named twice, or the config is invalid.
@@ -65,12 +66,12 @@ def benchmark_scaling(
         config: Nested config as written in configs/.
         methods: Names of methods; the base model is always measured as well.
         rounds: Minimum number of timed steps per method and size.
-        packed: Whether the batches are packed rows of the config's tasks, see `benchmark`.
-        field: Name of the varied field, a key of `growth.SIZES`.
+        packed: Whether the batches are packed rows of the config's tasks; see `benchmark`.
+        field: Name of the varied field, a key of `adapter_scaling.SIZES`.
 
     Returns:
-        The result of `benchmark`, with `field` and `sizes` instead of `methods`: the statistics by
-        size and method.
+        The result of `benchmark`, with `field` and `sizes` instead of `methods`. `sizes` holds the
+        statistics by size and method.
 
     Raises:
         UserError: A method is unknown or named twice, or the config is invalid.
@@ -175,9 +176,9 @@ def estimate(config: Mapping[str, Any], methods: Sequence[str], topology: str) -
         topology: Name of a TPU topology, such as 'v5e:2x2'; the estimates are for one of its chips.
 
     Returns:
-        `methods`, the estimates of `compiled.estimate_layer` by method, and the conditions:
-        `model`, `dtype`, `quantize`, `positions`, `sequence_length`, `dropout`, `remat`,
-        `topology`, `versions`.
+        `methods`, the estimates of `compiler_estimates.estimate_layer` by method, and the
+        conditions: `model`, `dtype`, `quantize`, `positions`, `sequence_length`, `dropout`,
+        `remat`, `topology`, `versions`.
 
     Raises:
         UserError: A method is unknown or named twice, the config is invalid, the topology is
@@ -205,15 +206,17 @@ def _check_names(methods: Sequence[str]) -> None:
         if name not in (BASE, *METHODS):
             raise errors.unknown_name('method', name, (BASE, *METHODS))
     if len({*methods}) < len(methods) or not methods:
-        raise errors.out_of_range('--methods', ','.join(methods), 'one name or more, each once')
+        raise errors.out_of_range('--methods', ','.join(methods), 'one or more distinct names')
 
 
 def with_method(run: RunConfig, name: str) -> RunConfig:
-    """Return the config with another method, but with its own dropout and adapted linears.
+    """Return the config with the settings of another method.
+
+    The dropout rate and the adapted linear layers stay the same.
 
     Args:
         run: Config of the benchmark.
-        name: Name of the method.
+        name: Name of the other method.
     """
     adapter = method(name, dropout=run.adapter.dropout, targets=run.adapter.targets)
     return dataclasses.replace(run, method=name, adapter=adapter)

@@ -1,4 +1,4 @@
-"""Subjects of a benchmark: each method's training step and its parts, and the base model alone.
+"""Training steps that a benchmark times: the step of each method, and of the base model alone.
 
 Dimension letters: B rows, T positions, N = B · T tokens, D model width.
 """
@@ -22,7 +22,7 @@ from malora_jax.training.state import create_state
 from malora_jax.training.step import Batch, losses, make_gradient_function, make_train_step
 
 BASE = 'base'
-# Timed parts of each subject: the loss; the loss and its gradient; these and the optimizer update.
+# Timed parts of a step, each including the previous ones: loss, gradient, optimizer update.
 PARTS = ('forward', 'gradient', 'step')
 # Number of steps of the learning rate schedule. It does not affect the time of a step.
 _SCHEDULE_STEPS = 1000
@@ -30,11 +30,12 @@ _SCHEDULE_STEPS = 1000
 
 @dataclasses.dataclass
 class TimedStep:
-    """Training step of a method, or of the base model alone, that is timed.
+    """Compiled training step of a method, or of the base model alone, with its costs.
 
     Attributes:
         name: Name of the method, or 'base'.
-        run_part: Function that runs one of `PARTS` on a batch, and waits for its end.
+        run_part: Function of a part, one of `PARTS`, and a batch. It runs the part on the batch and
+            waits for its end.
         compile_s: Seconds to compile the step, without a compilation cache.
         first_step_s: Seconds of the first step after compilation.
         temporary_bytes: Bytes that the step allocates while it runs, from the compiler's analysis.
@@ -155,7 +156,7 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
 
     Returns:
         A function of the embedded tokens (N, D), the parameters and a batch. It returns the mean
-        cross-entropy of the tokens that carry loss, in nats.
+        cross-entropy in nats, (), over the tokens that contribute to the loss.
     """
 
     def loss(embedded_ND: jax.Array, params: Any, batch: Batch) -> jax.Array:
@@ -182,10 +183,10 @@ def base_loss(run: RunConfig) -> Callable[[jax.Array, Any, Batch], jax.Array]:
 
 
 def time_part(run_part: Callable[[str, Batch], None], part: str, batch: Batch) -> float:
-    """Return the seconds that a part of a subject takes on a batch.
+    """Return the seconds that a part of a training step takes on a batch.
 
     Args:
-        run_part: Function of a subject that runs a part.
+        run_part: Function that runs the part, `TimedStep.run_part`.
         part: Name of the part, one of `PARTS`.
         batch: Batch on which the part is run.
     """

@@ -1,7 +1,7 @@
-"""Interleaved timing of several subjects, for machines that other processes may use too.
+"""Interleaved timing of several methods, for machines that other processes may use too.
 
-In each round, every subject runs one step, and the order rotates from round to round. A temporary
-slowdown of the machine therefore affects all subjects alike. Ratios are computed within a round.
+In each round, every method runs one step, and the order rotates from round to round. A temporary
+slowdown of the machine therefore affects all methods alike. Ratios are computed within a round.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,23 @@ _MAX_ROUNDS_FACTOR = 2
 # Rounds from one timing of a step's parts to the next; every round times the whole step.
 _PARTS_EVERY = 4
 
-# Seconds of each round, by subject and part; nan in rounds in which the part was not timed.
+# Seconds of each round, (rounds,), by method and part; nan where the part was not timed.
 Times = dict[str, dict[str, np.ndarray]]
 
 
 def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: int) -> Times:
-    """Time the step of each subject in every round, and the parts of the step in some rounds.
+    """Time the step of each method in every round, and the parts of the step in some rounds.
 
-    Ctrl-C ends the measurement; the complete rounds count.
+    Ctrl-C ends the measurement; the result then has only the complete rounds.
 
     Args:
-        timed_steps: Subjects to be timed. Each part is first run once as a warm-up.
-        batches: Batches of the same shape. All subjects use the same batch in a round.
+        timed_steps: Training steps to time, one per method. Each part is first run once as a
+            warm-up.
+        batches: Batches of the same shape. All methods use the same batch in a round.
         rounds: Minimum number of rounds. Up to twice as many are run until all steps are steady.
 
     Returns:
-        Seconds of each round, by subject and part.
+        Seconds of each round, by method and part; nan where the part was not timed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed before the first round was complete.
@@ -66,7 +67,7 @@ def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: 
             except KeyboardInterrupt:
                 if not round_times:
                     raise
-                bar.write(f'Interrupted: {len(round_times)} whole rounds count.')
+                bar.write(f'Interrupted; the result uses the complete rounds: {len(round_times)}.')
                 break
             bar.total = max(rounds, number + 1)
             bar.update()
@@ -83,7 +84,7 @@ def is_steady(seconds: np.ndarray) -> bool:
     """Return whether the interquartile range is below `MAX_RELATIVE_IQR` times the median.
 
     Args:
-        seconds: (rounds,), the times of one subject's step.
+        seconds: (rounds,), times of one method's step.
     """
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return bool(high - low < MAX_RELATIVE_IQR * middle)

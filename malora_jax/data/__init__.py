@@ -1,7 +1,8 @@
 """Data pipeline: tasks, splits, prompt templates, tokenization, sequence packing and task mixture.
 
-It turns examples (text) into packed batches of tokens, and does not depend on any model. `splits`
-describes the examples of a task, `mixture` the training batches, `packing` the evaluation batches.
+The pipeline turns examples (text) into packed batches of tokens, and does not depend on any model.
+Module `splits` describes the examples of a task, `mixture` makes the training batches, and
+`packing` makes the evaluation batches.
 """
 
 from malora_jax.data.dataset_tasks import (

@@ -13,8 +13,8 @@ from jinja2 import nodes, parser
 from malora_jax.data.template_limits import LimitedEnvironment
 from malora_jax.errors import UserError
 
-# Templates that print today's date always get this one, the default of Llama 3's template, so that
-# runs are reproducible.
+# Date for templates that print today's date. It is fixed so that runs are reproducible; Llama 3's
+# template has the same default.
 FIXED_DATE = datetime.date(2024, 7, 26)
 
 # Values of optional template variables. `enable_thinking` turns off the reasoning text of models
@@ -30,7 +30,7 @@ _REMEDY = "set data.template to 'plain' or 'chatml'"
 
 
 class ChatRenderer:
-    """A compiled chat template that renders a question and its answer.
+    """A compiled chat template that renders prompts, answers and conversations as text.
 
     Attributes:
         end_token: Special token with which the template ends an answer.
@@ -63,8 +63,8 @@ class ChatRenderer:
         ends = [(after.index(text), -len(text), text) for text in special_tokens if text in after]
         if before.strip() or not ends:
             raise UserError(
-                "The model's chat template does not write an answer as the text that follows the "
-                f'prompt, ended by a special token: {_REMEDY}.'
+                "The model's chat template must render the answer directly after the prompt and "
+                f'end it with a special token: {_REMEDY}.'
             )
         at, _, self.end_token = min(ends)
         self._after = after[at:]
@@ -81,8 +81,8 @@ class ChatRenderer:
         """Return the text of the model's answer, without the end token and what follows it.
 
         Raises:
-            UserError: The template cannot be rendered, changes the prompt when there is an answer,
-                or does not end this answer in the usual way.
+            UserError: The template cannot be rendered, renders the prompt differently when an
+                answer follows, or does not end this answer like other answers.
         """
         rest = self._rest(question, answer)
         if not rest.endswith(self._after):
@@ -109,25 +109,28 @@ class ChatRenderer:
         whole = self.render(*messages)
         if not whole.startswith(start):
             raise UserError(
-                "The model's chat template writes an answer in another way when a question "
+                "The model's chat template renders an answer differently when another question "
                 f'follows: {_REMEDY}.'
             )
         return whole.removeprefix(start)
 
     def _rest(self, question: str, answer: str) -> str:
+        """Return the rendered text after the prompt: the answer and the text that ends it."""
         prompt = self.prompt(question)
         whole = self.render(
             {'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}
         )
         if not whole.startswith(prompt):
             raise UserError(
-                "The model's chat template writes the prompt in another way when there is an "
-                f'answer: {_REMEDY}.'
+                "The model's chat template renders the prompt differently when an answer "
+                f'follows: {_REMEDY}.'
             )
         return whole.removeprefix(prompt)
 
     def render(self, *messages: dict[str, str]) -> str:
-        """Return a conversation as text; after a user message, up to the model's turn.
+        """Return a conversation as text.
+
+        After a last message from the user, the text ends with the start of the model's turn.
 
         Args:
             messages: Messages, each with its `role` and `content`.

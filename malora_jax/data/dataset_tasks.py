@@ -1,9 +1,10 @@
-"""Tasks for public datasets: items in a prompt form, with the publisher's splits.
+"""Tasks for public datasets: items rendered in a prompt form, with the publisher's splits.
 
-Training examples are sampled from the training split with the run's seed, and so are validation
-examples, from the same split. Held-out questions come from the published test split. They are the
-same for every seed, so that runs can be compared question by question. Training examples are read
-from disk only when they are drawn.
+An item is a parsed row of a dataset. A prompt form turns an item into a prompt and its answer.
+
+Training and validation examples are sampled from the training split with the run's seed. Held-out
+questions come from the published test split. They are the same for every seed, so that runs can be
+compared question by question. Training examples are read from disk only when they are drawn.
 """
 
 import dataclasses
@@ -37,17 +38,17 @@ class DatasetTask:
 
     For example, with GSM8K scored without few-shot examples::
 
-        task = Benchmark(get_dataset('gsm8k'), form='completion', shots=0)
+        task = DatasetTask(get_dataset('gsm8k'), form='completion', shots=0)
         split = task.split(seed=0, max_per_task=1000, held_out=200)
 
     Attributes:
-        dataset: Dataset with the items.
-        form: Name of the prompt form, in training and in scoring.
+        dataset: Public dataset.
+        form: Name of the prompt form, for training and for scoring.
         shots: Number of few-shot examples (solved training examples) in front of each held-out
             question; None = the dataset's default.
         store: Directory of the prepared datasets.
-        needs_train_split: Whether the run trains on it, so that it needs a training split.
-        needs_test_split: Whether the run scores it, so that it needs a test split.
+        needs_train_split: Whether the run trains on the task, so that it needs a training split.
+        needs_test_split: Whether the run scores the task, so that it needs a test split.
     """
 
     dataset: Dataset
@@ -145,24 +146,24 @@ def is_public_dataset(name: str) -> bool:
 
     For example::
 
-        is_benchmark('gsm8k')  # True
+        is_public_dataset('gsm8k')  # True
     """
     return name in DATASETS
 
 
 def dataset_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the prompt forms and numbers of shots that are set for single datasets.
+    """Return the prompt forms and numbers of shots that are set for individual datasets.
 
     For example::
 
-        benchmark_settings('completion', ['gsm8k.shots=0'])  # {'gsm8k': {'shots': '0'}}
+        dataset_settings('completion', ['gsm8k.shots=0'])  # {'gsm8k': {'shots': '0'}}
 
     Args:
         form: Prompt form of the datasets without a setting of their own; only its name is checked.
         settings: Entries 'NAME.FIELD=VALUE', where FIELD is `form` or `shots`.
 
     Returns:
-        The settings, as text, by dataset and field.
+        The values of the settings, as text, by dataset name and field.
 
     Raises:
         UserError: An entry is malformed, repeated, or has an unknown name.
@@ -179,13 +180,16 @@ def dataset_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, 
             )
         get_dataset(name)
         if field in by_dataset.get(name, {}):
-            raise UserError(f'data.task_settings sets {target} twice; once is enough.')
+            raise UserError(f'data.task_settings sets {target} twice; remove one of the entries.')
         if field not in _SETTINGS:
             raise unknown_name('field in data.task_settings', field, _SETTINGS)
         if field == 'form':
             get_form(value)
         elif not value.isdecimal():
-            raise UserError(f'data.task_settings: {entry!r} must give a number of shots from 0.')
+            raise UserError(
+                f'data.task_settings: {entry!r}: the number of shots must be a whole number, 0 or '
+                'more.'
+            )
         by_dataset.setdefault(name, {})[field] = value
     return by_dataset
 
@@ -203,15 +207,15 @@ def dataset_task(
 
     For example::
 
-        task = benchmark('gsm8k', 'completion', ['gsm8k.shots=0'])
+        task = dataset_task('gsm8k', 'completion', ['gsm8k.shots=0'])
 
     Args:
         name: Name of the dataset.
         form: Prompt form, unless the settings name another one.
         settings: Entries 'NAME.FIELD=VALUE', as for `dataset_settings`.
         store: Directory of the prepared datasets; None = the default one.
-        needs_train_split: Whether the run trains on it.
-        needs_test_split: Whether the run scores it.
+        needs_train_split: Whether the run trains on the task.
+        needs_test_split: Whether the run scores the task.
 
     Raises:
         UserError: There is no such dataset, or a setting is wrong.
@@ -236,8 +240,8 @@ def _check_splits(task: DatasetTask) -> None:
         )
     if task.needs_test_split and 'test' not in task.dataset.splits:
         raise UserError(
-            f'Task {task.name!r} has no test split: evaluation.tasks must name the tasks to score '
-            'without it.'
+            f'Task {task.name!r} has no test split: list the tasks to score in evaluation.tasks, '
+            'without this one.'
         )
 
 
@@ -249,13 +253,13 @@ def _split_validation(
     Args:
         task: Task of the examples.
         items: All items of the training split.
-        order: Random order of their indices, shape (N,).
+        order: Indices of the items in random order, shape (N,), integers.
         count: Number of validation questions, at least 1.
         max_train: Maximum number of training examples; 0 = all.
 
     Returns:
-        One example for each of the first `count` distinct questions, and the indices of the
-        training examples, which have other questions.
+        One example for each of the first `count` distinct questions, and the integer indices of
+        the training examples, which have other questions.
 
     Raises:
         UserError: Fewer than half of the examples are left for training.
@@ -279,7 +283,7 @@ def _split_validation(
 
 
 def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
-    """Return sampled questions of the test split, in the split's order, each with its shots."""
+    """Return sampled questions of the test split, in the split's order, with shots in front."""
     items: Sequence[Item] = task.store.items(task.dataset, 'test')
     if task.dataset.multi_reference:
         items = group_answers(items)

@@ -8,7 +8,7 @@ from malora_jax.data.token_counts import TokenCounts
 
 
 def describe_split(split: TaskSplit, size: TokenCounts) -> str:
-    """Return one line that says what was read for a task and how it was split.
+    """Return one line that describes a task's data source and the sizes of its split.
 
     For example::
 
@@ -18,7 +18,7 @@ def describe_split(split: TaskSplit, size: TokenCounts) -> str:
 
     Args:
         split: Examples of the task.
-        size: Size of its training examples.
+        size: Token counts of its training examples.
     """
     origin, parts = split.origin, []
     if 'file' in origin:
@@ -29,11 +29,11 @@ def describe_split(split: TaskSplit, size: TokenCounts) -> str:
         revision = origin['dataset']['revision']
         parts.append(origin['dataset']['source'] + (f' at {revision[:8]}' if revision else ''))
         if origin['dataset']['left_out']:
-            parts.append(f'{len(origin["dataset"]["left_out"]):,} broken rows left out')
+            parts.append(f'{len(origin["dataset"]["left_out"]):,} broken rows skipped')
     if origin.get('dropped_duplicates'):
         parts.append(f'{origin["dropped_duplicates"]:,} exact duplicates dropped')
     if 'dropped_shared' in origin:
-        parts.append(f'{origin["dropped_shared"]:,} held out in another task dropped')
+        parts.append(f'{origin["dropped_shared"]:,} dropped because another task holds them out')
     if split.train:
         parts.append(f'{size.examples:,} examples of {size.tokens:,} tokens to train on')
     if size.truncated:
@@ -48,14 +48,14 @@ def describe_split(split: TaskSplit, size: TokenCounts) -> str:
 def describe_draws(
     draws: DrawCounts, splits: Sequence[TaskSplit], steps: int, rows: int, sequence_length: int
 ) -> str:
-    """Return one line with the steps of a run, the fill of its rows and the examples it draws.
+    """Return one line with a run's steps, packing efficiency, and drawn examples per task.
 
-    For example, with a result of `count_drawn`::
+    For example, with `draws` from `count_drawn_examples`::
 
-        print(describe_drawing(drawing, splits, steps=500, rows=32, sequence_length=256))
+        print(describe_draws(draws, splits, steps=500, rows=32, sequence_length=256))
 
     Args:
-        draws: Counts of the first steps of the run, or of all of them.
+        draws: Counts of the first steps of the run, or of all its steps; scaled up to `steps`.
         splits: Splits of the tasks, in the order of the counts.
         steps: Number of optimizer steps of the run.
         rows: Number of packed rows per step.

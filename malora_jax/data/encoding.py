@@ -22,7 +22,8 @@ def end_token_id(tokenizer: TokenizerProtocol, template: Template) -> int:
 
     For example::
 
-        tokens = [*encode_completion(tokenizer, template, example), end_id(tokenizer, template)]
+        tokens = encode_completion(tokenizer, template, example)
+        tokens.append(end_token_id(tokenizer, template))
 
     Raises:
         UserError: The template's end token is not in the tokenizer's vocabulary.
@@ -59,8 +60,8 @@ def encode_prompt(
 ) -> list[int]:
     """Return the token IDs of the prompt for generation, identical to those in training.
 
-    The prompt starts with a BOS token if the tokenizer's texts do, no matter whether the template
-    writes one.
+    The prompt starts with exactly one BOS token if the tokenizer uses one, no matter whether the
+    template writes it too.
 
     For example::
 
@@ -70,7 +71,7 @@ def encode_prompt(
         tokenizer: Tokenizer of the model.
         template: Prompt template.
         question: Question that the model should answer.
-        history: Questions and answers of the turns before it.
+        history: Questions and answers of the turns before the question.
 
     Raises:
         UserError: The template does not suit the tokenizer, or does not support several turns.
@@ -101,8 +102,8 @@ def encode_completion(
 
     The completion is tokenized separately from the prompt. Otherwise the last token of the prompt
     could merge with the beginning of the completion, whereas in generation there is only the
-    prompt. The tokenizer treats it as the continuation of a text, so it adds no marker for the
-    start of a text, such as the space of SentencePiece.
+    prompt. The completion continues a text, so the tokenizer adds no marker for the start of a
+    text, such as the space of SentencePiece.
 
     For example::
 
@@ -139,10 +140,10 @@ def count_positions(turns: Sequence[Turn]) -> int:
 def truncate_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
     """Truncate turns to at most `max_length` positions.
 
-    The last turns are dropped first, because they refer to what was said before. If the first turn
+    The last turns are dropped first, because they refer to earlier turns. If the first turn
     alone is too long, its answer keeps at least half of the positions if it needs them. An answer
-    is cut at its end, and then no end token follows it. A prompt is cut at its beginning, after a
-    BOS token.
+    is cut at its end, and then no end token follows it. A prompt is cut at its beginning; a BOS
+    token there is kept.
 
     Args:
         turns: Tokenized turns of an example, at least one.
@@ -176,7 +177,7 @@ def encode_example(
     Args:
         tokenizer: Tokenizer of the model.
         template: Prompt template.
-        example: Question and answer, with the turns before them, if any.
+        example: Question and answer, with earlier turns, if any.
         task_id: Index of the task in the mixture.
         max_length: Maximum number of positions of the example.
         truncate: Whether to truncate a longer example, as `truncate_turns` does, instead of raising

@@ -14,7 +14,9 @@ _NUMBERS = (int, float, decimal.Decimal)
 
 
 def parse_pattern(pattern: str) -> list[tuple[str, str]]:
-    """Parse a pattern into pieces: some text, and the name of the field after it or ''.
+    """Parse a pattern into pieces: pairs of a text and the name of the field that follows it.
+
+    The name is '' if no field follows the text.
 
     Raises:
         UserError: The pattern is empty, its braces do not match, or they hold more than a name.
@@ -38,7 +40,7 @@ def fill_pattern(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> s
     """Return the text of a pattern for one row.
 
     Args:
-        pieces: Parsed pattern.
+        pieces: Parsed pattern, from `parse_pattern`.
         setting: Name of the setting that holds the pattern, for error messages.
         row: Row with the values of the fields.
 
@@ -48,7 +50,9 @@ def fill_pattern(pieces: Sequence[tuple[str, str]], setting: str, row: Row) -> s
     values = {name: _value(name, setting, row) for _, name in pieces if name}
     if not any(value.strip() for value in values.values()):
         names = ' and '.join(repr(name) for name in values)
-        raise UserError(f'{row.location}: nothing is in {names}, so {setting} is empty.')
+        raise UserError(
+            f'{row.location}: {setting} yields no text, because there is none in {names}.'
+        )
     return ''.join(text + values.get(name, '') for text, name in pieces)
 
 

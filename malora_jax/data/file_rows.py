@@ -38,8 +38,8 @@ class Row(NamedTuple):
     """One row of a data file.
 
     Attributes:
-        location: File and line, for messages; for Parquet and JSON arrays, file and row. Both count
-            from 1.
+        location: File and line number, for messages; for Parquet and JSON arrays, file and row
+            number. Lines and rows are numbered from 1.
         fields: Values by field name; numbers in JSON are strings, as written.
     """
 
@@ -70,7 +70,7 @@ def read_rows(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     if kind in _DELIMITERS:
         return _read_table(path, _DELIMITERS[kind], columns)
     known = ', '.join(sorted({*SUFFIXES, '.json'}))
-    raise UserError(f'{path} is of unknown kind: the name must end in {known}.')
+    raise UserError(f'{path} has an unsupported type: the name must end in {known}.')
 
 
 def file_kind(path: pathlib.Path) -> str:
@@ -124,14 +124,13 @@ def _read_table(path: pathlib.Path, delimiter: str, columns: Sequence[str]) -> I
     _check_duplicate_columns(path, names)
     if not is_utf_8(''.join(names)):
         raise UserError(f'{path} line 1 is not UTF-8: save the file as UTF-8.')
-    expected = 'there are columns' if columns else 'the header'
+    expected = 'the expected number is' if columns else 'the header has'
     for number, cells in lines:
         location = f'{path} line {number}'
         if len(cells) != len(names):
             raise UserError(
-                f'{location} must have as many cells as {expected}, {len(names)}, not '
-                f'{len(cells)}; one with {delimiter!r} or a line break in it must be in double '
-                'quotes.'
+                f'{location}: the number of cells is {len(cells)}, but {expected} {len(names)}; '
+                f'put cells that contain {delimiter!r} or a line break in double quotes.'
             )
         yield Row(location, dict(zip(names, cells, strict=True)))
 

@@ -4,8 +4,8 @@ The questions of a file are ranked by a hash of the seed and the question. The f
 questions are held out, the next `validation` questions choose the checkpoint, and the others are
 for training. The sizes are exact, so small files work too. New rows can only move a question toward
 the end of the ranking. So a question that has been trained on is never held out later. A new
-question may push the last held-out one into training; for a test set that never changes, name a
-`test_file`.
+question may push the last held-out question into training; for a test set that never changes, name
+a `test_file`.
 
 All rows with the same question are in the same part, whatever their answers. A conversation of
 several turns is identified by its first question.
@@ -24,14 +24,14 @@ _Groups = Mapping[str, Sequence[Example]]
 
 
 class FileExamples(NamedTuple):
-    """The examples of a file.
+    """Examples that were read from a file.
 
     Attributes:
         examples: Examples in the order of the file; `metadata['row']` is the file and line of each.
         rows: Number of rows in the file.
         duplicates: Number of rows that were dropped because an earlier row has the same question
             and answer.
-        file: Name of the file in the config.
+        file: Path of the file as written in the config.
     """
 
     examples: list[Example]
@@ -56,12 +56,12 @@ def split_examples(
 
     Args:
         task: Task that the split belongs to.
-        file_examples: Examples of its file.
-        test: Examples of its test file, or None.
+        file_examples: Examples of the task's file.
+        test: Examples of the task's test file, or None.
         seed: Seed of the run; each seed holds out different questions.
-        max_per_task: Maximum number of training questions, with all their rows; 0 = all.
+        max_per_task: Maximum number of training questions, each with all its rows; 0 = all.
         held_out: Number of held-out questions; with a test file, the maximum number.
-        validation: Number of questions that choose a checkpoint.
+        validation: Number of validation questions, which choose a checkpoint.
 
     Returns:
         The split; its `origin` has `file`, `rows` and `dropped_duplicates`, and with a test file
@@ -124,7 +124,7 @@ def _check_leak(name: str, training: tuple[str, _Groups], testing: tuple[str, _G
         raise UserError(
             f'Task {name!r}: {len(shared):,} questions of {test_path} are also in '
             f'{path}, such as {test.question[:60]!r} ({test.metadata["row"]}, '
-            f'{train.metadata["row"]}): take them out of one of the two.'
+            f'{train.metadata["row"]}): remove them from one of the two files.'
         )
 
 

@@ -41,6 +41,9 @@ class FileTask:
             questions of `path` are held out.
         turns_field: Name of a field with a list of texts, alternating between user and model, which
             replaces question and answer; '' = each row is a single turn. The last answer is scored.
+
+    Raises:
+        UserError: The name, a file type, a pattern or the scorer is invalid.
     """
 
     name: str
@@ -80,9 +83,9 @@ class FileTask:
 
         Args:
             seed: Seed of the run; each seed holds out different questions.
-            max_per_task: Maximum number of training questions, with all their rows; 0 = all.
+            max_per_task: Maximum number of training questions, each with all its rows; 0 = all.
             held_out: Number of held-out questions; with a test file, the maximum number.
-            validation: Number of questions that choose a checkpoint.
+            validation: Number of validation questions, which choose a checkpoint.
 
         Raises:
             UserError: A file is broken, too small, or shares questions with its test file.
@@ -104,7 +107,7 @@ def file_tasks(
     scorer: str,
     turns_field: str = '',
 ) -> list[FileTask]:
-    """Return the tasks that a config's `data` section describes.
+    """Return the file tasks that a config's `data` section describes.
 
     For example::
 
@@ -170,8 +173,8 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
         example = read_row(row)
         if not SCORERS[task.scorer](example.answer, example):
             raise UserError(
-                f'{row.location}: scorer {task.scorer!r} would never count the answer '
-                f"{example.answer!r} as right; mend the row, or take scorer 'exact_match'."
+                f"{row.location}: scorer {task.scorer!r} scores the row's own answer "
+                f"{example.answer!r} as wrong; fix the row, or use scorer 'exact_match'."
             )
         examples.setdefault((*example.history, (example.question, example.answer)), example)
     if not rows:
@@ -198,8 +201,8 @@ def _turns_reader(task: FileTask) -> Callable[[Row], Example]:
         texts = row.fields.get(task.turns_field)
         if not isinstance(texts, list) or not texts or len(texts) % 2:
             raise UserError(
-                f'{row.location}: field {task.turns_field!r} must be a list of texts, of the user '
-                'and the model in turn, so an even number of them.'
+                f'{row.location}: field {task.turns_field!r} must be a list with an even number of '
+                'texts, alternating between user and model.'
             )
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str) or not text.strip() or not is_utf_8(text):
@@ -218,7 +221,7 @@ def _turns_reader(task: FileTask) -> Callable[[Row], Example]:
 
 
 def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
-    """Return the SHA-256 digest of each file of the tasks, by its name in the config.
+    """Return the SHA-256 digest of each file of the tasks, by its path in the config.
 
     For example::
 
@@ -237,7 +240,7 @@ def file_digests(tasks: Sequence[FileTask]) -> dict[str, str]:
 
 
 def local_path(file: str) -> pathlib.Path:
-    """Return the local path of a file in a config; a file in a bucket is copied first.
+    """Return the local path of a file in a config; a file in a bucket is downloaded first.
 
     Raises:
         UserError: The address of the bucket is malformed, or there is no access to it.
@@ -270,6 +273,10 @@ def _setting(entry: str) -> tuple[str, str, str]:
 def _check_suffix(file: str) -> None:
     suffix = pathlib.PurePath(file).suffix.lower()
     if suffix == '.json':
-        raise UserError(f'{file}: write one JSON object a line into a .jsonl file instead.')
+        raise UserError(
+            f'{file} is a .json file; convert it to .jsonl, with one JSON object per line.'
+        )
     if suffix not in SUFFIXES:
-        raise UserError(f'{file} is of unknown kind: the name must end in {", ".join(SUFFIXES)}.')
+        raise UserError(
+            f'{file} has an unsupported type: the name must end in {", ".join(SUFFIXES)}.'
+        )

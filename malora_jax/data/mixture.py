@@ -85,9 +85,9 @@ def train_iterator(
         truncate: Whether to truncate examples that are longer than a row. Otherwise there must be
             none, which `measure_examples` checks.
         workers: Number of threads that read and tokenize ahead; 0 = nothing is prefetched. The
-            order and the state are the same for any number.
+            order and the state do not depend on this number.
         streams: S, the number of independent streams, a divisor of B. Examples are dealt to the
-            streams in turn, and each stream packs rows of its own.
+            streams round-robin, and each stream packs its own rows.
         read_streams: Indices of the streams that this process reads; None = all.
         saved_streams: Indices of the streams whose position this process saves in checkpoints; None
             = all that it reads.
@@ -144,7 +144,7 @@ def mix(tasks: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.Map
 
 
 def stream_seed(seed: int, number: int) -> int:
-    """Return the random seed that determines the order of rows in a stream."""
+    """Return the random seed of the row order of the stream with this index."""
     return stable_seed('rows', seed, *([number] if number else []))
 
 
@@ -166,8 +166,8 @@ class _Interleaving:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        # `before` and `through` count the positions before and up to this one that are left for
-        # the remaining tasks, whose weights sum to `rest`.
+        # Of the positions left for the remaining tasks, `before` lie before this position, and
+        # `through` lie before or at it. `rest` is the sum of the weights of these tasks.
         before, through, rest = position, position + 1, sum(self._weights)
         for task, weight in enumerate(self._weights):
             left_before = before * (rest - weight) // rest

@@ -5,8 +5,8 @@ The first of these rules that finds a number decides:
 1. the number right after the first '####', which ends an answer of GSM8K; whatever a model writes
    after it is another question;
 2. the number soon after the last 'answer is', in any of the languages, or after the last '\boxed{':
-   the first number within 80 characters on the same line, or the result if it starts a sum such as
-   '3 * 4 = 12';
+   the first number within 80 characters on the same line, or the result if it starts a calculation
+   such as '3 * 4 = 12';
 3. the last number, except numbers that label lines, such as 'Step 2:' and '2. '; if there are only
    such labels, the last of them.
 
@@ -36,7 +36,13 @@ COMMA_LANGUAGES = frozenset({'de', 'es', 'fr', 'ru'})
 
 
 class _Patterns(NamedTuple):
-    """Patterns for one number format; each has the groups that `_value` needs."""
+    """Patterns for one number format; each has the groups that `_value` needs.
+
+    Attributes:
+        number: Any number.
+        ending: Number after '####'.
+        after_phrase: Number soon after a phrase such as 'answer is'.
+    """
 
     number: re.Pattern[str]
     ending: re.Pattern[str]
@@ -95,7 +101,7 @@ _UNITS = {'万': 10**4, '萬': 10**4, '亿': 10**8, '億': 10**8}
 _LINE_LABEL = re.compile(
     r'^[^\w\n]*(?:[^\W\d]+[^\S\n]?\d+\s?步?\s?[:：]|\d+[.):](?=[^\S\n]+\S))', re.MULTILINE
 )
-# Text between the first number of a sum and its result, on one line.
+# Text between the first number of a calculation and its result, on one line.
 _EQUATION = re.compile(
     r'[ \t]*[-−–+*/×÷=(][-−–+*/×÷=()\d.,$€£% \t]*=[ \t]*[$€£]?|[ \t]*=[ \t]*[$€£]?'
 )
@@ -131,7 +137,7 @@ def final_number(text: str, language: str = 'en') -> Decimal | None:
 
 
 def _announced_number(patterns: _Patterns, text: str) -> re.Match[str] | None:
-    """Return the announced number; for a sum, the number after its last equals sign."""
+    """Return the announced number; for a calculation, the number after its last equals sign."""
     match = _last(patterns.after_phrase, text)
     equation = _EQUATION.match(text, match.end()) if match else None
     return (equation and patterns.number.match(text, equation.end())) or match

@@ -36,7 +36,7 @@ def pack(
         sequence_length: T, the number of positions of a row.
         seed: Random seed of the order of rows.
         shuffle: Whether to shuffle the rows that were filled at the same time. Without shuffling,
-            the first of them are fuller.
+            the first of these rows are fuller.
 
     Returns:
         Rows as dicts of arrays of shape (T,): the features of the examples, `segment_ids` (1, 2, …
@@ -58,7 +58,7 @@ def pack_lengths(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield the rows that `pack` makes from examples, given only their lengths.
 
-    The rows have the same order as those of `pack` with the same seed and `shuffle=True`. So the
+    The rows are in the same order as those of `pack` with the same seed and `shuffle=True`. So the
     examples in any number of rows can be counted without tokenizing or copying anything.
 
     Args:
@@ -72,8 +72,9 @@ def pack_lengths(
     """
     packed = 0
     rows: list[list[tuple[int, int]]] = []
-    # Sorted pairs (free positions, row number) of the open rows. The best fit is the row with the
-    # fewest free positions that suffice; of several such rows, it is the first.
+    # Sorted pairs (free positions, row number) of the rows (bins) that are still being filled. The
+    # best fit is the row with the fewest free positions that suffice; of several such rows, it is
+    # the first.
     free: list[tuple[int, int]] = []
     for example in examples:
         length = example[1]

@@ -1,7 +1,7 @@
-"""Number of examples that a run draws, computed from their lengths before the run starts.
+"""Simulation of sequence packing, to count the examples and steps of a run before it starts.
 
-Sequence packing puts a varying number of examples into a batch, so the number of steps per epoch is
-known only after simulating it.
+Sequence packing puts a varying number of examples into a batch. So the number of steps per epoch
+follows only from a simulation, which needs nothing but the lengths of the examples.
 """
 
 import dataclasses
@@ -19,6 +19,10 @@ from malora_jax.data.token_counts import TokenCounts
 @dataclasses.dataclass(frozen=True)
 class DrawCounts:
     """Counts of the examples that the first steps of a run draw.
+
+    For example, 2 steps that draw 60 and 4 examples of two tasks, in rows that are 95% full::
+
+        DrawCounts(2, (60, 4), 0.95)
 
     Attributes:
         steps: Number of steps.
@@ -50,14 +54,14 @@ def count_drawn_examples(
     For example, for one task and an epoch of its examples::
 
         size = measure_examples('mine', split.train, tokenizer, template, 256)
-        drawing = count_drawn(
+        draws = count_drawn_examples(
             ['mine'], [size], [1.0], sequence_length=256, batch_size=32, seed=0,
             examples=size.examples,
         )
 
     Args:
         names: Names of the tasks.
-        token_counts: Sizes of the tasks' training examples.
+        token_counts: Token counts of the tasks' training examples.
         shares: Share of each task among the drawn examples; 0 for a task that is not drawn.
         sequence_length: T, the number of tokens per packed row.
         batch_size: Number of packed rows per optimizer step, gradient accumulation included.
@@ -81,7 +85,7 @@ def count_drawn_examples(
     of_streams = [rows(number) for number in range(streams)]
     drawn, tokens, step = np.zeros(len(names), int), 0, 0
     total = None if steps else examples
-    with tqdm.tqdm(total=total, desc='pack', unit=' examples', delay=1.0) as bar:
+    with tqdm.tqdm(total=total, desc='count examples', unit=' examples', delay=1.0) as bar:
         while (not steps or step < steps) and (not examples or drawn.sum() < examples):
             of_step = [
                 example

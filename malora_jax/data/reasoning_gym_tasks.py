@@ -4,14 +4,14 @@ The settings keep answers below 20 tokens and questions to about 60 (90 for `wor
 them instructions). So a small model can learn each task from a few hundred examples, and a row of
 256 tokens holds several examples.
 
-The table omits these datasets: `ransom_note` and `isomorphic_strings` iterate over sets of strings,
-so the same seed gives different questions in another process; `number_sorting` accepts answers that
-are off by one; `complex_arithmetic` accepts 'nan'; `number_format` has rounding noise in its
-answers; `caesar_cipher` has few plain texts, so training would show the held-out ones; `count_bits`
-and `base_conversion` are too hard for a small model.
+The table of tasks omits these datasets: `ransom_note` and `isomorphic_strings` iterate over sets of
+strings, so the same seed gives different questions in another process; `number_sorting` accepts
+answers that are off by one; `complex_arithmetic` accepts 'nan'; `number_format` has rounding noise
+in its answers; `caesar_cipher` has few plain texts, so training would show the held-out ones;
+`count_bits` and `base_conversion` are too hard for a small model.
 
-Held-out questions differ from training questions only as text. For a sum, 34 + 12 may be in
-training while 12 + 34 is held out.
+Held-out questions differ from all training questions as text, but may ask for the same thing. For
+example, 34 + 12 may be in training while 12 + 34 is held out.
 """
 
 import functools
@@ -27,6 +27,7 @@ from malora_jax.data.seeds import stable_seed
 from malora_jax.data.tasks import Task, register_task, take_distinct
 from malora_jax.errors import UserError
 
+# Number of questions that are generated per example, because some of them are repeated.
 _DRAWS_PER_EXAMPLE = 20
 
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -80,7 +81,7 @@ def _reasoning_gym() -> types.ModuleType:
     try:
         return importlib.import_module('reasoning_gym')
     except ImportError as error:
-        raise UserError(f'reasoning-gym needs more ({error}): run `make setup`.') from error
+        raise UserError(f'reasoning-gym cannot be imported ({error}): run `make setup`.') from error
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ReasoningGymSource:
     For example::
 
         source = ReasoningGymSource('gcd', {'max_value': 200})
-        register(Task('gcd_200', source, source.score))
+        register_task(Task('gcd_200', source, source.score))
 
     Attributes:
         name: Name of the dataset in reasoning-gym.

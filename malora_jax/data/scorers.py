@@ -35,7 +35,7 @@ def choice_match(prediction: str, example: Example) -> float:
 def number_match(prediction: str, example: Example) -> float:
     """Return 1.0 if prediction and answer end in the same number, else 0.0.
 
-    This is the scorer of GSM8K and MGSM; `numbers.final_number` finds the number. The language is
+    This is the scorer of GSM8K and MGSM; `final_number` finds the number. The language is
     `metadata['language']`, by default 'en'.
 
     Raises:
@@ -57,7 +57,7 @@ def letter_match(prediction: str, example: Example) -> float:
     - a capital letter at the very start or after 'Answer:': 'B', 'B. Wet palms', 'Answer: B'. Here
       A and I may be words, so they only count if no word follows on the line: 'A.' but not 'A dog'.
 
-    UltraEval is stricter: the prediction must begin with '(B)'.
+    UltraEval, OpenBMB's evaluation toolkit, is stricter: the prediction must begin with '(B)'.
     """
     predicted = _option_letter(prediction)
     right = (_option_letter(answer) for answer in _answers(example))
@@ -84,8 +84,8 @@ def rouge_l(prediction: str, example: Example) -> float:
 
     It is computed by `rouge-score` with a tokenization of our own: words are runs of letters and
     digits of any alphabet, in lower case and without stemming. Chinese and Japanese have no spaces
-    between words, so each character is a word. (The package's own words consist of a-z and 0-9
-    only, which is the same for English.) Other implementations differ, on E2E by about a point:
+    between words, so each character is a word. (The package's own tokenizer keeps only a-z and 0-9,
+    which gives the same words for English.) Other implementations differ, on E2E by about a point:
     UltraEval is case-sensitive and counts punctuation marks as words; the E2E challenge uses
     β = 1.2 and combines the maximum precision and the maximum recall over all references.
     """

@@ -21,12 +21,17 @@ _MAX_SCORES = 20_000
 
 @dataclass(frozen=True)
 class Scoring(abc.ABC):
-    """A scoring rule with its settings.
+    """A scoring rule with its settings; the base class of all rules.
+
+    For example::
+
+        get_task('gcd').scoring.metric  # 'exact_match'
 
     Attributes:
         rule: Name of the rule in results.
         metric: Name of the mean score in results.
-        form: Name of the prompt form; '' = only the question, in the run's template.
+        form: Name of the prompt form of a public dataset; '' = only the question, in the run's
+            template.
         shots: Number of few-shot (solved) examples in front of the question.
         stop: Stop strings, which end a generated answer.
         max_new_tokens: Maximum number of tokens of a generated answer; 0 = a few more than the
@@ -124,7 +129,7 @@ class GenerationScoring(Scoring):
 
     For example::
 
-        scoring = GeneratedScoring('exact_match', 'exact_match', exact_match, max_new_tokens=32)
+        scoring = GenerationScoring('exact_match', 'exact_match', exact_match, max_new_tokens=32)
 
     Attributes:
         score: Scorer; score(prediction, example) is in [0, 1], and 1.0 only for a right answer.

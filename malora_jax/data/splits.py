@@ -11,7 +11,13 @@ from malora_jax.errors import UserError
 
 
 class TaskProtocol(Protocol):
-    """Interface of all tasks: `Task`, `FileTask` and `Benchmark`."""
+    """Interface of all tasks: `Task`, `FileTask` and `DatasetTask`.
+
+    For example::
+
+        task: TaskProtocol = get_task('gcd')
+        split = task.split(seed=0, max_per_task=1000, held_out=100)
+    """
 
     @property
     def name(self) -> str:
@@ -32,7 +38,7 @@ class TaskProtocol(Protocol):
             seed: Seed of the run.
             max_per_task: Maximum number of training questions; 0 = all, if their number is finite.
             held_out: Number of held-out questions, which are scored.
-            validation: Number of questions that choose a checkpoint.
+            validation: Number of validation questions, which choose a checkpoint.
 
         Raises:
             UserError: There are too few examples, or they cannot be read.
@@ -46,6 +52,11 @@ class TaskSplit:
 
     The parts share no question, except in public datasets, whose training and test splits are used
     as published.
+
+    For example::
+
+        split = get_task('gcd').split(seed=0, max_per_task=1000, held_out=100)
+        len(split.train)  # 1000
 
     Attributes:
         task: Task that the examples belong to.
@@ -77,19 +88,19 @@ class TaskSplit:
 
 
 def drop_leaked_questions(splits: Sequence[TaskSplit]) -> list[TaskSplit]:
-    """Remove questions that any task holds out or validates on from the training of all tasks.
+    """Remove held-out and validation questions of any task from the training examples of all tasks.
 
     This prevents leakage when two files share questions. Held-out questions of any task are also
-    removed from the validation of all tasks. If examples were removed, `origin` has their number as
-    `dropped_shared`. Published splits neither change nor affect others, even if training and test
-    questions look alike.
+    removed from the validation examples of all tasks. If examples were removed from a split, its
+    `origin` has their number as `dropped_shared`. Published splits neither change nor affect
+    others, even if training and test questions look alike.
 
     For example::
 
-        splits = without_kept_questions([task.split(0, 1000, 100) for task in tasks])
+        splits = drop_leaked_questions([task.split(0, 1000, 100) for task in tasks])
 
     Raises:
-        UserError: A task has nothing left to train on, or to validate on.
+        UserError: A task has no examples left to train on, or to validate on.
     """
     own = [split for split in splits if not split.published]
     held_out = {question_key(e.first_question) for s in own for e in s.held_out}
@@ -108,8 +119,8 @@ def _drop_leaked(split: TaskSplit, held_out: set[str], validation: set[str]) -> 
     ):
         if needed and not remaining:
             raise UserError(
-                f'Task {split.task_name!r} has nothing to {purpose} on: all its questions for that '
-                'are held out in another task.'
+                f'Task {split.task_name!r} has no examples left to {purpose} on: all of their '
+                'questions are held out in other tasks.'
             )
     dropped = len(split.train) + len(split.validation) - len(train) - len(validation_examples)
     origin = {**split.origin, 'dropped_shared': dropped} if dropped else split.origin

@@ -1,7 +1,8 @@
-"""Store of the public datasets on disk: each is prepared once with TFDS, then read by index.
+"""Store of the public datasets on disk: each one is prepared once, then read by index.
 
-A dataset is stored as ArrayRecord files in the directory `malora_NAME/VERSION` of the store. TFDS
-reads them with and without TensorFlow, which this module never imports. A dataset is written to a
+A dataset is stored as ArrayRecord files in the directory `malora_NAME/VERSION` of the store.
+TensorFlow Datasets (TFDS) writes and reads these files; TensorFlow itself is never imported. A
+dataset is written to a
 temporary directory and renamed at the end. So if preparation is killed, only that dataset is
 started again; finished datasets and downloaded files remain. Prepared datasets are read without
 network access.
@@ -31,8 +32,8 @@ from malora_jax.data.file_rows import check_file
 from malora_jax.data.stored_items import StoredItems, read_items, write_items
 from malora_jax.errors import UserError, unknown_name
 
-# Version of the storage format. A dataset of another version stays, and is prepared again next to
-# it.
+# Version of the storage format. A dataset in another version is kept, and the dataset is prepared
+# again in a directory next to it.
 VERSION = '1.0.0'
 LOCK_FILE = 'malora_jax.lock.json'
 _MUTEX_FILE = '.malora_jax.busy'
@@ -41,6 +42,8 @@ _LOCK_FIELDS = ('source', 'revision', 'sha256', 'rows', 'left_out')
 
 
 class _LockEntry(TypedDict):
+    """Entry of a dataset in the lock file; `left_out` has the message of each skipped row."""
+
     source: str
     revision: str | None
     sha256: dict[str, list[str]]
@@ -121,8 +124,8 @@ class Store:
         items = read_items(path, split)
         if len(items) != rows[split]:
             raise UserError(
-                f'{path} has {len(items):,} rows in its split {split!r}, and {LOCK_FILE} says '
-                f'{rows[split]:,}: remove that directory, and it is prepared anew.'
+                f'{path} has {len(items):,} rows in its split {split!r}, but {LOCK_FILE} says '
+                f'{rows[split]:,}: remove that directory, and it will be prepared again.'
             )
         return items
 
@@ -186,7 +189,7 @@ class Store:
     def _find_or_download(
         self, dataset: Dataset, revision: str | None
     ) -> tuple[dict[str, list[pathlib.Path]], str | None]:
-        """Return the files of each split, and the commit they belong to; None for local files."""
+        """Return the files of each split and the commit on the hub, None for local files."""
         local = self._local(dataset)
         if local:
             return {split: [cloud_storage.localize(path)] for split, path in local.items()}, None
@@ -226,12 +229,14 @@ class Store:
                     count += 1
             except BrokenRowError as error:
                 if not self.skip_broken:
-                    hint = '; data.skip_broken = True would leave such rows out.'
+                    hint = '; set data.skip_broken to True to skip such rows.'
                     raise BrokenRowError(str(error).rstrip('.') + hint) from error
                 broken.append(str(error))
         if not count:
-            reason = broken[num_skipped] if broken[num_skipped:] else f'{paths[0]} has none to use.'
-            raise UserError(f'The split {split!r} of {dataset.name!r} would have no row: {reason}')
+            reason = broken[num_skipped] if broken[num_skipped:] else f'{paths[0]} has none.'
+            raise UserError(
+                f'Split {split!r} of dataset {dataset.name!r} has no usable row: {reason}'
+            )
 
     def _check_prepared(self, dataset: Dataset) -> None:
         lock = self.lock_entry(dataset)
@@ -246,9 +251,9 @@ class Store:
             self._check_locked(dataset, lock, 'sha256', _digests(local))
         if lock['left_out'] and not self.skip_broken:
             raise UserError(
-                f'Dataset {dataset.name!r} in {self.directory} was prepared with broken rows left '
-                f'out ({len(lock["left_out"]):,}), which data.skip_broken = False does not allow; '
-                f'the first: {lock["left_out"][0]}'
+                f'Dataset {dataset.name!r} in {self.directory} was prepared without its broken '
+                f'rows ({len(lock["left_out"]):,}), but data.skip_broken is False; the first: '
+                f'{lock["left_out"][0]}'
             )
 
     def _check_source(self, dataset: Dataset, lock: Mapping[str, Any]) -> None:
@@ -259,7 +264,7 @@ class Store:
             raise UserError(
                 f'Dataset {dataset.name!r} in {self.directory} is from {lock["source"]}, not from '
                 f'{self._source(dataset)}: choose another data.directory, or remove it from '
-                f'{LOCK_FILE} there to prepare it anew.'
+                f'{LOCK_FILE} there to prepare it again.'
             )
 
     def _check_locked(
@@ -271,7 +276,7 @@ class Store:
                 raise UserError(
                     f'{dataset.name}/{split} is not what {self.lock_path} says ({key} '
                     f'{actual.get(split)}, not {locked.get(split)}): restore its files, or remove '
-                    f'{dataset.name!r} from the lock file to prepare it anew.'
+                    f'{dataset.name!r} from the lock file to prepare it again.'
                 )
 
 
@@ -305,7 +310,7 @@ def check_sources(sources: Sequence[str]) -> None:
 def open_store(
     directory: str = '', sources: Sequence[str] = (), skip_broken: bool = False
 ) -> Store:
-    """Return the store that a config describes; by default, it is in the directory of TFDS.
+    """Return the store that a config describes, by default in the directory of TFDS.
 
     For example::
 
@@ -323,7 +328,7 @@ def open_store(
 
 @contextlib.contextmanager
 def _exclusive_lock(directory: pathlib.Path) -> Iterator[None]:
-    """Hold a lock, so that only one process prepares datasets; it is freed if the process dies."""
+    """Hold a lock while one process prepares datasets; the lock is freed if the process dies."""
     with (directory / _MUTEX_FILE).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""Items of public datasets in the format of TFDS: ArrayRecord files that are read by index.
+"""Items of public datasets as ArrayRecord files, the format of TensorFlow Datasets (TFDS).
 
-TensorFlow is not imported.
+Items are read by index. TensorFlow is not imported.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class StoredItems(Sequence[Item]):
     """The items of a split, read from disk by index."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
-        """Wrap the records that `tfds.data_source` returns."""
+        """Wrap the records that `as_data_source` of a TFDS builder returns."""
         self._records = records
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ def read_items(path: pathlib.Path, split: str) -> StoredItems:
     """Open a split, and read its first and last item to detect a truncated file.
 
     Args:
-        path: Directory of the dataset's version.
+        path: Directory `malora_NAME/VERSION` of the dataset.
         split: Name of an existing split.
 
     Raises:
@@ -53,7 +53,7 @@ def read_items(path: pathlib.Path, split: str) -> StoredItems:
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise many kinds of errors.
         reason = str(error).partition('\n')[0].rstrip('.')
         raise UserError(
-            f'{path} is damaged ({reason}): remove that directory, and it is prepared anew.'
+            f'{path} is damaged ({reason}): remove that directory, and it will be prepared again.'
         ) from error
     return items
 

@@ -18,7 +18,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
     """Iterator over batches whose rows come from S independent streams.
 
     The rows of a batch are S equal blocks, and the i-th stream fills the i-th block. Rows of
-    streams that this process does not read are zeros (padding); its devices do not use them. Orbax
+    streams that this process does not read are zeros (padding), which its devices do not use. Orbax
     saves and restores the position of each stream, in one file per stream.
 
     For example, from `train_iterator`::
@@ -38,7 +38,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
 
         Args:
             streams: Streams that this process reads, by index; at least one.
-            count: Number of all streams, S.
+            count: S, the number of streams of all processes together.
             saved_streams: Indices of the streams whose position this process saves; None = all that
                 it reads.
         """
@@ -85,7 +85,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         async def read() -> None:
             for number, stream in self._streams.items():
                 path = directory / self._file(number)
-                # Checkpoints from before there were streams have the file name that Grain chose.
+                # Older checkpoints, from before there were streams, have Grain's own file name.
                 older = directory / 'process_0-of-1.json'
                 if self._count == 1 and not path.exists() and older.exists():
                     path = older

@@ -9,7 +9,7 @@ A new task is one short block::
             draws = (Example(f'What is {n} squared?', str(n * n), {}) for n in numbers)
             return take_distinct('squares', draws, count)
 
-    register(Task('squares', Squares(), exact_match))
+    register_task(Task('squares', Squares(), exact_match))
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +22,18 @@ from malora_jax.data.scoring import GenerationScoring
 from malora_jax.data.splits import TaskProtocol, TaskSplit
 from malora_jax.errors import UserError, unknown_name
 
+# Minimum number of distinct questions of a task.
 MIN_DISTINCT = 1_000
 
 
 class Source(Protocol):
-    """Interface of a source of examples, such as `ReasoningGymSource`."""
+    """Interface of a source of examples.
+
+    For example::
+
+        source: Source = ReasoningGymSource('gcd', {'max_value': 200})
+        examples = source.examples(seed=0, count=100)
+    """
 
     def examples(self, seed: int, count: int) -> list[Example]:
         """Return `count` examples with distinct questions, in an order set by the seed alone.
@@ -73,7 +80,7 @@ class Task:
             seed: Seed of the run; each seed gives different examples.
             max_per_task: Number of training examples, at least 1.
             held_out: Number of held-out questions, at least 1.
-            validation: Number of questions that choose a checkpoint.
+            validation: Number of validation questions, which choose a checkpoint.
 
         Raises:
             UserError: A number is out of range; the task has fewer than `MIN_DISTINCT` distinct
@@ -92,8 +99,8 @@ class Task:
         if distinct < needed:
             raise UserError(
                 f'Task {self.name!r} has {distinct:,} distinct questions; '
-                f'{reserved + max_per_task:,} are needed, and a task with fewer than '
-                f'{MIN_DISTINCT:,} does not count.'
+                f'{reserved + max_per_task:,} are needed, and every task needs at least '
+                f'{MIN_DISTINCT:,}.'
             )
         train = examples[reserved : reserved + max_per_task]
         split = TaskSplit(self, train, examples[:held_out], distinct, examples[held_out:reserved])
@@ -110,7 +117,7 @@ def register_task(task: TaskProtocol) -> None:
 
     For example::
 
-        register(Task('squares', Squares(), exact_match))
+        register_task(Task('squares', Squares(), exact_match))
 
     Raises:
         ValueError: The name is taken.
@@ -148,12 +155,12 @@ def task_names() -> list[str]:
 def take_distinct(name: str, examples: Iterable[Example], count: int) -> list[Example]:
     """Return the first `count` examples with distinct questions, compared by `question_key`.
 
-    For example, for a generator `examples` of examples::
+    For example, with an iterable `draws` of examples::
 
         examples = take_distinct('squares', draws, 100)
 
     Args:
-        name: Name of the task, for the message.
+        name: Name of the task, for the error message.
         examples: Finite sequence of examples; repeated questions are skipped.
         count: Number of examples.
 

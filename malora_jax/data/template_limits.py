@@ -41,6 +41,7 @@ _MULTIPLYING = (
 # A width in a format string that is 1,000 or more, or that is given as an argument.
 _WIDE = re.compile(r'%[^a-zA-Z%]*(\*|\d{4})|\{[^{}]*\d{4}')
 
+# Number of ticks (metered operations) between two readings of the clock.
 _TICKS = 32
 
 _meter = threading.local()
@@ -142,6 +143,7 @@ class _MeteringTransformer(visitor.NodeTransformer):
 
 
 def _with_metering(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter whose arguments and result are checked."""
     first = 1 if hasattr(function, 'jinja_pass_arg') else 0
 
     @functools.wraps(function)
@@ -154,7 +156,7 @@ def _with_metering(name: str, function: Callable[..., Any]) -> Callable[..., Any
 
 def _tick() -> None:
     _meter.ticks += 1
-    # Reading the clock takes longer than most operations, so it is read only every few ticks.
+    # Reading the clock takes longer than most operations.
     if _meter.ticks % _TICKS == 0 and time.thread_time() > _meter.end:
         raise LimitError(f'it takes more than {TIME_LIMIT_S:g} seconds')
 
@@ -179,7 +181,7 @@ def _check_arguments(name: str, values: Sequence[Any], named: Mapping[str, Any])
     _tick()
     values = (*values, *named.values())
     if any(_is_number(value) and abs(value) > MAX_NUMBER for value in values):
-        raise LimitError(f'it gives {name or "a call"} a number above {MAX_NUMBER:,}')
+        raise LimitError(f'it passes a number above {MAX_NUMBER:,} to {name or "a call"}')
     bound: float = 0
     if name == 'replace':
         text, old, new = (str(value) for value in values[:3])
@@ -210,7 +212,7 @@ def _check_result(value: Any) -> Any:
 
 
 def _size(value: Any) -> float:
-    """Return the characters and items of a value, or the absolute value of a number.
+    """Return the number of characters and items in a value, or the absolute value of a number.
 
     Counting stops above `MAX_SIZE`, so the result for a larger value is some number above
     `MAX_SIZE`.
@@ -235,4 +237,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _too_large() -> LimitError:
-    return LimitError(f'it puts together more than {MAX_SIZE:,} characters or items')
+    return LimitError(f'it builds a value of more than {MAX_SIZE:,} characters or items')

@@ -12,7 +12,13 @@ from malora_jax.errors import UserError, unknown_name
 
 
 class Template(Protocol):
-    """Interface of a prompt template: the text around a question and its answer."""
+    """Interface of a prompt template: the text around a question and its answer.
+
+    For example::
+
+        template = get_template('chatml')
+        template.get_end_token(tokenizer)  # '<|im_end|>'
+    """
 
     @property
     def name(self) -> str:
@@ -94,24 +100,24 @@ class FixedTemplate:
         return self.before + question + self.between
 
     def completion(self, tokenizer: TokenizerProtocol, question: str, answer: str) -> str:
-        """Return the answer with the template's space in front."""
-        # Answers for continuation prompts may start with a space, which does not belong in a turn
-        # of its own.
+        """Return the answer with the answer prefix in front."""
+        # Answers that continue a prompt, as in public datasets, may start with a space. The space
+        # does not belong in a turn of its own.
         return self.answer_prefix + (answer.lstrip(' ') if self.end_token else answer)
 
     def next_prompt(
         self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
     ) -> str:
-        """Return the prompt of the last message, with the gap in front."""
+        """Return the prompt of the last message, with the turn separator in front."""
         return self.turn_separator + self.prompt(tokenizer, messages[-1]['content'])
 
     def conversation(
         self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
     ) -> str:
-        """Return the prompt of the last question after all earlier turns, each followed by the gap.
+        """Return the prompt of the last question after all earlier turns.
 
-        A template without an end token was trained on single turns, so nothing marks the end of a
-        turn.
+        The turn separator follows each answer. A template without an end token was trained on
+        single turns, so only the separator marks the end of a turn.
 
         Raises:
             UserError: A message has a role other than 'user' and 'assistant'.
@@ -125,8 +131,8 @@ class FixedTemplate:
                 text += answer + (self.end_token or '') + self.turn_separator
             else:
                 raise UserError(
-                    f'Template {self.name!r} has no place for a message of role '
-                    f"{message['role']!r}, only for 'user' and 'assistant'."
+                    f'Template {self.name!r} does not support messages of role '
+                    f"{message['role']!r}, only 'user' and 'assistant'."
                 )
         return text
 
@@ -146,7 +152,7 @@ class FixedTemplate:
             )
         )
         answer = "message['content']" + (".lstrip(' ')" if self.end_token else '')
-        unknown = json.dumps(f'Template {self.name!r} has no place for a message of role ')
+        unknown = json.dumps(f'Template {self.name!r} does not support messages of role ')
         return (
             '{% for message in messages %}'
             "{% if message['role'] == 'user' %}"
@@ -163,7 +169,7 @@ class FixedTemplate:
 class ChatTemplate:
     """The chat template that comes with the model's tokenizer.
 
-    Its variable `enable_thinking` is False, and today is always 26 July 2024.
+    The template's variable `enable_thinking` is False, and its current date is always 26 July 2024.
 
     Attributes:
         name: Name of the template in configs.

@@ -19,6 +19,11 @@ _ROW = 'data.sequence_length'
 class TokenCounts:
     """Token counts of a set of examples, without padding.
 
+    For example::
+
+        counts = measure_examples('mine', split.train, tokenizer, get_template('plain'), 256)
+        counts.to_dict()['tokens']  # 31200
+
     Attributes:
         examples: Number of examples.
         tokens: Number of positions of all examples together, after truncation.
@@ -55,7 +60,9 @@ def truncate_conversation(
 
     For example::
 
-        held_out = [shortened(example, tokenizer, template, 4096) for example in split.held_out]
+        held_out = [
+            truncate_conversation(example, tokenizer, template, 4096) for example in split.held_out
+        ]
 
     Args:
         example: Held-out example, of one or several turns.
@@ -64,7 +71,7 @@ def truncate_conversation(
         length: Maximum number of positions, such as the model's context length.
 
     Returns:
-        The shortened example. A single turn is returned unchanged, even if it is too long.
+        The truncated example. A single turn is returned unchanged, even if it is too long.
     """
     turns = encode_turns(tokenizer, template, example) if example.history else []
     while example.history and count_positions(turns) > length:
@@ -107,7 +114,7 @@ def measure_examples(
     answer_tokens = longest = 0
     lengths: list[int] = []
     too_long: list[tuple[int, Example]] = []
-    for example in tqdm.tqdm(examples, f'tokenise {name}', unit=' examples', delay=1.0):
+    for example in tqdm.tqdm(examples, f'tokenize {name}', unit=' examples', delay=1.0):
         turns = encode_turns(tokenizer, template, example)
         positions = count_positions(turns)
         longest = max(longest, positions)

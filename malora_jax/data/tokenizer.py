@@ -6,6 +6,10 @@ from typing import Protocol
 class TokenizerProtocol(Protocol):
     """Interface of a tokenizer: text to token IDs and back.
 
+    For example::
+
+        tokenizer.decode(tokenizer.encode('Why?'))  # 'Why?'
+
     Attributes:
         eos_id: ID of the token that ends a text.
         bos_id: ID of the token that every text starts with, or None.
@@ -27,7 +31,8 @@ class TokenizerProtocol(Protocol):
 
         Args:
             text: Any text.
-            continues: Whether it continues another text, so that nothing marks its beginning.
+            continues: Whether the text continues another text, so that nothing marks its start
+                (such as SentencePiece's leading space).
         """
         ...
 

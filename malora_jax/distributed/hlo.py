@@ -27,7 +27,7 @@ _CALLEES = re.compile(
 )
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# In the condition of a loop: the constant with which the counter is compared.
+# Bound of the loop counter, a constant in the condition of a loop.
 _LOOP_BOUND = re.compile(r' s32\[\]\S* constant\((\d+)\)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -101,10 +101,10 @@ class Program:
                 self._computations[name].append(_Instruction(match[1], match[2], line))
 
     def cycles(self) -> int:
-        """Return the cycles that the compiler estimates, over all executions.
+        """Return the sum of the compiler's cycle estimates over all executions.
 
-        Only some compilers make estimates, such as that for TPUs; without them the sum is 0. The
-        estimates are meaningful only relative to each other.
+        Only some compilers make estimates, such as the TPU compiler; without estimates, the sum is
+        0. Use the sums for ratios between programs, not as absolute times.
         """
         return sum(
             times * int(match[1])
@@ -113,7 +113,7 @@ class Program:
         )
 
     def arrays(self) -> set[HLOArray]:
-        """Return the distinct arrays that instructions produce, also those inside fusions."""
+        """Return the distinct arrays that instructions produce, including those inside fusions."""
         instructions = itertools.chain.from_iterable(self._computations.values())
         return {array for each in instructions for array in _arrays(each.result)}
 

@@ -31,9 +31,9 @@ def initialize(
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
         raise errors.UserError(
-            f'--distributed: the other processes are not found ({str(error).splitlines()[0]}); '
-            'start it with srun, on a Cloud TPU slice or in a Kubernetes job, or give '
-            '--coordinator, --processes and --process.'
+            '--distributed: cannot connect to the other processes '
+            f'({str(error).splitlines()[0]}); start the command with srun, on a Cloud TPU slice or '
+            'in a Kubernetes job, or give --coordinator, --processes and --process.'
         ) from error
 
 
@@ -49,12 +49,12 @@ def print_on_first(text: str) -> None:
 
 
 def broadcast_from_first(value: bool) -> bool:
-    """Return the first process's value in every process; all of them must call this."""
+    """Return the first process's value in every process; all processes must call this function."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have called this with the same name (barrier).
+    """Wait until all processes have called this function with the same name.
 
     Args:
         name: Name of the barrier.

@@ -18,11 +18,11 @@ MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 class MeshConfig:
     """Number of devices along each axis of the mesh.
 
-    At most one axis may be -1: it takes all the devices that the other axes leave.
+    At most one axis may be -1: it takes all remaining devices.
 
     Attributes:
-        data: Devices for data parallelism. Each has different rows of the batch, and a replica of
-            the model.
+        data: Devices for data parallelism. Each has different rows (sequences) of the batch, and a
+            replica of the model.
         fsdp: Devices for fully sharded data parallelism (FSDP, ZeRO). Each has different rows and a
             shard of the parameters, which are gathered layer by layer.
         tensor: Devices for tensor parallelism. Each computes some of the attention heads and hidden
@@ -48,9 +48,13 @@ class MeshConfig:
         for axis in MESH_AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
-                raise errors.out_of_range(f'mesh.{axis}', size, 'at least 1, or -1 for the rest')
+                raise errors.out_of_range(
+                    f'mesh.{axis}', size, 'at least 1, or -1 for all remaining devices'
+                )
         if self._sizes.count(-1) > 1:
-            raise errors.UserError('mesh has -1 for several axes; only one can be the rest.')
+            raise errors.UserError(
+                'mesh has -1 for several axes; only one axis can take the remaining devices.'
+            )
 
     @property
     def _sizes(self) -> list[int]:
@@ -62,7 +66,7 @@ class MeshConfig:
         Args:
             devices: Number of devices.
             rows: Number of rows in a batch. If given, some devices may stay unused, so that the
-                data and FSDP axes divide the rows evenly.
+                rows split evenly over the data and FSDP axes.
 
         Raises:
             UserError: The sizes do not fit this number of devices.
@@ -75,8 +79,8 @@ class MeshConfig:
                 f'{axis} {size}' for axis, size in zip(MESH_AXES, sizes, strict=True)
             )
             raise errors.UserError(
-                f'mesh ({requested}) does not fit {devices} devices: the product must be {devices}'
-                ', and -1 stands for what is left.'
+                f'mesh ({requested}) does not fit {devices} devices: the product of the sizes must '
+                f'be {devices}, where -1 takes all remaining devices.'
             )
         if rows is not None and -1 in (self.data, self.fsdp):
             others = self.fsdp if self.data == -1 else self.data
@@ -98,8 +102,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
 def use_mesh(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which arrays are sharded over the mesh of all devices.
 
-    If only one device is used, the context does nothing. In a single-process run, a batch that does
-    not split evenly over all devices uses fewer of them, and a message says so.
+    If only one device is used, the context does nothing. If a batch does not split evenly over all
+    devices, a single-process run uses fewer devices and prints a message.
 
     Args:
         config: Number of devices along each axis.
@@ -113,7 +117,8 @@ def use_mesh(config: MeshConfig, rows: int) -> contextlib.AbstractContextManager
     num_used = math.prod(shape)
     if num_used < len(devices):
         print(
-            f'{num_used} of {len(devices)} devices are used, by mesh and data.batch_size ({rows}).'
+            f'Using only {num_used} of {len(devices)} devices, because of mesh and '
+            f'data.batch_size ({rows}).'
         )
     return (
         jax.set_mesh(_mesh(shape, devices[:num_used])) if num_used > 1 else contextlib.nullcontext()

@@ -24,7 +24,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     'rows': ('data', 'fsdp'),
     'features': (),
     'parts': (),  # Micro-batches of gradient accumulation.
-    # Parameters of the base model and of adapters, and activations between two linears.
+    # Parameters of the base model and of adapters, and activations between two linear layers.
     'vocab': ('tensor',),
     'embed': ('fsdp',),
     'heads': ('tensor',),
@@ -33,7 +33,8 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     'norm': (),
     'tile': (),
     'layers': (),
-    # 'expert' are experts, the concatenated ranks of all experts, or the router's outputs.
+    # Axes with the name 'expert' hold experts, the concatenated ranks of all experts, or the
+    # router's outputs.
     'expert': ('expert',),
     'rank': (),
     'shared_rank': (),
@@ -46,10 +47,11 @@ def partition_spec(axes: Sequence[str], replicated_over: Sequence[str] = ()) -> 
 
     Args:
         axes: Logical name of each axis of the array.
-        replicated_over: Mesh axes over which the array is not sharded, whatever the table says.
+        replicated_over: Mesh axes over which the array is not sharded, even if `LOGICAL_AXIS_RULES`
+            maps one of its axes to them.
 
     Raises:
-        ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
+        ValueError: A name is not in `LOGICAL_AXIS_RULES`, or two axes are mapped to one mesh axis.
     """
     return PartitionSpec(*(mesh_axes or None for mesh_axes in _mesh_axes(axes, replicated_over)))
 
@@ -70,14 +72,14 @@ def _mesh_axes(axes: Sequence[Any], replicated_over: Sequence[str] = ()) -> list
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Constrain the sharding of an activation as the table says.
+    """Constrain the sharding of an activation as `LOGICAL_AXIS_RULES` says.
 
     Args:
         x: Array.
         *axes: Logical name of each axis.
 
     Raises:
-        ValueError: A name is not in the table, or two axes are mapped to one mesh axis.
+        ValueError: A name is not in `LOGICAL_AXIS_RULES`, or two axes are mapped to one mesh axis.
     """
     return _constrain(x, partition_spec(axes))
 
@@ -141,7 +143,7 @@ def leaf_spec(path: Any, leaf: Any, mesh: Any) -> PartitionSpec:
     Leaves without axis names are replicated, as are axes of size 1.
 
     Args:
-        path: Key path of the leaf in its tree, for the message.
+        path: Key path of the leaf in its tree, for the error message.
         leaf: Shape, boxed in `nn.LogicallyPartitioned` with the names of its axes.
         mesh: Mesh to shard over.
 
@@ -156,7 +158,7 @@ def leaf_spec(path: Any, leaf: Any, mesh: Any) -> PartitionSpec:
         if size > 1 and size % num_shards:
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise errors.UserError(
-                f'mesh: {name} has an axis of {size}, which cannot be split over '
+                f'mesh: {name} has an axis of size {size}, which is not divisible by '
                 f'{" · ".join(mesh_axes)} = {num_shards}.'
             )
         entries.append(mesh_axes if mesh_axes and size > 1 else None)
@@ -247,11 +249,11 @@ def check_rows_divisible(field: str, rows: int) -> None:
     """Check that the rows of a batch split evenly over the data and FSDP axes of the current mesh.
 
     Args:
-        field: Config field that sets the number of rows, for the message.
+        field: Config field that sets the number of rows, for the error message.
         rows: Number of rows.
 
     Raises:
-        UserError: They do not split evenly.
+        UserError: The rows do not split evenly over these axes.
     """
     num_shards = _num_shards('rows')
     if rows % num_shards:

@@ -11,7 +11,7 @@ from malora_jax.evaluation.likelihood import LikelihoodRequest
 
 
 class ChosenOptions(NamedTuple):
-    """The options that a model chooses, with and without length normalization.
+    """The option of a question that a model chooses, with and without length normalization.
 
     Attributes:
         raw: Index of the option with the largest log-probability.
@@ -25,7 +25,7 @@ class ChosenOptions(NamedTuple):
 def option_requests(
     tokenizer: TokenizerProtocol, template: Template, example: Example
 ) -> list[LikelihoodRequest]:
-    """Return the prompt and continuation tokens of each option of a question.
+    """Return the token ids of the prompt and of the continuation, for each option of a question.
 
     Args:
         tokenizer: Tokenizer of the model.

@@ -1,6 +1,6 @@
 """Execution-based scoring of generated code on HumanEval, and pass@k (Chen et al. 2021).
 
-The candidate and the test run in two confined processes; see `sandbox` and
+The generated program (the candidate) and its test run in two confined processes; see `sandbox` and
 `confined.roles`.
 """
 
@@ -23,8 +23,8 @@ from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
 from malora_jax.evaluation.confined import roles
 
-# Start of the code after a completed function, as in UltraEval. A code fence ends it, too, because
-# the function may be in a fenced block.
+# Start of the code after a completed function, as in UltraEval. A code fence also ends a function,
+# because the function may be in a fenced block.
 _FUNCTION_END = re.compile(r'\n(?:class|def|#|@|print|if|```)')
 _FENCED = re.compile(r'^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE | re.DOTALL)
 
@@ -69,8 +69,8 @@ def run_test(
 
     A call without a result fails the test, even if the test catches exceptions. A call has no
     result if it raises an exception, exits, or returns something other than plain data. The test
-    cannot see that a candidate changes its arguments. No test of HumanEval expects an exception or
-    such a change.
+    cannot detect that a candidate changes its arguments. No test of HumanEval expects an exception
+    or such a change.
 
     Args:
         problem: Problem with the test.
@@ -104,7 +104,10 @@ def run_test(
             output = timeout.output or b''
     ready, _, verdict = output.decode().partition('\n')
     if ready != roles.READY:
-        status = f'status {candidate.returncode} and {examiner.returncode}'
+        status = (
+            f'candidate exit status {candidate.returncode}, '
+            f'examiner exit status {examiner.returncode}'
+        )
         raise OSError(f'The sandbox did not start within {limits.wall_seconds} s ({status}).')
     if not verdict:
         return CompletionOutcome(False, 'no verdict in time')
@@ -135,7 +138,7 @@ def score_completions(
         workers: Number of candidates that run at the same time.
 
     Returns:
-        The outcomes of each problem's completions.
+        The outcome of each completion, by problem, in the order of `completions`.
 
     Raises:
         UserError: Generated code would run as root without the seccomp filter.

@@ -27,10 +27,11 @@ from malora_jax.models.generate import Generator
 
 NAME = 'malora_jax'
 BATCH_SIZE = 16  # Batch size if the harness passes 'auto'.
-PAD_MULTIPLE = 128  # Row lengths are a multiple of this; several texts are packed into a row.
-MAX_NEW_TOKENS = 256  # Default for tasks that set no limit, as for the harness's own models.
+PAD_MULTIPLE = 128  # Divisor of the row length in tokens; several texts are packed into a row.
+MAX_NEW_TOKENS = 256  # Default for tasks that set no limit, as in the harness's own models.
 
-# Generation settings that a task may choose, and settings that it may only give with this value.
+# Generation settings that a task may set freely, and settings that are accepted only with the given
+# value.
 _ALLOWED_SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature', 'top_p')
 _FIXED_SETTINGS = {'num_beams': 1}
 
@@ -42,8 +43,8 @@ class LoadedModel(NamedTuple):
         model: Decoder.
         variables: Variable collections of the decoder.
         tokenizer: Tokenizer of the model.
-        end_text: Text that ends an answer, in addition to the tokenizer's end-of-text token; None
-            if there is none.
+        end_text: Text that ends an answer, in addition to the tokenizer's end-of-text token; None =
+            only the token ends an answer.
     """
 
     model: Decoder
@@ -58,7 +59,7 @@ class HarnessModel(TemplateLM):
     Contexts that are too long are truncated on the left, as in the harness's own models. For
     example:
 
-        lm_eval.simple_evaluate(HarnessModel(subject), tasks=['arc_easy'])
+        lm_eval.simple_evaluate(HarnessModel(loaded_model), tasks=['arc_easy'])
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class HarnessModel(TemplateLM):
 
         Args:
             loaded_model: Model under evaluation.
-            batch_size: Number of rows of BUCKET positions, or of prompts, that are computed
-                together.
-            max_length: Context length to use, in tokens; None = the model's own.
+            batch_size: Number of rows of `PAD_MULTIPLE` positions that are scored together, and
+                number of prompts that are continued together.
+            max_length: Context length to use, in tokens; None = the model's own context length.
             seed: Random seed of tasks that sample.
 
         Raises:
@@ -180,14 +181,14 @@ class HarnessModel(TemplateLM):
         for name, value in settings.items():
             if name not in _ALLOWED_SETTINGS and _FIXED_SETTINGS.get(name) != value:
                 raise errors.UserError(
-                    f'generation_kwargs has {name} = {value!r}; it may have '
+                    f'generation_kwargs has {name} = {value!r}, which is not supported; it may set '
                     f'{", ".join(_ALLOWED_SETTINGS)}.'
                 )
         model, variables, tokenizer, end = self.loaded_model
         limit = settings['max_gen_toks']
         room = self.max_length - limit
         if room < 1:
-            right = f'below {self.max_length}, the positions that are used of {model.config.name}'
+            right = f'below {self.max_length}, the context length in use for {model.config.name}'
             raise errors.out_of_range('generation_kwargs.max_gen_toks', limit, right)
         generator = Generator(
             model,
@@ -209,11 +210,15 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Name under which the harness caches prompts that are in the model's chat template."""
+        """Name under which the harness caches prompts in the model's chat template."""
         return self.loaded_model.model.config.name
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return the source of the model's own chat template, which the harness records."""
+        """Return the source of the model's own chat template, which the harness records.
+
+        Args:
+            chat_template: Choice of the harness among several templates, which is ignored.
+        """
         return self.loaded_model.tokenizer.chat_template or ''
 
     def apply_chat_template(
@@ -224,7 +229,7 @@ class HarnessModel(TemplateLM):
         Args:
             chat_history: Messages, each with a `role` and a `content`.
             add_generation_prompt: Whether to end with the start of the model's turn. If False, the
-                text ends with the last message, whose turn is left open.
+                text ends with the content of the last message, so that the model continues it.
 
         Raises:
             UserError: The model has no chat template, or one that cannot be used.
@@ -251,8 +256,8 @@ def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | No
     to `load`. The harness's --device is ignored, because JAX chooses the device.
 
     Args:
-        load: Function that returns the fields of a `LoadedModel`. The harness converts arguments
-            that look like numbers to numbers.
+        load: Function that returns the fields of a `LoadedModel`. It receives arguments that look
+            like numbers as numbers, because the harness converts them.
     """
     parameters = inspect.signature(load).parameters
 

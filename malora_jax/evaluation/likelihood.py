@@ -1,9 +1,9 @@
 """Log-likelihoods of continuations, given their contexts.
 
-Texts are packed as in training: several in a row, each with its own segment id. A text that is a
-prefix of another one is not computed again. Options of a single token, such as letters, therefore
-cost one forward pass over their question. The LM head runs only at the positions that predict a
-token of a continuation.
+Texts are packed as in training: several texts in a row, each with its own segment id. A text that
+is a prefix of another text is not computed again. Options of a single token, such as letters,
+therefore cost one forward pass over their question. The LM head runs only at the positions that
+predict a token of a continuation.
 
 Dimension letters: B rows of a batch, T positions of a row, N = B · T, D model width, V vocabulary,
 P predictions that go through the LM head together.
@@ -26,7 +26,7 @@ from malora_jax.models.decoder import logits, output_head
 
 CHUNK_SIZE = 256  # P: large enough for full speed, while the (P, V) logits stay small.
 
-# Token ids of a context and of its continuation; neither is empty.
+# Token ids of a context and token ids of its continuation; neither is empty.
 LikelihoodRequest = tuple[Sequence[int], Sequence[int]]
 
 
@@ -68,7 +68,7 @@ def log_likelihoods(
     """Return the log-likelihood of each continuation, given its context.
 
     A request may have one token more than the model's context length, because the last token is
-    predicted but not fed in. A longer request has its context truncated on the left, as in
+    predicted but not an input. The context of a longer request is truncated on the left, as in
     EleutherAI's harness.
 
     Args:
@@ -76,9 +76,9 @@ def log_likelihoods(
         variables: Variable collections of the decoder.
         requests: Token ids of contexts and continuations, in any order.
         batch_size: Number of rows of `pad_multiple` positions that are computed together. Longer
-            rows are computed in smaller batches, with the same number of positions at most.
-        pad_multiple: Divisor of the row length T. The decoder is compiled once for each T that
-            occurs. A few times the usual length of a request leaves little padding.
+            rows are computed in smaller batches, with at most the same number of positions.
+        pad_multiple: Divisor of the row length T. The decoder is compiled once for each batch shape
+            that occurs. A few times the usual length of a request leaves little padding.
         description: Label of the progress bar; None = no progress bar.
 
     Returns:
@@ -131,7 +131,7 @@ def rolling_log_likelihoods(
 ) -> list[Likelihood]:
     """Return the log-likelihood of each whole text, which may be longer than the model's context.
 
-    The perplexity of a text is exp(-log_probability / tokens).
+    The perplexity of a text is exp(-log_probability / num_tokens).
 
     Args:
         model: Decoder.
@@ -141,6 +141,9 @@ def rolling_log_likelihoods(
         batch_size: Number of rows computed together, as in `log_likelihoods`.
         pad_multiple: Divisor of the row length, as in `log_likelihoods`.
         description: Label of the progress bar; None = no progress bar.
+
+    Returns:
+        The likelihood of each text, in the order of `texts`.
     """
     parts = [rolling_windows(text, prefix_id, model.config.context) for text in texts]
     scores = iter(
@@ -167,13 +170,17 @@ def _sum_likelihoods(parts: Sequence[Likelihood]) -> Likelihood:
 def rolling_windows(text: Sequence[int], prefix_id: int, length: int) -> list[LikelihoodRequest]:
     """Split a text into requests that predict each of its tokens once.
 
-    The windows are those of EleutherAI's harness: each has `length` input tokens. They do not
-    overlap, except that the last one is extended to the left to the full length.
+    The windows are those of EleutherAI's harness: each has `length` input tokens, or fewer if the
+    text is shorter. They do not overlap, except that the last window is extended to the left to the
+    full length.
 
     Args:
         text: Token ids of the text.
         prefix_id: Id of the token that the first token is predicted from.
         length: Maximum number of input tokens of a window.
+
+    Returns:
+        A request for each window, in the order of the text.
     """
     inputs = [prefix_id, *text]
     cut: list[LikelihoodRequest] = []
@@ -192,7 +199,7 @@ def _input_tokens(number: int, request: LikelihoodRequest, context_length: int) 
     context, continuation = request
     if not len(context) or not len(continuation):
         empty = 'continuation' if len(context) else 'context'
-        raise UserError(f'Request {number} has an empty {empty}; each must have a token.')
+        raise UserError(f'Request {number} has an empty {empty}; it must have at least one token.')
     if len(continuation) > context_length:
         raise UserError(
             f'Request {number} has a continuation of {len(continuation)} tokens; at most '
@@ -204,14 +211,20 @@ def _input_tokens(number: int, request: LikelihoodRequest, context_length: int) 
 def _batches(
     texts: Sequence[tuple[int, ...]], batch_size: int, pad_multiple: int
 ) -> Iterator[_Batch]:
-    """Yield batches of all texts, those with the longest rows first."""
+    """Yield batches of all texts, starting with the longest rows.
+
+    Args:
+        texts: Input tokens of each request.
+        batch_size: Number of rows computed together, as in `log_likelihoods`.
+        pad_multiple: Divisor of the row length, as in `log_likelihoods`.
+    """
     groups = _group_by_prefix(texts)
     rows: dict[int, list[list[list[int]]]] = {}  # By row length; a row is a list of groups.
     for row in _pack([len(texts[group[0]]) for group in groups], pad_multiple):
         length = _round_up(len(texts[groups[row[0]][0]]), pad_multiple)
         rows.setdefault(length, []).append([groups[number] for number in row])
     for length, same in rows.items():
-        # Batches of equal size leave few padding rows in the last one.
+        # Batches of equal size need few padding rows in the last batch.
         count = -(-len(same) // max(1, batch_size * pad_multiple // length))
         size = -(-len(same) // count)
         for start in range(0, len(same), size):
@@ -262,7 +275,7 @@ def _make_batch(
     """Return the arrays of a batch; positions without a text are padding.
 
     Args:
-        rows: Groups of text indices for each row.
+        rows: Groups of text indices for each row, as returned by `_group_by_prefix`.
         texts: Token ids of each text.
         shape: (B, T).
     """
@@ -293,7 +306,7 @@ def _hidden(model: Decoder, variables: Any, tokens_BT, positions_BT, segments_BT
 def _score_targets(
     hidden_ND: jax.Array, head_VD: jax.Array, indices: list[int], targets: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log-probability of each target, and whether it is the most probable token.
+    """Return the log-probability of each target, and whether the target is the most probable token.
 
     Args:
         hidden_ND: (N, D) final hidden states.

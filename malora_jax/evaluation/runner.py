@@ -41,8 +41,8 @@ class Answer:
         score: Score in [0, 1].
         nats: Loss on the expected answer, in nats, summed over its tokens and the end token, as in
             training.
-        tokens: Number of these tokens.
-        more: Other scores of the same answer, by name.
+        tokens: Number of tokens of the expected answer, including the end token.
+        more: Additional scores of the same answer, by name.
     """
 
     task: str
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class EvalModel:
-    """A model to evaluate, with its tokenizer, template and sampling settings.
+    """A model to evaluate, with its tokenizer, prompt template and sampling settings.
 
     Attributes:
         generator: Batched text generator of the model.
@@ -65,8 +65,8 @@ class EvalModel:
         tokenizer: Tokenizer of the model.
         template: Prompt template that the model was trained with.
         samples: Number of programs per question, for tasks that run programs.
-        temperature: Sampling temperature of these programs; 0 = greedy decoding.
-        seed: Random seed of these programs.
+        temperature: Sampling temperature of the programs; 0 = greedy decoding.
+        seed: Random seed of the programs.
     """
 
     generator: Generator
@@ -90,7 +90,8 @@ def answer_held_out(
 
     Raises:
         UserError: A question and its answer do not fit into the model's context, or generated code
-            would run as root without a sandbox.
+            would run as root without the seccomp filter.
+        OSError: The sandbox for generated code does not work on this system.
     """
     return [
         answer
@@ -103,20 +104,32 @@ def answer_held_out(
 
 
 def max_answer_tokens(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
-    """Return the maximum number of tokens of a generated answer to a held-out question."""
+    """Return the maximum number of tokens of a generated answer to a held-out question.
+
+    Args:
+        split: Split of the task.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+    """
     return split.task.scoring.token_limit(answer_lengths(split, tokenizer, template))
 
 
 def answer_lengths(
     split: TaskSplit, tokenizer: TokenizerProtocol, template: Template
 ) -> Iterator[int]:
-    """Yield the number of tokens of the right answer to each held-out question."""
+    """Yield the number of tokens of the right answer to each held-out question.
+
+    Args:
+        split: Split of the task.
+        tokenizer: Tokenizer of the model.
+        template: Prompt template.
+    """
     return (len(encode_completion(tokenizer, template, example)) for example in split.held_out)
 
 
 @functools.singledispatch
 def scoring_environment(scoring: Scoring) -> dict[str, Any]:
-    """Return the properties of the scoring machine that results record, usually none."""
+    """Return properties of this machine that affect scores, for `results.json`; usually none."""
     return {}
 
 
@@ -134,17 +147,17 @@ def group_by_task(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def mean_score(answers: Sequence[Answer]) -> float:
-    """Return the mean score of the answers to one task, of which there must be at least one."""
+    """Return the mean score of the answers to one task; there must be at least one answer."""
     return sum(answer.score for answer in answers) / len(answers)
 
 
 def mean_loss(answers: Sequence[Answer]) -> float:
-    """Return the loss of one task's expected answers in nats per token: all nats / all tokens."""
+    """Return the loss on one task's expected answers: sum of nats / sum of tokens."""
     return sum(answer.nats for answer in answers) / sum(answer.tokens for answer in answers)
 
 
 def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """Return the mean `score` and its `interval` of one task's additional scores, by name."""
+    """Return the mean (`score`) and its `interval` for each additional score of one task."""
     means = {}
     for name in answers[0].more:
         others = [dataclasses.replace(answer, score=answer.more[name]) for answer in answers]
@@ -153,18 +166,22 @@ def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
-    """Return the 95% confidence interval of one task's mean score over questions of its kind."""
+    """Return the ends of the 95% confidence interval of one task's mean score."""
     return list(statistics.score_interval([answer.score for answer in answers]))
 
 
 def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
-    """Return the 95% confidence interval of the mean over tasks of their mean scores."""
+    """Return the ends of the 95% confidence interval of the mean over tasks of the mean scores.
+
+    Args:
+        answers: Answers to each task, by task name.
+    """
     scores = {task: [a.score for a in of_task] for task, of_task in answers.items()}
     return list(statistics.average_interval(scores))
 
 
 def average(values: Mapping[str, float]) -> float:
-    """Return the unweighted mean over tasks."""
+    """Return the unweighted mean over tasks of values by task name."""
     return sum(values.values()) / len(values)
 
 
@@ -173,7 +190,7 @@ def _answer_task(
     scoring: Scoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
     """Answer the held-out questions of a task; dispatches on the class of the scoring rule."""
-    raise NotImplementedError(f'{type(scoring).__name__} has no function that asks a model.')
+    raise NotImplementedError(f'{type(scoring).__name__} has no implementation of `_answer_task`.')
 
 
 @_answer_task.register
@@ -193,8 +210,8 @@ def _answer_by_generation(
 def _answer_by_likelihood(
     scoring: LikelihoodScoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
-    # The loss of the right answer costs almost nothing: its text is that of an option plus an end
-    # token, and shared prefixes are computed once.
+    # The loss on the right answer costs almost nothing: its tokens are those of an option and the
+    # end token, and shared prefixes are computed once.
     tokenizer, template = eval_model.tokenizer, eval_model.template
     requests = []
     for example in split.held_out:
@@ -219,8 +236,8 @@ def _answer_by_likelihood(
 def _answer_by_program(
     scoring: ProgramScoring, eval_model: EvalModel, split: TaskSplit, description: str
 ) -> list[Answer]:
-    """Score pass@1 and, with k > 1 samples, also pass@k."""
-    # A chat answer may contain the stop strings before the function, so they must not end it.
+    """Answer with generated programs; score pass@1 and, with k > 1 samples, also pass@k."""
+    # A chat answer may contain the stop strings before the function, so do not stop at them.
     in_chat = eval_model.template.get_end_token(eval_model.tokenizer) is not None
     texts = _generate(
         eval_model,
@@ -265,7 +282,7 @@ def _answer_by_program(
 def _generate(
     eval_model: EvalModel, split: TaskSplit, description: str, stop: Sequence[str], **sampling: Any
 ) -> list[list[str]]:
-    """Return the texts generated for each held-out question.
+    """Return the generated texts, one list for each held-out question.
 
     Args:
         eval_model: Model to evaluate.

@@ -15,11 +15,15 @@ behind. On Linux it also dies with the thread that started it; the next evaluati
 directory that then remains. `probe_protections` reports which restrictions a system supports.
 
 Known limits: a confined process can see whether a file exists, and the system's name, load and
-clock. It can read what the distribution installs under /usr/lib. The kernel itself is trusted. On
-systems other than Linux, generated code can do whatever its user can, within the resource limits.
+clock. It can read files that the distribution installs under /usr/lib. The kernel itself is
+trusted. On systems other than Linux, generated code can do whatever its user can, within the
+resource limits.
 
-Harmless programs fail if they need threads, processes, files or network connections. asyncio works,
-with timers but without connections.
+Harmless programs also fail if they need threads, processes, files or network connections. asyncio
+works, with timers but without connections.
+
+In this package, a layer is a restriction that not every system supports: 'memory', 'landlock' or
+'seccomp'.
 """
 
 import contextlib
@@ -39,9 +43,9 @@ from typing import Any
 
 from malora_jax.errors import UserError, check_types, out_of_range
 
-# Import `confined` as a top-level package, so that nothing else of malora_jax is loaded.
-# Its folder comes last in sys.path, because modules next to it may have names of the standard
-# library (`code` does), and is removed right afterwards.
+# Import `confined` as a top-level package, so that nothing else of malora_jax is loaded. Its folder
+# is removed from sys.path right afterwards. Until then it comes last, so that no module next to
+# `confined` hides a module of the standard library with the same name.
 _BOOTSTRAP = """
 import sys
 sys.path.append(sys.argv[1])
@@ -52,7 +56,7 @@ main()
 _FOLDER = pathlib.Path(__file__).parent
 # Ignore installed packages and modules of the current directory.
 _OPTIONS = ('-s', '-S', '-P', '-X', 'utf8')
-# A fixed hash seed makes the order of sets reproducible. LOGNAME answers programs that ask for the
+# A fixed hash seed makes the order of sets reproducible. LOGNAME is for programs that ask for the
 # user's name, because the sandbox may block the lookup in /etc/passwd.
 _ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LOGNAME': 'user'}
 _MIN_MEMORY_BYTES = 1 << 27
@@ -66,7 +70,7 @@ class ResourceLimits:
 
     Attributes:
         cpu_seconds: Processor time in seconds, which does not depend on the machine's load.
-        wall_seconds: Time since the start in seconds, because a program may also sleep.
+        wall_seconds: Wall time since the start in seconds, because a program may also sleep.
         memory_bytes: Address space in bytes, including that of the interpreter.
 
     Raises:
@@ -90,7 +94,7 @@ class ResourceLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Protections:
-    """Restrictions that the sandbox can enforce here, besides limits on time and file sizes.
+    """Restrictions that the sandbox can enforce on this system, besides time and file size limits.
 
     Attributes:
         memory: Whether `ResourceLimits.memory_bytes` is enforced.
@@ -112,7 +116,7 @@ class Protections:
 def probe_protections() -> Protections:
     """Return the restrictions that this system supports, which results should record.
 
-    The first call starts a confined process that tries them.
+    The first call starts a confined process that tries them; later calls reuse its result.
 
     Raises:
         UserError: Generated code would run as root without the seccomp filter.
@@ -125,6 +129,12 @@ def probe_protections() -> Protections:
 
 @functools.cache
 def _probe_layers() -> tuple[str, ...]:
+    """Return the names of the layers that this system supports.
+
+    Raises:
+        UserError: Generated code would run as root without the seccomp filter.
+        OSError: Confined processes do not work on this system.
+    """
     _remove_abandoned()
     limits = ResourceLimits()
     layers_to_try = ('memory', 'landlock', 'seccomp') if sys.platform == 'linux' else ('memory',)
@@ -136,7 +146,10 @@ def _probe_layers() -> tuple[str, ...]:
         raise OSError(f'A confined process does not work here: {errors.decode()}')
     layers = tuple(json.loads(output))
     if 'seccomp' not in layers and os.geteuid() == 0:
-        raise UserError('This system cannot confine root: score generated code as another user.')
+        raise UserError(
+            'This system does not support seccomp filters, without which code that runs as root is '
+            'not confined: score generated code as another user.'
+        )
     return layers
 
 
@@ -150,11 +163,11 @@ def confined_process(
     """Run a confined process as a context manager, which kills it on exit.
 
     Args:
-        role: Name of a function of `confined.roles`.
-        arguments: Arguments of that function, JSON-serializable, without `channel`.
+        role: Key of `_ROLES` in `confined.main`, which maps it to a function.
+        arguments: JSON-serializable arguments of that function by name, without `channel`.
         limits: Resource limits of the process.
         channel: Descriptor of a socket, which the process inherits.
-        stdout: Destination of the process's output, as in `subprocess.Popen`.
+        stdout: Destination of the process's standard output, as in `subprocess.Popen`.
 
     Raises:
         UserError: Generated code would run as root without the seccomp filter.
@@ -214,10 +227,14 @@ def _empty_directory() -> Iterator[str]:
 
 
 def _make_directory() -> tuple[str, int]:
-    """Make a temporary directory and lock it; the lock ends with its process, even if killed."""
+    """Make and lock a temporary directory; the lock ends with this process, even if it is killed.
+
+    Returns:
+        Path of the directory, and descriptor that holds the lock.
+    """
     while True:
         directory = tempfile.mkdtemp(prefix=_PREFIX)
-        # Another process may remove the directory as abandoned until it is locked.
+        # Until the directory is locked, another process may remove it as abandoned.
         with contextlib.suppress(FileNotFoundError):
             lock = _lock(directory, fcntl.LOCK_SH)
             if os.path.exists(directory):

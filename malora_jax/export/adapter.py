@@ -1,9 +1,9 @@
-"""Export format of a trained adapter: a safetensors file, and a manifest that identifies its base.
+"""Export format `adapter`: a safetensors file, and a manifest that identifies the base model.
 
 For example:
 
     adapter.write_adapter(trained, pathlib.Path('exports/malora'))
-    trained = adapter.saved_adapter(pathlib.Path('exports/malora')).load()
+    trained = adapter.open_adapter(pathlib.Path('exports/malora')).load()
 """
 
 import dataclasses
@@ -67,8 +67,7 @@ def write_adapter(
     Args:
         trained: Trained model.
         output: Directory to create.
-        static_entry: Manifest entry about the routed mixture that this adapter approximates, if it
-            approximates one.
+        static_entry: Manifest entry that `static.static_lora` returns, if it made this adapter.
 
     Raises:
         UserError: The directory exists and is not empty.
@@ -109,29 +108,30 @@ def write_adapter(
             if before.keys() != after.keys() or not all(
                 np.array_equal(before[path], after[path]) for path in before
             ):
-                raise OSError(f'{output}: what was written is not what is read again.')
+                raise OSError(f'{output}: the files differ from what was written.')
 
 
 def open_adapter(directory: pathlib.Path, weights: str | None = None) -> StoredModel:
-    """Return an exported adapter, whose weights are not read yet.
+    """Return an exported adapter, whose weights are not loaded yet.
 
     Args:
         directory: Directory of the export.
         weights: Location of the base weights, as in configs; None = as in training.
 
     Raises:
-        UserError: The manifest is broken or of a newer version.
+        UserError: The manifest is broken or has a newer version.
+        FileNotFoundError: There is no manifest.
     """
     path = directory / _MANIFEST
     stored = files.read_json(path, dict, _REMEDY)
     if stored.get('format') != _FORMAT:
-        raise errors.UserError(f'{path} is not that of an exported adapter.')
+        raise errors.UserError(f'{path} is not the manifest of an exported adapter.')
     version = stored.get('version')
     if type(version) is int and version > _VERSION:
         maker = errors.short_repr(str(stored.get('made_by')))[1:-1]
         raise errors.UserError(
-            f'{path} has version {errors.short_repr(version)}, made by {maker}; this '
-            f'malora_jax {__version__} reads up to {_VERSION}: upgrade it.'
+            f'{path} has version {errors.short_repr(version)}, made by {maker}; '
+            f'malora_jax {__version__} reads versions up to {_VERSION}: upgrade malora_jax.'
         )
     files.check_content(_Manifest, stored, str(path), _REMEDY)
     manifest = {**stored, 'weights': stored['weights'] if weights is None else weights}
@@ -160,7 +160,7 @@ def _restore(
     content = path.read_bytes() if path.is_file() else b''
     if fingerprints.content_digest(content) != manifest['sha256']:
         raise errors.UserError(
-            f'{path} is missing or not the file that {_MANIFEST} was written with: export it again.'
+            f'{path} is missing or does not match the digest in {_MANIFEST}: export it again.'
         )
     try:
         tensors = safetensors.numpy.load(content)
@@ -187,6 +187,12 @@ def _restore(
 def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:
     """Return a variable collection with the structure of `shapes`.
 
+    Args:
+        directory: Directory of the export, for messages.
+        name: Name of the collection.
+        shapes: Collection of arrays or `jax.ShapeDtypeStruct`, whose shapes the result has.
+        tensors: Arrays of the export, by collection and leaf path.
+
     Raises:
         UserError: A tensor is missing or has another shape.
     """
@@ -206,12 +212,12 @@ def _check_base(directory: pathlib.Path, manifest: dict[str, Any], base: LoadedB
     name, ours = manifest['model']['name'], fingerprints.base_fingerprint(base.params)
     if ours != manifest['base']:
         raise errors.UserError(
-            f'{directory} was trained on another base than these weights of {name} (fingerprint '
-            f'{manifest["base"]}, not {ours}).'
+            f'{directory} was trained on other base weights of {name} than those loaded '
+            f'(fingerprint {manifest["base"]}, not {ours}).'
         )
     tokenizer = fingerprints.text_fingerprint(base.tokenizer.tokenizer_json)
     if tokenizer != manifest['tokenizer']:
         raise errors.UserError(
-            f'{directory} was trained with another tokenizer than that of these weights of {name} '
+            f'{directory} was trained with another tokenizer than the one loaded with {name} '
             f'(fingerprint {manifest["tokenizer"]}, not {tokenizer}).'
         )

@@ -16,7 +16,7 @@ def check_new_directory(path: pathlib.Path) -> None:
     Raises:
         UserError: `path` exists and is not an empty directory, or is the current directory.
     """
-    # Another directory cannot be renamed to a path without a name, such as '.'.
+    # The temporary directory cannot be renamed to a path without a name, such as '.'.
     if path.exists() and (not path.name or not path.is_dir() or any(path.iterdir())):
         raise UserError(f'--output: {path} exists already; choose a new directory.')
 
@@ -27,8 +27,11 @@ def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     After an error nothing is left behind.
 
+    Args:
+        path: Directory to create.
+
     Raises:
-        UserError: `path` exists and is not an empty directory.
+        UserError: `path` exists and is not an empty directory, or is the current directory.
     """
     check_new_directory(path)
     temporary = path.with_name(f'.{path.name}.tmp')

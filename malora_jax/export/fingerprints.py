@@ -17,9 +17,9 @@ _SAMPLES_PER_LEAF = 1024
 def base_fingerprint(params: Any) -> str:
     """Return the fingerprint of a base model's weights, 32 hexadecimal digits.
 
-    It is a hash of the names, the shapes, and a sample of each leaf in bfloat16. Weights stored in
-    float32 and in bfloat16 therefore have the same fingerprint. Different weights of the same
-    shape, such as another version of the model, have different fingerprints.
+    The fingerprint is a hash of the names, the shapes, and a sample of each leaf in bfloat16. The
+    same weights in float32 and in bfloat16 therefore have the same fingerprint. Different weights
+    of the same shape, such as another version of the model, have different fingerprints.
 
     Args:
         params: The decoder's `params` collection.

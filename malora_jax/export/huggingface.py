@@ -15,7 +15,7 @@ from malora_jax.models.loading.params import to_huggingface
 
 
 def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
-    """Write the merged model: config, safetensors, tokenizer and generation settings.
+    """Write the merged model: config, weights (safetensors), tokenizer and generation settings.
 
     Args:
         trained: Trained model of method LoRA, rsLoRA, DoRA or AsyLoRA.
@@ -44,12 +44,18 @@ def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """Return the content of config.json for `transformers`, without special token ids.
 
+    Args:
+        config: Configuration of the base model.
+
     Raises:
-        UserError: The model has both norms and biases of q and k, as no architecture of
-            `transformers` has.
+        UserError: The model has both biases and norms of q and k, which none of the architectures
+            for export (Llama, Qwen2, Qwen3) has.
     """
     if config.qkv_bias and config.qk_norm:
-        raise UserError(f'{config.name} has biases and norms of q and k: no architecture has both.')
+        raise UserError(
+            f'{config.name} has both biases and norms of q and k, which none of the architectures '
+            'for export (Llama, Qwen2, Qwen3) has.'
+        )
     name = 'Qwen3' if config.qk_norm else 'Qwen2' if config.qkv_bias else 'Llama'
     content = {
         'architectures': [f'{name}ForCausalLM'],

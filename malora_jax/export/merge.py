@@ -28,11 +28,11 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
 
     Args:
         trained: Trained model.
-        export_format: Export format, for the message.
+        export_format: Name of the export format, for the message.
 
     Raises:
-        UserError: The adapter is routed, so that its update differs from token to token; or its
-            update is zero.
+        UserError: The adapter is not one LoRA, for example because routing makes its update differ
+            from token to token; or its update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
@@ -49,7 +49,7 @@ def check_nonzero_update(trained: TrainedModel, export_format: str) -> None:
 
     Args:
         trained: Trained model.
-        export_format: Export format, for the message.
+        export_format: Name of the export format, for the message.
 
     Raises:
         UserError: The update is zero, so that the export would equal the base model.
@@ -68,7 +68,12 @@ def check_nonzero_update(trained: TrainedModel, export_format: str) -> None:
 
 
 def merged_params(trained: TrainedModel) -> Any:
-    """Return the base's `params` with the update merged in, in the dtype of the base.
+    """Return the base model's `params` with the update merged in, in the dtype of the base model.
+
+    Quantized kernels are dequantized first.
+
+    Args:
+        trained: Trained model.
 
     Raises:
         UserError: The adapter cannot be merged, or its update is zero.
@@ -89,7 +94,12 @@ def merged_params(trained: TrainedModel) -> Any:
 
 
 def dequantized_params(config: ModelConfig, params: Any) -> Any:
-    """Return the base's `params`, with every quantized kernel dequantized to the model's dtype."""
+    """Return a base model's `params`, with quantized kernels dequantized to the model's dtype.
+
+    Args:
+        config: Configuration of the base model.
+        params: The decoder's `params` collection.
+    """
     if not config.quantize:
         return params
     flat = flatten_dict(params, sep='/')
@@ -103,7 +113,7 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
     """Return the adapter's leaves of one linear layer, stacked over all layers.
 
     Args:
-        variables: Variable collections of the model; the leaves of all of them are returned.
+        variables: Variable collections of the model; leaves of all its collections are returned.
         target: Name of the linear layer, such as 'q'.
 
     Returns:
@@ -117,7 +127,7 @@ def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Ar
 
 
 def linear_leaves_float64(variables: Mapping[str, Any], target: str) -> dict[str, np.ndarray]:
-    """Return the result of `linear_leaves` as float64, for accurate products."""
+    """Return the result of `linear_leaves` as float64 NumPy arrays, for accurate products."""
     leaves = linear_leaves(variables, target)
     return {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
 

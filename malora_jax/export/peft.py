@@ -43,7 +43,7 @@ _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     'arrow_config': (None,),
     'kasa_config': (None,),
     'monteclora_config': (None,),
-    # Other initializations change the base weights.
+    # Other initializations of PEFT change the base weights.
     'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
 }
 
@@ -95,7 +95,7 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
 
 
 def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
-    """Read an adapter that PEFT trained, as adapter leaves of this project.
+    """Read an adapter in PEFT's format, as adapter leaves of this project.
 
     Args:
         directory: Directory with PEFT's two files.
@@ -108,11 +108,14 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
 
     Raises:
         UserError: A file is missing or broken, a setting is not implemented, a tensor belongs to no
-            linear layer of the model, or only some layers adapt a linear layer.
+            linear layer of the model, or a linear layer is adapted only in some of the L layers.
+        FileNotFoundError: There is no adapter_config.json.
     """
     config = files.read_json(directory / _CONFIG, dict, 'save it again')
     if not all(key in config for key in ('r', 'lora_alpha')):
-        raise UserError(f"{directory / _CONFIG} is not that of a LoRA: it lacks 'r', 'lora_alpha'.")
+        raise UserError(
+            f"{directory / _CONFIG} does not describe a LoRA: it must have 'r' and 'lora_alpha'."
+        )
     for field, supported in _SUPPORTED_VALUES.items():
         if field in config and config[field] not in supported:
             raise UserError(
@@ -137,14 +140,14 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
                 leaves[path] = array if _is_vector(leaf) else array[:, None]
     if tensors:
         raise UserError(
-            f'{directory / _WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear which '
-            f'all {model.num_layers} layers of {model.name} have.'
+            f'{directory / _WEIGHTS} has a tensor {min(tensors)!r} that belongs to no linear layer '
+            f'of {model.name}, or to one that is not adapted in all {model.num_layers} layers.'
         )
     down = DoRA.factors[0]
     ranks = {leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}')}
     if ranks != {rank}:
         raise UserError(
-            f'{directory / _CONFIG} has r = {rank}; the tensors beside it have '
+            f'{directory / _CONFIG} has r = {rank}, but the tensors in {_WEIGHTS} have rank '
             f'{", ".join(map(str, sorted(ranks))) or "none"}.'
         )
     return leaves, alpha / rank ** (0.5 if config.get('use_rslora') else 1)

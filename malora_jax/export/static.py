@@ -1,8 +1,9 @@
 """Static approximation of a routed mixture by one LoRA: each expert is weighted by its mean gate.
 
-The update of a routed mixture differs from token to token. Replacing the gates by their means over
-tokens makes it the same for all tokens. `analysis.static_export` measures the mean gates, and the
-loss that the approximation costs.
+The update of a routed mixture differs from token to token, because the router weights the experts
+separately for each token, by gates. If the gates are replaced by their means over tokens, the
+update is the same for all tokens. `analysis.static_export` measures the mean gates, and the
+increase in loss that the approximation causes.
 
 Dimension letters: L layers, E experts, D inputs and F outputs of a linear layer, Q rank of the
 result.
@@ -22,13 +23,13 @@ from malora_jax.models import Decoder
 
 
 def check_mixture(trained: TrainedModel) -> AdapterConfig:
-    """Check that a trained model is a routed mixture, which needs the approximation.
+    """Check that a trained model is a routed mixture of experts, which needs the approximation.
 
     Returns:
         The adapter's settings.
 
     Raises:
-        UserError: The model is a plain LoRA, or its update is zero.
+        UserError: The model can be exported without the approximation, or its update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or adapter.structure.is_mergeable:
@@ -43,21 +44,23 @@ def check_mixture(trained: TrainedModel) -> AdapterConfig:
 def static_lora(
     trained: TrainedModel, gates: Mapping[str, np.ndarray], rank: int = 0
 ) -> tuple[TrainedModel, dict[str, Any]]:
-    """Return the plain LoRA that is nearest to the mean update of a mixture.
+    """Return the plain LoRA that is nearest to the mean update of a routed mixture.
 
     Args:
-        trained: A routed mixture.
+        trained: Trained model with a routed mixture of experts.
         gates: (L, E) mean gate of each expert, by name of the linear layer.
         rank: Rank Q of the result, by truncated singular value decomposition (SVD); 0 = the rank
             that represents the mean update exactly.
 
     Returns:
-        The LoRA, in the form of a trained model; and the manifest's entry about it:
-        `approximates` (the method), `exact_rank`, `rank`, and `lost_by_rank`, the relative error
-        ‖ΔW − its truncation‖ / ‖ΔW‖ of the mean update ΔW over all linear layers.
+        The LoRA, in the form of a trained model; and an entry for the manifest of its export:
+        `approximates` (name of the method), `exact_rank`, `rank`, and `lost_by_rank`. The last is
+        the relative error ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers, where ΔW is the mean update and
+        ΔW' its truncation to the rank.
 
     Raises:
-        UserError: The model is a plain LoRA, its update is zero, or `rank` is above the exact rank.
+        UserError: The model needs no approximation, its update is zero, or `rank` is negative or
+            above the exact rank.
     """
     adapter = check_mixture(trained)
     exact = {
@@ -88,12 +91,12 @@ def truncate_rank(
     formed.
 
     Args:
-        down_LDQ: (L, D, Q) first factors.
-        up_LQF: (L, Q, F) second factors.
+        down_LDQ: (L, D, Q) down-projections.
+        up_LQF: (L, Q, F) up-projections.
         rank: Rank of the result.
 
     Returns:
-        (L, D, rank) and (L, rank, F) factors.
+        (L, D, rank) down-projections and (L, rank, F) up-projections.
     """
     q_LDQ, r_LQQ = np.linalg.qr(down_LDQ)
     p_LFQ, s_LQQ = np.linalg.qr(up_LQF.swapaxes(1, 2))
@@ -148,6 +151,6 @@ def _relative_error(
 
 
 def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:
-    """Return ‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
+    """Return the squared Frobenius norm ‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
     down_LQQ = down_LDQ.swapaxes(1, 2) @ down_LDQ
     return float((down_LQQ * (up_LQF @ up_LQF.swapaxes(1, 2))).sum())

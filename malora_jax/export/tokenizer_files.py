@@ -2,8 +2,8 @@
 
 `transformers` reads them from tokenizer.json, tokenizer_config.json and generation_config.json. The
 bos token is part of the chat template, because a rendered chat is encoded without special tokens.
-For other texts, the post-processor in tokenizer.json adds it, because some versions ignore
-`add_bos_token`.
+For other texts, the post-processor in tokenizer.json adds the bos token, because some versions of
+`transformers` ignore `add_bos_token`.
 """
 
 import json
@@ -40,14 +40,14 @@ def write_tokenizer_files(directory: pathlib.Path, trained: TrainedModel) -> Non
         settings['bos_token'] = tokenizer.id_to_token(tokenizer.bos_id)
     files.write_json(directory / 'tokenizer.json', json.loads(backend.to_str()))
     files.write_json(directory / 'tokenizer_config.json', settings)
-    # Greedy decoding is also the default for held-out questions.
+    # Greedy decoding, as in the evaluation on held-out questions by default.
     files.write_json(
         directory / 'generation_config.json', special_token_ids(trained) | {'do_sample': False}
     )
 
 
 def special_token_ids(trained: TrainedModel) -> dict[str, int | None]:
-    """Return the ids of the tokens for bos, end of answer and padding.
+    """Return `bos_token_id`, `eos_token_id` (which ends an answer) and `pad_token_id`.
 
     The end token doubles as padding if the tokenizer has no padding token.
     """
@@ -83,7 +83,7 @@ def chat_template(trained: TrainedModel) -> str:
 
 
 def _backend(trained: TrainedModel) -> tokenizers.Tokenizer:
-    """Return the tokenizer, set up to add only the bos token if texts start with one."""
+    """Return the tokenizer, set up to add the bos token if training does, and no other token."""
     tokenizer = trained.base.tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json)
     alone = backend.encode('a', add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""Trained models: in memory with the base (`TrainedModel`), or in a directory (`StoredModel`)."""
+"""Trained models: loaded with the base model (`TrainedModel`) or in a directory (`StoredModel`)."""
 
 import pathlib
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class StoredModel(NamedTuple):
         path: Directory of the run or export.
         model: Configuration of the base model.
         weights: Location of the base weights, as in configs.
-        restore: Function that loads the trained model, given the base.
+        restore: Function that loads the trained model, given the base model.
     """
 
     path: pathlib.Path
@@ -47,10 +47,10 @@ class StoredModel(NamedTuple):
     restore: Callable[[LoadedBase], TrainedModel]
 
     def load(self) -> TrainedModel:
-        """Load the base and the trained model.
+        """Load the base model and the trained model.
 
         Raises:
-            UserError: The base cannot be loaded or is not the one of the training, or there is no
-                checkpoint.
+            UserError: The base model cannot be loaded or is not the one used in training, or there
+                is no checkpoint.
         """
         return self.restore(load_base(self.model, self.weights))

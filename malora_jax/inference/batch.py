@@ -1,4 +1,7 @@
-"""Batch inference on a file of prompts, with resumption: each answer is saved when it is done."""
+"""Batch inference on a file of prompts.
+
+Each answer is saved as soon as it is complete, so that an interrupted run can resume.
+"""
 
 import dataclasses
 import json
@@ -15,7 +18,7 @@ from malora_jax.models.detokenization import StopCondition
 from malora_jax.models.generate import Generator
 from malora_jax.models.sampling import sampling_keys
 
-_PARTIAL_REMEDY = 'remove it to begin anew'
+_PARTIAL_REMEDY = 'remove it to start again'
 
 
 class _Answer(TypedDict):
@@ -40,20 +43,24 @@ def answer_file(
 ) -> AnswerCounts:
     """Generate an answer to each row of a JSON Lines file, with continuous batching.
 
-    Each finished answer is appended to TARGET.partial, and the same call resumes from that file.
-    At the end, the rows are written to the target in order, and TARGET.partial is removed.
+    Each finished answer is appended to a partial file, named `target` plus '.partial'. If the run
+    is interrupted, the same call resumes from the partial file. At the end, the rows are written to
+    `target` in the order of `source`, and the partial file is removed.
 
     Args:
         model: Model that answers.
         source: JSON Lines file whose rows have a `prompt`, or a conversation in `messages`;
-            other fields are copied.
-        target: File for the rows with their `answer`.
-        sampling: Generation settings. The random key of an answer depends on the seed and the row
-            number.
+            other fields are copied to the target.
+        target: JSON Lines file to write: the rows of `source`, each with its `answer`.
+        sampling: Generation settings. The PRNG key of an answer depends only on the seed and the
+            row number.
+
+    Returns:
+        Counts of the answers that this call generated, not those of an interrupted run.
 
     Raises:
-        UserError: A row is invalid, which the message identifies by its line; a prompt and its
-            answer do not fit into the context; or TARGET.partial has other rows or settings.
+        UserError: A row is invalid (the message names its line); a prompt and its answer exceed the
+            model's context length; or the partial file was started with other rows or settings.
     """
     rows = _read(source)
     prompts = [_prompt(model, location, row) for location, row in rows]
@@ -88,7 +95,7 @@ def answer_file(
 
 
 def _read(source: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the place, for messages, and the fields of each row.
+    """Return the location (file and line, for messages) and the fields of each row.
 
     Raises:
         UserError: There are no rows, or a row is invalid.
@@ -118,7 +125,7 @@ def _read_partial(
     """Return the finished rows of a partial file, by row number.
 
     Raises:
-        UserError: The file is broken, or has other prompts or settings.
+        UserError: The file is broken, or was started with other prompts or settings.
     """
     if not partial.exists():
         return {}
@@ -137,13 +144,14 @@ def _read_partial(
     )
     if not same:
         raise UserError(
-            f'{partial} was begun with other prompts or settings: remove it, or choose another '
+            f'{partial} was started with other prompts or settings: remove it, or choose another '
             '--output.'
         )
     return done
 
 
 def _append(file: Any, value: Mapping[str, Any]) -> None:
+    """Append a JSON line, and sync it to disk so that a crash loses no finished answer."""
     file.write(json.dumps(value, ensure_ascii=False) + '\n')
     file.flush()
     os.fsync(file.fileno())

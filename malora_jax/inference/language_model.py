@@ -20,7 +20,8 @@ from malora_jax.models.loading.tokenizer import Tokenizer
 from malora_jax.models.sampling import check_sampling
 from malora_jax.training.restore import saved_model
 
-# Several texts are packed for scoring into a row; row lengths are a multiple of this.
+# `score` packs several texts into each row. Row lengths are multiples of this number of tokens,
+# which limits the number of shapes to compile.
 _ROW_MULTIPLE = 128
 
 
@@ -31,12 +32,12 @@ class GenerationConfig:
     Attributes:
         max_new_tokens: Maximum number of generated tokens.
         temperature: Sampling temperature, by which logits are divided; 0 = greedy decoding.
-        top_k: Top-k sampling: each token is sampled from this many most probable ones, and those
-            tied with the last of them; 0 = from all.
-        top_p: Nucleus sampling: each token is sampled from the smallest set of most probable tokens
-            whose probabilities sum to at least this, after top-k.
+        top_k: Top-k sampling: number of most probable tokens to sample from, plus any that tie with
+            the last of them; 0 = all tokens.
+        top_p: Nucleus sampling, after top-k: sample from the smallest set of most probable tokens
+            whose probabilities sum to at least this; 1 = all tokens.
         stop: Stop strings; a text ends before the first of them.
-        seed: Random seed of the sampling.
+        seed: Random seed for sampling.
 
     Raises:
         UserError: A value is out of range.
@@ -55,11 +56,11 @@ class GenerationConfig:
         check_sampling(1, self.temperature, self.top_k, self.top_p)
 
     def request(self, prompt: Sequence[int], key: jax.Array | None) -> GenerationRequest:
-        """Return the request to an `Engine` for a prompt.
+        """Return an `Engine` request that continues a prompt with these settings.
 
         Args:
             prompt: Token ids, at least one.
-            key: Random key of the sampling; may be None if the temperature is 0.
+            key: PRNG key for sampling; may be None if the temperature is 0.
         """
         return GenerationRequest(
             prompt, self.max_new_tokens, self.temperature, self.top_k, self.top_p, key
@@ -67,7 +68,7 @@ class GenerationConfig:
 
 
 class LanguageModel:
-    """A model with its tokenizer and its prompt template.
+    """A language model: decoder, weights, tokenizer and prompt template.
 
     For example:
 
@@ -77,9 +78,9 @@ class LanguageModel:
         model.score(['What is 2 + 3?'], ['5'])[0].log_probability
 
     Attributes:
-        name: Name of the model, such as that of its directory.
-        model: Decoder with the adapter.
-        variables: Variable collections of the decoder.
+        name: Name of the model; `load` uses the name of its directory.
+        model: Decoder, with or without an adapter.
+        variables: Variable collections of the decoder: the weights of base model and adapter.
         tokenizer: Tokenizer of the base model.
         template: Prompt template that the model was trained with.
         batch_size: Number of answers that are generated together by continuous batching.
@@ -112,18 +113,18 @@ class LanguageModel:
         return self.model.config.context * self.tokenizer.max_token_chars
 
     def base(self) -> 'LanguageModel':
-        """Return the base model without the adapter, with its own name and the same template."""
+        """Return the base model without the adapter; the template stays the same."""
         config, params = self.model.config, self.variables['params']
         return LanguageModel(
             config.name, Decoder(config), {'params': params}, self.tokenizer, self.template
         )
 
     def encode_prompt(self, question: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a prompt in the template, which an answer continues.
+        """Return the token ids of a question or a conversation in the prompt template.
 
         Args:
-            question: Question; or a conversation, a list of messages with a `role` and a `content`
-                each, of which the last is the user's.
+            question: Question; or a conversation: a list of messages, each with a `role` and a
+                `content`, of which the last is the user's.
 
         Raises:
             UserError: The conversation is malformed, or the template does not support it.
@@ -149,6 +150,9 @@ class LanguageModel:
             questions: Questions, which are put into the template.
             description: Label of the progress bar; None = no progress bar.
             **sampling: Fields of `GenerationConfig`.
+
+        Returns:
+            Answers, without leading and trailing white space, in the order of the questions.
 
         Raises:
             UserError: A field is out of range, or a question with an answer of maximum length
@@ -178,11 +182,11 @@ class LanguageModel:
         return [text.strip() for (text,) in texts]
 
     def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:
-        """Generate the next turn of a conversation.
+        """Generate the model's next turn of a conversation.
 
         Args:
-            messages: Question; or messages with a `role` and a `content` each, of which the last is
-                the user's.
+            messages: Question; or a list of messages, each with a `role` and a `content`, of which
+                the last is the user's.
             **sampling: Fields of `GenerationConfig`.
 
         Raises:
@@ -193,12 +197,15 @@ class LanguageModel:
     def stream(
         self, messages: str | Sequence[Mapping[str, str]], config: GenerationConfig
     ) -> Iterator[str]:
-        """Return an iterator over the next turn of a conversation, in pieces as they are generated.
+        """Generate the model's next turn of a conversation, and stream its text.
 
         Args:
-            messages: Question; or messages with a `role` and a `content` each, of which the last is
-                the user's.
+            messages: Question; or a list of messages, each with a `role` and a `content`, of which
+                the last is the user's.
             config: Generation settings.
+
+        Returns:
+            Iterator over the pieces of the text, which are generated while it is read.
 
         Raises:
             UserError: The conversation is malformed or too long, or the template does not support
@@ -243,11 +250,12 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> Langu
 
     Args:
         directory: Directory of a run (--workdir), or of an export of format `adapter` (--output).
-        weights: Location of the base weights, as in configs; None = as in training.
+        weights: Path or Hub name of the base model's weights, as in `model.weights` of a config;
+            None = the location used in training.
 
     Raises:
-        UserError: The directory holds neither, or the base cannot be loaded or is not the one of
-            the training.
+        UserError: The directory contains neither a run nor an exported adapter; or the base model
+            cannot be loaded, or differs from the one that the adapter was trained on.
     """
     return load_all([directory], weights)[0]
 
@@ -255,18 +263,23 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> Langu
 def load_all(
     directories: Sequence[str | os.PathLike[str]], weights: str | None = None
 ) -> list[LanguageModel]:
-    """Load trained models with the same base, which they share in memory.
+    """Load trained models that share one base model in memory.
 
     For example:
 
         malora, lora = load_all(['runs/malora', 'runs/lora'])
 
     Args:
-        directories: Directories of runs or of exported adapters, which give the models their names.
-        weights: Location of the base weights, as in configs; None = as in training.
+        directories: Directories of runs or of exported adapters. Each model is named after its
+            directory.
+        weights: Path or Hub name of the base model's weights, as in `model.weights` of a config;
+            None = the location used in training.
+
+    Returns:
+        The models, in the order of `directories`.
 
     Raises:
-        UserError: A model cannot be loaded, or the models have different bases.
+        UserError: A model cannot be loaded, or the models have different base models.
     """
     paths = [cloud_storage.localize(directory) for directory in directories]
     saved = [saved_model(path, weights) for path in paths]
@@ -274,8 +287,8 @@ def load_all(
     for each in saved:
         if (each.model, each.weights) != (first.model, first.weights):
             raise errors.UserError(
-                f'{first.path} and {each.path} have different bases: {_base_name(first)} and '
-                f'{_base_name(each)}.'
+                f'{first.path} and {each.path} have different base models: {_base_name(first)} '
+                f'and {_base_name(each)}.'
             )
     base = load_base(first.model, first.weights)
     models = []
@@ -289,6 +302,7 @@ def load_all(
 
 
 def _base_name(saved: StoredModel) -> str:
+    """Describe a base model for a message: name, dtype or quantization, and location."""
     where = f' from {saved.weights}' if saved.weights else ''
     precision = saved.model.quantize or saved.model.dtype
     return f'{saved.model.name} in {precision}{where}'

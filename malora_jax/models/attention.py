@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from malora_jax.models.config import Llama3Scaling
 
-# Block size in queries is a multiple of _BLOCK. The number of blocks is limited because the loop
-# over blocks is unrolled: each one adds to the compile time.
+# `attend` splits the queries into at most _MAX_BLOCKS blocks, whose size is a multiple of _BLOCK.
+# The number is limited because the loop over blocks is unrolled: each adds to the compile time.
 _BLOCK = 128
 _MAX_BLOCKS = 8
 # Score of a masked key. Its exponential is zero, and unlike minus infinity it gives no NaN in the
@@ -32,7 +32,7 @@ def apply_rope(
         x_BTHC: Queries or keys.
         positions_BT: int32 position of each token.
         theta: Base of the wavelengths.
-        scaling: Extension to a longer context, or None.
+        scaling: Scaling of the frequencies to a longer context, or None.
 
     Returns:
         (B, T, H, C) in the dtype of x; angles are computed in float32.
@@ -57,7 +57,7 @@ def scale_frequencies(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Arr
 
     Args:
         frequency_C: Frequencies in radians per position, one for each pair of entries.
-        scaling: Factor, and the bounds low and high in turns.
+        scaling: Scaling factor, and the bounds `low` and `high` in turns.
 
     Returns:
         Scaled frequencies, of the same shape.
@@ -112,13 +112,14 @@ def _forward(q_BKGTC, k_BKTC, v_BKTC, segments_BT):
         outs.append((out_BKGIC / total_BKGI1).astype(q_BKGTC.dtype))
         lses.append(top_BKGI1 + jnp.log(total_BKGI1))
     out_BKGTC, lse_BKGT1 = (jnp.concatenate(parts, axis=3) for parts in (outs, lses))
-    # Named so that a rematerialization policy can save them: see `decoder.REMAT`.
+    # Named so that a rematerialization policy can save them: see `decoder.REMAT_POLICIES`.
     out_BKGTC, lse_BKGT1 = (checkpoint_name(x, 'attended') for x in (out_BKGTC, lse_BKGT1))
     return out_BKGTC, (q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1)
 
 
 def _backward(residuals, gradient_BKGTC):
     q_BKGTC, k_BKTC, v_BKTC, segments_BT, out_BKGTC, lse_BKGT1 = residuals
+    # As in FlashAttention-2, delta is the row sum of dO · O, which equals that of dP · P.
     products_BKGTC = gradient_BKGTC.astype(jnp.float32) * out_BKGTC.astype(jnp.float32)
     delta_BKGT1 = products_BKGTC.sum(axis=-1, keepdims=True)
     dqs = []

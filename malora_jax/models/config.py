@@ -7,8 +7,8 @@ from malora_jax import errors
 from malora_jax.models.quantize import QUANT_FORMATS
 
 DTYPES = ('float32', 'bfloat16')
-# The loader looks up tensors layer by layer, so a corrupt file must not ask for billions of them.
-# No known model has 1,000.
+# Limits the number of layers that a corrupt file can claim, because the loader looks up tensors
+# layer by layer. No known model has 1,000 layers.
 _MAX_LAYERS = 10_000
 
 
@@ -18,14 +18,16 @@ class Llama3Scaling:
 
     Attributes:
         factor: Divisor of the frequencies with long wavelengths.
-        low_frequency_factor: Wavelengths above `original_context` / `low_frequency_factor` are
-            stretched by the whole factor.
-        high_frequency_factor: Wavelengths below `original_context` / `high_frequency_factor` stay
-            unchanged. Those in between are interpolated.
+        low_frequency_factor: Frequencies whose wavelength is above
+            `original_context` / `low_frequency_factor` are divided by the whole factor.
+        high_frequency_factor: Frequencies whose wavelength is below
+            `original_context` / `high_frequency_factor` stay unchanged. Frequencies in between are
+            interpolated.
         original_context: Context length of pretraining, in tokens, before the extension.
 
     Raises:
-        UserError: A number is not positive, or the high factor is not above the low one.
+        UserError: A number is not positive, or `high_frequency_factor` is not above
+            `low_frequency_factor`.
     """
 
     factor: float
@@ -71,7 +73,7 @@ class ModelConfig:
             stores them in `dtype`.
 
     Raises:
-        UserError: A number is not positive, `num_heads` is not a multiple of `num_kv_heads`, the
+        UserError: A number is out of range, `num_heads` is not a multiple of `num_kv_heads`, the
             head width is odd, or a dtype or quantization format is unknown.
 
     Example:
@@ -142,8 +144,8 @@ _QWEN2 = dict(rope_theta=1e6, norm_epsilon=1e-6, qkv_bias=True)
 _QWEN3 = dict(rope_theta=1e6, norm_epsilon=1e-6, qk_norm=True)
 _SMOLLM2 = dict(rope_theta=1e5, tied=True)
 
-# Values of _COLUMNS, then the fields in which a family differs from Llama 2. If the base and the
-# instruct model differ in context length, the shorter one is used.
+# Values of the fields in _COLUMNS, then other fields that differ from Llama 2. If the base and the
+# instruct model differ in context length, the shorter length is used.
 PRESETS: dict[str, dict[str, Any]] = {
     'llama2-7b': _sizes(32000, 4096, 11008, 32, 32, 32, 128, 4096),
     'llama2-13b': _sizes(32000, 5120, 13824, 40, 40, 40, 128, 4096),

@@ -27,7 +27,8 @@ from malora_jax.models.linear import AdaptedSublayer, LinearSpec, parameter
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     """Save every intermediate except gathered kernels, as a rematerialization policy.
 
-    `rules.gather` is a sharding constraint followed by a name; neither result is saved.
+    `sharding.gather` is a sharding constraint followed by `checkpoint_name`; neither result is
+    saved.
     """
     is_name = primitive.name == 'name' and params['name'] == sharding.GATHERED
     return not is_name and primitive.name != 'sharding_constraint'
@@ -95,7 +96,7 @@ class Attention(AdaptedSublayer):
 
         Returns:
             The update (N, D) of the residual stream; and the keys and values (B, K, T, C) of the
-            tokens, or None without `past` and `context.return_kv`.
+            tokens, or None if `past` is None and `context.return_kv` is False.
         """
         config, (B, T) = self.config, context.positions.shape
 
@@ -154,7 +155,7 @@ class Block(nn.Module):
     def __call__(
         self, x_ND: jax.Array, context: Context, past: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Return the residual stream (N, D) after the layer; and keys and values as `Attention`."""
+        """Return the residual stream (N, D) after the layer; keys and values as in `Attention`."""
         attend = Attention(self.config, self.adapter, name='attention')
         update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
@@ -164,9 +165,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder-only language model up to its last hidden state; `logits` maps that to logits.
+    """Decoder-only language model up to its hidden states; `logits` computes logits from them.
 
-    The base is in collection `params`, the adapter in `adapter` and `adapter_frozen`.
+    The base model's weights are in the collection `params`, the adapter's leaves in the collections
+    `adapter` (trained) and `adapter_frozen`.
 
     Attributes:
         config: Configuration of the base model.
@@ -182,7 +184,7 @@ class Decoder(nn.Module):
             inputs = tokens, jnp.arange(3)[None], jnp.ones_like(tokens)
             variables = nn.unbox(model.init(jax.random.key(0), *inputs))
             hidden_BTD, _ = model.apply(variables, *inputs)
-            logits_TV = logits(hidden_BTD[0], head(model.config, variables['params']))
+            logits_TV = logits(hidden_BTD[0], output_head(model.config, variables['params']))
     """
 
     config: ModelConfig
@@ -211,13 +213,14 @@ class Decoder(nn.Module):
                 their segment. 0 is padding.
             groups_NG: float32 one-hot group (task) of each token, zero for padding. If given,
                 routing statistics are sown in collection `routing`.
-            past: KV cache of the tokens before those of each row. With it, segments are ignored:
-                the tokens of a row attend to the whole cache of that row.
+            past: KV cache of the tokens that precede `tokens_BT` in each row. With a cache,
+                segments are ignored: the tokens of a row attend to the row's whole cache and,
+                causally, to each other.
             return_kv: Whether keys and values are returned; with `past` they always are.
             train: Whether dropout is on; it needs a PRNG stream named `dropout`.
-            scale: () float32 factor of the adapter's update; None for that of the config.
-            dropout: () float32 dropout rate; None for that of the config. If that is zero, there
-                is no dropout, whatever this rate.
+            scale: () float32 factor of the adapter's update; None for `AdapterConfig.scale`.
+            dropout: () float32 dropout rate; None for `AdapterConfig.dropout`. If the latter is
+                zero, there is no dropout, whatever this rate.
 
         Returns:
             Hidden states (B, T, D) after the final norm; and the keys and values of the tokens,
@@ -227,9 +230,8 @@ class Decoder(nn.Module):
         shape, initializer = (config.vocab_size, config.width), nn.initializers.normal(0.02)
         axes = ('vocab', 'embed')
         embedding_VD = parameter(self, 'embedding', initializer, axes, shape, config.dtype)
-        if (
-            not config.tied
-        ):  # Created here, but used by callers that compute logits: see `output_head`.
+        if not config.tied:
+            # Created here, but used by callers that compute logits: see `output_head`.
             parameter(self, 'head', initializer, axes, shape, config.dtype)
 
         B, T = tokens_BT.shape
@@ -254,7 +256,8 @@ class Decoder(nn.Module):
         block = Block
         # On a mesh, even 'none' needs a policy, as the gathered kernels should not be saved.
         if self.remat != 'none' or sharding.is_mesh_set():
-            # Within a scan, XLA cannot merge the recomputation with the forward pass.
+            # Within a scan, XLA cannot merge the recomputation with the forward pass, so it needs
+            # no protection from common-subexpression elimination (CSE).
             block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         stack = nn.scan(
             block,

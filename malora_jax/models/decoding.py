@@ -8,7 +8,7 @@ slices of arrays stacked over layers, XLA would copy each slice for every token,
 the time. On other devices XLA makes no such copy, and the layers stay stacked.
 
 Dimension letters: B slots (rows), S KV cache length, T padded prompt length, W decode steps, V
-vocabulary, A alternatives; others as in `decoder`.
+vocabulary, A top log-probabilities; others as in `decoder`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from malora_jax.models.context import Context
 from malora_jax.models.decoder import Block, Decoder, KVCache, RMSNorm, logits, output_head
 from malora_jax.models.sampling import SamplingParams, sample
 
-# A: number of most probable tokens that are returned with each new token.
+# A: number of top log-probabilities that are returned with each new token.
 NUM_TOP_LOGPROBS = 20
 
 
@@ -81,7 +81,10 @@ class SlotRequest(struct.PyTreeNode):
 
 
 class SampledTokens(struct.PyTreeNode):
-    """New tokens with log-probabilities, at temperature 1 and without top-k or top-p.
+    """Sampled tokens with their log-probabilities.
+
+    Log-probabilities are those at temperature 1, without top-k or top-p. The leading axes (…) are
+    none for `prefill` and (B, W) for `decode`.
 
     Attributes:
         token: (…) int32 token ids.
@@ -183,7 +186,7 @@ def prefill(
         end_ids: int32 ids of end tokens.
 
     Returns:
-        The new state; and the token, with leaves of `SampledTokens` that have no leading axis.
+        The new state; and the sampled token, as `SampledTokens` without leading axes.
     """
     T = tokens_T.shape[0]
     segments_1T = (jnp.arange(T) < length).astype(jnp.int32)[None]
@@ -244,8 +247,8 @@ def decode(
         end_ids: int32 ids of end tokens.
 
     Returns:
-        The new state; the tokens, with leading axes (B, W); and the number (B,) of valid tokens of
-        each slot, which come first.
+        The new state; the sampled tokens, with leading axes (B, W); and the number (B,) int32 of
+        new tokens of each slot. Only this many entries of a slot are valid, from the first on.
     """
     B, A = state.token.shape[0], _num_top_logprobs(model)
     out = SampledTokens(
@@ -285,7 +288,7 @@ def decode(
         return step + 1, state, jax.tree.map(lambda o, c: o.at[step].set(c), out, sampled)
 
     _, state, out = jax.lax.while_loop(unfinished, decode_step, (jnp.int32(0), state, out))
-    # Replicated, because every process reads all of them.
+    # Replicated, because every process reads the results of all slots.
     state = state.replace(
         active=sharding.replicate(state.active),
         wants_logprobs=sharding.replicate(state.wants_logprobs),
@@ -303,8 +306,8 @@ def _forward_step(
 ) -> tuple[jax.Array, _Stack, _Stack]:
     """Run the model on each slot's newest token.
 
-    Inactive slots are computed as well. The entry that this adds to their cache does no harm, since
-    it is beyond their length, or their cache is not read any more.
+    Inactive slots are computed as well. The cache entry that this writes affects no answer: either
+    it lies beyond the slot's length, or the slot is overwritten before its next use.
 
     Returns:
         The hidden states (B, D), and the cached keys and values including those of the token.
@@ -349,8 +352,8 @@ def _sample_next(
 ) -> SampledTokens:
     """Sample the next token of each slot from the model's hidden states.
 
-    `index_B` is the index of that token in its answer. The most probable tokens are computed for
-    all slots if any of `wants_logprobs` is set.
+    `index_B` is the index of the new token in its answer. The most probable tokens are computed for
+    all slots if any entry of `wants_logprobs` is True.
     """
     logits_BV = logits(hidden_BD, output_head(model.config, variables['params']))
     token_B = sample(logits_BV, sampling, index_B)

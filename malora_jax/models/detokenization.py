@@ -1,7 +1,7 @@
 """Incremental detokenization (streaming) and stop strings.
 
-A token may hold only part of a character, or part of a stop string, so text is held back until it
-is clear what it is.
+A token may contain only part of a character, or part of a stop string. Such text is held back until
+later tokens show whether it is part of the answer.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from malora_jax import errors
 
 # Character to which decoders map bytes that are not a complete UTF-8 character.
 _INCOMPLETE = '\ufffd'
-# _CharacterStream decodes a window of the latest tokens. Once the window has more than _FULL
-# tokens, it is cut to about _CONTEXT. A character spans at most four tokens, so bytes that are
-# still no character after _HOPELESS tokens never become one.
+# _CharacterStream decodes a window of the latest tokens. Once the window has more than _MAX_WINDOW
+# tokens, it is shortened to about _MIN_WINDOW. A character spans at most four tokens, so bytes that
+# are still incomplete after _MAX_INCOMPLETE tokens never become a character.
 _MIN_WINDOW, _MAX_WINDOW, _MAX_INCOMPLETE = 8, 16, 64
 
 
@@ -26,7 +26,7 @@ class Detokenizer(Protocol):
 
         Args:
             ids: Token ids.
-            continues: Whether the text follows another, so that a leading space is kept.
+            continues: Whether the text follows another text, so that a leading space is kept.
         """
         ...
 
@@ -41,9 +41,9 @@ class StopCondition:
 
     Attributes:
         tokenizer: Tokenizer of the model.
-        stop: Stop strings. One that is an entry of the vocabulary also stops at that token, which
-            is how special tokens work as stop strings.
-        stop_ids: Ids of those tokens.
+        stop: Stop strings. A stop string that is a vocabulary entry also stops at that token, which
+            makes special tokens possible as stop strings.
+        stop_ids: Ids of the stop tokens: the stop strings that are vocabulary entries.
 
     Raises:
         UserError: A stop string is empty.
@@ -54,8 +54,8 @@ class StopCondition:
 
     def __post_init__(self):
         if '' in self.stop:
-            raise errors.out_of_range('stop', self.stop, 'texts that are not empty')
-        # Decoded text leaves out special tokens, so they are looked for by id.
+            raise errors.out_of_range('stop', self.stop, 'a list of non-empty strings')
+        # Decoded text leaves out special tokens, so they are found by id.
         self.stop_ids = {self.tokenizer.token_to_id(text) for text in self.stop} - {None}
 
     def is_met(self, ids: list[int]) -> bool:
@@ -64,7 +64,7 @@ class StopCondition:
         return not self.stop_ids.isdisjoint(ids) or any(stop in text for stop in self.stop)
 
     def text(self, ids: list[int]) -> str:
-        """Return the text of an answer up to the stop string that is complete first."""
+        """Return an answer's text up to its first stop token or first completed stop string."""
         count = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         text = self.tokenizer.decode(ids[:count], continues=True)
         matches = [(text.index(stop), stop) for stop in self.stop if stop in text]
@@ -73,7 +73,7 @@ class StopCondition:
 
 
 class TextStream:
-    """Incremental detokenizer of an answer, which stops at stop strings.
+    """Incremental detokenizer of an answer, which ends the text at a stop string or stop token.
 
     The total time is linear in the number of tokens, whatever the length of the stop strings.
 
@@ -103,7 +103,7 @@ class TextStream:
         return piece
 
     def flush(self) -> str:
-        """Return the text held back, after the last token."""
+        """Return the text that is still held back; call this after the last token."""
         if self.is_over:
             return ''
         piece = self._match(self._characters.flush())
@@ -111,7 +111,7 @@ class TextStream:
         return piece + rest
 
     def _match(self, text: str) -> str:
-        """Add text; return the text held back plus this, up to where a stop string may start."""
+        """Append text to the held-back text; return what precedes a possible stop string."""
         before, self._held = len(self._held), self._held + text
         for position, character in enumerate(text, start=before + 1):
             # If several stop strings end at this character, the longest one starts first.
@@ -126,12 +126,15 @@ class TextStream:
 
 
 class _CharacterStream:
-    """Incremental detokenizer that decodes only a window of the latest tokens again."""
+    """Incremental detokenizer of complete characters, which decodes a window of the latest tokens.
+
+    Its time per token thus does not depend on the length of the answer.
+    """
 
     def __init__(self, tokenizer: Detokenizer):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._returned = 0  # Characters of the window's text that were returned.
+        self._returned = 0  # Number of characters of the window's text already returned.
 
     def add(self, ids: Sequence[int]) -> str:
         """Add tokens, and return the new text up to its last complete character."""
@@ -145,16 +148,16 @@ class _CharacterStream:
         return piece
 
     def flush(self) -> str:
-        """Return the text held back, after the last token."""
+        """Return the text that is still held back; call this after the last token."""
         return self._decode(self._ids)[self._returned :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, continues=True)
 
     def _shorten(self, text: str, is_hopeless: bool) -> None:
-        """Drop the first tokens of the window where that leaves the text of the others unchanged.
+        """Drop the first tokens of the window if the text of the others stays the same.
 
-        A cut between two tokens of one character would change it, so several cuts are tried.
+        A cut between two tokens of one character would change the text, so several cuts are tried.
         """
         last_start = len(self._ids) - _MIN_WINDOW
         for start in range(last_start, last_start - 4, -1):

@@ -1,7 +1,7 @@
 """Continuous batching: as soon as a request finishes, a waiting one takes its slot.
 
-The engine works on tokens. It knows end tokens but no stop strings: a caller that finds one in the
-text cancels the request.
+The engine works on tokens. It knows end tokens but no stop strings: a caller that finds a stop
+string in the text cancels the request.
 """
 
 import collections
@@ -15,7 +15,7 @@ import numpy as np
 
 from malora_jax import errors
 from malora_jax.distributed import sharding
-from malora_jax.models import decoding as decoding
+from malora_jax.models import decoding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.sampling import SamplingParams
@@ -39,8 +39,8 @@ class GenerationRequest:
         top_k: Number of most probable tokens to sample from; 0 for all.
         top_p: Probability mass of nucleus sampling; 1 for all tokens.
         key: PRNG key for sampling; None if the temperature is 0.
-        wants_logprobs: Whether to return the log-probabilities of the `rows.ALTERNATIVES` most
-            probable tokens with each new token.
+        wants_logprobs: Whether to return, with each new token, the log-probabilities of the
+            `decoding.NUM_TOP_LOGPROBS` most probable tokens.
     """
 
     prompt: Sequence[int]
@@ -74,7 +74,7 @@ class RequestOutput:
     """Output of a request in one step of the engine.
 
     Attributes:
-        request_id: Number of the request.
+        request_id: Id of the request, as returned by `Engine.submit`.
         tokens: New tokens, without the end token.
         finish_reason: Reason why the request has finished: 'stop' for an end token, 'length' for
             the limit on new tokens; None while it continues.
@@ -93,7 +93,7 @@ class RequestError(Exception):
 
     @property
     def request_id(self) -> int:
-        """Number of the request."""
+        """Id of the request, as returned by `Engine.submit`."""
         return self.args[0]
 
 
@@ -109,12 +109,12 @@ class Engine:
     Example:
         Answer one prompt greedily with at most 20 tokens:
 
-            engine = Engine(model, variables, ends=[tokenizer.eos_id], rows=8)
-            engine.submit(Request(tokenizer.encode('Hello'), limit=20))
+            engine = Engine(model, variables, end_ids=[tokenizer.eos_id], num_slots=8)
+            engine.submit(GenerationRequest(tokenizer.encode('Hello'), max_new_tokens=20))
             tokens = []
             while not engine.is_idle:
-                for news in engine.step():
-                    tokens += [token.id for token in news.tokens]
+                for output in engine.step():
+                    tokens += [token.id for token in output.tokens]
     """
 
     def __init__(self, model: Decoder, variables: Any, end_ids: Sequence[int], num_slots: int):
@@ -130,17 +130,17 @@ class Engine:
         self._variables = variables
         self._end_ids = np.array(end_ids, np.int32)
         self._num_slots = num_slots
-        # One array per layer is faster on CPU: see `num_slots`. It needs arrays that are not
+        # On CPU, one array per layer is faster: see `decoding`. It needs arrays that are not
         # sharded.
         per_layer = jax.default_backend() == 'cpu' and not sharding.is_mesh_set()
         self._layers = decoding.unstack_layers(model.config, variables) if per_layer else None
         self._state: decoding.DecodeState | None = None
         self._waiting: collections.deque[tuple[int, GenerationRequest]] = collections.deque()
-        self._id_by_slot: dict[int, int] = {}  # Number of the request in each occupied slot.
-        self._first_tokens: dict[
-            int, decoding.SampledTokens
-        ] = {}  # By slot, first tokens not returned yet.
-        self._cancelled: list[int] = []  # Slots still active on the device.
+        self._id_by_slot: dict[int, int] = {}  # Request id in each occupied slot.
+        # First tokens, sampled by `prefill` and not returned yet, by slot.
+        self._first_tokens: dict[int, decoding.SampledTokens] = {}
+        # Slots of cancelled requests that are still active on the device.
+        self._cancelled: list[int] = []
         self._last_id = 0
 
     @property
@@ -152,7 +152,7 @@ class Engine:
         """Add a request to the queue; it waits for a free slot.
 
         Returns:
-            Number of the request.
+            Id of the request.
 
         Raises:
             UserError: The prompt and the maximum number of new tokens exceed the model's context.
@@ -163,7 +163,7 @@ class Engine:
         return self._last_id
 
     def cancel(self, request_id: int) -> None:
-        """Drop a waiting or running request; a number that has finished is ignored."""
+        """Drop a waiting or running request; the id of a finished request is ignored."""
         self._waiting = collections.deque(each for each in self._waiting if each[0] != request_id)
         for slot in [row for row, other in self._id_by_slot.items() if other == request_id]:
             del self._id_by_slot[slot]
@@ -180,7 +180,7 @@ class Engine:
         """Prefill waiting requests into free slots, then run up to `STEPS_PER_CALL` decode steps.
 
         Returns:
-            New tokens of each running request, including those that finished.
+            New tokens of each running request, including requests that have just finished.
 
         Raises:
             RequestError: A request could not be started.
@@ -289,8 +289,8 @@ def check_context_length(config: ModelConfig, prompt_length: int, max_new_tokens
     """
     if prompt_length + max_new_tokens > config.context:
         raise errors.UserError(
-            f'A prompt of {prompt_length} tokens and an answer of {max_new_tokens} do not fit '
-            f'into the context of {config.name}, {config.context}.'
+            f'A prompt of {prompt_length} tokens and an answer of up to {max_new_tokens} tokens '
+            f'exceed the context length of {config.name}, {config.context} tokens.'
         )
 
 

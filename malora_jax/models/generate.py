@@ -13,7 +13,7 @@ from malora_jax.models.sampling import check_sampling, sampling_keys
 
 
 class Generator:
-    """Batched generation with continuous batching: see `engine`.
+    """Batched generation of answers with an `Engine`, which does continuous batching.
 
     Attributes:
         model: Decoder.
@@ -41,7 +41,8 @@ class Generator:
         Args:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
-            limit: Maximum number of new tokens, if lower than `max_new_tokens`.
+            limit: Maximum number of new tokens; None or a higher value means the generator's
+                `max_new_tokens`.
             description: Label of the progress bar; None for no progress bar.
 
         Returns:
@@ -80,8 +81,9 @@ class Generator:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
             tokenizer: Tokenizer of the model.
-            limit: Maximum number of new tokens, if lower than `max_new_tokens`.
-            stop: Stop strings; a text ends before the first one. Special tokens are allowed.
+            limit: Maximum number of new tokens; None or a higher value means the generator's
+                `max_new_tokens`.
+            stop: Stop strings; a text ends before the first one. They may be special tokens.
             samples: Number of texts for each prompt.
             temperature: Divisor of the logits before sampling; 0 for greedy decoding.
             top_k: Number of most probable tokens to sample from; 0 for all.

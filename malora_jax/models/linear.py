@@ -33,13 +33,13 @@ def parameter(
     Args:
         module: Module that owns the parameter.
         name: Name of the parameter.
-        initializer: Initializer.
-        axes: Logical axis names, keys of `rules.RULES`.
+        initializer: Flax initializer of the value.
+        axes: Logical axis names, keys of `sharding.LOGICAL_AXIS_RULES`.
         shape: Shape of the whole parameter.
         dtype: Dtype of the parameter.
 
     Returns:
-        The parameter, gathered over the mesh axis `fsdp`: see `rules.gather`.
+        The parameter, gathered over the mesh axis `fsdp`: see `sharding.gather`.
     """
     boxed = nn.with_logical_partitioning(initializer, axes)
     value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
@@ -84,7 +84,10 @@ class AdaptedLinear(nn.Module):
     quantize: str = ''
 
     def setup(self):
-        """Create the adapter in the linear's own scope, so that its leaves have no extra name."""
+        """Create the adapter in the linear's own scope.
+
+        The paths of the adapter's leaves thus contain no extra module name.
+        """
         self.rescale: Magnitude | None = None
         if self.adapter is not None:
             self.experts = LowRankExperts(self.adapter, self.features, self.axes)
@@ -109,7 +112,7 @@ class AdaptedLinear(nn.Module):
             leaves: Leaves of the adapter; empty if there is none.
             products: Down-projection and router logits of the adapter; None if there is none.
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
-            scale: () float32 factor of the update; None for that of the config.
+            scale: () float32 factor of the update; None for `AdapterConfig.scale`.
 
         Returns:
             (N, F) in the dtype of x.

@@ -94,7 +94,10 @@ def quantized_shapes(
     if kind in _INT8_FORMATS:
         return (inputs, outputs), (1, outputs)
     if inputs % 2:
-        raise UserError(f'model.quantize is {kind!r}; a linear of {inputs} inputs needs int8.')
+        raise UserError(
+            f'model.quantize is {kind!r}, which needs an even number of inputs; the model has a '
+            f'linear with {inputs} inputs: use int8.'
+        )
     return (inputs // 2, outputs), (inputs // math.gcd(inputs // 2, _TILE), outputs)
 
 
@@ -134,7 +137,7 @@ def quantized_matmul(x_ND: jax.Array, kernel: QuantizedKernel) -> jax.Array:
     if kernel.kind == 'w8a8':
         return _int8_matmul(x_ND, kernel)
     if kernel.kind == 'int8':
-        # One scale per output can be applied after the product, which spares dequantizing.
+        # With one scale per output, scaling the product replaces dequantizing the kernel.
         y_NF = jnp.matmul(x_ND, kernel.codes.astype(x_ND.dtype), preferred_element_type=jnp.float32)
         return (y_NF * kernel.scale).astype(x_ND.dtype)
     low, high = (half.astype(x_ND.dtype) for half in kernel.dequantize_halves())

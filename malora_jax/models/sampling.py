@@ -33,7 +33,7 @@ class SamplingParams(struct.PyTreeNode):
 
 
 def check_sampling(samples: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Check the sampling settings of a user.
+    """Check sampling settings that a user has chosen.
 
     Args:
         samples: Number of answers for each prompt, at least 1.
@@ -67,8 +67,8 @@ def sampling_keys(seed: int, num_prompts: int, num_samples: int) -> jax.Array:
         num_samples: Number of samples for each prompt.
 
     Returns:
-        (prompts · samples,) keys, those of a prompt together. A key depends only on the seed and
-        the indices of its prompt and sample, not on the numbers of them.
+        (num_prompts · num_samples,) PRNG keys, ordered by prompt and then by sample. A key depends
+        only on the seed, the index of its prompt and the index of its sample.
     """
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     prompt_keys = fold(jax.random.key(seed), jnp.arange(num_prompts))
@@ -121,7 +121,7 @@ def _mask_top_p(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
 def _keep_smallest_set(
     logits_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Array
 ) -> jax.Array:
-    """Keep the fewest most probable tokens whose weights sum to `target_B`, plus ties.
+    """Keep the smallest set of most probable tokens whose weights reach `target_B`, plus ties.
 
     The lowest probability to keep is found by bisection over the bit patterns of float32, which
     are ordered like the non-negative numbers that they encode. Sorting the vocabulary would take

@@ -3,7 +3,7 @@
 Example:
     runs = read_runs([pathlib.Path('runs/malora'), pathlib.Path('runs/lora')])
     for group in seed_groups(runs):
-        print(group.name, group.average())
+        print(group.name, group.average_score())
 """
 
 from malora_jax.runs.compare import SeedGroup, check_comparable, seed_groups

@@ -1,4 +1,7 @@
-"""Comparison of runs: which are comparable, their means over seeds and tasks, and differences.
+"""Comparison of runs: comparability checks, means over seeds and tasks, and paired differences.
+
+The tables of a report have a row for the base model, and one for each group of runs that share
+everything but their seed. The runs of a row may also be single-task runs, one for each task.
 
 Dimension letters: S runs that differ in their seed, Q questions of a task.
 """
@@ -41,14 +44,15 @@ _RESULT_KEYS = {'score': 'after', 'loss': 'loss_after'}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeedGroup:
-    """Runs of one row of a report: they differ in their seed alone, or train one task each.
+    """Runs of one row of a report: runs that differ only in their seed, or one run for each task.
 
     Attributes:
         name: Name of the row.
         tasks: Names of the tasks of the row.
         runs: Finished runs, at least one.
-        is_base: Whether this is the row of the base model, from which all these runs started.
-        paper: Row of the paper that is shown next to it, if there is one.
+        is_base: Whether the row is that of the base model. Its scores and losses are those that
+            the runs measured before training.
+        paper: Row of the paper's table that corresponds to this row; None if there is none.
 
     Example:
         group = SeedGroup('malora', ['piqa'], read_runs([pathlib.Path('runs/malora-seed0')]))
@@ -63,7 +67,7 @@ class SeedGroup:
 
     @property
     def label(self) -> str:
-        """Name of the row in tables: the paper's name, if there is one."""
+        """Name of the row in tables: the paper's name if there is one, else `name`."""
         return self.paper.label if self.paper else self.name
 
     @property
@@ -78,15 +82,17 @@ class SeedGroup:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Parameter counts, as `training.plan.parameter_counts` returns them."""
+        """Parameter counts, as `training.plan.count_model_parameters` returns them."""
         return self.runs[0].parameters
 
     def by_seed(self, metric: str, task: str = '') -> dict[int, float]:
         """Return scores or losses after training from `results.json`, by seed.
 
+        The result is empty for the base model.
+
         Args:
             metric: 'score' or 'loss'.
-            task: Name of a task; '' for the mean over tasks, of the seeds that have all tasks.
+            task: Name of a task; '' for the mean over tasks, for the seeds that have all tasks.
         """
         values_by_seed: dict[int, list[float]] = {}
         for run in () if self.is_base else self.runs:
@@ -108,7 +114,7 @@ class SeedGroup:
         return float(np.mean([*self.by_seed(metric, task).values()]))
 
     def interval_over_seeds(self, metric: str, task: str = '') -> Interval | None:
-        """Return the 95% interval of `mean_over_seeds` for other seeds; None with a single seed.
+        """Return the 95% confidence interval of the mean over seeds; None with a single seed.
 
         Args:
             metric: 'score' or 'loss'.
@@ -118,7 +124,7 @@ class SeedGroup:
 
     @functools.cached_property
     def _answers(self) -> Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]:
-        """Scored answers to each task, by run; the base model's are taken from one run."""
+        """Scored answers by task, then by run; only the first run's for the base model."""
         answers_by_task: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
         for run in self.runs:
             answers = run.answers_before if self.is_base else run.answers_after
@@ -130,12 +136,12 @@ class SeedGroup:
 
     @functools.cached_property
     def scores(self) -> Mapping[str, np.ndarray]:
-        """Scores of the answers to each scored task, (S, Q)."""
+        """Score of each answer by task, (S, Q) for S runs; tasks without scores are omitted."""
         return {task: self._array(task, 'score') for task in self.tasks if task in self._answers}
 
     @functools.cached_property
     def losses(self) -> Mapping[str, np.ndarray]:
-        """Losses of the right answers to each scored task, (S, Q).
+        """Loss of each right answer by task, (S, Q) for S runs; tasks without scores are omitted.
 
         They are in nats, divided by the mean number of tokens per answer, so that the mean over the
         answers of a run is its loss per token.
@@ -155,13 +161,13 @@ class SeedGroup:
         return self.scores.keys() == {*self.tasks}
 
     def score(self, task: str) -> tuple[float, Interval] | None:
-        """Return the mean score on a task, and its 95% interval for other questions of this kind.
+        """Return the mean score on a task, and its 95% confidence interval over questions.
 
         Args:
             task: Name of the task.
 
         Returns:
-            None if the task is not scored.
+            Mean and interval; None if the task is not scored.
         """
         if task not in self.scores:
             return None
@@ -169,7 +175,7 @@ class SeedGroup:
         return float(scores_SQ.mean()), score_interval(scores_SQ)
 
     def average_score(self) -> tuple[float, Interval] | None:
-        """Return the mean score over tasks, and its 95% interval for other questions.
+        """Return the mean score over tasks, and its 95% confidence interval over questions.
 
         The result is None unless every task is scored.
         """
@@ -187,14 +193,15 @@ class SeedGroup:
     def average_difference(
         self, other: 'SeedGroup', metric: str = 'score'
     ) -> PairedDifference | None:
-        """Return the difference of averages, paired by question.
+        """Return the difference of the averages over tasks, paired by question.
 
         Args:
-            other: Row that is subtracted.
+            other: Row to subtract.
             metric: 'score' or 'loss'.
 
         Returns:
-            None if a row lacks a task, or the rows are scored on different questions.
+            Average of this row minus that of `other`; None if a row lacks a task, or the rows are
+            scored on different questions.
         """
         if not (self.has_all_scores and other.has_all_scores and self._is_paired_with(other)):
             return None
@@ -202,7 +209,7 @@ class SeedGroup:
         return paired_bootstrap(*arrays)
 
     def task_differences(self, other: 'SeedGroup') -> dict[str, PairedDifference]:
-        """Return the difference of scores on each task that both rows have, paired by question."""
+        """Return the score minus that of `other` for each common task, paired by question."""
         return {
             task: paired_bootstrap({task: self.scores[task]}, {task: other.scores[task]})
             for task in self.tasks_paired_with(other)
@@ -238,7 +245,10 @@ def check_comparable(runs: Sequence[LoadedRun]) -> None:
 
 
 def _mismatch(one: LoadedRun, other: LoadedRun) -> str:
-    """Return the first property that makes two runs incomparable; '' if they are comparable."""
+    """Return the first property that makes two runs incomparable; '' if they are comparable.
+
+    Only properties that both runs record are compared.
+    """
     if one is other:
         return ''
     shared = (what for what in one.evaluation_setup if what in other.evaluation_setup)
@@ -254,7 +264,7 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
     -seedN. Single-task runs named NAME-TASK share the row NAME_single.
 
     Example:
-        groups = seed_groups(read_runs([pathlib.Path('runs/table2')]), TABLES['table2'])
+        groups = seed_groups(read_runs([pathlib.Path('runs/table2')]), PAPER_TABLES['table2'])
 
     Args:
         runs: Finished runs, at least one.
@@ -262,9 +272,9 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
             runs must be comparable.
 
     Raises:
-        UserError: With a table, a run is not scored on its tasks, has the name of a row but another
-            adapter, or differs from another run of its row in more than seed and tasks. Without a
-            table, such runs get rows of their own.
+        UserError: With a table, a run is not scored on the table's tasks, has the name of a row but
+            another adapter, or differs from another run of its row in more than seed and tasks.
+            Without a table, such runs get rows of their own.
     """
     tasks = [*table.tasks] if table else _scored_tasks(runs)
     grouped: dict[str, list[LoadedRun]] = {}
@@ -292,10 +302,14 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
 
 
 def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
-    """Return the single-task row that a row is compared with, by task.
+    """Return the single-task row to compare a multi-task row with, by task.
 
-    For each task, it is a row of the same method, or else of LoRA, that is scored on the same
-    questions.
+    Each is a row of the same method, or else of LoRA, that is scored on the same questions. Tasks
+    without such a row are omitted.
+
+    Args:
+        groups: Rows of the report.
+        group: Row to compare.
     """
     if group.is_single_task or group.is_base:
         return {}
@@ -316,7 +330,7 @@ def differing_fields(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[st
     """Return the config fields in which rows differ besides method, adapter, seed and tasks.
 
     Returns:
-        By field, the names of the rows by `repr` of their value.
+        For each field, the names of the rows, grouped by the `repr` of their value.
     """
     settings = {
         group.name: _relevant_fields(group.runs[0]) for group in groups if not group.is_base
@@ -394,6 +408,6 @@ def _check_row(runs: Sequence[LoadedRun]) -> None:
             continue
         what = f'differ in {differ[0]}' if differ else 'have the same seed'
         raise UserError(
-            f'The runs {one.path} and {other.path} are of one row but {what}: move one of them '
-            'away.'
+            f'The runs {one.path} and {other.path} belong to the same row, but {what}: move one of '
+            'them to another directory.'
         )

@@ -1,4 +1,4 @@
-"""Reading of runs from their directories; every report gets its numbers here."""
+"""Reading of runs from their directories. All reports take their numbers from here."""
 
 import functools
 import os
@@ -31,7 +31,8 @@ class LoadedRun:
 
     Attributes:
         path: Directory of the run.
-        name: Name in reports: the name of the directory, or its whole path if names are not unique.
+        name: Name in reports. `read_runs` uses the name of the directory, or its whole path if the
+            name is not unique.
         file_name: Prefix of the file names of its plots.
 
     Example:
@@ -57,7 +58,7 @@ class LoadedRun:
 
     @functools.cached_property
     def raw_config(self) -> Mapping[str, Any]:
-        """Raw config: nested values of `config.json`, without fields newer than the run."""
+        """Nested values of `config.json`; fields that were added after the run are missing."""
         config = self._read_required(config_format.read_config, self.path / CONFIG_FILE)
         files.check_content(
             run_files.StoredConfig, config, str(self.path / CONFIG_FILE), files.RESTORE_REMEDY
@@ -66,7 +67,7 @@ class LoadedRun:
 
     @functools.cached_property
     def run_config(self) -> RunConfig:
-        """Validated config with all fields, as training uses it."""
+        """Validated config with all fields, in the form that training uses."""
         return read_run_config(self.path, self._weights)
 
     @property
@@ -103,20 +104,26 @@ class LoadedRun:
 
     @functools.cached_property
     def records(self) -> Sequence[Mapping[str, Any]]:
-        """Records of `metrics.jsonl`, one for each step."""
+        """Records of `metrics.jsonl`, one for each step.
+
+        Raises:
+            UserError: The file is missing or broken, or has no records.
+        """
         records = self._read_required(run_files.read_metrics, self.path / run_files.METRICS_FILE)
         if not records:
-            raise UserError(f'{self.path} is no whole run: {run_files.METRICS_FILE} has no record.')
+            raise UserError(
+                f'{self.path} is not a complete run: {run_files.METRICS_FILE} has no records.'
+            )
         return records
 
     @functools.cached_property
     def answers_before(self) -> Sequence[Mapping[str, Any]]:
-        """Scored answers of the base model; empty if the run has not finished."""
+        """Scored answers of the base model, all tasks; empty if the run has not finished."""
         return self._answers('before')
 
     @functools.cached_property
     def answers_after(self) -> Sequence[Mapping[str, Any]]:
-        """Scored answers of the trained model; empty if the run has not finished."""
+        """Scored answers of the trained model, all tasks; empty if the run has not finished."""
         return self._answers('after')
 
     @functools.cached_property
@@ -126,7 +133,7 @@ class LoadedRun:
 
     @property
     def report_step(self) -> int:
-        """Step of the checkpoint to report on: the best, or else the newest; 0 without one."""
+        """Step of the checkpoint to report on: the best, or else the newest; 0 if there is none."""
         return self._checkpoints[1]
 
     @property
@@ -156,16 +163,17 @@ class LoadedRun:
 
     @functools.cached_property
     def base_identity(self) -> tuple[str, str | None]:
-        """Name of the base model, and the fingerprint of its weights, which older runs lack."""
+        """Name of the base model, and the fingerprint of its weights (None for older runs)."""
         path = self.path / BASE_FILE
         fingerprint = files.read_json(path, BaseRecord)['fingerprint'] if path.exists() else None
         return self.raw_config['model']['name'], fingerprint
 
     @functools.cached_property
     def evaluation_setup(self) -> Mapping[str, Any]:
-        """Properties that two runs must share for their scores and losses to be comparable.
+        """Properties that must be equal for the scores and losses of two runs to be comparable.
 
-        Tasks on which only one of the runs is scored are not compared.
+        `check_comparable` ignores a property that only one run has, such as the scoring of a task
+        that the other run is not scored on.
         """
         model, tasks = self.raw_config['model'], self.results['tasks'] if self.is_finished else {}
         setup: dict[str, Any] = {
@@ -183,10 +191,10 @@ class LoadedRun:
         return setup
 
     def task_mean(self, key: str) -> float:
-        """Return the mean over tasks of a number in `results.json`, such as 'loss_after'.
+        """Return the mean over tasks of a number in `results.json`.
 
         Args:
-            key: Name of the number in each task's results.
+            key: Name of the number in each task's results, such as 'loss_after'.
         """
         tasks = self.results['tasks'].values()
         return sum(task[key] for task in tasks) / len(tasks)
@@ -198,7 +206,7 @@ class LoadedRun:
         return self._read_required(run_files.read_answer_rows, path, self.results)
 
     def _read_required(self, reader: Callable[..., _Content], *arguments: Any) -> _Content:
-        """Call a reader of a file that every run must have.
+        """Call a function that reads a required file.
 
         Raises:
             UserError: The file is missing, or the reader refuses it.
@@ -206,7 +214,9 @@ class LoadedRun:
         try:
             return reader(*arguments)
         except FileNotFoundError as error:
-            raise UserError(f'{self.path} is no whole run: {error.filename} is missing.') from error
+            raise UserError(
+                f'{self.path} is not a complete run: {error.filename} is missing.'
+            ) from error
 
 
 def read_runs(
@@ -218,13 +228,14 @@ def read_runs(
         runs = read_runs([pathlib.Path('runs/quickstart')])
 
     Args:
-        workdirs: Directories of runs, or of several runs each, of which the finished ones are read.
+        workdirs: Directories of runs. If a directory contains several runs, its finished runs are
+            read.
         weights: Location of the base model's weights, if they have moved since training.
-        allow_unfinished: Whether a run that is named itself may have no results.
+        allow_unfinished: Whether to accept unfinished runs that `workdirs` names directly.
 
     Raises:
-        UserError: A directory is given twice, holds no run, an unfinished one, or one whose files
-            are missing or broken; or two runs have different base models.
+        UserError: A directory is given twice, or holds no run, an unfinished run, or a run with
+            missing or broken files; or two runs have different base models.
     """
     paths = [path for workdir in workdirs for path in _run_directories(workdir)]
     for path, times in Counter(path.resolve() for path in paths).items():
@@ -245,7 +256,8 @@ def _run_directories(workdir: pathlib.Path) -> list[pathlib.Path]:
     workdir = pathlib.Path(os.path.abspath(workdir))  # Absolute, because '.' has no name.
     if is_adapter(workdir):
         raise UserError(
-            f'{workdir} is an exported adapter; --workdir must name the run it is from.'
+            f'{workdir} is an exported adapter; --workdir must name the run that it was exported '
+            'from.'
         )
     if (workdir / CONFIG_FILE).exists() or (workdir / run_files.RESULTS_FILE).exists():
         return [workdir]
@@ -263,13 +275,15 @@ def _read_report_files(run: LoadedRun, allow_unfinished: bool) -> None:
     needed = ['raw_config']
     if not run.is_finished and not allow_unfinished:
         raise UserError(
-            f'The run in {run.path} has not ended: there is no {run_files.RESULTS_FILE}. Continue '
-            'it, or analyse what it has so far with --unfinished.'
+            f'The run in {run.path} has not finished: there is no {run_files.RESULTS_FILE}. Resume '
+            'it, or analyze it as it is with --unfinished.'
         )
     if run.report_step:
         needed.append('run_config')
     elif run.checkpoint_directory.is_dir() or not run.is_finished:
-        raise UserError(f'There is no checkpoint in {run.path / "checkpoints"}: train on.')
+        raise UserError(
+            f'There is no checkpoint in {run.path / "checkpoints"}: resume the training.'
+        )
     for name in (*needed, 'records', 'evaluation_setup', 'answers_before'):
         getattr(run, name)
 
@@ -279,8 +293,8 @@ def _check_base(one: LoadedRun, other: LoadedRun) -> None:
     differ = fingerprint and other_fingerprint and fingerprint != other_fingerprint
     if name != other_name or differ:
         raise UserError(
-            f'{one.path} and {other.path} have different bases, {name} ({fingerprint}) and '
-            f'{other_name} ({other_fingerprint}): analyse them apart.'
+            f'{one.path} and {other.path} have different base models, {name} ({fingerprint}) and '
+            f'{other_name} ({other_fingerprint}): analyze them separately.'
         )
 
 

@@ -1,4 +1,4 @@
-"""Tables of the paper, and assignment of our runs to their rows.
+"""Tables of the MALoRA paper, and assignment of runs to the rows of these tables.
 
 Wang, Zhao, Wang, Wang and Liu, MALoRA: Mixture of Asymmetric Low-Rank Adaptation for Enhanced
 Multi-Task Learning, Findings of NAACL 2025. Scores of LLaMA-2 7B in %: ROUGE-L for E2E NLG, pass@1
@@ -23,12 +23,13 @@ class PaperRow:
 
     Attributes:
         label: Name of the row in the paper.
-        average: Average over the tasks, in %.
+        average: Average score over the tasks, in %.
         method: Name of the method in this package; '' for the base model.
         scores: Scores by task, in %; empty if this package does not record them.
-        settings: Adapter fields that differ from those of the method.
+        settings: Adapter settings that differ from the method's defaults.
         single_task: Whether a separate model was trained on each task.
-        printed_average: Printed average, if it is not the mean of the printed scores.
+        printed_average: Average that the paper prints, if it differs from the mean of the printed
+            scores; else None.
     """
 
     label: str
@@ -40,10 +41,10 @@ class PaperRow:
     printed_average: float | None = None
 
     def adapter_settings(self, **sizes: int) -> dict[str, Any]:
-        """Return the adapter settings of the row.
+        """Return the complete adapter settings of the row, without a `beta` that has no effect.
 
         Args:
-            **sizes: Ranks to use instead of the paper's.
+            **sizes: Ranks to use instead of the paper's, such as `rank` and `shared_rank`.
         """
         return _effective_settings(
             dataclasses.asdict(settings_of(method(self.method, **{**self.settings, **sizes})))
@@ -57,7 +58,7 @@ class PaperTable:
     Attributes:
         title: Number and subject of the table.
         tasks: Names of the tasks in its columns.
-        rows: Rows of the table, by the names that our sweeps give to the runs.
+        rows: Rows of the table, by the names that the sweep configs give to their runs.
     """
 
     title: str
@@ -99,7 +100,7 @@ def is_single_task(config: Mapping[str, Any]) -> bool:
 
 
 def _effective_settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the complete settings of an adapter, without a β that has no effect."""
+    """Return the complete adapter settings; `beta` is omitted where the structure ignores it."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in adapter.items()}
     settings = dataclasses.asdict(AdapterSettings(**values))
     if not settings['shared_rank'] or settings['subspace'] not in ('down', 'own'):
@@ -120,6 +121,7 @@ _TABLE_1 = {
     'malora_small': (41.0, 29.9, 34.0, 80.3, 59.4, 77.2, 65.7, 55.4),
     'malora': (42.3, 32.9, 34.1, 79.8, 60.0, 78.5, 66.3, 56.3),
 }
+# Label and average by method.
 _TABLE_3 = {
     'molora': ('MoLoRA', 55.3),
     'molora_r12': ('MoLoRA r = 12', 56.0),

@@ -48,19 +48,19 @@ def make_app(
 
     For example:
 
-        app = make_app({'malora': malora_jax.load('runs/malora')}, key='secret')
+        app = make_app({'malora': malora_jax.load('runs/malora')}, api_key='secret')
 
     Args:
         models: Models by the names that requests use.
-        batch_size: Number of texts of each model that are decoded together (batch size). The memory
-            for the KV cache grows with it.
+        batch_size: Number of texts of each model that are decoded together. The memory of the KV
+            cache grows with the batch size.
         max_waiting: Maximum number of queued texts; further requests get status 429.
-        timeout_s: Maximum time of a request in seconds; then it gets status 504, or an error event
-            if streaming has started.
+        timeout_s: Maximum time of a request in seconds. A slower request gets status 504, or an
+            error event if streaming has started.
         body_timeout_s: Maximum time in seconds for the body of a request to arrive.
-        api_key: API key that requests must have, or None.
-        allowed_hosts: Host names that requests may use, besides IP addresses and `localhost`;
-            ignored with a key.
+        api_key: API key that every request must have; None = no key is needed.
+        allowed_hosts: Host names under which requests may reach the server, besides IP addresses
+            and `localhost`; ignored if there is an API key.
     """
     scheduler, workers = Scheduler(models, batch_size, max_waiting), Workers()
 
@@ -123,7 +123,7 @@ class _Prompt:
 
     Attributes:
         size: Number of characters.
-        tokenize: Function that tokenizes the prompt, which takes long if the prompt is long.
+        tokenize: Function that returns the prompt's token ids; slow if the prompt is long.
     """
 
     size: int
@@ -158,7 +158,7 @@ class _Service:
         """Return the description of one model.
 
         Raises:
-            RefusedError: There is no model with this name.
+            ApiError: There is no model with this name.
         """
         self._model(name)
         return self._describe(name)
@@ -167,7 +167,7 @@ class _Service:
         """Answer a request to POST /v1/chat/completions.
 
         Raises:
-            RefusedError: The request is invalid or cannot be completed.
+            ApiError: The request is invalid or cannot be completed.
         """
         body = await self._read(ChatRequest, http)
         model = self._model(body.model)
@@ -196,7 +196,7 @@ class _Service:
         """Answer a request to POST /v1/completions.
 
         Raises:
-            RefusedError: The request is invalid or cannot be completed.
+            ApiError: The request is invalid or cannot be completed.
         """
         body = await self._read(CompletionRequest, http)
         model = self._model(body.model)
@@ -220,17 +220,20 @@ class _Service:
         try:
             raw = await http.body()
         except ClientDisconnect:
-            raise ApiError(499, 'The client is gone.') from None
+            raise ApiError(499, 'The client has disconnected.') from None
         content_type = http.headers.get('content-type', '').partition(';')[0].strip().lower()
         if content_type != 'application/json':
-            # Browsers let any web page send other content types to any server, without CORS checks.
+            # Browsers let any web page send some other content types to any server, without CORS
+            # checks.
             raise ApiError(422, 'The body must have the content type application/json.')
         return await self.workers.run(len(raw), functools.partial(protocol.parse, kind, raw))
 
     def _model(self, name: str) -> LanguageModel:
         if name not in self.models:
             known = ', '.join(self.models)
-            raise ApiError(404, f'There is no model {name[:256]!r}; there is {known}.', 'model')
+            raise ApiError(
+                404, f'There is no model {name[:256]!r}; available models: {known}.', 'model'
+            )
         return self.models[name]
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -246,6 +249,21 @@ class _Service:
         kind: str,
         prefix: str,
     ) -> Response:
+        """Generate the texts of a request, and return the HTTP response, streamed or complete.
+
+        Args:
+            body: Parsed body of the request.
+            http: HTTP request, whose connection is watched.
+            prompts: Prompts; `body.n` texts are generated for each.
+            field: Field of the body that holds the prompts, for error messages.
+            make_choice: Function that converts a piece of text; see `_events`.
+            kind: Field `object` of a response that is not streamed.
+            prefix: Start of the response's `id`.
+
+        Raises:
+            ApiError: A prompt is too long, the queue is full, the server is shutting down, the
+                client disconnects, time runs out, or the generation of a text failed.
+        """
         model = self.models[body.model]
         for prompt in prompts:
             if prompt.size > model.max_characters:
@@ -312,17 +330,17 @@ class _Service:
     def _engine_request(
         self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
     ) -> GenerationRequest:
-        """Return the engine's request for each text of a prompt; runs in a worker thread.
+        """Return the engine's request for each text of a prompt; called in a worker thread.
 
         Raises:
-            RefusedError: The prompt has no tokens, or does not fit into the context with its
-                answer.
+            ApiError: The prompt has no tokens, or the prompt and its answer do not fit into the
+                context.
             UserError: The template does not support the messages.
         """
         model = self.models[body.model]
         tokens, context = prompt.tokenize(), model.model.config.context
         if not tokens:
-            raise ApiError(422, f'{field}: There must be a text to go on from.', field)
+            raise ApiError(422, f'{field}: The prompt is empty.', field)
         limit = body.max_new_tokens
         if limit is None:
             limit = max(1, min(_DEFAULT_MAX_TOKENS, context - len(tokens)))
@@ -359,8 +377,8 @@ class _Deadline:
     """The deadline of a request.
 
     Attributes:
-        at: Time of the event loop's clock at which the request is abandoned, in seconds.
-        error: Error that the client then gets.
+        at: Time at which the request is cancelled, in seconds of the event loop's clock.
+        error: Error that the client then receives.
     """
 
     def __init__(self, timeout_s: float):
@@ -370,14 +388,14 @@ class _Deadline:
     async def run_or_cancel(
         self, work: Coroutine[Any, Any, _Result], http: fastapi.Request
     ) -> _Result:
-        """Return the result of the work; cancel it if the client disconnects or time runs out.
+        """Return the result of a coroutine; cancel it if the client disconnects or time runs out.
 
         Args:
             work: Coroutine that computes the result.
             http: HTTP request whose connection is watched.
 
         Raises:
-            RefusedError: The work was cancelled.
+            ApiError: The coroutine was cancelled.
         """
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(http))
         both: set[asyncio.Future[Any]] = {task, gone}
@@ -392,7 +410,7 @@ class _Deadline:
             await asyncio.gather(*both, return_exceptions=True)
         if task in done:
             return task.result()
-        raise ApiError(499, 'The client is gone.')
+        raise ApiError(499, 'The client has disconnected.')
 
 
 async def _wait_for_disconnect(http: fastapi.Request) -> None:
@@ -411,12 +429,13 @@ async def _events(
     """Yield the events of a streamed response: a chunk for each piece, or an error, then [DONE].
 
     Args:
-        body: Request.
+        body: Parsed body of the request.
         generation: Texts of the request.
         common_fields: Fields that all chunks have.
-        make_choice: Function that converts a piece, with the index of its text, the number of
-            characters before it, and whether the response is streamed, to an entry of `choices`.
-        prompt_tokens: Number of tokens of all prompts, for the usage.
+        make_choice: Function that returns an entry of `choices`, given a piece of text, the index
+            of its text, the number of characters before the piece, and whether the response is
+            streamed.
+        prompt_tokens: Number of tokens of all prompts, for the field `usage`.
         deadline: Deadline of the request.
     """
     tokens, offsets = 0, [0] * len(generation.texts)

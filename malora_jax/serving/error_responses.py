@@ -12,7 +12,7 @@ from malora_jax.serving.errors import ApiError
 
 
 class ErrorDetails(BaseModel):
-    """The description of an error, as in OpenAI's API."""
+    """The description of an error in an error response, as in OpenAI's API."""
 
     message: str
     type: str

@@ -1,11 +1,11 @@
-"""Errors that clients receive, independent of HTTP except for status codes."""
+"""Errors that clients of the server receive; `error_responses` converts them to responses."""
 
 import traceback
 from typing import Any
 
 
 class ApiError(Exception):
-    """An error that is the response to a request.
+    """An error that ends a request, with its HTTP status and a message for the client.
 
     Attributes:
         status: HTTP status code.
@@ -25,11 +25,11 @@ class ApiError(Exception):
 
 
 def log_model_failure() -> ApiError:
-    """Return status 500 for the exception that is being handled, and print its traceback."""
+    """Return the error with status 500 for the exception being handled; print its traceback."""
     traceback.print_exc()
     return ApiError(500, 'The model failed; the log says why.')
 
 
 def shutting_down_error() -> ApiError:
-    """Return status 503 for a request during shutdown."""
+    """Return the error with status 503, for requests during shutdown."""
     return ApiError(503, 'The server is shutting down.')

@@ -15,11 +15,11 @@ MAX_BODY_BYTES = 4 * 2**20
 
 
 class GuardMiddleware:
-    """Middleware that refuses requests with a wrong API key or host, too large ones and slow ones.
+    """Middleware that refuses requests with a wrong API key or host, or a large or slow body.
 
     A web page in a browser can reach a server on the same machine under the page's own host name
-    (DNS rebinding). It cannot do so under an IP address, and it does not know the key. Host names
-    are therefore checked only if there is no key.
+    (DNS rebinding). The page cannot do so under an IP address, and it does not know the API key.
+    Host names are therefore checked only if there is no API key.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class GuardMiddleware:
 
         Args:
             app: ASGI application.
-            api_key: API key that requests must have, or None.
-            allowed_hosts: Host names that requests may use, besides IP addresses and `localhost`.
+            api_key: API key that every request must have; None = no key is needed.
+            allowed_hosts: Host names under which requests may reach the server, besides IP
+                addresses and `localhost`.
             body_timeout_s: Maximum time in seconds for the body of a request to arrive.
-            is_draining: Function that returns whether new requests are refused.
+            is_draining: Function that returns whether new requests are refused, during shutdown.
         """
         self._app = app
         self._authorization = None if api_key is None else f'Bearer {api_key}'.encode()
@@ -66,14 +67,14 @@ class GuardMiddleware:
         elif path != '/health' and not hmac.compare_digest(
             headers.get(b'authorization', b''), self._authorization
         ):
-            raise ApiError(401, 'The request does not bear the right key.')
+            raise ApiError(401, 'The API key is missing or wrong.')
         length = headers.get(b'content-length', b'')
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise too_large()
 
     def _check_host(self, host: str) -> None:
         if not host:
-            return  # Browsers always send a host, so this request is not from a web page.
+            return  # Browsers always send a host name, so this request is not from a web page.
         name, _, port = host.rpartition(':')
         name = name if port.isdigit() else host
         if name.lower() in self._hosts:
@@ -82,11 +83,11 @@ class GuardMiddleware:
             ipaddress.ip_address(name.removeprefix('[').removesuffix(']'))
         except ValueError:
             raise ApiError(
-                421, f'The server is not called {name[:100]!r}; --allowed_hosts may name it.'
+                421, f'The host name {name[:100]!r} is not allowed; add it to --allowed_hosts.'
             ) from None
 
     def _limit_body(self, receive: Receive) -> Receive:
-        """Return a `receive` that raises `ApiError` if a body is too large or too slow."""
+        """Return a `receive` that raises `ApiError` if the body is too large or too slow."""
         total, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self._body_s
 
@@ -109,5 +110,5 @@ class GuardMiddleware:
 
 
 def too_large() -> ApiError:
-    """Return status 413 for a body above the size limit."""
-    return ApiError(413, f'A request may have {MAX_BODY_BYTES:,} bytes.')
+    """Return the error with status 413, for a body above the size limit."""
+    return ApiError(413, f'The body of a request may have at most {MAX_BODY_BYTES:,} bytes.')

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from malora_jax.models.sampling import MAX_TOP_K
 from malora_jax.serving.errors import ApiError
 
-# Maximum number of alternatives whose log-probability is reported for each token.
+# Maximum number of most probable tokens whose log-probabilities are reported at each position.
 MAX_TOP_LOGPROBS = 20
 _MAX_MESSAGES = 4096
 # Maximum number of fields of an object in a request; each unknown field causes a separate error.
@@ -22,7 +22,7 @@ _Name = Annotated[str, Field(max_length=256)]
 
 
 class _Strict(BaseModel):
-    """Base of models without type coercion: neither true nor "1" counts as a number."""
+    """Base of Pydantic models without type coercion: neither true nor "1" counts as a number."""
 
     model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False)
 
@@ -80,7 +80,7 @@ class RequestMessage(BaseModel):
     content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)]
 
     def to_dict(self) -> dict[str, str]:
-        """Return the message with its parts joined to one text."""
+        """Return the message as a dict of `role` and `content`, with its parts joined."""
         parts = self.content
         text = parts if isinstance(parts, str) else ''.join(part.text for part in parts)
         return {'role': self.role, 'content': text}
@@ -116,7 +116,7 @@ class ChatRequest(BaseRequest):
 
     @property
     def num_alternatives(self) -> int | None:
-        """Number of alternatives to report per token; None = no log-probabilities at all."""
+        """Number of most probable tokens to report per position; None = no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -141,7 +141,7 @@ class CompletionRequest(BaseRequest):
 
     @property
     def num_alternatives(self) -> int | None:
-        """Number of alternatives to report per token; None = no log-probabilities at all."""
+        """Number of most probable tokens to report per position; None = no log-probabilities."""
         return self.logprobs
 
 
@@ -152,14 +152,14 @@ def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
     """Parse and validate the body of a request.
 
     The JSON parser refuses nesting deeper than 200 levels, numbers of more than 4,300 digits, and
-    lone surrogates.
+    unpaired surrogates.
 
     Args:
         kind: Type of the request.
         body: Body of the HTTP request, in JSON.
 
     Raises:
-        RefusedError: The body is not valid JSON, has too many fields or values, or has a field that
+        ApiError: The body is not valid JSON, has too many fields or values, or has a field that
             is unknown, missing, of the wrong type or out of range.
     """
     _check_count(body)
@@ -170,12 +170,13 @@ def parse(kind: type[SomeRequest], body: bytes) -> SomeRequest:
     objects = {'The body': value} | (value if isinstance(value, dict) else {})
     for name, part in objects.items():
         if isinstance(part, dict) and len(part) > _MAX_FIELDS:
-            raise ApiError(422, f'{name[:100]}: An object may have {_MAX_FIELDS} fields.')
+            raise ApiError(422, f'{name[:100]}: An object may have at most {_MAX_FIELDS} fields.')
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # A field that allows several types has an error for each; report that of the matching type.
+        # A field that allows several types has one error for each type. Report the error of the
+        # type that the value has, if there is one.
         first = min(errors, key=lambda each: each['type'].endswith('_type'))
         # Drop the names of allowed types, which Pydantic puts between the names of the fields.
         names = [str(p) for p in first['loc'] if isinstance(p, int) or p.isidentifier()]
@@ -187,11 +188,11 @@ def _check_count(body: bytes) -> None:
     """Check the number of values in a body, much faster than parsing it.
 
     Raises:
-        RefusedError: The body has too many values.
+        ApiError: The body has too many values.
     """
     # After escaped characters are removed, every second part between quotes is inside a string.
     parts = body.replace(b'\\\\', b'').replace(b'\\"', b'').split(b'"', 2 * _MAX_VALUES + 1)
     outside = b''.join(parts[::2])
     count = outside.count(b'{') + outside.count(b'[') + outside.count(b',')
     if max(count, len(parts) // 2) > _MAX_VALUES:
-        raise ApiError(422, f'The body: A request may have {_MAX_VALUES:,} values.')
+        raise ApiError(422, f'The body: A request may have at most {_MAX_VALUES:,} values.')

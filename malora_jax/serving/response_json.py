@@ -16,7 +16,7 @@ async def collect_texts(generation: Generation) -> list[TextPiece]:
         generation: Texts of the request.
 
     Raises:
-        RefusedError: The generation of a text failed.
+        ApiError: The generation of a text failed.
     """
     texts = [TextPiece('', [], None) for _ in generation.texts]
     async for index, piece in generation.pieces():
@@ -28,7 +28,7 @@ async def collect_texts(generation: Generation) -> list[TextPiece]:
 
 
 def encode(value: Any, depth: int = 6) -> Iterator[str]:
-    """Yield the parts of a JSON text, so that other threads can run between two parts.
+    """Yield the JSON text of a value in parts, so that other threads can run between two parts.
 
     Args:
         value: JSON-serializable value.
@@ -52,13 +52,13 @@ def encode(value: Any, depth: int = 6) -> Iterator[str]:
 def chat_logprobs(
     model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None
 ) -> dict[str, Any] | None:
-    """Return the `logprobs` of a chat completion.
+    """Return the field `logprobs` of a chat completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece.
         num_alternatives: Number of most probable tokens to report per position; None = the request
-            does not ask for log-probabilities, so that the result is None.
+            does not ask for log-probabilities, and None is returned.
     """
     if num_alternatives is None:
         return None
@@ -82,13 +82,13 @@ def chat_logprobs(
 def completion_logprobs(
     model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None, offset: int
 ) -> dict[str, Any] | None:
-    """Return the `logprobs` of a text completion.
+    """Return the field `logprobs` of a text completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece.
         num_alternatives: Number of most probable tokens to report per position; None = the request
-            does not ask for log-probabilities, so that the result is None.
+            does not ask for log-probabilities, and None is returned.
         offset: Number of characters of the text before the piece.
     """
     if num_alternatives is None:

@@ -1,7 +1,7 @@
 """Scheduler of the server: runs one engine with continuous batching per model.
 
-One thread runs the engines, and another one decodes their tokens to text. The event loop sends the
-text to the clients, so that neither thread waits for a client.
+The engine thread runs the engines, and the detokenizer thread decodes their tokens to text. The
+event loop sends the text to the clients, so that neither thread waits for a client.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class TextPiece:
     Attributes:
         text: New text that can be shown; incomplete characters and possible beginnings of a stop
             string are held back.
-        tokens: New tokens. If a stop string ends the text, they may go beyond `text`.
+        tokens: New tokens. If a stop string ends the text, the tokens may extend beyond `text`.
         finish_reason: 'stop' or 'length' in the last piece, else None.
     """
 
@@ -63,7 +63,7 @@ class Generation:
         """Yield new pieces of all texts, each with the index of its text, until all are finished.
 
         Raises:
-            RefusedError: The generation of a text failed.
+            ApiError: The generation of a text failed.
         """
         running = len(self.texts)
         while running:
@@ -77,20 +77,22 @@ class Generation:
 class PendingText:
     """A text that is queued or being generated.
 
-    Only the text thread uses `is_over`, and only the writer thread uses the attributes after it.
+    Only the detokenizer thread uses `is_over`. Only the engine thread uses `generated_ids`,
+    `repeats_left` and `is_suspect`.
 
     Attributes:
         generation: All texts of the same HTTP request.
         model: Name of the model.
-        index: Index in the response.
+        index: Index of the text in the response.
         request: Request to the engine; set by `Scheduler.submit`.
-        seed: Random seed that all texts of the HTTP request share; None = `request` has the key.
+        seed: Random seed that all texts of the HTTP request share; may be None if `request.key` is
+            set or decoding is greedy.
         stream: Incremental decoder from tokens to text.
         is_over: Whether the last piece was delivered.
         generated_ids: Ids of the tokens that the engine has generated so far.
         repeats_left: Number of these tokens that must still be generated again after an engine
             reset.
-        is_suspect: Whether a failed step included this text and others.
+        is_suspect: Whether this text may have caused the failure of a step with several texts.
     """
 
     request: GenerationRequest
@@ -107,22 +109,22 @@ class PendingText:
         self.is_suspect = False
 
 
-# Results of a step: the news of each text, or None if the text failed.
+# Results of a step: the engine's output for each text, or None if the text failed.
 _StepResults = list[tuple[PendingText, RequestOutput | None]]
 
 
 class Scheduler:
     """Generates the texts of several models, with one engine per model, whose steps alternate.
 
-    Each engine uses continuous batching: a queued text is prefilled as soon as a row is free, and
-    each step decodes a few tokens of all running texts.
+    Each engine uses continuous batching: a queued text is prefilled as soon as a slot of the KV
+    cache is free, and each step decodes a few tokens of all running texts.
 
     An error affects only the text that causes it. If the prefill of a text fails, or its tokens
     cannot be decoded to text, only that text fails. An error of a compiled decode step does not
     reveal which text caused it. All texts of that step are then generated again, one at a time,
     until each is past the token where the step failed. The text whose step fails again has failed;
-    the others, and the queued ones, continue. A text depends only on its own request, so that the
-    repeated tokens are the same; they are not sent to the client again.
+    the other texts continue. A text depends only on its own request, so that the repeated tokens
+    are the same; they are not sent to the client again.
     """
 
     def __init__(self, models: Mapping[str, LanguageModel], batch_size: int, max_waiting: int):
@@ -130,8 +132,8 @@ class Scheduler:
 
         Args:
             models: Models by the names that requests use.
-            batch_size: Number of texts of each model that are decoded together (batch size).
-            max_waiting: Maximum number of queued texts, which wait for a free row.
+            batch_size: Number of texts of each model that are decoded together.
+            max_waiting: Maximum number of queued texts, which wait for a free slot of the KV cache.
         """
         self._models = models
         self._runners = {name: _EngineRunner(model, batch_size) for name, model in models.items()}
@@ -142,8 +144,8 @@ class Scheduler:
         self._is_stopped = False
         self._results: queue.SimpleQueue[_StepResults | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._run_engines, name='writer', daemon=True),
-            threading.Thread(target=self._detokenize, name='texts', daemon=True),
+            threading.Thread(target=self._run_engines, name='engines', daemon=True),
+            threading.Thread(target=self._detokenize, name='detokenizer', daemon=True),
         ]
         self.is_draining = False
 
@@ -153,12 +155,12 @@ class Scheduler:
         return len(self._open_texts)
 
     def start(self) -> None:
-        """Start the threads, which generate texts."""
+        """Start the engine thread and the detokenizer thread."""
         for thread in self._threads:
             thread.start()
 
     def drain(self) -> None:
-        """Refuse new requests, but finish those that are open; thread-safe."""
+        """Refuse new requests, but finish the open ones; thread-safe."""
         self.is_draining = True
 
     def end_all(self) -> None:
@@ -185,14 +187,17 @@ class Scheduler:
             model: Name of the model.
             count: Number of texts.
 
+        Returns:
+            The texts, to be passed to `submit` one by one.
+
         Raises:
-            RefusedError: The queue is full, or the server is shutting down.
+            ApiError: The queue is full, or the server is shutting down.
         """
         if self.is_draining:
             raise shutting_down_error()
         with self._wake:
             if len(self._open_texts) + count > self._max_texts:
-                raise ApiError(429, 'Too many requests wait already; try again later.')
+                raise ApiError(429, 'The queue is full; try again later.')
             generation = Generation(model, count)
             self._open_texts.update(generation.texts)
         return generation
@@ -210,7 +215,8 @@ class Scheduler:
             text: Text with a reserved place in the queue.
             request: Request to the engine; prompt and answer must fit into the model's context.
             stops: Stop strings, which end the text.
-            seed: Random seed of all texts of the HTTP request; None = `request` has the key.
+            seed: Random seed of all texts of the HTTP request; may be None if `request.key` is set
+                or decoding is greedy.
         """
         tokenizer = self._models[text.model].tokenizer
         text.request, text.seed = request, seed
@@ -232,7 +238,7 @@ class Scheduler:
         self._wake.notify()
 
     def _run_engines(self) -> None:
-        """Run the engines, and pass their results to the text thread; the writer thread's loop."""
+        """Run the engines, and pass their results to the detokenizer thread, until `stop`."""
         while True:
             with self._wake:
                 while not (self._is_stopped or self._commands or self._is_busy()):
@@ -252,7 +258,7 @@ class Scheduler:
         return any(runner.is_busy for runner in self._runners.values())
 
     def _detokenize(self) -> None:
-        """Decode tokens to text, and pass it to the event loop; the text thread's loop."""
+        """Decode tokens to text, and pass the text to the event loop, until the engines stop."""
         while (results := self._results.get()) is not None:
             pieces = [(text, self._piece(text, news)) for text, news in results if not text.is_over]
             self._deliver([(text, piece) for text, piece in pieces if piece is not None])
@@ -277,8 +283,8 @@ class Scheduler:
         text.is_over = isinstance(piece, ApiError) or piece.finish_reason is not None
         if text.is_over:
             with self._wake:
-                # A stop string may end a text that the engine still generates, so cancel it there.
-                # If the engine has finished it, that has no effect.
+                # A stop string may end a text that the engine is still generating, so cancel the
+                # text in the engine. If the engine has finished the text, that has no effect.
                 self._drop([text] if text in self._open_texts else [])
         return piece
 
@@ -289,12 +295,12 @@ class Scheduler:
                     text.generation.put(text.index, piece)
 
         for loop in {text.generation.loop for text, _ in pieces}:
-            with contextlib.suppress(RuntimeError):  # The loop may be closed: no client waits.
+            with contextlib.suppress(RuntimeError):  # A closed loop has no waiting clients.
                 loop.call_soon_threadsafe(put, loop)
 
 
 class _EngineRunner:
-    """Generates the texts of one model; only the writer thread uses it."""
+    """Generates the texts of one model; only the engine thread uses it."""
 
     def __init__(self, model: LanguageModel, batch_size: int):
         self._engine = Engine(model.model, model.variables, [model.end_id], batch_size)
@@ -320,7 +326,7 @@ class _EngineRunner:
             del self._running[number]
 
     def step(self) -> _StepResults:
-        """Fill free rows from the queue, and generate a few tokens of all running texts."""
+        """Start queued texts in free slots, and generate a few tokens of all running texts."""
         while self._waiting and self._can_start_next():
             text = self._waiting.popleft()
             self._running[self._engine.submit(_engine_request(text))] = text
@@ -341,10 +347,10 @@ class _EngineRunner:
         return len(self._running) < (1 if alone else self._batch_size)
 
     def _recover(self) -> _StepResults:
-        """Reset the engine after a failed step, and queue its texts again as suspects.
+        """Reset the engine after a failed step, and queue the texts of the step again as suspects.
 
         Returns:
-            The failed text, if the step had only one; otherwise nothing.
+            The failed text with None, if the step had only one text; otherwise an empty list.
         """
         self._engine.reset()
         texts, self._running = list(self._running.values()), {}
@@ -356,9 +362,10 @@ class _EngineRunner:
         return []
 
     def _skip_repeats(self, output: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
-        """Return the news of a text without the tokens that were generated before a reset.
+        """Return a text and its output, without the tokens that were generated before a reset.
 
-        The news are None, for a failure, if a repeated token differs or the text ends early.
+        The output is None, which means a failure, if a repeated token differs or the text ends
+        before all tokens are repeated.
         """
         text = self._running[output.request_id]
         ids = [token.id for token in output.tokens]
@@ -379,7 +386,7 @@ class _EngineRunner:
 
 
 def _engine_request(text: PendingText) -> GenerationRequest:
-    """Return the engine's request for a text, with a random key derived from seed and index."""
+    """Return the engine's request for a text, with a PRNG key derived from seed and index."""
     if text.seed is None or text.request.temperature == 0:
         return text.request
     key = jax.random.fold_in(jax.random.key(text.seed), text.index)

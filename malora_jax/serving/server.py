@@ -17,17 +17,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from malora_jax.serving.errors import ApiError
 from malora_jax.serving.scheduler import Scheduler
 
-# Maximum time in seconds for the head of a request to arrive, and for sending finished responses
-# at the end.
+# Maximum time in seconds for the head of a request (request line and headers) to arrive, and
+# maximum time for sending the last responses during shutdown.
 _HEAD_TIMEOUT_S, _FLUSH_TIMEOUT_S = 30.0, 3.0
 
 
 def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None:
-    """Serve until SIGINT or SIGTERM; must be called from the main thread.
+    """Serve HTTP requests until SIGINT or SIGTERM; must be called from the main thread.
 
     After the first signal, new requests get status 503, and open requests have `grace_s` seconds to
-    finish. Requests that are still open then, or at the second signal, end with status 503; streams
-    end with an error event and `[DONE]`. Later signals are ignored.
+    finish. Requests that are still open after that time, or at the second signal, end with status
+    503; streams end with an error event and `[DONE]`. Later signals are ignored.
 
     Args:
         app: Application returned by `make_app`.
@@ -37,8 +37,8 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
     Raises:
         RuntimeError: The server ended without a signal.
     """
-    # Exclude existing objects, which live until the end, from later garbage collections, which
-    # would block all threads.
+    # Exclude existing objects, which live until the end, from later garbage collections, because a
+    # collection blocks all threads.
     gc.collect()
     gc.freeze()
     server = uvicorn.Server(uvicorn_config(app))
@@ -63,7 +63,11 @@ def serve(app: fastapi.FastAPI, listener: socket.socket, grace_s: float) -> None
 
 
 def uvicorn_config(app: fastapi.FastAPI) -> uvicorn.Config:
-    """Return the settings of the uvicorn server."""
+    """Return the settings of the uvicorn server.
+
+    Args:
+        app: Application returned by `make_app`.
+    """
     return uvicorn.Config(
         app,
         http=_Connection,
@@ -74,11 +78,11 @@ def uvicorn_config(app: fastapi.FastAPI) -> uvicorn.Config:
 
 
 def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: float) -> None:
-    """Wait until all texts are finished, time runs out or another event comes; then end the rest.
+    """Wait until all texts are finished, time runs out or an event arrives; then end all texts.
 
     Args:
         scheduler: Scheduler of the application.
-        events: Queue of signals and of the server's end.
+        events: Queue that receives 'signal' for each signal, and 'ended' when the server ends.
         grace_s: Maximum time to wait, in seconds.
     """
     scheduler.drain()
@@ -89,7 +93,10 @@ def _drain(scheduler: Scheduler, events: 'queue.SimpleQueue[str]', grace_s: floa
 
 
 class _Connection(H11Protocol):
-    """An HTTP connection that answers protocol errors in OpenAI's format, with a head timeout."""
+    """An HTTP connection with a timeout for the head of each request.
+
+    Errors of the HTTP protocol are answered in the format of OpenAI's API.
+    """
 
     _head_timeout: asyncio.TimerHandle | None = None
 
@@ -110,7 +117,7 @@ class _Connection(H11Protocol):
         self._send_error(ApiError(400, msg))
 
     def _update_head_timeout(self) -> None:
-        """Start the timeout while the head of a request is awaited, and cancel it otherwise."""
+        """Start the timeout if the head of a request is awaited, and cancel the timeout if not."""
         if self.conn.their_state is h11.IDLE and self._head_timeout is None:
             error = ApiError(408, f'No request arrived within {_HEAD_TIMEOUT_S:g} seconds.')
             self._head_timeout = self.loop.call_later(_HEAD_TIMEOUT_S, self._send_error, error)
@@ -119,7 +126,7 @@ class _Connection(H11Protocol):
             self._head_timeout = None
 
     def _send_error(self, error: ApiError) -> None:
-        """Send an error, unless a response has started, and close the connection."""
+        """Send an error response, unless a response has started, and close the connection."""
         if self.transport.is_closing():
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -132,8 +139,8 @@ class _Connection(H11Protocol):
             response = h11.Response(status_code=error.status, headers=headers)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b'')
-            # If the body of a request is broken, the application may already be working on an
-            # answer. Mark the client as disconnected, so that the application stops.
+            # If the body of a request is broken, the application may already be working on a
+            # response. Mark the client as disconnected, so that the application stops.
             if self.cycle is not None:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()

@@ -12,9 +12,9 @@ _MAX_SHORT_SIZE = 20_000
 
 
 class Workers:
-    """Two thread pools, so that work on short texts never waits for work on long ones.
+    """Two thread pools, so that work on short texts never waits for work on long texts.
 
-    The pool for long texts has one thread, so that they take at most one core.
+    The pool for long texts has one thread, so that long texts use at most one core.
     """
 
     def __init__(self):

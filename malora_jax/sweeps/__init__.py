@@ -1,9 +1,12 @@
 """Sweeps: many runs from one config, started, monitored and reported on together.
 
 Example:
-    config = get_config().to_dict()  # Of a file in configs/sweeps.
-    sweeping = Sweeping(config, pathlib.Path('runs/rank'), process)
-    print(sweeping.run(at_once=1))
+    from configs.sweeps.rank import get_config
+
+    runs = expand(get_config().to_dict())
+    run = runs['malora-beta1-rank8-seed0']
+
+`SweepDriver` trains the runs of a sweep.
 """
 
 from malora_jax.sweeps.directory import config_path

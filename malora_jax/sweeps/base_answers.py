@@ -27,7 +27,7 @@ def copy_base_answers(
         workdir: Directory of the sweep.
         name: Name of the run that needs the answers.
         config: Config of this run, as written in configs/.
-        digests: Digests of this run's data, as `data_digests` returns them.
+        digests: Digests of this run's data, as `training.prepare.data_digests` returns them.
 
     Returns:
         Whether the run has the answers now.

@@ -12,8 +12,8 @@ from malora_jax.runs.paper import PAPER_TABLES
 METRICS = ('score', 'loss')
 # Names that are valid directory names on any file system.
 _NAME = re.compile(r'[A-Za-z0-9][\w.+=-]*')
-# Fields of a run that are set elsewhere in a sweep, and where.
-_ELSEWHERE = {'seed': 'seeds', 'method': 'runs, by arg'}
+# Fields of a run's config that cannot be swept, and how the sweep sets them instead.
+_ELSEWHERE = {'seed': 'set it in seeds', 'method': 'set it in the arg of each entry of runs'}
 
 Fields = Mapping[str, tuple[Any, ...]]
 
@@ -34,10 +34,10 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class RandomSearch:
-    """Random search: points with random values of some fields.
+    """Random search: runs with random values of some config fields.
 
     Attributes:
-        count: Number of points to draw.
+        count: Number of points to draw. A point has one value for each of the fields.
         seed: Random seed of the draws.
         fields: Ranges, or tuples of values to choose from, by dotted field name.
     """
@@ -54,7 +54,7 @@ class SweepReportConfig:
     Attributes:
         metrics: Metrics to plot, among `METRICS`.
         plots: Dotted names of the fields to plot the metrics against; () for all numeric fields
-            that change.
+            that the sweep changes.
         table: Name of the paper's table whose numbers are shown next to ours; '' for none.
 
     Raises:
@@ -83,14 +83,17 @@ class SweepConfig:
     Attributes:
         base: Path of the config file from which all runs start.
         seeds: Random seeds; each run is repeated with each of them.
-        runs: Variants by name: `arg` for the config file, and optional `overrides` and `zip`.
-        own: Zipped values of the variants with a `zip` of their own, by variant, then by dotted
-            field.
+        runs: Variants by name. Each has an `arg` (argument of the config file, such as the method),
+            and optionally `overrides` (values of other config fields) and a `zip` of its own.
+        own: Values of the variants with a `zip` of their own, by variant, then by dotted field.
+            They replace `grid`, `zipped` and `draws`.
         grid: Values by dotted field; every combination is a run.
-        zipped: Values by dotted field; the first value of each field makes one run, and so on.
+        zipped: Values by dotted field. The first values of all fields make one run, the second
+            values the next, and so on.
         draws: Random search, or None.
-        subspace_share: λ, if d follows the rank as d = λ r N; 0 if d is fixed; None if the config
-            does not set it.
+        subspace_share: Share λ of the rank budget that MALoRA's shared subspace gets, if its rank
+            d = λ r N follows the swept rank r and number of experts N; 0 if d is fixed; None if
+            the config does not set it.
         report: Settings of the report.
     """
 
@@ -106,7 +109,7 @@ class SweepConfig:
 
     @property
     def fields(self) -> list[str]:
-        """Dotted names of the fields that change in variants without a `zip` of their own."""
+        """Dotted names of the swept fields of the variants without a `zip` of their own."""
         return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
 
     def fields_of(self, variant: str) -> list[str]:
@@ -175,8 +178,10 @@ def sweep_config(config: Mapping[str, Any]) -> SweepConfig:
         (f'runs.{name}.zip', fields) for name, fields in sweep.own.items()
     ]:
         if len({len(values) for values in fields.values()}) > 1:
-            described = ', '.join(f'{name} {len(values)}' for name, values in fields.items())
-            raise errors.UserError(f'{where}: all fields need as many values, not {described}.')
+            described = ', '.join(f'{name} has {len(values)}' for name, values in fields.items())
+            raise errors.UserError(
+                f'{where}: all fields must have the same number of values; {described}.'
+            )
     for name in sweep.fields:
         if sweep.fields.count(name) > 1:
             raise errors.UserError(f'{name} is in several of grid, zip and random: keep one.')

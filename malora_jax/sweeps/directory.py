@@ -4,7 +4,7 @@ NAME/                run directory, as experiments.train writes it
 sweep.json           list of the runs
 sweep/configs/       config of each run
 sweep/logs/          printed output of each run
-report.md, runs.csv, *.png
+report.md            report on the finished runs, with runs.csv and plots (*.png)
 """
 
 import pathlib
@@ -20,7 +20,7 @@ from malora_jax.training.identity import LENGTH_FIELDS, SCORING_FIELDS, another_
 from malora_jax.training.workdir import CONFIG_FILE, check_run
 
 _RUN_LIST = 'sweep.json'
-# Entries that may exist without the record, if a sweep was killed at its start.
+# Entries that may exist without the list of runs, if a sweep was killed at its start.
 _START_ENTRIES = ('.lock', 'sweep')
 
 
@@ -31,7 +31,7 @@ class _RunList(TypedDict):
 def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
     """Check that a directory is free, or holds this sweep or a part of it.
 
-    A sweep may grow: with more seeds or values, it continues in the same directory.
+    A sweep may grow: a config with more seeds or values continues in the same directory.
 
     Args:
         workdir: Directory of the sweep.
@@ -82,10 +82,10 @@ def write(workdir: pathlib.Path, base: str, runs: Mapping[str, SweepRun]) -> Non
 
 
 def config_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of a run's config.
+    """Return the path of the JSON file with a run's config.
 
     Example:
-        config_path(pathlib.Path('runs/rank'), 'malora-seed0')
+        config_path(pathlib.Path('runs'), 'malora-seed0')  # runs/sweep/configs/malora-seed0.json
 
     Args:
         workdir: Directory of the sweep.

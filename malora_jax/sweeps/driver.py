@@ -1,4 +1,4 @@
-"""Sweep from its config to its report: check, run or launch, and report."""
+"""Driver of a sweep: checks its config, trains its runs here or on SLURM, and reports on them."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,19 @@ from malora_jax.training.workdir import lock_workdir
 
 
 class SweepDriver:
-    """A sweep in its directory.
+    """Driver of one sweep, whose runs and report are in one directory.
 
     Attributes:
         errors: Error messages of the failed runs by name.
 
     Example:
-        sweeping = Sweeping(config, pathlib.Path('runs/rank'), process)
-        print(sweeping.run(at_once=2))
+        def make_job(workdir, names):  # `names` has one run, because of max_joint_runs=1.
+            config = f'--config=configs/saved.py:{config_path(workdir, names[0])}'
+            train = [sys.executable, '-m', 'experiments.train', config]
+            return Job(tuple(names), [*train, f'--workdir={workdir / names[0]}'])
+
+        driver = SweepDriver(config, pathlib.Path('runs/rank'), make_job, max_joint_runs=1)
+        print(driver.run(max_processes=2))
     """
 
     def __init__(
@@ -37,8 +42,8 @@ class SweepDriver:
         Args:
             config: Config of the sweep, as plain dicts.
             workdir: Directory of the sweep.
-            make_job: Function of the workdir and run names that returns the job to train one run,
-                or several runs jointly.
+            make_job: Function that returns the job that trains one run, or several runs jointly.
+                Its arguments are the directory of the sweep and the names of the runs.
             max_joint_runs: Maximum number of runs that one process trains jointly; 0 for as many as
                 fit.
 
@@ -51,11 +56,11 @@ class SweepDriver:
         self.errors: dict[str, str] = {}
 
     def run(self, max_processes: int, gpus: Sequence[str] = ()) -> str:
-        """Complete the runs on this machine.
+        """Complete the runs on this machine, and report on them.
 
         Args:
             max_processes: Maximum number of concurrent processes.
-            gpus: Numbers of GPUs; each process gets one. () if each process sees all devices.
+            gpus: Numbers of the GPUs; each process gets one. () if each process sees all devices.
 
         Returns:
             The report in Markdown.
@@ -74,14 +79,14 @@ class SweepDriver:
         return self.report()
 
     def launch(self, max_jobs: int, options: Sequence[str]) -> str:
-        """Write an array job of the unfinished runs, and submit it.
+        """Write a SLURM array job of the unfinished runs, and submit it.
 
         Args:
             max_jobs: Maximum number of concurrent jobs; 0 for no limit.
-            options: Options of sbatch.
+            options: Command-line options of sbatch.
 
         Returns:
-            A sentence about the outcome; or the report, if all runs are finished.
+            A sentence on the submission; or the report in Markdown, if all runs are finished.
 
         Raises:
             UserError: Another process is working on the sweep, or SLURM refuses the job.

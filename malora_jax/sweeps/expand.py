@@ -22,8 +22,8 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        name: Name of the run and its directory, ROW-seedN.
-        seed_group: Name of the row, which runs share that differ in their seed alone.
+        name: Name of the run and its directory, SEED_GROUP-seedN.
+        seed_group: Name of the seed group: the runs that differ only in their random seed.
         variant: Name of the run's entry in `runs` of the sweep.
         seed: Random seed of the run.
         values: Values of the swept fields by dotted name, as the sweep sets them.

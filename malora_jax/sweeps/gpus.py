@@ -15,20 +15,20 @@ def check(gpus: Sequence[str]) -> None:
         gpus: Numbers of GPUs, as given on the command line.
 
     Raises:
-        UserError: One is not a number, is named twice, or is not in this machine.
+        UserError: An item is not a number, occurs twice, or is not a GPU of this machine.
     """
     if not gpus:
         return
     for gpu in gpus:
         if not (gpu.isascii() and gpu.isdecimal()) or gpus.count(gpu) > 1:
-            requirement = 'it must be different numbers of GPUs, such as 0,1'
+            requirement = 'it must list different GPU numbers, such as 0,1'
             raise UserError(f'--gpus has {gpu!r}; {requirement}.')
-    # The Windows Subsystem for Linux has one device for all GPUs, so they cannot be counted.
+    # The Windows Subsystem for Linux has one device file for all GPUs, so they cannot be counted.
     count = len(list(_DEVICES.glob('nvidia[0-9]*')))
     if (_DEVICES / 'dxg').exists() and not count:
         return
     for gpu in gpus:
         if len(gpu) > 9 or int(gpu) >= count:
             raise UserError(
-                f'--gpus has {gpu[:20]}; this machine has {count} GPUs of NVIDIA, numbered from 0.'
+                f'--gpus has {gpu[:20]}; this machine has {count} NVIDIA GPUs, numbered from 0.'
             )

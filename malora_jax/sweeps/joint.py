@@ -34,14 +34,14 @@ create_state_jit = jax.jit(create_state, static_argnums=(0, 1))
 
 
 def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True) -> dict[str, str]:
-    """Train the runs of one of the `joint_groups` until they finish.
+    """Train the runs of one joint group until they finish.
 
     Each run has its own directory, as `training.train` writes it, and its own data. The runs are
     trained one after another if fewer than two fit into memory, there are several devices, or joint
     training is not faster.
 
     Args:
-        configs: Configs as written in configs/, by run name.
+        configs: Configs as written in configs/, by run name, of one group of `joint_groups`.
         workdir: Directory of the sweep; each run is a directory in it.
         measure: Whether to first measure if joint training is faster, and to print the result.
 
@@ -79,10 +79,10 @@ def train_together(configs: Configs, workdir: pathlib.Path, measure: bool = True
 def initial_state(run: RunConfig, setup: Setup) -> TrainState:
     """Create the training state of a run before its first step.
 
-    It compiles once for each combination of rank, shared rank and beta in a group.
+    The function is compiled once for each combination of rank, shared rank and beta in a group.
 
     Args:
-        run: Config of any run in the group; the same one in all calls.
+        run: Config of any run in the joint group; the same one in all calls.
         setup: Parts of the run whose state is created.
     """
     own = setup.run.adapter
@@ -125,7 +125,7 @@ def _train(
     workdir: pathlib.Path,
     measure: bool,
 ) -> dict[str, str] | None:
-    """Return errors of failed runs by name; None if the runs were skipped, as it is not faster."""
+    """Train runs jointly, unless that is slower; return errors by run, None if not trained."""
     started, step = time.perf_counter(), None
     with contextlib.ExitStack() as stack:
         directories = [
@@ -138,7 +138,10 @@ def _train(
             )
             print(comparison, flush=True)
             if not comparison.is_faster:
-                print('So they are trained one after another.', flush=True)
+                print(
+                    'Joint training is not faster, so the runs are trained one after another.',
+                    flush=True,
+                )
                 return None
         preemption = stack.enter_context(watch_preemption())
         runs = [

@@ -20,7 +20,7 @@ _STEPS = 3
 
 
 class JointStepCosts(NamedTuple):
-    """Measured step times and memory.
+    """Time and memory of a joint step of several runs, and of a single run's step.
 
     Attributes:
         runs: Number of runs that train jointly.
@@ -28,7 +28,7 @@ class JointStepCosts(NamedTuple):
         single_s: Seconds of a single run's step.
         joint_bytes: Memory of the joint step in bytes, as the compiler estimates it.
         single_bytes: Memory of a single run's step in bytes.
-        tokens: Token positions in a single run's step.
+        tokens: Number of token positions in a single run's step.
     """
 
     runs: int
@@ -47,10 +47,10 @@ class JointStepCosts(NamedTuple):
         speed = self.runs * self.tokens / self.joint_s
         alone = self.tokens / self.single_s
         return (
-            f'{self.runs} runs together: {speed:,.0f} tokens/s and '
-            f'{self.joint_bytes / 1e9:.2f} GB; one alone: {alone:,.0f} tokens/s and '
-            f'{self.single_bytes / 1e9:.2f} GB. Together they take '
-            f'{self.joint_s / (self.runs * self.single_s):.2f} of the time of one after another, '
+            f'Joint training of {self.runs} runs: {speed:,.0f} tokens/s, '
+            f'{self.joint_bytes / 1e9:.2f} GB. A single run: {alone:,.0f} tokens/s, '
+            f'{self.single_bytes / 1e9:.2f} GB. Joint training takes '
+            f'{self.joint_s / (self.runs * self.single_s):.2f} of the time of sequential training '
             f'and {self.joint_bytes / (self.runs * self.single_bytes):.2f} of the memory of '
             f'{self.runs} processes.'
         )

@@ -39,7 +39,7 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def with_largest_ranks(runs: Sequence[RunConfig]) -> RunConfig:
-    """Return the config of a group's first run with the largest ranks of all its runs."""
+    """Return the first run's config, with the largest ranks of all runs in a joint group."""
     structures = [run.adapter.structure for run in runs]
     adapter = replace_settings(
         runs[0].adapter,

@@ -1,8 +1,8 @@
 """Training loop over the steps of several runs at once.
 
 Each run reports, evaluates and saves its own state. The runs may be at different steps, for example
-after an interruption. The step still computes a run that has finished or failed and discards the
-result. Once at most half of the runs are active, only the active runs are stacked again.
+after an interruption. A run that has finished or failed stays in the stack, and its results are
+discarded. Once at most half of the runs are active, only the active runs are stacked again.
 """
 
 import contextlib
@@ -56,9 +56,9 @@ class JointLoop:
         """Stack the states of the runs that have steps left.
 
         Args:
-            runs: Runs of one of the `joint_groups`.
+            runs: Runs of one group of `joint_groups`.
             preemption: Watcher for requests to stop.
-            step: Compiled step of all runs, if it exists already.
+            step: Compiled step of all runs; None to compile it here.
         """
         self._runs: list[JointRun] = []
         self._states: Any = None
@@ -77,7 +77,8 @@ class JointLoop:
         steps = sum(run.progress.setup.steps for run in self._runs)
         done = sum(run.progress.step for run in self._runs)
         bar = tqdm.tqdm(total=steps, initial=done, desc='train together', unit='step')
-        # Numbers and stacked metrics of the steps that have started and are not reported yet.
+        # Step number of each run whose step has started and is not reported yet; `metrics` holds
+        # the stacked metrics of these steps.
         unreported: dict[JointRun, int] = {}
         metrics: Any = None
         with self._preemption.defer_sigterm(), bar:
@@ -111,7 +112,7 @@ class JointLoop:
         return {run: run.progress.step for run in active}, metrics
 
     def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
-        """Report steps, and evaluate the states that are due unless a newer step has started."""
+        """Report steps; evaluate a run's state if that is due and no newer step has started."""
         host_metrics = jax.device_get(metrics)
         for run, number in steps.items():
             if not run.error:

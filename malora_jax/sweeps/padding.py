@@ -3,7 +3,7 @@
 A padded rank, with zeros in its row of A and its column of B, does not change the update. Its
 gradients are zero too, because each of the two gradients is a product with the other factor. Adam
 and weight decay therefore leave it at zero. The same holds for a dimension of the subspace, between
-S_A and P. So no masking is needed.
+S_A and the core P. So no masking is needed.
 """
 
 from collections.abc import Sequence

@@ -75,7 +75,7 @@ def _random_point_stream(draws: RandomSearch) -> Iterator[Point]:
 
 
 def _random_value(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:
-    """Return a random value; floats have three significant digits, which run names show fully."""
+    """Return a random value; floats get three significant digits, so that run names are exact."""
     if isinstance(spec, tuple):
         return rng.choice(spec)
     if spec.scale == 'log':

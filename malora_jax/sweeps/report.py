@@ -56,7 +56,7 @@ def write_report(
 def _groups(
     sweep: SweepConfig, runs: _Runs, finished: Mapping[str, LoadedRun]
 ) -> dict[str, SeedGroup]:
-    """Return the finished runs that differ in their seed alone, grouped by row."""
+    """Return the seed groups of the finished runs, by name of the group."""
     found = {}
     for row in dict.fromkeys(runs[name].seed_group for name in finished):
         names = [name for name in finished if runs[name].seed_group == row]
@@ -120,7 +120,7 @@ def _paper_note(sweep: SweepConfig, groups: Mapping[str, SeedGroup]) -> list[Tex
         return []
     title = PAPER_TABLES[sweep.report.table].title
     if any(group.paper for group in groups.values()):
-        return [Text(f'In italics the numbers of the paper, {title}, for LLaMA-2 7B.')]
+        return [Text(f'Numbers in italics are from the paper ({title}), for LLaMA-2 7B.')]
     text = f"The tasks are not those of the paper's {title}, so its numbers are not comparable."
     return [Text(text)]
 
@@ -136,7 +136,7 @@ def _numeric_fields(runs: _Runs) -> list[str]:
 
 
 def _line_label(run: SweepRun, linked_fields: set[str]) -> str:
-    """Return the label of a line: the variant, and the values of the other swept fields."""
+    """Return the label of a plotted line: the variant and the values of the other fields."""
     others = [
         f'{name.rsplit(".", 1)[-1]} {value}'
         for name, value in run.values.items()
@@ -146,7 +146,7 @@ def _line_label(run: SweepRun, linked_fields: set[str]) -> str:
 
 
 def _value(run: SweepRun, field: str) -> float:
-    """Return a field's value: the sweep's, where rank means r and not r̄, or else the config's."""
+    """Return a field's value: the sweep's (adapter.rank is r there, not r̄), else the config's."""
     return run.values.get(field, flatten_dict(dict(run.config), sep='.').get(field))
 
 

@@ -64,8 +64,9 @@ class Runner:
 
         Args:
             workdir: Directory of the sweep.
-            steps: Number of training steps of each run by name, as in `RunStatus`.
-            single_run_command: Function that returns the command line that trains a single run.
+            steps: Number of training steps of each run by name; 0 if the config sets epochs.
+            single_run_command: Function that maps the name of a run to the command line that trains
+                it alone.
             max_processes: Maximum number of concurrent processes.
             gpus: Numbers of GPUs; each process gets one of them. () for no assignment.
             poll_seconds: Seconds between checks of the processes.
@@ -110,8 +111,8 @@ class Runner:
                 show(self.statuses())
             if killed:
                 raise OSError(
-                    f'{", ".join(killed)} did not save within {_GRACE_SECONDS} s and was killed; '
-                    'the same command resumes from the checkpoints before.'
+                    f'{", ".join(killed)}: not saved within {_GRACE_SECONDS} s, so the process was '
+                    'killed; run the same command again to resume from the last checkpoint.'
                 )
             if shutdown.requested_signal() == signal.SIGINT:
                 raise KeyboardInterrupt

@@ -11,13 +11,14 @@ from malora_jax.errors import UserError
 from malora_jax.sweeps.runner import Job
 
 _SCRIPT = """#!/usr/bin/env bash
-# The runs of a sweep that were not finished, as an array: sbatch {path}
-# Afterwards the command that wrote this reports on them, or writes those that are still missing.
+# Array job of the unfinished runs of a sweep. Submit it with: sbatch {path}
+# When it has ended, repeat the command that wrote this file: it reports on the runs, or writes
+# another array job of the runs that are still unfinished.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}{at_once}
 #SBATCH --output={logs}/slurm-%A_%a.txt
 #SBATCH --requeue
-# SIGTERM two minutes before the end: a run saves, and resumes when it is queued again.
+# Send SIGTERM two minutes before the time limit: a run then saves, and resumes when requeued.
 #SBATCH --signal=TERM@120
 {options}set -euo pipefail
 
@@ -25,7 +26,7 @@ cd {directory}
 case "$SLURM_ARRAY_TASK_ID" in
 {cases}
 esac
-# What fails is tried once more.
+# Retry a failed command once.
 srun "${{command[@]}}" || srun "${{command[@]}}"
 """
 
@@ -37,7 +38,7 @@ def parse_sbatch_options(text: str) -> list[str]:
         text: Options in one string, such as '--gpus=1 --time=12:00:00'.
 
     Raises:
-        UserError: The quotes do not match, or the text has something else than options.
+        UserError: The quotes do not match, or the text contains anything but options.
     """
     requirement = 'it must be options of sbatch, such as "--gpus=1 --time=12:00:00"'
     try:
@@ -53,7 +54,7 @@ def parse_sbatch_options(text: str) -> list[str]:
 def write_array_job(
     workdir: pathlib.Path, jobs: Sequence[Job], max_jobs: int, options: Sequence[str]
 ) -> pathlib.Path:
-    """Write the script of the array job, `sweep/array.sbatch`.
+    """Write the bash script of the array job, `sweep/array.sbatch` in the sweep's directory.
 
     Args:
         workdir: Directory of the sweep.
@@ -92,7 +93,10 @@ def submit(path: pathlib.Path) -> str:
         UserError: SLURM refuses the job.
     """
     if shutil.which('sbatch') is None:
-        return f'Wrote {path}; there is no sbatch here: submit it where SLURM is.'
+        return (
+            f'Wrote {path}. sbatch is not installed on this machine: submit the file where SLURM '
+            'is available.'
+        )
     done = subprocess.run(['sbatch', str(path)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f'sbatch refuses {path}: {done.stderr.strip() or done.stdout.strip()}')

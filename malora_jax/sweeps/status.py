@@ -58,7 +58,7 @@ def read(
 
 
 def last_log_line(workdir: pathlib.Path, name: str) -> str:
-    """Return the last line that a run printed, which is its error if it failed.
+    """Return the last line that a run printed; for a failed run, that is its error message.
 
     Args:
         workdir: Directory of the sweep.

@@ -16,7 +16,7 @@ _RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.sha
 
 
 def check_subspace_setting(sweep: SweepConfig, variant: str, config: ConfigDict) -> None:
-    """Check that a sweep over ranks or experts states, exactly once, how d follows.
+    """Check that a sweep over ranks or numbers of experts sets shared_rank (d) in exactly one way.
 
     Args:
         sweep: The sweep.
@@ -24,22 +24,24 @@ def check_subspace_setting(sweep: SweepConfig, variant: str, config: ConfigDict)
         config: Config of one of the variant's runs.
 
     Raises:
-        UserError: The sweep does not state it, or states it twice.
+        UserError: The sweep does not set shared_rank, or sets it in two ways.
     """
     fields = {*sweep.fields_of(variant)}
     changes = {_RANK, _EXPERTS} & fields
     is_open = sweep.subspace_share is None and _SUBSPACE not in fields
     if changes and is_open and _has_subspace(config):
         raise UserError(
-            f'{min(changes)} changes and the sweep does not say whether shared_rank follows: set '
-            'subspace_share to λ of d = λ r N, or to 0.0 if d stays.'
+            f'{min(changes)} is swept, but the sweep does not say whether shared_rank scales with '
+            'it: set subspace_share to λ in d = λ r N, or to 0.0 to keep d fixed.'
         )
     if sweep.subspace_share and _SUBSPACE in fields:
-        raise UserError(f'{_SUBSPACE} cannot change by itself where subspace_share is set.')
+        raise UserError(
+            f'{_SUBSPACE} cannot be swept when subspace_share is set, which determines it.'
+        )
 
 
 def set_subspace_ranks(config: ConfigDict, share: float, values: Mapping[str, Any]) -> None:
-    """Set r̄ and d of a run that has a shared subspace.
+    """Set adapter.rank (r̄) and adapter.shared_rank (d) of a run that has a shared subspace.
 
     Args:
         config: Config of the run, changed in place.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: adapter, optimizer state, step and data position, but not the base."""
+"""Checkpoints of a run: adapter, optimizer state, step and data position, not the base model."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from malora_jax.training.state import TrainState
 # Disk space for metadata, in addition to the uncompressed size of the arrays.
 _METADATA_BYTES = 1 << 20
 _MANIFEST = 'manifest'
-# Item of checkpoints in format 0, which have sums of the arrays instead of a manifest.
+# Orbax item of checkpoints in format 0, which have checksums of the arrays instead of a manifest.
 _SUMS = 'sums'
 
 
@@ -73,9 +73,9 @@ class Checkpoints:
         with Checkpoints(workdir / 'checkpoints', keep=2) as checkpoints:
             checkpoints.save(state, data)
 
-    Orbax writes a checkpoint to a temporary directory and renames it at the end. A checkpoint that
-    a kill interrupted is therefore ignored. When there are more than `keep` checkpoints, the oldest
-    are removed, except the one with the lowest validation loss.
+    Orbax writes a checkpoint to a temporary directory and renames it at the end. If the process is
+    killed while it writes, the incomplete checkpoint is therefore ignored. When there are more than
+    `keep` checkpoints, the oldest are removed, except the one with the lowest validation loss.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Checkpoints:
         preservation = (
             policies.AnyPreservationPolicy([newest, best]) if keep else policies.PreserveAll()
         )
-        # A directory in a bucket (see `buckets.home`) is an absolute etils path, not a
-        # `pathlib.Path`.
+        # A directory in a bucket (see `cloud_storage.remote_path`) is an absolute etils path, not
+        # a `pathlib.Path`.
         self._is_on_disk = isinstance(directory, pathlib.Path)
         self._directory = directory.absolute() if self._is_on_disk else directory
         threads = {*threading.enumerate()}
@@ -169,7 +169,7 @@ class Checkpoints:
 
     @property
     def best_or_latest_step(self) -> int | None:
-        """Step of the checkpoint that represents the run: the best one, or else the newest."""
+        """Step of `best`, or of the newest checkpoint if no loss was measured; None without any."""
         return self.best.step if self.best else self.latest_step
 
     def save(
@@ -178,7 +178,8 @@ class Checkpoints:
         """Start to save a checkpoint asynchronously.
 
         The method returns when the state is copied, so that its buffers may be donated to the next
-        step. `wait` returns when the checkpoint is on disk.
+        step. `wait` returns when the checkpoint is on disk. Nothing is saved if the newest
+        checkpoint already has the step of the state.
 
         Args:
             state: State to save.
@@ -223,7 +224,7 @@ class Checkpoints:
         cause = str(error).rsplit(': ', 1)[-1] or type(error).__name__
         raise OSError(
             f'Checkpoint {self._directory / str(step)} cannot be written ({cause}); the same '
-            'command goes on from the one before.'
+            'command resumes from the previous checkpoint.'
         ) from error
 
     def check_disk_space(self, state: TrainState) -> None:
@@ -244,8 +245,9 @@ class Checkpoints:
         free = shutil.disk_usage(self._directory).free
         if free < needed:
             raise OSError(
-                f'A checkpoint needs {needed / 1e6:.1f} MB and {self._directory} has '
-                f'{free / 1e6:.1f} MB free: make room; the same command goes on from the last one.'
+                f'A checkpoint needs {needed / 1e6:.1f} MB, but {self._directory} has only '
+                f'{free / 1e6:.1f} MB free: make room; the same command resumes from the last '
+                'checkpoint.'
             )
 
     def restore(self, state: TrainState, data: RowStreams) -> TrainState:
@@ -286,7 +288,9 @@ class Checkpoints:
             hosts.barrier(f'put aside {step}')
             if hosts.is_first_process():
                 (self._directory / str(step)).rename(self._directory / aside)
-            hosts.print_on_first(f'{error} It is put aside as {aside}; the one before is taken.')
+            hosts.print_on_first(
+                f'{error} It was renamed to {aside}; the run resumes from an older checkpoint.'
+            )
         if broken:
             hosts.barrier('put aside')
             self._checkpointer.reload()
@@ -313,6 +317,9 @@ class Checkpoints:
             state: Fresh state of the same run, for shapes, dtypes and shardings.
             step: Step of the checkpoint; None for the newest.
 
+        Returns:
+            The restored state.
+
         Raises:
             UserError: There is no checkpoint, it is unreadable, or it belongs to another run.
         """
@@ -323,7 +330,7 @@ class Checkpoints:
             return self._load(step, {'state': _shapes(state)})['state']
         except DamagedCheckpointError as error:
             raise DamagedCheckpointError(
-                f'{error} Without that folder another one is taken.'
+                f'{error} To use another checkpoint, move that directory elsewhere.'
             ) from error
 
     def _no_checkpoint_error(self) -> errors.UserError:
@@ -350,12 +357,12 @@ class Checkpoints:
         different = manifest and manifest.first_difference(loaded['state'], items.get('data'))
         if different:
             raise DamagedCheckpointError(
-                f'{self._name(step)} is damaged: {different} is not as saved.'
+                f'{self._name(step)} is damaged: {different} does not match its checksum.'
             )
         return loaded
 
     def _manifest(self, step: int) -> CheckpointManifest | None:
-        """Return the manifest of a checkpoint; None if it predates manifests and sums."""
+        """Return the manifest of a checkpoint; None if it predates manifests and checksums."""
         folder = self._directory / str(step)
         if not (folder / _MANIFEST).exists():
             if not (folder / _SUMS).exists():
@@ -368,7 +375,7 @@ class Checkpoints:
             return CheckpointManifest.from_json(item.value, self._name(step))
         except (KeyError, TypeError) as error:
             raise DamagedCheckpointError(
-                f'{self._name(step)} is damaged: its manifest is none.'
+                f'{self._name(step)} is damaged: its manifest is invalid.'
             ) from error
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ Section = TypeVar('Section')
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of AdamW, which trains the adapter alone.
+    """Settings of the AdamW optimizer, which updates only the adapter.
 
     Attributes:
         learning_rate: Peak learning rate.
@@ -51,7 +51,7 @@ class OptimizerConfig:
     def __post_init__(self):
         errors.check_types('optimizer', self)
         check_positive('optimizer', self, 'learning_rate', 'clip_norm')
-        allowed = 'positive; adapter.frozen names the leaves that do not train'
+        allowed = 'positive; to freeze leaves, name them in adapter.frozen'
         for kind in {kind for kind, _ in PARAMETER_KINDS.values()}:
             rate = getattr(self, f'{kind}_rate')
             check_field(rate > 0, f'optimizer.{kind}_rate', rate, allowed)
@@ -118,13 +118,13 @@ class TrainingConfig:
             (self.steps > 0) != (self.epochs > 0),
             'training.steps',
             self.steps,
-            f'at least 1 where training.epochs is 0, and else 0; that is {self.epochs}',
+            f'at least 1 if training.epochs is 0, otherwise 0 (training.epochs is {self.epochs})',
         )
         check_field(
             self.patience == 0 or self.evaluate_every > 0,
             'training.patience',
             self.patience,
-            '0 where training.evaluate_every is 0',
+            '0 if training.evaluate_every is 0',
         )
 
 
@@ -160,7 +160,7 @@ class EvaluationConfig:
             self.samples == 1 or self.temperature > 0,
             'evaluation.temperature',
             self.temperature,
-            'positive where evaluation.samples is more than 1',
+            'positive if evaluation.samples is more than 1',
         )
 
 
@@ -215,7 +215,7 @@ class RunConfig:
             self.data.validation > 0 or self.training.evaluate_every == 0,
             'data.validation',
             self.data.validation,
-            'at least 1 where training.evaluate_every is not 0',
+            'at least 1 if training.evaluate_every is not 0',
         )
         files = [task.name for task in self.data.file_tasks]
         for task in self.evaluation.tasks:
@@ -276,7 +276,8 @@ _SECTIONS: dict[str, type] = {
 def field_defaults() -> dict[str, Any]:
     """Return the default of each optional config field, by dotted name.
 
-    A stored `config.json` that predates a field has the field's default.
+    If a stored `config.json` lacks a field because an earlier version of this package wrote it, the
+    run has the field's default.
     """
     sections = _SECTIONS | {'model': _ModelSection}
     return {

@@ -49,8 +49,8 @@ def read_config(path: pathlib.Path) -> _Config:
         )
     if version > FORMAT:
         raise errors.UserError(
-            f'{path} has format {version}, which a newer malora_jax wrote; this one reads up to '
-            f'{FORMAT}: upgrade it.'
+            f'{path} has format {version}, which a newer malora_jax wrote; this version reads '
+            f'formats up to {FORMAT}: upgrade malora_jax.'
         )
     for number in range(version, FORMAT):
         config = _MIGRATIONS[number](config)

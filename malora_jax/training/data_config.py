@@ -50,9 +50,9 @@ class DataConfig:
         turns_field: Name of the field with the turns of a chat, which replaces question and answer.
         file_settings: Settings of single files, each 'NAME.FIELD=VALUE' with one of the four fields
             above or `test_file`.
-        form: Name of the prompt form of public datasets, from `data.benchmarks.forms`.
+        form: Name of the prompt form of public datasets, a key of `data.datasets.FORMS`.
         task_settings: Settings of single public datasets, each 'NAME.FIELD=VALUE' with field `form`
-            or `shots`; see `data.Benchmark`.
+            or `shots`; see `data.DatasetTask`.
         directory: Directory of the prepared public datasets, a path or gs://BUCKET/PATH; '' =
             TFDS_DATA_DIR, or ~/tensorflow_datasets.
         sources: Splits of public datasets to prepare from local files, each 'DATASET/SPLIT=PATH'.
@@ -101,13 +101,13 @@ class DataConfig:
             len(self.weights) in (0, len(names)) and all(w > 0 for w in self.weights),
             'data.weights',
             self.weights,
-            f'empty, or one positive number a task ({", ".join(names)})',
+            f'empty, or one positive number per task ({", ".join(names)})',
         )
         check_field(
             0 <= self.size_exponent <= (0 if self.weights else 1),
             'data.size_exponent',
             self.size_exponent,
-            '0 where data.weights are given' if self.weights else 'from 0 to 1',
+            '0 if data.weights are given' if self.weights else 'from 0 to 1',
         )
         for task in self.tasks:
             check_task('data.tasks', task)
@@ -148,19 +148,19 @@ class DataConfig:
             not question_tasks or self.template != 'bare',
             'data.template',
             self.template,
-            "'plain', 'chatml' or 'chat', which tell a question from its answer, for "
-            f'{", ".join(question_tasks)}',
+            f"'plain', 'chatml' or 'chat' for {', '.join(question_tasks)}, whose questions need a "
+            'prompt template',
         )
         check_field(
             not prompt_datasets or self.template != 'plain',
             'data.template',
             self.template,
-            "'bare', 'chatml' or 'chat' for public datasets, whose prompts are whole",
+            "'bare', 'chatml' or 'chat' for public datasets, whose prompts are complete",
         )
 
     @property
     def store(self) -> data.Store:
-        """Directory of the prepared public datasets."""
+        """Store of the prepared public datasets."""
         return data.open_store(self.directory, self.sources, self.skip_broken)
 
     @property

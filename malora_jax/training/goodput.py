@@ -28,11 +28,11 @@ class GoodputRecorder:
 
     Events are buffered until `open` is called:
 
-        recorder = Goodput()
+        recorder = GoodputRecorder()
         with recorder.phase('load'):
             ...
         recorder.open(workdir)
-        recorder.step(1)
+        recorder.record_step(1)
         recorder.close()
     """
 
@@ -108,14 +108,14 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
         UserError: A line is not a valid event.
     """
     path = workdir / FILE
-    remedy = f'remove {path}, which only tells where time went'
+    remedy = f'remove {path}, which only records how time was spent'
     events = files.read_json_lines(path, dict[str, float | str], remedy)
     for number, event in enumerate(events, start=1):
         times = [key for key in event if key.endswith('_time')]
         strange = {'step_count', f'{_CUSTOM}_type'} & event.keys()
         texts = {key for key, value in event.items() if isinstance(value, str)}
         if len(times) != 1 or len(event) != 1 + len(strange) or texts - {f'{_CUSTOM}_type'}:
-            raise UserError(f'{path}:{number} is no event with its time: {remedy}.')
+            raise UserError(f'{path}:{number} is not a valid goodput event: {remedy}.')
     return events
 
 
@@ -178,7 +178,7 @@ def describe(seconds: dict[str, float]) -> str:
     parts = ', '.join(f'{name} {value:,.1f}' for name, value in rest)
     share = seconds['step'] / total if total else 0.0
     return (
-        f'Goodput {share:.0%}: {seconds["step"]:,.1f} of {total:,.1f} s went into steps'
+        f'Goodput {share:.0%}: training steps took {seconds["step"]:,.1f} of {total:,.1f} s'
         + (f'; {parts}' if parts else '')
         + '.'
     )

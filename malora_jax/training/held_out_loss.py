@@ -1,4 +1,4 @@
-"""Held-out loss (log of the perplexity) of each task, and routing statistics, without training."""
+"""Loss (log of the perplexity) of each task and routing statistics on batches, without training."""
 
 import functools
 from collections.abc import Iterable
@@ -34,13 +34,13 @@ def held_out_losses(
 
 
 def loss_by_task(sums: Losses) -> np.ndarray:
-    """Return the mean loss of each task, (G,), in nats per answer token.
+    """Return the mean loss of each task, in nats per answer token.
 
     Args:
         sums: Summed losses, as `held_out_losses` returns them.
 
     Returns:
-        (G,) float; NaN for a task without tokens that carry loss.
+        (G,) float; NaN for a task without answer tokens.
     """
     tokens_G = np.asarray(sums.loss_tokens)
     return np.divide(sums.nll, tokens_G, out=np.full(tokens_G.shape, np.nan), where=tokens_G > 0)

@@ -24,7 +24,7 @@ CONFIG_FIELDS = (
 
 
 class Hyperparameters(struct.PyTreeNode):
-    """Hyperparameters of one run, (), or of several runs, with a leading axis.
+    """Hyperparameters of one run, as scalars, or of several runs, with a leading axis of runs.
 
     The compiled step contains dropout and the load-balancing loss only if the config enables them:
     if the config has zero, the values of `dropout` and `balance_weight` here have no effect.
@@ -37,7 +37,7 @@ class Hyperparameters(struct.PyTreeNode):
         router_rate, down_rate, core_rate, up_rate, magnitude_rate: Multiples of the learning rate
             for each kind of parameter.
         scale: Scale of the adapter's update: alpha / rank, or alpha / sqrt(rank).
-        dropout: Dropout rate at the input of the first factor.
+        dropout: Dropout rate at the input of the down-projection.
         balance_weight: Coefficient of the load-balancing loss.
     """
 

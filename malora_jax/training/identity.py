@@ -78,7 +78,7 @@ class RunIdentity:
         """Check that a saved checkpoint or run directory belongs to this run.
 
         Args:
-            saved: Identity that was saved with it.
+            saved: Identity that is stored in the checkpoint or directory.
             name: Name of the checkpoint or directory, for error messages.
 
         Returns:
@@ -117,14 +117,14 @@ class RunIdentity:
             return
         if saved.data is None:
             raise UserError(
-                f'data.json is missing from {name}, so it cannot be told whether the data are '
-                'still the same: restore it, or choose another --workdir.'
+                f'data.json is missing from {name}, so changes of the data cannot be detected: '
+                'restore it, or choose another --workdir.'
             )
         for file, digest in self.data.items():
             if saved.data.get(file) != digest:
                 raise UserError(
-                    f'{file} has changed since the run in {name} began: restore it, or choose '
-                    'another --workdir.'
+                    f'{file} has changed since the run in {name} was started: restore it, or '
+                    'choose another --workdir.'
                 )
 
 

@@ -91,8 +91,7 @@ class CheckpointManifest:
         for path in sorted({*digests, *self.arrays}):
             if digests.get(path) != self.arrays.get(path):
                 return path
-        # Only streams that the first process reads have a digest, so other processes find none for
-        # theirs.
+        # The first process writes the manifest, so only the streams that it reads have a digest.
         for number, position in ({} if data is None else _position_digests(data)).items():
             if self.data.get(number, position) != position:
                 return 'the position in the data'

@@ -126,7 +126,7 @@ def available_memory() -> int:
 
 
 def max_joint_runs(run: RunConfig, memory: int) -> int:
-    """Return the number of runs that fit into memory if they train jointly, sharing one base.
+    """Return the number of runs that fit into memory if they train jointly, sharing one base model.
 
     Args:
         run: Configuration of one of the runs, with the largest ranks.
@@ -156,14 +156,14 @@ def row_bytes(model: Decoder, sequence_length: int) -> int:
 
 
 def format_estimates(run: RunConfig, estimates: list[MemoryEstimate], memory: int) -> str:
-    """Return a Markdown table of all options, and a recommendation.
+    """Return a Markdown table of the estimates, and a recommendation.
 
     Args:
         run: Run configuration.
         estimates: Estimates, as `memory_estimates` returns them.
         memory: Memory of the device, in bytes.
     """
-    head = ['kernels', 'remat', 'stays, GB', 'a step, GB', 'a row, GB', 'most rows', 'total, GB']
+    head = ['kernels', 'remat', 'resident GB', 'GB per step', 'GB per row', 'max rows', 'total GB']
     rows = [
         [
             *(estimate.kernel_format, estimate.remat),
@@ -184,23 +184,24 @@ def format_estimates(run: RunConfig, estimates: list[MemoryEstimate], memory: in
 
 
 def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
-    """Return the recommendation: the first option that fits the configured batch.
+    """Return the recommendation: the first estimate with which the configured batch fits.
 
-    Options are ordered by precision of the base, then by less recomputation.
+    Estimates are ordered by precision of the base model, then by less recomputation.
     """
     batch_size = run.data.batch_size
     for estimate in estimates:
         if estimate.max_rows >= batch_size:
             return (
                 f"A batch of {batch_size} fits with --config.model.quantize='{estimate.quantize}' "
-                f'--config.training.remat={estimate.remat}, and up to {estimate.max_rows} would.'
+                f'--config.training.remat={estimate.remat}; the maximum batch size is '
+                f'{estimate.max_rows}.'
             )
     best = max(estimates, key=lambda option: option.max_rows)
     if best.max_rows:
         return (
-            f"No batch of {batch_size} fits. --config.model.quantize='{best.quantize}' "
-            f'--config.training.remat={best.remat} --config.data.batch_size={best.max_rows} does, '
-            'and training.accumulate makes steps of more.'
+            f"A batch of {batch_size} does not fit. --config.model.quantize='{best.quantize}' "
+            f'--config.training.remat={best.remat} --config.data.batch_size={best.max_rows} fits; '
+            'for more rows per step, raise training.accumulate.'
         )
     return 'Not even one row fits: make data.sequence_length or the adapter smaller.'
 
@@ -208,8 +209,8 @@ def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
 def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
     """Return the bytes of the residuals that JAX saves for the backward pass.
 
-    They include weights, each time a weight is needed. Differences between two numbers of rows
-    cancel them.
+    The residuals include weights, once for each use. Callers subtract the bytes of two row counts,
+    so the weights cancel.
     """
 
     def backward(variables: Any, batch: Any, key: jax.Array) -> Any:

@@ -45,8 +45,8 @@ class MetricWriter:
         self.records: list[dict[str, Any]] = [record for record in past if record['step'] <= step]
         if len(self.records) != step:
             raise UserError(
-                f'{path} has {len(self.records)} of the {step} steps of the newest checkpoint: '
-                'restore it, or start anew in another --workdir.'
+                f'{path} has records of only {len(self.records)} of the {step} steps up to the '
+                'newest checkpoint: restore the file, or start a new run in another --workdir.'
             )
         self._is_writer = hosts.is_first_process()
         if not self._is_writer:

@@ -1,7 +1,7 @@
 """Cross-entropy loss through a frozen output head, computed only for tokens that carry loss.
 
 The positions that carry loss are sorted to the front and processed in chunks. If a tenth of the
-tokens of a batch are answers, the head costs a tenth of its full price. The head is frozen, so the
+tokens of a batch are answers, the head takes a tenth of the time. The head is frozen, so the
 forward pass already computes the gradient with respect to the hidden states. The logits of a chunk
 therefore never have to be saved for the backward pass.
 
@@ -55,6 +55,11 @@ def _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG):
 
 
 def _forward(hidden_ND, head_VD, targets_N, weights_NG):
+    """Return the loss of each group, and the residuals for the backward pass.
+
+    The residuals are the gradient of each token's loss with respect to its hidden state, the
+    weights, and an empty array with the dtype of the hidden states.
+    """
     tokens = hidden_ND.shape[0]
     chunk = min(CHUNK_TOKENS, tokens)
     carries_N = jnp.any(weights_NG != 0, axis=-1)

@@ -52,7 +52,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         steps: Number of optimizer steps of the whole run.
 
     Raises:
-        ValueError: There is no rate for a leaf of this name; raised by `init`.
+        ValueError: A leaf has a name that no rate applies to; raised by the optimizer's `init`.
     """
     schedule = learning_rate_schedule(config, steps)
 

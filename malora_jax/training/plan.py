@@ -68,14 +68,14 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     router of all experts: in the forward pass, for the gradient with respect to the input (also of
     frozen leaves, because earlier layers train), and for the gradient of trainable leaves.
     Attention is causal and is counted over half of a full row. The output head is counted for every
-    token, although it is computed only for tokens that carry loss. Not counted are elementwise
-    operations (norms, activations, softmax, DoRA's magnitude) and rematerialization
-    (`training.remat`).
+    token, although it is computed only for tokens that carry loss. Elementwise operations (norms,
+    activations, softmax, DoRA's magnitude) and rematerialization (`training.remat`) are not
+    counted.
 
     DoRA's column lengths depend only on the weights. They are computed once in the forward pass of
-    each batch, without a gradient, and divided by the number of its tokens. With dispatch, a token
-    is multiplied only with its K experts. The padding of the groups of tokens is not counted, so
-    this number is a lower bound.
+    each batch, without a gradient, and their cost is divided by the number of tokens of the batch.
+    With token dispatch, each token is multiplied only with its K experts. The padding of the groups
+    of tokens is not counted, so this number is a lower bound.
 
     Args:
         model: Decoder, with or without an adapter.
@@ -113,7 +113,7 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
 
 
 def _multiplied_parameters(tree: Any, adapter: AdapterConfig | None) -> int:
-    """Return the number of scalars in the adapter's matrices that each token is multiplied with."""
+    """Return the number of adapter parameters that each token is multiplied with."""
     if adapter is None:
         return 0
     structure, counts = adapter.structure, trees.count_by_name(tree)

@@ -17,10 +17,10 @@ class PreemptionWatcher:
     """Watcher that reports whether a run was asked to stop by SIGTERM.
 
     Example:
-        with watched() as preemption, preemption.deferred():
+        with watch_preemption() as preemption, preemption.defer_sigterm():
             for step in range(1, steps + 1):
                 state = train_step(state)
-                if preemption.reached(step):
+                if preemption.should_stop(step):
                     save(state)
                     raise Preempted
     """
@@ -58,7 +58,7 @@ def watch_preemption() -> Iterator[PreemptionWatcher]:
     """Handle SIGTERM inside the block; on several hosts, JAX's preemption service handles it.
 
     Example:
-        with watched() as preemption:
+        with watch_preemption() as preemption:
             state = train_steps(progress, state, preemption)
 
     Yields:

@@ -56,5 +56,5 @@ def _prepare_dataset(store: data.Store, name: str) -> dict[str, Any]:
 def _line(name: str, lock: Mapping[str, Any]) -> str:
     rows = ', '.join(f'{count:,} {split}' for split, count in lock['rows'].items())
     revision = f' at {lock["revision"]}' if lock['revision'] else ''
-    left_out = f'; broken and left out: {len(lock["left_out"]):,}' if lock['left_out'] else ''
+    left_out = f'; broken rows skipped: {len(lock["left_out"]):,}' if lock['left_out'] else ''
     return f'  {name}: {rows}, from {lock["source"]}{revision}{left_out}'

@@ -33,7 +33,7 @@ def load_or_score_answers(
     questions, and the file is written.
 
     Args:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         workdir: Directory of the run.
         when: 'before' or 'after' training, part of the file name.
         variables: Collections of the adapted model; None for the base model alone.
@@ -81,8 +81,8 @@ class PlotData(NamedTuple):
         title: Method and base model, for the titles of the plots.
         records: Records of `metrics.jsonl`.
         tasks: Section `tasks` of `results.json`.
-        load: Expert load by name of the linear: (L, G, E), the share of token slots of each expert
-            by layer and scored task; empty without routers.
+        load: Expert load by name of the linear: (L, G, E), the share of each expert in the token
+            slots (K per token), by layer and scored task; empty without routers.
     """
 
     title: str
@@ -106,7 +106,7 @@ def write_results(
     """Write the plots of a run, then `results.json`, which marks the run as finished.
 
     Args:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         workdir: Directory of the run.
         measurements: Records and answers of the run.
         wall_time: Seconds since this start of the run, plus the training time of earlier starts up

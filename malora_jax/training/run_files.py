@@ -12,7 +12,7 @@ from malora_jax.schema import AnyNumber, PositiveInt
 
 METRICS_FILE, RESULTS_FILE = 'metrics.jsonl', 'results.json'
 # Remedy in messages about a broken file of a run.
-REMEDY = 'restore it from a copy, or start anew in another --workdir'
+REMEDY = 'restore it from a copy, or start a new run in another --workdir'
 
 
 class _StoredModel(TypedDict):
@@ -92,13 +92,13 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
         workdir: Directory of the run.
 
     Raises:
-        UserError: The file is broken, or names no task.
+        UserError: The file is broken, or has no task.
         FileNotFoundError: The run is not finished.
     """
     path = workdir / RESULTS_FILE
     results = files.read_json(path, StoredResults, REMEDY)
     if not results['tasks']:
-        raise UserError(f'{path}: tasks names no task: {REMEDY}.')
+        raise UserError(f'{path}: tasks is empty: {REMEDY}.')
     return results
 
 

@@ -35,7 +35,7 @@ class RunProgress:
     """Progress of one run: reads batches, reports, evaluates and saves steps, and ends the run.
 
     Attributes:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         workdir: Directory of the run.
         data: Iterator over training batches; its next batch belongs to the next step.
         writer: Writer of the metrics.
@@ -231,6 +231,6 @@ def check_finite(record: Mapping[str, float]) -> None:
     for name in (*own, VALIDATION_LOSS):
         if not math.isfinite(record.get(name, 0.0)):
             raise FloatingPointError(
-                f'The {name} is {record[name]} at step {record["step"]}; it was not saved. Lower '
-                'optimizer.learning_rate or optimizer.clip_norm, in another --workdir.'
+                f'The {name} is {record[name]} at step {record["step"]}, which was not saved. '
+                'Lower optimizer.learning_rate or optimizer.clip_norm, in another --workdir.'
             )

@@ -13,8 +13,8 @@ from malora_jax.training.config import run_config
 from malora_jax.training.tpu_compile import compile_for_topology
 
 _HEAD = [
-    *('model', 'chips', 'rows', 'fits', 'GB a chip', 'of them arguments', 'gathered GB'),
-    *('summed GB', 'estimated Gcycles'),
+    *('model', 'chips', 'rows', 'fits', 'GB per chip', 'arguments GB', 'all-gather GB'),
+    *('all-reduce GB', 'estimated Gcycles'),
 ]
 
 
@@ -22,7 +22,7 @@ _REMEDY = 'restore it from a copy, or choose another --output'
 
 
 class ScalingCell(TypedDict):
-    """Key of a table cell: the settings that identify its compiled training step."""
+    """Settings that identify a compiled training step; they are the key of a row of the table."""
 
     model: str
     topology: str
@@ -41,8 +41,8 @@ def scaling_table(
 ) -> str:
     """Compile the training step of every model for every topology, and return a table.
 
-    The mesh of each cell is FSDP over all chips of the topology. Cells that the file already has
-    are not compiled again.
+    A cell is one compiled step, a row of the table. Its mesh is FSDP over all chips of the
+    topology. Cells that the file already has are not compiled again.
 
     Args:
         config: Nested config as written in configs/. Its `model.name`, `mesh.fsdp` and
@@ -53,7 +53,8 @@ def scaling_table(
         path: JSON file of the cells, which is written after each compilation.
 
     Returns:
-        The Markdown table. Sizes are in GB (10⁹ bytes), for one chip and one step.
+        The Markdown table. Sizes are in GB (10⁹ bytes), for one chip and one step. `all-reduce GB`
+        includes reduce-scatter.
 
     Raises:
         UserError: The config or the file is invalid, or the TPU compiler does not know a topology

@@ -123,8 +123,8 @@ class Setup:
         """Return a new iterator over training batches.
 
         Each batch has the rows of a whole step, including all micro-batches of gradient
-        accumulation. Of several processes, each reads only the data streams of the rows that its
-        own devices need.
+        accumulation. With several processes, each process reads only the data streams of the rows
+        that its own devices need.
         """
         section = self.run.data
         rows = section.batch_size * self.run.training.accumulate
@@ -267,7 +267,7 @@ class Setup:
 
 
 def build_setup(run: RunConfig, base: LoadedBase | None = None) -> Setup:
-    """Load the base model and the data of a run, and return all parts of the run.
+    """Load the base model and the data of a run, and return its `Setup`.
 
     Args:
         run: Config of the run.

@@ -63,8 +63,8 @@ def losses(
             shape (B, T); segment 0 is padding.
         num_tasks: G, the number of tasks.
         dropout_key: Random key of the dropout masks; None for no dropout.
-        hyperparameters: Hyperparameters that have the adapter's scale and dropout rate; None for
-            those of the model's config.
+        hyperparameters: Hyperparameters, of which the adapter's `scale` and `dropout` are used;
+            None for the values in the model's config.
     """
     segments_BT = batch['segment_ids']
     task_BTG = jax.nn.one_hot(batch['task_ids'], num_tasks, dtype=jnp.float32)
@@ -336,7 +336,8 @@ def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax
 
     Returns:
         `effective_experts`, exp(entropy) of the load, which is E if the load is balanced, and
-        `max_expert_share`, the share of token slots of the busiest expert; both () float32.
+        `max_expert_share`, the share of the busiest expert in the token slots (K per token); both
+        () float32.
     """
     load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
     return {
@@ -355,7 +356,7 @@ def _example_counts(batch: Batch, num_tasks: int) -> jax.Array:
 def routing_by_path(routing: Any) -> dict[str, routers.RoutingSums]:
     """Return the routing statistics of a sown collection by path of the adapted linear.
 
-    The paths are such as 'layers/attention/q'.
+    A path is, for example, 'layers/attention/q'.
     """
     leaves = jax.tree_util.tree_leaves_with_path(
         routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)

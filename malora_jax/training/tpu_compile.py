@@ -45,7 +45,7 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
 
     Raises:
         UserError: The topology is unknown, `libtpu` is missing or does not match JAX, the topology
-            cannot form the mesh, the rows cannot be split over the mesh, or the compiler refuses
+            cannot form the mesh, the rows cannot be split over the mesh, or the compiler rejects
             the step.
     """
     devices = tpu_devices(topology)
@@ -64,7 +64,7 @@ def _compile_report(run: RunConfig, devices: list[Any]) -> dict[str, Any]:
         used = _OUT_OF_MEMORY.search(str(error))
         if not used:
             raise errors.UserError(
-                f'The TPU compiler refuses the step: {str(error).splitlines()[0]}'
+                f'The TPU compiler rejects the training step: {str(error).splitlines()[0]}'
             ) from error
         return shape | {
             'fits': False,
@@ -97,7 +97,7 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
 
     Raises:
         UserError: The rows cannot be split over the mesh.
-        jax.errors.JaxRuntimeError: The step does not fit into memory, or the compiler refuses it.
+        jax.errors.JaxRuntimeError: The step does not fit into memory, or the compiler rejects it.
     """
     with jax.set_mesh(mesh):
         sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
@@ -116,8 +116,8 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
         return hlo.Program(compiled.as_text() or '')
     except jax.errors.JaxRuntimeError as error:
         raise errors.UserError(
-            'This JAX cannot read what the TPU compiler makes: install the libtpu that belongs to '
-            "it, pip install 'malora_jax[tpu-plan]'."
+            'This version of JAX cannot read the output of the TPU compiler: install the matching '
+            "libtpu with pip install 'malora_jax[tpu-plan]'."
         ) from error
 
 

@@ -67,7 +67,8 @@ def train_steps(
                     raise Preempted
                 if progress.is_stopped_early:
                     bar.write(
-                        f'The validation loss falls no more: stopped after step {progress.step}.'
+                        'Early stopping: the validation loss no longer falls; stopped after step '
+                        f'{progress.step}.'
                     )
                 progress.start_clock()
     return state

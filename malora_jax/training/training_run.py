@@ -92,7 +92,7 @@ def _train(run: RunConfig, directory: RunDirectory, services: _RunServices) -> d
         identity = check_identity(setup, directory)
         data = setup.train_iterator()
         state = maybe_warm_start(setup, setup.fresh_state(), directory)
-    # `parameter_counts` would trace the model once more, which delays the first step.
+    # `count_model_parameters` would trace the model once more, which delays the first step.
     parameters = count_parameters(run.model, state.adapter, state.adapter_frozen)
     hosts.print_on_first(
         f'{run.title}: {parameters["trainable"]:,} trained parameters '
@@ -121,7 +121,7 @@ def check_identity(setup: Setup, directory: RunDirectory) -> RunIdentity:
     """Return the identity of a run, after the checks that need the loaded base model and data.
 
     Args:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         directory: Directory of the run.
 
     Raises:
@@ -141,7 +141,7 @@ def maybe_warm_start(setup: Setup, state: TrainState, directory: RunDirectory) -
     """Return the state before the first step, with trained values if `training.start_from` is set.
 
     Args:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         state: Freshly initialized state. It is returned unchanged if `training.start_from` is empty
             or if the run has a checkpoint, whose state is restored later.
         directory: Directory of the run.
@@ -182,7 +182,7 @@ def open_progress(
     """Open a run's checkpoints and metrics, and restore its newest checkpoint if there is one.
 
     Args:
-        setup: Parts of the run.
+        setup: Config, models and data of the run.
         state: State before the first step.
         data: Iterator over training batches, before the first batch. If a checkpoint is restored,
             the iterator is moved to the position that was saved with it.

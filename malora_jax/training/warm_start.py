@@ -1,4 +1,4 @@
-"""Start of a run from a trained adapter: one that this package exported, or one of `peft`.
+"""Start of a run from a trained adapter, which this package exported or `peft` saved.
 
 Dimension letters: L layers, E experts, D inputs and F outputs of a linear, R rank of the LoRA, S
 rank of the subspace.
@@ -35,7 +35,7 @@ def warm_start(
 
     The trained adapter must have the same leaves as the run's adapter, or be a LoRA, with which all
     experts of the run then start (see `_experts_from_lora`). If its scale α / rank differs, the
-    last factor is rescaled.
+    up-projection is rescaled.
 
     Args:
         directory: Directory of an exported adapter, or of an adapter that `peft` saved.
@@ -62,8 +62,8 @@ def warm_start(
         }
         if leaves:
             raise UserError(
-                f'training.start_from: {directory} has {min(leaves)}, which this method has not; '
-                'choose the method that it was trained with.'
+                f'training.start_from: {directory} has {min(leaves)}, which this method lacks; '
+                'choose the method that the adapter was trained with.'
             )
     return state.replace(
         **{
@@ -74,7 +74,7 @@ def warm_start(
 
 
 def _is_lora(leaves: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the leaves are those of a plain LoRA: the two factors of a single expert."""
+    """Return whether the leaves are those of a plain LoRA: the two projections of one expert."""
     return all(
         path.rsplit('/', 1)[-1] in IndependentExperts.factors and leaf.shape[1] == 1
         for path, leaf in leaves.items()
@@ -117,7 +117,7 @@ def _mixture_from_lora(
         fresh = {name: ours[f'{linear}/{name}'] for name in adapter.leaf_names}
         down_LDR, up_LRF = (leaves[f'{linear}/{name}'][:, 0] for name in IndependentExperts.factors)
         # Map over the layers one at a time, because batched decompositions can deadlock on CPU; see
-        # `initializers._decompose`.
+        # `initializers._svd`.
         start = jax.jit(
             lambda *layers: jax.lax.map(lambda layer: _experts_from_lora(adapter, *layer), layers),
             out_shardings={name: leaf.sharding for name, leaf in fresh.items()},
@@ -216,13 +216,13 @@ def _place_leaf(
     if trained is None:
         raise UserError(
             f'training.start_from: {directory} has no {path}, which this method needs; choose the '
-            'method that it was trained with.'
+            'method that the adapter was trained with.'
         )
     if trained.shape != fresh.shape:
         raise UserError(
             f'training.start_from: {path} has the shape {trained.shape} in {directory}; this run '
-            f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that it '
-            'was trained with.'
+            f'needs {fresh.shape}: choose the adapter.rank, shared_rank and num_experts that the '
+            'adapter was trained with.'
         )
     if path.rsplit('/', 1)[-1] == adapter.structure.factors[-1]:
         trained = trained * np.float32(scale / adapter.scale)

@@ -60,7 +60,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise errors.UserError(f'--workdir: {workdir} is not a directory.')
-    with files.lock_directory(workdir, f'Another run is at work in {workdir}.'):
+    with files.lock_directory(workdir, f'Another run is using {workdir}.'):
         yield
 
 
@@ -122,11 +122,12 @@ class RunDirectory:
         """
         for name in (CONFIG_FILE, BASE_FILE, *([DATA_FILE] if self._data else [])):
             if self._saved.config is not None and not (self.path / name).exists():
-                print(f'{self.path / name} was missing: it is written again.')
+                print(f'{self.path / name} was missing and is written again.')
         if self._newest and self._newest.identity is None:
             print(
-                f'Checkpoint {self._newest.step} of {self.path} does not say what run it is of, as '
-                'it is older: config.json, base.json and data.json tell.'
+                f'Checkpoint {self._newest.step} of {self.path} has no readable run identity '
+                '(older versions stored none); config.json, base.json and data.json are used '
+                'instead.'
             )
         for change in self.changes:
             print(f'Changed since the run was last started: {change}.')
@@ -273,7 +274,7 @@ def saved_identity(workdir: pathlib.Path, newest: LatestCheckpoint | None) -> Ru
 
 def _edited(path: pathlib.Path, what: str) -> errors.UserError:
     return errors.UserError(
-        f'{path} was edited: it no longer has the {what} that the checkpoints next to it have; '
+        f'{path} was edited: it no longer matches the {what} in the checkpoints next to it; '
         'restore it, or remove it and start the command with the config of the run.'
     )
 
@@ -301,8 +302,8 @@ def check_base(workdir: pathlib.Path, run: RunConfig, params: Any) -> str:
         theirs = f'{stored["weights"] or stored["name"]} ({stored["fingerprint"]})'
         ours = f'{run.weights or run.model.name} ({fingerprint})'
         raise errors.UserError(
-            f'{workdir} was trained on the base {theirs}, and these weights are {ours}: set '
-            'model.weights to the former, or choose another --workdir.'
+            f'{workdir} was trained on the base model {theirs}, but these weights are {ours}: set '
+            'model.weights to the base model of the run, or choose another --workdir.'
         )
     return fingerprint
 

@@ -14,5 +14,5 @@ dialogues   {"id", "language", "title", "document", "data", "kinds"}: one dialog
             question: "initial", "in_depth" or "expansive".
 criteria, translate, prune, import
             {"id", "language", "subset", "data"}: conversations (see `conversations`). The stage
-            `prune` also reads dialogues, and writes every row unchanged.
+            `prune` also reads dialogues; it does not change the rows that it keeps.
 """

@@ -1,4 +1,4 @@
-"""Functions of the commands that write no rows: export, report and check_humaneval."""
+"""Functions of the commands that are not stages: export, report and check_humaneval."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from malora_jax.ultralink.stage import StageRun
 
 
 def export(run: StageRun[Settings]) -> tuple[str, int]:
-    """Export the released files, and return the number of rows of each file and exit status 0."""
+    """Write the released files; return the row counts as text, and exit status 0."""
     counts = release_export.export(run.inputs, run.output)
     return '\n'.join(f'{name}: {count:,} rows' for name, count in counts.items()), 0
 
@@ -30,7 +30,7 @@ class ReportConfig(Settings):
 
 
 def report(run: StageRun[ReportConfig]) -> tuple[str, int]:
-    """Write the report on conversations, and return its text and exit status 0."""
+    """Write the report on conversations; return its text, and exit status 0."""
     # Imported here because it loads Matplotlib, which no other command needs.
     from malora_jax.ultralink.report import report as write_report
 
@@ -54,7 +54,7 @@ class HumanevalConfig(Settings):
 
 
 def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
-    """Return the faults of each row as text, and exit status 1 if there are any."""
+    """Return the faults of each row as text, and exit status 1 if there are any, else 0."""
     config = run.config
     diagnoses = humaneval.diagnose(config.originals, config.input, workers=config.workers)
     return humaneval.format_report(diagnoses), int(any(each.faults for each in diagnoses))

@@ -1,8 +1,8 @@
 """Rows with conversations, the format of all stages after `dialogues`.
 
-A row is {"id", "language", "subset", "data"}, and in the subset chat_specific may have "document":
-`data` alternates user and assistant messages. A row of the stage `dialogues` has a document but no
-subset, and belongs to chat_specific.
+A row is {"id", "language", "subset", "data"}; `data` alternates user and assistant messages. In the
+subset chat_specific, a row may also have "document", the text that the conversation is about. A row
+of the stage `dialogues` has a document but no subset, and belongs to chat_specific.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.languages import LANGUAGES
 from malora_jax.ultralink.shards import text_field
 
+# Subsets of the dataset: chat that is generated in each language from documents in it, and three
+# kinds of English conversations that are translated.
 CHAT_SPECIFIC = 'chat_specific'
 SUBSETS = (CHAT_SPECIFIC, 'chat_agnostic', 'math', 'code')
 
@@ -21,7 +23,7 @@ class Conversation(NamedTuple):
     """A conversation between a user and an assistant.
 
     Attributes:
-        id: Id of its row.
+        id: Id of the row.
         language: Language code.
         subset: One of `SUBSETS`.
         data: Messages, which alternate between user and assistant.
@@ -75,12 +77,20 @@ def data_fault(fields: Mapping[str, Any]) -> str:
     """Return a description of the fault in the field `data`; '' if the field is valid."""
     data = fields.get('data')
     if not isinstance(data, list) or not data:
-        return "'data' must be a list of texts, the user's and the assistant's in turn"
+        return (
+            "'data' must be a non-empty list of messages that alternate between user and assistant"
+        )
     if len(data) % 2:
-        return f"'data' has an odd number of texts ({len(data)}); each question needs an answer"
+        return f"'data' has an odd number of messages ({len(data)}); each question needs an answer"
     for number, text in enumerate(data, 1):
         if not isinstance(text, str) or not text.strip():
-            return f"text {number} of 'data' is {'empty' if isinstance(text, str) else 'no text'}"
+            return (
+                f"message {number} of 'data' is "
+                f'{"empty" if isinstance(text, str) else "not a string"}'
+            )
         if not is_utf_8(text):
-            return f"text {number} of 'data' holds a half of a character"
+            return (
+                f"message {number} of 'data' contains an unpaired surrogate, which is not valid "
+                'Unicode text'
+            )
     return ''

@@ -54,7 +54,7 @@ def mean_length(lengths: Lengths) -> float:
 def count_conversations(
     inputs: Sequence[pathlib.Path], count_tokens: Callable[[str], int]
 ) -> dict[Group, ConversationCounts]:
-    """Count the conversations in rows for each language and subset.
+    """Count conversations, turns and tokens for each language and subset.
 
     Args:
         inputs: Files or directories with rows of `conversations`.

@@ -1,8 +1,8 @@
 """Stage `criteria`: select English conversations that are language-agnostic.
 
-The stage reads the conversations of other stages, treating a row without a language as English
-chat, and ShareGPT files: {"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, one row
-per line or all rows in a JSON array.
+The stage reads the conversations of other stages; a row without a language is English chat. It also
+reads ShareGPT files: {"id", "conversations": [{"from": "human" or "gpt", "value"}, …]}, one row per
+line or all rows in a JSON array.
 
 As in the paper (section 3.3 and the appendix), conversations that are specific to a culture are
 dropped before translation: first by cheap rules, then with one request in which a model scores
@@ -78,7 +78,7 @@ class CriteriaConfig(Settings):
 
 
 def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
-    """Return the process function of a conversation, which the model scores."""
+    """Return the function that keeps or drops a conversation, by rules and by a model's scores."""
     config = run.config
     sampling = ChatSampling(128, config.temperature, seed=run.seed)
 
@@ -111,7 +111,7 @@ def prepare(run: StageRun[CriteriaConfig]) -> PreparedStage:
 
 
 def rule_fault(data: Sequence[str], config: CriteriaConfig) -> str:
-    """Return why a conversation is dropped without asking the model; '' if it is not.
+    """Return why the rules drop a conversation; '' if the model must score it.
 
     Args:
         data: Messages of the conversation.
@@ -140,7 +140,7 @@ def parse_scores(reply: Reply) -> Mapping[str, int] | None:
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the rows of conversations; a file whose name ends in .json may be an array of them.
+    """Yield the rows of conversations; a .json file may be an array of rows.
 
     Raises:
         UserError: A file is missing or broken, or two rows have the same id.
@@ -158,7 +158,7 @@ def _conversation(row: Row) -> Conversation | None:
     answer.
 
     Raises:
-        UserError: A field is missing or not valid, or ShareGPT's field is not a list of turns.
+        UserError: A field is missing or not valid, or `conversations` is not a list of turns.
     """
     fields = dict(row.fields)
     if 'language' not in fields:
@@ -178,6 +178,7 @@ def _conversation(row: Row) -> Conversation | None:
 
 
 def _transcript(data: Sequence[str]) -> str:
+    """Return a conversation as text, each message in tags with its role."""
     parts = [
         f'<{role}>\n{text}\n</{role}>'
         for role, text in zip(('user', 'assistant') * (len(data) // 2), data, strict=True)

@@ -1,4 +1,4 @@
-"""Stage `dialogues`: a model generates questions and answers about a segment, turn by turn."""
+"""Stage `dialogues`: a model generates questions and answers about segments of documents."""
 
 import collections
 import dataclasses
@@ -26,10 +26,10 @@ STAGE = 'dialogues'
 
 @dataclasses.dataclass(frozen=True)
 class DialoguesConfig(Settings):
-    """Settings of dialogues: when they end, what turns are valid, and model requests.
+    """Settings of dialogues: when they end, which turns are valid, and model requests.
 
-    The defaults of the first five fields are the paper's, the others our own. With the defaults, a
-    dialogue that nothing else ends has 2 to 6 turns, 4.14 on average.
+    The defaults of the first five fields are the paper's; the other defaults are our own. With the
+    defaults, a dialogue that nothing else ends has 2 to 6 turns, 4.14 on average.
     """
 
     section = STAGE
@@ -50,7 +50,8 @@ class DialoguesConfig(Settings):
         at_most=1,
     )
     context_tokens: int = setting(
-        'Number of tokens of the document and all turns at which a dialogue ends.',
+        'Context limit of a dialogue in tokens: no turn is added once the document and all turns '
+        'together reach it.',
         4070,
         at_least=1,
     )
@@ -86,7 +87,7 @@ class DialoguesConfig(Settings):
 
 
 def prepare(run: StageRun[DialoguesConfig]) -> PreparedStage:
-    """Return the process function of a segment, for which the model writes a dialogue."""
+    """Return the function that generates the dialogue about one segment of a document."""
     return PreparedStage(_DialogueGenerator(run), {'prompts': prompts.digest()})
 
 
@@ -193,9 +194,9 @@ class _Dialogue:
         """Request a question or an answer, with several attempts.
 
         Args:
-            prompt_name: Name of the prompt, one of `prompts.STAGES`.
+            prompt_name: Name of the prompt, one of `prompts.PROMPT_NAMES`.
             find_fault: Function that returns the fault of a reply; '' = none.
-            question: Question to answer; '' if the model is to write a question.
+            question: Question to answer; '' to request a question.
 
         Returns:
             A reply without a fault and ''; or the reply of the last attempt, and its fault.
@@ -209,13 +210,14 @@ class _Dialogue:
             request = ModelRequest(STAGE, messages, sampling, sample)
             reply = await self._generator.model.complete(request)
             fault = find_fault(reply)
-            # A model may end a dialogue with a short answer, so that one is not requested again.
+            # A model may end a dialogue with a short answer, so such an answer is not retried.
             if fault in ('', SHORT):
                 break
             self.counts[f'fault in {"answer" if question else "question"}: {fault}'] += 1
         return reply.text, fault
 
     def _question_fault(self, reply: Reply) -> str:
+        """Return why a question is rejected; '' for a valid question."""
         config = self._generator.config
         return question_fault(
             reply,
@@ -228,5 +230,6 @@ class _Dialogue:
         )
 
     def _answer_fault(self, reply: Reply) -> str:
+        """Return why an answer is rejected; '' for a valid answer."""
         min_characters = self._generator.config.min_answer_characters
         return answer_fault(reply, self._language, self._prompts, min_characters=min_characters)

@@ -1,4 +1,4 @@
-"""Stage `documents`: filter documents in one language, and cut them into segments for dialogues."""
+"""Stage `documents`: filter documents in one language, and split them into segments."""
 
 import dataclasses
 import pathlib
@@ -42,8 +42,8 @@ class DocumentsConfig(Settings):
         at_least=0,
     )
     done: Sequence[pathlib.Path] = setting(
-        'Files or directories of rows of earlier stages; documents with the titles of these rows '
-        'are dropped.',
+        'Files or directories of rows with `title`, such as the output of an earlier run; '
+        'documents with the same titles are dropped.',
         (),
         recorded=False,
     )
@@ -60,13 +60,13 @@ class DocumentsConfig(Settings):
             raise errors.out_of_range(
                 'documents.min_segment_tokens',
                 self.min_segment_tokens,
-                'at most min_document_tokens and segment_tokens, so that a document keeps a '
+                'at most min_document_tokens and segment_tokens, so that each document keeps a '
                 'segment',
             )
 
 
 def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
-    """Read the finished titles and the word lists, and return the process function of a document.
+    """Read the titles in `done` and the blocklists, and return the function that splits a document.
 
     Raises:
         UserError: A file is missing or broken.
@@ -80,7 +80,7 @@ def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
 
 
 class _DocumentSegmenter:
-    """Process function that cuts one document into segments."""
+    """Process function that splits one document into segments."""
 
     def __init__(
         self,

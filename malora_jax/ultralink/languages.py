@@ -77,7 +77,7 @@ def get_language(code: str) -> Language:
     """Return the language with a code.
 
     Raises:
-        UserError: The code is not one of the five.
+        UserError: There is no such language.
     """
     if code not in LANGUAGES:
         raise errors.unknown_name('language', code, LANGUAGES)
@@ -85,7 +85,7 @@ def get_language(code: str) -> Language:
 
 
 def identify_language(text: str) -> str:
-    """Identify the language of a text with py3langid, among the five and their neighbors.
+    """Identify the language of a text with py3langid, among `LANGUAGES` and their neighbors.
 
     Args:
         text: Text of any length; only its beginning and end are used if it is long.
@@ -116,6 +116,7 @@ def to_simplified(text: str) -> str:
 
 @functools.cache
 def _identifier() -> Any:
+    """Return py3langid's identifier, restricted to the five languages and their neighbors."""
     langid = import_extra('py3langid.langid')
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
     near = {code for language in LANGUAGES.values() for code in language.neighbors}

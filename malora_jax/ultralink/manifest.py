@@ -12,7 +12,7 @@ from malora_jax.schema import PositiveInt
 
 NAME = 'manifest.json'
 
-# Current names of settings that earlier versions recorded under other names.
+# Renamed settings: from the name in manifests of earlier versions to the current name.
 _RENAMED = {
     'least_tokens': 'min_document_tokens',
     'most_tokens': 'max_document_tokens',
@@ -36,7 +36,7 @@ class ShardCounts:
         kept: Number of items that gave rows.
         rows: Number of rows written.
         dropped: Number of items without rows, by reason.
-        first: Place (file and line) of the first dropped item, by reason.
+        first: File name and line of the first dropped item, by reason.
         counts: Additional counts of the stage, by name.
         sha256: SHA-256 digest of the shard file, in hexadecimal; '' for a sum of several shards.
     """
@@ -53,7 +53,7 @@ class ShardCounts:
         assert self.items == self.kept + sum(self.dropped.values()), self
 
     def __add__(self, other: 'ShardCounts') -> 'ShardCounts':
-        """Return the sum of both; `first` of the left operand takes precedence."""
+        """Return the sum of both counts; `first` of the left operand takes precedence."""
         return ShardCounts(
             self.items + other.items,
             self.kept + other.kept,
@@ -65,6 +65,8 @@ class ShardCounts:
 
 
 class _StoredManifest(TypedDict):
+    """Schema of `manifest.json`; `total` has the sums over all shards."""
+
     stage: str
     settings: dict[str, Any]
     seed: int
@@ -116,7 +118,9 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     """
     file = path / NAME
     if not file.exists():
-        raise UserError(f'{path} holds no stage of UltraLink: there is no {file}.')
+        raise UserError(
+            f'{path} is not the output directory of an UltraLink stage: {file} is missing.'
+        )
     remedy = f'restore it, or remove {path}'
     fields = files.read_json(file, _StoredManifest, remedy)
     try:
@@ -163,6 +167,7 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
 
 
 def _with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with the current name of each renamed setting."""
     return {
         _RENAMED.get(name, name): _with_current_names(value)
         if isinstance(value, Mapping)

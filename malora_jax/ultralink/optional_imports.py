@@ -7,13 +7,14 @@ from malora_jax.errors import UserError
 
 
 def import_extra(module: str) -> Any:
-    """Import and return a module of the extra.
+    """Import and return a module of the extra `ultralink`.
 
     Args:
         module: Full name of the module, such as 'py3langid.langid'.
 
     Raises:
         UserError: The package is not installed.
+        ModuleNotFoundError: The package is installed, but a package that it needs is not.
     """
     try:
         return importlib.import_module(module)

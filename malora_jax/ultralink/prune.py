@@ -28,7 +28,9 @@ from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun, for
 from malora_jax.ultralink.text.near_duplicates import THRESHOLD, MinHashSketches
 
 STAGE = 'prune'
+# Language of which all rows are kept.
 _UNPRUNED = 'en'
+# Outcomes of a row, as the manifest records them.
 _KEPT, _DUPLICATE, _OVER_BUDGET = 'kept', 'near-duplicate', 'over the budget'
 
 # A pair of a language code and a subset.
@@ -57,8 +59,7 @@ class PruneConfig(Settings):
     chat_agnostic: int = _budget('language-agnostic chat', 0)
     chat_specific: int = _budget('language-specific chat', 0)
     min_similarity: float = setting(
-        'Estimated Jaccard similarity from which two conversations are near-duplicates, of which '
-        'only one is kept.',
+        'Minimum estimated Jaccard similarity of two near-duplicates, of which only one is kept.',
         THRESHOLD,
         above=0,
         at_most=1,
@@ -66,9 +67,9 @@ class PruneConfig(Settings):
 
 
 def prepare(run: StageRun[PruneConfig]) -> PreparedStage:
-    """Read all rows, decide which to drop, and return the process function of a row.
+    """Read all rows, decide which to drop, and return the function that keeps or drops a row.
 
-    Rows that are kept stay unchanged.
+    Kept rows are not changed.
 
     Raises:
         UserError: A row is not a conversation, or two rows have the same id.
@@ -85,7 +86,7 @@ def prepare(run: StageRun[PruneConfig]) -> PreparedStage:
 
 
 def summary(run: StageRun[PruneConfig], manifest: StageManifest) -> str:
-    """Return the counts of the stage, and the table of languages and subsets."""
+    """Return the counts of the stage, and the table of kept and dropped rows, as text."""
     return f'{format_counts(manifest)}\n\n{table(manifest)}'
 
 
@@ -122,7 +123,7 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
     ):
         conversation = conversations.read(row)
         if conversation.id in ids:
-            raise UserError(f'{row.location}: another row has the id {conversation.id!r} too.')
+            raise UserError(f'{row.location}: an earlier row has the same id {conversation.id!r}.')
         group = ids[conversation.id] = conversation.language, conversation.subset
         if conversation.language != _UNPRUNED:
             of_group = sketches.setdefault(group, MinHashSketches())

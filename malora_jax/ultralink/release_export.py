@@ -2,8 +2,8 @@
 
 The release has 20 files {en|zh|ru|fr|es}_{chat_specific|chat_agnostic|math|code}.jsonl, with one
 object per line: `id` = {lang}_{subset}_{n}, and `data`, which alternates user and assistant
-messages. In a dialogue about a document, the first message starts with a sentence in the language
-and the document in <document> tags.
+messages. In a dialogue about a document, the first message starts with an instruction in the
+language of the dialogue, followed by the document in <document> tags.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
 
 FILE_NAMES = tuple(f'{language}_{subset}.jsonl' for language in LANGUAGES for subset in SUBSETS)
-# Subfolder of the training files, one for each language, because the languages are the tasks.
+# Subfolder of the training files. Each language has its own file, because it is a task in training.
 TRAINING_FOLDER = 'training'
 _DOCUMENT = re.compile(r'\A.*?<document>.*</document>\s*', re.DOTALL)
 _ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
 
 
 def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
-    """Write the released files, and the training files in a subfolder.
+    """Write conversations as released files, and as training files in a subfolder.
 
-    training/LANGUAGE.jsonl has the rows of all files of a language; tasks with `data.turns_field`
-    can train on it.
+    training/LANGUAGE.jsonl has the rows of all files of a language, in a format for training with
+    the config field `data.turns_field`.
 
     Args:
         inputs: Files or directories with rows of `conversations`; the order of rows is kept.

@@ -21,9 +21,10 @@ from malora_jax.ultralink.settings import Settings, setting
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'import'
+# Hugging Face dataset with the released files.
 REPOSITORY = 'R0k1e/UltraLink'
 _COMMIT = re.compile(r'[0-9a-f]{40}')
-# Name of the only field of a row that is not valid.
+# An invalid row has only this field, with a description of its fault.
 _FAULT_FIELD = '\0fault'
 
 
@@ -41,21 +42,21 @@ def download(revision: str) -> pathlib.Path:
     """
     if not _COMMIT.fullmatch(revision):
         raise UserError(
-            f'--revision={revision} must be the hash of a commit of {REPOSITORY}, 40 digits from '
-            '0 to f, since a branch may change.'
+            f'--revision={revision} must be a full commit hash of {REPOSITORY} (40 hexadecimal '
+            'digits), because a branch may change.'
         )
     patterns = [pattern for name in FILE_NAMES for pattern in (name, f'*/{name}')]
-    instead = 'name a folder that has the files'
+    instead = 'give a folder with the files in --input'
     return hub.download_snapshot(
         REPOSITORY, patterns, repo_type='dataset', alternative=instead, revision=revision
     )
 
 
 def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the paths of the 20 files in a folder or its subfolders.
+    """Return the paths of the 20 released files in a folder or its subfolders.
 
     Raises:
-        UserError: The folder or a file is missing, or a file is there twice.
+        UserError: The folder or a file is missing, or two files have the same name.
     """
     if not folder.is_dir():
         raise UserError(f'There is no folder {folder}.')
@@ -87,10 +88,10 @@ class ImportConfig(Settings):
 
 
 def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
-    """Return the paths of the released files, from the folder or the commit that the settings name.
+    """Return the paths of the released files, from the folder or the commit in the settings.
 
     Raises:
-        UserError: Neither or both are given, a file is missing, or the download fails.
+        UserError: Neither or both settings are given, a file is missing, or the download fails.
     """
     if bool(config.input) == bool(config.revision):
         raise UserError('Give either --input, a folder, or --revision, a commit to download.')
@@ -98,14 +99,14 @@ def find_inputs(config: ImportConfig) -> list[pathlib.Path]:
 
 
 def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
-    """Return the process function of a row; it drops a bad row and reports it on stderr.
+    """Return the function that copies a row, or drops an invalid row and reports it on stderr.
 
     Raises:
         UserError: An input does not have the name of a released file.
     """
     for path in run.inputs:
         if path.name not in FILE_NAMES:
-            raise UserError(f'{path} is none of the 20 files, such as {FILE_NAMES[0]}.')
+            raise UserError(f'{path} is not one of the 20 released files, such as {FILE_NAMES[0]}.')
 
     async def process(row: Row) -> ItemOutcome:
         fault = row.fields.get(_FAULT_FIELD)
@@ -124,7 +125,7 @@ def _file(row: Row) -> str:
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
     """Yield the rows of released files.
 
-    Instead of its fields, a row that is not valid has a description of its fault.
+    An invalid row has a description of its fault in place of its fields.
     """
     for path in paths:
         language, _, subset = path.stem.partition('_')
@@ -140,6 +141,7 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
+    """Return the fields of a line; for a line that is not a JSON object, only its fault."""
     try:
         fields = files.parse_json(line, 'the row')
     except UserError as error:
@@ -162,9 +164,9 @@ def _row_fault(fields: Mapping[str, Any], group: tuple[str, str], seen_numbers: 
     identifier = fields.get('id')
     parts = split_id(identifier) if isinstance(identifier, str) else None
     if parts is None or parts[:2] != group:
-        return f"'id' is {identifier!r}, and must be {'_'.join(group)}_ and a number"
+        return f"'id' is {identifier!r}; it must be {'_'.join(group)}_ followed by a number"
     if parts[2] in seen_numbers:
-        return f'another row has the id {identifier!r} too'
+        return f'an earlier row has the same id {identifier!r}'
     fault = data_fault(fields)
     if not fault:
         seen_numbers.add(parts[2])

@@ -55,7 +55,7 @@ def report(
     manifests = {path: read_manifest(path) for path in stages}
     parts = [
         '# Data',
-        '## Conversations\n\nIn brackets those of the paper, in thousands.',
+        '## Conversations\n\nThe numbers of the paper are in parentheses.',
         conversations_table(counts),
         '## Turns and tokens\n\nA turn is a question with its answer; documents are not counted.',
         turns_table(counts),
@@ -72,7 +72,7 @@ def report(
 
 
 def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
-    """Return the table of sizes in Markdown: one line per language, one column per subset.
+    """Return the numbers of conversations in Markdown: a row per language, a column per subset.
 
     The numbers of the paper are in parentheses, in thousands.
     """
@@ -97,9 +97,17 @@ def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
 def turns_table(counts: Mapping[Group, ConversationCounts]) -> str:
     """Return the table of turns and mean lengths in tokens in Markdown, with the paper's numbers.
 
-    It has a line for each language and subset, for each language, and for all data.
+    The table has a row for each language and subset, for each language, and for all data.
     """
-    head = ('language', 'subset', 'conversations', 'turns', 'tokens a turn', 'question', 'answer')
+    head = (
+        'language',
+        'subset',
+        'conversations',
+        'turns',
+        'tokens per turn',
+        'tokens per question',
+        'tokens per answer',
+    )
     rows = [head, *((*group, *_means(each)) for group, each in counts.items())]
     for code in LANGUAGES:
         if sum(code in group for group in counts) > 1:
@@ -139,7 +147,7 @@ def stage_section(path: pathlib.Path, manifest: StageManifest) -> str:
     share = {name: number / max(1, total.items) for name, number in total.dropped.items()}
     rows = [
         ('', 'items', 'share'),
-        ('taken', f'{total.items:,}', ''),
+        ('read', f'{total.items:,}', ''),
         *((f'dropped: {name}', f'{total.dropped[name]:,}', f'{share[name]:.1%}') for name in share),
         ('kept', f'{total.kept:,}', f'{total.kept / max(1, total.items):.1%}'),
     ]
@@ -148,7 +156,7 @@ def stage_section(path: pathlib.Path, manifest: StageManifest) -> str:
     text += f'\n\nRows written: {total.rows:,}.'
     if total.counts:
         text += '\n\n' + markdown.table(
-            [('counted', 'times'), *((name, f'{n:,}') for name, n in total.counts.items())]
+            [('counter', 'value'), *((name, f'{n:,}') for name, n in total.counts.items())]
         )
     return text
 
@@ -157,7 +165,8 @@ def stage_section(path: pathlib.Path, manifest: StageManifest) -> str:
 def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts]) -> None:
     """Plot the length distributions of questions and answers.
 
-    The figure has a column for each subset and a line for each language.
+    The figure has a column for each subset, a row for questions and one for answers, and a line for
+    each language.
 
     Args:
         path: PNG file to write.
@@ -192,6 +201,7 @@ def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts])
 
 
 def _means(counts: ConversationCounts) -> list[str]:
+    """Return cells: conversations, turns, and mean tokens per turn, question and answer."""
     question, answer = mean_length(counts.questions), mean_length(counts.answers)
     numbers = (f'{counts.conversations:,}', f'{counts.turns:,}')
     return [*numbers, *(f'{value:.2f}' for value in (question + answer, question, answer))]

@@ -41,7 +41,7 @@ class Declaration(NamedTuple):
         return f'{self.help.removesuffix(".")}; {allowed}.' if allowed else self.help
 
     def allowed(self, settings: Any = None) -> str:
-        """Return the description of the allowed values, such as 'from 0 to 1'; '' = any value.
+        """Return a description of the allowed values, such as 'from 0 to 1'; '' = any value.
 
         Args:
             settings: Values of the other fields, for a bound that is the name of a field; None if
@@ -90,16 +90,16 @@ def language_setting(text: str, choices: Iterable[str] = LANGUAGES) -> Any:
 
     Args:
         text: Help text of the flag.
-        choices: Allowed codes; by default the five languages.
+        choices: Allowed codes; by default the five languages of UltraLink.
     """
     return setting(text, is_language=True, choices=tuple(choices))
 
 
 def attempts_setting(default: int) -> Any:
-    """Declare a field for the maximum number of attempts at a usable reply."""
+    """Declare a field for the maximum number of attempts to get a usable reply."""
     text = (
-        'Maximum number of times that the model is asked for the same text until its reply is '
-        'usable.'
+        'Maximum number of requests for the same reply; a reply that is not usable is requested '
+        'again.'
     )
     return setting(text, default, at_least=1)
 
@@ -144,7 +144,7 @@ def check_ranges(settings: Any, section: str = '') -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base class of settings dataclasses; used as is by a command without settings.
+    """Base class of settings dataclasses. A command without settings uses it directly.
 
     Attributes:
         section: Name of the stage, which prefixes field names in messages.

@@ -1,11 +1,12 @@
 """Output directory of a stage: rows in shards, and a manifest that describes them.
 
-rows-00000.jsonl …    one JSON object per line; a shard has the rows of a fixed number of items
+rows-00000.jsonl …    shards: one JSON object per line, from a fixed number of input items
 manifest.json         stage, settings, seed, digest of the inputs, and the counts of each shard
 
 A shard is written before the manifest that lists it, and each file is written to a temporary name
-first. So the manifest is correct even after a kill, and the stage resumes after the shards that it
-lists. Nothing in the directory depends on the time or on the number of restarts.
+first. So the manifest is correct even if the process is killed, and the stage resumes after the
+shards that the manifest lists. The content of the directory does not depend on the time or on the
+number of restarts.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class ShardWriter:
 
     Attributes:
         path: Path of the directory.
-        manifest: Manifest of what is written so far.
+        manifest: Manifest of the shards written so far.
     """
 
     def __init__(self, path: pathlib.Path, manifest: StageManifest):
@@ -68,13 +69,16 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWriter]:
-    """Open a directory for writing, new or to resume, and lock out other processes.
+    """Open a new or existing output directory for writing, and lock out other processes.
 
     A directory whose manifest lists no shard yet is treated as new.
 
     Args:
         path: Path of the directory; created if it does not exist.
         manifest: Manifest of the run, without shards.
+
+    Yields:
+        Writer, which continues after the shards of an earlier run.
 
     Raises:
         UserError: The path is not a directory; the directory holds other files; it was made by
@@ -88,7 +92,7 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
     with files.lock_directory(path, f'Another process writes to {path}.'):
         if (path / manifest_lib.NAME).exists():
             stored = read_manifest(path)
-            # Without a shard, such as after a mistake in the first rows, there is nothing to lose.
+            # Without a shard, such as after an error in the first rows, nothing is lost.
             if stored.shards:
                 check_resumable(path, stored, manifest)
                 _verified_shard_paths(path, stored)
@@ -97,7 +101,9 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
         elif any(
             other.name != files.LOCK_FILE and '.tmp' not in other.name for other in path.iterdir()
         ):
-            raise UserError(f'{path} is not empty and holds no stage: choose another --output.')
+            raise UserError(
+                f'{path} is not empty and has no manifest of a stage: choose another --output.'
+            )
         # The manifest is not written yet, so that a run that fails early leaves nothing behind.
         writer = ShardWriter(path, manifest)
         yield writer
@@ -106,7 +112,7 @@ def open_writer(path: pathlib.Path, manifest: StageManifest) -> Iterator[ShardWr
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the rows of stages' directories and of JSON Lines files, in order.
+    """Yield the rows of JSON Lines files and of output directories of stages, in order.
 
     Raises:
         UserError: A path is missing, a directory is not complete, a shard does not match the
@@ -118,9 +124,9 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def ensure_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield the rows, and check that their ids are unique, since outputs are identified by them.
+    """Yield the rows, and check that their ids are unique, because ids identify the output rows.
 
-    Rows without a text id are not checked.
+    A row whose id is missing or not a string is not checked.
 
     Raises:
         UserError: A row has the id of an earlier row.
@@ -130,13 +136,13 @@ def ensure_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
         identifier = row.fields.get('id')
         if isinstance(identifier, str):
             if identifier in seen:
-                raise UserError(f'{row.location}: another row has the id {identifier!r} too.')
+                raise UserError(f'{row.location}: an earlier row has the same id {identifier!r}.')
             seen.add(identifier)
         yield row
 
 
 def count_rows(paths: Sequence[pathlib.Path]) -> int | None:
-    """Return the number of rows that `read` yields; None unless all paths are directories.
+    """Return the number of rows that `read` yields, or None if any path is a file.
 
     Raises:
         UserError: A directory has no manifest, or is not complete.
@@ -169,12 +175,15 @@ def text_field(row: Row, name: str) -> str:
     """
     value = row.fields.get(name)
     if not isinstance(value, str):
-        what = 'has no' if value is None else 'must have text as'
+        what = 'has no' if value is None else 'must have a string as'
         raise UserError(f'{row.location} {what} {name!r}.')
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f'{row.location}: {name!r} holds a half of a character.') from error
+        raise UserError(
+            f'{row.location}: {name!r} contains an unpaired surrogate, which is not valid Unicode '
+            'text.'
+        ) from error
     return value
 
 
@@ -182,7 +191,7 @@ def digest(paths: Sequence[pathlib.Path]) -> str:
     """Return the SHA-256 digest of the content of inputs, in hexadecimal.
 
     Args:
-        paths: Files, stages' directories, or directories of other files.
+        paths: Files, output directories of stages, or directories of other files.
 
     Raises:
         UserError: A path is missing, or a stage's directory is not complete.
@@ -200,10 +209,16 @@ def digest(paths: Sequence[pathlib.Path]) -> str:
 
 
 def _complete(path: pathlib.Path) -> StageManifest:
+    """Return the manifest of the output directory of a finished stage.
+
+    Raises:
+        UserError: The manifest is missing or broken, or the stage has not finished.
+    """
     manifest = read_manifest(path)
     if not manifest.complete:
         raise UserError(
-            f'{path} is not complete: run its stage, {manifest.stage!r}, again to its end.'
+            f'{path} is not complete: repeat the command of its stage {manifest.stage!r} to finish '
+            'it.'
         )
     return manifest
 
@@ -217,7 +232,10 @@ def _verified_shard_paths(path: pathlib.Path, manifest: StageManifest) -> list[p
     paths = [_shard_path(path, number) for number in range(len(manifest.shards))]
     for file, shard in zip(paths, manifest.shards, strict=True):
         if not file.is_file() or _file_digest(file) != shard.sha256:
-            raise UserError(f'{file} is not as it was written: restore it, or remove {path}.')
+            raise UserError(
+                f'{file} is missing or was changed after it was written: restore it, or remove '
+                f'{path}.'
+            )
     return paths
 
 

@@ -50,7 +50,9 @@ class ItemOutcome(NamedTuple):
     counts: Mapping[str, int] = {}
 
 
+# Function that processes one item.
 ProcessItem = Callable[[Row], Awaitable[ItemOutcome]]
+# Function that yields the items in the input paths.
 ReadItems = Callable[[Sequence[pathlib.Path]], Iterable[Row]]
 Config = TypeVar('Config', bound=Settings)
 # Typed as Any, so that stages can use the model or the tokenizer without a check for None.
@@ -90,8 +92,8 @@ class PreparedStage(NamedTuple):
 
     Attributes:
         process: Function that processes one item.
-        fingerprints: Values for the manifest that identify what rows depend on besides settings,
-            inputs, model and tokenizer, such as prompts.
+        fingerprints: Strings that the manifest records, by name. They identify what rows depend on
+            besides settings, inputs, model and tokenizer, such as prompts.
     """
 
     process: ProcessItem
@@ -122,13 +124,13 @@ async def run(
         inputs: Input files or directories.
         output: Output directory: new, or written by the same stage with the same settings and
             inputs.
-        settings: Everything besides inputs and seed that rows depend on: plain values, and dicts of
-            them.
+        settings: Everything besides inputs and seed that rows depend on, as values that JSON can
+            represent.
         seed: Random seed.
         concurrency: Maximum number of items in progress at a time.
         shard_items: Number of items per shard.
-        read: Reader of the items in the inputs; None for rows that stages write, whose ids must be
-            unique.
+        read: Function that yields the input items; None = `shards.read`, for rows of other stages,
+            whose ids must be unique.
 
     Returns:
         The manifest of the finished stage.
@@ -192,6 +194,7 @@ def format_counts(manifest: StageManifest) -> str:
 async def _write_shards(
     writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: tqdm.tqdm
 ) -> None:
+    """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
     shard = ShardCounts()
     async for item, outcome in outcomes:
@@ -206,6 +209,7 @@ async def _write_shards(
 
 
 def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
+    """Return the counts of a single item."""
     assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
         return ShardCounts(1, 1, len(outcome.rows), counts=outcome.counts)

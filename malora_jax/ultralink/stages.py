@@ -49,10 +49,12 @@ class Command:
         details: Further text of `--help`.
         examples: Command-line arguments of each example.
         config: Dataclass of settings; each of its fields is a flag.
-        inputs: Help text of `--input`; '' if there is no such flag, or it is a settings field.
-        find_inputs: Function that returns the inputs that the settings name, if `inputs` is ''.
+        inputs: Help text of `--input`; '' if there is no such flag, or it is a field of `config`.
+        find_inputs: Function that returns the input paths for given settings; used if `inputs` is
+            ''.
         output: Help text of `--output`; '' if there is no output directory.
-        needs: Resources that the command uses, each of which has its own flags.
+        needs: Resources that the command uses: a language model, a tokenizer or a random seed.
+            Each of them adds its own flags.
     """
 
     name: str
@@ -84,9 +86,9 @@ class Stage(Command):
     """A command that turns input rows into output rows, and resumes after an interruption.
 
     Attributes:
-        prepare: Function that returns the process function for a run.
-        read: Reader of the items in the inputs; None for rows that stages write.
-        summary: Function that returns the text printed at the end.
+        prepare: Function that reads what a run needs, and returns a `PreparedStage`.
+        read: Function that yields the input items; None = `shards.read`, for rows of other stages.
+        summary: Function that returns the text to print when the stage has finished.
     """
 
     prepare: Callable[[StageRun[Any]], PreparedStage]
@@ -107,8 +109,8 @@ class Stage(Command):
 
         Raises:
             UserError: A setting or an input is wrong (see `prepare` and `stage.run`), or the model
-                refuses a request.
-            OSError: The model cannot answer.
+                rejects a request.
+            OSError: The model fails or cannot be reached.
         """
         process, fingerprints = self.prepare(run)
         settings = run.config.recorded_values
@@ -131,7 +133,7 @@ class Stage(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class FileCommand(Command):
-    """A command that writes no rows.
+    """A command that is not a stage: it writes no manifest and cannot resume.
 
     Attributes:
         function: Function that returns the text to print and the exit status.
@@ -143,11 +145,12 @@ class FileCommand(Command):
 _ENTRIES: tuple[Stage | FileCommand, ...] = (
     Stage(
         name=documents.STAGE,
-        purpose='Cut documents in one language into segments that dialogues can be about.',
+        purpose='Split documents in one language into segments that dialogues can be about.',
         details="""\
-Documents are kept if they are in the language and have 1,000 to 10,000 tokens; traditional Chinese
-becomes simplified. They are cut between lines into segments of fewer than 2,000 tokens; a last one
-under 1,000 is dropped. Prints how many were dropped for which reason, and the first of each.
+Documents are kept if they are in the given language and have 1,000 to 10,000 tokens; traditional
+Chinese is converted to simplified. They are split between lines into segments of fewer than 2,000
+tokens; a last segment of fewer than 1,000 tokens is dropped. Prints the number of dropped documents
+and the first one for each reason.
 
 Inputs: output of WikiExtractor (files or directories), Parquet files of wikimedia/wikipedia, or
 JSON Lines with `id`, `title` and `text`.""",
@@ -165,10 +168,10 @@ JSON Lines with `id`, `title` and `text`.""",
         name=dialogues.STAGE,
         purpose='Generate questions and answers about segments, turn by turn, in their language.',
         details="""\
-A dialogue has 2 to 6 turns, by the paper's rule. Questions and answers that are cut short, are in
-another language, speak of "the text", do not stand alone or were asked before are requested again;
-if they stay so, the dialogue ends at its last good turn, or is dropped. Prints how many dialogues
-ended for which reason.""",
+A dialogue has 2 to 6 turns, as in the paper. A question or answer is requested again if it is
+truncated, is in another language, mentions "the text", is not self-contained or repeats an earlier
+question. If no attempt succeeds, the dialogue ends after its last valid turn; without a valid turn,
+it is dropped. Prints the number of dialogues that ended for each reason.""",
         examples=(
             f'--input=data/fr/documents {_ENDPOINT} --tokenizer=llama2-13b '
             '--output=data/fr/dialogues',
@@ -187,10 +190,10 @@ ended for which reason.""",
         details="""\
 Conversations with links, of too few or too many characters, or in another language are dropped. A
 model scores the others by seven criteria, such as names, places and brands; a conversation that
-meets any of them is dropped. Prints how many were dropped for which reason.
+meets any of them is dropped. Prints the number of dropped conversations for each reason.
 
-Inputs: conversations as other stages write them, or ShareGPT's files (`id`, `conversations`), as
-JSON Lines or as an array in a .json file.""",
+Inputs: conversations as other stages write them, or ShareGPT files (`id`, `conversations`), as JSON
+Lines or as an array in a .json file.""",
         examples=(f'--input=sharegpt.json {_ENDPOINT} --output=data/en/chat',),
         config=criteria.CriteriaConfig,
         inputs='Files and directories of English conversations.',
@@ -201,11 +204,12 @@ JSON Lines or as an array in a .json file.""",
     ),
     Stage(
         name=translate.STAGE,
-        purpose='Translate English conversations and verify each text.',
+        purpose='Translate English conversations and verify each message.',
         details="""\
-A conversation is translated text by text. A text that has lost a number, the final answer, LaTeX,
-code or a name of the code, or is in another language, is asked for again, and then dropped with its
-conversation. Prints how many were dropped for which reason, and how often each fault was found.""",
+A conversation is translated message by message. A translation is requested again if it lacks a
+number, the final answer, LaTeX, code or an identifier, or is in another language. If no attempt
+succeeds, the conversation is dropped. Prints the number of dropped conversations for each reason,
+and the number of faults of each kind.""",
         examples=(
             f'--language=fr --input=data/en/math.jsonl {_ENDPOINT} --output=data/fr/translated',
         ),
@@ -217,11 +221,11 @@ conversation. Prints how many were dropped for which reason, and how often each 
     ),
     Stage(
         name=prune.STAGE,
-        purpose='Cut translations to a budget for each language and skill.',
+        purpose='Reduce translations to a budget for each language and subset.',
         details="""\
-In every language but English, near-duplicates are taken out, and a random sample of the rest is
-kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. Prints what
-became of the rows of each language and subset.""",
+In every language except English, near-duplicates are removed, and a random sample of the rest is
+kept: 32,000 conversations about mathematics and 16,000 about code, as in the paper. Prints the
+number of kept and dropped rows of each language and subset.""",
         examples=('--input=data/fr/translated,data/zh/translated --output=data/pruned',),
         config=prune.PruneConfig,
         inputs='Files and directories of conversations.',
@@ -232,11 +236,11 @@ became of the rows of each language and subset.""",
     ),
     FileCommand(
         name='export',
-        purpose='Write conversations as the files of the released dataset, and for the trainer.',
+        purpose='Write conversations in the format of the released dataset, and as training files.',
         details="""\
 The output has LANGUAGE_SUBSET.jsonl as released (`id`, `data`), and training/LANGUAGE.jsonl with
-all rows of a language, as configs/ultralink_lm.py takes them. Prints the number of rows of each
-file.""",
+all rows of a language, in the format that configs/ultralink_lm.py reads. Prints the number of rows
+of each file.""",
         examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
         inputs='Files and directories of conversations.',
         output='New directory to write the files into.',
@@ -245,7 +249,7 @@ file.""",
     Stage(
         name=release_import.STAGE,
         purpose='Read the 20 files of the released dataset and check each row.',
-        details='Bad rows are named on stderr with file and line, counted and skipped.',
+        details='Invalid rows are skipped, counted, and reported on stderr with file and line.',
         examples=(
             '--input=UltraLink --output=data/released',
             '--revision=COMMIT --output=data/released',
@@ -260,8 +264,9 @@ file.""",
         name='report',
         purpose="Report the number and length of conversations, and each stage's counts.",
         details="""\
-Writes report.md with the paper's tables next to one's own, and lengths.png; prints the report. The
-files of the release are read with the stage `import` first.""",
+Writes report.md, which compares the conversations with the tables of the paper, and lengths.png, a
+plot of the lengths of questions and answers. Prints the report. To report on the released files,
+read them with the stage `import` first.""",
         examples=(
             '--input=data/pruned,data/fr/dialogues --tokenizer=llama2-13b --output=data/report '
             '--stages=data/fr/documents,data/fr/dialogues,data/pruned',
@@ -274,18 +279,19 @@ files of the release are read with the stage `import` first.""",
     ),
     FileCommand(
         name='check_humaneval',
-        purpose='Check a file of HumanEval with translated docstrings, row by row.',
+        purpose='Check a HumanEval file with translated docstrings, row by row.',
         details="""\
-Each row must be the original problem but for the prose of its docstring. Prints the faults of each
-row, and how many canonical solutions pass. Exit status 1 if a row has a fault.""",
+Each row must be the original problem except for the prose of its docstring. Prints the faults of
+each row, and the number of canonical solutions that pass. The exit status is 1 if any row has a
+fault.""",
         examples=('--input=humaneval_es.json --originals=HumanEval.jsonl.gz',),
         config=commands.HumanevalConfig,
         function=commands.check_humaneval,
     ),
     Stage(
         name=mgsm.STAGE,
-        purpose='Ask a chat model the problems of MGSM in one language, and print its accuracy.',
-        details='Each row of the output has a problem, the answer, and whether it is right.',
+        purpose='Evaluate a chat model on the MGSM problems in one language; print its accuracy.',
+        details="Each output row has a problem, the model's answer, and whether it is correct.",
         examples=(
             '--language=fr --input=mgsm_fr.tsv --llm=local:runs/fr --output=results/mgsm_fr',
         ),
@@ -300,8 +306,8 @@ row, and how many canonical solutions pass. Exit status 1 if a row has a fault."
     ),
     Stage(
         name=judge.STAGE,
-        purpose='Let a model judge answers against those of a baseline, in both orders.',
-        details='Prints the win rate, with ties as halves, and its 95% interval.',
+        purpose='Let a model compare answers with those of a baseline, in both orders.',
+        details='Prints the win rate, in which a tie counts as half a win, and its 95% interval.',
         examples=(
             '--language=fr --input=ours.jsonl --baseline=davinci.jsonl --llm=JUDGE '
             '--output=results/judge_fr',

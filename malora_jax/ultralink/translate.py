@@ -3,7 +3,7 @@
 A conversation is translated message by message. Each request contains one demonstration (one-shot
 prompting), and the previous message with its translation. A translation with a fault (see
 `translation_checks`) is requested again; after the maximum number of attempts, the whole
-conversation is dropped. The paper verifies nothing.
+conversation is dropped. The paper does not verify translations.
 """
 
 import collections
@@ -26,6 +26,7 @@ from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'translate'
 _SOURCE_LANGUAGE = 'en'
+# Kinds of `translation_checks` that apply to each subset.
 _CHECK_KINDS = {
     'chat_agnostic': ('numbers', 'latex', 'code', 'language'),
     'math': ('numbers', 'final_answer', 'latex', 'code', 'language'),
@@ -46,14 +47,14 @@ class TranslateConfig(Settings):
     )
     attempts: int = attempts_setting(3)
     max_tokens: int = setting(
-        'Maximum number of tokens that the model generates for a text.', 4096, at_least=1
+        'Maximum number of tokens that the model generates for a message.', 4096, at_least=1
     )
     temperature: float = temperature_setting(0.3)
     top_p: float = top_p_setting(1.0)
 
 
 def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
-    """Return the process function of a conversation.
+    """Return the function that translates one conversation.
 
     The id of a translated row is LANGUAGE-ID, where ID is the id of the source row.
     """
@@ -72,8 +73,8 @@ class _Translator:
         source = conversations.read(row)
         if source.language != _SOURCE_LANGUAGE or source.subset not in translations.SUBSETS:
             raise UserError(
-                f'{row.location} is {source.language} {source.subset}: only English '
-                f'{", ".join(translations.SUBSETS)} are translated.'
+                f'{row.location} has language {source.language!r} and subset {source.subset!r}: '
+                f'only English rows of {", ".join(translations.SUBSETS)} can be translated.'
             )
         counts: collections.Counter[str] = collections.Counter()
         translated: list[str] = []
@@ -124,7 +125,7 @@ class _Translator:
         return reply.text, faults[0]
 
     def _fault_kinds(self, text: str, translation: str, subset: str) -> list[str]:
-        """Return the distinct kinds of faults of a translation, in the order of `checks.KINDS`."""
+        """Return the distinct kinds of faults, in the order of `translation_checks.KINDS`."""
         faults = translation_checks.faults(
             text, translation, self._config.language, identify_language, _CHECK_KINDS[subset]
         )

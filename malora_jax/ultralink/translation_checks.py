@@ -1,17 +1,18 @@
 r"""Checks of a translation: numbers, final answer, LaTeX, code, identifiers and language.
 
-The paper verifies nothing after translation (section 3.3). All functions are pure. Each returns the
+The paper does not verify translations (section 3.3). All functions are pure. Each returns the
 faults of one kind; `faults` combines several kinds:
 
 - `check_numbers`: Numbers in the prose, each as often as in the source, in any notation. A number
   that `text.quantities` cannot read, such as 三 for 3, counts as missing.
-- `check_final_answer`: The last line `#### 102` of GSM8K, and `\boxed{…}`.
+- `check_final_answer`: The answer in the last line, such as `#### 102` in GSM8K, and in
+  `\boxed{…}`.
 - `check_latex`: Formulas, as often as in the source, ignoring spaces and the words in `\text{…}`.
 - `check_code`: Fenced code blocks, byte by byte and in order. Comments in them must stay
   untranslated, because otherwise the code could not be compared.
 - `check_identifiers`: Names from code that the prose mentions. The translation may mark more words
-  as code.
-- `language`: The language of the prose, if there is enough prose to identify it.
+  as code than the source.
+- `check_language`: The language of the prose, if there is enough prose to identify it.
 
 An empty translation is always a fault, of the kind `empty`.
 """
@@ -59,7 +60,7 @@ def faults(
     """Return the faults of a translation.
 
     Example:
-        faults('I have 3 cups.', "J'ai 4 tasses.", 'fr', languages.identify, ['numbers'])
+        faults('I have 3 cups.', "J'ai 4 tasses.", 'fr', identify_language, ['numbers'])
 
     Args:
         source: English source text.
@@ -70,7 +71,7 @@ def faults(
             only one.
     """
     if source.strip() and not translation.strip():
-        return [TranslationFault('empty', 'nothing was written')]
+        return [TranslationFault('empty', 'the translation is empty')]
     before, after = spans.split(source), spans.split(translation)
     checks_by_kind = {
         'numbers': lambda: check_numbers(before, after),
@@ -90,7 +91,7 @@ def check_numbers(source: spans.Spans, translation: spans.Spans) -> list[Transla
 
 
 def check_final_answer(source: str, translation: str) -> list[TranslationFault]:
-    """Compare the answer after '####' and the boxed answers, if the source has them."""
+    """Compare the answer after '####' and the boxed answers; return the differences."""
     source_line, translation_line = _FINAL_LINE.search(source), _FINAL_LINE.search(translation)
     if source_line and not translation_line:
         return [TranslationFault('final_answer', f'no last line #### {source_line[1]}')]
@@ -102,7 +103,7 @@ def check_final_answer(source: str, translation: str) -> list[TranslationFault]:
         ]
     before, after = _boxed(source), _boxed(translation)
     if len(before) != len(after):
-        return [TranslationFault('final_answer', f'{len(after)} boxed, not {len(before)}')]
+        return [TranslationFault('final_answer', f'{len(after)} boxed answers, not {len(before)}')]
     return [
         TranslationFault('final_answer', f'{new} is boxed, not {old}')
         for old, new in zip(before, after, strict=True)
@@ -122,7 +123,7 @@ def check_code(source: spans.Spans, translation: spans.Spans) -> list[Translatio
         detail = f'{len(translation.fences)} fenced blocks, not {len(source.fences)}'
         return [TranslationFault('code', detail)]
     return [
-        TranslationFault('code', f'fenced block {number} is not the same')
+        TranslationFault('code', f'fenced block {number} was changed')
         for number, blocks in enumerate(zip(source.fences, translation.fences, strict=True), 1)
         if blocks[0] != blocks[1]
     ]
@@ -143,7 +144,7 @@ def check_identifiers(source: spans.Spans, translation: spans.Spans) -> list[Tra
 def check_language(
     prose: str, language: str, identify: LanguageIdentifier
 ) -> list[TranslationFault]:
-    """Check the language of prose, if there is enough of it to identify the language."""
+    """Return a fault if prose is in another language; too little prose is not checked."""
     letters, han = sum(map(str.isalpha, prose)), len(_HAN.findall(prose))
     if letters < _MIN_LETTERS and han < _MIN_HAN:
         return []
@@ -179,12 +180,13 @@ def _same_value(before: str, after: str) -> bool:
 
 
 def _canonical(formula: str) -> str:
+    r"""Return a formula without white space and without the words in `\text{…}`."""
     return re.sub(r'\s+', '', _WORDS_IN_LATEX.sub(r'\1{}', formula))
 
 
 def _differences(kind: str, missing: Iterable[str], extra: Iterable[str]) -> list[TranslationFault]:
     return [
         TranslationFault(kind, f'{what}: {", ".join(values)}')
-        for what, values in (('missing', list(missing)), ('too much', list(extra)))
+        for what, values in (('missing', list(missing)), ('added', list(extra)))
         if values
     ]

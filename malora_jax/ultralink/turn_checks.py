@@ -1,4 +1,4 @@
-"""Checks of the questions and answers of a dialogue: each returns the fault, or '' if valid."""
+"""Checks of a question or an answer of a dialogue: each returns the kind of fault; '' = none."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from malora_jax.ultralink.text.shingles import similarity
 SHORT = 'short'
 _QUESTION_MARK = re.compile('[?？]')
 _NUMBERED = re.compile(r'\s*(?:\(?\d+[.)、．]|[-*•]|[a-zа-я]\))\s', re.IGNORECASE)
-# A digit, or a capital letter at the start of a later word of the question.
+# Evidence of a name or a date: a digit, or a capital letter that does not start the question.
 _NAMES_SOMETHING = re.compile(r'\d|\w\W+[^\W\d_a-zà-öø-ÿа-яё]')
 
 
@@ -79,12 +79,14 @@ def answer_fault(
 
 
 def _reply_fault(reply: Reply) -> str:
+    """Return the fault of an incomplete reply, by its finish reason; '' for a complete reply."""
     if reply.finish_reason == 'length':
         return 'truncated'
     return '' if reply.finish_reason == 'stop' else reply.finish_reason
 
 
 def _stands_alone(text: str, prompts: DialoguePrompts) -> bool:
+    """Return whether a question can be understood without the document and the earlier turns."""
     if prompts.reference_pattern.search(text):
         return False
     if prompts.pronoun_pattern is None or _NAMES_SOMETHING.search(text):

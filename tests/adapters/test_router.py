@@ -196,7 +196,7 @@ def test_a_router_can_see_the_shared_down_projection(name):
 
 
 def test_a_router_cannot_see_what_experts_do_not_share():
-    with pytest.raises(errors.UserError, match="router_input is 'first'; it must be 'x' where"):
+    with pytest.raises(errors.UserError, match="router_input is 'first'; it must be 'x' unless"):
         method('molora', router_input='first')
     with pytest.raises(errors.UserError, match=r"Unknown adapter\.router_input 'y'"):
         method('malora', router_input='y')

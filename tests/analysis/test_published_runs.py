@@ -57,5 +57,5 @@ def test_the_text_of_the_page_is_that_of_the_archive(output):
 
 def test_the_report_says_what_the_archive_lacks(output):
     report = (output / 'report.md').read_text('utf-8')
-    assert 'Not known without checkpoints, which are missing from asylora-seed0, ' in report
-    assert 'How alike are the experts' not in report
+    assert 'These sections need checkpoints, which are missing from asylora-seed0, ' in report
+    assert 'How similar are the experts' not in report

@@ -127,7 +127,7 @@ def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_p
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)
         assert np.std(load_LGE) > 1e-4  # Token slots would be a quarter each.
     page = words((tmp_path / 'report' / 'report.html').read_text('utf-8'))
-    assert 'shares are those of their gates' in page and 'Example tokens' not in page
+    assert 'shares are shares of the gates' in page and 'Example tokens' not in page
 
 
 def test_the_paper_s_settings_are_compared(numbers, runs):
@@ -164,7 +164,7 @@ def test_a_run_without_experts_says_what_cannot_be_shown(runs, tmp_path):
     text = words((tmp_path / 'report.html').read_text('utf-8'))
     assert 'lora has one expert and no router: there is no routing to show.' in text
     assert 'Nothing can be compared: no run here has several experts' in text
-    assert 'directions that carry 90%' in text and 'Nothing to compare: give' in text
+    assert 'directions that carry 90%' in text and 'Nothing to compare: add' in text
     assert not (tmp_path / 'lora_routing.png').exists()
 
 
@@ -172,7 +172,7 @@ def test_without_routing_no_base_is_read(runs, tmp_path):
     weights = str(tmp_path / 'gone.gguf')
     write_report([runs.mixed], tmp_path / 'out', weights=weights, routing=False)
     text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
-    assert 'Left out by --norouting' in text and 'experts within mixed' in text
+    assert 'Skipped because of --norouting' in text and 'experts within mixed' in text
     with pytest.raises(UserError, match=re.escape('gone.gguf')):
         write_report([runs.mixed], tmp_path / 'out', weights=weights)
 
@@ -183,8 +183,8 @@ def test_an_unfinished_run_needs_a_word(runs, tmp_path):
     for name in ('results.json', 'answers_after.jsonl', 'goodput.jsonl'):
         (path / name).unlink()
     assert refusal([path], tmp_path) == (
-        f'The run in {path} has not ended: there is no results.json. Continue it, or analyse what '
-        'it has so far with --unfinished.'
+        f'The run in {path} has not finished: there is no results.json. Resume it, or analyze it '
+        'as it is with --unfinished.'
     )
     write_report([path], tmp_path / 'out', allow_unfinished=True, routing=False)
     text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
@@ -207,7 +207,8 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
     assert refusal([runs.lora, runs.lora], tmp_path) == f'--workdir: {runs.lora} is given twice.'
     write_adapter(saved_model(runs.lora).load(), tmp_path / 'exported')
     assert refusal([tmp_path / 'exported'], tmp_path) == (
-        f'{tmp_path}/exported is an exported adapter; --workdir must name the run it is from.'
+        f'{tmp_path}/exported is an exported adapter; --workdir must name the run that it was '
+        'exported from.'
     )
 
 
@@ -216,11 +217,13 @@ def test_a_run_that_lacks_something_is_refused(runs, tmp_path):
     shutil.copytree(runs.lora, path)
     (path / 'metrics.jsonl').unlink()
     assert refusal([path], tmp_path) == (
-        f'{path} is no whole run: {path}/metrics.jsonl is missing.'
+        f'{path} is not a complete run: {path}/metrics.jsonl is missing.'
     )
     for checkpoint in (path / 'checkpoints').iterdir():
         shutil.rmtree(checkpoint)
-    assert refusal([path], tmp_path) == f'There is no checkpoint in {path}/checkpoints: train on.'
+    assert refusal([path], tmp_path) == (
+        f'There is no checkpoint in {path}/checkpoints: resume the training.'
+    )
 
 
 def test_a_run_without_checkpoints_is_shown_without_weights(runs, tmp_path):
@@ -231,7 +234,7 @@ def test_a_run_without_checkpoints_is_shown_without_weights(runs, tmp_path):
     names = [section.name for section in sections]
     assert names[-2:] == ['no_checkpoints', 'costs'] and 'similarity' in names
     text = words((tmp_path / 'out' / 'report.html').read_text('utf-8'))
-    assert 'Not known without checkpoints, which are missing from run.' in text
+    assert 'These sections need checkpoints, which are missing from run.' in text
     (path / 'results.json').unlink()
     with pytest.raises(UserError, match='There is no checkpoint in'):
         write_report([path], tmp_path / 'none', allow_unfinished=True)
@@ -246,8 +249,8 @@ def test_runs_of_different_bases_are_refused(runs, tmp_path):
     for manifest in (path / 'checkpoints').glob('*/manifest'):
         shutil.rmtree(manifest)  # Older runs have checkpoints without a record of their content.
     assert refusal([runs.lora, path], tmp_path) == (
-        f'{runs.lora} and {path} have different bases, tiny ({base["fingerprint"]}) and tiny '
-        '(another): analyse them apart.'
+        f'{runs.lora} and {path} have different base models, tiny ({base["fingerprint"]}) and tiny '
+        '(another): analyze them separately.'
     )
 
 

@@ -62,7 +62,7 @@ def refused(table: str, directory: pathlib.Path) -> str:
 
 
 AVERAGES, LOSSES = 'Averages over tasks', 'Answer losses, means'
-ALONE = 'Points of the score'
+ALONE = 'Differences of scores in percentage points'
 
 
 # Scores.
@@ -135,7 +135,7 @@ def test_differences_to_lora_and_molora(tmp_path):
     write_finished_run(tmp_path / 'molora', small('molora'), 40)
     write_finished_run(tmp_path / 'malora', small('malora'), 40, correct_before=40)
     rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)
-    none = '+0.0 [+0.0, +0.0], not distinguishable'
+    none = '+0.0 [+0.0, +0.0], not significant'
     assert rows['LoRA'][2:] == ['–', '–', '-100.0 [-100.0, -100.0]', '*-1.21*']
     assert rows['MoLoRA'][2:] == ['+100.0 [+100.0, +100.0]', '*+1.21*', '–', '–']
     assert rows['MALoRA'][2:] == ['+100.0 [+100.0, +100.0]', '*+1.99*', none, '*+0.78*']
@@ -148,7 +148,7 @@ def test_differences_are_paired(tmp_path):
     cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)['MALoRA'][2]
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     assert mean == 7.5 and 0 < low < mean < high
-    assert 'distinguishable' not in cell
+    assert 'significant' not in cell
 
 
 def test_one_question_makes_no_difference(tmp_path):
@@ -157,7 +157,7 @@ def test_one_question_makes_no_difference(tmp_path):
         tmp_path / 'malora', small('malora'), {**dict.fromkeys(TASKS, 20), 'piqa': 21}
     )
     cell = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), AVERAGES)['MALoRA'][2]
-    assert cell == '+0.5 [+0.0, +1.5], not distinguishable'
+    assert cell == '+0.5 [+0.0, +1.5], not significant'
 
 
 def same_nats(value: float) -> dict[str, list[float]]:
@@ -190,7 +190,7 @@ def test_differences_of_losses_are_paired(tmp_path):
         nats = {task: [q - less for q in range(QUESTIONS)] for task in TASKS}
         write_finished_run(tmp_path / name, small(name), 20, nats=nats)
     rows = rows_of(make_table('table2', tmp_path, tmp_path / 'out'), LOSSES)
-    same, lower = '+0.000 [+0.000, +0.000], not distinguishable', '-0.125 [-0.125, -0.125]'
+    same, lower = '+0.000 [+0.000, +0.000], not significant', '-0.125 [-0.125, -0.125]'
     assert rows['LoRA'] == ['9.750', '–', same]
     assert rows['MoLoRA'] == ['9.750', same, '–']
     assert rows['MALoRA'] == ['9.625', lower, lower]
@@ -205,7 +205,7 @@ def test_the_interval_of_a_loss_is_that_of_other_questions(tmp_path):
     mean, low, high = map(float, re.findall(r'[+-][\d.]+', cell))
     questions = QUESTIONS * len(TASKS)
     expected = stats.binom.ppf([0.025, 0.975], questions, 0.5) / questions
-    assert mean == 0 and cell.endswith('], not distinguishable')
+    assert mean == 0 and cell.endswith('], not significant')
     np.testing.assert_allclose([low, high], expected - 0.5, atol=0.006)
 
 
@@ -225,7 +225,7 @@ def test_the_seesaw(tmp_path):
     against, *cells, count = rows['LoRA']
     assert against == 'LoRA (single task)' and count == '1 : 1'
     assert [float(re.match(r'[+-][\d.]+', cell)[0]) for cell in cells] == [0, 0, -50, 0, 0, 0, 50]
-    assert [cell.endswith(', not distinguishable') for cell in cells] == [
+    assert [cell.endswith(', not significant') for cell in cells] == [
         *(True, True, False, True, True, True, False)
     ]
     assert rows['LoRA (paper)'] == [
@@ -328,10 +328,10 @@ def test_an_average_that_is_not_its_row_s_mean_is_told(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'seed': 0}, 'The runs DIR/a and DIR/b are of one row but have the same seed: '),
+        ({'seed': 0}, 'The runs DIR/a and DIR/b belong to the same row, but have the same seed: '),
         (
             {'seed': 1, 'steps': 9},
-            'The runs DIR/a and DIR/b are of one row but differ in training.steps',
+            'The runs DIR/a and DIR/b belong to the same row, but differ in training.steps',
         ),
         (
             {'seed': 1, 'questions': 'Who is {}?'},
@@ -362,8 +362,8 @@ def test_single_tasks_are_trained_alike(tmp_path):
     config.optimizer.learning_rate = 0.002
     write_finished_run(tmp_path / 'lora-boolq-seed5', config, {'boolq': 20}, seed=5)
     assert refused('table2', tmp_path) == (
-        'The runs DIR/lora-piqa and DIR/lora-boolq-seed5 are of one row but differ in '
-        'optimizer.learning_rate: move one of them away.'
+        'The runs DIR/lora-piqa and DIR/lora-boolq-seed5 belong to the same row, but differ in '
+        'optimizer.learning_rate: move one of them to another directory.'
     )
 
 

@@ -209,7 +209,7 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
     cells = [cell.strip() for cell in text.splitlines()[2].strip('|').split('|')]
     assert cells[:2] == ['lora', '2.20'] and cells[2].endswith(' *')
     assert cells[7:9] == ['–', '1.000']
-    assert text.splitlines()[-1].startswith('\\* The middle half')
+    assert text.splitlines()[-1].startswith('\\* Unsteady: the interquartile range')
 
 
 # Growth of time and memory.
@@ -311,7 +311,7 @@ def test_the_command_measures_growth(tmp_path):
         (['--methods=lora,malorra'], "Unknown method 'malorra': did you mean malora"),
         (
             ['--methods=lora,lora'],
-            "--methods is 'lora,lora'; it must be one name or more, each once",
+            "--methods is 'lora,lora'; it must be one or more distinct names",
         ),
         (['--rounds=0'], 'rounds'),
     ],

@@ -219,10 +219,10 @@ def test_what_templates_find():
 
 
 INSTEAD = "set data.template to 'plain' or 'chatml'."
-OTHERWISE = "The model's chat template writes the prompt in another way when there is an answer: "
+OTHERWISE = "The model's chat template renders the prompt differently when an answer follows: "
 ELSEWHERE = (
-    "The model's chat template does not write an answer as the text that follows the prompt, ended "
-    'by a special token: '
+    "The model's chat template must render the answer directly after the prompt and end it with a "
+    'special token: '
 )
 
 

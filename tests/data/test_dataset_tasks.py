@@ -259,8 +259,8 @@ def test_a_split_that_a_dataset_does_not_have_is_told_before_any_download(tmp_pa
         "Task 'humaneval' has no training split: name it in evaluation.tasks, not in data.tasks."
     )
     assert mistake(split, empty, 'metamathqa') == (
-        "Task 'metamathqa' has no test split: evaluation.tasks must name the tasks to score "
-        'without it.'
+        "Task 'metamathqa' has no test split: list the tasks to score in evaluation.tasks, "
+        'without this one.'
     )
     settings = {'needs_train_split': False, 'settings': ('humaneval.shots=1',)}
     assert 'shots must be 0' in mistake(split, empty, 'humaneval', **settings)
@@ -340,10 +340,11 @@ def test_forms_and_shots_of_one_dataset():
         ('gsm8k.form=complete', "Unknown form 'complete': did you mean completion?"),
         (
             'gsm8k.shots=-1',
-            "data.task_settings: 'gsm8k.shots=-1' must give a number of shots from 0.",
+            "data.task_settings: 'gsm8k.shots=-1': the number of shots must be a whole number, 0 "
+            'or more.',
         ),
-        ('gsm8k.shots=', "data.task_settings: 'gsm8k.shots=' must give a number of shots from 0."),
-        ('gsm8k.shots=two', "'gsm8k.shots=two' must give a number of shots from 0."),
+        ('gsm8k.shots=', "data.task_settings: 'gsm8k.shots=': the number of shots must be a whole"),
+        ('gsm8k.shots=two', "'gsm8k.shots=two': the number of shots must be a whole number, 0 or"),
     ],
 )
 def test_settings_that_cannot_be(setting, expected):
@@ -352,7 +353,7 @@ def test_settings_that_cannot_be(setting, expected):
 
 def test_a_setting_that_is_there_twice():
     assert mistake(dataset_settings, 'completion', ['gsm8k.shots=1', 'gsm8k.shots=2']) == (
-        'data.task_settings sets gsm8k.shots twice; once is enough.'
+        'data.task_settings sets gsm8k.shots twice; remove one of the entries.'
     )
 
 

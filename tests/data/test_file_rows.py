@@ -81,8 +81,8 @@ def test_a_table_without_header(write):
         ('a.tsv line 3', {'q': 'two', 'a': '5'}),
     ]
     assert mistake(path, 'q', 'a', 'b') == (
-        "a.tsv line 1 must have as many cells as there are columns, 3, not 2; one with '\\t' or a "
-        'line break in it must be in double quotes.'
+        'a.tsv line 1: the number of cells is 2, but the expected number is 3; put cells that '
+        "contain '\\t' or a line break in double quotes."
     )
 
 
@@ -210,14 +210,14 @@ def test_no_file(tmp_path, monkeypatch):
         (
             'a.csv',
             'q,a\n1,2\n\n3,4,5\n',
-            "a.csv line 4 must have as many cells as the header, 2, not 3; one with ',' or a line "
-            'break in it must be in double quotes.',
+            'a.csv line 4: the number of cells is 3, but the header has 2; put cells that contain '
+            "',' or a line break in double quotes.",
         ),
         (
             'a.tsv',
             'q\ta\n1\n',
-            "a.tsv line 2 must have as many cells as the header, 2, not 1; one with '\\t' or a "
-            'line break in it must be in double quotes.',
+            'a.tsv line 2: the number of cells is 1, but the header has 2; put cells that contain '
+            "'\\t' or a line break in double quotes.",
         ),
         ('a.csv', 'q,a\n1,"2\n3,4\n', 'a.csv line 2 is not valid CSV (unexpected end of data).'),
         ('a.csv', 'q,a\n"1"2,3\n', "a.csv line 2 is not valid CSV (',' expected after '\"')."),
@@ -237,13 +237,14 @@ def test_no_file(tmp_path, monkeypatch):
         (
             'a.txt',
             'q',
-            'a.txt is of unknown kind: the name must end in .csv, .json, .jsonl, .parquet, .tsv.',
+            'a.txt has an unsupported type: the name must end in .csv, .json, .jsonl, .parquet, '
+            '.tsv.',
         ),
         (
             'a.parquet.gz',
             'q',
-            'a.parquet.gz is of unknown kind: the name must end in .csv, .json, .jsonl, .parquet, '
-            '.tsv.',
+            'a.parquet.gz has an unsupported type: the name must end in .csv, .json, .jsonl, '
+            '.parquet, .tsv.',
         ),
     ],
     ids=[

@@ -152,7 +152,7 @@ def test_a_test_file_with_questions_of_the_other():
     write([*numbered(5, start=20), ('Q3', 'x'), ('q5 ', 'y')], 't.tsv')
     assert message(TESTED.split, 0, 0, 4) == (
         "Task 'mine': 2 questions of t.tsv are also in a.tsv, such as 'Q3' (t.tsv line 7, a.tsv "
-        'line 5): take them out of one of the two.'
+        'line 5): remove them from one of the two files.'
     )
 
 
@@ -201,8 +201,8 @@ def test_a_published_split_stays_as_it_is_and_takes_nothing_from_others():
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
     assert message(drop_leaked_questions, splits) == (
-        "Task 'two' has nothing to train on: all its questions for that are held out in another "
-        'task.'
+        "Task 'two' has no examples left to train on: all of their questions are held out in other "
+        'tasks.'
     )
 
 
@@ -215,7 +215,7 @@ def test_a_question_that_one_task_holds_out_chooses_no_checkpoint_of_another():
     assert [split.origin.get('dropped_shared') for split in (first, second)] == [None, 1]
     assert questions(second.train) == ['e', 'f']
     splits = [split_of('one', 'ab', 'c', 'd'), split_of('two', 'ef', 'g', 'C')]
-    assert "Task 'two' has nothing to validate on" in message(drop_leaked_questions, splits)
+    assert 'has no examples left to validate on' in message(drop_leaked_questions, splits)
 
 
 def test_what_is_told_of_a_split():
@@ -229,7 +229,7 @@ def test_what_is_told_of_a_split():
     tested = TESTED.split(0, 0, 8, 4)
     shared = dataclasses.replace(tested, origin={**tested.origin, 'dropped_shared': 7})
     assert describe_split(shared, TokenCounts(2_996, 23_456, 789, 2, 90)) == (
-        'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 held out in '
-        'another task dropped, 2,996 examples of 23,456 tokens to train on, 2 of them truncated, 4 '
-        'questions for validation, 8 questions held out.'
+        'mine: 3,001 rows of a.tsv, 9 rows of t.tsv, 1 exact duplicates dropped, 7 dropped because '
+        'another task holds them out, 2,996 examples of 23,456 tokens to train on, 2 of them '
+        'truncated, 4 questions for validation, 8 questions held out.'
     )

@@ -70,16 +70,20 @@ def test_settings_of_one_task():
     [
         (['=a.csv'], [], "data.files: the task name '' must not be empty or hold a slash."),
         (['x/y=a.csv'], [], "data.files: the task name 'x/y' must not be empty or hold a slash."),
-        (['a.json'], [], 'a.json: write one JSON object a line into a .jsonl file instead.'),
+        (
+            ['a.json'],
+            [],
+            'a.json is a .json file; convert it to .jsonl, with one JSON object per line.',
+        ),
         (
             ['a.txt'],
             [],
-            'a.txt is of unknown kind: the name must end in .jsonl, .csv, .tsv, .parquet.',
+            'a.txt has an unsupported type: the name must end in .jsonl, .csv, .tsv, .parquet.',
         ),
         (
             ['a.csv'],
             ['a.test_file=t.xlsx'],
-            't.xlsx is of unknown kind: the name must end in .jsonl, .csv, .tsv, .parquet.',
+            't.xlsx has an unsupported type: the name must end in .jsonl, .csv, .tsv, .parquet.',
         ),
         (
             ['a.csv', 'd/a.csv'],
@@ -204,12 +208,16 @@ BOTH = dict(question='{q}\\n{r}')
     [
         ({'qq': 1, 'a': 'y'}, {}, "Unknown question_field 'q': did you mean qq?"),
         ({'q': 'x', 'bcd': 1}, {}, "Unknown answer_field 'a': known are bcd, q."),
-        ({'q': 'x', 'a': ' \t\n'}, {}, "nothing is in 'a', so answer_field is empty."),
-        ({'q': '', 'a': 'y'}, {}, "nothing is in 'q', so question_field is empty."),
+        (
+            {'q': 'x', 'a': ' \t\n'},
+            {},
+            "answer_field yields no text, because there is none in 'a'.",
+        ),
+        ({'q': '', 'a': 'y'}, {}, "question_field yields no text, because there is none in 'q'."),
         (
             {'q': '', 'r': ' ', 'a': 'y'},
             BOTH,
-            "nothing is in 'q' and 'r', so question_field is empty.",
+            "question_field yields no text, because there is none in 'q' and 'r'.",
         ),
         ({'q': 'x', 'a': 'y'}, BOTH, "Unknown question_field 'r': known are a, q."),
         ({'q': 'x', 'a': ['y']}, {}, "field 'a' is a list; it must be text or a number."),
@@ -233,8 +241,8 @@ def test_an_answer_that_could_never_be_right(here):
     write(here, GOOD, GOOD | {'a': '?!'})
     choice = dataclasses.replace(task(), scorer='choice')
     assert message(read_examples, choice, 'a.jsonl') == (
-        "a.jsonl line 2: scorer 'choice' would never count the answer '?!' as right; mend the "
-        "row, or take scorer 'exact_match'."
+        "a.jsonl line 2: scorer 'choice' scores the row's own answer '?!' as wrong; fix the row, "
+        "or use scorer 'exact_match'."
     )
 
 
@@ -289,7 +297,7 @@ def test_scorers_that_read_an_answer(here, scorer, answer, wrong):
     answered = dataclasses.replace(example, metadata={'answers': (answer,)})
     assert [mine.score(said, answered) for said in (answer, wrong)] == [1.0, 0.0]
     write(here, {'q': 'x', 'a': answer}, {'q': 'y', 'a': wrong})
-    assert f'scorer {scorer!r} would never count' in message(read_examples, mine, 'a.jsonl')
+    assert f'scorer {scorer!r} scores the row' in message(read_examples, mine, 'a.jsonl')
 
 
 def test_each_answer_is_compared_once(monkeypatch):

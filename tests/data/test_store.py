@@ -295,7 +295,7 @@ def test_other_files_than_the_locked_ones_are_refused(hub, store, tmp_path):
     other = locked_like(store, tmp_path / 'other')
     assert message(other.prepare, GSM8K) == (
         f'gsm8k/test is not what {other.lock_path} says (sha256 {found}, not {locked}): restore '
-        "its files, or remove 'gsm8k' from the lock file to prepare it anew."
+        "its files, or remove 'gsm8k' from the lock file to prepare it again."
     )
     assert left(other) == [] and other.lock_entry(GSM8K) == store.lock_entry(GSM8K)
 
@@ -307,7 +307,7 @@ def test_another_number_of_rows_is_refused(local, tmp_path):
     changed = dataclasses.replace(GSM8K, read=lambda path: [*read_rows(path)][1:])
     assert message(other.prepare, changed) == (
         f'gsm8k/train is not what {other.lock_path} says (rows 4, not 5): restore its files, or '
-        "remove 'gsm8k' from the lock file to prepare it anew."
+        "remove 'gsm8k' from the lock file to prepare it again."
     )
     assert left(other) == [] and other.lock_entry(GSM8K) == local.lock_entry(GSM8K)
 
@@ -372,7 +372,7 @@ def test_the_hub_is_not_a_file_nor_the_other_way_round(hub, store, local):
         assert message(second.prepare, GSM8K) == (
             f"Dataset 'gsm8k' in {store.directory} is from {sources[first]}, not from "
             f'{sources[second]}: choose another data.directory, or remove it from {LOCK_FILE} '
-            'there to prepare it anew.'
+            'there to prepare it again.'
         )
         shutil.rmtree(store.directory / 'malora_gsm8k')
         assert ' is from ' in message(second.prepare, GSM8K), 'locked, though not prepared'
@@ -485,8 +485,8 @@ def test_a_broken_row_is_an_error_that_leaves_nothing(tmp_path, row, expected):
     store, dataset = with_rows(tmp_path, [*sums(1, 2), row])
     with pytest.raises(BrokenRowError) as caught:
         store.prepare(dataset)
-    place, hint = f'{tmp_path}/rows.jsonl line 3', 'data.skip_broken = True would leave such rows'
-    assert str(caught.value) == f'{place}{expected}; {hint} out.'
+    place, hint = f'{tmp_path}/rows.jsonl line 3', 'set data.skip_broken to True to skip such rows'
+    assert str(caught.value) == f'{place}{expected}; {hint}.'
     assert left(store) == [] and not store.lock_path.exists()
 
 
@@ -503,8 +503,8 @@ def test_broken_rows_are_left_out_and_listed_where_that_is_wanted(tmp_path):
     ]
     strict = dataclasses.replace(store, skip_broken=False)
     assert message(strict.prepare, dataset) == (
-        f"Dataset 'gsm8k' in {store.directory} was prepared with broken rows left out (2), which "
-        f'data.skip_broken = False does not allow; the first: {lock["left_out"][0]}'
+        f"Dataset 'gsm8k' in {store.directory} was prepared without its broken rows (2), but "
+        f'data.skip_broken is False; the first: {lock["left_out"][0]}'
     )
 
 
@@ -536,16 +536,16 @@ def test_a_file_that_is_not_utf_8(tmp_path):
     tolerant = dataclasses.replace(store, skip_broken=True)
     tolerant.prepare(GSM8K)
     assert len(tolerant.items(GSM8K, 'train')) == 1
-    assert tolerant.lock_entry(GSM8K)['left_out'] == [told.partition('; data.skip_broken')[0] + '.']
+    assert tolerant.lock_entry(GSM8K)['left_out'] == [told.partition('; set data')[0] + '.']
 
 
 def test_a_split_needs_a_row(tmp_path):
     store, dataset = with_rows(tmp_path, [EMPTY] * 3, skip_broken=True)
-    told, path = "The split 'train' of 'gsm8k' would have no row: ", tmp_path / 'rows.jsonl'
+    told, path = "Split 'train' of dataset 'gsm8k' has no usable row: ", tmp_path / 'rows.jsonl'
     assert message(store.prepare, dataset) == (
         f"{told}{path} line 1: field 'answer' is empty; it must be text."
     )
-    assert message(store.prepare, GSM8K) == f'{told}{path} has none to use.'
+    assert message(store.prepare, GSM8K) == f'{told}{path} has none.'
     assert left(store) == []
 
 
@@ -582,7 +582,7 @@ def test_damage_is_told(local):
         told = message(local.items, GSM8K, 'train')
         path.write_bytes(before)
         assert told.startswith(f'{directory} is damaged (')
-        assert told.endswith('): remove that directory, and it is prepared anew.')
+        assert told.endswith('): remove that directory, and it will be prepared again.')
         return told
 
     shard = 'malora_gsm8k-train.array_record-00000-of-00001'
@@ -601,9 +601,9 @@ def test_rows_that_are_not_the_locked_ones(local):
     locks['gsm8k']['rows']['train'] = 1234
     local.lock_path.write_text(json.dumps(locks))
     assert message(local.items, GSM8K, 'train') == (
-        f"{local.directory}/malora_gsm8k/1.0.0 has 5 rows in its split 'train', and {LOCK_FILE} "
+        f"{local.directory}/malora_gsm8k/1.0.0 has 5 rows in its split 'train', but {LOCK_FILE} "
         'says '
-        '1,234: remove that directory, and it is prepared anew.'
+        '1,234: remove that directory, and it will be prepared again.'
     )
 
 

@@ -83,7 +83,7 @@ def test_the_template_that_ultralink_trained_with(tokenizer):
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused():
-    with pytest.raises(UserError, match='writes an answer in another way when a question follows'):
+    with pytest.raises(UserError, match='renders an answer differently when another question'):
         encode_example(with_template(FORGETFUL), get_template('chat'), CHAT, 0, 512)
 
 
@@ -140,9 +140,9 @@ def test_rows_of_turns(tmp_path):
 @pytest.mark.parametrize(
     'value, expected',
     [
-        (['a', 'b', 'c'], 'must be a list of texts, of the user and the model in turn'),
-        ([], 'must be a list of texts'),
-        ('a', 'must be a list of texts'),
+        (['a', 'b', 'c'], 'must be a list with an even number of texts, alternating between user'),
+        ([], 'must be a list with an even number of texts'),
+        ('a', 'must be a list with an even number of texts'),
         (['a', ' '], "text 2 of 'data' must be text, not empty"),
         (['a', None], "text 2 of 'data' must be text"),
     ],

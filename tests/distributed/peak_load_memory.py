@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from malora_jax.distributed import hosts
 from malora_jax.distributed.mesh import MeshConfig, make_mesh
 from malora_jax.models import ModelConfig, preset
-from malora_jax.models.loading import tensor_names as tensor_names
+from malora_jax.models.loading import tensor_names
 from malora_jax.models.loading.params import load_params
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
 from tests.helpers.paths import ROOT
@@ -69,7 +69,7 @@ def measure_loading(config: ModelConfig, path: str, port: str, processes: str, n
             for shard in leaf.addressable_shards
         )
     print(
-        f'Process {number} of {processes}: parts {here / 1e9:.2f} GB, '
+        f'Process {number} of {processes}: parameters {here / 1e9:.2f} GB, '
         f'peak {(peak.bytes - before) / 1e9:.2f} GB, {seconds:.1f} s'
     )
     hosts.barrier('read')

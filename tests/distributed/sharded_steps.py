@@ -88,7 +88,7 @@ def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
 
 
 def method_with_distinct_ranks(name: str) -> AdapterConfig:
-    """Return the method with ranks that are no dimension of a (stacked) part of a `BASE` kernel.
+    """Return the method with ranks that differ from all dimensions of `BASE` kernels and shards.
 
     Shapes alone then identify the arrays that collectives send.
     """

@@ -32,12 +32,12 @@ def test_what_is_left_goes_to_one_axis(sizes, devices, shape):
     [
         (
             dict(data=3),
-            r'mesh \(data 3, fsdp 1, .*\) does not fit 8 devices: the product must be 8',
+            r'mesh \(data 3, fsdp 1, .*\) does not fit 8 devices: the product of the sizes must',
         ),
         (dict(fsdp=3), 'does not fit 8 devices'),
         (dict(data=4), 'does not fit 8 devices'),
         (dict(fsdp=-1), 'mesh has -1 for several axes'),
-        (dict(tensor=0), 'mesh.tensor is 0; it must be at least 1, or -1 for the rest'),
+        (dict(tensor=0), 'mesh.tensor is 0; it must be at least 1, or -1 for all remaining'),
         (dict(data=-2), 'mesh.data is -2'),
         (dict(data=2.0), 'mesh.data is 2.0; it must be a whole number'),
     ],
@@ -150,6 +150,6 @@ def test_an_axis_that_does_not_divide_is_named():
     with jax.set_mesh(mesh):
         assert sharding.shardings(boxed)['layers']['q'].spec == PartitionSpec('fsdp', 'tensor')
     path = (jax.tree_util.DictKey('layers'), jax.tree_util.DictKey('q'))
-    message = 'mesh: layers/q has an axis of 64, which cannot be split over fsdp = 5'
+    message = 'mesh: layers/q has an axis of size 64, which is not divisible by fsdp = 5'
     with pytest.raises(UserError, match=message):
         sharding.leaf_spec(path, boxed['layers']['q'], uneven)

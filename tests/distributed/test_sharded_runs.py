@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_other_devices(weights, tmp_path):
         (dict(data=8), 'data.batch_size is 4; it must be a multiple of mesh.data · mesh.fsdp, 8.'),
         (dict(data=1, fsdp=3), 'data.batch_size is 4; it must be a multiple of'),
         (dict(data=1, fsdp=16), 'does not fit 8 devices'),
-        (dict(data=1, tensor=8), 'embedding has an axis of 300, which cannot be split over'),
+        (dict(data=1, tensor=8), 'embedding has an axis of size 300, which is not divisible by'),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_run_is_refused(weights, tmp_path, mesh, message):

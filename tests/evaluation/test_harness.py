@@ -307,18 +307,18 @@ def test_the_chat_template(model):
     [
         (
             {'top_k': 50},
-            'generation_kwargs has top_k = 50; it may have until, max_gen_toks, do_sample, '
-            'temperature, top_p.',
+            'generation_kwargs has top_k = 50, which is not supported; it may set until, '
+            'max_gen_toks, do_sample, temperature, top_p.',
         ),
         (
             {'num_beams': 4},
-            'generation_kwargs has num_beams = 4; it may have until, max_gen_toks, do_sample, '
-            'temperature, top_p.',
+            'generation_kwargs has num_beams = 4, which is not supported; it may set until, '
+            'max_gen_toks, do_sample, temperature, top_p.',
         ),
         (
             {'max_gen_toks': 2048},
-            'generation_kwargs.max_gen_toks is 2048; it must be below 2048, the positions that are '
-            'used of tiny.',
+            'generation_kwargs.max_gen_toks is 2048; it must be below 2048, the context length in '
+            'use for tiny.',
         ),
     ],
 )

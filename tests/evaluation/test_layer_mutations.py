@@ -1,7 +1,7 @@
 """Mutation tests: without any one layer of the sandbox, a test of that layer fails.
 
 Each mutation edits a copy of the package, because no layer of the real sandbox can be switched off.
-The copy must still run honest programs, which shows that the test fails because of the missing
+The copy must still run benign programs, which shows that the test fails because of the missing
 layer.
 """
 

@@ -217,8 +217,8 @@ def test_the_context_of_what_is_too_long_loses_its_beginning():
 @pytest.mark.parametrize(
     'request_, message',
     [
-        (([], [5]), 'Request 1 has an empty context; each must have a token.'),
-        (([5], []), 'Request 1 has an empty continuation; each must have a token.'),
+        (([], [5]), 'Request 1 has an empty context; it must have at least one token.'),
+        (([5], []), 'Request 1 has an empty continuation; it must have at least one token.'),
         (
             ([5], [6] * 17),
             'Request 1 has a continuation of 17 tokens; at most 16 fit into the context of the '

@@ -22,7 +22,7 @@ from malora_jax.evaluation.runner import Answer, EvalModel, answer_held_out
 PLAIN = get_template('plain')
 
 
-class ByteTokenizer:
+class Utf8Tokenizer:
     eos_id = 256
     bos_id = None
 
@@ -124,7 +124,7 @@ NATS = {' ab': 2.0, ' abcdefgh': 4.0, ' b': 1.0, ' c': 1.0, ' d': 3.0}
 
 
 def ask(generator, splits, template=PLAIN, **settings):
-    examinee = EvalModel(generator, 'variables', ByteTokenizer(), template, **settings)
+    examinee = EvalModel(generator, 'variables', Utf8Tokenizer(), template, **settings)
     return answer_held_out(examinee, splits, 'test')
 
 
@@ -190,7 +190,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
 
     monkeypatch.setattr(runner.code, 'score_completions', score_completions)
     template = get_template(template)
-    shown = template.prompt(ByteTokenizer(), prompt)
+    shown = template.prompt(Utf8Tokenizer(), prompt)
     generator = Scripted({shown: [said] * 4})
     (answer,) = ask(
         generator, [TaskSplit(CODE, [], [example], 1)], template, samples=4, temperature=0.8, seed=3
@@ -201,7 +201,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
         'stop': () if template.name == 'chatml' else ('\ndef',),
     }
     assert (answer.score, answer.more) == (0.5, {'pass@4': 1.0})
-    assert answer.tokens == len(template.completion(ByteTokenizer(), prompt, ' 1')) + 1
+    assert answer.tokens == len(template.completion(Utf8Tokenizer(), prompt, ' 1')) + 1
     ((problem, programs),) = ran
     assert (problem.prompt, problem.test, problem.entry_point) == (prompt, 'check', 'one')
     for program in programs:

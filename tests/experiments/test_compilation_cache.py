@@ -57,7 +57,7 @@ def test_without_a_place_for_it_work_goes_on(tmp_path):
     (tmp_path / 'malora_jax').write_text('a file')
     done = start(XDG_CACHE_HOME=str(tmp_path))
     assert done.stdout.strip() == 'None'
-    assert done.stderr.startswith('Compiled programs are not kept: ')
+    assert done.stderr.startswith('The compilation cache is disabled: ')
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -91,8 +91,8 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_and_room_continues_it(tmp_p
     assert done.returncode == 0, done.stderr
     line = only_line(done)
     assert re.fullmatch(
-        r'A checkpoint needs 1\.3 MB and \S+/run/checkpoints has \d\.\d MB free: make room; the '
-        r'same command goes on from the last one\.',
+        r'A checkpoint needs 1\.3 MB, but \S+/run/checkpoints has only \d\.\d MB free: make room; '
+        r'the same command resumes from the last checkpoint\.',
         line,
     )
     assert 'status 1\n2\n' in done.stdout, 'the first checkpoint stays, and nothing beside it'
@@ -114,7 +114,7 @@ def test_a_file_that_fills_the_disk_is_one_line(tmp_path, weights):
     fill = 'head -c 1M /dev/zero > $disk/filler 2> /dev/null'
     done = on_disk(tmp_path, weights, 'size=800k', fill, 'train')
     assert done.returncode == 1
-    message = 'The disk is full: make room; the same command goes on from what it saved.'
+    message = 'The disk is full. Free some space, then run the same command again to resume.'
     assert only_line(done) == message
     assert not [path for path in (tmp_path / 'kept/run').rglob('*') if path.stat().st_size]
 

@@ -32,9 +32,7 @@ def test_a_mixture_becomes_one_lora_and_that_goes_to_peft(workdir, tmp_path):
     told = json.loads((found / 'manifest.json').read_text())['static']
     assert told['approximates'] == 'malora' and told['gates_of'] == ['chain_sum']
     assert told['rank'] == 5 < told['exact_rank']
-    assert done.stdout.startswith(
-        '| nats per token of the held-out answers | base | malora | static |\n'
-    )
+    assert done.stdout.startswith('| held-out loss (nats per token) | base | malora | static |\n')
     for task, losses in told['held_out_loss'].items():
         row = ' | '.join(f'{losses[model]:.4f}' for model in ('base', 'mixture', 'static'))
         assert f'| {task} | {row} |' in done.stdout

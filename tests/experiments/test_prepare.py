@@ -75,7 +75,7 @@ def test_local_files(tmp_path, sources):
     expected = (
         f'Prepared in {tmp_path}/data, with malora_jax.lock.json:\n'
         f'  piqa: 12 train, 2 test, from test={tmp_path}/test.jsonl, '
-        f'train={tmp_path}/train.jsonl; broken and left out: 1\n'
+        f'train={tmp_path}/train.jsonl; broken rows skipped: 1\n'
     )
     override = f'--config.data.sources={tuple(sources)!r}'
     first = run(tmp_path / 'data', override)
@@ -93,7 +93,7 @@ def test_local_files(tmp_path, sources):
     assert (again.returncode, again.stdout, again.stderr) == (0, expected, '')
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class HubHandler(http.server.BaseHTTPRequestHandler):
     """Fake hub that answers the client's requests for a repository."""
 
     files: ClassVar[dict[str, bytes]] = {}
@@ -131,9 +131,9 @@ def hub(tmp_path):
     for split, of_hub in (('train', 'train'), ('test', 'validation')):
         path = tmp_path / f'{split}.parquet'
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[split]), path)
-        Hub.files[f'plain_text/{of_hub}/0000.parquet'] = path.read_bytes()
-    Hub.files['plain_text/test/0000.parquet'] = b'without labels'
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        HubHandler.files[f'plain_text/{of_hub}/0000.parquet'] = path.read_bytes()
+    HubHandler.files['plain_text/test/0000.parquet'] = b'without labels'
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), HubHandler) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
@@ -161,8 +161,8 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path, sources):
     done = run(tmp_path / 'data', *overrides)
     assert (done.returncode, done.stdout) == (2, '')
     assert besides_bars(done.stderr) == [
-        f"{tmp_path}/train.jsonl line 3 has no field 'sol1'; it has 'goal'; data.skip_broken = "
-        'True would leave such rows out.'
+        f"{tmp_path}/train.jsonl line 3 has no field 'sol1'; it has 'goal'; set data.skip_broken "
+        'to True to skip such rows.'
     ]
     assert done.stderr.splitlines()[-1].startswith(str(tmp_path))
 

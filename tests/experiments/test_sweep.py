@@ -81,7 +81,7 @@ def test_a_sweep_makes_its_runs_and_tells_which_failed(home, swept):
     assert rows[GOOD]['state'] == 'finished' and float(rows[GOOD]['loss']) > 0
     assert 'optimizer.learning_rate or optimizer.clip_norm' in rows[BAD]['error']
     log = (home / 'swept' / 'sweep' / 'logs' / f'{GOOD}.txt').read_text()
-    assert '2 runs together: ' in log and f'{BAD}: The loss is ' in log
+    assert 'Joint training of 2 runs: ' in log and f'{BAD}: The loss is ' in log
     for name in ('report.md', 'learning_rate.png', 'sweep.json'):
         assert (home / 'swept' / name).stat().st_size > 100
 
@@ -146,4 +146,4 @@ def test_a_saved_config_that_is_not_there(tmp_path):
     line = run_with_mistake(
         'train', '--config=configs/saved.py:none.json', f'--workdir={tmp_path}/run'
     )
-    assert line.startswith("There is no file 'none.json': name a config.json")
+    assert line.startswith("There is no file 'none.json': give the path of the config.json")

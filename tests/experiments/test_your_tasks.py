@@ -130,8 +130,8 @@ def test_the_content_of_the_files_is_pinned(home, finished):
         with pytest.raises(UserError) as caught:
             again(config, workdir)
         assert str(caught.value) == (
-            f'{path} has changed since the run in {workdir} began: restore it, or choose another '
-            '--workdir.'
+            f'{path} has changed since the run in {workdir} was started: restore it, or choose '
+            'another --workdir.'
         )
     path.write_bytes(content)
     assert train(config, workdir)['average'] == scores

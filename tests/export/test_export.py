@@ -87,7 +87,8 @@ def test_another_base_is_refused(base, tmp_path):
     write_adapter(found._replace(base=other), tmp_path / 'out')
     message = refused(malora_jax.load, tmp_path / 'out')
     assert message.startswith(
-        f'{tmp_path / "out"} was trained on another base than these weights of tiny (fingerprint '
+        f'{tmp_path / "out"} was trained on other base weights of tiny than those loaded '
+        '(fingerprint '
     )
 
 
@@ -111,11 +112,11 @@ def test_broken_exports_are_refused(base, tmp_path):
         assert 'export it again' in refused(malora_jax.load, tmp_path / 'out')
     path = change(tmp_path / 'out', version=2, made_by='malora_jax 9.9')
     assert refused(malora_jax.load, tmp_path / 'out') == (
-        f'{path} has version 2, made by malora_jax 9.9; this malora_jax {malora_jax.__version__} '
-        'reads up to 1: upgrade it.'
+        f'{path} has version 2, made by malora_jax 9.9; malora_jax {malora_jax.__version__} '
+        'reads versions up to 1: upgrade malora_jax.'
     )
     change(tmp_path / 'out', format='other')
-    assert 'is not that of an exported adapter' in refused(malora_jax.load, tmp_path / 'out')
+    assert 'is not the manifest of an exported' in refused(malora_jax.load, tmp_path / 'out')
     change(tmp_path / 'out', format='malora_jax adapter', version=1, adapter=None)
     assert refused(malora_jax.load, tmp_path / 'out') == (
         f'{path}: adapter is None; it must be an object with fields: export it again.'

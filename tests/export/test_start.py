@@ -221,7 +221,7 @@ def test_a_config_as_peft_writes_it(base, tmp_path):
             'has the shape (2, 1, 64, 8) in {}; this run needs (2, 4, 64, 8)',
         ),
         ('lora', 'dora', {}, 'has no layers/attention/k/magnitude, which this method needs'),
-        ('dora', 'lora', {}, 'has layers/attention/k/magnitude, which this method has not'),
+        ('dora', 'lora', {}, 'has layers/attention/k/magnitude, which this method lacks'),
     ],
 )
 def test_what_does_not_fit_is_refused(base, tmp_path, source, method, changes, expected):
@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused(base, tmp_path, source, method, changes, e
         ({'rank_pattern': {'q_proj': 2}}, "rank_pattern = {'q_proj': 2}, which is not"),
         ({'r': 0}, 'has r = 0 and lora_alpha = 16.0; they must be a whole number and a number'),
         ({'lora_alpha': None}, 'has r = 8 and lora_alpha = None; they must be'),
-        ({'r': 64}, 'has r = 64; the tensors beside it have 8.'),
+        ({'r': 64}, 'has r = 64, but the tensors in adapter_model.safetensors have rank 8.'),
         ({'peft_type': 'IA3'}, "peft_type = 'IA3', which is not implemented; it must be 'LORA'"),
     ],
 )
@@ -279,7 +279,7 @@ def test_broken_adapters_are_refused(base, tmp_path):
     path.unlink()
     assert 'has no adapter_model.safetensors; pickles (*.bin) are not read' in message()
     (directory / 'adapter_config.json').write_text('{"r": 4}')
-    assert "lacks 'r', 'lora_alpha'" in message()
+    assert "must have 'r' and 'lora_alpha'" in message()
 
 
 def test_a_run_goes_on_from_an_adapter_and_needs_it_only_once(base, tmp_path):

@@ -15,12 +15,12 @@ import pytest
 
 def pytest_addoption(parser):
     group = parser.getgroup('fuzz')
-    group.addoption('--fuzz-seed', type=int, default=0, help='Seed of all attempts.')
+    group.addoption('--fuzz-seed', type=int, default=0, help='Random seed of all attempts.')
     group.addoption(
         '--fuzz-minutes',
         type=float,
         default=0.0,
-        help='Minutes for which each fuzz test makes attempts; 0 for its default number.',
+        help='Minutes for which each fuzz test makes attempts; 0 = a fixed number of attempts.',
     )
 
 

@@ -3,7 +3,7 @@
 `python -m tests.fuzz.signal_often [RUNS [SEED]]` starts tiny runs. Each gets one to five SIGTERMs
 while it starts, compiles, trains, saves, scores, writes its results and exits. Of ten runs, eight
 are trained by `experiments.train`, one by a sweep with a process for each run, and one by a sweep
-whose two runs train together. For each run a line shows the exit statuses of its processes, and
+whose two runs train jointly. For each run a line shows the exit statuses of its processes, and
 whether metrics, final state and scores are bitwise equal to those of an undisturbed run. The exit
 status is 1 if a process ended with an undocumented status, or if an outcome differs.
 """
@@ -65,7 +65,7 @@ def main(runs: int, seed: int) -> int:
                 print(f'Run {number} ({kind}) FAILED: {error}', flush=True)
                 continue
             if not found.signals:
-                print('It was faster than the first signal and does not count.', flush=True)
+                print('It ended before the first signal and does not count.', flush=True)
                 continue
             counts.update(['runs', 'bit-equal', *(f'status {each}' for each in found.statuses)])
             counts['signals'] += sum(found.signals)

@@ -1,4 +1,4 @@
-"""Random programs in the sandbox: honest ones give the same results, hostile ones do no harm."""
+"""Random programs in the sandbox: benign ones give the same results, hostile ones do no harm."""
 
 import os
 import pathlib

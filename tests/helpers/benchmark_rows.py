@@ -1,4 +1,4 @@
-"""One handwritten row per public dataset, with the columns and types of the dataset on the hub."""
+"""One handwritten row per public dataset, with the dataset's columns and types on Hugging Face."""
 
 from typing import Any
 
@@ -109,7 +109,7 @@ def row(name: str, **changes: Any) -> Row:
 
 
 def broken_row_message(parse, changed: Row) -> str:
-    """Return a parser's message for a broken row, without the place that it must start with."""
+    """Return a parser's message for a broken row, without `LOCATION`, with which it must start."""
     with pytest.raises(BrokenRowError) as caught:
         parse(changed)
     message = str(caught.value)

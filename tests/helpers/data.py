@@ -37,10 +37,7 @@ class ByteTokenizer:
 
 
 def unpack(batches) -> list[dict[str, np.ndarray]]:
-    """Return the unpacked examples of packed batches.
-
-    Segment ids, positions and padding are checked on the way.
-    """
+    """Return the examples of packed batches, after checking segment ids, positions and padding."""
     examples = []
     for batch in batches:
         assert sorted(batch) == BATCH_KEYS
@@ -59,6 +56,7 @@ def unpack(batches) -> list[dict[str, np.ndarray]]:
 
 
 def as_bytes(examples) -> list[bytes]:
+    """Return examples as sorted byte strings, so that sets of examples can be compared."""
     return sorted(b'|'.join(example[key].tobytes() for key in EXAMPLE_KEYS) for example in examples)
 
 

@@ -31,11 +31,11 @@ def write_finished_run(
         directory: Directory of the run.
         config: Config of the run; its seed is set.
         correct: Number of questions answered correctly, by task or the same for each.
-        seed: Seed of the run.
+        seed: Random seed of the run.
         loss: Loss of the first task after training, in nats per token.
         question_format: Text of the questions, with `{}` for their number.
         scoring: Scoring rule that results.json records.
-        correct_before: Number of questions that the base model answers correctly.
+        correct_before: Number of questions of each task that the base model answers correctly.
         nats: Summed loss of each right answer after training, by task.
         validation: Validation losses by step.
     """

@@ -1,8 +1,8 @@
 """A local endpoint that emulates OpenAI's API and its typical failures.
 
 It answers the prompts of dialogues from `ultralink_texts.toml`, and all other prompts with
-`answer`. The text of an answer depends only on the request. A failure also depends on how often the
-request was sent.
+`StubEndpoint.answer`. The text of an answer depends only on the request. Failures also depend on
+the number of earlier attempts at the request.
 
 `python -m tests.helpers.openai_stub` prints the address and serves until it is killed.
 """
@@ -61,7 +61,7 @@ class FailurePlan:
         hang_s: Seconds that a request hangs before it times out.
         latency_s: Maximum latency of an answer in seconds; the minimum is half of it.
         fixed_response: Status, content type and body of the response to every request; None =
-            answer.
+            answer as usual.
     """
 
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -72,11 +72,13 @@ class FailurePlan:
     fixed_response: tuple[int, str, str] | None = None
 
     def transport_failure(self, key: str, attempt: int) -> str:
+        """Return the name of the failure of an attempt (numbered from 0); '' = none."""
         if attempt >= MAX_FAILURES:
             return ''
         return self._draw_failure(TRANSPORT, f'{key}/{attempt}')
 
     def content_failure(self, key: str) -> str:
+        """Return the name of the failure in the answer's text; '' = none."""
         return self._draw_failure(CONTENT, key)
 
     def _draw_failure(self, names: tuple[str, ...], what: str) -> str:
@@ -97,7 +99,7 @@ class StubEndpoint:
         attempt_counts: Number of attempts by request key.
         answer_counts: Number of answers by request key.
         failure_counts: Number of responses by name of the failure; '' counts those without one.
-        headers: Headers of the last request.
+        headers: HTTP headers of the last request.
         requests: Request bodies by request key.
     """
 

@@ -25,7 +25,11 @@ def gates(x, W_g, K, renormalize=False, equal_gates=False):
 
 
 def expert_matrix(t, leaves, config: AdapterConfig):
-    """Return expert t's m × n matrix, unscaled: section 2's table, section 3's ablations."""
+    """Return the unscaled m × n matrix of expert t, as in the paper's sections 2 and 3.
+
+    Raises:
+        ValueError: The subspace is unknown.
+    """
     settings = settings_of(config)
     if not settings.shared_rank:
         return leaves['up'][t].T @ leaves['down'][t].T  # B_t A_t

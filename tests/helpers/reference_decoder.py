@@ -129,7 +129,7 @@ class ReferenceDecoder:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
 
     def _linear(self, x: np.ndarray, leaves: dict[str, np.ndarray], path: str) -> np.ndarray:
-        """Return the adapted product for W x, plus the bias."""
+        """Return W x plus the adapter's update and the bias."""
         W, adapter, name = leaves['kernel'].T, self.adapter, path.rsplit('/', 1)[-1]
         y = x @ W.T
         if adapter is not None and name in adapter.targets:
@@ -193,7 +193,7 @@ def router_probabilities(outputs: ReferenceOutputs, segments: np.ndarray) -> np.
 
 
 def routing_margin(probabilities_ME: np.ndarray, top_k: int) -> float:
-    """Return the smallest gap between the last expert chosen and the first not chosen."""
+    """Return the smallest gap in probability between the last chosen and the first other expert."""
     if probabilities_ME.shape[-1] == top_k:
         return np.inf
     ordered = -np.sort(-probabilities_ME, axis=-1)

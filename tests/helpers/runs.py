@@ -88,7 +88,7 @@ def main(
     changes: str = '{}',
     when: str = '',
 ) -> None:
-    """Train until the record of `step` is half written, or its checkpoint is saved."""
+    """Train, and kill this process when the record of `step` is half written or `step` is saved."""
     from malora_jax import cloud_storage
     from malora_jax.training import checkpoint, metrics, train
 

@@ -154,7 +154,11 @@ class RunningCommand:
 
 
 def run_undisturbed(command: str, *arguments: str) -> tuple[str, float]:
-    """Run a command, and return its output and the seconds after it started to handle signals."""
+    """Run a command without signals.
+
+    Returns:
+        Output of the command, and the seconds that it ran after it began to handle signals.
+    """
     with RunningCommand(command, *arguments) as process:
         process.wait_for(process.handles_sigterm)
         began = time.monotonic()

@@ -25,7 +25,7 @@ def make_hyperparameters(
 
 
 def record_gradients(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Wrap an optimizer so that its state (gradients, own state) keeps the last gradients."""
+    """Wrap an optimizer so that its state is a pair: the last gradients and the inner state."""
 
     inner = optax.with_extra_args_support(optimizer)
 

@@ -67,7 +67,7 @@ def test_an_interrupted_file_goes_on(source, monkeypatch):
     with pytest.raises(UserError) as caught:
         batch.answer_file(language_model(), source, target, other)
     assert str(caught.value) == (
-        f'{partial} was begun with other prompts or settings: remove it, or choose another '
+        f'{partial} was started with other prompts or settings: remove it, or choose another '
         '--output.'
     )
     assert batch.answer_file(language_model(), source, target, HOW).answers == 2

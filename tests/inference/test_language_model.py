@@ -48,7 +48,7 @@ def test_a_text_that_starts_with_a_bos_token():
         ),
         (
             [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}],
-            "Template 'chatml' has no place for a message of role 'system', only for 'user' and "
+            "Template 'chatml' does not support messages of role 'system', only 'user' and "
             "'assistant'.",
         ),
         (

@@ -108,7 +108,7 @@ def test_a_longer_context_than_the_presets_will_do(tmp_path):
 def test_more_tokens_than_the_model_has_room_for(tmp_path):
     path = write_directory(tmp_path, tokens=301)
     assert message(load_base, preset('tiny'), str(path)) == (
-        f"{path} has 301 tokens; model 'tiny' has room for 300."
+        f"{path} has a tokenizer of 301 tokens; the embedding of model 'tiny' has only 300 rows."
     )
 
 
@@ -228,22 +228,23 @@ ANSWER = types.SimpleNamespace(headers={}, request=None)
     [
         (
             hub_errors.GatedRepoError('Access to model\nis restricted', response=ANSWER),
-            'owner/model is gated: accept its licence at https://huggingface.co/owner/model and '
+            'owner/model is gated: accept its license at https://huggingface.co/owner/model and '
             'set HF_TOKEN to a token of your account.',
         ),
         (
             hub_errors.RepositoryNotFoundError('404\nnot found', response=ANSWER),
             'There is neither a directory owner/model nor a public model of that name on the '
-            'Hugging Face hub; for a private one set HF_TOKEN.',
+            'Hugging Face Hub; for a private one set HF_TOKEN.',
         ),
         (
             hub_errors.LocalEntryNotFoundError('Cannot find\nan appropriate snapshot'),
-            'owner/model is no directory and not in the local cache of the Hugging Face hub, which '
+            'owner/model is not a directory and not in the local cache, and the Hugging Face Hub '
             'cannot be reached: connect, or set model.weights to a directory or GGUF file.',
         ),
         (
             hub_errors.HfHubHTTPError('503 Service\nUnavailable', response=ANSWER),
-            'The Hugging Face hub did not give owner/model: 503 Service Unavailable',
+            'owner/model could not be downloaded from the Hugging Face Hub: 503 Service '
+            'Unavailable',
         ),
     ],
 )
@@ -259,7 +260,7 @@ def test_what_the_hub_refuses(monkeypatch, error, expected):
 @pytest.mark.parametrize('name', ['owner/model..x', 'owner/model--x', 'owner/model.git'])
 def test_what_no_model_can_be_called(name):
     assert message(find_weights, preset('tiny'), name) == (
-        f'{name} is neither a directory nor a name that a model on the hub can have.'
+        f'{name} is neither a directory nor a valid name of a model on the Hugging Face Hub.'
     )
 
 
@@ -275,6 +276,6 @@ def test_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     assert message(find_weights, preset('llama2-7b'), '') == (
-        'meta-llama/Llama-2-7b-hf is no directory and not in the local cache of the Hugging Face '
-        'hub, which cannot be reached: connect, or set model.weights to a directory or GGUF file.'
+        'meta-llama/Llama-2-7b-hf is not a directory and not in the local cache, and the Hugging '
+        'Face Hub cannot be reached: connect, or set model.weights to a directory or GGUF file.'
     )

@@ -72,7 +72,7 @@ def test_the_pieces_are_the_text_up_to_its_end(text, sizes, stops):
 def test_an_empty_stop_is_refused():
     with pytest.raises(UserError) as caught:
         StopCondition(Bytes(), ('x', ''))
-    assert str(caught.value) == "stop is ('x', ''); it must be texts that are not empty."
+    assert str(caught.value) == "stop is ('x', ''); it must be a list of non-empty strings."
 
 
 @settings(deadline=None, max_examples=200)
@@ -98,14 +98,14 @@ def test_the_time_of_a_text_is_linear():
     """Only the last few tokens are decoded again, whatever they are."""
     decoded = []
 
-    class Counted(Bytes):
+    class CountedDecodes(Bytes):
         def decode(self, ids, *, continues=False):
             decoded.append(len(ids))
             return super().decode(ids, continues=continues)
 
     for text in (b'word ' * 2000, '€'.encode() * 3000, b'\xff' * 10_000, b'\xe2\x82' * 5000):
         decoded.clear()
-        stream, shown = TextStream(StopCondition(Counted(), ())), ''
+        stream, shown = TextStream(StopCondition(CountedDecodes(), ())), ''
         for start in range(0, len(text), 4):
             shown += stream.add(list(text[start : start + 4]))
         assert shown + stream.flush() == text.decode(errors='replace')

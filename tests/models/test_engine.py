@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from malora_jax.errors import UserError
-from malora_jax.models import decoding as decoding
+from malora_jax.models import decoding
 from malora_jax.models.engine import STEPS_PER_CALL, Engine, GenerationRequest, RequestError
 from tests.helpers.models import (
     STRUCTURES,
@@ -179,7 +179,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError) as caught:
         engine.submit(GenerationRequest([5] * 13, 8))
     assert str(caught.value) == (
-        'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
+        'A prompt of 13 tokens and an answer of up to 8 tokens exceed the context length of tiny, '
+        '20 tokens.'
     )
 
 

@@ -108,7 +108,8 @@ def test_prompt_and_answer_must_fit_into_the_context():
     with pytest.raises(UserError) as caught:
         generator(VARIABLES['base'], prompts(3, 13))
     assert str(caught.value) == (
-        'A prompt of 13 tokens and an answer of 8 do not fit into the context of tiny, 20.'
+        'A prompt of 13 tokens and an answer of up to 8 tokens exceed the context length of tiny, '
+        '20 tokens.'
     )
 
 
@@ -317,7 +318,7 @@ def test_the_most_probable_ones(eighths, top_k):
 @pytest.mark.parametrize(
     'setting, message',
     [
-        ({'stop': ('x', '')}, "stop is ('x', ''); it must be texts that are not empty."),
+        ({'stop': ('x', '')}, "stop is ('x', ''); it must be a list of non-empty strings."),
         ({'samples': 0}, 'samples is 0; it must be at least 1.'),
         ({'temperature': -0.1}, 'temperature is -0.1; it must be at least 0.'),
         ({'top_k': -1}, 'top_k is -1; it must be at least 0.'),

@@ -161,8 +161,8 @@ def test_rotary_scaling(tmp_path):
         path, metadata={'rope.freq_base': theta}, extra_tensors={'rope_freqs.weight': values}
     )
     assert message(path, rope_theta=theta, rope_scaling=scaling) == (
-        f"{path}: 'rope_freqs.weight' is not the scaling of Llama 3 (low and high frequency "
-        'factors 1 and 4, original context 8192), which alone is implemented.'
+        f"{path}: 'rope_freqs.weight' is not the RoPE scaling of Llama 3 (low and high "
+        'frequency factors 1 and 4, original context 8192); no other scaling is implemented.'
     )
 
 
@@ -274,7 +274,7 @@ def test_a_value_that_is_not_finite(tmp_path, name, value):
 def test_tensors_that_have_no_place(tmp_path, name):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, extra_tensors={name: np.zeros(8, np.float32)})
-    assert message(path) == (f"{path} has a tensor {name!r}, for which model 'tiny' has no place.")
+    assert message(path) == (f"{path} has a tensor {name!r} that is not part of model 'tiny'.")
 
 
 def test_tied_model_from_a_file_with_a_head(tmp_path):
@@ -328,7 +328,9 @@ def test_another_vocabulary_than_the_presets(tmp_path):
 def test_more_tokens_than_the_model_has_room_for(tmp_path):
     path = tmp_path / 'tiny.gguf'
     write_tiny_gguf(path, extra_tokens=5)
-    assert message(path) == f"{path} has 305 tokens; model 'tiny' has room for 300."
+    assert message(path) == (
+        f"{path} has a tokenizer of 305 tokens; the embedding of model 'tiny' has only 300 rows."
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_more_tokens_than_the_model_has_room_for(tmp_path):
         ('expert_count', 8, '0, as nothing else is implemented'),
         ('rope.dimension_count', 8, '16, the width of a head'),
         ('attention.value_length', 32, '16, the width of a head'),
-        ('attention.head_count_kv', 0, 'a whole number from 1 on'),
+        ('attention.head_count_kv', 0, 'a positive whole number'),
         ('attention.layer_norm_rms_epsilon', -0.5, 'a positive number'),
     ],
 )
@@ -405,7 +407,7 @@ def test_another_architecture(tmp_path):
     )
     write_header(path, 'qwen2', 'gpt2', 'smollm')
     assert message(path) == (
-        f'{path} has no qwen2.embedding_length; it must be a whole number from 1 on.'
+        f'{path} has no qwen2.embedding_length; it must be a positive whole number.'
     )
 
 

@@ -163,12 +163,24 @@ def test_other_architectures(tmp_path, architectures):
         ('quantization_config', {'bits': 4}, 'None, as nothing else is implemented'),
         ('auto_map', {'AutoModel': 'own.py'}, 'None, as nothing else is implemented'),
         ('sliding_window', 512, 'null, as this architecture has none'),
-        ('layer_types', ['linear_attention'], 'of full_attention only'),
-        ('layer_types', 'full_attention', 'of full_attention only'),
-        ('layer_types', ['sliding_attention'], 'of full_attention only'),
-        ('rope_scaling', {'type': 'linear', 'factor': 2.0}, 'of rope_type default or llama3'),
-        ('rope_scaling', {'rope_type': 'yarn', 'factor': 2.0}, 'of rope_type default or llama3'),
-        ('rope_scaling', {'rope_type': ['llama3']}, 'of rope_type default or llama3'),
+        ('layer_types', ['linear_attention'], 'a list that contains only full_attention'),
+        ('layer_types', 'full_attention', 'a list that contains only full_attention'),
+        ('layer_types', ['sliding_attention'], 'a list that contains only full_attention'),
+        (
+            'rope_scaling',
+            {'type': 'linear', 'factor': 2.0},
+            'an object whose rope_type is default or llama3',
+        ),
+        (
+            'rope_scaling',
+            {'rope_type': 'yarn', 'factor': 2.0},
+            'an object whose rope_type is default or llama3',
+        ),
+        (
+            'rope_scaling',
+            {'rope_type': ['llama3']},
+            'an object whose rope_type is default or llama3',
+        ),
         ('rope_scaling', 2.0, 'an object'),
         (
             'rope_parameters',
@@ -180,11 +192,11 @@ def test_other_architectures(tmp_path, architectures):
             {'rope_type': 'default', 'partial_rotary_factor': 0.5},
             "without 'partial_rotary_factor', which is not implemented",
         ),
-        ('vocab_size', None, 'a whole number from 1 on'),
-        ('vocab_size', '300', 'a whole number from 1 on'),
-        ('num_hidden_layers', 0, 'a whole number from 1 on'),
-        ('num_attention_heads', 4.0, 'a whole number from 1 on'),
-        ('num_key_value_heads', True, 'a whole number from 1 on'),
+        ('vocab_size', None, 'a positive whole number'),
+        ('vocab_size', '300', 'a positive whole number'),
+        ('num_hidden_layers', 0, 'a positive whole number'),
+        ('num_attention_heads', 4.0, 'a positive whole number'),
+        ('num_key_value_heads', True, 'a positive whole number'),
         ('rms_norm_eps', 0, 'a positive number'),
         ('rope_theta', 'big', 'a positive number'),
     ],
@@ -196,7 +208,7 @@ def test_values_that_are_not_implemented(tmp_path, key, value, right):
 
 def test_a_missing_size(tmp_path):
     silent = {key: value for key, value in LLAMA.items() if key != 'hidden_size'}
-    assert message(tmp_path, silent) == 'has no hidden_size; it must be a whole number from 1 on.'
+    assert message(tmp_path, silent) == 'has no hidden_size; it must be a positive whole number.'
 
 
 @pytest.mark.parametrize('key', ['factor', 'original_max_position_embeddings'])
@@ -209,7 +221,9 @@ def test_incomplete_scaling(tmp_path, key):
 def test_scaling_twice(tmp_path):
     both = {'rope_scaling': LLAMA3, 'rope_parameters': LLAMA3}
     text = message(tmp_path, LLAMA | both)
-    assert text == (f'has rope_scaling = {LLAMA3!r}; it must be absent beside rope_parameters.')
+    assert text == (
+        f'has rope_scaling = {LLAMA3!r}; it must be absent, because rope_parameters is also set.'
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_tiles_divide_the_inputs():
     found = [quantized_shapes('nf4', inputs, 5) for inputs in (64, 96, 576, 11008)]
     assert found == [((C, 5), (S, 5)) for C, S in ((32, 2), (48, 6), (288, 18), (5504, 172))]
     assert quantized_shapes('int8', 576, 5) == ((576, 5), (1, 5))
-    with pytest.raises(UserError, match='a linear of 63 inputs needs int8'):
+    with pytest.raises(UserError, match='a linear with 63 inputs: use int8'):
         quantized_shapes('int4', 63, 5)
 
 

@@ -253,4 +253,4 @@ def test_a_value_that_is_not_finite(tmp_path, name, dtype, value):
 )
 def test_tensors_that_have_no_place(tmp_path, name):
     save_file(WEIGHTS | {name: np.ones(64, np.float32)}, tmp_path / 'model.safetensors')
-    assert message(tmp_path) == (f" has a tensor {name!r}, for which model 'tiny' has no place.")
+    assert message(tmp_path) == (f" has a tensor {name!r} that is not part of model 'tiny'.")

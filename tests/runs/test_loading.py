@@ -37,7 +37,7 @@ def test_files_are_read_when_they_are_asked_for(tmp_path):
         (tmp_path / 'lora' / name).unlink()
     run = LoadedRun(tmp_path / 'lora')
     assert run.results['steps'] == 3 and len(run.answers_after) == 200
-    with pytest.raises(UserError, match=r'lora is no whole run: \S+/metrics\.jsonl is missing'):
+    with pytest.raises(UserError, match=r'lora is not a complete run: \S+metrics\.jsonl is miss'):
         assert run.records
 
 
@@ -58,14 +58,14 @@ def test_what_is_no_whole_run_is_refused(tmp_path):
     ):
         read_runs([tmp_path])
     (tmp_path / 'lora' / 'config.json').unlink()
-    with pytest.raises(UserError, match=r'lora is no whole run: \S+/lora/config\.json is missing'):
+    with pytest.raises(UserError, match=r'lora is not a complete run: \S+/config\.json is missing'):
         read_runs([tmp_path])
 
 
 def test_runs_of_other_bases_are_refused(tmp_path):
     write_run(tmp_path / 'lora')
     write_run(tmp_path / 'malora', model__name='smollm2-360m')
-    with pytest.raises(UserError, match=r'have different bases, smollm2-135m \(None\) and smollm2'):
+    with pytest.raises(UserError, match=r'different base models, smollm2-135m \(None\) and smol'):
         read_runs([tmp_path])
 
 

@@ -1,7 +1,7 @@
 """Clients that stream from a server while another client attacks it.
 
-`python -m tests.serving.hostile_client [MINUTES [PLACE]]` starts a server with the tiny model, or
-with the model of PLACE (a run, or a config such as configs/quickstart.py for its base model). 32
+`python -m tests.serving.hostile_client [MINUTES [MODEL]]` starts a server with the tiny model, or
+with MODEL (a run, or a config such as configs/quickstart.py for its base model). 32
 clients stream answers, one sends the attacks below in a loop, and one requests /health every 50 ms.
 The script prints the number of answers and the latencies of /health with the attacks and, for a
 quarter of the time, without. The exit status is 1 if a client saw an error or a changed answer, or
@@ -123,7 +123,7 @@ def describe(name: str, found: list[float]) -> None:
     p50, p99 = np.percentile(found, [50, 99])
     print(
         f'/health {name}: {len(found)} times, median {1000 * p50:.0f} ms, 99th percentile '
-        f'{1000 * p99:.0f} ms, most {1000 * max(found):.0f} ms',
+        f'{1000 * p99:.0f} ms, maximum {1000 * max(found):.0f} ms',
         flush=True,
     )
 
@@ -159,7 +159,7 @@ def main() -> int:
         left = httpx.get(f'{address}/health').json()['open_requests']
     errors = [answer for answer in outcomes if answer != 'ok']
     print(f'{len(outcomes)} streams, {len(errors)} of them with an error or another text')
-    print(f'{sum(counts.values())} attacks, of which {left} texts are left: {counts}')
+    print(f'{sum(counts.values())} attacks: {counts}; {left} requests are still open')
     for error in errors[:3]:
         print(error[:1000])
     return int(bool(errors) or bool(np.percentile(attacked, 99) >= LIMIT_S))

@@ -1,8 +1,8 @@
 """Serve a small model, or a given one, in a separate process.
 
-`python -m tests.serving.serve_tiny [--rows=4] [--grace=5] [--delay=0] [--model=PLACE]` prints the
-address. A delay makes each decode step of the engine take that many seconds longer, and disables
-the end token.
+`python -m tests.serving.serve_tiny [--rows=4] [--grace=5] [--delay=0] [--model=MODEL]` prints the
+address. MODEL is a run, or a config such as configs/quickstart.py for its base model. A delay makes
+each decode step of the engine take that many seconds longer, and disables the end token.
 """
 
 import argparse

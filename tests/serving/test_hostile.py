@@ -11,7 +11,7 @@ import httpx
 import jax
 import pytest
 
-from malora_jax.models import decoding as decoding
+from malora_jax.models import decoding
 from malora_jax.models.engine import Engine
 from malora_jax.serving import scheduler as scheduler_lib
 from malora_jax.serving.protocol import ChatRequest, parse
@@ -40,7 +40,7 @@ class SlowTokenizer(AsciiTokenizer):
 @pytest.fixture(scope='module')
 def address(compile_quickly):
     model = language_model(tokenizer=SlowTokenizer())
-    with serve_in_thread(model, rows=4, body_s=1.0) as found:
+    with serve_in_thread(model, batch_size=4, body_timeout_s=1.0) as found:
         yield found
 
 
@@ -59,9 +59,9 @@ def address(compile_quickly):
         ({'stream': 1}, 'stream: Input should be a valid boolean.'),
         ({'model': 'x' * 257}, 'model: String should have at most 256 characters.'),
         ({'messages': [{'role': 'user', 'content': 'x'}] * 4097}, 'at most 4096 items'),
-        ({str(i): 1 for i in range(64)}, 'The body: An object may have 64 fields.'),
-        ({'metadata': [0] * 100_001}, 'The body: A request may have 100,000 values.'),
-        ({'metadata': ['","'] * 100_001}, 'The body: A request may have 100,000 values.'),
+        ({str(i): 1 for i in range(64)}, 'The body: An object may have at most 64 fields.'),
+        ({'metadata': [0] * 100_001}, 'The body: A request may have at most 100,000 values.'),
+        ({'metadata': ['","'] * 100_001}, 'The body: A request may have at most 100,000 values.'),
         ({'metadata': functools.reduce(lambda x, _: [x], range(250), 0)}, 'recursion limit'),
         ({'messages': [{'role': 'user', 'content': '\ud800'}]}, 'unexpected end of hex escape'),
         ({'temperature': float('nan')}, 'The body is not valid JSON: expected value'),
@@ -223,9 +223,9 @@ def test_hosts(address):
     found = httpx.get(f'{address}/health', headers={'Host': 'evil.example'})
     assert is_error(421, found.content)
     assert send_raw(address, b'GET /health HTTP/1.0\r\n\r\n')[0] == 200
-    with serve_in_thread(hosts=['models.example']) as other:
+    with serve_in_thread(allowed_hosts=['models.example']) as other:
         assert status(other, 'Models.example:80') == 200 and status(other, bad[0]) == 421
-    with serve_in_thread(key='secret') as other:
+    with serve_in_thread(api_key='secret') as other:
         assert status(other, bad[0], Authorization='Bearer secret') == 200
         assert status(other, bad[0]) == 401
 

@@ -10,7 +10,7 @@ TASKS = ('chain_sum', 'needle_haystack')
 
 
 def small_sweep_config(**fields: Any) -> dict[str, Any]:
-    """Return a sweep of MALoRA over two learning rates, with other fields."""
+    """Return the config of a sweep of MALoRA over two learning rates, updated with `fields`."""
     return {
         'base': str(ROOT / 'configs' / 'quickstart.py'),
         'seeds': (0, 1),
@@ -20,7 +20,7 @@ def small_sweep_config(**fields: Any) -> dict[str, Any]:
 
 
 def make_results(score: float, loss: float, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
-    """Return results in which the first task is better than the mean, the last one worse."""
+    """Return a run's results; the first task is better than the mean, the last one is worse."""
     apart = {tasks[0]: 0.1, tasks[-1]: -0.1}
     of_task = {
         name: {

@@ -66,7 +66,7 @@ def test_values_of_a_run_that_go_together_are_as_many():
     ranks = {'adapter': {'rank': (3, 5), 'num_experts': (4,)}}
     with pytest.raises(UserError) as caught:
         expand(small_sweep_config(runs={'molora': {'arg': 'molora', 'zip': ranks}}))
-    assert 'runs.molora.zip: all fields need as many values' in str(caught.value)
+    assert 'runs.molora.zip: all fields must have the same number of values' in str(caught.value)
 
 
 def random_sweep(draws: int = 40, seed: int = 0, **fields):
@@ -182,10 +182,11 @@ RANKS = {'adapter': {'rank': (8, 16)}}
             {'grid': {'adapter': {'dropout': (1.5,)}}},
             'malora-dropout1.5: adapter.dropout is 1.5; it must be at least 0 and below 1.',
         ),
-        ({'grid': {'seed': (1, 2)}}, 'seed cannot be in grid, zip or random: seeds.'),
+        ({'grid': {'seed': (1, 2)}}, 'seed cannot be in grid, zip or random: set it in seeds.'),
         (
             {'zip': {'adapter': {'alpha': (8.0, 16.0), 'beta': (1.0,)}}},
-            'zip: all fields need as many values, not adapter.alpha 2, adapter.beta 1.',
+            'zip: all fields must have the same number of values; adapter.alpha has 2, '
+            'adapter.beta has 1.',
         ),
         (
             {'zip': {'optimizer': {'learning_rate': (0.1,)}}},
@@ -195,10 +196,10 @@ RANKS = {'adapter': {'rank': (8, 16)}}
             {'grid': {'optimizer': {'learning_rate': (0.1, 0.1)}}},
             'The sweep has the same values twice: optimizer.learning_rate = 0.1.',
         ),
-        ({'grid': RANKS}, 'adapter.rank changes and the sweep does not say whether shared_rank'),
+        ({'grid': RANKS}, 'adapter.rank is swept, but the sweep does not say whether shared_rank'),
         (
             {'grid': {'adapter': {'rank': (8,), 'shared_rank': (16,)}}, 'subspace_share': 0.5},
-            'adapter.shared_rank cannot change by itself where subspace_share is set.',
+            'adapter.shared_rank cannot be swept when subspace_share is set, which determines it.',
         ),
         (
             {'grid': {'adapter': {'rank': (7,)}}, 'subspace_share': 0.5},

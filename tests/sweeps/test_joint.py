@@ -154,7 +154,7 @@ def test_a_run_that_fails_leaves_the_others(alone, tiny_weights, tmp_path):
     good = {name: config for name, config in configs(tiny_weights).items() if name != 'b'}
     errors = train_together(wild | good, tmp_path, measure=False)
     assert errors.keys() == wild.keys()
-    assert 'at step 2; it was not saved' in errors['wild']
+    assert 'at step 2, which was not saved' in errors['wild']
     assert not (tmp_path / 'wild' / 'results.json').exists()
     assert_same(tmp_path, alone, good)
 
@@ -213,7 +213,7 @@ def test_the_base_counts_once(tiny_weights):
 
 
 def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatch, capsys):
-    """Runs train alone if joint throughput is lower: a step of three takes as long as ten alone."""
+    """Runs train alone if that is faster: here a joint step takes as long as ten single steps."""
     ways = []
     monkeypatch.setattr(
         joint, '_train_sequentially', lambda some, *_: ways.append(list(some)) or {}
@@ -231,10 +231,10 @@ def test_what_is_measured_is_told_and_decides(tiny_weights, tmp_path, monkeypatc
     train_together(configs(tiny_weights), tmp_path)
     out = capsys.readouterr().out
     # 3 · 2 rows of 96 positions in two seconds, compared with 2 rows in 0.2 seconds.
-    assert '3 runs together: 288 tokens/s and ' in out
-    assert 'one alone: 960 tokens/s' in out
-    assert 'Together they take 3.33 of the time' in out
-    assert 'So they are trained one after another.' in out
+    assert 'Joint training of 3 runs: 288 tokens/s, ' in out
+    assert 'A single run: 960 tokens/s' in out
+    assert 'Joint training takes 3.33 of the time' in out
+    assert 'so the runs are trained one after another.' in out
     assert ways == [['a', 'b', 'c']]
 
 

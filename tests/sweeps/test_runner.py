@@ -140,7 +140,7 @@ def test_sigterm_stops_what_is_at_work_and_starts_no_more(tmp_path):
 def test_a_run_that_has_to_be_killed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr('malora_jax.sweeps.runner._GRACE_SECONDS', 0.3)
     ask_to_stop(tmp_path / 'deaf')
-    with pytest.raises(OSError, match=r'^deaf did not save within 0\.3 s and was killed; '):
+    with pytest.raises(OSError, match=r'^deaf: not saved within 0\.3 s, so the process was killed'):
         make(tmp_path, 'deaf')
 
 

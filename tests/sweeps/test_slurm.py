@@ -50,7 +50,7 @@ def test_a_task_starts_its_own_command_and_one_that_fails_twice(path):
 
 
 def test_it_is_submitted_where_slurm_is(path, monkeypatch):
-    assert 'there is no sbatch here' in slurm.submit(path)
+    assert 'sbatch is not installed on this machine' in slurm.submit(path)
     sbatch = path.parent / 'sbatch'
     sbatch.write_text('#!/bin/sh\necho "Submitted batch job 7 of $1"\n')
     sbatch.chmod(0o755)
@@ -86,12 +86,12 @@ def test_options_are_split_as_in_a_shell():
 @pytest.mark.parametrize(
     'named, expected',
     [
-        ('a', "--gpus has 'a'; it must be different numbers of GPUs, such as 0,1."),
+        ('a', "--gpus has 'a'; it must list different GPU numbers, such as 0,1."),
         ('', "--gpus has ''; it must be "),
         ('0,0', "--gpus has '0'; it must be "),
         ('-1', "--gpus has '-1'; it must be "),
         ('\u0663', "--gpus has '\u0663'; it must be "),
-        ('0,2', '--gpus has 2; this machine has 2 GPUs of NVIDIA, numbered from 0.'),
+        ('0,2', '--gpus has 2; this machine has 2 NVIDIA GPUs, numbered from 0.'),
         ('9' * 5000, f'--gpus has {"9" * 20}; this machine has 2 GPUs'),
     ],
 )

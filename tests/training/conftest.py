@@ -42,5 +42,5 @@ def finished_workdir(finished_run) -> pathlib.Path:
 
 
 @pytest.fixture
-def results(finished):
-    return json.loads((finished / 'results.json').read_text('utf-8'))
+def results(finished_workdir):
+    return json.loads((finished_workdir / 'results.json').read_text('utf-8'))

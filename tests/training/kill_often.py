@@ -110,7 +110,7 @@ def main(kills: int, seed: int) -> int:
             process = start(weights, killed, str(root / 'cache'))
             found = kill_once(process, killed, rng, in_save=number % 3 == 0)
             if found is None:
-                print(f'The run came to its end after {number - 1} kills: give it more steps.')
+                print(f'The run finished after {number - 1} kills: give it more steps.')
                 return 1
             counts[found[1]] = counts.get(found[1], 0) + 1
             print(f'kill {number}: step {found[0]}, {found[1]}', flush=True)

@@ -133,7 +133,7 @@ def test_what_cannot_be_written_later_is_told(tmp_path, new_data, monkeypatch):
 
         monkeypatch.setattr(data, 'save', save)
         checkpoints.save(random_state(2, 2), data)
-        message = r'Checkpoint .*/2 cannot be written \(.*Input/output error.*goes on from the one'
+        message = r'Checkpoint .*/2 cannot be written \(.*Input/output error.*resumes from the'
         with pytest.raises(OSError, match=message):
             checkpoints.save(random_state(3, 3), new_data())
     with Checkpoints(tmp_path / 'c') as checkpoints:
@@ -283,8 +283,8 @@ def test_a_broken_checkpoint_is_put_aside_and_the_one_before_is_taken(
         assert not np.array_equal(found['inputs'], expected['inputs'])
         line = capsys.readouterr().out
         assert re.fullmatch(
-            rf'Checkpoint {directory}/2 (cannot be read\.|is damaged: \S+ is not as saved\.) It is '
-            r'put aside as broken-2; the one before is taken\.\n',
+            rf'Checkpoint {directory}/2 (cannot be read\.|is damaged: \S+ does not match its '
+            r'checksum\.) It was renamed to broken-2; the run resumes from an older checkpoint\.\n',
             line,
         )
         # Its step can be saved again.
@@ -376,7 +376,7 @@ def test_sums_of_words_are_still_checked(tmp_path, new_data):
     without_manifest(directory / '1', True, random_state(1, 2), new_data())
     with (
         Checkpoints(directory, keep=2) as checkpoints,
-        pytest.raises(DamagedCheckpointError, match=r'c/1 is damaged: adapter/\S+ is not as saved'),
+        pytest.raises(DamagedCheckpointError, match=r'c/1 is damaged: adapter/\S+ does not match'),
     ):
         checkpoints.restore(random_state(0, 0), new_data())
 
@@ -552,6 +552,6 @@ def test_in_a_bucket_a_broken_one_is_put_aside(in_bucket, new_data, capsys):
         assert_bit_equal(checkpoints.restore(random_state(0, 0), data), random_state(1, 1))
     assert names(in_bucket) == ['1', 'broken-2']
     assert capsys.readouterr().out == (
-        f'Checkpoint {in_bucket}/2 cannot be read. It is put aside as broken-2; the one before is '
-        'taken.\n'
+        f'Checkpoint {in_bucket}/2 cannot be read. It was renamed to broken-2; the run resumes '
+        'from an older checkpoint.\n'
     )

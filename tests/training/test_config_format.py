@@ -30,7 +30,7 @@ def test_format_1_named_the_product_of_dispatch(tmp_path, dispatch, meant):
 @pytest.mark.parametrize(
     ('version', 'message'),
     [
-        (FORMAT + 1, f'{{}} has format {FORMAT + 1}, which a newer malora_jax wrote; this one '),
+        (FORMAT + 1, f'{{}} has format {FORMAT + 1}, which a newer malora_jax wrote; this '),
         (0, f'{{}}: format is 0; it must be a whole number from 1 to {FORMAT}: restore it from '),
         ('2', "{}: format is '2'; it must be a whole number"),
         (True, '{}: format is True; it must be a whole number'),

@@ -23,7 +23,7 @@ RANK_SPACE = [name for name in METHOD_NAMES if not name.endswith('_dispatch')]
 
 
 def abstract(name: str, remat: str = 'none'):
-    """Return a model and the abstract arguments of its step: state, base model, batch, numbers."""
+    """Return a model and its step's abstract arguments: state, base, batch, hyperparameters."""
     adapter = small_method(name, dropout=0.0) if name else None
     # With this head width, no kernel has the shape of concatenated factors, whose columns are few
     # or multiples of 8.

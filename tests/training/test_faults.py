@@ -234,7 +234,7 @@ def test_a_run_does_not_go_on_with_another_base(tiny_weights, tmp_path):
     base = json.loads((workdir / 'base.json').read_text())
     message = str(caught.value)
     assert message.startswith(
-        f'{workdir} was trained on the base {weights} ({base["fingerprint"]})'
+        f'{workdir} was trained on the base model {weights} ({base["fingerprint"]})'
     )
-    assert f'and these weights are {weights} (' in message
+    assert f'but these weights are {weights} (' in message
     assert message.count(base['fingerprint']) == 1

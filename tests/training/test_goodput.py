@@ -70,7 +70,7 @@ def test_every_second_is_accounted_for():
     )
     assert sum(spent.values()) == pytest.approx(161 - 100)
     line = goodput.describe(spent)
-    assert line.startswith('Goodput 28%: 17.0 of 61.0 s went into steps; compile 10.0, ')
+    assert line.startswith('Goodput 28%: training steps took 17.0 of 61.0 s; compile 10.0, ')
     assert line.endswith('.')
 
 
@@ -140,4 +140,4 @@ def test_a_line_that_is_no_event_is_named(tmp_path, line):
             read(tmp_path)
         told = str(caught.value)
         assert told.startswith(f'{path}:2')
-        assert told.endswith(f': remove {path}, which only tells where time went.')
+        assert told.endswith(f': remove {path}, which only records how time was spent.')

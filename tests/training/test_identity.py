@@ -59,7 +59,7 @@ def test_nothing_gets_in_between_the_check_and_the_lock(tiny_weights, tmp_path, 
 
     monkeypatch.setattr(training_run, 'build_setup', slow)
     results = training.train(toy_run_config(tiny_weights, training__steps=2), tmp_path / 'run')
-    assert refused == [f'Another run is at work in {tmp_path / "run"}.']
+    assert refused == [f'Another run is using {tmp_path / "run"}.']
     assert results['seed'] == 0
     assert read_json(tmp_path / 'run' / 'config.json')['seed'] == 0
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_missing_is_named_and_written_again(
     (interrupted / name).unlink()
     training.train(toy_run_config(tiny_weights), interrupted)
     assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
-    assert f'{interrupted / name} was missing: it is written again.' in capsys.readouterr().out
+    assert f'{interrupted / name} was missing and is written again.' in capsys.readouterr().out
     assert read_json(interrupted / name) == read_json(finished_workdir / name)
 
 
@@ -116,9 +116,9 @@ def test_an_edited_config_is_named(interrupted, tiny_weights):
         with pytest.raises(UserError) as caught:
             training.train(toy_run_config(tiny_weights, **change), interrupted)
         assert str(caught.value) == (
-            f'{interrupted / "config.json"} was edited: it no longer has the '
-            'optimizer.learning_rate that the checkpoints next to it have; restore it, or remove '
-            'it and start the command with the config of the run.'
+            f'{interrupted / "config.json"} was edited: it no longer matches the '
+            'optimizer.learning_rate in the checkpoints next to it; restore it, or remove it and '
+            'start the command with the config of the run.'
         )
     # Following the message's advice with either config mixes nothing.
     (interrupted / 'config.json').unlink()
@@ -131,14 +131,14 @@ def test_an_edited_base_record_is_named(interrupted, tiny_weights):
     write_json(
         interrupted / 'base.json', read_json(interrupted / 'base.json') | {'fingerprint': 'x'}
     )
-    with pytest.raises(UserError, match=r'base\.json was edited: it no longer has the fingerprint'):
+    with pytest.raises(UserError, match=r'base\.json was edited: .* the fingerprint in'):
         training.train(toy_run_config(tiny_weights), interrupted)
 
 
 def test_a_model_is_not_loaded_by_an_edited_config(run):
     """α changes no shape: the model would give other answers without any error."""
     edit(run / 'config.json', 'adapter', 'alpha', 3.0)
-    with pytest.raises(UserError, match=r'config\.json was edited: .* the adapter\.alpha that'):
+    with pytest.raises(UserError, match=r'config\.json was edited: .* the adapter\.alpha in'):
         load(run)
 
 
@@ -160,7 +160,7 @@ def test_data_are_the_same_although_their_record_is_missing(with_file, tmp_path,
     digests = read_json(workdir / 'data.json')
     (workdir / 'data.json').unlink()
     training.train(settings, workdir)
-    assert 'data.json was missing: it is written again.' in capsys.readouterr().out
+    assert 'data.json was missing and is written again.' in capsys.readouterr().out
     assert read_json(workdir / 'data.json') == digests
 
 
@@ -193,8 +193,8 @@ def test_an_older_run_goes_on_with_a_note(interrupted, tiny_weights, results, ca
     training.train(toy_run_config(tiny_weights), interrupted)
     assert read_json(interrupted / 'results.json')['tasks'] == results['tasks']
     assert (
-        f'Checkpoint {STEPS} of {interrupted} does not say what run it is of, as it is older: '
-        'config.json, base.json and data.json tell.\n'
+        f'Checkpoint {STEPS} of {interrupted} has no readable run identity (older versions stored '
+        'none); config.json, base.json and data.json are used instead.\n'
     ) in capsys.readouterr().out
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, tiny_weights, tmp_p
     number = str(STEPS + 2)
     shutil.copytree(tmp_path / 'other/checkpoints' / number, interrupted / 'checkpoints' / number)
     settings = toy_run_config(tiny_weights, training__steps=STEPS + 2)
-    with pytest.raises(UserError, match=r'was edited: it no longer has the seed'):
+    with pytest.raises(UserError, match=r'was edited: it no longer matches the seed'):
         training.train(settings, interrupted)
     assert (interrupted / 'checkpoints' / number).exists()
 

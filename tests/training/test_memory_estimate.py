@@ -83,18 +83,18 @@ def test_advice():
     text = format_estimates(small, found, 24 * 10**9)
     assert text.startswith('malora on llama2-7b in bfloat16, rows of 512 tokens, 24.0 GB')
     assert text.endswith(
-        "A batch of 1 fits with --config.model.quantize='' --config.training.remat=light, and up "
-        f'to {found[0].max_rows} would.'
+        "A batch of 1 fits with --config.model.quantize='' --config.training.remat=light; the "
+        f'maximum batch size is {found[0].max_rows}.'
     )
     large = dataclasses.replace(small, data=dataclasses.replace(small.data, batch_size=10**6))
     best = max(found, key=lambda option: option.max_rows)
-    assert f'--config.data.batch_size={best.max_rows} does' in format_estimates(
+    assert f'--config.data.batch_size={best.max_rows} fits' in format_estimates(
         large, found, 24 * 10**9
     )
     huge = format_estimates(
         run('tiny', batch_size=10**6), memory_estimates(run('tiny'), 10**9), 10**9
     )
-    assert "fits. --config.model.quantize='' --config.training.remat=" in huge
+    assert "fit. --config.model.quantize='' --config.training.remat=" in huge
     nothing = memory_estimates(small, 10**9)
     assert format_estimates(small, nothing, 10**9).endswith(
         'data.sequence_length or the adapter smaller.'

@@ -69,8 +69,8 @@ def test_records_of_steps_before_the_checkpoint_must_be_there(tmp_path, there):
     with pytest.raises(UserError) as caught:
         MetricWriter(tmp_path, 3)
     assert str(caught.value) == (
-        f'{tmp_path / "metrics.jsonl"} has {there} of the 3 steps of the newest checkpoint: '
-        'restore it, or start anew in another --workdir.'
+        f'{tmp_path / "metrics.jsonl"} has records of only {there} of the 3 steps up to the newest '
+        'checkpoint: restore the file, or start a new run in another --workdir.'
     )
     assert not there or lines(tmp_path) == [record(1), record(2)]
 
@@ -114,7 +114,7 @@ def test_a_step_that_is_missing_or_there_twice_is_named(tmp_path, steps, expecte
         with pytest.raises(UserError) as caught:
             read()
         assert str(caught.value) == (
-            f'{path}{expected}restore it from a copy, or start anew in another --workdir.'
+            f'{path}{expected}restore it from a copy, or start a new run in another --workdir.'
         )
     assert path.read_text().count('\n') == len(steps)
 
@@ -129,7 +129,7 @@ def test_each_held_out_question_has_one_answer(tmp_path):
             read_answers(path, {'a': 2, 'b': 0})
         assert str(caught.value) == (
             f"{path} has {count} answers of task 'a', which has 2 held-out questions: restore it "
-            'from a copy, or start anew in another --workdir.'
+            'from a copy, or start a new run in another --workdir.'
         )
     path.write_text(f'{json.dumps(row)}\n' * 2)
     assert [answer.task for answer in read_answers(path, {'a': 2, 'b': 0})] == ['a', 'a']

@@ -373,7 +373,7 @@ def test_a_file_that_is_not_the_prepared_one_is_refused(public, killed, changed,
     message = refusal(command, public.settings, killed)
     assert message.startswith(f'arc_easy/train is not what {lock} says (sha256 ')
     assert message.endswith(
-        "): restore its files, or remove 'arc_easy' from the lock file to prepare it anew."
+        "): restore its files, or remove 'arc_easy' from the lock file to prepare it again."
     )
     assert (killed / 'metrics.jsonl').read_bytes() == before
 

@@ -57,7 +57,7 @@ COUNTS = [
 
 
 TASKS = ', '.join(plain()['data']['tasks'])
-RATE = 'positive; adapter.frozen names the leaves that do not train'
+RATE = 'positive; to freeze leaves, name them in adapter.frozen'
 
 
 @pytest.mark.parametrize('field', NUMBERS)
@@ -69,13 +69,13 @@ def test_must_be_positive(field, value):
 def test_either_steps_or_epochs():
     config = changed('training.epochs', 2.0)
     assert message(config) == (
-        'training.steps is 240; it must be at least 1 where training.epochs is 0, and else 0; that '
-        'is 2.0.'
+        'training.steps is 240; it must be at least 1 if training.epochs is 0, otherwise 0 '
+        '(training.epochs is 2.0).'
     )
     config['training']['steps'] = 0
     assert run_config(config).training.epochs == 2.0
     config['training']['epochs'] = 0.0
-    assert message(config).startswith('training.steps is 0; it must be at least 1 where')
+    assert message(config).startswith('training.steps is 0; it must be at least 1 if')
 
 
 @pytest.mark.parametrize('field', COUNTS)
@@ -98,13 +98,17 @@ def test_must_be_a_whole_number(field, value, right):
         ('adapter.renormalize', 1, 'True or False'),
         ('adapter.targets', 'q', 'a tuple, each item text in quotes'),
         ('adapter.targets', (1,), 'a tuple, each item text in quotes'),
-        ('adapter.targets', (), 'at least one linear'),
-        ('adapter.frozen', ('router', 'shared_down', 'core', 'up'), 'short of every leaf'),
-        ('data.weights', (1.0,), f'empty, or one positive number a task ({TASKS})'),
+        ('adapter.targets', (), 'at least one linear layer'),
+        (
+            'adapter.frozen',
+            ('router', 'shared_down', 'core', 'up'),
+            'a proper subset of the parameters, so that at least one is trained',
+        ),
+        ('data.weights', (1.0,), f'empty, or one positive number per task ({TASKS})'),
         (
             'data.weights',
             (1.0, 1.0, 0.0, 1.0, 1.0, 1.0),
-            f'empty, or one positive number a task ({TASKS})',
+            f'empty, or one positive number per task ({TASKS})',
         ),
         ('data.sequence_length', 8193, 'at most the context of smollm2-135m, 8192'),
         ('model.weights', 3, 'text in quotes'),
@@ -113,7 +117,7 @@ def test_must_be_a_whole_number(field, value, right):
         ('training.evaluate_every', -1, 'at least 0'),
         ('training.evaluate_every', 2.5, 'a whole number'),
         ('training.patience', -1, 'at least 0'),
-        ('training.patience', 3, '0 where training.evaluate_every is 0'),
+        ('training.patience', 3, '0 if training.evaluate_every is 0'),
         ('training.remat', 1, 'text in quotes'),
         *(
             (f'optimizer.{kind}_rate', rate, RATE)
@@ -135,7 +139,7 @@ def test_out_of_range(field, value, right):
 
 def test_choosing_a_checkpoint_needs_examples_to_choose_by():
     assert message(changed('training.evaluate_every', 5)) == (
-        'data.validation is 0; it must be at least 1 where training.evaluate_every is not 0.'
+        'data.validation is 0; it must be at least 1 if training.evaluate_every is not 0.'
     )
 
 
@@ -169,7 +173,7 @@ def test_choosing_a_checkpoint_needs_examples_to_choose_by():
         (
             'adapter.frozen',
             ('down',),
-            "Unknown leaf in adapter.frozen 'down': did you mean shared_down",
+            "Unknown parameter in adapter.frozen 'down': did you mean shared_down",
         ),
         ('data.taks', 3, "Unknown field of data 'taks': did you mean tasks?"),
         (
@@ -220,7 +224,7 @@ FILES = ('help=a.jsonl', 'b.csv')
         ({'files': ('gcd=a.csv',)}, "data.tasks and data.files name 'gcd' twice."),
         (
             {'files': FILES, 'weights': (1.0, 1.0)},
-            'data.weights is (1.0, 1.0); it must be empty, or one positive number a task '
+            'data.weights is (1.0, 1.0); it must be empty, or one positive number per task '
             '(gcd, help, b).',
         ),
         (
@@ -231,7 +235,7 @@ FILES = ('help=a.jsonl', 'b.csv')
             {'files': FILES, 'tasks': (), 'max_per_task': -1},
             'data.max_per_task is -1; it must be at least 0.',
         ),
-        ({'files': ('a.txt',)}, 'a.txt is of unknown kind'),
+        ({'files': ('a.txt',)}, 'a.txt has an unsupported type'),
     ],
     ids=['nothing', 'twins', 'twins_of_both', 'weights', 'all_of_a_task', 'negative', 'kind'],
 )
@@ -335,13 +339,13 @@ def test_title_tells_what_differs_from_the_named_method():
         ),
         (
             {'tasks': ('boolq', 'gcd'), 'template': 'bare'},
-            "data.template is 'bare'; it must be 'plain', 'chatml' or 'chat', which tell a "
-            'question from its answer, for gcd.',
+            "data.template is 'bare'; it must be 'plain', 'chatml' or 'chat' for gcd, whose "
+            'questions need a prompt template.',
         ),
         (
             {'tasks': ('boolq',), 'template': 'plain'},
             "data.template is 'plain'; it must be 'bare', 'chatml' or 'chat' for public datasets, "
-            'whose prompts are whole.',
+            'whose prompts are complete.',
         ),
         (
             {'tasks': ('boolq',), 'task_settings': ('gsm8k.shots=0',)},
@@ -350,7 +354,7 @@ def test_title_tells_what_differs_from_the_named_method():
         ({'size_exponent': 1.5}, 'data.size_exponent is 1.5; it must be from 0 to 1.'),
         (
             {'tasks': ('gcd', 'boolq'), 'weights': (1.0, 2.0), 'size_exponent': 1.0},
-            'data.size_exponent is 1.0; it must be 0 where data.weights are given.',
+            'data.size_exponent is 1.0; it must be 0 if data.weights are given.',
         ),
     ],
 )
@@ -366,8 +370,7 @@ def test_mistakes_in_what_is_scored():
     assert message(config).startswith("Unknown task in evaluation.tasks 'gsm8': did you mean gsm8k")
     config['evaluation'] |= {'tasks': ('gsm8k', 'chain_sum'), 'samples': 4}
     assert message(config) == (
-        'evaluation.temperature is 0.0; it must be positive where evaluation.samples is more than '
-        '1.'
+        'evaluation.temperature is 0.0; it must be positive if evaluation.samples is more than 1.'
     )
     config['evaluation']['samples'] = 1
     assert run_config(config).benchmarks == ['gsm8k']

@@ -73,14 +73,18 @@ def cached_keys(root: pathlib.Path) -> set[bytes]:
 
 
 def key_in_cache(body: dict) -> bytes:
-    """Return the cache key of a request that the stub received; its seed identifies the sample."""
+    """Return the cache key of a request that the stub received; its seed identifies the sample.
+
+    Raises:
+        AssertionError: The stage cannot have sent this request.
+    """
     messages = tuple(ChatMessage(**message) for message in body['messages'])
     sampling = ChatSampling(body['max_tokens'], body['temperature'], body['top_p'])
     for sample in range(DialoguesConfig().attempts):
         request = ModelRequest(STAGE, messages, sampling, sample)
         if request.sampling_seed == body['seed']:
             return hashlib.sha256(f'{MODEL}\0'.encode() + request.digest).digest()
-    raise AssertionError('A request that none of ours can be.')
+    raise AssertionError('The stub received a request that this stage cannot have sent.')
 
 
 def kill_once(stub: StubEndpoint, root: pathlib.Path, rng: random.Random, max_answers: int) -> bool:
@@ -118,7 +122,7 @@ def main(kills: int, seed: int, count: int) -> int:
             keys: dict[str, bytes] = {}
             for number in range(1, kills + 1):
                 if not kill_once(stub, root / 'killed', rng, max(2, requests // kills)):
-                    print(f'It came to its end after {number - 1} kills: give it more segments.')
+                    print(f'The stage finished after {number - 1} kills: give it more segments.')
                     return 1
                 for key in stub.requests.keys() - keys.keys():
                     keys[key] = key_in_cache(stub.requests[key])
@@ -127,14 +131,16 @@ def main(kills: int, seed: int, count: int) -> int:
                     if cached in found:
                         asked_when_kept.setdefault(key, stub.attempt_counts[key])
                 shards = len(list((root / 'killed' / 'out').glob('rows-*')))
-                print(f'kill {number}: {len(found)} answers kept, {shards} shards', flush=True)
+                print(f'kill {number}: {len(found)} answers cached, {shards} shards', flush=True)
             assert start(stub, root / 'killed').wait() == 0
             again = sum(stub.attempt_counts[key] - times for key, times in asked_when_kept.items())
             twice = sum(stub.answer_counts.values()) - len(stub.answer_counts)
         alone, killed = (contents(root / name / 'out') for name in ('alone', 'killed'))
         rows = len(read_rows(root / 'killed' / 'out'))
-        print(f'{len(asked_when_kept)} of {len(stub.attempt_counts)} requests were kept at a kill.')
-        print(f'Asked again although kept: {again}. On their way at a kill, so again: {twice}.')
+        print(
+            f'{len(asked_when_kept)} of {len(stub.attempt_counts)} requests were cached at a kill.'
+        )
+        print(f'Repeated although cached: {again}. Repeated because in flight at a kill: {twice}.')
         same = alone == killed
         print(f'{len(alone)} files, {rows} dialogues of {count} segments; same bytes: {same}.')
         return 0 if same and again == 0 and twice <= kills * CONCURRENCY else 1

@@ -89,9 +89,9 @@ def measure_requests(root: pathlib.Path, segments: int, concurrency: int) -> Non
         ours, theirs = cpu_seconds(os.getpid()) - ours, cpu_seconds(process) - theirs
     with sqlite3.connect(root / 'c.sqlite') as connection:
         [[requests]] = connection.execute('SELECT COUNT(*) FROM replies').fetchall()
-    print(f'{requests:,} requests in {wall_s:.1f} s: {requests / wall_s:.0f} a second.')
+    print(f'{requests:,} requests in {wall_s:.1f} s: {requests / wall_s:.0f} requests/s.')
     print(
-        f'Of a core, a request took {1000 * ours / requests:.2f} ms here and '
+        f'CPU time per request: {1000 * ours / requests:.2f} ms in this process, '
         f'{1000 * theirs / requests:.2f} ms in the stub.'
     )
 
@@ -121,7 +121,7 @@ def measure_memory(root: pathlib.Path, number: int) -> None:
     found = asyncio.run(STAGES['documents'].run(given))
     over.set()
     print(format_counts(found))
-    print(f'{number / (time.monotonic() - start):.0f} documents a second.')
+    print(f'{number / (time.monotonic() - start):.0f} documents/s.')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Near-duplicate texts: a share of the words is replaced, removed or added to."""
+"""Near-duplicate texts, made by edits of a share of the words, and their detection."""
 
 import pathlib
 import random
@@ -11,7 +11,7 @@ RATES = (0.05, 0.1, 0.2)
 
 
 def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return the near-duplicates among texts with ids."""
+    """Return the ids of the near-duplicates among texts, each with the id of the kept text."""
     sketches = MinHashSketches()
     for key, text in rows:
         sketches.add(key, text)
@@ -21,7 +21,10 @@ def near_duplicates(rows: Sequence[tuple[str, str]]) -> dict[str, str]:
 def edit_text(
     text: str, rate: float, words: Sequence[str], separator: str, random_: random.Random
 ) -> str:
-    """Change a share of a text's words, or of its characters if `separator` is empty."""
+    """Return a text with a share of its words (characters if `separator` is empty) edited.
+
+    Each edit removes a word, replaces it by one of `words`, or inserts one of them after it.
+    """
     units = text.split(separator) if separator else list(text)
     changed: list[str] = []
     for unit in units:
@@ -41,7 +44,7 @@ def measure_detection(
     Args:
         texts: Texts, no two of which are near-duplicates.
         language: Language of the texts.
-        edits: Number of texts for which a near-duplicate is made.
+        edits: Number of texts of which an edited copy is added.
     """
     by = '' if language == 'zh' else ' '
     words = [unit for text in texts for unit in (text.split(by) if by else text)]

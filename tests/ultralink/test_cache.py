@@ -80,7 +80,7 @@ def test_an_error_is_not_kept(tmp_path):
 def test_a_file_that_is_no_cache(tmp_path):
     path = tmp_path / 'c.sqlite'
     path.write_text('Something else, which is long enough to be looked at by SQLite.' * 20)
-    with pytest.raises(UserError, match=r'c\.sqlite does not serve as a cache of answers'):
+    with pytest.raises(UserError, match=r'c\.sqlite cannot be used as the reply cache'):
         cache.open_cache(path).__enter__()
 
 
@@ -88,7 +88,7 @@ def test_a_file_that_breaks_while_it_is_used(tmp_path):
     path = tmp_path / 'c.sqlite'
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute('CREATE TABLE replies (number INTEGER)')
-    with pytest.raises(UserError, match=r'c\.sqlite does not serve .*no such column'):
+    with pytest.raises(UserError, match=r'c\.sqlite cannot be used .*no such column'):
         complete(path, FakeModel(lambda request: 'Yes.'), REQUEST)
 
 
@@ -102,7 +102,7 @@ WRITER = """
 import sys, pathlib
 from malora_jax.ultralink.llm import cache
 from malora_jax.ultralink.llm.chat import Reply
-with cache.opened(pathlib.Path(sys.argv[1])) as kept:
+with cache.open_cache(pathlib.Path(sys.argv[1])) as kept:
     number = 0
     while True:
         kept.put(number.to_bytes(4, 'big'), Reply('x' * 1000, 'stop', 1))

@@ -57,7 +57,7 @@ def test_from_documents_to_dialogues(tmp_path, weights):
         (['documents', '--language=xx'], "Unknown language 'xx': known are en, es, fr, ru, zh."),
         (
             ['dialogues', '--llm=local:none'],
-            '--llm=local:none: there is no such directory of a run',
+            '--llm=local:none: this is neither a run directory nor',
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_missing_key_is_one_line(tmp_path, weights):
         OPENAI_API_KEY='',
     )
     assert done.returncode == 2
-    assert done.stderr.startswith('OPENAI_API_KEY is not set') and done.stderr.count('\n') == 1
+    assert done.stderr.startswith('The environment variable ') and done.stderr.count('\n') == 1
 
 
 def test_help_shows_an_example_and_the_flags():

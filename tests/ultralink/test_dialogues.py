@@ -350,7 +350,7 @@ def test_a_limit_of_tokens_stops_in_one_line_and_keeps_what_is_done(tmp_path):
         for limit in (50_000, 90_000):
             with pytest.raises(UserError) as error:
                 run_limited(limit)
-            assert str(error.value).startswith('The next request might go over --token-limit=')
+            assert str(error.value).startswith('The next request might exceed --token-limit=')
             with sqlite3.connect(tmp_path / 'c.sqlite') as connection:
                 [[spent]] = connection.execute('SELECT SUM(tokens) FROM replies').fetchall()
             assert limit - 10_000 < spent <= limit

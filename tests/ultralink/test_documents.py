@@ -153,8 +153,8 @@ def test_a_listed_word_within_chinese(tmp_path):
         ({'title': 't', 'text': 'x'}, "has no 'id'"),
         ({'id': 1, 'text': 'x'}, "has no 'title'"),
         ({'id': 1, 'title': 't'}, "has no 'text'"),
-        ({'id': 1.5, 'title': 't', 'text': 'x'}, "must have text as 'id'"),
-        ({'id': 1, 'title': 't', 'text': ['x']}, "must have text as 'text'"),
+        ({'id': 1.5, 'title': 't', 'text': 'x'}, "must have a string as 'id'"),
+        ({'id': 1, 'title': 't', 'text': ['x']}, "must have a string as 'text'"),
     ],
 )
 def test_a_document_that_is_none(tmp_path, row, message):

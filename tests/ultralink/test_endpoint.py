@@ -131,14 +131,14 @@ def test_a_key_that_is_not_taken_is_not_shown(status):
     plan = FailurePlan(fixed_response=(status, 'application/json', body))
     with serve_stub(plan) as stub, pytest.raises(UserError) as error:
         complete(stub.address, request())
-    assert 'does not take the key in OPENAI_API_KEY' in str(error.value)
+    assert 'rejects the API key in OPENAI_API_KEY' in str(error.value)
     assert KEY not in str(error.value)
     assert sum(stub.attempt_counts.values()) == 1
 
 
 def test_a_missing_key_is_one_line(monkeypatch):
     monkeypatch.delenv('OPENAI_API_KEY')
-    with pytest.raises(UserError, match=r'^OPENAI_API_KEY is not set in the environment'):
+    with pytest.raises(UserError, match=r'^The environment variable OPENAI_API_KEY is not set'):
         complete('http://127.0.0.1:1/v1', request())
 
 
@@ -198,7 +198,7 @@ def test_an_address_that_is_none(tmp_path, address):
 
 def test_something_that_is_no_such_endpoint():
     plan = FailurePlan(fixed_response=(200, 'text/html', '<html>Welcome</html>'))
-    expected = r'does not speak as OpenAI does: correct --base_url'
+    expected = r'did not reply with JSON: --base_url must be'
     with serve_stub(plan) as stub, pytest.raises(UserError, match=expected):
         complete(stub.address, request())
 
@@ -216,7 +216,7 @@ def test_never_more_than_the_limit_is_spent():
     assert 1000 - most < spent <= 1000
     assert sum(stub.attempt_counts.values()) == len(answered)
     assert str(refused[0]).startswith(
-        f'The next request might go over --token-limit=1,000 ({spent}'
+        f'The next request might exceed --token-limit=1,000; {spent} '
     )
 
 

@@ -72,7 +72,7 @@ def test_damaged_rows_are_named(tmp_path):
     text = humaneval.format_report(found)
     assert (
         'translated.jsonl line 1 (HumanEval/0): tree: code outside of docstrings is not the same; '
-        "entry point: the prompt does not define 'double_all', but duplicar_todos; solution: "
+        "entry point: the prompt does not define 'double_all' (new functions: duplicar_todos); "
     ) in text
     assert 'translated.jsonl line 2 (HumanEval/1): syntax: ' in text
     assert '0 of 2 canonical solutions pass' in text
@@ -116,8 +116,8 @@ def test_another_entry_point_in_its_field(tmp_path):
     'rows, message',
     [
         ([DOUBLE], 'lacks 1 problems, such as HumanEval/1'),
-        ([DOUBLE, DOUBLE], 'line 2: another row is of HumanEval/0 too'),
-        ([DOUBLE, ODD, {**ODD, 'task_id': 'HumanEval/7'}], 'there is no problem HumanEval/7'),
+        ([DOUBLE, DOUBLE], 'line 2: an earlier row has the same task_id HumanEval/0'),
+        ([DOUBLE, ODD, {**ODD, 'task_id': 'HumanEval/7'}], 'file has no problem HumanEval/7'),
         ([DOUBLE, {**ODD, 'prompt': None}], "line 2 has no 'prompt'"),
     ],
 )
@@ -130,7 +130,7 @@ def test_originals_that_are_none(tmp_path):
     broken = write_rows(tmp_path / 'broken.jsonl', [{**DOUBLE, 'prompt': 'def duplicar(:'}])
     fine = write_rows(tmp_path / 'fine.jsonl', [DOUBLE])
     empty = write_rows(tmp_path / 'empty.jsonl', [])
-    with pytest.raises(UserError, match=r'broken\.jsonl line 1 is no original problem: invalid'):
+    with pytest.raises(UserError, match=r'broken\.jsonl line 1 does not parse as .*: invalid'):
         humaneval.diagnose(broken, fine, workers=1)
     with pytest.raises(UserError, match=r'empty\.jsonl has no problems'):
         humaneval.diagnose(empty, empty, workers=1)

@@ -100,7 +100,7 @@ def test_a_question_with_two_baselines(tmp_path):
         for name, rows in (('ours.jsonl', [row]), ('theirs.jsonl', [row, row]))
     )
     given = StageRun(JudgeConfig('fr', theirs), [ours], tmp_path / 'out', model=FakeModel(longer))
-    with pytest.raises(UserError, match=r"theirs\.jsonl:2: another row has the id '0' too"):
+    with pytest.raises(UserError, match=r"theirs\.jsonl:2: an earlier row has the same id '0'"):
         asyncio.run(STAGES['judge'].run(given))
 
 

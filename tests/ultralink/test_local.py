@@ -108,22 +108,22 @@ def test_the_base_that_a_config_names_in_its_own_template(config):
 @pytest.mark.parametrize('place', ['none', 'none.py', 'setup.cfg'])
 def test_a_place_where_nothing_is(place):
     with pytest.raises(
-        UserError, match=f'--llm=local:{place}: there is no such directory of a run'
+        UserError, match=f'--llm=local:{place}: this is neither a run directory nor'
     ):
         local.load_model(place)
 
 
-@pytest.mark.parametrize('text, message', [('def (:', 'no Python'), ('x = 1', 'no get_config')])
+@pytest.mark.parametrize('text, message', [('def (:', 'not valid'), ('x = 1', 'no function')])
 def test_a_file_that_is_no_config(tmp_path, text, message):
     path = tmp_path / 'mine.py'
     path.write_text(text)
-    with pytest.raises(UserError, match=rf'--llm=local:{path}: that file .*{message}'):
+    with pytest.raises(UserError, match=rf'--llm=local:{path}: the file .*{message}'):
         local.load_model(str(path))
 
 
 @pytest.mark.parametrize('flag, value', [('base_url', 'http://127.0.0.1:1'), ('token_limit', 5)])
 def test_what_is_for_endpoints_is_refused(flag, value):
-    with pytest.raises(UserError, match=f'--{flag} is for endpoints; --llm=local:runs/a is none'):
+    with pytest.raises(UserError, match=f'--{flag} applies only to endpoints; --llm=local:runs/a'):
         ModelChoice('local:runs/a', Path('c.sqlite'), **{flag: value})
 
 

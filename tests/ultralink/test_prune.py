@@ -145,11 +145,11 @@ def test_the_same_text_in_another_subset_is_no_duplicate(tmp_path):
     [
         ({'language': 'de'}, "jsonl:2: Unknown language 'de'"),
         ({'subset': 'maths'}, "jsonl:2: Unknown subset 'maths': did you mean math"),
-        ({'data': ['q']}, "jsonl:2: 'data' has an odd number of texts .1"),
-        ({'data': ['q', ' ']}, "jsonl:2: text 2 of 'data' is empty"),
-        ({'data': ['q', 3]}, "jsonl:2: text 2 of 'data' is no text"),
-        ({'data': 'q'}, "jsonl:2: 'data' must be a list"),
-        ({'id': 'fr-math-0'}, "jsonl:2: another row has the id 'fr-math-0' too"),
+        ({'data': ['q']}, "jsonl:2: 'data' has an odd number of messages .1"),
+        ({'data': ['q', ' ']}, "jsonl:2: message 2 of 'data' is empty"),
+        ({'data': ['q', 3]}, "jsonl:2: message 2 of 'data' is not a string"),
+        ({'data': 'q'}, "jsonl:2: 'data' must be a non-empty list"),
+        ({'id': 'fr-math-0'}, "jsonl:2: an earlier row has the same id 'fr-math-0'"),
         ({'id': None}, "jsonl:2 has no 'id'"),
     ],
 )

@@ -84,9 +84,9 @@ def test_from_english_to_a_report(tmp_path, weights):
     [
         (['translate', '--language=en', '--llm=m'], "translate.language is 'en'; it must be one"),
         (['import'], 'Give either --input, a folder, or --revision'),
-        (['import', '--revision=main'], '--revision=main must be the hash of a commit'),
+        (['import', '--revision=main'], '--revision=main must be a full commit hash'),
         (['prune', '--input=none.jsonl', '--code=-1'], 'prune.code is -1; it must be at least 0'),
-        (['export', '--input=a.jsonl,./a.jsonl'], '--input holds a.jsonl twice.'),
+        (['export', '--input=a.jsonl,./a.jsonl'], '--input contains a.jsonl twice.'),
         (['export', '--input=none.jsonl'], 'There is no data file none.jsonl'),
     ],
 )

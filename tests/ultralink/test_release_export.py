@@ -132,15 +132,15 @@ GOOD = {'id': 'zh_math_1', 'data': ['问', '答']}
 BAD = {
     '{"id": "zh_math_2", "data": ["问"': 'not valid JSON',
     '["zh_math_2"]': 'not a JSON object',
-    '{"data": ["q", "a"]}': "'id' is None, and must be zh_math_ and a number",
-    '{"id": "en_math_2", "data": ["q", "a"]}': "'id' is 'en_math_2', and must be zh_math_",
+    '{"data": ["q", "a"]}': "'id' is None; it must be zh_math_ followed by a number",
+    '{"id": "en_math_2", "data": ["q", "a"]}': "'id' is 'en_math_2'; it must be zh_math_",
     '{"id": "zh_math_x", "data": ["q", "a"]}': "'id' is 'zh_math_x'",
-    '{"id": "zh_math_1", "data": ["q", "a"]}': "another row has the id 'zh_math_1' too",
-    '{"id": "zh_math_2", "data": ["q"]}': 'has an odd number of texts (1)',
-    '{"id": "zh_math_2", "data": []}': "'data' must be a list of texts",
-    '{"id": "zh_math_2", "data": ["q", ""]}': "text 2 of 'data' is empty",
-    '{"id": "zh_math_2", "data": ["q", null]}': "text 2 of 'data' is no text",
-    '{"id": "zh_math_2", "data": ["q", "\\ud800"]}': 'half of a character',
+    '{"id": "zh_math_1", "data": ["q", "a"]}': "an earlier row has the same id 'zh_math_1'",
+    '{"id": "zh_math_2", "data": ["q"]}': 'has an odd number of messages (1)',
+    '{"id": "zh_math_2", "data": []}': "'data' must be a non-empty list of messages",
+    '{"id": "zh_math_2", "data": ["q", ""]}': "message 2 of 'data' is empty",
+    '{"id": "zh_math_2", "data": ["q", null]}': "message 2 of 'data' is not a string",
+    '{"id": "zh_math_2", "data": ["q", "\\ud800"]}': 'unpaired surrogate',
     '{"id": "zh_math_2", "data": ["q", "a"], "x": 1}': "unknown field 'x'",
     '': 'not valid JSON',
 }
@@ -190,7 +190,7 @@ def test_missing_files_are_named(tmp_path):
 
 def test_a_file_of_another_name(tmp_path):
     path = write_rows(tmp_path / 'de_math.jsonl', [])
-    with pytest.raises(UserError, match='is none of the 20 files'):
+    with pytest.raises(UserError, match='is not one of the 20 released files'):
         import_files([path], tmp_path / 'imported')
 
 
@@ -201,11 +201,11 @@ def test_only_a_commit_is_downloaded(monkeypatch, tmp_path):
         'download_snapshot',
         lambda name, patterns, **options: asked.update(options) or tmp_path,
     )
-    with pytest.raises(UserError, match='--revision=main must be the hash of a commit'):
+    with pytest.raises(UserError, match='--revision=main must be a full commit hash'):
         release_import.download('main')
     commit = '0123456789abcdef0123456789abcdef01234567'
     assert release_import.download(commit) == tmp_path
-    assert (asked['revision'], asked['kind']) == (commit, 'dataset')
+    assert (asked['revision'], asked['repo_type']) == (commit, 'dataset')
 
 
 def test_an_export_overwrites_nothing(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_the_tables(reported):
 
 def test_the_funnel(reported):
     text, _, _ = reported
-    assert '| taken | 5 |  |' in text and '| kept | 5 | 100.0% |' in text
+    assert '| read | 5 |  |' in text and '| kept | 5 | 100.0% |' in text
     assert 'Rows written: 5.' in text
     assert '| fr chat_specific: kept | 2 |' in text
 
@@ -123,6 +123,6 @@ def test_the_plot(reported):
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(UserError, match='there are no rows to report on'):
         report.report([write_rows(tmp_path / 'rows.jsonl', [])], WordCounter(), tmp_path / 'report')
-    with pytest.raises(UserError, match='holds no stage'):
+    with pytest.raises(UserError, match='is not the output directory of an UltraLink stage'):
         source = write_rows(tmp_path / 'rows.jsonl', ROWS)
         report.report([source], WordCounter(), tmp_path / 'report', [tmp_path])

@@ -83,7 +83,7 @@ def test_a_directory_of_another_run_is_refused(tmp_path, changes, message):
 
 def test_a_directory_with_something_else_is_refused(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
-    with pytest.raises(UserError, match='is not empty and holds no stage'):
+    with pytest.raises(UserError, match='is not empty and has no manifest of a stage'):
         shards.open_writer(tmp_path, MANIFEST).__enter__()
     with pytest.raises(UserError, match='is not a directory'):
         shards.open_writer(tmp_path / 'notes.txt', MANIFEST).__enter__()
@@ -102,7 +102,7 @@ def test_two_at_once_are_refused(tmp_path):
 def test_what_is_not_complete_is_not_read(tmp_path):
     path = written(tmp_path / 'out', finish=False)
     for read in (lambda: list(shards.read([path])), lambda: shards.digest([path])):
-        with pytest.raises(UserError, match=r"is not complete: run its stage, 'some', again"):
+        with pytest.raises(UserError, match=r"is not complete: repeat the command of .* 'some'"):
             read()
 
 
@@ -110,9 +110,9 @@ def test_a_shard_that_was_changed_is_found(tmp_path):
     path = written(tmp_path / 'out')
     shard = path / 'rows-00001.jsonl'
     shard.write_text(shard.read_text('utf-8').replace('1', '7'), 'utf-8')
-    with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
+    with pytest.raises(UserError, match=r'rows-00001.jsonl is missing or was changed'):
         list(shards.read([path]))
-    with pytest.raises(UserError, match=r'rows-00001.jsonl is not as it was written'):
+    with pytest.raises(UserError, match=r'rows-00001.jsonl is missing or was changed'):
         shards.open_writer(path, MANIFEST).__enter__()
 
 
@@ -160,8 +160,8 @@ def test_a_manifest_that_is_none(tmp_path, content):
         (b'[1]', ':3 is not a JSON object.'),
         (b'{"a": "\xff"}', ':3 is not UTF-8.'),
         (b'[' * 100_000, ':3 is n'),
-        (b'{"a": ' + b'1' * 5000 + b'}', ':3 holds a number of too many digits.'),
-        (b'{"a": ["\\uD800"]}', ':3 holds a half of a character.'),
+        (b'{"a": ' + b'1' * 5000 + b'}', ':3 has a number with too many digits.'),
+        (b'{"a": ["\\uD800"]}', ':3 contains an unpaired surrogate, which is not valid'),
     ],
 )
 def test_a_line_that_is_no_row(tmp_path, line, message):
@@ -176,7 +176,7 @@ def test_a_line_that_is_no_row(tmp_path, line, message):
     'fields, message',
     [
         ({}, "has no 'text'"),
-        ({'text': 3}, "must have text as 'text'"),
+        ({'text': 3}, "must have a string as 'text'"),
         ({'text': '\ud800'}, 'half'),
     ],
 )
@@ -197,7 +197,7 @@ def test_an_id_of_two_rows(tmp_path):
     one = write_rows(tmp_path / 'one.jsonl', [{'id': 'a'}, {'id': 'b'}, {}, {}])
     two = write_rows(tmp_path / 'two.jsonl', [{'id': 'c'}, {'id': 'a'}])
     assert len(list(shards.ensure_unique_ids(shards.read([one])))) == 4
-    with pytest.raises(UserError, match=r"two\.jsonl:2: another row has the id 'a' too"):
+    with pytest.raises(UserError, match=r"two\.jsonl:2: an earlier row has the same id 'a'"):
         list(shards.ensure_unique_ids(shards.read([one, two])))
 
 

@@ -180,7 +180,7 @@ def test_rows_with_the_same_id(tmp_path):
     async def process(row):
         return ItemOutcome([row.fields])
 
-    with pytest.raises(UserError, match=r"in\.jsonl:3: another row has the id 'a' too"):
+    with pytest.raises(UserError, match=r"in\.jsonl:3: an earlier row has the same id 'a'"):
         run(process, source, tmp_path / 'out')
 
 

@@ -131,9 +131,9 @@ def test_a_fault_that_stays_drops_the_conversation(tmp_path, kind):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'language': 'fr'}, 'jsonl:1 is fr math: only English'),
-        ({'subset': 'chat_specific'}, 'jsonl:1 is en chat_specific: only English'),
-        ({'data': []}, "jsonl:1: 'data' must be a list"),
+        ({'language': 'fr'}, "jsonl:1 has language 'fr' and subset 'math': only English"),
+        ({'subset': 'chat_specific'}, "subset 'chat_specific': only English"),
+        ({'data': []}, "jsonl:1: 'data' must be a non-empty list"),
     ],
 )
 def test_a_row_that_cannot_be_translated(tmp_path, change, message):

@@ -1,4 +1,7 @@
-"""Sections with the means over seeds of each row of a sweep, with intervals for other seeds."""
+"""Sections with the means over seeds of each row of a sweep, and confidence intervals over seeds.
+
+A row is a group of runs that differ only in their seed.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +11,10 @@ from malora_jax.analysis.page import NO_VALUE, Italic, ReportBlock, Section, Tab
 from malora_jax.runs import SeedGroup
 
 _READING_GUIDE = (
-    'Scores in %, losses in nats per token of the right answers, each the mean over tasks and '
-    "then over seeds. In brackets the 95% interval for other seeds, by Student's t; a single "
-    'seed has none. With two seeds it is wide: that is what two seeds say.'
+    'Scores are in %, losses in nats per token of the right answers. Each is the mean over tasks, '
+    "then over seeds. Brackets show the 95% confidence interval over seeds, by Student's t; a "
+    'single seed has none. With two seeds the interval is wide, because two values say little '
+    'about the variance.'
 )
 
 

@@ -19,7 +19,7 @@ def costs_section(runs: Sequence[LoadedRun]) -> Section:
     without = [run.name for run in runs if not run.seconds_by_activity]
     if without:
         verb = 'has' if len(without) == 1 else 'have'
-        text = f'{", ".join(without)} {verb} no goodput.jsonl, so where time went is not known.'
+        text = f'{", ".join(without)} {verb} no goodput.jsonl, so its time by activity is unknown.'
         blocks.append(Text(text))
     numbers = {
         r.name: {'parameters': r.parameters, 'seconds': dict(r.seconds_by_activity)} for r in runs
@@ -39,8 +39,8 @@ def _parameter_table(name: str, parameters: Mapping[str, Any]) -> Table:
         for part, count in by_group.items()
     ]
     caption = (
-        f'{name}: parameters of the adapter by part. {parameters["trainable"]:,} train, '
-        f'{parameters["percent_of_base"]:.2f}% of the {parameters["base"]:,} of the base'
+        f'{name}: parameters of the adapter by part. {parameters["trainable"]:,} are trainable, '
+        f'{parameters["percent_of_base"]:.2f}% of the {parameters["base"]:,} of the base model'
     )
     frozen = parameters['frozen_in_adapter']
     caption += f'; {frozen:,} are frozen' if frozen else ''
@@ -55,8 +55,8 @@ def _time_table(name: str, seconds: Mapping[str, float]) -> Table:
     )
     rows = [[part, f'{s:,.1f}', f'{100 * s / total:.1f}%'] for part, s in parts]
     caption = (
-        f'{name}: seconds by what they went into, over all its starts, {total:,.0f} in all. step = '
-        'training steps, evaluate = validation and scoring, lost = steps that were made again, '
-        'stopped = between two starts'
+        f'{name}: seconds by activity, summed over all starts, {total:,.0f} in total. step = '
+        'training steps, evaluate = validation and scoring, lost = steps that were repeated after '
+        'a restart, stopped = time between two starts'
     )
     return Table(caption, ['part', 'seconds', 'share'], rows, bars=[s / total for _, s in parts])

@@ -1,4 +1,4 @@
-"""Scores and losses against a config field, as in the paper's Figures 4(a) and 4(b)."""
+"""Section on scores and losses against a config field, as in the paper's Figures 4(a) and 4(b)."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _UNITS = {'score': 100.0, 'loss': 1.0}
 # An axis is logarithmic if its largest value is at least this multiple of its smallest one.
 _MIN_LOG_RATIO = 4
 
-# Values of the field with their rows, in ascending order.
+# Points of a line: values of the field in ascending order, each with the row of its runs.
 FieldPoints = Sequence[tuple[float, SeedGroup]]
 
 
@@ -32,16 +32,16 @@ def field_section(
     Args:
         field: Dotted name of the field.
         lines: Points of each line, by the line's label.
-        metrics: Metrics to show: 'score', 'loss' or both.
+        metrics: Metrics to plot: 'score', 'loss' or both.
         output: Directory of the plot.
-        connected: Whether lines connect the points; randomly drawn values are not connected.
+        connected: Whether lines connect the points; False for randomly drawn values.
     """
     name = field.rsplit('.', 1)[-1]
     path = output / f'{name}.png'
     _plot(path, name, lines, metrics, 'o-' if connected else 'o')
     caption = (
         f'{" and ".join(_LABELS[metric] for metric in metrics)} against {name}, with 95% intervals '
-        "over seeds; the paper's numbers, where there are any, are dashed."
+        "over seeds. Dashed lines show the paper's numbers, if there are any."
     )
     numbers = {
         label: {

@@ -1,4 +1,4 @@
-"""Section on the runs of a report: their step, token and example counts, and loss over training."""
+"""Section on the runs of a report: counts of steps, tokens and examples, and loss over training."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ _LABELS = {
     'method': 'method',
     'tasks': 'tasks',
     'seed': 'seed',
-    'steps': 'steps made',
-    'analysed_step': 'checkpoint shown',
+    'steps': 'steps',
+    'analysed_step': 'checkpoint analyzed',
     'tokens': 'tokens',
     'examples': 'examples drawn',
     'epochs': 'epochs',
@@ -25,7 +25,7 @@ _LABELS = {
     'after': 'score after, %',
     'seconds_per_step': 'seconds per step',
 }
-# Number of decimals of numbers that do not have one decimal.
+# Number of decimals, where it is not one.
 _DIGITS = {'loss_before': 3, 'loss_after': 3, 'seconds_per_step': 2}
 # With more runs than this, each run is a row instead of a column.
 _MAX_COLUMNS = 4
@@ -35,8 +35,8 @@ def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section
     """Return the section on the runs.
 
     Args:
-        runs: Runs of the report. If there are many, the table sorts them by held-out loss, lowest
-            first.
+        runs: Runs of the report. More than four are rows of the table, sorted by held-out loss,
+            lowest first; fewer are columns.
         output: Directory of the plot.
     """
     numbers = {run.name: _overview(run) for run in runs}
@@ -86,7 +86,7 @@ def _plot_curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
     task_plots.plot_curves(path, curves, label)
     caption = (
         f'{"Validation" if validated else "Training"} loss of each run in color, with the other '
-        'runs in grey behind it; a curve that is lower earlier learns faster.'
+        'runs in gray behind it. A curve that falls earlier learns faster.'
     )
     return Picture(path, caption)
 

@@ -56,8 +56,8 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
     title = f'Routing of {run.name}'
     if not run.run_config.adapter.has_router:
         text = (
-            f'{run.method} has one expert and no router: there is no routing to show. What '
-            'its projections have to tell is above.'
+            f'{run.method} has one expert and no router: there is no routing to show. For its '
+            'projections, see the sections above.'
         )
         return Section(name, title, [Text(text)], None)
     check_run(run.path, run.raw_config, data_digests(run.run_config))
@@ -135,19 +135,18 @@ def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequenc
     adapter = run.run_config.adapter
     if is_dense(run.run_config.adapter):
         how = (
-            f'All {adapter.num_experts} experts take part in every token: shares are those of '
-            'their gates.'
+            f'All {adapter.num_experts} experts are active for every token, so shares are shares '
+            'of the gates.'
         )
     else:
         how = (
-            f'Each token goes to {adapter.router.top_k} of {adapter.num_experts} experts: shares '
-            'are of these token slots.'
+            f'Each token is routed to {adapter.router.top_k} of {adapter.num_experts} experts, so '
+            'shares are shares of these token slots.'
         )
     return (
-        f'{len(question_set.task)} held-out questions with their answers, of {len(names)} '
-        f'task{"s" * (len(names) != 1)}, were put through the model. {how} Every linear of every '
-        'layer has a router and experts of its own; expert 3 of one has nothing to do with expert '
-        '3 of another.'
+        f'The model was run on {len(question_set.task)} held-out questions with their answers, '
+        f'from {len(names)} task{"s" * (len(names) != 1)}. {how} Each linear of each layer has its '
+        'own router and experts; expert 3 of one linear is unrelated to expert 3 of another.'
     )
 
 
@@ -174,10 +173,10 @@ def _table(
         ]
     )
     caption = (
-        'Means over routers. Balance (the balance loss) is 1 where experts are used evenly, and '
-        'more where not; effective experts are exp(entropy) of their shares; task information is '
-        "how many bits a slot's expert tells of its task, beside what chance gives: tasks dealt "
-        'to the questions at random'
+        'Means over routers. Balance (the load-balancing loss) is 1 if experts are used evenly, '
+        'and larger otherwise. Effective experts are exp(entropy) of the shares. Task information '
+        'is the number of bits that the expert of a token slot reveals about its task; "by chance" '
+        'is its value with tasks assigned to the questions at random'
     )
     head = ['', 'balance', 'effective experts', 'largest share', 'task inform\u00adation']
     return Table(caption, head, rows)
@@ -201,10 +200,10 @@ def _plot_evolution(
     first, last = means[0], means[-1]
     caption = (
         'Routing over training, means over all routers: each step on its own batch (blue) and '
-        'checkpoints on the held-out questions (orange), against dashed lines for balanced use or '
-        f'chance. From {first["effective_experts"]:.2f} to {last["effective_experts"]:.2f} of '
-        f'{experts} effective experts, from {first["task_information"]:.3f} to '
-        f'{last["task_information"]:.3f} bits of task.'
+        'checkpoints on the held-out questions (orange). Dashed lines show balanced use or chance. '
+        f'On the held-out questions, {first["effective_experts"]:.2f} effective experts of '
+        f'{experts} become {last["effective_experts"]:.2f}, and task information changes from '
+        f'{first["task_information"]:.3f} to {last["task_information"]:.3f} bits.'
     )
     return Picture(path, caption)
 
@@ -220,9 +219,9 @@ def _plot_routers(
     j, layer = np.unravel_index(stats.task_information.argmax(), stats.task_information.shape)
     k, low = np.unravel_index(stats.effective_experts.argmin(), stats.effective_experts.shape)
     caption = (
-        'Each router, a row for each layer (the first at the top): left, what its experts tell of '
-        'the task (the red mark is chance), right, how many experts are in use (the red mark is '
-        f'balanced). {names[j]} of layer {layer} tells most about the task '
+        'Each router, with a row for each layer (the first at the top). Left: task information of '
+        'its experts (the red mark is chance). Right: effective number of experts (the red mark is '
+        f'balanced use). Task information is highest in {names[j]} of layer {layer} '
         f'({stats.task_information[j, layer]:.2f} bits), and {names[k]} of layer {low} uses the '
         f'fewest experts ({stats.effective_experts[k, low]:.1f}).'
     )
@@ -242,9 +241,9 @@ def _plot_loads(
         routing_plots.plot_load(path, load_LGE, tasks, linear, max_share)
         layer, task, expert = np.unravel_index(load_LGE.argmax(), load_LGE.shape)
         caption = (
-            f'Share that each expert of {linear} gets, a panel for each task, a row for each layer '
-            f'(the first at the top); {1 / experts:.3g} is balanced, and panels that look alike '
-            'mean routing that does not heed the task. The largest share is '
+            f'Share of each expert of {linear}, with a panel for each task and a row for each '
+            f'layer (the first at the top). {1 / experts:.3g} is balanced; similar panels mean '
+            'that routing does not depend on the task. The largest share is '
             f'{100 * load_LGE.max():.0f}%, of expert {expert} in layer {layer} for {tasks[task]}.'
         )
         pictures.append(Picture(path, caption))

@@ -8,18 +8,18 @@ from malora_jax.analysis.page import NO_VALUE, BulletList, Italic, ReportBlock, 
 from malora_jax.runs import SeedGroup, paper
 from malora_jax.runs.compare import differing_fields
 
-# Names of the rows that all others are compared with, if they exist.
+# Names of the rows that all other rows are compared with, if they exist.
 _BASELINE_NAMES = ('lora', 'molora')
 _READING_GUIDE = (
-    'A difference of scores is in points, with its 95% interval by a paired bootstrap over the '
-    'held-out questions, every task weighing the same; it is not distinguishable where the '
-    'interval contains 0. Scores of several seeds are averaged by question first, so that '
-    'intervals are about other questions; the averages by seed show what other seeds would '
-    'change. Of many differences, one in twenty leaves out 0 by chance.',
-    'The answer loss is that of the right answers to the held-out questions and of the token '
-    'that ends each: all nats of a task by all its tokens, then the mean over tasks. Intervals '
-    'of its differences are made like those of scores. A lower loss is better: a difference '
-    'below 0 is a gain.',
+    'A difference of scores is in percentage points, with its 95% interval by a paired bootstrap '
+    'over the held-out questions; all tasks have the same weight. It is not significant if the '
+    'interval contains 0. Scores of several seeds are averaged by question first. The intervals '
+    'therefore describe the uncertainty over questions; the averages by seed show the variation '
+    'between seeds. If there is no difference, one interval in twenty excludes 0 by chance.',
+    'The answer loss is the loss of the right answers to the held-out questions and of the token '
+    'that ends each answer: the nats of a task divided by its tokens, then the mean over tasks. '
+    'The intervals of its differences are computed like those of scores. A lower loss is better, '
+    'so a difference below 0 is a gain.',
 )
 
 _Numbers = Mapping[str, Mapping[str, Any]]
@@ -30,7 +30,8 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
 
     Args:
         groups: Rows of the report, the base model first.
-        table: Table of the paper whose numbers are shown next to ours.
+        table: Table of the paper whose numbers are shown next to those of the rows; None for no
+            table.
     """
     baselines = _baselines(groups)
     numbers = {group.name: _row(group, baselines) for group in groups}
@@ -46,7 +47,11 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
 
 
 def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
-    """Return the rows of LoRA and MoLoRA, or else the first trained row of several, or the base."""
+    """Return the rows of LoRA and MoLoRA.
+
+    If there is neither, return the first trained row, or the base model's row if only one row is
+    trained.
+    """
     rows = [group for name in _BASELINE_NAMES for group in groups if group.name == name]
     return rows or [groups[1] if len(groups) > 2 else groups[0]]
 
@@ -74,7 +79,7 @@ def _scores(groups: Sequence[SeedGroup], numbers: _Numbers, with_paper: bool) ->
             rows.append({'': Italic('in the paper')} | _paper_scores(group.paper))
     caption = 'Scores in %, each with its 95% interval'
     if with_paper:
-        caption += '. In italics the numbers of the paper, for LLaMA-2 7B'
+        caption += '. The numbers of the paper, for LLaMA-2 7B, are in italics'
     return Table.of(caption, rows)
 
 

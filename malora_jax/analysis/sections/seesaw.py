@@ -1,4 +1,7 @@
-"""Section on the change of each task's score against single-task training."""
+"""Section on the seesaw: each task's score after joint training minus that of single-task training.
+
+A row is a group of runs that differ only in their seed.
+"""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -24,9 +27,9 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     changes = {g.name: _task_changes(g, single_rows[g.name]) for g in groups if single_rows[g.name]}
     if not changes:
         text = (
-            'Nothing to compare: give, as further --workdir, finished runs that were trained on '
-            'one of the tasks alone, with the same method or LoRA, and scored on the same '
-            'held-out questions (tasks that are generated have other questions with another seed).'
+            'Nothing to compare: add, with more --workdir flags, finished runs that were trained '
+            'on one of the tasks alone, with the same method or LoRA, and scored on the same '
+            'held-out questions (the questions of generated tasks depend on the seed).'
         )
         return Section('seesaw', _TITLE, [Text(text)], {})
     compared = [group for group in groups if group.name in changes]
@@ -34,10 +37,9 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     task_plots.plot_seesaw(path, {group.label: changes[group.name] for group in compared})
     is_gain = [clear for by_task in changes.values() for clear in _significant_gains(by_task)]
     caption = (
-        'Change of each score against the run trained on that task alone, with its 95% interval; '
-        'right of the line at 0 the task gains from the others, left of it it loses. '
-        f'{sum(is_gain)} gain and {len(is_gain) - sum(is_gain)} lose more than the choice of '
-        'questions explains.'
+        'Score of each task minus that of training on the task alone, with its 95% interval. Right '
+        'of the line at 0, the task gains from the other tasks; left of it, the task loses. '
+        f'Significant gains: {sum(is_gain)}; significant losses: {len(is_gain) - sum(is_gain)}.'
     )
     numbers = {
         name: {
@@ -51,7 +53,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
 
 
 def _task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
-    """Return the change of each task against the row of single-task runs with that task."""
+    """Return each task's score minus that of the single-task row for the task."""
     by_row = {other: group.task_differences(other) for other in {*single_rows.values()}}
     return {task: by_row[other][task] for task, other in single_rows.items()}
 
@@ -73,10 +75,13 @@ def _table(
         if len(baselines) == 1 and ours and theirs and ours.scores and theirs.scores:
             paper = {t: Italic(f'{ours.scores[t] - theirs.scores[t]:+.1f}') for t in group.tasks}
             rows.append({'': Italic('in the paper'), 'against': Italic(theirs.label), **paper})
-    caption = 'Points of the score; intervals by a paired bootstrap over the held-out questions'
+    caption = (
+        'Differences of scores in percentage points, with intervals by a paired bootstrap over the '
+        'held-out questions'
+    )
     return Table.of(caption, rows)
 
 
 def _significant_gains(changes: _Changes) -> list[bool]:
-    """Return, for each distinguishable change, whether it is a gain."""
+    """Return, for each significant change, whether it is a gain."""
     return [change.mean > 0 for change in changes.values() if change.is_significant]

@@ -24,13 +24,13 @@ from malora_jax.runs import LoadedRun
 _METHOD_TEXT = (
     'The similarity of two projections is the mean of the squared canonical correlations of the '
     'subspaces that they span (R² of CCA): 1 = the same subspace, 0 = orthogonal ones. Experts '
-    'whose start is alike stay alike, trained or not: so each number stands beside what it was '
-    'at the start of the same runs, and beside what independent subspaces of these sizes '
-    'would have.'
+    'that start similar stay similar, trained or not. Each value is therefore shown next to the '
+    'value before training, and next to the expected value for independent random subspaces of '
+    'the same sizes.'
 )
 _SHARED_DOWN_TEXT = (
-    'A of an expert is P S_A here, all that it does to an input before B: the experts of a '
-    'linear share the few directions of S_A, so that they are alike from the start.'
+    'Here, A of an expert is P S_A, its whole down-projection. The experts of a linear share the '
+    'few directions of S_A, so they are similar from the start.'
 )
 
 
@@ -41,33 +41,37 @@ def similarity_section(weights: Sequence[AdapterWeights], output: pathlib.Path) 
         weights: Adapter weights of the runs, at least one.
         output: Directory of the plots.
     """
-    title = 'How alike are the experts? (Figure 2)'
+    title = 'How similar are the experts? (Figure 2)'
     names = adapted_linears(weights[0].run.run_config)
     comparable = [w for w in weights if adapted_linears(w.run.run_config) == names]
     run_pairs = comparable_pairs([_compared_run(each.run) for each in comparable])
     if not run_pairs:
         text = (
             'Nothing can be compared: no run here has several experts, and no two runs have the '
-            'same method, linears and rank. Give two or more --workdir of one method, such as '
-            'runs of single tasks or of other seeds.'
+            'same method, linears and rank. Add more runs of one method with --workdir, such as '
+            'single-task runs or runs with other seeds.'
         )
         return Section('similarity', title, [Text(text)], [])
     similarities = expert_similarities(run_pairs, _projections(comparable, names))
     blocks: list[ReportBlock] = [Text(_METHOD_TEXT)]
     others = [w.run.name for w in weights if adapted_linears(w.run.run_config) != names]
     if others:
-        blocks.append(Text(f'Left out, as they adapt other linears: {", ".join(others)}.'))
+        blocks.append(Text(f'Skipped, because they adapt other linears: {", ".join(others)}.'))
     if any(isinstance(each.run.run_config.adapter.structure, SharedDown) for each in comparable):
         blocks.append(Text(_SHARED_DOWN_TEXT))
     if any(each.initial is None for each in comparable):
         blocks.append(
-            Text('A run that started from an adapter has no random start to be held against.')
+            Text(
+                'The initial adapter of some runs is unknown, because they started from another '
+                'adapter or are too old. They have no value before training.'
+            )
         )
     path = output / 'similarity.png'
     similarity_plots.plot_similarity(path, similarities, names)
     caption = (
-        'Similarity of A and of B by linear: dots are the mean over layers and bars the range of '
-        f'layers; compare each with its hollow circle (the start) and its grey dash (independent). '
+        'Similarity of A and of B by linear. Dots are the mean over layers, bars the range of '
+        f'layers. Compare each with its hollow circle (before training) and its gray dash '
+        '(independent subspaces). '
         f'{_summary(similarities)}'
     )
     blocks.append(Picture(path, caption))
@@ -91,17 +95,17 @@ def _projections(weights: Sequence[AdapterWeights], names: Sequence[str]) -> Ite
 
 
 def _summary(similarities: Sequence[ExpertSimilarity]) -> str:
-    """Summarize the change of A and B by training, in the first comparison."""
+    """Return a sentence about the change of A and B by training, in the first comparison."""
     first = similarities[0]
     parts = []
     for side, one in first.sides.items():
         before = one.independent if one.start is None else one.start
-        name = 'for independent ones' if one.start is None else 'at the start'
+        name = 'for independent subspaces' if one.start is None else 'before training'
         parts.append(
-            f'{side} {nan_mean(one.trained):.3f} against {nan_mean(before):.3f} {name} '
+            f'{side} {nan_mean(one.trained):.3f} compared with {nan_mean(before):.3f} {name} '
             f'({nan_mean(one.trained) - nan_mean(before):+.3f})'
         )
-    return f'On average of {first.label}: {"; ".join(parts)}.'
+    return f'Averages of {first.label}: {"; ".join(parts)}.'
 
 
 def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:
@@ -124,10 +128,8 @@ def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:
         )
     caption = f'Similarity of {side}, mean over layers and linears'
     if side == 'B':
-        caption += '; B starts at zero, so training is held against independent subspaces'
-    return Table(
-        caption, ['compared', 'trained', 'start', 'inde\u00adpendent', 'training made'], rows
-    )
+        caption += '; B starts at zero, so it is compared with independent subspaces'
+    return Table(caption, ['compared', 'trained', 'start', 'inde\u00adpendent', 'change'], rows)
 
 
 def _number(value: float | None) -> str:
@@ -145,8 +147,9 @@ def _plot_by_layer(
             path = output / f'similarity_{side}.png'
             similarity_plots.plot_similarity_by_layer(path, similarities, names, side)
             caption = (
-                f'Similarity of {side} in each layer, a panel for each linear: solid as trained, '
-                'dotted at the start (where it is known), dashed grey if they were independent.'
+                f'Similarity of {side} in each layer, with a panel for each linear: solid after '
+                'training, dotted before training (if known), dashed gray for independent '
+                'subspaces.'
             )
             blocks.append(Picture(path, caption))
     return blocks

@@ -22,9 +22,9 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
     """
     blocks: list[ReportBlock] = [
         Text(
-            'All A of a linear are put side by side, and so are all B. If their singular values '
-            'fall fast, a few directions do most of the work; if they are level, the experts use '
-            'their room evenly.'
+            'The A of all experts of a linear are concatenated, and so are the B. If their '
+            'singular values fall fast, a few directions do most of the work; if they are level, '
+            'the experts use the space evenly.'
         )
     ]
     numbers = {}
@@ -35,7 +35,7 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
         spectra = {linear: expert_spectra(*run_projections(each, linear)) for linear in bar}
         path = output / f'{each.run.file_name}_spectra.png'
         similarity_plots.plot_spectra(path, spectra)
-        control = 'as it started' if each.initial is not None else 'of a random matrix'
+        control = 'the initial A' if each.initial is not None else 'a random matrix'
         mean_A, mean_B = (
             np.mean(
                 [one[side].directions.mean() / one[side].max_directions for one in spectra.values()]
@@ -43,10 +43,11 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
             for side in SIDES
         )
         caption = (
-            f'Singular values of {name} at step {each.run.report_step}, blue, against the dashed '
-            f'control: A {control}, B a random matrix of the same norm; a curve that falls below '
-            'its control to the right has fewer directions than chance. 90% of the squared norm is '
-            f'in {100 * mean_A:.0f}% of the possible directions of A and {100 * mean_B:.0f}% of B.'
+            f'Singular values of {name} at step {each.run.report_step} (blue), next to the dashed '
+            f'control: for A {control}, for B a random matrix of the same norm. A curve that falls '
+            'below its control on the right uses fewer directions than the control. '
+            f'{100 * mean_A:.0f}% of the possible directions of A, and {100 * mean_B:.0f}% of '
+            'those of B, carry 90% of the squared norm.'
         )
         blocks += [Picture(path, caption), _spectra_table(name, spectra)]
         numbers[name] = {
@@ -76,8 +77,8 @@ def _spectra_table(name: str, spectra: dict[str, dict[str, ExpertSpectrum]]) -> 
         for linear, by_side in spectra.items()
     ]
     return Table(
-        f'{name}: directions that carry 90%, of those possible, mean over layers; in parentheses '
-        'those of the control',
+        f'{name}: number of directions that carry 90% of the squared norm, of those possible; mean '
+        'over layers; in parentheses, the number for the control',
         ['linear', 'A', 'B'],
         rows,
     )

@@ -11,8 +11,8 @@ from malora_jax.runs import LoadedRun, SeedGroup
 
 # With more runs than this, their tables are collapsed.
 _MAX_TABLES = 4
-# With more rows than this, only the curves of the preferred rows are shown, or else those of the
-# first rows.
+# With more rows than this, only the curves of the preferred rows are plotted, or else those of the
+# first rows. A row is a group of runs that differ only in their seed.
 _MAX_CURVES = 4
 _PREFERRED_ROWS = ('lora', 'malora', 'lora_single', 'malora_single')
 
@@ -24,7 +24,7 @@ def tasks_section(
 
     Args:
         runs: Runs of the report.
-        groups: Rows of the finished runs, each with a color of its own.
+        groups: Rows of the finished runs. Each row has its own color in the plot.
         output: Directory of the plot.
     """
     numbers = {
@@ -32,7 +32,7 @@ def tasks_section(
         for run in runs
     }
     if not any(numbers.values()):
-        text = 'The metrics of these runs have no losses of single tasks.'
+        text = 'The metrics of these runs have no losses by task.'
         return Section('tasks', 'Tasks', [Text(text)], numbers)
     path = output / 'tasks.png'
     rows = _with_curves([group for group in groups if not group.is_base])
@@ -40,9 +40,9 @@ def tasks_section(
     records |= {run.name: [run.records] for run in runs if not run.is_finished}
     task_plots.plot_task_losses(path, records)
     caption = (
-        'Answer loss of each task over the steps, a moving average of the training loss (dashed: '
-        'the validation loss, where it was measured); lower is better, and the lower of two '
-        'curves in one panel learned that task better.'
+        'Answer loss of each task over the steps: moving average of the training loss (dashed: the '
+        'validation loss, if it was measured). Lower is better: the lower of two curves in one '
+        'panel learned that task better.'
     )
     tables = [_table(run, numbers[run.name]) for run in runs]
     folded = len(tables) > _MAX_TABLES
@@ -65,9 +65,10 @@ def _tasks_with_losses(run: LoadedRun) -> list[str]:
 
 
 def _task_numbers(run: LoadedRun, task: str) -> dict[str, Any]:
-    """Return the numbers of a task.
+    """Return the losses, the number of examples and the scores of a task.
 
-    Losses are means over the first and the last tenth of the steps that had examples of the task.
+    `first_loss` and `last_loss` are means over the first and the last tenth of the steps that had
+    examples of the task.
     """
     losses = metric_curve(run.records, f'loss/{task}')[1]
     tenth = max(1, len(losses) // 10)
@@ -94,15 +95,15 @@ def _table(run: LoadedRun, numbers: Mapping[str, Mapping[str, Any]]) -> Table:
         for task, one in numbers.items()
     ]
     caption = (
-        f'{run.name}: examples drawn until step {run.records[-1]["step"]}, training loss '
-        'in the first and the last tenth of the steps, and scores in % before and after with the '
-        '95% interval'
+        f'{run.name}: examples drawn until step {run.records[-1]["step"]}, training loss in the '
+        'first and the last tenth of the steps, and scores in % before and after training with '
+        'the 95% interval'
     )
     return Table.of(caption, rows)
 
 
 def _scores_of(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Return scores and the interval after training, in percent."""
+    """Return the table cells with the scores, and the interval after training, in percent."""
     if numbers['after'] is None:
         return {}
     interval = '–'.join(f'{100 * end:.0f}' for end in numbers['interval'] or ())

@@ -5,14 +5,15 @@ files on the branch `refs/convert/parquet`, named CONFIG/SPLIT/0000.parquet and 
 names of the repository, its config and its splits must be known. (The hub converts only a part of
 very large datasets; those listed here are small.)
 
-Our split 'test' is the one that the paper scores. PIQA, BoolQ and MedMCQA publish no labels for
-their test split, so it is their validation split, as the paper's counts confirm. Financial
+Our split 'test' is the split that the paper scores. PIQA, BoolQ and MedMCQA publish no labels for
+their test split, so our 'test' is their validation split, as the paper's counts confirm. Financial
 PhraseBank has only one split.
 
-The paper scores 2,802 'cleaned' rows of MedMCQA's 4,183. UltraEval keeps those of `choice_type`
-'single' with four distinct options, and so does `scored` here. Whether they are 2,802 has not been
-counted. For E2E NLG, the paper trains on 34K rows and scores 4,693 references. That is the cleaned
-version (Dušek et al. 2019), because the original version has 42,061 training rows.
+The paper scores 2,802 'cleaned' rows of MedMCQA's 4,183. UltraEval, OpenBMB's evaluation toolkit,
+keeps the rows of `choice_type` 'single' with four distinct options, and so does `is_scored` here.
+Whether these are 2,802 rows has not been counted. For E2E NLG, the paper trains on 34K rows and
+scores 4,693 references. That is the cleaned version (Dušek et al. 2019), because the original
+version has 42,061 training rows.
 """
 
 import pathlib
@@ -34,13 +35,13 @@ def _every(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on the Hugging Face hub; local files with the same columns can be used instead.
+    """A dataset on the Hugging Face hub; local files with the same columns can replace it.
 
     For example::
 
         Dataset(
             'metamathqa', 'meta-math/MetaMathQA', 'default', {'train': 'train'},
-            instructions.pair('query', 'response'), checked='Columns: the card.',
+            instructions.pair_parser('query', 'response'), evidence='Columns: the card.',
         )
 
     Attributes:
@@ -50,7 +51,7 @@ class Dataset:
         splits: Name of the hub's split for each of our splits, which are 'train', 'validation' and
             'test' at most.
         parse: Function that returns the item of a row, or raises `BrokenRowError`.
-        evidence: Evidence for these facts: what they were read from.
+        evidence: Sources against which the fields above were verified.
         read: Function that returns the rows of one file.
         is_scored: Function that returns whether a row of 'test' is scored; other rows are skipped.
         multi_reference: Whether `group_answers` merges the 'test' rows with the same question into
@@ -82,9 +83,9 @@ _TRAIN_TEST = {'train': 'train', 'test': 'test'}
 _ALL = {'train': 'train', 'validation': 'validation', 'test': 'test'}
 _NO_TEST_LABELS = {'train': 'train', 'test': 'validation'}
 
-# In `checked`, the card is the dataset's README in huggingface/datasets, with columns, types,
-# splits and their sizes; the branch is the one with the converted Parquet files; and rows were
-# parsed with the parser of the entry.
+# In `evidence`, the card is the dataset's README in huggingface/datasets, with columns, types,
+# splits and their sizes. The branch is the one with the converted Parquet files. Rows were parsed
+# with the parser of the entry.
 _DATASETS = (
     Dataset(
         'medmcqa',

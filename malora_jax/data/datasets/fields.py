@@ -1,6 +1,6 @@
 """Checked access to the fields of a row, shared by all parsers.
 
-A number may be an int, as in Parquet, or text, as in CSV and in JSON as read by `rows`.
+A number may be an int, as in Parquet, or text, as in CSV and in JSON as read by `file_rows`.
 """
 
 import re
@@ -102,7 +102,7 @@ def boolean(row: Row, name: str) -> bool:
     """Return a Boolean field, stored as true or false or as text.
 
     Raises:
-        BrokenRowError: The field is missing or is something else.
+        BrokenRowError: The field is missing or is not a Boolean.
     """
     value = _field(row, name)
     word = value.strip().lower() if isinstance(value, str) else value

@@ -1,9 +1,10 @@
 r"""Prompt forms: templates that turn an item into a prompt and its continuation.
 
-They are those of UltraEval (OpenBMB/UltraEval, `datasets/*/transform_*.py`); the paper does not say
-which form it used. 'completion' is UltraEval's form for scoring by log-probability (ppl_v0), where
-the text of an option follows 'Answer:'. 'sectioned' is its form for generation (gen_v1), where the
-letter of an option follows. UltraEval's texts, with {} for the fields of a row:
+The forms are those of UltraEval, OpenBMB's evaluation toolkit (files `datasets/*/transform_*.py` of
+OpenBMB/UltraEval); the paper does not say which form it used. 'completion' is UltraEval's form for
+scoring by log-probability (ppl_v0), where the text of an option follows 'Answer:'. 'sectioned' is
+its form for generation (gen_v1), where the letter of an option follows. UltraEval's texts, with {}
+for the fields of a row:
 
 - completion: 'Question: {}\nAnswer: '. BoolQ has the passage and '\n' in front, a question mark
   after the question, and the options Yes and No. MedMCQA has '\nOptions: A. {}\nB. {}\nC. {}\nD.
@@ -20,8 +21,8 @@ text.
 
 These choices are ours: ARC, whose files could not be read, and OpenBookQA, where UltraEval shows a
 fact that is missing from the config 'main', are asked like PIQA. UltraEval has no instruction
-datasets, E2E or PhraseBank. They are asked like GSM8K and PIQA; E2E and PhraseBank also get a
-sentence that says what to do. MGSM is asked with the words of its worked examples in each language.
+datasets, E2E or PhraseBank. They are asked like GSM8K and PIQA; E2E and PhraseBank also get an
+instruction. MGSM is asked with the headings of its worked examples in each language.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,10 +95,11 @@ def sectioned(name: str, item: Item) -> Example:
 
 PromptForm = Callable[[str, Item], Example]
 
-# The example's question is the whole prompt, and its answer is the continuation. For items with
-# options, its metadata has `options`, the continuation for each option, and `label`, the index of
-# the right one. Otherwise it has `answers`, all right continuations. Programs also have `test` and
-# `entry_point`, and MGSM has `language`.
+# A prompt form maps a dataset name and an item to an example. The example's question is the whole
+# prompt, and its answer is the continuation. For items with options, the metadata has `options`
+# (the continuation for each option) and `label` (the index of the right option). Otherwise the
+# metadata has `answers`, all right continuations. Programs also have `test` and `entry_point`, and
+# MGSM has `language`.
 FORMS: Mapping[str, PromptForm] = {'completion': completion, 'sectioned': sectioned}
 
 
@@ -149,7 +151,7 @@ def _listed(options: Sequence[str]) -> str:
 
 
 def _program(item: Item) -> Example:
-    """Return the example of a program, whose answer continues its beginning on a new line."""
+    """Return the example of a program; the answer continues the program's start on a new line."""
     answer = f'\n{item.answers[0]}'
     metadata = {'answers': (answer,), 'test': item.test, 'entry_point': item.entry_point}
     return Example(item.question.strip(), answer, metadata)

@@ -22,8 +22,7 @@ def parse_gsm8k(row: Row) -> Item:
     if not _ENDING.search(answer):
         raise BrokenRowError(
             f"{row.location}: field 'answer' ends in {answer[-20:]!r}; it must end in '#### ' and "
-            'a '
-            'number.'
+            'a number.'
         )
     return Item(fields.text(row, 'question'), answers=(answer,))
 

@@ -8,7 +8,7 @@ from malora_jax.data.file_rows import Row
 
 
 def pair_parser(question_field: str, answer_field: str) -> Callable[[Row], Item]:
-    """Return a parser of rows with a question and an answer.
+    """Return a parser that takes the question and the answer from two fields.
 
     The parser raises `BrokenRowError` for a row that cannot be used.
 

@@ -11,7 +11,7 @@ class BrokenRowError(UserError):
 
     For example::
 
-        raise BrokenRowError(f"{row.place}: field 'label' is missing.")
+        raise BrokenRowError(f"{row.location}: field 'label' is missing.")
     """
 
 
@@ -61,8 +61,8 @@ def choice_item(
         raise BrokenRowError(f'{location} has {len(options)} options; there must be 2 or more.')
     if options.count(options[label]) > 1:
         raise BrokenRowError(
-            f'{location}: the right option ({options[label][:60]!r}) is there '
-            f'{options.count(options[label])} times; the others must differ from it.'
+            f'{location}: the right option ({options[label][:60]!r}) appears '
+            f'{options.count(options[label])} times; all other options must differ from it.'
         )
     return Item(question, passage, tuple(options), label)
 

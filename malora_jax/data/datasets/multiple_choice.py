@@ -15,15 +15,14 @@ def parse_medmcqa(row: Row) -> Item:
 
     Raises:
         BrokenRowError: The row cannot be used.
-        UserError: `cop` is 4. The original files count options from 1 and the hub counts from 0, so
-            all labels of this file would be wrong, and none of its rows may be used.
+        UserError: `cop` is 4. The original files number options from 1, but the hub numbers them
+            from 0. So all labels of this file would be wrong, and none of its rows may be used.
     """
     options = [fields.text(row, name) for name in _MEDMCQA_OPTIONS]
     if fields.whole_number(row, 'cop') == 4:
         raise UserError(
-            f"{row.location}: field 'cop' is 4, so this is an original file, which counts the "
-            'options '
-            'from 1; take the rows of the hub, which count from 0.'
+            f"{row.location}: field 'cop' is 4, so this is an original file, which numbers the "
+            'options from 1; use the rows from the Hugging Face hub, which number them from 0.'
         )
     label = fields.index(row, 'cop', len(options), ' (the test split has no labels)')
     return choice_item(row.location, fields.text(row, 'question'), options, label)

@@ -27,8 +27,7 @@ def parse_phrasebank(row: Row) -> Item:
     if named and label not in SENTIMENTS:
         raise BrokenRowError(
             f"{row.location}: field 'label' is {label!r}; it must be {', '.join(SENTIMENTS)} or "
-            'the '
-            'index of one.'
+            'the index of one.'
         )
     index = SENTIMENTS.index(label) if named else fields.index(row, 'label', len(SENTIMENTS))
     return choice_item(row.location, fields.text(row, 'sentence'), SENTIMENTS, index)

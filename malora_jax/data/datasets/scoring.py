@@ -1,11 +1,12 @@
 """Default scoring rule of each public dataset, for each prompt form.
 
-UltraEval takes the option whose text has the largest log-probability, or the letter that is
-generated. It generates up to 300 tokens, unless the dataset says otherwise, and uses no stop
-strings except for HumanEval, whose programs it cuts at them. It scores only the beginning of a text
-where the answer is a letter, and the number after the first '####' for GSM8K, so stopping early
-there only saves time. GSM8K has 8 shots. UltraEval's settings for HumanEval could not be read.
-These settings, and those of datasets that UltraEval does not have, are our own choice.
+The rules follow UltraEval, OpenBMB's evaluation toolkit. UltraEval takes the option whose text has
+the largest log-probability, or the letter that is generated. It generates up to 300 tokens, unless
+the dataset says otherwise, and uses no stop strings except for HumanEval, whose programs it cuts at
+them. Where the answer is a letter, it scores only the beginning of a text, and for GSM8K only the
+number after the first '####'. So stopping early there only saves time. GSM8K has 8 shots.
+UltraEval's settings for HumanEval could not be read. These settings, and those of datasets that
+UltraEval does not have, are our own choice.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ def default_scoring(name: str, form: str) -> Scoring:
             training.
     """
     if name not in _SCORING:
-        raise unknown_name('dataset that is scored', name, _SCORING)
+        raise unknown_name('dataset with a scoring rule', name, _SCORING)
     if form not in FORMS:
         raise unknown_name('form', form, FORMS)
     return dataclasses.replace(_SCORING[name][form], form=form)

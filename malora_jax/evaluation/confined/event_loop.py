@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-# In seconds; longer than any confined process may run.
+# Time in seconds that is longer than any confined process may run.
 _FOREVER = 1e6
 
 

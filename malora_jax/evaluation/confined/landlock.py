@@ -1,4 +1,4 @@
-"""Restricts file reads to the standard library, system libraries and time zones, by Landlock.
+"""Landlock rules that restrict reads to the standard library, system libraries and time zones.
 
 Linux's Landlock needs no privileges, and a process cannot remove its restrictions. The rest of the
 disk, the memory of other processes under /proc, and installed packages cannot be read. Benchmark
@@ -21,7 +21,7 @@ _ALL_OF_FIRST_VERSION = (1 << 13) - 1
 _LIBRARIES = ('/lib', '/lib64', '/usr/lib', '/usr/lib64', '/etc/ld.so.cache')
 # Directories that zoneinfo searches, besides /usr/lib.
 _TIME_ZONES = ('/usr/share/zoneinfo', '/usr/share/lib/zoneinfo', '/etc/zoneinfo')
-# Directories of installed packages within that of the standard library.
+# Names of the directories of installed packages inside the standard library's directory.
 _PACKAGES = ('site-packages', 'dist-packages')
 
 
@@ -45,6 +45,7 @@ def apply() -> None:
 
 
 def _rules() -> Iterator[tuple[str, int]]:
+    """Yield each path that remains readable, with its access rights."""
     yield '.', _READ_DIRECTORY
     for folder in filter(os.path.isdir, sys.path):
         # A rule covers everything below its path, so packages can only be excluded by listing all
@@ -60,5 +61,6 @@ def _rules() -> Iterator[tuple[str, int]]:
 
 
 def _full_read_rules(paths: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield each existing path, with the right to read everything below it."""
     for path in filter(os.path.exists, paths):
         yield path, _READ_FILE | (_READ_DIRECTORY if os.path.isdir(path) else 0)

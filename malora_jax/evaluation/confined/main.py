@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 def main() -> None:
     """Run the job described by the JSON object on standard input.
 
-    Its field `limits` holds the arguments of `_confine`, `role` names a function in `_ROLES`, and
+    The object's field `limits` holds the arguments of `_confine`, `role` is a key of `_ROLES`, and
     `arguments` holds the arguments of that function.
     """
     job = json.load(sys.stdin)
@@ -24,6 +24,14 @@ def main() -> None:
 
 
 def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> None:
+    """Restrict this process irrevocably.
+
+    Args:
+        seconds: Maximum processor time in seconds.
+        memory: Maximum address space in bytes.
+        layers: Restrictions that this system supports: 'memory', 'landlock' and 'seccomp'.
+        parent: Process id of the evaluation.
+    """
     # The kernel sends SIGXCPU at the soft limit, and SIGKILL at the hard limit.
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
     _limit(resource.RLIMIT_CORE, 0)
@@ -41,7 +49,11 @@ def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> N
 
 
 def _apply(layer: str, memory: int) -> None:
-    """Apply a restriction that not every system supports.
+    """Apply a layer, which is a restriction that not every system supports.
+
+    Args:
+        layer: 'memory', 'landlock' or 'seccomp'.
+        memory: Maximum address space in bytes.
 
     Raises:
         OSError, ValueError: The system does not support it.
@@ -63,7 +75,7 @@ def _limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _probe(memory: int, layers: Sequence[str]) -> None:
-    """Print a JSON list of those layers that this system supports, after applying them."""
+    """Apply all layers that this system supports, and print the JSON list of their names."""
     supported = []
     for layer in layers:
         try:
@@ -71,7 +83,7 @@ def _probe(memory: int, layers: Sequence[str]) -> None:
             supported.append(layer)
         except (OSError, ValueError):
             pass
-    # The probe must fail if the restrictions block imports: every candidate with one would fail.
+    # The probe must fail if the restrictions block imports, because candidates need imports.
     import colorsys  # noqa: F401
     import hashlib  # noqa: F401
 

@@ -1,8 +1,9 @@
 """The two processes of a test: the untrusted candidate, and the examiner, which runs the test.
 
-A socket connects them. Each line to the candidate holds the arguments of a call, and each line back
-holds the result, both as plain data. A candidate can influence the verdict only by its results: it
-never sees the test, and anything that it patches, prints or exits affects only its own process.
+The candidate runs the generated program. A socket connects the processes. Each line to the
+candidate holds the arguments of a call, and each line back holds the result, both as plain data. A
+candidate can influence the verdict only by its results: it never sees the test, and if it patches
+objects, prints text or exits, that affects only its own process.
 """
 
 import contextlib
@@ -17,9 +18,9 @@ from typing import Any, BinaryIO
 
 from . import event_loop, serialization
 
-# First line of the examiner's output, once both processes run, and its verdict if the candidate's
-# process has ended.
+# First line of the examiner's output, once both processes run.
 READY = 'ready'
+# Verdict of the examiner if the candidate's process has ended.
 ENDED = 'the candidate has ended'
 
 # Maximum length of a line from the candidate, in bytes: more than any test needs.
@@ -55,7 +56,7 @@ def _call(namespace: dict[str, Any], function: str, line: bytes) -> Any:
 
 
 def _new_namespace() -> dict[str, Any]:
-    """Return the namespace of a new module in `sys.modules`, where pickle and typing look it up."""
+    """Return the namespace of a new module, registered in `sys.modules` for pickle and typing."""
     module = types.ModuleType(serialization.PROGRAM)
     sys.modules[serialization.PROGRAM] = module
     return vars(module)
@@ -98,7 +99,7 @@ def _describe(error: BaseException) -> str:
 class _CandidateError(BaseException):
     """A call of the candidate without a result.
 
-    It is not an `Exception`, so that tests which catch exceptions end at once, too.
+    This class is not an `Exception`, so that tests that catch exceptions also end at once.
     """
 
 
@@ -124,7 +125,7 @@ class _RemoteCandidate:
             return self._receive()
 
     def wait(self) -> None:
-        """Wait until the candidate has completed its next step."""
+        """Wait for the candidate's next step: its start, and then the end of its program."""
         with self._recording_failure():
             self._receive()
 
@@ -155,7 +156,8 @@ def run_examiner(prompt: str, test: str, function: str, channel: int) -> None:
     The verdict is null if the test passed, and otherwise the reason of the failure.
 
     Args:
-        prompt: Head of the function, with the imports, helpers and classes that the test may need.
+        prompt: Prompt of the problem: signature and docstring of the function, with the imports,
+            helpers and classes that the test may need.
         test: Source code that defines `check(candidate)`.
         function: Name of the function; the test may also call it by this name.
         channel: Descriptor of the socket to the candidate.
@@ -165,7 +167,7 @@ def run_examiner(prompt: str, test: str, function: str, channel: int) -> None:
     print(READY, flush=True)
     verdict = None
     try:
-        # Some tests draw random inputs, which must be the same each time, and some print.
+        # Some tests print text, and some draw random inputs, which must be the same each time.
         random.seed(0)
         with contextlib.redirect_stdout(io.StringIO()):
             remote.wait()

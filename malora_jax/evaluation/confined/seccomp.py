@@ -1,7 +1,7 @@
 """A seccomp filter for system calls: the process may only compute and read files.
 
 Linux's seccomp needs no privileges, and a process cannot remove its filter. A system call that is
-not in the list below fails as on a kernel without that call (ENOSYS). The process therefore cannot
+not in `_ALLOWED` fails as on a kernel without that call (ENOSYS). The process therefore cannot
 start processes or threads, open sockets, signal, trace or limit other processes, mount file
 systems, or change, create or remove files. Opening a file for writing fails as on a read-only file
 system (EROFS).

@@ -14,8 +14,8 @@ from typing import Any
 
 from . import event_loop
 
-# Name of the module in which the candidate's program runs, and of the one in which the test runs.
-# Only instances of the classes defined there are transferred with their class name.
+# Name of the module in which each process runs its program: the candidate's source, or the prompt
+# and the test. Only instances of classes of this module are transferred with their class name.
 PROGRAM = 'program'
 
 _NUMBERS: dict[type, Callable[[Any], Any]] = {
@@ -31,9 +31,9 @@ def pack(value: Any) -> Any:
     """Return a JSON-serializable form of a value.
 
     Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but a
-    subclass becomes its base: a Counter becomes a dictionary. An instance of a class of the program
-    is sent as the name of the class and the attributes. Any other iterable is read to its end and
-    arrives as an iterator. A coroutine is run to its end, and its result is sent.
+    subclass becomes its base class: a Counter becomes a dictionary. An instance of a class of the
+    program is sent as the name of the class and the attributes. Any other iterable is read to its
+    end and arrives as an iterator. A coroutine is run to its end, and its result is sent.
 
     Raises:
         TypeError: The value contains an object of another kind.
@@ -42,7 +42,7 @@ def pack(value: Any) -> Any:
 
 
 class _Packer:
-    """Packs one value with all objects in it, which may refer to each other."""
+    """Packs one value and all objects in it, which may refer to each other."""
 
     def __init__(self) -> None:
         self._indices: dict[int, int] = {}
@@ -82,7 +82,7 @@ class _Packer:
             return {'object': self._object_index(value)}
         if isinstance(value, Iterable):
             return {'iterator': self._pack_items(value)}
-        raise TypeError(f'a {kind.__name__} is no plain data')
+        raise TypeError(f'a {kind.__name__} is not plain data')
 
     def _pack_items(self, value: Iterable[Any]) -> list[Any]:
         return [self._pack(item) for item in value]

@@ -17,7 +17,7 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 from malora_jax.models.loading.params import WeightFile, load_params
 from malora_jax.models.loading.safetensors_files import SafetensorsFiles
 
-# Model name that takes the configuration from the weights.
+# Model name with which the configuration is read from the files of the weights.
 AUTO = 'auto'
 
 # Presets whose weights are in a GGUF file of an installed Python distribution. That package's code
@@ -45,7 +45,7 @@ class LoadedBase(NamedTuple):
 
 
 def model_config(name: str, weights: str, dtype: str, quantize: str = '') -> ModelConfig:
-    """Return the configuration of the model that a run's config names.
+    """Return the configuration of a base model by name.
 
     Args:
         name: Name of a preset, or 'auto' to read the configuration that comes with the weights.
@@ -126,8 +126,8 @@ def load_base(config: ModelConfig, weights: str = '') -> LoadedBase:
         file, tokenizer = SafetensorsFiles(path), tokenizer_lib.from_huggingface(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise errors.UserError(
-            f'{path} has {tokenizer.vocab_size} tokens; model {config.name!r} has room for '
-            f'{config.vocab_size}.'
+            f'{path} has a tokenizer of {tokenizer.vocab_size} tokens; the embedding of model '
+            f'{config.name!r} has only {config.vocab_size} rows.'
         )
     return LoadedBase(config, load_params(file, config), tokenizer)
 
@@ -137,6 +137,7 @@ def _local(weights: str) -> pathlib.Path:
 
 
 def _locate(weights: str, patterns: tuple[str, ...]) -> pathlib.Path:
+    """Return the local path of weights; from the Hub, download the files that match `patterns`."""
     path = _local(weights)
     if path.is_dir() or path.suffix == '.gguf':
         return path
@@ -161,7 +162,7 @@ def _installed_weights(name: str) -> pathlib.Path:
     gguf_files = [file for file in files if file.suffix == '.gguf']
     if not gguf_files:
         raise errors.UserError(
-            f'The installed package {distribution} holds no GGUF file: install it anew.'
+            f'The installed package {distribution} contains no GGUF file: reinstall it.'
         )
     return pathlib.Path(str(gguf_files[0].locate()))
 
@@ -171,8 +172,8 @@ def _check_config(
 ) -> None:
     """Check that the files' configuration matches `config`.
 
-    The files' context may be longer. `tied` is not compared here, since `load_params` finds out
-    from the tensors.
+    The files' context length may be longer. `tied` is not compared here, because `load_params`
+    checks it against the tensors.
     """
     for field, key in keys.items():
         actual, expected = getattr(file_config, field), getattr(config, field)

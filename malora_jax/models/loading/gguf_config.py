@@ -1,7 +1,8 @@
 """Model configuration from the metadata of a GGUF file.
 
-Each key of the architecture is read here, known not to affect what the model computes, or refused
-unless it is empty. A feature that is not implemented is thus never silently ignored.
+A key of the architecture is either read here, or known not to affect what the model computes, or
+empty. Any other key is an error, so that a feature that is not implemented is never silently
+ignored.
 """
 
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ _FIXED = {
 
 
 def field_keys(file: GGUFFile) -> dict[str, str]:
-    """Return the GGUF name of each field of `ModelConfig`, for messages."""
+    """Return, for messages, the GGUF key or a description of each field of `ModelConfig`."""
     named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
     return named | {
         'vocab_size': f'rows of {_EMBEDDING}',
@@ -54,7 +55,8 @@ def field_keys(file: GGUFFile) -> dict[str, str]:
 def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
     """Return the configuration of the model in a GGUF file.
 
-    The context is limited to the sliding window, within which sliding attention is full attention.
+    The context is limited to the sliding window. Within one window, sliding-window attention equals
+    full attention.
 
     Args:
         file: GGUF file.
@@ -93,7 +95,6 @@ def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
             num_heads=heads,
             num_kv_heads=_positive_int(file, 'attention.head_count_kv', heads),
             head_width=head_width,
-            # Within its window, sliding attention is full attention.
             context=min(context, _positive_int(file, 'attention.sliding_window', context)),
             rope_theta=theta,
             rope_scaling=_scaling(file, head_width, theta),
@@ -120,7 +121,10 @@ def _check_known(file: GGUFFile) -> None:
 
 
 def _scaling(file: GGUFFile, head_width: int, theta: float) -> Llama3Scaling | None:
-    """Return Llama 3's RoPE scaling; the file holds only the divisors of the frequencies."""
+    """Return Llama 3's RoPE scaling, or None.
+
+    The file contains only the divisors of the frequencies, from which the scaling is inferred.
+    """
     if file.shape(ROPE_DIVISORS) is None:
         return None
     divisors_C = file.read_tensor(ROPE_DIVISORS)
@@ -129,8 +133,8 @@ def _scaling(file: GGUFFile, head_width: int, theta: float) -> Llama3Scaling | N
     expected_C = np.asarray(frequency_C / attention.scale_frequencies(frequency_C, scaling))
     if expected_C.shape != divisors_C.shape or not np.allclose(divisors_C, expected_C, rtol=1e-4):
         raise errors.UserError(
-            f'{file.path}: {ROPE_DIVISORS!r} is not the scaling of Llama 3 (low and high frequency '
-            'factors 1 and 4, original context 8192), which alone is implemented.'
+            f'{file.path}: {ROPE_DIVISORS!r} is not the RoPE scaling of Llama 3 (low and high '
+            'frequency factors 1 and 4, original context 8192); no other scaling is implemented.'
         )
     return scaling
 
@@ -143,7 +147,7 @@ def _positive_int(file: GGUFFile, key: str, default: int | None = None) -> int:
     value = _field(file, key)
     value = default if value is None else value
     if not isinstance(value, int) or schema.find_mismatch(schema.PositiveInt, value):
-        raise _config_error(file, key, 'a whole number from 1 on')
+        raise _config_error(file, key, 'a positive whole number')
     return value
 
 

@@ -19,9 +19,9 @@ _MAX_ITEMS = 2**23
 
 
 class _Reader(gguf.GGUFReader):
-    """GGUF reader over a plain array, since slicing `numpy.memmap` a million times takes seconds.
+    """GGUF reader over a plain array, because slicing `numpy.memmap` a million times takes seconds.
 
-    It also refuses impossible sizes in corrupt files.
+    The reader also rejects impossible sizes in corrupt files.
     """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
@@ -89,7 +89,7 @@ class GGUFFile:
 
         Args:
             key: Name of the value.
-            expected_type: Type hint that the value must match, if it is there: see `schema`.
+            expected_type: Type hint that a stored value must match: see `schema`.
             default: Result if the file does not have the key.
 
         Raises:

@@ -1,7 +1,7 @@
 """Model configuration from the `config.json` of `transformers`.
 
-Each key is read here, known not to affect what the model computes, or refused unless it is empty.
-A feature that is not implemented is thus never silently ignored.
+A key is either read here, or known not to affect what the model computes, or empty. Any other key
+is an error, so that a feature that is not implemented is never silently ignored.
 """
 
 import pathlib
@@ -19,7 +19,8 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     'Qwen3ForCausalLM': {'num_key_value_heads': 32, 'head_dim': 128, 'sliding_window': 4096},
 }
 
-# Key in the file of each field of `ModelConfig`.
+# Key in config.json of each field of `ModelConfig`; or a description of the feature, if no single
+# key determines the field.
 FIELD_KEYS = {
     'vocab_size': 'vocab_size',
     'width': 'hidden_size',
@@ -74,6 +75,7 @@ _IGNORED_IF_FALSE = """
     gradient_checkpointing use_parallel_residual
 """
 
+# Required keys of each `rope_type` that is implemented.
 _ROPE_KEYS: dict[str, tuple[str, ...]] = {
     'default': (),
     'llama3': (
@@ -88,7 +90,8 @@ _ROPE_KEYS: dict[str, tuple[str, ...]] = {
 def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
     """Return the configuration of the model that a `config.json` describes.
 
-    The context is limited to the sliding window, within which sliding attention is full attention.
+    The context is limited to the sliding window. Within one window, sliding-window attention equals
+    full attention.
 
     Args:
         path: Path of the file.
@@ -123,7 +126,12 @@ def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
 
 
 class _ConfigReader:
-    """Values of a `config.json`, checked, with the defaults of the architecture."""
+    """Checked values of a `config.json`, with the defaults of its architecture.
+
+    Raises:
+        UserError: The file is missing or broken, or its architecture is not implemented. Methods
+            raise it for values that are missing, malformed or not implemented.
+    """
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -140,6 +148,7 @@ class _ConfigReader:
         self.architecture: str = architectures[0]
 
     def get(self, key: str) -> Any:
+        """Return a value, or else the architecture's default, or else None."""
         default = _ARCHITECTURES[self.architecture].get(key)
         return self._values.get(key, default)
 
@@ -148,7 +157,7 @@ class _ConfigReader:
         value = self.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or schema.find_mismatch(schema.PositiveInt, value):
-            raise self._config_error(key, 'a whole number from 1 on')
+            raise self._config_error(key, 'a positive whole number')
         return value
 
     def flag(self, key: str) -> bool:
@@ -159,6 +168,7 @@ class _ConfigReader:
         return bool(value)
 
     def positive_float(self, key: str, default: float) -> float:
+        """Return a positive number as a float; `default` if the key is missing or null."""
         value = self.get(key)
         return self._positive(key, default if value is None else value)
 
@@ -187,7 +197,9 @@ class _ConfigReader:
             window = None
         allowed = ['full_attention'] if window is None else ['full_attention', 'sliding_attention']
         if not isinstance(kinds, list) or not all(kind in allowed for kind in kinds):
-            raise self._config_error('layer_types', f'of {" and ".join(allowed)} only')
+            raise self._config_error(
+                'layer_types', f'a list that contains only {" and ".join(allowed)}'
+            )
         if window is None:
             return context
         if self.architecture == 'LlamaForCausalLM':
@@ -195,6 +207,7 @@ class _ConfigReader:
         return min(context, self.positive_int('sliding_window'))
 
     def rope_theta(self) -> float:
+        """Return the base of the RoPE wavelengths, from `rope_theta` or `rope_parameters`."""
         _, rope = self._rope()
         theta = rope.get('rope_theta', self.get('rope_theta'))
         return self._positive('rope_theta', 10000.0 if theta is None else theta)
@@ -204,7 +217,9 @@ class _ConfigReader:
         section, rope = self._rope()
         kind = rope.get('rope_type') or rope.get('type') or 'default'
         if kind not in list(_ROPE_KEYS):
-            raise self._config_error(section, f'of rope_type {" or ".join(_ROPE_KEYS)}')
+            raise self._config_error(
+                section, f'an object whose rope_type is {" or ".join(_ROPE_KEYS)}'
+            )
         keys = _ROPE_KEYS[kind]
         for key, value in rope.items():
             expected = {'partial_rotary_factor': 1.0}.get(key)
@@ -219,10 +234,11 @@ class _ConfigReader:
         return Llama3Scaling(factor, low, high, int(original))
 
     def _rope(self) -> tuple[str, Mapping[str, Any]]:
+        """Return the key and the value of the RoPE settings; the value is empty without any."""
         sections = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
         sections = {key: value for key, value in sections.items() if value}
         if len(sections) > 1:
-            raise self._config_error('rope_scaling', 'absent beside rope_parameters')
+            raise self._config_error('rope_scaling', 'absent, because rope_parameters is also set')
         section, rope = next(iter(sections.items()), ('rope_scaling', {}))
         if not isinstance(rope, Mapping):
             raise self._config_error(section, 'an object')
@@ -246,5 +262,5 @@ class _ConfigReader:
 
 
 def _is_empty(value: Any) -> bool:
-    """Return whether a value is null or empty; False and 0 are not, as they may turn things off."""
+    """Return whether a value is null or empty. False and 0 are not: they may turn a feature off."""
     return value is None or value in ('', [], {})

@@ -1,4 +1,4 @@
-"""Base models on the Hugging Face Hub: names of the presets, and the files to download."""
+"""Base models on the Hugging Face Hub: repositories of the presets, and files to download."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ REPO_IDS = {
 }
 
 CONFIG_FILES = ('config.json',)
-# Excludes pickles, code, and the copies in other formats that some repositories have.
+# Exclude pickles, code, and the copies in other formats that some repositories have.
 MODEL_FILES = ('model*.safetensors', '*.json', '*.jinja', 'tokenizer.model')
 
 

@@ -1,4 +1,4 @@
-"""Loading of the decoder's `params` from a weight file, block by block; and their export."""
+"""Loading of the decoder's `params` from weight files, block by block; and export of `params`."""
 
 import concurrent.futures
 import pathlib
@@ -14,7 +14,7 @@ from malora_jax.adapters.trees import named_leaves
 from malora_jax.distributed import sharding
 from malora_jax.models.config import ModelConfig
 from malora_jax.models.decoder import Decoder, abstract_variables
-from malora_jax.models.loading import tensor_names as tensor_names
+from malora_jax.models.loading import tensor_names
 from malora_jax.models.loading.shard_buffers import ShardBuffers
 from malora_jax.models.quantize import codes_dtype, quantize, quantized_shapes
 
@@ -37,7 +37,7 @@ class WeightFile(Protocol):
 
     @property
     def names(self) -> Collection[str]:
-        """Names of the tensors, except for those that the config determines."""
+        """Names of the weights, without tensors that the config determines (RoPE frequencies)."""
         ...
 
     def read_rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
@@ -108,7 +108,8 @@ def to_huggingface(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
 def _check_names(file: WeightFile, config: ModelConfig, leaves: list[tensor_names.Leaf]) -> None:
     """Check that the file has all tensors of the model, and no others.
 
-    A tied model's file may repeat the embedding as the head.
+    If the model ties its output head to the embedding, the file may contain the embedding a second
+    time, as the head.
     """
     needed = {name for leaf in leaves for name in leaf.tensor_names}
     missing = [name for leaf in leaves for name in leaf.tensor_names if name not in file.names]
@@ -134,12 +135,12 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[tensor_name
             )
     if extra:
         raise errors.UserError(
-            f'{file.path} has a tensor {extra[0]!r}, for which model {config.name!r} has no place.'
+            f'{file.path} has a tensor {extra[0]!r} that is not part of model {config.name!r}.'
         )
 
 
 def _layers(leaf: tensor_names.Leaf, array: np.ndarray) -> np.ndarray:
-    """Return a leaf's array with one entry of the first axis for each tensor of the file."""
+    """Return a leaf's array with a first axis that counts the tensors of the file."""
     return array if leaf.path.startswith('layers/') else array[None]
 
 
@@ -224,7 +225,7 @@ def _finite_blocks(
 
 
 def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the first row of each block of a tensor and the row after its last.
+    """Split the rows of a tensor into blocks; return the first row of each and the row after it.
 
     A vector is a single block.
     """

@@ -27,8 +27,8 @@ class SafetensorsFiles:
         names: Names of the weight tensors.
 
     Raises:
-        UserError: There are no safetensors files, or one is missing, truncated or different from
-            what the index says.
+        UserError: There are no safetensors files, or one is missing, is truncated, or contains
+            other tensors than the index lists.
     """
 
     file_format: Format = 'huggingface'

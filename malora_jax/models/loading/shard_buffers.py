@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+# Alignment of the buffers in bytes: see `_empty`.
 _ALIGNMENT = 64
 
 # Start and stop of a shard along each axis of the whole array.

@@ -1,4 +1,4 @@
-"""Map from tensor names in weight files to leaves of the decoder's `params`, for both formats.
+"""Names of the tensors in Hugging Face and GGUF files for each leaf of the decoder's `params`.
 
 Files hold one tensor per layer, with outputs before inputs. In `params`, layers are stacked, and
 kernels have inputs before outputs.
@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
         path: Path of the leaf, with slashes.
         shape: Shape of the leaf, with the layer axis first if it is stacked.
         dtype: Dtype of the leaf.
-        tensor_names: Names of the tensors in the file: one per layer, or only one.
+        tensor_names: Names of the tensors in the file: one per layer, or one outside the layers.
         transposed: Whether the tensors in the file are transposed relative to the leaf.
     """
 
@@ -77,9 +77,14 @@ def leaves(config: ModelConfig, file_format: Format) -> list[Leaf]:
 
 
 def weight_name(module: str, file_format: Format) -> str:
-    """Return the name of a module's weight in files of a format.
+    """Return the tensor name of a module's weight.
 
-    For modules in a layer, the name contains {} for the index of the layer.
+    Args:
+        module: Path of the module in `Decoder`, such as 'layers/mlp/up'.
+        file_format: Format of the weight file.
+
+    Returns:
+        The name; for modules in a layer, it contains {} in place of the layer's index.
     """
     return _MODULES[module][file_format == 'gguf'] + '.weight'
 

@@ -7,16 +7,16 @@ import tokenizers
 from malora_jax.models.loading import tokenizer_gguf, tokenizer_huggingface
 from malora_jax.models.loading.gguf_file import GGUFFile
 
-# Text after a line break is encoded without SentencePiece's leading space. SentencePiece encodes a
-# line break as a byte token, which does not merge with the text after it.
+# Prefix with which `encode` avoids SentencePiece's leading space in a text that follows another.
+# SentencePiece encodes a line break as a byte token, which does not merge with the text after it.
 _LINE_BREAK = '\n'
 
 
 class Tokenizer:
     """Conversion between text and token ids, with the special tokens of a model.
 
-    SentencePiece adds a space before a text, and removes it when decoding. Both are wrong in the
-    middle of a conversation: `continues` means that the text follows another.
+    SentencePiece adds a space before a text, and removes it when decoding. Both are wrong for a
+    text that follows another, as in a conversation; the argument `continues` turns them off.
 
     Attributes:
         eos_id: Id of the end token.
@@ -65,7 +65,7 @@ class Tokenizer:
 
         Args:
             text: Text to encode.
-            continues: Whether the text follows another, so that no space is added before it.
+            continues: Whether the text follows another text, so that no space is added before it.
         """
         if not continues or not self._adds_space:
             # Unlike the library's `encode`, this releases the GIL, and it takes half the time.
@@ -80,7 +80,7 @@ class Tokenizer:
 
         Args:
             ids: Token ids.
-            continues: Whether the text follows another, so that a leading space is kept.
+            continues: Whether the text follows another text, so that a leading space is kept.
         """
         if not continues or not self._adds_space:
             return self._backend.decode(ids, skip_special_tokens=True)
@@ -112,7 +112,8 @@ class Tokenizer:
 def from_huggingface(directory: str | pathlib.Path) -> Tokenizer:
     """Load the tokenizer of a Hugging Face directory.
 
-    It comes from `tokenizer.json`; special tokens and the chat template are in other files.
+    `tokenizer.json` contains the tokenizer itself. The chat template and the names of special
+    tokens are in other files.
 
     Raises:
         UserError: A file is missing or broken, or names a token that the tokenizer lacks.

@@ -16,7 +16,8 @@ from malora_jax.models.loading.gguf_file import GGUFFile
 # Values of gguf.TokenType.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
-# Pattern of each pre-tokenizer of llama.cpp; None splits single digits, then as GPT-2 does.
+# Split pattern of each llama.cpp pre-tokenizer that is implemented. None splits off single digits,
+# then splits as GPT-2 does.
 _PRE_TOKENIZERS = {
     'smollm': None,
     'llama-bpe': (
@@ -118,7 +119,8 @@ def _token_id(file: GGUFFile, key: str) -> int:
     index, count = _field(file, key, int), len(_tokens(file))
     if not 0 <= index < count:
         raise errors.UserError(
-            f'{file.path} has tokenizer.ggml.{key} = {index}, but {count:,} tokens.'
+            f'{file.path} has tokenizer.ggml.{key} = {index}, but its vocabulary has '
+            f'only {count:,} tokens.'
         )
     return index
 
@@ -141,7 +143,7 @@ def _add(
     which: Sequence[int],
     special: bool,
 ) -> None:
-    """Register the tokens of some kinds as added tokens, which are matched first, never split."""
+    """Register tokens whose kind is in `which` as added tokens: matched first and never split."""
     chosen = [token for token, kind in zip(tokens, kinds, strict=True) if kind in which]
     tokenizer.add_tokens(
         [tokenizers.AddedToken(token, special=special, normalized=False) for token in chosen]

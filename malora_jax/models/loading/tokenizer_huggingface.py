@@ -70,8 +70,8 @@ def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict[str, str]) -> int:
     """Return the id of the end token.
 
-    It is `eos_token`, or if that is not set, the first `eos_token_id` of `generation_config.json`
-    or `config.json`.
+    The end token is `eos_token` of the tokenizer settings. If that is not set, it is the first
+    `eos_token_id` of `generation_config.json` or else of `config.json`.
 
     Raises:
         UserError: No file names an end token, it is not in the vocabulary, or a file is broken.
@@ -86,8 +86,8 @@ def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict
             continue
         if not isinstance(token_id, int) or not _is_token(tokenizer, token_id):
             raise errors.UserError(
-                f'{directory / name} has eos_token_id = {errors.short_repr(token_id)}, which is no '
-                'token of tokenizer.json.'
+                f'{directory / name} has eos_token_id = {errors.short_repr(token_id)}, which is '
+                'not a token id of tokenizer.json.'
             )
         return token_id
     raise errors.UserError(
@@ -103,7 +103,8 @@ def bos_id(
 ) -> int | None:
     """Return the id of the token that every text starts with, or None.
 
-    `add_bos_token` decides; if it is not set, the post-processor in `tokenizer.json` does.
+    The setting `add_bos_token` determines whether there is such a token. If it is not set, the
+    post-processor in `tokenizer.json` determines it.
 
     Raises:
         UserError: The token is not in the vocabulary.
@@ -137,8 +138,8 @@ def _id(
 def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:
     """Return the model's chat template in Jinja, or None.
 
-    It comes from `chat_template.jinja` or from `tokenizer_config.json`. If that has several named
-    templates, the one named 'default' is used.
+    The template comes from `chat_template.jinja` or else from `tokenizer_config.json`. If the
+    latter has several named templates, the template named 'default' is used.
 
     Raises:
         UserError: The template is not text, or is not UTF-8.
@@ -155,7 +156,9 @@ def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | No
             f'The chat template in {directory} is broken ({error!r}).'
         ) from error
     if template is not None and not isinstance(template, str):
-        raise errors.UserError(f'The chat template in {directory} is no text: {template!r:.60}.')
+        raise errors.UserError(
+            f'The chat template in {directory} must be text; it is {template!r:.60}.'
+        )
     return template
 
 

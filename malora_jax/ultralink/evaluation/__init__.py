@@ -1,1 +1,1 @@
-"""Evaluation of multilingual models per language: MGSM, HumanEval and LLM as a judge."""
+"""Evaluation of chat models in one language: MGSM, translated HumanEval and LLM as a judge."""

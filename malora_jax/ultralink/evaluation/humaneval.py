@@ -33,7 +33,7 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         task: Id of the problem.
-        place: Place of the row (file and line), for messages.
+        place: File and line of the row, for messages.
         prompt: Prompt of the row, with the white space at its end restored.
         restored: Whether the white space had to be restored.
         faults: Human-readable description of each fault, by kind.
@@ -120,14 +120,16 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
     try:
         before = ast.parse(text_field(problem, 'prompt') + solution)
     except (SyntaxError, ValueError) as error:
-        raise UserError(f'{problem.location} is no original problem: {error}.') from error
+        raise UserError(
+            f'{problem.location} does not parse as an original HumanEval problem: {error}.'
+        ) from error
     try:
         after = ast.parse(prompt + solution)
     except (SyntaxError, ValueError) as error:
         return {**faults, 'syntax': str(error)}
     if name not in _defined(after):
-        names = ', '.join(sorted(_defined(after) - _defined(before))) or 'nothing else'
-        faults['entry point'] = f'the prompt does not define {name!r}, but {names}'
+        names = ', '.join(sorted(_defined(after) - _defined(before))) or 'none'
+        faults['entry point'] = f'the prompt does not define {name!r} (new functions: {names})'
     original_docs, translated_docs = _pop_docstrings(before), _pop_docstrings(after)
     if len(original_docs) != len(translated_docs):
         faults['docstring'] = f'{len(translated_docs)} docstrings, not {len(original_docs)}'
@@ -140,7 +142,7 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
 
 
 def format_report(diagnoses: Sequence[Diagnosis]) -> str:
-    """Return a text with a line for each row that has faults, and the counts."""
+    """Return the report as text: a line for each row that has faults, then the counts."""
     lines = [
         f'{each.place} ({each.task}): '
         + '; '.join(f'{kind}: {each.faults[kind]}' for kind in FAULTS if kind in each.faults)
@@ -162,11 +164,16 @@ def format_report(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def _by_task(path: pathlib.Path) -> dict[str, Row]:
+    """Return the rows of a file by their `task_id`.
+
+    Raises:
+        UserError: The file cannot be read or has no rows, or two rows have the same `task_id`.
+    """
     rows: dict[str, Row] = {}
     for row in read_rows(path):
         task = text_field(row, 'task_id')
         if task in rows:
-            raise UserError(f'{row.location}: another row is of {task} too.')
+            raise UserError(f'{row.location}: an earlier row has the same task_id {task}.')
         rows[task] = row
     if not rows:
         raise UserError(f'{path} has no problems.')
@@ -176,14 +183,22 @@ def _by_task(path: pathlib.Path) -> dict[str, Row]:
 def _check_same(
     problems: Mapping[str, Row], rows: Mapping[str, Row], translated: pathlib.Path
 ) -> None:
+    """Check that both files have the same problems.
+
+    Raises:
+        UserError: A problem is unknown or missing.
+    """
     missing, unknown = problems.keys() - rows.keys(), rows.keys() - problems.keys()
     if unknown:
-        raise UserError(f'{rows[min(unknown)].location}: there is no problem {min(unknown)}.')
+        raise UserError(
+            f'{rows[min(unknown)].location}: the original file has no problem {min(unknown)}.'
+        )
     if missing:
         raise UserError(f'{translated} lacks {len(missing)} problems, such as {min(missing)}.')
 
 
 def _defined(tree: ast.Module) -> set[str]:
+    """Return the names of the functions that a module defines."""
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

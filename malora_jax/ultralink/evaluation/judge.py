@@ -76,13 +76,14 @@ class JudgeConfig(Settings):
 
 
 def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
-    """Return the process function of an answer; its rows are {"id", "verdicts", "score"}.
+    """Return the function that judges one answer; its rows are {"id", "verdicts", "score"}.
 
-    `verdicts` holds two of 'answer', 'baseline' and 'tie': the first with the answer in first
-    place, the second with the baseline in first place. `score` is 1, 0.5 or 0.
+    `verdicts` has two of 'answer', 'baseline' and 'tie': the first with the answer in first place,
+    the second with the baseline in first place. `score` is 1 for a win, 0.5 for a tie, 0 for a
+    loss. The function raises `UserError` if the baseline has no answer to a question.
 
     Raises:
-        UserError: A row of the baseline lacks a field, or has the id of another row.
+        UserError: A row of the baseline lacks a field, or two rows have the same id.
     """
     baseline = run.config.baseline
     rows = shards.ensure_unique_ids(shards.read([baseline]))
@@ -125,9 +126,9 @@ class _PairwiseJudge:
         self._system = _SYSTEM.format(language=get_language(config.language).name)
 
     async def __call__(self, question: str, first: str, second: str) -> int | None:
-        """Return 1 if the first answer is better, -1 if the second is, 0 for a tie.
+        """Return 1 if the first answer is better, -1 if the second is better, 0 for a tie.
 
-        None means that no attempt gave a verdict.
+        The result is None if no attempt gives a verdict.
         """
         user = _USER.format(question=question, first=first, second=second)
         messages = (ChatMessage('system', self._system), ChatMessage('user', user))
@@ -143,15 +144,15 @@ def parse_verdict(reply: Reply) -> int | None:
     """Parse the last mark [[A]], [[B]] or [[C]] in a judge's reply.
 
     Returns:
-        1 if the first answer is better, -1 if the second is, 0 for a tie; None if the reply is
-        truncated or has no mark.
+        Points of the verdict: 1 if the first answer is better, -1 if the second is better, 0 for a
+        tie; None if the reply is truncated or has no mark.
     """
     found = _VERDICT.findall(reply.text)
     return _POINTS[found[-1]] if found and reply.finish_reason == 'stop' else None
 
 
 def summary(run: StageRun[JudgeConfig], manifest: StageManifest) -> str:
-    """Return the counts of the stage, and the win rate.
+    """Return the counts of the stage, and the win rate, as text.
 
     Raises:
         UserError: No question has a verdict.

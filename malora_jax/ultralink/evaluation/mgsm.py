@@ -24,7 +24,7 @@ from malora_jax.ultralink.settings import (
 from malora_jax.ultralink.stage import ItemOutcome, PreparedStage, StageRun
 
 STAGE = 'mgsm'
-# Instruction after the problem: introduce the answer in a phrase that `final_number` looks for.
+# Instruction after the problem: end with the answer, in a phrase that `final_number` looks for.
 INSTRUCTIONS = {
     'en': 'Solve the problem step by step. End with "The answer is" and the number.',
     'zh': '请逐步解答这道题，最后写“答案是”和得数。',
@@ -47,8 +47,9 @@ class MgsmConfig(Settings):
 
 
 def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
-    """Yield the problems of TSV files of the original dataset (question, answer, no header).
+    """Yield the problems in files.
 
+    A TSV file has the columns question and answer without a header, as in the original dataset.
     Other files, such as JSON Lines, need the fields `question` and `answer_number`.
 
     Raises:
@@ -58,10 +59,11 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
-    """Return the process function of a problem.
+    """Return the function that asks the model one problem and scores its reply.
 
-    It counts `right` answers and answers with `no number`. Rows are {"id", "question", "answer",
-    "text", "number", "right"}.
+    Rows are {"id", "question", "answer", "text", "number", "right"}: the correct `answer`, the
+    `text` of the reply, its final `number` or None, and whether it is `right`. The counts in the
+    manifest are those of `right` replies and of replies with `no number`.
     """
     config = run.config
     sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
@@ -90,7 +92,10 @@ def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:
     """Return the accuracy as text."""
     total = manifest.total
     right, missing = total.counts['right'], total.counts['no number']
-    return f'{right} of {total.kept} right, {right / total.kept:.1%}; {missing} without a number'
+    return (
+        f'{right} of {total.kept} answers correct ({right / total.kept:.1%}); '
+        f'{missing} answers without a number'
+    )
 
 
 def prompt(question: str, language: str) -> str:

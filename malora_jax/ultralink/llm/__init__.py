@@ -1,1 +1,1 @@
-"""Chat language models with a cache: behind an HTTP endpoint, or decoded in this process."""
+"""Chat language models at an HTTP endpoint or in this process, with a cache of their replies."""

@@ -27,7 +27,7 @@ _TABLE = (
 class ReplyCache:
     """Replies in a SQLite file, by a hash of model and request.
 
-    The file is created with the first reply, so that a command that fails before leaves no file.
+    The file is created with the first reply, so that a command that fails earlier leaves no file.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -60,7 +60,7 @@ class ReplyCache:
 
     @property
     def total_tokens(self) -> int:
-        """Total number of tokens of all replies, with their requests."""
+        """Total number of tokens of all cached replies and their requests."""
         query = 'SELECT COALESCE(SUM(tokens), 0) FROM replies'
         return self._connection.execute(query).fetchone()[0] if self._connection else 0
 
@@ -79,7 +79,7 @@ class ReplyCache:
 
 @contextlib.contextmanager
 def open_cache(path: pathlib.Path) -> Iterator[ReplyCache]:
-    """Open the cache in a file, which is created with the first reply.
+    """Open the reply cache in a file, which is created with the first reply.
 
     Raises:
         UserError: The file is not a SQLite database, is damaged, or cannot be opened or written.
@@ -89,7 +89,7 @@ def open_cache(path: pathlib.Path) -> Iterator[ReplyCache]:
             yield cache
     except sqlite3.Error as error:
         raise UserError(
-            f'{path} does not serve as a cache of answers ({error}): choose another --cache.'
+            f'{path} cannot be used as the reply cache ({error}): choose another --cache.'
         ) from error
 
 
@@ -102,7 +102,7 @@ def _check_writable(path: pathlib.Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f'{path} does not serve as a cache of answers (nothing can be written to {folder}): '
+            f'{path} cannot be used as the reply cache (nothing can be written to {folder}): '
             'choose another --cache.'
         )
 
@@ -126,8 +126,8 @@ class CachedModel:
         Concurrent calls with the same request share one request to the model.
 
         Raises:
-            UserError: The request is wrong, or it may exceed the token limit.
-            OSError: The model cannot answer.
+            UserError: The model rejects the request, or the request may exceed the token limit.
+            OSError: The model fails or cannot be reached.
         """
         key = hashlib.sha256(self.name.encode() + b'\0' + request.digest).digest()
         cached = self._cache.get(key)

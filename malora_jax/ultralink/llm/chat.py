@@ -1,4 +1,4 @@
-"""Requests to a language model, its replies, and the protocol of models."""
+"""Chat requests to a language model, its replies, and the protocol of models."""
 
 import dataclasses
 import functools
@@ -25,10 +25,10 @@ class ChatMessage(NamedTuple):
 class ChatSampling:
     """Sampling parameters of a request."""
 
-    max_tokens: int = settings.setting('Maximum number of tokens of an answer.', 1024, at_least=1)
+    max_tokens: int = settings.setting('Maximum number of tokens of a reply.', 1024, at_least=1)
     temperature: float = settings.temperature_setting(1.0)
     top_p: float = settings.top_p_setting(1.0)
-    seed: int = settings.setting('Random seed; another seed changes all answers.', 0)
+    seed: int = settings.setting('Random seed; another seed changes all replies.', 0)
 
     def __post_init__(self):
         settings.check_ranges(self)
@@ -36,13 +36,13 @@ class ChatSampling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelRequest:
-    """A chat for a model to continue.
+    """A request to a model to write the next message of a chat.
 
     Attributes:
         stage: Name of the stage that makes the request.
         messages: Messages of the chat; the last one is from the user.
         sampling: Sampling parameters.
-        sample_index: Index of the sample among several replies to the same messages, from 0.
+        sample_index: Index of the reply among several replies to the same messages, from 0.
     """
 
     stage: str
@@ -58,7 +58,7 @@ class ModelRequest:
 
     @property
     def sampling_seed(self) -> int:
-        """Random seed of this reply, 31 bits: derived from the digest, so reproducible."""
+        """Random seed of this reply, below 2**31; the digest determines it."""
         return int.from_bytes(self.digest[:4], 'big') >> 1
 
 
@@ -68,7 +68,7 @@ class Reply(NamedTuple):
     Attributes:
         text: Reply text, without surrounding white space.
         finish_reason: 'stop'; 'length' for a truncated reply; 'content_filter'; 'refused' for
-            messages that the model does not accept; 'malformed' for a reply without a text.
+            messages that the model does not accept; 'malformed' for a response without text.
         tokens: Number of tokens of the messages and the reply together.
     """
 
@@ -91,7 +91,7 @@ class ChatModel(Protocol):
         """Return the reply to a request.
 
         Raises:
-            UserError: The request is wrong, or it may exceed the token limit.
-            OSError: The model cannot answer.
+            UserError: The model rejects the request, or the request may exceed the token limit.
+            OSError: The model fails or cannot be reached.
         """
         ...

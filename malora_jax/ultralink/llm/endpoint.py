@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible HTTP endpoint."""
+"""A model at an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ from malora_jax.ultralink.llm.chat import ModelRequest, Reply
 from malora_jax.ultralink.optional_imports import import_extra
 
 API_KEY_VARIABLE = 'OPENAI_API_KEY'
-# The library retries after the time in Retry-After or, without it, with exponential backoff of up
-# to 8 seconds. It does not wait for more than 2 minutes. Longer waits are made here, up to this
-# many times and seconds.
+# The library retries after the time in Retry-After if it is at most 2 minutes; without Retry-After,
+# it backs off exponentially, for up to 8 seconds per retry. For a longer Retry-After,
+# `Endpoint._post` waits itself: at most _MAX_LONG_WAITS times, each at most _MAX_WAIT_S seconds.
 _RETRIES = 8
 _MAX_LONG_WAITS = 4
 _MAX_WAIT_S = 3600.0
@@ -23,11 +23,12 @@ _REFUSALS = ('context_length_exceeded', 'content_filter')
 # Upper bounds of the tokens that a chat template adds to a request, and to each message.
 _TEMPLATE_TOKENS = 64
 _MESSAGE_TOKENS = 8
-_MAX_MESSAGE_CHARACTERS = 200  # Of a server's message, when quoted in an error.
+# Maximum length of a server's message that an error quotes.
+_MAX_MESSAGE_CHARACTERS = 200
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible endpoint.
+    """A model at an OpenAI-compatible endpoint.
 
     Attributes:
         name: Name of the model, as sent in requests.
@@ -50,7 +51,7 @@ class Endpoint:
                 OpenAI's.
             timeout_s: Timeout of one attempt in seconds.
             token_limit: Maximum total number of tokens of messages and replies; 0 = no limit.
-            tokens_used: Number of tokens spent before, which count towards the limit.
+            tokens_used: Number of tokens used before, which count towards the limit.
 
         Raises:
             UserError: The extra `ultralink` is not installed, or the API key is not set.
@@ -60,8 +61,8 @@ class Endpoint:
         key = os.environ.get(API_KEY_VARIABLE)
         if not key:
             raise UserError(
-                f'{API_KEY_VARIABLE} is not set in the environment; a server that needs no key '
-                'takes any.'
+                f'The environment variable {API_KEY_VARIABLE} is not set; if the server needs no '
+                'key, set it to any value.'
             )
         self.name = name
         self._client = self._openai.AsyncOpenAI(
@@ -103,7 +104,7 @@ class Endpoint:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             # The server's message may contain a part of the key, so it is not shown.
             raise UserError(
-                f'{self._description} does not take the key in {API_KEY_VARIABLE}.'
+                f'{self._description} rejects the API key in {API_KEY_VARIABLE}.'
             ) from error
         except openai.APIStatusError as error:
             if error.code in _REFUSALS:
@@ -119,7 +120,8 @@ class Endpoint:
         # The library returns a response as text if its content type is not JSON.
         if isinstance(response, str):
             raise UserError(
-                f'{self._description} does not speak as OpenAI does: correct --base_url.'
+                f'{self._description} did not reply with JSON: --base_url must be the address of '
+                'an OpenAI-compatible API, such as http://127.0.0.1:8000/v1.'
             )
         # Some gateways report errors with status 200, which must not be cached as replies.
         error_message = _get_nested(response, 'error', 'message')
@@ -138,7 +140,7 @@ class Endpoint:
         }
         for _ in range(_MAX_LONG_WAITS):
             try:
-                # `chat.completions.create` would spend more time on its types than the rest takes.
+                # `chat.completions.create` validates types, which takes most of the time.
                 return await self._client.post('/chat/completions', cast_to=object, body=body)
             except self._openai.APIStatusError as error:
                 wait_s = _retry_after(error)
@@ -146,7 +148,8 @@ class Endpoint:
                     raise
                 await asyncio.sleep(wait_s)
         raise OSError(
-            f'{self._description} has put us off {_MAX_LONG_WAITS} times: try again later.'
+            f'{self._description} still asks to wait after {_MAX_LONG_WAITS} long waits: try '
+            'again later.'
         )
 
     @property
@@ -165,13 +168,16 @@ class _TokenBudget:
 
     @contextlib.asynccontextmanager
     async def reserve(self, max_tokens: int) -> AsyncIterator[list[int]]:
-        """Reserve tokens for a request; the body appends the number spent to the list that it gets.
+        """Reserve tokens for one request while the `with` block runs.
 
-        If the limit may be exceeded, wait for requests in progress, which usually spend less than
-        they reserved.
+        If the limit may be exceeded, wait for requests in progress, which usually use fewer tokens
+        than they reserved.
 
         Args:
-            max_tokens: Upper bound of the number of tokens that the request spends.
+            max_tokens: Upper bound of the number of tokens that the request uses.
+
+        Yields:
+            Empty list, to which the block appends the number of tokens that the request used.
 
         Raises:
             UserError: The request may exceed the limit even after all others have finished.
@@ -183,9 +189,9 @@ class _TokenBudget:
             await self._changed.wait_for(lambda: self._fits(max_tokens) or not self._reserved)
             if not self._fits(max_tokens):
                 raise UserError(
-                    f'The next request might go over --token-limit={self._limit:,} '
-                    f'({self._tokens_used:,} are spent): the same command with a higher one goes '
-                    'on.'
+                    f'The next request might exceed --token-limit={self._limit:,}; '
+                    f'{self._tokens_used:,} tokens are used already. Repeat the command with a '
+                    'higher limit to resume.'
                 )
             self._reserved += max_tokens
         usage: list[int] = []
@@ -235,7 +241,7 @@ def _get_nested(value: Any, *steps: str | int) -> Any:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return the wait in Retry-After in seconds, if the library does not wait so long but we do."""
+    """Return Retry-After in seconds if the library does not wait that long but `Endpoint` does."""
     try:
         wait_s = float(error.response.headers.get('retry-after', ''))
     except ValueError:
@@ -244,5 +250,6 @@ def _retry_after(error: Any) -> float | None:
 
 
 def _line(error: object) -> str:
+    """Return the message of an error on one line, truncated if it is long."""
     text = ' '.join(str(getattr(error, 'message', error)).split())
     return text if len(text) <= _MAX_MESSAGE_CHARACTERS else f'{text[:_MAX_MESSAGE_CHARACTERS]}…'

@@ -1,4 +1,4 @@
-"""A local model, decoded in this process: a trained model, or the base model of a config."""
+"""A language model in this process: a trained model, or the base model of a config."""
 
 import importlib.util
 import pathlib
@@ -112,10 +112,15 @@ def load_model(source: str) -> LanguageModel:
 
 
 def _config(source: str) -> ConfigDict:
+    """Return the config that the function `get_config` of a config file builds.
+
+    Raises:
+        UserError: There is no such file, or it does not define `get_config`.
+    """
     path, _, argument = source.partition(':')
     if not (path.endswith('.py') and pathlib.Path(path).is_file()):
         raise UserError(
-            f'--llm=local:{source}: there is no such directory of a run, nor a config such as '
+            f'--llm=local:{source}: this is neither a run directory nor a config file such as '
             'configs/quickstart.py.'
         )
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
@@ -124,7 +129,7 @@ def _config(source: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f'--llm=local:{source}: that file is no Python: {error}.') from error
+        raise UserError(f'--llm=local:{source}: the file is not valid Python: {error}.') from error
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--llm=local:{source}: that file defines no get_config.')
+        raise UserError(f'--llm=local:{source}: the file defines no function get_config.')
     return module.get_config(argument) if argument else module.get_config()

@@ -1,4 +1,4 @@
-"""Selection of the language model of a stage, and its cache."""
+"""Choice of the language model that a stage queries, and of its reply cache."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,8 @@ class ModelChoice:
     """The model of a stage, and how it is queried.
 
     Attributes:
-        llm: Name of a model at an endpoint; or local:PLACE, with a place for `local.load_model`.
+        llm: Name of a model at an endpoint; or local:SOURCE, with a run directory or a config path
+            (see `local.load_model`).
         cache: SQLite file of the reply cache.
         concurrency: Maximum number of concurrent requests; for a local model, the number of cache
             slots.
@@ -41,13 +42,19 @@ class ModelChoice:
 
     def __post_init__(self):
         if not self.llm.removeprefix(_LOCAL):
-            raise out_of_range('--llm', self.llm, "a model's name, or local: and a place")
+            raise out_of_range(
+                '--llm',
+                self.llm,
+                'the name of a model, or local: followed by a run directory or a config file',
+            )
         if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')):
             allowed = 'an address that begins with http:// or https://'
             raise out_of_range('--base_url', self.base_url, allowed)
         for flag, value in (('--base_url', self.base_url), ('--token_limit', self.token_limit)):
             if value and is_local(self.llm):
-                raise UserError(f'{flag} is for endpoints; --llm={self.llm} is none.')
+                raise UserError(
+                    f'{flag} applies only to endpoints; --llm={self.llm} runs in this process.'
+                )
         if self.concurrency < 1:
             raise out_of_range('--concurrency', self.concurrency, 'at least 1')
         if not self.timeout_s > 0:
@@ -57,17 +64,20 @@ class ModelChoice:
 
 
 def is_local(llm: str) -> bool:
-    """Return whether a model runs in this process, and not behind an endpoint."""
+    """Return whether a model runs in this process instead of at an endpoint."""
     return llm.startswith(_LOCAL)
 
 
 @contextlib.asynccontextmanager
 async def open_model(choice: ModelChoice) -> AsyncIterator[CachedModel]:
-    """Open the model and its cache, and close them at the end.
+    """Open the model and its cache, and close both at the end.
+
+    Yields:
+        The model, which first looks up each reply in the cache.
 
     Raises:
-        UserError: The cache cannot be opened, the endpoint's key or library is missing, or the
-            local model cannot be loaded.
+        UserError: The cache cannot be opened, the API key or the library of the endpoint is
+            missing, or the local model cannot be loaded.
     """
     with cache.open_cache(choice.cache) as reply_cache:
         model = _model(choice, reply_cache.total_tokens)

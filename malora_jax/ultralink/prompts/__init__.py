@@ -1,7 +1,7 @@
 """Dialogue prompts, written in each language, and patterns of the phrases that checks look for.
 
-The file of a language has a system message and a user message for each of five stages: the kinds of
-request in a dialogue. The system message gives the requirements. The user message has advice, the
+The file of a language has a system message and a user message for each of the five prompts in
+`PROMPT_NAMES`. The system message gives the requirements. The user message has advice, the
 document, the history of the dialogue and the task.
 """
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 from malora_jax.ultralink.languages import LANGUAGES, get_language
 from malora_jax.ultralink.llm.chat import ChatMessage
 
-# Kinds of request in a dialogue, in the order of the paper.
+# Kinds of request in a dialogue, in the order of the paper. An in-depth question goes deeper into
+# the last answer; an expansive question is about another aspect of the document.
 PROMPT_NAMES = (
     'initial_question',
     'initial_answer',
@@ -31,15 +32,15 @@ class DialoguePrompts(NamedTuple):
     """The dialogue prompts of a language.
 
     Attributes:
-        system_messages: System message, by stage.
-        user_templates: Template of the user message, by stage.
-        question, answer: Label before each question and each answer in the history.
+        system_messages: System message, by prompt name.
+        user_templates: Template of the user message, by prompt name.
+        question_label, answer_label: Label before each question and each answer in the history.
         citation_pattern: Pattern of phrases that mention the document itself instead of its
             subject.
         reference_pattern: Pattern of phrases that refer to something that the question has not
             named.
-        pronoun_pattern: Pattern of pronouns that a question must not have unless it names
-            something; None for a language in which names cannot be recognized.
+        pronoun_pattern: Pattern of pronouns that a question must not have unless it contains a name
+            or a number; None for a language in which names cannot be recognized.
     """
 
     system_messages: Mapping[str, str]
@@ -60,10 +61,10 @@ class DialoguePrompts(NamedTuple):
         """Return the messages of a request.
 
         Args:
-            prompt_name: Kind of request, one of `PROMPT_NAMES`.
+            prompt_name: One of `PROMPT_NAMES`.
             document: Document that the dialogue is about.
             turns: Earlier questions and answers.
-            question: Question to answer; '' in a stage that asks for a question.
+            question: Question to answer; '' in a request for a question.
         """
         history = '\n\n'.join(
             f'{self.question_label}{asked}\n{self.answer_label}{answered}'

@@ -3,7 +3,7 @@
 A shingle is two consecutive words. Case, punctuation and spaces are ignored, and a Chinese
 character is a word, because Chinese has no spaces. Two texts are near-duplicates if the estimated
 Jaccard similarity of their sets of shingles is at least a threshold. If 5, 10 or 20% of the words
-of a GSM8K question are replaced, removed or added to, the similarity to the original is 0.85, 0.72
+of a GSM8K question are replaced, removed or inserted, the similarity to the original is 0.85, 0.72
 or 0.53 on average. The similarity of a question to the nearest of 1,500 others is at most 0.09 for
 half of the questions, and at most 0.23 for 99% of them.
 
@@ -21,6 +21,7 @@ import numpy as np
 from malora_jax.errors import out_of_range
 from malora_jax.ultralink.optional_imports import import_extra
 
+# Default threshold of the similarity.
 THRESHOLD = 0.35
 # LSH compares two texts if at least one of 42 bands of three hashes is the same. The probability is
 # 84%, 99.6% and 0.5% for texts of similarity 0.35, 0.5 and 0.05.
@@ -33,7 +34,7 @@ class MinHashSketches:
     """MinHash sketches of texts, half a kilobyte each.
 
     Example:
-        sketches = Sketches()
+        sketches = MinHashSketches()
         sketches.add('a', 'one two three four')
         sketches.add('b', 'One, two, three, four!')
         sketches.near_duplicates()  # {'b': 'a'}
@@ -62,9 +63,9 @@ class MinHashSketches:
             self._sketches[key] = sketch
 
     def near_duplicates(self, threshold: float = THRESHOLD) -> dict[str, str]:
-        """Find the near-duplicates of earlier texts, in the order of `natural_sort_key`.
+        """Find the near-duplicates, in the order of `natural_sort_key`.
 
-        A text is only compared with earlier texts that are kept, so that a removed text makes no
+        A text is compared only with earlier texts that are kept, so that a removed text makes no
         other text a duplicate. During the call, the LSH index takes about 12 KB of memory per text.
 
         Args:
@@ -91,7 +92,9 @@ class MinHashSketches:
         return duplicates
 
     def _nearest(self, sketch: Any, keys: Iterable[str]) -> tuple[float, str]:
-        """Return the largest similarity and its text's id, the first by `natural_sort_key`.
+        """Return the largest similarity to other texts, and the id of the most similar text.
+
+        Of equally similar texts, it is the first in the order of `natural_sort_key`.
 
         Args:
             sketch: MinHash of a text.

@@ -1,10 +1,10 @@
-"""Extraction and comparison of the numbers in a text, in every way in which each may be read.
+"""Extraction and comparison of the numbers in texts, with all possible readings of each number.
 
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
 and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language:
 1.000 may be both 1000 and 1, and `number_differences` chooses the reading that makes the texts
-agree. (`malora_jax.data.number_extraction` reads the last number of an answer in the one way of its
-language.)
+agree. (`malora_jax.data.number_extraction` reads the last number of an answer by the conventions of
+its language only.)
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
 number words (trois, 三) and superscripts are not read. Times and dates are read as their parts, so
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
-# Values of one match, in order; more than one if the separators separate numbers.
+# A possible reading of a match: its values in order, several if the separators separate numbers.
 Reading = tuple[Decimal, ...]
 
 # Separators within one number: no-break, narrow no-break, thin and figure spaces, and apostrophes.
@@ -61,7 +61,7 @@ def number_differences(source: str, translation: str) -> tuple[list[str], list[s
     """Compare the numbers of two texts as multisets.
 
     Args:
-        source: English text, whose numbers are read in the English way.
+        source: English text, whose numbers are read by English conventions.
         translation: Translated text, whose numbers are read as numbers of the source where
             possible.
 
@@ -90,6 +90,7 @@ def _excess(reading: Reading, remaining: Counter[Decimal]) -> Counter[Decimal]:
 
 
 def _readings(match: re.Match[str]) -> list[Reading]:
+    """Return the distinct readings of a match of `_NUMBER`, with the most likely one first."""
     sign = -1 if match['sign'] else 1
     found = [_signed(reading, sign) for reading in _digits(match['digits'])]
     if not match['scale']:
@@ -105,6 +106,7 @@ def _signed(reading: Reading, sign: int) -> Reading:
 
 
 def _scale(word: str) -> int:
+    """Return the value of a scale word, such as 1,000,000 for 'millones'."""
     if word[0] in _HAN:
         product = 1
         for letter in word:

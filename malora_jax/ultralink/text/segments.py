@@ -4,6 +4,7 @@ import bisect
 import re
 from collections.abc import Callable, Iterator
 
+# Function that returns the number of tokens of a text.
 CountTokens = Callable[[str], int]
 
 # Boundaries at which a line that is too long may be split, in order of preference: after a
@@ -22,7 +23,7 @@ def segments(text: str, token_limit: int, count_tokens: CountTokens) -> list[str
     too long is split between words, and a word between characters.
 
     Example:
-        segments(text, 2000, counter('llama2-13b'))
+        segments(text, 2000, load_token_counter('llama2-13b'))
 
     Args:
         text: Text to split.
@@ -47,9 +48,10 @@ def segments(text: str, token_limit: int, count_tokens: CountTokens) -> list[str
 def _cut(
     finished: list[str], pending: list[tuple[str, int]], token_limit: int, count_tokens: CountTokens
 ) -> list[tuple[str, int]]:
-    """Append one segment of the held pieces, and return the pieces that are left over.
+    """Append one segment made of pending pieces, and return the remaining pieces.
 
-    Joined pieces may, rarely, have more tokens than the sum of the pieces.
+    The tokens of the joined pieces are counted again, because they may, rarely, be more than the
+    sum of the counts of the pieces.
     """
     end = len(pending)
     while end > 1 and count_tokens(''.join(piece for piece, _ in pending[:end])) >= token_limit:

@@ -1,4 +1,4 @@
-r"""Splitting a text into code and LaTeX, which a translation must keep, and prose.
+r"""Parser that splits a text into code and LaTeX, which a translation must keep, and prose.
 
 Code is in fences of three or more backticks or tildes (CommonMark, section 4.5), or between single
 or double backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$` if no space

@@ -29,10 +29,10 @@ class TokenCounter:
 
 
 def load_token_counter(name_or_path: str) -> TokenCounter:
-    """Load a model's tokenizer, and return a counter with it.
+    """Load the tokenizer of a model, and return a token counter that uses it.
 
     Example:
-        counter('llama2-13b')('How many tokens?')
+        load_token_counter('llama2-13b')('How many tokens?')
 
     Args:
         name_or_path: Name of a preset, such as llama2-13b; or path of a GGUF file, or of a

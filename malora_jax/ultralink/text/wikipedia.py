@@ -71,6 +71,11 @@ def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _attributes(place: str, line: str) -> dict[str, str]:
+    """Return the attributes of the <doc> tag in a line.
+
+    Raises:
+        UserError: The line is not a <doc> tag with an id and a title.
+    """
     match = _DOC_START.fullmatch(line)
     attributes = {
         name: html.unescape(value) for name, value in _ATTRIBUTE.findall(match[1] if match else '')
@@ -84,6 +89,11 @@ def _attributes(place: str, line: str) -> dict[str, str]:
 
 
 def _text(place: str, lines: Iterator[tuple[int, str]]) -> str:
+    """Read lines to the end of a document, and return its text.
+
+    Raises:
+        UserError: The document has no end.
+    """
     text: list[str] = []
     for _, line in lines:
         if line.rstrip() == _DOC_END:

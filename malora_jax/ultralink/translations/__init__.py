@@ -18,7 +18,7 @@ SUBSETS = ('chat_agnostic', 'math', 'code')
 
 
 class TranslationPrompt(NamedTuple):
-    """The prompt of a translation.
+    """The translation prompt of a language and a subset.
 
     Attributes:
         system: System message with the instruction.

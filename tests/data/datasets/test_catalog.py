@@ -90,5 +90,5 @@ def test_what_has_a_test_split_has_a_scoring(form):
         if 'test' in dataset.splits:
             default_scoring(name, form)
         else:
-            with pytest.raises(UserError, match=f"Unknown dataset that is scored '{name}'"):
+            with pytest.raises(UserError, match=f"Unknown dataset with a scoring rule '{name}'"):
                 default_scoring(name, form)

@@ -27,8 +27,8 @@ def test_an_original_file_of_medmcqa_is_refused_as_a_whole():
         parsers.parse_medmcqa(row('medmcqa', cop='4'))
     assert not isinstance(caught.value, BrokenRowError)
     assert str(caught.value) == (
-        f"{LOCATION}: field 'cop' is 4, so this is an original file, which counts the options from "
-        '1; take the rows of the hub, which count from 0.'
+        f"{LOCATION}: field 'cop' is 4, so this is an original file, which numbers the options "
+        'from 1; use the rows from the Hugging Face hub, which number them from 0.'
     )
 
 
@@ -93,7 +93,7 @@ def test_boolq(answer, label):
         (
             'medmcqa',
             {'opc': 'Water ', 'cop': 3},
-            ": the right option ('Water') is there 2 times; the others must differ from it.",
+            ": the right option ('Water') appears 2 times; all other options must differ from it.",
         ),
         ('medmcqa', {'question': ''}, ": field 'question' is empty; it must be text."),
         (
@@ -139,7 +139,7 @@ def test_boolq(answer, label):
         (
             'arc',
             {'choices': {'text': ['a', 'b', 'a'], 'label': ['A', 'B', 'C']}, 'answerKey': 'C'},
-            ": the right option ('a') is there 2 times; the others must differ from it.",
+            ": the right option ('a') appears 2 times; all other options must differ from it.",
         ),
         (
             'arc',
