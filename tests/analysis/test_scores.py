@@ -334,7 +334,7 @@ def test_an_average_that_is_not_its_row_s_mean_is_told(tmp_path):
             'The runs DIR/a and DIR/b belong to the same row, but differ in training.steps',
         ),
         (
-            {'seed': 1, 'questions': 'Who is {}?'},
+            {'seed': 1, 'question_format': 'Who is {}?'},
             'The runs DIR/a and DIR/b differ in their held-out ',
         ),
         (

@@ -17,7 +17,7 @@ ROWS = (slice(0, 2), slice(2, 4))
 def test_who_reads_some_streams_has_their_rows(splits, tokenizer, read):
     """Each of the four rows of a batch is one stream; unread streams give padding."""
     whole = take(make_train_iterator(splits, tokenizer, streams=4), 3)
-    some = take(make_train_iterator(splits, tokenizer, streams=4, read=read), 3)
+    some = take(make_train_iterator(splits, tokenizer, streams=4, read_streams=read), 3)
     for full, part in zip(whole, some, strict=True):
         for key in full:
             for row in range(4):
@@ -46,7 +46,7 @@ def test_it_goes_on_where_it_stood_whoever_reads_then(splits, tokenizer):
     expected = take(make_train_iterator(splits, tokenizer, streams=2), 4)
     states = {}
     for number in (0, 1):
-        reader = make_train_iterator(splits, tokenizer, streams=2, read=[number])
+        reader = make_train_iterator(splits, tokenizer, streams=2, read_streams=[number])
         take(reader, 2)
         states |= json.loads(json.dumps(reader.get_state()))
     fresh = make_train_iterator(splits, tokenizer, streams=2)

@@ -77,7 +77,7 @@ class Scripted:
     max_new_tokens: int = 16
     asked: list[tuple[list[str], dict]] = dataclasses.field(default_factory=list)
 
-    def texts(self, variables, prompts, tokenizer, *, description, **settings):
+    def generate_texts(self, variables, prompts, tokenizer, *, description, **settings):
         assert variables == 'variables'
         texts = [bytes(prompt).decode() for prompt in prompts]
         self.asked.append((texts, settings))
@@ -103,9 +103,9 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
     """Recorded likelihood requests (context, text, has an end token), answered from `NATS`."""
     requests = []
 
-    def log_likelihoods(model, variables, of_batch, *, batch_size, bucket, description):
+    def log_likelihoods(model, variables, of_batch, *, batch_size, pad_multiple, description):
         assert (model, variables) == ('model', 'variables') and 'test runner' in description
-        assert batch_size * bucket == 8 * 64
+        assert batch_size * pad_multiple == 8 * 64
         found = []
         for context, tokens in of_batch:
             ends = tokens[-1] > 255
@@ -188,7 +188,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
             [CompletionOutcome(passed) for passed in (True, False, False, True)] for _ in programs
         ]
 
-    monkeypatch.setattr(runner.code, 'score_completions', score_completions)
+    monkeypatch.setattr(runner.code_execution, 'score_completions', score_completions)
     template = get_template(template)
     shown = template.prompt(Utf8Tokenizer(), prompt)
     generator = Scripted({shown: [said] * 4})

@@ -84,7 +84,7 @@ def test_published_runs_need_no_texts(tmp_path):
 @pytest.mark.parametrize(
     ('other', 'what'),
     [
-        ({'questions': 'How {}?'}, 'held-out questions of piqa'),
+        ({'question_format': 'How {}?'}, 'held-out questions of piqa'),
         ({'model__weights': 'other.gguf'}, 'model'),
         ({'data__template': 'chatml'}, 'template'),
         ({'scoring': 'letter'}, 'scoring of piqa'),

@@ -48,7 +48,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
         {'sampling': ChatSampling(temperature=0.5)},
         {'sampling': ChatSampling(top_p=0.5)},
         {'sampling': ChatSampling(seed=1)},
-        {'sample': 1},
+        {'sample_index': 1},
     ],
 )
 def test_another_request_is_another_answer(tmp_path, changes):
