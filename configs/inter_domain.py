@@ -7,15 +7,17 @@ and, for the single-task rows, one run per column, such as
     python -m experiments.train --config=configs/inter_domain.py:lora,task=gsm8k \
       --workdir=runs/table1/lora-gsm8k
 
-Trains on 30,000 examples of each dataset, sampled uniformly, for 3 epochs: MedMCQA, Magicoder (the
-110K examples of Evol-Instruct; magicoder_oss is the other part), Finance Alpaca, MetaMathQA,
-Alpaca-GPT4 and E2E NLG.
+Trains on 30,000 examples of each dataset, sampled uniformly, for 3 epochs: MedMCQA, Magicoder,
+Finance Alpaca, MetaMathQA, Alpaca-GPT4 and E2E NLG. Magicoder's data have two parts. As in the
+paper, only Evol-Instruct with its 110K examples is used; the other part is the dataset
+magicoder_oss.
 Scores MedMCQA, HumanEval, GSM8K, Financial PhraseBank, ARC-C, ARC-E and E2E NLG.
 
 Stated in the paper (Table 8): learning rate 5e-4, 3 epochs, batch size 4, β 1, four A100. Not
-stated: the sequence length, and whether the batch size is per GPU. The 16,384 tokens per step of
-Table 10 are 4 examples of 1,024 tokens on each of four GPUs. Here a step has 4 packed rows of 1,024
-tokens. They hold about as many examples as the paper's 16, without padding.
+stated: the sequence length, and whether the batch size is per GPU. Table 10 has 16,384 tokens per
+step. This number fits 16 examples: 4 examples of 1,024 tokens on each of the four GPUs. Here a step
+has 4 rows of 1,024 tokens. Several examples are packed into each row in place of padding, so the 4
+rows also hold about 16 examples.
 
 The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 54.7, AsyLoRA 54.2,
 DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m
@@ -42,7 +44,10 @@ TRAINING_DATA = {
 
 
 def get_config(arg: str = 'malora') -> ConfigDict:
-    """Return the config for the argument 'METHOD[,task=NAME]', where NAME is a column of Table 1.
+    """Return the config for the argument 'METHOD[,task=NAME]'.
+
+    NAME is a scored task, a key of `TRAINING_DATA` such as 'gsm8k'. Without it, the run learns all
+    tasks jointly.
 
     Raises:
         UserError: The argument has another form, or an unknown method or task.

@@ -11,9 +11,9 @@ Stated in the paper (Table 9): learning rate 4e-4, 2 epochs, batch size 2, β 1.
 stated: the sequence length, and the sampling weights of the tasks. Here a step is one packed row of
 512 tokens, so that nearly all of BoolQ's passages fit. A row holds about 7 examples, so there are
 about a third as many optimizer steps as in the paper. --config.data.sequence_length=192 comes
-closer to the paper's two examples per step, but truncates passages. Examples are sampled in
-proportion to task size (size_exponent 1), so each is drawn once per epoch, apart from those
-shuffled across epoch boundaries.
+closer to the paper's two examples per step, but truncates passages. Tasks are sampled in proportion
+to their size (size_exponent 1), so each example is drawn once per epoch. Packed rows are then
+shuffled, which may move an example into a neighboring epoch.
 
 The paper's averages (%): LoRA 78.48, AsyLoRA 79.42, DoRA 79.56, MoLoRA 79.69, MALoRA 80.47.
 `python -m experiments.analyze --workdir=runs/table2 --table=table2` prints the runs next to them.

@@ -13,12 +13,14 @@ The argument is the method, as in configs/quickstart.py. `metrics.jsonl` has the
 language, and experiments.analyze shows to which experts each language is routed.
 
 Stated in the paper (Wang et al., ACL 2024): LLaMA-2 13B, all weights trained for 3 epochs of 1,032K
-chats, cosine from 2e-5, warm-up over 0.04 of the steps, batches of 128 chats, 4,096 tokens, the
-template <s>[INST] q [/INST] a </s>. Not stated: packing, the loss mask, and the mix of languages.
+chats, learning rate 2e-5 with cosine decay, warm-up over 0.04 of the steps, batches of 128 chats,
+sequences of 4,096 tokens, the template <s>[INST] q [/INST] a </s>. Not stated: packing, the loss
+mask, and the mix of languages.
 
-Here only the adapter is trained, at MALoRA's 5e-4. Chats are packed, with loss on the answers, and
-sampled in proportion to their number. A step has 16 rows of 4,096 tokens, about 110 chats of 594
-tokens (1,623K turns of 378 tokens in 1,032K chats).
+Here only the adapter is trained, at MALoRA's learning rate 5e-4. Chats are packed, with loss on the
+answers. Each language is sampled in proportion to its number of chats. A step has 16 rows of 4,096
+tokens. They hold about 110 chats, since the average chat has 594 tokens (1,032K chats have 1,623K
+turns of 378 tokens).
 
 The paper's averages over the five languages (%): OMGEval 28.2, HumanEval 46.8, MGSM 65.0, ARC 56.7,
 HellaSwag 62.9, MMLU 47.7.

@@ -19,16 +19,17 @@ The argument is the method, as in configs/quickstart.py. All settings of files, 
                     common subsequence of words
     turns_field     instead of question and answer: name of a field with a list of texts, the user's
                     and the model's in turn; every answer is trained on, the last one is scored
-    file_settings   tuple of 'NAME.FIELD=VALUE': the value for task NAME of one of the four fields
-                    above, or of test_file
+    file_settings   tuple of 'NAME.FIELD=VALUE': settings for task NAME alone; FIELD is
+                    question_field, answer_field, scorer, turns_field or test_file
     held_out        number of questions of each task that are scored before and after training
     validation      number of questions of each task whose loss chooses the best checkpoint
     max_per_task    maximum number of questions of each task to train on; 0 = all
 
-A held-out question is never trained on. The split is by question: all rows with the same question
-are on the same side, and each of their answers counts as right. Exact duplicates of a row are
-dropped. If rows are added, no question moves from training to the held-out ones;
-malora_jax/data/file_splits.py explains how. A task may have its own held-out file,
+A held-out question is never trained on. The split is by question: rows with the same question are
+either all for training or all held out. If a held-out question has several answers, each of them
+counts as right. Exact duplicates of a row are dropped. You may add rows to a file later: a question
+that was used for training is still not held out (see malora_jax/data/file_splits.py). To hold out
+the questions of a separate file instead, set test_file in file_settings:
 'faq.test_file=faq_test.csv'. --config.data.tasks adds tasks of reasoning-gym.
 
 All files are checked before training starts; error messages name file and line. Examples are not

@@ -14,7 +14,10 @@ _RESUMABLE = (
 
 
 def _is_resumable() -> bool:
-    """Return whether `python -m` is starting a resumable command."""
+    """Return whether the command that `python -m` is starting resumes when it is run again.
+
+    The answer decides the exit status after SIGTERM: 0 for a command that resumes, else 143.
+    """
     # While `python -m` looks for the module, sys.argv has '-m' in place of the module's name.
     words = sys.orig_argv[-len(sys.argv) :]
     name = words[0].removeprefix('-m').removeprefix('experiments.')

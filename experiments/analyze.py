@@ -6,15 +6,17 @@ The sections of the report:
                 and rows of a table of the paper
     seesaw      negative transfer: gain or loss of each task from training together with others
     tasks       loss of each task over training, and its scores
-    similarity  similarity of the experts, compared with controls (Figure 2 of the paper)
-    spectra     number of directions that the experts use, compared with controls (Figure 3)
+    similarity  similarity of the experts to each other, next to its value before training and its
+                expected value for random subspaces (Figure 2 of the paper)
+    spectra     number of directions that the experts use, next to the number for the initial or for
+                a random matrix (Figure 3)
     routing     routing of tokens by task and layer; this runs the model on held-out questions
     costs       parameters by part and time by activity
 Similarity, spectra and routing read checkpoints. Only routing needs the base model and the data.
 
 Runs must share one base model. If --workdir names a directory of runs, all its finished runs are
 reported on. Runs named NAME-seed0, NAME-seed1, … form a seed group, which is averaged into one row.
---table adds the rows of a table of the paper and refuses runs that are not scored on its tasks.
+--table adds the rows of a table of the paper. All runs must be scored on the tasks of this table.
 
 Examples:
     python -m experiments.analyze --workdir=runs/quickstart
@@ -35,7 +37,7 @@ _WORKDIRS = flags.DEFINE_multi_string(
     'workdir',
     None,
     # absl continues this text: "; repeat this option to specify a list of values".
-    'Required: directory of a run to report on, or of several runs; or gs://BUCKET/PATH',
+    'Required: directory of a run, or directory that contains runs; local or gs://BUCKET/PATH',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(

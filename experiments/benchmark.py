@@ -1,12 +1,13 @@
 r"""Benchmark the training step of several methods, interleaved in one process.
 
-Prints a table of throughput and memory. With --output, also writes FILE as JSON, and next to it the
-table and a bar chart. 'base' is the frozen model alone: its forward pass and the gradient with
-respect to its embedding.
+Prints a table of throughput and memory. With --output=FILE, also writes the measurements to FILE as
+JSON, and the table and a chart next to it. The method 'base' is the frozen model alone: its forward
+pass, and the gradient with respect to its embedding.
 
 Flags by group:
     what is measured  --config, --methods, --model, --rows, --tokens, --rounds
-    other modes       --grow (a curve over a size), --topology (compile for a TPU, without one)
+    other modes       --grow (measure at several ranks or numbers of experts), --topology (print
+                      estimates of the TPU compiler, which needs no TPU)
     result            --output
 
 Examples:
@@ -48,8 +49,9 @@ _MODEL = flags.DEFINE_string(
 _TOKENS = flags.DEFINE_integer(
     'tokens',
     None,
-    'Number of token positions per step: sets config.data.batch_size accordingly, and shortens '
-    'config.data.sequence_length if it is longer.',
+    'Number of token positions per step. config.data.sequence_length is shortened to this number '
+    'if it is longer. config.data.batch_size becomes this number divided by the sequence length '
+    'and by config.training.accumulate.',
     lower_bound=1,
 )
 _ROUNDS = flags.DEFINE_integer(
@@ -58,14 +60,15 @@ _ROUNDS = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    "TPU topology, such as v5e:2x2: print the TPU compiler's estimates for one layer of the model, "
-    'instead of measuring.',
+    "TPU topology, such as v5e:2x2: instead of measuring, print the TPU compiler's estimates of "
+    'cycles, memory and operations for one layer of the model. Needs no TPU.',
 )
 _GROW = flags.DEFINE_enum(
     'grow',
     None,
     list(adapter_scaling.SIZES),
-    "Adapter setting to vary: measure at several values of it, instead of at the config's.",
+    'Adapter setting to vary: measure each method at several values of this setting, instead of '
+    'only at the value in the config.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
@@ -123,7 +126,11 @@ def _write_and_print(result: dict[str, Any], table: str, plot: Callable[..., Non
 
 
 def _write(result: dict[str, Any], table: str) -> pathlib.Path | None:
-    """Write the measurements and their table if --output is given; return the path of the JSON."""
+    """Write the measurements and their table, if --output is given.
+
+    Returns:
+        The path of the JSON file; None without --output.
+    """
     if _OUTPUT.value is None:
         return None
     output = pathlib.Path(_OUTPUT.value).expanduser()

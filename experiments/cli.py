@@ -35,10 +35,14 @@ method, add it after a colon: --config=configs/NAME.py:METHOD. Override any fiel
 def run(main: Callable[[dict[str, Any]], None]) -> None:
     """Parse the command line and call `main` with the config as plain dicts.
 
-    Exit status: 0 if `main` returns; 2 after a user error; 1 if the run cannot continue (a
-    non-finite loss, a full disk); 130 after Ctrl-C; after SIGTERM, 0 if the same command resumes,
-    else 143. Every nonzero status comes with one line on stderr. Any other exception is a bug and
-    shows its traceback.
+    Exit status:
+        0    `main` returned; or SIGTERM ended a command that resumes when it is run again
+        1    the run cannot continue (a non-finite loss, a full disk)
+        2    user error
+        130  Ctrl-C
+        143  SIGTERM ended any other command
+    Every nonzero status comes with one line on stderr. Any other exception is a bug: it ends the
+    process with status 1 and shows its traceback.
 
     Args:
         main: Function that runs the command.
@@ -58,7 +62,10 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
 
 
 def run_without_config(main: Callable[[], None]) -> None:
-    """Parse the command line and call `main` for a command without a config; else like `run`."""
+    """Parse the command line of a command without a config, and call `main`.
+
+    The exit status is the same as for `run`.
+    """
     call_and_exit(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
@@ -200,7 +207,7 @@ def _exists(path: pathlib.Path) -> bool:
 
 
 def _innermost(error: BaseException) -> str:
-    """Return the message of the innermost error, if errors are wrapped in each other's args."""
+    """Return an error's message; if its first argument is another error, that error's message."""
     text = error.args[0] if error.args else error
     return _innermost(text) if isinstance(text, BaseException) and text is not error else str(text)
 

@@ -11,11 +11,11 @@ MAX_SIZE = 4 * 2**30
 
 
 def enable() -> None:
-    """Store compiled programs in the user's cache directory, unless JAX is configured otherwise.
+    """Store compiled programs in the user's cache directory, unless JAX already has one.
 
-    Cached programs are executed when they are loaded, so the directory must belong to the user and
-    is closed to others. If no such directory can be created, a warning is printed and nothing is
-    cached.
+    Cached programs are executed, so other users must not be able to add files. The directory must
+    therefore belong to the user, and is made inaccessible to other users. If that fails, a warning
+    is printed and nothing is cached.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return

@@ -1,8 +1,8 @@
 """Score a run's checkpoint, or the base model without --workdir, on held-out questions.
 
-Prints one JSON object. Its `step` names the checkpoint: the best by validation loss if that was
-measured, else the newest. The config must be the run's own: with another split, held-out questions
-may have been trained on.
+Prints one JSON object. The checkpoint with the lowest validation loss is scored, or the newest one
+if the run measured no validation loss; `step` is the step of this checkpoint. The config must be
+the run's own, because another config could hold out questions that the run was trained on.
 
 Examples:
     python -m experiments.evaluate --config=configs/quickstart.py:malora --workdir=runs/quickstart

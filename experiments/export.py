@@ -1,11 +1,11 @@
 """Export a trained model in a format that other programs read.
 
 Formats:
-    adapter  safetensors and a manifest; every method. `malora_jax.load` and the other commands
-             accept the directory in place of a run's, on any machine that has the base model
-    peft     LoRA, rsLoRA, DoRA and AsyLoRA in the format of Hugging Face PEFT
-    merged   the base model with the update of one of these methods merged into its weights, for
-             `transformers`
+    adapter  safetensors and a manifest, for all methods. `malora_jax.load` and the other commands
+             accept this directory in place of a run's, on any machine that has the base model
+    peft     format of Hugging Face PEFT, for LoRA, rsLoRA, DoRA and AsyLoRA
+    merged   base model for `transformers` with the adapter merged into its weights, for LoRA,
+             rsLoRA, DoRA and AsyLoRA
     static   a plain LoRA that approximates a routed mixture, in the format `adapter`, from which
              `peft` and `merged` can be made. Each expert is weighted by its mean gate over the
              training examples of all tasks, or of --task. The result equals this mean update
@@ -61,8 +61,8 @@ _OUTPUT = flags.DEFINE_string(
 _TASK = flags.DEFINE_string(
     'task',
     '',
-    "With --format=static: name of the task whose training examples determine each expert's mean "
-    "gate, by which the expert is weighted; '' = the examples of all tasks.",
+    'With --format=static: name of the task over whose training examples the gates are averaged; '
+    "'' = all tasks. Each expert is weighted by its mean gate.",
 )
 _RANK = flags.DEFINE_integer(
     'rank',

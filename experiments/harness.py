@@ -9,13 +9,13 @@ Examples:
     python -m experiments.harness --model_args model=smollm2-135m --tasks gsm8k --batch_size 32
 
 Keys of --model_args:
-    workdir     directory of a run, whose best checkpoint is used, or else its newest; or directory
-                of an exported adapter
+    workdir     directory of a run or of an exported adapter. Of a run, the checkpoint with the
+                lowest validation loss is used, or the newest one if none was measured
     model       name of a base model, instead of workdir
     weights     location of the base model's weights, if they are not the preset's or have moved
     dtype       float32 or bfloat16, with model only
-    max_length  number of positions to use, if fewer than the model's context length; the memory of
-                attention grows with its square
+    max_length  maximum number of tokens per sequence; default: the model's context length. A
+                smaller number saves memory: attention needs memory in proportion to its square
     seed        random seed of tasks that sample
 """
 
@@ -38,7 +38,7 @@ _LoadedModel = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
 def load_model(
     workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32'
 ) -> _LoadedModel:
-    """Return the model that --model_args names, as the fields of `evaluation.harness.LoadedModel`.
+    """Load the model that --model_args names.
 
     Args:
         workdir: Directory of a run or an exported adapter; '' for a base model.
@@ -46,8 +46,12 @@ def load_model(
         weights: Location of the base model's weights; '' for the default.
         dtype: Data type of a base model, 'float32' or 'bfloat16'.
 
+    Returns:
+        The fields of `evaluation.harness.LoadedModel`, as a tuple.
+
     Raises:
-        UserError: Not exactly one of run and base model is named, or it cannot be loaded.
+        UserError: Neither `workdir` nor `model` is given, or both are; or the model cannot be
+            loaded.
     """
     if bool(workdir) == bool(model):
         raise errors.UserError(

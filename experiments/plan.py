@@ -3,8 +3,8 @@ r"""Print the cost of a run as one JSON object: parameters, operations and memor
 With --memory, prints instead which settings fit into that much memory: quantization of the base
 model (model.quantize), rematerialization (training.remat), and the largest batch in rows.
 
-With --topology, adds the TPU compiler's estimate of the training step on these chips. No TPU is
-needed, but pip install 'malora_jax[tpu-plan]'.
+With --topology, adds the TPU compiler's estimates for the training step on such a TPU slice:
+memory, communication and cycles. This needs no TPU, but pip install 'malora_jax[tpu-plan]'.
 
 Examples:
     python -m experiments.plan --config=configs/quickstart.py:malora --config.model.name=llama2-7b
@@ -32,8 +32,8 @@ from malora_jax.training.tpu_compile import compile_for_topology
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    "TPU topology, such as v5e:4x4 or v5p:2x2x2: add the TPU compiler's estimate of the training "
-    'step.',
+    "TPU topology, such as v5e:4x4 or v5p:2x2x2: add the TPU compiler's estimates of the memory, "
+    'communication and cycles of a training step. Needs no TPU.',
 )
 _MEMORY = flags.DEFINE_string(
     'memory',

@@ -43,7 +43,7 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main(config: dict[str, Any]) -> None:
-    """Compile the missing programs, and print the table."""
+    """Compile the training steps that are not yet in the output file, and print the table."""
     disable_tpu_detection()
     path = cli.flag_path(_OUTPUT)
     print(scaling_table(config, _MODELS.value, _TOPOLOGIES.value, _ROWS.value, path))

@@ -1,9 +1,10 @@
 r"""Serve trained models over HTTP with an OpenAI-compatible API.
 
-Serves one or more runs on one base model under their directories' names, and the base model under
-its own name. Requests: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET
-/health. Needs the extra `serve`: pip install 'malora_jax[serve]'. If the environment variable
-MALORA_JAX_KEY is set, requests must carry it as their API key.
+Serves one or more runs that share a base model, and the base model itself. Requests select a model
+by its name: the name of a run's directory, or the name of the base model. Requests: POST
+/v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health. Needs the extra `serve`:
+pip install 'malora_jax[serve]'. If the environment variable MALORA_JAX_KEY is set, requests must
+carry it as their API key.
 
 Flags by group:
     models   --workdir, --weights
@@ -40,8 +41,9 @@ _HOST = flags.DEFINE_string(
 _ALLOWED_HOSTS = flags.DEFINE_list(
     'allowed_hosts',
     [],
-    'Host names under which clients may address this server (Host header), besides localhost and '
-    '--host. IP addresses are always allowed; if MALORA_JAX_KEY sets an API key, so is any name.',
+    'Host names that requests may have in their Host header, besides localhost and --host; other '
+    'names get HTTP status 421. IP addresses are always allowed. If the environment variable '
+    'MALORA_JAX_KEY sets an API key, all host names are allowed.',
 )
 _PORT = flags.DEFINE_integer(
     'port', 8000, 'TCP port to listen on; 0 = any free port.', lower_bound=0, upper_bound=65535
@@ -81,8 +83,8 @@ def main() -> None:
     SIGINT and SIGTERM end the process with status 0, however often they arrive.
 
     Raises:
-        UserError: The extra is not installed, a run cannot be loaded, two runs have the same name,
-            or the port is in use.
+        UserError: The packages of the extra `serve` are not installed, a run cannot be loaded, two
+            runs have the same name, or the port is in use.
     """
     # Before the server starts, there are no requests to finish, so a signal ends the process.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,7 +118,11 @@ def main() -> None:
 
 
 def _exit_now(*_) -> None:
-    """End the process, even if a second signal interrupts a flush, which cannot be repeated."""
+    """End the process with status 0, even if a second signal arrives meanwhile.
+
+    If the second signal interrupts the flush of stdout, the second call of this function cannot
+    flush it again and raises an error. `os._exit` ends the process despite this error.
+    """
     try:
         cli.exit_process(0)
     finally:

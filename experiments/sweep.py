@@ -1,14 +1,18 @@
 r"""Complete the runs of a sweep and report on them; the same command resumes an interrupted sweep.
 
 A sweep has a config of its own, such as configs/sweeps/rank.py, which names the config of its runs
-in the field `base`. To list the fields of a sweep, import get_config from configs.sweeps.rank.
+in the field `base`. List the fields of this sweep with
+    python -c "from configs.sweeps.rank import get_config; print(get_config())"
 
-Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Runs that
-differ only in seed, ranks, learning rate, α, β, dropout rate or load-balancing weight (dropout and
-load-balancing loss in all of them or in none) train jointly, in one process, if they fit into
-memory and that is faster. --together=1 trains each run alone; --together=4 trains four runs jointly
-without measuring whether that is faster. Each run has its own directory in --workdir, next to the
-report: report.md, runs.csv and plots. The exit status is 1 if a run has failed.
+Finished runs are skipped, interrupted runs resume, and failed runs are tried once more. Each run
+has its own directory in --workdir, next to the report: report.md, runs.csv and plots. The exit
+status is 1 if a run has failed.
+
+Similar runs train jointly, in one process, if they fit into memory and that is faster. Such runs
+differ only in seed, ranks, learning rates, weight decay, gradient clipping, α, β, dropout rate or
+load-balancing weight. A run without dropout cannot train jointly with a run that has dropout; the
+same holds for the load-balancing loss. --together=1 trains each run alone. --together=4 trains up
+to four runs jointly, without measuring whether that is faster.
 
 Flags by group:
     sweep    --config, --workdir
@@ -39,14 +43,15 @@ from malora_jax.sweeps.runner import Job
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the sweep on a local disk: new, or that of the sweep to resume. Required.',
+    'Directory of the sweep, on a local disk. A new directory is created; if the directory already '
+    'holds this sweep, the sweep resumes. Required.',
     required=True,
 )
 _JOBS = flags.DEFINE_integer(
     'jobs',
     None,
-    'Maximum number of processes that train at the same time; default: one per GPU in --gpus, or '
-    'else one; with --launcher=slurm, no limit.',
+    'Maximum number of processes that train at the same time. Default: one process per GPU in '
+    '--gpus; one process if --gpus is not given; no limit with --launcher=slurm.',
     lower_bound=1,
 )
 _GPUS = flags.DEFINE_list(
@@ -57,8 +62,9 @@ _GPUS = flags.DEFINE_list(
 _TOGETHER = flags.DEFINE_integer(
     'together',
     0,
-    'Maximum number of runs that one process trains jointly, as far as they fit into memory; 0 = '
-    'as many as fit, if that is measured to be faster; 1 = train each run alone.',
+    'Maximum number of runs that one process trains jointly. 1 = train each run alone. 0 = as many '
+    'as fit into memory, if a measurement shows that joint training is faster. 2 or more = at most '
+    'this many, as far as they fit into memory, without the measurement.',
     lower_bound=0,
 )
 _LAUNCHER = flags.DEFINE_enum(

@@ -49,7 +49,8 @@ _PROCESS = flags.DEFINE_integer(
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the run, or gs://BUCKET/PATH: new, or that of the run to resume. Required.',
+    'Directory of the run, local or gs://BUCKET/PATH. A new directory is created; if the directory '
+    'already holds this run, the run resumes. Required.',
     required=True,
 )
 

@@ -107,11 +107,11 @@ def remove_local_copies() -> None:
 
 
 class _SyncedState(NamedTuple):
-    """State of an object and its local file when they were last equal.
+    """State of a file after its last download or upload, when both copies were equal.
 
     Attributes:
-        generation: Generation number of the object, which changes when the object is written.
-        stamp: Modification time (ns) and size (bytes) of the file.
+        generation: Generation number of the object in the bucket. It changes with each write.
+        stamp: Modification time (ns) and size (bytes) of the local file.
     """
 
     generation: int
@@ -179,7 +179,7 @@ class _LocalCopy:
                 del self._synced[path]
 
     def _changed_objects(self) -> Iterator[tuple[pathlib.Path, Any]]:
-        """Yield each new or changed object of the bucket, after its local path."""
+        """Yield a pair for each new or changed object of the bucket: its local path, the object."""
         for blob in self._bucket.client.list_blobs(self._bucket, prefix=self._key):
             name = pathlib.PurePosixPath(blob.name)
             if blob.name.endswith('/') or not name.is_relative_to(self._key):
@@ -190,7 +190,7 @@ class _LocalCopy:
                 yield path, blob
 
     def _upload_file(self, path: pathlib.Path) -> int:
-        """Upload a file and return the generation of its object.
+        """Upload a file, and return the generation number of the new object in the bucket.
 
         Raises:
             OSError: Another command has written the object.
@@ -207,12 +207,17 @@ class _LocalCopy:
         return blob.generation
 
     def _matching_generation(self, path: pathlib.Path, blob: Any) -> int:
-        """Return the generation of an unexpected object, if its content equals the local file's.
+        """Check that an object equals the local file, and return its generation number.
 
-        The contents are equal if an earlier upload succeeded, but its response was lost.
+        The object has changed since this process last read or wrote it. If the contents are equal,
+        an upload by this process succeeded, but the response was lost.
+
+        Args:
+            path: Local file.
+            blob: Changed object of the bucket.
 
         Raises:
-            OSError: The content differs, because another command has written the object.
+            OSError: The contents differ, because another command has written the object.
         """
         content = path.read_bytes() if path.is_file() else b''
         if blob.md5_hash != base64.b64encode(hashlib.md5(content).digest()).decode():

@@ -68,7 +68,8 @@ def out_of_range(field: str, value: object, expected: str) -> UserError:
     Args:
         field: Name of the field.
         value: Value of the field.
-        expected: Description of right values, to follow 'it must be'.
+        expected: Description of the valid values, such as 'at least 1'. It ends the sentence 'it
+            must be ...' of the message.
     """
     return UserError(f'{field} is {schema.short_repr(value)}; it must be {expected}.')
 
@@ -78,10 +79,11 @@ def check_types(section: str, settings: typing.Any) -> None:
 
     Args:
         section: Prefix of the fields' names in messages.
-        settings: Instance of the dataclass; its integers must fit into int32, as array elements do.
+        settings: Instance of the dataclass.
 
     Raises:
-        UserError: A field has a value of another type, or a number that is not finite or too large.
+        UserError: The value of a field has the wrong type, is infinite or NaN, or is an integer
+            that does not fit into int32, the integer type of JAX arrays.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):

@@ -216,7 +216,11 @@ def _record(hint: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the key of `_CHECKS` for a type hint without arguments."""
+    """Return the key under which `_CHECKS` holds the check function of a type hint.
+
+    The hint has no type arguments: it is `list`, for example, not `list[int]`. All dataclasses and
+    TypedDicts share one key.
+    """
     record = dataclasses.is_dataclass(hint) or typing.is_typeddict(hint)
     return dataclasses if record else hint
 

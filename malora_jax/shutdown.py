@@ -31,7 +31,7 @@ _WRITE_TIMEOUT_S = 10.0
 
 
 class Preempted(SystemExit):
-    """Exit of the process with status 0 after SIGTERM, when the work is saved.
+    """The exception that ends the process with status 0 after SIGTERM, once progress is saved.
 
     Example:
         try:
@@ -51,12 +51,13 @@ class _State:
     Attributes:
         lock: Lock for the other fields; `exit_process` never releases it.
         is_command: Whether `install_handlers` was called.
-        is_resumable: Whether the command resumes from what it saved when it is run again.
+        is_resumable: Whether a second run of the same command resumes from the saved progress.
         deferred_signals: Signals that are only recorded, in `requested_signal`.
         requested_signal: Signal that asked the process to end; 0 = none yet.
         cleanups: Functions that `exit_process` calls.
         wakeup: Write end of the pipe through which signals reach the listener.
-        caught_up: Set when the listener has read the mark that `interruptible` wrote.
+        caught_up: Event for which `interruptible` waits at its end. The listener sets it when it
+            has read all signals that arrived before.
     """
 
     def __init__(self):
@@ -76,8 +77,8 @@ def install_handlers(is_resumable: bool) -> None:
     """Handle SIGTERM, SIGINT and the parent's death until the process ends.
 
     Args:
-        is_resumable: Whether the command resumes from what it saved when it is run again. The exit
-            status after SIGTERM is 0 if it does, else 143.
+        is_resumable: Whether a second run of the same command resumes from the saved progress. If
+            so, the exit status after SIGTERM is 0, otherwise 143.
     """
     _state.is_command, _state.is_resumable = True, is_resumable
     reading, _state.wakeup = os.pipe()
@@ -119,9 +120,10 @@ def requested_signal() -> int:
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Raise `Preempted` on SIGTERM within the block, in a program that is not a command.
+    """Raise `Preempted` on SIGTERM within the block, in a program that uses the library.
 
-    Only the main thread of a process can handle signals; in other threads this does nothing.
+    In a command this does nothing, because `install_handlers` handles the signal. It also does
+    nothing outside the main thread, because only the main thread can handle signals.
     """
     if _state.is_command or threading.current_thread() is not threading.main_thread():
         yield
@@ -159,9 +161,9 @@ def parent_pipe() -> Iterator[tuple[int, dict[str, str]]]:
     """Let child processes detect the end of this process, even if it is killed.
 
     Yields:
-        A descriptor for the children to inherit, and their additional environment variables. When
-        this process ends or leaves the block, a child that has called `install_handlers` stops as
-        after SIGTERM.
+        A file descriptor that the children must inherit, and environment variables that they must
+        get. When this process ends or leaves the block, a child that has called `install_handlers`
+        behaves as if it had received SIGTERM.
     """
     reading, writing = os.pipe()
     try:
@@ -172,7 +174,7 @@ def parent_pipe() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def register_cleanup(cleanup: Callable[[], None]) -> None:
-    """Register a function that `exit_process` calls, in any thread."""
+    """Register a function that `exit_process` calls, possibly in another thread."""
     _state.cleanups.append(cleanup)
 
 
@@ -193,7 +195,7 @@ def exit_process(status: int, message: str = '') -> NoReturn:
 
 
 def exit_by_signal(number: int) -> NoReturn:
-    """End the process with the status and the message of a signal that is not deferred.
+    """End a command after SIGINT or SIGTERM, with the exit status and message for that signal.
 
     Args:
         number: Number of the signal, SIGINT or SIGTERM.
@@ -211,7 +213,8 @@ def _handle_signal(number: int) -> None:
     """Act on a signal, unless an earlier one has asked the process to end.
 
     Raises:
-        Preempted: The process is not a command, and the signal is not deferred.
+        Preempted: The signal is not deferred, and the process has not called `install_handlers`, as
+            every command does.
     """
     with _state.lock:
         if _state.requested_signal:

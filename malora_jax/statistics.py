@@ -122,13 +122,13 @@ def score_interval(scores: ArrayLike) -> Interval:
 
 
 def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> Interval:
-    """Return the confidence interval of the mean over tasks of their mean scores.
+    """Return the confidence interval of the average score: the mean of the tasks' mean scores.
 
     The bootstrap is stratified: the questions of each task are resampled separately, and all tasks
     have the same weight.
 
     Args:
-        scores: (Q,) or (S, Q) scores of each task.
+        scores: (Q,) scores of one run, or (S, Q) scores of several runs, by task.
         level: Confidence level: share of such intervals that contain the true mean.
 
     Raises:
@@ -172,27 +172,29 @@ def paired_bootstrap(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> PairedDifference:
-    """Return the difference of `scores` and `baseline`, in the mean over tasks of their means.
+    """Return the average score minus the average baseline score, with its confidence interval.
 
-    The paired bootstrap (Koehn 2004) is stratified: the questions of each task are resampled
-    separately, the same ones for both sides, and all tasks have the same weight. The scores of
+    An average is the mean of the tasks' mean scores, so that all tasks have the same weight. The
+    paired bootstrap (Koehn 2004) is stratified: the questions of each task are resampled
+    separately. Each resample has the same questions for the scores and the baseline. The scores of
     several runs are averaged by question first. The interval is therefore about these runs, and
     does not include the variation between seeds. For example:
 
         difference = paired_bootstrap({'gsm8k': [1, 0, 1, 1]}, {'gsm8k': [0, 0, 1, 0]})
 
     Args:
-        scores: (Q,) or (S, Q) scores of each task.
-        baseline: (Q,) or (S, Q) baseline scores of the same tasks, with the same questions in the
-            same order; S may differ.
+        scores: (Q,) scores of one run, or (S, Q) scores of several runs, by task.
+        baseline: Scores to subtract, in the same form: the same tasks, with the same questions in
+            the same order. The number of runs S may differ.
         level: Confidence level: share of such intervals that contain the true difference.
         num_resamples: Number of bootstrap resamples.
         seed: Random seed of the bootstrap resamples.
 
     Returns:
-        The difference of the means, its percentile interval, and its p-value: twice the smaller
-        share of resamples on one side of 0. Apart from rounding, the p-value is below 1 - `level`
-        if the interval excludes 0.
+        The difference of the averages, its percentile interval, and its p-value. For the p-value,
+        the resamples with a difference of at most 0, and those of at least 0, are counted. The
+        p-value is twice the smaller share. Apart from rounding, it is below 1 - `level` if the
+        interval excludes 0.
 
     Raises:
         ValueError: The tasks or their numbers of questions differ, there are no tasks, a score is
@@ -233,7 +235,8 @@ def _question_means(values: ArrayLike) -> np.ndarray:
     """Return the mean over runs of each question's score, (Q,) float64.
 
     Raises:
-        ValueError: The array has another shape, is empty, or has a value that is not finite.
+        ValueError: The array is empty, has more than two dimensions, or has a value that is not
+            finite.
     """
     values_SQ = np.atleast_2d(np.asarray(values, np.float64))
     if values_SQ.ndim > 2 or not values_SQ.size:

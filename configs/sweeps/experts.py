@@ -2,8 +2,8 @@
 
 The rank is fixed at r = 8; two experts are active for each token. With subspace_share = 1/2,
 MALoRA's subspace grows with the experts, d = r N / 2 = 16, 32, 64, and r̄ = 12, so that MALoRA has
-about as many parameters as MoLoRA at each N. --config.subspace_share=0.0 keeps d = 32. (Two experts
-would make d = 8, which is less than r̄.)
+about as many parameters as MoLoRA at each N. --config.subspace_share=0.0 keeps d = 32 instead. Two
+experts are not included: d would be 8, but it must be at least r̄ = 12.
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/experts.py --workdir=runs/experts

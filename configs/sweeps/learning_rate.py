@@ -14,7 +14,9 @@ the grid by
         'draws': 8, 'seed': 0,
         'fields': {'optimizer': {'learning_rate': {'low': 1e-4, 'high': 1e-2, 'scale': 'log'}}},
     }
-To select a learning rate, compare the loss on data.validation, not the scores to report.
+To select a learning rate, compare the loss on the validation examples (data.validation is their
+number per task). Do not select by the scores on the held-out examples, because these scores are the
+result to report.
 
 Hardware: 12 runs, each as in configs/quickstart.py: on two CPU cores about 3 hours. Not yet run.
 """

@@ -6,8 +6,8 @@
     MALoRA, average      54.28  56.27  56.61  56.69
 
 These are the numbers of Table 11, in %, for LLaMA-2 7B and the tasks of Table 1. With
-subspace_share = 1/2, adapter.rank is r, and a run of MALoRA gets r̄ = (2 − 1/2) r and d = r N / 2;
-its β follows the rank as in the table.
+subspace_share = 1/2, the swept adapter.rank is r, and a run of MALoRA gets r̄ = (2 − 1/2) r and
+d = r N / 2. β changes with the rank as in the table.
 
 Commands:
     python -m experiments.sweep --config=configs/sweeps/rank.py --workdir=runs/rank
@@ -15,8 +15,8 @@ Commands:
       --config.base=configs/inter_domain.py --launcher=slurm
 
 The first command uses the quickstart's SmolLM2-135M and tasks. The second uses the paper's model
-and tasks, and shows the paper's numbers next to the results (configs/sweeps/table11.py has the same
-runs by name, with one seed).
+and tasks, and shows the paper's numbers next to the results. configs/sweeps/table11.py has the same
+runs with one seed, and with a fixed name for each row of the table.
 
 Hardware: 16 runs, each as in configs/quickstart.py: on two CPU cores about 4 hours. Not yet run.
 """

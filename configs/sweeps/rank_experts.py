@@ -1,8 +1,8 @@
-"""Ranks and numbers of experts: MALoRA with nine combinations, MoLoRA with three of their sizes.
+"""Ranks and numbers of experts: nine combinations for MALoRA, three for MoLoRA.
 
-MALoRA has r̄ = 6, 12, 24 with two, four and eight experts, of which two are active for each token;
-its subspace is fixed, d = 32. The ranks of MoLoRA give it as many trainable parameters, within 3%,
-as MALoRA on the diagonal:
+MALoRA combines each rank r̄ = 6, 12, 24 with each number of experts N = 2, 4, 8. Two experts are
+active for each token, and the subspace is fixed at d = 32. Each run of MoLoRA has as many trainable
+parameters, within 3%, as the run of MALoRA in the same column:
 
     MALoRA r̄, N   6, 2    12, 4   24, 8
     MoLoRA r, N   11, 2   10, 4   15, 8

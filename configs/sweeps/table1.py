@@ -21,9 +21,9 @@ Not stated in the paper, and chosen here (configs/inter_domain.py and configs/pa
 - whether the batch size of 4 is per device: here a step has 4 packed rows in total;
 - MALoRA-Small's α: 16, twice its rank;
 - number of runs for each row: three seeds;
-- the training data of the single-task runs for ARC-C and ARC-E, whose own training data the
-  experiment does not use: Alpaca-GPT4 alone, the domain that they test. The two runs differ only in
-  the task that they score, so that each column has its own run.
+- training data of the single-task runs for ARC-C and ARC-E: Alpaca-GPT4 alone. The experiment does
+  not use ARC's own training data; ARC tests what is learned from Alpaca-GPT4. The two runs train on
+  the same data and differ only in the task that they score, so that each column has a run.
 
 Hardware: 21 runs for each seed, each as in configs/inter_domain.py. Not yet run at this size.
 """

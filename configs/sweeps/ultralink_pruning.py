@@ -1,4 +1,4 @@
-"""UltraLink's pruning experiment: 2K to 32K examples of a language, with or without English first.
+"""UltraLink's pruning experiment: does training on English first save examples of another language?
 
 The experiment (Wang et al., ACL 2024) shows how far translated training data can be pruned: a skill
 that was learned in English needs few translations. One arm starts from an adapter that was trained
@@ -15,8 +15,9 @@ The file of the other language is `zh_math.jsonl` in the current directory. To u
 it for each arm, as in --config.runs.english.overrides.data.files.
 
 The paper's finding for LLaMA-2 7B, with all weights trained: with 2K Chinese examples, MGSM-zh is
-45.6% from the English model and 22.0% from the base model. The paper does not compare its budgets
-of 32K and 16K with all translations; `--config.grid.data.max_per_task="(32000,0)"` does (0 = all).
+45.6% from the English model and 22.0% from the base model. The paper keeps 32K math
+and 16K code examples of a language, and does not compare with all translations. To compare, set
+`--config.grid.data.max_per_task="(32000,0)"`, where 0 means all examples.
 
 Hardware: 10 runs of a 7B model, see configs/ultralink_lm.py. Not yet run.
 """

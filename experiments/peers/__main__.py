@@ -52,7 +52,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write all measuremen
 
 
 def main(config: dict[str, Any]) -> None:
-    """Run the benchmark, print its tables, and write the file."""
+    """Run the benchmark, print its tables, and write the JSON file if --output is given."""
     _check(_PAIRS, PAIRS)
     _check(_ROWS, BATCH_KINDS)
     report = benchmark(config, _PAIRS.value, _ROWS.value, _TURNS.value, _STEPS.value)

@@ -71,9 +71,10 @@ def real_batches(
 
 
 def unpack(packed: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the tokens and labels of each example of a packed batch, with the token that ends it.
+    """Return the tokens and the labels of each example of a packed batch.
 
-    Labels are the tokens themselves where they are predicted, else `IGNORE_INDEX`.
+    The tokens are the inputs of the example, followed by its last target. The label of a token is
+    the token itself if the loss counts its prediction, else `IGNORE_INDEX`.
 
     Args:
         packed: Packed batch, arrays (B, T).

@@ -43,8 +43,9 @@ def benchmark(
         steps: Number of timed steps per system and round.
 
     Returns:
-        Versions and settings; `differences`, each a `SystemDifference` as a dict, by kind of
-        batches and pair; and `rows`, a `summarize_kind` of each kind.
+        Settings and package versions, and two results. `differences` has a `SystemDifference`, as a
+        dict, for each kind of batches and each pair whose systems implement the same method. `rows`
+        has the result of `summarize_kind` for each kind of batches.
 
     Raises:
         UserError: The config is invalid, a package is missing, or systems that should compute the
@@ -84,7 +85,13 @@ def _check_adapter(run: RunConfig) -> None:
 def _differences(
     setup: Setup, pairs: Sequence[str], kinds: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Compare the pairs that are the same method, without dropout, on one batch of each kind."""
+    """Return the differences between the systems of each pair that implements the same method.
+
+    The systems run without dropout, on one batch of each kind.
+
+    Returns:
+        The `SystemDifference` as a dict, by kind of batches, then by pair.
+    """
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in pairs:
         pair = PAIRS[name]

@@ -1,4 +1,4 @@
-"""Our system of a pair: the training step that our runs use, and its loss and gradients."""
+"""Our system in a comparison with a peer: the training step of our runs, its loss and gradients."""
 
 from typing import Any
 
@@ -28,14 +28,15 @@ class JaxSystem:
     """One of our methods, in JAX.
 
     Attributes:
-        leaves: Weights of the adapter before the first step, all of them nonzero, by path.
+        leaves: Weights of the adapter before the first step, by path. None are zero, not even the
+            up-projections, because otherwise some gradients would be zero.
     """
 
     def __init__(self, setup: Setup, adapter: AdapterConfig):
         """Create the adapter on the base model of `setup`; the first step compiles.
 
         Args:
-            setup: Parts of the run.
+            setup: Parts of the run: base model, data and optimizer.
             adapter: Adapter configuration.
         """
         run = setup.run

@@ -33,8 +33,9 @@ def make_links(
     Args:
         leaves: Leaves of our adapter by path.
         config: Configuration of the base model.
-        patterns: Pattern of the parameter's name by name of our leaf (`down`, `up`, ...). In it,
-            {linear} is a name such as layers.0.self_attn.q_proj, and {expert} is a number.
+        patterns: For each name of our leaves (`down`, `up`, ...), a format string of the peer's
+            parameter name. {linear} stands for a name such as layers.0.self_attn.q_proj, and
+            {expert} for the number of the expert.
     """
     linears = _linears(config)
     links = []
@@ -56,7 +57,7 @@ def linear_names(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
 
 
 def _linears(config: ModelConfig) -> dict[str, list[str]]:
-    """Return the names of the linear modules in `transformers`, one per layer, by our path."""
+    """Map our path of each linear module to the names in `transformers`, a list over layers."""
     return {
         leaf.path.removesuffix('/kernel'): [
             name.removeprefix('model.').removesuffix('.weight') for name in leaf.tensor_names

@@ -29,10 +29,11 @@ class SystemDifference:
 
     Attributes:
         loss: Absolute difference of the losses, in nats.
-        gradient: Largest relative error ‖g − g'‖ / ‖g‖ of a leaf's gradient in one layer, except in
-            the modules of `choices`.
-        leaf: Name of the leaf with the largest difference, and its layer.
-        choices: Linear modules, with their layers, in which a token was routed to another expert.
+        gradient: Largest relative error ‖g − g'‖ / ‖g‖ over all leaves and layers, where g is our
+            gradient and g' is the peer's. The modules in `choices` are not included.
+        leaf: Name and layer of the leaf with this largest error.
+        choices: Linear modules, with their layers, in which rounding made the two systems route a
+            token to different experts.
     """
 
     loss: float
@@ -78,7 +79,15 @@ def compare(ours: System, peer: System, batch: PeerBatch) -> SystemDifference:
 
 
 def _rerouted_linears(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the modules whose gradient errors are small enough to result from a rerouted token."""
+    """Return the modules in which rounding has probably routed a token to another expert.
+
+    There, the error of the router exceeds `GRADIENT_TOLERANCE`, but no error exceeds
+    `_REROUTED_TOLERANCE`. If there are more than `_MAX_REROUTED` such modules, rounding is not the
+    cause, and the result is empty.
+
+    Args:
+        errors: Relative error of each gradient, by module and layer, then by leaf name.
+    """
     found = [
         linear
         for linear, leaves in errors.items()

@@ -24,10 +24,11 @@ def summarize_kind(
         pairs: Names of the pairs to compare.
 
     Returns:
-        `tokens`, `examples` and the `positions` of packed and padded batches, as means per step;
-        `systems`, each with tokens_per_second and step_s (seconds of each step); `pairs`, each with
-        the ratio of the median throughputs (ours / peer), the quartiles of the ratios of single
-        steps, and the target of the ratio.
+        A dict. `tokens` and `examples` are mean numbers per step. `positions` has the mean numbers
+        of positions per step, including padding, of the packed and of the padded batches. `systems`
+        has for each system the quartiles of `tokens_per_second`, and `step_s`, the seconds of each
+        step. `pairs` has for each pair the `ratio` of our median throughput to the peer's, the
+        quartiles of this ratio over the steps (`by_step`), and the `target` of the ratio, or None.
     """
     tokens = np.array([step.tokens for step in batches])
     rates = {name: tokens / np.array(each) for name, each in seconds.items()}

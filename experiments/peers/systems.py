@@ -108,7 +108,7 @@ def make_system(name: str, setup: Setup, dropout: float) -> System:
 
 
 def _adapter(name: str, setup: Setup, dropout: float) -> AdapterConfig:
-    """Return the settings of one of our methods, on the config's linear modules."""
+    """Return the adapter configuration of one of our methods, with the run's target modules."""
     targets = setup.run.adapter.targets
     # MoLA's router scales the selected gates to sum to one; ours does not, like the paper's.
     return method(name, targets=targets, dropout=dropout, renormalize=name == 'molora')

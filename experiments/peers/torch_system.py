@@ -20,7 +20,7 @@ LossFunction = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class TorchSystem:
-    """Model in torch, trained as usual with its library: autograd and AdamW, not compiled."""
+    """A peer's model in torch, trained as its users do: autograd and AdamW, without compilation."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TorchSystem:
             parameters: Trained parameters by name.
             optimizer: Optimizer settings, of which the learning rate and the weight decay are used.
             leaves: Leaves of our adapter; {} for a peer that keeps its own initialization.
-            links: Links from the parameters to copy to their positions in `leaves`.
+            links: Position in `leaves` of each parameter; the weights are copied from there.
         """
         self._loss, self._parameters = loss, parameters
         self._leaves, self._links = leaves, links

@@ -34,8 +34,8 @@ _CONCURRENCY = (
 )
 _TIMEOUT = 'Timeout of one attempt at a model request, in seconds.'
 _TOKEN_LIMIT = (
-    'Maximum total number of tokens of all model requests and replies in the cache; the stage '
-    'stops before it exceeds the limit; 0 = no limit.'
+    'Maximum number of tokens, summed over all model requests and replies, including those in the '
+    'cache; the stage stops before it exceeds this number; 0 = no limit.'
 )
 _CACHE = (
     'SQLite file that caches the replies of the model; default: answers.sqlite next to the output '
@@ -82,7 +82,7 @@ class StageFlags:
 
     @property
     def help(self) -> str:
-        """Text of --help above the flags; if there are many flags, it also lists them by group."""
+        """Text that --help prints above the flags; it lists them by group if there are many."""
         if len(self._flags) <= _MAX_UNGROUPED:
             return self._stage.help
         named = {name for names in _FLAG_GROUPS.values() for name in names}
@@ -105,7 +105,9 @@ class StageFlags:
         return '\n'.join([f'{text}\n', *lines]) + example + rest
 
     def parse(self) -> tuple[StageRun[Any], ModelChoice | None]:
-        """Return the run that the flags describe, and its model choice; None if it uses no model.
+        """Return the run that the flags describe, and the choice of the model.
+
+        The choice is None for a stage that uses no model.
 
         Raises:
             UserError: A value is not allowed, a path is empty or cannot be used, or the tokenizer
@@ -162,7 +164,7 @@ class StageFlags:
         )
 
     def _setting_value(self, name: str) -> Any:
-        """Return the value of a settings field."""
+        """Return the value of the flag of a settings field, converted to the type of the field."""
         hint = self._hints[name]
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)
@@ -173,7 +175,7 @@ class StageFlags:
         return self._value(name)
 
     def _paths(self, name: str) -> list[pathlib.Path]:
-        """Return the paths in a flag; a path in cloud storage is replaced by that of a local copy.
+        """Return the local paths in a list flag; paths in cloud storage are downloaded first.
 
         Raises:
             UserError: A path is empty, as with --input="$UNSET", or is given twice.

@@ -22,9 +22,9 @@ class Initialization:
     Attributes:
         beta: β of eq. (9) and (10) of the MALoRA paper. The shared down-projection S_A starts
             multiplied by β, and each expert's core P_t starts divided by β.
-        identical: Whether all experts start from the same values of their own down-projections or
-            cores ("same A_t" in Table 3). This is a control experiment for methods that share
-            factors.
+        identical: Whether all experts start with the same values: the down-projection or core of
+            every expert is initialized as a copy of the first expert's ("same A_t" in Table 3).
+            This is a control experiment, because factors that experts share also start the same.
     """
 
     beta: float = 1.0
@@ -157,9 +157,10 @@ class AdapterConfig:
 
     @property
     def _router_learns_from_balance(self) -> bool:
-        """True if the load-balancing loss trains the router, or if the router is frozen.
+        """True if the load-balancing loss trains the router, or if the router needs no training.
 
-        The loss is constant, and has no gradient, if every token uses all experts.
+        A frozen router needs no training. If every token uses all experts, the loss is constant
+        and cannot train the router.
         """
         has_gradient = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
         return has_gradient or 'router' in self.frozen

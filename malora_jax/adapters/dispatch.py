@@ -26,12 +26,15 @@ _TILE = 128
 
 
 class SortedSlots(NamedTuple):
-    """Order of the N · K token slots, sorted by expert and padded to whole tiles.
+    """Sorted order of the N · K slots, where a slot is a pair of a token and one of its experts.
+
+    The slots are sorted by expert. Padding fills the last tile of each expert. A position is an
+    index into this order, from 0 to M - 1.
 
     Attributes:
-        token: (M,) int32, index of the token at each position; N at padding.
-        position: (N, K) int32, positions of the slots of each token.
-        expert: (I,) int32, index of the expert that each tile belongs to.
+        token: (M,) int32, index of the token whose slot is at each position; N at padding.
+        position: (N, K) int32, position of each of the K slots of a token.
+        expert: (I,) int32, index of the expert whose slots are in each tile.
     """
 
     token: jax.Array
@@ -42,13 +45,15 @@ class SortedSlots(NamedTuple):
 def update(
     x_ND: jax.Array, routing: Routing, down_EDR: jax.Array, up_ERF: jax.Array, top_k: int
 ) -> jax.Array:
-    """Return Σ_t G_t B_t A_t x over the top-k experts of each token.
+    """Return Σ_t G_t B_t A_t x for each token x, a sum over its top-k experts t with gates G_t.
+
+    If the experts share a down-projection S_A, the caller applies it first: S_A x takes the place
+    of x, and the cores P_t take the place of A_t.
 
     Args:
-        x_ND: Input of the experts, (N, D): the input of the linear layer after dropout, or (N, S),
-            that input times the shared S_A.
+        x_ND: (N, D), input of the linear layer after dropout; or (N, S), S_A x.
         routing: Decisions of the router, with exactly K experts for each token.
-        down_EDR: Down-projections A_t, (E, D, R), or cores P_t, (E, S, R), if S_A is shared.
+        down_EDR: Down-projections A_t, (E, D, R); or cores P_t, (E, S, R).
         up_ERF: Up-projections B_t, (E, R, F).
         top_k: Number of experts of each token, K.
 
@@ -64,7 +69,7 @@ def update(
 
 
 def sort_by_expert(selected_NE: jax.Array, top_k: int) -> tuple[SortedSlots, jax.Array]:
-    """Sort the token slots by expert.
+    """Sort the slots, the pairs of a token and one of its experts, by expert.
 
     Args:
         selected_NE: (N, E), 1 for the experts of each token, else 0.
@@ -105,19 +110,23 @@ def _grouped_matmul(x_MD: jax.Array, weights_EDF: jax.Array, slots: SortedSlots)
 
 @jax.custom_vjp
 def _dispatch(x_ND: jax.Array, slots: SortedSlots) -> jax.Array:
-    """Gather the vector of the token at each position, (M, D); zeros at padding."""
+    """Copy the vector of each token to the positions of its slots, (M, D); zeros at padding."""
     return x_ND.at[slots.token].get(mode='fill', fill_value=0)
 
 
 @jax.custom_vjp
 def _combine(y_MF: jax.Array, slots: SortedSlots) -> jax.Array:
-    """Sum the vectors at the positions of each token, (N, F); the transpose of `_dispatch`."""
+    """Add up the K vectors of each token, one per slot, (N, F).
+
+    As linear maps, `_combine` and `_dispatch` are transposes of each other, so each is the
+    backward pass of the other.
+    """
     first, *others = (y_MF[position_N] for position_N in slots.position.T)
     return sum(others, start=first)
 
 
 def _dispatch_gates(gate_NK: jax.Array, slots: SortedSlots) -> jax.Array:
-    """Return the gate at each position, (M,); zero at padding."""
+    """Copy the gate of each slot to the position of the slot, (M,); zeros at padding."""
     return jnp.zeros(slots.token.shape, gate_NK.dtype).at[slots.position].set(gate_NK)
 
 

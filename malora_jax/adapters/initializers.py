@@ -77,9 +77,9 @@ def orthonormal_bases(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 def _svd(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the thin singular value decomposition of a matrix, with signs fixed by `_signs`.
 
-    Map batches with `jax.lax.map`, one matrix at a time. On CPU, a batched decomposition waits for
-    workers of the thread pool that it runs on itself, so two concurrent batches on two cores
-    deadlock (jaxlib's ParallelBatchMap).
+    Do not call this function on a batch: use `jax.lax.map`, one matrix at a time. On CPU, a batched
+    decomposition occupies a thread of a pool while it waits for other threads of the same pool.
+    Two concurrent batches on two cores therefore deadlock (jaxlib's ParallelBatchMap).
     """
     v_DS, sigma_S, ut_SS = jnp.linalg.svd(matrix_DS, full_matrices=False)
     signs_S1 = _signs(ut_SS)
@@ -87,11 +87,11 @@ def _svd(matrix_DS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _signs(rows: jax.Array) -> jax.Array:
-    """Return the sign of the entry with the largest magnitude of each row, (..., 1).
+    """Find the largest entry of each row by absolute value, and return its sign, (..., 1).
 
-    The sign of a singular vector is arbitrary and differs between backends. Multiplication with
-    this sign makes the largest entry positive, so a seed gives the same initial values on every
-    device.
+    The sign of a singular vector is arbitrary and differs between backends. If a vector is
+    multiplied with the sign that this function returns, its largest entry becomes positive. A seed
+    then gives the same initial values on every device.
     """
     largest = jnp.argmax(jnp.abs(rows), axis=-1, keepdims=True)
     return jnp.where(jnp.take_along_axis(rows, largest, axis=-1) < 0, -1.0, 1.0)

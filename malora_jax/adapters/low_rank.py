@@ -29,9 +29,9 @@ class ProjectedInput(NamedTuple):
 
     Attributes:
         logits: (N, E) float32, logits of the router; None without a router.
-        down_projected: (N, Q), input after dropout times the first factor: S_A x, or A_t x of all
-            experts concatenated.
-        after_dropout: (N, D), input after dropout.
+        down_projected: (N, Q), down-projection of `after_dropout`: by the shared S_A, or by the
+            A_t of all experts, concatenated.
+        after_dropout: (N, D), input of the linear layer after dropout.
     """
 
     logits: jax.Array | None
@@ -42,12 +42,15 @@ class ProjectedInput(NamedTuple):
 def project_input(
     config: AdapterConfig, x_ND: jax.Array, after_dropout_ND: jax.Array, leaves: Sequence[Leaves]
 ) -> list[ProjectedInput]:
-    """Compute router logits and down-projections for all adapters of one input, such as q, k and v.
+    """Compute router logits and down-projections for linear layers that share their input.
+
+    For example, the linear layers q, k and v of a transformer layer have the same input. Each of
+    them has an adapter of its own.
 
     Args:
         config: Adapter configuration.
-        x_ND: (N, D), input of the linear layers.
-        after_dropout_ND: (N, D), the same input after dropout.
+        x_ND: (N, D), shared input of the linear layers, for the routers.
+        after_dropout_ND: (N, D), the same input after dropout, for the down-projections.
         leaves: Parameters of each adapter, by name.
 
     Returns:
@@ -107,16 +110,16 @@ class LowRankExperts(nn.Module):
         after_dropout: jax.Array | None = None,
         groups: jax.Array | None = None,
     ) -> jax.Array:
-        """Return scale · Δ(x).
+        """Return the update scale · Δ(x), which is added to the output of the frozen layer.
 
         For linear layers that share their input, `project_input` and `update` are faster.
 
         Args:
-            x: (..., D), input of the linear layer.
-            after_dropout: (..., D), the same input after dropout, for the first factor; x by
-                default.
-            groups: (N, G) float32, group of each token as in `update`, where N is the product of
-                the leading axes of x.
+            x: (..., D), input of the linear layer, for the router.
+            after_dropout: (..., D), the same input after dropout, for the down-projection; None =
+                x without dropout.
+            groups: (N, G) float32, a one-hot row for each of the N tokens in x: 1 in the column of
+                the token's group (task), else 0. If given, `RoutingSums` are sown, as in `update`.
 
         Returns:
             (..., F) in the dtype of x.
@@ -142,8 +145,9 @@ class LowRankExperts(nn.Module):
         Args:
             projected: Result of `project_input` for these parameters.
             leaves: Parameters by name, as the method `leaves` returns them.
-            groups_NG: (N, G) float32, one-hot group (task) of each token; zeros for padding. If
-                given, `RoutingSums` are sown in collection `routing` under the name `sums`.
+            groups_NG: (N, G) float32, a one-hot row for each token: 1 in the column of the token's
+                group (task), else 0; all zeros for padding. If given, `RoutingSums` are sown in
+                collection `routing` under the name `sums`.
             scale: () float32, scale of the update; `config.scale` by default.
 
         Returns:

@@ -13,10 +13,11 @@ from malora_jax.adapters.config import AdapterConfig
 class Magnitude(nn.Module):
     """Multiplier m / ‖W + scale · B A‖_c of each output (DoRA, Liu et al. 2024, eq. (5)).
 
-    W is the frozen kernel, and B A the product of the low-rank factors `up` and `down`. The
-    parameter m, (F,) float32, has the name `magnitude` in collection `adapter` or `adapter_frozen`.
-    It starts as the column lengths of the kernel, so all multipliers start at 1. The module reads
-    `down` and `up` of a `LowRankExperts` module in the same scope, which must be called first:
+    W is the frozen kernel, and B A the product of the low-rank factors `up` and `down`. A column
+    holds the weights of one output, and ‖·‖_c is the Euclidean norm of each column. The parameter
+    m, (F,) float32, has the name `magnitude` in collection `adapter` or `adapter_frozen`. It starts
+    as the column norms of the kernel, so all multipliers start at 1. The module reads `down` and
+    `up` of a `LowRankExperts` module in the same scope, which must be called first:
 
         def setup(self):
             config = method('dora')
@@ -29,8 +30,8 @@ class Magnitude(nn.Module):
             y_NF = x_ND @ kernel_DF + self.experts(x_ND)
             return y_NF * self.magnitude(kernel_DF)
 
-    The lengths have no gradient. According to section 4.3 of the DoRA paper, treating them as
-    constants saves memory and costs no accuracy.
+    m has a gradient, but the norm in the denominator has none. According to section 4.3 of the DoRA
+    paper, treating this norm as a constant saves memory and costs no accuracy.
 
     Attributes:
         config: Adapter configuration.

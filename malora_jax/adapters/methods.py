@@ -32,19 +32,20 @@ class AdapterSettings:
         top_k: Number of active experts per token, K.
         rank: Rank of one expert (r; r̄ for MALoRA).
         alpha: LoRA's α. The update is multiplied by α / rank.
-        shared_rank: Dimensions of the subspace of a linear layer, d. With 0, each expert has its
-            own down-projection and up-projection, and no core.
+        shared_rank: Dimensions of the subspace of a linear layer, d. 0 = no subspace: each expert
+            has its own down-projection and up-projection, and no core.
         subspace: Kind of subspace. 'down': all experts share the down-projection S_A, and each has
             a core P_t (MALoRA). 'own': each expert has a subspace of d / N dimensions and a core
             ("w/o shared S_A" in Table 3 of the MALoRA paper). 'up': all experts share the
             up-projection S_B ("decomposing B_t" in Table 3). 'heads': all experts share the
-            down-projection A, without cores (HydraLoRA).
+            down-projection A, without cores (HydraLoRA); `shared_rank` must then equal `rank`.
         rank_stabilized: Whether the update is multiplied by α / √rank instead (rsLoRA).
         magnitude: Whether the columns of W + (α/r) B A are scaled to trained lengths (DoRA); only
             for a single expert.
         beta: β of eq. (9) and (10). S_A starts multiplied by β, and each P_t divided by β.
-        identical_start: Whether all experts start from the same values of their own
-            down-projections or cores ("same A_t" in Table 3).
+        identical_start: Whether all experts start with the same values: the down-projection or
+            core of every expert is initialized as a copy of the first expert's ("same A_t" in
+            Table 3).
         dropout: Dropout rate at the input of the down-projection, in training only.
         balance_weight: Coefficient of the load-balancing loss.
         renormalize: Whether the gates of the top-k experts are scaled to sum to one. The paper does

@@ -1,8 +1,9 @@
 """Matrix products in rank space: all low-rank experts, stacked along the rank axis.
 
-With stacked experts, Σ_t G_t(x) B_t h_t(x) is one matrix product. Its shapes are static, and it
-needs no sorting, gathering or token dispatch. The activations of experts outside the top k are
-multiplied by a gate of zero.
+The output of the experts for an input x is Σ_t G_t(x) B_t h_t(x). Here G_t(x) is the gate of expert
+t, B_t its up-projection, and h_t(x) the vector of its R activations. With stacked experts, this sum
+is one matrix product. Its shapes are static, and it needs no sorting, gathering or token dispatch.
+The activations of experts outside the top k are multiplied by a gate of zero.
 
 Dimension letters: N tokens, D inputs, F outputs, E experts, R rank of one expert, I inputs of an
 expert's own factor, P = E · R stacked ranks, Q columns of the first factor.
@@ -52,9 +53,10 @@ def fused_matmul(
 def save_for_backward(hidden: jax.Array, axis: str = 'expert', name: str = 'rank') -> jax.Array:
     """Mark activations to be saved for the backward pass under rematerialization.
 
-    Activations in rank space are small compared with their inputs. If the inputs are sharded over
-    devices, the sharding constraint here also adds up the partial sums: before gating, and before
-    the router's softmax, which needs complete logits.
+    Activations in rank space are small compared with their inputs. If the D inputs are sharded over
+    devices, each device has only a partial sum of the activations. The sharding constraint here
+    makes XLA add up these partial sums now, before the activations are gated. Router logits are
+    also completed here, before the softmax, which needs complete logits.
 
     Args:
         hidden: (N, Q), activations.

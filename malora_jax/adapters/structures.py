@@ -1,6 +1,7 @@
 """Structures: the low-rank factors of the experts, which of them are shared, and their products.
 
-Each structure is a class. With the gates G_t of the experts, it computes Σ_t G_t(x) E_t x:
+Each structure is a class. It computes Σ_t G_t(x) E_t x, a sum over the experts t, where G_t(x) is
+the gate of expert t and E_t the product of its factors:
 
 | class                  | expert E_t  | parameters, input to output   | methods           |
 |------------------------|-------------|-------------------------------|-------------------|
@@ -12,6 +13,7 @@ Each structure is a class. With the gates G_t of the experts, it computes Σ_t G
 | `HydraLoRA`            | B_t A       | `shared_down`, `up`           | HydraLoRA         |
 
 Quoted methods are ablations in Table 3 of the MALoRA paper. Equation numbers refer to this paper.
+Arrays hold the transposes of the paper's matrices: the down-projection A_t is stored as (D, R).
 
 All experts are computed together in rank space: their activations are stacked along the rank axis.
 `first_factor` returns the matrix that multiplies the input, `hidden` returns the activations of all
@@ -94,12 +96,14 @@ class Structure(abc.ABC):
         rank: Rank of one expert, R.
         factors: Names of the parameters whose product is an expert, from input to output.
         kernel_dependent: Names of parameters whose initial value depends on the frozen kernel, such
-            as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, and
-            possibly a second router.
-        expert_input_factors: Names of the input-side factors of which each expert has its own.
+            as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, and the
+            weight of a second router if the structure has one.
+        expert_input_factors: Names of the factors, except the last, that experts do not share.
+            `Initialization.identical` gives them the same initial value in all experts.
         dispatch_factors: Names of the two factors of an expert that token dispatch applies; () if
             the structure does not support token dispatch.
-        first_factor_axis: Logical axis name of the columns of the first factor.
+        first_factor_axis: Logical axis name of the columns of the first factor, which multiplies
+            the input.
         is_subspace_of_inputs: Whether the subspace, if there is one, is on the input side.
 
     Raises:
@@ -190,7 +194,9 @@ class Structure(abc.ABC):
         return projected_NQ
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Multiply the activations with the remaining factors, and sum over experts, (N, F).
+        """Multiply the gated activations with the last factors, and sum over experts, (N, F).
+
+        By default, only the up-projections are left to be applied.
 
         Args:
             hidden_NP: (N, P), gated activations h_t of all experts.
@@ -203,9 +209,10 @@ class Structure(abc.ABC):
     ) -> jax.Array:
         """Return the update scale · Σ_t G_t E_t x, (N, F).
 
-        Override this method for gates that do not multiply the experts' activations, or for a
-        second router. Such a structure must leave `dispatch_factors` empty, because token dispatch
-        does not call this method.
+        G_t is the gate of expert t, and E_t the product of its factors. By default, the gates
+        multiply the activations that `hidden` returns. Override this method to apply the gates
+        elsewhere, or to add a second router. Such a structure must leave `dispatch_factors` empty,
+        because token dispatch does not call this method.
 
         Args:
             projected_NQ: (N, Q), input times the first factor.
@@ -219,7 +226,7 @@ class Structure(abc.ABC):
         return self.output(scale * hidden_NP, leaves)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the down-projection and the up-projection of each expert.
+        """Return the down-projection and the up-projection of each expert, for reports.
 
         Args:
             leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
@@ -238,7 +245,10 @@ class Structure(abc.ABC):
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the update Σ_t G_t E_t for constant gates, as a single LoRA of the lowest rank.
+        """Return the mixture with constant gates as a single LoRA, for the static export.
+
+        With constant gates G_t, the update is one matrix, Σ_t G_t E_t, where E_t is the product of
+        the factors of expert t. The LoRA has the lowest rank Q that represents it exactly.
 
         Args:
             leaves: Parameters of one linear layer in all transformer layers, (L, ...), by name.
@@ -262,14 +272,14 @@ class StartsFromLoRA(Protocol):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return input-side factors with which every expert starts from A of a LoRA.
+        """Return initial factors that copy the down-projection A of a trained LoRA to all experts.
 
-        The activations of each expert then start with the LoRA's A x. Dimensions beyond the LoRA's
-        rank keep their initial values.
+        The first activations of each expert are then A x. An expert may have a higher rank than the
+        LoRA; its other activations are still initialized at random.
 
         Args:
-            fresh: Initial values of the factors, by name.
-            down_DR: (D, R), A of the LoRA, transposed; R is at most the rank of an expert.
+            fresh: Random initial values of the factors, by name.
+            down_DR: (D, R), A of the trained LoRA, transposed; R is at most the rank of an expert.
             beta: β of eq. (9) and (10).
 
         Returns:
@@ -304,7 +314,11 @@ class SubspaceStructure(Structure):
 
 @dataclasses.dataclass(frozen=True)
 class IndependentExperts(Structure):
-    """LoRA, or with several experts a mixture of independent LoRAs (MoLoRA): Σ_t G_t B_t A_t x."""
+    """LoRA; or, with several experts, a mixture of independent LoRAs (MoLoRA).
+
+    The update is Σ_t G_t B_t A_t x, where expert t has the gate G_t, the down-projection A_t and
+    the up-projection B_t.
+    """
 
     factors = ('down', 'up')
     expert_input_factors = ('down',)
@@ -316,24 +330,28 @@ class IndependentExperts(Structure):
         return self.num_experts == 1
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of A_t and B_t."""
+        """Return the axes of the experts' down-projections A_t and up-projections B_t, by name."""
         E, R = self.expert_axis, self.rank_axis
         return {'down': (E, inputs, R), 'up': (E, R, outputs)}
 
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return down-projections A_t whose first rows are those of the LoRA's A."""
+        """Return down-projections A_t of the experts that begin with the rows of the LoRA's A."""
         return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of A_t and B_t."""
+        """Return the down-projection A_t and the up-projection B_t of each expert t."""
         return leaves['down'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of A_t and G_t B_t, concatenated over experts: rank E · R."""
+        """Return a single LoRA of rank E · R, which concatenates the experts.
+
+        It consists of the down-projections A_t, and of the up-projections B_t times the constant
+        gates G_t.
+        """
         up_LERF = gates_LE[:, :, None, None] * leaves['up']
         L, E, D, R = leaves['down'].shape
         down_LDQ = leaves['down'].transpose(0, 2, 1, 3).reshape(L, D, E * R)
@@ -379,9 +397,10 @@ class DoRA(IndependentExperts):
 
 @dataclasses.dataclass(frozen=True)
 class SharedDown(SubspaceStructure):
-    """MALoRA: experts share the down-projection S_A, and own P_t and B_t: Σ_t G_t B_t P_t S_A x.
+    """MALoRA: all experts share a down-projection S_A.
 
-    The parameter `core` holds the P_t.
+    The update is Σ_t G_t B_t P_t S_A x. Expert t has the gate G_t and two factors of its own: the
+    core P_t, in parameter `core`, and the up-projection B_t.
     """
 
     factors = ('shared_down', 'core', 'up')
@@ -390,7 +409,7 @@ class SharedDown(SubspaceStructure):
     first_factor_axis = 'shared_rank'
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of S_A, P_t and B_t."""
+        """Return the axes of the shared S_A, the cores P_t and the up-projections B_t, by name."""
         E, R, S = self.expert_axis, self.rank_axis, Axis('shared_rank', self.shared_rank)
         return {'shared_down': (inputs, S), 'core': (E, S, R), 'up': (E, R, outputs)}
 
@@ -408,10 +427,10 @@ class SharedDown(SubspaceStructure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return an S_A whose first rows span the rows of A, and cores that reproduce A.
+        """Return S_A and cores P_t, such that P_t S_A of each expert begins with the rows of A.
 
-        The new S_A is β times an orthonormal basis of the rows of A and of the initial S_A. The
-        first rows of each P_t S_A equal A.
+        A is the down-projection of the trained LoRA. The new S_A is β times an orthonormal basis:
+        its first rows span the rows of A, and the others come from the initial S_A.
         """
         R, S = down_DR.shape[-1], self.shared_rank
         both_DQ = jnp.concatenate([down_DR, fresh['shared_down']], axis=1)
@@ -423,27 +442,31 @@ class SharedDown(SubspaceStructure):
         }
 
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return P_t S_A x of all experts, (N, P)."""
+        """Return the activations P_t S_A x of all experts t before gating, (N, P)."""
         core_SP = products.stack_ranks(leaves['core']).astype(projected_NQ.dtype)
         return products.save_for_backward(projected_NQ @ core_SP)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of P_t S_A and B_t."""
+        """Return the down-projection P_t S_A and the up-projection B_t of each expert t."""
         return leaves['shared_down'][:, None] @ leaves['core'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of S_A and Σ_t G_t B_t P_t: rank S."""
+        """Return a single LoRA of rank S, for constant gates G_t.
+
+        Its down-projection is S_A, and its up-projection is Σ_t G_t B_t P_t.
+        """
         own_LESF = gates_LE[:, :, None, None] * (leaves['core'] @ leaves['up'])
         return leaves['shared_down'], own_LESF.sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndependentSubspaces(SubspaceStructure):
-    """MALoRA with a separate subspace for each expert: Σ_t G_t B_t P_t S_t x.
+    """MALoRA with a separate subspace for each expert, the ablation "w/o shared S_A" of Table 3.
 
-    This is the ablation "w/o shared S_A" of Table 3.
+    The update is Σ_t G_t B_t P_t S_t x. Expert t has the gate G_t, the down-projection S_t to its
+    own subspace, the core P_t and the up-projection B_t.
 
     Attributes:
         shared_rank: Dimensions of all subspaces together, S. Each expert has I = S / E.
@@ -458,7 +481,7 @@ class IndependentSubspaces(SubspaceStructure):
         require(is_multiple, 'shared_rank', self.shared_rank, description)
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of S_t, P_t and B_t."""
+        """Return the axes of the experts' S_t, cores P_t and up-projections B_t, by name."""
         E, R = self.expert_axis, self.rank_axis
         own_rank = self.shared_rank // self.num_experts
         return {
@@ -484,29 +507,34 @@ class IndependentSubspaces(SubspaceStructure):
         }
 
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return P_t S_t x of all experts, (N, P)."""
+        """Return the activations P_t S_t x of all experts t before gating, (N, P)."""
         E, R, core_EIR = self.num_experts, self.rank, leaves['core'].astype(projected_NQ.dtype)
         projected_NEI = projected_NQ.reshape(-1, E, core_EIR.shape[1])
         hidden_NER = jnp.einsum('NEI,EIR->NER', projected_NEI, core_EIR)
         return products.save_for_backward(hidden_NER.reshape(-1, E * R))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of P_t S_t and B_t."""
+        """Return the down-projection P_t S_t and the up-projection B_t of each expert t."""
         return leaves['down'] @ leaves['core'], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of S_t and G_t B_t P_t, concatenated over experts: rank S."""
+        """Return a single LoRA of rank S, which concatenates the experts.
+
+        It consists of the down-projections S_t, and of the up-projections B_t P_t times the
+        constant gates G_t.
+        """
         factors = {'down': leaves['down'], 'up': leaves['core'] @ leaves['up']}
         return IndependentExperts(self.num_experts, self.rank).mean_update(factors, gates_LE)
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedUp(SubspaceStructure):
-    """Experts with a shared up-projection S_B: S_B Σ_t G_t P_t A_t x.
+    """Experts with a shared up-projection S_B, the ablation "decomposing B_t" of Table 3.
 
-    This is the ablation "decomposing B_t" of Table 3.
+    The update is S_B Σ_t G_t P_t A_t x. Expert t has the gate G_t, the down-projection A_t and the
+    core P_t.
     """
 
     factors = ('down', 'core', 'shared_up')
@@ -514,32 +542,39 @@ class SharedUp(SubspaceStructure):
     is_subspace_of_inputs = False
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of A_t, P_t and S_B."""
+        """Return the axes of the experts' A_t, their cores P_t and the shared S_B, by name."""
         E, R, S = self.expert_axis, self.rank_axis, Axis('shared_rank', self.shared_rank)
         return {'down': (E, inputs, R), 'core': (E, R, S), 'shared_up': (S, outputs)}
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Return S_B Σ_t P_t h_t for gated activations h_t, (N, F)."""
+        """Return S_B Σ_t P_t h_t, (N, F), for the gated activations h_t of each expert t.
+
+        P_t is the core of expert t, and S_B the shared up-projection.
+        """
         shared_NS = products.sum_of_experts(hidden_NP, leaves['core'])
         return shared_NS @ leaves['shared_up'].astype(hidden_NP.dtype)
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of A_t and S_B P_t."""
+        """Return the down-projection A_t and the up-projection S_B P_t of each expert t."""
         return leaves['down'], leaves['core'] @ leaves['shared_up'][:, None]
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of Σ_t G_t P_t A_t and S_B: rank S."""
+        """Return a single LoRA of rank S, for constant gates G_t.
+
+        Its down-projection is Σ_t G_t P_t A_t, and its up-projection is S_B.
+        """
         own_LEDS = gates_LE[:, :, None, None] * (leaves['down'] @ leaves['core'])
         return own_LEDS.sum(axis=1), leaves['shared_up']
 
 
 @dataclasses.dataclass(frozen=True)
 class HydraLoRA(Structure):
-    """HydraLoRA: a shared down-projection A, and an up-projection per expert: Σ_t G_t B_t A x.
+    """HydraLoRA (Tian et al. 2024): all experts share a down-projection A.
 
-    The experts are the heads of Tian et al. 2024.
+    The update is Σ_t G_t B_t A x. Expert t, a "head" in the HydraLoRA paper, has the gate G_t and
+    the up-projection B_t.
     """
 
     factors = ('shared_down', 'up')
@@ -552,14 +587,14 @@ class HydraLoRA(Structure):
         return self.rank
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of A and B_t."""
+        """Return the axes of the shared A and the experts' up-projections B_t, by name."""
         E, R, shared = self.expert_axis, self.rank_axis, Axis('shared_rank', self.rank)
         return {'shared_down': (inputs, shared), 'up': (E, R, outputs)}
 
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return a shared down-projection whose first rows are those of the LoRA's A."""
+        """Return a shared down-projection that begins with the rows of the trained LoRA's A."""
         return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:
@@ -567,12 +602,15 @@ class HydraLoRA(Structure):
         return jnp.tile(projected_NQ, (1, self.num_experts))
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of the shared A and of B_t."""
+        """Return the shared down-projection A and the up-projection B_t of each expert t."""
         return leaves['shared_down'][:, None], leaves['up']
 
     def mean_update(
         self, leaves: Mapping[str, np.ndarray], gates_LE: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the transposes of A and Σ_t G_t B_t: rank R."""
+        """Return a single LoRA of rank R, for constant gates G_t.
+
+        Its down-projection is A, and its up-projection is Σ_t G_t B_t.
+        """
         own_LERF = gates_LE[:, :, None, None] * leaves['up']
         return leaves['shared_down'], own_LERF.sum(axis=1)

@@ -53,9 +53,10 @@ def read_adapter(workdir: pathlib.Path, config: RunConfig, step: int) -> Adapter
 def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariables | None:
     """Return the adapter's variable collections before the first step; None if they are unknown.
 
-    The adapter is initialized again from the seed of the run. This is impossible if the run started
-    from another adapter. It is also impossible for a shared subspace if the newest checkpoint has
-    no run identity: in such old runs, the signs of the singular vectors depended on the device.
+    The adapter is initialized again from the seed of the run. This is impossible in two cases. The
+    run may have started from a trained adapter. Or the run is old, and its method has a shared
+    subspace. That subspace starts from singular vectors, and in old runs their signs depended on
+    the device. Old runs are recognized by checkpoints that do not store a `RunIdentity`.
 
     Args:
         workdir: Directory of the run.
@@ -73,7 +74,7 @@ def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariable
 def expert_projections(
     structure: Structure, adapter: AdapterVariables, linear: str
 ) -> dict[str, np.ndarray]:
-    """Return the two projections of each expert of one linear module in all layers, float64.
+    """Return the down- and up-projection of each expert of one linear module, in all layers.
 
     Args:
         structure: Structure of the adapter.
@@ -81,15 +82,16 @@ def expert_projections(
         linear: Name of the linear module.
 
     Returns:
-        'A', (L, E, D, R), with L layers, E experts (1 if they share it), D inputs and rank R; and
-        'B', (L, E, F, R), with F outputs.
+        Two float64 arrays by key: 'A', the down-projections, (L, E, D, R); and 'B', the
+        up-projections, (L, E, F, R). There are L layers, E experts, D inputs, F outputs and rank R.
+        If all experts share a projection, E is 1 in that array.
     """
     down_LEDR, up_LERF = structure.projections(linear_leaves_float64(adapter, linear))
     return {'A': down_LEDR, 'B': up_LERF.swapaxes(-1, -2)}
 
 
 def adapted_linears(config: RunConfig) -> list[str]:
-    """Return the names of the adapted linear modules, in the order of a layer."""
+    """Return the names of the adapted linear modules, in their order within a layer."""
     return [linear for linear in LINEARS if linear in config.adapter.targets]
 
 
@@ -108,7 +110,10 @@ class AdapterWeights(NamedTuple):
 
 
 def read_adapter_weights(runs: Sequence[LoadedRun]) -> list[AdapterWeights]:
-    """Return the adapter weights of each run: those of its `report_step`, and the initial ones.
+    """Return the trained and the initial adapter weights of each run.
+
+    The trained weights are those of the checkpoint at `LoadedRun.report_step`: the best checkpoint,
+    or the newest one if no validation loss was measured.
 
     Args:
         runs: Runs with checkpoints.

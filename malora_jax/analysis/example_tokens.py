@@ -31,8 +31,8 @@ def token_tables(
     Args:
         config: Config of the run.
         stats: Router statistics.
-        held_out: Routing sums of the model on these questions.
-        question_set: Held-out questions that were routed.
+        held_out: Routing of the model on `question_set`, from which each expert's tokens are taken.
+        question_set: Held-out questions with their frequent tokens.
         tokenizer: Tokenizer of the base model.
     """
     adapter = config.adapter

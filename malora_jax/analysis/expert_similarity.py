@@ -24,13 +24,15 @@ SIDES = ('A', 'B')
 
 
 class SideSimilarity(NamedTuple):
-    """Similarities of A or of B, each averaged over the compared pairs.
+    """Similarities of the experts' down-projections (A) or up-projections (B).
+
+    Each similarity is a mean over the compared pairs of experts.
 
     Attributes:
-        trained: (J, L) similarities after training; nan where an expert's update is still zero.
-        start: (J, L) similarities of the same pairs before training; None if they are unknown or
-            the weights start at zero.
-        independent: (J, L) expected similarities of independent random subspaces.
+        trained: (J, L) similarities after training; nan for B in layers where B is still zero.
+        start: (J, L) similarities of the same pairs before training. None for B, which starts at
+            zero, and for A if the initial weights are unknown.
+        independent: (J, L) similarities that are expected of independent random subspaces.
     """
 
     trained: np.ndarray
@@ -44,7 +46,9 @@ class ExpertSimilarity(NamedTuple):
     Attributes:
         label: Label for legends.
         num_pairs: Number of compared pairs of experts for each linear module and layer.
-        sides: Similarities by side, 'A' and 'B'; 'A' is missing if all experts share one A.
+        sides: Similarities of the down-projections under the key 'A', and of the up-projections
+            under the key 'B'. A comparison within a run has no key for a projection that all
+            experts share.
     """
 
     label: str
@@ -84,9 +88,14 @@ class ComparedRun(NamedTuple):
 def comparable_pairs(runs: Sequence[ComparedRun]) -> list[RunPairs]:
     """Return the comparisons of the paper that these runs allow.
 
-    There are three kinds: the experts within a run; runs of one method on the same tasks (ST(S) in
-    the paper, where their seeds differ); and runs of one method on different tasks (ST(D) in the
-    paper). A single-task run is not compared with a multi-task run.
+    There are three kinds of comparisons:
+
+    1. The experts within one run.
+    2. Runs of the same method and rank on the same tasks. The paper calls them ST(S) and compares
+       runs with different seeds.
+    3. Runs of the same method and rank on different tasks. The paper calls them ST(D).
+
+    A single-task run is not compared with a multi-task run.
 
     Args:
         runs: Properties of each run. The pairs in the result are indices into this sequence.
@@ -162,7 +171,15 @@ def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _initial_subspaces(runs: RunProjections, side: str) -> dict[int, Subspaces]:
-    """Return the known initial subspaces of A by run index; B starts at zero and has none."""
+    """Return the column spaces of a projection before training, by index of the run.
+
+    Runs whose initial weights are unknown are omitted. The result is empty for B, because B starts
+    at zero.
+
+    Args:
+        runs: Trained and initial projections of each run.
+        side: Projection to use: 'A' (down-projection) or 'B' (up-projection).
+    """
     if side == 'B':
         return {}
     return {i: subspaces(start[side]) for i, (_, start) in enumerate(runs) if start is not None}

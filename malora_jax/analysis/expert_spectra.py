@@ -16,14 +16,16 @@ from malora_jax.analysis.spectra import directions, random_singular_values, sing
 
 
 class ExpertSpectrum(NamedTuple):
-    """Singular values of the experts' concatenated A, or B.
+    """Singular values of the concatenated down-projections (A), or up-projections (B).
+
+    The control is a matrix to compare with. For A, the control is the initial A; if the initial A
+    is unknown, it is a random matrix of the same norm. For B, it is always such a random matrix.
 
     Attributes:
         trained: (L, K) singular values after training.
-        control: (L, K) singular values of the control. The control of A is the initial A if it is
-            known; otherwise, and for B, it is a random matrix of the same norm.
-        directions: (L,) number of directions that carry 90% of the squared norm.
-        control_directions: (L,) the same number for the control.
+        control: (L, K) singular values of the control.
+        directions: (L,) number of directions that carry 90% of the squared norm after training.
+        control_directions: (L,) number of directions that carry 90% of the control's squared norm.
         max_directions: Maximum number of directions: the rank of all experts together.
     """
 
@@ -37,7 +39,9 @@ class ExpertSpectrum(NamedTuple):
 def expert_spectra(
     trained: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray] | None
 ) -> dict[str, ExpertSpectrum]:
-    """Return the singular values of one linear module by side, 'A' and 'B'.
+    """Return the singular values of the experts' projections in one linear module.
+
+    The key 'A' holds those of the down-projections, the key 'B' those of the up-projections.
 
     Args:
         trained: Trained projections, as `adapter_weights.expert_projections` returns them.

@@ -41,10 +41,11 @@ class HeldOutQuestions(NamedTuple):
 
 
 class HeldOutRouting(NamedTuple):
-    """Sums of routing decisions by linear module.
+    """Sums of routing decisions. Both attributes are dicts by name of the linear module.
 
     Attributes:
-        by_question: Sums over the tokens of each question; leaves (Q, L, E).
+        by_question: Sums over the tokens of each question. Each array of the `RoutingSums` is
+            (Q, L, E).
         by_token: (L, W, E) number of times that each frequent token was routed to each expert.
     """
 
@@ -109,10 +110,19 @@ def sum_routing(
 def _sums(
     model: Decoder, variables: Any, batch: Batch, tokens_W: jax.Array, max_questions: int
 ) -> Iterator[tuple[str, RoutingSums]]:
-    """Yield the name and the sums of each linear module.
+    """Run the model on one batch, and yield the routing sums of each linear module.
 
-    The leaves of the sums are (L, max_questions + W, E): first the sums of each question, padded to
-    `max_questions`, then those of each frequent token.
+    Args:
+        model: Decoder with routers.
+        variables: Variable collections of the model.
+        batch: Packed batch with the entry `groups` of `HeldOutQuestions`.
+        tokens_W: Ids of the frequent tokens.
+        max_questions: Number of questions to which the sums are padded.
+
+    Yields:
+        The name of the linear module and its sums. Each array of the sums is
+        (L, max_questions + W, E): first the sums over the tokens of each question, then the sums
+        over the occurrences of each frequent token.
     """
     model_batch = {key: batch[key] for key in ('inputs', 'positions', 'segment_ids', 'groups')}
     sums_by_path: Mapping[str, RoutingSums] = _forward_routing_sums(

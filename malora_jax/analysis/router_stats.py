@@ -34,7 +34,10 @@ class RouterStats(NamedTuple):
     task_information: np.ndarray
 
     def means(self) -> dict[str, float]:
-        """Return the means over all routers, by the names of `metrics.jsonl`."""
+        """Return the mean over all routers of each statistic except `load`.
+
+        The keys are the names of the same statistics in `metrics.jsonl`.
+        """
         return {
             'balance_loss': float(self.balance_loss.mean()),
             'effective_experts': float(self.effective_experts.mean()),
@@ -49,11 +52,14 @@ def is_dense(adapter: AdapterConfig) -> bool:
 
 
 def slot_counts(adapter: AdapterConfig, sums: RoutingSums) -> np.ndarray:
-    """Return the number of token slots of each expert, or its sum of gates if all are active.
+    """Return how many token slots each expert gets.
+
+    If all experts are active for every token, these counts are all equal. The sum of the expert's
+    gates is then returned instead.
 
     Args:
         adapter: Adapter configuration.
-        sums: Routing sums with leaves (..., E).
+        sums: Routing sums; each of their arrays is (..., E).
 
     Returns:
         (..., E) float64.

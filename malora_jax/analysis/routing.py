@@ -45,7 +45,8 @@ def task_information(load_LGE: np.ndarray) -> np.ndarray:
 def max_information(num_tasks: int, num_experts: int, top_k: int) -> float:
     """Return the upper bound of `task_information` in bits.
 
-    It may be below log2(num_tasks), because the token slots of a task go to at least top_k experts.
+    The number of tasks limits it to log2(num_tasks). The experts limit it to
+    log2(num_experts / top_k), because the tokens of one task use at least top_k experts.
     """
     return float(np.log2(min(num_tasks, num_experts / top_k)))
 

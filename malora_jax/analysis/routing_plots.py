@@ -65,15 +65,17 @@ def plot_routers(
     chance: float,
     experts: int,
 ) -> None:
-    """Plot two heat maps, layer by linear module: task information and effective experts.
+    """Plot two heat maps: the task information and the effective experts of each router.
+
+    A heat map has a row for each layer and a column for each linear module.
 
     Args:
         path: PNG file to write.
         information_JL: (J, L) task information in bits.
         effective_JL: (J, L) effective number of experts.
         linears: Names of the J linear modules.
-        chance: Task information in bits at chance level.
-        experts: Number of experts E.
+        chance: Task information in bits at chance level, which a red line marks on the color bar.
+        experts: Number of experts E, which a red line marks on the other color bar.
     """
     figure = small_figure(4.4)
     panels = figure.subplots(1, 2, sharey=True)
@@ -103,14 +105,18 @@ def plot_evolution(
     held_out: Mapping[str, Sequence[float]],
     lines: Mapping[str, tuple[float, str]],
 ) -> None:
-    """Plot routing over training: a panel for each measure, with its reference line.
+    """Plot four router statistics over training, each in its own panel with a reference line.
+
+    The statistics are `balance_loss`, `effective_experts`, `max_expert_share` and
+    `task_information`. These names are the keys of `held_out` and `lines`.
 
     Args:
         path: PNG file to write.
         records: Records of `metrics.jsonl`, measured on the training batch of each step.
-        held_out: Values on held-out questions by measure, and the steps of their checkpoints under
-            the key `step`.
-        lines: Height and label of the reference line, by measure.
+        held_out: For each statistic, its values on held-out questions at several checkpoints; and,
+            under the key `step`, the steps of these checkpoints.
+        lines: For each statistic, the height and the label of its reference line, such as the value
+            at chance level.
     """
     names = {
         'balance_loss': 'balance',

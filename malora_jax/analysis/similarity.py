@@ -62,8 +62,9 @@ def cca_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
 def independent_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
     """Return the expected similarity of independent random subspaces, (L, E, G).
 
-    If at least one of two subspaces of ranks p and q is drawn uniformly in D dimensions,
-    E ‖Q_xᵀ Q_y‖² = p q / D, so the mean squared correlation is max(p, q) / D.
+    Let Q_x and Q_y be orthonormal bases of two subspaces of a D-dimensional space, with ranks p and
+    q. If at least one of the subspaces is drawn uniformly, the expected value of ‖Q_xᵀ Q_y‖² is
+    p q / D. Division by min(p, q) gives the expected similarity, max(p, q) / D.
 
     Args:
         one: Subspaces of E experts.
@@ -75,7 +76,7 @@ def independent_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
 
 
 def distinct_pairs(pairs_LEE: np.ndarray) -> np.ndarray:
-    """Return each pair of distinct experts once, (L, E (E - 1) / 2).
+    """Return the similarity of each pair of distinct experts once, (L, E (E - 1) / 2).
 
     Args:
         pairs_LEE: (L, E, E) similarities within one set of experts.
@@ -85,10 +86,11 @@ def distinct_pairs(pairs_LEE: np.ndarray) -> np.ndarray:
 
 
 def _whitened(x_LEDR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return X V Λ^(-1/2), where XᵀX = V Λ Vᵀ, and the number of nonzero directions.
+    """Return an orthonormal basis of the columns of each matrix X, and the rank of X.
 
-    The eigendecomposition of the small R × R product is many times faster than a singular value
-    decomposition of X itself, which numpy's threads slow down further.
+    The basis is X V Λ^(-1/2). V and Λ are the eigenvectors and eigenvalues of XᵀX. The
+    eigendecomposition of this small R × R matrix is many times faster than a singular value
+    decomposition of X.
     """
     square_LER, v_LERR = np.linalg.eigh(x_LEDR.swapaxes(-1, -2) @ x_LEDR)
     largest_LE1 = square_LER[..., -1:]

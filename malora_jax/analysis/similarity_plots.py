@@ -20,9 +20,11 @@ _GREY = '0.55'
 def plot_similarity(
     path: pathlib.Path, similarities: Sequence[ExpertSimilarity], linears: Sequence[str]
 ) -> None:
-    """Plot similarities of A and B by linear module: the mean over layers and the range of layers.
+    """Plot the similarity of the experts' projections in each linear module.
 
-    Hollow markers show the similarity before training; gray dashes that of independent subspaces.
+    The upper panel shows down-projections (A), the lower panel up-projections (B). Dots are means
+    over layers. Bars reach from the smallest to the largest value of any layer. Hollow circles show
+    the similarity before training. Gray dashes show that of independent random subspaces.
 
     Args:
         path: PNG file to write.
@@ -81,7 +83,7 @@ def plot_similarity_by_layer(
         path: PNG file to write.
         similarities: Similarities of each comparison. Each comparison has its own color.
         linears: Names of the J linear modules.
-        side: Side to plot, 'A' or 'B'.
+        side: Projection to plot: 'A' (down-projection) or 'B' (up-projection).
     """
     similarities = [similarity for similarity in similarities if side in similarity.sides]
     rows = -(-len(linears) // 2)
@@ -109,14 +111,16 @@ def plot_similarity_by_layer(
 
 @without_mathtext
 def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSpectrum]]) -> None:
-    """Plot singular values of the concatenated A and B, a row of panels for each linear module.
+    """Plot the singular values of the experts' concatenated projections.
 
-    Each panel shows the median over layers with the range of layers, the dashed control, and a
-    vertical line at the number of directions that carry 90% of the squared norm.
+    Each linear module has a row of two panels: down-projections (A) and up-projections (B). In each
+    panel, a line is the median over layers, and a band reaches from the smallest to the largest
+    value of any layer. A dashed line is the control (see `ExpertSpectrum`). A vertical line marks
+    the number of directions that carry 90% of the squared norm.
 
     Args:
         path: PNG file to write.
-        spectra: Singular values by linear module, then by side.
+        spectra: Singular values by linear module, then by projection, 'A' or 'B'.
     """
     figure = small_figure(1.0 + 1.25 * len(spectra))
     panels = figure.subplots(len(spectra), 2, squeeze=False)

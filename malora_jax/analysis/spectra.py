@@ -43,12 +43,13 @@ def directions(sigma_LK: np.ndarray, share: float = 0.9) -> np.ndarray:
 
 
 def random_singular_values(projections_LEDR: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return the singular values of random matrices with the same shapes and Frobenius norms.
+    """Return the singular values of a random matrix for each layer, as a control.
 
-    One matrix of independent normal entries is drawn and scaled to each layer's norm.
+    The random matrix has the shape of a layer's concatenated projections, and independent normal
+    entries. It is drawn once, and scaled to the Frobenius norm of each layer.
 
     Args:
-        projections_LEDR: (L, E, D, R) projections.
+        projections_LEDR: (L, E, D, R) projections that give the shape and the norms.
         seed: Random seed of the matrix.
 
     Returns:

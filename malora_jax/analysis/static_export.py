@@ -24,10 +24,10 @@ class StaticExport(NamedTuple):
     """A plain LoRA that approximates a mixture of experts.
 
     Attributes:
-        trained: The LoRA, in the form of a restored training run.
-        manifest_entries: Entries for the manifest of the exported LoRA: those of
-            `export.static.static_lora`, `gates_of` (names of the tasks whose gates were averaged)
-            and `examples` (maximum number of training examples per task).
+        trained: The LoRA, in the form of a trained model that can be exported.
+        manifest_entries: Entries for the manifest of the exported LoRA. `gates_of` has the names of
+            the tasks whose gates were averaged. `examples` is the maximum number of training
+            examples per task. The other entries come from `export.static.static_lora`.
         losses: Loss on the held-out answers in nats per token, by task, then by model: `base`,
             `mixture` and `static` (the LoRA).
     """
@@ -42,12 +42,16 @@ def static_export(
 ) -> StaticExport:
     """Approximate a mixture of experts by a plain LoRA, and measure the held-out loss of both.
 
+    The gates of the mixture differ from token to token. The LoRA replaces each gate by its mean, so
+    that it adds the same update to the weights for all tokens, the mean update.
+
     Args:
         setup: Config, models and data of the trained run.
         trained: Routed mixture to approximate.
         task: Task on whose training examples the gates are averaged; '' for all tasks, with equal
             weight.
-        rank: Rank of the LoRA; 0 for the rank at which it equals the mean update exactly.
+        rank: Rank of the LoRA. A low rank only approximates the mean update. 0 for the rank that
+            represents it exactly.
 
     Raises:
         UserError: There is no such task, or `export.static.static_lora` refuses the mixture or the
@@ -64,7 +68,11 @@ def static_export(
 
 
 def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the mean gates (L, E) by linear module: over the tokens of a task, then over tasks."""
+    """Return the mean gate of each expert, (L, E), for each linear module.
+
+    Gates are first averaged over the tokens of each task. The means of the tasks are then averaged,
+    so that all tasks have the same weight.
+    """
     adapter, config = trained.model.adapter, trained.model.config
     assert adapter is not None
     if not adapter.has_router:

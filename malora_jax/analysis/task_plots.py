@@ -62,8 +62,8 @@ def plot_task_losses(
 
     Args:
         path: PNG file to write.
-        records: For each label, the `metrics.jsonl` records of one or more runs. Each label has its
-            own color.
+        records: Records of `metrics.jsonl`, by label in the legend. A label may have several runs,
+            such as runs with different seeds. These runs share a color.
     """
     everything = [record for runs in records.values() for run in runs for record in run]
     tasks = sorted({key for record in everything for key in record if key.startswith('loss/')})
@@ -103,7 +103,8 @@ def plot_seesaw(path: pathlib.Path, changes: Mapping[str, Mapping[str, PairedDif
 
     Args:
         path: PNG file to write.
-        changes: Differences of scores by label, then by task. Each label has its own color.
+        changes: Differences of scores, by label in the legend, then by task. Each label has its own
+            color.
     """
     tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
     heights = len(tasks) * (0.25 + 0.2 * len(changes)) + 0.2 * len(changes)

@@ -18,9 +18,9 @@ _TRAINED_BYTES = 16
 def resize_adapter(adapter: AdapterConfig, field: str, size: int, width: int) -> AdapterConfig:
     """Return an adapter configuration with another number of experts or another rank.
 
-    The dimension of the shared subspace stays the same fraction λ of all ranks, d = λ r N (section
-    3.3 of the MALoRA paper), but at most the width of the model. An adapter without a router keeps
-    its only expert.
+    The shared subspace grows in proportion to the rank and to the number of experts, as in section
+    3.3 of the MALoRA paper, but has at most as many dimensions as the model is wide. An adapter
+    without a router keeps its only expert.
 
     Args:
         adapter: Adapter configuration.
@@ -43,9 +43,10 @@ def lower_bounds(measurements: Mapping[str, Any], base: Mapping[str, Any]) -> tu
         base: Measurements of the base model, from `report.summarize`.
 
     Returns:
-        The time and the memory in bytes. The time is a multiple of the base model's step time, and
-        holds if all operations run at the base model's speed. The memory is that of the base
-        model's step plus the trainable parameters, their gradients and moments.
+        The time and the memory in bytes. The time is a multiple of the base model's step time. It
+        is computed from the numbers of operations, as if the method's operations ran as fast as
+        those of the base model. The memory is that of the base model's step plus the trainable
+        parameters, their gradients and moments.
     """
     time = measurements['flops_per_token'] / base['flops_per_token']
     return time, total_bytes(base) + _TRAINED_BYTES * measurements['trained_parameters']
@@ -94,9 +95,9 @@ def curves(
         by_size: Measurements from `report.summarize` by size and method, including the base model.
 
     Returns:
-        Lists with one number per size, by method and name: `size`; `time`, the step time as a
-        multiple of the base model's; `bytes`, the memory of a step; and their lower bounds,
-        `time_floor` and `bytes_floor`.
+        A dict for each method. Each of its values is a list with one number per size. Its keys are
+        `size`; `time`, the step time as a multiple of the base model's; `bytes`, the memory of a
+        step; and `time_floor` and `bytes_floor`, the lower bounds of time and memory.
     """
     curves_by_method: dict[str, dict[str, list[float]]] = {}
     for size, name, figures, (time_floor, bytes_floor) in _points(by_size):
@@ -115,7 +116,10 @@ def curves(
 def _points(
     by_size: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[int, str, Mapping[str, Any], tuple[float, float]]]:
-    """Yield size, name, measurements and lower bounds of every method except the base model."""
+    """Yield a tuple for each size and method, without the base model.
+
+    It holds the size, the name of the method, its measurements and their lower bounds.
+    """
     for size, methods in by_size.items():
         for name, measurements in methods.items():
             if name != BASE:

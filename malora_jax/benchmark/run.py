@@ -102,7 +102,8 @@ class _Workload:
         run: Config of the benchmark.
         packed: Whether the batches are packed rows of the config's tasks.
         params: Parameters of the base model.
-        batches: Batches, which the rounds repeat.
+        batches: Batches to time the steps on. Each round of the measurement uses one batch; after
+            the last batch, the first is used again.
         tasks: Number of tasks in the batches.
     """
 
@@ -148,7 +149,10 @@ def _conditions(workload: _Workload) -> dict[str, Any]:
 def _measure(
     workload: _Workload, runs: Mapping[str, RunConfig | None], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the statistics of each run's step by name; a run of None is the base model alone."""
+    """Measure the training step of each run, and return the statistics by the name of the run.
+
+    If the config of a run is None, the base model alone is measured.
+    """
     timed_steps = []
     for name, run in runs.items():
         print(f'Compiling {name} …', flush=True)

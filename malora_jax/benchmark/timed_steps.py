@@ -34,8 +34,8 @@ class TimedStep:
 
     Attributes:
         name: Name of the method, or 'base'.
-        run_part: Function of a part, one of `PARTS`, and a batch. It runs the part on the batch and
-            waits for its end.
+        run_part: Function that runs a part of the step on a batch and waits until the device has
+            finished. Its arguments are the name of the part, one of `PARTS`, and the batch.
         compile_s: Seconds to compile the step, without a compilation cache.
         first_step_s: Seconds of the first step after compilation.
         temporary_bytes: Bytes that the step allocates while it runs, from the compiler's analysis.

@@ -93,7 +93,10 @@ class ChatRenderer:
         return rest.removesuffix(self._after)
 
     def next_prompt(self, *messages: dict[str, str]) -> str:
-        """Return the text between the end of the last answer and the model's next turn.
+        """Return the prompt of a question that follows earlier turns.
+
+        The prompt begins after the end token of the model's last answer. It contains the user's
+        question, and ends where the model's next answer begins.
 
         Args:
             messages: Messages with `role` and `content`, alternating between user and assistant; at

@@ -91,8 +91,8 @@ class DatasetTask:
         Args:
             seed: Seed of the run; each seed samples different training examples.
             max_per_task: Maximum number of training examples; 0 = all.
-            held_out: Maximum number of questions of the test split to score, independent of the
-                seed; 0 = all.
+            held_out: Maximum number of questions of the test split to score; 0 = all. Every seed
+                scores the same questions.
             validation: Number of questions of the training split that are used to choose a
                 checkpoint. Training excludes all examples with these questions.
 
@@ -159,7 +159,7 @@ def dataset_settings(form: str, settings: Sequence[str]) -> dict[str, dict[str, 
         dataset_settings('completion', ['gsm8k.shots=0'])  # {'gsm8k': {'shots': '0'}}
 
     Args:
-        form: Prompt form of the datasets without a setting of their own; only its name is checked.
+        form: Default prompt form. Only its name is checked; it is not part of the result.
         settings: Entries 'NAME.FIELD=VALUE', where FIELD is `form` or `shots`.
 
     Returns:
@@ -283,7 +283,13 @@ def _split_validation(
 
 
 def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
-    """Return sampled questions of the test split, in the split's order, with shots in front."""
+    """Return the held-out examples: a sample of the test split, in the split's order.
+
+    Args:
+        task: Task whose test split is sampled.
+        scoring: Scoring rule, which determines the number of shots in front of each question.
+        count: Maximum number of examples; 0 = all.
+    """
     items: Sequence[Item] = task.store.items(task.dataset, 'test')
     if task.dataset.multi_reference:
         items = group_answers(items)
@@ -303,5 +309,12 @@ def _held_out(task: DatasetTask, scoring: Scoring, count: int) -> list[Example]:
 
 
 def _order(purpose: str, task: DatasetTask, count: int, seed: int = 0) -> np.ndarray:
-    """Return the indices of a split in random order, by default in the same order for all runs."""
+    """Return the indices of a split in random order.
+
+    Args:
+        purpose: Use of the order, such as 'shots'; each purpose gets a different order.
+        task: Task of the split; each dataset gets a different order.
+        count: Number of examples of the split.
+        seed: Seed of the run. With the default 0, all runs get the same order.
+    """
     return np.random.default_rng(stable_seed(purpose, task.name, seed)).permutation(count)

@@ -55,10 +55,11 @@ def describe_draws(
         print(describe_draws(draws, splits, steps=500, rows=32, sequence_length=256))
 
     Args:
-        draws: Counts of the first steps of the run, or of all its steps; scaled up to `steps`.
+        draws: Counts of drawn examples. If they cover only the first steps of the run, the line
+            has estimates for all `steps`, in proportion.
         splits: Splits of the tasks, in the order of the counts.
         steps: Number of optimizer steps of the run.
-        rows: Number of packed rows per step.
+        rows: Number of rows (sequences of packed examples) per step.
         sequence_length: T, the number of tokens per packed row.
     """
     scale, approximately = steps / draws.steps, '' if draws.steps == steps else 'about '

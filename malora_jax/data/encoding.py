@@ -114,7 +114,7 @@ def encode_completion(
 
 
 def encode_turns(tokenizer: TokenizerProtocol, template: Template, example: Example) -> list[Turn]:
-    """Return all turns of an example as tokens, from the beginning of the text.
+    """Tokenize all turns of an example; the first one gets a BOS token if the tokenizer uses one.
 
     Raises:
         UserError: The template does not suit the tokenizer, or does not support several turns.
@@ -216,7 +216,10 @@ def _next_prompt(
     history: Sequence[tuple[str, str]],
     question: str,
 ) -> list[int]:
-    """Return the tokens between the end of the last answer and the model's next turn."""
+    """Return the token IDs of the prompt of a question that follows earlier turns.
+
+    The prompt begins after the end token of the last answer, and ends where the next one begins.
+    """
     messages = [
         {'role': role, 'content': text}
         for turn in history
@@ -233,7 +236,11 @@ def _joined(turns: Sequence[Turn]) -> list[int]:
 def _truncate_turn(
     prompt: list[int], answer: list[int], length: int, bos_id: int | None
 ) -> tuple[list[int], list[int]]:
-    """Truncate a prompt and an answer to `length` tokens together; they must have more."""
+    """Truncate a prompt and an answer so that together they have exactly `length` tokens.
+
+    The arguments must have more than `length` tokens together. `truncate_turns` describes which
+    part is cut.
+    """
     answer = answer[: max(length - len(prompt), length // 2)]
     kept = length - len(answer)
     start = prompt[:1] if prompt[0] == bos_id else []

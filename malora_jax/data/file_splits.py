@@ -49,10 +49,12 @@ def split_examples(
     held_out: int,
     validation: int,
 ) -> TaskSplit:
-    """Split the examples of a file, or of a file and its test file.
+    """Split the examples of a task's files into training, validation and held-out examples.
 
-    A held-out or validation question is asked once, and each of its answers in the file is
-    accepted. At least half of the file's questions must be left for training.
+    The held-out questions come from the test file; without a test file, they come from the task's
+    file. Each held-out or validation question is asked once, and every answer that the file has for
+    the question is accepted. At least half of the questions of the task's file must be left for
+    training.
 
     Args:
         task: Task that the split belongs to.
@@ -109,7 +111,10 @@ def _ranked(questions: _Groups, seed: int) -> list[str]:
 
 
 def _merge_answers(rows: Sequence[Example]) -> Example:
-    """Return the first row's question with the answers of all rows that ask exactly the same."""
+    """Return the first row's example, with all right answers in `metadata['answers']`.
+
+    The right answers are those of all rows with exactly the same question and earlier turns.
+    """
     first = rows[0]
     same = [row for row in rows if (row.history, row.question) == (first.history, first.question)]
     answers = tuple(row.answer for row in same)

@@ -39,8 +39,9 @@ class FileTask:
         scorer: Name of the scorer.
         test_file: Path of a file of the same format with the held-out questions; '' = some
             questions of `path` are held out.
-        turns_field: Name of a field with a list of texts, alternating between user and model, which
-            replaces question and answer; '' = each row is a single turn. The last answer is scored.
+        turns_field: Name of a field with a conversation: a list of texts, alternating between user
+            and model. The last answer is scored, and `question_field` and `answer_field` are not
+            used. '' = each row is a single question and answer.
 
     Raises:
         UserError: The name, a file type, a pattern or the scorer is invalid.
@@ -68,7 +69,7 @@ class FileTask:
 
     @property
     def scoring(self) -> GenerationScoring:
-        """Scoring rule: the model generates an answer in the run's template."""
+        """Scoring rule: the task's scorer compares the generated answer with the right ones."""
         return GenerationScoring(self.scorer, self.scorer, self.score)
 
     def score(self, prediction: str, example: Example) -> float:

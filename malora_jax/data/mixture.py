@@ -144,16 +144,22 @@ def mix(tasks: Sequence[grain.MapDataset], shares: Sequence[float]) -> grain.Map
 
 
 def stream_seed(seed: int, number: int) -> int:
-    """Return the random seed of the row order of the stream with this index."""
+    """Return the random seed with which a stream shuffles its packed rows.
+
+    Args:
+        seed: Seed of the run.
+        number: Index of the stream, from 0.
+    """
     return stable_seed('rows', seed, *([number] if number else []))
 
 
 class _Interleaving:
     """Map from a position in the mixture to a task and a position in that task.
 
-    Any stretch of the mixture has the tasks' shares. `grain.MapDataset.mix` interleaves in the same
-    way, but rounds the shares to hundredths of the smallest share. With shares proportional to
-    sizes, each epoch would then not use every example of each task exactly once.
+    The tasks are interleaved evenly: in any range of positions, each task has about its share.
+    `grain.MapDataset.mix` interleaves in the same way, but rounds the shares to hundredths of the
+    smallest share. If the shares are proportional to the numbers of examples, an epoch must use
+    every example exactly once, and such rounding would prevent that.
     """
 
     # Resolution of the shares: the smallest share has this integer weight.

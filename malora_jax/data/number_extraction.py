@@ -17,9 +17,10 @@ These parts of a number are understood: digits of any script; commas, apostrophe
 spaces between groups of three digits (or of the Indian 2-2-3); a minus sign that touches the number
 or its currency sign and has no number or bracket before it, so '3-4' holds 3 and 4; fractions such
 as '1/2' and '\frac{1}{2}'; Chinese and Japanese 万 and 亿. Currency and percent signs are ignored.
-In `COMMA_LANGUAGES`, points and plain spaces also separate groups, and decimals follow a comma, or
-a point unless there are exactly three of them. A comma before exactly three digits separates groups
-in every language: MGSM itself writes '2,125' in Spanish, French and Russian.
+In `COMMA_LANGUAGES`, points and plain spaces also separate groups of three digits, and decimals
+follow a comma or a point. A comma or a point before exactly three digits is a separator there, not
+the start of decimals: MGSM itself writes '2,125' in Spanish, French and Russian. In all other
+languages, commas separate groups and decimals follow a point.
 
 Not supported: numbers in words (eighteen, 三十), million and k, mixed numbers (2 1/2), powers of
 ten, dates, times, and numbers of two parts with 亿 and 万.
@@ -36,7 +37,9 @@ COMMA_LANGUAGES = frozenset({'de', 'es', 'fr', 'ru'})
 
 
 class _Patterns(NamedTuple):
-    """Patterns for one number format; each has the groups that `_value` needs.
+    """Regular expressions for one number format.
+
+    Each has the named groups from which `_value` computes the number, such as 'sign' and 'whole'.
 
     Attributes:
         number: Any number.
@@ -137,7 +140,10 @@ def final_number(text: str, language: str = 'en') -> Decimal | None:
 
 
 def _announced_number(patterns: _Patterns, text: str) -> re.Match[str] | None:
-    """Return the announced number; for a calculation, the number after its last equals sign."""
+    """Return the match of the number soon after the last phrase such as 'answer is', or None.
+
+    If a calculation starts there, the number after its last equals sign is matched instead.
+    """
     match = _last(patterns.after_phrase, text)
     equation = _EQUATION.match(text, match.end()) if match else None
     return (equation and patterns.number.match(text, equation.end())) or match

@@ -35,8 +35,8 @@ def pack(
         examples: Results of `encode_example`, each with at most `sequence_length` positions.
         sequence_length: T, the number of positions of a row.
         seed: Random seed of the order of rows.
-        shuffle: Whether to shuffle the rows that were filled at the same time. Without shuffling,
-            the first of these rows are fuller.
+        shuffle: Whether to shuffle the rows of each group. Grain fills the rows in groups
+            of `_NUM_PACKING_BINS`; without shuffling, the first rows of a group are the fullest.
 
     Returns:
         Rows as dicts of arrays of shape (T,): the features of the examples, `segment_ids` (1, 2, …

@@ -67,9 +67,9 @@ def count_drawn_examples(
         batch_size: Number of packed rows per optimizer step, gradient accumulation included.
         seed: Seed of the run.
         streams: Number of independent streams of rows, S; a divisor of `batch_size`.
-        steps: Number of steps to count; 0 = no limit.
-        examples: Number of examples after which the count ends, with the step that draws the last
-            of them; 0 = no limit. One of the two limits must be given.
+        steps: Maximum number of steps to count; 0 = no limit. This limit or `examples` must be
+            given.
+        examples: Number of examples; the count ends after the step that reaches it. 0 = no limit.
     """
     tasks = [
         shuffle_and_repeat(name, [(task, length) for length in size.lengths.tolist()], seed)

@@ -55,7 +55,9 @@ class Scoring(abc.ABC):
         """
 
     def needed_tokens(self, lengths: Iterable[int]) -> int:
-        """Return the number of tokens that generation must allow; 0 = any number is enough.
+        """Return the smallest value of `evaluation.max_new_tokens` that cuts off no right answer.
+
+        It is 0 if this rule has its own `max_new_tokens`.
 
         Args:
             lengths: Number of tokens of each right answer. They are computed only if needed.
@@ -76,7 +78,7 @@ class Scoring(abc.ABC):
     def describe(
         self, template: str, limit: int, temperature: float, samples: int
     ) -> dict[str, Any]:
-        """Return the description of the rule for results.
+        """Return the settings of this rule by name, which a run writes to `results.json`.
 
         Args:
             template: Name of the prompt template.
@@ -110,7 +112,10 @@ class LikelihoodScoring(Scoring):
     metric: str = 'accuracy'
 
     def majority_baseline(self, held_out: Sequence[Example]) -> tuple[str, float]:
-        """Return the majority baseline: the option that is right most often, and its accuracy."""
+        """Return the majority baseline: always the option at the same place, such as 'option 2'.
+
+        The place is the one that is right most often. The second result is the accuracy.
+        """
         labels = collections.Counter(example.metadata['label'] for example in held_out)
         label, count = labels.most_common(1)[0]
         return f'option {label + 1}', count / len(held_out)

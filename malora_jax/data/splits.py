@@ -66,7 +66,8 @@ class TaskSplit:
         validation: Examples whose loss chooses the checkpoint and decides on early stopping; may be
             empty.
         origin: Facts about the files or the dataset, for results; see `file_splits.split_examples`.
-        published: Whether the split is the publisher's, so that other tasks do not change it.
+        published: Whether the split is the publisher's. `drop_leaked_questions` does not change
+            such a split.
     """
 
     task: TaskProtocol

@@ -2,10 +2,9 @@
 
 A dataset is stored as ArrayRecord files in the directory `malora_NAME/VERSION` of the store.
 TensorFlow Datasets (TFDS) writes and reads these files; TensorFlow itself is never imported. A
-dataset is written to a
-temporary directory and renamed at the end. So if preparation is killed, only that dataset is
-started again; finished datasets and downloaded files remain. Prepared datasets are read without
-network access.
+dataset is written to a temporary directory, which is renamed at the end. So if preparation is
+killed, only that dataset is started again; finished datasets and downloaded files remain. Prepared
+datasets are read without network access.
 
 The lock file pins the data: the commit on the Hugging Face hub or the local files, the SHA-256 of
 each file, and the number of rows. It is written when a dataset is first prepared. An existing
@@ -86,9 +85,9 @@ class Store:
         """Prepare a dataset, unless it is stored already, and check it against the lock file.
 
         Raises:
-            UserError: The dataset cannot be downloaded or read, has a broken row (or was prepared
-                without its broken rows) although `skip_broken` is False, differs from the lock
-                file, or was prepared from another source.
+            UserError: The dataset cannot be downloaded or read, differs from the lock file, or was
+                prepared from another source. If `skip_broken` is False, also: the dataset has a
+                broken row, or it was prepared earlier without its broken rows.
             OSError: The directory cannot be written to, or the disk is full.
         """
         if not self._is_prepared(dataset):
@@ -189,7 +188,15 @@ class Store:
     def _find_or_download(
         self, dataset: Dataset, revision: str | None
     ) -> tuple[dict[str, list[pathlib.Path]], str | None]:
-        """Return the files of each split and the commit on the hub, None for local files."""
+        """Find a dataset's local files, or else download its files from the hub.
+
+        Args:
+            dataset: Dataset to find.
+            revision: Commit to download; None = the newest one.
+
+        Returns:
+            The files of each split, and the commit on the hub. The commit is None for local files.
+        """
         local = self._local(dataset)
         if local:
             return {split: [cloud_storage.localize(path)] for split, path in local.items()}, None
@@ -257,7 +264,10 @@ class Store:
             )
 
     def _check_source(self, dataset: Dataset, lock: Mapping[str, Any]) -> None:
-        """Check that the source is the locked one; local files are compared by digest instead."""
+        """Check that a dataset's source is the one in its lock entry.
+
+        If both are local files, their paths may differ: `_check_locked` compares their digests.
+        """
         if not lock or (self._local(dataset) and lock['revision'] is None):
             return
         if lock['source'] != self._source(dataset):

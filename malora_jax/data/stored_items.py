@@ -70,7 +70,8 @@ def write_items(
         dataset: Dataset that the items belong to.
         directory: Directory in which `malora_NAME/VERSION` is created.
         version: Version of the storage format.
-        splits: Numbered items of each split, as dicts.
+        splits: Pairs (index, item) of each split. The index counts from 0; the item is a dict of
+            the fields of `Item`.
 
     Returns:
         The number of items of each split.
@@ -85,7 +86,7 @@ def write_items(
     features = {field.name: kinds[field.type] for field in dataclasses.fields(Item)}
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, name-defined]
-        """The items of a public dataset."""
+        """TFDS builder that writes the given items of a public dataset to files."""
 
         VERSION = tfds.core.Version(version)
         name = f'malora_{dataset.name}'

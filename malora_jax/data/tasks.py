@@ -39,7 +39,8 @@ class Source(Protocol):
         """Return `count` examples with distinct questions, in an order set by the seed alone.
 
         Raises:
-            UserError: There are fewer; `take_distinct` checks this.
+            UserError: The source has fewer than `count` distinct questions. A source can call
+                `take_distinct`, which raises this error.
         """
         ...
 
@@ -67,7 +68,7 @@ class Task:
 
     @property
     def scoring(self) -> GenerationScoring:
-        """Scoring rule: the model generates an answer in the run's template."""
+        """Scoring rule: the task's scorer compares the generated answer with the right one."""
         return GenerationScoring(self.metric, self.metric, self.score)
 
     def split(self, seed: int, max_per_task: int, held_out: int, validation: int = 0) -> TaskSplit:

@@ -52,7 +52,7 @@ class LimitError(jinja2.TemplateError):
 
 
 class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
-    """Sandboxed Jinja environment whose templates are metered.
+    """Sandboxed Jinja environment that stops a template when it takes too much time or memory.
 
     Call `restart_timer` before a template is compiled or rendered.
     """
@@ -69,7 +69,7 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         self.filters |= {_BUILT: _check_result, _LOOP: _tick_per_item}
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """Add a filter, or replace the filter with this name."""
+        """Add a filter, whose calls are checked; it replaces any filter of the same name."""
         self.filters[name] = _with_metering(name, function)
 
     @staticmethod
@@ -79,7 +79,7 @@ class LimitedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Join the pieces of the output, a macro or a block.
+        """Return the joined texts of a template's output, or of one of its macros or blocks.
 
         Raises:
             LimitError: The text is too large.
@@ -126,7 +126,11 @@ _BUILT, _LOOP = ' built', ' loop'
 
 
 class _MeteringTransformer(visitor.NodeTransformer):
-    """AST transformer that wraps loop iterables and constructed values in metering filters."""
+    """AST transformer that inserts filters which check the limits while a template runs.
+
+    One filter checks the time in each iteration of a `{% for %}` loop. The other one checks the
+    size of each new list, tuple, dict and concatenated text.
+    """
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -143,7 +147,7 @@ class _MeteringTransformer(visitor.NodeTransformer):
 
 
 def _with_metering(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter whose arguments and result are checked."""
+    """Return a filter that also checks its arguments and its result against the limits."""
     first = 1 if hasattr(function, 'jinja_pass_arg') else 0
 
     @functools.wraps(function)
@@ -177,7 +181,16 @@ def _check_total_length(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _check_arguments(name: str, values: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Check the arguments of a filter, method or operator before it starts."""
+    """Check that an operation will not take too much time or memory, before it starts.
+
+    Args:
+        name: Name of the filter, method or operator.
+        values: Positional arguments; for a method of a string, the string comes first.
+        named: Keyword arguments by name.
+
+    Raises:
+        LimitError: A number is too large, the result might be too large, or the time is over.
+    """
     _tick()
     values = (*values, *named.values())
     if any(_is_number(value) and abs(value) > MAX_NUMBER for value in values):
@@ -198,7 +211,7 @@ def _check_arguments(name: str, values: Sequence[Any], named: Mapping[str, Any])
 
 
 def _check_result(value: Any) -> Any:
-    """Return a value that is not too large.
+    """Check the size of a value, and return the value unchanged.
 
     Raises:
         LimitError: The value is too large.

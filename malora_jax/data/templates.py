@@ -67,7 +67,10 @@ class Template(Protocol):
         ...
 
     def jinja(self, tokenizer: TokenizerProtocol) -> str:
-        """Return the Jinja source that renders `conversation`, without the BOS token.
+        """Return this template as the source of a Jinja chat template, for an exported model.
+
+        It renders messages as the method `conversation` does. The exporter adds the BOS token if
+        the source does not write it.
 
         Args:
             tokenizer: Tokenizer of the model.
@@ -114,10 +117,11 @@ class FixedTemplate:
     def conversation(
         self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
     ) -> str:
-        """Return the prompt of the last question after all earlier turns.
+        """Return the text of all earlier turns, then the prompt of the last question.
 
-        The turn separator follows each answer. A template without an end token was trained on
-        single turns, so only the separator marks the end of a turn.
+        Each answer is followed by the end token, if the template has one, and by the turn
+        separator. A template without an end token is meant for single turns, so only the separator
+        marks the end of an answer.
 
         Raises:
             UserError: A message has a role other than 'user' and 'assistant'.
@@ -188,7 +192,7 @@ class ChatTemplate:
     def next_prompt(
         self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
     ) -> str:
-        """Return the text between the model's last answer and its next turn."""
+        """Return the prompt of the last message, as it follows the earlier turns."""
         return _renderer(tokenizer).next_prompt(*map(dict, messages))
 
     def conversation(

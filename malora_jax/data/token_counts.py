@@ -107,9 +107,9 @@ def measure_examples(
         limit_name: Name of the limit `sequence_length` in the error message.
 
     Raises:
-        UserError: Some examples do not fit and `truncate` is False. The message has their number,
-            the longest one with its row if it is from a file, and the sequence length that is
-            needed.
+        UserError: Some examples are too long and `truncate` is False. The message has the number
+            of these examples, the beginning of the longest one (and its row in a file), and the
+            sequence length that it needs.
     """
     answer_tokens = longest = 0
     lengths: list[int] = []

@@ -148,7 +148,10 @@ class Program:
         return dict(total)
 
     def _walk(self, name: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
-        """Yield each instruction of a computation and those it calls, with execution counts."""
+        """Yield the instructions of a computation and of the computations that it calls.
+
+        Each instruction is paired with the number of its executions.
+        """
         for instruction in self._computations.get(name, ()):
             yield instruction, times
             called = [

@@ -11,7 +11,7 @@ from malora_jax.evaluation.likelihood import LikelihoodRequest
 
 
 class ChosenOptions(NamedTuple):
-    """The option of a question that a model chooses, with and without length normalization.
+    """The model's choice among the options of a question, with and without length normalization.
 
     Attributes:
         raw: Index of the option with the largest log-probability.

@@ -64,8 +64,9 @@ def run_test(
 
     The candidate can import only the standard library, and its output is discarded. Arguments and
     results are sent between the processes as plain data. An instance of a class that the prompt
-    defines arrives as an instance of that class. Of any other instance only the attributes arrive,
-    so that no class of the candidate can decide a comparison.
+    defines arrives as an instance of that class. An instance of a class that only the candidate
+    defines arrives without the class, as plain data. A candidate therefore cannot return an object
+    whose `__eq__` makes every comparison in the test true.
 
     A call without a result fails the test, even if the test catches exceptions. A call has no
     result if it raises an exception, exits, or returns something other than plain data. The test
@@ -182,10 +183,10 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
 def completion_from_text(problem: Problem, text: str) -> str:
     """Return the completion in a text that continues the prompt, cut where the function ends.
 
-    The prompt may have been shown without its trailing white space, as in UltraEval, and decoding
-    may have dropped a space. Leading white space of the text is therefore replaced by a new line
-    with the docstring's indentation. A text that repeats the function's signature only gets a new
-    line in front.
+    The white space at the start of the text is unreliable: the model may have seen the prompt
+    without its trailing white space, as in UltraEval, and decoding may have dropped a space. It is
+    therefore replaced by a new line and the indentation of the docstring. If the text repeats the
+    function's signature, its white space is kept, and a new line is put in front of the text.
 
     Args:
         problem: Problem that the prompt was made from.
@@ -200,8 +201,9 @@ def completion_from_text(problem: Problem, text: str) -> str:
 def completion_from_chat(problem: Problem, answer: str) -> str:
     """Return the completion in a chat answer: a fenced code block, or else the whole answer.
 
-    The completion is the first block that defines the function, and so overrides the prompt's
-    unfinished definition. If no block defines it, the first block is the function's body.
+    The completion is the first block that defines the function. When the program runs, this
+    definition replaces the unfinished one in the prompt. If no block defines the function, the
+    first block is taken as the function's body.
 
     Args:
         problem: Problem that the prompt was made from.

@@ -74,8 +74,9 @@ class HarnessModel(TemplateLM):
 
         Args:
             loaded_model: Model under evaluation.
-            batch_size: Number of rows of `PAD_MULTIPLE` positions that are scored together, and
-                number of prompts that are continued together.
+            batch_size: For generation, the number of prompts that are continued together. For
+                log-likelihoods, the number of rows in a batch. Several texts are packed into a row
+                of `PAD_MULTIPLE` tokens; `log_likelihoods` describes longer texts.
             max_length: Context length to use, in tokens; None = the model's own context length.
             seed: Random seed of tasks that sample.
 
@@ -105,7 +106,10 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Id of the token that the first token of a text is predicted from: bos, or else eos."""
+        """Id of the token that is put in front of a text, to predict its first token: bos or eos.
+
+        It is the eos token only if the tokenizer has no bos token.
+        """
         tokenizer = self.loaded_model.tokenizer
         bos = tokenizer.token_to_id(tokenizer.named_tokens.get('bos_token', ''))
         return self.eot_token_id if bos is None else bos
@@ -210,7 +214,10 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Name under which the harness caches prompts in the model's chat template."""
+        """Name of the model, for the harness's cache of prompts.
+
+        Prompts that contain the model's chat template are cached separately for each name.
+        """
         return self.loaded_model.model.config.name
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -256,8 +263,8 @@ def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | No
     to `load`. The harness's --device is ignored, because JAX chooses the device.
 
     Args:
-        load: Function that returns the fields of a `LoadedModel`. It receives arguments that look
-            like numbers as numbers, because the harness converts them.
+        load: Function that returns the fields of a `LoadedModel`. The harness converts an argument
+            that looks like a number before it calls the function: '7' becomes the integer 7.
     """
     parameters = inspect.signature(load).parameters
 

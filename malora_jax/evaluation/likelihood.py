@@ -49,7 +49,8 @@ class _Batch(NamedTuple):
 
     Attributes:
         arrays: (3, B, T) int32; tokens, positions and segment ids.
-        starts: Offset of each text's first token in the flattened batch, (N,), by text index.
+        starts: Offset of each text's first token in the batch, flattened to (N,). The keys are the
+            indices of the texts.
     """
 
     arrays: np.ndarray
@@ -75,10 +76,12 @@ def log_likelihoods(
         model: Decoder.
         variables: Variable collections of the decoder.
         requests: Token ids of contexts and continuations, in any order.
-        batch_size: Number of rows of `pad_multiple` positions that are computed together. Longer
-            rows are computed in smaller batches, with at most the same number of positions.
-        pad_multiple: Divisor of the row length T. The decoder is compiled once for each batch shape
-            that occurs. A few times the usual length of a request leaves little padding.
+        batch_size: Number of rows in a batch if the rows have the minimum length, `pad_multiple`. A
+            batch of longer rows has fewer rows, and at most as many tokens in all, unless it has a
+            single row.
+        pad_multiple: Rows are padded to a multiple of this number of tokens. A few times the usual
+            length of a request is a good value, because several requests then fill a row with
+            little padding. The decoder is compiled once for each batch shape that occurs.
         description: Label of the progress bar; None = no progress bar.
 
     Returns:
@@ -137,9 +140,9 @@ def rolling_log_likelihoods(
         model: Decoder.
         variables: Variable collections of the decoder.
         texts: Token ids of each text; `rolling_windows` splits long texts.
-        prefix_id: Id of the token that the first token of a text is predicted from.
-        batch_size: Number of rows computed together, as in `log_likelihoods`.
-        pad_multiple: Divisor of the row length, as in `log_likelihoods`.
+        prefix_id: Id of a token that is put in front of each text, to predict its first token.
+        batch_size: Number of rows in a batch, as in `log_likelihoods`.
+        pad_multiple: Rows are padded to a multiple of this length, as in `log_likelihoods`.
         description: Label of the progress bar; None = no progress bar.
 
     Returns:
@@ -168,15 +171,16 @@ def _sum_likelihoods(parts: Sequence[Likelihood]) -> Likelihood:
 
 
 def rolling_windows(text: Sequence[int], prefix_id: int, length: int) -> list[LikelihoodRequest]:
-    """Split a text into requests that predict each of its tokens once.
+    """Split a text into windows that fit into the context, and return a request for each window.
 
-    The windows are those of EleutherAI's harness: each has `length` input tokens, or fewer if the
-    text is shorter. They do not overlap, except that the last window is extended to the left to the
-    full length.
+    The requests together predict each token of the text once. The windows are those of
+    EleutherAI's harness: each has `length` input tokens, or fewer if the text is shorter. The last
+    window is extended to the left until it has `length` tokens. The tokens that it then shares with
+    the previous window are only its context, and are not predicted again.
 
     Args:
         text: Token ids of the text.
-        prefix_id: Id of the token that the first token is predicted from.
+        prefix_id: Id of a token that is put in front of the text, to predict its first token.
         length: Maximum number of input tokens of a window.
 
     Returns:
@@ -215,8 +219,8 @@ def _batches(
 
     Args:
         texts: Input tokens of each request.
-        batch_size: Number of rows computed together, as in `log_likelihoods`.
-        pad_multiple: Divisor of the row length, as in `log_likelihoods`.
+        batch_size: Number of rows in a batch, as in `log_likelihoods`.
+        pad_multiple: Rows are padded to a multiple of this length, as in `log_likelihoods`.
     """
     groups = _group_by_prefix(texts)
     rows: dict[int, list[list[list[int]]]] = {}  # By row length; a row is a list of groups.
@@ -232,10 +236,10 @@ def _batches(
 
 
 def _group_by_prefix(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Group texts that share a prefix.
+    """Group each text with a longer text that begins with it; only the longest must be computed.
 
     Returns:
-        Groups of text indices. Every text of a group is a prefix of the group's first text.
+        Groups of text indices. The first text of a group begins with each other text of the group.
     """
     groups: list[list[int]] = []
     # In reverse lexicographic order, a text directly follows the texts that it is a prefix of.
@@ -311,8 +315,8 @@ def _score_targets(
     Args:
         hidden_ND: (N, D) final hidden states.
         head_VD: (V, D) weights of the LM head.
-        indices: Index into N of each prediction.
-        targets: Token id that each prediction is scored on.
+        indices: For each prediction, the row of `hidden_ND` that it is made from.
+        targets: For each prediction, the id of the actual next token.
     """
     count = len(indices)
     padded = np.zeros((2, _round_up(count, CHUNK_SIZE)), np.int32)

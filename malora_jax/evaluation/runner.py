@@ -104,7 +104,9 @@ def answer_held_out(
 
 
 def max_answer_tokens(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
-    """Return the maximum number of tokens of a generated answer to a held-out question.
+    """Return the maximum number of tokens to generate for an answer.
+
+    The limit is the same for all held-out questions of the task.
 
     Args:
         split: Split of the task.
@@ -129,7 +131,11 @@ def answer_lengths(
 
 @functools.singledispatch
 def scoring_environment(scoring: Scoring) -> dict[str, Any]:
-    """Return properties of this machine that affect scores, for `results.json`; usually none."""
+    """Return properties of this machine that affect a task's scores, for `results.json`.
+
+    For tasks that run generated code, the field `sandbox` lists the restrictions that this system
+    supports. For all other tasks the result is empty.
+    """
     return {}
 
 
@@ -166,12 +172,14 @@ def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
 
 
 def interval(answers: Sequence[Answer]) -> list[float]:
-    """Return the ends of the 95% confidence interval of one task's mean score."""
+    """Return the 95% confidence interval of one task's mean score, as [lower, upper]."""
     return list(statistics.score_interval([answer.score for answer in answers]))
 
 
 def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
-    """Return the ends of the 95% confidence interval of the mean over tasks of the mean scores.
+    """Return the 95% confidence interval of the average score, as [lower, upper].
+
+    The average score is the mean score of each task, averaged over the tasks.
 
     Args:
         answers: Answers to each task, by task name.
@@ -181,7 +189,11 @@ def average_interval(answers: Mapping[str, Sequence[Answer]]) -> list[float]:
 
 
 def average(values: Mapping[str, float]) -> float:
-    """Return the unweighted mean over tasks of values by task name."""
+    """Return the mean of one value per task, with the same weight for each task.
+
+    Args:
+        values: Value of each task, by task name.
+    """
     return sum(values.values()) / len(values)
 
 

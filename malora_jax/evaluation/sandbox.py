@@ -69,9 +69,10 @@ class ResourceLimits:
     """Resource limits of one confined process.
 
     Attributes:
-        cpu_seconds: Processor time in seconds, which does not depend on the machine's load.
-        wall_seconds: Wall time since the start in seconds, because a program may also sleep.
-        memory_bytes: Address space in bytes, including that of the interpreter.
+        cpu_seconds: Maximum processor time in seconds. It does not depend on the machine's load.
+        wall_seconds: Maximum wall time since the start in seconds. It also stops a program that
+            only sleeps, and so uses no processor time.
+        memory_bytes: Maximum address space in bytes, including that of the interpreter.
 
     Raises:
         UserError: The value of a field has the wrong type or is out of range.

@@ -116,7 +116,9 @@ def open_adapter(directory: pathlib.Path, weights: str | None = None) -> StoredM
 
     Args:
         directory: Directory of the export.
-        weights: Location of the base weights, as in configs; None = as in training.
+        weights: Location of the base weights: a GGUF file, a directory, or a model name on the
+            Hugging Face Hub; '' = the default of the model's preset, None = the location that was
+            used in training.
 
     Raises:
         UserError: The manifest is broken or has a newer version.
@@ -185,13 +187,13 @@ def _restore(
 
 
 def _tree(directory: pathlib.Path, name: str, shapes: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """Return a variable collection with the structure of `shapes`.
+    """Return one variable collection of an export, after checking the shapes of its arrays.
 
     Args:
         directory: Directory of the export, for messages.
         name: Name of the collection.
-        shapes: Collection of arrays or `jax.ShapeDtypeStruct`, whose shapes the result has.
-        tensors: Arrays of the export, by collection and leaf path.
+        shapes: Expected collection, with a `jax.ShapeDtypeStruct` in place of each array.
+        tensors: All arrays of the export, by collection and leaf path.
 
     Raises:
         UserError: A tensor is missing or has another shape.

@@ -24,15 +24,16 @@ _PARENT_MODULES = {'q': 'attention', 'k': 'attention', 'v': 'attention', 'o': 'a
 def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     """Return the adapter's settings, after checking that the adapter can be merged.
 
-    A mergeable adapter turns W into W + s · B A, possibly with DoRA's magnitudes.
+    An adapter can be merged if it is a single LoRA: it adds s · B A to the base weight W, with the
+    scale s, the up-projection B and the down-projection A. DoRA then also rescales the columns.
 
     Args:
         trained: Trained model.
         export_format: Name of the export format, for the message.
 
     Raises:
-        UserError: The adapter is not one LoRA, for example because routing makes its update differ
-            from token to token; or its update is zero.
+        UserError: The adapter is not a single LoRA, for example because routing makes the update
+            differ from token to token; or the update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or not adapter.structure.is_mergeable:
@@ -110,14 +111,14 @@ def dequantized_params(config: ModelConfig, params: Any) -> Any:
 
 
 def linear_leaves(variables: Mapping[str, Any], target: str) -> dict[str, jax.Array]:
-    """Return the adapter's leaves of one linear layer, stacked over all layers.
+    """Return the adapter's parameter arrays of one linear layer, for all transformer layers.
 
     Args:
-        variables: Variable collections of the model; leaves of all its collections are returned.
+        variables: Variable collections of the model.
         target: Name of the linear layer, such as 'q'.
 
     Returns:
-        Arrays (L, ...) by leaf name, such as `down` and `up`.
+        Arrays (L, ...), stacked over the transformer layers, by name, such as `down` and `up`.
     """
     leaves: dict[str, jax.Array] = {}
     for name in ADAPTER_COLLECTIONS:

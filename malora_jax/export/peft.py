@@ -61,8 +61,8 @@ def write_peft(trained: TrainedModel, output: pathlib.Path) -> None:
         output: Directory to create.
 
     Raises:
-        UserError: The method is not one LoRA, the update is zero, or the directory exists and is
-            not empty.
+        UserError: The adapter is of another method and cannot be written as a single LoRA, the
+            update is zero, or the directory exists and is not empty.
     """
     adapter = merge.check_mergeable(trained, 'peft')
     tensors = {}
@@ -102,13 +102,14 @@ def read_peft(directory: pathlib.Path, model: ModelConfig) -> tuple[dict[str, np
         model: Configuration of the model that the adapter belongs to.
 
     Returns:
-        Float32 leaves by path, such as 'layers/attention/q/down', stacked over layers: `down`
-        (L, 1, D, R), `up` (L, 1, R, F) and, for DoRA, `magnitude` (L, F); and the scale of the
-        update, α / R or, for rsLoRA, α / √R.
+        A pair. The first part holds the float32 leaves by path, such as 'layers/attention/q/down',
+        stacked over the transformer layers: `down` (L, 1, D, R), `up` (L, 1, R, F) and, for DoRA,
+        `magnitude` (L, F). The axis of size 1 is the axis of the experts. The second part is the
+        scale of the update: α / R or, for rsLoRA, α / √R.
 
     Raises:
         UserError: A file is missing or broken, a setting is not implemented, a tensor belongs to no
-            linear layer of the model, or a linear layer is adapted only in some of the L layers.
+            linear layer of the model, or a linear layer is adapted in some transformer layers only.
         FileNotFoundError: There is no adapter_config.json.
     """
     config = files.read_json(directory / _CONFIG, dict, 'save it again')

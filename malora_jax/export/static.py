@@ -23,13 +23,13 @@ from malora_jax.models import Decoder
 
 
 def check_mixture(trained: TrainedModel) -> AdapterConfig:
-    """Check that a trained model is a routed mixture of experts, which needs the approximation.
+    """Check that a trained model is a routed mixture of experts, for which `static_lora` is made.
 
     Returns:
         The adapter's settings.
 
     Raises:
-        UserError: The model can be exported without the approximation, or its update is zero.
+        UserError: The model is a single LoRA already, or its update is zero.
     """
     adapter = trained.model.adapter
     if adapter is None or adapter.structure.is_mergeable:
@@ -46,20 +46,22 @@ def static_lora(
 ) -> tuple[TrainedModel, dict[str, Any]]:
     """Return the plain LoRA that is nearest to the mean update of a routed mixture.
 
+    The mean update ΔW is the update with every gate replaced by its mean over tokens. A LoRA of
+    sufficient rank, the exact rank, equals ΔW. If `rank` is smaller, ΔW is truncated to ΔW' by
+    singular value decomposition (SVD).
+
     Args:
         trained: Trained model with a routed mixture of experts.
         gates: (L, E) mean gate of each expert, by name of the linear layer.
-        rank: Rank Q of the result, by truncated singular value decomposition (SVD); 0 = the rank
-            that represents the mean update exactly.
+        rank: Rank Q of the result; 0 = the exact rank.
 
     Returns:
-        The LoRA, in the form of a trained model; and an entry for the manifest of its export:
-        `approximates` (name of the method), `exact_rank`, `rank`, and `lost_by_rank`. The last is
-        the relative error ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers, where ΔW is the mean update and
-        ΔW' its truncation to the rank.
+        The LoRA, in the form of a trained model; and an entry for the manifest of the export, with
+        the fields `approximates` (name of the mixture's method), `exact_rank`, `rank`, and
+        `lost_by_rank` (relative error ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers).
 
     Raises:
-        UserError: The model needs no approximation, its update is zero, or `rank` is negative or
+        UserError: The model is a single LoRA already, its update is zero, or `rank` is negative or
             above the exact rank.
     """
     adapter = check_mixture(trained)
@@ -85,10 +87,11 @@ def static_lora(
 def truncate_rank(
     down_LDQ: np.ndarray, up_LQF: np.ndarray, rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors of the best approximation of lower rank (Eckart and Young), layer by layer.
+    """Reduce the rank of an update, separately in each transformer layer.
 
-    The SVD is computed from QR decompositions of the factors, so that the (D, F) product is never
-    formed.
+    Among all matrices of the given rank, the product of the returned projections is the nearest to
+    the product of the arguments (Eckart and Young). The computation starts with QR decompositions
+    of the arguments, so that the large (D, F) product is never formed.
 
     Args:
         down_LDQ: (L, D, Q) down-projections.
@@ -141,9 +144,13 @@ def _relative_error(
     exact: Mapping[str, tuple[np.ndarray, np.ndarray]],
     truncated_factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> float:
-    """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers.
+    """Return the relative error of truncated updates, ‖ΔW − ΔW'‖ / ‖ΔW‖ over all linear layers.
 
-    ΔW' is the best approximation of a lower rank, so that ‖ΔW − ΔW'‖² = ‖ΔW‖² − ‖ΔW'‖².
+    ΔW' is ΔW truncated to a lower rank by SVD, so that ‖ΔW − ΔW'‖² = ‖ΔW‖² − ‖ΔW'‖².
+
+    Args:
+        exact: Down- and up-projections with the product ΔW, by linear layer.
+        truncated_factors: Down- and up-projections with the product ΔW', by linear layer.
     """
     exact_square = sum(_square_norm(*pair) for pair in exact.values())
     truncated_square = sum(_square_norm(*pair) for pair in truncated_factors.values())
@@ -151,6 +158,10 @@ def _relative_error(
 
 
 def _square_norm(down_LDQ: np.ndarray, up_LQF: np.ndarray) -> float:
-    """Return the squared Frobenius norm ‖A B‖² = tr(AᵀA B Bᵀ), summed over layers."""
+    """Return the squared Frobenius norm of the updates A B, summed over transformer layers.
+
+    A is a matrix of `down_LDQ`, and B is a matrix of `up_LQF`. ‖A B‖² = tr(AᵀA B Bᵀ) avoids the
+    large product.
+    """
     down_LQQ = down_LDQ.swapaxes(1, 2) @ down_LDQ
     return float((down_LQQ * (up_LQF @ up_LQF.swapaxes(1, 2))).sum())

@@ -18,7 +18,8 @@ class TrainedModel(NamedTuple):
         variables: Variable collections of the decoder.
         template: Prompt template of the training.
         method: Name of the fine-tuning method.
-        weights: Location of the base weights, as in configs.
+        weights: Location of the base weights: a GGUF file, a directory, or a model name on the
+            Hugging Face Hub; '' = the default of the model's preset.
         step: Number of optimizer steps of the training.
     """
 
@@ -37,7 +38,8 @@ class StoredModel(NamedTuple):
     Attributes:
         path: Directory of the run or export.
         model: Configuration of the base model.
-        weights: Location of the base weights, as in configs.
+        weights: Location of the base weights: a GGUF file, a directory, or a model name on the
+            Hugging Face Hub; '' = the default of the model's preset.
         restore: Function that loads the trained model, given the base model.
     """
 

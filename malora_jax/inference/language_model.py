@@ -108,7 +108,8 @@ class LanguageModel:
     def max_characters(self) -> int:
         """Upper bound of the number of characters that fit into the context.
 
-        It assumes that every token is the longest one of the vocabulary.
+        A longer text cannot fit, so it can be rejected without tokenizing it. The bound is the
+        context length times the length of the longest vocabulary entry.
         """
         return self.model.config.context * self.tokenizer.max_token_chars
 
@@ -249,7 +250,8 @@ def load(directory: str | os.PathLike[str], weights: str | None = None) -> Langu
         model = load('runs/malora')
 
     Args:
-        directory: Directory of a run (--workdir), or of an export of format `adapter` (--output).
+        directory: Directory of a training run, or directory of an adapter that was exported in
+            format `adapter`.
         weights: Path or Hub name of the base model's weights, as in `model.weights` of a config;
             None = the location used in training.
 

@@ -51,13 +51,15 @@ def apply_rope(
 def scale_frequencies(frequency_C: jax.Array, scaling: Llama3Scaling) -> jax.Array:
     """Scale RoPE frequencies to a longer context as Llama 3.1 does.
 
-    High frequencies stay as they are, low ones are divided by the factor. In between, the two are
-    interpolated: a frequency that makes n turns within the original context keeps its value with
-    weight (n - low) / (high - low), clipped to [0, 1].
+    Let n be the number of turns that a frequency makes within the original context. A frequency
+    with n ≥ high stays as it is. A frequency with n ≤ low is divided by the factor. In between, the
+    result is the weighted mean of both values; the unchanged value has weight
+    (n - low) / (high - low).
 
     Args:
         frequency_C: Frequencies in radians per position, one for each pair of entries.
-        scaling: Scaling factor, and the bounds `low` and `high` in turns.
+        scaling: Scaling settings: the factor, the bounds `low_frequency_factor` and
+            `high_frequency_factor` (low and high above), and the original context.
 
     Returns:
         Scaled frequencies, of the same shape.
@@ -149,7 +151,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _blocks(length: int) -> list[tuple[slice, slice]]:
-    """Return for each block the slice of its queries and the slice of the keys up to its end."""
+    """Split the queries into blocks; return a slice of queries and a slice of keys for each block.
+
+    The keys of a block are all keys from the start of the row to the last query of the block.
+    """
     size = _BLOCK * -(-length // (_BLOCK * _MAX_BLOCKS))
     return [
         (slice(start, min(start + size, length)), slice(0, min(start + size, length)))

@@ -17,8 +17,10 @@ class Context(struct.PyTreeNode):
         groups: (N, G) float32 one-hot group (task) of each token, zero for padding. If given,
             `LowRankExperts` records routing statistics for each group.
         past_length: (B,) int32 number of tokens in the KV cache; None without a cache.
-        scale: () float32 factor of the adapter's update; None for `AdapterConfig.scale`.
-        dropout: () float32 dropout rate; None for `AdapterConfig.dropout`.
+        scale: () float32 factor of the adapter's update, which replaces `AdapterConfig.scale`;
+            None keeps the value of the config.
+        dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
+            value of the config.
         return_kv: Whether layers return the keys and values of the tokens, for the KV cache.
         train: Whether dropout is on.
     """

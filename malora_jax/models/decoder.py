@@ -25,10 +25,12 @@ from malora_jax.models.linear import AdaptedSublayer, LinearSpec, parameter
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Save every intermediate except gathered kernels, as a rematerialization policy.
+    """Rematerialization policy that saves all intermediates except gathered parameters.
 
-    `sharding.gather` is a sharding constraint followed by `checkpoint_name`; neither result is
-    saved.
+    On a mesh with FSDP, `sharding.gather` collects the shards of a parameter before its use. The
+    backward pass gathers them again, since saving whole parameters would need too much memory.
+    `sharding.gather` consists of a sharding constraint and `checkpoint_name`, so this policy saves
+    the results of neither.
     """
     is_name = primitive.name == 'name' and params['name'] == sharding.GATHERED
     return not is_name and primitive.name != 'sharding_constraint'
@@ -47,7 +49,7 @@ REMAT_POLICIES = {
 
 
 class KVCache(struct.PyTreeNode):
-    """KV cache: keys and values of the tokens before those of the current call.
+    """KV cache: keys and values of the tokens that earlier calls have processed.
 
     Attributes:
         k: (L, B, K, S, C) keys after RoPE.
@@ -155,7 +157,17 @@ class Block(nn.Module):
     def __call__(
         self, x_ND: jax.Array, context: Context, past: KeysValues | None
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Return the residual stream (N, D) after the layer; keys and values as in `Attention`."""
+        """Apply the layer to the tokens of a batch.
+
+        Args:
+            x_ND: Residual stream before the layer.
+            context: Metadata of the tokens.
+            past: Cached keys and values of this layer, (B, K, S, C) each, or None.
+
+        Returns:
+            The residual stream (N, D) after the layer; and the keys and values of the tokens, which
+            may be None: see `Attention`.
+        """
         attend = Attention(self.config, self.adapter, name='attention')
         update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)
         x_ND += update_ND
@@ -165,14 +177,15 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder-only language model up to its hidden states; `logits` computes logits from them.
+    """Decoder-only language model without the output head: it returns the final hidden states.
 
-    The base model's weights are in the collection `params`, the adapter's leaves in the collections
-    `adapter` (trained) and `adapter_frozen`.
+    The function `logits` computes logits from the hidden states. The base model's weights are in
+    the collection `params`. The adapter's parameters are in the collections `adapter` (trained) and
+    `adapter_frozen`.
 
     Attributes:
         config: Configuration of the base model.
-        adapter: Settings of the adapters of its linears; None for the base model alone.
+        adapter: Settings of the adapters on the linears; None for the base model alone.
         remat: Rematerialization (gradient checkpointing) policy of the layers, a key of
             `REMAT_POLICIES`.
 
@@ -218,9 +231,10 @@ class Decoder(nn.Module):
                 causally, to each other.
             return_kv: Whether keys and values are returned; with `past` they always are.
             train: Whether dropout is on; it needs a PRNG stream named `dropout`.
-            scale: () float32 factor of the adapter's update; None for `AdapterConfig.scale`.
-            dropout: () float32 dropout rate; None for `AdapterConfig.dropout`. If the latter is
-                zero, there is no dropout, whatever this rate.
+            scale: () float32 factor of the adapter's update, which replaces `AdapterConfig.scale`;
+                None keeps the value of the config.
+            dropout: () float32 dropout rate, which replaces `AdapterConfig.dropout`; None keeps the
+                value of the config. It has no effect if `AdapterConfig.dropout` is zero.
 
         Returns:
             Hidden states (B, T, D) after the final norm; and the keys and values of the tokens,

@@ -83,8 +83,9 @@ class SlotRequest(struct.PyTreeNode):
 class SampledTokens(struct.PyTreeNode):
     """Sampled tokens with their log-probabilities.
 
-    Log-probabilities are those at temperature 1, without top-k or top-p. The leading axes (…) are
-    none for `prefill` and (B, W) for `decode`.
+    Log-probabilities are those at temperature 1, without top-k or top-p. In the shapes below, … is
+    (B, W) in a result of `decode`: slots and decode steps. In a result of `prefill`, which samples
+    a single token, … is empty. A is the number of most probable tokens.
 
     Attributes:
         token: (…) int32 token ids.
@@ -174,7 +175,9 @@ def prefill(
     request: SlotRequest,
     end_ids: jax.Array,
 ) -> tuple[DecodeState, SampledTokens]:
-    """Prefill a prompt into a slot, which it overwrites, and sample the first new token.
+    """Prefill a prompt into a slot, and sample the first new token.
+
+    The prompt overwrites what the slot contained before.
 
     Args:
         model: Decoder.
@@ -247,8 +250,8 @@ def decode(
         end_ids: int32 ids of end tokens.
 
     Returns:
-        The new state; the sampled tokens, with leading axes (B, W); and the number (B,) int32 of
-        new tokens of each slot. Only this many entries of a slot are valid, from the first on.
+        The new state; the sampled tokens, with leading axes (B, W); and a (B,) int32 array, the
+        number n of new tokens of each slot. Only the first n of a slot's W entries are valid.
     """
     B, A = state.token.shape[0], _num_top_logprobs(model)
     out = SampledTokens(
@@ -306,8 +309,9 @@ def _forward_step(
 ) -> tuple[jax.Array, _Stack, _Stack]:
     """Run the model on each slot's newest token.
 
-    Inactive slots are computed as well. The cache entry that this writes affects no answer: either
-    it lies beyond the slot's length, or the slot is overwritten before its next use.
+    Inactive slots are computed as well, which writes a useless entry into their KV cache. The entry
+    is never read: either it lies beyond the slot's length, or the next prompt overwrites the slot
+    first.
 
     Returns:
         The hidden states (B, D), and the cached keys and values including those of the token.

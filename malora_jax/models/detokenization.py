@@ -41,9 +41,9 @@ class StopCondition:
 
     Attributes:
         tokenizer: Tokenizer of the model.
-        stop: Stop strings. A stop string that is a vocabulary entry also stops at that token, which
-            makes special tokens possible as stop strings.
-        stop_ids: Ids of the stop tokens: the stop strings that are vocabulary entries.
+        stop: Stop strings. They may be special tokens such as '<|im_end|>'.
+        stop_ids: Ids of the stop tokens. If a stop string is an entry of the vocabulary, its token
+            is a stop token.
 
     Raises:
         UserError: A stop string is empty.
@@ -111,7 +111,11 @@ class TextStream:
         return piece + rest
 
     def _match(self, text: str) -> str:
-        """Append text to the held-back text; return what precedes a possible stop string."""
+        """Append text to the held-back text, and return the part that is final.
+
+        The end of the text is still held back if it may be the start of a stop string. If a stop
+        string is complete, the text before it is returned, and the answer is over.
+        """
         before, self._held = len(self._held), self._held + text
         for position, character in enumerate(text, start=before + 1):
             # If several stop strings end at this character, the longest one starts first.
@@ -155,9 +159,15 @@ class _CharacterStream:
         return self._tokenizer.decode(ids, continues=True)
 
     def _shorten(self, text: str, is_hopeless: bool) -> None:
-        """Drop the first tokens of the window if the text of the others stays the same.
+        """Drop the first tokens of the window, unless this would change the text of the others.
 
-        A cut between two tokens of one character would change the text, so several cuts are tried.
+        The text changes if the cut separates two tokens that form one character. Several cuts are
+        therefore tried.
+
+        Args:
+            text: Text of the window.
+            is_hopeless: Whether the window is so long that its incomplete characters will never be
+                complete. In this case, if each cut changes the text, all tokens are dropped.
         """
         last_start = len(self._ids) - _MIN_WINDOW
         for start in range(last_start, last_start - 4, -1):
@@ -171,14 +181,16 @@ class _CharacterStream:
 
 
 class _PrefixMatch:
-    """Longest prefix of a stop string that the text so far ends with (Knuth, Morris, Pratt 1977).
+    """Incremental search for a stop string in a growing text (Knuth, Morris, Pratt 1977).
 
-    The failure table grows with the match, so that a long stop string that rarely matches costs
-    nothing.
+    After each character, it knows how much of the stop string the end of the text matches. The
+    failure table of the algorithm grows with the match, so that a long stop string that rarely
+    matches costs nothing.
 
     Attributes:
         text: The stop string.
-        length: Number of its characters that match.
+        length: Number of characters at the start of the stop string that match the end of the text;
+            the largest such number.
     """
 
     def __init__(self, text: str):

@@ -231,7 +231,11 @@ class Engine:
         return outputs
 
     def _is_lost(self) -> bool:
-        """Return whether a failed program has consumed the KV cache, which was donated to it."""
+        """Return whether the KV cache on the device is lost.
+
+        The compiled prefill reuses the memory of the KV cache (buffer donation). If it fails, the
+        KV cache may therefore be gone.
+        """
         return any(array.is_deleted() for array in jax.tree.leaves(self._state))
 
     def _prefill(self, slot: int, request: GenerationRequest) -> decoding.SampledTokens:

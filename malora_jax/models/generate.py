@@ -125,9 +125,9 @@ class Generator:
         Args:
             variables: Collections of the model.
             requests: Prompts with their sampling settings.
-            should_stop: Stop condition: returns True for the tokens of an answer so far if the
-                answer has ended. It is called every few tokens, so the end may lie some tokens
-                back.
+            should_stop: Function that receives the tokens of an unfinished answer, and returns
+                whether generation of the answer should stop; None never stops early. It is called
+                only every few tokens, so an answer may contain a few tokens too many.
             description: Label of the progress bar; None for no progress bar.
 
         Yields:

@@ -47,7 +47,7 @@ def parameter(
 
 
 class LinearSpec(NamedTuple):
-    """Output side of a linear.
+    """Settings of one linear, for `AdaptedSublayer.apply_linears`, which creates the linear.
 
     Attributes:
         features: Number of outputs.
@@ -63,9 +63,10 @@ class LinearSpec(NamedTuple):
 class AdaptedLinear(nn.Module):
     """Linear with an adapter: y = W x + scale · Δ(x).
 
-    In DoRA, the sum is multiplied by a factor for each output. Dropout applies to the input of the
-    down-projection of Δ only, not to the input of W. The adapter's leaves have the same module path
-    as the kernel, in collections of their own.
+    W is the frozen kernel, and Δ(x) is the low-rank update by the experts. With DoRA, each entry of
+    the result is multiplied by a factor of its own. Dropout applies to the input of the
+    down-projection in Δ, but not to the input of W. The adapter's parameters have the same module
+    path as the kernel, but are in other collections.
 
     Attributes:
         features: Number F of outputs.
@@ -109,10 +110,12 @@ class AdaptedLinear(nn.Module):
 
         Args:
             x_ND: Input of the linear, without dropout.
-            leaves: Leaves of the adapter; empty if there is none.
-            products: Down-projection and router logits of the adapter; None if there is none.
+            leaves: Parameters of the adapter, by name; empty without an adapter.
+            products: Down-projected input and router logits of the adapter; None without an
+                adapter.
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
-            scale: () float32 factor of the update; None for `AdapterConfig.scale`.
+            scale: () float32 factor of the update, which replaces `AdapterConfig.scale`; None keeps
+                the value of the config.
 
         Returns:
             (N, F) in the dtype of x.
@@ -188,7 +191,7 @@ class AdaptedSublayer(nn.Module):
             x_ND: Input of the linears.
             input_axis: Logical name of the input's feature axis.
             context: Metadata of the tokens.
-            **specs: Output side of each linear, by the linear's name.
+            **specs: Settings of each linear, by the linear's name.
 
         Returns:
             The output (N, F) of each linear, in the order of `specs`.

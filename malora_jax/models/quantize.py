@@ -1,12 +1,14 @@
 """Quantization of frozen kernels to 8 or 4 bits, and products with quantized kernels.
 
 * int8: weight-only, 255 uniform steps, one scale per output;
-* w8a8: weights as int8; activations and their gradients are quantized to int8 for each product;
+* w8a8: weights quantized as in format int8; activations and their gradients are also quantized to
+  int8, for each product;
 * int4: weight-only, 16 uniform steps, one scale per output for each tile of up to 64 inputs;
 * nf4: 16 quantiles of a normal distribution (QLoRA, Dettmers et al. 2023), scales as for int4.
 
 Qwix computes codes and scales once, when weights are loaded. Two 4-bit codes are packed into a
-byte, not stored in a 4-bit dtype: on CPU, XLA would unpack a 4-bit array, for all layers at once.
+byte. A 4-bit dtype would need more memory on CPU, where XLA would unpack the codes of all layers at
+once.
 
 A kernel is dequantized only while it is multiplied, and again in the backward pass
 (rematerialization). Otherwise JAX would save the dequantized kernels of all layers for the backward
@@ -48,7 +50,8 @@ class QuantizedKernel(struct.PyTreeNode):
     Attributes:
         codes: (D, F) int8. For 4-bit formats, (D / 2, F) uint8: the first half of the inputs is in
             the lower 4 bits, the second half in the upper.
-        scale: (S, F) float32 scale of each tile of inputs; S is 1 for 8-bit formats.
+        scale: (S, F) float32 scales. The inputs are divided into S tiles of consecutive inputs, and
+            each tile has one scale per output; S is 1 for 8-bit formats.
         kind: Quantization format, one of `QUANT_FORMATS`.
     """
 
@@ -63,9 +66,10 @@ class QuantizedKernel(struct.PyTreeNode):
         return jnp.concatenate(self.dequantize_halves())
 
     def dequantize_halves(self) -> tuple[jax.Array, jax.Array]:
-        """Return a dequantized 4-bit kernel as two halves of the inputs, (D / 2, F) float32 each.
+        """Return a dequantized 4-bit kernel as two arrays, (D / 2, F) float32 each.
 
-        Products with the halves avoid the copy that concatenation would need.
+        The first array is for the first half of the inputs, the second for the second half. A
+        caller that multiplies each half separately avoids the copy of a concatenation.
         """
         numbers = _nf4 if self.kind == 'nf4' else _int4
         S, F = self.scale.shape
@@ -85,8 +89,8 @@ def quantized_shapes(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the shapes of the codes and the scales of a kernel.
 
-    In 4-bit formats, a tile has the largest power of two of inputs, up to 64, that divides half of
-    the inputs.
+    In 4-bit formats, the inputs are divided into tiles that share a scale. The tile size is the
+    largest power of two, up to 64, that divides `inputs` / 2.
 
     Raises:
         UserError: The number of inputs is odd and the format has 4 bits.
@@ -146,11 +150,12 @@ def quantized_matmul(x_ND: jax.Array, kernel: QuantizedKernel) -> jax.Array:
 
 @jax.custom_vjp
 def _int8_matmul(x_ND: jax.Array, kernel: QuantizedKernel) -> jax.Array:
-    """Multiply int8 activations and an int8 kernel, in the forward pass and for the gradient of x.
+    """Quantize x to int8, and multiply it by an int8 kernel.
 
-    Activations and their gradients are quantized with one scale per token, as in SwitchBack
-    (Wortsman et al. 2023). In the backward pass, the kernel's scales, one per output, are applied
-    to the gradient before it is quantized.
+    The backward pass computes the gradient of x in int8, too. Activations and their gradients are
+    quantized with one scale per token, as in SwitchBack (Wortsman et al. 2023). In the backward
+    pass, the gradient of the output is multiplied by the kernel's scales, one per output, before it
+    is quantized.
     """
     codes_ND, scale_N1 = _quantize_rows(x_ND)
     y_NF = jnp.matmul(codes_ND, kernel.codes, preferred_element_type=jnp.int32)
@@ -189,10 +194,11 @@ def _int4(codes: jax.Array) -> jax.Array:
 
 
 def _nf4(codes: jax.Array) -> jax.Array:
-    """Return the NF4 values of 4-bit codes, as a sum of the steps up to each code.
+    """Return the NF4 values of 4-bit codes.
 
-    Table look-ups are slow on TPUs. Nested selections are not used because on CPU, XLA keeps their
-    intermediate results.
+    The value of a code is the lowest NF4 value plus the differences of neighboring NF4 values up to
+    the code. A table look-up would be slow on TPUs. Nested selections (`jnp.where`) would need
+    memory on CPU, where XLA keeps their intermediate results.
     """
     values = jnp.float32(_NF4[0])
     for code, step in enumerate(np.diff(_NF4), start=1):

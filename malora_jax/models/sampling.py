@@ -121,19 +121,20 @@ def _mask_top_p(logits_BV: jax.Array, top_p_B: jax.Array) -> jax.Array:
 def _keep_smallest_set(
     logits_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Array
 ) -> jax.Array:
-    """Keep the smallest set of most probable tokens whose weights reach `target_B`, plus ties.
+    """Keep the smallest set of most probable tokens whose weights sum to `target_B`, plus ties.
 
-    The lowest probability to keep is found by bisection over the bit patterns of float32, which
-    are ordered like the non-negative numbers that they encode. Sorting the vocabulary would take
-    ten times as long on CPU.
+    Tokens are added to the set in order of decreasing probability. The lowest probability to keep
+    is found by bisection. Sorting the vocabulary would take ten times as long on CPU. The bisection
+    is over the bits of the float32 probabilities, read as integers: the order of non-negative
+    floats is that of their bits, and 30 steps find the exact value.
 
     Args:
         logits_BV: float32 logits.
-        weight_BV: Non-negative weight of each token.
-        target_B: Sum of weights to reach in each row.
+        weight_BV: Non-negative weight of each token: 1 for top-k, its probability for top-p.
+        target_B: Sum of weights that the tokens of each row must reach: k or p.
 
     Returns:
-        (B, V) logits, −inf for the other tokens.
+        (B, V) logits of the kept tokens; −inf for the other tokens.
     """
     probability_BV = jax.nn.softmax(logits_BV, axis=-1)
     bits_BV = jax.lax.bitcast_convert_type(probability_BV, jnp.int32)

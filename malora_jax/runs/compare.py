@@ -82,17 +82,17 @@ class SeedGroup:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Parameter counts, as `training.plan.count_model_parameters` returns them."""
+        """Parameter counts of base model and adapter, as `count_model_parameters` returns them."""
         return self.runs[0].parameters
 
     def by_seed(self, metric: str, task: str = '') -> dict[int, float]:
-        """Return scores or losses after training from `results.json`, by seed.
+        """Return the score or loss after training, by seed. The numbers are from `results.json`.
 
-        The result is empty for the base model.
+        The result is empty for the base model. A mean over tasks omits seeds that lack a task.
 
         Args:
             metric: 'score' or 'loss'.
-            task: Name of a task; '' for the mean over tasks, for the seeds that have all tasks.
+            task: Name of a task; '' for the mean over tasks.
         """
         values_by_seed: dict[int, list[float]] = {}
         for run in () if self.is_base else self.runs:
@@ -124,7 +124,11 @@ class SeedGroup:
 
     @functools.cached_property
     def _answers(self) -> Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]:
-        """Scored answers by task, then by run; only the first run's for the base model."""
+        """Scored answers by task, then by run.
+
+        The base model has only the answers from the first run, because all runs have the same base
+        model.
+        """
         answers_by_task: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
         for run in self.runs:
             answers = run.answers_before if self.is_base else run.answers_after
@@ -143,8 +147,8 @@ class SeedGroup:
     def losses(self) -> Mapping[str, np.ndarray]:
         """Loss of each right answer by task, (S, Q) for S runs; tasks without scores are omitted.
 
-        They are in nats, divided by the mean number of tokens per answer, so that the mean over the
-        answers of a run is its loss per token.
+        A loss is in nats, divided by the run's mean number of tokens per answer. The mean of these
+        losses is therefore the loss per token of the run.
         """
         found = {}
         for task in self.scores:
@@ -209,7 +213,11 @@ class SeedGroup:
         return paired_bootstrap(*arrays)
 
     def task_differences(self, other: 'SeedGroup') -> dict[str, PairedDifference]:
-        """Return the score minus that of `other` for each common task, paired by question."""
+        """Return the difference of the scores on each task that both rows have, paired by question.
+
+        Args:
+            other: Row whose scores are subtracted.
+        """
         return {
             task: paired_bootstrap({task: self.scores[task]}, {task: other.scores[task]})
             for task in self.tasks_paired_with(other)
@@ -261,20 +269,21 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
     """Group finished runs into rows: the base model, the paper's rows in its order, then others.
 
     A run that belongs to no row of the paper gets a row that is named after its directory, without
-    -seedN. Single-task runs named NAME-TASK share the row NAME_single.
+    the suffix `-seedN`. Single-task runs with directories named NAME-TASK share the row
+    NAME_single. Without a table, runs that do not belong in one row get rows of their own.
 
     Example:
         groups = seed_groups(read_runs([pathlib.Path('runs/table2')]), PAPER_TABLES['table2'])
 
     Args:
         runs: Finished runs, at least one.
-        table: Table of the paper whose rows come first. Its tasks are then the columns, and the
-            runs must be comparable.
+        table: Table of the paper that the runs reproduce; None for no table. With a table, each row
+            has the tasks of the table, and the runs must be comparable.
 
     Raises:
-        UserError: With a table, a run is not scored on the table's tasks, has the name of a row but
-            another adapter, or differs from another run of its row in more than seed and tasks.
-            Without a table, such runs get rows of their own.
+        UserError: There is a table, and a run is not scored on its tasks; has the name of one of
+            its rows, but another adapter; cannot be compared with another run; or differs from
+            another run of its row in more than seed and tasks.
     """
     tasks = [*table.tasks] if table else _scored_tasks(runs)
     grouped: dict[str, list[LoadedRun]] = {}
@@ -302,14 +311,15 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
 
 
 def single_task_rows(groups: Sequence[SeedGroup], group: SeedGroup) -> dict[str, SeedGroup]:
-    """Return the single-task row to compare a multi-task row with, by task.
+    """Return, for each task, the single-task row that a multi-task row is compared with.
 
-    Each is a row of the same method, or else of LoRA, that is scored on the same questions. Tasks
-    without such a row are omitted.
+    A single-task row of the same method is preferred to one of LoRA; other methods are not used.
+    Both rows must be scored on the same questions. Tasks without such a single-task row are
+    omitted.
 
     Args:
-        groups: Rows of the report.
-        group: Row to compare.
+        groups: Rows of the report, among them the single-task rows.
+        group: Multi-task row to compare. For any other row the result is empty.
     """
     if group.is_single_task or group.is_base:
         return {}
@@ -330,7 +340,8 @@ def differing_fields(groups: Sequence[SeedGroup]) -> dict[str, dict[str, list[st
     """Return the config fields in which rows differ besides method, adapter, seed and tasks.
 
     Returns:
-        For each field, the names of the rows, grouped by the `repr` of their value.
+        For each field, a dict from each of its values (as the `repr` string) to the names of the
+        rows that have this value.
     """
     settings = {
         group.name: _relevant_fields(group.runs[0]) for group in groups if not group.is_base
@@ -378,7 +389,14 @@ def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
 def _split_mixed_rows(
     grouped: Mapping[str, Sequence[LoadedRun]],
 ) -> list[tuple[str, list[LoadedRun]]]:
-    """Split each group whose runs differ in more than seed and tasks into rows of one run each."""
+    """Return rows of runs that belong together.
+
+    The runs of a group belong together if they differ only in seed and tasks and are comparable.
+    Otherwise, each run of the group gets a row of its own, named after the run.
+
+    Args:
+        grouped: Runs by name of the row.
+    """
     rows = []
     for name, members in grouped.items():
         try:
@@ -397,7 +415,11 @@ def _relevant_fields(run: LoadedRun) -> dict[str, Any]:
 
 
 def _check_row(runs: Sequence[LoadedRun]) -> None:
-    """Check that runs of one row differ in their seed alone, or train different single tasks."""
+    """Check that runs may share a row: they must differ only in their seed and their tasks.
+
+    Raises:
+        UserError: Two runs differ in another config field, or have the same seed and tasks.
+    """
     with_settings = [(run, _relevant_fields(run)) for run in runs]
     for (one, settings), (other, others) in itertools.combinations(with_settings, 2):
         same_tasks = one.results['tasks'].keys() == other.results['tasks'].keys()

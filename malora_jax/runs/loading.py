@@ -133,12 +133,16 @@ class LoadedRun:
 
     @property
     def report_step(self) -> int:
-        """Step of the checkpoint to report on: the best, or else the newest; 0 if there is none."""
+        """Step of the checkpoint to report on; 0 if the run has no checkpoint.
+
+        It is the checkpoint with the lowest validation loss, or the newest checkpoint if no
+        validation loss was measured.
+        """
         return self._checkpoints[1]
 
     @property
     def checkpoint_directory(self) -> pathlib.Path:
-        """Directory of the checkpoints, in cloud storage if the run is there."""
+        """Directory of the checkpoints, on the local disk or in cloud storage."""
         return remote_path(self.path / 'checkpoints')
 
     @functools.cached_property
@@ -150,13 +154,16 @@ class LoadedRun:
 
     @functools.cached_property
     def seconds_by_activity(self) -> Mapping[str, float]:
-        """Seconds by activity, over all starts of the run; empty without `goodput.jsonl`."""
+        """Seconds that the run spent on each activity, such as training steps or evaluation.
+
+        They are summed over the first start and all resumptions; empty without `goodput.jsonl`.
+        """
         exists = (self.path / goodput.FILE).exists()
         return goodput.seconds_by_activity(goodput.read(self.path)) if exists else {}
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, Any]:
-        """Parameter counts, as `training.plan.count_model_parameters` returns them."""
+        """Parameter counts of base model and adapter, as `count_model_parameters` returns them."""
         if self.is_finished:
             return self.results['parameters']
         return count_model_parameters(Decoder(self.run_config.model, self.run_config.adapter))

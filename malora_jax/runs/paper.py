@@ -41,7 +41,9 @@ class PaperRow:
     printed_average: float | None = None
 
     def adapter_settings(self, **sizes: int) -> dict[str, Any]:
-        """Return the complete adapter settings of the row, without a `beta` that has no effect.
+        """Return the complete adapter settings of the row.
+
+        The field `beta` is omitted if it has no effect on the row's adapter.
 
         Args:
             **sizes: Ranks to use instead of the paper's, such as `rank` and `shared_rank`.
@@ -66,9 +68,11 @@ class PaperTable:
     rows: Mapping[str, PaperRow]
 
     def row_of(self, config: Mapping[str, Any]) -> str | None:
-        """Return the name of the row that a run belongs to, or None.
+        """Return the name of the row that a run belongs to; None if there is no such row.
 
-        On another base model, ranks may differ from the paper's if only one row matches the method.
+        The run must have the method and the adapter settings of the row. There is one exception: a
+        run on another base model may have other ranks than the paper, if its method has only one
+        row in the table.
 
         Args:
             config: Raw config of the run.

@@ -56,9 +56,9 @@ def chat_logprobs(
 
     Args:
         model: Model that generated the tokens.
-        tokens: Tokens of a piece.
-        num_alternatives: Number of most probable tokens to report per position; None = the request
-            does not ask for log-probabilities, and None is returned.
+        tokens: Tokens of a piece of the generated text.
+        num_alternatives: Number of most probable tokens to report per position. If it is None, the
+            request does not ask for log-probabilities, and this function returns None.
     """
     if num_alternatives is None:
         return None
@@ -86,10 +86,11 @@ def completion_logprobs(
 
     Args:
         model: Model that generated the tokens.
-        tokens: Tokens of a piece.
-        num_alternatives: Number of most probable tokens to report per position; None = the request
-            does not ask for log-probabilities, and None is returned.
-        offset: Number of characters of the text before the piece.
+        tokens: Tokens of a piece of the generated text.
+        num_alternatives: Number of most probable tokens to report per position. If it is None, the
+            request does not ask for log-probabilities, and this function returns None.
+        offset: Number of characters of the generated text before this piece. The offsets of the
+            tokens in the response start there.
     """
     if num_alternatives is None:
         return None

@@ -349,8 +349,10 @@ class _EngineRunner:
     def _recover(self) -> _StepResults:
         """Reset the engine after a failed step, and queue the texts of the step again as suspects.
 
+        If the step had only one text, this text has caused the failure, and is not queued again.
+
         Returns:
-            The failed text with None, if the step had only one text; otherwise an empty list.
+            The results of the step: one failed text, or none.
         """
         self._engine.reset()
         texts, self._running = list(self._running.values()), {}
@@ -362,10 +364,13 @@ class _EngineRunner:
         return []
 
     def _skip_repeats(self, output: RequestOutput) -> tuple[PendingText, RequestOutput | None]:
-        """Return a text and its output, without the tokens that were generated before a reset.
+        """Remove the tokens that the client has already received from an output of the engine.
 
-        The output is None, which means a failure, if a repeated token differs or the text ends
-        before all tokens are repeated.
+        After a reset, the engine generates the tokens of a text again from the start.
+
+        Returns:
+            The text, and its output with the new tokens only. The output is None if the text has
+            failed, because a repeated token differs or the text ends too early.
         """
         text = self._running[output.request_id]
         ids = [token.id for token in output.tokens]

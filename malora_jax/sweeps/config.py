@@ -85,15 +85,16 @@ class SweepConfig:
         seeds: Random seeds; each run is repeated with each of them.
         runs: Variants by name. Each has an `arg` (argument of the config file, such as the method),
             and optionally `overrides` (values of other config fields) and a `zip` of its own.
-        own: Values of the variants with a `zip` of their own, by variant, then by dotted field.
-            They replace `grid`, `zipped` and `draws`.
+        own: Values for variants that have a `zip` of their own, by variant, then by dotted field.
+            Such a variant uses these values instead of `grid`, `zipped` and `draws`.
         grid: Values by dotted field; every combination is a run.
         zipped: Values by dotted field. The first values of all fields make one run, the second
             values the next, and so on.
         draws: Random search, or None.
-        subspace_share: Share λ of the rank budget that MALoRA's shared subspace gets, if its rank
-            d = λ r N follows the swept rank r and number of experts N; 0 if d is fixed; None if
-            the config does not set it.
+        subspace_share: Share λ of the rank budget that MALoRA's shared subspace gets. The rank d of
+            the subspace is then computed as d = λ r N, where r is the swept rank and N is the
+            number of experts. 0 keeps the d of each run's config. None if the sweep does not set
+            the share.
         report: Settings of the report.
     """
 
@@ -109,7 +110,7 @@ class SweepConfig:
 
     @property
     def fields(self) -> list[str]:
-        """Dotted names of the swept fields of the variants without a `zip` of their own."""
+        """Dotted names of the fields in `grid`, `zipped` and `draws`."""
         return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
 
     def fields_of(self, variant: str) -> list[str]:

@@ -122,7 +122,10 @@ def _check(row: str, config: ConfigDict) -> None:
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:
-    """Return the short names of fields in run names: the last part of each, if it is unique."""
+    """Return the name that run names use for each field.
+
+    It is the last part of the dotted name, or the whole dotted name if fields share the last part.
+    """
     fields = list(fields)
     last = collections.Counter(name.rsplit('.', 1)[-1] for name in fields)
     short = {name: name.rsplit('.', 1)[-1] for name in fields}

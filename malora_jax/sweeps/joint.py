@@ -82,8 +82,9 @@ def initial_state(run: RunConfig, setup: Setup) -> TrainState:
     The function is compiled once for each combination of rank, shared rank and beta in a group.
 
     Args:
-        run: Config of any run in the joint group; the same one in all calls.
-        setup: Parts of the run whose state is created.
+        run: Config with the settings that all runs of the joint group share. All calls must pass
+            the same one, because another optimizer setting would compile the function again.
+        setup: Setup of the run whose state is created.
     """
     own = setup.run.adapter
     adapter = dataclasses.replace(
@@ -108,7 +109,7 @@ def _train_sequentially(
 
 
 def _setups(configs: Configs) -> dict[str, Setup]:
-    """Return the parts of each run by name; all runs share one copy of the base model."""
+    """Build the `Setup` of each run, by run name; all runs share one copy of the base model."""
     setups: dict[str, Setup] = {}
     base = None
     for name, config in configs.items():
@@ -125,7 +126,12 @@ def _train(
     workdir: pathlib.Path,
     measure: bool,
 ) -> dict[str, str] | None:
-    """Train runs jointly, unless that is slower; return errors by run, None if not trained."""
+    """Train runs jointly, unless a measurement shows that joint training is not faster.
+
+    Returns:
+        Error messages of the failed runs, by name. None if the runs have not been trained, because
+        joint training is not faster.
+    """
     started, step = time.perf_counter(), None
     with contextlib.ExitStack() as stack:
         directories = [

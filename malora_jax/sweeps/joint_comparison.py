@@ -62,8 +62,8 @@ def measure_joint_step(
     """Measure the joint step of runs, and the single step of the run with the largest rank.
 
     Args:
-        setups: Parts of the runs.
-        states: Training state of each run. The list is emptied, to free their memory.
+        setups: Setup of each run.
+        states: Training state of each run. The list is emptied to free the memory of the states.
 
     Returns:
         The measurements, and the compiled joint step.

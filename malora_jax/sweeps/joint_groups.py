@@ -39,7 +39,11 @@ def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def with_largest_ranks(runs: Sequence[RunConfig]) -> RunConfig:
-    """Return the first run's config, with the largest ranks of all runs in a joint group."""
+    """Return the config for which the joint step of several runs is compiled.
+
+    It is the first run's config with the largest rank and the largest shared rank among the runs.
+    The states of runs with smaller ranks are padded.
+    """
     structures = [run.adapter.structure for run in runs]
     adapter = replace_settings(
         runs[0].adapter,

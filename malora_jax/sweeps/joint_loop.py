@@ -112,7 +112,14 @@ class JointLoop:
         return {run: run.progress.step for run in active}, metrics
 
     def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
-        """Report steps; evaluate a run's state if that is due and no newer step has started."""
+        """Report the metrics of a step of each run, and evaluate the runs for which that is due.
+
+        A run is only evaluated if it has not started a newer step, which would change its state.
+
+        Args:
+            steps: Number of the step to report, by run.
+            metrics: Stacked metrics of these steps.
+        """
         host_metrics = jax.device_get(metrics)
         for run, number in steps.items():
             if not run.error:
@@ -134,7 +141,7 @@ class JointLoop:
         return unpad(take(self._states, self._runs.index(run)), self._shapes[run])
 
     def _remove_inactive(self) -> None:
-        """Stack only the active runs again, once they are at most half of all runs."""
+        """Remove finished and failed runs from the stack, if they are at least half of its runs."""
         active = [run for run in self._runs if run.is_active]
         if 2 * len(active) <= len(self._runs):
             for run in active:

@@ -1,9 +1,10 @@
 """States of several runs as one tree with a leading axis, padded with zeros to equal ranks.
 
-A padded rank, with zeros in its row of A and its column of B, does not change the update. Its
-gradients are zero too, because each of the two gradients is a product with the other factor. Adam
-and weight decay therefore leave it at zero. The same holds for a dimension of the subspace, between
-S_A and the core P. So no masking is needed.
+A larger rank means additional rows of A (down-projection) and columns of B (up-projection). If both
+are zero, they do not change the update B A. Their gradients are zero too: the gradient of such a
+row of A is a product with the zero column of B, and vice versa. Adam and weight decay therefore
+leave them at zero, so no masking is needed. The same holds for additional dimensions of the shared
+subspace: rows of S_A (shared down-projection) and columns of P (core matrix).
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ def points(sweep: SweepConfig, variant: str) -> list[Point]:
 
 
 def _zip_points(zipped: Fields) -> list[Point]:
-    """Return the points of zipped fields; a single empty point if there are none."""
+    """Return a point for each row of zipped values; one empty point if no field is zipped."""
     rows = zip(*zipped.values(), strict=True)
     return [dict(zip(zipped, values, strict=True)) for values in rows] or [{}]
 

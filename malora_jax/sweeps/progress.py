@@ -41,7 +41,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def show(self, statuses: Mapping[str, RunStatus]) -> None:
-        """Redraw the table, or print the runs whose state has changed.
+        """Redraw the table in a terminal; elsewhere, print each run whose state has changed.
 
         Args:
             statuses: Status of each run by name.

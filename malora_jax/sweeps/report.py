@@ -67,7 +67,10 @@ def _groups(
 
 
 def _paper_row(sweep: SweepConfig, tasks: Sequence[str], run: SweepRun) -> PaperRow | None:
-    """Return the paper's row with the adapter of a run, if the row has the same tasks."""
+    """Return the row of the paper's table that has the method, settings and tasks of a run.
+
+    None if there is no such row, or if the report shows no table of the paper.
+    """
     if not sweep.report.table:
         return None
     table = PAPER_TABLES[sweep.report.table]
@@ -136,7 +139,10 @@ def _numeric_fields(runs: _Runs) -> list[str]:
 
 
 def _line_label(run: SweepRun, linked_fields: set[str]) -> str:
-    """Return the label of a plotted line: the variant and the values of the other fields."""
+    """Return the label of a plotted line: the variant and the values of its constant fields.
+
+    The fields in `linked_fields` vary along the line, so the label does not contain them.
+    """
     others = [
         f'{name.rsplit(".", 1)[-1]} {value}'
         for name, value in run.values.items()
@@ -146,7 +152,11 @@ def _line_label(run: SweepRun, linked_fields: set[str]) -> str:
 
 
 def _value(run: SweepRun, field: str) -> float:
-    """Return a field's value: the sweep's (adapter.rank is r there, not r̄), else the config's."""
+    """Return a field's value as the sweep sets it, or else as the run's config has it.
+
+    The two may differ for adapter.rank. With `subspace_share`, the sweep sets the rank budget r,
+    from which the rank r̄ in the config is computed.
+    """
     return run.values.get(field, flatten_dict(dict(run.config), sep='.').get(field))
 
 

@@ -133,7 +133,14 @@ class Runner:
         return found
 
     def _start(self, job: Job, descriptor: int, environment: Mapping[str, str]) -> _ActiveJob:
-        """Start a process that inherits the lifeline's descriptor and environment."""
+        """Start the process of a job; it stops when this process ends.
+
+        Args:
+            job: Job to start.
+            descriptor: Descriptor of the pipe through which the new process detects the end of this
+                process, from `shutdown.parent_pipe`.
+            environment: Environment variables that tell the new process the descriptor.
+        """
         logs = contextlib.ExitStack()
         # Jointly trained runs print into the log of the first one.
         log: IO[Any] = logs.enter_context(
@@ -160,7 +167,7 @@ class Runner:
         return _ActiveJob(job, process, logs, gpu)
 
     def _record_end(self, ended: _ActiveJob) -> list[Job]:
-        """Record the outcome of an ended process; return the jobs of runs to try again."""
+        """Record the outcome of an ended process, and return jobs that retry its failed runs."""
         ended.logs.close()
         if ended.gpu:
             self._free_gpus.append(ended.gpu)
@@ -184,7 +191,11 @@ class Runner:
         return status.last_log_line(self._workdir, name)
 
     def _stop(self, active: list[_ActiveJob]) -> list[str]:
-        """Ask processes to save and end; return the names of runs whose process was killed."""
+        """Ask processes to save and end, and kill those that need more than `_GRACE_SECONDS`.
+
+        Returns:
+            Names of the runs whose process was killed.
+        """
         killed: list[str] = []
         for one in active:
             one.process.terminate()

@@ -84,10 +84,13 @@ def write_array_job(
 
 
 def submit(path: pathlib.Path) -> str:
-    """Submit an array job if this machine has SLURM, and return a sentence about the outcome.
+    """Submit an array job, if sbatch is installed on this machine.
 
     Args:
         path: Script of the array job.
+
+    Returns:
+        A sentence for the user: the answer of sbatch, or that the script is not submitted yet.
 
     Raises:
         UserError: SLURM refuses the job.

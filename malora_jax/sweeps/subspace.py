@@ -1,7 +1,8 @@
 """Rank of MALoRA's shared subspace in sweeps over ranks and numbers of experts.
 
-Section 3.3 of the paper: a budget of rank r per expert, as MoLoRA would use it, is split into a
-shared subspace of d = λ r N dimensions and experts of rank r̄ = r + (1 − λ) r.
+Section 3.3 of the paper starts from MoLoRA with N experts of rank r. MALoRA spends the same budget
+differently: the share λ gives a shared subspace of d = λ r N dimensions, and each of the N experts
+gets the rank r̄ = r + (1 − λ) r.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,10 @@ _RANK, _EXPERTS, _SUBSPACE = 'adapter.rank', 'adapter.num_experts', 'adapter.sha
 
 
 def check_subspace_setting(sweep: SweepConfig, variant: str, config: ConfigDict) -> None:
-    """Check that a sweep over ranks or numbers of experts sets shared_rank (d) in exactly one way.
+    """Check that a sweep over ranks or numbers of experts says what happens to the shared subspace.
+
+    It must either set `subspace_share`, from which adapter.shared_rank is computed, or sweep
+    adapter.shared_rank.
 
     Args:
         sweep: The sweep.
@@ -24,7 +28,7 @@ def check_subspace_setting(sweep: SweepConfig, variant: str, config: ConfigDict)
         config: Config of one of the variant's runs.
 
     Raises:
-        UserError: The sweep does not set shared_rank, or sets it in two ways.
+        UserError: The sweep does neither of the two, or both.
     """
     fields = {*sweep.fields_of(variant)}
     changes = {_RANK, _EXPERTS} & fields
@@ -46,8 +50,8 @@ def set_subspace_ranks(config: ConfigDict, share: float, values: Mapping[str, An
     Args:
         config: Config of the run, changed in place.
         share: Share λ of the rank budget that the subspace gets.
-        values: Values that the sweep sets; `adapter.rank` is r here. Without it, r is computed from
-            the config's r̄.
+        values: Values that the sweep sets. Here, `adapter.rank` is the rank budget r, not r̄. If the
+            sweep does not set it, r is computed from adapter.rank in the config, which is r̄.
 
     Raises:
         UserError: r̄ or d would not be an integer.

@@ -169,7 +169,10 @@ class Checkpoints:
 
     @property
     def best_or_latest_step(self) -> int | None:
-        """Step of `best`, or of the newest checkpoint if no loss was measured; None without any."""
+        """Step of `best`, or of the newest checkpoint if no validation loss was measured.
+
+        None if there are no checkpoints.
+        """
         return self.best.step if self.best else self.latest_step
 
     def save(
@@ -228,10 +231,10 @@ class Checkpoints:
         ) from error
 
     def check_disk_space(self, state: TrainState) -> None:
-        """Check that a checkpoint of the state fits on the disk; buckets are not checked.
+        """Check that a checkpoint of the state fits on the disk.
 
-        Without this check, a full disk would also raise an error, but with tracebacks of Orbax's
-        threads.
+        Nothing is checked if the checkpoints are written to a cloud storage bucket. Without this
+        check, a full disk would also raise an error, but with tracebacks of Orbax's threads.
 
         Args:
             state: State to save.
@@ -253,9 +256,9 @@ class Checkpoints:
     def restore(self, state: TrainState, data: RowStreams) -> TrainState:
         """Restore the newest intact checkpoint.
 
-        Damaged checkpoints that are newer are quarantined: each is renamed to `broken-STEP`. This
-        happens only after an older checkpoint was read, because if no checkpoint is readable, the
-        cause lies elsewhere.
+        Newer checkpoints that are damaged are quarantined: each is renamed to `broken-STEP`. If no
+        checkpoint can be read, none is renamed, because the cause is then probably not in the
+        checkpoints.
 
         Args:
             state: Fresh state of the same run, for shapes, dtypes and shardings.
@@ -362,7 +365,11 @@ class Checkpoints:
         return loaded
 
     def _manifest(self, step: int) -> CheckpointManifest | None:
-        """Return the manifest of a checkpoint; None if it predates manifests and checksums."""
+        """Return the manifest of a checkpoint.
+
+        The result is None for a checkpoint of an early version of this package, which stored
+        neither manifests nor checksums.
+        """
         folder = self._directory / str(step)
         if not (folder / _MANIFEST).exists():
             if not (folder / _SUMS).exists():
@@ -392,8 +399,9 @@ class Checkpoints:
 def latest_checkpoint(directory: pathlib.Path) -> LatestCheckpoint | None:
     """Return the newest checkpoint in a directory; None if there is none.
 
-    If its manifest is damaged, the newest checkpoint with an intact manifest is returned; if no
-    manifest is intact, the newest checkpoint without its identity.
+    The manifest of a checkpoint stores the identity of its run. Checkpoints with a damaged manifest
+    are skipped. If all manifests are damaged, the newest checkpoint is returned, with None as its
+    identity.
 
     Args:
         directory: Directory of the checkpoints; it need not exist.

@@ -29,9 +29,10 @@ class OptimizerConfig:
         schedule: Decay of the learning rate to zero after warm-up, 'cosine' or 'linear'.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         clip_norm: Maximum global norm of the gradient; a larger gradient is clipped to it.
-        router_rate, down_rate, core_rate, up_rate, magnitude_rate: Multiples of the learning rate
-            for each kind of parameter, including its weight decay. `shared_down` belongs to
-            `down_rate`, `shared_up` to `up_rate`. LoRA+ (Hayou et al. 2024) is up_rate 16.
+        router_rate, down_rate, core_rate, up_rate, magnitude_rate: Factors by which the learning
+            rate of each kind of parameter is multiplied. Its weight decay is multiplied by the same
+            factor. `down_rate` also applies to `shared_down`, and `up_rate` to `shared_up`. With
+            16 as `up_rate`, this is LoRA+ (Hayou et al. 2024).
 
     Raises:
         UserError: A value has the wrong type or is out of range.
@@ -73,8 +74,8 @@ class TrainingConfig:
     Attributes:
         steps: Number of optimizer steps; 0 = computed from `epochs`.
         epochs: Number of epochs; 0 = set by `steps`. In one epoch, as many examples are drawn as
-            all tasks have together. The steps are counted by packing the examples' lengths as in
-            training.
+            all tasks have together. Before training, the examples are packed into rows as in
+            training, to count how many steps the epochs need.
         checkpoint_every: Number of steps between checkpoints. Another one is saved at the end.
         keep_checkpoints: Number of newest checkpoints to keep, in addition to the best one.
         accumulate: Gradient accumulation: number of micro-batches of `data.batch_size` rows per
@@ -233,7 +234,10 @@ class RunConfig:
 
     @property
     def title(self) -> str:
-        """Title for messages: the method, the settings that differ from it, and the model."""
+        """Title for messages: the method, the changed settings, and the model.
+
+        The changed settings are those of the adapter that differ from the method's settings.
+        """
         named, own = (
             dataclasses.asdict(settings_of(adapter))
             for adapter in (method(self.method), self.adapter)

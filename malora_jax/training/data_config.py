@@ -20,22 +20,25 @@ class DataConfig:
         tasks: Names of public datasets, and of tasks in the task registry; may be () if there are
             `files`.
         weights: Relative share of each task among the training examples; () = by `size_exponent`.
-        size_exponent: Power of a task's size that its share is proportional to, 0 to 1. 0 = equal
-            shares, 1 = shares proportional to size, 1 / τ = sampling with temperature τ.
+        size_exponent: Exponent α, 0 to 1. A task with n training examples gets a share proportional
+            to n^α. 0 = equal shares, 1 = shares proportional to size, 1 / τ = sampling with
+            temperature τ.
         template: Name of the prompt template: 'chatml'; 'plain'; 'chat', the model's own chat
             template; or 'bare', which adds nothing to the complete prompts of public datasets.
         max_per_task: Maximum number of distinct training questions of each task, or of rows of a
             public dataset; 0 = all. For a task with generated examples, the exact number.
-        held_out: Number of distinct questions of each task that are held out for scoring. For a
-            public dataset with a test split, or a file with a `test_file`, the maximum number of
-            test questions; 0 = the whole test split of a public dataset.
+        held_out: Number of distinct questions of each task that are held out for scoring. A public
+            dataset or a file with a `test_file` has separate test questions; for these, this is the
+            maximum number. 0 = all test questions, valid only if all `tasks` are public datasets
+            and there are no `files`.
         validation: Number of distinct questions of each task for the validation loss, which selects
             the best checkpoint; see `training.evaluate_every`. They are neither trained on nor
             scored.
         sequence_length: Number of tokens of a packed row, T.
-        truncate: Whether examples longer than a row are truncated, as `data.encode_example`
-            describes, and held-out chats longer than the model's context are scored on an earlier
-            question of the chat. Otherwise such examples are an error.
+        truncate: Whether examples that are too long are shortened; otherwise they are an error. A
+            training example longer than a row is truncated as `data.encode_example` describes. A
+            held-out chat longer than the model's context loses its last turns, so an earlier
+            question of the chat is scored.
         workers: Number of threads that read and tokenize ahead of training; 0 = no threads.
         batch_size: Number of rows that are computed together on all devices, B. With gradient
             accumulation, a step has `training.accumulate` times as many rows.
@@ -135,14 +138,16 @@ class DataConfig:
     def _check_template(
         self, question_tasks: Collection[str], prompt_datasets: Collection[str]
     ) -> None:
-        """Check that the template suits the tasks.
+        """Check that the tasks can be used with the prompt template.
 
         Args:
-            question_tasks: Tasks and files with questions, which need a template.
-            prompt_datasets: Public datasets, whose prompts are complete.
+            question_tasks: Tasks and files with plain questions. They cannot use 'bare', because it
+                adds no text around a question.
+            prompt_datasets: Public datasets, whose prompts are complete. They cannot use 'plain',
+                because it adds text to the prompt.
 
         Raises:
-            UserError: The template does not suit one of these.
+            UserError: A task cannot be used with the template.
         """
         check_field(
             not question_tasks or self.template != 'bare',

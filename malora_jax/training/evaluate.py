@@ -25,7 +25,7 @@ def evaluate(config: Mapping[str, Any], workdir: pathlib.Path | None) -> dict[st
 
     Returns:
         `step` of the checkpoint (None for the base model), `tasks` (scores and mean loss by task),
-        `average` (mean score over tasks) and `average_interval`.
+        `average` (mean score over tasks) and `average_interval` (its 95% confidence interval).
 
     Raises:
         UserError: The config is not valid, the directory has no run with this config or no

@@ -1,9 +1,9 @@
 """Goodput: the share of a run's wall-clock time spent in training steps, over all its starts.
 
 `goodput.jsonl` has one event per line, with the keys of ml-goodput-measurement and times in seconds
-since 1970. Events are the start and end of a job, of device initialization, of training
-preparation, of loading a batch, and of other activities (`custom_badput_event_type`); and the start
-of each step.
+since 1970. An event marks the start of a training step, or the start or end of an activity.
+Activities are the whole job, device initialization, training preparation, loading a batch, and
+custom activities, which are named by `custom_badput_event_type`.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Loss (log of the perplexity) of each task and routing statistics on batches, without training."""
+"""Evaluation on packed batches: loss of each task (log of the perplexity), routing statistics."""
 
 import functools
 from collections.abc import Iterable

@@ -66,7 +66,8 @@ class RunIdentity:
 
     Attributes:
         config: JSON values of the config, by dotted name.
-        data: SHA-256 of each data file, or of the files of each split of a public dataset, by name.
+        data: SHA-256 digests. For a data file, its digest by file name. For a public dataset, the
+            digests of its files by split, by dataset name.
         base: Fingerprint of the base model's weights.
     """
 
@@ -82,10 +83,11 @@ class RunIdentity:
             name: Name of the checkpoint or directory, for error messages.
 
         Returns:
-            The changed fields, all of which may change when a run resumes.
+            The fields that differ. They are all fields that are allowed to change when a run
+            resumes.
 
         Raises:
-            UserError: The config, the data or the base model differs.
+            UserError: The data, the base model, or any other field of the config differs.
         """
         changes = self._check_config(saved, name)
         self._check_data(saved, name)

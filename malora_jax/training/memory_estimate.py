@@ -129,7 +129,8 @@ def max_joint_runs(run: RunConfig, memory: int) -> int:
     """Return the number of runs that fit into memory if they train jointly, sharing one base model.
 
     Args:
-        run: Configuration of one of the runs, with the largest ranks.
+        run: Run configuration with the largest ranks among the runs. Each run is assumed to need as
+            much memory as this one.
         memory: Memory of the device, in bytes; a tenth of it stays free.
     """
     base = memory_bytes(Decoder(run.model))['base']
@@ -142,8 +143,9 @@ def max_joint_runs(run: RunConfig, memory: int) -> int:
 def row_bytes(model: Decoder, sequence_length: int) -> int:
     """Return the memory of one row of a batch, in bytes.
 
-    This is the sum of the saved activations of all layers, and of the temporaries of one layer: its
-    recomputed activations, and gradients of about half their size.
+    The backward pass needs two kinds of arrays: the saved activations of all layers, and the
+    temporary arrays of one layer. The temporary arrays are the recomputed activations of the layer
+    and their gradients. The gradients take about half as much memory as these activations.
 
     Args:
         model: Decoder with its adapter and its rematerialization policy.
@@ -186,7 +188,8 @@ def format_estimates(run: RunConfig, estimates: list[MemoryEstimate], memory: in
 def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
     """Return the recommendation: the first estimate with which the configured batch fits.
 
-    Estimates are ordered by precision of the base model, then by less recomputation.
+    The estimates come in order of preference. A more precise base model comes first; with equal
+    precision, less recomputation comes first.
     """
     batch_size = run.data.batch_size
     for estimate in estimates:
@@ -207,10 +210,10 @@ def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
 
 
 def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
-    """Return the bytes of the residuals that JAX saves for the backward pass.
+    """Return the bytes of the arrays that JAX saves for the backward pass.
 
-    The residuals include weights, once for each use. Callers subtract the bytes of two row counts,
-    so the weights cancel.
+    The saved arrays include weights, whose size does not depend on the number of rows. Callers
+    subtract the bytes for one row from the bytes for two rows, which removes the weights.
     """
 
     def backward(variables: Any, batch: Any, key: jax.Array) -> Any:
@@ -225,7 +228,10 @@ def _saved_bytes(model: Decoder, rows: int, sequence_length: int) -> int:
 
 
 def _logit_bytes(config: ModelConfig) -> int:
-    """Return the bytes of a chunk's logits, their exponentials and their softmax, in float32."""
+    """Return the bytes that the output head needs for the tokens that it processes at once.
+
+    These are the logits, their exponentials and their softmax, in float32.
+    """
     return 3 * 4 * CHUNK_TOKENS * config.vocab_size
 
 

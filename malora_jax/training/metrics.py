@@ -31,7 +31,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        """Open both files, and remove the records after `step` that a killed run left behind.
+        """Open `metrics.jsonl` and the event file, and remove all records after `step`.
+
+        A killed run may leave records of steps after its newest checkpoint.
 
         Args:
             workdir: Directory of the run.
@@ -88,10 +90,11 @@ class MetricWriter:
             self._flush_board()
 
     def push(self) -> None:
-        """Flush TensorBoard's event file, and upload all files if the run is in a bucket.
+        """Flush TensorBoard's event file, and upload all changed files to cloud storage.
 
-        Call this before a checkpoint is saved: a run can resume from a checkpoint only if the
-        records of all its steps are in the bucket.
+        Nothing is uploaded if the directory of the run is not in a cloud storage bucket. Call this
+        before a checkpoint is saved. A run can resume from a checkpoint only if the bucket has the
+        records of all steps up to the checkpoint.
         """
         if self._is_writer:
             self._flush_board()

@@ -57,8 +57,9 @@ def _cross_entropy(hidden_ND, head_VD, targets_N, weights_NG):
 def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     """Return the loss of each group, and the residuals for the backward pass.
 
-    The residuals are the gradient of each token's loss with respect to its hidden state, the
-    weights, and an empty array with the dtype of the hidden states.
+    There are three residuals: the gradient of each token's loss with respect to its hidden state;
+    `weights_NG`; and an empty array. The dtype of the empty array is that of the hidden states. It
+    tells the backward pass which dtype the returned gradient must have.
     """
     tokens = hidden_ND.shape[0]
     chunk = min(CHUNK_TOKENS, tokens)

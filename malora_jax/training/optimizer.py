@@ -47,8 +47,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     keyword argument `hyperparameters`.
 
     Args:
-        config: Optimizer configuration. Its numbers are used if `update` gets no hyperparameters.
-            The optimizer state does not depend on them.
+        config: Optimizer configuration. Its learning rates, weight decay and clip norm are used
+            only if `update` gets no hyperparameters. The optimizer state does not depend on these
+            numbers.
         steps: Number of optimizer steps of the whole run.
 
     Raises:
@@ -89,7 +90,9 @@ def _adamw(
 def with_schedule_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     """Return an optimizer state whose learning rate schedule is at the given step.
 
-    Adam's own count for bias correction, the number of gradients in its moments, does not change.
+    A skipped step advances the schedule, although its gradient is not added to Adam's moments. The
+    count that Adam uses for bias correction is the number of gradients in the moments. Therefore
+    this function does not change it.
 
     Args:
         opt_state: State of an optimizer from `make_optimizer`.

@@ -64,18 +64,22 @@ def flops_per_token(model: Decoder, sequence_length: int, batch_size: int) -> di
     """Return the floating-point operations (FLOPs) per training token; a multiply-add counts as 2.
 
     The frozen base model needs the forward pass and the gradient with respect to activations, about
-    4 operations per parameter. In the adapter, each token is multiplied with every factor and
-    router of all experts: in the forward pass, for the gradient with respect to the input (also of
-    frozen leaves, because earlier layers train), and for the gradient of trainable leaves.
-    Attention is causal and is counted over half of a full row. The output head is counted for every
-    token, although it is computed only for tokens that carry loss. Elementwise operations (norms,
-    activations, softmax, DoRA's magnitude) and rematerialization (`training.remat`) are not
-    counted.
+    4 operations per parameter.
 
-    DoRA's column lengths depend only on the weights. They are computed once in the forward pass of
-    each batch, without a gradient, and their cost is divided by the number of tokens of the batch.
-    With token dispatch, each token is multiplied only with its K experts. The padding of the groups
-    of tokens is not counted, so this number is a lower bound.
+    In the adapter, each token is multiplied with the router and with the matrices of all experts.
+    These products are counted in the forward pass, in the gradient with respect to the input, and
+    in the gradient with respect to the weights. Frozen leaves need no gradient with respect to the
+    weights, but they need the one with respect to the input, because earlier layers train. With
+    token dispatch, each token is multiplied only with the experts that the router chose for it.
+    Dispatch also pads the tokens of each expert. The padding is not counted, so the number is then
+    a lower bound.
+
+    Attention is causal and is counted over half of a full row. The output head is counted for every
+    token, although it is computed only for tokens that carry loss. DoRA's column lengths depend
+    only on the weights. They are computed once in the forward pass of each batch, without a
+    gradient, and their cost is divided by the number of tokens of the batch. Elementwise operations
+    (norms, activations, softmax, DoRA's magnitude) and rematerialization (`training.remat`) are not
+    counted.
 
     Args:
         model: Decoder, with or without an adapter.
@@ -124,7 +128,10 @@ def _multiplied_parameters(tree: Any, adapter: AdapterConfig | None) -> int:
 
 
 def _column_length_flops(params: Any, adapter: AdapterConfig | None) -> int:
-    """Return the FLOPs of the column lengths of all adapted linears; 0 without DoRA."""
+    """Return the FLOPs that DoRA needs to compute the column lengths (norms) of the weights.
+
+    This is the sum over all adapted linears; 0 without DoRA.
+    """
     if adapter is None or not isinstance(adapter.structure, DoRA):
         return 0
     total = 0
@@ -184,6 +191,6 @@ def _itemsize(dtype: Any) -> int:
 
 
 def _unquantized(model: Decoder) -> Any:
-    """Return the shapes of the decoder's collections, with kernels before quantization."""
+    """Return the shapes of the decoder's collections as if its kernels were not quantized."""
     config = dataclasses.replace(model.config, quantize='')
     return nn.unbox(abstract_variables(model.clone(config=config)))

@@ -61,7 +61,8 @@ class RunMeasurements:
 
     Attributes:
         records: Records of `metrics.jsonl`.
-        best: Checkpoint that was scored, if it was chosen by its validation loss; else None.
+        best: Checkpoint with the lowest validation loss, which is the one that was scored. None if
+            no validation loss was measured; then the state after the last step was scored.
         before, after: Scored answers of the base model and of the adapted model.
         routing: Routing statistics on the held-out examples, by adapted linear; empty without
             routers.
@@ -81,8 +82,9 @@ class PlotData(NamedTuple):
         title: Method and base model, for the titles of the plots.
         records: Records of `metrics.jsonl`.
         tasks: Section `tasks` of `results.json`.
-        load: Expert load by name of the linear: (L, G, E), the share of each expert in the token
-            slots (K per token), by layer and scored task; empty without routers.
+        load: Expert load by name of the linear, arrays of shape (L, G, E). For each layer and
+            scored task, it is the share of the task's routing assignments that each expert gets. A
+            token has one assignment for each expert that the router chose. Empty without routers.
     """
 
     title: str
@@ -109,8 +111,8 @@ def write_results(
         setup: Config, models and data of the run.
         workdir: Directory of the run.
         measurements: Records and answers of the run.
-        wall_time: Seconds since this start of the run, plus the training time of earlier starts up
-            to the checkpoint from which the run resumed.
+        wall_time: Seconds that the run took. A run that resumed also counts the training time of
+            its earlier starts.
         write_plots: Function that writes the plots, such as
             `analysis.run_plots.write_run_plots`; None to write no plots.
 
@@ -213,7 +215,15 @@ def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict
 
 
 def _training_data(setup: Setup, last: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the number and the origin of each task's training examples, by task."""
+    """Return facts about each task's training examples, by task.
+
+    These are the number of examples and of their tokens, the number of epochs, and the file or
+    dataset that the examples come from.
+
+    Args:
+        setup: Config, models and data of the run.
+        last: Record of the last step, which has the number of examples drawn from each task.
+    """
     return {
         split.task_name: {
             **size.to_dict(),
@@ -244,10 +254,12 @@ def _load_by_linear(
 
     Args:
         routing: Routing statistics by path of the linear.
-        has_held_out: For each task, whether it has held-out examples.
+        has_held_out: For each task, whether it has held-out examples. Tasks without them are not
+            scored, so the result omits them.
 
     Returns:
-        (L, G, E) arrays: the share of token slots of each expert, by layer and scored task.
+        (L, G, E) arrays as in `PlotData.load`: for each layer and scored task, the share of the
+        routing assignments that each expert gets.
     """
     loads = {
         path.rsplit('/', 1)[-1]: np.asarray(sums.load)[:, has_held_out]

@@ -25,7 +25,10 @@ class _StoredData(TypedDict):
 
 
 class StoredConfig(TypedDict):
-    """Fields of `config.json` that comparisons of runs read; other fields are allowed."""
+    """Fields that `config.json` must have so that runs can be compared.
+
+    The file may have other fields.
+    """
 
     seed: int
     method: str
@@ -34,7 +37,10 @@ class StoredConfig(TypedDict):
 
 
 class ScoredAnswer(TypedDict):
-    """Fields of an answers file's rows that comparisons of runs read; other fields are allowed."""
+    """Fields that each row of an answers file must have so that runs can be compared.
+
+    A row may have other fields.
+    """
 
     task: str
     question: str
@@ -44,7 +50,10 @@ class ScoredAnswer(TypedDict):
 
 
 class TaskResult(TypedDict):
-    """Fields of `results.json` that are read for each task."""
+    """Results of one task in `results.json`, before and after training.
+
+    These are the fields that this package reads. A task may have other fields.
+    """
 
     after: float
     loss_after: float
@@ -74,7 +83,10 @@ class ParameterCounts(TypedDict):
 
 
 class StoredResults(TypedDict):
-    """Fields of `results.json` that are read back; other fields are allowed."""
+    """Fields of `results.json` that this package reads, such as to compare runs.
+
+    The file may have other fields.
+    """
 
     tasks: dict[str, TaskResult]
     average: AverageScores

@@ -32,7 +32,10 @@ from malora_jax.training.validation import (
 
 
 class RunProgress:
-    """Progress of one run: reads batches, reports, evaluates and saves steps, and ends the run.
+    """Progress of one run, with the work that surrounds its training steps.
+
+    The object reads batches, writes the metrics of each step, evaluates and saves the state, and
+    decides when the run ends.
 
     Attributes:
         setup: Config, models and data of the run.
@@ -55,7 +58,11 @@ class RunProgress:
         goodput: GoodputRecorder,
         step: int,
     ):
-        """Restore the progress after `step` from the records of the writer."""
+        """Set the progress to the point after `step`.
+
+        The training time and the numbers of tokens and examples continue from the writer's last
+        record.
+        """
         self.setup, self.workdir, self.data, self.writer = setup, workdir, data, writer
         self.checkpoints, self.goodput, self.step = checkpoints, goodput, step
         self._tasks = [split.task_name for split in setup.splits]
@@ -165,10 +172,12 @@ class RunProgress:
         return step % every == 0 or step == self.setup.steps
 
     def _check_skipped(self, record: Mapping[str, float]) -> None:
-        """Check the number of consecutive steps that were skipped because they were not finite.
+        """Check that not too many consecutive steps were skipped.
+
+        A step is skipped if its loss or its gradient is not finite.
 
         Raises:
-            FloatingPointError: It exceeds `training.skip_nonfinite`.
+            FloatingPointError: More consecutive steps than `training.skip_nonfinite` were skipped.
         """
         if not record.get('skipped'):
             return
@@ -184,8 +193,9 @@ class RunProgress:
         """Return the record of a step, one line of `metrics.jsonl`.
 
         Tasks without an answer token in the batch have no loss in the record. The time of a step is
-        the time since the previous report. On devices where dispatch waits for the computation,
-        such as CPUs, the first step after a start or a save also includes the time of the second.
+        the time since the previous report. A step is reported only after the next step was
+        dispatched. On some devices, such as CPUs, the dispatch call returns only when the
+        computation is done. There, the first time after a start or a save covers two steps.
 
         Args:
             step: Number of the step.

@@ -22,7 +22,10 @@ _REMEDY = 'restore it from a copy, or choose another --output'
 
 
 class ScalingCell(TypedDict):
-    """Settings that identify a compiled training step; they are the key of a row of the table."""
+    """Settings of one compiled training step, which is one row of the scaling table.
+
+    No two rows have the same settings. In the file, a row also has the compiler's estimates.
+    """
 
     model: str
     topology: str
@@ -76,7 +79,7 @@ def _cells(
     topologies: Sequence[str],
     rows_per_chip: int,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield the key and the config of each cell."""
+    """Yield the settings (see `ScalingCell`) and the config of each row of the table."""
     for model in models:
         for topology in topologies:
             chips = len(tpu_devices(topology))

@@ -38,7 +38,8 @@ class Setup:
         splits: Training, validation and held-out examples of each task.
         sizes: Number and lengths of each task's training examples.
         template: Prompt template, the text around questions and answers.
-        stored_steps: Number of steps with which a run by epochs was started; 0 for a new run.
+        stored_steps: Number of steps to use if `training.epochs` sets the length of the run; 0 to
+            compute the number from the epochs.
     """
 
     run: RunConfig
@@ -74,9 +75,9 @@ class Setup:
     def draw_counts(self) -> data.DrawCounts:
         """Number of steps and examples of the run, counted by packing rows as in training.
 
-        A run of `training.epochs` has the smallest number of steps that draw the training examples
-        of all tasks together that many times. For a run with a given number of steps, at most the
-        first steps with 10,000 examples are counted, because counting all may take long.
+        If `training.epochs` sets the length of the run, the run ends with the step that draws the
+        last example of the last epoch. If the number of steps is given, counting stops after 10,000
+        examples, because counting all of them may take long.
         """
         training, section = self.run.training, self.run.data
         fixed_steps = training.steps or self.stored_steps
@@ -349,7 +350,9 @@ def _training_size(
     tokenizer: data.TokenizerProtocol,
     template: data.Template,
 ) -> data.TokenCounts:
-    """Return the size of a task's training examples.
+    """Return the number and the lengths in tokens of a task's training examples.
+
+    The lengths of the validation examples are only checked.
 
     Raises:
         UserError: A training or validation example is longer than a row, and `data.truncate` is

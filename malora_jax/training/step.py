@@ -161,11 +161,11 @@ def step_function(
         num_tasks: G, the number of tasks.
         accumulate: A, the number of micro-batches for gradient accumulation; a batch has A · B
             rows. The loss is the mean over all tokens of the step that carry loss, the same as for
-            one large batch. The load-balancing loss is computed for each micro-batch, and averaged
-            with the numbers of their tokens as weights.
-        skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite. Then
-            only the number of steps changes, and with it the learning rate, and the metric
-            `skipped` is 1.
+            one large batch. The load-balancing loss is computed for each micro-batch. Its average
+            weights each micro-batch by its number of tokens.
+        skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite. A
+            skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
+            1. It still counts as a step, so the learning rate schedule continues.
     """
     gradients_of = make_gradient_function(model, num_tasks, accumulate)
     update = optax.with_extra_args_support(optimizer).update
@@ -335,9 +335,9 @@ def routing_metrics(routing: Mapping[str, routers.RoutingSums]) -> dict[str, jax
         routing: Routing statistics by path of the adapted linear, with leaves of shape (L, G, E).
 
     Returns:
-        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced, and
-        `max_expert_share`, the share of the busiest expert in the token slots (K per token); both
-        () float32.
+        `effective_experts`, exp(entropy) of the load, which is E if the load is balanced; and
+        `max_expert_share`, the share of all routing assignments that the busiest expert gets. A
+        token has one assignment for each expert that the router chose. Both are () float32.
     """
     load = jnp.stack([routers.expert_load(sums) for sums in routing.values()])
     return {
@@ -354,9 +354,13 @@ def _example_counts(batch: Batch, num_tasks: int) -> jax.Array:
 
 
 def routing_by_path(routing: Any) -> dict[str, routers.RoutingSums]:
-    """Return the routing statistics of a sown collection by path of the adapted linear.
+    """Return the routing statistics of each adapted linear.
 
-    A path is, for example, 'layers/attention/q'.
+    Args:
+        routing: Flax collection `routing`, into which the adapted linears sow their statistics.
+
+    Returns:
+        Routing statistics by path of the linear, such as 'layers/attention/q'.
     """
     leaves = jax.tree_util.tree_leaves_with_path(
         routing, is_leaf=lambda node: isinstance(node, routers.RoutingSums)

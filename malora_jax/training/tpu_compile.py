@@ -40,8 +40,9 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
     Returns:
         `name`, `devices`, `mesh`, `fits` and `bytes_per_device`. If the step fits: `bytes` by part
         of the memory, `collective_bytes` by kind of collective, and `estimated_cycles`, all for one
-        device and one step. Otherwise: `bytes_there_are`, the memory of a device, and `change`, the
-        config fields with which the step fits and its `bytes_per_device` then, or None.
+        device and one step. Otherwise: `bytes_there_are`, the memory of a device, and `change`, a
+        change of the config with which the step fits. `change` has the new values by dotted field
+        name, and the `bytes_per_device` of the changed step. It is None if no change was found.
 
     Raises:
         UserError: The topology is unknown, `libtpu` is missing or does not match JAX, the topology
@@ -124,7 +125,7 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
 def _find_fitting_change(
     run: RunConfig, devices: list[Any], sizes: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """Return the first of `_memory_saving_changes` with which the step fits, or None.
+    """Return the first of `_memory_saving_changes` with which the step fits into device memory.
 
     Args:
         run: Config of the run, whose step does not fit.
@@ -132,7 +133,8 @@ def _find_fitting_change(
         sizes: Number of devices along each axis of the run's mesh.
 
     Returns:
-        Values by dotted field name, and `bytes_per_device` with them.
+        The changed values by dotted field name, and `bytes_per_device`, the memory that the changed
+        step needs. None if the step fits with none of the changes.
     """
     for change in _memory_saving_changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))

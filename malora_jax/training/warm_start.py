@@ -33,9 +33,9 @@ def warm_start(
 ) -> TrainState:
     """Return a state before the first step whose adapter computes the same as a trained adapter.
 
-    The trained adapter must have the same leaves as the run's adapter, or be a LoRA, with which all
-    experts of the run then start (see `_experts_from_lora`). If its scale α / rank differs, the
-    up-projection is rescaled.
+    The trained adapter must have the same leaves as the run's adapter, or it must be a LoRA. In the
+    case of a LoRA, all experts of the run start as this LoRA (see `_experts_from_lora`). If the two
+    adapters have different scales α / rank, the up-projection is rescaled to compensate.
 
     Args:
         directory: Directory of an exported adapter, or of an adapter that `peft` saved.
@@ -132,10 +132,13 @@ def _experts_from_lora(
 ) -> dict[str, jax.Array]:
     """Return the leaves of one linear in one layer, whose experts all start as the same LoRA.
 
-    The mixture then computes the same as the LoRA. If the gates of the K chosen experts do not
-    always sum to one, the router's weights are scaled down, so that the gates sum to about K / E,
-    and the up-projections are multiplied by E / K. Because the router is random, experts receive
-    different tokens and diverge. Ranks beyond the rank of the LoRA have zeros in the up-projection.
+    If the gates of the chosen experts sum to one, the mixture then computes the same as the LoRA.
+    If they do not always sum to one, two leaves are scaled, with K for the number of chosen
+    experts. The router's weights are made so small that each gate is about 1 / E, and the K gates
+    sum to about K / E. The up-projections are multiplied by E / K to compensate.
+
+    The router is random, so the experts receive different tokens and become different in training.
+    If an expert has a higher rank than the LoRA, the up-projection has zeros in the other ranks.
 
     Args:
         adapter: Settings of the mixture.
@@ -208,7 +211,8 @@ def _place_leaf(
         path: Path of the leaf.
         fresh: Freshly initialized leaf of the run.
         trained: Trained values; None if the trained adapter has no such leaf.
-        scale: Scale of the trained adapter's update.
+        scale: Scale of the trained adapter's update, such as α / rank. If the run's adapter has
+            another scale, an up-projection is rescaled to compensate.
 
     Raises:
         UserError: There are no trained values, or they have another shape.

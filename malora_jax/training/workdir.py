@@ -73,7 +73,9 @@ class RunDirectory:
     """
 
     def __init__(self, path: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]):
-        """Check that the directory holds no run or this run, from its files alone.
+        """Check that the directory does not hold another run.
+
+        The check reads only the files of the run. It does not need the base model.
 
         Args:
             path: Path of the directory, which must be locked before `write_identity` is called.
@@ -91,7 +93,11 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """True if `results.json` exists and no changed config field requires other results."""
+        """True if `results.json` exists and is still valid.
+
+        The results are no longer valid if a changed config field affects the length of the run or
+        its scoring.
+        """
         asks_for_others = any(
             change.is_one_of((*LENGTH_FIELDS, *SCORING_FIELDS)) for change in self.changes
         )
@@ -205,7 +211,7 @@ def check_run(
         data: SHA-256 of the data files, from `data_digests`; None to skip their comparison.
 
     Returns:
-        The fields that differ, all of which may change when a run resumes.
+        The fields that differ. They are all fields that are allowed to change when a run resumes.
 
     Raises:
         UserError: The directory holds no run or another run, or a file of the run is missing or
@@ -222,15 +228,15 @@ def check_run(
 def saved_identity(workdir: pathlib.Path, newest: LatestCheckpoint | None) -> RunIdentity:
     """Return the identity of the run in a directory, from its files and its newest checkpoint.
 
-    The files must agree with the identity in the newest checkpoint, which also replaces a missing
-    file.
+    The files must agree with the identity in the newest checkpoint. If a file is missing, its part
+    of the identity is taken from the checkpoint.
 
     Args:
         workdir: Directory of the run.
         newest: Newest checkpoint of the run; None if there is none.
 
     Returns:
-        The identity. Unknown parts are None, as all parts are if the directory holds no run.
+        The identity; an unknown part is None. If the directory holds no run, all parts are None.
 
     Raises:
         UserError: A file was edited, or `config.json` is missing and no checkpoint has the

@@ -9,9 +9,9 @@ documents   {"id", "language", "title", "text", "tokens"}: one segment of a docu
             LANGUAGE-DOCUMENT-NUMBER: the language, the id of the document and the number of the
             segment, from 0.
 dialogues   {"id", "language", "title", "document", "data", "kinds"}: one dialogue about a segment,
-            with the id of the segment. `data` alternates questions and answers, as in the released
-            files, but without the document. `kinds` gives the kind of prompt of each turn's
-            question: "initial", "in_depth" or "expansive".
+            with the id of the segment. `data` alternates questions and answers. In the released
+            files, the first question also contains the document; here, it does not. `kinds` has one
+            entry per turn, the kind of its question: "initial", "in_depth" or "expansive".
 criteria, translate, prune, import
             {"id", "language", "subset", "data"}: conversations (see `conversations`). The stage
             `prune` also reads dialogues; it does not change the rows that it keeps.

@@ -23,7 +23,8 @@ class ReportConfig(Settings):
 
     section = 'report'
     stages: Sequence[pathlib.Path] = setting(
-        'Output directories of stages whose counts are reported, whether complete or not.',
+        'Output directories of stages, finished or not; the report gives the number of items that '
+        'each stage has read, dropped and kept.',
         (),
         recorded=False,
     )

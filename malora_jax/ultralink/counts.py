@@ -24,7 +24,8 @@ class ConversationCounts:
 
     Attributes:
         conversations: Number of conversations.
-        questions, answers: Histogram of lengths in tokens, without documents.
+        questions, answers: Histogram of the lengths of all questions or answers, in tokens. A
+            document in the first question is not counted.
     """
 
     conversations: int = 0

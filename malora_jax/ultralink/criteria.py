@@ -152,10 +152,10 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def _conversation(row: Row) -> Conversation | None:
-    """Return the conversation of a row; None for a ShareGPT row that is not valid.
+    """Return the conversation of a row; None if the turns of a ShareGPT row are not valid.
 
-    A ShareGPT row is valid if its speakers alternate, each message has text, and the last one is an
-    answer.
+    The turns are valid if the speakers alternate, each message has text, and the last message is an
+    answer. The stage drops a row with other turns; any other fault is an error.
 
     Raises:
         UserError: A field is missing or not valid, or `conversations` is not a list of turns.

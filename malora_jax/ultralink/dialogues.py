@@ -28,8 +28,9 @@ STAGE = 'dialogues'
 class DialoguesConfig(Settings):
     """Settings of dialogues: when they end, which turns are valid, and model requests.
 
-    The defaults of the first five fields are the paper's; the other defaults are our own. With the
-    defaults, a dialogue that nothing else ends has 2 to 6 turns, 4.14 on average.
+    The defaults of the first five fields are the paper's; the other defaults are our own. The
+    default stop probabilities give dialogues of 2 to 6 turns, 4.14 on average. A dialogue ends
+    earlier if its context is full, or if the model gives no valid question or answer.
     """
 
     section = STAGE
@@ -37,14 +38,14 @@ class DialoguesConfig(Settings):
         'Probability that a dialogue ends after its second turn.', 0.1, at_least=0, at_most=1
     )
     stop_growth: float = setting(
-        'Factor by which the probability that a dialogue ends grows with each turn after the '
-        'second, up to a probability of 1.',
+        'Growth factor: with each turn after the second, the probability that a dialogue ends is '
+        'multiplied by this factor (the result is capped at 1).',
         2.0,
         at_least=1,
     )
     depth_share: float = setting(
-        'Probability that a follow-up question goes deeper into the last answer, rather than to '
-        'another aspect of the document.',
+        'Probability that a follow-up question goes deeper into the last answer; otherwise, it '
+        'asks about another aspect of the document.',
         0.5,
         at_least=0,
         at_most=1,
@@ -69,8 +70,8 @@ class DialoguesConfig(Settings):
         at_least='min_question_characters',
     )
     max_similarity: float = setting(
-        'Maximum similarity of a question to an earlier one of the dialogue: Jaccard similarity of '
-        'their character trigrams.',
+        'Maximum similarity of a question to any earlier question in its dialogue, as the Jaccard '
+        'similarity of character trigrams; a more similar question is rejected.',
         0.6,
         at_least=0,
         at_most=1,
@@ -100,7 +101,7 @@ class _Turn(NamedTuple):
 
 
 class _DialogueGenerator:
-    """Process function that generates the dialogue of one segment."""
+    """Callable that receives the row of a segment and generates a dialogue about the segment."""
 
     def __init__(self, run: StageRun[DialoguesConfig]):
         self.config = run.config
@@ -171,7 +172,14 @@ class _Dialogue:
         return end_reason
 
     async def _turn(self, kind: str) -> str:
-        """Generate and append a turn; return '', or the reason why the dialogue ends without it."""
+        """Generate a turn, and append it to `turns` if it is valid.
+
+        Args:
+            kind: Kind of the question: 'initial', 'in_depth' or 'expansive'.
+
+        Returns:
+            '' if the turn is appended; otherwise, the reason why the dialogue ends.
+        """
         config = self._generator.config
         if self._tokens >= config.context_tokens:
             return 'context full'
@@ -199,7 +207,7 @@ class _Dialogue:
             question: Question to answer; '' to request a question.
 
         Returns:
-            A reply without a fault and ''; or the reply of the last attempt, and its fault.
+            Text of the last reply, and its fault; the fault is '' if the reply is valid.
         """
         config = self._generator.config
         max_tokens = config.answer_tokens if question else config.question_tokens

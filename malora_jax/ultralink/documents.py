@@ -66,7 +66,10 @@ class DocumentsConfig(Settings):
 
 
 def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
-    """Read the titles in `done` and the blocklists, and return the function that splits a document.
+    """Return the function that splits a document.
+
+    Before that, read the blocklists, and the titles of documents that are done already (from the
+    files in the setting `done`).
 
     Raises:
         UserError: A file is missing or broken.
@@ -80,7 +83,7 @@ def prepare(run: StageRun[DocumentsConfig]) -> PreparedStage:
 
 
 class _DocumentSegmenter:
-    """Process function that splits one document into segments."""
+    """Callable that receives the row of a document and splits the document into segments."""
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ class Language(NamedTuple):
         code: ISO 639-1 code.
         name: English name.
         native_name: Name in the language itself.
-        neighbors: Codes of similar languages, which the identifier must know so that it does not
-            mistake them for this one.
+        neighbors: Codes of similar languages. Language identification also knows these languages,
+            so that a text in one of them is not mistaken for a text in this language.
         lead_in: Sentence before the document in the first turn of a released dialogue.
     """
 
@@ -138,11 +138,13 @@ def _is_traditional(text: str) -> bool:
 
 @functools.cache
 def _written_only(direction: str) -> frozenset[str]:
-    """Return the characters of only one script: those that a conversion changes.
+    """Return the Chinese characters that belong to one script only, traditional or simplified.
+
+    They are the characters that a conversion to the other script changes.
 
     Args:
-        direction: OpenCC conversion: 't2s' for the traditional characters, 's2t' for the
-            simplified.
+        direction: OpenCC conversion: 't2s' to return the traditional-only characters, 's2t' to
+            return the simplified-only characters.
     """
     characters = [chr(code) for code in range(0x4E00, 0xA000)]
     converted = _converter(direction).convert('\n'.join(characters)).split('\n')

@@ -83,7 +83,8 @@ class StageManifest:
 
     Attributes:
         stage: Name of the stage that writes the directory.
-        settings: Everything besides inputs and seed that rows depend on, as JSON values.
+        settings: All that determines the rows except inputs and seed: settings, model, tokenizer,
+            prompts, and so on, as JSON values.
         seed: Random seed.
         inputs: SHA-256 digest of the inputs' content.
         shard_items: Number of items in each shard except the last.
@@ -167,7 +168,10 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
 
 
 def _with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with the current name of each renamed setting."""
+    """Return settings with names of earlier versions (see `_RENAMED`) replaced by current names.
+
+    Names in nested settings are replaced too.
+    """
     return {
         _RENAMED.get(name, name): _with_current_names(value)
         if isinstance(value, Mapping)
@@ -183,7 +187,12 @@ def _total(manifest: StageManifest) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = '') -> dict[str, Any]:
-    """Return nested settings as a flat dict with dotted names."""
+    """Return nested settings as a flat dict with dotted names.
+
+    Args:
+        settings: Settings, possibly nested.
+        before: Prefix of all names, such as 'outer.'; '' at the top level.
+    """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -38,19 +38,20 @@ _Group = tuple[str, str]
 
 
 def _budget(subset: str, default: int) -> int:
-    """Declare the settings field for the budget of a subset."""
+    """Declare a setting for the maximum number of conversations to keep in a subset."""
     text = (
-        f'Maximum number of conversations to keep per language, except English, in the subset of '
-        f'{subset}; 0 = all.'
+        f'Maximum number of conversations to keep in the subset of {subset}, for each language '
+        'other than English; all English conversations are kept; 0 = no limit.'
     )
     return setting(text, default, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig(Settings):
-    """Settings of pruning: the budget of each subset per language, except English.
+    """Settings of pruning: a budget for each subset, and the threshold of near-duplicates.
 
-    The default budgets are the paper's.
+    A budget is the maximum number of conversations to keep for each language other than English.
+    All English conversations are kept. The default budgets are the paper's.
     """
 
     section = STAGE
@@ -59,7 +60,8 @@ class PruneConfig(Settings):
     chat_agnostic: int = _budget('language-agnostic chat', 0)
     chat_specific: int = _budget('language-specific chat', 0)
     min_similarity: float = setting(
-        'Minimum estimated Jaccard similarity of two near-duplicates, of which only one is kept.',
+        'Similarity threshold: two conversations whose estimated Jaccard similarity is at least '
+        'this are near-duplicates, and only one of them is kept.',
         THRESHOLD,
         above=0,
         at_most=1,

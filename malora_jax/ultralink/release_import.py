@@ -141,7 +141,7 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
-    """Return the fields of a line; for a line that is not a JSON object, only its fault."""
+    """Return the fields of a line; only `_FAULT_FIELD` if the line is not a JSON object."""
     try:
         fields = files.parse_json(line, 'the row')
     except UserError as error:
@@ -155,8 +155,8 @@ def _row_fault(fields: Mapping[str, Any], group: tuple[str, str], seen_numbers: 
     Args:
         fields: Fields of the row.
         group: Language and subset of the file.
-        seen_numbers: Numbers in the ids of the valid rows before it; the number of a valid row is
-            added.
+        seen_numbers: Numbers in the ids of the earlier valid rows of the file. If this row is
+            valid, this function adds its number.
     """
     unknown = set(fields) - {'id', 'data'}
     if unknown:

@@ -95,9 +95,10 @@ def conversations_table(counts: Mapping[Group, ConversationCounts]) -> str:
 
 
 def turns_table(counts: Mapping[Group, ConversationCounts]) -> str:
-    """Return the table of turns and mean lengths in tokens in Markdown, with the paper's numbers.
+    """Return a Markdown table of conversations, turns, and mean numbers of tokens.
 
-    The table has a row for each language and subset, for each language, and for all data.
+    The table has a row for each language and subset, for each language, for all data, and for the
+    paper's data.
     """
     head = (
         'language',
@@ -201,7 +202,10 @@ def plot_lengths(path: pathlib.Path, counts: Mapping[Group, ConversationCounts])
 
 
 def _means(counts: ConversationCounts) -> list[str]:
-    """Return cells: conversations, turns, and mean tokens per turn, question and answer."""
+    """Return the last five cells of a table row: counts of conversations and turns, and means.
+
+    The means are the numbers of tokens per turn, per question and per answer.
+    """
     question, answer = mean_length(counts.questions), mean_length(counts.answers)
     numbers = (f'{counts.conversations:,}', f'{counts.turns:,}')
     return [*numbers, *(f'{value:.2f}' for value in (question + answer, question, answer))]

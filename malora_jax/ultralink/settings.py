@@ -98,8 +98,8 @@ def language_setting(text: str, choices: Iterable[str] = LANGUAGES) -> Any:
 def attempts_setting(default: int) -> Any:
     """Declare a field for the maximum number of attempts to get a usable reply."""
     text = (
-        'Maximum number of requests for the same reply; a reply that is not usable is requested '
-        'again.'
+        'Maximum number of attempts to get a usable reply from the model; an unusable reply is '
+        'requested again.'
     )
     return setting(text, default, at_least=1)
 

@@ -144,6 +144,9 @@ def ensure_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
 def count_rows(paths: Sequence[pathlib.Path]) -> int | None:
     """Return the number of rows that `read` yields, or None if any path is a file.
 
+    The number comes from the manifests of the directories; the rows of a file are not counted
+    because the whole file would have to be read.
+
     Raises:
         UserError: A directory has no manifest, or is not complete.
     """

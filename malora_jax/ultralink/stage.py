@@ -92,8 +92,8 @@ class PreparedStage(NamedTuple):
 
     Attributes:
         process: Function that processes one item.
-        fingerprints: Strings that the manifest records, by name. They identify what rows depend on
-            besides settings, inputs, model and tokenizer, such as prompts.
+        fingerprints: Strings, by name, such as a digest of the prompts. The manifest records them
+            next to the settings, inputs, model and tokenizer, because the rows depend on them too.
     """
 
     process: ProcessItem
@@ -124,13 +124,13 @@ async def run(
         inputs: Input files or directories.
         output: Output directory: new, or written by the same stage with the same settings and
             inputs.
-        settings: Everything besides inputs and seed that rows depend on, as values that JSON can
-            represent.
+        settings: All that determines the rows except inputs and seed: settings, model, tokenizer,
+            prompts, and so on, as values that JSON can represent.
         seed: Random seed.
         concurrency: Maximum number of items in progress at a time.
         shard_items: Number of items per shard.
-        read: Function that yields the input items; None = `shards.read`, for rows of other stages,
-            whose ids must be unique.
+        read: Function that yields the input items. None = `shards.read`, which reads the rows of
+            other stages; the ids of these rows must be unique.
 
     Returns:
         The manifest of the finished stage.
@@ -222,7 +222,8 @@ async def _process_in_order(
 ) -> AsyncIterator[tuple[Row, ItemOutcome]]:
     """Process items concurrently, and yield each with its outcome in input order.
 
-    Outcomes that finish before that of an earlier, slow item wait in a window of bounded size.
+    An item that finishes early waits until all earlier items are finished. The number of waiting
+    items is limited.
     """
     slots = asyncio.Semaphore(concurrency)
     failed = asyncio.Event()

@@ -49,9 +49,10 @@ class Command:
         details: Further text of `--help`.
         examples: Command-line arguments of each example.
         config: Dataclass of settings; each of its fields is a flag.
-        inputs: Help text of `--input`; '' if there is no such flag, or it is a field of `config`.
-        find_inputs: Function that returns the input paths for given settings; used if `inputs` is
-            ''.
+        inputs: Help text of the standard flag `--input`; '' = no standard flag. Instead, `config`
+            may have fields for the inputs.
+        find_inputs: Function that returns the input paths for given settings; used if there is no
+            standard flag `--input`.
         output: Help text of `--output`; '' if there is no output directory.
         needs: Resources that the command uses: a language model, a tokenizer or a random seed.
             Each of them adds its own flags.
@@ -69,7 +70,7 @@ class Command:
 
     @property
     def help(self) -> str:
-        """Text of `--help` above the flags."""
+        """Text that `--help` prints above the flags: purpose, details and examples."""
         cache_help = [_CACHE_HELP] if 'model' in self.needs else []
         examples = [_wrapped(f'{_COMMAND} {self.name} {each}') for each in self.examples]
         heading = 'Examples:' if len(examples) > 1 else 'Example:'
@@ -87,7 +88,8 @@ class Stage(Command):
 
     Attributes:
         prepare: Function that reads what a run needs, and returns a `PreparedStage`.
-        read: Function that yields the input items; None = `shards.read`, for rows of other stages.
+        read: Function that yields the input items; None = `shards.read`, which reads the rows of
+            other stages.
         summary: Function that returns the text to print when the stage has finished.
     """
 

@@ -62,7 +62,7 @@ def prepare(run: StageRun[TranslateConfig]) -> PreparedStage:
 
 
 class _Translator:
-    """Process function that translates one conversation."""
+    """Callable that receives the row of a conversation and translates the conversation."""
 
     def __init__(self, run: StageRun[TranslateConfig]):
         config = self._config = run.config
@@ -106,8 +106,8 @@ class _Translator:
             counts: Number of faults by kind, which is updated.
 
         Returns:
-            A translation without a fault and ''; or the translation of the last attempt, and its
-            first fault.
+            Translation of the last attempt, and the kind of its first fault; the kind is '' if the
+            translation has no fault.
         """
         messages = translations.load(self._config.language, subset).messages(text, previous)
         for sample in range(self._config.attempts):

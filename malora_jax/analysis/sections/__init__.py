@@ -1,1 +1,1 @@
-"""Sections of reports: each returns the same numbers as text, tables, pictures and JSON."""
+"""Sections of reports. Each section has text, tables and pictures, and its numbers as JSON."""

@@ -1,6 +1,6 @@
-"""Sections with the means over seeds of each row of a sweep, and confidence intervals over seeds.
+"""Sections with the results of a sweep: means over seeds, with confidence intervals.
 
-A row is a group of runs that differ only in their seed.
+Each row of a table is a group of runs that differ only in their seed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Section on the costs of runs: parameters by part, and time by activity."""
+"""Section on the costs of runs: adapter parameters and wall-clock time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,11 @@ from malora_jax.runs import LoadedRun
 
 
 def costs_section(runs: Sequence[LoadedRun]) -> Section:
-    """Return the section on parameters by part and on seconds by activity."""
+    """Return the section on the costs of runs.
+
+    For each run, it shows the number of parameters in each part of the adapter (such as the
+    router), and the seconds spent on each activity (such as training steps).
+    """
     blocks: list[ReportBlock] = []
     for run in runs:
         if 'by_group' in run.parameters:

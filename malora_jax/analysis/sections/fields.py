@@ -27,11 +27,11 @@ def field_section(
     output: pathlib.Path,
     connected: bool = True,
 ) -> Section:
-    """Return the section on the effect of a field, with its plot.
+    """Return the section that shows how scores and losses change with a config field.
 
     Args:
-        field: Dotted name of the field.
-        lines: Points of each line, by the line's label.
+        field: Dotted name of the config field, which is the horizontal axis of the plot.
+        lines: Points of each line of the plot, by the label of the line.
         metrics: Metrics to plot: 'score', 'loss' or both.
         output: Directory of the plot.
         connected: Whether lines connect the points; False for randomly drawn values.

@@ -110,7 +110,10 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
 
 
 def _steps(run: LoadedRun) -> list[int]:
-    """Return step 0, the step to report on, and some evenly spread checkpoints' steps."""
+    """Return the steps at which routing is measured.
+
+    These are step 0, the steps of some evenly spread checkpoints, and `run.report_step`.
+    """
     steps = sorted({*run.checkpoint_steps, run.report_step})
     if len(steps) > _MAX_CHECKPOINTS:
         picked = np.linspace(0, len(steps) - 1, _MAX_CHECKPOINTS).round().astype(int)

@@ -47,10 +47,10 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
 
 
 def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
-    """Return the rows of LoRA and MoLoRA.
+    """Return the rows that all other rows are compared with.
 
-    If there is neither, return the first trained row, or the base model's row if only one row is
-    trained.
+    These are the rows `lora` and `molora`. If there is neither, the first trained row takes their
+    place. If only one row is trained, the base model's row takes their place.
     """
     rows = [group for name in _BASELINE_NAMES for group in groups if group.name == name]
     return rows or [groups[1] if len(groups) > 2 else groups[0]]

@@ -53,7 +53,13 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
 
 
 def _task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
-    """Return each task's score minus that of the single-task row for the task."""
+    """Return the change of each task's score by training on all tasks together.
+
+    Args:
+        group: Row of runs that were trained on all tasks.
+        single_rows: For each task, the row of runs that were trained on this task alone. Its score
+            is subtracted.
+    """
     by_row = {other: group.task_differences(other) for other in {*single_rows.values()}}
     return {task: by_row[other][task] for task, other in single_rows.items()}
 

@@ -95,7 +95,10 @@ def _projections(weights: Sequence[AdapterWeights], names: Sequence[str]) -> Ite
 
 
 def _summary(similarities: Sequence[ExpertSimilarity]) -> str:
-    """Return a sentence about the change of A and B by training, in the first comparison."""
+    """Return a sentence on how training changed the similarity of the projections A and B.
+
+    It describes the first comparison only.
+    """
     first = similarities[0]
     parts = []
     for side, one in first.sides.items():

@@ -14,7 +14,9 @@ from malora_jax.analysis.page import Picture, ReportBlock, Section, Table, Text
 
 
 def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> Section:
-    """Return the section on the number of directions that each run's experts use.
+    """Return the section on the singular values of the experts' projections.
+
+    It shows how many directions (singular vectors) the experts of each run use.
 
     Args:
         weights: Adapter weights of the runs.

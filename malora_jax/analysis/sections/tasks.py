@@ -20,11 +20,11 @@ _PREFERRED_ROWS = ('lora', 'malora', 'lora_single', 'malora_single')
 def tasks_section(
     runs: Sequence[LoadedRun], groups: Sequence[SeedGroup], output: pathlib.Path
 ) -> Section:
-    """Return the section on tasks.
+    """Return the section on the losses and scores of each task.
 
     Args:
-        runs: Runs of the report.
-        groups: Rows of the finished runs. Each row has its own color in the plot.
+        runs: Runs of the report. Each run has its own table.
+        groups: The finished runs again, grouped into rows. Each row has its own color in the plot.
         output: Directory of the plot.
     """
     numbers = {
@@ -103,7 +103,14 @@ def _table(run: LoadedRun, numbers: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _scores_of(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Return the table cells with the scores, and the interval after training, in percent."""
+    """Return the table cells with a task's scores, in percent; empty if it is not scored.
+
+    The cells are the score before training, the score after training, and the confidence interval
+    of the latter score.
+
+    Args:
+        numbers: Numbers of the task, as `_task_numbers` returns them.
+    """
     if numbers['after'] is None:
         return {}
     interval = '–'.join(f'{100 * end:.0f}' for end in numbers['interval'] or ())

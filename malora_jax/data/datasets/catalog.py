@@ -48,8 +48,8 @@ class Dataset:
         name: Name of the dataset in configs.
         repository: Repository on the hub, OWNER/NAME.
         config: Name of the dataset's configuration (subset) on the hub.
-        splits: Name of the hub's split for each of our splits, which are 'train', 'validation' and
-            'test' at most.
+        splits: Name of the split on the hub, by our name. Our names are 'train', 'validation' and
+            'test'; a dataset may lack some of these splits.
         parse: Function that returns the item of a row, or raises `BrokenRowError`.
         evidence: Sources against which the fields above were verified.
         read: Function that returns the rows of one file.
@@ -72,7 +72,7 @@ class Dataset:
 
     @property
     def patterns(self) -> dict[str, list[str]]:
-        """Glob patterns of the files of each split, in the repository at `revision`."""
+        """Glob patterns of the Parquet files on the hub's branch `revision`, by our split name."""
         return {
             split: [f'{self.config}/{of_hub}/*.parquet'] for split, of_hub in self.splits.items()
         }

@@ -30,7 +30,7 @@ def raw_text(row: Row, name: str) -> str:
 
 
 def optional_text(row: Row, name: str) -> str:
-    """Return a text field like `text`, but '' if the field is missing, null or empty.
+    """Return a text field without the white space around it; '' if it is missing, null or empty.
 
     Raises:
         BrokenRowError: The field is not text.

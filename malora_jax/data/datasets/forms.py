@@ -19,10 +19,14 @@ for the fields of a row:
 A space at the end of a prompt is moved to the start of the continuation here, which gives the same
 text.
 
-These choices are ours: ARC, whose files could not be read, and OpenBookQA, where UltraEval shows a
-fact that is missing from the config 'main', are asked like PIQA. UltraEval has no instruction
-datasets, E2E or PhraseBank. They are asked like GSM8K and PIQA; E2E and PhraseBank also get an
-instruction. MGSM is asked with the headings of its worked examples in each language.
+The forms of these datasets are our own choice:
+
+- ARC is asked like PIQA, because UltraEval's files for ARC could not be read.
+- OpenBookQA is asked like PIQA, because UltraEval shows a fact that the config 'main' lacks.
+- Instruction datasets and E2E, which UltraEval does not have, are asked like GSM8K. E2E also gets
+  an instruction.
+- PhraseBank, which UltraEval does not have, is asked like PIQA, with an instruction.
+- MGSM is asked with the headings of its worked examples in each language.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +73,9 @@ def completion(name: str, item: Item) -> Example:
 
 
 def sectioned(name: str, item: Item) -> Example:
-    """Return an example in sectioned form: headed sections, then an option's letter or a text.
+    """Return an example in sectioned form, in which each part of the prompt has a heading line.
+
+    The answer is the letter of the right option, such as '(A)', or a text if there are no options.
 
     Args:
         name: Name of the dataset.
@@ -151,7 +157,10 @@ def _listed(options: Sequence[str]) -> str:
 
 
 def _program(item: Item) -> Example:
-    """Return the example of a program; the answer continues the program's start on a new line."""
+    """Return the example of a programming item, which is the same in both forms.
+
+    The prompt is the beginning of a program. The answer is the rest, which starts on a new line.
+    """
     answer = f'\n{item.answers[0]}'
     metadata = {'answers': (answer,), 'test': item.test, 'entry_point': item.entry_point}
     return Example(item.question.strip(), answer, metadata)

@@ -68,10 +68,11 @@ def choice_item(
 
 
 def group_answers(items: Iterable[Item]) -> list[Item]:
-    """Return one item per question, with the distinct answers of all its items, in their order.
+    """Merge the items that have the same question into one item with all distinct answers.
 
-    E2E has several rows per meaning representation, one for each reference, and all references
-    count when an answer is scored. In the cleaned version, these rows are not always adjacent.
+    Questions and answers keep the order in which they first occur. E2E needs this: its question is
+    a meaning representation, and each row has one of several reference texts. All of these texts
+    count when an answer is scored. In the cleaned version, the rows are not always adjacent.
 
     For example::
 

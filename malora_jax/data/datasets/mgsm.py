@@ -49,7 +49,9 @@ def parse_mgsm(row: Row) -> Item:
 
 
 def read_mgsm(path: pathlib.Path) -> Iterator[Row]:
-    """Return the rows of a local file: an original TSV without a header, or a file for `read_rows`.
+    """Return the rows of a local file of MGSM.
+
+    A .tsv file is an original file, which has no header line. `read_rows` reads all other formats.
 
     Raises:
         UserError: The file cannot be read.

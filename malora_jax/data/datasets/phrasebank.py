@@ -34,9 +34,11 @@ def parse_phrasebank(row: Row) -> Item:
 
 
 def read_phrasebank(path: pathlib.Path) -> Iterator[Row]:
-    """Return the rows of a local file: the released zip, a .txt from it, or one for `read_rows`.
+    """Return the rows of a local file of Financial PhraseBank.
 
-    A line of a .txt file is 'sentence@label' in Latin-1, as released, or in UTF-8.
+    The file may be the released .zip file or a .txt file from it. Each line of a .txt file is
+    'sentence@label'; it is in Latin-1, as released, or in UTF-8. `read_rows` reads all other
+    formats.
 
     Raises:
         UserError: The file cannot be read.

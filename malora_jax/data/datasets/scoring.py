@@ -1,10 +1,15 @@
 """Default scoring rule of each public dataset, for each prompt form.
 
-The rules follow UltraEval, OpenBMB's evaluation toolkit. UltraEval takes the option whose text has
-the largest log-probability, or the letter that is generated. It generates up to 300 tokens, unless
-the dataset says otherwise, and uses no stop strings except for HumanEval, whose programs it cuts at
-them. Where the answer is a letter, it scores only the beginning of a text, and for GSM8K only the
-number after the first '####'. So stopping early there only saves time. GSM8K has 8 shots.
+The rules follow UltraEval, OpenBMB's evaluation toolkit. For multiple-choice questions in the
+completion form, it takes the option whose text has the largest log-probability. In the sectioned
+form, it takes the letter that the model generates. GSM8K has 8 shots.
+
+UltraEval generates up to 300 tokens, unless the dataset says otherwise. It uses stop strings only
+for HumanEval, where it cuts the program at the first stop string. Our rules also stop early for
+letters and for GSM8K. This only saves time, because UltraEval ignores the rest of the text: it
+scores only the beginning where the answer is a letter, and for GSM8K only the number after the
+first '####'.
+
 UltraEval's settings for HumanEval could not be read. These settings, and those of datasets that
 UltraEval does not have, are our own choice.
 """

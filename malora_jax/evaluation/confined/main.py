@@ -15,8 +15,8 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 def main() -> None:
     """Run the job described by the JSON object on standard input.
 
-    The object's field `limits` holds the arguments of `_confine`, `role` is a key of `_ROLES`, and
-    `arguments` holds the arguments of that function.
+    The object has three fields. `limits` holds the arguments of `_confine`. `role` is a key of
+    `_ROLES`, and selects the function to run. `arguments` holds the arguments of this function.
     """
     job = json.load(sys.stdin)
     _confine(**job['limits'])
@@ -30,7 +30,7 @@ def _confine(seconds: int, memory: int, layers: Sequence[str], parent: int) -> N
         seconds: Maximum processor time in seconds.
         memory: Maximum address space in bytes.
         layers: Restrictions that this system supports: 'memory', 'landlock' and 'seccomp'.
-        parent: Process id of the evaluation.
+        parent: Id of the process that started this one, to detect whether it has already ended.
     """
     # The kernel sends SIGXCPU at the soft limit, and SIGKILL at the hard limit.
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)

@@ -97,9 +97,10 @@ def _describe(error: BaseException) -> str:
 
 
 class _CandidateError(BaseException):
-    """A call of the candidate without a result.
+    """The error that ends a test when a call of the candidate has no result.
 
-    This class is not an `Exception`, so that tests that catch exceptions also end at once.
+    This class does not derive from `Exception`. An `except Exception` in the test therefore does
+    not catch it.
     """
 
 
@@ -107,9 +108,9 @@ class _RemoteCandidate:
     """A candidate in another process, which can be called like a function.
 
     Attributes:
-        classes: Classes that results may be instances of, by name.
-        failure: Reason why the first failed call has no result, or None. It is stored because a
-            test with a bare `except` must not pass either.
+        classes: Classes that the prompt defines, by name. A result may be an instance of them.
+        failure: Reason of the first failure, or None. It is stored so that the test fails even if a
+            bare `except` in the test catches the error.
     """
 
     def __init__(self, channel: int):
@@ -125,7 +126,11 @@ class _RemoteCandidate:
             return self._receive()
 
     def wait(self) -> None:
-        """Wait for the candidate's next step: its start, and then the end of its program."""
+        """Wait for the candidate's next report.
+
+        The first report says that its process has started, and the second one that its program has
+        been executed, so that the function can be called.
+        """
         with self._recording_failure():
             self._receive()
 

@@ -68,7 +68,8 @@ def apply() -> None:
     `PR_SET_NO_NEW_PRIVS` must be set before.
 
     Raises:
-        OSError: The system has no seccomp filters, or this architecture has no list of calls.
+        OSError: The system has no seccomp filters, or the numbers of the allowed system calls are
+            not known for this processor architecture.
     """
     machine = _MACHINES.get(os.uname().machine)
     if machine is None:

@@ -1,7 +1,8 @@
 """Serialization of values between a test and a candidate: plain data as JSON, never pickle.
 
 The receiver reconstructs each value from a built-in type or a class of its own program. Classes of
-the sender are not transferred, so a candidate cannot decide how its results compare.
+the sender are not transferred. A candidate therefore cannot send an object whose `__eq__` makes it
+equal to every expected result.
 """
 
 import collections
@@ -31,9 +32,10 @@ def pack(value: Any) -> Any:
     """Return a JSON-serializable form of a value.
 
     Numbers, strings, dates, lists, tuples, deques, sets and dictionaries keep their type, but a
-    subclass becomes its base class: a Counter becomes a dictionary. An instance of a class of the
-    program is sent as the name of the class and the attributes. Any other iterable is read to its
-    end and arrives as an iterator. A coroutine is run to its end, and its result is sent.
+    subclass becomes its base class: a Counter becomes a dictionary. If the program of this process
+    (the candidate's source, or the prompt and the test) defines a class, an instance of the class
+    is sent as the name of the class and the attributes. Any other iterable is read to its end and
+    arrives as an iterator. A coroutine is run to its end, and its result is sent.
 
     Raises:
         TypeError: The value contains an object of another kind.
@@ -42,7 +44,10 @@ def pack(value: Any) -> Any:
 
 
 class _Packer:
-    """Packs one value and all objects in it, which may refer to each other."""
+    """Converts one value to the form that `pack` returns.
+
+    The objects in the value are numbered, because they may refer to each other.
+    """
 
     def __init__(self) -> None:
         self._indices: dict[int, int] = {}
@@ -110,10 +115,10 @@ def _time_parts(value: Any) -> list[Any]:
 
 
 def unpack(packed: Any, classes: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """Return the value that `pack` was given; hostile input cannot make this function run code.
+    """Reconstruct a value from the result of `pack`. Hostile input cannot make this run code.
 
-    An instance of an unknown class becomes an iterator if it is iterable, else a `SimpleNamespace`
-    of its attributes.
+    An instance of a class that is not in `classes` becomes an iterator if it is iterable, else a
+    `SimpleNamespace` of its attributes.
 
     Args:
         packed: JSON form of the value.
@@ -163,7 +168,15 @@ class _Unpacker:
     def _make_object(
         self, name: str, attributes: list[Any], items: Any
     ) -> tuple[Any, Callable[[], None]]:
-        """Return an empty object and a function that fills it."""
+        """Return an object without content, and a function that adds the content.
+
+        The content may refer to objects that do not exist yet.
+
+        Args:
+            name: Name of the object's class.
+            attributes: Names and packed values of the attributes.
+            items: Packed items if the object is iterable, else None.
+        """
         known = self._classes.get(name)
         if known is None and items is not None:
             content: list[Any] = []

@@ -137,7 +137,12 @@ def _local(weights: str) -> pathlib.Path:
 
 
 def _locate(weights: str, patterns: tuple[str, ...]) -> pathlib.Path:
-    """Return the local path of weights; from the Hub, download the files that match `patterns`."""
+    """Return the local path of weights, after downloading a model that is on the Hub.
+
+    Args:
+        weights: Path of a GGUF file or directory, or name of a model on the Hub.
+        patterns: Glob patterns of the files to download from the Hub.
+    """
     path = _local(weights)
     if path.is_dir() or path.suffix == '.gguf':
         return path

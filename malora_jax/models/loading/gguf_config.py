@@ -1,8 +1,8 @@
 """Model configuration from the metadata of a GGUF file.
 
-A key of the architecture is either read here, or known not to affect what the model computes, or
-empty. Any other key is an error, so that a feature that is not implemented is never silently
-ignored.
+A file may describe a feature that is not implemented. So that no such feature is silently ignored,
+an unknown key of the architecture is an error, unless its value is empty. Known keys are those that
+are read here, and those that do not affect what the model computes.
 """
 
 import jax.numpy as jnp
@@ -42,7 +42,10 @@ _FIXED = {
 
 
 def field_keys(file: GGUFFile) -> dict[str, str]:
-    """Return, for messages, the GGUF key or a description of each field of `ModelConfig`."""
+    """Return how error messages name each field of `ModelConfig`: usually by its GGUF key.
+
+    A field that no single key determines has a description instead, such as 'norms of q and k'.
+    """
     named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
     return named | {
         'vocab_size': f'rows of {_EMBEDDING}',
@@ -55,8 +58,8 @@ def field_keys(file: GGUFFile) -> dict[str, str]:
 def read_config(file: GGUFFile, name: str, dtype: str) -> ModelConfig:
     """Return the configuration of the model in a GGUF file.
 
-    The context is limited to the sliding window. Within one window, sliding-window attention equals
-    full attention.
+    Sliding-window attention is not implemented, but within one window it equals full attention. If
+    the model has a sliding window, the context length is therefore at most the window.
 
     Args:
         file: GGUF file.

@@ -148,10 +148,11 @@ class GGUFFile:
             ) from error
 
     def _order(self, name: str, rows: int) -> np.ndarray:
-        """Return the index in the file of each row of a tensor.
+        """Return, for each row of a tensor in the order of `transformers`, its index in the file.
 
-        For architecture llama, llama.cpp permutes the rows of each query and key head so that the
-        entries of a RoPE pair are adjacent. Here entry i is paired with entry i + C / 2.
+        The orders differ only for queries and keys of architecture llama. RoPE rotates pairs of
+        entries of a head. llama.cpp stores the two rows of a pair next to each other; in
+        `transformers`, entry i is paired with entry i + C / 2, where C is the width of a head.
         """
         order = np.arange(rows)
         part = name.split('.')[-2]

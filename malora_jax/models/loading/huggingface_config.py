@@ -1,7 +1,8 @@
 """Model configuration from the `config.json` of `transformers`.
 
-A key is either read here, or known not to affect what the model computes, or empty. Any other key
-is an error, so that a feature that is not implemented is never silently ignored.
+A file may describe a feature that is not implemented. So that no such feature is silently ignored,
+an unknown key is an error, unless its value is empty. Known keys are those that are read here, and
+those that do not affect what the model computes.
 """
 
 import pathlib
@@ -90,8 +91,8 @@ _ROPE_KEYS: dict[str, tuple[str, ...]] = {
 def read_config(path: pathlib.Path, name: str, dtype: str) -> ModelConfig:
     """Return the configuration of the model that a `config.json` describes.
 
-    The context is limited to the sliding window. Within one window, sliding-window attention equals
-    full attention.
+    Sliding-window attention is not implemented, but within one window it equals full attention. If
+    the model has a sliding window, the context length is therefore at most the window.
 
     Args:
         path: Path of the file.
@@ -189,7 +190,7 @@ class _ConfigReader:
                 )
 
     def context(self) -> int:
-        """Return the number of tokens within which every query attends to all earlier keys."""
+        """Return the context length, which is at most the sliding window if there is one."""
         context = self.positive_int('max_position_embeddings')
         window, kinds = self.get('sliding_window'), self.get('layer_types') or ['full_attention']
         switch = self.architecture.startswith('Qwen')
@@ -234,7 +235,10 @@ class _ConfigReader:
         return Llama3Scaling(factor, low, high, int(original))
 
     def _rope(self) -> tuple[str, Mapping[str, Any]]:
-        """Return the key and the value of the RoPE settings; the value is empty without any."""
+        """Return the RoPE settings: the key in the file that holds them, and the settings.
+
+        If the file has no RoPE settings, they are an empty dictionary.
+        """
         sections = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
         sections = {key: value for key, value in sections.items() if value}
         if len(sections) > 1:

@@ -58,9 +58,9 @@ class WeightFile(Protocol):
 def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
     """Load the decoder's `params` collection, sharded if a mesh is set.
 
-    Besides the shards of this process's devices, memory holds only a few blocks of rows at a time,
-    and with quantization a few kernels in float32. Rows that no local device needs are not read,
-    except those of kernels to quantize.
+    Each process holds in memory the shards of its own devices and, at a time, only a few blocks of
+    rows. With quantization, it also holds a few whole kernels in float32. A process reads only the
+    rows that its devices need, but reads a kernel as a whole if the kernel is to be quantized.
 
     Args:
         file: Source of the weights.
@@ -140,7 +140,7 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[tensor_name
 
 
 def _layers(leaf: tensor_names.Leaf, array: np.ndarray) -> np.ndarray:
-    """Return a leaf's array with a first axis that counts the tensors of the file."""
+    """Return a leaf's array with a layer axis first; outside the layers, the axis has length 1."""
     return array if leaf.path.startswith('layers/') else array[None]
 
 
@@ -225,9 +225,9 @@ def _finite_blocks(
 
 
 def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Split the rows of a tensor into blocks; return the first row of each and the row after it.
+    """Split the rows of a tensor into blocks; return `start` and `stop` of each block.
 
-    A vector is a single block.
+    A block consists of the rows `start` to `stop` - 1. A vector is a single block.
     """
     rows = max(1, _BLOCK_SIZE // shape[-1]) if len(shape) > 1 else shape[0]
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]

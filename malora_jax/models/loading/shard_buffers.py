@@ -79,7 +79,10 @@ def _slices(common: list[tuple[int, int]], origin: Any) -> tuple[slice, ...]:
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Allocate an array aligned so that on CPU, JAX uses its memory instead of copying it."""
+    """Allocate an uninitialized, aligned array.
+
+    Because of the alignment, a JAX array on CPU can share this memory instead of copying it.
+    """
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

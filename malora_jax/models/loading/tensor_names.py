@@ -36,7 +36,7 @@ _MODULES = {
 
 
 class Leaf(NamedTuple):
-    """Leaf of the decoder's `params`, and the tensors of the file that it consists of.
+    """Leaf of the decoder's `params`, and the tensors in a weight file from which it is loaded.
 
     Attributes:
         path: Path of the leaf, with slashes.

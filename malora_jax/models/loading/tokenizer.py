@@ -24,7 +24,8 @@ class Tokenizer:
         vocab_size: Highest token id plus 1.
         max_token_chars: Length in characters of the longest entry of the vocabulary.
         chat_template: The model's chat template in Jinja, or None.
-        named_tokens: Special tokens by their names in chat templates, such as `bos_token`.
+        named_tokens: Text of each special token that chat templates can use, such as '<s>'. The
+            key is the token's name in templates, such as 'bos_token'.
         special_tokens: Texts of the special tokens, which `decode` leaves out.
 
     Example:

@@ -32,7 +32,7 @@ _PRE_TOKENIZERS = {
 
 
 def build_backend(file: GGUFFile) -> tokenizers.Tokenizer:
-    """Build the tokenizer of the `tokenizers` library.
+    """Build a tokenizer of the `tokenizers` library from the file's metadata.
 
     Raises:
         UserError: The kind of tokenizer is not implemented, or metadata is missing or inconsistent.
@@ -67,8 +67,8 @@ def bos_id(file: GGUFFile) -> int | None:
     """Return the id of the token that every text starts with, or None.
 
     Raises:
-        UserError: Texts start with a token that the file does not name, or that is not in its
-            vocabulary.
+        UserError: Texts start with a bos token, but the file does not say which token this is, or
+            the token is not in the vocabulary.
     """
     kind, pre_tokenizer = _tokenizer_types(file)
     # Default of llama.cpp if the file does not say.
@@ -78,7 +78,9 @@ def bos_id(file: GGUFFile) -> int | None:
 
 
 def named_tokens(file: GGUFFile) -> dict[str, str]:
-    """Return special tokens by their names in chat templates, such as `bos_token`.
+    """Return the text of each special token that chat templates can use, such as '<s>'.
+
+    The key is the token's name in templates, such as 'bos_token'.
 
     Raises:
         UserError: A special token is not in the vocabulary.
@@ -143,7 +145,17 @@ def _add(
     which: Sequence[int],
     special: bool,
 ) -> None:
-    """Register tokens whose kind is in `which` as added tokens: matched first and never split."""
+    """Register all tokens of certain kinds as added tokens of the tokenizer.
+
+    The tokenizer finds added tokens in a text before it splits the rest, so they stay whole.
+
+    Args:
+        tokenizer: Tokenizer, which is changed.
+        tokens: All tokens of the vocabulary.
+        kinds: Kind of each token, a value of `gguf.TokenType`.
+        which: Kinds to register.
+        special: Whether the tokens are special, so that decoding can leave them out.
+    """
     chosen = [token for token, kind in zip(tokens, kinds, strict=True) if kind in which]
     tokenizer.add_tokens(
         [tokenizers.AddedToken(token, special=special, normalized=False) for token in chosen]
@@ -208,9 +220,9 @@ def _sentence_piece(file: GGUFFile) -> tokenizers.Tokenizer:
 def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return BPE merges that are equivalent to SentencePiece scores.
 
-    SentencePiece merges the adjacent pair whose union has the highest score; BPE merges the pair
-    that comes first in a list. The list thus has every split of each token into two, in order of
-    decreasing score.
+    SentencePiece merges the adjacent pair that forms the token with the highest score. BPE merges
+    the pair that comes first in a list. The list thus starts with the pairs that form the token
+    with the highest score. A token has one pair for each way to split it into two tokens.
     """
     best_first = sorted(scores, key=lambda token: -scores[token])
     return [

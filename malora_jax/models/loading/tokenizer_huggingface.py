@@ -58,7 +58,10 @@ def read_settings(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """Return special tokens by their names in chat templates, such as `bos_token`."""
+    """Return the text of each special token that chat templates can use, such as '<s>'.
+
+    The key is the token's name in templates, such as 'bos_token'.
+    """
     texts = {
         name: value.get('content') if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -138,8 +141,8 @@ def _id(
 def chat_template(directory: pathlib.Path, settings: dict[str, Any]) -> str | None:
     """Return the model's chat template in Jinja, or None.
 
-    The template comes from `chat_template.jinja` or else from `tokenizer_config.json`. If the
-    latter has several named templates, the template named 'default' is used.
+    The template comes from `chat_template.jinja` or else from `tokenizer_config.json`. If
+    `tokenizer_config.json` has several named templates, the template named 'default' is used.
 
     Raises:
         UserError: The template is not text, or is not UTF-8.

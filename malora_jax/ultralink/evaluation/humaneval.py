@@ -213,7 +213,7 @@ def _pop_docstrings(tree: ast.Module) -> list[str]:
 
 
 def _examples(docstrings: Iterable[str]) -> list[str]:
-    """Return the examples in docstrings, with white space normalized."""
+    """Return the doctest examples (`>>>`) in docstrings, with white space normalized."""
     return [
         ' '.join(match[0].split())
         for docstring in docstrings

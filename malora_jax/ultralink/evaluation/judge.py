@@ -76,11 +76,13 @@ class JudgeConfig(Settings):
 
 
 def prepare(run: StageRun[JudgeConfig]) -> PreparedStage:
-    """Return the function that judges one answer; its rows are {"id", "verdicts", "score"}.
+    """Return the function that judges one answer.
 
-    `verdicts` has two of 'answer', 'baseline' and 'tie': the first with the answer in first place,
-    the second with the baseline in first place. `score` is 1 for a win, 0.5 for a tie, 0 for a
-    loss. The function raises `UserError` if the baseline has no answer to a question.
+    The function returns a row {"id", "verdicts", "score"}. `verdicts` has one verdict for each
+    order of the two answers: first the verdict with the judged answer in first place, then the
+    verdict with the baseline's answer in first place. A verdict is 'answer', 'baseline' or 'tie'.
+    `score` is 1 for a win, 0.5 for a tie, 0 for a loss. The function raises `UserError` if the
+    baseline has no answer to a question.
 
     Raises:
         UserError: A row of the baseline lacks a field, or two rows have the same id.

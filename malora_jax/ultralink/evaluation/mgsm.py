@@ -61,9 +61,10 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 def prepare(run: StageRun[MgsmConfig]) -> PreparedStage:
     """Return the function that asks the model one problem and scores its reply.
 
-    Rows are {"id", "question", "answer", "text", "number", "right"}: the correct `answer`, the
-    `text` of the reply, its final `number` or None, and whether it is `right`. The counts in the
-    manifest are those of `right` replies and of replies with `no number`.
+    The function returns a row {"id", "question", "answer", "text", "number", "right"}: the correct
+    `answer`, the `text` of the reply, the final `number` in this text or None, and whether the
+    reply is `right`. The manifest has two counts: "right", the number of correct replies, and
+    "no number", the number of replies without a number.
     """
     config = run.config
     sampling = ChatSampling(config.max_tokens, config.temperature, seed=run.seed)
@@ -99,7 +100,12 @@ def summary(run: StageRun[MgsmConfig], manifest: StageManifest) -> str:
 
 
 def prompt(question: str, language: str) -> str:
-    """Return a problem followed by the instruction in its language."""
+    """Return the user message: a problem, then an instruction to solve it and end with the answer.
+
+    Args:
+        question: Text of the problem.
+        language: Code of the language of the problem and the instruction.
+    """
     return f'{question}\n\n{INSTRUCTIONS[get_language(language).code]}'
 
 

@@ -210,7 +210,7 @@ class _TokenBudget:
 def _max_total_tokens(request: ModelRequest) -> int:
     """Return an upper bound of the number of tokens of a request and its reply.
 
-    A token has at least one byte.
+    A token has at least one byte, so a message has at most as many tokens as bytes.
     """
     contents = sum(len(message.content.encode()) for message in request.messages)
     frame = _TEMPLATE_TOKENS + _MESSAGE_TOKENS * len(request.messages)
@@ -241,7 +241,12 @@ def _get_nested(value: Any, *steps: str | int) -> Any:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return Retry-After in seconds if the library does not wait that long but `Endpoint` does."""
+    """Return the time in seconds that `Endpoint` must wait before it repeats a request, or None.
+
+    The time comes from the header Retry-After. The result is None if the header has no number of
+    seconds, if the OpenAI library itself waits such a short time, or if the time is too long to
+    wait at all.
+    """
     try:
         wait_s = float(error.response.headers.get('retry-after', ''))
     except ValueError:

@@ -80,8 +80,8 @@ class LocalModel:
     def _prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt tokens of a chat.
 
-        Templates other than chat templates have no system message, so its text is prepended to the
-        first user message.
+        Only a chat template has a place for a system message. With any other template, the text of
+        the system message is prepended to the first user message.
         """
         if isinstance(self._model.template, ChatTemplate):
             return self._model.encode_prompt([message._asdict() for message in messages])
@@ -96,8 +96,9 @@ def load_model(source: str) -> LanguageModel:
     """Load a trained model, or the base model of a config.
 
     Args:
-        source: Directory of a run or of an exported adapter; or configs/NAME.py[:METHOD], for the
-            base model of that config, with the base's own chat template if it has one.
+        source: Directory of a run or of an exported adapter; or configs/NAME.py[:METHOD] for the
+            base model of that config. The base model's own chat template is used, or the config's
+            template if the base model has none.
 
     Raises:
         UserError: The directory or config does not exist, or cannot be loaded.

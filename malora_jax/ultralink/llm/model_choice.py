@@ -29,8 +29,8 @@ class ModelChoice:
             slots.
         base_url: Address of the endpoint; None = OpenAI's.
         timeout_s: Timeout of one attempt in seconds.
-        token_limit: Maximum total number of tokens of all replies in the cache and their requests;
-            0 = no limit.
+        token_limit: Maximum number of tokens, summed over all requests and replies, including those
+            in the cache; 0 = no limit.
     """
 
     llm: str

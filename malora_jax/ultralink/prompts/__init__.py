@@ -1,4 +1,4 @@
-"""Dialogue prompts, written in each language, and patterns of the phrases that checks look for.
+"""Dialogue prompts, written in each language, and patterns of phrases that make a reply invalid.
 
 The file of a language has a system message and a user message for each of the five prompts in
 `PROMPT_NAMES`. The system message gives the requirements. The user message has advice, the

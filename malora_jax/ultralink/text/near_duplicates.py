@@ -63,17 +63,17 @@ class MinHashSketches:
             self._sketches[key] = sketch
 
     def near_duplicates(self, threshold: float = THRESHOLD) -> dict[str, str]:
-        """Find the near-duplicates, in the order of `natural_sort_key`.
+        """Find the near-duplicates to remove.
 
-        A text is compared only with earlier texts that are kept, so that a removed text makes no
-        other text a duplicate. During the call, the LSH index takes about 12 KB of memory per text.
+        Texts are examined in the order of `natural_sort_key`. Each text is compared only with the
+        earlier texts that are kept, so that no text is removed because it resembles a removed text.
+        During the call, the LSH index takes about 12 KB of memory per text.
 
         Args:
             threshold: Minimum Jaccard similarity of near-duplicates, above 0 and at most 1.
 
         Returns:
-            For the id of each near-duplicate to remove, the id of the most similar text that is
-            kept.
+            Dict from the id of each near-duplicate to the id of the most similar kept text.
 
         Raises:
             UserError: The threshold is out of range.
@@ -94,11 +94,12 @@ class MinHashSketches:
     def _nearest(self, sketch: Any, keys: Iterable[str]) -> tuple[float, str]:
         """Return the largest similarity to other texts, and the id of the most similar text.
 
-        Of equally similar texts, it is the first in the order of `natural_sort_key`.
+        If several texts are equally similar, the id is the first one in the order of
+        `natural_sort_key`.
 
         Args:
             sketch: MinHash of a text.
-            keys: Ids of the texts to compare it with; without any, the result is (0.0, '').
+            keys: Ids of the texts to compare with; if there are none, the result is (0.0, '').
         """
         keys = sorted(keys, key=natural_sort_key)
         if not keys:

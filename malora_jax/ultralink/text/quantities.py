@@ -1,15 +1,16 @@
 """Extraction and comparison of the numbers in texts, with all possible readings of each number.
 
 A translator may write 1,000.5 as 1.000,5, 1 000,5, 1'000.5 or in full-width digits, 50,000 as 5万
-and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language:
-1.000 may be both 1000 and 1, and `number_differences` chooses the reading that makes the texts
-agree. (`malora_jax.data.number_extraction` reads the last number of an answer by the conventions of
-its language only.)
+and 2 million as 2 millones; or leave the number unchanged. So nothing here depends on the language.
+A number may have several readings: 1.000 may mean 1000 or 1. `number_differences` chooses the
+reading that makes the texts agree. (`malora_jax.data.number_extraction` reads the last number of an
+answer by the conventions of one language only.)
 
 English number words up to twenty may become digits, as is usual in Chinese: three cups, 3 杯. Other
-number words (trois, 三) and superscripts are not read. Times and dates are read as their parts, so
-that 1 PM must not become 13:00. These rules report different numbers for 14, 3, 14 and 3 of the 250
-questions of MGSM in their human translations to Chinese, Russian, French and Spanish.
+number words (trois, 三) and superscripts are not read. A time or date is read as several separate
+numbers, so that 13:00 as a translation of 1 PM is reported as a difference. MGSM has human
+translations of 250 questions. These rules report differences in 14 of them in Chinese, 3 in
+Russian, 14 in French and 3 in Spanish.
 """
 
 import re
@@ -48,10 +49,10 @@ _WORD = re.compile(rf'\b(?:{"|".join(_WORDS)})\b', re.IGNORECASE)
 
 
 def readings(text: str) -> list[list[Reading]]:
-    """Return the possible readings of each number in a text, in order.
+    """Return the possible interpretations (readings) of each number in a text, in order.
 
     Returns:
-        For each number, its distinct readings, with the most likely one in English first.
+        For each number, a list of its distinct readings. The usual reading in English comes first.
     """
     text = text.translate(_FULL_WIDTH).replace('{,}', ',')
     return [_readings(match) for match in _NUMBER.finditer(text)]
@@ -61,9 +62,9 @@ def number_differences(source: str, translation: str) -> tuple[list[str], list[s
     """Compare the numbers of two texts as multisets.
 
     Args:
-        source: English text, whose numbers are read by English conventions.
-        translation: Translated text, whose numbers are read as numbers of the source where
-            possible.
+        source: English text. Its numbers are read by English conventions.
+        translation: Translated text. If a number has several interpretations, such as 1000 or 1 for
+            1.000, one that occurs in the source is preferred.
 
     Returns:
         Numbers that the translation lacks, and numbers that it adds, as decimal strings.
@@ -85,12 +86,17 @@ def number_differences(source: str, translation: str) -> tuple[list[str], list[s
 
 
 def _excess(reading: Reading, remaining: Counter[Decimal]) -> Counter[Decimal]:
-    """Return the values of a reading that do not remain in the source."""
+    """Return the numbers that occur more often in a reading than in `remaining`.
+
+    Args:
+        reading: One interpretation of a number in the translation.
+        remaining: Numbers of the source without a counterpart in the translation so far.
+    """
     return Counter(reading) - remaining
 
 
 def _readings(match: re.Match[str]) -> list[Reading]:
-    """Return the distinct readings of a match of `_NUMBER`, with the most likely one first."""
+    """Return the interpretations (readings) of a match of `_NUMBER`, with the most likely first."""
     sign = -1 if match['sign'] else 1
     found = [_signed(reading, sign) for reading in _digits(match['digits'])]
     if not match['scale']:
@@ -116,7 +122,10 @@ def _scale(word: str) -> int:
 
 
 def _digits(digits: str) -> list[Reading]:
-    """Return the possible readings of digits with separators, with the English reading first."""
+    """Return the possible interpretations (readings) of digits with separators.
+
+    The usual reading in English comes first: for '1.000', it is 1, and 1000 comes second.
+    """
     parts, separators = re.split(r'\D', digits), re.findall(r'\D', digits)  # '.5' gives '' and '5'.
     whole: list[Reading] = [
         (value,) for point in '.,' if (value := _number(parts, separators, point)) is not None

@@ -70,7 +70,11 @@ def _pieces(line: str, token_limit: int, count_tokens: CountTokens) -> Iterator[
 
 
 def _end(line: str, token_limit: int, count_tokens: CountTokens) -> int:
-    """Return where to split a line: as late as possible, at the best kind of boundary that fits."""
+    """Return the index at which to split a line, so that its first part is below the limit.
+
+    The index is at the last sentence end that fits; if there is none, at the last word end that
+    fits; otherwise, after the last character that fits.
+    """
     for pattern in _BOUNDARIES:
         ends = [match.start() for match in pattern.finditer(line) if 0 < match.start() < len(line)]
         fitting = bisect.bisect_left(ends, token_limit, key=lambda end: count_tokens(line[:end]))

@@ -8,9 +8,10 @@ _OTHER = re.compile(r'[\W_]+')
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Return the set of all runs of three letters and digits.
+    """Return the set of all sequences of three consecutive letters or digits in a text.
 
-    Case and other characters are ignored. A text with fewer than three is a single shingle.
+    Case and all other characters are ignored. A text with fewer than three letters and digits gives
+    a single, shorter shingle.
     """
     letters = _OTHER.sub('', text.lower())
     return frozenset(letters[i : i + _WIDTH] for i in range(max(1, len(letters) - _WIDTH + 1)))

@@ -1,9 +1,9 @@
 r"""Parser that splits a text into code and LaTeX, which a translation must keep, and prose.
 
 Code is in fences of three or more backticks or tildes (CommonMark, section 4.5), or between single
-or double backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}`, and `$…$` if no space
-is next to the dollar signs inside and no digit follows, so that prices do not match (the rule of
-Pandoc's `tex_math_dollars`).
+or double backticks. LaTeX is `$$…$$`, `\[…\]`, `\(…\)`, `\begin{…}…\end{…}` or `$…$`. Prices must
+not match `$…$`. So the formula must not begin or end with a space, and no digit may follow the
+second dollar sign (the rule of Pandoc's `tex_math_dollars`).
 """
 
 import re

@@ -53,7 +53,7 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
 
 
 def _read_wikiextractor(path: pathlib.Path) -> Iterator[Row]:
-    """Yield the documents in the output of WikiExtractor, whose text has HTML entities."""
+    """Yield the documents in a WikiExtractor file, with the HTML entities in the text decoded."""
     with path.open('rb') as file:
         lines = _decoded(path, file)
         for number, line in lines:
