@@ -11,7 +11,8 @@ from malora_jax.adapters.methods import settings_of
 def base_config(method_name: str) -> ConfigDict:
     """Return a config with a method's settings and the paper's hyperparameters, without a task.
 
-    The default of adapter.alpha is 2 · adapter.rank, which also holds if the rank is overridden.
+    By default, adapter.alpha is 2 · adapter.rank. If only the rank is overridden, alpha is computed
+    from the new rank.
 
     Args:
         method_name: Name of the method, a key of `adapters.METHODS`.

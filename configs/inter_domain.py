@@ -1,9 +1,10 @@
-"""The paper's inter-domain experiment, a row of Table 1: LLaMA-2 7B learns six domains jointly.
+"""The paper's inter-domain experiment, Table 1: LLaMA-2 7B learns six domains jointly.
 
-Command, for each row (any method of the README's table):
+Commands:
     python -m experiments.prepare --config=configs/inter_domain.py
     python -m experiments.train --config=configs/inter_domain.py:malora --workdir=runs/table1/malora
-and, for the single-task rows, one run per column, such as
+The argument is any method of the README's table; each method is a row of Table 1. A single-task row
+needs seven runs, one for each scored task (a column of Table 1), such as
     python -m experiments.train --config=configs/inter_domain.py:lora,task=gsm8k \
       --workdir=runs/table1/lora-gsm8k
 
@@ -16,8 +17,8 @@ Scores MedMCQA, HumanEval, GSM8K, Financial PhraseBank, ARC-C, ARC-E and E2E NLG
 Stated in the paper (Table 8): learning rate 5e-4, 3 epochs, batch size 4, β 1, four A100. Not
 stated: the sequence length, and whether the batch size is per GPU. Table 10 has 16,384 tokens per
 step. This number fits 16 examples: 4 examples of 1,024 tokens on each of the four GPUs. Here a step
-has 4 rows of 1,024 tokens. Several examples are packed into each row in place of padding, so the 4
-rows also hold about 16 examples.
+has 4 sequences of 1,024 tokens. Several examples are packed into each sequence in place of padding,
+so a step also has about 16 examples.
 
 The paper's averages (%): base 37.1; single-task LoRA 57.0, AsyLoRA 55.7; LoRA 54.7, AsyLoRA 54.2,
 DoRA 54.6, MoAsyLoRA 51.7, MoLoRA 55.3, MALoRA-Small 55.4, MALoRA 56.3. `python -m

@@ -9,9 +9,9 @@ Not stated there, and chosen here:
 - MALoRA-Small's α: 16. This is twice the rank of one expert, as for all other methods.
 - Prompts: UltraEval, OpenBMB's evaluation toolkit, has two prompt forms. The form used here, in
   training and scoring, is 'completion': the text of an option follows the question, and the option
-  with the highest log-probability is the answer. It explains LLaMA-2's own scores in Table 1 (ARC-C
-  43.1, ARC-E 75.5). --config.data.form=sectioned selects the other form, in which the model writes
-  the letter of an option.
+  with the highest log-probability is the answer. LLaMA-2's own scores in Table 1 (ARC-C 43.1,
+  ARC-E 75.5) fit this form. --config.data.form=sectioned selects the other form, in which the model
+  writes the letter of an option.
 - Sequence length and batch size: see the two files. A batch consists of packed rows: rows of a
   fixed length are filled with whole examples. Examples longer than a row are truncated, and their
   number is printed.

@@ -14,7 +14,8 @@ The argument is the method, as in configs/quickstart.py. All settings of files, 
     files           tuple of 'NAME=PATH' or just 'PATH', in quotes
     question_field  name of a field, or text with names in braces: '{context}\n{question}'
     answer_field    name of a field or such text, for the answer
-    scorer          exact_match; choice: the first word decides ('B' is right in '(b) palms');
+    scorer          exact_match; choice: only the first words are compared, without case and
+                    punctuation (the model's '(b) palms' is right if the file says 'B');
                     letter: '(B)' anywhere in the answer; number: the last number; rouge_l: longest
                     common subsequence of words
     turns_field     instead of question and answer: name of a field with a list of texts, the user's

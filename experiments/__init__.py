@@ -14,9 +14,10 @@ _RESUMABLE = (
 
 
 def _is_resumable() -> bool:
-    """Return whether the command that `python -m` is starting resumes when it is run again.
+    """Return whether this command, if it is run again, resumes from its saved progress.
 
-    The answer decides the exit status after SIGTERM: 0 for a command that resumes, else 143.
+    The command is the module that `python -m` is about to load. The answer decides the exit status
+    after SIGTERM: 0 for a command that resumes, else 143.
     """
     # While `python -m` looks for the module, sys.argv has '-m' in place of the module's name.
     words = sys.orig_argv[-len(sys.argv) :]

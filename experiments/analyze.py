@@ -1,15 +1,16 @@
 """Write a report about trained runs: a self-contained report.html, report.md, numbers and plots.
 
 The sections of the report:
-    runs        counts, losses and scores of each run, and its loss over training
+    runs        numbers of steps, tokens and examples, losses and scores of each run, and its loss
+                over training
     scores      scores and losses of each seed group, their differences with confidence intervals,
                 and rows of a table of the paper
     seesaw      negative transfer: gain or loss of each task from training together with others
     tasks       loss of each task over training, and its scores
     similarity  similarity of the experts to each other, next to its value before training and its
                 expected value for random subspaces (Figure 2 of the paper)
-    spectra     number of directions that the experts use, next to the number for the initial or for
-                a random matrix (Figure 3)
+    spectra     number of directions that the projections of the experts use, next to the number
+                for the same projections before training, or for random matrices (Figure 3)
     routing     routing of tokens by task and layer; this runs the model on held-out questions
     costs       parameters by part and time by activity
 Similarity, spectra and routing read checkpoints. Only routing needs the base model and the data.
@@ -43,7 +44,7 @@ _WORKDIRS = flags.DEFINE_multi_string(
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'Directory to write the report into; default: the directory analysis in the first --workdir.',
+    'Directory to write the report into; default: analysis/ in the first --workdir.',
 )
 _TABLE = flags.DEFINE_enum(
     'table',

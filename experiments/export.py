@@ -7,9 +7,10 @@ Formats:
     merged   base model for `transformers` with the adapter merged into its weights, for LoRA,
              rsLoRA, DoRA and AsyLoRA
     static   a plain LoRA that approximates a routed mixture, in the format `adapter`, from which
-             `peft` and `merged` can be made. Each expert is weighted by its mean gate over the
-             training examples of all tasks, or of --task. The result equals this mean update
-             exactly, or is truncated to --rank by a singular value decomposition
+             `peft` and `merged` can be made. In the mean update of the mixture, each expert is
+             weighted by its mean gate over the training examples of all tasks, or of --task. The
+             LoRA represents the mean update exactly, unless --rank truncates it to a lower rank
+             by a singular value decomposition
 
 Examples:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
@@ -61,8 +62,8 @@ _OUTPUT = flags.DEFINE_string(
 _TASK = flags.DEFINE_string(
     'task',
     '',
-    'With --format=static: name of the task over whose training examples the gates are averaged; '
-    "'' = all tasks. Each expert is weighted by its mean gate.",
+    'With --format=static: name of a task. Each expert is weighted by its mean gate over the '
+    "training examples of this task; '' = over those of all tasks.",
 )
 _RANK = flags.DEFINE_integer(
     'rank',
@@ -106,7 +107,15 @@ def _check_flags(workdir: pathlib.Path) -> None:
 
 
 def _write_static(saved: StoredModel, output: pathlib.Path) -> TrainedModel:
-    """Write the static approximation, and print its held-out losses next to the mixture's."""
+    """Write a plain LoRA that approximates the routed mixture, and print their held-out losses.
+
+    Args:
+        saved: Run with the routed mixture.
+        output: Directory to create for the LoRA.
+
+    Returns:
+        The LoRA, in the form of a trained model.
+    """
     run = read_run_config(saved.path, _WEIGHTS.value)
     check_run(saved.path, read_workdir_config(saved.path), data_digests(run))
     setup = build_setup(run)

@@ -54,7 +54,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Sampling temperature; 0 = greedy decoding.')
 _TOP_K = flags.DEFINE_integer(
-    'top_k', 0, 'Top-k sampling: sample from this many most probable tokens; 0 = from all.'
+    'top_k', 0, 'Top-k sampling: k, the number of most probable tokens to sample from; 0 = all.'
 )
 _TOP_P = flags.DEFINE_float(
     'top_p',

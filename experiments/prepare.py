@@ -1,9 +1,10 @@
 r"""Download and store the public datasets of a config, so that its runs need no network.
 
 The datasets are stored in config.data.directory, by default the environment variable TFDS_DATA_DIR
-or ~/tensorflow_datasets, next to a lock file that records their rows. Existing datasets are not
-touched; after an interruption, the same command resumes. Prints the source and the number of rows
-of each dataset.
+or ~/tensorflow_datasets. A lock file next to the datasets records the source, the file hashes and
+the number of rows of each dataset; data that differ from the lock file are refused. Existing
+datasets are not touched; after an interruption, the same command resumes. Prints the source and the
+number of rows of each dataset.
 
 Examples:
     python -m experiments.prepare --config=configs/intra_domain.py

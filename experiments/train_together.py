@@ -18,7 +18,9 @@ from malora_jax.sweeps.joint import train_together
 from malora_jax.training.config_format import read_config
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep. Required.', required=True)
-_RUNS = flags.DEFINE_list('runs', None, 'Runs of the sweep to train. Required.', required=True)
+_RUNS = flags.DEFINE_list(
+    'runs', None, 'Names of the runs to train, separated by commas. Required.', required=True
+)
 _MEASURE = flags.DEFINE_boolean(
     'measure',
     True,

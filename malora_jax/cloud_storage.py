@@ -6,8 +6,8 @@ certain points (`upload_changes`). Checkpoints are not copied, because Orbax rea
 in the bucket (`remote_path`).
 
 Nothing is locked in the bucket. Instead, `upload_changes` checks that the objects are still those
-that were last read or written. If two runs use the same directory, the one that started first stops
-at its next `upload_changes`.
+that were last read or written. If a second run starts in the same directory, its first upload
+changes the objects. The first run notices this at its next `upload_changes`, and stops.
 """
 
 import base64
@@ -99,7 +99,7 @@ def with_remote_paths(message: str) -> str:
 
 
 def remove_local_copies() -> None:
-    """Remove the local copies; this also happens when the process ends without being killed."""
+    """Remove the local copies; called automatically when the process exits, unless it is killed."""
     if _copies:
         _copies.clear()
         _scratch_directory().cleanup()

@@ -64,11 +64,12 @@ def lock_directory(directory: pathlib.Path, busy_message: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def provisional_directory(directory: pathlib.Path, *ignored_files: str) -> Iterator[None]:
-    """Create a directory, and remove it if the `with` block raises a UserError and left it unused.
+    """Create a directory; if the `with` block raises a UserError before writing to it, remove it.
 
     Args:
         directory: Directory to create; missing parents are created and removed with it.
-        ignored_files: Names of files in the directory, such as a lock, that do not count as use.
+        ignored_files: Names of files, such as a lock. If the block has written only these files
+            to the directory, the directory is still removed.
 
     Raises:
         UserError: The `with` block raised it.

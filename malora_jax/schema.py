@@ -61,7 +61,7 @@ MISSING = object()
 
 
 def short_repr(value: object) -> str:
-    """Return a value for use in a message: its repr on one line, shortened if it is long."""
+    """Return the repr of a value for a message: on one line, and shortened if it is long."""
     if type(value) is int and value.bit_length() > 600:  # Python refuses to print huge integers.
         return f'a number of {value.bit_length():,} bits'
     text = ' '.join(repr(value).split())
@@ -69,9 +69,9 @@ def short_repr(value: object) -> str:
 
 
 def find_mismatch(hint: Any, value: Any, field: str = '') -> Mismatch | None:
-    """Return the first part of a value that does not match a type hint, or None.
+    """Check a value against a type hint; return the first mismatch, or None if there is none.
 
-    For example:
+    The mismatch may be a part of the value, such as an item of a list. For example:
 
         find_mismatch(list[int], [1, 'a'], 'ranks')  # Mismatch(field='ranks[1]', value='a', …)
 

@@ -49,15 +49,17 @@ class _State:
     """State of this process's signal handling.
 
     Attributes:
-        lock: Lock for the other fields; `exit_process` never releases it.
+        lock: Lock for the other fields. `exit_process` acquires it and never releases it, so that
+            no other thread acts on a later signal.
         is_command: Whether `install_handlers` was called.
         is_resumable: Whether a second run of the same command resumes from the saved progress.
         deferred_signals: Signals that are only recorded, in `requested_signal`.
         requested_signal: Signal that asked the process to end; 0 = none yet.
         cleanups: Functions that `exit_process` calls.
-        wakeup: Write end of the pipe through which signals reach the listener.
-        caught_up: Event for which `interruptible` waits at its end. The listener sets it when it
-            has read all signals that arrived before.
+        wakeup: Write end of the pipe through which signals reach the listener, the thread that
+            acts on them.
+        caught_up: Event that the listener sets when it has read a mark from this pipe, and thus all
+            earlier signals. `interruptible` writes the mark and waits for the event.
     """
 
     def __init__(self):
@@ -213,8 +215,8 @@ def _handle_signal(number: int) -> None:
     """Act on a signal, unless an earlier one has asked the process to end.
 
     Raises:
-        Preempted: The signal is not deferred, and the process has not called `install_handlers`, as
-            every command does.
+        Preempted: The signal is not deferred, and the process is a program that uses the library.
+            (A command, which has called `install_handlers`, ends without this exception.)
     """
     with _state.lock:
         if _state.requested_signal:

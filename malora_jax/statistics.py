@@ -42,7 +42,8 @@ class PairedDifference:
     Attributes:
         mean: Difference of the means.
         interval: Confidence interval of the difference.
-        p: Two-sided p-value: probability of a difference at least this large if there were none.
+        p: Two-sided p-value: probability of a difference at least as large as `mean`, in either
+            direction, if the true difference were 0.
     """
 
     mean: float
@@ -191,10 +192,10 @@ def paired_bootstrap(
         seed: Random seed of the bootstrap resamples.
 
     Returns:
-        The difference of the averages, its percentile interval, and its p-value. For the p-value,
-        the resamples with a difference of at most 0, and those of at least 0, are counted. The
-        p-value is twice the smaller share. Apart from rounding, it is below 1 - `level` if the
-        interval excludes 0.
+        The difference of the averages, its percentile interval, and its p-value. The p-value is
+        computed from two shares of the resamples: those with a difference of at most 0, and those
+        with a difference of at least 0. It is twice the smaller share. Apart from rounding, it is
+        below 1 - `level` if the interval excludes 0.
 
     Raises:
         ValueError: The tasks or their numbers of questions differ, there are no tasks, a score is

@@ -9,8 +9,8 @@
     MALoRA r̄ = 24, d = 64, β 3.5  56.61    malora_r24
     MALoRA r̄ = 48, d = 128, β 5   56.69    malora_r48
 
-These are averages in %, as the paper prints them. For r = 16, the mean of the scores that the paper
-prints is 56.37; analyze shows both. After the runs
+These are averages in %, as the paper prints them. For r = 16, the mean of the paper's own seven
+scores is 56.37, not 56.19; the command below shows both. After the runs
     python -m experiments.analyze --workdir=runs/table11 --table=table11
 prints our results next to them. The runs molora and malora are also part of Table 1, so their
 directories from runs/table1 can be used here.

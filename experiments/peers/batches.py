@@ -1,7 +1,7 @@
 """Batches of the same examples, packed for our system and padded for the peers.
 
-B is the number of packed rows of a batch, T their length, N the number of examples in them, S the
-length of the longest.
+B is the number of packed rows of a batch, and T is their length. N is the number of examples in
+these rows, and S is the length of the longest example.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,9 @@ class PeerBatch(NamedTuple):
 
 
 def synthetic_batches(vocab_size: int, seed: int) -> Iterator[PeerBatch]:
-    """Yield endless batches of full rows of random tokens, where each token predicts the next.
+    """Yield batches of random tokens without end; the rows are full, so there is no padding.
+
+    Each token is the target of the position before it.
 
     Args:
         vocab_size: Size of the vocabulary.

@@ -57,7 +57,11 @@ def linear_names(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
 
 
 def _linears(config: ModelConfig) -> dict[str, list[str]]:
-    """Map our path of each linear module to the names in `transformers`, a list over layers."""
+    """Return the names of all linear modules in `transformers`, by the path of the module here.
+
+    Here, one path stands for the modules of all layers, so each path has a list with a name for
+    each layer.
+    """
     return {
         leaf.path.removesuffix('/kernel'): [
             name.removeprefix('model.').removesuffix('.weight') for name in leaf.tensor_names

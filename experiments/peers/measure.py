@@ -81,9 +81,9 @@ def compare(ours: System, peer: System, batch: PeerBatch) -> SystemDifference:
 def _rerouted_linears(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return the modules in which rounding has probably routed a token to another expert.
 
-    There, the error of the router exceeds `GRADIENT_TOLERANCE`, but no error exceeds
-    `_REROUTED_TOLERANCE`. If there are more than `_MAX_REROUTED` such modules, rounding is not the
-    cause, and the result is empty.
+    In such a module, the gradients of the two systems differ, but not by much: the router's error
+    exceeds `GRADIENT_TOLERANCE`, and no error exceeds `_REROUTED_TOLERANCE`. If there are more than
+    `_MAX_REROUTED` such modules, rounding is not the cause, and the result is empty.
 
     Args:
         errors: Relative error of each gradient, by module and layer, then by leaf name.

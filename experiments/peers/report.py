@@ -24,11 +24,14 @@ def summarize_kind(
         pairs: Names of the pairs to compare.
 
     Returns:
-        A dict. `tokens` and `examples` are mean numbers per step. `positions` has the mean numbers
-        of positions per step, including padding, of the packed and of the padded batches. `systems`
-        has for each system the quartiles of `tokens_per_second`, and `step_s`, the seconds of each
-        step. `pairs` has for each pair the `ratio` of our median throughput to the peer's, the
-        quartiles of this ratio over the steps (`by_step`), and the `target` of the ratio, or None.
+        A dict with five entries:
+            tokens, examples: Mean number of tokens and of examples per step.
+            positions: Mean number of positions per step, including padding; one number for the
+                `packed` batches, and one for the `padded` batches.
+            systems: For each system, the quartiles of `tokens_per_second`, and a list of the
+                seconds of each step (`step_s`).
+            pairs: For each pair, the `ratio` of our median throughput to the peer's, the quartiles
+                of the ratio in single steps (`by_step`), and the `target` of the ratio or None.
     """
     tokens = np.array([step.tokens for step in batches])
     rates = {name: tokens / np.array(each) for name, each in seconds.items()}

@@ -164,7 +164,7 @@ class StageFlags:
         )
 
     def _setting_value(self, name: str) -> Any:
-        """Return the value of the flag of a settings field, converted to the type of the field."""
+        """Return the value that a flag gives to its settings field, in the type of the field."""
         hint = self._hints[name]
         if hint == Sequence[pathlib.Path]:
             return self._paths(name)

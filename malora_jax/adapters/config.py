@@ -24,7 +24,8 @@ class Initialization:
             multiplied by β, and each expert's core P_t starts divided by β.
         identical: Whether all experts start with the same values: the down-projection or core of
             every expert is initialized as a copy of the first expert's ("same A_t" in Table 3).
-            This is a control experiment, because factors that experts share also start the same.
+            This is a control experiment: sharing a factor also gives all experts the same start,
+            and this setting gives them the same start without sharing.
     """
 
     beta: float = 1.0
@@ -157,10 +158,10 @@ class AdapterConfig:
 
     @property
     def _router_learns_from_balance(self) -> bool:
-        """True if the load-balancing loss trains the router, or if the router needs no training.
+        """True if the load-balancing loss trains the router, or if the router is frozen.
 
-        A frozen router needs no training. If every token uses all experts, the loss is constant
-        and cannot train the router.
+        Equal gates require this, because no other loss then trains the router. If every token uses
+        all experts, the load-balancing loss is constant and does not train the router.
         """
         has_gradient = self.router.balance_weight > 0 and self.router.top_k < self.num_experts
         return has_gradient or 'router' in self.frozen

@@ -28,8 +28,9 @@ _TILE = 128
 class SortedSlots(NamedTuple):
     """Sorted order of the N · K slots, where a slot is a pair of a token and one of its experts.
 
-    The slots are sorted by expert. Padding fills the last tile of each expert. A position is an
-    index into this order, from 0 to M - 1.
+    The slots are sorted by expert. A position is an index into this order, from 0 to M - 1. A tile
+    is a block of `_TILE` consecutive positions with slots of a single expert. Padding fills the
+    last tile of each expert.
 
     Attributes:
         token: (M,) int32, index of the token whose slot is at each position; N at padding.

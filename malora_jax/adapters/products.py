@@ -110,9 +110,10 @@ def column_norms(
     """Return the Euclidean norm of each column of W + scale · B A, (F,) float32.
 
     A column holds the weights of one output. Let w be the column of W and b the row of B for that
-    output. The expansion ‖w + s Aᵀ b‖² = ‖w‖² + 2 s b · A w + s² b · A Aᵀ b avoids a temporary
-    matrix of the size of the kernel. Norms are at least 1e-6, so that a column of zeros can be
-    divided by its norm.
+    output, and s the scale. The column of the sum is w + s Aᵀ b, and its squared norm is
+    ‖w‖² + 2 s bᵀ(A w) + s² bᵀ(A Aᵀ) b. The function computes these three terms, so it needs no
+    temporary matrix of the size of the kernel. Norms are at least 1e-6, so that a column of zeros
+    can be divided by its norm.
 
     Args:
         kernel_DF: (D, F), frozen kernel W.

@@ -29,8 +29,11 @@ class RouterConfig:
 
     Attributes:
         top_k: Number of active experts per token, K.
-        input: Input of the router, from `INPUTS`.
-        gates: Definition of the gates, from `GATES`.
+        input: Input of the router, one of `INPUTS`: 'x', the input of the linear layer; or
+            'first', the down-projected input.
+        gates: How the gates of the top-k experts are computed, one of `GATES`: 'softmax', their
+            probabilities; 'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K
+            each.
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
 
     Raises:

@@ -98,8 +98,9 @@ class Structure(abc.ABC):
         kernel_dependent: Names of parameters whose initial value depends on the frozen kernel, such
             as DoRA's magnitude. `leaf_axes` describes all other parameters: the factors, and the
             weight of a second router if the structure has one.
-        expert_input_factors: Names of the factors, except the last, that experts do not share.
-            `Initialization.identical` gives them the same initial value in all experts.
+        expert_input_factors: Names of the factors before the last one that are separate for each
+            expert. With `Initialization.identical`, they have the same initial values in all
+            experts.
         dispatch_factors: Names of the two factors of an expert that token dispatch applies; () if
             the structure does not support token dispatch.
         first_factor_axis: Logical axis name of the columns of the first factor, which multiplies
@@ -194,9 +195,10 @@ class Structure(abc.ABC):
         return projected_NQ
 
     def output(self, hidden_NP: jax.Array, leaves: Leaves) -> jax.Array:
-        """Multiply the gated activations with the last factors, and sum over experts, (N, F).
+        """Multiply the gated activations with the remaining factors, and sum over experts, (N, F).
 
-        By default, only the up-projections are left to be applied.
+        The remaining factors are those that `first_factor` and `hidden` do not apply: by default,
+        only the up-projection of each expert.
 
         Args:
             hidden_NP: (N, P), gated activations h_t of all experts.
@@ -267,7 +269,7 @@ class Structure(abc.ABC):
 
 @runtime_checkable
 class StartsFromLoRA(Protocol):
-    """Protocol of structures whose experts can all start as copies of one trained LoRA."""
+    """`typing.Protocol` of structures whose experts can all start as copies of one trained LoRA."""
 
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
@@ -337,7 +339,7 @@ class IndependentExperts(Structure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return down-projections A_t of the experts that begin with the rows of the LoRA's A."""
+        """Return the experts' A_t. The first rows of each A_t are the trained LoRA's A."""
         return {'down': fresh['down'].at[:, :, : down_DR.shape[-1]].set(down_DR)}
 
     def projections(self, leaves: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -493,10 +495,11 @@ class IndependentSubspaces(SubspaceStructure):
     def initialize(
         self, key: jax.Array, inputs: int, outputs: int, beta: float
     ) -> dict[str, jax.Array]:
-        """Initialize S_t as β times an orthonormal basis, P_t Kaiming-uniform over β, B_t as zeros.
+        """Initialize S_t, P_t and B_t of each expert t.
 
-        The paper does not describe this initialization. S_t corresponds to MALoRA's S_A, and the
-        rows of P_t S_t have the same scale as in MALoRA.
+        S_t is β times an orthonormal basis. P_t is drawn Kaiming-uniform and divided by β. B_t is
+        zero. The paper does not describe this initialization. S_t corresponds to MALoRA's S_A, and
+        the rows of P_t S_t have the same scale as in MALoRA.
         """
         E, R, own_rank = self.num_experts, self.rank, self.shared_rank // self.num_experts
         key, core_key = jax.random.split(key)
@@ -583,7 +586,7 @@ class HydraLoRA(Structure):
 
     @property
     def subspace_rank(self) -> int:
-        """Dimensions of the shared A x, equal to the rank of one expert."""
+        """Number of dimensions of A x, the activations that all experts share: the rank R."""
         return self.rank
 
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
@@ -594,7 +597,7 @@ class HydraLoRA(Structure):
     def factors_from_lora(
         self, fresh: Leaves, down_DR: jax.Array, beta: float
     ) -> dict[str, jax.Array]:
-        """Return a shared down-projection that begins with the rows of the trained LoRA's A."""
+        """Return the shared down-projection, whose first rows are the trained LoRA's A."""
         return {'shared_down': fresh['shared_down'].at[:, : down_DR.shape[-1]].set(down_DR)}
 
     def hidden(self, projected_NQ: jax.Array, leaves: Leaves) -> jax.Array:

@@ -26,12 +26,18 @@ def loss(mean: float | None, interval: Interval | None = None) -> str:
 
 
 def score_difference(difference: PairedDifference | None) -> str:
-    """Return a difference of scores in percentage points, its interval and its significance."""
+    """Return a difference of scores as text, in percentage points, with its interval.
+
+    A difference whose interval contains 0 is marked: '+1.2 [-0.4, +2.8], not significant'.
+    """
     return _difference(difference, 100, 1)
 
 
 def loss_difference(difference: PairedDifference | None) -> str:
-    """Return a difference of losses, its interval and its significance."""
+    """Return a difference of losses as text, with its interval.
+
+    A difference whose interval contains 0 is marked: '+0.012 [-0.004, +0.028], not significant'.
+    """
     return _difference(difference, 1, 3)
 
 

@@ -23,10 +23,12 @@ def token_tables(
     question_set: HeldOutQuestions,
     tokenizer: TokenizerProtocol,
 ) -> list[Table]:
-    """Return a table of example tokens by expert for each linear module.
+    """Return one table for each linear module, with example tokens of each expert.
 
-    Each table shows the layer whose experts carry the most information about the task. There are
-    no tables if all experts are active for every token or no token is frequent enough.
+    A row of a table lists the tokens that are routed to one expert more often than by chance. The
+    table shows only one layer: the layer whose experts carry the most information about the task.
+    There are no tables if all experts are active for every token, or if `question_set` has no
+    frequent tokens.
 
     Args:
         config: Config of the run.
@@ -69,7 +71,7 @@ def token_tables(
 
 
 def _readable_tokens(tokenizer: TokenizerProtocol, tokens: Sequence[int]) -> list[str]:
-    """Return the text of each token id, or the id itself if it is only part of a character."""
+    """Return the text of each token; 'token 123' if token 123 is only part of a character."""
     special = {tokenizer.token_to_id(text): text for text in tokenizer.special_tokens}
     texts = []
     for token in tokens:

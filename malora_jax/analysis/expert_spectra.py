@@ -21,12 +21,16 @@ class ExpertSpectrum(NamedTuple):
     The control is a matrix to compare with. For A, the control is the initial A; if the initial A
     is unknown, it is a random matrix of the same norm. For B, it is always such a random matrix.
 
+    A direction is a singular vector. The squared norm of a matrix is the sum of its squared
+    singular values, so each direction carries one term of this sum.
+
     Attributes:
         trained: (L, K) singular values after training.
         control: (L, K) singular values of the control.
         directions: (L,) number of directions that carry 90% of the squared norm after training.
         control_directions: (L,) number of directions that carry 90% of the control's squared norm.
-        max_directions: Maximum number of directions: the rank of all experts together.
+        max_directions: Largest possible number of directions: the rank of the concatenated matrix,
+            in the layer where this rank is largest.
     """
 
     trained: np.ndarray
@@ -41,11 +45,12 @@ def expert_spectra(
 ) -> dict[str, ExpertSpectrum]:
     """Return the singular values of the experts' projections in one linear module.
 
-    The key 'A' holds those of the down-projections, the key 'B' those of the up-projections.
-
     Args:
         trained: Trained projections, as `adapter_weights.expert_projections` returns them.
         start: Initial projections in the same form; None if they are unknown.
+
+    Returns:
+        A dict with two keys: 'A' for the down-projections and 'B' for the up-projections.
     """
     down_LEDR, up_LEFR = trained['A'], trained['B']
     down_control = random_singular_values(down_LEDR)

@@ -44,8 +44,9 @@ class HeldOutRouting(NamedTuple):
     """Sums of routing decisions. Both attributes are dicts by name of the linear module.
 
     Attributes:
-        by_question: Sums over the tokens of each question. Each array of the `RoutingSums` is
-            (Q, L, E).
+        by_question: Sums over the tokens of each question. `RoutingSums` has three arrays: the
+            number of tokens routed to each expert, and the sums of router probabilities and of
+            gates. Each array is (Q, L, E).
         by_token: (L, W, E) number of times that each frequent token was routed to each expert.
     """
 
@@ -110,14 +111,15 @@ def sum_routing(
 def _sums(
     model: Decoder, variables: Any, batch: Batch, tokens_W: jax.Array, max_questions: int
 ) -> Iterator[tuple[str, RoutingSums]]:
-    """Run the model on one batch, and yield the routing sums of each linear module.
+    """Run the model on one batch, and yield the name and the routing sums of each linear module.
 
     Args:
         model: Decoder with routers.
         variables: Variable collections of the model.
         batch: Packed batch with the entry `groups` of `HeldOutQuestions`.
         tokens_W: Ids of the frequent tokens.
-        max_questions: Number of questions to which the sums are padded.
+        max_questions: Length of the question axis of the sums. If the batch has fewer questions,
+            the rest of the axis is zero.
 
     Yields:
         The name of the linear module and its sums. Each array of the sums is

@@ -51,8 +51,9 @@ def write_report(
         The sections of the report.
 
     Raises:
-        UserError: `read_runs` refuses the runs; `seed_groups` refuses the runs for the table; or,
-            for the sections on routing, the base model or the data differ from those of a run.
+        UserError: The runs cannot be read (see `read_runs`); the runs do not fit the table (see
+            `seed_groups`); or routing is measured, and the base model or the data have changed
+            since a run was trained.
     """
     runs = read_runs(workdirs, weights, allow_unfinished)
     finished = [run for run in runs if run.is_finished]

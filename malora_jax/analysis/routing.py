@@ -78,7 +78,7 @@ def chance_information(
 
 
 def by_task(load_QLE: np.ndarray, task_Q: np.ndarray) -> np.ndarray:
-    """Return the sums over the questions of each task, (L, G, E).
+    """Return the token slots of each task, summed over the task's questions, (L, G, E).
 
     Args:
         load_QLE: (Q, L, E) token slots by question, router and expert.

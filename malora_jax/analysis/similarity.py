@@ -30,7 +30,9 @@ class Subspaces(NamedTuple):
 
 
 def subspaces(projections_LEDR: np.ndarray) -> Subspaces:
-    """Return orthonormal bases of the column spaces, without directions below float32 precision.
+    """Return an orthonormal basis of each projection's column space.
+
+    Directions whose singular values are only float32 rounding errors are dropped.
 
     Args:
         projections_LEDR: (L, E, D, R) projections.
@@ -41,14 +43,14 @@ def subspaces(projections_LEDR: np.ndarray) -> Subspaces:
 
 
 def cca_similarity(one: Subspaces, other: Subspaces) -> np.ndarray:
-    """Return the similarity of each subspace of `one` with each of `other`; nan where one is empty.
+    """Return the similarity of each subspace of `one` with each subspace of `other`.
 
     Args:
         one: Subspaces of E experts.
         other: Subspaces of G experts.
 
     Returns:
-        (L, E, G), between 0 and 1.
+        (L, E, G), between 0 and 1; nan for pairs with a subspace of rank 0.
     """
     L, E, D, R = one.basis.shape
     G, P = other.basis.shape[1], other.basis.shape[3]

@@ -26,10 +26,13 @@ def singular_values(projections_LEDR: np.ndarray) -> np.ndarray:
 
 
 def directions(sigma_LK: np.ndarray, share: float = 0.9) -> np.ndarray:
-    """Return the smallest number of directions that carry a given share of the squared norm.
+    """Return how many of the largest singular values make up a given share of the squared norm.
+
+    The squared norm of a matrix is the sum of its squared singular values. Each singular value
+    belongs to one direction, its singular vector.
 
     Args:
-        sigma_LK: (L, K) singular values in descending order.
+        sigma_LK: (L, K) singular values of one matrix for each layer, in descending order.
         share: Share of the squared norm, 0 to 1.
 
     Returns:

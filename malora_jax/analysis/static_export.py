@@ -1,4 +1,6 @@
-"""Static export of a routed mixture as a plain LoRA, and the held-out loss that it costs.
+"""Static export of a routed mixture as a plain LoRA.
+
+The held-out losses of the mixture and of the LoRA show how much the approximation costs.
 
 Dimension letters: L layers, G tasks, E experts.
 """
@@ -42,8 +44,8 @@ def static_export(
 ) -> StaticExport:
     """Approximate a mixture of experts by a plain LoRA, and measure the held-out loss of both.
 
-    The gates of the mixture differ from token to token. The LoRA replaces each gate by its mean, so
-    that it adds the same update to the weights for all tokens, the mean update.
+    The gates of the mixture differ from token to token. The LoRA replaces each gate by its mean
+    over tokens. It therefore adds one update to the weights, the mean update, for all tokens.
 
     Args:
         setup: Config, models and data of the trained run.

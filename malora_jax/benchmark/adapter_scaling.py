@@ -116,9 +116,10 @@ def curves(
 def _points(
     by_size: Mapping[int, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[int, str, Mapping[str, Any], tuple[float, float]]]:
-    """Yield a tuple for each size and method, without the base model.
+    """Yield a tuple for each size and method, except for the base model.
 
-    It holds the size, the name of the method, its measurements and their lower bounds.
+    The tuple holds the size, the name of the method, the measurements of the method, and the lower
+    bounds of its time and memory, from `lower_bounds`.
     """
     for size, methods in by_size.items():
         for name, measurements in methods.items():

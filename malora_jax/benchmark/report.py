@@ -20,8 +20,8 @@ def summarize(
     """Return the statistics of each timed step: times, ratios, throughput, FLOPs and memory.
 
     The time of the backward pass is the time of the gradient minus that of the forward pass. The
-    time of the optimizer is the time of the whole step minus that of the gradient. Both are medians
-    of the differences in each round. Ratios are medians of the ratios in each round.
+    time of the optimizer is the time of the whole step minus that of the gradient. Differences and
+    ratios are computed within each round; the result has the median over the rounds.
 
     Args:
         timed_steps: Training steps that were timed, one per method.

@@ -63,7 +63,7 @@ def compile_method_step(
         name: Name of the method.
         run: Config with the adapter of that method.
         params: Parameters of the frozen base model.
-        batch: Batch whose shapes are compiled for, and on which the first step is run.
+        batch: Batch on which the first step is run. The step is compiled for its shapes.
         tasks: Number of tasks in the batches.
     """
     model = Decoder(run.model, run.adapter, run.training.remat)
@@ -117,7 +117,7 @@ def compile_base_step(run: RunConfig, params: Any, batch: Batch) -> TimedStep:
     Args:
         run: Config of the base model.
         params: Parameters of the frozen base model.
-        batch: Batch whose shapes are compiled for, and on which the first step is run.
+        batch: Batch on which the first step is run. The step is compiled for its shapes.
     """
     loss = base_loss(run)
 

@@ -81,8 +81,9 @@ class ChatRenderer:
         """Return the text of the model's answer, without the end token and what follows it.
 
         Raises:
-            UserError: The template cannot be rendered, renders the prompt differently when an
-                answer follows, or does not end this answer like other answers.
+            UserError: The template cannot be rendered, or renders the prompt differently when an
+                answer follows. Or the text after this answer differs from the text that the
+                template wrote after the test answer in `__init__`.
         """
         rest = self._rest(question, answer)
         if not rest.endswith(self._after):
@@ -155,7 +156,10 @@ class ChatRenderer:
 
 @functools.cache
 def _environment() -> LimitedEnvironment:
-    """Return the Jinja environment of `transformers`, with resource limits and a fixed date."""
+    """Return a Jinja environment set up as in `transformers`, with limits on time and memory.
+
+    A template that asks for today's date always gets `FIXED_DATE`, so that runs are reproducible.
+    """
     environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )

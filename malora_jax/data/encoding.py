@@ -140,10 +140,11 @@ def count_positions(turns: Sequence[Turn]) -> int:
 def truncate_turns(turns: Sequence[Turn], max_length: int, bos_id: int | None) -> list[Turn]:
     """Truncate turns to at most `max_length` positions.
 
-    The last turns are dropped first, because they refer to earlier turns. If the first turn
-    alone is too long, its answer keeps at least half of the positions if it needs them. An answer
-    is cut at its end, and then no end token follows it. A prompt is cut at its beginning; a BOS
-    token there is kept.
+    Whole turns are dropped from the end, because later turns refer to earlier ones. The first turn
+    always remains. If it is too long, its prompt and its answer are cut. The answer may take all
+    positions that the prompt leaves free, and always at least half of the positions. A longer
+    answer is cut at its end, and then no end token follows it. The prompt is cut at its beginning,
+    to the positions that the answer leaves; a BOS token there is kept.
 
     Args:
         turns: Tokenized turns of an example, at least one.
@@ -218,7 +219,8 @@ def _next_prompt(
 ) -> list[int]:
     """Return the token IDs of the prompt of a question that follows earlier turns.
 
-    The prompt begins after the end token of the last answer, and ends where the next one begins.
+    The prompt begins after the end token of the last answer in `history`. It contains the new
+    question, and ends where the model's next answer begins.
     """
     messages = [
         {'role': role, 'content': text}

@@ -61,9 +61,10 @@ def split_examples(
         file_examples: Examples of the task's file.
         test: Examples of the task's test file, or None.
         seed: Seed of the run; each seed holds out different questions.
-        max_per_task: Maximum number of training questions, each with all its rows; 0 = all.
+        max_per_task: Maximum number of training questions; 0 = all. If several rows have the same
+            question, all of them are kept.
         held_out: Number of held-out questions; with a test file, the maximum number.
-        validation: Number of validation questions, which choose a checkpoint.
+        validation: Number of validation questions, whose loss chooses the checkpoint.
 
     Returns:
         The split; its `origin` has `file`, `rows` and `dropped_duplicates`, and with a test file
@@ -113,7 +114,9 @@ def _ranked(questions: _Groups, seed: int) -> list[str]:
 def _merge_answers(rows: Sequence[Example]) -> Example:
     """Return the first row's example, with all right answers in `metadata['answers']`.
 
-    The right answers are those of all rows with exactly the same question and earlier turns.
+    All `rows` begin with the same question, apart from white space and letter case, but their later
+    turns may differ. The right answers are the answers of those rows whose question and earlier
+    turns are exactly those of the first row.
     """
     first = rows[0]
     same = [row for row in rows if (row.history, row.question) == (first.history, first.question)]

@@ -84,9 +84,10 @@ class FileTask:
 
         Args:
             seed: Seed of the run; each seed holds out different questions.
-            max_per_task: Maximum number of training questions, each with all its rows; 0 = all.
+            max_per_task: Maximum number of training questions; 0 = all. If several rows have the
+                same question, all of them are kept.
             held_out: Number of held-out questions; with a test file, the maximum number.
-            validation: Number of validation questions, which choose a checkpoint.
+            validation: Number of validation questions, whose loss chooses the checkpoint.
 
         Raises:
             UserError: A file is broken, too small, or shares questions with its test file.
@@ -162,8 +163,9 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
     White space around questions and at the end of answers is dropped.
 
     Raises:
-        UserError: The file cannot be read or has no rows, or a row lacks a question or an answer,
-            or has an answer that the scorer would count as wrong.
+        UserError: The file cannot be read or has no rows, or a row lacks a question or an answer.
+            Or the scorer does not suit a row: it would score a prediction that equals the row's
+            own answer as wrong.
     """
     examples: dict[tuple[tuple[str, str], ...], Example] = {}
     rows = 0

@@ -13,14 +13,20 @@ The first of these rules that finds a number decides:
 UltraEval and lm-evaluation-harness also take the first '####' ('strict'). Without one, UltraEval
 takes what follows the last '>>' or '=', and the harness takes the last number ('flexible').
 
-These parts of a number are understood: digits of any script; commas, apostrophes and no-break
-spaces between groups of three digits (or of the Indian 2-2-3); a minus sign that touches the number
-or its currency sign and has no number or bracket before it, so '3-4' holds 3 and 4; fractions such
-as '1/2' and '\frac{1}{2}'; Chinese and Japanese 万 and 亿. Currency and percent signs are ignored.
-In `COMMA_LANGUAGES`, points and plain spaces also separate groups of three digits, and decimals
-follow a comma or a point. A comma or a point before exactly three digits is a separator there, not
-the start of decimals: MGSM itself writes '2,125' in Spanish, French and Russian. In all other
-languages, commas separate groups and decimals follow a point.
+A number may contain:
+
+- digits of any script;
+- commas, apostrophes or no-break spaces between groups of three digits, such as '1,234,567', or
+  commas between Indian groups, such as '12,34,567';
+- a minus sign directly before the digits or before a currency sign, such as '-3' and '-$3'. After a
+  letter, a digit or a closing bracket, it is not a sign: '3-4' holds the numbers 3 and 4;
+- a fraction, such as '1/2' and '\frac{1}{2}';
+- the Chinese and Japanese units 万 (10,000) and 亿 (100 million).
+
+Currency and percent signs are ignored. In most languages, decimals follow a point. In
+`COMMA_LANGUAGES`, decimals follow a comma or a point, and points and plain spaces may also separate
+groups of three digits. There, a comma or a point before exactly three digits is such a separator,
+not the start of decimals: MGSM itself writes '2,125' in Spanish, French and Russian.
 
 Not supported: numbers in words (eighteen, 三十), million and k, mixed numbers (2 1/2), powers of
 ten, dates, times, and numbers of two parts with 亿 and 万.

@@ -35,8 +35,9 @@ def pack(
         examples: Results of `encode_example`, each with at most `sequence_length` positions.
         sequence_length: T, the number of positions of a row.
         seed: Random seed of the order of rows.
-        shuffle: Whether to shuffle the rows of each group. Grain fills the rows in groups
-            of `_NUM_PACKING_BINS`; without shuffling, the first rows of a group are the fullest.
+        shuffle: Whether to shuffle the rows within each group. (Grain fills a group of
+            `_NUM_PACKING_BINS` rows at a time.) If False, the first rows of a group are the
+            fullest.
 
     Returns:
         Rows as dicts of arrays of shape (T,): the features of the examples, `segment_ids` (1, 2, …

@@ -36,9 +36,10 @@ class TaskProtocol(Protocol):
 
         Args:
             seed: Seed of the run.
-            max_per_task: Maximum number of training questions; 0 = all, if their number is finite.
+            max_per_task: Maximum number of training questions; 0 = all. A `Task`, which generates
+                its examples, does not accept 0.
             held_out: Number of held-out questions, which are scored.
-            validation: Number of validation questions, which choose a checkpoint.
+            validation: Number of validation questions, whose loss chooses the checkpoint.
 
         Raises:
             UserError: There are too few examples, or they cannot be read.

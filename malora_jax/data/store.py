@@ -106,8 +106,8 @@ class Store:
         """Return a split of a prepared dataset.
 
         Raises:
-            UserError: The dataset is not prepared, lacks this split, is damaged, or does not have
-                the number of rows in the lock file.
+            UserError: The dataset is not prepared, lacks this split, or is damaged. Or its number
+                of rows differs from the number that the lock file states.
         """
         if not self._is_prepared(dataset):
             raise UserError(
@@ -226,7 +226,11 @@ class Store:
     def _parse_items(
         self, dataset: Dataset, split: str, paths: Sequence[pathlib.Path], broken: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield numbered items, and append the messages of skipped rows to `broken`."""
+        """Yield pairs (index, item) for the rows of a split; the index counts the items from 0.
+
+        Rows of 'test' that are not scored are left out. A broken row raises an error. But if
+        `skip_broken` is True, the row is skipped, and its message is appended to `broken`.
+        """
         rows = (row for path in paths for row in dataset.read(path))
         title, count, num_skipped = f'prepare {dataset.name}/{split}', 0, len(broken)
         for row in tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True):
@@ -338,7 +342,10 @@ def open_store(
 
 @contextlib.contextmanager
 def _exclusive_lock(directory: pathlib.Path) -> Iterator[None]:
-    """Hold a lock while one process prepares datasets; the lock is freed if the process dies."""
+    """Hold the directory's lock within a `with` block, so that one process at a time prepares.
+
+    Other processes wait for the lock. If the process that holds it dies, the lock is released.
+    """
     with (directory / _MUTEX_FILE).open('w') as busy:
         try:
             fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -350,7 +357,7 @@ def _exclusive_lock(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Create an empty temporary directory, which is removed at the end."""
+    """Create an empty temporary directory for a `with` block, which removes it when it ends."""
     path = directory / '.malora_jax.tmp'
     shutil.rmtree(path, ignore_errors=True)  # A killed process may have left it behind.
     path.mkdir()

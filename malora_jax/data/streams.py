@@ -17,9 +17,9 @@ import numpy as np
 class RowStreams(Iterator[dict[str, np.ndarray]]):
     """Iterator over batches whose rows come from S independent streams.
 
-    The rows of a batch are S equal blocks, and the i-th stream fills the i-th block. Rows of
-    streams that this process does not read are zeros (padding), which its devices do not use. Orbax
-    saves and restores the position of each stream, in one file per stream.
+    The rows of a batch are S equal blocks, and the i-th stream fills the i-th block. This process
+    reads only the streams whose rows its own devices need. The blocks of all other streams are
+    zeros (padding). Orbax saves and restores the position of each stream, in one file per stream.
 
     For example, from `train_iterator`::
 
@@ -69,7 +69,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
             stream.set_state(state[str(number)])
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """Save the positions to a checkpoint, as an Orbax stateful checkpointable."""
+        """Save the positions of the saved streams; Orbax calls this when it writes a checkpoint."""
         states = {number: json.dumps(self._streams[number].get_state()) for number in self._saved}
 
         async def write() -> None:
@@ -80,7 +80,7 @@ class RowStreams(Iterator[dict[str, np.ndarray]]):
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """Restore the positions from a checkpoint, as an Orbax stateful checkpointable."""
+        """Restore the positions of the streams; Orbax calls this when it reads a checkpoint."""
 
         async def read() -> None:
             for number, stream in self._streams.items():

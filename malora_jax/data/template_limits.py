@@ -6,9 +6,10 @@ is metered:
 
 * after `TIME_LIMIT_S` of the thread's CPU time, the template is stopped;
 * no value and no concatenated text may be larger than `MAX_SIZE` characters and items;
-* an operation that multiplies sizes (repetition, padding, replacing, joining) is rejected early
-  if its result might be much larger than that; so is any filter, call or repetition that is given a
-  number above `MAX_NUMBER`.
+* an operation that multiplies sizes (repetition, padding, replacing, joining) is rejected before
+  it starts if its result might be much larger than `MAX_SIZE`;
+* a filter, a call or a repetition is rejected before it starts if one of its arguments is a number
+  above `MAX_NUMBER`.
 
 These limits also bound the time of a single operation to a fraction of a second. The
 filters in `_REMOVED_FILTERS` are removed, mostly because their time grows faster than their input.

@@ -120,8 +120,8 @@ class FixedTemplate:
         """Return the text of all earlier turns, then the prompt of the last question.
 
         Each answer is followed by the end token, if the template has one, and by the turn
-        separator. A template without an end token is meant for single turns, so only the separator
-        marks the end of an answer.
+        separator. If the template has no end token, only the separator marks the end of an answer.
+        Such a template is meant for single turns.
 
         Raises:
             UserError: A message has a role other than 'user' and 'assistant'.
@@ -192,7 +192,10 @@ class ChatTemplate:
     def next_prompt(
         self, tokenizer: TokenizerProtocol, messages: Sequence[Mapping[str, str]]
     ) -> str:
-        """Return the prompt of the last message, as it follows the earlier turns."""
+        """Return the prompt of the last message: the text after the end token of the last answer.
+
+        The model's chat template renders it together with the earlier turns.
+        """
         return _renderer(tokenizer).next_prompt(*map(dict, messages))
 
     def conversation(

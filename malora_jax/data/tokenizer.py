@@ -37,7 +37,9 @@ class TokenizerProtocol(Protocol):
         ...
 
     def decode(self, ids: list[int], *, continues: bool = False) -> str:
-        """Return the text of token IDs, the inverse of `encode` except for special tokens.
+        """Return the text of token IDs, without the special tokens.
+
+        Apart from special tokens, this is the inverse of `encode`.
 
         Args:
             ids: Token IDs.

@@ -43,10 +43,10 @@ def option_requests(
 
 
 def choose(log_probabilities: Sequence[float], options: Sequence[str]) -> ChosenOptions:
-    """Return the options with the largest log-probability; ties go to the first option.
+    """Choose the option with the largest log-probability, in total and per character.
 
-    The length of an option is its number of characters without surrounding white space, as in
-    `acc_norm` of EleutherAI's evaluation harness.
+    If several options are equal, the first one is chosen. The characters of an option are counted
+    without surrounding white space, as in `acc_norm` of EleutherAI's evaluation harness.
 
     Args:
         log_probabilities: Log-probability of each option's continuation, in nats.

@@ -62,11 +62,14 @@ def run_test(
 ) -> CompletionOutcome:
     """Run the test of a problem on a completion.
 
-    The candidate can import only the standard library, and its output is discarded. Arguments and
-    results are sent between the processes as plain data. An instance of a class that the prompt
-    defines arrives as an instance of that class. An instance of a class that only the candidate
-    defines arrives without the class, as plain data. A candidate therefore cannot return an object
-    whose `__eq__` makes every comparison in the test true.
+    The prompt and the completion together are the candidate: a program, which runs in one process.
+    The test runs in a second process, and calls the candidate's function in the first one. The
+    candidate can import only the standard library, and its output is discarded.
+
+    Arguments and results are sent between the two processes as plain data. An instance of a class
+    that the prompt defines arrives as an instance of that class. An instance of a class that only
+    the candidate defines arrives without the class, as plain data. A candidate therefore cannot
+    return an object whose `__eq__` makes every comparison in the test true.
 
     A call without a result fails the test, even if the test catches exceptions. A call has no
     result if it raises an exception, exits, or returns something other than plain data. The test

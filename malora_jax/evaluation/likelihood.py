@@ -1,9 +1,11 @@
 """Log-likelihoods of continuations, given their contexts.
 
-Texts are packed as in training: several texts in a row, each with its own segment id. A text that
-is a prefix of another text is not computed again. Options of a single token, such as letters,
-therefore cost one forward pass over their question. The LM head runs only at the positions that
-predict a token of a continuation.
+Texts are packed as in training: several texts in a row, each with its own segment id. The text of a
+request is its context and continuation without the last token, which is only predicted. A text that
+is equal to another text, or a prefix of it, needs no forward pass of its own. For example, if each
+option of a question is one token, such as a letter, the texts of all options are equal, and one
+forward pass is enough. The LM head runs only at the positions that predict a token of a
+continuation.
 
 Dimension letters: B rows of a batch, T positions of a row, N = B · T, D model width, V vocabulary,
 P predictions that go through the LM head together.
@@ -77,8 +79,8 @@ def log_likelihoods(
         variables: Variable collections of the decoder.
         requests: Token ids of contexts and continuations, in any order.
         batch_size: Number of rows in a batch if the rows have the minimum length, `pad_multiple`. A
-            batch of longer rows has fewer rows, and at most as many tokens in all, unless it has a
-            single row.
+            batch of longer rows has fewer rows, so that it has at most `batch_size * pad_multiple`
+            positions. If a single row is longer than that, it is a batch of its own.
         pad_multiple: Rows are padded to a multiple of this number of tokens. A few times the usual
             length of a request is a good value, because several requests then fill a row with
             little padding. The decoder is compiled once for each batch shape that occurs.
@@ -197,6 +199,11 @@ def rolling_windows(text: Sequence[int], prefix_id: int, length: int) -> list[Li
 def _input_tokens(number: int, request: LikelihoodRequest, context_length: int) -> tuple[int, ...]:
     """Return the input tokens of a request: all but the last, truncated to the context length.
 
+    Args:
+        number: Index of the request, for error messages.
+        request: Token ids of the context and of the continuation.
+        context_length: Maximum number of input tokens.
+
     Raises:
         UserError: A part of the request is empty, or the continuation does not fit.
     """
@@ -236,10 +243,10 @@ def _batches(
 
 
 def _group_by_prefix(texts: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Group each text with a longer text that begins with it; only the longest must be computed.
+    """Group the texts so that each group needs only one forward pass, over its first text.
 
     Returns:
-        Groups of text indices. The first text of a group begins with each other text of the group.
+        Groups of text indices. Each text of a group is equal to the first one, or a prefix of it.
     """
     groups: list[list[int]] = []
     # In reverse lexicographic order, a text directly follows the texts that it is a prefix of.

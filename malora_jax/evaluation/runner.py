@@ -163,7 +163,15 @@ def mean_loss(answers: Sequence[Answer]) -> float:
 
 
 def more_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """Return the mean (`score`) and its `interval` for each additional score of one task."""
+    """Return the means of the scores in `Answer.more`, over the answers to one task.
+
+    Args:
+        answers: Answers to one task, at least one.
+
+    Returns:
+        For each of these scores, by its name, a dict with the mean (`score`) and the confidence
+        `interval` of the mean.
+    """
     means = {}
     for name in answers[0].more:
         others = [dataclasses.replace(answer, score=answer.more[name]) for answer in answers]

@@ -132,6 +132,8 @@ def probe_protections() -> Protections:
 def _probe_layers() -> tuple[str, ...]:
     """Return the names of the layers that this system supports.
 
+    A layer is a restriction that not every system supports: 'memory', 'landlock' or 'seccomp'.
+
     Raises:
         UserError: Generated code would run as root without the seccomp filter.
         OSError: Confined processes do not work on this system.

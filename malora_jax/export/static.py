@@ -46,9 +46,9 @@ def static_lora(
 ) -> tuple[TrainedModel, dict[str, Any]]:
     """Return the plain LoRA that is nearest to the mean update of a routed mixture.
 
-    The mean update ΔW is the update with every gate replaced by its mean over tokens. A LoRA of
-    sufficient rank, the exact rank, equals ΔW. If `rank` is smaller, ΔW is truncated to ΔW' by
-    singular value decomposition (SVD).
+    The mean update ΔW is the update with every gate replaced by its mean over tokens. The exact
+    rank is the rank that a LoRA needs to represent ΔW without error. If `rank` is smaller, ΔW is
+    truncated to ΔW' by singular value decomposition (SVD).
 
     Args:
         trained: Trained model with a routed mixture of experts.

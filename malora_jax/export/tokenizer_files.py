@@ -83,7 +83,10 @@ def chat_template(trained: TrainedModel) -> str:
 
 
 def _backend(trained: TrainedModel) -> tokenizers.Tokenizer:
-    """Return the tokenizer, set up to add the bos token if training does, and no other token."""
+    """Return the tokenizer, which adds the same special tokens to a text as training does.
+
+    This is a leading bos token if the tokenizer has one, and no other token.
+    """
     tokenizer = trained.base.tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json)
     alone = backend.encode('a', add_special_tokens=False).ids

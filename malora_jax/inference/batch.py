@@ -124,6 +124,12 @@ def _read_partial(
 ) -> dict[int, dict[str, Any]]:
     """Return the finished rows of a partial file, by row number.
 
+    Args:
+        partial: Partial file. Its first line is the header that was written when it was started.
+        header: Header of this call: number of rows, model and sampling settings. The header in the
+            file must be equal.
+        rows: Location and fields of each row of the source file.
+
     Raises:
         UserError: The file is broken, or was started with other prompts or settings.
     """

@@ -206,7 +206,8 @@ class LanguageModel:
             config: Generation settings.
 
         Returns:
-            Iterator over the pieces of the text, which are generated while it is read.
+            Iterator over the pieces of the text. Each piece is generated when the caller asks the
+            iterator for it.
 
         Raises:
             UserError: The conversation is malformed or too long, or the template does not support
@@ -220,6 +221,9 @@ class LanguageModel:
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Likelihood]:
         """Return the log-likelihood of each answer to its question, including the end token.
+
+        If a prompt (the template with the question) and its answer together exceed the model's
+        context length, the start of the prompt is cut off.
 
         Args:
             questions: Questions, which are put into the template.

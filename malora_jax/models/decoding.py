@@ -37,7 +37,8 @@ class DecodeState(struct.PyTreeNode):
     """Decoding state of all slots: KV cache, last tokens and settings.
 
     Attributes:
-        k: (L, B, K, S, C) cached keys after RoPE, or a tuple of L arrays (B, K, S, C).
+        k: (L, B, K, S, C) cached keys after RoPE. If each layer has a cache of its own (see the
+            docstring of the module), a tuple of L arrays (B, K, S, C) instead.
         v: Cached values, in the same form as `k`.
         length: (B,) int32 number of cached tokens.
         token: (B,) int32 newest token; the next decode step adds it to the cache.
@@ -83,15 +84,15 @@ class SlotRequest(struct.PyTreeNode):
 class SampledTokens(struct.PyTreeNode):
     """Sampled tokens with their log-probabilities.
 
-    Log-probabilities are those at temperature 1, without top-k or top-p. In the shapes below, … is
-    (B, W) in a result of `decode`: slots and decode steps. In a result of `prefill`, which samples
-    a single token, … is empty. A is the number of most probable tokens.
+    Log-probabilities are those at temperature 1, without top-k or top-p. The shapes below are those
+    that `decode` returns, for B slots and W decode steps. `prefill` samples a single token, so its
+    result lacks the axes B and W. A is the number of most probable tokens.
 
     Attributes:
-        token: (…) int32 token ids.
-        log_probability: (…) float32 log-probabilities of the tokens, in nats.
-        top_tokens: (…, A) int32 ids of the most probable tokens; zeros if no slot asks for them.
-        top_log_probability: (…, A) float32 log-probabilities of `top_tokens`, in nats.
+        token: (B, W) int32 token ids.
+        log_probability: (B, W) float32 log-probabilities of the tokens, in nats.
+        top_tokens: (B, W, A) int32 ids of the most probable tokens; zeros if no slot asks for them.
+        top_log_probability: (B, W, A) float32 log-probabilities of `top_tokens`, in nats.
     """
 
     token: jax.Array
@@ -356,8 +357,8 @@ def _sample_next(
 ) -> SampledTokens:
     """Sample the next token of each slot from the model's hidden states.
 
-    `index_B` is the index of the new token in its answer. The most probable tokens are computed for
-    all slots if any entry of `wants_logprobs` is True.
+    `index_B` is the index of the new token in its answer; it selects the token's random numbers.
+    The most probable tokens are computed for all slots if any entry of `wants_logprobs` is True.
     """
     logits_BV = logits(hidden_BD, output_head(model.config, variables['params']))
     token_B = sample(logits_BV, sampling, index_B)

@@ -159,15 +159,16 @@ class _CharacterStream:
         return self._tokenizer.decode(ids, continues=True)
 
     def _shorten(self, text: str, is_hopeless: bool) -> None:
-        """Drop the first tokens of the window, unless this would change the text of the others.
+        """Drop the first tokens of the window, unless this would change the text of the rest.
 
-        The text changes if the cut separates two tokens that form one character. Several cuts are
-        therefore tried.
+        The text of the remaining tokens changes if the last dropped token and the first remaining
+        token form one character. The method therefore tries to drop different numbers of tokens.
 
         Args:
             text: Text of the window.
             is_hopeless: Whether the window is so long that its incomplete characters will never be
-                complete. In this case, if each cut changes the text, all tokens are dropped.
+                complete. It matters only if each number of tokens would change the text: then all
+                tokens are dropped if it is True, and none if it is False.
         """
         last_start = len(self._ids) - _MIN_WINDOW
         for start in range(last_start, last_start - 4, -1):
@@ -183,14 +184,14 @@ class _CharacterStream:
 class _PrefixMatch:
     """Incremental search for a stop string in a growing text (Knuth, Morris, Pratt 1977).
 
-    After each character, it knows how much of the stop string the end of the text matches. The
-    failure table of the algorithm grows with the match, so that a long stop string that rarely
-    matches costs nothing.
+    The text may end with the start of the stop string. The attribute `length` counts these
+    characters, and is updated with each new character. The failure table of the algorithm is
+    computed only as far as the text has matched. A long stop string of which only a few characters
+    ever match therefore costs little.
 
     Attributes:
         text: The stop string.
-        length: Number of characters at the start of the stop string that match the end of the text;
-            the largest such number.
+        length: Largest n for which the text ends with the first n characters of the stop string.
     """
 
     def __init__(self, text: str):

@@ -310,5 +310,8 @@ def _token(sampled: decoding.SampledTokens, at: tuple[int, ...], wants_logprobs:
 
 
 def _bucket_length(minimum: int, needed: int) -> int:
-    """Return the smallest of `minimum` · 1, 2, 4, 8, … that is at least `needed`."""
+    """Return a length of at least `needed`: `minimum` times the smallest sufficient power of two.
+
+    As there are only a few such lengths, only a few shapes are compiled.
+    """
     return minimum << max(0, (-(-needed // minimum) - 1).bit_length())

@@ -41,8 +41,8 @@ class Generator:
         Args:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
-            limit: Maximum number of new tokens; None or a higher value means the generator's
-                `max_new_tokens`.
+            limit: Maximum number of new tokens; None = the generator's `max_new_tokens`, to which
+                higher values are reduced.
             description: Label of the progress bar; None for no progress bar.
 
         Returns:
@@ -81,8 +81,8 @@ class Generator:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
             tokenizer: Tokenizer of the model.
-            limit: Maximum number of new tokens; None or a higher value means the generator's
-                `max_new_tokens`.
+            limit: Maximum number of new tokens; None = the generator's `max_new_tokens`, to which
+                higher values are reduced.
             stop: Stop strings; a text ends before the first one. They may be special tokens.
             samples: Number of texts for each prompt.
             temperature: Divisor of the logits before sampling; 0 for greedy decoding.

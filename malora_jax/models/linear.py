@@ -63,10 +63,11 @@ class LinearSpec(NamedTuple):
 class AdaptedLinear(nn.Module):
     """Linear with an adapter: y = W x + scale · Δ(x).
 
-    W is the frozen kernel, and Δ(x) is the low-rank update by the experts. With DoRA, each entry of
-    the result is multiplied by a factor of its own. Dropout applies to the input of the
-    down-projection in Δ, but not to the input of W. The adapter's parameters have the same module
-    path as the kernel, but are in other collections.
+    W is the frozen kernel, and Δ(x) is the low-rank update by the experts. With DoRA, y is also
+    multiplied by a vector (F,), which has one factor per output and is the same for all tokens. A
+    bias is added last. Dropout applies to the input of the down-projection in Δ, but not to the
+    input of W. The adapter's parameters have the same module path as the kernel, but are in other
+    collections.
 
     Attributes:
         features: Number F of outputs.

@@ -204,8 +204,8 @@ class SeedGroup:
             metric: 'score' or 'loss'.
 
         Returns:
-            Average of this row minus that of `other`; None if a row lacks a task, or the rows are
-            scored on different questions.
+            Average of this row minus that of `other`. None if either row has a task without
+            scores, or if the rows are scored on different questions.
         """
         if not (self.has_all_scores and other.has_all_scores and self._is_paired_with(other)):
             return None
@@ -281,9 +281,10 @@ def seed_groups(runs: Sequence[LoadedRun], table: PaperTable | None = None) -> l
             has the tasks of the table, and the runs must be comparable.
 
     Raises:
-        UserError: There is a table, and a run is not scored on its tasks; has the name of one of
-            its rows, but another adapter; cannot be compared with another run; or differs from
-            another run of its row in more than seed and tasks.
+        UserError: There is a table, and one of these is true: a run is not scored on the table's
+            tasks; a run has the name of a row of the table, but another adapter; two runs are not
+            comparable; or two runs of a row differ in more than seed and tasks, or have the same
+            seed and tasks.
     """
     tasks = [*table.tasks] if table else _scored_tasks(runs)
     grouped: dict[str, list[LoadedRun]] = {}
@@ -361,7 +362,11 @@ def _scored_tasks(runs: Sequence[LoadedRun]) -> list[str]:
 
 
 def _row_name(run: LoadedRun, table: PaperTable | None) -> str:
-    """Return the name of a run's row: the paper's, or one derived from its directory."""
+    """Return the name of a run's row.
+
+    It is the name of the matching row of `table`. Without a matching row, the name is derived from
+    the run's directory.
+    """
     tasks, single = {*run.results['tasks']}, run.is_single_task
     name = re.sub(r'-seed\d+$', '', run.name)
     if single:

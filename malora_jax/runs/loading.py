@@ -241,8 +241,9 @@ def read_runs(
         allow_unfinished: Whether to accept unfinished runs that `workdirs` names directly.
 
     Raises:
-        UserError: A directory is given twice, or holds no run, an unfinished run, or a run with
-            missing or broken files; or two runs have different base models.
+        UserError: A directory is given twice; there is no run in a directory; a run is unfinished
+            and not accepted; a file of a run is missing or broken; or two runs have different base
+            models.
     """
     paths = [path for workdir in workdirs for path in _run_directories(workdir)]
     for path, times in Counter(path.resolve() for path in paths).items():

@@ -314,7 +314,17 @@ class _Service:
         prompts: Sequence[_Prompt],
         field: str,
     ) -> int:
-        """Submit `n` texts for each prompt, and return the total number of prompt tokens."""
+        """Tokenize the prompts, and queue the generation of `body.n` texts for each prompt.
+
+        Args:
+            body: Parsed body of the request.
+            generation: Texts of the request, in the order of the prompts.
+            prompts: Prompts of the request.
+            field: Field of the body that holds the prompts, for error messages.
+
+        Returns:
+            Total number of tokens of the prompts.
+        """
         seed = uuid.uuid4().int % 2**31 if body.seed is None else body.seed % 2**31
         count = 0
         for number, prompt in enumerate(prompts):
@@ -330,7 +340,9 @@ class _Service:
     def _engine_request(
         self, body: ChatRequest | CompletionRequest, prompt: _Prompt, field: str
     ) -> GenerationRequest:
-        """Return the engine's request for each text of a prompt; called in a worker thread.
+        """Tokenize a prompt, and return the engine's request that all its `body.n` texts share.
+
+        This is called in a worker thread, because a long prompt takes a while to tokenize.
 
         Raises:
             ApiError: The prompt has no tokens, or the prompt and its answer do not fit into the

@@ -114,10 +114,11 @@ _StepResults = list[tuple[PendingText, RequestOutput | None]]
 
 
 class Scheduler:
-    """Generates the texts of several models, with one engine per model, whose steps alternate.
+    """Generates the texts of several models; each model has its own engine.
 
-    Each engine uses continuous batching: a queued text is prefilled as soon as a slot of the KV
-    cache is free, and each step decodes a few tokens of all running texts.
+    The engines take turns, one step each. They use continuous batching: a queued text is prefilled
+    as soon as a slot of the KV cache is free, and each step decodes a few tokens of all running
+    texts.
 
     An error affects only the text that causes it. If the prefill of a text fails, or its tokens
     cannot be decoded to text, only that text fails. An error of a compiled decode step does not
@@ -341,15 +342,21 @@ class _EngineRunner:
         return [self._skip_repeats(output) for output in outputs]
 
     def _can_start_next(self) -> bool:
-        """Return whether the next queued text can start; a suspect text must run alone."""
+        """Return whether the next queued text can start.
+
+        It needs a free slot. A text that may have caused an earlier failure (`is_suspect`) must run
+        alone.
+        """
         texts = [self._waiting[0], *self._running.values()]
         alone = any(text.is_suspect for text in texts)
         return len(self._running) < (1 if alone else self._batch_size)
 
     def _recover(self) -> _StepResults:
-        """Reset the engine after a failed step, and queue the texts of the step again as suspects.
+        """Reset the engine after a failed step, and queue the texts of the step again.
 
-        If the step had only one text, this text has caused the failure, and is not queued again.
+        Each of them may have caused the failure. They are therefore marked (`is_suspect`), and run
+        one at a time. If the step had only one text, this text has caused the failure, and is not
+        queued again.
 
         Returns:
             The results of the step: one failed text, or none.

@@ -122,9 +122,10 @@ def _check(row: str, config: ConfigDict) -> None:
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:
-    """Return the name that run names use for each field.
+    """Return a short label for each field, which becomes a part of the names of runs.
 
-    It is the last part of the dotted name, or the whole dotted name if fields share the last part.
+    The label is the last part of the field's dotted name, such as 'rank' for 'adapter.rank'. If
+    several fields have the same last part, their labels are the whole dotted names.
     """
     fields = list(fields)
     last = collections.Counter(name.rsplit('.', 1)[-1] for name in fields)
@@ -133,7 +134,7 @@ def _labels(fields: Iterable[str]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Return a value in the form that run names use."""
+    """Return a value as text for the name of a run, such as '0.001', or '1+2' for (1, 2)."""
     if isinstance(value, float):
         return f'{value:.6g}'
     if isinstance(value, (tuple, list)):

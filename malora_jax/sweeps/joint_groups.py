@@ -20,8 +20,10 @@ _SWITCHES = ('adapter.dropout', 'adapter.balance_weight', 'adapter.shared_rank')
 def joint_groups(configs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Group the runs that can train jointly.
 
-    Their configs differ in hyperparameters, ranks and beta alone. Dropout, the load-balancing loss
-    and the shared subspace are each present in all runs of a group or in none.
+    The configs of a group differ only in the ranks, in beta, and in the hyperparameters that are
+    arguments of the compiled training step: seed, learning rates, weight decay, gradient clipping,
+    alpha, dropout rate and load-balancing weight. Dropout, the load-balancing loss and the shared
+    subspace are each present in all runs of a group or in none.
 
     Args:
         configs: Configs as written in configs/, by run name.

@@ -1,8 +1,9 @@
 """Training loop over the steps of several runs at once.
 
-Each run reports, evaluates and saves its own state. The runs may be at different steps, for example
-after an interruption. A run that has finished or failed stays in the stack, and its results are
-discarded. Once at most half of the runs are active, only the active runs are stacked again.
+The states of all runs are stacked, and one compiled step updates the whole stack. Each run reports,
+evaluates and saves its own state. The runs may be at different steps, for example after an
+interruption. A run that has finished or failed stays in the stack, and its further results are
+discarded. Once at most half of the runs are active, a smaller stack of the active runs replaces it.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ class JointRun:
 
 
 class JointLoop:
-    """Training of several runs by one step over their stacked states."""
+    """Trains several runs at once: one compiled step updates the stacked states of all runs."""
 
     def __init__(
         self,
@@ -114,7 +115,8 @@ class JointLoop:
     def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
         """Report the metrics of a step of each run, and evaluate the runs for which that is due.
 
-        A run is only evaluated if it has not started a newer step, which would change its state.
+        A run is evaluated only if `steps` has its newest step. Otherwise a newer step has started,
+        and has already changed the state of the run.
 
         Args:
             steps: Number of the step to report, by run.

@@ -71,5 +71,5 @@ def set_subspace_ranks(config: ConfigDict, share: float, values: Mapping[str, An
 
 
 def _has_subspace(config: ConfigDict) -> bool:
-    """Return whether experts share a subspace on the input side and have their own cores."""
+    """Return whether the experts share a down-projection, and each has its own core matrix."""
     return config.adapter.shared_rank > 0 and config.adapter.subspace == 'down'

@@ -407,7 +407,8 @@ def latest_checkpoint(directory: pathlib.Path) -> LatestCheckpoint | None:
         directory: Directory of the checkpoints; it need not exist.
 
     Raises:
-        UserError: The checkpoint has an unknown format, or its metadata is unreadable.
+        UserError: A manifest has a newer format than this version of the package reads, or Orbax
+            cannot list the checkpoints because its own metadata files are damaged.
     """
     if not directory.is_dir():
         return None
@@ -434,8 +435,9 @@ def _check_metadata(directory: pathlib.Path) -> None:
 def _suppress_loop_errors() -> Iterator[None]:
     """Suppress the tracebacks of Orbax's threads if loading a checkpoint fails.
 
-    Orbax closes its event loop at the first unreadable array. The reads of the other arrays then
-    fail because the loop is closed.
+    Orbax closes its event loop at the first unreadable array. The threads that read the other
+    arrays then fail as well, because the loop is closed. Without this block, their tracebacks would
+    be printed, too.
     """
     hook = sys.unraisablehook
 

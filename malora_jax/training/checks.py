@@ -10,8 +10,8 @@ def check_positive(section: str, values: Any, *fields: str) -> None:
 
     Args:
         section: Name of the section.
-        values: Section with these fields as attributes.
-        *fields: Names of the fields.
+        values: The config section, such as a `DataConfig`, with the checked fields as attributes.
+        *fields: Names of the fields to check.
 
     Raises:
         UserError: A field is zero or negative.
@@ -27,8 +27,8 @@ def check_min(min_value: int, section: str, values: Any, *fields: str) -> None:
     Args:
         min_value: Lowest valid value.
         section: Name of the section.
-        values: Section with these fields as attributes.
-        *fields: Names of the fields.
+        values: The config section, such as a `DataConfig`, with the checked fields as attributes.
+        *fields: Names of the fields to check.
 
     Raises:
         UserError: A field is below the bound.
@@ -44,8 +44,8 @@ def check_max(max_value: int, section: str, values: Any, *fields: str) -> None:
     Args:
         max_value: Highest valid value.
         section: Name of the section.
-        values: Section with these fields as attributes.
-        *fields: Names of the fields.
+        values: The config section, such as a `DataConfig`, with the checked fields as attributes.
+        *fields: Names of the fields to check.
 
     Raises:
         UserError: A field is above the bound.

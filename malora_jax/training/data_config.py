@@ -26,7 +26,8 @@ class DataConfig:
         template: Name of the prompt template: 'chatml'; 'plain'; 'chat', the model's own chat
             template; or 'bare', which adds nothing to the complete prompts of public datasets.
         max_per_task: Maximum number of distinct training questions of each task, or of rows of a
-            public dataset; 0 = all. For a task with generated examples, the exact number.
+            public dataset; 0 = all. A task of the task registry gets exactly this number, so 0
+            is not valid if there is such a task.
         held_out: Number of distinct questions of each task that are held out for scoring. A public
             dataset or a file with a `test_file` has separate test questions; for these, this is the
             maximum number. 0 = all test questions, valid only if all `tasks` are public datasets
@@ -43,8 +44,8 @@ class DataConfig:
         batch_size: Number of rows that are computed together on all devices, B. With gradient
             accumulation, a step has `training.accumulate` times as many rows.
         streams: Number of independent streams that rows are read from; a divisor of `batch_size`.
-            Each host reads the streams of its own rows. With fewer streams than hosts, some hosts
-            read more than their share.
+            Each host reads every stream that contains some of its rows. With fewer streams than
+            hosts, several hosts read the same stream, which costs each of them extra time.
         files: Tasks from your own files, each 'NAME=PATH' or 'PATH'. See `data.FileTask` for this
             and the next five fields.
         question_field: Pattern of the question in these files.

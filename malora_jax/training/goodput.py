@@ -24,7 +24,10 @@ _CUSTOM = 'custom_badput_event'
 
 
 class GoodputRecorder:
-    """Recorder of the goodput events of one start of a run.
+    """Recorder of the events from which goodput is computed.
+
+    It records the start of each training step, and the start and end of all other activities. If a
+    run is stopped and resumed, each of these processes has its own recorder.
 
     Events are buffered until `open` is called:
 

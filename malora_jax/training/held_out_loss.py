@@ -1,4 +1,7 @@
-"""Evaluation on packed batches: loss of each task (log of the perplexity), routing statistics."""
+"""Evaluation on packed batches: the loss of each task, and statistics of the routing.
+
+The loss is the mean cross-entropy of the answer tokens, which is the log of the perplexity.
+"""
 
 import functools
 from collections.abc import Iterable

@@ -46,10 +46,11 @@ class FieldChange(NamedTuple):
     new: Any
 
     def is_one_of(self, names: tuple[str, ...]) -> bool:
-        """Return whether the names include the field.
+        """Return whether the names include the field or its section.
 
         Args:
-            names: Dotted names of fields, or of sections with a dot at the end.
+            names: Dotted names of fields and of sections. The name of a section ends with a dot,
+                such as 'mesh.', and stands for all fields of the section.
         """
         return any(
             self.field == name or (name.endswith('.') and self.field.startswith(name))
@@ -66,8 +67,9 @@ class RunIdentity:
 
     Attributes:
         config: JSON values of the config, by dotted name.
-        data: SHA-256 digests. For a data file, its digest by file name. For a public dataset, the
-            digests of its files by split, by dataset name.
+        data: SHA-256 digests, by name of the data file or public dataset. A data file has one
+            digest. A public dataset has a dict, from the name of each split to the digests of the
+            split's files.
         base: Fingerprint of the base model's weights.
     """
 
@@ -87,7 +89,8 @@ class RunIdentity:
             resumes.
 
         Raises:
-            UserError: The data, the base model, or any other field of the config differs.
+            UserError: The saved checkpoint or directory has other data, another base model, or
+                another value of a config field that must not change.
         """
         changes = self._check_config(saved, name)
         self._check_data(saved, name)

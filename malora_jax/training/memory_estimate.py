@@ -78,7 +78,7 @@ def parse_memory_size(text: str) -> int:
 
 
 def memory_estimates(run: RunConfig, memory: int) -> list[MemoryEstimate]:
-    """Estimate all combinations of quantization and rematerialization.
+    """Estimate the memory of training, for each combination of quantization and rematerialization.
 
     Args:
         run: Run configuration. Its quantization, rematerialization and batch size are ignored.
@@ -88,7 +88,7 @@ def memory_estimates(run: RunConfig, memory: int) -> list[MemoryEstimate]:
 
 
 def memory_estimate(run: RunConfig, memory: int, quantize: str, remat: str) -> MemoryEstimate:
-    """Estimate one combination of quantization and rematerialization.
+    """Estimate the memory of training, for one choice of quantization and rematerialization.
 
     Args:
         run: Run configuration. Its quantization, rematerialization and batch size are ignored.

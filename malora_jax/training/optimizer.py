@@ -106,7 +106,10 @@ def with_schedule_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptS
 
 
 def _leaf_names(tree: Any) -> Any:
-    """Return a tree of the same structure with the name of each leaf as its value."""
+    """Return a tree of the same structure, with the name of each leaf, such as 'up', in its place.
+
+    The optimizer finds the learning rate multiplier of a leaf by this name.
+    """
 
     def name(path: Any, _: Any) -> str:
         # The path of a boxed leaf, whose axes have names, ends with a key that is not its name.

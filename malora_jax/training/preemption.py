@@ -28,8 +28,8 @@ class PreemptionWatcher:
     def should_stop(self, step: int) -> bool:
         """Return whether the run should stop after this step.
 
-        On several hosts, JAX's preemption service makes all of them stop after the same step. It
-        must be queried at every step.
+        On several hosts, JAX's preemption service makes all of them stop after the same step. For
+        this to work, every host must call this method at every step.
 
         Args:
             step: Number of the step that was just started or finished.

@@ -1,4 +1,7 @@
-"""Loading of trained models from directories of runs or exported adapters, without their data."""
+"""Loading of a trained model from the directory of a run or of an exported adapter.
+
+The training data is not needed: it is neither loaded nor checked.
+"""
 
 import functools
 import pathlib

@@ -83,7 +83,7 @@ class ParameterCounts(TypedDict):
 
 
 class StoredResults(TypedDict):
-    """Fields of `results.json` that this package reads, such as to compare runs.
+    """Fields of `results.json` that this package reads, for example to compare runs.
 
     The file may have other fields.
     """
@@ -169,7 +169,8 @@ def check_answer_counts(
 def read_answer_rows(path: pathlib.Path, results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Read an answers file as plain rows, and check their number against `results.json`.
 
-    Rows need only the fields of `ScoredAnswer`, because published runs may lack the texts.
+    Rows need only the fields of `ScoredAnswer`, because published runs may lack the texts of the
+    expected and the generated answers.
 
     Args:
         path: Path of the answers file.

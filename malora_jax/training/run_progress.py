@@ -2,9 +2,11 @@
 
 The training loop of a single run and the joint loop of several runs both use it.
 
-The order of operations is fixed: evaluate, save, take a batch, step, report. The data iterator
-moves only after a save, so a checkpoint's state and its data position always match. Step n is
-reported after step n + 1 was dispatched to the device, or before an evaluation or a save.
+The order of operations is fixed. Each iteration takes a batch, dispatches step n to the device, and
+then reports the metrics of step n - 1, while the device computes. If an evaluation or a checkpoint
+is due after step n, step n is reported as well, with the evaluation, and then the state is saved.
+The next batch is taken only after the save, so a checkpoint's state always matches its data
+position.
 """
 
 import functools
@@ -192,10 +194,13 @@ class RunProgress:
     def _record(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
         """Return the record of a step, one line of `metrics.jsonl`.
 
-        Tasks without an answer token in the batch have no loss in the record. The time of a step is
-        the time since the previous report. A step is reported only after the next step was
-        dispatched. On some devices, such as CPUs, the dispatch call returns only when the
-        computation is done. There, the first time after a start or a save covers two steps.
+        Tasks without an answer token in the batch have no loss in the record.
+
+        The duration of a step, from which `tokens_per_second` is computed, is measured from the
+        previous report to this one. A step is usually reported only after the next step was
+        dispatched. On some devices, such as CPUs, a dispatch call returns only when the computation
+        is done. There, after a start or a save, two steps are computed before the first report. The
+        duration of the first reported step then includes the next step.
 
         Args:
             step: Number of the step.

@@ -24,7 +24,8 @@ _REMEDY = 'restore it from a copy, or choose another --output'
 class ScalingCell(TypedDict):
     """Settings of one compiled training step, which is one row of the scaling table.
 
-    No two rows have the same settings. In the file, a row also has the compiler's estimates.
+    No two rows have the same settings. In the JSON file that `scaling_table` writes, a row also has
+    the compiler's estimates.
     """
 
     model: str

@@ -38,8 +38,6 @@ class Setup:
         splits: Training, validation and held-out examples of each task.
         sizes: Number and lengths of each task's training examples.
         template: Prompt template, the text around questions and answers.
-        stored_steps: Number of steps to use if `training.epochs` sets the length of the run; 0 to
-            compute the number from the epochs.
     """
 
     run: RunConfig
@@ -48,7 +46,6 @@ class Setup:
     splits: list[data.TaskSplit]
     sizes: list[data.TokenCounts]
     template: data.Template
-    stored_steps: int = 0
 
     @property
     def epoch_examples(self) -> int:
@@ -69,7 +66,7 @@ class Setup:
     @property
     def steps(self) -> int:
         """Number of optimizer steps of the whole run."""
-        return self.run.training.steps or self.stored_steps or self.draw_counts.steps
+        return self.run.training.steps or self.draw_counts.steps
 
     @functools.cached_property
     def draw_counts(self) -> data.DrawCounts:
@@ -77,10 +74,10 @@ class Setup:
 
         If `training.epochs` sets the length of the run, the run ends with the step that draws the
         last example of the last epoch. If the number of steps is given, counting stops after 10,000
-        examples, because counting all of them may take long.
+        examples, because counting all of them may take long. For a longer run, the result covers
+        only its first steps.
         """
         training, section = self.run.training, self.run.data
-        fixed_steps = training.steps or self.stored_steps
         # Round first, because 1.1 · 10 is slightly more than 11 in floating point.
         target_examples = math.ceil(round(training.epochs * self.epoch_examples, 6))
         return data.count_drawn_examples(
@@ -91,26 +88,9 @@ class Setup:
             batch_size=section.batch_size * training.accumulate,
             seed=self.run.seed,
             streams=section.streams,
-            steps=fixed_steps,
-            examples=_MAX_COUNTED_EXAMPLES if fixed_steps else target_examples,
+            steps=training.steps,
+            examples=_MAX_COUNTED_EXAMPLES if training.steps else target_examples,
         )
-
-    @property
-    def assumed_steps(self) -> int:
-        """Number of steps that earlier versions of this package derived from `training.epochs`.
-
-        They assumed that packed rows are 95% full. A run that was started with this number must
-        keep it, because the learning rate schedule depends on the number of steps.
-        """
-        training, section = self.run.training, self.run.data
-        mean_tokens = sum(
-            share * size.tokens / size.examples
-            for share, size in zip(self.shares, self.sizes, strict=True)
-            if size.examples
-        )
-        positions = section.sequence_length * section.batch_size * training.accumulate
-        tokens = training.epochs * self.epoch_examples * mean_tokens
-        return max(1, round(tokens / (positions * 0.95)))
 
     def describe_draws(self) -> str:
         """Return one line of text: the steps, the examples drawn and how full the rows are."""
@@ -170,7 +150,9 @@ class Setup:
         return held_out_losses(self.model, variables, batches, len(self.splits)).routing
 
     def held_out_batches(self, max_examples: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yield packed batches of the held-out examples, each once and truncated to the row length.
+        """Yield packed batches of the held-out examples.
+
+        Each example occurs in one batch, once. Examples longer than a row are truncated.
 
         Args:
             max_examples: Maximum number of examples per task, evenly spaced; 0 for all.
@@ -181,7 +163,9 @@ class Setup:
     def training_batches(
         self, tasks: Collection[str], max_examples: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yield packed batches of training examples, each once and truncated to the row length.
+        """Yield packed batches of the training examples of some tasks.
+
+        Each example occurs in one batch, once. Examples longer than a row are truncated.
 
         Args:
             tasks: Names of the tasks.
@@ -251,7 +235,11 @@ class Setup:
         return runner.answer_held_out(examinee, self.splits, description)
 
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
-        """Return how a task's held-out questions are answered and scored, for `results.json`."""
+        """Return the settings with which a task's held-out questions are answered and scored.
+
+        `results.json` stores them as the task's entry `scoring`. They include the scoring rule, the
+        prompt template and the decoding settings.
+        """
         scoring, evaluation = split.task.scoring, self.run.evaluation
         limit = runner.max_answer_tokens(split, self.base.tokenizer, self.template)
         return {

@@ -161,8 +161,8 @@ def step_function(
         num_tasks: G, the number of tasks.
         accumulate: A, the number of micro-batches for gradient accumulation; a batch has A · B
             rows. The loss is the mean over all tokens of the step that carry loss, the same as for
-            one large batch. The load-balancing loss is computed for each micro-batch. Its average
-            weights each micro-batch by its number of tokens.
+            one large batch. The load-balancing loss is computed for each micro-batch, then averaged
+            in proportion to the number of tokens of the micro-batches.
         skip_nonfinite: Whether to skip the update if the loss or the gradient is not finite. A
             skipped step changes neither the adapter nor Adam's moments, and its metric `skipped` is
             1. It still counts as a step, so the learning rate schedule continues.

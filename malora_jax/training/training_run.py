@@ -70,10 +70,10 @@ def train(
 
 
 class _RunServices(NamedTuple):
-    """Services of one start of a run.
+    """Objects that a process creates when it starts or resumes a run, and uses until the run ends.
 
     Attributes:
-        start_time: Time of the start, from `time.perf_counter`.
+        start_time: Time when the process started, from `time.perf_counter`.
         goodput: Recorder of wall-clock time by phase.
         preemption: Watcher for SIGTERM.
         write_plots: Function that writes the plots; None to write no plots.

@@ -48,9 +48,10 @@ class BaseRecord(TypedDict):
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Create the directory if necessary, and lock it against other runs inside the block.
+    """Create the directory if necessary, and lock it while the `with` block runs.
 
-    The lock of a killed process is released by the operating system.
+    Until the block ends, no other run can use the directory. If the process is killed, the
+    operating system releases its lock.
 
     Args:
         workdir: Directory of the run.
@@ -168,9 +169,9 @@ class RunDirectory:
 def open_run_directory(
     workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Iterator[RunDirectory]:
-    """Lock the directory of a run inside the block, and check it as `RunDirectory` does.
+    """Check the directory of a run as `RunDirectory` does, and lock it while the block runs.
 
-    Of several processes only the first one takes the lock.
+    If the run has several processes, only the first one takes the lock.
 
     Args:
         workdir: Directory of the run; it is created if it does not exist.

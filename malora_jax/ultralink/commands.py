@@ -12,7 +12,7 @@ from malora_jax.ultralink.stage import StageRun
 
 
 def export(run: StageRun[Settings]) -> tuple[str, int]:
-    """Write the released files; return the row counts as text, and exit status 0."""
+    """Write conversations as released files; return row counts as text, and exit status 0."""
     counts = release_export.export(run.inputs, run.output)
     return '\n'.join(f'{name}: {count:,} rows' for name, count in counts.items()), 0
 
@@ -55,7 +55,11 @@ class HumanevalConfig(Settings):
 
 
 def check_humaneval(run: StageRun[HumanevalConfig]) -> tuple[str, int]:
-    """Return the faults of each row as text, and exit status 1 if there are any, else 0."""
+    """Check a translated HumanEval file.
+
+    Returns:
+        Report on the faults of the rows as text, and exit status: 1 if there are faults, else 0.
+    """
     config = run.config
     diagnoses = humaneval.diagnose(config.originals, config.input, workers=config.workers)
     return humaneval.format_report(diagnoses), int(any(each.faults for each in diagnoses))

@@ -35,11 +35,16 @@ class DialoguesConfig(Settings):
 
     section = STAGE
     stop_probability: float = setting(
-        'Probability that a dialogue ends after its second turn.', 0.1, at_least=0, at_most=1
+        'Probability that a dialogue ends right after its second turn; for later turns, the '
+        'probability grows by the factor stop_growth.',
+        0.1,
+        at_least=0,
+        at_most=1,
     )
     stop_growth: float = setting(
-        'Growth factor: with each turn after the second, the probability that a dialogue ends is '
-        'multiplied by this factor (the result is capped at 1).',
+        'Growth factor: the probability that a dialogue ends right after its third turn is '
+        'stop_probability times this factor; each later turn multiplies it by the factor again '
+        '(the result is capped at 1).',
         2.0,
         at_least=1,
     )
@@ -57,21 +62,27 @@ class DialoguesConfig(Settings):
         at_least=1,
     )
     min_answer_characters: int = setting(
-        'Minimum number of characters of an answer; a shorter one ends the dialogue.',
+        'Minimum number of characters of an answer; a shorter one ends the dialogue '
+        'without another attempt.',
         10,
         at_least=1,
     )
     min_question_characters: int = setting(
-        'Minimum number of characters of a question; a shorter one is rejected.', 6, at_least=1
+        'Minimum number of characters of a question; a shorter one is rejected, and another '
+        'question is requested.',
+        6,
+        at_least=1,
     )
     max_question_characters: int = setting(
-        'Maximum number of characters of a question; a longer one is rejected.',
+        'Maximum number of characters of a question; a longer one is rejected, and another '
+        'question is requested.',
         600,
         at_least='min_question_characters',
     )
     max_similarity: float = setting(
         'Maximum similarity of a question to any earlier question in its dialogue, as the Jaccard '
-        'similarity of character trigrams; a more similar question is rejected.',
+        'similarity of character trigrams; a more similar question is rejected, and another one '
+        'is requested.',
         0.6,
         at_least=0,
         at_most=1,
@@ -155,8 +166,9 @@ class _Dialogue:
         """Generate turns until the dialogue ends.
 
         Args:
-            rng: Random number generator, used only for the kind of question and the end of the
-                dialogue. So repeated attempts at a turn do not change these choices.
+            rng: Random number generator for two choices: the kind of each question, and whether
+                the dialogue ends after a turn. Model requests do not use it, so the number of
+                attempts at a turn does not change later choices.
 
         Returns:
             Reason why the dialogue ended.

@@ -53,7 +53,11 @@ class ShardCounts:
         assert self.items == self.kept + sum(self.dropped.values()), self
 
     def __add__(self, other: 'ShardCounts') -> 'ShardCounts':
-        """Return the sum of both counts; `first` of the left operand takes precedence."""
+        """Return the sum of both counts.
+
+        If both have dropped items for the same reason, `first` keeps that of the left operand,
+        which is the earlier shard.
+        """
         return ShardCounts(
             self.items + other.items,
             self.kept + other.kept,
@@ -83,8 +87,8 @@ class StageManifest:
 
     Attributes:
         stage: Name of the stage that writes the directory.
-        settings: All that determines the rows except inputs and seed: settings, model, tokenizer,
-            prompts, and so on, as JSON values.
+        settings: Settings, model, tokenizer, prompts and so on, as JSON values. Together with the
+            seed and the inputs, they determine the rows.
         seed: Random seed.
         inputs: SHA-256 digest of the inputs' content.
         shard_items: Number of items in each shard except the last.

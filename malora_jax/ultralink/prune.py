@@ -146,5 +146,12 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
 
 
 def _sampling_key(seed: int, key: str) -> bytes:
-    """Return the hash that orders rows randomly, with enough bits that no two rows collide."""
+    """Return a sort key that orders rows randomly: a hash of the seed and the id of the row.
+
+    The hash has enough bits that no two rows have the same.
+
+    Args:
+        seed: Random seed.
+        key: Id of the row.
+    """
     return hashlib.sha256(f'{seed}/{STAGE}/{key}'.encode()).digest()

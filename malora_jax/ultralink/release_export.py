@@ -31,8 +31,8 @@ _ID = re.compile(rf'({"|".join(LANGUAGES)})_({"|".join(SUBSETS)})_(\d+)')
 def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, int]:
     """Write conversations as released files, and as training files in a subfolder.
 
-    training/LANGUAGE.jsonl has the rows of all files of a language, in a format for training with
-    the config field `data.turns_field`.
+    training/LANGUAGE.jsonl has the rows of all files of a language. To train on these files, set
+    the config field `data.turns_field` to 'data'.
 
     Args:
         inputs: Files or directories with rows of `conversations`; the order of rows is kept.

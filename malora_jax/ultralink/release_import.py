@@ -141,7 +141,10 @@ def read(paths: Sequence[pathlib.Path]) -> Iterator[Row]:
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
-    """Return the fields of a line; only `_FAULT_FIELD` if the line is not a JSON object."""
+    """Return the fields of a line.
+
+    If the line is not a JSON object, the only field is `_FAULT_FIELD`, which describes the fault.
+    """
     try:
         fields = files.parse_json(line, 'the row')
     except UserError as error:

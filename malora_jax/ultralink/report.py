@@ -40,7 +40,8 @@ def report(
         count_tokens: Function that returns the number of tokens of a text, with the tokenizer of
             the model to be trained.
         output: Output directory; created if it does not exist.
-        stages: Directories of stages, complete or not, in the order of the report.
+        stages: Output directories of stages, finished or not. The report has a section for each,
+            in this order: the numbers of items that the stage has read, dropped and kept.
 
     Returns:
         The text of `report.md`.

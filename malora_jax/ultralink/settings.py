@@ -22,8 +22,8 @@ class Declaration(NamedTuple):
         at_most: Largest allowed value; None = no bound.
         choices: Allowed values; empty = any.
         is_language: Whether the value must be a language code.
-        recorded: Whether the manifest records the value. Paths are not recorded, because rows
-            depend on the content of the files.
+        recorded: Whether the manifest records the value. Paths are not recorded: rows depend on the
+            content of the files, not on their paths.
     """
 
     help: str
@@ -119,7 +119,11 @@ def top_p_setting(default: float) -> Any:
 
 
 def declarations(settings: Any) -> dict[str, Declaration]:
-    """Return the declarations of the fields of a dataclass or of an instance, by field name."""
+    """Return the `Declaration` of each field, by field name.
+
+    Args:
+        settings: Settings dataclass, or an instance of one.
+    """
     return {field.name: field.metadata['declaration'] for field in dataclasses.fields(settings)}
 
 

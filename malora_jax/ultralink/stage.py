@@ -124,8 +124,8 @@ async def run(
         inputs: Input files or directories.
         output: Output directory: new, or written by the same stage with the same settings and
             inputs.
-        settings: All that determines the rows except inputs and seed: settings, model, tokenizer,
-            prompts, and so on, as values that JSON can represent.
+        settings: Settings, model, tokenizer, prompts and so on, as values that JSON can represent.
+            Together with the seed and the inputs, they determine the rows.
         seed: Random seed.
         concurrency: Maximum number of items in progress at a time.
         shard_items: Number of items per shard.

@@ -245,7 +245,7 @@ all rows of a language, in the format that configs/ultralink_lm.py reads. Prints
 of each file.""",
         examples=('--input=data/pruned,data/fr/dialogues --output=data/release',),
         inputs='Files and directories of conversations.',
-        output='New directory to write the files into.',
+        output='New directory to write the released files and the training files into.',
         function=commands.export,
     ),
     Stage(

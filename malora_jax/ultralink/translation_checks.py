@@ -85,13 +85,13 @@ def faults(
 
 
 def check_numbers(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
-    """Compare the numbers in the prose; return those that are missing or added."""
+    """Compare numbers in the prose; return a fault for missing ones, and one for added ones."""
     missing, extra = quantities.number_differences(source.prose, translation.prose)
     return _differences('numbers', missing, extra)
 
 
 def check_final_answer(source: str, translation: str) -> list[TranslationFault]:
-    """Compare the answer after '####' and the boxed answers; return the differences."""
+    """Return faults if the translation changes the answer after '####' or a boxed answer."""
     source_line, translation_line = _FINAL_LINE.search(source), _FINAL_LINE.search(translation)
     if source_line and not translation_line:
         return [TranslationFault('final_answer', f'no last line #### {source_line[1]}')]
@@ -112,7 +112,7 @@ def check_final_answer(source: str, translation: str) -> list[TranslationFault]:
 
 
 def check_latex(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
-    """Compare the formulas; return those that are missing or added."""
+    """Compare the formulas; return a fault for missing ones, and a fault for added ones."""
     before, after = (Counter(map(_canonical, text.latex)) for text in (source, translation))
     return _differences('latex', (before - after).elements(), (after - before).elements())
 
@@ -130,7 +130,7 @@ def check_code(source: spans.Spans, translation: spans.Spans) -> list[Translatio
 
 
 def check_identifiers(source: spans.Spans, translation: spans.Spans) -> list[TranslationFault]:
-    """Return the names from code that the translation lacks."""
+    """Return a fault if the translation lacks identifiers (names from code) of the source."""
     text = '\n'.join((translation.prose, *translation.inline))
     missing = [
         name

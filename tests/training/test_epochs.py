@@ -1,6 +1,5 @@
 """Conversion of epochs to steps, and the number of examples drawn."""
 
-import dataclasses
 import json
 import random
 
@@ -89,16 +88,6 @@ def test_a_run_of_one_epoch_draws_the_examples_once(tiny_weights, tmp_path, capf
     assert told.startswith(f'{last["step"]} steps of 2 rows of 96 tokens, ')
     tasks = ', '.join(f'{t} {n} ({n / 30:.2f})' for t, n in zip(TASKS, drawn, strict=True))
     assert told.endswith(f'draw {sum(drawn)} examples ({last["epoch"]:.2f} epochs): {tasks}.')
-
-
-def test_a_run_that_was_started_with_other_steps_keeps_them(tiny_weights):
-    settings = {'training__steps': 0, 'training__epochs': 12.0, 'data__sequence_length': 48}
-    setup = build_setup(run_config(toy_run_config(tiny_weights, **settings)))
-    # The number of steps that older versions assumed, before they counted examples.
-    assert setup.assumed_steps == 241
-    older = dataclasses.replace(setup, stored_steps=setup.assumed_steps)
-    assert older.steps == older.draw_counts.steps == 241 != setup.steps
-    assert older.describe_draws().startswith('241 steps of 2 rows of 48 tokens, ')
 
 
 def test_of_many_steps_the_first_ones_are_counted(tiny_weights, monkeypatch):

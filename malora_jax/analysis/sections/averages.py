@@ -24,8 +24,9 @@ def averages_section(
     """Return the section on averages over tasks.
 
     Args:
-        groups: Rows of the sweep, at least one.
-        values: Values of the swept fields by row, then by field.
+        groups: Groups of runs that differ only in their seed, at least one. Each is a table row.
+        values: For the name of each group, a dict from the config fields that the sweep varies to
+            the group's values of these fields.
     """
     fields = [*dict.fromkeys(field for group in groups for field in values[group.name])]
     rows = [
@@ -62,7 +63,7 @@ def by_task_section(groups: Sequence[SeedGroup]) -> Section:
     """Return the section on the scores of each task, as means over seeds.
 
     Args:
-        groups: Rows of the sweep.
+        groups: Groups of runs that differ only in their seed. Each is a row of the table.
     """
     numbers = {
         group.name: {task: _numbers(group, 'score', task) for task in group.tasks}

@@ -32,11 +32,13 @@ _MAX_COLUMNS = 4
 
 
 def overview_section(runs: Sequence[LoadedRun], output: pathlib.Path) -> Section:
-    """Return the section on the runs.
+    """Return the section that lists the runs with their steps, losses and scores.
+
+    The table has a column for each of up to four runs. With more runs, it has a row for each run,
+    and the run with the lowest held-out loss comes first.
 
     Args:
-        runs: Runs of the report. More than four are rows of the table, sorted by held-out loss,
-            lowest first; fewer are columns.
+        runs: Runs of the report.
         output: Directory of the plot.
     """
     numbers = {run.name: _overview(run) for run in runs}

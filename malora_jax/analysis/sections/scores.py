@@ -1,4 +1,8 @@
-"""Section on the scores and answer losses of each row, and their differences from baselines."""
+"""Section on the scores and answer losses of each row, and their differences from baselines.
+
+A row is the base model, or a group of runs that differ only in their seed. The baselines are the
+rows of LoRA and MoLoRA, if the report has them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -17,7 +17,7 @@ _Changes = Mapping[str, PairedDifference]
 
 
 def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section:
-    """Return the section on gains and losses from training tasks together.
+    """Return the section on which tasks gain and which lose when they are trained together.
 
     Args:
         groups: Rows of the report.
@@ -53,12 +53,11 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
 
 
 def _task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
-    """Return the change of each task's score by training on all tasks together.
+    """Return each task's score after joint training minus its score after single-task training.
 
     Args:
         group: Row of runs that were trained on all tasks.
-        single_rows: For each task, the row of runs that were trained on this task alone. Its score
-            is subtracted.
+        single_rows: For each task, the row of runs that were trained on this task alone.
     """
     by_row = {other: group.task_differences(other) for other in {*single_rows.values()}}
     return {task: by_row[other][task] for task, other in single_rows.items()}
@@ -89,5 +88,5 @@ def _table(
 
 
 def _significant_gains(changes: _Changes) -> list[bool]:
-    """Return, for each significant change, whether it is a gain."""
+    """Return one bool for each significant change of a task's score: True if the score rises."""
     return [change.mean > 0 for change in changes.values() if change.is_significant]

@@ -103,10 +103,10 @@ def _table(run: LoadedRun, numbers: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _scores_of(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """Return the table cells with a task's scores, in percent; empty if it is not scored.
+    """Return the table cells with a task's scores, in percent; empty if the task is not scored.
 
-    The cells are the score before training, the score after training, and the confidence interval
-    of the latter score.
+    The cells are the score before training, the score after training, and the 95% confidence
+    interval of the score after training.
 
     Args:
         numbers: Numbers of the task, as `_task_numbers` returns them.

@@ -72,7 +72,10 @@ class Dataset:
 
     @property
     def patterns(self) -> dict[str, list[str]]:
-        """Glob patterns of the Parquet files on the hub's branch `revision`, by our split name."""
+        """Glob patterns of the Parquet files on the hub, by our split name.
+
+        The files are on the branch that the class attribute `revision` names.
+        """
         return {
             split: [f'{self.config}/{of_hub}/*.parquet'] for split, of_hub in self.splits.items()
         }

@@ -1,6 +1,7 @@
 """Checked access to the fields of a row, shared by all parsers.
 
-A number may be an int, as in Parquet, or text, as in CSV and in JSON as read by `file_rows`.
+A number is an int if it comes from Parquet. It is text if it comes from CSV or JSON, because
+`file_rows` keeps the numbers of JSON as strings.
 """
 
 import re
@@ -41,7 +42,9 @@ def optional_text(row: Row, name: str) -> str:
 
 
 def texts(row: Row, name: str, within: str) -> list[str]:
-    """Return a list of texts in a field of an object, such as 'text' within 'choices'.
+    """Return a list of texts from a field that holds an object.
+
+    For example, `texts(row, 'text', within='choices')` returns the list `choices['text']`.
 
     Args:
         row: Row with the field.

@@ -75,7 +75,14 @@ def _limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _probe(memory: int, layers: Sequence[str]) -> None:
-    """Apply all layers that this system supports, and print the JSON list of their names."""
+    """Try to apply restrictions, and print the names of those that this system supports.
+
+    Prints a JSON list.
+
+    Args:
+        memory: Maximum address space in bytes.
+        layers: Restrictions to try: 'memory', 'landlock' and 'seccomp'.
+    """
     supported = []
     for layer in layers:
         try:

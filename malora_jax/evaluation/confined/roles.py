@@ -28,7 +28,10 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 def run_candidate(program: str, function: str, channel: int) -> None:
-    """Run a program, then call its function for each line that the examiner sends.
+    """Run a program, then call its function whenever the examiner asks for it.
+
+    The examiner is the process that runs the test. For each call, it sends a line with the
+    arguments, and receives a line with the result.
 
     Args:
         program: Source code that defines the function.
@@ -97,7 +100,7 @@ def _describe(error: BaseException) -> str:
 
 
 class _CandidateError(BaseException):
-    """The error that ends a test when a call of the candidate has no result.
+    """The error that ends a test when a call to the candidate's function fails.
 
     This class does not derive from `Exception`. An `except Exception` in the test therefore does
     not catch it.

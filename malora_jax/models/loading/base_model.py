@@ -175,10 +175,19 @@ def _installed_weights(name: str) -> pathlib.Path:
 def _check_config(
     path: pathlib.Path, file_config: ModelConfig, config: ModelConfig, keys: dict[str, str]
 ) -> None:
-    """Check that the files' configuration matches `config`.
+    """Check that the configuration read from the weight files matches `config`.
 
-    The files' context length may be longer. `tied` is not compared here, because `load_params`
-    checks it against the tensors.
+    The context length in the files may be longer than that of `config`. `tied` is not compared
+    here, because `load_params` checks it against the tensors.
+
+    Args:
+        path: Path of the files, for messages.
+        file_config: Configuration read from the files.
+        config: Configuration to match.
+        keys: Fields of `ModelConfig` to compare, each with its name in the files, for messages.
+
+    Raises:
+        UserError: A field differs.
     """
     for field, key in keys.items():
         actual, expected = getattr(file_config, field), getattr(config, field)

@@ -42,9 +42,10 @@ _FIXED = {
 
 
 def field_keys(file: GGUFFile) -> dict[str, str]:
-    """Return how error messages name each field of `ModelConfig`: usually by its GGUF key.
+    """Return a dictionary from fields of `ModelConfig` to their names in error messages.
 
-    A field that no single key determines has a description instead, such as 'norms of q and k'.
+    The name is usually the field's GGUF key. A field that no key determines has a description
+    instead, such as 'norms of q and k'.
     """
     named = {field: f'{file.architecture}.{key}' for field, key in _FIELDS.items()}
     return named | {

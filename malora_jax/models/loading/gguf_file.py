@@ -148,11 +148,12 @@ class GGUFFile:
             ) from error
 
     def _order(self, name: str, rows: int) -> np.ndarray:
-        """Return, for each row of a tensor in the order of `transformers`, its index in the file.
+        """Return the indices that bring a tensor's rows from the file into `transformers` order.
 
-        The orders differ only for queries and keys of architecture llama. RoPE rotates pairs of
-        entries of a head. llama.cpp stores the two rows of a pair next to each other; in
-        `transformers`, entry i is paired with entry i + C / 2, where C is the width of a head.
+        Item i of the result is the index in the file of row i of `transformers`. The two orders
+        differ only for queries and keys of architecture llama. RoPE rotates pairs of entries of a
+        head. llama.cpp stores the two rows of a pair next to each other; in `transformers`, entry i
+        is paired with entry i + C / 2, where C is the width of a head.
         """
         order = np.arange(rows)
         part = name.split('.')[-2]

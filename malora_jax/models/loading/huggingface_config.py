@@ -235,9 +235,9 @@ class _ConfigReader:
         return Llama3Scaling(factor, low, high, int(original))
 
     def _rope(self) -> tuple[str, Mapping[str, Any]]:
-        """Return the RoPE settings: the key in the file that holds them, and the settings.
+        """Return the key that holds the RoPE settings in the file, and the settings themselves.
 
-        If the file has no RoPE settings, they are an empty dictionary.
+        If the file has none, the result is 'rope_scaling' and an empty dictionary.
         """
         sections = {key: self.get(key) for key in ('rope_parameters', 'rope_scaling')}
         sections = {key: value for key, value in sections.items() if value}

@@ -28,7 +28,7 @@ class WeightFile(Protocol):
     """Protocol of a source of weights: a file, or several shards of one model.
 
     Attributes:
-        path: Path of the file or its directory, for messages.
+        path: Path of the file, or of the directory with the shards; used in messages.
         file_format: Format, which determines the names of the tensors.
     """
 
@@ -140,7 +140,11 @@ def _check_names(file: WeightFile, config: ModelConfig, leaves: list[tensor_name
 
 
 def _layers(leaf: tensor_names.Leaf, array: np.ndarray) -> np.ndarray:
-    """Return a leaf's array with a layer axis first; outside the layers, the axis has length 1."""
+    """Return a leaf's array with one entry along the first axis for each tensor in a weight file.
+
+    A leaf of the layers has this axis already: its layer axis. Any other leaf, such as the
+    embedding, gets an additional first axis of length 1.
+    """
     return array if leaf.path.startswith('layers/') else array[None]
 
 

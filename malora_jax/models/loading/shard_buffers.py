@@ -1,4 +1,8 @@
-"""Assembly of a sharded array, block by block, from the shards that local devices hold."""
+"""Creation of a sharded array from blocks of its values, for example from blocks of a file.
+
+Blocks are copied into buffers in host memory, one for each shard that local devices hold. When the
+buffers are full, they are transferred to the devices.
+"""
 
 from typing import Any
 
@@ -58,7 +62,7 @@ class ShardBuffers:
                 array[to] = block[_slices(common, corner)]
 
     def array(self) -> jax.Array:
-        """Return the array on its devices."""
+        """Transfer the buffers to their devices, and return the sharded array."""
         if self._sharding is None:
             return jax.device_put(self._arrays[self._bounds_by_device[None]])
         placed = [

@@ -42,7 +42,8 @@ class Leaf(NamedTuple):
         path: Path of the leaf, with slashes.
         shape: Shape of the leaf, with the layer axis first if it is stacked.
         dtype: Dtype of the leaf.
-        tensor_names: Names of the tensors in the file: one per layer, or one outside the layers.
+        tensor_names: Names of the tensors in the file. A leaf of the layers has one tensor per
+            layer; any other leaf, such as the embedding, has a single tensor.
         transposed: Whether the tensors in the file are transposed relative to the leaf.
     """
 

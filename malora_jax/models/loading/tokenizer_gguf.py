@@ -128,7 +128,16 @@ def _token_id(file: GGUFFile, key: str) -> int:
 
 
 def _per_token(file: GGUFFile, key: str, kind: Any) -> Any:
-    """Return a metadata list that must have one item for each token of the vocabulary."""
+    """Return a metadata list that must have one item for each token of the vocabulary.
+
+    Args:
+        file: GGUF file.
+        key: Key of the list, without the prefix 'tokenizer.ggml.'.
+        kind: Type hint that the list must match, such as `list[int]`.
+
+    Raises:
+        UserError: The list is missing, or has another type or length.
+    """
     items, tokens = _field(file, key, kind), _tokens(file)
     if len(items) != len(tokens):
         raise errors.UserError(
@@ -221,8 +230,8 @@ def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return BPE merges that are equivalent to SentencePiece scores.
 
     SentencePiece merges the adjacent pair that forms the token with the highest score. BPE merges
-    the pair that comes first in a list. The list thus starts with the pairs that form the token
-    with the highest score. A token has one pair for each way to split it into two tokens.
+    the pair that comes first in a list. The returned list is therefore sorted by the score of the
+    token that a pair forms, highest first. It contains all pairs of tokens that form a token.
     """
     best_first = sorted(scores, key=lambda token: -scores[token])
     return [

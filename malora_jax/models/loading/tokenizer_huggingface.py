@@ -73,8 +73,9 @@ def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 def eos_id(directory: pathlib.Path, tokenizer: tokenizers.Tokenizer, named: dict[str, str]) -> int:
     """Return the id of the end token.
 
-    The end token is `eos_token` of the tokenizer settings. If that is not set, it is the first
-    `eos_token_id` of `generation_config.json` or else of `config.json`.
+    The end token is `eos_token` of the tokenizer settings. If that is not set, it is `eos_token_id`
+    of `generation_config.json` or else of `config.json`. If `eos_token_id` is a list of ids, the
+    first of them is used.
 
     Raises:
         UserError: No file names an end token, it is not in the vocabulary, or a file is broken.

@@ -1,10 +1,13 @@
 """Validation of HumanEval with translated docstrings: is each row still the original problem?
 
-A translation may change only the prose of docstrings. The checks of a row are that it parses, that
-its syntax tree outside docstrings equals the original's, that it defines the entry point, that the
-examples in docstrings are unchanged, and that the original canonical solution after the translated
-prompt passes the original test. First, the white space at the end of the prompt is restored,
-because it decides whether a solution can follow the prompt at all.
+A translation may change only the prose of docstrings. First, the white space at the end of the
+prompt is restored, because an appended solution may not parse without it. A row has no fault if:
+
+- The translated prompt, followed by the original canonical solution, parses as Python.
+- The code outside of docstrings is the same as in the original.
+- The prompt defines the function that the test calls (the entry point).
+- The doctest examples in docstrings are unchanged.
+- The translated prompt, followed by the original canonical solution, passes the original test.
 """
 
 import ast
@@ -47,7 +50,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """True if the canonical solution passes the test."""
+        """True if the canonical solution after the translated prompt passes the original test."""
         return 'solution' not in self.faults
 
 

@@ -1,8 +1,8 @@
 """Stage `judge`: compare two models' answers pairwise with an LLM as a judge, as in OMGEval.
 
 Judges have a position bias towards the first answer, so each pair is judged in both orders. An
-answer wins if it is preferred in both orders, or in one with a tie in the other; two opposite
-verdicts are a tie. A tie counts as half a win. OMGEval has 804 questions per language,
+answer wins if both verdicts prefer it, or if one verdict prefers it and the other is a tie. Two
+opposite verdicts are a tie. A tie counts as half a win. OMGEval has 804 questions per language,
 text-davinci-003 as the baseline and GPT-4 as the judge; here the user supplies both.
 """
 

@@ -94,7 +94,7 @@ def open_cache(path: pathlib.Path) -> Iterator[ReplyCache]:
 
 
 def _check_writable(path: pathlib.Path) -> None:
-    """Check that a file can be created; otherwise the first reply would be paid for and then lost.
+    """Check that the cache file can be created, before any reply is paid for.
 
     Raises:
         UserError: The file cannot be created.

@@ -1,4 +1,4 @@
-"""Chat requests to a language model, its replies, and the protocol of models."""
+"""Chat requests to a language model, its replies, and `ChatModel`, the interface of a model."""
 
 import dataclasses
 import functools
@@ -78,7 +78,7 @@ class Reply(NamedTuple):
 
 
 class ChatModel(Protocol):
-    """Protocol of a language model.
+    """Interface of a language model (a `typing.Protocol`).
 
     Attributes:
         name: Name that identifies the model in cache keys and manifests; models that reply

@@ -82,8 +82,8 @@ class Endpoint:
     async def complete(self, request: ModelRequest) -> Reply:
         """Send a request, with retries, and return the reply.
 
-        Messages that the endpoint rejects as too long or by its content filter give a reply with
-        the finish reason 'refused'.
+        If the endpoint rejects the messages because they are too long, or because of its content
+        filter, the reply has the finish reason 'refused'.
 
         Raises:
             UserError: The request may exceed the token limit, or the endpoint rejects the key, the
@@ -241,11 +241,11 @@ def _get_nested(value: Any, *steps: str | int) -> Any:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return the time in seconds that `Endpoint` must wait before it repeats a request, or None.
+    """Return the seconds that `Endpoint` waits before it repeats a request; None = no wait.
 
-    The time comes from the header Retry-After. The result is None if the header has no number of
-    seconds, if the OpenAI library itself waits such a short time, or if the time is too long to
-    wait at all.
+    The header Retry-After of the response gives the time; if it has no number, the result is None.
+    `Endpoint` waits only for more than 2 minutes, because the OpenAI library itself waits for
+    shorter times. `Endpoint` does not wait for more than an hour.
     """
     try:
         wait_s = float(error.response.headers.get('retry-after', ''))

@@ -50,7 +50,8 @@ class LocalModel:
     async def complete(self, request: ModelRequest) -> Reply:
         """Return the reply to a request.
 
-        A prompt that leaves no room in the context gives a reply with the finish reason 'refused'.
+        If the prompt fills the model's context, so that no token can be generated, the reply is
+        empty and has the finish reason 'refused'.
 
         Raises:
             OSError: The model failed.
@@ -113,7 +114,11 @@ def load_model(source: str) -> LanguageModel:
 
 
 def _config(source: str) -> ConfigDict:
-    """Return the config that the function `get_config` of a config file builds.
+    """Call the function `get_config` of a config file, and return the config.
+
+    Args:
+        source: Path of the file. It may end with a colon and an argument of `get_config`, such as
+            the method.
 
     Raises:
         UserError: There is no such file, or it does not define `get_config`.

@@ -39,8 +39,9 @@ class DialoguePrompts(NamedTuple):
             subject.
         reference_pattern: Pattern of phrases that refer to something that the question has not
             named.
-        pronoun_pattern: Pattern of pronouns that a question must not have unless it contains a name
-            or a number; None for a language in which names cannot be recognized.
+        pronoun_pattern: Pattern of pronouns. A question with a pronoun is rejected unless it also
+            contains a name or a number. None for Chinese, which has no capital letters by which
+            names could be recognized.
     """
 
     system_messages: Mapping[str, str]

@@ -89,7 +89,8 @@ def _excess(reading: Reading, remaining: Counter[Decimal]) -> Counter[Decimal]:
     """Return the numbers that occur more often in a reading than in `remaining`.
 
     Args:
-        reading: One interpretation of a number in the translation.
+        reading: One interpretation of digits in the translation; it may consist of several numbers,
+            as for a date.
         remaining: Numbers of the source without a counterpart in the translation so far.
     """
     return Counter(reading) - remaining
@@ -138,12 +139,15 @@ def _digits(digits: str) -> list[Reading]:
 
 
 def _number(parts: Sequence[str], separators: Sequence[str], point: str) -> Decimal | None:
-    """Return the value if the digits are one number with a given decimal separator, else None.
+    """Read digits with separators as one number.
 
     Args:
         parts: Digits between the separators.
         separators: Separators, one fewer than parts.
-        point: Decimal separator; any other separator groups thousands.
+        point: Separator to read as the decimal separator; any other must group thousands.
+
+    Returns:
+        Value of the number; None if the digits are not one number, as in a date.
     """
     decimals = ''
     if separators and separators[-1] == point:

@@ -1,8 +1,10 @@
 """Readers of Wikipedia dumps, or of any documents with an id, a title and a text.
 
-The name or the beginning of a file determines its format: Parquet as in wikimedia/wikipedia; the
-output of WikiExtractor, either <doc id="…" url="…" title="…"> to </doc> or, with `--json`, JSON
-Lines; or any other JSON Lines.
+A file has one of three formats, which its name or its beginning determines:
+
+- Parquet, as in the dataset wikimedia/wikipedia.
+- Output of WikiExtractor: each document is between <doc id="…" url="…" title="…"> and </doc>.
+- JSON Lines, such as the output of WikiExtractor with `--json`.
 """
 
 import codecs

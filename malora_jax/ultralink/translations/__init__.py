@@ -1,6 +1,7 @@
 """Translation prompts: an instruction and a demonstration for each language and subset.
 
-Both are written in the target language, and the demonstration passes all `translation_checks`.
+The instruction is written in the target language. The demonstration is an English text with its
+translation; the translation passes all `translation_checks`.
 """
 
 import functools
