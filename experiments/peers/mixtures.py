@@ -29,7 +29,7 @@ _MOLA_NAMES = {'router': 'mola.{linear}.moe_gate.weight'} | {
 def mola(
     setup: Setup, adapter: AdapterConfig, leaves: Leaves, gradient_checkpointing: bool = False
 ) -> TorchSystem:
-    """Create MoLA with our settings and weights: a router and LoRA experts on each linear module.
+    """Create the MoLA of MoE-PEFT, the counterpart of our `molora`, with our settings and weights.
 
     Args:
         setup: Parts of the run, of which the base model and the optimizer are used.

@@ -89,8 +89,9 @@ def quantized_shapes(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the shapes of the codes and the scales of a kernel.
 
-    In 4-bit formats, the inputs are divided into tiles that share a scale. The tile size is the
-    largest power of two, up to 64, that divides `inputs` / 2.
+    In 4-bit formats, the inputs are divided into tiles, and each tile has its own scale. The tile
+    size is the largest power of two, up to 64, that divides half the number of inputs, because
+    one byte stores the codes of two inputs, one from each half.
 
     Raises:
         UserError: The number of inputs is odd and the format has 4 bits.

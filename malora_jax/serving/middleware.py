@@ -17,9 +17,10 @@ MAX_BODY_BYTES = 4 * 2**20
 class GuardMiddleware:
     """Middleware that refuses requests with a wrong API key or host, or a large or slow body.
 
-    A web page in a browser can reach a server on the same machine under the page's own host name
-    (DNS rebinding). The page cannot do so under an IP address, and it does not know the API key.
-    Host names are therefore checked only if there is no API key.
+    The host is checked against DNS rebinding: a web page points its own host name at this machine,
+    so that the browser lets the page call this server. Such a request has the page's host name in
+    its Host header, never an IP address. With an API key no check is needed, because the page does
+    not know the key.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def memory_estimates(run: RunConfig, memory: int) -> list[MemoryEstimate]:
 
     Args:
         run: Run configuration. Its quantization, rematerialization and batch size are ignored.
-        memory: Memory of the device, in bytes.
+        memory: Memory of the device, in bytes; it determines the largest batch that fits.
     """
     return [memory_estimate(run, memory, kept, remat) for kept in _QUANTIZE for remat in _REMAT]
 
@@ -92,7 +92,7 @@ def memory_estimate(run: RunConfig, memory: int, quantize: str, remat: str) -> M
 
     Args:
         run: Run configuration. Its quantization, rematerialization and batch size are ignored.
-        memory: Memory of the device, in bytes.
+        memory: Memory of the device, in bytes; it determines the largest batch that fits.
         quantize: Quantization format of the base model's kernels, as in `model.quantize`.
         remat: Rematerialization policy, as in `training.remat`.
     """
@@ -163,7 +163,7 @@ def format_estimates(run: RunConfig, estimates: list[MemoryEstimate], memory: in
     Args:
         run: Run configuration.
         estimates: Estimates, as `memory_estimates` returns them.
-        memory: Memory of the device, in bytes.
+        memory: Memory of the device, in bytes; it determines the largest batch that fits.
     """
     head = ['kernels', 'remat', 'resident GB', 'GB per step', 'GB per row', 'max rows', 'total GB']
     rows = [

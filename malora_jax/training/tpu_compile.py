@@ -133,8 +133,8 @@ def _find_fitting_change(
         sizes: Number of devices along each axis of the run's mesh.
 
     Returns:
-        The changed values by dotted field name, and `bytes_per_device`, the memory that the changed
-        step needs. None if the step fits with none of the changes.
+        A dict with the changed config fields by dotted name, and with one more key,
+        `bytes_per_device`, the memory of the changed step. None if no change makes the step fit.
     """
     for change in _memory_saving_changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))

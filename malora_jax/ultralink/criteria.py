@@ -59,7 +59,7 @@ _OBJECT = re.compile(r'\{[^{}]*\}')
 
 @dataclasses.dataclass(frozen=True)
 class CriteriaConfig(Settings):
-    """Settings of the selection: limits on length, and model requests.
+    """Settings of the selection of conversations: limits on their length, and model settings.
 
     The paper drops conversations by length too, but does not give the limits.
     """

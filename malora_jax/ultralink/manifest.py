@@ -92,7 +92,7 @@ class StageManifest:
         seed: Random seed.
         inputs: SHA-256 digest of the inputs' content.
         shard_items: Number of items in each shard except the last.
-        shards: Counts of the shards written so far, in order.
+        shards: For each shard written so far, in order, its numbers of items and rows.
         complete: Whether all items are processed.
     """
 
