@@ -101,7 +101,7 @@ class Part(TypedDict):
         ('{}', ': parts is missing: '),
         ('{"parts": {"x": {}}}', ': parts.x.count is missing: '),
         ('{"parts": {"x": {"count": 0}}}', ': parts.x.count is 0; it must be a positive whole '),
-        ('{"parts": {"x": {"count": true}}}', ': parts.x.count is True; it must be a whole number'),
+        ('{"parts": {"x": {"count": true}}}', ': parts.x.count is True; it must be a positive '),
         (
             '{"parts": {"x": {"count": 1, "names": ["a", 2]}}}',
             ': parts.x.names[1] is 2; it must be ',

@@ -30,7 +30,9 @@ def test_held_out_first_then_train():
 
 
 def test_a_task_with_few_questions_does_not_count():
-    with pytest.raises(UserError, match=r"'fake' has 999 distinct .* fewer than 1,000 does not"):
+    with pytest.raises(
+        UserError, match=r"'fake' has 999 distinct .* every task needs at least 1,000"
+    ):
         task([f'q{i}' for i in range(999)]).split(0, max_per_task=300, held_out=64)
 
 

@@ -87,12 +87,12 @@ def test_options_are_split_as_in_a_shell():
     'named, expected',
     [
         ('a', "--gpus has 'a'; it must list different GPU numbers, such as 0,1."),
-        ('', "--gpus has ''; it must be "),
-        ('0,0', "--gpus has '0'; it must be "),
-        ('-1', "--gpus has '-1'; it must be "),
-        ('\u0663', "--gpus has '\u0663'; it must be "),
+        ('', "--gpus has ''; it must list "),
+        ('0,0', "--gpus has '0'; it must list "),
+        ('-1', "--gpus has '-1'; it must list "),
+        ('\u0663', "--gpus has '\u0663'; it must list "),
         ('0,2', '--gpus has 2; this machine has 2 NVIDIA GPUs, numbered from 0.'),
-        ('9' * 5000, f'--gpus has {"9" * 20}; this machine has 2 GPUs'),
+        ('9' * 5000, f'--gpus has {"9" * 20}; this machine has 2 NVIDIA GPUs'),
     ],
 )
 def test_gpus_that_are_not_there(tmp_path, monkeypatch, named, expected):

@@ -416,7 +416,10 @@ def test_the_identity_comes_back(tmp_path, new_data):
         ({'config': {**OURS.config, 'seed': 1}}, 'c/2 holds a run with another seed'),
         ({'config': {**OURS.config, 'more': 1}}, 'c/2 holds a run with another more'),
         ({'config': {'training.steps': 9}}, r'c/2 holds a run with fields .* lacks \(seed\)'),
-        ({'data': {'mine.jsonl': 'a2'}}, 'mine.jsonl has changed since the run in .*c/2 began'),
+        (
+            {'data': {'mine.jsonl': 'a2'}},
+            'mine.jsonl has changed since the run in .*c/2 was started',
+        ),
         (
             {'base': 'b2'},
             'c/2 was trained on another base: its fingerprint is b1, .* these .* is b2',

@@ -177,7 +177,7 @@ def test_a_line_that_is_no_row(tmp_path, line, message):
     [
         ({}, "has no 'text'"),
         ({'text': 3}, "must have a string as 'text'"),
-        ({'text': '\ud800'}, 'half'),
+        ({'text': '\ud800'}, 'unpaired surrogate'),
     ],
 )
 def test_a_field_that_is_no_text(fields, message):
