@@ -103,7 +103,7 @@ def _mixture_from_lora(
     if not isinstance(adapter.structure, StartsFromLoRA):
         raise UserError(
             f'training.start_from: {directory} holds a LoRA, from which this method cannot start; '
-            "choose 'lora', 'molora', 'malora', 'hydralora' or a variant of these."
+            "choose 'lora', 'molora', 'malora', 'hydralora' or a method of one of their structures."
         )
     down, _ = IndependentExperts.factors
     rank = max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(f'/{down}'))
