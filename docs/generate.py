@@ -1,0 +1,158 @@
+"""Write the generated parts of the documentation: config fields, commands and parameter counts.
+
+`make docs` runs this before it builds the site, and continuous integration fails if a committed
+page differs from what this writes.
+
+    python docs/generate.py
+"""
+
+import dataclasses
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+DOCS = pathlib.Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))  # configs/ is not an installed package.
+
+from configs import common, quickstart  # noqa: E402
+from malora_jax.adapters import METHODS, AdapterSettings  # noqa: E402
+from malora_jax.distributed.mesh import MeshConfig  # noqa: E402
+from malora_jax.training import config as config_lib  # noqa: E402
+from malora_jax.training import run_config  # noqa: E402
+from malora_jax.training.data_config import DataConfig  # noqa: E402
+from malora_jax.training.plan import plan  # noqa: E402
+from malora_jax.ultralink.stages import STAGES  # noqa: E402
+
+SECTIONS = {
+    'model': config_lib._ModelSection,
+    'adapter': AdapterSettings,
+    'data': DataConfig,
+    'optimizer': config_lib.OptimizerConfig,
+    'training': config_lib.TrainingConfig,
+    'evaluation': config_lib.EvaluationConfig,
+    'mesh': MeshConfig,
+}
+COMMANDS = (
+    'train', 'evaluate', 'analyze', 'generate', 'serve', 'export', 'plan', 'benchmark', 'sweep',
+    'prepare', 'harness', 'scaling', 'train_together',
+)  # fmt: skip
+
+
+def main() -> None:
+    """Write all generated pages and parts of pages."""
+    (DOCS / 'reference' / 'config.md').write_text(config_page(), 'utf-8')
+    (DOCS / 'reference' / 'commands.md').write_text(commands_page(), 'utf-8')
+    (DOCS / 'contributing.md').write_text(contributing_page(), 'utf-8')
+    for name in METHODS:
+        replace_part(DOCS / 'methods' / f'{name}.md', f'method {name}', method_counts(name))
+
+
+def config_page() -> str:
+    """Return the page on all config fields, with their defaults and the docstrings' descriptions."""
+    lines = [
+        '# Config fields',
+        '',
+        'Every field can be overridden on the command line, for example',
+        "`--config.adapter.rank=16` or `--config.data.tasks=\"('chain_sum',)\"`. *Default* is the value",
+        'in `configs/common.py` with the method `malora`; fields without one are set by each config.',
+        '',
+        '| field | default | meaning |',
+        '|---|---|---|',
+    ]
+    described = attributes(config_lib.RunConfig)
+    base = common.base_config('malora').to_dict()
+    for name in ('seed', 'method'):
+        lines.append(f'| `{name}` | `{base[name]!r}` | {described[name]} |')
+    for section, kind in SECTIONS.items():
+        lines += ['', f'## {section}', '', '| field | default | meaning |', '|---|---|---|']
+        described = attributes(kind)
+        for field in dataclasses.fields(kind):
+            default = base[section].get(field.name, field.default)
+            shown = '' if default is dataclasses.MISSING else f'`{default!r}`'
+            lines.append(f'| `{section}.{field.name}` | {shown} | {described[field.name]} |')
+    return '\n'.join(lines) + '\n'
+
+
+def attributes(kind: Any) -> dict[str, str]:
+    """Return the description of each attribute in a docstring, on one line.
+
+    Raises:
+        ValueError: A field of the dataclass is not described.
+    """
+    text = inspect.getdoc(kind) or ''
+    part = re.split(r'\n(?=\w+:\n)', text.partition('Attributes:\n')[2])[0]
+    found = {}
+    for names, description in re.findall(
+        r'^    ([\w, ]+): ((?:.*\n?)(?:        .*\n?|\n(?=        ))*)', part + '\n', re.MULTILINE
+    ):
+        for name in names.split(', '):
+            found[name] = ' '.join(description.split()).replace('|', r'\|')
+    missing = {field.name for field in dataclasses.fields(kind)} - set(found)
+    if missing:
+        raise ValueError(f'The docstring of {kind.__name__} lacks {", ".join(sorted(missing))}.')
+    return found
+
+
+def commands_page() -> str:
+    """Return the page with the `--help` of every command."""
+    lines = ['# Commands', '', 'Every command prints this text with `--help`.']
+    for module in COMMANDS:
+        lines += [f'## {module}', '', '```text', help_text(f'experiments.{module}'), '```', '']
+    for stage in STAGES:
+        text = help_text('experiments.ultralink', stage)
+        lines += [f'## ultralink {stage}', '', '```text', text, '```', '']
+    return '\n'.join(lines)
+
+
+def help_text(*command: str) -> str:
+    """Return what `python -m COMMAND --help` prints, without the path of the script."""
+    process = subprocess.run(
+        [sys.executable, '-m', *command, '--help'], cwd=ROOT, capture_output=True, text=True
+    )
+    text = process.stdout.replace(str(ROOT) + '/', '')
+    return '\n'.join(line.rstrip() for line in text.strip().splitlines())
+
+
+def contributing_page() -> str:
+    """Return CONTRIBUTING.md with links that work from the folder of the documentation."""
+    text = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
+    return text.replace('](docs/', '](')
+
+
+def method_counts(name: str) -> str:
+    """Return the number of parameters of a method on LLaMA-2 7B, and its operations per token."""
+    config = quickstart.get_config(name)
+    config.model.name, config.model.dtype = 'llama2-7b', 'bfloat16'
+    found = plan(run_config(config.to_dict()))
+    parameters, flops = found['parameters'], found['flops_per_token']
+    adapter_gflops = (flops['adapter_forward'] + flops['adapter_backward']) / 1e9
+    rows = [
+        ('trained parameters', f'{parameters["trainable"]:,}'),
+        ('share of the base model', f'{parameters["percent_of_base"]:.3f}%'),
+        ('frozen parameters in the adapter', f'{parameters["frozen_in_adapter"]:,}'),
+        ('adapter GFLOP per token, forward and backward', f'{adapter_gflops:.2f}'),
+    ]
+    table = ['| on LLaMA-2 7B | |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows)]
+    return '\n'.join(table)
+
+
+def replace_part(path: pathlib.Path, part: str, text: str) -> None:
+    """Replace the text between `<!-- generated: PART -->` and `<!-- end -->` of a page.
+
+    Raises:
+        ValueError: The page has no such part.
+    """
+    page = path.read_text('utf-8')
+    before, start, rest = page.partition(f'<!-- generated: {part} -->')
+    _, end, after = rest.partition('<!-- end -->')
+    if not start or not end:
+        raise ValueError(f'{path} has no part "{part}".')
+    path.write_text(f'{before}{start}\n\n{text}\n\n{end}{after}', 'utf-8')
+
+
+if __name__ == '__main__':
+    main()
