@@ -11,7 +11,7 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -57,6 +57,16 @@ test-export: setup
 	$(VENV)/transformers/bin/python -m pip install --quiet 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1'
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
 
+# The documentation site in docs/build. First rewrites the generated pages; in continuous
+# integration, a difference from the committed pages is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/draw_layer.py
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/build
+	@git diff --exit-code --stat -- docs \
+	  || { test -z "$$CI" || exit 1; echo 'Commit the changed pages.' >&2; }
+
 # Style and types.
 lint: setup
 	$(BIN)/ruff check .
@@ -68,4 +78,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs docs/build .pytest_cache .mypy_cache .ruff_cache

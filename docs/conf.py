@@ -4,7 +4,7 @@ import importlib.metadata
 
 project = 'malora_jax'
 author = 'The malora_jax authors'
-copyright = 'the malora_jax authors, Apache License 2.0'  # noqa: A001
+copyright = 'the malora_jax authors, Apache License 2.0'
 release = version = importlib.metadata.version('malora_jax')
 
 extensions = [

@@ -40,7 +40,8 @@ def picture() -> str:
         'font-size="15">\n'
         '<title>A linear layer with MALoRA</title>\n'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        f'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{LINE}"/></marker></defs>\n'
+        'markerHeight="7" orient="auto">'
+        f'<path d="M0,0 L8,4 L0,8 z" fill="{LINE}"/></marker></defs>\n'
     )
     return head + '\n'.join(parts) + '\n</svg>\n'
 
@@ -158,7 +159,9 @@ def arrow(*points: tuple[int, int]) -> Sequence[str]:
 
 def symbol(text: str) -> str:
     """Return text with the letter after each `_` as a subscript, as in S_A and G_1 … G_N."""
-    return re.sub(r'_(\w)', r'<tspan dy="4" font-size="0.75em">\1</tspan><tspan dy="-4">​</tspan>', text)
+    # The empty second span, a zero-width space, returns to the base line.
+    subscript = r'<tspan dy="4" font-size="0.75em">\1</tspan><tspan dy="-4">&#8203;</tspan>'
+    return re.sub(r'_(\w)', subscript, text)
 
 
 if __name__ == '__main__':

@@ -52,13 +52,14 @@ def main() -> None:
 
 
 def config_page() -> str:
-    """Return the page on all config fields, with their defaults and the docstrings' descriptions."""
+    """Return the page on all config fields: defaults, and descriptions from the docstrings."""
     lines = [
         '# Config fields',
         '',
         'Every field can be overridden on the command line, for example',
-        "`--config.adapter.rank=16` or `--config.data.tasks=\"('chain_sum',)\"`. *Default* is the value",
-        'in `configs/common.py` with the method `malora`; fields without one are set by each config.',
+        '`--config.adapter.rank=16` or `--config.data.max_per_task=1000`. *Default* is the value',
+        'in `configs/common.py` with the method `malora`. A field without a default is set by each',
+        'config.',
         '',
         '| field | default | meaning |',
         '|---|---|---|',

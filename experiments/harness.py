@@ -2,7 +2,7 @@ r"""Run EleutherAI's evaluation harness on a run's checkpoint, or on a base mode
 
 The arguments are those of `lm_eval run`, such as --num_fewshot, --limit, --output_path with
 --log_samples, or --include_path for custom tasks. The harness comes with the extra `harness`:
-pip install 'malora_jax[harness]'.
+pip install '.[harness]'.
 
 Examples:
     python -m experiments.harness --model_args workdir=runs/quickstart --tasks arc_easy,piqa
@@ -73,7 +73,7 @@ def main() -> None:
         UserError: The harness is not installed, or it refuses an argument.
     """
     if importlib.util.find_spec('lm_eval') is None:
-        raise errors.UserError("lm_eval is not installed: run pip install 'malora_jax[harness]'.")
+        raise errors.missing_extra('lm_eval is not installed', 'harness')
     from lm_eval.__main__ import cli_evaluate
 
     from malora_jax.evaluation import harness

@@ -4,7 +4,7 @@ With --memory, prints instead which settings fit into that much memory: quantiza
 model (model.quantize), rematerialization (training.remat), and the largest batch in rows.
 
 With --topology, adds the TPU compiler's estimates for the training step on such a TPU slice:
-memory, communication and cycles. This needs no TPU, but pip install 'malora_jax[tpu-plan]'.
+memory, communication and cycles. This needs no TPU, but pip install '.[tpu-plan]'.
 
 Examples:
     python -m experiments.plan --config=configs/quickstart.py:malora --config.model.name=llama2-7b

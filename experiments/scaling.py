@@ -1,6 +1,6 @@
 r"""Print the memory and communication of a training step on TPU slices, compiled without a TPU.
 
-Needs pip install 'malora_jax[tpu-plan]'. The training step is compiled for each pair of a model and
+Needs pip install '.[tpu-plan]'. The training step is compiled for each pair of a model and
 a topology, with FSDP over all chips. Each compilation takes a minute or two; pairs that are already
 in the output file are skipped.
 

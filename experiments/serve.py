@@ -3,7 +3,7 @@ r"""Serve trained models over HTTP with an OpenAI-compatible API.
 Serves one or more runs that share a base model, and the base model itself. Requests select a model
 by its name: the name of a run's directory, or the name of the base model. Requests: POST
 /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health. Needs the extra `serve`:
-pip install 'malora_jax[serve]'. If the environment variable MALORA_JAX_KEY is set, requests must
+pip install '.[serve]'. If the environment variable MALORA_JAX_KEY is set, requests must
 carry it as their API key.
 
 Flags by group:
@@ -90,9 +90,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_now)
     if not all(importlib.util.find_spec(name) for name in ('fastapi', 'uvicorn')):
-        raise errors.UserError(
-            "fastapi and uvicorn are not installed: run pip install 'malora_jax[serve]'."
-        )
+        raise errors.missing_extra('fastapi and uvicorn are not installed', 'serve')
     from malora_jax.serving.app import make_app
     from malora_jax.serving.server import serve
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 from malora_jax import shutdown
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, missing_extra
 
 _SCHEME = 'gs://'
 _CHECKPOINTS = 'checkpoints'
@@ -276,7 +276,7 @@ def _translate_errors(address: str) -> Iterator[None]:
         OSError: The bucket cannot be reached.
     """
     if not importlib.util.find_spec('gcsfs'):
-        raise UserError(f"{address} needs gcsfs: run pip install 'malora_jax[gcs]'.")
+        raise missing_extra(f'{address} needs gcsfs', 'gcs')
     import requests
     from google.api_core import exceptions as api
     from google.auth import exceptions as auth

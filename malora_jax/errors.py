@@ -74,6 +74,16 @@ def out_of_range(field: str, value: object, expected: str) -> UserError:
     return UserError(f'{field} is {schema.short_repr(value)}; it must be {expected}.')
 
 
+def missing_extra(problem: str, extra: str) -> UserError:
+    """Return the error for an optional dependency that is not installed.
+
+    Args:
+        problem: What is missing, such as 'qwix is not installed'.
+        extra: Name of the extra in setup.cfg that installs it.
+    """
+    return UserError(f"{problem}: run pip install '.[{extra}]' in malora_jax's source directory.")
+
+
 def check_types(section: str, settings: typing.Any) -> None:
     """Check the values of a dataclass of settings against its type hints.
 

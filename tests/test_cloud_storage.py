@@ -217,7 +217,7 @@ def test_without_the_extra(monkeypatch):
     with pytest.raises(UserError) as caught:
         cloud_storage.localize('gs://bucket/runs/a')
     assert str(caught.value) == (
-        "gs://bucket/runs/a needs gcsfs: run pip install 'malora_jax[gcs]'."
+        "gs://bucket/runs/a needs gcsfs: run pip install '.[gcs]' in malora_jax's source directory."
     )
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from malora_jax.errors import UserError
+from malora_jax.errors import UserError, missing_extra
 
 QUANT_FORMATS = ('int8', 'w8a8', 'int4', 'nf4')
 _INT8_FORMATS = ('int8', 'w8a8')
@@ -216,6 +216,4 @@ def _qwix() -> Any:
     try:
         return importlib.import_module('qwix')
     except ModuleNotFoundError as error:
-        raise UserError(
-            "model.quantize needs the package qwix: pip install 'malora_jax[quantize]'."
-        ) from error
+        raise missing_extra('model.quantize needs the package qwix', 'quantize') from error

@@ -116,10 +116,10 @@ def _program(compiled: jax.stages.Compiled) -> hlo.Program:
     try:
         return hlo.Program(compiled.as_text() or '')
     except jax.errors.JaxRuntimeError as error:
-        raise errors.UserError(
-            'This version of JAX cannot read the output of the TPU compiler: install the matching '
-            "libtpu with pip install 'malora_jax[tpu-plan]'."
-        ) from error
+        problem = (
+            'The installed libtpu does not match this version of JAX, which cannot read its output'
+        )
+        raise errors.missing_extra(problem, 'tpu-plan') from error
 
 
 def _find_fitting_change(

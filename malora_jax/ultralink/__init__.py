@@ -1,7 +1,7 @@
 """UltraLink: generate, check, prune and release multilingual fine-tuning data.
 
 Wang et al., UltraLink: An Open-Source Knowledge-Enhanced Multilingual Supervised Fine-tuning
-Dataset, ACL 2024. The package needs the optional dependencies `malora_jax[ultralink]`.
+Dataset, ACL 2024. The package needs the optional dependencies of the extra `ultralink`.
 
 Each stage of the pipeline reads and writes directories of JSON Lines rows (see `shards`). These are
 the rows, by the stages that write them:

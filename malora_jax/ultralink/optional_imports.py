@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from malora_jax.errors import UserError
+from malora_jax import errors
 
 
 def import_extra(module: str) -> Any:
@@ -22,6 +22,4 @@ def import_extra(module: str) -> Any:
         name = module.partition('.')[0]
         if (error.name or '').partition('.')[0] != name:
             raise
-        raise UserError(
-            f"{name} is not installed: run pip install 'malora_jax[ultralink]'."
-        ) from error
+        raise errors.missing_extra(f'{name} is not installed', 'ultralink') from error

@@ -424,6 +424,6 @@ def test_nothing_else_needs_lm_eval():
         [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert found.stderr.strip().split('\n')[-1] == (
-        'malora_jax.errors.UserError: lm_eval is not installed: run pip install '
-        "'malora_jax[harness]'."
+        "malora_jax.errors.UserError: lm_eval is not installed: run pip install '.[harness]' in "
+        "malora_jax's source directory."
     )

@@ -70,5 +70,5 @@ def test_an_unknown_code_is_one_line():
 
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, 'opencc', None)
-    with pytest.raises(UserError, match=r'^opencc is not installed: .*malora_jax\[ultralink\]'):
+    with pytest.raises(UserError, match=r'^opencc is not installed: .*\.\[ultralink\]'):
         optional_imports.import_extra('opencc')
