@@ -28,8 +28,8 @@ from absl import flags
 
 from experiments import cli
 from malora_jax import files
-from malora_jax.benchmark import adapter_scaling, compiler_estimates, plots, report
-from malora_jax.benchmark.run import benchmark, benchmark_scaling, estimate
+from malora_jax.benchmark import adapter_sizes, compiler_estimates, plots, report
+from malora_jax.benchmark.run import benchmark, benchmark_sizes, estimate
 
 _METHODS = flags.DEFINE_list(
     'methods',
@@ -66,7 +66,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _GROW = flags.DEFINE_enum(
     'grow',
     None,
-    list(adapter_scaling.SIZES),
+    list(adapter_sizes.SIZES),
     'Adapter setting to vary: measure each method at several values of this setting, instead of '
     'only at the value in the config.',
 )
@@ -102,10 +102,10 @@ def _estimate(config: dict[str, Any], topology: str) -> None:
 
 
 def _grow(config: dict[str, Any], field: str) -> None:
-    found = benchmark_scaling(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
+    found = benchmark_sizes(config, _METHODS.value, _ROUNDS.value, _ROWS.value == 'packed', field)
     sizes = found['sizes']
-    plot = functools.partial(plots.plot_scaling, curves=adapter_scaling.curves(sizes), field=field)
-    _write_and_print(found, adapter_scaling.format_table(field, sizes), plot)
+    plot = functools.partial(plots.plot_sizes, curves=adapter_sizes.curves(sizes), field=field)
+    _write_and_print(found, adapter_sizes.format_table(field, sizes), plot)
 
 
 def _compare(config: dict[str, Any]) -> None:

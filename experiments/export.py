@@ -99,8 +99,8 @@ def _check_flags(workdir: pathlib.Path) -> None:
             )
     elif not _UNFINISHED.value and not (workdir / 'results.json').exists():
         raise UserError(
-            f'The run in {workdir} has not ended: there is no results.json. Continue it, or export '
-            'what it has so far with --unfinished.'
+            f'The run in {workdir} has not finished: there is no results.json. Resume it, or '
+            'export it as it is with --unfinished.'
         )
     if _FORMAT.value != 'static' and (_TASK.value or _RANK.value):
         raise UserError('--task and --rank are for --format=static.')

@@ -32,12 +32,12 @@ from malora_jax.models.loading.base_model import load_base, model_config
 # Default arguments of the command line; later arguments override them.
 _ARGUMENTS = ('run', '--model', 'malora_jax', '--batch_size', 'auto')
 
-_LoadedModel = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
+_ModelParts = tuple[Decoder, Any, data.TokenizerProtocol, str | None]
 
 
 def load_model(
     workdir: str = '', model: str = '', weights: str = '', dtype: str = 'float32'
-) -> _LoadedModel:
+) -> _ModelParts:
     """Load the model that --model_args names.
 
     Args:

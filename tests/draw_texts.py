@@ -53,7 +53,8 @@ def help_texts() -> Iterator[str]:
                     if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
                 ]
                 if len(texts) > 1:
-                    command = f'python -m experiments.{path.stem} --{texts[0]}'
+                    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+                    command = f'python -m {module.removesuffix(".__main__")} --{texts[0]}'
                     yield f'{command}\n{max(texts[1:], key=len)}'
     for stage in STAGES.values():
         registry = flags.FlagValues()

@@ -76,7 +76,7 @@ def _our_decoder(base: LoadedBase) -> DecodeFunction:
         ids = [token.id for token in engine.step()[0].tokens]
         first, began = len(ids), time.perf_counter()
         while not engine.is_idle:
-            ids += [token.id for news in engine.step() for token in news.tokens]
+            ids += [token.id for output in engine.step() for token in output.tokens]
         rate = (len(ids) - first) / (time.perf_counter() - began)
         return base.tokenizer.decode(ids), rate
 

@@ -147,7 +147,7 @@ class Structure(abc.ABC):
 
     @abc.abstractmethod
     def leaf_axes(self, inputs: Axis, outputs: Axis) -> dict[str, tuple[Axis, ...]]:
-        """Return the axes of each factor of a linear layer, by name.
+        """Return the axes of each factor, and of a second router if there is one, by name.
 
         Args:
             inputs: Input axis of the linear layer, size D.

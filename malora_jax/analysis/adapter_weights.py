@@ -19,7 +19,7 @@ from malora_jax.runs import LoadedRun
 from malora_jax.training.checkpoint import Checkpoints, latest_checkpoint
 from malora_jax.training.config import RunConfig
 from malora_jax.training.optimizer import make_optimizer
-from malora_jax.training.state import abstract_state, starting_adapter
+from malora_jax.training.state import abstract_state, initial_variables
 
 # Variable collections of an adapter: 'adapter' and 'adapter_frozen'.
 AdapterVariables = dict[str, Any]
@@ -68,7 +68,7 @@ def initial_adapter(workdir: pathlib.Path, config: RunConfig) -> AdapterVariable
     has_subspace = isinstance(config.adapter.structure, SharedDown)
     if has_subspace and (newest is None or newest.identity is None):
         return None
-    return starting_adapter(Decoder(config.model, config.adapter), config.seed)
+    return initial_variables(Decoder(config.model, config.adapter), config.seed)
 
 
 def expert_projections(

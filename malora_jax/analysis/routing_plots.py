@@ -18,7 +18,7 @@ from malora_jax.analysis.figures import (
     wrap_name,
 )
 
-_GREY = '0.4'
+_GRAY = '0.4'
 
 
 @without_mathtext
@@ -134,7 +134,7 @@ def plot_evolution(
             *(held_out[key] for key in ('step', measure)), 'o', color='tab:orange', label='held-out'
         )
         height, label = lines[measure]
-        panel.axhline(height, color=_GREY, linestyle='--', linewidth=1)
+        panel.axhline(height, color=_GRAY, linestyle='--', linewidth=1)
         panel.margins(y=0.15)
         panel.set_title(f'{title}\n(dashed: {label}, {height:.3g})', fontsize=8.5)
         panel.tick_params(labelsize=8)

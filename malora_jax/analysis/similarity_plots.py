@@ -13,7 +13,7 @@ from malora_jax.analysis.expert_similarity import SIDES, ExpertSimilarity, nan_m
 from malora_jax.analysis.expert_spectra import ExpertSpectrum
 from malora_jax.analysis.figures import PHONE_DPI, color_cycle, save, small_figure, without_mathtext
 
-_GREY = '0.55'
+_GRAY = '0.55'
 
 
 @without_mathtext
@@ -51,7 +51,7 @@ def plot_similarity(
                 panel.plot(x, start_J, 'o', color=color, markersize=9, fillstyle='none')
             half = 0.45 * width
             independent_J = nan_mean(one.independent, axis=1)
-            panel.hlines(independent_J, x - half, x + half, color=_GREY, linestyle='--')
+            panel.hlines(independent_J, x - half, x + half, color=_GRAY, linestyle='--')
         panel.set_title(f'{side}', loc='left', fontsize=11, fontweight='bold')
         panel.set_ylabel('similarity (1 = the same)', fontsize=9)
         panel.set_ylim(0, None)
@@ -66,7 +66,7 @@ def plot_similarity(
             [], [], color='k', marker='o', fillstyle='none', linestyle='', label='before training'
         )
     )
-    handles.append(Line2D([], [], color=_GREY, linestyle='--', label='independent subspaces'))
+    handles.append(Line2D([], [], color=_GRAY, linestyle='--', label='independent subspaces'))
     figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)
     save(figure, path, PHONE_DPI)
 
@@ -90,12 +90,12 @@ def plot_similarity_by_layer(
     figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(similarities))
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
     for j, (linear, panel) in enumerate(zip(linears, panels, strict=False)):
-        for color, alike in zip(color_cycle(len(similarities)), similarities, strict=True):
-            one = alike.sides[side]
-            panel.plot(one.trained[j], color=color, label=alike.label if j == 0 else None)
+        for color, similarity in zip(color_cycle(len(similarities)), similarities, strict=True):
+            one = similarity.sides[side]
+            panel.plot(one.trained[j], color=color, label=similarity.label if j == 0 else None)
             if one.start is not None:
                 panel.plot(one.start[j], ':', color=color)
-            panel.plot(one.independent[j], '--', color=_GREY, linewidth=1)
+            panel.plot(one.independent[j], '--', color=_GRAY, linewidth=1)
         panel.set_title(linear, fontsize=10)
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylim(0, None)
@@ -131,7 +131,7 @@ def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSp
                 number_K, one.trained.min(axis=0), one.trained.max(axis=0), alpha=0.2
             )
             panel.plot(number_K, np.median(one.trained, axis=0))
-            panel.plot(number_K, np.median(one.control, axis=0), '--', color=_GREY)
+            panel.plot(number_K, np.median(one.control, axis=0), '--', color=_GRAY)
             panel.axvline(one.directions.mean(), color='tab:red', linewidth=1)
             panel.set_ylim(0, None)
             panel.set_title(f'{side} of {linear}', fontsize=9)
@@ -142,7 +142,7 @@ def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSp
     figure.supylabel('singular value', fontsize=9)
     handles = [
         Line2D([], [], color='tab:blue', label='trained: median and range of layers'),
-        Line2D([], [], color=_GREY, linestyle='--', label='control: initial A, or random matrix'),
+        Line2D([], [], color=_GRAY, linestyle='--', label='control: initial A, or random matrix'),
         Line2D([], [], color='tab:red', label='number of directions that carry 90%'),
     ]
     figure.legend(handles=handles, loc='outside lower center', fontsize=8, frameon=False)

@@ -43,7 +43,7 @@ def plot_step_times(
     save(figure, path)
 
 
-def plot_scaling(
+def plot_sizes(
     path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[float]]], field: str, title: str
 ) -> None:
     """Plot step time and memory, with lower bounds, against the number of experts or the rank.
@@ -58,14 +58,14 @@ def plot_scaling(
     figure.suptitle(title, fontsize=10)
     panels = (('time', 'step, × base', 1.0), ('bytes', 'memory, GB', 1e9))
     for axes, (key, label, unit) in zip(figure.subplots(1, 2), panels, strict=True):
-        for colour, (name, curve) in zip(color_cycle(len(curves)), curves.items(), strict=True):
+        for color, (name, curve) in zip(color_cycle(len(curves)), curves.items(), strict=True):
             values, lower_bound = (np.array(curve[k]) / unit for k in (key, f'{key}_floor'))
-            axes.plot(curve['size'], values, 'o-', color=colour, label=name)
+            axes.plot(curve['size'], values, 'o-', color=color, label=name)
             axes.plot(
                 curve['size'],
                 lower_bound,
                 '--',
-                color=colour,
+                color=color,
                 linewidth=1,
                 label=f'{name}, lower bound',
             )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from malora_jax import errors
 from malora_jax.adapters import METHODS, method
-from malora_jax.benchmark import adapter_scaling, compiler_estimates, input_batches, report, timing
+from malora_jax.benchmark import adapter_sizes, compiler_estimates, input_batches, report, timing
 from malora_jax.benchmark.machine import machine
 from malora_jax.benchmark.timed_steps import BASE, compile_base_step, compile_method_step
 from malora_jax.models import Decoder
@@ -57,7 +57,7 @@ def benchmark(
     }
 
 
-def benchmark_scaling(
+def benchmark_sizes(
     config: Mapping[str, Any], methods: Sequence[str], rounds: int, packed: bool, field: str
 ) -> dict[str, Any]:
     """Measure methods with increasing numbers of experts, or with increasing ranks.
@@ -80,13 +80,13 @@ def benchmark_scaling(
     run = run_config(config)
     workload = _make_workload(run, packed)
     sizes = {}
-    for size in adapter_scaling.SIZES[field]:
+    for size in adapter_sizes.SIZES[field]:
         print(f'{field} = {size}:', flush=True)
         runs: dict[str, RunConfig | None] = {BASE: None}
         for name in methods:
             if name != BASE:
                 method_run = with_method(run, name)
-                adapter = adapter_scaling.resize_adapter(
+                adapter = adapter_sizes.resize_adapter(
                     method_run.adapter, field, size, run.model.width
                 )
                 runs[name] = dataclasses.replace(method_run, adapter=adapter)

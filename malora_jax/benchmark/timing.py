@@ -49,8 +49,8 @@ def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: 
     with shutdown.interruptible(), bar:
         for number in range(_MAX_ROUNDS_FACTOR * rounds):
             if number >= rounds and all(
-                is_steady(np.array([times[subject.name, 'step'] for times in round_times]))
-                for subject in timed_steps
+                is_steady(np.array([times[timed_step.name, 'step'] for times in round_times]))
+                for timed_step in timed_steps
             ):
                 break
             parts = PARTS if number % _PARTS_EVERY == 0 else PARTS[-1:]
@@ -72,11 +72,11 @@ def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: 
             bar.total = max(rounds, number + 1)
             bar.update()
     return {
-        subject.name: {
-            part: np.array([times.get((subject.name, part), np.nan) for times in round_times])
+        timed_step.name: {
+            part: np.array([times.get((timed_step.name, part), np.nan) for times in round_times])
             for part in PARTS
         }
-        for subject in timed_steps
+        for timed_step in timed_steps
     }
 
 

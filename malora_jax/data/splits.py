@@ -121,8 +121,8 @@ def _drop_leaked(split: TaskSplit, held_out: set[str], validation: set[str]) -> 
     ):
         if needed and not remaining:
             raise UserError(
-                f'Task {split.task_name!r} has no examples left to {purpose} on: all of their '
-                'questions are held out in other tasks.'
+                f'Task {split.task_name!r} has no examples left to {purpose} on: other '
+                'tasks use all of its questions.'
             )
     dropped = len(split.train) + len(split.validation) - len(train) - len(validation_examples)
     origin = {**split.origin, 'dropped_shared': dropped} if dropped else split.origin

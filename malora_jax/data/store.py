@@ -150,9 +150,9 @@ class Store:
         """Return the path of the local file of each split that has one."""
         places = (source.partition('=')[::2] for source in self.sources)
         return {
-            place.partition('/')[2]: os.path.expanduser(path)
-            for place, path in places
-            if place.partition('/')[0] == dataset.name
+            target.partition('/')[2]: os.path.expanduser(path)
+            for target, path in places
+            if target.partition('/')[0] == dataset.name
         }
 
     def _source(self, dataset: Dataset) -> str:

@@ -282,8 +282,8 @@ def register(load: Callable[..., tuple[Decoder, Any, TokenizerProtocol, str | No
                 if name not in parameters:
                     known = (*parameters, 'max_length', 'seed')
                     raise errors.unknown_name('model argument', name, known)
-            size, subject = _batch_size(batch_size), LoadedModel(*load(**arguments))
-            super().__init__(subject, batch_size=size, max_length=max_length, seed=seed)
+            size, loaded_model = _batch_size(batch_size), LoadedModel(*load(**arguments))
+            super().__init__(loaded_model, batch_size=size, max_length=max_length, seed=seed)
 
     register_model(NAME)(Registered)
 

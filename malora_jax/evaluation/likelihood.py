@@ -119,8 +119,8 @@ def log_likelihoods(
             np.logical_and.at(greedy, request_indices, is_greedy)
             bar.update(len(batch.starts))
     return [
-        Likelihood(float(total), len(continuation), bool(right))
-        for (_, continuation), total, right in zip(requests, sums, greedy, strict=True)
+        Likelihood(float(total), len(continuation), bool(is_greedy))
+        for (_, continuation), total, is_greedy in zip(requests, sums, greedy, strict=True)
     ]
 
 

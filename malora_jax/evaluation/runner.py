@@ -317,7 +317,7 @@ def _generate(
         eval_model.variables,
         prompts,
         tokenizer,
-        limit=max_answer_tokens(split, tokenizer, template),
+        max_new_tokens=max_answer_tokens(split, tokenizer, template),
         stop=stop,
         description=description,
         **sampling,

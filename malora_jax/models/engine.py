@@ -165,7 +165,7 @@ class Engine:
     def cancel(self, request_id: int) -> None:
         """Drop a waiting or running request; the id of a finished request is ignored."""
         self._waiting = collections.deque(each for each in self._waiting if each[0] != request_id)
-        for slot in [row for row, other in self._id_by_slot.items() if other == request_id]:
+        for slot in [slot for slot, other in self._id_by_slot.items() if other == request_id]:
             del self._id_by_slot[slot]
             self._first_tokens.pop(slot, None)
             self._cancelled.append(slot)
@@ -190,7 +190,7 @@ class Engine:
                 self._state = self._state.replace(active=self._state.active.at[slot].set(False))
         self._cancelled = []
         while self._waiting and len(self._id_by_slot) < self._num_slots:
-            slot = next(row for row in range(self._num_slots) if row not in self._id_by_slot)
+            slot = next(free for free in range(self._num_slots) if free not in self._id_by_slot)
             request_id, request = self._waiting.popleft()
             try:
                 self._first_tokens[slot] = self._prefill(slot, request)

@@ -32,7 +32,7 @@ class Generator:
         self,
         variables: Any,
         prompts: Sequence[Sequence[int]],
-        limit: int | None = None,
+        max_new_tokens: int | None = None,
         *,
         description: str | None = None,
     ) -> list[list[int]]:
@@ -41,8 +41,8 @@ class Generator:
         Args:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
-            limit: Maximum number of new tokens; None = the generator's `max_new_tokens`, to which
-                higher values are reduced.
+            max_new_tokens: Maximum number of new tokens; None = the generator's `max_new_tokens`,
+                to which higher values are reduced.
             description: Label of the progress bar; None for no progress bar.
 
         Returns:
@@ -51,7 +51,7 @@ class Generator:
         Raises:
             UserError: A prompt and the maximum number of new tokens exceed the model's context.
         """
-        token_limit = self._token_limit(limit)
+        token_limit = self._token_limit(max_new_tokens)
         requests = [GenerationRequest(prompt, token_limit) for prompt in prompts]
         answers = dict(self.as_completed(variables, requests, None, description))
         return [answers[i] for i in range(len(requests))]
@@ -62,7 +62,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         tokenizer: Detokenizer,
         *,
-        limit: int | None = None,
+        max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
         samples: int = 1,
         temperature: float = 0.0,
@@ -81,8 +81,8 @@ class Generator:
             variables: Collections of the model.
             prompts: Token ids of each prompt, at least one.
             tokenizer: Tokenizer of the model.
-            limit: Maximum number of new tokens; None = the generator's `max_new_tokens`, to which
-                higher values are reduced.
+            max_new_tokens: Maximum number of new tokens; None = the generator's `max_new_tokens`,
+                to which higher values are reduced.
             stop: Stop strings; a text ends before the first one. They may be special tokens.
             samples: Number of texts for each prompt.
             temperature: Divisor of the logits before sampling; 0 for greedy decoding.
@@ -104,7 +104,12 @@ class Generator:
         keys = sampling_keys(seed, len(prompts), samples) if temperature > 0 else [None] * count
         requests = [
             GenerationRequest(
-                prompts[i // samples], self._token_limit(limit), temperature, top_k, top_p, keys[i]
+                prompts[i // samples],
+                self._token_limit(max_new_tokens),
+                temperature,
+                top_k,
+                top_p,
+                keys[i],
             )
             for i in range(count)
         ]

@@ -103,7 +103,7 @@ class AdaptedLinear(nn.Module):
         self,
         x_ND: jax.Array,
         leaves: Mapping[str, jax.Array],
-        products: ProjectedInput | None,
+        projected: ProjectedInput | None,
         groups_NG: jax.Array | None,
         scale: jax.Array | None,
     ) -> jax.Array:
@@ -112,7 +112,7 @@ class AdaptedLinear(nn.Module):
         Args:
             x_ND: Input of the linear, without dropout.
             leaves: Parameters of the adapter, by name; empty without an adapter.
-            products: Down-projected input and router logits of the adapter; None without an
+            projected: Down-projected input and router logits of the adapter; None without an
                 adapter.
             groups_NG: float32 one-hot group (task) of each token, to record routing statistics.
             scale: () float32 factor of the update, which replaces `AdapterConfig.scale`; None keeps
@@ -126,8 +126,8 @@ class AdaptedLinear(nn.Module):
             y_NF = quantize_lib.quantized_matmul(x_ND, kernel)
         else:
             y_NF = x_ND @ kernel.astype(x_ND.dtype)
-        if products is not None:
-            y_NF += self.experts.update(products, leaves, groups_NG, scale)
+        if projected is not None:
+            y_NF += self.experts.update(projected, leaves, groups_NG, scale)
         output_axis = 'features' if self.axes[1] == 'embed' else self.axes[1]
         y_NF = checkpoint_name(sharding.constrain(y_NF, 'rows', output_axis), self.name)
         if self.rescale is not None:
@@ -200,17 +200,17 @@ class AdaptedSublayer(nn.Module):
         linears = [self._linear(name, input_axis, each) for name, each in specs.items()]
         adapted = [linear for linear in linears if linear.adapter is not None]
         leaves = {linear.name: linear.experts.leaves(x_ND.shape[-1]) for linear in adapted}
-        products: dict[str | None, ProjectedInput] = {}
+        projected: dict[str | None, ProjectedInput] = {}
         if self.adapter is not None and adapted:
-            dropped_ND = x_ND
+            after_dropout_ND = x_ND
             if context.train and self.adapter.dropout > 0:
                 rate = self.adapter.dropout if context.dropout is None else context.dropout
-                dropped_ND = Dropout()(x_ND, rate)
-            each = project_input(self.adapter, x_ND, dropped_ND, list(leaves.values()))
-            products = dict(zip(leaves, each, strict=True))
+                after_dropout_ND = Dropout()(x_ND, rate)
+            each = project_input(self.adapter, x_ND, after_dropout_ND, list(leaves.values()))
+            projected = dict(zip(leaves, each, strict=True))
         return [
             linear(
-                *(x_ND, leaves.get(linear.name, {}), products.get(linear.name)),
+                *(x_ND, leaves.get(linear.name, {}), projected.get(linear.name)),
                 *(context.groups, context.scale),
             )
             for linear in linears

@@ -178,7 +178,7 @@ class _Service:
         def choice(piece: TextPiece, index: int, offset: int, is_stream: bool) -> dict[str, Any]:
             # White space before an answer belongs to the template; see `LanguageModel.chat`.
             text = piece.text if offset else piece.text.lstrip()
-            logprobs = response_json.chat_logprobs(model, piece.tokens, body.num_alternatives)
+            logprobs = response_json.chat_logprobs(model, piece.tokens, body.num_top_logprobs)
             role = {'role': 'assistant'} if not (is_stream and offset) else {}
             what = {**role, 'content': text if is_stream else text.strip()}
             return {
@@ -209,7 +209,7 @@ class _Service:
                 'index': index,
                 'text': piece.text,
                 'logprobs': response_json.completion_logprobs(
-                    model, piece.tokens, body.num_alternatives, offset
+                    model, piece.tokens, body.num_top_logprobs, offset
                 ),
                 'finish_reason': piece.finish_reason,
             }
@@ -303,7 +303,7 @@ class _Service:
             return ''.join(response_json.encode(value)).encode()
 
         content = await self.workers.run(
-            tokens * (1 + (body.num_alternatives or 0)), encode_response
+            tokens * (1 + (body.num_top_logprobs or 0)), encode_response
         )
         return Response(content, media_type='application/json')
 
@@ -366,7 +366,7 @@ class _Service:
             body.temperature,
             body.top_k,
             body.top_p,
-            wants_logprobs=bool(body.num_alternatives),
+            wants_logprobs=bool(body.num_top_logprobs),
         )
 
 

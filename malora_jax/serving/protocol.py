@@ -115,7 +115,7 @@ class ChatRequest(BaseRequest):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def num_alternatives(self) -> int | None:
+    def num_top_logprobs(self) -> int | None:
         """Number of most probable tokens to report per position; None = no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
@@ -140,7 +140,7 @@ class CompletionRequest(BaseRequest):
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
-    def num_alternatives(self) -> int | None:
+    def num_top_logprobs(self) -> int | None:
         """Number of most probable tokens to report per position; None = no log-probabilities."""
         return self.logprobs
 

@@ -50,17 +50,17 @@ def encode(value: Any, depth: int = 6) -> Iterator[str]:
 
 
 def chat_logprobs(
-    model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None
+    model: LanguageModel, tokens: Sequence[Token], num_top_logprobs: int | None
 ) -> dict[str, Any] | None:
     """Return the field `logprobs` of a chat completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece of the generated text.
-        num_alternatives: Number of most probable tokens to report per position. If it is None, the
+        num_top_logprobs: Number of most probable tokens to report per position. If it is None, the
             request does not ask for log-probabilities, and this function returns None.
     """
-    if num_alternatives is None:
+    if num_top_logprobs is None:
         return None
 
     def entry(token_id: int, log_probability: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def chat_logprobs(
         'content': [
             {
                 **entry(token.id, token.log_probability),
-                'top_logprobs': [entry(*other) for other in token.top_logprobs[:num_alternatives]],
+                'top_logprobs': [entry(*other) for other in token.top_logprobs[:num_top_logprobs]],
             }
             for token in tokens
         ],
@@ -80,19 +80,19 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    model: LanguageModel, tokens: Sequence[Token], num_alternatives: int | None, offset: int
+    model: LanguageModel, tokens: Sequence[Token], num_top_logprobs: int | None, offset: int
 ) -> dict[str, Any] | None:
     """Return the field `logprobs` of a text completion.
 
     Args:
         model: Model that generated the tokens.
         tokens: Tokens of a piece of the generated text.
-        num_alternatives: Number of most probable tokens to report per position. If it is None, the
+        num_top_logprobs: Number of most probable tokens to report per position. If it is None, the
             request does not ask for log-probabilities, and this function returns None.
         offset: Number of characters of the generated text before this piece. The offsets of the
             tokens in the response start there.
     """
-    if num_alternatives is None:
+    if num_top_logprobs is None:
         return None
     texts, offsets = [_token_text(model, token.id) for token in tokens], []
     for text in texts:
@@ -102,7 +102,7 @@ def completion_logprobs(
         'tokens': texts,
         'token_logprobs': [token.log_probability for token in tokens],
         'top_logprobs': [
-            {_token_text(model, i): value for i, value in token.top_logprobs[:num_alternatives]}
+            {_token_text(model, i): value for i, value in token.top_logprobs[:num_top_logprobs]}
             for token in tokens
         ],
         'text_offset': offsets,

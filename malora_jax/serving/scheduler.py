@@ -261,7 +261,9 @@ class Scheduler:
     def _detokenize(self) -> None:
         """Decode tokens to text, and pass the text to the event loop, until the engines stop."""
         while (results := self._results.get()) is not None:
-            pieces = [(text, self._piece(text, news)) for text, news in results if not text.is_over]
+            pieces = [
+                (text, self._piece(text, output)) for text, output in results if not text.is_over
+            ]
             self._deliver([(text, piece) for text, piece in pieces if piece is not None])
 
     def _piece(

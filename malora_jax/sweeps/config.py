@@ -85,12 +85,12 @@ class SweepConfig:
         seeds: Random seeds; each run is repeated with each of them.
         runs: Variants by name. Each has an `arg` (argument of the config file, such as the method),
             and optionally `overrides` (values of other config fields) and a `zip` of its own.
-        own: Values for variants that have a `zip` of their own, by variant, then by dotted field.
-            Such a variant uses these values instead of `grid`, `zipped` and `draws`.
+        run_zips: Values for variants that have a `zip` of their own, by variant, then by dotted
+            field. Such a variant uses these values instead of `grid`, `zipped` and `random_search`.
         grid: Values by dotted field; every combination is a run.
         zipped: Values by dotted field. The first values of all fields make one run, the second
             values the next, and so on.
-        draws: Random search, or None.
+        random_search: Random search, or None.
         subspace_share: Share λ of the rank budget that MALoRA's shared subspace gets. The rank d of
             the subspace is then computed as d = λ r N, where r is the swept rank and N is the
             number of experts. 0 keeps the d of each run's config. None if the sweep does not set
@@ -101,30 +101,34 @@ class SweepConfig:
     base: str
     seeds: tuple[int, ...]
     runs: Mapping[str, Mapping[str, Any]]
-    own: Mapping[str, Fields]
+    run_zips: Mapping[str, Fields]
     grid: Fields
     zipped: Fields
-    draws: RandomSearch | None
+    random_search: RandomSearch | None
     subspace_share: float | None
     report: SweepReportConfig
 
     @property
     def fields(self) -> list[str]:
-        """Dotted names of the fields in `grid`, `zipped` and `draws`."""
-        return [*self.grid, *self.zipped, *(self.draws.fields if self.draws else ())]
+        """Dotted names of the fields in `grid`, `zipped` and `random_search`."""
+        return [
+            *self.grid,
+            *self.zipped,
+            *(self.random_search.fields if self.random_search else ()),
+        ]
 
     def fields_of(self, variant: str) -> list[str]:
         """Return the dotted names of the fields that change among the runs of a variant.
 
         Fields that the variant overrides with one value are not among them.
         """
-        return [*self.own[variant]] if variant in self.own else self.fields
+        return [*self.run_zips[variant]] if variant in self.run_zips else self.fields
 
     @property
     def all_fields(self) -> list[str]:
         """Dotted names of the fields that change in any run."""
         return list(
-            dict.fromkeys([*self.fields, *(name for own in self.own.values() for name in own)])
+            dict.fromkeys([*self.fields, *(name for own in self.run_zips.values() for name in own)])
         )
 
     def linked_fields(self, variant: str, field: str) -> set[str]:
@@ -134,8 +138,8 @@ class SweepConfig:
             variant: Name of the variant.
             field: Dotted name of the field.
         """
-        drawn = self.draws.fields if self.draws else {}
-        for section in (self.own.get(variant, {}), self.zipped, drawn):
+        drawn = self.random_search.fields if self.random_search else {}
+        for section in (self.run_zips.get(variant, {}), self.zipped, drawn):
             if field in section:
                 return {*section}
         return {field}
@@ -166,17 +170,17 @@ def sweep_config(config: Mapping[str, Any]) -> SweepConfig:
         base=_text('base', config['base']),
         seeds=_seeds(config['seeds']),
         runs=runs,
-        own={
+        run_zips={
             name: _values('zip', run, f'runs.{name}.') for name, run in runs.items() if 'zip' in run
         },
         grid=_values('grid', config),
         zipped=_values('zip', config),
-        draws=_random_search(config['random']) if 'random' in config else None,
+        random_search=_random_search(config['random']) if 'random' in config else None,
         subspace_share=_share(config.get('subspace_share')),
         report=SweepReportConfig(**report),
     )
     for where, fields in [('zip', sweep.zipped)] + [
-        (f'runs.{name}.zip', fields) for name, fields in sweep.own.items()
+        (f'runs.{name}.zip', fields) for name, fields in sweep.run_zips.items()
     ]:
         if len({len(values) for values in fields.values()}) > 1:
             described = ', '.join(f'{name} has {len(values)}' for name, values in fields.items())

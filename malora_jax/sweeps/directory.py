@@ -51,7 +51,7 @@ def check(workdir: pathlib.Path, runs: Mapping[str, SweepRun]) -> None:
     ]
     if others:
         raise UserError(
-            f'{workdir} holds another sweep, with a run {others[0]}: continue that one with its '
+            f'{workdir} holds another sweep, with a run {others[0]}: resume that one with its '
             'own config, or choose another --workdir.'
         )
     for name, run in runs.items():

@@ -25,13 +25,13 @@ def points(sweep: SweepConfig, variant: str) -> list[Point]:
     Raises:
         UserError: There are fewer distinct random points than requested, or two points are equal.
     """
-    if variant in sweep.own:
-        return _check_distinct(_zip_points(sweep.own[variant]))
+    if variant in sweep.run_zips:
+        return _check_distinct(_zip_points(sweep.run_zips[variant]))
     grid = [
         dict(zip(sweep.grid, values, strict=True))
         for values in itertools.product(*sweep.grid.values())
     ]
-    drawn = _random_points(sweep.draws) if sweep.draws else [{}]
+    drawn = _random_points(sweep.random_search) if sweep.random_search else [{}]
     return _check_distinct(
         [
             grid_point | row | draw
@@ -54,24 +54,24 @@ def _check_distinct(found: list[Point]) -> list[Point]:
     return found
 
 
-def _random_points(draws: RandomSearch) -> list[Point]:
+def _random_points(search: RandomSearch) -> list[Point]:
     """Return the requested number of distinct random points."""
     unique: list[Point] = []
-    for point in itertools.islice(_random_point_stream(draws), 100 * draws.count):
+    for point in itertools.islice(_random_point_stream(search), 100 * search.count):
         if point not in unique:
             unique.append(point)
-        if len(unique) == draws.count:
+        if len(unique) == search.count:
             return unique
     raise UserError(
-        f'random.draws is {draws.count}; only {len(unique)} different points were found in these '
+        f'random.draws is {search.count}; only {len(unique)} different points were found in these '
         'ranges.'
     )
 
 
-def _random_point_stream(draws: RandomSearch) -> Iterator[Point]:
-    rng = random.Random(draws.seed)
+def _random_point_stream(search: RandomSearch) -> Iterator[Point]:
+    rng = random.Random(search.seed)
     while True:
-        yield {name: _random_value(rng, spec) for name, spec in draws.fields.items()}
+        yield {name: _random_value(rng, spec) for name, spec in search.fields.items()}
 
 
 def _random_value(rng: random.Random, spec: Range | tuple[Any, ...]) -> Any:

@@ -92,7 +92,7 @@ def _sections(
         points: dict[str, FieldPoints] = {
             label: sorted(line, key=lambda point: point[0]) for label, line in lines.items()
         }
-        connected = not (sweep.draws and field in sweep.draws.fields)
+        connected = not (sweep.random_search and field in sweep.random_search.fields)
         yield field_section(field, points, sweep.report.metrics, workdir, connected)
 
 

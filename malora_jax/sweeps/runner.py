@@ -96,11 +96,11 @@ class Runner:
         """
         queue, active = list(jobs), list[_ActiveJob]()
         signals = shutdown.defer_signals(signal.SIGTERM, signal.SIGINT)
-        with shutdown.raise_on_sigterm(), signals, shutdown.parent_pipe() as lifeline:
+        with shutdown.raise_on_sigterm(), signals, shutdown.parent_pipe() as parent_pipe:
             try:
                 while (queue or active) and not shutdown.requested_signal():
                     while queue and len(active) < self._max_processes:
-                        active.append(self._start(queue.pop(0), *lifeline))
+                        active.append(self._start(queue.pop(0), *parent_pipe))
                     show(self.statuses())
                     time.sleep(self._poll_seconds)
                     for one in [one for one in active if one.process.poll() is not None]:

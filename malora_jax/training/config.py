@@ -222,11 +222,13 @@ class RunConfig:
         for task in self.evaluation.tasks:
             check_task('evaluation.tasks', task, files)
         for task in data.dataset_settings(self.data.form, self.data.task_settings):
-            if task not in self.benchmarks:
-                raise errors.unknown_name('dataset in data.task_settings', task, self.benchmarks)
+            if task not in self.public_datasets:
+                raise errors.unknown_name(
+                    'dataset in data.task_settings', task, self.public_datasets
+                )
 
     @property
-    def benchmarks(self) -> list[str]:
+    def public_datasets(self) -> list[str]:
         """Names of the public datasets that are trained on or scored."""
         files = {task.name for task in self.data.file_tasks}
         names = dict.fromkeys([*self.data.tasks, *self.evaluation.tasks])

@@ -96,9 +96,9 @@ class RunIdentity:
         self._check_data(saved, name)
         if None not in (self.base, saved.base) and self.base != saved.base:
             raise UserError(
-                f'{name} was trained on another base: its fingerprint is {saved.base}, and that of '
-                f'these weights is {self.base}; set model.weights to the base of the run, or '
-                'choose another --workdir.'
+                f'{name} was trained on another base model: its fingerprint is {saved.base}, and '
+                f'that of these weights is {self.base}; set model.weights to the base of the run, '
+                'or choose another --workdir.'
             )
         return changes
 
@@ -122,15 +122,20 @@ class RunIdentity:
             return
         if saved.data is None:
             raise UserError(
-                f'data.json is missing from {name}, so changes of the data cannot be detected: '
-                'restore it, or choose another --workdir.'
+                f'data.json is missing from {_within(name)}, so changes of the data cannot be '
+                'detected: restore it, or choose another --workdir.'
             )
         for file, digest in self.data.items():
             if saved.data.get(file) != digest:
                 raise UserError(
-                    f'{file} has changed since the run in {name} was started: restore it, or '
-                    'choose another --workdir.'
+                    f'{file} has changed since the run in {_within(name)} was started: restore it, '
+                    'or choose another --workdir.'
                 )
+
+
+def _within(name: str) -> str:
+    """Return the name of a directory or checkpoint as it stands within a sentence."""
+    return name[:1].lower() + name[1:]
 
 
 def another_run_error(name: object, field: str) -> UserError:
@@ -141,7 +146,7 @@ def another_run_error(name: object, field: str) -> UserError:
         field: Dotted name of the field that differs.
     """
     return UserError(
-        f'{name} holds a run with another {field}: continue that one with its own config, or '
+        f'{name} holds a run with another {field}: resume that one with its own config, or '
         'choose another --workdir.'
     )
 

@@ -199,7 +199,7 @@ def _advice(run: RunConfig, estimates: list[MemoryEstimate]) -> str:
                 f'--config.training.remat={estimate.remat}; the maximum batch size is '
                 f'{estimate.max_rows}.'
             )
-    best = max(estimates, key=lambda option: option.max_rows)
+    best = max(estimates, key=lambda estimate: estimate.max_rows)
     if best.max_rows:
         return (
             f"A batch of {batch_size} does not fit. --config.model.quantize='{best.quantize}' "

@@ -21,7 +21,7 @@ def prepare_datasets(config: Mapping[str, Any]) -> str:
         UserError: The config is invalid, or a dataset cannot be prepared.
     """
     run = run_config(config)
-    store, names = run.data.store, run.benchmarks
+    store, names = run.data.store, run.public_datasets
     if not names:
         return 'Nothing to prepare: this config names no public dataset.'
     lines = [_line(name, _prepare_dataset(store, name)) for name in names]
@@ -43,7 +43,7 @@ def data_digests(run: RunConfig) -> dict[str, Any]:
         UserError: A file is missing, or a dataset cannot be prepared.
     """
     store = run.data.store
-    locks = {name: _prepare_dataset(store, name)['sha256'] for name in run.benchmarks}
+    locks = {name: _prepare_dataset(store, name)['sha256'] for name in run.public_datasets}
     return data.file_digests(run.data.file_tasks) | locks
 
 

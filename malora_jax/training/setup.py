@@ -223,7 +223,7 @@ class Setup:
         """
         model, variables = self._adapted_or_base(variables)
         evaluation = self.run.evaluation
-        examinee = runner.EvalModel(
+        eval_model = runner.EvalModel(
             self.generator(model),
             variables,
             self.base.tokenizer,
@@ -232,7 +232,7 @@ class Setup:
             evaluation.temperature,
             self.run.seed,
         )
-        return runner.answer_held_out(examinee, self.splits, description)
+        return runner.answer_held_out(eval_model, self.splits, description)
 
     def scoring_record(self, split: data.TaskSplit) -> dict[str, Any]:
         """Return the settings with which a task's held-out questions are answered and scored.

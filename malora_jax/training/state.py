@@ -77,7 +77,7 @@ def abstract_state(
     )
 
 
-def starting_adapter(model: Decoder, seed: int) -> dict[str, Any]:
+def initial_variables(model: Decoder, seed: int) -> dict[str, Any]:
     """Return the initial adapter collections of `create_state`, without a base model.
 
     DoRA's magnitudes are not the same, because here they are computed from a base model of zeros.

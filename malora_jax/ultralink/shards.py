@@ -163,10 +163,10 @@ def read_json_rows(path: pathlib.Path) -> Iterator[Row]:
     """
     check_file(path)
     with path.open('rb') as lines:
-        for place, fields in files.parse_json_lines(lines, f'{path}:', decode=_DECODER.decode):
+        for location, fields in files.parse_json_lines(lines, f'{path}:', decode=_DECODER.decode):
             if not isinstance(fields, dict):
-                raise UserError(f'{place} is not a JSON object.')
-            yield Row(place, fields)
+                raise UserError(f'{location} is not a JSON object.')
+            yield Row(location, fields)
 
 
 def text_field(row: Row, name: str) -> str:

@@ -213,8 +213,8 @@ def _count_outcome(item: Row, outcome: ItemOutcome) -> ShardCounts:
     assert bool(outcome.rows) != bool(outcome.reason), (item.location, outcome.reason)
     if not outcome.reason:
         return ShardCounts(1, 1, len(outcome.rows), counts=outcome.counts)
-    place = pathlib.PurePath(item.location).name
-    return ShardCounts(1, 0, 0, {outcome.reason: 1}, {outcome.reason: place}, outcome.counts)
+    location = pathlib.PurePath(item.location).name
+    return ShardCounts(1, 0, 0, {outcome.reason: 1}, {outcome.reason: location}, outcome.counts)
 
 
 async def _process_in_order(

@@ -127,7 +127,7 @@ def test_where_all_experts_take_part_shares_are_those_of_their_gates(runs, tmp_p
         np.testing.assert_allclose(np.sum(load_LGE, axis=-1), 1.0, atol=1e-4)
         assert np.std(load_LGE) > 1e-4  # Token slots would be a quarter each.
     page = words((tmp_path / 'report' / 'report.html').read_text('utf-8'))
-    assert 'shares are shares of the gates' in page and 'Example tokens' not in page
+    assert 'an expert has a share of the gates' in page and 'Example tokens' not in page
 
 
 def test_the_paper_s_settings_are_compared(numbers, runs):

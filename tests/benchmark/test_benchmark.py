@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from malora_jax.adapters import method
-from malora_jax.benchmark import adapter_scaling, compiler_estimates, input_batches, report, timing
+from malora_jax.benchmark import adapter_sizes, compiler_estimates, input_batches, report, timing
 from malora_jax.benchmark.run import random_base_params, with_method
 from malora_jax.benchmark.timed_steps import (
     PARTS,
@@ -227,7 +227,7 @@ def test_the_table_says_what_is_not_steady_and_what_is_missing():
     ],
 )
 def test_what_grows_keeps_its_share_of_the_subspace(name, field, size, expected):
-    found = adapter_scaling.resize_adapter(method(name), field, size, width=300)
+    found = adapter_sizes.resize_adapter(method(name), field, size, width=300)
     sizes = found.num_experts, found.structure.rank, found.structure.subspace_rank
     assert sizes == expected
     assert found.router.top_k == method(name).router.top_k
@@ -243,11 +243,11 @@ def grown_figures() -> dict:
 
 
 def test_growth_by_hand():
-    text = adapter_scaling.format_table('rank', grown_figures())
+    text = adapter_sizes.format_table('rank', grown_figures())
     # Five operations instead of four; 8 MB of the base model, and 16 bytes per trained parameter.
     assert text.splitlines()[2] == '| 4 | malora | 3.00 * | 1.50 | 1.25 | 12 | 10 |'
     assert len(text.splitlines()) == 4
-    curve = adapter_scaling.curves(grown_figures())['malora']
+    curve = adapter_sizes.curves(grown_figures())['malora']
     assert curve['size'] == [4, 8] and curve['time_floor'] == [1.25, 1.25]
     assert curve['bytes'] == [12e6, 12e6] and curve['bytes_floor'] == [9.6e6, 9.6e6]
 

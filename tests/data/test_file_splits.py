@@ -201,8 +201,7 @@ def test_a_published_split_stays_as_it_is_and_takes_nothing_from_others():
 def test_nothing_left_to_train_on():
     splits = [split_of('one', 'ab', 'c'), split_of('two', 'c', 'd')]
     assert message(drop_leaked_questions, splits) == (
-        "Task 'two' has no examples left to train on: all of their questions are held out in other "
-        'tasks.'
+        "Task 'two' has no examples left to train on: other tasks use all of its questions."
     )
 
 

@@ -65,8 +65,8 @@ def test_a_run_that_has_not_ended_needs_a_word(workdir, tmp_path):
     try:
         line = run_with_mistake('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
         assert line == (
-            f'The run in {workdir} has not ended: there is no results.json. Continue it, or export '
-            'what it has so far with --unfinished.'
+            f'The run in {workdir} has not finished: there is no results.json. Resume it, or '
+            'export it as it is with --unfinished.'
         )
         done = export(workdir, '--unfinished', f'--output={tmp_path / "out"}')
         assert done.returncode == 0, done.stderr

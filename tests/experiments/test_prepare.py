@@ -194,7 +194,10 @@ def test_a_config_without_public_datasets(tmp_path):
     [
         ({'sources': ('piqa=a',)}, "data.sources holds 'piqa=a'; write 'DATASET/SPLIT=PATH'"),
         ({'sources': ('piqa/train=none.jsonl',)}, 'There is no data file none.jsonl (looked for '),
-        ({'task_settings': ('piqa.shots=x',)}, "'piqa.shots=x' must give a number of shots"),
+        (
+            {'task_settings': ('piqa.shots=x',)},
+            "'piqa.shots=x': the number of shots must be a whole number",
+        ),
         ({'directory': __file__}, f'data.directory: {__file__} is not a directory.'),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_conversation_is_written_as_in_training(base, tmp_path):
     ours = found.template.conversation(found.base.tokenizer, messages)
     assert chat.conversation(again, messages) == f'<|endoftext|>{ours}'
     assert chat.get_end_token(again) == '<|im_end|>'
-    with pytest.raises(UserError, match='no place for a message of role system'):
+    with pytest.raises(UserError, match='does not support messages of role system'):
         chat.conversation(again, [{'role': 'system', 'content': 'Hm.'}, *messages])
 
 

@@ -20,7 +20,7 @@ class ByteTokenizer:
     chat_template: str | None = None
     named_tokens: ClassVar[dict[str, str]] = {'eos_token': '<|end|>'}
     special_tokens = frozenset(SPECIAL)
-    longest_token = max(map(len, SPECIAL))
+    max_token_chars = max(map(len, SPECIAL))
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         for number, special in enumerate(self.SPECIAL):

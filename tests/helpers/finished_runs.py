@@ -45,14 +45,14 @@ def write_finished_run(
     correct = dict.fromkeys(tasks, correct) if isinstance(correct, int) else correct
     nats = nats or {task: [2.0 * (loss + number)] * QUESTIONS for number, task in enumerate(tasks)}
 
-    def write_answers(when: str, right: Mapping[str, int], nats) -> None:
+    def write_answers(when: str, correct: Mapping[str, int], nats) -> None:
         rows = [
             {
                 'task': task,
                 'question': question_format.format(q),
                 'expected': 'x',
                 'answer': 'x',
-                'score': float(q < right[task]),
+                'score': float(q < correct[task]),
                 'nats': nats[task][q],
                 'tokens': 1 + q % 2 * 2,
             }

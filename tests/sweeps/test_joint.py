@@ -191,7 +191,7 @@ def test_as_many_as_fit(fit, sizes, tiny_weights, tmp_path, monkeypatch):
         trained.extend([1] * len(some))
         return {}
 
-    monkeypatch.setattr(joint, 'max_joint_runs', lambda *_: memory_estimate)
+    monkeypatch.setattr(joint, 'max_joint_runs', lambda *_: fit)
     monkeypatch.setattr(joint, '_train', note)
     monkeypatch.setattr(joint, '_train_sequentially', note_alone)
     train_together(configs(tiny_weights), tmp_path)

@@ -422,7 +422,7 @@ def test_the_identity_comes_back(tmp_path, new_data):
         ),
         (
             {'base': 'b2'},
-            'c/2 was trained on another base: its fingerprint is b1, .* these .* is b2',
+            'c/2 was trained on another base model: its fingerprint is b1, .* these .* is b2',
         ),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_directory_without_a_run(tiny_weights, tmp_path):
 
 def test_another_config_may_have_trained_on_the_questions(finished_workdir, tiny_weights):
     assert refusal(toy_run_config(tiny_weights, data__held_out=7), finished_workdir) == (
-        f'{finished_workdir} holds a run with another data.held_out: continue that one with its '
+        f'{finished_workdir} holds a run with another data.held_out: resume that one with its '
         'own config, or choose another --workdir.'
     )
 

@@ -204,7 +204,7 @@ def test_another_base_is_refused_although_its_record_is_missing(
     (interrupted / 'base.json').unlink()
     other = tmp_path / 'other.gguf'
     write_tiny_gguf(other, seed=1)
-    with pytest.raises(UserError, match='was trained on another base: its fingerprint is'):
+    with pytest.raises(UserError, match='was trained on another base model: its fingerprint is'):
         training.train(toy_run_config(other), interrupted)
 
 

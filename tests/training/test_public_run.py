@@ -383,8 +383,8 @@ def test_a_file_that_was_prepared_anew_is_refused(public, killed, changed, comma
     """The store has no record of the old file, but the run does."""
     shutil.rmtree(public.folder / 'store')
     assert refusal(command, public.settings, killed) == (
-        f'arc_easy has changed since the run in {killed} began: restore it, or choose another '
-        '--workdir.'
+        f'arc_easy has changed since the run in {killed} was started: restore it, or choose '
+        'another --workdir.'
     )
 
 

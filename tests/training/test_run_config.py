@@ -373,10 +373,10 @@ def test_mistakes_in_what_is_scored():
         'evaluation.temperature is 0.0; it must be positive if evaluation.samples is more than 1.'
     )
     config['evaluation']['samples'] = 1
-    assert run_config(config).benchmarks == ['gsm8k']
+    assert run_config(config).public_datasets == ['gsm8k']
     # A file may have a dataset's name, which then refers to the file.
     config['data']['files'] = ('gsm8k=mine.jsonl',)
-    assert run_config(config).benchmarks == []
+    assert run_config(config).public_datasets == []
 
 
 @pytest.mark.parametrize('arg', ['lora,', 'lora,task=', 'lora,boolq', 'lora,task'])

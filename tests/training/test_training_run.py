@@ -225,7 +225,7 @@ def test_another_config_in_the_same_directory_is_refused(
     with pytest.raises(UserError) as caught:
         training.train(toy_run_config(tiny_weights, **change), finished_workdir)
     assert str(caught.value) == (
-        f'{finished_workdir} holds a run with another {field}: continue that one with its own '
+        f'{finished_workdir} holds a run with another {field}: resume that one with its own '
         'config, or choose another --workdir.'
     )
 

@@ -255,5 +255,7 @@ def test_a_curve_has_the_steps_that_were_evaluated():
 def test_what_is_not_finite_stops_the_run(name, value):
     record = {'step': 3, 'loss': 1.0, 'gradient_norm': 2.0}
     check_finite(record)
-    with pytest.raises(FloatingPointError, match=f'The {name} is {value} at step 3; it was not sa'):
+    with pytest.raises(
+        FloatingPointError, match=f'The {name} is {value} at step 3, which was not sa'
+    ):
         check_finite(record | {name: value})

@@ -138,13 +138,13 @@ def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequenc
     adapter = run.run_config.adapter
     if is_dense(run.run_config.adapter):
         how = (
-            f'All {adapter.num_experts} experts are active for every token, so shares are shares '
-            'of the gates.'
+            f'All {adapter.num_experts} experts are active for every token, so an expert has a '
+            'share of the gates.'
         )
     else:
         how = (
             f'Each token is routed to {adapter.router.top_k} of {adapter.num_experts} experts, so '
-            'shares are shares of these token slots.'
+            'an expert has a share of these token slots.'
         )
     return (
         f'The model was run on {len(question_set.task)} held-out questions with their answers, '

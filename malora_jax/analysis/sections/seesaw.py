@@ -35,7 +35,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     compared = [group for group in groups if group.name in changes]
     path = output / 'seesaw.png'
     task_plots.plot_seesaw(path, {group.label: changes[group.name] for group in compared})
-    is_gain = [clear for by_task in changes.values() for clear in _significant_gains(by_task)]
+    is_gain = [gain for by_task in changes.values() for gain in _significant_gains(by_task)]
     caption = (
         'Score of each task minus that of training on the task alone, with its 95% interval. Right '
         'of the line at 0, the task gains from the other tasks; left of it, the task loses. '

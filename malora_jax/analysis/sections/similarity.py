@@ -146,7 +146,7 @@ def _plot_by_layer(
 ) -> list[ReportBlock]:
     blocks: list[ReportBlock] = []
     for side in SIDES:
-        if any(side in alike.sides for alike in similarities):
+        if any(side in similarity.sides for similarity in similarities):
             path = output / f'similarity_{side}.png'
             similarity_plots.plot_similarity_by_layer(path, similarities, names, side)
             caption = (

@@ -36,14 +36,14 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         task: Id of the problem.
-        place: File and line of the row, for messages.
+        location: File and line of the row, for messages.
         prompt: Prompt of the row, with the white space at its end restored.
         restored: Whether the white space had to be restored.
         faults: Human-readable description of each fault, by kind.
     """
 
     task: str
-    place: str
+    location: str
     prompt: str
     restored: bool
     faults: Mapping[str, str]
@@ -147,7 +147,7 @@ def static_faults(problem: Row, row: Row, prompt: str) -> dict[str, str]:
 def format_report(diagnoses: Sequence[Diagnosis]) -> str:
     """Return the report as text: a line for each row that has faults, then the counts."""
     lines = [
-        f'{each.place} ({each.task}): '
+        f'{each.location} ({each.task}): '
         + '; '.join(f'{kind}: {each.faults[kind]}' for kind in FAULTS if kind in each.faults)
         for each in diagnoses
         if each.faults

@@ -60,8 +60,8 @@ def _read_wikiextractor(path: pathlib.Path) -> Iterator[Row]:
         lines = _decoded(path, file)
         for number, line in lines:
             if line.strip():
-                place = f'{path}:{number}'
-                yield Row(place, {**_attributes(place, line), 'text': _text(place, lines)})
+                location = f'{path}:{number}'
+                yield Row(location, {**_attributes(location, line), 'text': _text(location, lines)})
 
 
 def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -72,7 +72,7 @@ def _decoded(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
             raise UserError(f'{path}:{number} is not UTF-8.') from error
 
 
-def _attributes(place: str, line: str) -> dict[str, str]:
+def _attributes(location: str, line: str) -> dict[str, str]:
     """Return the attributes of the <doc> tag in a line.
 
     Raises:
@@ -84,13 +84,13 @@ def _attributes(place: str, line: str) -> dict[str, str]:
     }
     if not {'id', 'title'} <= attributes.keys():
         raise UserError(
-            f'{place} must begin a document as <doc id="…" url="…" title="…">; it is '
+            f'{location} must begin a document as <doc id="…" url="…" title="…">; it is '
             f'{line.strip()[:60]!r}.'
         )
     return attributes
 
 
-def _text(place: str, lines: Iterator[tuple[int, str]]) -> str:
+def _text(location: str, lines: Iterator[tuple[int, str]]) -> str:
     """Read lines to the end of a document, and return its text.
 
     Raises:
@@ -103,4 +103,4 @@ def _text(place: str, lines: Iterator[tuple[int, str]]) -> str:
         if _DOC_START.fullmatch(line):
             break
         text.append(line)
-    raise UserError(f'{place}: the document that begins here has no {_DOC_END}.')
+    raise UserError(f'{location}: the document that begins here has no {_DOC_END}.')

@@ -100,12 +100,12 @@ def curves(
         step; and `time_floor` and `bytes_floor`, the lower bounds of time and memory.
     """
     curves_by_method: dict[str, dict[str, list[float]]] = {}
-    for size, name, figures, (time_floor, bytes_floor) in _points(by_size):
+    for size, name, measurements, (time_floor, bytes_floor) in _points(by_size):
         curve = curves_by_method.setdefault(name, {})
         for key, value in (
             ('size', size),
-            ('time', figures['ratio_to_base']),
-            ('bytes', total_bytes(figures)),
+            ('time', measurements['ratio_to_base']),
+            ('bytes', total_bytes(measurements)),
             ('time_floor', time_floor),
             ('bytes_floor', bytes_floor),
         ):
