@@ -3,7 +3,7 @@
 Commands:
     python -m experiments.prepare --config=configs/inter_domain.py
     python -m experiments.train --config=configs/inter_domain.py:malora --workdir=runs/table1/malora
-The argument is any method of the README's table; each method is a row of Table 1. A single-task row
+The argument is any method of the table in docs/methods; each is a row of Table 1. A single-task row
 needs seven runs, one for each scored task (a column of Table 1), such as
     python -m experiments.train --config=configs/inter_domain.py:lora,task=gsm8k \
       --workdir=runs/table1/lora-gsm8k

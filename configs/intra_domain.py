@@ -1,6 +1,6 @@
 """The paper's intra-domain experiment, a row of Table 2: LLaMA-2 7B learns five commonsense tasks.
 
-Command, for each row (any method of the README's table):
+Command, for each row (any method of the table in docs/methods):
     python -m experiments.prepare --config=configs/intra_domain.py
     python -m experiments.train --config=configs/intra_domain.py:malora --workdir=runs/table2/malora
 For a single task, the argument is METHOD,task=NAME, such as malora,task=boolq.

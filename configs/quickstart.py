@@ -7,7 +7,7 @@ integers and of decimals, finding who likes what, family relationships.
 Command:
     python -m experiments.train --config=configs/quickstart.py:malora --workdir=runs/quickstart
 
-The argument is a method in the README's table, by default malora. It has the paper's ranks.
+The argument is a method in the table in docs/methods, by default malora. It has the paper's ranks.
 Differences from the paper: learning rate 1e-3 instead of 5e-4, because the model is small, and 240
 steps of 4 packed rows of 128 tokens (about 2,800 examples), to keep the time short.
 

@@ -2,6 +2,9 @@
 
 import importlib.metadata
 
+import docutils.nodes
+import latex2mathml.converter
+
 project = 'malora_jax'
 author = 'The malora_jax authors'
 copyright = 'the malora_jax authors, Apache License 2.0'
@@ -10,7 +13,6 @@ release = version = importlib.metadata.version('malora_jax')
 extensions = [
     'myst_parser',
     'sphinx.ext.autodoc',
-    'sphinx.ext.mathjax',
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
 ]
@@ -35,37 +37,52 @@ copybutton_exclude = '.linenos, .gp'
 copybutton_prompt_text = r'>>> |\$ '
 copybutton_prompt_is_regexp = True
 
-# Names in backticks in docstrings.
+# Names in backticks in docstrings. Quotes and dashes stay as they are, as in --workdir.
 default_role = 'code'
+smartquotes = False
+# Formulas as MathML, which browsers show without scripts and without a network.
+html_math_renderer = 'mathml'
 
 
 def _mark_examples(app, what, name, obj, options, lines):
-    """Turn the code of an `Example:` section into a code block, as Sphinx expects."""
-    start = next((i for i, line in enumerate(lines) if line.strip() == 'Example:'), None)
-    if start is None:
-        return
-    body = lines[start + 1 :]
-    end = next((i for i, line in enumerate(body) if line and not line.startswith(' ')), len(body))
-    example, rest = body[:end], body[end:]
-    code = next((i for i, line in enumerate(example) if line.rstrip().endswith(':')), None)
-    if code is not None and not example[code].strip().startswith(('for', 'def', 'with', 'class')):
-        before, example = example[: code + 1], example[code + 1 :]
-        while example and not example[0].strip():
-            example.pop(0)
-        # The code after a sentence may be indented further than the sentence.
-        before.append('')
-    else:
-        before = []
-    lines[start + 1 :] = [
-        *before,
-        '    .. code-block:: python',
-        '',
-        *('    ' + line for line in example),
-        '',
-        *rest,
-    ]
+    """Mark code in docstrings as literal blocks, as Sphinx expects.
+
+    Code follows an empty line after a line that ends with a colon, or stands in an `Example:`
+    section.
+    """
+    marked, in_code = [], False
+    for number, line in enumerate(lines):
+        following = [*lines[number + 1 : number + 3], '', '']
+        if line and not line.startswith(' '):
+            in_code = False
+        is_before_code = (
+            line.rstrip().endswith(':')
+            and not line.rstrip().endswith('::')
+            and not following[0].strip()
+            and _indentation(following[1]) > _indentation(line)
+        )
+        marked.append(f'    {line}' if in_code else line + ':' * is_before_code)
+        if line.strip() == 'Example:' and not following[0].rstrip().endswith(':'):
+            marked += ['    ::', '']
+            in_code = True
+    lines[:] = marked
+
+
+def _indentation(line):
+    return len(line) - len(line.lstrip())
+
+
+def _inline_math(writer, node):
+    writer.body.append(latex2mathml.converter.convert(node.astext()))
+    raise docutils.nodes.SkipNode
+
+
+def _block_math(writer, node):
+    writer.body.append(latex2mathml.converter.convert(node.astext(), display='block'))
+    raise docutils.nodes.SkipNode
 
 
 def setup(app):
-    """Register the hook, which runs before Napoleon's."""
+    """Register the hook, which runs before Napoleon's, and the renderer of formulas."""
     app.connect('autodoc-process-docstring', _mark_examples, priority=400)
+    app.add_html_math_renderer('mathml', (_inline_math, None), (_block_math, None))

@@ -6,12 +6,15 @@ page differs from what this writes.
     python docs/generate.py
 """
 
+import concurrent.futures
 import dataclasses
 import inspect
+import os
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 DOCS = pathlib.Path(__file__).resolve().parent
@@ -47,6 +50,8 @@ def main() -> None:
     (DOCS / 'reference' / 'config.md').write_text(config_page(), 'utf-8')
     (DOCS / 'reference' / 'commands.md').write_text(commands_page(), 'utf-8')
     (DOCS / 'contributing.md').write_text(contributing_page(), 'utf-8')
+    for model in ('llama2-7b', 'llama3.1-8b'):
+        replace_part(DOCS / 'use.md', f'plan {model}', memory_plan(model))
     for name in METHODS:
         replace_part(DOCS / 'methods' / f'{name}.md', f'method {name}', method_counts(name))
 
@@ -100,16 +105,18 @@ def attributes(kind: Any) -> dict[str, str]:
 
 def commands_page() -> str:
     """Return the page with the `--help` of every command."""
+    commands = [(f'experiments.{module}',) for module in COMMANDS]
+    commands += [('experiments.ultralink', stage) for stage in STAGES]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = pool.map(help_text, commands)
     lines = ['# Commands', '', 'Every command prints this text with `--help`.']
-    for module in COMMANDS:
-        lines += [f'## {module}', '', '```text', help_text(f'experiments.{module}'), '```', '']
-    for stage in STAGES:
-        text = help_text('experiments.ultralink', stage)
-        lines += [f'## ultralink {stage}', '', '```text', text, '```', '']
+    for command, text in zip(commands, texts, strict=True):
+        title = ' '.join(command).removeprefix('experiments.')
+        lines += [f'## {title}', '', '```text', text, '```', '']
     return '\n'.join(lines)
 
 
-def help_text(*command: str) -> str:
+def help_text(command: Sequence[str]) -> str:
     """Return what `python -m COMMAND --help` prints, without the path of the script."""
     process = subprocess.run(
         [sys.executable, '-m', *command, '--help'], cwd=ROOT, capture_output=True, text=True
@@ -122,6 +129,14 @@ def contributing_page() -> str:
     """Return CONTRIBUTING.md with links that work from the folder of the documentation."""
     text = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
     return text.replace('](docs/', '](')
+
+
+def memory_plan(model: str) -> str:
+    """Return the table of `experiments.plan --memory=24GB` for a model with MALoRA."""
+    command = [sys.executable, '-m', 'experiments.plan', '--memory=24GB']
+    command += ['--config=configs/intra_domain.py:malora', f'--config.model.name={model}']
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return '\n'.join(line for line in process.stdout.splitlines() if line.startswith('|'))
 
 
 def method_counts(name: str) -> str:

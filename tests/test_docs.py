@@ -1,4 +1,4 @@
-"""Numbers in the README equal those that the commands print."""
+"""Numbers in the documentation equal those that the commands print."""
 
 import importlib
 import re
@@ -10,11 +10,11 @@ from malora_jax.training import run_config
 from malora_jax.training.plan import plan
 from tests.helpers.paths import ROOT
 
-README = (ROOT / 'README.md').read_text('utf-8')
+PARAMETERS = (ROOT / 'docs' / 'methods' / 'parameters.md').read_text('utf-8')
 
 
 def planned_row(name: str) -> list[str]:
-    """Return the expected row of the README's table of methods, without its equation."""
+    """Return the expected row of the table of methods, without its equation."""
     config = importlib.import_module('configs.quickstart').get_config(name)
     config.model.name = 'llama2-7b'
     config.model.dtype = 'bfloat16'
@@ -38,10 +38,10 @@ def planned_row(name: str) -> list[str]:
 
 @pytest.mark.parametrize('name', METHODS)
 def test_the_table_of_methods_is_the_plans(name):
-    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', README, re.MULTILINE)
+    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', PARAMETERS, re.MULTILINE)
     assert [cell.strip() for cell in row.split('|')][1:] == planned_row(name)
 
 
 def test_methods_stand_in_the_table_in_order():
-    rows = re.findall(r'^\| `(\w+)` \|(?:[^|]*\|){7}$', README, re.MULTILINE)
+    rows = re.findall(r'^\| `(\w+)` \|(?:[^|]*\|){7}$', PARAMETERS, re.MULTILINE)
     assert rows == list(METHODS)
