@@ -1,4 +1,4 @@
-"""Routing (eq. (4)), the load-balancing loss and the routing statistics."""
+"""Routing (eq. (4)), load balancing and its loss, and the routing statistics."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""The benchmark: what it times, in which order, what it reports, and the command."""
+"""The benchmark: timed steps and their order, throughput and other results, and the command."""
 
 import dataclasses
 import importlib.util

@@ -1,3 +1,5 @@
+"""Log-likelihoods (negative logs of the perplexity) of continuations, against a float64 reference."""
+
 import math
 from collections.abc import Sequence
 
