@@ -1,4 +1,4 @@
-"""Log-likelihoods (negative logs of the perplexity) of continuations, against a float64 reference."""
+"""Log-likelihoods of continuations, as perplexity needs them, against a float64 reference."""
 
 import math
 from collections.abc import Sequence
