@@ -41,7 +41,7 @@ SECTIONS = {
 }
 COMMANDS = (
     'train', 'evaluate', 'analyze', 'generate', 'serve', 'export', 'plan', 'benchmark', 'sweep',
-    'prepare', 'harness', 'scaling', 'train_together',
+    'prepare', 'scaling', 'train_together',
 )  # fmt: skip
 
 
@@ -109,7 +109,13 @@ def commands_page() -> str:
     commands += [('experiments.ultralink', stage) for stage in STAGES]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         texts = pool.map(help_text, commands)
-    lines = ['# Commands', '', 'Every command prints this text with `--help`.']
+    lines = [
+        '# Commands',
+        '',
+        'Every command prints this text with `--help`. `experiments.harness` prints the text of the',
+        'Evaluation Harness.',
+        '',
+    ]
     for command, text in zip(commands, texts, strict=True):
         title = ' '.join(command).removeprefix('experiments.')
         lines += [f'## {title}', '', '```text', text, '```', '']
