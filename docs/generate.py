@@ -112,8 +112,8 @@ def commands_page() -> str:
     lines = [
         '# Commands',
         '',
-        'Every command prints this text with `--help`. `experiments.harness` prints the text of the',
-        'Evaluation Harness.',
+        'Every command prints this text with `--help`. `experiments.harness` prints the help of',
+        'the Evaluation Harness.',
         '',
     ]
     for command, text in zip(commands, texts, strict=True):
