@@ -104,7 +104,7 @@ def test_prompt_and_answer_must_fit_into_the_context():
     model = tiny_model(context=20)
     generator = Generator(model, NO_END, batch_size=2, max_new_tokens=8)
     assert len(generator(VARIABLES['base'], prompts(12, 3))[0]) == 8
-    assert len(generator(VARIABLES['base'], prompts(14), limit=6)[0]) == 6
+    assert len(generator(VARIABLES['base'], prompts(14), max_new_tokens=6)[0]) == 6
     with pytest.raises(UserError) as caught:
         generator(VARIABLES['base'], prompts(3, 13))
     assert str(caught.value) == (
@@ -135,7 +135,9 @@ def texts(questions, *, end=NO_END, batch=4, new=12, tokenizer=LETTERS, **how) -
 def test_texts_are_those_of_the_most_probable_tokens():
     questions = prompts(4, 8, 6, 2, 9)
     tokens = generate('malora', questions, limit=9)
-    assert texts(questions, limit=9) == [[LETTERS.decode(t, continues=True)] for t in tokens]
+    assert texts(questions, max_new_tokens=9) == [
+        [LETTERS.decode(t, continues=True)] for t in tokens
+    ]
 
 
 def test_looking_at_the_texts_changes_nothing():

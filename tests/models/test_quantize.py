@@ -57,7 +57,7 @@ def test_integers_are_the_nearest_of_even_steps(kind, steps):
     S = quantized_shapes(kind, 192, 40)[1][0]
     tiled = np.asarray(kernel_DF, np.float64).reshape(S, -1, 40)
     step_S1F = np.abs(tiled).max(axis=1, keepdims=True) / steps
-    error = np.abs(np.asarray(found.values(), np.float64).reshape(tiled.shape) - tiled)
+    error = np.abs(np.asarray(found.dequantize(), np.float64).reshape(tiled.shape) - tiled)
     assert (error <= step_S1F * 0.5 + 1e-7).all()
     assert error.max() > 0.3 * step_S1F.min()
     assert found.codes.dtype == codes_dtype(kind) and found.scale.shape == (S, 40)
@@ -82,7 +82,7 @@ def test_nf4_is_the_nearest_of_its_quantiles():
     quantiles = np.asarray(NF4.dequantize(), np.float64)[:, 0]
     nearest = quantiles[np.abs((tiled / largest_S1F)[..., None] - quantiles).argmin(axis=-1)]
     right = (nearest * largest_S1F).reshape(128, 24)
-    np.testing.assert_allclose(found.values(), right, atol=2e-6)
+    np.testing.assert_allclose(found.dequantize(), right, atol=2e-6)
 
 
 def test_tiles_divide_the_inputs():
@@ -105,7 +105,7 @@ def test_products_and_their_gradient_are_those_of_the_values(kind, dtype, tolera
         return y_NF, pull(dy_NF)[0]
 
     def dense(x_ND):
-        return (x_ND.astype(jnp.float32) @ found.values()).astype(dtype)
+        return (x_ND.astype(jnp.float32) @ found.dequantize()).astype(dtype)
 
     both = zip(pulled(lambda x: quantized_matmul(x, found)), pulled(dense), strict=True)
     for ours, expected in both:
@@ -138,7 +138,7 @@ def test_int8_products_err_by_half_a_step_of_each_number():
     x_ND, dy_NF = (jax.random.normal(jax.random.key(i), (9, n)) for i, n in ((1, 64), (2, 40)))
     found = quantize('w8a8', kernel(64, 40))
     y_NF, pull = jax.vjp(lambda x: quantized_matmul(x, found), x_ND)
-    values_DF = np.asarray(found.values(), np.float64)
+    values_DF = np.asarray(found.dequantize(), np.float64)
 
     def check(ours, given, matrix, weight=1.0):
         given = np.asarray(given, np.float64) * weight
