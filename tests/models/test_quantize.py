@@ -286,5 +286,5 @@ def test_an_unknown_kind_is_refused():
 def test_without_the_package_it_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'qwix', None)
     quantize.clear_cache()
-    with pytest.raises(UserError, match=r"pip install 'malora_jax\[quantize\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[quantize\]'"):
         quantize('int8', kernel(8, 8))

@@ -148,7 +148,7 @@ def test_a_stop_ends_a_text(client):
         (
             {'messages': [{'role': 'user', 'content': 'x' * 2100}]},
             413,
-            'do not fit into the context',
+            'exceed the context length of ',
         ),
         (
             {'user': 'x' * (MAX_BODY_BYTES + 1)},
