@@ -145,7 +145,7 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
     ask(generator, SPLITS)
     prompts = list(SAYS)
     # The longest answer with the space before it, and four more tokens.
-    first, second = ({'limit': n + 4, 'stop': ()} for n in (6, 3))
+    first, second = ({'max_new_tokens': n + 4, 'stop': ()} for n in (6, 3))
     assert generator.asked == [(prompts[:2], first), (prompts[2:4], second)]
 
 
@@ -153,7 +153,7 @@ def test_a_task_may_set_its_own_limit_and_stops():
     generator = Scripted(SAYS)
     (answer,) = ask(generator, [TaskSplit(NUMBER, [], [Example('e?', ' 5', {})], 1)])
     assert answer == Answer('runner_number', 'e?', ' 5', '5', 1.0, 1.75, 4)
-    assert generator.asked[0][1] == {'limit': 99, 'stop': ('\n',)}
+    assert generator.asked[0][1] == {'max_new_tokens': 99, 'stop': ('\n',)}
 
 
 def test_options_are_taken_by_their_likelihood(asked):
@@ -196,7 +196,7 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
         generator, [TaskSplit(CODE, [], [example], 1)], template, samples=4, temperature=0.8, seed=3
     )
     assert generator.asked[0][1] == {
-        **{'samples': 4, 'temperature': 0.8, 'seed': 3, 'limit': 50},
+        **{'samples': 4, 'temperature': 0.8, 'seed': 3, 'max_new_tokens': 50},
         # In a chat answer, a definition may follow another one, an import, or a sentence.
         'stop': () if template.name == 'chatml' else ('\ndef',),
     }

@@ -222,7 +222,7 @@ def test_another_sweep_is_refused(written):
     with pytest.raises(UserError) as caught:
         sweeping(written, seeds=(0,))
     assert str(caught.value) == (
-        f'{written} holds another sweep, with a run malora-learning_rate0.001-seed1: continue '
+        f'{written} holds another sweep, with a run malora-learning_rate0.001-seed1: resume '
         'that one with its own config, or choose another --workdir.'
     )
 
