@@ -61,8 +61,8 @@ test-export: setup
 # integration, a difference from the committed pages is an error.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	$(BIN)/python docs/draw_layer.py
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.draw_layer
+	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/build
 	@git diff --exit-code --stat -- docs \
 	  || { test -z "$$CI" || exit 1; echo 'Commit the changed pages.' >&2; }

@@ -2,7 +2,7 @@
 
 `make docs` runs this; the picture is `docs/images/layer.svg`.
 
-    python docs/draw_layer.py
+    python -m docs.draw_layer
 """
 
 import pathlib

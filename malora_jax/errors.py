@@ -78,7 +78,7 @@ def missing_extra(problem: str, extra: str) -> UserError:
     """Return the error for an optional dependency that is not installed.
 
     Args:
-        problem: What is missing, such as 'qwix is not installed'.
+        problem: Description of the problem, such as 'qwix is not installed'.
         extra: Name of the extra in setup.cfg that installs it.
     """
     return UserError(f"{problem}: run pip install '.[{extra}]' in malora_jax's source directory.")

@@ -24,7 +24,7 @@ def download_snapshot(
         repo_id: Name of the repository, owner/name.
         allow_patterns: Glob patterns of the files to download.
         repo_type: Repository type, 'model' or 'dataset'.
-        alternative: What the user can do instead of downloading, for error messages; such as 'set
+        alternative: Advice for error messages, an alternative to the download, such as 'set
             model.weights to a directory'.
         revision: Branch, tag or commit; None for the newest.
         ignore_patterns: Glob patterns of files to skip.

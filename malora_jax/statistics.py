@@ -193,8 +193,8 @@ def paired_bootstrap(
 
     Returns:
         The difference of the averages, its percentile interval, and its p-value. The p-value is
-        computed from two shares of the resamples: those with a difference of at most 0, and those
-        with a difference of at least 0. It is twice the smaller share. Apart from rounding, it is
+        twice the smaller of two shares of the resamples: the share with a difference of at most 0,
+        and the share with a difference of at least 0. Apart from rounding, it is
         below 1 - `level` if the interval excludes 0.
 
     Raises:

@@ -14,8 +14,8 @@ Optional fields, to sweep over the values of other config fields:
     random: random search: `draws`, the number of points, `seed`, the random seed, and `fields`: by
         section and field, a tuple to choose from or {'low', 'high', 'scale': 'linear' or 'log'}.
 Other optional fields:
-    subspace_share: how the size d of MALoRA's shared subspace (adapter.shared_rank) depends on the
-        swept rank and number N of experts. With 0.0, it does not: every run keeps its config's d. A
+    subspace_share: dependence of the size d of MALoRA's shared subspace (adapter.shared_rank) on
+        the swept rank and number N of experts. With 0.0, every run keeps its config's d. A
         positive number is the paper's λ. The swept adapter.rank is then MoLoRA's rank r, from which
         a MALoRA run computes its own rank r̄ = (2 − λ) r and d = λ r N. A sweep over adapter.rank
         or adapter.num_experts must set this field if its runs have a shared subspace, unless it

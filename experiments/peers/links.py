@@ -34,8 +34,8 @@ def make_links(
         leaves: Leaves of our adapter by path.
         config: Configuration of the base model.
         patterns: For each name of our leaves (`down`, `up`, ...), a format string of the peer's
-            parameter name. {linear} stands for a name such as layers.0.self_attn.q_proj, and
-            {expert} for the number of the expert.
+            parameter name. {linear} is replaced by a name such as layers.0.self_attn.q_proj,
+            and {expert} by the number of the expert.
     """
     linears = _linears(config)
     links = []
@@ -59,8 +59,8 @@ def linear_names(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
 def _linears(config: ModelConfig) -> dict[str, list[str]]:
     """Return the names of all linear modules in `transformers`, by the path of the module here.
 
-    Here, one path stands for the modules of all layers, so each path has a list with a name for
-    each layer.
+    Here, the modules of all layers have one path, so each path has a list with a name for each
+    layer.
     """
     return {
         leaf.path.removesuffix('/kernel'): [

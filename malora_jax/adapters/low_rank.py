@@ -8,7 +8,7 @@ of the first factor.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import flax.linen as nn
@@ -18,10 +18,8 @@ import jax.numpy as jnp
 from malora_jax import errors
 from malora_jax.adapters import dispatch, products, routers
 from malora_jax.adapters.config import AdapterConfig
-from malora_jax.adapters.structures import Axis
+from malora_jax.adapters.structures import Axis, Leaves
 from malora_jax.distributed import sharding
-
-Leaves = Mapping[str, jax.Array]
 
 
 class ProjectedInput(NamedTuple):

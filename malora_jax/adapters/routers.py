@@ -31,8 +31,8 @@ class RouterConfig:
         top_k: Number of active experts per token, K.
         input: Input of the router, one of `INPUTS`: 'x', the input of the linear layer; or
             'first', the down-projected input.
-        gates: How the gates of the top-k experts are computed, one of `GATES`: 'softmax', their
-            probabilities; 'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K
+        gates: Kind of gates of the top-k experts, one of `GATES`: 'softmax', their probabilities;
+            'renormalized', these probabilities scaled to sum to one; or 'equal', 1/K
             each.
         balance_weight: Coefficient of the load-balancing loss; 0.01 in the paper's tables.
 

@@ -165,8 +165,8 @@ class Block(nn.Module):
             past: Cached keys and values of this layer, (B, K, S, C) each, or None.
 
         Returns:
-            The residual stream (N, D) after the layer; and the keys and values of the tokens, which
-            may be None: see `Attention`.
+            The residual stream (N, D) after the layer; and the keys and values of the tokens, or
+            None, as `Attention` returns them.
         """
         attend = Attention(self.config, self.adapter, name='attention')
         update_ND, new_kv = attend(RMSNorm(self.config, name='attention_norm')(x_ND), context, past)

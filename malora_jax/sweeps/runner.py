@@ -139,7 +139,7 @@ class Runner:
             job: Job to start.
             descriptor: Descriptor of the pipe through which the new process detects the end of this
                 process, from `shutdown.parent_pipe`.
-            environment: Environment variables that tell the new process the descriptor.
+            environment: Environment variables from which the new process reads the descriptor.
         """
         logs = contextlib.ExitStack()
         # Jointly trained runs print into the log of the first one.

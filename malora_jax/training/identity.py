@@ -50,7 +50,7 @@ class FieldChange(NamedTuple):
 
         Args:
             names: Dotted names of fields and of sections. The name of a section ends with a dot,
-                such as 'mesh.', and stands for all fields of the section.
+                such as 'mesh.', and includes all fields of the section.
         """
         return any(
             self.field == name or (name.endswith('.') and self.field.startswith(name))

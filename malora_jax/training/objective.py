@@ -58,8 +58,8 @@ def _forward(hidden_ND, head_VD, targets_N, weights_NG):
     """Return the loss of each group, and the residuals for the backward pass.
 
     There are three residuals: the gradient of each token's loss with respect to its hidden state;
-    `weights_NG`; and an empty array. The dtype of the empty array is that of the hidden states. It
-    tells the backward pass which dtype the returned gradient must have.
+    `weights_NG`; and an empty array. The dtype of the empty array is that of the hidden states. The
+    backward pass returns a gradient of this dtype.
     """
     tokens = hidden_ND.shape[0]
     chunk = min(CHUNK_TOKENS, tokens)

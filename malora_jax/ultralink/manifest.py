@@ -131,7 +131,8 @@ def read_manifest(path: pathlib.Path) -> StageManifest:
     try:
         shards = tuple(ShardCounts(**shard) for shard in fields['shards'])
         known = {each.name: fields[each.name] for each in dataclasses.fields(StageManifest)}
-        current = {'settings': _with_current_names(fields['settings']), 'shards': shards}
+        settings = {_RENAMED.get(name, name): value for name, value in fields['settings'].items()}
+        current = {'settings': settings, 'shards': shards}
         manifest = StageManifest(**known | current)
         # The totals only disagree if the file was edited.
         assert fields['total'] == _total(manifest)
@@ -169,19 +170,6 @@ def check_resumable(path: pathlib.Path, stored: StageManifest, expected: StageMa
             )
     if stored.inputs != expected.inputs:
         raise UserError(f'{path} was made from other inputs: choose another --output.')
-
-
-def _with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with names of earlier versions (see `_RENAMED`) replaced by current names.
-
-    Names in nested settings are replaced too.
-    """
-    return {
-        _RENAMED.get(name, name): _with_current_names(value)
-        if isinstance(value, Mapping)
-        else value
-        for name, value in settings.items()
-    }
 
 
 def _total(manifest: StageManifest) -> dict[str, Any]:

@@ -8,45 +8,10 @@ import subprocess
 import pytest
 
 from tests.experiments.helpers import run, run_with_mistake
-from tests.helpers.tiny_gguf import write_tiny_gguf
+from tests.helpers.sums_task import write_sums_task, write_sweep
 
 pytestmark = pytest.mark.slow(start_first=True)
 
-BASE = """
-from configs import your_tasks
-
-
-def get_config(arg=''):
-    config = your_tasks.get_config(arg)
-    config.model.name = 'tiny'
-    config.model.weights = '{home}/tiny.gguf'
-    config.data.files = ('{home}/sums.jsonl',)
-    config.data.held_out = 4
-    config.data.validation = 2
-    config.data.sequence_length = 64
-    config.data.batch_size = 1
-    config.adapter.rank = 2
-    if config.adapter.shared_rank:
-        config.adapter.shared_rank = 4
-    config.optimizer.clip_norm = 1e9
-    config.training.steps = 3
-    config.training.checkpoint_every = 1
-    config.training.evaluate_every = 3
-    config.evaluation.max_new_tokens = 4
-    return config
-"""
-SWEEP = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    config = ConfigDict()
-    config.base = '{home}/base.py'
-    config.seeds = (0,)
-    config.runs = {{'malora': {{'arg': 'malora'}}}}
-    config.grid = {{'optimizer': {{'learning_rate': (1e-3, {rate})}}}}
-    return config
-"""
 GOOD, BAD = 'malora-learning_rate0.001-seed0', 'malora-learning_rate1e+30-seed0'
 
 
@@ -54,11 +19,9 @@ GOOD, BAD = 'malora-learning_rate0.001-seed0', 'malora-learning_rate1e+30-seed0'
 def home(tmp_path_factory) -> pathlib.Path:
     """Directory with a model, a data file, a base config and a sweep config."""
     home = tmp_path_factory.mktemp('home')
-    write_tiny_gguf(home / 'tiny.gguf')
-    rows = [json.dumps({'question': f'{n} + 1?', 'answer': str(n + 1)}) for n in range(40)]
-    (home / 'sums.jsonl').write_text('\n'.join(rows))
-    (home / 'base.py').write_text(BASE.format(home=home))
-    (home / 'sweep.py').write_text(SWEEP.format(home=home, rate='1e30'))
+    write_sums_task(home, steps=3, checkpoint_every=1, evaluate_every=3, clip_norm=1e9)
+    grid = "{'optimizer': {'learning_rate': (1e-3, 1e30)}}"
+    write_sweep(home / 'sweep.py', (0,), grid)
     return home
 
 

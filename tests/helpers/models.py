@@ -15,6 +15,18 @@ from malora_jax.models import Decoder, preset
 from malora_jax.models.decoder import abstract_variables, output_head
 
 METHOD_NAMES = tuple(METHODS)
+# Sizes of the preset 'tiny', as in the config.json of a Hugging Face directory.
+TINY_SIZES = {
+    'hidden_size': 64,
+    'intermediate_size': 96,
+    'max_position_embeddings': 2048,
+    'num_attention_heads': 4,
+    'num_hidden_layers': 2,
+    'num_key_value_heads': 2,
+    'rms_norm_eps': 1e-4,
+    'rope_theta': 5000.0,
+    'vocab_size': 300,
+}
 
 
 def _representatives(kind: Callable[[AdapterConfig], Hashable]) -> tuple[str, ...]:

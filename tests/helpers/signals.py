@@ -20,40 +20,8 @@ import numpy as np
 from malora_jax import files
 from malora_jax.errors import UserError
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny_gguf import write_tiny_gguf
+from tests.helpers.sums_task import write_sums_task, write_sweep
 
-_BASE = """
-from configs import your_tasks
-
-
-def get_config(arg='malora'):
-    config = your_tasks.get_config(arg)
-    config.model.name = 'tiny'
-    config.model.weights = '{home}/tiny.gguf'
-    config.data.files = ('{home}/sums.jsonl',)
-    config.data.held_out = 4
-    config.data.validation = 2
-    config.data.sequence_length = 64
-    config.data.batch_size = 1
-    config.adapter.rank = 2
-    config.adapter.shared_rank = 4
-    config.training.steps = {steps}
-    config.training.checkpoint_every = {checkpoint_every}
-    config.training.evaluate_every = {evaluate_every}
-    config.evaluation.max_new_tokens = 4
-    return config
-"""
-_SWEEP = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    config = ConfigDict()
-    config.base = '{home}/base.py'
-    config.seeds = (0, 1)
-    config.runs = {{'malora': {{'arg': 'malora'}}}}
-    return config
-"""
 SWEEP_RUN_NAMES = ('malora-seed0', 'malora-seed1')
 # These fields of metrics.jsonl depend on the duration of the steps.
 TIMES = ('tokens_per_second', 'train_time_s')
@@ -69,14 +37,10 @@ def make_home(
 ) -> pathlib.Path:
     """Write weights, data, prompts, base.py (config of a run) and sweep.py (two seeds)."""
     home.mkdir(parents=True, exist_ok=True)
-    write_tiny_gguf(home / 'tiny.gguf')
-    rows = [json.dumps({'question': f'{n} + 1?', 'answer': str(n + 1)}) for n in range(40)]
-    (home / 'sums.jsonl').write_text('\n'.join(rows))
+    write_sums_task(home, steps, checkpoint_every, evaluate_every)
     prompts = [json.dumps({'prompt': f'{n} + 2?'}) + '\n' for n in range(12)]
     (home / 'prompts.jsonl').write_text(''.join(prompts))
-    fields = {'checkpoint_every': checkpoint_every, 'evaluate_every': evaluate_every}
-    (home / 'base.py').write_text(_BASE.format(home=home, steps=steps, **fields))
-    (home / 'sweep.py').write_text(_SWEEP.format(home=home))
+    write_sweep(home / 'sweep.py', seeds=(0, 1))
     return home
 
 

@@ -15,22 +15,10 @@ from malora_jax.models import preset
 from malora_jax.models.loading import model_hub
 from malora_jax.models.loading.base_model import find_weights, load_base, model_config
 from malora_jax.models.loading.params import to_huggingface
-from tests.helpers.models import random_variables, tiny_model
+from tests.helpers.models import TINY_SIZES, random_variables, tiny_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
-CONFIG = {
-    'architectures': ['LlamaForCausalLM'],
-    'hidden_size': 64,
-    'intermediate_size': 96,
-    'max_position_embeddings': 2048,
-    'num_attention_heads': 4,
-    'num_hidden_layers': 2,
-    'num_key_value_heads': 2,
-    'rms_norm_eps': 1e-4,
-    'rope_theta': 5000.0,
-    'tie_word_embeddings': True,
-    'vocab_size': 300,
-}
+CONFIG = TINY_SIZES | {'architectures': ['LlamaForCausalLM'], 'tie_word_embeddings': True}
 RIGHT = "a GGUF file, a Hugging Face directory, or a model's name on the hub such as Qwen/Qwen3-8B"
 
 

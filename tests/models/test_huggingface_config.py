@@ -11,19 +11,9 @@ from malora_jax.errors import UserError
 from malora_jax.models import ModelConfig, preset
 from malora_jax.models.config import Llama3Scaling
 from malora_jax.models.loading.huggingface_config import read_config
+from tests.helpers.models import TINY_SIZES
 
-SIZES = {
-    'hidden_size': 64,
-    'intermediate_size': 96,
-    'max_position_embeddings': 2048,
-    'num_attention_heads': 4,
-    'num_hidden_layers': 2,
-    'num_key_value_heads': 2,
-    'rms_norm_eps': 1e-4,
-    'rope_theta': 5000.0,
-    'vocab_size': 300,
-}
-LLAMA = SIZES | {'architectures': ['LlamaForCausalLM']}
+LLAMA = TINY_SIZES | {'architectures': ['LlamaForCausalLM']}
 EXPECTED = ModelConfig('tiny', 300, 64, 96, 2, 4, 2, 16, 2048, 5000.0, norm_epsilon=1e-4)
 
 LLAMA3 = {

@@ -60,7 +60,7 @@ def load_params(file: WeightFile, config: ModelConfig) -> dict[str, Any]:
 
     Each process holds in memory the shards of its own devices and, at a time, only a few blocks of
     rows. With quantization, it also holds a few whole kernels in float32. A process reads only the
-    rows that its devices need, but reads a kernel as a whole if the kernel is to be quantized.
+    rows that its devices need, but reads all rows of a kernel that it quantizes.
 
     Args:
         file: Source of the weights.
