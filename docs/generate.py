@@ -1,168 +1,88 @@
-"""Write the generated parts of the documentation: config fields, commands and parameter counts.
+"""Write everything in the documentation that comes from the code or from stored results.
 
 `make docs` runs this before it builds the site, and continuous integration fails if a committed
-page differs from what this writes.
+file differs from what this writes. On every page, it fills two kinds of marks:
+
+    <!-- generated: NAME -->…<!-- end -->      a block, made by the function PARTS[NAME]
+    <!-- value: RECORD[key]:.2f -->…<!-- end -->  a number of a record in docs/results, formatted by
+                                               str.format
+
+It also writes the pages on config fields and commands, the pictures, and what all notebooks share.
 
     python -m docs.generate
 """
 
-import concurrent.futures
-import dataclasses
-import inspect
-import os
+import functools
 import pathlib
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs import common
-from malora_jax.adapters import METHODS, AdapterSettings
-from malora_jax.distributed.mesh import MeshConfig
-from malora_jax.training import config as config_lib
-from malora_jax.training.data_config import DataConfig
-from malora_jax.ultralink.stages import STAGES
+from docs import (
+    draw_layer,
+    pictures_scale,
+    pictures_training,
+    records,
+    reference_pages,
+    repository,
+    tables_scale,
+    tables_training,
+    tables_use,
+)
 
 DOCS = pathlib.Path(__file__).resolve().parent
 ROOT = DOCS.parent
-
-
-SECTIONS = {
-    'model': config_lib._ModelSection,
-    'adapter': AdapterSettings,
-    'data': DataConfig,
-    'optimizer': config_lib.OptimizerConfig,
-    'training': config_lib.TrainingConfig,
-    'evaluation': config_lib.EvaluationConfig,
-    'mesh': MeshConfig,
-}
-COMMANDS = (
-    'train', 'evaluate', 'analyze', 'generate', 'serve', 'export', 'plan', 'benchmark', 'sweep',
-    'prepare', 'scaling', 'train_together',
-)  # fmt: skip
+_MARK = re.compile(r'<!-- (generated|value): (.*?) -->(.*?)<!-- end -->', re.DOTALL)
 
 
 def main() -> None:
-    """Write all generated pages and parts of pages."""
-    (DOCS / 'reference' / 'config.md').write_text(config_page(), 'utf-8')
-    (DOCS / 'reference' / 'commands.md').write_text(commands_page(), 'utf-8')
-    for model in ('llama2-7b', 'llama3.1-8b'):
-        replace_part(DOCS / 'use.md', f'plan {model}', memory_plan(model))
-    for name in METHODS:
-        replace_part(DOCS / 'methods' / f'{name}.md', f'method {name}', method_counts(name))
+    """Write all generated pages, parts of pages, and pictures."""
+    reference = DOCS / 'reference'
+    (reference / 'config.md').write_text(reference_pages.config_page(), 'utf-8')
+    (reference / 'commands.md').write_text(reference_pages.commands_page(), 'utf-8')
+    draw_layer.main()
+    for name, draw in (pictures_training.PICTURES | pictures_scale.PICTURES).items():
+        draw(DOCS / 'images' / name)
+    values = {name: records.load(name)['values'] for name in records.names()}
+    values |= {name: compute() for name, compute in tables_training.VALUES.items()}
+    parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS
+    parts['get the code'] = repository.get_the_code
+    for name in records.names():
+        parts[f'conditions {name}'] = functools.partial(records.conditions, name)
+    for path in pages():
+        path.write_text(fill(path.read_text('utf-8'), path.name, values, parts), 'utf-8')
 
 
-def config_page() -> str:
-    """Return the page on all config fields: defaults, and descriptions from the docstrings."""
-    lines = [
-        '# Config fields',
-        '',
-        'Every field can be overridden on the command line, for example',
-        '`--config.adapter.rank=16` or `--config.data.max_per_task=1000`. *Default* is the value',
-        'in `configs/common.py` with the method `malora`. A field without a default is set by each',
-        'config.',
-        '',
-        '| field | default | meaning |',
-        '|---|---|---|',
-    ]
-    described = attributes(config_lib.RunConfig)
-    base = common.base_config('malora').to_dict()
-    for name in ('seed', 'method'):
-        lines.append(f'| `{name}` | `{base[name]!r}` | {described[name]} |')
-    for section, kind in SECTIONS.items():
-        lines += ['', f'## {section}', '', '| field | default | meaning |', '|---|---|---|']
-        described = attributes(kind)
-        for field in dataclasses.fields(kind):
-            default = base[section].get(field.name, field.default)
-            shown = '' if default is dataclasses.MISSING else f'`{default!r}`'
-            lines.append(f'| `{section}.{field.name}` | {shown} | {described[field.name]} |')
-    return '\n'.join(lines) + '\n'
+def pages() -> list[pathlib.Path]:
+    """Return the README and all Markdown pages of the documentation."""
+    return [ROOT / 'README.md', *sorted(DOCS.glob('*.md')), *sorted(DOCS.glob('*/*.md'))]
 
 
-def attributes(kind: Any) -> dict[str, str]:
-    """Return the description of each attribute in a docstring, on one line.
+def fill(
+    text: str, page: str, values: Mapping[str, Any], parts: Mapping[str, Callable[[], str]]
+) -> str:
+    """Return the text of a page with current blocks and numbers.
+
+    Args:
+        text: Markdown with marks.
+        page: Name of the page, for messages.
+        values: Values of the records, by name of the record.
+        parts: Functions that return the text of a block, by name of the block.
 
     Raises:
-        ValueError: A field of the dataclass is not described.
+        ValueError: A mark names a block, a record or a key that does not exist.
     """
-    text = inspect.getdoc(kind) or ''
-    part = re.split(r'\n(?=\w+:\n)', text.partition('Attributes:\n')[2])[0]
-    found = {}
-    for names, description in re.findall(
-        r'^    ([\w, ]+): ((?:.*\n?)(?:        .*\n?|\n(?=        ))*)', part + '\n', re.MULTILINE
-    ):
-        for name in names.split(', '):
-            found[name] = ' '.join(description.split()).replace('|', r'\|')
-    missing = {field.name for field in dataclasses.fields(kind)} - set(found)
-    if missing:
-        raise ValueError(f'The docstring of {kind.__name__} lacks {", ".join(sorted(missing))}.')
-    return found
 
+    def filled(match: re.Match[str]) -> str:
+        kind, name, _ = match.groups()
+        try:
+            new = ('{' + name + '}').format(**values) if kind == 'value' else parts[name]()
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f'{page}: the mark "{kind}: {name}" has no value: {error!r}') from None
+        separator = '' if kind == 'value' else '\n\n'
+        return f'<!-- {kind}: {name} -->{separator}{new}{separator}<!-- end -->'
 
-def commands_page() -> str:
-    """Return the page with the `--help` of every command."""
-    commands = [(f'experiments.{module}',) for module in COMMANDS]
-    commands += [('experiments.ultralink', stage) for stage in STAGES]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        texts = pool.map(help_text, commands)
-    lines = [
-        '# Commands',
-        '',
-        'Every command prints this text with `--help`. `experiments.harness` prints the help of',
-        'the Evaluation Harness.',
-        '',
-    ]
-    for command, text in zip(commands, texts, strict=True):
-        title = ' '.join(command).removeprefix('experiments.')
-        lines += [f'## {title}', '', '```text', text, '```', '']
-    return '\n'.join(lines)
-
-
-def help_text(command: Sequence[str]) -> str:
-    """Return what `python -m COMMAND --help` prints, without the path of the script."""
-    process = subprocess.run(
-        [sys.executable, '-m', *command, '--help'], cwd=ROOT, capture_output=True, text=True
-    )
-    text = process.stdout.replace(str(ROOT) + '/', '')
-    return '\n'.join(line.rstrip() for line in text.strip().splitlines())
-
-
-def memory_plan(model: str) -> str:
-    """Return the table of `experiments.plan --memory=24GB` for a model with MALoRA."""
-    command = [sys.executable, '-m', 'experiments.plan', '--memory=24GB']
-    command += ['--config=configs/intra_domain.py:malora', f'--config.model.name={model}']
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return '\n'.join(line for line in process.stdout.splitlines() if line.startswith('|'))
-
-
-def method_counts(name: str) -> str:
-    """Return the counts of a method, from its row in the table that `tests/test_docs.py` checks."""
-    page = (DOCS / 'methods' / 'parameters.md').read_text('utf-8')
-    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', page, re.MULTILINE)
-    _, _, trained, frozen, percent, gflop, _ = [cell.strip() for cell in row.split('|')]
-    rows = [
-        ('trained parameters', trained),
-        ('share of the base model', f'{percent}%'),
-        ('frozen parameters in the adapter', frozen),
-        ('adapter GFLOP per token, forward and backward', gflop),
-    ]
-    table = ['| on LLaMA-2 7B | |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows)]
-    return '\n'.join(table)
-
-
-def replace_part(path: pathlib.Path, part: str, text: str) -> None:
-    """Replace the text between `<!-- generated: PART -->` and `<!-- end -->` of a page.
-
-    Raises:
-        ValueError: The page has no such part.
-    """
-    page = path.read_text('utf-8')
-    before, start, rest = page.partition(f'<!-- generated: {part} -->')
-    _, end, after = rest.partition('<!-- end -->')
-    if not start or not end:
-        raise ValueError(f'{path} has no part "{part}".')
-    path.write_text(f'{before}{start}\n\n{text}\n\n{end}{after}', 'utf-8')
+    return _MARK.sub(filled, text)
 
 
 if __name__ == '__main__':

@@ -30,8 +30,8 @@ def summarize_kind(
                 `packed` batches, and one for the `padded` batches.
             systems: For each system, the quartiles of `tokens_per_second`, and a list of the
                 seconds of each step (`step_s`).
-            pairs: For each pair, the `ratio` of our median throughput to the peer's, the quartiles
-                of the ratio in single steps (`by_step`), and the `target` of the ratio or None.
+            pairs: For each pair, the `ratio` of our median throughput to the peer's, and the
+                quartiles of the ratio in single steps (`by_step`).
     """
     tokens = np.array([step.tokens for step in batches])
     rates = {name: tokens / np.array(each) for name, each in seconds.items()}
@@ -47,7 +47,7 @@ def summarize_kind(
             name: {'tokens_per_second': _quartiles(rates[name]), 'step_s': list(each)}
             for name, each in seconds.items()
         },
-        'pairs': {name: _ratio(name, kind, rates) for name in pairs},
+        'pairs': {name: _ratio(name, rates) for name in pairs},
     }
 
 
@@ -60,18 +60,17 @@ def tables(report: Mapping[str, Any]) -> str:
         parts += ['Largest differences:', table([header, *_differences(report)])]
     header = ['rows', 'system', 'tokens/s', 'quartiles', 's/step']
     parts.append(table([header, *_systems(report)]))
-    header = ['rows', 'ours / peer', 'ratio', 'quartiles by step', 'target']
+    header = ['rows', 'ours / peer', 'ratio', 'quartiles by step']
     parts.append(table([header, *_pairs(report)]))
     return '\n\n'.join(parts)
 
 
-def _ratio(name: str, kind: str, rates: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _ratio(name: str, rates: Mapping[str, np.ndarray]) -> dict[str, Any]:
     pair = PAIRS[name]
     ours, peer = rates[pair.ours], rates[pair.peer]
     return {
         'ratio': float(np.median(ours) / np.median(peer)),
         'by_step': _quartiles(ours / peer),
-        'target': pair.targets.get(kind),
     }
 
 
@@ -105,10 +104,8 @@ def _pairs(report: Mapping[str, Any]) -> list[list[str]]:
     lines = []
     for kind, found in report['rows'].items():
         for name, measured in found['pairs'].items():
-            target, ratio = measured['target'], measured['ratio']
-            verdict = f'≥ {target:g}: {"met" if ratio >= target else "missed"}' if target else '–'
             quartiles = _format_quartiles(measured['by_step'], '.2f')
-            lines.append([kind, _title(name), f'{ratio:.2f}', quartiles, verdict])
+            lines.append([kind, _title(name), f'{measured["ratio"]:.2f}', quartiles])
     return lines
 
 

@@ -1,7 +1,6 @@
 """Systems to compare, pairs of them, and the function that creates each system."""
 
 import importlib.util
-from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from experiments.peers.batches import PeerBatch
@@ -56,22 +55,20 @@ class SystemPair(NamedTuple):
         ours, peer: Names of the two systems.
         is_same_method: Whether both systems implement the same method, so that their losses and
             gradients must agree.
-        targets: Target ratio of our throughput to the peer's, by kind of batches.
     """
 
     ours: str
     peer: str
     is_same_method: bool
-    targets: Mapping[str, float]
 
 
 PAIRS = {
-    'lora': SystemPair('lora', 'peft_lora', True, {'synthetic': 1.1, 'real': 1.5}),
-    'dora': SystemPair('dora', 'peft_dora', True, {}),
-    'molora': SystemPair('molora', 'mola', True, {}),
-    'malora': SystemPair('malora', 'mola', False, {'synthetic': 2.5, 'real': 3.5}),
-    'trainer': SystemPair('malora', 'mola_trainer', False, {}),
-    'mixlora': SystemPair('malora', 'mixlora', False, {}),
+    'lora': SystemPair('lora', 'peft_lora', True),
+    'dora': SystemPair('dora', 'peft_dora', True),
+    'molora': SystemPair('molora', 'mola', True),
+    'malora': SystemPair('malora', 'mola', False),
+    'trainer': SystemPair('malora', 'mola_trainer', False),
+    'mixlora': SystemPair('malora', 'mixlora', False),
 }
 
 

@@ -1,4 +1,4 @@
-"""Plots of benchmarks, as PNG files."""
+"""Plots of benchmarks, as PNG or SVG files."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,32 +14,45 @@ from malora_jax.analysis.figures import color_cycle, save, without_mathtext
 def plot_step_times(
     path: pathlib.Path, methods: Mapping[str, Mapping[str, Any]], title: str
 ) -> None:
-    """Plot a stacked bar per method: seconds of the forward pass, backward pass and optimizer.
+    """Plot a bar per method: the median time of a step, with its quartiles.
 
+    The lower part of a bar is the forward pass; the rest is the backward pass and the optimizer.
     Figure 4(c) of the MALoRA paper is such a plot.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         methods: Measurements by method: `methods` in the result of `run.benchmark`.
         title: Title of the plot.
     """
     figure = Figure(figsize=(2 + 1.1 * len(methods), 4), layout='constrained')
-    axes = figure.add_subplot(ylabel='seconds per step', title=title)
+    rounds = min(found['rounds'] for found in methods.values())
+    label = f'seconds per step\n(median of {rounds} rounds, quartiles)'
+    axes = figure.add_subplot(ylabel=label, title=title)
     positions = np.arange(len(methods))
-    bottom = np.zeros(len(methods))
-    for part in ('forward', 'backward', 'optimizer'):
-        heights = np.array([found[f'{part}_s'] for found in methods.values()])
-        axes.bar(positions, heights, 0.6, bottom=bottom, label=part)
-        bottom += heights
+    step = np.array([found['step_s'] for found in methods.values()])
+    forward = np.array([found['forward_s'] for found in methods.values()])
+    quartiles = np.array([found['step_quartiles_s'] for found in methods.values()]).T
+    axes.bar(positions, forward, 0.6, label='forward')
+    axes.bar(positions, step - forward, 0.6, bottom=forward, label='backward and optimizer')
+    errors = np.abs(quartiles - step)
+    axes.errorbar(positions, step, yerr=errors, fmt='none', color='black', capsize=4)
     for position, measurements in zip(positions, methods.values(), strict=True):
-        ratio = measurements['ratio_to_base']
-        text = '' if ratio is None else f'{ratio:.2f} × base'
-        axes.annotate(text, (position, bottom[position]), ha='center', va='bottom', fontsize=8)
+        ratio, top = measurements['ratio_to_base'], measurements['step_quartiles_s'][1]
+        text = f'{measurements["step_s"]:.2f} s'
+        axes.annotate(
+            text if ratio is None else f'{text}\n{ratio:.2f} × base',
+            (position, top),
+            (0, 3),
+            textcoords='offset points',
+            ha='center',
+            va='bottom',
+            fontsize=8,
+        )
     axes.set_xticks(positions, list(methods), rotation=20)
-    axes.margins(y=0.12)
+    axes.margins(y=0.2)
     axes.grid(axis='y', alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    axes.legend(frameon=False, ncols=2, fontsize=8, loc='upper left')
     save(figure, path)
 
 
@@ -49,8 +62,8 @@ def plot_sizes(
     """Plot step time and memory, with lower bounds, against the number of experts or the rank.
 
     Args:
-        path: PNG file to write.
-        curves: Curves by method, from `adapter_scaling.curves`.
+        path: PNG or SVG file to write.
+        curves: Curves by method, from `adapter_sizes.curves`.
         field: Name of the varied field, used as the label of the x axis.
         title: Title above both plots.
     """

@@ -67,7 +67,7 @@ def benchmark_sizes(
         methods: Names of methods; the base model is always measured as well.
         rounds: Minimum number of timed steps per method and size.
         packed: Whether the batches are packed rows of the config's tasks; see `benchmark`.
-        field: Name of the varied field, a key of `adapter_scaling.SIZES`.
+        field: Name of the varied field, a key of `adapter_sizes.SIZES`.
 
     Returns:
         The result of `benchmark`, with `field` and `sizes` instead of `methods`. `sizes` holds the

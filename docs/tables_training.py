@@ -1,0 +1,263 @@
+"""Tables and numbers of the documentation about training: speed, scores and comparisons."""
+
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from docs.records import RESULTS, load
+from malora_jax import markdown
+from malora_jax.adapters import METHODS
+from malora_jax.analysis.page import Table, section_to_markdown
+from malora_jax.analysis.report import write_report
+from malora_jax.benchmark import adapter_sizes, compiler_estimates, report
+from malora_jax.training.results import format_table
+
+ROOT = RESULTS.parent.parent
+
+
+def memory_plan(model: str) -> str:
+    """Return the table of `experiments.plan --memory=24GB` for a model with MALoRA."""
+    command = [sys.executable, '-m', 'experiments.plan', '--memory=24GB']
+    command += ['--config=configs/intra_domain.py:malora', f'--config.model.name={model}']
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return '\n'.join(line for line in process.stdout.splitlines() if line.startswith('|'))
+
+
+def method_counts(name: str) -> str:
+    """Return the counts of a method, from its row in the table that `tests/test_docs.py` checks."""
+    page = (ROOT / 'docs' / 'methods' / 'parameters.md').read_text('utf-8')
+    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', page, re.MULTILINE)
+    _, _, trained, frozen, percent, gflop, _ = [cell.strip() for cell in row.split('|')]
+    rows = [
+        ('on LLaMA-2 7B', ''),
+        ('trained parameters', trained),
+        ('share of the base model', f'{percent}%'),
+        ('frozen parameters in the adapter', frozen),
+        ('adapter GFLOP per token, forward and backward', gflop),
+    ]
+    return markdown.table(rows)
+
+
+def step_times() -> str:
+    """Return the table of step times of all methods."""
+    return report.format_table(load('packed')['values']['methods'])
+
+
+def step_times_by_experts() -> str:
+    """Return the table of step time and memory against the number of experts."""
+    return adapter_sizes.format_table('experts', sizes())
+
+
+def sizes() -> dict[int, Any]:
+    """Return the measurements by number of experts."""
+    measured = load('growth_experts')['values']['sizes']
+    return {int(size): methods for size, methods in measured.items()}
+
+
+def tpu_layer(chip: str) -> str:
+    """Return the table of the TPU compiler's estimates for one layer.
+
+    Args:
+        chip: 'v5e' or 'v6e'.
+    """
+    return compiler_estimates.format_table(load('tpu_layer')['values'][chip]['methods'])
+
+
+def tpu_quantized() -> str:
+    """Return the table of the TPU compiler's estimates for a layer with a quantized base."""
+    values = load('tpu_quantized')['values']
+    rows = [['`model.quantize`', 'cycles', '× bfloat16', 'temporary, MB']]
+    for kind, found in values.items():
+        rows.append(
+            [
+                kind,
+                f'{found["cycles"]:,.0f}',
+                f'{found["cycles"] / values["bfloat16"]["cycles"]:.3f}',
+                f'{found["temporary_bytes"] / 1e6:,.0f}',
+            ]
+        )
+    return markdown.table(rows)
+
+
+def rematerialization() -> str:
+    """Return the table of temporary memory by `training.remat`."""
+    recomputed = {
+        'none': 'nothing',
+        'light': 'between the linears: norms, activation functions, rotary embeddings',
+        'full': 'all of a layer',
+    }
+    measured = load('remat')['values']
+    rows = [['`training.remat`', 'recomputed in the backward pass', 'temporary memory, MB']]
+    for kind, text in recomputed.items():
+        name = f'`{kind}`' + ' (default)' * (kind == 'light')
+        rows.append([name, text, f'{measured[kind] / 1e6:,.0f}'])
+    return markdown.table(rows)
+
+
+PEER_PAIRS = {
+    'lora': ('LoRA, rank 64', 'HF PEFT, LoRA'),
+    'molora': ('MoLoRA, 2 of 8 experts', 'MoE-PEFT, MoLA'),
+}
+
+
+def peers() -> str:
+    """Return the table of our throughput compared with that of other systems."""
+    head = ['method', 'batches', 'ours, tokens/s', 'peer', 'peer, tokens/s', 'ratio', 'quartiles']
+    rows = [head]
+    for pair, kind, ours, peer, found in peer_ratios():
+        (method, peer_name), by_step = PEER_PAIRS[pair], found['by_step']
+        quartiles = f'{by_step["lower"]:.2f}–{by_step["upper"]:.2f}'
+        cells = (method, kind, f'{ours:.0f}', peer_name, f'{peer:.0f}', f'{found["ratio"]:.2f}')
+        rows.append([*cells, quartiles])
+    return markdown.table(rows)
+
+
+def peer_ratios() -> list[tuple[str, str, float, float, Mapping[str, Any]]]:
+    """Return pair, kind of batches, our and the peer's tokens per second, and their ratio."""
+    from experiments.peers.systems import PAIRS
+
+    found = []
+    for pair in PEER_PAIRS:
+        for kind in ('synthetic', 'real'):
+            measured = load('peers')['values']['rows'][kind]
+            systems = measured['systems']
+            rates = [
+                systems[name]['tokens_per_second']['median']
+                for name in (PAIRS[pair].ours, PAIRS[pair].peer)
+            ]
+            found.append((pair, kind, *rates, measured['pairs'][pair]))
+    return found
+
+
+def decoding() -> str:
+    """Return the table of decoding speed compared with llama.cpp."""
+    rows = [['', 'tokens/s', 'quartiles', 'ours / peer']]
+    for name, found in load('decoding')['values'].items():
+        low, high = found['quartiles']
+        rows.append(
+            [name, f'{found["tokens_per_s"]:.1f}', f'{low:.1f}–{high:.1f}', f'{found["ratio"]:.2f}']
+        )
+    return markdown.table(rows)
+
+
+def quickstart_scores() -> str:
+    """Return the table that the quickstart prints, as a code block."""
+    return f'```text\n{format_table(load("quickstart")["values"])}\n```'
+
+
+def short_runs() -> str:
+    """Return the table of a short run of every method."""
+    head = ['method', 'trained parameters', 'loss before', 'loss after', 'right before, %']
+    rows = [[*head, 'right after, %']]
+    values = load('methods_short')['values']
+    for name, found in sorted(values.items(), key=lambda item: item[1]['loss_after']):
+        rows.append(
+            [
+                f'[`{name}`](methods/{name}.md)',
+                f'{found["trained"]:,}',
+                f'{found["loss_before"]:.3f}',
+                f'{found["loss_after"]:.3f}',
+                f'{100 * found["before"]:.1f}',
+                f'{100 * found["after"]:.1f}',
+            ]
+        )
+    return markdown.table(rows)
+
+
+@functools.cache
+def comparison() -> tuple[pathlib.Path, dict[str, Any]]:
+    """Write the report on the archived runs of the comparison.
+
+    Returns:
+        The directory of the report with its pictures, and its sections by name.
+    """
+    home = pathlib.Path(tempfile.mkdtemp())
+    runs = home / 'table2_small'
+    with tarfile.open(RESULTS / 'table2_small.tar.xz') as archive:
+        archive.extractall(runs, filter='data')
+    sections = write_report([runs], home / 'report', table='table2', routing=False)
+    return home / 'report', {section.name: section for section in sections}
+
+
+def comparison_table(section: str, index: int) -> str:
+    """Return a table of the report on the comparison.
+
+    Args:
+        section: Name of the section.
+        index: Number of the table in the section.
+    """
+    found = comparison()[1][section]
+    tables = [block for block in found.blocks if isinstance(block, Table)]
+    text = section_to_markdown(type(found)('', '', [tables[index]]))
+    return text.partition('\n\n')[2]
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    **{
+        f'plan {model}': functools.partial(memory_plan, model)
+        for model in ('llama2-7b', 'llama3.1-8b')
+    },
+    **{f'method {name}': functools.partial(method_counts, name) for name in METHODS},
+    'step times': step_times,
+    'step times by experts': step_times_by_experts,
+    'tpu layer v5e': functools.partial(tpu_layer, 'v5e'),
+    'tpu layer v6e': functools.partial(tpu_layer, 'v6e'),
+    'tpu quantized': tpu_quantized,
+    'rematerialization': rematerialization,
+    'peers': peers,
+    'decoding': decoding,
+    'quickstart scores': quickstart_scores,
+    'short runs': short_runs,
+    'comparison scores': functools.partial(comparison_table, 'scores', 0),
+    'comparison averages': functools.partial(comparison_table, 'scores', 1),
+    'comparison losses': functools.partial(comparison_table, 'scores', 2),
+    'comparison seesaw': functools.partial(comparison_table, 'seesaw', 0),
+}
+
+
+def comparison_values() -> dict[str, Any]:
+    """Return the numbers of the report on the comparison, in the form in which pages quote them.
+
+    Returns:
+        A dict with these entries:
+            rows: Numbers of the section `scores`, by row.
+            ahead: Lead of the row LoRA over each other row, and of MoLoRA over MALoRA: `points` of
+                accuracy and `nats` of answer loss, each with the ends `low` and `high` of its
+                interval.
+            seesaw: Numbers of significant `gains` and `losses`, and of all differences, `compared`.
+    """
+    rows = comparison()[1]['scores'].numbers
+    seesaw = comparison()[1]['seesaw'].numbers
+    changes = [change for by_task in seesaw.values() for change in by_task.values()]
+    pairs = [('lora', name) for name in rows if 'lora' in rows[name]['score_minus']]
+    pairs.append(('molora', 'malora'))
+    return {
+        'rows': rows,
+        'ahead': {
+            f'{leader} {name}': {
+                'points': _negated(rows[name]['score_minus'][leader], 100),
+                'nats': _negated(rows[name]['loss_minus'][leader], -1),
+            }
+            for leader, name in pairs
+        },
+        'seesaw': {
+            'gains': sum(change['interval'][0] > 0 for change in changes),
+            'losses': sum(change['interval'][1] < 0 for change in changes),
+            'compared': len(changes),
+        },
+    }
+
+
+def _negated(difference: Mapping[str, Any], unit: float) -> dict[str, float]:
+    """Return minus a difference, in another unit, with the ends of its interval in order."""
+    low, high = sorted(-unit * end for end in difference['interval'])
+    return {'mean': -unit * difference['mean'], 'low': low, 'high': high}
+
+
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'comparison': comparison_values}
