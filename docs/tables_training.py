@@ -260,4 +260,14 @@ def _negated(difference: Mapping[str, Any], unit: float) -> dict[str, float]:
     return {'mean': -unit * difference['mean'], 'low': low, 'high': high}
 
 
-VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {'comparison': comparison_values}
+def memory_ratios() -> dict[str, float]:
+    """Return the memory of each method's step, relative to LoRA's."""
+    methods = load('packed')['values']['methods']
+    total = {name: adapter_sizes.total_bytes(found) for name, found in methods.items()}
+    return {name: size / total['lora'] for name, size in total.items()}
+
+
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    'comparison': comparison_values,
+    'memory': memory_ratios,
+}
