@@ -1,9 +1,13 @@
 """Tables of the documentation about the use of trained models, from stored results and plans."""
 
-from collections.abc import Callable
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from configs import intra_domain
-from docs.records import load
+from docs.records import RESULTS, load
+from docs.tables_training import comparison_values
 from malora_jax import markdown
 from malora_jax.training import run_config
 from malora_jax.training.memory_estimate import (
@@ -67,6 +71,56 @@ def kills_by_activity() -> str:
     return markdown.table(rows)
 
 
+def quickstart_cost() -> str:
+    """Return a sentence on the time and memory of the quickstart."""
+    run = load('quickstart')['values']
+    return (
+        f'Training took {run["train_time_s"] / 60:.0f} minutes '
+        f'({run["tokens"] / run["train_time_s"]:.0f} tokens per second). The whole run took '
+        f'{run["wall_time_s"] / 60:.0f} minutes and {run["peak_memory_bytes"] / 1e9:.1f} GB of '
+        'memory.'
+    )
+
+
+def recipe_costs() -> str:
+    """Return the table of time, memory and score of the configs whose runs are stored."""
+    quickstart, rows = load('quickstart')['values'], comparison_values()['rows']
+    table = [['config', 'training, min', 'whole run, min', 'memory, GB', 'before, %', 'after, %']]
+    after = (quickstart['average']['after'], quickstart['average_interval']['after'])
+    cells = _costs([quickstart], quickstart['average']['before'], *after)
+    table.append(['`quickstart.py:malora`', *cells])
+    for method in ('lora', 'malora'):
+        runs = [_archived_results(f'{method}-seed{seed}') for seed in (0, 1)]
+        cells = _costs(runs, rows['base']['average'][0], *rows[method]['average'])
+        table.append([f'`intra_domain_small.py:{method}`', *cells])
+    return markdown.table(table)
+
+
+def _archived_results(name: str) -> dict[str, Any]:
+    """Return `results.json` of a run of the comparison."""
+    with tarfile.open(RESULTS / 'table2_small.tar.xz') as archive:
+        file = archive.extractfile(f'{name}/results.json')
+        assert file is not None
+        return json.load(file)
+
+
+def _costs(
+    runs: Sequence[dict[str, Any]], before: float, after: float, interval: Sequence[float]
+) -> list[str]:
+    """Return the cells of a row: training time, whole time, memory, score before and after."""
+    measured = [
+        [run['train_time_s'] / 60 for run in runs],
+        [run['wall_time_s'] / 60 for run in runs],
+        [run['peak_memory_bytes'] / 1e9 for run in runs],
+    ]
+    ranges = [
+        f'{min(values):.{digits}f}' + (f' to {max(values):.{digits}f}' if len(values) > 1 else '')
+        for values, digits in zip(measured, (0, 0, 1), strict=True)
+    ]
+    low, high = (100 * end for end in interval)
+    return [*ranges, f'{100 * before:.1f}', f'{100 * after:.1f} [{low:.1f}, {high:.1f}]']
+
+
 def plan_advice() -> str:
     """Return the last line of `experiments.plan --memory=24GB` for Llama 3.1 8B with MALoRA."""
     config = intra_domain.get_config('malora')
@@ -81,5 +135,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'starts from lora': starts_from_lora,
     'quantized quickstart': quantized_quickstart,
     'kills by activity': kills_by_activity,
+    'quickstart cost': quickstart_cost,
+    'recipe costs': recipe_costs,
     'plan advice llama3.1-8b': plan_advice,
 }
