@@ -19,7 +19,8 @@ def _is_resumable() -> bool:
     The command is the module that `python -m` is about to load. The answer decides the exit status
     after SIGTERM: 0 for a command that resumes, else 143.
     """
-    # While `python -m` looks for the module, sys.argv has '-m' in place of the module's name.
+    # While `python -m` looks for the module, sys.argv has '-m' in place of the module's name;
+    # `malora` sets it so.
     words = sys.orig_argv[-len(sys.argv) :]
     name = words[0].removeprefix('-m').removeprefix('experiments.')
     return name in _RESUMABLE or ' '.join([name, *words[1:2]]) in _RESUMABLE

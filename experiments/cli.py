@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections.config_flags import config_flags
 
 from experiments import compilation_cache
-from malora_jax import cloud_storage, shutdown
+from malora_jax import cloud_storage, commands, shutdown
 from malora_jax.errors import UserError
 
 # Attribute flags that this module defines to the calling command, so that its --help lists them.
@@ -56,6 +56,7 @@ def run(main: Callable[[dict[str, Any]], None]) -> None:
         # Defining the flag already reads the files of --flagfile.
         _check_regular(sys.argv)
         config = config_flags.DEFINE_config_file('config', None, text)
+        flags.FLAGS['config'].parser = _ConfigFileParser('config')
     except (UserError, flags.Error, OSError, ValueError) as error:
         _fail(str(error), 2)
     run_without_config(lambda: main(config.value.to_dict()))
@@ -66,6 +67,8 @@ def run_without_config(main: Callable[[], None]) -> None:
 
     The exit status is the same as for `run`.
     """
+    command = sys.modules['__main__']
+    command.__doc__ = commands.spell(command.__doc__ or '')  # Python -OO drops docstrings.
     call_and_exit(lambda: app.run(lambda _: _start(main), flags_parser=_parse))
 
 
@@ -129,6 +132,15 @@ def exit_process(status: int, message: str = '') -> NoReturn:
     with contextlib.suppress(OSError):  # The message may be about a closed pipe.
         sys.stdout.flush()
     shutdown.exit_process(status, message)
+
+
+class _ConfigFileParser(config_flags.ConfigFileFlagParser):
+    """Parser of --config that also finds the configs that come with malora_jax."""
+
+    def parse(self, path: str) -> Any:
+        """Return the config of a file, whose path may end with a colon and an argument."""
+        name, colon, argument = path.partition(':')
+        return super().parse(f'{commands.find_config(name)}{colon}{argument}')
 
 
 def _insert_config_help() -> None:
@@ -216,7 +228,7 @@ def _check_config_file() -> None:
     if flags.FLAGS['config'].value is None and not flags.FLAGS['config'].present:
         raise UserError('--config is required, such as --config=configs/quickstart.py.')
     path = _config_path()
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(commands.find_config(path)).is_file():
         raise UserError(f'--config: there is no file {path} (looked for in {os.getcwd()}).')
 
 
@@ -237,4 +249,4 @@ def _fail(message: str, status: int) -> NoReturn:
     # User input may hold line breaks; only the traceback of a bug may have several lines.
     if 'Traceback' not in message:
         message = ' '.join(message.splitlines())
-    exit_process(status, cloud_storage.with_remote_paths(message.strip()))
+    exit_process(status, commands.spell(cloud_storage.with_remote_paths(message.strip())))

@@ -25,7 +25,7 @@ import traceback
 from typing import Any
 
 from experiments import cli
-from malora_jax import data, errors, inference
+from malora_jax import commands, data, errors, inference
 from malora_jax.models import Decoder
 from malora_jax.models.loading.base_model import load_base, model_config
 
@@ -80,7 +80,7 @@ def main() -> None:
 
     harness.register(load_model)
     if {'-h', '--help'} & {*sys.argv}:
-        print(__doc__)
+        print(commands.spell(__doc__))
     sys.argv[1:1] = _ARGUMENTS
     try:
         cli_evaluate()

@@ -35,7 +35,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from malora_jax import cloud_storage, sweeps
+from malora_jax import cloud_storage, commands, sweeps
 from malora_jax.errors import UserError
 from malora_jax.sweeps import gpus, slurm
 from malora_jax.sweeps.runner import Job
@@ -93,15 +93,15 @@ def _make_job(workdir: pathlib.Path, names: Sequence[str]) -> Job:
     """
     if len(names) > 1:
         command = [
-            'experiments.train_together',
+            *commands.command_line('train_together'),
             f'--workdir={workdir}',
             f'--runs={",".join(names)}',
             f'--measure={_TOGETHER.value == 0}',
         ]
     else:
         config = f'--config=configs/saved.py:{sweeps.config_path(workdir, names[0])}'
-        command = ['experiments.train', config, f'--workdir={workdir / names[0]}']
-    return Job(tuple(names), [sys.executable, '-m', *command])
+        command = [*commands.command_line('train'), config, f'--workdir={workdir / names[0]}']
+    return Job(tuple(names), command)
 
 
 def main(config: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.ultralink import stage_flags
+from malora_jax import commands
 from malora_jax.errors import UserError, unknown_name
 from malora_jax.ultralink.llm.model_choice import ModelChoice, open_model
 from malora_jax.ultralink.manifest import StageManifest
@@ -35,7 +36,7 @@ def main() -> None:
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ''
     if name in ('-h', '--help', '--helpfull', '--helpshort'):
-        print(f'{__doc__}\n{_listing()}')
+        print(commands.spell(f'{__doc__}\n{_listing()}'))
         return
     if not name:
         print(_listing(), flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from malora_jax import errors
+from malora_jax import commands, errors
 from malora_jax.sweeps.config import SweepConfig, sweep_config
 from malora_jax.sweeps.points import Point, points
 from malora_jax.sweeps.subspace import check_subspace_setting, set_subspace_ranks
@@ -77,7 +77,7 @@ def expand(config: Mapping[str, Any]) -> dict[str, SweepRun]:
 
 def _get_config(path: str) -> Callable[[str], ConfigDict]:
     try:
-        return runpy.run_path(path)['get_config']
+        return runpy.run_path(commands.find_config(path))['get_config']
     except (FileNotFoundError, IsADirectoryError) as error:
         raise errors.UserError(f'base is {path!r}: there is no such file.') from error
     except KeyError as error:

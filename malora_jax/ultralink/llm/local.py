@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from malora_jax import data, inference
+from malora_jax import commands, data, inference
 from malora_jax.data.templates import ChatTemplate
 from malora_jax.errors import UserError
 from malora_jax.export.fingerprints import base_fingerprint
@@ -124,6 +124,7 @@ def _config(source: str) -> ConfigDict:
         UserError: There is no such file, or it does not define `get_config`.
     """
     path, _, argument = source.partition(':')
+    path = commands.find_config(path)
     if not (path.endswith('.py') and pathlib.Path(path).is_file()):
         raise UserError(
             f'--llm=local:{source}: this is neither a run directory nor a config file such as '
