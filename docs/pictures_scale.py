@@ -1,0 +1,54 @@
+"""Pictures of the documentation about sweeps."""
+
+import pathlib
+import statistics
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from docs import tables_scale
+from docs.records import load
+from malora_jax.analysis import figures
+from malora_jax.statistics import seed_interval
+
+# Metrics of the panels: factor and label of the vertical axis.
+_PANELS = {'loss': (1, 'answer loss (nats per token)'), 'score': (100, 'score (%)')}
+# Horizontal distance between the lines of a panel, so that their intervals do not overlap.
+_SHIFT = 0.14
+
+
+@figures.without_mathtext
+def sweep_rank_experts(path: pathlib.Path) -> None:
+    """Draw loss and score of all runs of the sweep, with the mean and interval over seeds."""
+    record = load('rank_experts')
+    figure = Figure(figsize=(10, 4.2), layout='constrained')
+    rows = tables_scale.SWEEP_ROWS
+    for axes, (metric, (factor, label)) in zip(figure.subplots(1, 2), _PANELS.items(), strict=True):
+        for number, (name, (method, ranks)) in enumerate(rows.items()):
+            shift, color = _SHIFT * (number - (len(rows) - 1) / 2), figures.COLORS[number]
+            for position, experts in enumerate(tables_scale.EXPERTS):
+                values = tables_scale.by_seed(method, experts, ranks[experts], metric)
+                values = [factor * value for value in values]
+                x = position + shift
+                axes.plot([x, x], seed_interval(values), color=color, linewidth=1)
+                axes.plot([x] * len(values), values, 'x', color=color, markersize=5)
+                named = {'label': name} if position == 0 else {}
+                axes.plot(x, statistics.mean(values), 'o', color=color, markersize=5, **named)
+        axes.set_xticks(range(len(tables_scale.EXPERTS)), map(str, tables_scale.EXPERTS))
+        axes.set(xlabel='number of experts', ylabel=label)
+        axes.grid(axis='y', alpha=0.3)
+    losses, scores = figure.axes
+    figures.mark_truncated(losses)
+    scores.set_ylim(bottom=0)
+    handles, labels = losses.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc='outside lower center', ncols=len(rows))
+    seeds = ' and '.join(map(str, record['seeds']))
+    figures.state_conditions(
+        figure,
+        f'SmolLM2-135M, 32 steps; {record["values"]["questions"]} questions in four tasks; '
+        f'crosses: seeds {seeds}; circles: their mean; lines: 95% interval over seeds',
+    )
+    figures.save(figure, path)
+
+
+PICTURES: dict[str, Callable[[pathlib.Path], None]] = {'sweep_rank_experts.svg': sweep_rank_experts}

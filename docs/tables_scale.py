@@ -1,0 +1,278 @@
+"""Tables and numbers of the documentation about TPU slices, sweeps and UltraLink."""
+
+import collections
+import csv
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from docs.records import RESULTS, load
+from malora_jax import markdown
+from malora_jax.analysis import cells
+from malora_jax.statistics import seed_interval
+from malora_jax.training import scaling
+
+# Numbers of experts of the sweep, and ranks of MALoRA with the rank of a MoLoRA of the same size.
+EXPERTS = (2, 4, 8)
+SAME_SIZE = {2: (6, 11), 4: (12, 10), 8: (24, 15)}
+RANKS = tuple(rank for rank, _ in SAME_SIZE.values())
+# Rows of the sweep's table: label, and the rank for each number of experts.
+SWEEP_ROWS = {
+    **{f'MALoRA, r̄ = {rank}': ('malora', dict.fromkeys(EXPERTS, rank)) for rank in RANKS},
+    'MoLoRA of the same size': ('molora', {N: rank for N, (_, rank) in SAME_SIZE.items()}),
+}
+
+
+def slices() -> str:
+    """Return the table of models and TPU slices, as `experiments.scaling` prints it."""
+    return markdown.table([scaling._HEAD, *(scaling._row(cell) for cell in slice_cells())])
+
+
+def slice_cells() -> list[dict[str, Any]]:
+    """Return the compiled training steps, one for each pair of a model and a TPU slice."""
+    return json.loads((RESULTS / 'scaling.json').read_text('utf-8'))
+
+
+def slice_values() -> dict[str, Any]:
+    """Return numbers about the table of models and TPU slices.
+
+    Returns:
+        `sharded_gb` and `unsharded_gb`: bytes of LLaMA-2 7B's arguments on one chip that do or do
+        not shrink with the number of chips (4 or 64). `cycles_spread`: largest difference of cycles
+        between slices of one kind of chip, without v5p:4x4x4. `sum_cycles`: smallest and largest
+        ratio of the cycles on v5p:4x4x4 to those on four v5p chips.
+    """
+    by_name = {(cell['model'], cell['topology']): cell for cell in slice_cells()}
+    few, many = (by_name['llama2-7b', name] for name in ('v5e:2x2', 'v5e:8x8'))
+    whole = (few['bytes']['arguments'] - many['bytes']['arguments']) / (
+        1 / few['devices'] - 1 / many['devices']
+    )
+    groups = collections.defaultdict(list)
+    for (model, topology), cell in by_name.items():
+        if topology != 'v5p:4x4x4':
+            groups[model, topology.split(':')[0]].append(cell['estimated_cycles'])
+    ratios = [
+        by_name[model, 'v5p:4x4x4']['estimated_cycles']
+        / by_name[model, 'v5p:2x2x1']['estimated_cycles']
+        for model in ('llama2-7b', 'llama3.1-8b')
+    ]
+    return {
+        'sharded_gb': {cell['devices']: whole / cell['devices'] / 1e9 for cell in (few, many)},
+        'unsharded_gb': (few['bytes']['arguments'] - whole / few['devices']) / 1e9,
+        'cycles_spread': max(max(cycles) / min(cycles) - 1 for cycles in groups.values()),
+        'sum_cycles': [min(ratios) - 1, max(ratios) - 1],
+    }
+
+
+def plan() -> str:
+    """Return the part of a plan that --topology adds, as a code block."""
+    found = load('tpu_plan')['values']['topology']
+    lines = ',\n'.join(f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in found.items())
+    return f'```text\n"topology": {{\n{lines}\n}}\n```'
+
+
+@functools.cache
+def sweep_runs() -> dict[tuple[str, int, int], dict[int, dict[str, float]]]:
+    """Return the runs of the sweep over ranks and numbers of experts.
+
+    Returns:
+        Answer loss (nats per token), score (0 to 1), trainable parameters and tokens by seed, for
+        each method, number of experts and rank.
+    """
+    found: dict[tuple[str, int, int], dict[int, dict[str, float]]] = {}
+    with (RESULTS / 'rank_experts.csv').open(encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            method = row['row'].split('-')[0]
+            key = method, int(row['adapter.num_experts']), int(row['adapter.rank'])
+            found.setdefault(key, {})[int(row['seed'])] = {
+                name: float(row[name]) for name in ('loss', 'score', 'trainable', 'tokens')
+            }
+    return found
+
+
+def by_seed(method: str, experts: int, rank: int, metric: str = 'loss') -> list[float]:
+    """Return a metric of the runs that differ only in their seed, by ascending seed."""
+    runs = sweep_runs()[method, experts, rank]
+    return [runs[seed][metric] for seed in sorted(runs)]
+
+
+def sweep_losses() -> str:
+    """Return the table of answer losses by rank and number of experts, with their intervals."""
+    rows = [['answer loss, nats per token', *(f'{N} experts' for N in EXPERTS)]]
+    for label, (method, ranks) in SWEEP_ROWS.items():
+        losses = [by_seed(method, N, ranks[N]) for N in EXPERTS]
+        rows.append(
+            [label, *(cells.loss(statistics.mean(each), seed_interval(each)) for each in losses)]
+        )
+    return markdown.table(rows)
+
+
+def sweep_differences() -> dict[str, dict[str, list[float]]]:
+    """Return differences of the answer loss between runs of the same seed, in nats per token.
+
+    Returns:
+        The difference for each seed, by comparison, then by what both runs have in common.
+    """
+
+    def minus(first: tuple[str, int, int], second: tuple[str, int, int]) -> list[float]:
+        return [a - b for a, b in zip(by_seed(*first), by_seed(*second), strict=True)]
+
+    return {
+        f'r̄ = {RANKS[-1]} instead of {RANKS[0]}': {
+            f'{N} experts': minus(('malora', N, RANKS[-1]), ('malora', N, RANKS[0]))
+            for N in EXPERTS
+        },
+        f'{EXPERTS[-1]} experts instead of {EXPERTS[0]}': {
+            f'r̄ = {rank}': minus(('malora', EXPERTS[-1], rank), ('malora', EXPERTS[0], rank))
+            for rank in RANKS
+        },
+        'MALoRA instead of MoLoRA of the same size': {
+            f'{N} experts': minus(('malora', N, ours), ('molora', N, theirs))
+            for N, (ours, theirs) in SAME_SIZE.items()
+        },
+    }
+
+
+def sweep_differences_table() -> str:
+    """Return the table of the differences between runs of the same seed."""
+    seeds = load('rank_experts')['seeds']
+    rows = [['difference of the answer loss', 'with', *(f'seed {seed}' for seed in seeds)]]
+    for comparison, differences in sweep_differences().items():
+        for common, values in differences.items():
+            rows.append([comparison, common, *(f'{value:+.3f}' for value in values)])
+    return markdown.table(rows)
+
+
+def sweep_values() -> dict[str, Any]:
+    """Return numbers about the sweep over ranks and numbers of experts.
+
+    Returns:
+        `rank`, `experts` and `molora`: smallest and largest difference between runs of the same
+        seed. `loss` and `score`: smallest and largest mean over seeds. `tokens`: smallest and
+        largest number of tokens of a run. `size_difference`: largest relative difference in
+        trainable parameters between MALoRA and the MoLoRA of the same size.
+    """
+    rank, experts, molora = (
+        [*itertools.chain(*by_common.values())] for by_common in sweep_differences().values()
+    )
+    means = {
+        metric: [statistics.mean(by_seed(*key, metric)) for key in sweep_runs()]
+        for metric in ('loss', 'score')
+    }
+    tokens = [value for key in sweep_runs() for value in by_seed(*key, 'tokens')]
+    sizes = [
+        by_seed('molora', N, theirs, 'trainable')[0] / by_seed('malora', N, ours, 'trainable')[0]
+        for N, (ours, theirs) in SAME_SIZE.items()
+    ]
+    ranges = {'rank': rank, 'experts': experts, 'molora': molora, **means, 'tokens': tokens}
+    return {name: [min(values), max(values)] for name, values in ranges.items()} | {
+        'size_difference': max(abs(ratio - 1) for ratio in sizes)
+    }
+
+
+def ultralink() -> str:
+    """Return the table of the measurements of UltraLink's stages, with their commands."""
+    rows = [['what was measured', 'command', 'result']]
+    for name, (what, describe) in _ULTRALINK.items():
+        record = load(f'ultralink_{name}')
+        values = record['values']
+        command = f'`{record["command"]}`' if record['command'] else ''
+        rows.append([what.format(**values), command, describe(values)])
+    return markdown.table(rows)
+
+
+def _kills(values: Mapping[str, Any]) -> str:
+    return (
+        f'{values["files"]} files, with the same bytes; of {values["cached_at_a_kill"]} replies '
+        f'that were cached at a kill, {values["repeated_although_cached"]} were requested again; '
+        f'{values["repeated_in_flight"]} requests in flight at a kill were repeated'
+    )
+
+
+def _memory(values: Mapping[str, Any]) -> str:
+    tenths = {*values['memory_mib']}
+    memory = ' to '.join(str(mib) for mib in sorted({min(tenths), max(tenths)}))
+    return f'{memory} MiB after each tenth; {values["documents_per_s"]} documents/s'
+
+
+def _near_duplicates(values: Mapping[str, Any]) -> str:
+    recalls = (
+        f'recall {", ".join(f"{recall:.2f}" for recall in found)} in {language}'
+        for language, found in values['recall'].items()
+    )
+    return f'{"; ".join(recalls)}; precision {values["precision"]:.2f}'
+
+
+def _languages(values: Mapping[str, Any]) -> str:
+    return (
+        f'{values["questions_right"]:,} of {values["questions"]:,} questions, and '
+        f'{values["sentences_right"]:.1%} of their {values["sentences"]:,} sentences'
+    )
+
+
+# Rows of the table of measurements: what was measured, and a function that describes the result.
+_ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    'kills': (
+        '{kills} SIGKILLs at random moments, dialogues about {segments} segments, an endpoint that '
+        'fails',
+        _kills,
+    ),
+    'requests': (
+        'throughput of the stage `dialogues`, including the stub endpoint on the same machine',
+        lambda values: f'{values["requests_per_s"]} requests/s',
+    ),
+    'memory': (
+        'memory of the stage `documents` for {documents:,} documents ({input_mib} MiB)',
+        _memory,
+    ),
+    'near_duplicates': (
+        'near-duplicates, made by editing {edited_percent[0]}, {edited_percent[1]} or '
+        '{edited_percent[2]}% of the words',
+        _near_duplicates,
+    ),
+    'languages': ('language identification of the MGSM questions in five languages', _languages),
+}
+
+
+def offline_dialogues() -> str:
+    """Return the table of what became of the segments that a small model was asked about."""
+    values = load('ultralink_offline')['values']
+    rows = [[f'of {values["asked"]} segments', '']]
+    rows.append(['kept, with one turn each', str(values['kept'])])
+    rows += [[f'dropped: {reason}', str(n)] for reason, n in values['dropped'].items()]
+    return markdown.table(rows)
+
+
+def humaneval_translations() -> str:
+    """Return the table of faults in the released translations of HumanEval."""
+    values = load('humaneval_translations')['values']
+    faults = {
+        'syntax': 'syntax errors',
+        'tree': 'changed code',
+        'entry_point': 'changed entry point',
+        'examples': 'changed examples',
+    }
+    rows = [['file', 'canonical solutions that pass', 'rows without a fault', *faults.values()]]
+    for language, found in values['files'].items():
+        passing = f'{found["solutions_pass"]} of {values["problems"]}'
+        counts = (str(found[name]) for name in ('without_fault', *faults))
+        rows.append([language, passing, *counts])
+    return markdown.table(rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    'tpu slices': slices,
+    'tpu plan': plan,
+    'sweep losses': sweep_losses,
+    'sweep differences': sweep_differences_table,
+    'ultralink measurements': ultralink,
+    'offline dialogues': offline_dialogues,
+    'humaneval translations': humaneval_translations,
+}
+VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    'slices': slice_values,
+    'sweep': sweep_values,
+}
