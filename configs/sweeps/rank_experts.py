@@ -13,7 +13,7 @@ Commands:
       --workdir=runs/rank_experts-llama2 --config.base=configs/intra_domain.py --launcher=slurm
 
 SmolLM2-135M learns ARC-C, ARC-E, PIQA and OpenBookQA, 32 steps of 4 packed rows of 256 tokens; both
-seeds of a combination train jointly. docs/sweeps.md shows the results.
+seeds of a combination train jointly. docs/sweep_rank_experts.md shows the results.
 
 Hardware: 24 runs of about 32,000 tokens; two CPU cores, 90 minutes, 3.5 to 6.3 GB per process.
 """
