@@ -1,4 +1,4 @@
-"""Tables and numbers of the documentation about TPU slices, sweeps and UltraLink."""
+"""Tables and numbers of the documentation about TPU slices, sweeps, the paper and UltraLink."""
 
 import collections
 import csv
@@ -12,6 +12,7 @@ from typing import Any
 from docs.records import RESULTS, load
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.statistics import seed_interval
 from malora_jax.training import scaling
 
@@ -173,6 +174,16 @@ def sweep_values() -> dict[str, Any]:
     }
 
 
+def paper_averages() -> str:
+    """Return the table of the paper's averages over tasks in its Tables 1 and 2, in %."""
+    inter_domain, intra_domain = (PAPER_TABLES[name].rows for name in ('table1', 'table2'))
+    rows = [['method', 'Table 1', 'Table 2']]
+    for name, row in inter_domain.items():
+        other = f'{intra_domain[name].average:.2f}' if name in intra_domain else ''
+        rows.append([row.label, f'{row.average:.1f}', other])
+    return markdown.table(rows)
+
+
 def ultralink() -> str:
     """Return the table of the measurements of UltraLink's stages, with their commands."""
     rows = [['what was measured', 'command', 'result']]
@@ -268,6 +279,7 @@ PARTS: dict[str, Callable[[], str]] = {
     'tpu plan': plan,
     'sweep losses': sweep_losses,
     'sweep differences': sweep_differences_table,
+    'paper averages': paper_averages,
     'ultralink measurements': ultralink,
     'offline dialogues': offline_dialogues,
     'humaneval translations': humaneval_translations,
