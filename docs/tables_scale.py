@@ -236,7 +236,8 @@ _ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         lambda values: f'{values["requests_per_s"]} requests/s',
     ),
     'memory': (
-        'memory of the stage `documents` for {documents:,} documents ({input_mib} MiB)',
+        'memory of the stage `documents` for {documents:,} documents ({input_mib} MiB), next to '
+        'other work',
         _memory,
     ),
     'near_duplicates': (
