@@ -25,8 +25,9 @@ turns of 378 tokens).
 The paper's averages over the five languages (%): OMGEval 28.2, HumanEval 46.8, MGSM 65.0, ARC 56.7,
 HellaSwag 62.9, MMLU 47.7.
 
-Hardware: 80 GB for bfloat16 weights and training.remat='full', or several devices with
-mesh.fsdp=-1 and mesh.data=1. Not yet run at this size, so there are no measured times or scores.
+Hardware, by experiments.plan: on 80 GB, 8 rows fit with bfloat16 weights and training.remat='full',
+so set data.batch_size=8 and training.accumulate=2. Otherwise several devices with mesh.fsdp=-1 and
+mesh.data=1. Not yet run at this size, so there are no measured times or scores.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,9 @@ import tarfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from configs import intra_domain
+from ml_collections import ConfigDict
+
+from configs import intra_domain, ultralink_lm
 from docs.records import RESULTS, load
 from docs.tables_training import comparison_values
 from malora_jax import markdown
@@ -121,13 +123,30 @@ def _costs(
     return [*ranges, f'{100 * before:.1f}', f'{100 * after:.1f} [{low:.1f}, {high:.1f}]']
 
 
-def plan_advice() -> str:
-    """Return the last line of `experiments.plan --memory=24GB` for Llama 3.1 8B with MALoRA."""
+def plan_advice(config: ConfigDict, memory: str) -> str:
+    """Return the last line of the output of `experiments.plan --memory`, as a code block.
+
+    Args:
+        config: Config of the run.
+        memory: Memory of the device, such as '24GB'.
+    """
+    run, size = run_config(config.to_dict()), parse_memory_size(memory)
+    advice = format_estimates(run, memory_estimates(run, size), size).splitlines()[-1]
+    return f'```text\n{advice}\n```'
+
+
+def llama3_advice() -> str:
+    """Return what the plan recommends for Llama 3.1 8B with MALoRA on 24 GB."""
     config = intra_domain.get_config('malora')
     config.model.name = 'llama3.1-8b'
-    run, memory = run_config(config.to_dict()), parse_memory_size('24GB')
-    advice = format_estimates(run, memory_estimates(run, memory), memory).splitlines()[-1]
-    return f'```text\n{advice}\n```'
+    return plan_advice(config, '24GB')
+
+
+def ultralink_advice() -> str:
+    """Return what the plan recommends for UltraLink-LM with MALoRA on 80 GB."""
+    config = ultralink_lm.get_config('malora')
+    config.data.files = ('en=en.jsonl',)  # A config needs a file; the plan does not read it.
+    return plan_advice(config, '80GB')
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -137,5 +156,6 @@ PARTS: dict[str, Callable[[], str]] = {
     'kills by activity': kills_by_activity,
     'quickstart cost': quickstart_cost,
     'recipe costs': recipe_costs,
-    'plan advice llama3.1-8b': plan_advice,
+    'plan advice llama3.1-8b': llama3_advice,
+    'plan advice ultralink_lm': ultralink_advice,
 }
