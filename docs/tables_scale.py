@@ -245,7 +245,10 @@ _ULTRALINK: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         '{edited_percent[2]}% of the words',
         _near_duplicates,
     ),
-    'languages': ('language identification of the MGSM questions in five languages', _languages),
+    'languages': (
+        'language of the MGSM questions in five languages, by `identify_language`',
+        _languages,
+    ),
 }
 
 
