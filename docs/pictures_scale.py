@@ -31,9 +31,9 @@ def sweep_rank_experts(path: pathlib.Path) -> None:
                 values = [factor * value for value in values]
                 x = position + shift
                 axes.plot([x, x], seed_interval(values), color=color, linewidth=1)
-                axes.plot([x] * len(values), values, 'x', color=color, markersize=5)
+                axes.plot([x] * len(values), values, 'x', color=color, markersize=6)
                 named = {'label': name} if position == 0 else {}
-                axes.plot(x, statistics.mean(values), 'o', color=color, markersize=5, **named)
+                axes.plot(x, statistics.mean(values), 'o', color=color, markersize=4, **named)
         axes.set_xticks(range(len(tables_scale.EXPERTS)), map(str, tables_scale.EXPERTS))
         axes.set(xlabel='number of experts', ylabel=label)
         axes.grid(axis='y', alpha=0.3)
@@ -45,7 +45,7 @@ def sweep_rank_experts(path: pathlib.Path) -> None:
     seeds = ' and '.join(map(str, record['seeds']))
     figures.state_conditions(
         figure,
-        f'SmolLM2-135M, 32 steps; {record["values"]["questions"]} questions in four tasks; '
+        f'SmolLM2-135M, 32 steps; {record["values"]["questions"]} questions per seed; '
         f'crosses: seeds {seeds}; circles: their mean; lines: 95% interval over seeds',
     )
     figures.save(figure, path)
