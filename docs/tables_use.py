@@ -116,7 +116,7 @@ def _costs(
         [run['peak_memory_bytes'] / 1e9 for run in runs],
     ]
     ranges = [
-        f'{min(values):.{digits}f}' + (f' to {max(values):.{digits}f}' if len(values) > 1 else '')
+        ' to '.join(dict.fromkeys(f'{end:.{digits}f}' for end in (min(values), max(values))))
         for values, digits in zip(measured, (0, 0, 1), strict=True)
     ]
     low, high = (100 * end for end in interval)
@@ -143,9 +143,10 @@ def llama3_advice() -> str:
 
 
 def ultralink_advice() -> str:
-    """Return what the plan recommends for UltraLink-LM with MALoRA on 80 GB."""
+    """Return what the plan says about half a step of UltraLink-LM with MALoRA on 80 GB."""
     config = ultralink_lm.get_config('malora')
     config.data.files = ('en=en.jsonl',)  # A config needs a file; the plan does not read it.
+    config.data.batch_size, config.training.accumulate = 8, 2
     return plan_advice(config, '80GB')
 
 
