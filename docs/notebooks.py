@@ -1,0 +1,136 @@
+"""Write the parts that all notebooks share: badge, metadata, install cell and expected times.
+
+`make docs` runs this. To run a notebook and store its outputs with the times of its cells:
+
+    jupyter execute --inplace --NotebookClient.coalesce_streams=True notebooks/NAME.ipynb
+    python -m docs.notebooks
+"""
+
+import configparser
+import datetime
+import itertools
+import json
+import pathlib
+import re
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Colab opens a notebook with this machine; the T4 is a GPU that everyone can use.
+COLAB = {'accelerator': 'GPU', 'colab': {'gpuType': 'T4', 'provenance': []}}
+BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
+INSTALL = """\
+# Finds the code and installs what is missing. On Colab, it asks you to restart the session once.
+import os
+import pathlib
+import {module}
+import sys
+
+
+def find_root() -> pathlib.Path | None:
+    here = pathlib.Path.cwd()
+    folders = [here, *here.parents, *here.glob('malora_jax*/'), *here.glob('malora_jax*/*/')]
+    return next((path for path in folders if (path / 'configs' / 'quickstart.py').exists()), None)
+
+
+{download}
+os.chdir(root)
+sys.path.insert(0, str(root))  # configs/ and experiments/ are not installed packages.
+
+from notebooks import colab_setup
+
+colab_setup.prepare()"""
+CLONE = """\
+if find_root() is None:
+    url = '{url}'
+    subprocess.run(['git', 'clone', '--depth=1', url, 'malora_jax_code'], check=True)
+root = find_root()"""
+UNPACK = """\
+if find_root() is None and pathlib.Path('malora_jax.zip').exists():
+    shutil.unpack_archive('malora_jax.zip', 'malora_jax_code')
+root = find_root()
+if root is None:
+    raise FileNotFoundError(
+        'The code is missing: start Jupyter in the checkout, or run `git archive '
+        '--output=malora_jax.zip HEAD` there and upload malora_jax.zip to Colab (Files panel).'
+    )"""
+
+
+def main() -> None:
+    """Write the shared parts into all notebooks."""
+    url = repository()
+    for path in sorted((ROOT / 'notebooks').glob('*.ipynb')):
+        book = json.loads(path.read_text('utf-8'))
+        update(book, path.stem, url)
+        path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + '\n', 'utf-8')
+
+
+def repository() -> str:
+    """Return the address of the repository, which is set in setup.cfg; '' while it has none."""
+    config = configparser.RawConfigParser()
+    config.read(ROOT / 'setup.cfg', 'utf-8')
+    return config['metadata'].get('url', '')
+
+
+def update(book: dict[str, Any], name: str, url: str) -> None:
+    """Write the shared parts into a notebook, whose first two cells are its title and install cell.
+
+    Args:
+        book: Content of the notebook; changed in place.
+        name: Name of the notebook's file without its suffix.
+        url: Address of the repository; '' if it has none.
+    """
+    title, install, *cells = book['cells']
+    book['metadata'] |= COLAB
+    text = re.sub(r'^\[!\[Open in Colab\].*\n+', '', source(title))
+    set_source(title, badge(name, url) + text)
+    set_source(install, install_cell(url))
+    for cell, following in itertools.pairwise(cells):
+        mark = r'(?<=<!-- generated: time -->).*?(?=<!-- end -->)'
+        if cell['cell_type'] == 'markdown' and re.search(mark, source(cell)):
+            set_source(cell, re.sub(mark, expected_time(following), source(cell)))
+
+
+def badge(name: str, url: str) -> str:
+    """Return the link that opens a notebook in Colab; '' unless the repository is on GitHub."""
+    if not url.startswith('https://github.com/'):
+        return ''
+    colab = url.replace('https://github.com', 'https://colab.research.google.com/github')
+    return f'[![Open in Colab]({BADGE})]({colab}/blob/main/notebooks/{name}.ipynb)\n\n'
+
+
+def install_cell(url: str) -> str:
+    """Return the code of the install cell.
+
+    Args:
+        url: Address to clone if the code is not here; '' to use an uploaded archive instead.
+    """
+    module, download = ('subprocess', CLONE.format(url=url)) if url else ('shutil', UNPACK)
+    return INSTALL.format(module=module, download=download)
+
+
+def expected_time(cell: dict[str, Any]) -> str:
+    """Return a sentence that says how long a code cell took when its stored outputs were made."""
+    times = cell['metadata'].get('execution')
+    if not times:
+        return 'Expected time: not measured.'
+    start, end = (
+        datetime.datetime.fromisoformat(times[key])
+        for key in ('iopub.execute_input', 'shell.execute_reply')
+    )
+    minutes = round((end - start).total_seconds() / 60)
+    about = f'{minutes} minute{"s" * (minutes > 1)}' if minutes else 'less than a minute'
+    return f'Expected time: {about} on two CPU cores; GPUs and TPUs were not measured.'
+
+
+def source(cell: dict[str, Any]) -> str:
+    """Return the text of a cell."""
+    return ''.join(cell['source'])
+
+
+def set_source(cell: dict[str, Any], text: str) -> None:
+    """Set the text of a cell, as the list of lines that notebooks store."""
+    cell['source'] = text.splitlines(keepends=True)
+
+
+if __name__ == '__main__':
+    main()
