@@ -11,11 +11,11 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export docs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-fuzz test-export test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: setup.cfg pyproject.toml requirements-quickstart.txt
+$(VENV)/ready: setup.cfg setup.py pyproject.toml requirements-quickstart.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'Python 3.11 or later is needed: make PYTHON=python3.12 …' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
@@ -31,7 +31,7 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not (slow or devices or tpu or fuzz)'
+	$(PYTEST) -m 'not (slow or devices or tpu or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests.
 test-runs: setup
@@ -56,6 +56,14 @@ test-export: setup
 	$(PYTHON) -m venv $(VENV)/transformers
 	$(VENV)/transformers/bin/python -m pip install --quiet 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1'
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
+
+# The wheel, built and installed into an environment of its own.
+test-release: setup
+	$(BIN)/python -m pytest -m release tests/test_release.py
+
+# The notebooks' install cell and imports, in an environment with the packages of Colab's CPU image.
+test-colab: setup
+	$(BIN)/python -m pytest -m colab tests/test_colab.py
 
 # The documentation site in docs/build. First rewrites the generated pages; in continuous
 # integration, a difference from the committed pages is an error.
