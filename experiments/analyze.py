@@ -1,12 +1,14 @@
 """Write a report about trained runs: a self-contained report.html, report.md, numbers and plots.
 
 The sections of the report:
-    runs        numbers of steps, tokens and examples, losses and scores of each run, and its loss
-                over training
+    summary     scores, what was learned, and what to look at, in a few sentences
     scores      scores and losses of each seed group, their differences with confidence intervals,
                 and rows of a table of the paper
-    seesaw      negative transfer: gain or loss of each task from training together with others
     tasks       loss of each task over training, and its scores
+    answers     example answers of each task, right and wrong, before and after training
+    seesaw      negative transfer: gain or loss of each task from training together with others
+    runs        numbers of steps, tokens and examples, losses and scores of each run, and its loss
+                over training
     similarity  similarity of the experts to each other, next to its value before training and its
                 expected value for random subspaces (Figure 2 of the paper)
     spectra     number of directions that the projections of the experts use, next to the number

@@ -25,12 +25,22 @@ def loss(mean: float | None, interval: Interval | None = None) -> str:
     return f'{mean:.3f}{inside}'
 
 
+def points(difference: PairedDifference) -> str:
+    """Return a difference of scores in percentage points, such as '+1.2 [-0.4, +2.8]'."""
+    return _signed(difference, 100, 1)
+
+
+def nats(difference: PairedDifference) -> str:
+    """Return a difference of losses in nats per token, such as '+0.012 [-0.004, +0.028]'."""
+    return _signed(difference, 1, 3)
+
+
 def score_difference(difference: PairedDifference | None) -> str:
     """Return a difference of scores as text, in percentage points, with its interval.
 
     A difference whose interval contains 0 is marked: '+1.2 [-0.4, +2.8], not significant'.
     """
-    return _difference(difference, 100, 1)
+    return NO_VALUE if difference is None else points(difference) + _verdict(difference)
 
 
 def loss_difference(difference: PairedDifference | None) -> str:
@@ -38,7 +48,7 @@ def loss_difference(difference: PairedDifference | None) -> str:
 
     A difference whose interval contains 0 is marked: '+0.012 [-0.004, +0.028], not significant'.
     """
-    return _difference(difference, 1, 3)
+    return NO_VALUE if difference is None else nats(difference) + _verdict(difference)
 
 
 def to_json_value(value: Any) -> Any:
@@ -50,11 +60,12 @@ def to_json_value(value: Any) -> Any:
     return value
 
 
-def _difference(difference: PairedDifference | None, unit: float, digits: int) -> str:
-    if difference is None:
-        return NO_VALUE
+def _signed(difference: PairedDifference, unit: float, digits: int) -> str:
     mean, low, high = (
         f'{unit * value:+.{digits}f}' for value in (difference.mean, *difference.interval)
     )
-    verdict = '' if difference.is_significant else ', not significant'
-    return f'{mean} [{low}, {high}]{verdict}'
+    return f'{mean} [{low}, {high}]'
+
+
+def _verdict(difference: PairedDifference) -> str:
+    return '' if difference.is_significant else ', not significant'

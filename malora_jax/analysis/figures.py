@@ -1,4 +1,4 @@
-"""Shared helpers of all plots: colors, curves, and writing PNG files without a display."""
+"""Shared helpers of all plots: colors, curves, and writing files without a display."""
 
 import pathlib
 import textwrap
@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from malora_jax import files
@@ -16,6 +17,14 @@ without_mathtext = matplotlib.rc_context({'text.parse_math': False})
 # Width in inches and resolution in dots per inch of figures that fit a phone's screen.
 PHONE_WIDTH, PHONE_DPI = 4.3, 180
 COLORS = [matplotlib.colormaps['tab10'](i) for i in range(10)]
+# Number of steps in the moving average of a loss.
+SMOOTHING = 9
+# Number of characters of a plot's conditions that fit into an inch.
+_CHARACTERS_PER_INCH = 15
+# Matplotlib would write its version and, into SVG files, the date.
+_METADATA: Mapping[str, Any] = {'.png': {'Software': None}, '.svg': {'Creator': None, 'Date': None}}
+# Without a fixed salt, the ids in SVG files are random. Text stays text, which can be searched.
+_SVG_OPTIONS: Any = {'svg.hashsalt': 'malora_jax', 'svg.fonttype': 'none'}
 
 
 def metric_curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +42,7 @@ def metric_curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.nd
     return steps, values
 
 
-def smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
+def smooth(values: np.ndarray, window: int = SMOOTHING) -> np.ndarray:
     """Return the centered moving average; at the ends, the window is truncated.
 
     Args:
@@ -65,13 +74,40 @@ def small_figure(height: float) -> Figure:
     return Figure(figsize=(PHONE_WIDTH, height), layout='constrained')
 
 
+def state_conditions(figure: Figure, conditions: str) -> None:
+    """Write the conditions of a plot above it, in small gray text.
+
+    Args:
+        figure: Figure with the plot.
+        conditions: Model, seeds and number of samples; '' writes nothing.
+    """
+    lines = textwrap.wrap(conditions, int(_CHARACTERS_PER_INCH * figure.get_figwidth()))
+    figure.suptitle('\n'.join(lines), fontsize=8, color='0.35')
+
+
+def mark_truncated(axes: Axes) -> None:
+    """Mark the vertical axis of a plot if it does not start at zero."""
+    if min(axes.get_ylim()) > 0:
+        axes.annotate(
+            '≈ not from 0',
+            (0, 0),
+            (3, 2),
+            xycoords='axes fraction',
+            textcoords='offset points',
+            fontsize=7,
+            color='0.35',
+        )
+
+
 def save(figure: Figure, path: pathlib.Path, dpi: int = 120) -> None:
-    """Write a figure as a PNG file, atomically.
+    """Write a figure as a PNG or SVG file, atomically.
+
+    The same figure always gives the same bytes: the file has no date and no version.
 
     Args:
         figure: Figure to write.
-        path: PNG file to write.
-        dpi: Resolution in dots per inch.
+        path: File to write; its suffix, .png or .svg, is the format.
+        dpi: Resolution of PNG files in dots per inch.
     """
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+    with files.atomic_write(path) as temporary, matplotlib.rc_context(_SVG_OPTIONS):
+        figure.savefig(temporary, dpi=dpi, metadata=_METADATA[path.suffix])

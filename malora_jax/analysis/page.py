@@ -28,9 +28,15 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class BulletList:
-    """A bulleted list of short paragraphs."""
+    """A bulleted list of short paragraphs.
+
+    Attributes:
+        items: The paragraphs.
+        title: Heading above the list; '' for none.
+    """
 
     items: Sequence[str]
+    title: str = ''
     kind: ClassVar[str] = 'items'
 
 
@@ -165,7 +171,9 @@ def _paragraphs(blocks: Sequence[ReportBlock]) -> Iterator[str]:
         match block:
             case Text(text):
                 yield _escaped(text)
-            case BulletList(items):
+            case BulletList(items, title):
+                if title:
+                    yield f'### {_escaped(title)}'
                 yield '\n'.join(f'- {_escaped(item)}' for item in items)
             case Picture(path, caption):
                 yield f'![{path.stem.replace("_", " ")}]({path.name})'
@@ -184,7 +192,11 @@ def _cell(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape Markdown's markup characters, and remove soft hyphens, which only HTML needs."""
-    for character in r'\*<':
+    """Escape Markdown's markup characters, and remove soft hyphens, which only HTML needs.
+
+    Brackets stay as they are, because intervals have them. Without `](` they cannot be links.
+    """
+    for character in r'\*<`':
         text = text.replace(character, f'\\{character}')
+    text = text.replace('](', r']\(')
     return str(text).replace('\u00ad', '')

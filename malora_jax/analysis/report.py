@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from malora_jax.analysis import page
 from malora_jax.analysis.adapter_weights import read_adapter_weights
 from malora_jax.analysis.page import Section, Text
+from malora_jax.analysis.sections.answers import answers_section
 from malora_jax.analysis.sections.costs import costs_section
 from malora_jax.analysis.sections.overview import overview_section
 from malora_jax.analysis.sections.routing import routing_section
@@ -13,6 +14,7 @@ from malora_jax.analysis.sections.scores import scores_section
 from malora_jax.analysis.sections.seesaw import seesaw_section
 from malora_jax.analysis.sections.similarity import similarity_section
 from malora_jax.analysis.sections.spectra import spectra_section
+from malora_jax.analysis.sections.summary import summary_section
 from malora_jax.analysis.sections.tasks import tasks_section
 from malora_jax.runs import LoadedRun, SeedGroup, read_runs, seed_groups
 from malora_jax.runs.paper import PAPER_TABLES
@@ -72,12 +74,20 @@ def _sections(
     table: str | None,
     max_questions: int | None,
 ) -> Iterator[Section]:
-    yield overview_section(runs, output)
+    with_checkpoint = [run for run in runs if run.report_step]
+    routing_sections = (
+        {run.name: routing_section(run, output, max_questions) for run in with_checkpoint}
+        if max_questions is not None
+        else {}
+    )
+    routing = {name: section.numbers for name, section in routing_sections.items()}
+    yield summary_section(runs, groups, routing)
     if groups:
         yield scores_section(groups, PAPER_TABLES[table] if table else None)
-    yield seesaw_section(groups, output)
     yield tasks_section(runs, groups, output)
-    with_checkpoint = [run for run in runs if run.report_step]
+    yield from answers_section(groups)
+    yield seesaw_section(groups, output)
+    yield overview_section(runs, output)
     if with_checkpoint:
         adapters = read_adapter_weights(with_checkpoint)
         yield similarity_section(adapters, output)
@@ -89,9 +99,7 @@ def _sections(
                 'were loaded.'
             )
             yield Section('routing', 'Routing', [Text(text)])
-        else:
-            for run in with_checkpoint:
-                yield routing_section(run, output, max_questions)
+        yield from routing_sections.values()
     without_checkpoint = [run.name for run in runs if not run.report_step]
     if without_checkpoint:
         names = ', '.join(without_checkpoint)

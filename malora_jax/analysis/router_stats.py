@@ -13,6 +13,9 @@ from malora_jax.adapters.routers import RoutingSums
 from malora_jax.analysis import routing
 from malora_jax.analysis.held_out_routing import HeldOutRouting
 
+# An expert is idle if its load is less than this fraction of the balanced load.
+_IDLE_FRACTION = 0.1
+
 
 class RouterStats(NamedTuple):
     """Load, load balance and task information of the routers.
@@ -44,6 +47,16 @@ class RouterStats(NamedTuple):
             'max_expert_share': float(self.max_expert_share.mean()),
             'task_information': float(self.task_information.mean()),
         }
+
+
+def idle_experts(stats: RouterStats) -> np.ndarray:
+    """Return the number of idle experts of each router, (J, L) integers.
+
+    An expert is idle if its load, averaged over the tasks, is less than a tenth of the balanced
+    load 1 / E.
+    """
+    load_JLE = stats.load.mean(axis=2)
+    return (load_JLE < _IDLE_FRACTION / load_JLE.shape[-1]).sum(axis=-1)
 
 
 def is_dense(adapter: AdapterConfig) -> bool:
@@ -99,19 +112,20 @@ def compute_router_stats(
 
 def mean_chance_information(
     adapter: AdapterConfig, held_out: HeldOutRouting, task_Q: np.ndarray
-) -> float:
-    """Return the chance level of `RouterStats.task_information`, in bits.
-
-    It is the mean over routers of the task information that remains if tasks are assigned to
-    questions at random.
+) -> np.ndarray:
+    """Return the task information that remains if tasks are assigned to questions at random.
 
     Args:
         adapter: Adapter configuration.
         held_out: Routing sums by question.
         task_Q: (Q,) task index of each question, from 0.
+
+    Returns:
+        (num_permutations,) bits, for each random assignment the mean over all routers.
     """
+    # All linear modules have the same random assignments, because their seed is the same.
     each = [
-        routing.chance_information(slot_counts(adapter, sums), task_Q).mean()
+        routing.chance_information(slot_counts(adapter, sums), task_Q)
         for sums in held_out.by_question.values()
     ]
-    return float(np.mean(each))
+    return np.mean(each, axis=(0, 2))

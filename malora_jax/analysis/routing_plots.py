@@ -11,9 +11,11 @@ import numpy as np
 
 from malora_jax.analysis.figures import (
     PHONE_DPI,
+    mark_truncated,
     metric_curve,
     save,
     small_figure,
+    state_conditions,
     without_mathtext,
     wrap_name,
 )
@@ -23,20 +25,27 @@ _GRAY = '0.4'
 
 @without_mathtext
 def plot_load(
-    path: pathlib.Path, load_LGE: np.ndarray, tasks: Sequence[str], linear: str, max_share: float
+    path: pathlib.Path,
+    load_LGE: np.ndarray,
+    tasks: Sequence[str],
+    linear: str,
+    max_share: float,
+    conditions: str,
 ) -> None:
     """Plot a heat map for each task: the load of each expert of a linear module, by layer.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         load_LGE: (L, G, E) fractions of token slots, by layer, task and expert; sum to one over E.
         tasks: Names of the G tasks.
         linear: Name of the linear module.
         max_share: Largest possible fraction for an expert, the end of the color scale.
+        conditions: Conditions of the plot, which are written above it.
     """
     experts = load_LGE.shape[-1]
     rows = -(-len(tasks) // 2)
-    figure = small_figure(1.3 + 1.7 * rows)
+    figure = small_figure(1.6 + 1.7 * rows)
+    state_conditions(figure, conditions)
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
     for load_LE, task, panel in zip(load_LGE.swapaxes(0, 1), tasks, panels, strict=False):
         image = panel.imshow(load_LE, aspect='auto', cmap='magma', vmin=0, vmax=max_share)
@@ -64,20 +73,23 @@ def plot_routers(
     linears: Sequence[str],
     chance: float,
     experts: int,
+    conditions: str,
 ) -> None:
     """Plot two heat maps: the task information and the effective experts of each router.
 
     A heat map has a row for each layer and a column for each linear module.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         information_JL: (J, L) task information in bits.
         effective_JL: (J, L) effective number of experts.
         linears: Names of the J linear modules.
         chance: Task information in bits at chance level, which a red line marks on the color bar.
         experts: Number of experts E, which a red line marks on the other color bar.
+        conditions: Conditions of the plot, which are written above it.
     """
-    figure = small_figure(4.4)
+    figure = small_figure(4.7)
+    state_conditions(figure, conditions)
     panels = figure.subplots(1, 2, sharey=True)
     top = max(float(information_JL.max()), 2 * chance, 1e-3)
     heat_maps = (
@@ -104,6 +116,7 @@ def plot_evolution(
     records: Sequence[Mapping[str, Any]],
     held_out: Mapping[str, Sequence[float]],
     lines: Mapping[str, tuple[float, str]],
+    conditions: str,
 ) -> None:
     """Plot four router statistics over training, each in its own panel with a reference line.
 
@@ -111,12 +124,13 @@ def plot_evolution(
     `task_information`. These names are the keys of `held_out` and `lines`.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         records: Records of `metrics.jsonl`, measured on the training batch of each step.
         held_out: For each statistic, its values on held-out questions at several checkpoints; and,
             under the key `step`, the steps of these checkpoints.
         lines: For each statistic, the height and the label of its reference line, such as the value
             at chance level.
+        conditions: Conditions of the plot, which are written above it.
     """
     names = {
         'balance_loss': 'balance',
@@ -124,7 +138,8 @@ def plot_evolution(
         'max_expert_share': 'largest share',
         'task_information': 'task information (bits)',
     }
-    figure = small_figure(5.2)
+    figure = small_figure(5.5)
+    state_conditions(figure, conditions)
     panels = figure.subplots(2, 2, sharex=True)
     for panel, (measure, title) in zip(panels.flat, names.items(), strict=True):
         steps, values = metric_curve(records, measure)
@@ -139,6 +154,7 @@ def plot_evolution(
         panel.set_title(f'{title}\n(dashed: {label}, {height:.3g})', fontsize=8.5)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
+        mark_truncated(panel)
     for panel in panels[-1]:
         panel.set_xlabel('step', fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -16,12 +16,15 @@ def write_run_plots(workdir: pathlib.Path, data: PlotData) -> None:
     from malora_jax.analysis import training_plots
 
     path, title = workdir, data.title
+    questions = f'{sum(task["examples"] for task in data.tasks.values()):,} held-out questions'
     training_plots.plot_losses(path / 'loss.png', data.records, f'{title}: loss by task')
-    training_plots.plot_scores(path / 'scores.png', data.tasks, f'{title}: held-out questions')
+    training_plots.plot_scores(
+        path / 'scores.png', data.tasks, f'{title}\n{questions}, 95% intervals'
+    )
     if data.load:
         training_plots.plot_expert_load(
             path / 'expert_load.png',
             data.load,
             list(data.tasks),
-            f'{title}: expert load on held-out questions',
+            f'{title}\nexpert load on {questions}',
         )

@@ -11,14 +11,24 @@ from matplotlib.lines import Line2D
 
 from malora_jax.analysis.expert_similarity import SIDES, ExpertSimilarity, nan_mean
 from malora_jax.analysis.expert_spectra import ExpertSpectrum
-from malora_jax.analysis.figures import PHONE_DPI, color_cycle, save, small_figure, without_mathtext
+from malora_jax.analysis.figures import (
+    PHONE_DPI,
+    color_cycle,
+    save,
+    small_figure,
+    state_conditions,
+    without_mathtext,
+)
 
 _GRAY = '0.55'
 
 
 @without_mathtext
 def plot_similarity(
-    path: pathlib.Path, similarities: Sequence[ExpertSimilarity], linears: Sequence[str]
+    path: pathlib.Path,
+    similarities: Sequence[ExpertSimilarity],
+    linears: Sequence[str],
+    conditions: str,
 ) -> None:
     """Plot the similarity of the experts' projections in each linear module.
 
@@ -27,11 +37,13 @@ def plot_similarity(
     the similarity before training. Gray dashes show that of independent random subspaces.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         similarities: Similarities of each comparison. Each comparison has its own color.
         linears: Names of the J linear modules.
+        conditions: Conditions of the plot, which are written above it.
     """
-    figure = small_figure(5.6 + 0.25 * len(similarities))
+    figure = small_figure(5.9 + 0.25 * len(similarities))
+    state_conditions(figure, conditions)
     panels = figure.subplots(len(SIDES), 1, sharex=True)
     places = np.arange(len(linears))
     width = 0.7 / len(similarities)
@@ -73,21 +85,27 @@ def plot_similarity(
 
 @without_mathtext
 def plot_similarity_by_layer(
-    path: pathlib.Path, similarities: Sequence[ExpertSimilarity], linears: Sequence[str], side: str
+    path: pathlib.Path,
+    similarities: Sequence[ExpertSimilarity],
+    linears: Sequence[str],
+    side: str,
+    conditions: str,
 ) -> None:
     """Plot similarity over layers, with a panel for each linear module.
 
     Lines are solid after training, dotted before training, and dashed for independent subspaces.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         similarities: Similarities of each comparison. Each comparison has its own color.
         linears: Names of the J linear modules.
         side: Projection to plot: 'A' (down-projection) or 'B' (up-projection).
+        conditions: Conditions of the plot, which are written above it.
     """
     similarities = [similarity for similarity in similarities if side in similarity.sides]
     rows = -(-len(linears) // 2)
-    figure = small_figure(1.1 + 1.45 * rows + 0.2 * len(similarities))
+    figure = small_figure(1.4 + 1.45 * rows + 0.2 * len(similarities))
+    state_conditions(figure, conditions)
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
     for j, (linear, panel) in enumerate(zip(linears, panels, strict=False)):
         for color, similarity in zip(color_cycle(len(similarities)), similarities, strict=True):
@@ -110,7 +128,9 @@ def plot_similarity_by_layer(
 
 
 @without_mathtext
-def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSpectrum]]) -> None:
+def plot_spectra(
+    path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSpectrum]], conditions: str
+) -> None:
     """Plot the singular values of the experts' concatenated projections.
 
     Each linear module has a row of two panels: down-projections (A) and up-projections (B). In each
@@ -119,10 +139,12 @@ def plot_spectra(path: pathlib.Path, spectra: Mapping[str, Mapping[str, ExpertSp
     the number of directions that carry 90% of the squared norm.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         spectra: Singular values by linear module, then by projection, 'A' or 'B'.
+        conditions: Conditions of the plot, which are written above it.
     """
-    figure = small_figure(1.0 + 1.25 * len(spectra))
+    figure = small_figure(1.3 + 1.25 * len(spectra))
+    state_conditions(figure, conditions)
     panels = figure.subplots(len(spectra), 2, squeeze=False)
     for row, (linear, by_side) in zip(panels, spectra.items(), strict=True):
         for panel, (side, one) in zip(row, by_side.items(), strict=True):

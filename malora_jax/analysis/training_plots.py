@@ -1,4 +1,4 @@
-"""Plots of a single run, as PNG files."""
+"""Plots of a single run, as PNG or SVG files."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from malora_jax.analysis.figures import COLORS, color_cycle, save, smooth, without_mathtext
+from malora_jax.analysis.figures import (
+    COLORS,
+    SMOOTHING,
+    color_cycle,
+    save,
+    smooth,
+    without_mathtext,
+)
 
 
 @without_mathtext
@@ -17,13 +24,17 @@ def plot_losses(path: pathlib.Path, records: Sequence[Mapping[str, Any]], title:
     Validation losses, if they were measured, are dashed, with a marker for each evaluation.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         records: Records of `metrics.jsonl`.
         title: Title of the plot.
     """
     tasks = sorted({key for record in records for key in record if key.startswith('loss/')})
     figure = Figure(figsize=(8, 4.5), layout='constrained')
-    axes = figure.add_subplot(xlabel='step', ylabel='answer loss (nats per token)', title=title)
+    axes = figure.add_subplot(
+        xlabel=f'step (line: moving average of {SMOOTHING} steps; dashed: validation loss)',
+        ylabel='answer loss (nats per token)',
+        title=title,
+    )
     for color, task in zip(color_cycle(len(tasks)), tasks, strict=True):
         points = [(record['step'], record[task]) for record in records if task in record]
         steps, losses = np.array(points).T
@@ -49,7 +60,7 @@ def plot_expert_load(
     module has its own router and experts, so loads are not averaged over linear modules.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         loads: (L, G, E) fractions by layer, task and expert, for each linear module; sum to one
             over E.
         tasks: Names of the G tasks.
@@ -78,10 +89,11 @@ def plot_expert_load(
 def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """Plot bars of each task's score before and after training, and of its majority baseline.
 
-    The majority baseline ("best constant") gives the same answer to all questions.
+    The majority baseline ("best constant") gives the same answer to all questions. The scores of
+    the model have their 95% intervals.
 
     Args:
-        path: PNG file to write.
+        path: PNG or SVG file to write.
         tasks: Value of `tasks` in `results.json`.
         title: Title of the plot.
     """
@@ -91,7 +103,13 @@ def plot_scores(path: pathlib.Path, tasks: Mapping[str, Mapping[str, Any]], titl
     series = (('before', 'before'), ('best_constant', 'best constant'), ('after', 'after'))
     for shift, (key, label) in enumerate(series):
         heights = [task[key] for task in tasks.values()]
-        axes.bar(places + 0.27 * (shift - 1), heights, 0.25, label=label, color=COLORS[shift])
+        x = places + 0.27 * (shift - 1)
+        axes.bar(x, heights, 0.25, label=label, color=COLORS[shift])
+        if key != 'best_constant':
+            ends = np.array([task[f'{key}_interval'] for task in tasks.values()]).T
+            # Clipped at 0, because rounding may put a mean outside an interval of zero width.
+            errors = np.maximum((heights - ends[0], ends[1] - heights), 0)
+            axes.errorbar(x, heights, errors, fmt='none', ecolor='black', capsize=3)
     axes.set_xticks(places, list(tasks), rotation=15)
     axes.grid(axis='y', alpha=0.3)
     axes.legend(frameon=False)

@@ -47,6 +47,8 @@ class ScoredAnswer(TypedDict):
     score: float
     nats: float
     tokens: int
+    expected: NotRequired[str]
+    answer: NotRequired[str]
 
 
 class TaskResult(TypedDict):
@@ -63,6 +65,7 @@ class TaskResult(TypedDict):
     metric: str
     scoring: NotRequired[dict[str, Any]]
     after_interval: NotRequired[list[float]]
+    best_constant: NotRequired[float]
 
 
 class AverageScores(TypedDict):
@@ -95,6 +98,7 @@ class StoredResults(TypedDict):
     train_time_s: float
     model: NotRequired[str]
     tokens: NotRequired[int]
+    routing: NotRequired[dict[str, float]]
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:

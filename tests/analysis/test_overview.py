@@ -59,13 +59,18 @@ def test_a_run_has_a_panel_with_its_own_curve_on_the_others(tmp_path, figures):
         validation = {2: number + 1.5, 3: number + 1.25}
         config = intra_domain_small.get_config('lora')
         write_finished_run(tmp_path / f'run{number}', config, 20, validation=validation)
-    overview_section(read_runs([tmp_path]), tmp_path)
+    section = overview_section(read_runs([tmp_path]), tmp_path)
+    assert section.blocks[1].caption.endswith(
+        'The last loss is lowest in run0 (1.250) and highest in run3 (4.250).'
+    )
     panels = figures[0].axes
     assert [panel.get_title() for panel in panels] == ['run0', 'run1', 'run2', 'run3', '', '']
     assert [panel.axison for panel in panels] == [True] * 4 + [False] * 2
     np.testing.assert_allclose(panels[2].lines[-1].get_xydata(), [[2, 3.5], [3, 3.25]])
     assert len(panels[2].lines) == 5
     assert figures[0].get_supylabel() == 'validation loss (nats per token)'
+    assert figures[0].get_suptitle() == 'smollm2-135m, seed 0'
+    assert {panel.get_ylim()[0] for panel in panels[:4]} == {0.0}
 
 
 def test_where_one_run_was_not_validated_the_training_losses_are_shown(tmp_path, figures):

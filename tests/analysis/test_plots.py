@@ -1,11 +1,12 @@
 """Plots contain the given data: checked in the figure, then in the file."""
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from malora_jax.analysis import task_plots
+from malora_jax.analysis import figures, task_plots
 from malora_jax.analysis import training_plots as plots
 
 
@@ -61,7 +62,7 @@ def test_names_are_shown_as_they_are(tmp_path, saved):
     """matplotlib would read the name as a broken formula, and the run would end without results."""
     records = [{'step': 1, 'loss/us$_^^$': 4.0}]
     plots.plot_losses(tmp_path / 'loss.png', records, 'us$_^^$')
-    scores = {'us$_^^$': {'before': 0.0, 'best_constant': 0.25, 'after': 0.75}}
+    scores = {'us$_^^$': scores_of(0.0, 0.25, 0.75)}
     plots.plot_scores(tmp_path / 'scores.png', scores, 'us$_^^$')
     load = {'q': np.ones((1, 1, 2))}
     plots.plot_expert_load(tmp_path / 'load.png', load, ['us$_^^$'], 'us$_^^$')
@@ -81,11 +82,50 @@ def test_expert_load_has_a_panel_for_each_linear_and_task(tmp_path, saved):
     assert imread(tmp_path / 'load.png').std() > 0
 
 
-def test_scores_show_before_constant_and_after(tmp_path, saved):
-    tasks = {
-        'a': {'before': 0.0, 'best_constant': 0.25, 'after': 0.75},
-        'b': {'before': 0.125, 'best_constant': 0.5, 'after': 1.0},
+def scores_of(before: float, constant: float, after: float) -> dict:
+    """Return a task of results.json; each interval is 0.1 below and 0.2 above the score."""
+    return {
+        **{'before': before, 'before_interval': [before - 0.1, before + 0.2]},
+        **{'after': after, 'after_interval': [after - 0.1, after + 0.2]},
+        'best_constant': constant,
     }
+
+
+def test_scores_show_before_constant_and_after(tmp_path, saved):
+    tasks = {'a': scores_of(0.0, 0.25, 0.75), 'b': scores_of(0.125, 0.5, 1.0)}
     plots.plot_scores(tmp_path / 'scores.png', tasks, 'title')
-    heights = [bar.get_height() for bar in saved[0].axes[0].patches]
+    axes = saved[0].axes[0]
+    heights = [bar.get_height() for bar in axes.patches]
     assert heights == [0.0, 0.125, 0.25, 0.5, 0.75, 1.0]
+    # The lines of the intervals, before and after training.
+    ends = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
+    np.testing.assert_allclose(ends, [[-0.1, 0.2], [0.025, 0.325], [0.65, 0.95], [0.9, 1.2]])
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.svg'])
+def test_the_same_plot_is_the_same_file(tmp_path, suffix):
+    contents = []
+    for number in range(2):
+        path = tmp_path / f'{number}{suffix}'
+        task_plots.plot_curves(path, {'run': ([1, 2], [2.0, 1.0])}, 'loss', 'tiny, seed 0')
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+    assert matplotlib.__version__.encode() not in contents[0] and b'dc:date' not in contents[0]
+    if suffix == '.svg':
+        assert b'tiny, seed 0</text>' in contents[0]
+
+
+def test_conditions_stand_above_the_plot(tmp_path, saved):
+    task_plots.plot_curves(
+        tmp_path / 'a.png', {'run': ([1], [2.0])}, 'loss', 'tiny, ' + 'seed 0 ' * 20
+    )
+    lines = saved[0].get_suptitle().split('\n')
+    assert lines[0].startswith('tiny, seed 0') and len(lines) > 1
+
+
+def test_only_truncated_axes_are_marked(tmp_path):
+    for bottom, marks in ((0.0, 0), (-1.0, 0), (0.5, 1)):
+        axes = Figure().add_subplot()
+        axes.set_ylim(bottom, 2.0)
+        figures.mark_truncated(axes)
+        assert [text.get_text() for text in axes.texts] == ['≈ not from 0'] * marks

@@ -65,7 +65,34 @@ def test_names_are_escaped(page):
 
 def test_links_lead_to_sections(page):
     links = re.findall(r'href="#([^"]*)"', page)
-    assert links == re.findall(r'<section id="([^"]*)"', page) and len({*links}) == len(links) == 10
+    assert links == re.findall(r'<section id="([^"]*)"', page) and len({*links}) == len(links) == 12
+
+
+def test_results_come_before_weights_and_routing(numbers):
+    assert [*numbers] == [
+        *('summary', 'scores', 'tasks', 'answers', 'seesaw', 'runs', 'similarity', 'spectra'),
+        *('routing-mixed-b', 'routing-alone', 'routing-reverse', 'costs'),
+    ]
+
+
+def test_the_summary_is_about_these_runs(runs, page, numbers):
+    text = words(page)
+    text = text[text.index('malora on tiny, seed 0.') : text.index('Scores and losses Scores in')]
+    for heading in ('Scores', 'Differences between rows', 'What was learned', 'What to look at'):
+        assert heading in text
+    after = read_json(runs.mixed / 'results.json')['average']['after']
+    assert f'{runs.mixed.name}: ' in text and f'{100 * after:.1f} [' in text
+    routing = numbers['routing-mixed-b']
+    end = routing['steps'][str(STEPS)]['task_information']
+    assert f'Task information of the routers is {end:.3f} bits of at most 1.00' in text
+    assert 0 < routing['chance_information'] <= routing['max_chance_information']
+    assert {*routing['idle_experts']} == {*routing['load']}
+
+
+def test_example_answers_are_those_of_the_run(runs, page):
+    text = words(page)
+    row = read_json_lines(runs.mixed / 'answers_after.jsonl')[0]
+    assert f'{row["question"]} {row["expected"]} ' in text
 
 
 def test_counts_are_those_of_the_metrics(runs, page, numbers):

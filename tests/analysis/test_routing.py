@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from malora_jax.analysis.router_stats import RouterStats, idle_experts
 from malora_jax.analysis.routing import (
     TokenShare,
     by_task,
@@ -98,3 +99,11 @@ def test_the_tokens_of_each_expert():
         [TokenShare(0, 1.0)],
     ]
     assert expert_tokens(load_WE[:1], count_W[:1], 0.0, 2)[1] == []
+
+
+def test_experts_with_less_than_a_tenth_of_the_balanced_load_are_idle():
+    """Two tasks use eight experts evenly in one layer, and mostly two of them in the other."""
+    even, two = np.full(8, 0.125), np.array([0.47, 0.47, *[0.01] * 6])
+    load_JLGE = np.stack([[even, even], [two, two[::-1]]])[None]
+    router_stats = RouterStats(load_JLGE, *[np.zeros((1, 2))] * 4)
+    np.testing.assert_array_equal(idle_experts(router_stats), [[0, 4]])

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from malora_jax.analysis import figures
+from malora_jax.analysis.conditions import count, held_out_questions, model_and_seeds
 from malora_jax.analysis.page import Picture, Section
 from malora_jax.runs import SeedGroup
 
@@ -40,8 +41,10 @@ def field_section(
     path = output / f'{name}.png'
     _plot(path, name, lines, metrics, 'o-' if connected else 'o')
     caption = (
-        f'{" and ".join(_LABELS[metric] for metric in metrics)} against {name}, with 95% intervals '
-        "over seeds. Dashed lines show the paper's numbers, if there are any."
+        f'{" and ".join(_LABELS[metric] for metric in metrics)} against {name}: means over seeds '
+        'with their 95% intervals (a single seed has none), and each seed as a small point. '
+        "Dashed lines show the paper's numbers, if there are any. "
+        f'{" ".join(_best(metric, name, lines) for metric in metrics)}'
     )
     numbers = {
         label: {
@@ -55,6 +58,19 @@ def field_section(
     return Section(f'field-{name}', f'Effect of {field}', [Picture(path, caption)], numbers)
 
 
+def _best(metric: str, name: str, lines: Mapping[str, FieldPoints]) -> str:
+    """Return a sentence about the highest score or the lowest loss of all points."""
+    sign = -1 if metric == 'loss' else 1
+    label, x, group = max(
+        ((label, x, group) for label, points in lines.items() for x, group in points),
+        key=lambda point: sign * point[2].mean_over_seeds(metric),
+    )
+    value = _UNITS[metric] * group.mean_over_seeds(metric)
+    kind = 'lowest' if metric == 'loss' else 'highest'
+    seeds = count(len(group.by_seed(metric)), 'seed')
+    return f'The {kind} {_LABELS[metric]} is {value:.3g}, at {name} {x:g} of {label} ({seeds}).'
+
+
 @figures.without_mathtext
 def _plot(
     path: pathlib.Path,
@@ -64,6 +80,10 @@ def _plot(
     style: str,
 ) -> None:
     figure = Figure(figsize=(4.6 * len(metrics) + 1.5, 4), layout='constrained')
+    runs = [run for points in lines.values() for _, group in points for run in group.runs]
+    figures.state_conditions(
+        figure, f'{model_and_seeds(runs)}, {held_out_questions(runs)}, 95% intervals over seeds'
+    )
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         for color, (label, points) in zip(
@@ -84,6 +104,12 @@ def _plot(
                 color=color,
                 label=label,
             )
+            seeds = [
+                (x, _UNITS[metric] * value)
+                for x, group in points
+                for value in group.by_seed(metric).values()
+            ]
+            axes.plot(*np.array(seeds).T, '.', color=color, alpha=0.5)
             paper = [(x, group.paper.average) for x, group in points if group.paper]
             if metric == 'score' and paper:
                 label = f'{label}, in the paper'
@@ -91,6 +117,7 @@ def _plot(
         _scale(axes, sorted({x for points in lines.values() for x, _ in points}))
         axes.set(xlabel=name.replace('_', ' '), ylabel=_LABELS[metric])
         axes.grid(alpha=0.3)
+        figures.mark_truncated(axes)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc='outside right upper', fontsize=8)
     figures.save(figure, path)

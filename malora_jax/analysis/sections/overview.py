@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import task_plots
+from malora_jax.analysis.conditions import model_and_seeds
 from malora_jax.analysis.figures import metric_curve
 from malora_jax.analysis.page import NO_VALUE, Picture, ReportBlock, Section, Table
 from malora_jax.runs import LoadedRun
@@ -85,10 +86,13 @@ def _plot_curves(runs: Sequence[LoadedRun], output: pathlib.Path) -> Picture:
     label = f'{metric.replace("_", " ")} (nats per token)'
     path = output / 'curves.png'
     curves = {run.name: metric_curve(run.records, metric) for run in runs}
-    task_plots.plot_curves(path, curves, label)
+    task_plots.plot_curves(path, curves, label, model_and_seeds(runs))
+    last = {run.name: curves[run.name][1][-1] for run in runs}
+    lowest, highest = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
     caption = (
         f'{"Validation" if validated else "Training"} loss of each run in color, with the other '
-        'runs in gray behind it. A curve that falls earlier learns faster.'
+        'runs in gray behind it. A curve that falls earlier learns faster. The last loss is lowest '
+        f'in {lowest} ({last[lowest]:.3f}) and highest in {highest} ({last[highest]:.3f}).'
     )
     return Picture(path, caption)
 

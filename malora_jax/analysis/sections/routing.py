@@ -1,6 +1,7 @@
 """Section on routing: the routers of one run on its held-out questions.
 
-Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions.
+Dimension letters: J linear modules, L layers, G tasks, E experts, Q questions, P random assignments
+of tasks to questions.
 """
 
 import pathlib
@@ -15,6 +16,7 @@ from malora_jax.analysis.adapter_weights import (
     initial_adapter,
     read_adapter,
 )
+from malora_jax.analysis.conditions import count, model_and_seeds
 from malora_jax.analysis.example_tokens import token_tables
 from malora_jax.analysis.held_out_routing import (
     HeldOutQuestions,
@@ -26,6 +28,7 @@ from malora_jax.analysis.page import Fold, Picture, ReportBlock, Section, Table,
 from malora_jax.analysis.router_stats import (
     RouterStats,
     compute_router_stats,
+    idle_experts,
     is_dense,
     mean_chance_information,
     slot_counts,
@@ -77,17 +80,21 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
             held_out = step_routing if step == run.report_step else held_out
     assert held_out is not None
     names = [setup.splits[task].task_name for task in tasks]
-    chance = mean_chance_information(run.run_config.adapter, held_out, task_Q)
+    chance_P = mean_chance_information(run.run_config.adapter, held_out, task_Q)
+    chance = float(chance_P.mean())
+    stats, max_information = stats_by_step[run.report_step], _max_information(run, len(names))
+    conditions = (
+        f'{run.method} on {model_and_seeds([run])}, '
+        f'{len(question_set.task)} held-out questions in {count(len(names), "task")}'
+    )
     blocks: list[ReportBlock] = [
         Text(_introduction(run, question_set, names)),
-        _table(run, stats_by_step, chance, len(names)),
-        _plot_evolution(run, stats_by_step, chance, output),
-        _plot_routers(run, stats_by_step[run.report_step], chance, output),
-        *_plot_loads(run, stats_by_step[run.report_step], names, output),
+        _table(run, stats_by_step, chance, max_information),
+        _plot_evolution(run, stats_by_step, chance, output, conditions),
+        _plot_routers(run, stats, chance, output, conditions),
+        *_plot_loads(run, stats, names, output, conditions),
     ]
-    token_blocks = token_tables(
-        run.run_config, stats_by_step[run.report_step], held_out, question_set, setup.base.tokenizer
-    )
+    token_blocks = token_tables(run.run_config, stats, held_out, question_set, setup.base.tokenizer)
     if token_blocks:
         blocks.append(Fold('Example tokens of each expert', token_blocks))
     numbers = {
@@ -99,11 +106,16 @@ def routing_section(run: LoadedRun, output: pathlib.Path, max_questions: int) ->
         },
         'steps': {step: state.means() for step, state in stats_by_step.items()},
         'chance_information': chance,
+        'max_chance_information': float(chance_P.max()),
+        'max_information': max_information,
+        'experts': run.run_config.adapter.num_experts,
+        'min_effective_experts': _slots(run),
+        'idle_experts': dict(
+            zip(adapted_linears(run.run_config), idle_experts(stats).tolist(), strict=True)
+        ),
         'load': {
             linear: load.round(5).tolist()
-            for linear, load in zip(
-                adapted_linears(run.run_config), stats_by_step[run.report_step].load, strict=True
-            )
+            for linear, load in zip(adapted_linears(run.run_config), stats.load, strict=True)
         },
     }
     return Section(name, title, blocks, numbers)
@@ -153,13 +165,24 @@ def _introduction(run: LoadedRun, question_set: HeldOutQuestions, names: Sequenc
     )
 
 
-def _table(
-    run: LoadedRun, stats_by_step: dict[int, RouterStats], chance: float, num_tasks: int
-) -> Table:
+def _slots(run: LoadedRun) -> int:
+    """Return the number of token slots per token; 1 if shares are those of the gates."""
     adapter = run.run_config.adapter
-    experts = adapter.num_experts
-    slots = 1 if is_dense(run.run_config.adapter) else adapter.router.top_k
-    max_information = routing.max_information(num_tasks, experts, slots)
+    return 1 if is_dense(adapter) else adapter.router.top_k
+
+
+def _max_information(run: LoadedRun, num_tasks: int) -> float:
+    experts = run.run_config.adapter.num_experts
+    return routing.max_information(num_tasks, experts, _slots(run))
+
+
+def _table(
+    run: LoadedRun,
+    stats_by_step: dict[int, RouterStats],
+    chance: float,
+    max_information: float,
+) -> Table:
+    experts, slots = run.run_config.adapter.num_experts, _slots(run)
     rows = [
         [f'step {step}' if step else 'start', *(f'{value:.3f}' for value in state.means().values())]
         for step, state in stats_by_step.items()
@@ -186,7 +209,11 @@ def _table(
 
 
 def _plot_evolution(
-    run: LoadedRun, stats_by_step: dict[int, RouterStats], chance: float, output: pathlib.Path
+    run: LoadedRun,
+    stats_by_step: dict[int, RouterStats],
+    chance: float,
+    output: pathlib.Path,
+    conditions: str,
 ) -> Picture:
     experts = run.run_config.adapter.num_experts
     lines = {
@@ -199,7 +226,7 @@ def _plot_evolution(
     held_out: dict[str, list[float]] = {key: [m[key] for m in means] for key in lines}
     held_out['step'] = list(stats_by_step)
     path = output / f'{run.file_name}_routing.png'
-    routing_plots.plot_evolution(path, run.records, held_out, lines)
+    routing_plots.plot_evolution(path, run.records, held_out, lines, conditions)
     first, last = means[0], means[-1]
     caption = (
         'Routing over training, means over all routers: each step on its own batch (blue) and '
@@ -212,12 +239,22 @@ def _plot_evolution(
 
 
 def _plot_routers(
-    run: LoadedRun, stats: RouterStats, chance: float, output: pathlib.Path
+    run: LoadedRun,
+    stats: RouterStats,
+    chance: float,
+    output: pathlib.Path,
+    conditions: str,
 ) -> Picture:
     names, experts = adapted_linears(run.run_config), run.run_config.adapter.num_experts
     path = output / f'{run.file_name}_routers.png'
     routing_plots.plot_routers(
-        path, stats.task_information, stats.effective_experts, names, chance, experts
+        path,
+        stats.task_information,
+        stats.effective_experts,
+        names,
+        chance,
+        experts,
+        conditions,
     )
     j, layer = np.unravel_index(stats.task_information.argmax(), stats.task_information.shape)
     k, low = np.unravel_index(stats.effective_experts.argmin(), stats.effective_experts.shape)
@@ -232,16 +269,18 @@ def _plot_routers(
 
 
 def _plot_loads(
-    run: LoadedRun, stats: RouterStats, tasks: Sequence[str], output: pathlib.Path
+    run: LoadedRun,
+    stats: RouterStats,
+    tasks: Sequence[str],
+    output: pathlib.Path,
+    conditions: str,
 ) -> list[ReportBlock]:
     experts = run.run_config.adapter.num_experts
     pictures = []
     for linear, load_LGE in zip(adapted_linears(run.run_config), stats.load, strict=True):
         path = output / f'{run.file_name}_load_{linear}.png'
-        max_share = (
-            1.0 if is_dense(run.run_config.adapter) else 1 / run.run_config.adapter.router.top_k
-        )
-        routing_plots.plot_load(path, load_LGE, tasks, linear, max_share)
+        max_share = 1 / _slots(run)
+        routing_plots.plot_load(path, load_LGE, tasks, linear, max_share, conditions)
         layer, task, expert = np.unravel_index(load_LGE.argmax(), load_LGE.shape)
         caption = (
             f'Share of each expert of {linear}, with a panel for each task and a row for each '

@@ -37,7 +37,7 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
         table: Table of the paper whose numbers are shown next to those of the rows; None for no
             table.
     """
-    baselines = _baselines(groups)
+    baselines = baseline_rows(groups)
     numbers = {group.name: _row(group, baselines) for group in groups}
     model = groups[-1].runs[0].base_identity[0]
     blocks = [
@@ -50,11 +50,14 @@ def scores_section(groups: Sequence[SeedGroup], table: paper.PaperTable | None =
     return Section('scores', title, blocks, cells.to_json_value(numbers))
 
 
-def _baselines(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
+def baseline_rows(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
     """Return the rows that all other rows are compared with.
 
     These are the rows `lora` and `molora`. If there is neither, the first trained row takes their
     place. If only one row is trained, the base model's row takes their place.
+
+    Args:
+        groups: Rows of the report, the base model first.
     """
     rows = [group for name in _BASELINE_NAMES for group in groups if group.name == name]
     return rows or [groups[1] if len(groups) > 2 else groups[0]]

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from malora_jax.analysis import cells, task_plots
+from malora_jax.analysis.conditions import held_out_questions, model_and_seeds
 from malora_jax.analysis.page import Italic, Picture, ReportBlock, Section, Table, Text
 from malora_jax.runs import SeedGroup
 from malora_jax.runs.compare import single_task_rows
@@ -34,7 +35,12 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
         return Section('seesaw', _TITLE, [Text(text)], {})
     compared = [group for group in groups if group.name in changes]
     path = output / 'seesaw.png'
-    task_plots.plot_seesaw(path, {group.label: changes[group.name] for group in compared})
+    runs = [run for group in compared for run in group.runs]
+    task_plots.plot_seesaw(
+        path,
+        {group.label: changes[group.name] for group in compared},
+        f'{model_and_seeds(runs)}, {held_out_questions(runs)}, 95% intervals over questions',
+    )
     is_gain = [gain for by_task in changes.values() for gain in _significant_gains(by_task)]
     caption = (
         'Score of each task minus that of training on the task alone, with its 95% interval. Right '

@@ -10,6 +10,7 @@ import tqdm
 from malora_jax.adapters.structures import SharedDown
 from malora_jax.analysis import similarity_plots
 from malora_jax.analysis.adapter_weights import AdapterWeights, adapted_linears, run_projections
+from malora_jax.analysis.conditions import count, model_and_seeds
 from malora_jax.analysis.expert_similarity import (
     SIDES,
     ComparedRun,
@@ -67,18 +68,20 @@ def similarity_section(weights: Sequence[AdapterWeights], output: pathlib.Path) 
             )
         )
     path = output / 'similarity.png'
-    similarity_plots.plot_similarity(path, similarities, names)
+    conditions = model_and_seeds([each.run for each in comparable])
+    similarity_plots.plot_similarity(path, similarities, names, conditions)
     caption = (
         'Similarity of A and of B by linear. Dots are the mean over layers, bars the range of '
         f'layers. Compare each with its hollow circle (before training) and its gray dash '
         '(independent subspaces). '
-        f'{_summary(similarities)}'
+        f'{_summary(similarities)} {_against_the_paper(similarities)}'
     )
     blocks.append(Picture(path, caption))
     blocks += [
         _table(similarities, side) for side in SIDES if any(side in a.sides for a in similarities)
     ]
-    blocks.append(Fold('By layer and linear', _plot_by_layer(similarities, names, output)))
+    by_layer = _plot_by_layer(similarities, names, conditions, output)
+    blocks.append(Fold('By layer and linear', by_layer))
     return Section('similarity', title, blocks, [_numbers(each, names) for each in similarities])
 
 
@@ -111,6 +114,28 @@ def _summary(similarities: Sequence[ExpertSimilarity]) -> str:
     return f'Averages of {first.label}: {"; ".join(parts)}.'
 
 
+def _against_the_paper(similarities: Sequence[ExpertSimilarity]) -> str:
+    """Return a sentence that compares A and B with the paper's observation."""
+    excess = np.array(
+        [
+            [nan_mean(one.trained) - nan_mean(one.independent) for one in similarity.sides.values()]
+            for similarity in similarities
+            if len(similarity.sides) == len(SIDES)
+        ]
+    ).reshape(-1, len(SIDES))
+    excess = excess[~np.isnan(excess).any(axis=1)]  # Without comparisons whose B is still zero.
+    if not len(excess):
+        return ''
+    larger = int((excess[:, 0] > excess[:, 1]).sum())
+    verdict = {0: 'the reverse', len(excess): 'the same'}.get(larger, 'mixed')
+    return (
+        "In the paper's Figure 2, the A of experts are similar and the B are not. Here it is "
+        f'{verdict}: A exceeds independent subspaces by more than B does in {larger} of '
+        f'{count(len(excess), "comparison")} (first comparison: A {excess[0, 0]:+.3f}, '
+        f'B {excess[0, 1]:+.3f}).'
+    )
+
+
 def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:
     rows = []
     for similarity in similarities:
@@ -121,7 +146,7 @@ def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:
         start = None if one.start is None else nan_mean(one.start)
         change = trained - (independent if start is None else start)
         cells: list[Any] = [trained, start, independent]
-        pairs = f'{similarity.num_pairs} pair{"s" * (similarity.num_pairs != 1)}'
+        pairs = count(similarity.num_pairs, 'pair')
         rows.append(
             [
                 f'{similarity.label} ({pairs})',
@@ -142,18 +167,28 @@ def _number(value: float | None) -> str:
 
 
 def _plot_by_layer(
-    similarities: Sequence[ExpertSimilarity], names: Sequence[str], output: pathlib.Path
+    similarities: Sequence[ExpertSimilarity],
+    names: Sequence[str],
+    conditions: str,
+    output: pathlib.Path,
 ) -> list[ReportBlock]:
     blocks: list[ReportBlock] = []
     for side in SIDES:
         if any(side in similarity.sides for similarity in similarities):
             path = output / f'similarity_{side}.png'
-            similarity_plots.plot_similarity_by_layer(path, similarities, names, side)
+            similarity_plots.plot_similarity_by_layer(path, similarities, names, side, conditions)
+            first = next(similarity for similarity in similarities if side in similarity.sides)
+            trained = first.sides[side].trained
             caption = (
                 f'Similarity of {side} in each layer, with a panel for each linear: solid after '
                 'training, dotted before training (if known), dashed gray for independent '
                 'subspaces.'
             )
+            if not np.isnan(trained).all():
+                caption += (
+                    f' After training, {first.label} range from {np.nanmin(trained):.3f} to '
+                    f'{np.nanmax(trained):.3f}.'
+                )
             blocks.append(Picture(path, caption))
     return blocks
 

@@ -8,6 +8,7 @@ import tqdm
 
 from malora_jax.analysis import similarity_plots
 from malora_jax.analysis.adapter_weights import AdapterWeights, adapted_linears, run_projections
+from malora_jax.analysis.conditions import model_and_seeds
 from malora_jax.analysis.expert_similarity import SIDES
 from malora_jax.analysis.expert_spectra import ExpertSpectrum, expert_spectra
 from malora_jax.analysis.page import Picture, ReportBlock, Section, Table, Text
@@ -36,7 +37,8 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
         bar = tqdm.tqdm(names, desc=f'spectra of {name}', unit='linear', dynamic_ncols=True)
         spectra = {linear: expert_spectra(*run_projections(each, linear)) for linear in bar}
         path = output / f'{each.run.file_name}_spectra.png'
-        similarity_plots.plot_spectra(path, spectra)
+        conditions = f'{each.run.method} on {model_and_seeds([each.run])}'
+        similarity_plots.plot_spectra(path, spectra, conditions)
         control = 'the initial A' if each.initial is not None else 'a random matrix'
         mean_A, mean_B = (
             np.mean(
@@ -49,7 +51,8 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
             f'control: for A {control}, for B a random matrix of the same norm. A curve that falls '
             'below its control on the right uses fewer directions than the control. '
             f'{100 * mean_A:.0f}% of the possible directions of A, and {100 * mean_B:.0f}% of '
-            'those of B, carry 90% of the squared norm.'
+            "those of B, carry 90% of the squared norm. In the paper's Figure 3, all A together "
+            f'use few directions; here, A uses {_comparison(mean_A, mean_B)} B.'
         )
         blocks += [Picture(path, caption), _spectra_table(name, spectra)]
         numbers[name] = {
@@ -64,6 +67,14 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
             for linear, by_side in spectra.items()
         }
     return Section('spectra', 'How many directions do they use? (Figure 3)', blocks, numbers)
+
+
+def _comparison(share_A: float, share_B: float) -> str:
+    """Return how two shares compare at the precision of the caption, a percent."""
+    difference = round(100 * share_A) - round(100 * share_B)
+    if not difference:
+        return 'the same share as'
+    return 'a smaller share than' if difference < 0 else 'a larger share than'
 
 
 def _spectra_table(name: str, spectra: dict[str, dict[str, ExpertSpectrum]]) -> Table:

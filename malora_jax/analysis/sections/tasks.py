@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malora_jax.analysis import task_plots
+from malora_jax.analysis.conditions import model_and_seeds
 from malora_jax.analysis.figures import metric_curve
 from malora_jax.analysis.page import NO_VALUE, Fold, Picture, ReportBlock, Section, Table, Text
 from malora_jax.runs import LoadedRun, SeedGroup
@@ -38,11 +39,11 @@ def tasks_section(
     rows = _with_curves([group for group in groups if not group.is_base])
     records = {group.label: [run.records for run in group.runs] for group in rows}
     records |= {run.name: [run.records] for run in runs if not run.is_finished}
-    task_plots.plot_task_losses(path, records)
+    task_plots.plot_task_losses(path, records, model_and_seeds(runs))
     caption = (
         'Answer loss of each task over the steps: moving average of the training loss (dashed: the '
         'validation loss, if it was measured). Lower is better: the lower of two curves in one '
-        'panel learned that task better.'
+        f'panel learned that task better. {_falls(numbers)}'
     )
     tables = [_table(run, numbers[run.name]) for run in runs]
     folded = len(tables) > _MAX_TABLES
@@ -50,6 +51,21 @@ def tasks_section(
         [Fold('Losses and scores of each run', tables)] if folded else [*tables]
     )
     return Section('tasks', 'Tasks', [Picture(path, caption), *blocks], numbers)
+
+
+def _falls(numbers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return a sentence about the tasks whose training loss falls most and least."""
+    losses = {
+        (run, task): (one['first_loss'], one['last_loss'])
+        for run, by_task in numbers.items()
+        for task, one in by_task.items()
+    }
+    by_fall = sorted(losses, key=lambda each: losses[each][1] - losses[each][0])
+    most, least = (
+        f'{task} of {run} ({losses[run, task][0]:.2f} to {losses[run, task][1]:.2f})'
+        for run, task in (by_fall[0], by_fall[-1])
+    )
+    return f'The training loss falls most for {most}, and least for {least}.'
 
 
 def _with_curves(groups: Sequence[SeedGroup]) -> Sequence[SeedGroup]:
