@@ -44,7 +44,8 @@ def main() -> None:
     for name, draw in (pictures_training.PICTURES | pictures_scale.PICTURES).items():
         draw(DOCS / 'images' / name)
     values = {name: records.load(name)['values'] for name in records.names()}
-    values |= {name: compute() for name, compute in tables_training.VALUES.items()}
+    computed = tables_training.VALUES | tables_scale.VALUES
+    values |= {name: compute() for name, compute in computed.items()}
     parts = tables_training.PARTS | tables_use.PARTS | tables_scale.PARTS
     parts['get the code'] = repository.get_the_code
     for name in records.names():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from docs import tables_training
 from docs.records import load
 from malora_jax.analysis import task_plots
-from malora_jax.analysis.figures import COLORS, save, without_mathtext
+from malora_jax.analysis.figures import COLORS, mark_truncated, save, without_mathtext
 from malora_jax.benchmark import adapter_sizes, plots
 from malora_jax.runs import SeedGroup, read_runs, seed_groups
 from malora_jax.runs.compare import single_task_rows
@@ -83,7 +83,7 @@ def score_by_parameters(path: pathlib.Path) -> None:
     for axes in (left, right):
         axes.set_xlabel('trained parameters (millions)')
         axes.grid(alpha=0.3)
-        axes.text(0.02, 0.02, 'axes do not start at 0', transform=axes.transAxes, fontsize=7)
+        mark_truncated(axes)
     right.legend(frameon=False, fontsize=8)
     questions = sum(scores.shape[1] for scores in groups[0].scores.values())
     seeds = ', '.join(map(str, groups[0].by_seed('score')))

@@ -41,7 +41,7 @@ def slice_values() -> dict[str, Any]:
     """Return numbers about the table of models and TPU slices.
 
     Returns:
-        `sharded_gb` and `unsharded_gb`: bytes of LLaMA-2 7B's arguments on one chip that do or do
+        `gb_per_chip`: memory of LLaMA-2 7B's step on four v5e chips. `sharded_gb` and `unsharded_gb`: bytes of LLaMA-2 7B's arguments on one chip that do or do
         not shrink with the number of chips (4 or 64). `cycles_spread`: largest difference of cycles
         between slices of one kind of chip, without v5p:4x4x4. `sum_cycles`: smallest and largest
         ratio of the cycles on v5p:4x4x4 to those on four v5p chips.
@@ -61,6 +61,7 @@ def slice_values() -> dict[str, Any]:
         for model in ('llama2-7b', 'llama3.1-8b')
     ]
     return {
+        'gb_per_chip': few['bytes_per_device'] / 1e9,
         'sharded_gb': {cell['devices']: whole / cell['devices'] / 1e9 for cell in (few, many)},
         'unsharded_gb': (few['bytes']['arguments'] - whole / few['devices']) / 1e9,
         'cycles_spread': max(max(cycles) / min(cycles) - 1 for cycles in groups.values()),
