@@ -12,12 +12,13 @@ Examples:
       --distributed
 """
 
+import shlex
 from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from malora_jax import training
+from malora_jax import commands, training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.distributed import hosts
 from malora_jax.training.results import format_table
@@ -56,11 +57,19 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(config: dict[str, Any]) -> None:
-    """Train the model, and print the table of scores."""
+    """Train the model, and print the table of scores and the next commands."""
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     results = training.train(config, cli.flag_path(_WORKDIR), write_run_plots)
     hosts.print_on_first(format_table(results))
+    workdir = shlex.quote(_WORKDIR.value)
+    hosts.print_on_first(
+        commands.spell(
+            f'The results are in {workdir}. Next, chat with the model, or write a report:\n'
+            f'  python -m experiments.generate --workdir={workdir}\n'
+            f'  python -m experiments.analyze --workdir={workdir}'
+        )
+    )
 
 
 if __name__ == '__main__':

@@ -5,8 +5,6 @@ import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 
-import tqdm
-
 from malora_jax import cloud_storage
 from malora_jax.data.examples import Example
 from malora_jax.data.field_patterns import fill_pattern, parse_pattern
@@ -16,6 +14,7 @@ from malora_jax.data.scorers import SCORERS
 from malora_jax.data.scoring import GenerationScoring
 from malora_jax.data.splits import TaskSplit
 from malora_jax.errors import UserError, unknown_name
+from malora_jax.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +170,7 @@ def read_examples(task: FileTask, file: str) -> FileExamples:
     rows = 0
     path = local_path(file)
     read_row = _turns_reader(task) if task.turns_field else _pattern_reader(task)
-    for row in tqdm.tqdm(read_rows(path), f'read {path.name}', unit=' rows', delay=1.0):
+    for row in track(read_rows(path), f'read {path.name}', 'row'):
         rows += 1
         example = read_row(row)
         if not SCORERS[task.scorer](example.answer, example):

@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tqdm
 
 from malora_jax.data.mixture import mix, shuffle_and_repeat, stream_seed
 from malora_jax.data.packing import pack_lengths
 from malora_jax.data.token_counts import TokenCounts
+from malora_jax.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def count_drawn_examples(
     of_streams = [rows(number) for number in range(streams)]
     drawn, tokens, step = np.zeros(len(names), int), 0, 0
     total = None if steps else examples
-    with tqdm.tqdm(total=total, desc='count examples', unit=' examples', delay=1.0) as bar:
+    with ProgressBar('count examples', total, 'example', delay=1.0) as bar:
         while (not steps or step < steps) and (not examples or drawn.sum() < examples):
             of_step = [
                 example
@@ -97,6 +97,6 @@ def count_drawn_examples(
             drawn += np.bincount(task_ids, minlength=len(names))
             tokens += int(lengths.sum())
             step += 1
-            bar.update(len(of_step))
+            bar.advance(len(of_step))
     fill = tokens / (step * batch_size * sequence_length)
     return DrawCounts(step, tuple(drawn.tolist()), fill)

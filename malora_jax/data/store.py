@@ -23,13 +23,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
-import tqdm
-
 from malora_jax import cloud_storage, files, hub
 from malora_jax.data.datasets import BrokenRowError, Dataset, get_dataset
 from malora_jax.data.file_rows import check_file
 from malora_jax.data.stored_items import StoredItems, read_items, write_items
 from malora_jax.errors import UserError, unknown_name
+from malora_jax.progress import track
 
 # Version of the storage format. A dataset in another version is kept, and the dataset is prepared
 # again in a directory next to it.
@@ -233,7 +232,7 @@ class Store:
         """
         rows = (row for path in paths for row in dataset.read(path))
         title, count, num_skipped = f'prepare {dataset.name}/{split}', 0, len(broken)
-        for row in tqdm.tqdm(rows, title, unit=' rows', dynamic_ncols=True):
+        for row in track(rows, title, 'row'):
             try:
                 if split != 'test' or dataset.is_scored(row):
                     yield count, dataclasses.asdict(dataset.parse(row))

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from malora_jax.data.encoding import count_positions, encode_turns, truncate_turns
 from malora_jax.data.examples import Example
 from malora_jax.data.templates import Template
 from malora_jax.data.tokenizer import TokenizerProtocol
 from malora_jax.errors import UserError
+from malora_jax.progress import track
 
 _ROW = 'data.sequence_length'
 
@@ -114,7 +114,7 @@ def measure_examples(
     answer_tokens = longest = 0
     lengths: list[int] = []
     too_long: list[tuple[int, Example]] = []
-    for example in tqdm.tqdm(examples, f'tokenize {name}', unit=' examples', delay=1.0):
+    for example in track(examples, f'tokenize {name}', 'example', len(examples)):
         turns = encode_turns(tokenizer, template, example)
         positions = count_positions(turns)
         longest = max(longest, positions)

@@ -1,4 +1,4 @@
-"""Multi-process (multi-host) runs: initialization, printing and synchronization.
+"""Multi-process (multi-host) runs: initialization, printing, progress and synchronization.
 
 All processes run the same program on one mesh (SPMD), each on its own devices. The first process
 prints and writes files for all.
@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from malora_jax import errors
+from malora_jax.progress import ProgressBar
 
 
 def initialize(
@@ -46,6 +47,18 @@ def print_on_first(text: str) -> None:
     """Print a line, in the first process only."""
     if is_first_process():
         print(text, flush=True)
+
+
+def progress_bar(label: str | None, total: int, unit: str, done: float = 0) -> ProgressBar:
+    """Return a progress bar that only the first process shows.
+
+    Args:
+        label: Name of the computation; None to show nothing.
+        total: Amount of work, in units.
+        unit: Name of a unit, in the singular.
+        done: Amount of work that is already done.
+    """
+    return ProgressBar(label if is_first_process() else None, total, unit, done)
 
 
 def broadcast_from_first(value: bool) -> bool:

@@ -14,10 +14,8 @@ import signal
 import socket
 import subprocess
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
-
-import tqdm
 
 from malora_jax.errors import UserError
 from malora_jax.evaluation import sandbox
@@ -132,6 +130,7 @@ def score_completions(
     completions: Sequence[Sequence[str]],
     limits: sandbox.ResourceLimits | None = None,
     workers: int = os.cpu_count() or 1,
+    advance: Callable[[int], object] | None = None,
 ) -> list[list[CompletionOutcome]]:
     """Run the tests of many completions in parallel.
 
@@ -140,6 +139,7 @@ def score_completions(
         completions: Completions of each problem.
         limits: Resource limits of each candidate, and of each test; None = the defaults.
         workers: Number of candidates that run at the same time.
+        advance: Function that shows the progress. It is called after each completion, with 1.
 
     Returns:
         The outcome of each completion, by problem, in the order of `completions`.
@@ -150,12 +150,12 @@ def score_completions(
     """
     sandbox.probe_protections()  # Raise errors here rather than in a worker thread.
     jobs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
-    bar = tqdm.tqdm(total=len(jobs), desc='HumanEval', unit='completion', dynamic_ncols=True)
-    with bar, futures.ThreadPoolExecutor(workers) as pool:
+    with futures.ThreadPoolExecutor(workers) as pool:
         outcomes = []
         for outcome in pool.map(lambda job: run_test(job[0], job[1], limits), jobs):
             outcomes.append(outcome)
-            bar.update()
+            if advance:
+                advance(1)
     in_order = iter(outcomes)
     return [list(itertools.islice(in_order, len(group))) for group in completions]
 

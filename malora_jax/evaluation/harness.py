@@ -21,6 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from malora_jax import errors
 from malora_jax.data import TokenizerProtocol, with_bos
 from malora_jax.data.chat import ChatRenderer
+from malora_jax.distributed import hosts
 from malora_jax.evaluation.likelihood import log_likelihoods, rolling_log_likelihoods
 from malora_jax.models import Decoder
 from malora_jax.models.generate import Generator
@@ -130,14 +131,15 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        likelihoods = log_likelihoods(
-            self.loaded_model.model,
-            self.loaded_model.variables,
-            [(context, continuation) for _, context, continuation in requests],
-            batch_size=self.batch_size,
-            pad_multiple=PAD_MULTIPLE,
-            description='log-likelihoods',
-        )
+        with hosts.progress_bar('log-likelihoods', len(requests), 'text') as bar:
+            likelihoods = log_likelihoods(
+                self.loaded_model.model,
+                self.loaded_model.variables,
+                [(context, continuation) for _, context, continuation in requests],
+                batch_size=self.batch_size,
+                pad_multiple=PAD_MULTIPLE,
+                advance=bar.advance,
+            )
         return [(likelihood.log_probability, likelihood.is_greedy) for likelihood in likelihoods]
 
     def loglikelihood_rolling(
@@ -149,15 +151,19 @@ class HarnessModel(TemplateLM):
             requests: Requests whose only argument is a text.
             disable_tqdm: Ignored.
         """
-        likelihoods = rolling_log_likelihoods(
-            self.loaded_model.model,
-            self.loaded_model.variables,
-            [self.tok_encode(text, add_special_tokens=False) for (text,) in _arguments(requests)],
-            self.prefix_token_id,
-            batch_size=self.batch_size,
-            pad_multiple=PAD_MULTIPLE,
-            description='log-likelihoods',
-        )
+        texts = [
+            self.tok_encode(text, add_special_tokens=False) for (text,) in _arguments(requests)
+        ]
+        with hosts.progress_bar('log-likelihoods', len(texts), 'text') as bar:
+            likelihoods = rolling_log_likelihoods(
+                self.loaded_model.model,
+                self.loaded_model.variables,
+                texts,
+                self.prefix_token_id,
+                batch_size=self.batch_size,
+                pad_multiple=PAD_MULTIPLE,
+                advance=bar.advance,
+            )
         return [likelihood.log_probability for likelihood in likelihoods]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -200,16 +206,17 @@ class HarnessModel(TemplateLM):
             batch_size=min(self.batch_size, len(contexts)),
             max_new_tokens=limit,
         )
-        texts = generator.generate_texts(
-            variables,
-            [(self.tok_encode(text) or [self.prefix_token_id])[-room:] for text in contexts],
-            tokenizer,
-            stop=[text for text in (*settings['until'], end) if text],
-            temperature=settings.get('temperature', 0.0),
-            top_p=settings.get('top_p', 1.0),
-            seed=self.seed,
-            description='answers',
-        )
+        with hosts.progress_bar('answers', len(contexts), 'answer') as bar:
+            texts = generator.generate_texts(
+                variables,
+                [(self.tok_encode(text) or [self.prefix_token_id])[-room:] for text in contexts],
+                tokenizer,
+                stop=[text for text in (*settings['until'], end) if text],
+                temperature=settings.get('temperature', 0.0),
+                top_p=settings.get('top_p', 1.0),
+                seed=self.seed,
+                advance=bar.advance,
+            )
         return [text for (text,) in texts]
 
     @property

@@ -13,15 +13,14 @@ P predictions that go through the LM head together.
 
 import bisect
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from malora_jax.distributed import hosts, sharding
+from malora_jax.distributed import sharding
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import logits, output_head
@@ -66,7 +65,7 @@ def log_likelihoods(
     *,
     batch_size: int,
     pad_multiple: int,
-    description: str | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each continuation, given its context.
 
@@ -84,7 +83,8 @@ def log_likelihoods(
         pad_multiple: Rows are padded to a multiple of this number of tokens. A few times the usual
             length of a request is a good value, because several requests then fill a row with
             little padding. The decoder is compiled once for each batch shape that occurs.
-        description: Label of the progress bar; None = no progress bar.
+        advance: Function that shows the progress. It is called after each batch with the number of
+            requests that were scored.
 
     Returns:
         The likelihood of each request, in the order of `requests`. Apart from rounding, it does not
@@ -97,27 +97,21 @@ def log_likelihoods(
     texts = [_input_tokens(i, request, model.config.context) for i, request in enumerate(requests)]
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     head_VD = output_head(model.config, variables['params'])
-    with tqdm.tqdm(
-        total=len(requests),
-        desc=description,
-        unit='text',
-        dynamic_ncols=True,
-        disable=description is None or not hosts.is_first_process(),
-    ) as bar:
-        for batch in _batches(texts, batch_size, pad_multiple):
-            indices: list[int] = []
-            targets: list[int] = []
-            request_indices: list[int] = []
-            for i, start in batch.starts.items():
-                (_, continuation), end = requests[i], start + len(texts[i])
-                indices += range(end - len(continuation), end)
-                targets += continuation
-                request_indices += [i] * len(continuation)
-            hidden_ND = _hidden(model, variables, *batch.arrays)
-            log_probability, is_greedy = _score_targets(hidden_ND, head_VD, indices, targets)
-            np.add.at(sums, request_indices, log_probability)
-            np.logical_and.at(greedy, request_indices, is_greedy)
-            bar.update(len(batch.starts))
+    for batch in _batches(texts, batch_size, pad_multiple):
+        indices: list[int] = []
+        targets: list[int] = []
+        request_indices: list[int] = []
+        for i, start in batch.starts.items():
+            (_, continuation), end = requests[i], start + len(texts[i])
+            indices += range(end - len(continuation), end)
+            targets += continuation
+            request_indices += [i] * len(continuation)
+        hidden_ND = _hidden(model, variables, *batch.arrays)
+        log_probability, is_greedy = _score_targets(hidden_ND, head_VD, indices, targets)
+        np.add.at(sums, request_indices, log_probability)
+        np.logical_and.at(greedy, request_indices, is_greedy)
+        if advance:
+            advance(len(batch.starts))
     return [
         Likelihood(float(total), len(continuation), bool(is_greedy))
         for (_, continuation), total, is_greedy in zip(requests, sums, greedy, strict=True)
@@ -132,7 +126,7 @@ def rolling_log_likelihoods(
     *,
     batch_size: int,
     pad_multiple: int,
-    description: str | None = None,
+    advance: Callable[[float], object] | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each whole text, which may be longer than the model's context.
 
@@ -145,20 +139,22 @@ def rolling_log_likelihoods(
         prefix_id: Id of a token that is put in front of each text, to predict its first token.
         batch_size: Number of rows in a batch, as in `log_likelihoods`.
         pad_multiple: Rows are padded to a multiple of this length, as in `log_likelihoods`.
-        description: Label of the progress bar; None = no progress bar.
+        advance: Function that shows the progress. It is called after each batch with the number of
+            texts that were scored, which need not be whole.
 
     Returns:
         The likelihood of each text, in the order of `texts`.
     """
     parts = [rolling_windows(text, prefix_id, model.config.context) for text in texts]
+    requests = [part for text in parts for part in text]
     scores = iter(
         log_likelihoods(
             model,
             variables,
-            [part for text in parts for part in text],
+            requests,
             batch_size=batch_size,
             pad_multiple=pad_multiple,
-            description=description,
+            advance=advance and (lambda count: advance(count * len(texts) / len(requests))),
         )
     )
     return [_sum_likelihoods([next(scores) for _ in text]) for text in parts]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from malora_jax import statistics
@@ -20,6 +20,7 @@ from malora_jax.data import (
     encode_prompt,
     end_token_id,
 )
+from malora_jax.distributed import hosts
 from malora_jax.evaluation import choices, code_execution, sandbox
 from malora_jax.evaluation.likelihood import Likelihood, LikelihoodRequest, log_likelihoods
 from malora_jax.models.generate import Generator
@@ -27,6 +28,9 @@ from malora_jax.models.generate import Generator
 # Divisor of the row length of packed texts, and the approximate number of texts in such a row.
 # Longer rows make attention slower, and shorter ones have more padding.
 _PAD_MULTIPLE, _TEXTS_PER_ROW = 128, 2
+# Function that shows the progress. Its argument is the amount of work that was done since its last
+# call, as a number of questions, which need not be whole.
+_Advance = Callable[[float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,21 +90,22 @@ def answer_held_out(
     Args:
         eval_model: Model to evaluate.
         splits: Split of each task; splits without held-out questions are skipped.
-        description: Start of the progress bars' labels.
+        description: Label of the progress bar.
 
     Raises:
         UserError: A question and its answer do not fit into the model's context, or generated code
             would run as root without the seccomp filter.
         OSError: The sandbox for generated code does not work on this system.
     """
-    return [
-        answer
-        for split in splits
-        if split.held_out
-        for answer in _answer_task(
-            split.task.scoring, eval_model, split, f'{description} {split.task_name}'
-        )
-    ]
+    scored = [split for split in splits if split.held_out]
+    questions = sum(len(split.held_out) for split in scored)
+    answers = []
+    with hosts.progress_bar(description, questions, 'question') as bar:
+        for split in scored:
+            advance = functools.partial(bar.advance, facts=[split.task_name])
+            answers += _answer_task(split.task.scoring, eval_model, split, advance)
+        bar.update(questions)
+    return answers
 
 
 def max_answer_tokens(split: TaskSplit, tokenizer: TokenizerProtocol, template: Template) -> int:
@@ -207,7 +212,7 @@ def average(values: Mapping[str, float]) -> float:
 
 @functools.singledispatch
 def _answer_task(
-    scoring: Scoring, eval_model: EvalModel, split: TaskSplit, description: str
+    scoring: Scoring, eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Answer]:
     """Answer the held-out questions of a task; dispatches on the class of the scoring rule."""
     raise NotImplementedError(f'{type(scoring).__name__} has no implementation of `_answer_task`.')
@@ -215,20 +220,21 @@ def _answer_task(
 
 @_answer_task.register
 def _answer_by_generation(
-    scoring: GenerationScoring, eval_model: EvalModel, split: TaskSplit, description: str
+    scoring: GenerationScoring, eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Answer]:
-    texts = [text.strip() for (text,) in _generate(eval_model, split, description, scoring.stop)]
+    half = _fraction(advance, 2)  # The answers, and then the losses.
+    texts = [text.strip() for (text,) in _generate(eval_model, split, half, scoring.stop)]
     return [
         _answer(split, example, text, scoring.score(text, example), likelihood)
         for example, text, likelihood in zip(
-            split.held_out, texts, _answer_likelihoods(eval_model, split, description), strict=True
+            split.held_out, texts, _answer_likelihoods(eval_model, split, half), strict=True
         )
     ]
 
 
 @_answer_task.register
 def _answer_by_likelihood(
-    scoring: LikelihoodScoring, eval_model: EvalModel, split: TaskSplit, description: str
+    scoring: LikelihoodScoring, eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Answer]:
     # The loss on the right answer costs almost nothing: its tokens are those of an option and the
     # end token, and shared prefixes are computed once.
@@ -238,8 +244,13 @@ def _answer_by_likelihood(
         options = choices.option_requests(tokenizer, template, example)
         prompt, right = options[example.metadata['label']]
         requests.append([*options, (prompt, [*right, end_token_id(tokenizer, template)])])
+    per_question = sum(map(len, requests)) / len(requests)
     all_likelihoods = iter(
-        _log_likelihoods(eval_model, itertools.chain.from_iterable(requests), description)
+        _log_likelihoods(
+            eval_model,
+            itertools.chain.from_iterable(requests),
+            _fraction(advance, per_question),
+        )
     )
     answers = []
     for example, question_requests in zip(split.held_out, requests, strict=True):
@@ -254,15 +265,16 @@ def _answer_by_likelihood(
 
 @_answer_task.register
 def _answer_by_program(
-    scoring: ProgramScoring, eval_model: EvalModel, split: TaskSplit, description: str
+    scoring: ProgramScoring, eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Answer]:
     """Answer with generated programs; score pass@1 and, with k > 1 samples, also pass@k."""
     # A chat answer may contain the stop strings before the function, so do not stop at them.
     in_chat = eval_model.template.get_end_token(eval_model.tokenizer) is not None
+    third = _fraction(advance, 3)  # The programs, then their tests, and then the losses.
     texts = _generate(
         eval_model,
         split,
-        description,
+        _fraction(third, eval_model.samples),
         () if in_chat else scoring.stop,
         samples=eval_model.samples,
         temperature=eval_model.temperature,
@@ -279,13 +291,15 @@ def _answer_by_program(
         [completion(problem, text) for text in written]
         for problem, written in zip(problems, texts, strict=True)
     ]
-    outcomes = code_execution.score_completions(problems, programs)
+    outcomes = code_execution.score_completions(
+        problems, programs, advance=_fraction(third, eval_model.samples)
+    )
     answers = []
     for example, samples_of_problem, problem_outcomes, loss in zip(
         split.held_out,
         texts,
         outcomes,
-        _answer_likelihoods(eval_model, split, description),
+        _answer_likelihoods(eval_model, split, third),
         strict=True,
     ):
         right, samples = sum(outcome.passed for outcome in problem_outcomes), len(problem_outcomes)
@@ -299,15 +313,20 @@ def _answer_by_program(
     return answers
 
 
+def _fraction(advance: _Advance, parts: float) -> _Advance:
+    """Return a function that shows the progress of work of which `parts` make up a question."""
+    return lambda count: advance(count / parts)
+
+
 def _generate(
-    eval_model: EvalModel, split: TaskSplit, description: str, stop: Sequence[str], **sampling: Any
+    eval_model: EvalModel, split: TaskSplit, advance: _Advance, stop: Sequence[str], **sampling: Any
 ) -> list[list[str]]:
     """Return the generated texts, one list for each held-out question.
 
     Args:
         eval_model: Model to evaluate.
         split: Split of the task.
-        description: Label of the progress bar.
+        advance: Function that shows the progress.
         stop: Strings that end a text.
         **sampling: Sampling arguments of `Generator.generate_texts`.
     """
@@ -319,13 +338,13 @@ def _generate(
         tokenizer,
         max_new_tokens=max_answer_tokens(split, tokenizer, template),
         stop=stop,
-        description=description,
+        advance=advance,
         **sampling,
     )
 
 
 def _answer_likelihoods(
-    eval_model: EvalModel, split: TaskSplit, description: str
+    eval_model: EvalModel, split: TaskSplit, advance: _Advance
 ) -> list[Likelihood]:
     """Return the likelihood of the expected answer to each held-out question."""
     tokenizer, template = eval_model.tokenizer, eval_model.template
@@ -336,11 +355,11 @@ def _answer_likelihoods(
         )
         for example in split.held_out
     ]
-    return _log_likelihoods(eval_model, requests, f'{description}: loss')
+    return _log_likelihoods(eval_model, requests, advance)
 
 
 def _log_likelihoods(
-    eval_model: EvalModel, requests: Iterable[LikelihoodRequest], description: str
+    eval_model: EvalModel, requests: Iterable[LikelihoodRequest], advance: _Advance
 ) -> list[Likelihood]:
     generator = eval_model.generator
     return log_likelihoods(
@@ -349,7 +368,7 @@ def _log_likelihoods(
         list(requests),
         batch_size=-(-generator.batch_size // _TEXTS_PER_ROW),
         pad_multiple=_PAD_MULTIPLE,
-        description=description,
+        advance=advance,
     )
 
 

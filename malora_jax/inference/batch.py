@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from malora_jax import files
 from malora_jax.data.file_rows import check_file
+from malora_jax.distributed import hosts
 from malora_jax.errors import UserError, prefix_errors
 from malora_jax.inference.language_model import GenerationConfig, LanguageModel
 from malora_jax.models.detokenization import StopCondition
@@ -79,11 +80,14 @@ def answer_file(
     stop_condition = StopCondition(model.tokenizer, tuple(sampling.stop))
     tokens = 0
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open('a', encoding='utf-8') as file:
+    with (
+        partial.open('a', encoding='utf-8') as file,
+        hosts.progress_bar('answer', len(rows), 'prompt', len(done)) as bar,
+    ):
         if not done and file.tell() == 0:
             _append(file, header)
         for i, ids in generator.as_completed(
-            model.variables, requests, stop_condition.is_met, 'answer'
+            model.variables, requests, stop_condition.is_met, bar.advance
         ):
             number = todo[i]
             done[number] = rows[number][1] | {'answer': stop_condition.text(ids).strip()}

@@ -9,6 +9,7 @@ import jax
 
 from malora_jax import cloud_storage, data, errors
 from malora_jax.data import Example, Template
+from malora_jax.distributed import hosts
 from malora_jax.evaluation.likelihood import Likelihood, log_likelihoods
 from malora_jax.export.trained_model import StoredModel
 from malora_jax.models import Decoder
@@ -169,17 +170,18 @@ class LanguageModel:
             batch_size=self.batch_size,
             max_new_tokens=config.max_new_tokens,
         )
-        texts = generator.generate_texts(
-            self.variables,
-            [self.encode_prompt(question) for question in questions],
-            self.tokenizer,
-            stop=config.stop,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            seed=config.seed,
-            description=description,
-        )
+        with hosts.progress_bar(description, len(questions), 'answer') as bar:
+            texts = generator.generate_texts(
+                self.variables,
+                [self.encode_prompt(question) for question in questions],
+                self.tokenizer,
+                stop=config.stop,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                seed=config.seed,
+                advance=bar.advance,
+            )
         return [text.strip() for (text,) in texts]
 
     def chat(self, messages: str | Sequence[Mapping[str, str]], **sampling: Any) -> str:

@@ -3,9 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import tqdm
-
-from malora_jax.distributed import hosts
 from malora_jax.models.decoder import Decoder
 from malora_jax.models.detokenization import Detokenizer, StopCondition
 from malora_jax.models.engine import Engine, GenerationRequest
@@ -34,7 +31,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | None = None,
         *,
-        description: str | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> list[list[int]]:
         """Continue each prompt by greedy decoding.
 
@@ -43,7 +40,7 @@ class Generator:
             prompts: Token ids of each prompt, at least one.
             max_new_tokens: Maximum number of new tokens; None = the generator's `max_new_tokens`,
                 to which higher values are reduced.
-            description: Label of the progress bar; None for no progress bar.
+            advance: Function that shows the progress; see `as_completed`.
 
         Returns:
             Token ids of each answer, in the order of the prompts.
@@ -53,7 +50,7 @@ class Generator:
         """
         token_limit = self._token_limit(max_new_tokens)
         requests = [GenerationRequest(prompt, token_limit) for prompt in prompts]
-        answers = dict(self.as_completed(variables, requests, None, description))
+        answers = dict(self.as_completed(variables, requests, None, advance))
         return [answers[i] for i in range(len(requests))]
 
     def generate_texts(
@@ -69,7 +66,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        description: str | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> list[list[str]]:
         """Continue each prompt by sampling or greedy decoding, and return texts.
 
@@ -89,7 +86,7 @@ class Generator:
             top_k: Number of most probable tokens to sample from; 0 for all.
             top_p: Probability mass of nucleus sampling; 1 for all tokens.
             seed: Random seed for sampling.
-            description: Label of the progress bar; None for no progress bar.
+            advance: Function that shows the progress; see `as_completed`.
 
         Returns:
             The texts of each prompt, in the order of the prompts.
@@ -114,7 +111,7 @@ class Generator:
             for i in range(count)
         ]
         should_stop = stop_condition.is_met if stop else None
-        answers = dict(self.as_completed(variables, requests, should_stop, description))
+        answers = dict(self.as_completed(variables, requests, should_stop, advance))
         texts = [stop_condition.text(answers[i]) for i in range(count)]
         return [texts[i : i + samples] for i in range(0, count, samples)]
 
@@ -123,7 +120,7 @@ class Generator:
         variables: Any,
         requests: Sequence[GenerationRequest],
         should_stop: Callable[[list[int]], bool] | None = None,
-        description: str | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield answers as they finish, each with the index of its request.
 
@@ -133,7 +130,9 @@ class Generator:
             should_stop: Function that receives the tokens of an unfinished answer, and returns
                 whether generation of the answer should stop; None never stops early. It is called
                 only every few tokens, so an answer may contain a few tokens too many.
-            description: Label of the progress bar; None for no progress bar.
+            advance: Function that shows the progress. It is called after each step of the engine,
+                and with each finished answer; its argument is the number of finished answers, 0 or
+                1.
 
         Yields:
             Index of the request, and token ids of its answer.
@@ -147,23 +146,19 @@ class Generator:
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
         index_of = {engine.submit(requests[i]): i for i in longest_first}
         answers: list[list[int]] = [[] for _ in requests]
-        with tqdm.tqdm(
-            total=len(requests),
-            desc=description,
-            unit='answer',
-            dynamic_ncols=True,
-            disable=description is None or not hosts.is_first_process(),
-        ) as bar:
-            while not engine.is_idle:
-                for output in engine.step():
-                    index = index_of[output.request_id]
-                    answers[index] += [token.id for token in output.tokens]
-                    if output.finish_reason is None:
-                        if should_stop is None or not should_stop(answers[index]):
-                            continue
-                        engine.cancel(output.request_id)
-                    bar.update()
-                    yield index, answers[index]
+        advance = advance or (lambda count: None)
+        while not engine.is_idle:
+            outputs = engine.step()
+            advance(0)
+            for output in outputs:
+                index = index_of[output.request_id]
+                answers[index] += [token.id for token in output.tokens]
+                if output.finish_reason is None:
+                    if should_stop is None or not should_stop(answers[index]):
+                        continue
+                    engine.cancel(output.request_id)
+                advance(1)
+                yield index, answers[index]
 
     def _token_limit(self, limit: int | None) -> int:
         return self.max_new_tokens if limit is None else min(limit, self.max_new_tokens)

@@ -13,14 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
+from malora_jax.distributed import hosts
+from malora_jax.progress import ProgressBar
 from malora_jax.sweeps.joint_groups import with_largest_ranks
 from malora_jax.sweeps.padding import pad_and_stack, take, unpad
 from malora_jax.training.preemption import Preempted, PreemptionWatcher
 from malora_jax.training.run_progress import RunProgress
 from malora_jax.training.state import TrainState
 from malora_jax.training.step import lower_train_step
+from malora_jax.training.validation import VALIDATION_LOSS
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,20 +56,17 @@ class JointLoop:
         preemption: PreemptionWatcher,
         step: jax.stages.Compiled | None = None,
     ):
-        """Stack the states of the runs that have steps left.
+        """Create the loop.
 
         Args:
             runs: Runs of one group of `joint_groups`.
             preemption: Watcher for requests to stop.
-            step: Compiled step of all runs; None to compile it here.
+            step: Compiled step of all runs; None to compile it in `train`.
         """
-        self._runs: list[JointRun] = []
+        self._runs = list(runs)
         self._states: Any = None
-        self._step: Any = None
+        self._step: Any = step
         self._preemption = preemption
-        active = [run for run in runs if run.is_active]
-        if active:
-            self._stack(active, step if len(active) == len(runs) else None)
 
     def train(self) -> None:
         """Train all runs until they finish.
@@ -75,31 +74,39 @@ class JointLoop:
         Raises:
             Preempted: SIGTERM arrived; the step in progress is finished and saved.
         """
-        steps = sum(run.progress.setup.steps for run in self._runs)
-        done = sum(run.progress.step for run in self._runs)
-        bar = tqdm.tqdm(total=steps, initial=done, desc='train together', unit='step')
+        active = [run for run in self._runs if run.is_active]
+        if not active:
+            return
+        steps = sum(run.progress.setup.steps for run in active)
+        done = sum(run.progress.step for run in active)
+        with hosts.progress_bar('train together', steps, 'step', done) as bar:
+            self._stack(active, self._step if len(active) == len(self._runs) else None)
+            bar.update(done)
+            with self._preemption.defer_sigterm():
+                self._train(bar)
+
+    def _train(self, bar: ProgressBar) -> None:
         # Step number of each run whose step has started and is not reported yet; `metrics` holds
         # the stacked metrics of these steps.
         unreported: dict[JointRun, int] = {}
         metrics: Any = None
-        with self._preemption.defer_sigterm(), bar:
-            while any(run.is_active for run in self._runs):
-                if not unreported:
-                    self._remove_inactive()
-                    for run in self._runs:
-                        run.progress.start_clock()
-                started, new_metrics = self._start_step()
-                self._report(unreported, metrics)
-                unreported, metrics = started, new_metrics
-                bar.update(len(started))
-                is_stopping = self._preemption.should_stop(max(started.values()))
-                if is_stopping or any(run.progress.is_eval_or_save_due for run in started):
-                    self._report(started, metrics)
-                    self._save(started, is_stopping)
-                    unreported = {}
-                if is_stopping:
-                    print('Stopped by SIGTERM after a step, which is saved.')
-                    raise Preempted
+        while any(run.is_active for run in self._runs):
+            if not unreported:
+                self._remove_inactive()
+                for run in self._runs:
+                    run.progress.start_clock()
+            started, new_metrics = self._start_step()
+            self._report(bar, unreported, metrics)
+            unreported, metrics = started, new_metrics
+            bar.advance(len(started))
+            is_stopping = self._preemption.should_stop(max(started.values()))
+            if is_stopping or any(run.progress.is_eval_or_save_due for run in started):
+                self._report(bar, started, metrics)
+                self._save(started, is_stopping)
+                unreported = {}
+            if is_stopping:
+                bar.write('Stopped by SIGTERM after a step, which is saved.')
+                raise Preempted
 
     def _start_step(self) -> tuple[dict[JointRun, int], Any]:
         """Start a step; return each active run's step number, and the stacked metrics."""
@@ -112,13 +119,14 @@ class JointLoop:
         self._states, metrics = self._step(self._states, params, rows, self._hyperparameters)
         return {run: run.progress.step for run in active}, metrics
 
-    def _report(self, steps: Mapping[JointRun, int], metrics: Any) -> None:
+    def _report(self, bar: ProgressBar, steps: Mapping[JointRun, int], metrics: Any) -> None:
         """Report the metrics of a step of each run, and evaluate the runs for which that is due.
 
         A run is evaluated only if `steps` has its newest step. Otherwise a newer step has started,
         and has already changed the state of the run.
 
         Args:
+            bar: Progress bar, above which validation losses are printed.
             steps: Number of the step to report, by run.
             metrics: Stacked metrics of these steps.
         """
@@ -127,10 +135,17 @@ class JointLoop:
             if not run.error:
                 is_due = number == run.progress.step and run.progress.is_eval_or_save_due
                 state = self._state(run) if is_due else None
+                step_metrics = take(host_metrics, self._runs.index(run))
                 try:
-                    run.progress.report(number, take(host_metrics, self._runs.index(run)), state)
+                    record = run.progress.report(number, step_metrics, state)
                 except FloatingPointError as error:
                     run.error = str(error)
+                    continue
+                if VALIDATION_LOSS in record:
+                    bar.write(
+                        f'{run.progress.workdir.name}: step {number}, validation loss '
+                        f'{record[VALIDATION_LOSS]:.4f}.'
+                    )
 
     def _save(self, runs: Iterable[JointRun], is_stopping: bool) -> None:
         for run in runs:

@@ -79,7 +79,7 @@ class PlotData(NamedTuple):
     """Data for the plots of a finished run.
 
     Attributes:
-        title: Method and base model, for the titles of the plots.
+        title: Method, base model and seed, for the titles of the plots.
         records: Records of `metrics.jsonl`.
         tasks: Section `tasks` of `results.json`.
         load: Expert load by name of the linear, arrays of shape (L, G, E). For each layer and
@@ -152,7 +152,8 @@ def write_results(
     if write_plots:
         has_held_out = [bool(split.held_out) for split in setup.splits]
         load = _load_by_linear(routing, has_held_out)
-        write_plots(workdir, PlotData(run.title, measurements.records, tasks, load))
+        title = f'{run.title}, seed {run.seed}'
+        write_plots(workdir, PlotData(title, measurements.records, tasks, load))
     files.write_json(workdir / 'results.json', results)
     return results
 
@@ -160,30 +161,76 @@ def write_results(
 def format_table(results: Mapping[str, Any]) -> str:
     """Return a plain-text table of the scores, in percent.
 
-    The column `constant` is the majority baseline: the score of the best constant answer.
+    The column `constant` is the majority baseline: the score of the best constant answer. The
+    interval is that of the score after training.
 
     Args:
-        results: Content of `results.json`.
+        results: Content of `results.json`. Results of early versions may lack intervals.
     """
-    rows: list[tuple[str, ...]] = [('task', 'before', 'constant', 'after', 'questions')]
-    for name, task in results['tasks'].items():
-        scores = [f'{100 * task[key]:.1f}' for key in ('before', 'best_constant', 'after')]
-        rows.append((name, *scores, str(task['examples'])))
-    average = results['average']
-    scores = [f'{100 * average[key]:.1f}' for key in ('before', 'best_constant', 'after')]
-    rows.append(('average', *scores, ''))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
+    header = ('task', 'before', 'constant', 'after', '95% interval', 'questions')
+
+    def row(name: str, scores: Mapping[str, float], interval: Any, questions: str) -> Sequence[str]:
+        percents = [f'{100 * scores[key]:.1f}' for key in ('before', 'best_constant', 'after')]
+        return name, *percents, _format_interval(interval), questions
+
+    rows = [
+        row(name, task, task.get('after_interval'), str(task['examples']))
+        for name, task in results['tasks'].items()
+    ]
+    average = row(
+        'average', results['average'], results.get('average_interval', {}).get('after'), ''
+    )
+    name = f'{results["method"]} on {results["model"]}'
+    return _format_scores(name, results['tasks'], header, rows, average)
+
+
+def format_evaluation(evaluation: Mapping[str, Any], name: str) -> str:
+    """Return a plain-text table of the scores of a single model, in percent.
+
+    Args:
+        evaluation: Scores, as `evaluate.evaluate` returns them.
+        name: Name of the model, for the title.
+    """
+    header = ('task', 'score', '95% interval', 'questions')
+    rows = [
+        (task, f'{100 * t["score"]:.1f}', _format_interval(t['interval']), str(t['examples']))
+        for task, t in evaluation['tasks'].items()
+    ]
+    interval = _format_interval(evaluation['average_interval'])
+    average = ('average', f'{100 * evaluation["average"]:.1f}', interval, '')
+    return _format_scores(name, evaluation['tasks'], header, rows, average)
+
+
+def _format_interval(interval: Sequence[float] | None) -> str:
+    return f'[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]' if interval else ''
+
+
+def _format_scores(
+    name: str,
+    tasks: Mapping[str, Mapping[str, Any]],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    average: Sequence[str],
+) -> str:
+    """Return a plain-text table.
+
+    Args:
+        name: Name of the model, for the title.
+        tasks: Results of each task, whose metric the title names.
+        header: Names of the columns.
+        rows: Cells of each task.
+        average: Cells of the last row.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, average, strict=True)]
+    head, *body, last = (
         row[0].ljust(widths[0])
         + ''.join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-    rule = '-' * len(lines[0])
-    exact = all(task['metric'] == 'exact_match' for task in results['tasks'].values())
-    measure = 'Exact match' if exact else 'Right answers'
-    head = f'{measure} (%) of {results["method"]} on {results["model"]}, held-out questions'
-    parts = [head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1].rstrip(), rule]
-    return '\n'.join(parts)
+        for row in (header, *rows, average)
+    )
+    rule = '-' * len(head)
+    exact = all(task['metric'] == 'exact_match' for task in tasks.values())
+    title = f'{"Exact match" if exact else "Right answers"} (%) of {name}, held-out questions'
+    return '\n'.join([title, rule, head, rule, *body, rule, last.rstrip(), rule])
 
 
 def _task_results(setup: Setup, measurements: RunMeasurements) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from malora_jax.data import RowStreams
 from malora_jax.training.checkpoint import Checkpoints
@@ -128,7 +127,6 @@ class RunProgress:
         if state is not None and self._validation and self._evaluates_after(step):
             with self.goodput.phase('evaluate'):
                 record |= self._validation(state.variables(self.setup.base.params))
-            tqdm.tqdm.write(f'Step {step}: validation loss {record[VALIDATION_LOSS]:.4f}.')
         self._check_skipped(record)
         check_finite(record)
         # JSON cannot represent infinities and NaN.

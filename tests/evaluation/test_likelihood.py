@@ -190,12 +190,13 @@ def test_no_requests_no_scores():
     assert scores([]) == []
 
 
-def test_the_progress_bar(capsys):
+def test_progress_is_told_after_each_batch(computed):
     model, variables = MODELS['base'], VARIABLES['base']
+    counts = []
     log_likelihoods(
-        model, variables, REQUESTS, batch_size=4, pad_multiple=32, description='options'
+        model, variables, REQUESTS, batch_size=4, pad_multiple=32, advance=counts.append
     )
-    assert f'options: 100%|██████████| {len(REQUESTS)}/{len(REQUESTS)}' in capsys.readouterr().err
+    assert sum(counts) == len(REQUESTS) and len(counts) == len(computed['decoder'])
 
 
 SHORT = tiny_model(context=16)

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from malora_jax import progress
 from malora_jax.data import (
     Example,
     GenerationScoring,
@@ -77,10 +78,12 @@ class Scripted:
     max_new_tokens: int = 16
     asked: list[tuple[list[str], dict]] = dataclasses.field(default_factory=list)
 
-    def generate_texts(self, variables, prompts, tokenizer, *, description, **settings):
+    def generate_texts(self, variables, prompts, tokenizer, *, advance, **settings):
         assert variables == 'variables'
         texts = [bytes(prompt).decode() for prompt in prompts]
         self.asked.append((texts, settings))
+        for _ in range(len(texts) * settings.get('samples', 1)):
+            advance(1)
         return [self.says[text] for text in texts]
 
 
@@ -103,8 +106,8 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
     """Recorded likelihood requests (context, text, has an end token), answered from `NATS`."""
     requests = []
 
-    def log_likelihoods(model, variables, of_batch, *, batch_size, pad_multiple, description):
-        assert (model, variables) == ('model', 'variables') and 'test runner' in description
+    def log_likelihoods(model, variables, of_batch, *, batch_size, pad_multiple, advance):
+        assert (model, variables) == ('model', 'variables')
         assert batch_size * pad_multiple == 8 * 64
         found = []
         for context, tokens in of_batch:
@@ -113,6 +116,7 @@ def asked(monkeypatch) -> list[tuple[str, str, bool]]:
             requests.append((bytes(context).decode(), text, ends))
             nats = NATS.get(text, 0.5 * len(text)) + 0.25 * ends
             found.append(Likelihood(-nats, len(tokens), False))
+            advance(1)
         return found
 
     monkeypatch.setattr(runner, 'log_likelihoods', log_likelihoods)
@@ -149,6 +153,16 @@ def test_prompts_end_where_the_answer_begins_and_there_is_room_for_it():
     assert generator.asked == [(prompts[:2], first), (prompts[2:4], second)]
 
 
+def test_one_bar_shows_all_questions(monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0)
+    ask(Scripted(SAYS), SPLITS)
+    exact, partial = 'runner_exact', 'runner_partial'
+    shown = ['0/4, compiling…', *(f'{n}/4, {exact}' for n in (0, 1, 2))]
+    shown += [*(f'{n}/4, {partial}' for n in (2, 3, 4)), '4/4']
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f'test: question {text}' for text in shown]
+
+
 def test_a_task_may_set_its_own_limit_and_stops():
     generator = Scripted(SAYS)
     (answer,) = ask(generator, [TaskSplit(NUMBER, [], [Example('e?', ' 5', {})], 1)])
@@ -156,7 +170,8 @@ def test_a_task_may_set_its_own_limit_and_stops():
     assert generator.asked[0][1] == {'max_new_tokens': 99, 'stop': ('\n',)}
 
 
-def test_options_are_taken_by_their_likelihood(asked):
+def test_options_are_taken_by_their_likelihood(asked, monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0)
     questions = [
         Example('x?', ' ab', {'options': (' ab', ' abcdefgh'), 'label': 0}),
         Example('y?', ' c', {'options': (' b', ' c', ' d'), 'label': 1}),
@@ -172,17 +187,22 @@ def test_options_are_taken_by_their_likelihood(asked):
         Answer(name, 'x?', ' ab', ' ab', 1.0, 2.25, 4, {'accuracy_normalized': 0.0}),
         Answer(name, 'y?', ' c', ' b', 0.0, 1.25, 3, {'accuracy_normalized': 0.0}),
     ]
+    shown = ['0/2, compiling…', *(f'{n}/2, {name}' for n in range(3)), '2/2']
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f'test: question {text}' for text in shown]
 
 
 @pytest.mark.parametrize('template', ['bare', 'chatml'])
-def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
+def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, capsys, template):
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0)
     prompt = 'def one():\n    """One."""'
     example = Example(prompt, ' 1', {'test': 'check', 'entry_point': 'one'})
     body = '    return 1'
     said = {'bare': f'\n{body}', 'chatml': f'```python\ndef one():\n{body}\n```'}[template]
     ran = []
 
-    def score_completions(problems, programs):
+    def score_completions(problems, programs, advance):
+        advance(sum(map(len, programs)))
         ran.extend(zip(problems, programs, strict=True))
         return [
             [CompletionOutcome(passed) for passed in (True, False, False, True)] for _ in programs
@@ -208,6 +228,9 @@ def test_programs_are_run_and_pass_at_k_is_estimated(monkeypatch, template):
         scope = {}
         exec(problem.prompt + program, scope)
         assert scope['one']() == 1
+    shown = ['0/1, compiling…', '0/1, runner_code', '1/1, runner_code', '1/1']
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f'test: question {text}' for text in shown]
 
 
 def test_means_and_intervals():

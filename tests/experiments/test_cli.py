@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from malora_jax.training.results import format_table
+from malora_jax.training.results import format_evaluation, format_table
 from tests.experiments.helpers import ROOT, run, run_with_mistake, small_run_arguments
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -178,15 +178,22 @@ def test_train_prints_the_table_and_evaluate_finds_the_same_scores(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((workdir / 'results.json').read_text('utf-8'))
     assert results['steps'] == 2
-    assert done.stdout.endswith(f'{format_table(results)}\n')
+    told = (
+        f'{format_table(results)}\n'
+        f'The results are in {workdir}. Next, chat with the model, or write a report:\n'
+        f'  python -m experiments.generate --workdir={workdir}\n'
+        f'  python -m experiments.analyze --workdir={workdir}\n'
+    )
+    assert done.stdout.endswith(told)
     assert 'Traceback' not in done.stderr
 
     again = run('train', *arguments)
     assert again.returncode == 0, again.stderr
-    assert again.stdout == f'{workdir} is finished; its results:\n{format_table(results)}\n'
+    assert again.stdout == f'{workdir} is finished; its results:\n{told}'
 
     done = run('evaluate', *arguments)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith(f'{format_evaluation(json.loads(done.stdout), "malora on tiny")}\n')
     after = results['tasks']['chain_sum']
     task = {
         **{'metric': 'exact_match', 'score': after['after'], 'interval': after['after_interval']},

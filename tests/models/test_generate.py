@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,11 +212,19 @@ def test_an_answer_is_over_when_its_text_is(monkeypatch):
     assert steps[0] == [1, 2] and 3 in steps[1]
 
 
-def test_the_progress_bar(capsys):
-    texts(prompts(4, 8), samples=3, temperature=1.0, description='programs')
-    assert 'programs: 100%|██████████| 6/6' in capsys.readouterr().err
-    generate('malora', prompts(4, 8))
-    assert capsys.readouterr().err == ''
+def test_progress_is_told_after_each_step_and_with_each_answer(monkeypatch, capsys):
+    counts = []
+    step = Engine.step
+
+    def spied(engine):
+        counts.append('step')
+        return step(engine)
+
+    monkeypatch.setattr(Engine, 'step', spied)
+    texts(prompts(4, 8), samples=3, temperature=1.0, advance=counts.append)
+    assert counts.count(1) == 6 and counts.count(0) == counts.count('step') > 0
+    assert all(after == 0 for before, after in itertools.pairwise(counts) if before == 'step')
+    assert capsys.readouterr() == ('', '')
 
 
 SAMPLED = dict(temperature=0.8, top_p=0.9, samples=3, seed=5)

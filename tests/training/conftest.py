@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from malora_jax import training
+from malora_jax import progress, training
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.models import preset
 from malora_jax.models.loading.base_model import LoadedBase, load_base
@@ -30,7 +30,7 @@ def finished_run(tiny_weights, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """Directory of an uninterrupted run, and its output on stderr."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.delenv('COLUMNS', raising=False)  # Else it would cut the progress bars.
+        patch.setattr(progress, 'LINE_SECONDS', 0)  # Print all progress.
         training.train(toy_run_config(tiny_weights), workdir, write_run_plots)
     return workdir, stderr.getvalue()
 

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
+from configs import quickstart
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
 from malora_jax.evaluation.runner import Answer
 from malora_jax.files import read_json_lines
 from malora_jax.training.evaluate import evaluate
-from malora_jax.training.results import format_table
+from malora_jax.training.results import format_evaluation, format_table
 from tests.helpers.runs import STEPS, TASKS, toy_run_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
@@ -133,14 +134,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(
 
 TABLE = """\
 Exact match (%) of malora on tiny, held-out questions
------------------------------------------------
-task         before  constant  after  questions
------------------------------------------------
-sum             0.0      12.5   99.9         64
-letter_race    33.3       1.6  100.0          8
------------------------------------------------
-average        16.7       7.0   99.9
------------------------------------------------"""
+---------------------------------------------------------------
+task         before  constant  after    95% interval  questions
+---------------------------------------------------------------
+sum             0.0      12.5   99.9   [94.3, 100.0]         64
+letter_race    33.3       1.6  100.0   [67.6, 100.0]          8
+---------------------------------------------------------------
+average        16.7       7.0   99.9  [100.0, 100.0]
+---------------------------------------------------------------"""
 
 
 def test_the_table_to_the_letter():
@@ -153,6 +154,7 @@ def test_the_table_to_the_letter():
                 'before': 0.0,
                 'best_constant': 0.125,
                 'after': 0.9987,
+                'after_interval': [0.943, 1.0],
                 'examples': 64,
             },
             'letter_race': {
@@ -160,11 +162,64 @@ def test_the_table_to_the_letter():
                 'before': 1 / 3,
                 'best_constant': 1 / 64,
                 'after': 1,
+                'after_interval': [0.676, 1.0],
                 'examples': 8,
             },
         },
         'average': {'before': 1 / 6, 'best_constant': 0.0703, 'after': 0.99935},
+        'average_interval': {'before': [0.1, 0.2], 'after': [0.9999, 1.0]},
     }
     assert [line.rstrip() for line in format_table(results).split('\n')] == TABLE.split('\n')
     results['tasks']['sum']['metric'] = 'choice'
     assert format_table(results).startswith('Right answers (%) of malora on tiny, ')
+
+
+def test_the_table_of_results_without_intervals():
+    results = {
+        'method': 'lora',
+        'model': 'tiny',
+        'tasks': {
+            'sum': {
+                'metric': 'exact_match',
+                'before': 0.0,
+                'best_constant': 0.125,
+                'after': 0.5,
+                'examples': 64,
+            }
+        },
+        'average': {'before': 0.0, 'best_constant': 0.125, 'after': 0.5},
+    }
+    assert 'sum         0.0      12.5   50.0                       64' in format_table(results)
+
+
+EVALUATION_TABLE = """\
+Exact match (%) of tiny, held-out questions
+----------------------------------------
+task     score   95% interval  questions
+----------------------------------------
+sum       99.9  [94.3, 100.0]         64
+----------------------------------------
+average   99.9  [94.3, 100.0]
+----------------------------------------"""
+
+
+def test_the_table_of_an_evaluation():
+    scored = {'metric': 'exact_match', 'score': 0.9987, 'interval': [0.943, 1.0], 'examples': 64}
+    evaluation = {'tasks': {'sum': scored}, 'average': 0.9987, 'average_interval': [0.943, 1.0]}
+    table = format_evaluation(evaluation, 'tiny')
+    assert [line.rstrip() for line in table.split('\n')] == EVALUATION_TABLE.split('\n')
+
+
+def test_the_table_of_the_quickstart_fits_a_terminal():
+    task = {
+        **{'metric': 'exact_match', 'before': 1.0, 'best_constant': 1.0, 'after': 1.0},
+        **{'after_interval': [1.0, 1.0], 'examples': 64},
+    }
+    results = {
+        'method': 'malora',
+        'model': 'smollm2-135m',
+        'tasks': dict.fromkeys(quickstart.get_config().data.tasks, task),
+        'average': task,
+        'average_interval': {'after': [1.0, 1.0]},
+    }
+    assert max(map(len, format_table(results).split('\n'))) < 80

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from malora_jax import training
+from configs.quickstart import get_config
+from malora_jax import progress, training
 from malora_jax.adapters import trees
 from malora_jax.analysis.run_plots import write_run_plots
 from malora_jax.data import Example
@@ -29,6 +30,7 @@ from malora_jax.training.setup import build_setup
 from malora_jax.training.state import TrainState, create_state
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SCORERS, STEPS, TASKS, toy_run_config
+from tests.helpers.terminal import terminal
 from tests.training.helpers import read_scalars
 
 pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_once')]
@@ -158,18 +160,62 @@ def test_scores_are_of_the_base_before_and_of_the_last_state_after(
     assert sum(a.answer != b.answer for a, b in zip(before, after, strict=True)) >= 6
 
 
-def test_the_bar_tells_step_loss_speed_and_the_loss_of_each_task(finished_run):
+def test_the_log_tells_step_loss_speed_and_the_loss_of_each_task(finished_run):
     workdir, stderr = finished_run
-    # Each update starts with a carriage return; "train" is the label of the training bar.
-    updates = [text for text in re.split('[\\r\\n]', stderr) if text.startswith('train:')]
+    expected = [f'train: step 0/{STEPS}, compiling…', f'train: step 0/{STEPS}']
     for record in read_json_lines(workdir / 'metrics.jsonl'):
+        facts = [f'loss {record["loss"]:.3f}', f'{record["tokens_per_second"]:.0f} tokens/s']
         tasks = [f'{task} {record[f"loss/{task}"]:.2f}' for task in TASKS]
-        speed = f'{record["tokens_per_second"]:.0f} tokens/s'
-        expected = ', '.join([f'loss {record["loss"]:.3f}', speed, *tasks])
-        shown = [update for update in updates if expected in update]
-        assert shown
-    assert f'| {STEPS}/{STEPS} [' in updates[-1]
-    assert expected in updates[-1]
+        expected.append(', '.join([f'train: step {record["step"]}/{STEPS}', *facts, *tasks]))
+    assert [line for line in stderr.split('\n') if line.startswith('train')] == expected
+
+
+def test_the_log_tells_how_many_questions_are_scored(finished_run):
+    _, stderr = finished_run
+    lines = [line for line in stderr.splitlines() if line.startswith('score ')]
+    for when in ('before', 'after'):
+        own = [line for line in lines if line.startswith(f'score {when}: question ')]
+        assert lines[: len(own)] == own
+        lines = lines[len(own) :]
+        counts = [tuple(map(int, re.findall(r'\d+', line))) for line in own]
+        assert counts == sorted(counts) and counts[0] == (0, 12) and counts[-1] == (12, 12)
+        facts = [line.partition(', ')[2] for line in own]
+        assert list(dict.fromkeys(facts)) == ['compiling…', *TASKS, '']
+        middle = [count for (count, _), fact in zip(counts, facts, strict=True) if fact == TASKS[1]]
+        assert middle[0] == 6 and middle[-1] == 12
+    assert not lines
+
+
+@pytest.mark.parametrize('columns', [80, 110])
+def test_the_terminal_shows_the_loss_of_every_task(tiny_weights, tmp_path, columns, monkeypatch):
+    """`terminal` checks that no line is too wide."""
+    tasks = get_config().data.tasks
+    config = toy_run_config(
+        tiny_weights,
+        data__tasks=tasks,
+        data__sequence_length=512,
+        data__batch_size=6,
+        evaluation__max_new_tokens=64,
+    )
+    monkeypatch.setattr(progress, 'REDRAW_SECONDS', 0)  # Show all progress.
+    with terminal(columns) as screen:
+        training.train(config, tmp_path / 'run')
+    bars = [frame[frame.index('train ') :] for frame in screen.frames if 'train ' in frame]
+    assert bars[0].endswith(f'0/{STEPS}  compiling…')
+    seen: dict[str, float] = {}
+    for record in read_json_lines(tmp_path / 'run' / 'metrics.jsonl'):
+        seen |= {task: record[f'loss/{task}'] for task in tasks if f'loss/{task}' in record}
+        shown = next(bar for bar in bars if f' {record["step"]}/{STEPS} ' in bar)
+        assert all(f'  {task} {loss:.2f}' in shown for task, loss in seen.items())
+    assert seen.keys() == set(tasks)
+    for when in ('before', 'after'):
+        frames = [frame for frame in screen.frames if f'score {when} ' in frame]
+        assert frames[0].endswith('0/36  compiling…')
+        assert [task for task in tasks if any(frame.endswith(f'  {task}') for frame in frames)] == [
+            *tasks
+        ]
+    lines = [line for line in screen.text.splitlines() if '█' in line]
+    assert [line.partition(' █')[0] for line in lines] == ['train', 'score before', 'score after']
 
 
 def test_plots_are_pictures(finished_workdir):

@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import tqdm
+
 from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.evaluation import code_execution
@@ -78,16 +80,20 @@ def diagnose(
         restore_trailing_space(text_field(row, 'prompt'), text_field(problem, 'prompt'))
         for problem, row in pairs
     ]
-    outcomes = code_execution.score_completions(
-        [
-            code_execution.Problem(
-                prompt, text_field(problem, 'test'), text_field(problem, 'entry_point')
-            )
-            for (problem, _), prompt in zip(pairs, prompts, strict=True)
-        ],
-        [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],
-        workers=workers,
-    )
+    with tqdm.tqdm(
+        total=len(pairs), desc='HumanEval', unit=' solutions', dynamic_ncols=True
+    ) as bar:
+        outcomes = code_execution.score_completions(
+            [
+                code_execution.Problem(
+                    prompt, text_field(problem, 'test'), text_field(problem, 'entry_point')
+                )
+                for (problem, _), prompt in zip(pairs, prompts, strict=True)
+            ],
+            [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],
+            workers=workers,
+            advance=bar.update,
+        )
     diagnoses = []
     for (problem, row), prompt, (outcome,) in zip(pairs, prompts, outcomes, strict=True):
         faults = static_faults(problem, row, prompt)
