@@ -1,6 +1,7 @@
 """Write the parts that all notebooks share: badge, metadata, install cell and expected times.
 
-`make docs` runs this. To run a notebook and store its outputs with the times of its cells:
+`make docs` runs this. It also shortens the progress in stored outputs. To run a notebook and store
+its outputs with the times of its cells:
 
     jupyter execute --inplace --NotebookClient.coalesce_streams=True notebooks/NAME.ipynb
     python -m docs.notebooks
@@ -16,7 +17,14 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Colab opens a notebook with this machine; the T4 is a GPU that everyone can use.
-COLAB = {'accelerator': 'GPU', 'colab': {'gpuType': 'T4', 'provenance': []}}
+METADATA = {
+    'accelerator': 'GPU',
+    'colab': {'gpuType': 'T4', 'provenance': []},
+    'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
+    'language_info': {'name': 'python'},
+}
+# A line of progress, such as "train: step 120/240, loss 0.412".
+PROGRESS = re.compile(r'(.+): \w+ \d+/\d+(,|$)')
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 INSTALL = """\
 # Finds the code and installs what is missing. On Colab, it asks you to restart the session once.
@@ -68,7 +76,7 @@ def repository() -> str:
     """Return the address of the repository, which is set in setup.cfg; '' while it has none."""
     config = configparser.RawConfigParser()
     config.read(ROOT / 'setup.cfg', 'utf-8')
-    return config['metadata'].get('url', '')
+    return config['metadata']['url']
 
 
 def update(book: dict[str, Any], name: str, url: str) -> None:
@@ -80,7 +88,7 @@ def update(book: dict[str, Any], name: str, url: str) -> None:
         url: Address of the repository; '' if it has none.
     """
     title, install, *cells = book['cells']
-    book['metadata'] |= COLAB
+    book['metadata'] = METADATA
     text = re.sub(r'^\[!\[Open in Colab\].*\n+', '', source(title))
     set_source(title, badge(name, url) + text)
     set_source(install, install_cell(url))
@@ -88,13 +96,17 @@ def update(book: dict[str, Any], name: str, url: str) -> None:
         mark = r'(?<=<!-- generated: time -->).*?(?=<!-- end -->)'
         if cell['cell_type'] == 'markdown' and re.search(mark, source(cell)):
             set_source(cell, re.sub(mark, expected_time(following), source(cell)))
+    for output in itertools.chain.from_iterable(cell.get('outputs', ()) for cell in cells):
+        if output.get('name') == 'stderr':
+            output['text'] = shorten_progress(output['text'])
 
 
 def badge(name: str, url: str) -> str:
     """Return the link that opens a notebook in Colab; '' unless the repository is on GitHub."""
     if not url.startswith('https://github.com/'):
         return ''
-    colab = url.replace('https://github.com', 'https://colab.research.google.com/github')
+    path = url.removeprefix('https://github.com/').removesuffix('.git')
+    colab = f'https://colab.research.google.com/github/{path}'
     return f'[![Open in Colab]({BADGE})]({colab}/blob/main/notebooks/{name}.ipynb)\n\n'
 
 
@@ -120,6 +132,20 @@ def expected_time(cell: dict[str, Any]) -> str:
     minutes = round((end - start).total_seconds() / 60)
     about = f'{minutes} minute{"s" * (minutes > 1)}' if minutes else 'less than a minute'
     return f'Expected time: {about} on two CPU cores; GPUs and TPUs were not measured.'
+
+
+def shorten_progress(lines: list[str]) -> list[str]:
+    """Return lines of an output with only the first and last line of each progress."""
+
+    def label(line: str) -> str | None:
+        found = PROGRESS.match(line)
+        return found[1] if found else None
+
+    kept: list[str] = []
+    for name, group in itertools.groupby(lines, label):
+        same = [*group]
+        kept += same if name is None else dict.fromkeys((same[0], same[-1]))
+    return kept
 
 
 def source(cell: dict[str, Any]) -> str:
