@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from docs import tables_training
 from docs.records import load
-from malora_jax.analysis import task_plots
+from malora_jax.analysis import task_plots, training_plots
 from malora_jax.analysis.figures import COLORS, mark_truncated, save, without_mathtext
 from malora_jax.benchmark import adapter_sizes, plots
 from malora_jax.runs import SeedGroup, read_runs, seed_groups
@@ -118,6 +118,21 @@ def seesaw(path: pathlib.Path) -> None:
     task_plots.plot_seesaw(path, changes)
 
 
+def quickstart_losses(path: pathlib.Path) -> None:
+    """Draw the training loss of each task of the quickstart."""
+    results, losses = load('quickstart')['values'], load('quickstart_losses')['values']
+    steps = range(1, results['steps'] + 1)
+    metrics = [
+        {'step': step, **{f'loss/{task}': curve[step - 1] for task, curve in losses.items()}}
+        for step in steps
+    ]
+    metrics = [
+        {key: loss for key, loss in record.items() if loss is not None} for record in metrics
+    ]
+    title = f'{results["method"]} on {results["model"]}, seed {results["seed"]}: loss by task'
+    training_plots.plot_losses(path, metrics, title)
+
+
 @functools.cache
 def comparison_groups() -> list[SeedGroup]:
     """Return the rows of the comparison, each with its runs."""
@@ -126,6 +141,7 @@ def comparison_groups() -> list[SeedGroup]:
 
 
 PICTURES: dict[str, Callable[[pathlib.Path], None]] = {
+    'quickstart_loss.svg': quickstart_losses,
     'step_times.svg': step_times,
     'step_times_by_experts.svg': step_times_by_experts,
     'peers.svg': peers,
