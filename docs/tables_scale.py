@@ -41,10 +41,11 @@ def slice_values() -> dict[str, Any]:
     """Return numbers about the table of models and TPU slices.
 
     Returns:
-        `gb_per_chip`: memory of LLaMA-2 7B's step on four v5e chips. `sharded_gb` and `unsharded_gb`: bytes of LLaMA-2 7B's arguments on one chip that do or do
-        not shrink with the number of chips (4 or 64). `cycles_spread`: largest difference of cycles
+        `gb_per_chip`: memory of LLaMA-2 7B's step on four v5e chips. `sharded_gb` and
+        `unsharded_gb`: memory of LLaMA-2 7B's arguments on one chip that does or does not shrink
+        with the number of chips (4 or 64). `cycles_spread`: largest relative difference of cycles
         between slices of one kind of chip, without v5p:4x4x4. `sum_cycles`: smallest and largest
-        ratio of the cycles on v5p:4x4x4 to those on four v5p chips.
+        relative increase of the cycles from four v5p chips to v5p:4x4x4.
     """
     by_name = {(cell['model'], cell['topology']): cell for cell in slice_cells()}
     few, many = (by_name['llama2-7b', name] for name in ('v5e:2x2', 'v5e:8x8'))
@@ -74,6 +75,16 @@ def plan() -> str:
     found = load('tpu_plan')['values']['topology']
     lines = ',\n'.join(f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in found.items())
     return f'```text\n"topology": {{\n{lines}\n}}\n```'
+
+
+def step_values() -> dict[str, float]:
+    """Return the memory of MALoRA's step on one chip in GB, and its ratios to LoRA's step."""
+    malora, lora = (load('tpu_step')['values'][name] for name in ('malora', 'lora'))
+    return {
+        'memory_gb': malora['bytes_per_chip'] / 1e9,
+        'memory_ratio': malora['bytes_per_chip'] / lora['bytes_per_chip'],
+        'cycles_ratio': malora['cycles'] / lora['cycles'],
+    }
 
 
 @functools.cache
@@ -291,5 +302,6 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
     'slices': slice_values,
+    'step': step_values,
     'sweep': sweep_values,
 }
