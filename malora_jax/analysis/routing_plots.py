@@ -151,6 +151,8 @@ def plot_evolution(
         height, label = lines[measure]
         panel.axhline(height, color=_GRAY, linestyle='--', linewidth=1)
         panel.margins(y=0.15)
+        if measure != 'balance_loss':  # The load-balancing loss is at least 1.
+            panel.set_ylim(bottom=0)
         panel.set_title(f'{title}\n(dashed: {label}, {height:.3g})', fontsize=8.5)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)

@@ -36,9 +36,9 @@ def test_the_first_right_and_wrong_answers_of_each_task(tmp_path):
     (section,) = sections(tmp_path)
     assert len(section.blocks) == 1 + 5
     table = section.blocks[1]
-    assert table.head == ['question', 'expected', 'before', 'after', '']
+    assert [*table.head] == ['question', 'expected', 'before', 'after']
     assert [[row[0], *row[2:]] for row in table.rows] == [
-        [f'What is {q}?', f'before What is {q}?', f'after What is {q}?', verdict]
+        [f'What is {q}?', f'before What is {q}?', f'{verdict}: after What is {q}?']
         for q, verdict in ((0, 'right'), (1, 'right'), (3, 'wrong'), (4, 'wrong'))
     ]
 
@@ -49,12 +49,13 @@ def test_partial_scores_are_in_percent_and_empty_answers_are_marked(tmp_path):
         row['score'] = 0.25
 
     write_run(tmp_path / 'run', change)
-    assert [row[3:] for row in sections(tmp_path)[0].blocks[1].rows] == [['(empty)', '25%']] * 2
+    rows = sections(tmp_path)[0].blocks[1].rows
+    assert [row[2:] for row in rows] == [['(empty)', '25%: (empty)']] * 2
 
 
 def test_long_texts_are_cut_with_a_mark(tmp_path):
     write_run(tmp_path / 'run', lambda row, when: row.update(answer='word\n' * 100))
-    answer = sections(tmp_path)[0].blocks[1].rows[0][3]
+    answer = sections(tmp_path)[0].blocks[1].rows[0][2]
     assert answer == 'word ' * 47 + 'word […]'
 
 
@@ -67,7 +68,7 @@ def test_texts_are_escaped(tmp_path):
     assert '&lt;script&gt;alert(1)&lt;/script&gt; | [a](http://b)' in page
     row = next(line for line in to_markdown('title', found).splitlines() if 'What is' in line)
     assert r'\<script>alert(1)\</script> \| [a]\(http://b) \`c\` \*d\*' in row
-    assert row.replace(r'\|', '').count('|') == 6
+    assert row.replace(r'\|', '').count('|') == 5
 
 
 def test_rows_have_their_answers_in_their_own_block(tmp_path):

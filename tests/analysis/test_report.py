@@ -174,6 +174,26 @@ def test_the_paper_s_settings_are_compared(numbers, runs):
         assert np.all(np.array(own) > np.array(within['A']['independent'][linear]))
 
 
+def test_similarities_are_compared_with_those_of_the_paper(page, numbers):
+    def mean(values) -> float:
+        return float(np.mean([*values.values()]))
+
+    def count(reference: str) -> str:
+        """Return in how many comparisons A exceeds its reference by more than B exceeds chance."""
+        found = [
+            mean(each['A']['trained']) - mean(each['A'][reference])
+            > mean(each['B']['trained']) - mean(each['B']['independent'])
+            for each in numbers['similarity']
+        ]
+        verdict = {0: ', the reverse of the paper', 4: ', as in the paper'}.get(sum(found), '')
+        return f'{sum(found)} of 4 comparisons{verdict}.'
+
+    text = words(page)
+    level = f'A exceeds independent subspaces by more than B does in {count("independent")}'
+    change = f'By the change since the start, A is ahead of B in {count("start")}'
+    assert f'{level} {change}' in text
+
+
 def test_the_seesaw_is_the_difference_of_scores(runs, numbers, page):
     found = numbers['seesaw'][runs.mixed.name]
     mixed = read_json(runs.mixed / 'results.json')['tasks']

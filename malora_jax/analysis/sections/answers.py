@@ -77,12 +77,11 @@ def _shortened(text: str) -> str:
 
 
 def _table(task: str, examples: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        [*(example[key] or '(empty)' for key in _TEXTS), _verdict(example['score'])]
-        for example in examples
-    ]
-    head = [*_TEXTS, '']
-    return Table(task, head, rows, text_columns=range(1, 4))
+    rows = []
+    for example in examples:
+        *texts, answer = (example[key] or '(empty)' for key in _TEXTS)
+        rows.append([*texts, f'{_verdict(example["score"])}: {answer}'])
+    return Table(task, _TEXTS, rows, text_columns=range(1, len(_TEXTS)))
 
 
 def _verdict(score: float) -> str:

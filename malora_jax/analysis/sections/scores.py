@@ -167,5 +167,9 @@ def _notes(groups: Sequence[SeedGroup], table: paper.PaperTable | None) -> list[
 
 
 def _scoring(task: str, result: Mapping[str, Any]) -> str:
-    settings = ', '.join(f'{key} {value}' for key, value in result.get('scoring', {}).items())
+    settings = ', '.join(
+        f'{key} {value}'
+        for key, value in result.get('scoring', {}).items()
+        if value not in ('', [])
+    )
     return f'{task}: {result["metric"]} of {result["examples"]:,} questions; {settings}'

@@ -15,6 +15,7 @@ from malora_jax.analysis.expert_similarity import (
     SIDES,
     ComparedRun,
     ExpertSimilarity,
+    SideSimilarity,
     comparable_pairs,
     expert_similarities,
     nan_mean,
@@ -116,24 +117,37 @@ def _summary(similarities: Sequence[ExpertSimilarity]) -> str:
 
 def _against_the_paper(similarities: Sequence[ExpertSimilarity]) -> str:
     """Return a sentence that compares A and B with the paper's observation."""
-    excess = np.array(
-        [
-            [nan_mean(one.trained) - nan_mean(one.independent) for one in similarity.sides.values()]
-            for similarity in similarities
-            if len(similarity.sides) == len(SIDES)
-        ]
-    ).reshape(-1, len(SIDES))
-    excess = excess[~np.isnan(excess).any(axis=1)]  # Without comparisons whose B is still zero.
-    if not len(excess):
+    # Comparisons whose B is still zero are omitted: they have no similarity of B.
+    both = [
+        [similarity.sides[side] for side in SIDES]
+        for similarity in similarities
+        if len(similarity.sides) == len(SIDES)
+        and not np.isnan(nan_mean(similarity.sides['B'].trained))
+    ]
+    if not both:
         return ''
-    larger = int((excess[:, 0] > excess[:, 1]).sum())
-    verdict = {0: 'the reverse', len(excess): 'the same'}.get(larger, 'mixed')
-    return (
-        "In the paper's Figure 2, the A of experts are similar and the B are not. Here it is "
-        f'{verdict}: A exceeds independent subspaces by more than B does in {larger} of '
-        f'{count(len(excess), "comparison")} (first comparison: A {excess[0, 0]:+.3f}, '
-        f'B {excess[0, 1]:+.3f}).'
+    level = [_excess(a, a.independent) > _excess(b, b.independent) for a, b in both]
+    change = [
+        _excess(a, a.start) > _excess(b, b.independent) for a, b in both if a.start is not None
+    ]
+    text = (
+        "In the paper's Figure 2, the A of experts are similar and the B are not. Here, A exceeds "
+        f'independent subspaces by more than B does in {_share(level)}.'
     )
+    if change:
+        text += f' By the change since the start, A is ahead of B in {_share(change)}.'
+    return text
+
+
+def _excess(one: SideSimilarity, reference: np.ndarray) -> float:
+    return float(nan_mean(one.trained) - nan_mean(reference))
+
+
+def _share(is_like_paper: Sequence[bool]) -> str:
+    """Return the number of comparisons that agree with the paper, in words."""
+    number, total = sum(is_like_paper), len(is_like_paper)
+    verdict = {0: ', the reverse of the paper', total: ', as in the paper'}.get(number, '')
+    return f'{number} of {count(total, "comparison")}{verdict}'
 
 
 def _table(similarities: Sequence[ExpertSimilarity], side: str) -> Table:

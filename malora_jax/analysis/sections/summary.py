@@ -6,7 +6,7 @@ their seed.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from malora_jax.runs import LoadedRun, SeedGroup
 from malora_jax.statistics import PairedDifference
 from malora_jax.training.validation import VALIDATION_LOSS
 
-# With more rows than this, the lists of what each of them learned are collapsed.
+# With more rows than this, the lists of what each of them scores and learned are collapsed.
 _MAX_ROWS = 4
 # A rise of the validation loss above its minimum is reported from this fraction of the minimum on.
 _MIN_RISE = 0.01
@@ -55,8 +55,8 @@ def summary_section(
             measured are missing.
     """
     rows = [group for group in groups if not group.is_base]
-    learned = [_named(rows, row.label, text) for row in rows for text in _task_gains(row)]
-    findings = [_named(rows, row.label, text) for row in rows for text in _weak_tasks(row)]
+    learned = [text for row in rows for text in _named(rows, row.label, _task_gains(row))]
+    findings = [text for row in rows for text in _named(rows, row.label, _weak_tasks(row))]
     for run in runs:
         numbers = routing.get(run.name)
         problems = [
@@ -65,27 +65,37 @@ def summary_section(
             *_few_experts(run, numbers),
             *_idle_experts(numbers),
         ]
-        findings += [_named(runs, run.name, text) for text in problems]
         if numbers and numbers['max_information'] > 0:
             separates, text = _task_separation(run, numbers)
-            (learned if separates else findings).append(_named(runs, run.name, text))
+            if separates:
+                learned += _named(runs, run.name, [text])
+            else:
+                problems.append(text)
+        findings += _named(runs, run.name, problems)
+    many = len(rows) > _MAX_ROWS
     blocks: list[ReportBlock] = [Text(_conditions(runs))]
     if rows:
-        blocks.append(BulletList([_named(rows, row.label, _score(row)) for row in rows], 'Scores'))
+        scores = [text for row in rows for text in _named(rows, row.label, [_score(row)])]
+        blocks.append(_list('Scores', scores, many))
     if len(rows) > 1:
         blocks.append(BulletList([*_comparisons(groups)], 'Differences between rows'))
     if learned:
-        title = 'What was learned'
-        many = len(rows) > _MAX_ROWS
-        blocks.append(Fold(title, [BulletList(learned)]) if many else BulletList(learned, title))
+        blocks.append(_list('What was learned', learned, many))
     notes = [_NOTHING] * (not findings) + [_NOT_MEASURED] * (not routing)
     blocks.append(BulletList([*findings, *notes], 'What to look at'))
     return Section('summary', 'Summary', blocks, {'learned': learned, 'findings': findings})
 
 
-def _named(several: Sequence[Any], name: str, text: str) -> str:
-    """Return a sentence that starts with a name if the report has several of its kind."""
-    return f'{name}: {text}' if len(several) > 1 else text
+def _named(several: Sequence[Any], name: str, sentences: Iterable[str]) -> list[str]:
+    """Return sentences as one item that starts with a name, if the report has several names."""
+    sentences = [*sentences]
+    if len(several) == 1 or not sentences:
+        return sentences
+    return [f'{name}: {" ".join(sentences)}']
+
+
+def _list(title: str, items: Sequence[str], is_collapsed: bool) -> ReportBlock:
+    return Fold(title, [BulletList(items)]) if is_collapsed else BulletList(items, title)
 
 
 def _conditions(runs: Sequence[LoadedRun]) -> str:
