@@ -65,14 +65,13 @@ test-release: setup
 test-colab: setup
 	$(BIN)/python -m pytest -m colab tests/test_colab.py
 
-# The documentation site in docs/build. First rewrites the generated pages; in continuous
-# integration, a difference from the committed pages is an error.
+# The documentation site in docs/build. First rewrites everything that is generated; in continuous
+# integration, a difference from what is committed is an error.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	$(BIN)/python -m docs.draw_layer
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/build
-	@git diff --exit-code --stat -- docs \
+	@git diff --exit-code --stat -- README.md docs notebooks \
 	  || { test -z "$$CI" || exit 1; echo 'Commit the changed pages.' >&2; }
 
 # Style and types.

@@ -20,6 +20,7 @@ from typing import Any
 
 from docs import (
     draw_layer,
+    notebooks,
     pictures_scale,
     pictures_training,
     records,
@@ -41,6 +42,7 @@ def main() -> None:
     (reference / 'config.md').write_text(reference_pages.config_page(), 'utf-8')
     (reference / 'commands.md').write_text(reference_pages.commands_page(), 'utf-8')
     draw_layer.main()
+    notebooks.main()
     for name, draw in (pictures_training.PICTURES | pictures_scale.PICTURES).items():
         draw(DOCS / 'images' / name)
     values = {name: records.load(name)['values'] for name in records.names()}

@@ -7,13 +7,14 @@ its outputs with the times of its cells:
     python -m docs.notebooks
 """
 
-import configparser
 import datetime
 import itertools
 import json
 import pathlib
 import re
 from typing import Any
+
+from docs import repository
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Colab opens a notebook with this machine; the T4 is a GPU that everyone can use.
@@ -65,18 +66,11 @@ if root is None:
 
 def main() -> None:
     """Write the shared parts into all notebooks."""
-    url = repository()
+    url = repository.address()
     for path in sorted((ROOT / 'notebooks').glob('*.ipynb')):
         book = json.loads(path.read_text('utf-8'))
         update(book, path.stem, url)
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + '\n', 'utf-8')
-
-
-def repository() -> str:
-    """Return the address of the repository, which is set in setup.cfg; '' while it has none."""
-    config = configparser.RawConfigParser()
-    config.read(ROOT / 'setup.cfg', 'utf-8')
-    return config['metadata']['url']
 
 
 def update(book: dict[str, Any], name: str, url: str) -> None:

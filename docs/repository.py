@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def address() -> str:
     """Return the address of the Git repository; '' while the project has none."""
-    settings = configparser.ConfigParser()
+    settings = configparser.RawConfigParser()
     settings.read(ROOT / 'setup.cfg', 'utf-8')
     return settings['metadata'].get('url', '').strip()
 
