@@ -102,7 +102,7 @@ def task_losses(path: pathlib.Path) -> None:
     }
     groups = {group.name: group for group in comparison_groups()}
     curves = {text: [run.records for run in groups[name].runs] for name, text in labels.items()}
-    task_plots.plot_task_losses(path, curves)
+    task_plots.plot_task_losses(path, curves, 'SmolLM2-135M; seeds 0 and 1, alone seed 0')
 
 
 def seesaw(path: pathlib.Path) -> None:
@@ -115,7 +115,8 @@ def seesaw(path: pathlib.Path) -> None:
             changes[group.label] = {
                 task: group.task_differences(other)[task] for task, other in by_task.items()
             }
-    task_plots.plot_seesaw(path, changes)
+    conditions = 'SmolLM2-135M, 200 questions per task; lines: 95% intervals'
+    task_plots.plot_seesaw(path, changes, conditions)
 
 
 def quickstart_losses(path: pathlib.Path) -> None:

@@ -94,6 +94,12 @@ def test_a_mark_without_a_source_is_named(mark, message):
         generate.fill(f'<!-- {mark} -->1.0<!-- end -->', 'page.md', values, {})
 
 
+@pytest.mark.parametrize('path', generate.pages(), ids=lambda path: path.name)
+def test_no_line_starts_with_the_mark_of_a_number(path):
+    """Such a line would start a block of HTML, in which Markdown is not rendered."""
+    assert not re.search(r'(?m)^\s*([-*] |\d+\. )?<!-- value', path.read_text('utf-8'))
+
+
 def unsourced_numbers(text: str) -> list[str]:
     """Return the measured numbers of a page that stand outside marks, code and tables.
 
