@@ -3,7 +3,7 @@
 `make docs` runs this. It also shortens the progress in stored outputs. To run a notebook and store
 its outputs with the times of its cells:
 
-    jupyter execute --inplace --NotebookClient.coalesce_streams=True notebooks/NAME.ipynb
+    jupyter execute --inplace notebooks/NAME.ipynb
     python -m docs.notebooks
 """
 
@@ -90,9 +90,9 @@ def update(book: dict[str, Any], name: str, url: str) -> None:
         mark = r'(?<=<!-- generated: time -->).*?(?=<!-- end -->)'
         if cell['cell_type'] == 'markdown' and re.search(mark, source(cell)):
             set_source(cell, re.sub(mark, expected_time(following), source(cell)))
-    for output in itertools.chain.from_iterable(cell.get('outputs', ()) for cell in cells):
-        if output.get('name') == 'stderr':
-            output['text'] = shorten_progress(output['text'])
+    for cell in book['cells']:
+        if cell['cell_type'] == 'code':
+            cell['outputs'] = tidy_outputs(cell['outputs'])
 
 
 def badge(name: str, url: str) -> str:
@@ -128,8 +128,31 @@ def expected_time(cell: dict[str, Any]) -> str:
     return f'Expected time: {about} on two CPU cores; GPUs and TPUs were not measured.'
 
 
+def tidy_outputs(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the outputs of a cell with all its printed text in one output per stream.
+
+    Lines that were redrawn, and all but the first and last line of each progress, are omitted.
+
+    Args:
+        outputs: Outputs as the notebook stores them.
+    """
+    streams: dict[str, list[str]] = {}
+    kept = []
+    for output in outputs:
+        name = output.get('name')
+        if name not in streams:
+            kept.append(output)
+        if name:
+            streams.setdefault(name, []).extend(output['text'])
+    for output in kept:
+        if name := output.get('name'):
+            text = ''.join(streams[name]).replace('\r\n', '\n')
+            output['text'] = shorten_progress(re.sub(r'.*\r', '', text).splitlines(keepends=True))
+    return kept
+
+
 def shorten_progress(lines: list[str]) -> list[str]:
-    """Return lines of an output with only the first and last line of each progress."""
+    """Return lines with only the first and last line of each progress."""
 
     def label(line: str) -> str | None:
         found = PROGRESS.match(line)

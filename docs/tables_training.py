@@ -267,7 +267,25 @@ def memory_ratios() -> dict[str, float]:
     return {name: size / total['lora'] for name, size in total.items()}
 
 
+def claims() -> dict[str, float]:
+    """Return the numbers of the front page's claims, under short names."""
+    steps = load('packed')['values']['methods']
+    pairs = load('peers')['values']['rows']['real']['pairs']
+    lead = comparison_values()['ahead']['lora malora']['points']
+    low, high = steps['malora']['step_quartiles_s']
+    return {
+        'time': steps['malora']['ratio_to_lora'],
+        'lora_s': steps['lora']['step_s'],
+        **{'malora_s': steps['malora']['step_s'], 'low_s': low, 'high_s': high},
+        'memory': memory_ratios()['malora'],
+        **{name: pairs[pair]['ratio'] for name, pair in (('peft', 'lora'), ('mola', 'molora'))},
+        **{f'peft_{end}': pairs['lora']['by_step'][end] for end in ('lower', 'upper')},
+        **{f'mola_{end}': pairs['molora']['by_step'][end] for end in ('lower', 'upper')},
+        **{f'lead_{key}': value for key, value in lead.items()},
+    }
+
+
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
     'comparison': comparison_values,
-    'memory': memory_ratios,
+    'claim': claims,
 }
