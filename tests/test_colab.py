@@ -14,7 +14,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from docs import notebooks
+from docs import notebooks, repository
 from notebooks import colab_setup
 from tests.fixtures.make_colab import IMAGES
 from tests.helpers.paths import FIXTURES, ROOT
@@ -82,7 +82,7 @@ def test_accelerators_are_recognized(device, extra, monkeypatch):
 @pytest.mark.parametrize('name', BOOKS)
 def test_shared_parts_are_up_to_date(name):
     book = json.loads(BOOKS[name].read_text('utf-8'))
-    notebooks.update(book, name, notebooks.repository())
+    notebooks.update(book, name, repository.address())
     assert book == json.loads(BOOKS[name].read_text('utf-8'))
 
 
@@ -96,6 +96,27 @@ def test_the_badge_and_the_clone_appear_with_the_address():
     title, install = map(notebooks.source, book['cells'][:2])
     assert title.startswith('# ')
     assert 'http' not in install
+
+
+def test_stored_outputs_are_short():
+    def stream(name: str, *text: str) -> dict:
+        return {'output_type': 'stream', 'name': name, 'text': [*text]}
+
+    outputs = [
+        stream('stderr', 'train: step 0/9, compiling…\n'),
+        stream('stderr', 'train: step 1/9, loss 3.5\n', 'train: step 9/9, loss 1.2\n'),
+        stream('stdout', 'Done.\r\n'),
+        stream('stderr', '\rweights:  50%\rweights: 100%', '\n'),
+    ]
+    assert notebooks.tidy_outputs(outputs) == [
+        stream(
+            'stderr',
+            'train: step 0/9, compiling…\n',
+            'train: step 9/9, loss 1.2\n',
+            'weights: 100%\n',
+        ),
+        stream('stdout', 'Done.\n'),
+    ]
 
 
 def run(python: pathlib.Path, code: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
