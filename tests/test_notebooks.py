@@ -62,6 +62,8 @@ def home(tmp_path_factory) -> pathlib.Path:
     home = tmp_path_factory.mktemp('clone')
     for name in ('malora_jax', 'configs', 'experiments', 'notebooks'):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.cfg', 'requirements-quickstart.txt'):
+        shutil.copy(ROOT / name, home)
     write_tiny_gguf(home / 'tiny.gguf')
     return home
 
