@@ -4,13 +4,15 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
 _T = TypeVar('_T')
 # Minimum time in seconds between two updates of a terminal, and between two lines of text.
 REDRAW_SECONDS, LINE_SECONDS = 0.1, 20.0
+# Work that takes less time than this shows no progress in `track`.
+DELAY_SECONDS = 1.0
 # Limits of the display in a terminal: columns of the bar, and lines with losses of tasks.
 _MIN_BAR, _MAX_BAR, _MAX_LOSS_LINES = 4, 30, 3
 
@@ -99,11 +101,12 @@ class ProgressBar:
         """
         self.update(self.done + count, facts)
 
-    def write(self, text: str) -> None:
-        """Print a line to stdout, above the bar.
+    def write(self, text: str, file: TextIO | None = None) -> None:
+        """Print a line above the bar.
 
         Args:
             text: Line to print.
+            file: File to print to; None for stdout.
         """
         if self._label is None:
             return
@@ -111,7 +114,7 @@ class ProgressBar:
             self._print(f'{self._to_first_line()}\x1b[J')
             self._drawn = []
             self._next_time = self._first_time
-        print(text, flush=True)
+        print(text, file=file, flush=True)
         self._show()
 
     def _show(self) -> None:
@@ -178,7 +181,7 @@ class ProgressBar:
 
 
 def track(items: Iterable[_T], label: str, unit: str, total: int | None = None) -> Iterator[_T]:
-    """Yield items, and show the progress if they take more than a second.
+    """Yield items, and show the progress if they take more than `DELAY_SECONDS`.
 
     Args:
         items: Items to yield.
@@ -186,7 +189,7 @@ def track(items: Iterable[_T], label: str, unit: str, total: int | None = None) 
         unit: Name of an item, in the singular.
         total: Number of items; None if it is unknown.
     """
-    with ProgressBar(label, total, unit, delay=1.0) as bar:
+    with ProgressBar(label, total, unit, delay=DELAY_SECONDS) as bar:
         bar.update(0)
         for item in items:
             yield item

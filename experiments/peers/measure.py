@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import tqdm
 
 from experiments.peers.batches import PeerBatch
 from experiments.peers.systems import System
 from malora_jax.errors import UserError
+from malora_jax.progress import track
 
 # Tolerances for the rounding of float32 sums in another order; larger differences mean that the
 # methods differ.
@@ -118,7 +118,7 @@ def time_interleaved(
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     timed: list[PeerBatch] = []
-    for turn in tqdm.trange(turns, desc='turns of every system'):
+    for turn in track(range(turns), 'turns of every system', 'turn', turns):
         warm_up_batch, *timed_batches = itertools.islice(batches, 1 + steps)
         first = turn % len(names)
         for name in names[first:] + names[:first]:

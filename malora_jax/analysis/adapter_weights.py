@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-import tqdm
 
 from malora_jax.adapters.config import LINEARS
 from malora_jax.adapters.structures import SharedDown, Structure
@@ -15,6 +14,7 @@ from malora_jax.cloud_storage import remote_path
 from malora_jax.export.merge import linear_leaves_float64
 from malora_jax.models import Decoder
 from malora_jax.models.decoder import abstract_variables
+from malora_jax.progress import track
 from malora_jax.runs import LoadedRun
 from malora_jax.training.checkpoint import Checkpoints, latest_checkpoint
 from malora_jax.training.config import RunConfig
@@ -118,14 +118,13 @@ def read_adapter_weights(runs: Sequence[LoadedRun]) -> list[AdapterWeights]:
     Args:
         runs: Runs with checkpoints.
     """
-    bar = tqdm.tqdm(runs, desc='weights', unit='run', dynamic_ncols=True)
     return [
         AdapterWeights(
             each,
             read_adapter(each.path, each.run_config, each.report_step),
             initial_adapter(each.path, each.run_config),
         )
-        for each in bar
+        for each in track(runs, 'weights', 'run', len(runs))
     ]
 
 

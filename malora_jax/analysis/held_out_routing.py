@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from malora_jax.adapters.routers import RoutingSums
 from malora_jax.models import Decoder
+from malora_jax.progress import track
 from malora_jax.training.step import Batch, routing_by_path
 
 # Maximum number of frequent tokens, and the minimum number of occurrences of each.
@@ -80,7 +80,7 @@ def index_questions(batches: Sequence[Batch]) -> HeldOutQuestions:
 
 
 def sum_routing(
-    model: Decoder, variables: Any, question_set: HeldOutQuestions, description: str | None = None
+    model: Decoder, variables: Any, question_set: HeldOutQuestions, description: str
 ) -> HeldOutRouting:
     """Run the model over the questions, without dropout, and sum its routing decisions.
 
@@ -88,13 +88,13 @@ def sum_routing(
         model: Decoder with routers.
         variables: Variable collections of the model.
         question_set: Held-out questions.
-        description: Label of the progress bar; None for no label.
+        description: Label of the progress bar.
     """
     max_questions = max(question_set.per_batch)
     parts: dict[str, list[RoutingSums]] = {}
     by_token: dict[str, Any] = {}
-    bar = tqdm.tqdm(question_set.batches, desc=description, unit='batch', dynamic_ncols=True)
-    for batch, count in zip(bar, question_set.per_batch, strict=True):
+    batches = track(question_set.batches, description, 'batch', len(question_set.batches))
+    for batch, count in zip(batches, question_set.per_batch, strict=True):
         for linear, sums in _sums(
             model, variables, batch, jnp.asarray(question_set.tokens), max_questions
         ):

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from malora_jax.errors import unknown_name
 from malora_jax.export.static import check_mixture, static_lora
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import Decoder
+from malora_jax.progress import track
 from malora_jax.training.held_out_loss import held_out_losses, loss_by_task
 from malora_jax.training.setup import Setup
 
@@ -82,8 +82,8 @@ def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> di
     names = [split.task_name for split in setup.splits]
     own = [names.index(task) for task in tasks]
     batches = list(setup.training_batches(tasks, EXAMPLES))
-    bar = tqdm.tqdm(batches, desc='gates', unit='batch')
-    sums = held_out_losses(trained.model, trained.variables, bar, len(names))
+    tracked = track(batches, 'gates', 'batch', len(batches))
+    sums = held_out_losses(trained.model, trained.variables, tracked, len(names))
     gates = {}
     for path, routing in sums.routing.items():
         # Each token has top_k slots.
@@ -105,8 +105,9 @@ def _losses(setup: Setup, mixture: TrainedModel, lora: TrainedModel) -> dict[str
     names = [split.task_name for split in setup.splits]
     losses: dict[str, dict[str, float]] = {}
     for label, (model, variables) in models.items():
-        batches = tqdm.tqdm(list(setup.held_out_batches()), desc=f'loss of {label}', unit='batch')
-        sums = held_out_losses(model, variables, batches, len(names))
+        batches = list(setup.held_out_batches())
+        tracked = track(batches, f'loss of {label}', 'batch', len(batches))
+        sums = held_out_losses(model, variables, tracked, len(names))
         for name, loss in zip(names, loss_by_task(sums), strict=True):
             if np.isfinite(loss):  # The loss of a task without answers is nan.
                 losses.setdefault(name, {})[label] = float(loss)

@@ -7,10 +7,10 @@ slowdown of the machine therefore affects all methods alike. Ratios are computed
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from malora_jax import shutdown
 from malora_jax.benchmark.timed_steps import PARTS, TimedStep, time_part
+from malora_jax.progress import ProgressBar
 from malora_jax.training.step import Batch
 
 # A step time is steady if its interquartile range is below this fraction of its median.
@@ -45,8 +45,8 @@ def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: 
         for part in PARTS:
             timed_step.run_part(part, batches[0])
     round_times: list[dict[tuple[str, str], float]] = []
-    bar = tqdm.tqdm(total=rounds, desc='measure', unit='round', dynamic_ncols=True)
-    with shutdown.interruptible(), bar:
+    with shutdown.interruptible(), ProgressBar('measure', rounds, 'round', delay=1.0) as bar:
+        bar.update(0)
         for number in range(_MAX_ROUNDS_FACTOR * rounds):
             if number >= rounds and all(
                 is_steady(np.array([times[timed_step.name, 'step'] for times in round_times]))
@@ -70,7 +70,7 @@ def measure(timed_steps: Sequence[TimedStep], batches: Sequence[Batch], rounds: 
                 bar.write(f'Interrupted; the result uses the complete rounds: {len(round_times)}.')
                 break
             bar.total = max(rounds, number + 1)
-            bar.update()
+            bar.advance(1)
     return {
         timed_step.name: {
             part: np.array([times.get((timed_step.name, part), np.nan) for times in round_times])

@@ -5,10 +5,9 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
-import tqdm
-
 from malora_jax import files, markdown
 from malora_jax.distributed.topology import tpu_devices
+from malora_jax.progress import track
 from malora_jax.training.config import run_config
 from malora_jax.training.tpu_compile import compile_for_topology
 
@@ -67,7 +66,7 @@ def scaling_table(
     cells = files.read_json(path, list[ScalingCell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
     requested = list(_cells(config, models, topologies, rows_per_chip))
-    for cell, changed in tqdm.tqdm(requested, unit='program'):
+    for cell, changed in track(requested, 'compile', 'program', len(requested)):
         if _key(cell) not in known:
             known[_key(cell)] = cell | compile_for_topology(run_config(changed), cell['topology'])
             files.write_json(path, list(known.values()))

@@ -5,8 +5,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-import tqdm
-
+from malora_jax.progress import track
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
@@ -69,8 +68,7 @@ def count_conversations(
             conversation.
     """
     counts: dict[Group, ConversationCounts] = collections.defaultdict(ConversationCounts)
-    rows = shards.read(inputs)
-    for row in tqdm.tqdm(rows, 'count', shards.count_rows(inputs), unit=' rows', delay=1.0):
+    for row in track(shards.read(inputs), 'count', 'row', shards.count_rows(inputs)):
         conversation = conversations.read(row)
         group_counts = counts[conversation.language, conversation.subset]
         group_counts.conversations += 1

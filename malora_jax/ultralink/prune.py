@@ -14,11 +14,10 @@ import heapq
 import pathlib
 from collections.abc import Sequence
 
-import tqdm
-
 from malora_jax import markdown
 from malora_jax.data.file_rows import Row
 from malora_jax.errors import UserError
+from malora_jax.progress import track
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS
 from malora_jax.ultralink.languages import LANGUAGES
@@ -120,9 +119,7 @@ def _find_dropped(config: PruneConfig, inputs: Sequence[pathlib.Path], seed: int
     """Return the reason why each dropped row is dropped, by the id of the row."""
     ids: dict[str, _Group] = {}
     sketches: dict[_Group, MinHashSketches] = {}
-    for row in tqdm.tqdm(
-        shards.read(inputs), 'compare', shards.count_rows(inputs), unit=' rows', delay=1.0
-    ):
+    for row in track(shards.read(inputs), 'compare', 'row', shards.count_rows(inputs)):
         conversation = conversations.read(row)
         if conversation.id in ids:
             raise UserError(f'{row.location}: an earlier row has the same id {conversation.id!r}.')

@@ -13,10 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-import tqdm
-
 from malora_jax.errors import UserError
 from malora_jax.export.directory import atomic_directory
+from malora_jax.progress import track
 from malora_jax.ultralink import conversations, shards
 from malora_jax.ultralink.conversations import SUBSETS, Conversation
 from malora_jax.ultralink.languages import LANGUAGES
@@ -55,9 +54,7 @@ def export(inputs: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, in
                 open_files[name] = stack.enter_context((scratch / name).open('w', encoding='utf-8'))
             open_files[name].write(json.dumps(fields, ensure_ascii=False) + '\n')
 
-        for row in tqdm.tqdm(
-            shards.read(inputs), 'export', shards.count_rows(inputs), unit=' rows', delay=1.0
-        ):
+        for row in track(shards.read(inputs), 'export', 'row', shards.count_rows(inputs)):
             conversation = conversations.read(row)
             name = f'{conversation.language}_{conversation.subset}.jsonl'
             released_fields = released_row(conversation, counts.get(name, 0))

@@ -6,11 +6,8 @@ Rows are unchanged except for the new fields `language` and `subset`.
 import dataclasses
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import tqdm
 
 from malora_jax import files, hub
 from malora_jax.data.file_rows import Row
@@ -111,8 +108,11 @@ def prepare(run: StageRun[ImportConfig]) -> PreparedStage:
     async def process(row: Row) -> ItemOutcome:
         fault = row.fields.get(_FAULT_FIELD)
         if fault:
-            tqdm.tqdm.write(f'{row.location}: {fault}', file=sys.stderr)
-            return ItemOutcome(reason='bad row', counts={f'bad rows of {_file(row)}': 1})
+            return ItemOutcome(
+                reason='bad row',
+                counts={f'bad rows of {_file(row)}': 1},
+                message=f'{row.location}: {fault}',
+            )
         return ItemOutcome([row.fields], counts={f'rows of {_file(row)}': 1})
 
     return PreparedStage(process)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pathlib
 import random
+import sys
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -17,11 +18,10 @@ from collections.abc import (
 )
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import tqdm
-
 from malora_jax.data.file_rows import Row
 from malora_jax.data.seeds import stable_seed
 from malora_jax.errors import UserError, out_of_range
+from malora_jax.progress import ProgressBar
 from malora_jax.ultralink import shards
 from malora_jax.ultralink.llm.chat import ChatModel
 from malora_jax.ultralink.settings import Settings
@@ -43,11 +43,13 @@ class ItemOutcome(NamedTuple):
         rows: Output rows; empty for a dropped item.
         reason: Reason why the item is dropped; '' for a kept item.
         counts: Additional counts for the manifest, by name.
+        message: Line to print to stderr; '' for none.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
     reason: str = ''
     counts: Mapping[str, int] = {}
+    message: str = ''
 
 
 # Function that processes one item.
@@ -154,14 +156,8 @@ async def run(
                     shards.count_rows(inputs),
                 )
             items = itertools.islice(rows, num_done, None)
-            with tqdm.tqdm(
-                desc=stage,
-                initial=num_done,
-                total=total,
-                unit=' items',
-                dynamic_ncols=True,
-                delay=1.0,
-            ) as bar:
+            with ProgressBar(stage, total, 'item', num_done, delay=1.0) as bar:
+                bar.update(num_done)
                 await _write_shards(writer, _process_in_order(process, items, concurrency), bar)
             if not writer.manifest.shards:
                 raise UserError(f'{", ".join(map(str, inputs))}: there are no rows.')
@@ -192,7 +188,7 @@ def format_counts(manifest: StageManifest) -> str:
 
 
 async def _write_shards(
-    writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: tqdm.tqdm
+    writer: shards.ShardWriter, outcomes: AsyncIterator[tuple[Row, ItemOutcome]], bar: ProgressBar
 ) -> None:
     """Write the outcomes in shards, each for a fixed number of items."""
     rows: list[Mapping[str, Any]] = []
@@ -200,7 +196,9 @@ async def _write_shards(
     async for item, outcome in outcomes:
         rows += outcome.rows
         shard += _count_outcome(item, outcome)
-        bar.update()
+        if outcome.message:
+            bar.write(outcome.message, sys.stderr)
+        bar.advance(1)
         if shard.items == writer.manifest.shard_items:
             writer.add(rows, shard)
             rows, shard = [], ShardCounts()

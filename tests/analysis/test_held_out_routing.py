@@ -39,7 +39,7 @@ def asked(batches):
 
 @pytest.fixture(scope='module')
 def found(variables, asked):
-    return held_out_routing.sum_routing(MODEL, variables, asked)
+    return held_out_routing.sum_routing(MODEL, variables, asked, 'route')
 
 
 def test_questions_are_numbered_and_padding_is_none(asked):

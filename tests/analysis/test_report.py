@@ -1,7 +1,9 @@
 """Reports about short runs of the tiny model: contents and error messages."""
 
 import base64
+import contextlib
 import html
+import io
 import json
 import pathlib
 import re
@@ -10,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 
-from malora_jax import training
+from malora_jax import progress, training
 from malora_jax.analysis.report import write_report
 from malora_jax.errors import UserError
 from malora_jax.export.adapter import write_adapter
@@ -25,11 +27,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_quickly')]
 
 
 @pytest.fixture(scope='module')
-def output(runs, tmp_path_factory) -> pathlib.Path:
-    """Report about the mixture and the single-task runs, on all questions."""
+def report(runs, tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """Report about the mixture and the single-task runs, on all questions, and output on stderr."""
     output = tmp_path_factory.mktemp('report')
-    write_report([runs.mixed, runs.alone, runs.reverse], output, max_questions=0)
-    return output
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, 'DELAY_SECONDS', 0)  # Show all progress.
+        write_report([runs.mixed, runs.alone, runs.reverse], output, max_questions=0)
+    return output, stderr.getvalue()
+
+
+@pytest.fixture(scope='module')
+def output(report) -> pathlib.Path:
+    return report[0]
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +54,14 @@ def numbers(output):
 def words(page: str) -> str:
     """Return the visible text of an HTML page."""
     return ' '.join(html.unescape(re.sub(r'<[^>]*>', ' ', page.replace('<wbr>', ''))).split())
+
+
+def test_long_computations_show_their_progress(report):
+    lines = report[1].splitlines()
+    assert 'weights: run 3/3' in lines
+    for name in ('similarity', 'spectra of alone', 'spectra of reverse'):
+        assert f'{name}: linear 6/6' in lines
+    assert any(re.fullmatch(r'alone: step 0: batch (\d+)/\1', line) for line in lines)
 
 
 def test_one_file_holds_the_pictures(page, output):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from malora_jax.adapters.structures import SharedDown
 from malora_jax.analysis import similarity_plots
@@ -21,6 +20,7 @@ from malora_jax.analysis.expert_similarity import (
     nan_mean,
 )
 from malora_jax.analysis.page import NO_VALUE, Fold, Picture, ReportBlock, Section, Table, Text
+from malora_jax.progress import track
 from malora_jax.runs import LoadedRun
 
 _METHOD_TEXT = (
@@ -94,7 +94,7 @@ def _compared_run(run: LoadedRun) -> ComparedRun:
 
 
 def _projections(weights: Sequence[AdapterWeights], names: Sequence[str]) -> Iterator[Any]:
-    for linear in tqdm.tqdm(names, desc='similarity', unit='linear', dynamic_ncols=True):
+    for linear in track(names, 'similarity', 'linear', len(names)):
         yield [run_projections(each, linear) for each in weights]
 
 

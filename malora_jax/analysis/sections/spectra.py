@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from malora_jax.analysis import similarity_plots
 from malora_jax.analysis.adapter_weights import AdapterWeights, adapted_linears, run_projections
@@ -12,6 +11,7 @@ from malora_jax.analysis.conditions import model_and_seeds
 from malora_jax.analysis.expert_similarity import SIDES
 from malora_jax.analysis.expert_spectra import ExpertSpectrum, expert_spectra
 from malora_jax.analysis.page import Picture, ReportBlock, Section, Table, Text
+from malora_jax.progress import track
 
 
 def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> Section:
@@ -34,8 +34,10 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
     for each in weights:
         name = each.run.name
         names = adapted_linears(each.run.run_config)
-        bar = tqdm.tqdm(names, desc=f'spectra of {name}', unit='linear', dynamic_ncols=True)
-        spectra = {linear: expert_spectra(*run_projections(each, linear)) for linear in bar}
+        spectra = {
+            linear: expert_spectra(*run_projections(each, linear))
+            for linear in track(names, f'spectra of {name}', 'linear', len(names))
+        }
         path = output / f'{each.run.file_name}_spectra.png'
         conditions = f'{each.run.method} on {model_and_seeds([each.run])}'
         similarity_plots.plot_spectra(path, spectra, conditions)

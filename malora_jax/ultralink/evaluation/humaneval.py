@@ -18,11 +18,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import tqdm
-
 from malora_jax.data.file_rows import Row, read_rows
 from malora_jax.errors import UserError
 from malora_jax.evaluation import code_execution
+from malora_jax.progress import ProgressBar
 from malora_jax.ultralink.shards import text_field
 
 # Kinds of faults, in the order of the report.
@@ -80,9 +79,8 @@ def diagnose(
         restore_trailing_space(text_field(row, 'prompt'), text_field(problem, 'prompt'))
         for problem, row in pairs
     ]
-    with tqdm.tqdm(
-        total=len(pairs), desc='HumanEval', unit=' solutions', dynamic_ncols=True
-    ) as bar:
+    with ProgressBar('HumanEval', len(pairs), 'solution', delay=1.0) as bar:
+        bar.update(0)
         outcomes = code_execution.score_completions(
             [
                 code_execution.Problem(
@@ -92,7 +90,7 @@ def diagnose(
             ],
             [[text_field(problem, 'canonical_solution')] for problem, _ in pairs],
             workers=workers,
-            advance=bar.update,
+            advance=bar.advance,
         )
     diagnoses = []
     for (problem, row), prompt, (outcome,) in zip(pairs, prompts, outcomes, strict=True):
