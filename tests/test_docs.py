@@ -16,7 +16,7 @@ from docs import generate, records, reference_pages, tables_training
 from malora_jax.adapters import METHODS, method
 from malora_jax.benchmark import plots
 from malora_jax.errors import UserError
-from malora_jax.files import read_json
+from malora_jax.files import read_json, write_json
 from malora_jax.training import run_config
 from malora_jax.training.plan import plan
 from tests.helpers.paths import ROOT
@@ -108,13 +108,13 @@ def unsourced_numbers(text: str) -> list[str]:
     text = re.sub(r'<!-- (?:value|generated): .*?<!-- end -->', '', text, flags=re.DOTALL)
     text = re.sub(r'```.*?```|`[^`]*`|!?\[[^\]]*\]\([^)]*\)|<!--.*?-->', '', text, flags=re.DOTALL)
     units = r'(?:s|ms|GB|MB|GiB|seconds|minutes|hours|times|points|nats|tokens/s)\b'
-    return re.findall(rf'(?<![\w.])\d+\.\d+(?![\w.])|(?<![\w.])\d[\d,]*\s{units}', text)
+    return re.findall(rf'(?<![\w.-])\d+\.\d+(?![\w.])|(?<![\w.-])\d[\d,]*\s{units}', text)
 
 
 # Numbers of papers and settings, and estimates that say so.
 QUOTED = {
-    'README.md': {'3.11', '2.0', '20 minutes'},
-    'performance.md': {'0.05', '1.075', '3.3', '1.6', '1e-4 nats'},
+    'README.md': {'3.11', '2.0', '20 minutes', '16 GB'},
+    'performance.md': {'0.05', '1.075', '3.3', '1.6'},
     'comparison.md': set(),
     'methods_results.md': set(),
 }
@@ -138,9 +138,10 @@ def test_a_record_says_how_it_was_measured(name):
     record = records.load(name)
     needed = {'command', 'commit', 'date', 'machine', 'versions', 'seeds', 'values'}
     assert needed <= record.keys() <= needed | {'transcribed'}
-    assert record['command'] and record['machine'] and record['values']
-    # A record with raw output names its commit.
-    assert record.get('transcribed') or record['commit']
+    assert record['machine'] and record['values']
+    # A record that repeats published numbers may lack what was not noted then.
+    if not record.get('transcribed'):
+        assert record['command'] and (record['commit'] or record['date'])
 
 
 def test_every_record_is_used():
@@ -149,7 +150,9 @@ def test_every_record_is_used():
     unused = [
         name
         for name in records.names()
-        if f'value: {name}[' not in text and f"load('{name}')" not in text
+        if f'value: {name}[' not in text
+        and f"'{name}'" not in text
+        and f"'{name.removeprefix('ultralink_')}'" not in text
     ]
     assert not unused
 
@@ -162,7 +165,7 @@ def test_an_unreadable_archive_is_caught(tmp_path, monkeypatch):
     with tarfile.open(records.RESULTS / 'table2_small.tar.xz') as archive:
         archive.extractall(tmp_path / 'runs', filter='data')
     config = next((tmp_path / 'runs').glob('*/config.json'))
-    config.write_text(config.read_text('utf-8').replace('"adapter"', '"adaptor"'), 'utf-8')
+    write_json(config, read_json(config) | {'format': 99})
     with tarfile.open(tmp_path / 'table2_small.tar.xz', 'w:xz') as archive:
         archive.add(tmp_path / 'runs', '.')
     monkeypatch.setattr(tables_training, 'RESULTS', tmp_path)
