@@ -126,8 +126,8 @@ def expected_time(cell: dict[str, Any]) -> str:
     minutes = round((end - start).total_seconds() / 60)
     about = f'{minutes} minute{"s" * (minutes > 1)}' if minutes else 'less than a minute'
     return (
-        f'Expected time: at most {about} on two CPU cores, measured next to other programs; GPUs and '
-        'TPUs were not measured.'
+        f'Expected time: at most {about} on two CPU cores, measured next to other programs; GPUs '
+        'and TPUs were not measured.'
     )
 
 
