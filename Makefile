@@ -33,9 +33,10 @@ train: setup
 test: setup
 	$(PYTEST) -m 'not (slow or devices or tpu or fuzz or release or colab)'
 
-# In the order of tests/conftest.py, the longest first, not that of the numbers of tests.
+# In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
+# the tests with several devices, which alone would keep only one core busy.
 test-runs: setup
-	$(PYTEST) --no-loadscope-reorder -m slow
+	$(PYTEST) --no-loadscope-reorder -m 'slow or devices'
 
 test-devices: setup
 	$(PYTEST) -m devices

@@ -22,10 +22,11 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 def pytest_ignore_collect(collection_path, config):
-    """With `-m MARKER`, import only files that contain the marker: importing all takes long."""
-    marker = config.option.markexpr
-    if marker.isidentifier() and collection_path.match('test_*.py'):
-        return True if f'mark.{marker}' not in collection_path.read_text('utf-8') else None
+    """With `-m 'MARKER or …'`, import only files that contain one: importing all takes long."""
+    markers = config.option.markexpr.split(' or ')
+    if all(map(str.isidentifier, markers)) and collection_path.match('test_*.py'):
+        text = collection_path.read_text('utf-8')
+        return True if not any(f'mark.{marker}' in text for marker in markers) else None
     return None
 
 
@@ -33,8 +34,8 @@ def pytest_collection_modifyitems(items):
     """Put the slowest files first: xdist gives each file to one process, in this order."""
 
     def starts_first(item: pytest.Item) -> bool:
-        marker = item.get_closest_marker('slow')
-        return marker is not None and marker.kwargs.get('start_first', False)
+        markers = [*item.iter_markers('slow'), *item.iter_markers('devices')]
+        return any(marker.kwargs.get('start_first', False) for marker in markers)
 
     items.sort(key=starts_first, reverse=True)
 

@@ -16,7 +16,7 @@ from malora_jax import cloud_storage
 from malora_jax.files import read_json, read_json_lines
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.devices
+pytestmark = pytest.mark.devices(start_first=True)
 
 # Two data streams: each process reads one.
 CHANGES = {'data__batch_size': 4, 'data__streams': 2, 'mesh__fsdp': 2}

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.models import LAYOUTS, STRUCTURES
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.devices
+pytestmark = pytest.mark.devices(start_first=True)
 
 MESHES = {
     'data': (8, 1, 1, 1),
