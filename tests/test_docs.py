@@ -56,13 +56,24 @@ def planned_row(name: str) -> list[str]:
 
 @pytest.mark.parametrize('name', METHODS)
 def test_the_table_of_methods_is_the_plans(name):
-    (row,) = re.findall(rf'^\| `{name}` \|(.*)\|$', PARAMETERS, re.MULTILINE)
-    assert [cell.strip() for cell in row.split('|')][1:] == planned_row(name)
+    end = ' | '.join(planned_row(name))
+    row = re.search(rf'^\| `{name}` \| [^|]+ \| {re.escape(end)} \|$', PARAMETERS, re.MULTILINE)
+    expected = f'| `{name}` | EQUATION | {end} |'
+    assert row, f'docs/methods/parameters.md needs this row, in the order of METHODS:\n{expected}'
 
 
-def test_methods_stand_in_the_table_in_order():
+def test_methods_stand_in_order_in_the_table_and_in_the_index():
     rows = re.findall(r'^\| `(\w+)` \|(?:[^|]*\|){7}$', PARAMETERS, re.MULTILINE)
     assert rows == list(METHODS)
+    index = (ROOT / 'docs' / 'methods' / 'index.md').read_text('utf-8')
+    assert re.findall(r'^\| \[`(\w+)`\]\(\1\.md\) \|', index, re.MULTILINE) == list(METHODS)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_method_has_a_page_with_its_counts(name):
+    page = ROOT / 'docs' / 'methods' / f'{name}.md'
+    assert page.exists(), f'docs/methods/{name}.md is missing'
+    assert f'<!-- generated: method {name} -->' in page.read_text('utf-8')
 
 
 # Numbers and blocks of pages.
