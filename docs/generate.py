@@ -31,8 +31,7 @@ from docs import (
     tables_use,
 )
 
-DOCS = pathlib.Path(__file__).resolve().parent
-ROOT = DOCS.parent
+DOCS = repository.ROOT / 'docs'
 _MARK = re.compile(r'<!-- (generated|value): (.*?) -->(.*?)<!-- end -->', re.DOTALL)
 
 
@@ -58,7 +57,7 @@ def main() -> None:
 
 def pages() -> list[pathlib.Path]:
     """Return the README and all Markdown pages of the documentation."""
-    return [ROOT / 'README.md', *sorted(DOCS.glob('*.md')), *sorted(DOCS.glob('*/*.md'))]
+    return [repository.ROOT / 'README.md', *sorted(DOCS.glob('*.md')), *sorted(DOCS.glob('*/*.md'))]
 
 
 def fill(

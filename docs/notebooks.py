@@ -10,13 +10,11 @@ its outputs with the times of its cells:
 import datetime
 import itertools
 import json
-import pathlib
 import re
 from typing import Any
 
 from docs import repository
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Colab opens a notebook with this machine; the T4 is a GPU that everyone can use.
 METADATA = {
     'accelerator': 'GPU',
@@ -67,7 +65,7 @@ if root is None:
 def main() -> None:
     """Write the shared parts into all notebooks."""
     url = repository.address()
-    for path in sorted((ROOT / 'notebooks').glob('*.ipynb')):
+    for path in sorted((repository.ROOT / 'notebooks').glob('*.ipynb')):
         book = json.loads(path.read_text('utf-8'))
         update(book, path.stem, url)
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + '\n', 'utf-8')

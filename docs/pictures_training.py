@@ -1,6 +1,5 @@
 """Pictures of the documentation about training: speed, scores and comparisons."""
 
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -11,10 +10,9 @@ from docs import tables_training
 from docs.records import load
 from malora_jax.analysis import task_plots, training_plots
 from malora_jax.analysis.figures import COLORS, mark_truncated, save, without_mathtext
+from malora_jax.analysis.sections.seesaw import task_changes
 from malora_jax.benchmark import adapter_sizes, plots
-from malora_jax.runs import SeedGroup, read_runs, seed_groups
 from malora_jax.runs.compare import single_task_rows
-from malora_jax.runs.paper import PAPER_TABLES
 
 
 def step_times(path: pathlib.Path) -> None:
@@ -65,7 +63,9 @@ def peers(path: pathlib.Path) -> None:
 @without_mathtext
 def score_by_parameters(path: pathlib.Path) -> None:
     """Draw accuracy and answer loss of each method against its number of trained parameters."""
-    groups = [g for g in comparison_groups() if not g.is_base and not g.is_single_task]
+    groups = [
+        g for g in tables_training.comparison_groups() if not g.is_base and not g.is_single_task
+    ]
     figure = Figure(figsize=(9, 4), layout='constrained')
     left, right = figure.subplots(1, 2)
     for color, group in zip(COLORS, groups, strict=False):
@@ -100,21 +100,19 @@ def task_losses(path: pathlib.Path) -> None:
         'malora': 'MALoRA, all tasks',
         'malora_single': 'MALoRA, each task alone',
     }
-    groups = {group.name: group for group in comparison_groups()}
+    groups = {group.name: group for group in tables_training.comparison_groups()}
     curves = {text: [run.records for run in groups[name].runs] for name, text in labels.items()}
     task_plots.plot_task_losses(path, curves, 'SmolLM2-135M; seeds 0 and 1, alone seed 0')
 
 
 def seesaw(path: pathlib.Path) -> None:
     """Draw what each task gains or loses by being trained with the others."""
-    groups = comparison_groups()
+    groups = tables_training.comparison_groups()
     changes = {}
     for group in groups:
-        by_task = single_task_rows(groups, group)
-        if by_task:
-            changes[group.label] = {
-                task: group.task_differences(other)[task] for task, other in by_task.items()
-            }
+        single_rows = single_task_rows(groups, group)
+        if single_rows:
+            changes[group.label] = task_changes(group, single_rows)
     conditions = 'SmolLM2-135M, 200 questions per task; lines: 95% intervals'
     task_plots.plot_seesaw(path, changes, conditions)
 
@@ -132,13 +130,6 @@ def quickstart_losses(path: pathlib.Path) -> None:
     ]
     title = f'{results["method"]} on {results["model"]}, seed {results["seed"]}: loss by task'
     training_plots.plot_losses(path, metrics, title)
-
-
-@functools.cache
-def comparison_groups() -> list[SeedGroup]:
-    """Return the rows of the comparison, each with its runs."""
-    runs = read_runs([tables_training.comparison()[0].parent / 'table2_small'], None, False)
-    return seed_groups(runs, PAPER_TABLES['table2'])
 
 
 PICTURES: dict[str, Callable[[pathlib.Path], None]] = {

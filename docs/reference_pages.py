@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import inspect
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs import common
+from docs.repository import ROOT
 from malora_jax.adapters import AdapterSettings
+from malora_jax.commands import COMMANDS
 from malora_jax.distributed.mesh import MeshConfig
 from malora_jax.training import config as config_lib
 from malora_jax.training.data_config import DataConfig
 from malora_jax.ultralink.stages import STAGES
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SECTIONS = {
     'model': config_lib._ModelSection,
@@ -29,10 +28,6 @@ SECTIONS = {
     'evaluation': config_lib.EvaluationConfig,
     'mesh': MeshConfig,
 }
-COMMANDS = (
-    'train', 'evaluate', 'analyze', 'generate', 'serve', 'export', 'plan', 'benchmark', 'sweep',
-    'prepare', 'scaling', 'train_together',
-)  # fmt: skip
 
 
 def config_page() -> str:
@@ -84,7 +79,9 @@ def attributes(kind: Any) -> dict[str, str]:
 
 def commands_page() -> str:
     """Return the page with the `--help` of every command."""
-    commands = [(f'experiments.{module}',) for module in COMMANDS]
+    # `harness` prints the help of another program, and each stage of `ultralink` has its own.
+    modules = [name for name in COMMANDS if name not in ('harness', 'ultralink')]
+    commands = [(f'experiments.{module}',) for module in modules]
     commands += [('experiments.ultralink', stage) for stage in STAGES]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         texts = pool.map(help_text, commands)

@@ -3,30 +3,22 @@
 import functools
 import pathlib
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from docs.records import RESULTS, load
+from docs.repository import ROOT
 from malora_jax import markdown
 from malora_jax.adapters import METHODS
-from malora_jax.analysis.page import Table, section_to_markdown
-from malora_jax.analysis.report import write_report
+from malora_jax.analysis.page import Section, Table, section_to_markdown
+from malora_jax.analysis.sections.scores import scores_section
+from malora_jax.analysis.sections.seesaw import seesaw_section
 from malora_jax.benchmark import adapter_sizes, compiler_estimates, report
+from malora_jax.runs import SeedGroup, read_runs, seed_groups
+from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.training.results import format_table
-
-ROOT = RESULTS.parent.parent
-
-
-def memory_plan(model: str) -> str:
-    """Return the table of `experiments.plan --memory=24GB` for a model with MALoRA."""
-    command = [sys.executable, '-m', 'experiments.plan', '--memory=24GB']
-    command += ['--config=configs/intra_domain.py:malora', f'--config.model.name={model}']
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return '\n'.join(line for line in process.stdout.splitlines() if line.startswith('|'))
 
 
 def method_counts(name: str) -> str:
@@ -171,18 +163,30 @@ def short_runs() -> str:
 
 
 @functools.cache
-def comparison() -> tuple[pathlib.Path, dict[str, Any]]:
-    """Write the report on the archived runs of the comparison.
-
-    Returns:
-        The directory of the report with its pictures, and its sections by name.
-    """
-    home = pathlib.Path(tempfile.mkdtemp())
-    runs = home / 'table2_small'
+def _archive() -> tempfile.TemporaryDirectory:
+    """Unpack the archived runs of the comparison; the directory is removed when Python ends."""
+    home = tempfile.TemporaryDirectory()
     with tarfile.open(RESULTS / 'table2_small.tar.xz') as archive:
-        archive.extractall(runs, filter='data')
-    sections = write_report([runs], home / 'report', table='table2', routing=False)
-    return home / 'report', {section.name: section for section in sections}
+        archive.extractall(home.name, filter='data')
+    return home
+
+
+@functools.cache
+def comparison_groups() -> list[SeedGroup]:
+    """Return the rows of the comparison, each with its archived runs."""
+    runs = read_runs([pathlib.Path(_archive().name)])
+    return seed_groups(runs, PAPER_TABLES['table2'])
+
+
+@functools.cache
+def comparison() -> dict[str, Section]:
+    """Return the sections of a report on the archived runs that the page shows, by name."""
+    groups = comparison_groups()
+    sections = (
+        scores_section(groups, PAPER_TABLES['table2']),
+        seesaw_section(groups, pathlib.Path(_archive().name)),
+    )
+    return {section.name: section for section in sections}
 
 
 def comparison_table(section: str, index: int) -> str:
@@ -192,17 +196,11 @@ def comparison_table(section: str, index: int) -> str:
         section: Name of the section.
         index: Number of the table in the section.
     """
-    found = comparison()[1][section]
-    tables = [block for block in found.blocks if isinstance(block, Table)]
-    text = section_to_markdown(type(found)('', '', [tables[index]]))
-    return text.partition('\n\n')[2]
+    tables = [block for block in comparison()[section].blocks if isinstance(block, Table)]
+    return section_to_markdown(Section('', '', [tables[index]])).partition('\n\n')[2]
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    **{
-        f'plan {model}': functools.partial(memory_plan, model)
-        for model in ('llama2-7b', 'llama3.1-8b')
-    },
     **{f'method {name}': functools.partial(method_counts, name) for name in METHODS},
     'step times': step_times,
     'step times by experts': step_times_by_experts,
@@ -232,8 +230,7 @@ def comparison_values() -> dict[str, Any]:
                 interval.
             seesaw: Numbers of significant `gains` and `losses`, and of all differences, `compared`.
     """
-    rows = comparison()[1]['scores'].numbers
-    seesaw = comparison()[1]['seesaw'].numbers
+    rows, seesaw = (comparison()[name].numbers for name in ('scores', 'seesaw'))
     changes = [change for by_task in seesaw.values() for change in by_task.values()]
     pairs = [('lora', name) for name in rows if 'lora' in rows[name]['score_minus']]
     pairs.append(('molora', 'malora'))

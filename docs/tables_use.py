@@ -1,15 +1,14 @@
 """Tables of the documentation about the use of trained models, from stored results and plans."""
 
-import json
-import tarfile
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import intra_domain, ultralink_lm
-from docs.records import RESULTS, load
-from docs.tables_training import comparison_values
+from docs.records import load
+from docs.tables_training import comparison_groups, comparison_values
 from malora_jax import markdown
 from malora_jax.training import run_config
 from malora_jax.training.memory_estimate import (
@@ -87,23 +86,16 @@ def quickstart_cost() -> str:
 def recipe_costs() -> str:
     """Return the table of time, memory and score of the configs whose runs are stored."""
     quickstart, rows = load('quickstart')['values'], comparison_values()['rows']
+    groups = {group.name: group for group in comparison_groups()}
     table = [['config', 'training, min', 'whole run, min', 'memory, GB', 'before, %', 'after, %']]
     after = (quickstart['average']['after'], quickstart['average_interval']['after'])
     cells = _costs([quickstart], quickstart['average']['before'], *after)
     table.append(['`quickstart.py:malora`', *cells])
     for method in ('lora', 'malora'):
-        runs = [_archived_results(f'{method}-seed{seed}') for seed in (0, 1)]
+        runs = [run.results for run in groups[method].runs]
         cells = _costs(runs, rows['base']['average'][0], *rows[method]['average'])
         table.append([f'`intra_domain_small.py:{method}`', *cells])
     return markdown.table(table)
-
-
-def _archived_results(name: str) -> dict[str, Any]:
-    """Return `results.json` of a run of the comparison."""
-    with tarfile.open(RESULTS / 'table2_small.tar.xz') as archive:
-        file = archive.extractfile(f'{name}/results.json')
-        assert file is not None
-        return json.load(file)
 
 
 def _costs(
@@ -123,23 +115,32 @@ def _costs(
     return [*ranges, f'{100 * before:.1f}', f'{100 * after:.1f} [{low:.1f}, {high:.1f}]']
 
 
-def plan_advice(config: ConfigDict, memory: str) -> str:
-    """Return the last line of the output of `experiments.plan --memory`, as a code block.
+def memory_plan(config: ConfigDict, memory: str) -> list[str]:
+    """Return the lines that `experiments.plan --memory` prints.
 
     Args:
         config: Config of the run.
         memory: Memory of the device, such as '24GB'.
     """
     run, size = run_config(config.to_dict()), parse_memory_size(memory)
-    advice = format_estimates(run, memory_estimates(run, size), size).splitlines()[-1]
-    return f'```text\n{advice}\n```'
+    return format_estimates(run, memory_estimates(run, size), size).splitlines()
+
+
+def malora_plan(model: str) -> list[str]:
+    """Return the plan of a model with MALoRA on 24 GB."""
+    config = intra_domain.get_config('malora')
+    config.model.name = model
+    return memory_plan(config, '24GB')
+
+
+def plan_table(model: str) -> str:
+    """Return the table of the plan of a model with MALoRA on 24 GB."""
+    return '\n'.join(line for line in malora_plan(model) if line.startswith('|'))
 
 
 def llama3_advice() -> str:
     """Return what the plan recommends for Llama 3.1 8B with MALoRA on 24 GB."""
-    config = intra_domain.get_config('malora')
-    config.model.name = 'llama3.1-8b'
-    return plan_advice(config, '24GB')
+    return f'```text\n{malora_plan("llama3.1-8b")[-1]}\n```'
 
 
 def ultralink_advice() -> str:
@@ -147,7 +148,7 @@ def ultralink_advice() -> str:
     config = ultralink_lm.get_config('malora')
     config.data.files = ('en=en.jsonl',)  # A config needs a file; the plan does not read it.
     config.data.batch_size, config.training.accumulate = 8, 2
-    return plan_advice(config, '80GB')
+    return f'```text\n{memory_plan(config, "80GB")[-1]}\n```'
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -157,6 +158,10 @@ PARTS: dict[str, Callable[[], str]] = {
     'kills by activity': kills_by_activity,
     'quickstart cost': quickstart_cost,
     'recipe costs': recipe_costs,
+    **{
+        f'plan {model}': functools.partial(plan_table, model)
+        for model in ('llama2-7b', 'llama3.1-8b')
+    },
     'plan advice llama3.1-8b': llama3_advice,
     'plan advice ultralink_lm': ultralink_advice,
 }

@@ -73,10 +73,11 @@ def command_line(name: str) -> list[str]:
 
 
 def spell(text: str) -> str:
-    """Return a text with commands as they are to be typed: in `malora`, as `malora COMMAND`.
+    """Return a text in which commands are spelled as the user types them.
 
     Args:
-        text: Text for the user, which names commands as `python -m experiments.COMMAND`.
+        text: Text that names commands as `python -m experiments.COMMAND`. If this process is
+            `malora`, they become `malora COMMAND`.
     """
     if not _is_malora:
         return text

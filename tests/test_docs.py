@@ -171,7 +171,7 @@ def test_every_record_is_used():
 # The archive of runs behind docs/comparison.md.
 
 
-def test_an_unreadable_archive_is_caught(tmp_path, monkeypatch):
+def test_an_unreadable_archive_is_caught(tmp_path, monkeypatch, request):
     """An archive whose configs this version cannot read, as one was published once."""
     with tarfile.open(records.RESULTS / 'table2_small.tar.xz') as archive:
         archive.extractall(tmp_path / 'runs', filter='data')
@@ -180,10 +180,11 @@ def test_an_unreadable_archive_is_caught(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / 'table2_small.tar.xz', 'w:xz') as archive:
         archive.add(tmp_path / 'runs', '.')
     monkeypatch.setattr(tables_training, 'RESULTS', tmp_path)
-    tables_training.comparison.cache_clear()
+    for cached in (tables_training._archive, tables_training.comparison_groups):
+        cached.cache_clear()
+        request.addfinalizer(cached.cache_clear)
     with pytest.raises(UserError, match=r'config\.json'):
-        tables_training.comparison()
-    tables_training.comparison.cache_clear()
+        tables_training.comparison_groups()
 
 
 # Pictures.

@@ -25,7 +25,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
         output: Directory of the plot.
     """
     single_rows = {group.name: single_task_rows(groups, group) for group in groups}
-    changes = {g.name: _task_changes(g, single_rows[g.name]) for g in groups if single_rows[g.name]}
+    changes = {g.name: task_changes(g, single_rows[g.name]) for g in groups if single_rows[g.name]}
     if not changes:
         text = (
             'Nothing to compare: add, with more --workdir flags, finished runs that were trained '
@@ -58,7 +58,7 @@ def seesaw_section(groups: Sequence[SeedGroup], output: pathlib.Path) -> Section
     return Section('seesaw', _TITLE, blocks, numbers)
 
 
-def _task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
+def task_changes(group: SeedGroup, single_rows: Mapping[str, SeedGroup]) -> _Changes:
     """Return each task's score after joint training minus its score after single-task training.
 
     Args:
