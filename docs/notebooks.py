@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from docs import repository
+from malora_jax.analysis.conditions import count
 
 # Colab opens a notebook with this machine; the T4 is a GPU that everyone can use.
 METADATA = {
@@ -122,7 +123,7 @@ def expected_time(cell: dict[str, Any]) -> str:
         for key in ('iopub.execute_input', 'shell.execute_reply')
     )
     minutes = round((end - start).total_seconds() / 60)
-    about = f'{minutes} minute{"s" * (minutes > 1)}' if minutes else 'less than a minute'
+    about = count(minutes, 'minute') if minutes else 'less than a minute'
     return (
         f'Expected time: at most {about} on two CPU cores, measured next to other programs; GPUs '
         'and TPUs were not measured.'

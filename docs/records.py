@@ -25,6 +25,7 @@ import subprocess
 from typing import Any
 
 from malora_jax import files
+from malora_jax.analysis.conditions import name_seeds
 from malora_jax.benchmark.machine import machine
 
 RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
@@ -54,9 +55,8 @@ def conditions(name: str) -> str:
     record = load(name)
     parts = [record['machine']]
     parts += [f'{package} {version}' for package, version in record['versions'].items()]
-    seeds = record['seeds']
-    if seeds:
-        parts.append(f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}')
+    if record['seeds']:
+        parts.append(name_seeds(record['seeds']))
     if record['commit']:
         parts.append(f'commit {record["commit"]}')
     if record['date']:

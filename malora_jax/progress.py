@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TextIO, TypeVar
 
 from rich.cells import cell_len, set_cell_size
@@ -187,8 +187,10 @@ def track(items: Iterable[_T], label: str, unit: str, total: int | None = None) 
         items: Items to yield.
         label: Name of the work.
         unit: Name of an item, in the singular.
-        total: Number of items; None if it is unknown.
+        total: Number of items; None for their length, which is unknown if they have none.
     """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     with ProgressBar(label, total, unit, delay=DELAY_SECONDS) as bar:
         bar.update(0)
         for item in items:

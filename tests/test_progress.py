@@ -188,7 +188,7 @@ def test_nothing_is_shown_without_a_label_or_by_another_process(monkeypatch, cap
 @pytest.mark.parametrize('total', [None, 25])
 def test_items_that_take_more_than_a_second(clock, total):
     def read(count: int) -> list[int]:
-        items = track(range(count), 'read a.csv', 'row', total)
+        items = track(iter(range(count)), 'read a.csv', 'row', total)
         return [clock.tick(0.125, item) for item in items]
 
     with terminal(80) as screen:
@@ -202,3 +202,9 @@ def test_items_that_take_more_than_a_second(clock, total):
         read(25)
     of = '' if total is None else '/25'
     assert log.getvalue() == f'read a.csv: row 8{of}\nread a.csv: row 25{of}\n'
+
+
+def test_the_length_of_items_is_the_total(clock):
+    with terminal(80) as screen:
+        assert [clock.tick(0.125, item) for item in track(range(25), 'read a.csv', 'row')]
+    assert screen.text == f'read a.csv {"█" * 30} 25/25  8.0 rows/s  in 0:03\n'

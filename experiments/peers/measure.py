@@ -118,7 +118,7 @@ def time_interleaved(
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     timed: list[PeerBatch] = []
-    for turn in track(range(turns), 'turns of every system', 'turn', turns):
+    for turn in track(range(turns), 'turns of every system', 'turn'):
         warm_up_batch, *timed_batches = itertools.islice(batches, 1 + steps)
         first = turn % len(names)
         for name in names[first:] + names[:first]:

@@ -124,7 +124,7 @@ def read_adapter_weights(runs: Sequence[LoadedRun]) -> list[AdapterWeights]:
             read_adapter(each.path, each.run_config, each.report_step),
             initial_adapter(each.path, each.run_config),
         )
-        for each in track(runs, 'weights', 'run', len(runs))
+        for each in track(runs, 'weights', 'run')
     ]
 
 

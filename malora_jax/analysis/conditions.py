@@ -1,6 +1,6 @@
 """Conditions of the numbers in a plot: base model, seeds and number of held-out questions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from malora_jax.runs import LoadedRun
 
@@ -11,8 +11,12 @@ def model_and_seeds(runs: Sequence[LoadedRun]) -> str:
     Args:
         runs: Runs on one base model, at least one.
     """
-    seeds = sorted({run.seed for run in runs})
-    return f'{runs[0].base_identity[0]}, seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}'
+    return f'{runs[0].base_identity[0]}, {name_seeds({run.seed for run in runs})}'
+
+
+def name_seeds(seeds: Collection[int]) -> str:
+    """Return seeds in ascending order, such as 'seed 0' or 'seeds 0, 1'."""
+    return f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, sorted(seeds)))}'
 
 
 def held_out_questions(runs: Sequence[LoadedRun]) -> str:

@@ -93,7 +93,7 @@ def sum_routing(
     max_questions = max(question_set.per_batch)
     parts: dict[str, list[RoutingSums]] = {}
     by_token: dict[str, Any] = {}
-    batches = track(question_set.batches, description, 'batch', len(question_set.batches))
+    batches = track(question_set.batches, description, 'batch')
     for batch, count in zip(batches, question_set.per_batch, strict=True):
         for linear, sums in _sums(
             model, variables, batch, jnp.asarray(question_set.tokens), max_questions

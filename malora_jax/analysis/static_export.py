@@ -82,7 +82,7 @@ def _mean_gates(setup: Setup, trained: TrainedModel, tasks: Sequence[str]) -> di
     names = [split.task_name for split in setup.splits]
     own = [names.index(task) for task in tasks]
     batches = list(setup.training_batches(tasks, EXAMPLES))
-    tracked = track(batches, 'gates', 'batch', len(batches))
+    tracked = track(batches, 'gates', 'batch')
     sums = held_out_losses(trained.model, trained.variables, tracked, len(names))
     gates = {}
     for path, routing in sums.routing.items():
@@ -106,7 +106,7 @@ def _losses(setup: Setup, mixture: TrainedModel, lora: TrainedModel) -> dict[str
     losses: dict[str, dict[str, float]] = {}
     for label, (model, variables) in models.items():
         batches = list(setup.held_out_batches())
-        tracked = track(batches, f'loss of {label}', 'batch', len(batches))
+        tracked = track(batches, f'loss of {label}', 'batch')
         sums = held_out_losses(model, variables, tracked, len(names))
         for name, loss in zip(names, loss_by_task(sums), strict=True):
             if np.isfinite(loss):  # The loss of a task without answers is nan.

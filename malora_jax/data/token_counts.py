@@ -114,7 +114,7 @@ def measure_examples(
     answer_tokens = longest = 0
     lengths: list[int] = []
     too_long: list[tuple[int, Example]] = []
-    for example in track(examples, f'tokenize {name}', 'example', len(examples)):
+    for example in track(examples, f'tokenize {name}', 'example'):
         turns = encode_turns(tokenizer, template, example)
         positions = count_positions(turns)
         longest = max(longest, positions)

@@ -66,7 +66,7 @@ def scaling_table(
     cells = files.read_json(path, list[ScalingCell], _REMEDY) if path.exists() else []
     known = {_key(cell): cell for cell in cells}
     requested = list(_cells(config, models, topologies, rows_per_chip))
-    for cell, changed in track(requested, 'compile', 'program', len(requested)):
+    for cell, changed in track(requested, 'compile', 'program'):
         if _key(cell) not in known:
             known[_key(cell)] = cell | compile_for_topology(run_config(changed), cell['topology'])
             files.write_json(path, list(known.values()))

@@ -94,7 +94,7 @@ def _compared_run(run: LoadedRun) -> ComparedRun:
 
 
 def _projections(weights: Sequence[AdapterWeights], names: Sequence[str]) -> Iterator[Any]:
-    for linear in track(names, 'similarity', 'linear', len(names)):
+    for linear in track(names, 'similarity', 'linear'):
         yield [run_projections(each, linear) for each in weights]
 
 

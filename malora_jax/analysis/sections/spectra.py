@@ -36,7 +36,7 @@ def spectra_section(weights: Sequence[AdapterWeights], output: pathlib.Path) -> 
         names = adapted_linears(each.run.run_config)
         spectra = {
             linear: expert_spectra(*run_projections(each, linear))
-            for linear in track(names, f'spectra of {name}', 'linear', len(names))
+            for linear in track(names, f'spectra of {name}', 'linear')
         }
         path = output / f'{each.run.file_name}_spectra.png'
         conditions = f'{each.run.method} on {model_and_seeds([each.run])}'
