@@ -4,9 +4,16 @@ A wheel holds `experiments` and `configs` inside malora_jax, because their names
 top-level packages. See malora_jax/commands.py.
 """
 
+import sys
+
 from setuptools import find_packages, setup
 
-BUNDLED = find_packages(include=['configs*', 'experiments*'], exclude=['experiments.peers*'])
+# An editable installation uses the checkout, which has the packages next to malora_jax.
+BUNDLED = (
+    []
+    if 'editable_wheel' in sys.argv
+    else find_packages(include=['configs*', 'experiments*'], exclude=['experiments.peers*'])
+)
 
 setup(
     packages=[
