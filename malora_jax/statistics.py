@@ -126,7 +126,9 @@ def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> In
     """Return the confidence interval of the average score: the mean of the tasks' mean scores.
 
     The bootstrap is stratified: the questions of each task are resampled separately, and all tasks
-    have the same weight.
+    have the same weight. If the answers to each task are all wrong or all right, resampling shows
+    no uncertainty. The Wilson intervals of the tasks are combined instead, with the method of Zou
+    and Donner (2008) for sums.
 
     Args:
         scores: (Q,) scores of one run, or (S, Q) scores of several runs, by task.
@@ -136,9 +138,17 @@ def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> In
         ValueError: There are no tasks or scores, one is not finite, or `level` is not between 0
             and 1.
     """
+    means_by_task = {task: _question_means(values) for task, values in scores.items()}
     # The mean equals its difference from scores of zero.
-    zeros = {task: np.zeros_like(_question_means(values)) for task, values in scores.items()}
-    return paired_bootstrap(scores, zeros, level).interval
+    zeros = {task: np.zeros_like(means_Q) for task, means_Q in means_by_task.items()}
+    average = paired_bootstrap(scores, zeros, level)
+    if not all({*means_Q} in ({0.0}, {1.0}) for means_Q in means_by_task.values()):
+        return average.interval
+    shares = [(means_Q[0], len(means_Q)) for means_Q in means_by_task.values()]
+    by_task = [(share, wilson_interval(share * count, count, level)) for share, count in shares]
+    below = math.hypot(*(share - low for share, (low, _) in by_task)) / len(by_task)
+    above = math.hypot(*(high - share for share, (_, high) in by_task)) / len(by_task)
+    return Interval(average.mean - below, average.mean + above)
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:

@@ -220,3 +220,15 @@ def test_the_interval_of_an_average_over_tasks():
     mean = (scores['a'].mean() + scores['b'].mean()) / 2
     error = np.sqrt(scores['a'].var() / 400 + scores['b'].var() / 900) / 2
     assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=2e-3)
+
+
+def test_the_interval_of_an_average_of_tasks_with_equal_answers():
+    none, every = np.zeros(64), np.ones(64)
+    assert average_interval({'a': none}) == pytest.approx(wilson_interval(0, 64), abs=1e-12)
+    assert average_interval({'a': every}) == pytest.approx(wilson_interval(64, 64), abs=1e-12)
+    low, high = average_interval({'a': none, 'b': none, 'c': none})
+    assert low == 0
+    # Three tasks are more certain than one, and less than one with all questions.
+    assert wilson_interval(0, 192).high < high < wilson_interval(0, 64).high
+    low, high = average_interval({'a': none, 'b': every})
+    assert (low, high) == pytest.approx((0.5 - (high - 0.5), high)) and low < 0.48

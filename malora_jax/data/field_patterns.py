@@ -61,7 +61,10 @@ def _value(name: str, setting: str, row: Row) -> str:
     if name not in row.fields:
         # Without a header, the first data row is taken for the names, so they may be long.
         known = [field if len(field) <= 40 else f'{field[:40]}…' for field in row.fields]
-        raise UserError(f'{row.location}: {unknown_name(setting, name, known)}')
+        raise UserError(
+            f'{row.location}: {unknown_name(setting, name, known)} To set {setting} for one file '
+            'alone, use data.file_settings.'
+        )
     value = row.fields[name]
     if isinstance(value, bool):
         return json.dumps(value)

@@ -94,7 +94,7 @@ class Checkpoints:
             UserError: The directory does not exist (read-only), or checkpoints are unreadable.
         """
         if keep is None and not directory.is_dir():
-            raise errors.UserError(f'There are no checkpoints: {directory} does not exist.')
+            raise _no_checkpoint_error(directory)
         policies = ocp.training.preservation_policies
         newest = policies.LatestN(keep)
         best = policies.BestN(
@@ -174,6 +174,15 @@ class Checkpoints:
         None if there are no checkpoints.
         """
         return self.best.step if self.best else self.latest_step
+
+    def check_exists(self) -> None:
+        """Check that there is a checkpoint.
+
+        Raises:
+            UserError: There is none.
+        """
+        if self.latest_step is None:
+            raise _no_checkpoint_error(self._directory)
 
     def save(
         self, state: TrainState, data: RowStreams, validation_loss: float | None = None
@@ -281,7 +290,7 @@ class Checkpoints:
                 continue
             self._quarantine(broken)
             return restored
-        raise broken[steps[0]] if steps else self._no_checkpoint_error()
+        raise broken[steps[0]] if steps else _no_checkpoint_error(self._directory)
 
     def _quarantine(self, broken: Mapping[int, DamagedCheckpointError]) -> None:
         for step, error in broken.items():
@@ -328,16 +337,13 @@ class Checkpoints:
         """
         step = step or self.latest_step
         if step is None:
-            raise self._no_checkpoint_error()
+            raise _no_checkpoint_error(self._directory)
         try:
             return self._load(step, {'state': _shapes(state)})['state']
         except DamagedCheckpointError as error:
             raise DamagedCheckpointError(
                 f'{error} To use another checkpoint, move that directory elsewhere.'
             ) from error
-
-    def _no_checkpoint_error(self) -> errors.UserError:
-        return errors.UserError(f'There is no checkpoint in {self._directory}.')
 
     def read_identity(self, step: int) -> RunIdentity | None:
         """Return the identity of the run that a checkpoint belongs to; None if it has none.
@@ -453,6 +459,10 @@ def _suppress_loop_errors() -> Iterator[None]:
 
 def _negative_loss(metrics: dict[str, float]) -> float:
     return -metrics['validation_loss']
+
+
+def _no_checkpoint_error(directory: Any) -> errors.UserError:
+    return errors.UserError(f'There is no checkpoint in {directory}: resume the training.')
 
 
 def _shapes(state: TrainState) -> TrainState:

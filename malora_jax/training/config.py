@@ -29,10 +29,11 @@ class OptimizerConfig:
         schedule: Decay of the learning rate to zero after warm-up, 'cosine' or 'linear'.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         clip_norm: Maximum global norm of the gradient; a larger gradient is clipped to it.
-        router_rate, down_rate, core_rate, up_rate, magnitude_rate: One factor for each kind of
-            parameter. The factor multiplies both the learning rate and the weight decay of these
-            parameters. `down_rate` also applies to `shared_down`, and `up_rate` to `shared_up`.
-            With 16 as `up_rate`, this is LoRA+ (Hayou et al. 2024).
+        router_rate: Factor of the learning rate and of the weight decay of routers.
+        down_rate: The same factor for `down` and `shared_down`.
+        core_rate: The same factor for `core`.
+        up_rate: The same factor for `up` and `shared_up`; 16 gives LoRA+ (Hayou et al. 2024).
+        magnitude_rate: The same factor for DoRA's `magnitude`.
 
     Raises:
         UserError: A value has the wrong type or is out of range.

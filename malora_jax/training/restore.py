@@ -37,12 +37,14 @@ def saved_model(directory: pathlib.Path, weights: str | None = None) -> StoredMo
         weights: Location of the base model's weights; None for the location used in training.
 
     Raises:
-        UserError: The directory holds neither a run nor an adapter, or one of its files is broken
-            or was edited.
+        UserError: The directory holds neither a run nor an adapter, the run has no checkpoint, or
+            a file is broken or was edited.
     """
     if is_adapter(directory):
         return open_adapter(directory, weights)
     config, run = _read(directory, weights)
+    with _open_checkpoints(directory) as checkpoints:
+        checkpoints.check_exists()  # Before the base model is loaded, which may take minutes.
     restore = functools.partial(_restore, directory, config, run)
     return StoredModel(directory, run.model, run.weights, restore)
 
@@ -72,6 +74,10 @@ def _read(workdir: pathlib.Path, weights: str | None) -> tuple[dict[str, Any], R
     return config, run
 
 
+def _open_checkpoints(workdir: pathlib.Path, identity: RunIdentity | None = None) -> Checkpoints:
+    return Checkpoints(cloud_storage.remote_path(workdir / 'checkpoints'), identity=identity)
+
+
 def _restore(
     workdir: pathlib.Path, config: Mapping[str, Any], run: RunConfig, base: LoadedBase
 ) -> TrainedModel:
@@ -79,8 +85,7 @@ def _restore(
     model = Decoder(run.model, run.adapter)
     # Only the shapes of this state are used, and they do not depend on the number of steps.
     fresh = create_state(model, make_optimizer(run.optimizer, 1), run.seed, base.params)
-    checkpoint_dir = cloud_storage.remote_path(workdir / 'checkpoints')
-    with Checkpoints(checkpoint_dir, identity=identity) as checkpoints:
+    with _open_checkpoints(workdir, identity) as checkpoints:
         state = checkpoints.restore_state(fresh, checkpoints.best_or_latest_step)
     return TrainedModel(
         base,

@@ -201,13 +201,14 @@ def test_the_home_directory(here, monkeypatch):
 
 GOOD = {'q': 'x', 'a': 'y'}
 BOTH = dict(question='{q}\\n{r}')
+UNKNOWN = 'Unknown {0} {1!r}: {2} To set {0} for one file alone, use data.file_settings.'
 
 
 @pytest.mark.parametrize(
     'fields, pattern, expected',
     [
-        ({'qq': 1, 'a': 'y'}, {}, "Unknown question_field 'q': did you mean qq?"),
-        ({'q': 'x', 'bcd': 1}, {}, "Unknown answer_field 'a': known are bcd, q."),
+        ({'qq': 1, 'a': 'y'}, {}, UNKNOWN.format('question_field', 'q', 'did you mean qq?')),
+        ({'q': 'x', 'bcd': 1}, {}, UNKNOWN.format('answer_field', 'a', 'known are bcd, q.')),
         (
             {'q': 'x', 'a': ' \t\n'},
             {},
@@ -219,7 +220,7 @@ BOTH = dict(question='{q}\\n{r}')
             BOTH,
             "question_field yields no text, because there is none in 'q' and 'r'.",
         ),
-        ({'q': 'x', 'a': 'y'}, BOTH, "Unknown question_field 'r': known are a, q."),
+        ({'q': 'x', 'a': 'y'}, BOTH, UNKNOWN.format('question_field', 'r', 'known are a, q.')),
         ({'q': 'x', 'a': ['y']}, {}, "field 'a' is a list; it must be text or a number."),
         ({'q': {'x': 1}, 'a': 'y'}, {}, "field 'q' is an object; it must be text or a number."),
         ({'q': 'x', 'a': None}, {}, "field 'a' is missing (null); it must be text or a number."),
@@ -261,7 +262,8 @@ def test_a_table_without_a_header(here):
     (here / 'a.tsv').write_text(f'{"How many? " * 9}\t18\nWhy?\tSo.\n')
     assert message(read_examples, task('a.tsv'), 'a.tsv') == (
         "a.tsv line 2: Unknown question_field 'q': known are 18, "
-        'How many? How many? How many? How many? ….'
+        'How many? How many? How many? How many? …. To set question_field for one file alone, use '
+        'data.file_settings.'
     )
 
 

@@ -225,7 +225,9 @@ def test_no_checkpoint(tmp_path, new_data):
         ):
             with pytest.raises(UserError) as caught:
                 restore()
-            assert str(caught.value) == f'There is no checkpoint in {tmp_path / "c"}.'
+            assert str(caught.value) == (
+                f'There is no checkpoint in {tmp_path / "c"}: resume the training.'
+            )
 
 
 def test_nothing_runs_in_the_background_once_it_is_open(tmp_path):

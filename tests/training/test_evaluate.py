@@ -1,10 +1,12 @@
 """Scoring without training, and the table of scores."""
 
 import pathlib
+import re
 import shutil
 
 import pytest
 
+import malora_jax
 from configs import quickstart
 from malora_jax.errors import UserError
 from malora_jax.evaluation import runner
@@ -115,21 +117,18 @@ def test_another_config_may_have_trained_on_the_questions(finished_workdir, tiny
     )
 
 
-@pytest.mark.parametrize(
-    'folder, message',
-    [
-        (False, 'There are no checkpoints: {} does not exist.'),
-        (True, 'There is no checkpoint in {}.'),
-    ],
-)
+@pytest.mark.parametrize('folder', [False, True])
 def test_a_run_that_was_killed_before_its_first_checkpoint(
-    finished_workdir, tiny_weights, tmp_path, folder, message
+    finished_workdir, tiny_weights, tmp_path, folder
 ):
     shutil.copy(finished_workdir / 'config.json', tmp_path)
     if folder:
         (tmp_path / 'checkpoints').mkdir()
-    found = refusal(toy_run_config(tiny_weights), tmp_path)
-    assert found == message.format(tmp_path / 'checkpoints')
+    message = f'There is no checkpoint in {tmp_path}/checkpoints: resume the training.'
+    assert refusal(toy_run_config(tiny_weights), tmp_path) == message
+    # The base model, which may be large, is not read first.
+    with pytest.raises(UserError, match=f'^{re.escape(message)}$'):
+        malora_jax.load(tmp_path, weights='missing.safetensors')
 
 
 TABLE = """\

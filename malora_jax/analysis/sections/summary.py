@@ -296,7 +296,7 @@ def _idle_experts(numbers: RoutingNumbers) -> Iterator[str]:
         yield (
             f'{sum(idle.values())} of {numbers["experts"] * len(idle):,} experts get less than a '
             f'tenth of a balanced load, up to {idle[most]} of {numbers["experts"]} in one router '
-            f'({linear} of layer {layer}).'
+            f'({linear} of layer {layer}). If this hurts a task, raise adapter.balance_weight.'
         )
 
 
