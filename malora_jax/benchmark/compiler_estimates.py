@@ -1,7 +1,7 @@
-"""TPU compiler estimates for one layer, without a TPU: cycles, memory and operations.
+"""Compiler estimates for one layer, without a TPU or GPU: cycles, memory and operations.
 
-This needs the package `libtpu`. Use the estimates for ratios between methods; they do not predict
-times in seconds.
+This needs the package `libtpu`, or JAX's plugin for CUDA. Use the estimates for ratios between
+methods; they do not predict times in seconds. For GPUs, the compiler estimates only the memory.
 
 Dimension letters: B rows, T positions, N = B · T tokens, D model width, G tasks.
 """
@@ -18,7 +18,7 @@ from malora_jax import markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
-from malora_jax.distributed.topology import tpu_devices
+from malora_jax.distributed.topology import get_topology
 from malora_jax.models.context import Context
 from malora_jax.models.decoder import REMAT_POLICIES, Block
 from malora_jax.training.config import RunConfig
@@ -35,16 +35,17 @@ def estimate_layer(
     Args:
         run: Run config; only the model, the shape of a batch and `training.remat` are used.
         adapters: Adapter configurations by name; None for the base model alone.
-        topology: Name of a TPU topology, such as 'v5e:2x2'; see `jax.experimental.topologies`.
+        topology: Name of a topology, such as 'v5e:2x2' or 'h100:1'.
 
     Returns:
         For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
-        intermediate results; and `flops`, the number of floating-point operations.
+        intermediate results; and `flops`, the number of floating-point operations. For GPUs only
+        `temporary_bytes`.
 
     Raises:
-        UserError: The topology is unknown, or `libtpu` is not installed.
+        UserError: The topology is unknown, or its compiler is not installed.
     """
-    sharding = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
+    sharding = jax.sharding.SingleDeviceSharding(get_topology(topology).devices[0])
     return {name: _estimate(run, adapter, sharding) for name, adapter in adapters.items()}
 
 
@@ -58,11 +59,11 @@ def _estimate(
     compiled = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes).compile()
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
-    return {
-        'cycles': hlo.Program(compiled.as_text() or '').cycles(),
-        'temporary_bytes': memory.temp_size_in_bytes,
-        'flops': costs['flops'],
-    }
+    estimates = {'temporary_bytes': memory.temp_size_in_bytes}
+    if costs:  # Empty for a GPU that is not attached.
+        cycles = hlo.Program(compiled.as_text() or '').cycles()
+        estimates |= {'cycles': cycles, 'flops': costs['flops']}
+    return estimates
 
 
 def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
@@ -116,11 +117,18 @@ def _layer_gradient(
 
 
 def format_table(layer_estimates: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a Markdown table, with ratios to the base model and to LoRA if these are included.
+    """Return a Markdown table of the estimates.
+
+    It has ratios of cycles to the base model and to LoRA if these are included.
 
     Args:
         layer_estimates: Result of `estimate_layer`.
     """
+    if not all('cycles' in figures for figures in layer_estimates.values()):
+        sizes = {name: each['temporary_bytes'] / 1e6 for name, each in layer_estimates.items()}
+        return markdown.table(
+            [['', 'temporary, MB'], *([name, f'{size:,.0f}'] for name, size in sizes.items())]
+        )
     baselines = [name for name in ('base', 'lora') if name in layer_estimates]
     head = ['', 'cycles', *(f'× {name}' for name in baselines), 'temporary, MB', 'GFLOP']
     rows = [head]
