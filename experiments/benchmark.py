@@ -40,6 +40,7 @@ from malora_jax.benchmark import (
     report,
 )
 from malora_jax.benchmark.run import benchmark, benchmark_sizes, estimate
+from malora_jax.distributed.topology import disable_device_detection
 
 _METHODS = flags.DEFINE_list(
     'methods',
@@ -119,6 +120,7 @@ def main(config: dict[str, Any]) -> None:
 
 
 def _estimate(config: dict[str, Any], topology: str) -> None:
+    disable_device_detection()
     found = estimate(config, _METHODS.value, topology)
     table = compiler_estimates.format_table(found['methods'])
     _write(found, table)
