@@ -102,7 +102,8 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
     """
     with jax.set_mesh(mesh):
         sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
-        model = Decoder(run.model, run.adapter, run.training.remat)
+        run = run.for_device(mesh.devices.flat[0])
+        model = Decoder(run.model, run.adapter, run.training.remat, run.attention)
         # The number of steps of a run by epochs is known only once its data are loaded.
         steps = run.training.steps or 1
         params = sharding.sharded_shapes(abstract_variables(model)['params'])
