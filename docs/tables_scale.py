@@ -1,4 +1,4 @@
-"""Tables and numbers of the documentation about TPU slices, GPUs, sweeps, the paper and UltraLink."""
+"""Tables and numbers of the documentation on TPU slices, GPUs, sweeps, the paper and UltraLink."""
 
 import collections
 import csv

@@ -23,8 +23,6 @@ Examples:
 
 import functools
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +85,7 @@ _SUITE = flags.DEFINE_enum(
     None,
     ['accelerator'],
     'Measurements on a device that was not measured before, instead of a comparison of --methods. '
-    'accelerator = the test of the attention kernels on the device, then throughput, model FLOPs '
+    'accelerator = errors of the attention kernels on the device, then throughput, model FLOPs '
     'utilization and peak memory of LoRA and MALoRA with the shapes of Llama 3.1 8B (on a CPU: of '
     'a tiny model). Takes about ten minutes.',
 )
@@ -96,9 +94,6 @@ _OUTPUT = flags.DEFINE_string(
     None,
     'JSON file to write the measurements into; a table and a chart are written next to it.',
 )
-# The test of the attention kernels, in a checkout of the repository.
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_ATTENTION_TEST = _ROOT / 'tests' / 'models' / 'test_attention_backends.py'
 
 
 def main(config: dict[str, Any]) -> None:
@@ -129,26 +124,10 @@ def _estimate(config: dict[str, Any], topology: str) -> None:
 
 
 def _run_suite(config: dict[str, Any]) -> None:
-    # The test runs first, and in its own process: JAX reserves the memory of a GPU for one process.
-    attention = attention_test_summary(_ATTENTION_TEST)
-    print(f'Attention kernels: {attention}', flush=True)
     found = accelerator_suite.accelerator_suite(config, _ROUNDS.value)
-    table = accelerator_suite.format_table(found['cases'])
-    _write(found | {'attention': attention}, table)
+    table = accelerator_suite.format_tables(found)
+    _write(found, table)
     print(f'{found["model"]}, {found["dtype"]}, {found["machine"]["device"]}\n\n{table}')
-
-
-def attention_test_summary(path: pathlib.Path) -> str:
-    """Run the test of the attention kernels, and return the summary of pytest.
-
-    Args:
-        path: File of the test.
-    """
-    if not path.exists():
-        return f'not tested, because there is no {path}'
-    command = [sys.executable, '-m', 'pytest', '-q', str(path)]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    return (done.stdout or done.stderr).splitlines()[-1]
 
 
 def _grow(config: dict[str, Any], field: str) -> None:

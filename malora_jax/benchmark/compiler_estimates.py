@@ -33,19 +33,22 @@ def estimate_layer(
     for a layer in the middle of a model. Load-balancing losses are not included.
 
     Args:
-        run: Run config; only the model, the shape of a batch and `training.remat` are used.
+        run: Run config; only the model, the attention backend, the shape of a batch and
+            `training.remat` are used.
         adapters: Adapter configurations by name; None for the base model alone.
         topology: Name of a topology, such as 'v5e:2x2' or 'h100:1'.
 
     Returns:
         For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
-        intermediate results; and `flops`, the number of floating-point operations. For GPUs only
-        `temporary_bytes`.
+        intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the number of
+        floating-point operations. A kernel has estimates of its own, so compare programs with and
+        without one by all of these figures. For GPUs only `temporary_bytes`.
 
     Raises:
         UserError: The topology is unknown, or its compiler is not installed.
     """
-    sharding = jax.sharding.SingleDeviceSharding(get_topology(topology).devices[0])
+    device = get_topology(topology).devices[0]
+    run, sharding = run.for_device(device), jax.sharding.SingleDeviceSharding(device)
     return {name: _estimate(run, adapter, sharding) for name, adapter in adapters.items()}
 
 
@@ -61,8 +64,11 @@ def _estimate(
     costs: Any = compiled.cost_analysis()
     estimates = {'temporary_bytes': memory.temp_size_in_bytes}
     if costs:  # Empty for a GPU that is not attached.
-        cycles = hlo.Program(compiled.as_text() or '').cycles()
-        estimates |= {'cycles': cycles, 'flops': costs['flops']}
+        estimates |= {
+            'cycles': hlo.Program(compiled.as_text() or '').cycles(),
+            'accessed_bytes': costs['bytes accessed'],
+            'flops': costs['flops'],
+        }
     return estimates
 
 
@@ -78,7 +84,7 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
     variables = nn.unbox(
         jax.eval_shape(
             lambda x_ND, segments_BT: Block(run.model, adapter).init(
-                jax.random.key(0), x_ND, _context(segments_BT, train=False), None
+                jax.random.key(0), x_ND, _context(run, segments_BT, train=False), None
             ),
             x_ND,
             segments_BT,
@@ -89,11 +95,11 @@ def _shapes(run: RunConfig, adapter: AdapterConfig | None) -> tuple[Any, ...]:
     return trained, variables, x_ND, x_ND, segments_BT
 
 
-def _context(segments_BT: jax.Array, train: bool) -> Context:
+def _context(run: RunConfig, segments_BT: jax.Array, train: bool) -> Context:
     B, T = segments_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     groups_NG = jax.nn.one_hot(jnp.arange(B * T) % NUM_SYNTHETIC_TASKS, NUM_SYNTHETIC_TASKS)
-    return Context(positions_BT, segments_BT, groups_NG, train=train)
+    return Context(positions_BT, segments_BT, groups_NG, attention=run.attention, train=train)
 
 
 def _layer_gradient(
@@ -106,7 +112,7 @@ def _layer_gradient(
         (out_ND, _), _ = block.apply(
             {**others, 'adapter': trained},
             x_ND,
-            _context(segments_BT, train=True),
+            _context(run, segments_BT, train=True),
             None,
             rngs={'dropout': jax.random.key(0)},
             mutable=['routing'],

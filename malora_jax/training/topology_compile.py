@@ -43,9 +43,10 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
         topology: Name of the topology, such as 'v5e:4x4' or 'h100:8'.
 
     Returns:
-        `name`, `devices`, `mesh`, `fits` and `bytes_per_device`. If the step is compiled: `bytes`
-        by part of the memory and `collective_bytes` by kind of collective, for one device and one
-        step, and for TPUs `estimated_cycles`. The TPU compiler rejects a step that does not fit.
+        `name`, `devices`, `attention` (the backend), `mesh`, `fits` and `bytes_per_device`. If the
+        step is compiled: `bytes` by part of the memory and `collective_bytes` by kind of
+        collective, for one device and one step, and for TPUs `estimated_cycles`. The TPU compiler
+        rejects a step that does not fit.
 
         If the step does not fit: `bytes_there_are`, the usable memory of a device, and `change`, a
         change of the config with which the step fits. `change` has the new values by dotted field
@@ -60,10 +61,12 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
             rejects the step.
     """
     target = get_topology(topology)
+    run = run.for_device(target.devices[0])
     report = _compile_report(run, target)
     if not report['fits']:
         report['change'] = _find_fitting_change(run, target, report['mesh'])
-    return {'name': topology, 'devices': len(target.devices)} | report
+    names = {'name': topology, 'devices': len(target.devices), 'attention': run.attention}
+    return names | report
 
 
 def _compile_report(run: RunConfig, topology: Topology) -> dict[str, Any]:
@@ -124,7 +127,8 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
     """
     with jax.set_mesh(mesh):
         sharding.check_rows_divisible('data.batch_size', run.data.batch_size)
-        model = Decoder(run.model, run.adapter, run.training.remat)
+        run = run.for_device(mesh.devices.flat[0])
+        model = Decoder(run.model, run.adapter, run.training.remat, run.attention)
         # The number of steps of a run by epochs is known only once its data are loaded.
         steps = run.training.steps or 1
         params = sharding.sharded_shapes(abstract_variables(model)['params'])

@@ -11,21 +11,12 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-# Runs the command with another test than that of the attention kernels, which takes long.
-COMMAND = """
-import pathlib, sys
-from experiments import benchmark, cli
-benchmark._ATTENTION_TEST = pathlib.Path(sys.argv.pop(1))
-cli.run(benchmark.main)
-"""
-
 
 def test_the_command_on_a_cpu(tmp_path):
-    output, test = tmp_path / 'suite.json', tmp_path / 'test_nothing.py'
-    test.write_text('def test_nothing():\n    pass\n')
+    output = tmp_path / 'suite.json'
     flags = ['--config=configs/quickstart.py', '--suite=accelerator', '--rounds=2']
     done = subprocess.run(
-        [sys.executable, '-c', COMMAND, str(test), *flags, f'--output={output}'],
+        [sys.executable, '-m', 'experiments.benchmark', *flags, f'--output={output}'],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -34,7 +25,14 @@ def test_the_command_on_a_cpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
-    assert found['attention'].startswith('1 passed') and found['peak_flops_per_s'] is None
+    assert [(each['backend'], each['dtype']) for each in found['attention']] == [
+        *(('xla', 'float32'), ('xla', 'bfloat16')),
+        *(('splash', 'float32'), ('splash', 'bfloat16')),
+        *(('triton', 'float32'), ('triton', 'bfloat16')),
+    ]
+    for each in found['attention']:
+        assert 0 < max(each[name] for name in ('value', 'dq', 'dk', 'dv')) < each['tolerance']
+    assert found['peak_flops_per_s'] is None
     assert [(case['method'], case['rows'], case['sequence_length']) for case in found['cases']] == [
         ('lora', 4, 32),
         ('lora', 1, 128),
@@ -44,11 +42,13 @@ def test_the_command_on_a_cpu(tmp_path):
     for case in found['cases']:
         assert case['tokens_per_s'] == pytest.approx(128 / case['step_s'])
         assert min(case[key] for key in ('flops_per_s', 'compile_s', 'compiled_bytes')) > 0
+        assert case['attention'] == 'xla'
         assert case['planned_bytes'] is case['peak_bytes'] is case['mfu'] is None
     assert output.with_suffix('.md').read_text().strip() in done.stdout
 
 
-def test_the_table():
+def test_the_tables():
+    errors = {'value': 2e-3, 'dq': 3e-3, 'dk': 4e-3, 'dv': 5.25e-3, 'tolerance': 0.02}
     measured = {
         'method': 'lora',
         'rows': 4,
@@ -56,16 +56,23 @@ def test_the_table():
         'planned_bytes': 2e9,
         'compiled_bytes': 2.1e9,
         'peak_bytes': None,
+        'attention': 'triton',
         'tokens_per_s': 12473.0,
         'mfu': 0.4126,
         'step_s': 0.6568,
         'compile_s': 61.2,
     }
     failed = {'method': 'malora', 'rows': 1, 'sequence_length': 8192, 'planned_bytes': None}
-    table = accelerator_suite.format_table([measured, failed | {'error': 'Out of memory.'}])
-    assert table.splitlines()[2:] == [
-        '| lora | 4 × 2048 | 12,473 | 41.3% | 2.00 | 2.10 | – | 0.657 | 61 |',
-        '| malora | 1 × 8192 | – | – | – | – | – | – | – |',
+    check = {'backend': 'triton', 'dtype': 'bfloat16', 'head_width': 128} | errors
+    cases = [measured, failed | {'error': 'Out of memory.'}]
+    text = accelerator_suite.format_tables({'attention': [check], 'cases': cases})
+    assert [line for line in text.splitlines() if '---' not in line][1:] == [
+        '| triton | bfloat16 | 128 | 2.0e-03 | 3.0e-03 | 4.0e-03 | 5.2e-03 | 2.0e-02 |',
         '',
-        'malora, 8192 tokens: Out of memory.',
+        '|  | rows | attention | tokens/s | MFU | planned GB | compiled GB | peak GB | step, s '
+        '| compile, s |',
+        '| lora | 4 × 2048 | triton | 12,473 | 41.3% | 2.00 | 2.10 | – | 0.657 | 61 |',
+        '| malora | 1 × 8192 | – | – | – | – | – | – | – | – |',
+        '',
+        'malora, 1 × 8192: Out of memory.',
     ]

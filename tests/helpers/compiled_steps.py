@@ -1,16 +1,18 @@
-"""Training steps compiled for devices that are not attached, and checks of their programs."""
+"""Training steps and attention compiled for devices that are not attached, and their checks."""
 
 import functools
 import math
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 
 from configs import intra_domain
+from malora_jax.benchmark.attention_check import Packing, value_and_gradients
 from malora_jax.distributed import hlo
 from malora_jax.distributed.mesh import make_mesh
 from malora_jax.distributed.topology import get_topology
-from malora_jax.models import ModelConfig
+from malora_jax.models import ModelConfig, attention_backends
 from malora_jax.training import run_config
 from malora_jax.training.topology_compile import compiled_step
 
@@ -40,6 +42,32 @@ def compile_step(
     run = run_config(config.to_dict())
     assert method == 'lora' or run.adapter.num_experts == EXPERTS
     return compiled_step(run, make_mesh(run.mesh, devices))
+
+
+@functools.cache
+def compile_attention(
+    backend: str, topology: str, length: int, heads: int, kv_heads: int, width: int, dtype: str
+) -> jax.stages.Compiled:
+    """Compile the value and the gradients of attention for one row on one device.
+
+    Args:
+        backend: Attention backend.
+        topology: Name of the topology.
+        length: Tokens of the row.
+        heads: Number of query heads.
+        kv_heads: Number of key/value heads.
+        width: Width of a head.
+        dtype: Dtype of queries, keys and values.
+    """
+    place = jax.sharding.SingleDeviceSharding(get_topology(topology).devices[0])
+
+    def shape(heads: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, length, heads, width), dtype, sharding=place)
+
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
+    packing = Packing(shape(heads), shape(kv_heads), shape(kv_heads), segments, shape(heads))
+    function = functools.partial(attention_backends.attend, backend)
+    return value_and_gradients.lower(function, packing).compile()
 
 
 def too_large(
