@@ -72,9 +72,8 @@ def accelerator_suite(config: Mapping[str, Any], rounds: int) -> dict[str, Any]:
     Returns:
         `machine`; `attention`, the results of `_check_attention`; `model` and `dtype`;
         `peak_flops_per_s`, the peak of the device, or None if `GPUS` does not have it; and
-        `cases`. Each case has `method`, `sequence_length`, `rows`, and
-        either `error`, the first line of the device's error, or the results of `_measure` with
-        `mfu`, the model FLOPs utilization. `planned_bytes` is the memory that
+        `cases`. Each case has `method`, `sequence_length`, `rows`, `planned_bytes`, and the results
+        of `_measure` with `mfu`, the model FLOPs utilization. `planned_bytes` is the memory that
         `experiments.plan --topology` computes without the device. Values that are not known for
         this device are None.
 
@@ -162,6 +161,7 @@ def _case_run(config: Mapping[str, Any], shapes: _Shapes, name: str, length: int
     changed = copy.deepcopy(dict(config))
     changed['model'] |= {'name': shapes.model, 'dtype': shapes.dtype, 'weights': ''}
     changed['data'] |= {'sequence_length': length, 'batch_size': shapes.tokens // length}
+    changed['training'] |= {'accumulate': 1}
     run = run_config(changed)
     adapter = method(name, **_METHODS[name], targets=run.adapter.targets, dropout=0.0)
     return dataclasses.replace(run, method=name, adapter=adapter)

@@ -2,12 +2,15 @@
 
 import functools
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from configs import intra_domain
 from malora_jax.distributed import hlo
 from malora_jax.distributed.gpus import GPUS
-from malora_jax.distributed.topology import disable_device_detection
+from malora_jax.distributed.topology import disable_device_detection, get_topology
 from malora_jax.models import preset
 from malora_jax.training import run_config
 from malora_jax.training.step import compiled_memory_bytes
@@ -36,6 +39,38 @@ def compiled(method: str):
 @functools.cache
 def program(method: str) -> hlo.Program:
     return hlo.Program(compiled(method).as_text())
+
+
+def test_collectives_of_a_program_are_counted():
+    """One of each kind on 64 float32 numbers per GPU, computed by hand."""
+    mesh = jax.sharding.Mesh(np.array(get_topology('h100:8').devices), ('x',))
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=PartitionSpec('x'),
+        out_specs=(PartitionSpec(), *(PartitionSpec('x') for _ in range(4))),
+        check_vma=False,
+    )
+    def exchange(x_N):
+        return (
+            jax.lax.psum(x_N, 'x'),
+            jax.lax.psum_scatter(2 * x_N, 'x', tiled=True),
+            jax.lax.all_gather(3 * x_N, 'x', tiled=True),
+            jax.lax.all_to_all(4 * x_N, 'x', 0, 0, tiled=True),
+            jax.lax.ppermute(5 * x_N, 'x', [(i, (i + 1) % 8) for i in range(8)]),
+        )
+
+    sharding = jax.NamedSharding(mesh, PartitionSpec('x'))
+    shape = jax.ShapeDtypeStruct((8 * 64,), 'float32', sharding=sharding)
+    text = jax.jit(exchange).lower(shape).compile().as_text()
+    assert hlo.Program(text).bytes_by_kind() == {
+        'all-reduce': 256,
+        'reduce-scatter': 32,
+        'all-gather': 2048,
+        'all-to-all': 256,
+        'collective-permute': 256,
+    }
 
 
 def test_what_it_costs_beside_lora():
