@@ -91,8 +91,12 @@ def accelerator_suite(config: Mapping[str, Any], rounds: int) -> dict[str, Any]:
         for length in shapes.lengths:
             run = _case_run(config, shapes, name, length)
             print(f'{name}, {run.data.batch_size} × {length} tokens …', flush=True)
-            case = {'method': name, 'sequence_length': length, 'rows': run.data.batch_size}
-            case['planned_bytes'] = _in_new_process(_plan, run, f'{gpu}:1') if gpu else None
+            case: dict[str, Any] = {
+                'method': name,
+                'sequence_length': length,
+                'rows': run.data.batch_size,
+                'planned_bytes': _in_new_process(_plan, run, f'{gpu}:1') if gpu else None,
+            }
             case |= _in_new_process(_measure, run, rounds)
             if 'error' not in case:
                 case['mfu'] = case['flops_per_s'] / peak if peak else None
