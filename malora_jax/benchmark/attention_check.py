@@ -84,9 +84,8 @@ def random_packing(
 
 def reference(packing: Packing) -> tuple[np.ndarray, ...]:
     """Return the value and the gradients of q, k and v, computed in float64, segment by segment."""
-    q, k, v, cotangent = (
-        np.float64(x) for x in (packing.q, packing.k, packing.v, packing.cotangent)
-    )
+    inputs = packing.q, packing.k, packing.v, packing.cotangent
+    q, k, v, cotangent = (np.asarray(x, np.float64) for x in inputs)
     value, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
     heads_per_key, scale = q.shape[2] // k.shape[2], q.shape[-1] ** -0.5
     segments_BT = np.asarray(packing.segments)
@@ -122,7 +121,7 @@ def errors(backend: str, packing: Packing, interpret: bool = False) -> dict[str,
         float64 result, or by 1 if all entries are smaller. The error is infinite if an output is
         not finite.
     """
-    found = value_and_gradients(_function(backend, interpret), packing)
+    found = value_and_gradients(attention_function(backend, interpret), packing)
     return relative_errors(found, reference(packing))
 
 
@@ -137,7 +136,7 @@ def relative_errors(
     """
     result = {}
     for name, ours, right in zip(OUTPUTS, found, expected, strict=True):
-        error = np.abs(np.float64(ours) - right).max() / max(1, np.abs(right).max())
+        error = np.abs(np.asarray(ours, np.float64) - right).max() / max(1, np.abs(right).max())
         result[name] = float(error) if np.isfinite(error) else float('inf')
     return result
 
@@ -158,7 +157,13 @@ def value_and_gradients(
 
 
 @functools.cache
-def _function(backend: str, interpret: bool) -> Callable[..., jax.Array]:
+def attention_function(backend: str, interpret: bool = False) -> Callable[..., jax.Array]:
+    """Return the attention of a backend on a single device, a function of q, k, v and the segments.
+
+    Args:
+        backend: Name of the backend, one of 'xla', 'splash' and 'triton'.
+        interpret: Whether a kernel is interpreted, which works on every device.
+    """
     if backend == 'xla':
         return attention.attend
     kernel = attention_backends.KERNELS[backend]

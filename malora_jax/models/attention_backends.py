@@ -10,9 +10,9 @@ each query's scores for the backward pass:
   avoids copies of the keys.
 
 Two alternatives to `triton` were rejected. cuDNN has a packed layout, but only internal functions
-of JAX accept it, it needs the maximum number of segments per row at compile time, and it has no
-float32. The public function of tokamax takes no segment ids, and its boolean mask would have T²
-entries per row. Both would be extra requirements that a CPU cannot interpret.
+of JAX accept it. It needs the maximum number of segments of a row at compile time, has no float32,
+and cannot be interpreted on a CPU. tokamax would be another requirement, and its public function
+takes no segment ids: a boolean mask would have T² entries per row.
 
 Dimension letters: B batch, T sequence, H query heads, K key/value heads, G = H / K query heads per
 key/value head, C head width.
@@ -37,7 +37,7 @@ BACKENDS = ('auto', 'xla', 'splash', 'triton')
 HEAD_WIDTHS = (64, 128)
 # Sequence lengths are padded to a multiple of the smallest block.
 _BLOCK = 128
-# Larger blocks of splash attention take fewer steps; even larger ones exceed the on-chip memory.
+# Larger blocks of splash attention take fewer steps, but need more on-chip memory.
 _SPLASH_BLOCKS = (512, 384, 256, _BLOCK)
 
 
@@ -243,7 +243,7 @@ def _triton_forward(q_BTHC, k_BTKC, v_BTKC, segments_BT, interpret):
 
 
 def _triton_backward(interpret, residuals, gradient_BTHC):
-    # The kernel's own differentiation rule has no names, so its backward pass is called here.
+    # Differentiating `mha` itself would leave its residuals without the names that `light` needs.
     from jax.experimental.pallas.ops.gpu.attention import _mha_backward
 
     q_BTHC, k_BTKC, v_BTKC, segments_BT, out_BTKGC, lse_BKGT = residuals
@@ -273,7 +273,7 @@ def _triton_options(q_BTKC: jax.Array, interpret: bool) -> dict[str, Any]:
     """Return the settings of the Triton kernel, in the order of its parameters."""
     from jax.experimental.pallas.ops.gpu.attention import BlockSizes
 
-    # The blocks of keys and values are half as long in float32, to fit into shared memory.
+    # In float32, blocks are half as long, so that they take as much shared memory as in bfloat16.
     query_block, key_block = (128, 64) if q_BTKC.dtype == jnp.bfloat16 else (64, 32)
     backward = dict(block_q_dkv=32, block_kv_dkv=32, block_q_dq=32, block_kv_dq=32)
     return {

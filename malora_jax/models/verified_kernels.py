@@ -4,6 +4,6 @@ The test writes this file.
 """
 
 VERIFIED_VERSIONS: dict[str, tuple[str, ...]] = {
-    'splash': (),
+    'splash': ('0.10.2',),
     'triton': (),
 }

@@ -27,6 +27,7 @@ def test_random_packings(backend, attempts):
         num_kv_heads = random.randint(1, 2)
         packing = random_packing(
             np.random.default_rng(random.getrandbits(64)),
+            rows=random.randint(1, 2),
             # As many short rows as long ones.
             length=round(2 ** random.uniform(0, 11)),
             max_segments=64,

@@ -71,7 +71,7 @@ def test_a_backend_that_ignores_segments_is_found(backend):
         dtype=jnp.float32,
     )
     whole = packing._replace(segments=jnp.ones_like(packing.segments))
-    function = attention_check._function(backend, True)
+    function = attention_check.attention_function(backend, interpret=True)
     found = attention_check.relative_errors(
         attention_check.value_and_gradients(function, whole), attention_check.reference(packing)
     )
