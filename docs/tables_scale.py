@@ -1,4 +1,4 @@
-"""Tables and numbers of the documentation about TPU slices, sweeps, the paper and UltraLink."""
+"""Tables and numbers of the documentation on TPU slices, GPUs, sweeps, the paper and UltraLink."""
 
 import collections
 import csv
@@ -12,6 +12,7 @@ from typing import Any
 from docs.records import RESULTS, load
 from malora_jax import markdown
 from malora_jax.analysis import cells
+from malora_jax.distributed.gpus import GPUS
 from malora_jax.runs.paper import PAPER_TABLES
 from malora_jax.statistics import seed_interval
 from malora_jax.training import scaling
@@ -85,6 +86,30 @@ def step_values() -> dict[str, float]:
         'memory_ratio': malora['bytes_per_chip'] / lora['bytes_per_chip'],
         'cycles_ratio': malora['cycles'] / lora['cycles'],
     }
+
+
+def gpus() -> str:
+    """Return the table of the GPUs for which steps can be compiled."""
+    rows = [['`--topology`', 'card', 'memory, GiB', 'peak, TFLOP/s (bfloat16)', 'checked']]
+    for name, gpu in GPUS.items():
+        card = gpu.product.removeprefix('NVIDIA ')
+        checked = 'yes' if gpu.checked else 'no'
+        rows.append([f'`{name}:N`', card, f'{gpu.memory_gib:.1f}', f'{gpu.peak_tflops:,}', checked])
+    return markdown.table(rows)
+
+
+def gpu_plans() -> str:
+    """Return the table of the plans for one and for eight GPUs."""
+    head = ['', 'fits', 'GB per GPU', 'arguments GB', 'temporary GB', 'all-gather GB']
+    rows = [[*head, 'all-reduce GB', 'processor time of the plan, s']]
+    for name, found in load('gpu_plan')['values'].items():
+        plan, sent = found['topology'], found['topology']['collective_bytes']
+        sizes = (plan['bytes_per_device'], plan['bytes']['arguments'], plan['bytes']['temporary'])
+        cells = [f'{size / 1e9:.2f}' for size in (*sizes, sent.get('all-gather', 0))]
+        reduced = f'{sent.get("all-reduce", 0) / 1e9:.2f}'
+        fits = 'yes' if plan['fits'] else 'no'
+        rows.append([f'`{name}`', fits, *cells, reduced, f'{found["processor_s"]:.0f}'])
+    return markdown.table(rows)
 
 
 @functools.cache
@@ -293,6 +318,8 @@ def humaneval_translations() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     'tpu slices': slices,
     'tpu plan': plan,
+    'gpus': gpus,
+    'gpu plans': gpu_plans,
     'sweep losses': sweep_losses,
     'sweep differences': sweep_differences_table,
     'paper averages': paper_averages,

@@ -126,13 +126,16 @@ class Program:
             if kind not in COLLECTIVE_KINDS:
                 continue
             arrays = _arrays(instruction.result)
-            if instruction.operation != kind and kind in ('all-gather', 'collective-permute'):
-                # An asynchronous start returns its operands, its results and u32 scalars.
+            is_start = instruction.operation != kind
+            if is_start and kind != 'all-reduce':
+                # An asynchronous start returns its operands, its results and u32 scalars. That of
+                # an all-reduce returns only its results.
                 arrays = [array for array in arrays if array.dtype != 'u32' or array.shape]
                 arrays = arrays[len(arrays) // 2 :]
-            if channel := _CHANNEL.search(instruction.line):
+            if not is_start and (channel := _CHANNEL.search(instruction.line)):
                 # A collective that overlaps with computation appears several times with the same
-                # channel, but is executed once.
+                # channel, but is executed once. Asynchronous starts appear once. On GPUs, several
+                # may have the same channel.
                 key = (channel[1], kind, tuple(arrays))
                 if key in seen:
                     continue

@@ -71,6 +71,26 @@ def test_loops_count_as_often_as_they_run():
     }
 
 
+def test_asynchronous_starts_on_one_channel_are_different_collectives():
+    """On GPUs, all collectives of `jax.shard_map` have the same channel."""
+    operations = {
+        'all-gather': '(f32[8], f32[64]) all-gather-start(%p)',
+        'reduce-scatter': '((f32[8]), f32[1]) reduce-scatter-start(%p)',
+        'all-to-all': '((f32[8], f32[4]), (f32[8], f32[4])) all-to-all-start(%p)',
+        'collective-permute': '(f32[8], f32[8]) collective-permute-start(%p)',
+        'all-reduce': '(f32[8], f32[2]) all-reduce-start(%p, %q)',
+    }
+    starts = ''.join(f'  %x = {text}, channel_id=1\n' for text in operations.values())
+    program = Program(f'ENTRY %main (p: f32[8]) -> f32[8] {{\n{starts}{starts}}}\n')
+    assert program.bytes_by_kind() == {
+        'all-gather': 2 * 64 * 4,
+        'reduce-scatter': 2 * 4,
+        'all-to-all': 2 * 12 * 4,
+        'collective-permute': 2 * 8 * 4,
+        'all-reduce': 2 * 10 * 4,
+    }
+
+
 def test_arrays_of_few_bits_are_packed():
     assert HLOArray('s4', (3, 3)).bytes == 5
     assert HLOArray('pred', (10,)).bytes == 10
