@@ -5,5 +5,5 @@ The test writes this file.
 
 VERIFIED_VERSIONS: dict[str, tuple[str, ...]] = {
     'splash': ('0.10.2',),
-    'triton': (),
+    'triton': ('0.10.2',),
 }
