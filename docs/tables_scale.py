@@ -98,18 +98,80 @@ def gpus() -> str:
     return markdown.table(rows)
 
 
-def gpu_plans() -> str:
-    """Return the table of the plans for one and for eight GPUs."""
-    head = ['', 'fits', 'GB per GPU', 'arguments GB', 'temporary GB', 'all-gather GB']
-    rows = [[*head, 'all-reduce GB', 'processor time of the plan, s']]
-    for name, found in load('gpu_plan')['values'].items():
-        plan, sent = found['topology'], found['topology']['collective_bytes']
-        sizes = (plan['bytes_per_device'], plan['bytes']['arguments'], plan['bytes']['temporary'])
-        cells = [f'{size / 1e9:.2f}' for size in (*sizes, sent.get('all-gather', 0))]
-        reduced = f'{sent.get("all-reduce", 0) / 1e9:.2f}'
-        fits = 'yes' if plan['fits'] else 'no'
-        rows.append([f'`{name}`', fits, *cells, reduced, f'{found["processor_s"]:.0f}'])
+def attention_layers() -> str:
+    """Return the table of one layer on a TPU chip: XLA's attention next to splash attention."""
+    rows = [['chip', 'model', 'tokens in a row', 'method', 'million cycles', 'GB accessed']]
+    rows[0].append('temporary GB')
+    for chip, model, length, by_backend in attention_layer_pairs():
+        for name in by_backend['splash']['methods']:
+            pairs = [by_backend[each]['methods'].get(name, {}) for each in ('xla', 'splash')]
+            sizes = [
+                _change([each.get(key) for each in pairs], unit)
+                for key, unit in (
+                    ('cycles', 1e6),
+                    ('accessed_bytes', 1e9),
+                    ('temporary_bytes', 1e9),
+                )
+            ]
+            rows.append([chip, model, f'{length:,}', name, *sizes])
     return markdown.table(rows)
+
+
+def attention_layer_pairs() -> list[tuple[str, str, int, dict[str, Any]]]:
+    """Return the estimates for one layer on a TPU chip with both attention backends.
+
+    Returns:
+        Chip, model, tokens in a row, and for 'xla' and 'splash' `positions`, the number of tokens,
+        and `methods`, the estimates by method; a program that did not compile is missing.
+    """
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for layer in load('tpu_attention')['values']['layers']:
+        key = layer['chip'], layer['model'], layer['sequence_length']
+        found.setdefault(key, {})[layer['attention']] = layer
+    return [(*key, by_backend) for key, by_backend in sorted(found.items())]
+
+
+def attention_plans(record: str) -> str:
+    """Return the table of whole training steps: XLA's attention next to the kernel.
+
+    Args:
+        record: Name of the record with the plans.
+    """
+    rows = [['topology', 'model', 'rows × tokens', 'attention', 'fits', 'GB per device']]
+    rows[0] += ['temporary GB', 'all-gather GB', 'fits with', 'GB then']
+    for plan in load(record)['values']['plans']:
+        found = plan['topology']
+        change = dict(found.get('change') or {})
+        then = change.pop('bytes_per_device', None)
+        temporary = found.get('bytes', {}).get('temporary')
+        gathered = found.get('collective_bytes', {}).get('all-gather')
+        rows.append(
+            [
+                *(f'`{found["name"]}`', plan['model']),
+                f'{plan["rows"]} × {plan["sequence_length"]:,}',
+                *(plan['attention'], 'yes' if found['fits'] else 'no'),
+                *(_gb(found['bytes_per_device']), _gb(temporary), _gb(gathered)),
+                ', '.join(f'`{name}={value}`' for name, value in change.items())
+                or ('' if found['fits'] else 'nothing'),
+                _gb(then),
+            ]
+        )
+    return markdown.table(rows)
+
+
+def gpu_plan_values() -> dict[str, list[float]]:
+    """Return `seconds`: the least and the most processor seconds of a plan for GPUs."""
+    seconds = [plan['processor_s'] for plan in load('gpu_plan')['values']['plans']]
+    return {'seconds': [min(seconds), max(seconds)]}
+
+
+def _change(values: list[float | None], unit: float) -> str:
+    """Return two numbers with an arrow between them; a dash is a program that does not compile."""
+    return ' → '.join('–' if value is None else f'{value / unit:,.1f}' for value in values)
+
+
+def _gb(size: float | None) -> str:
+    return '' if size is None else f'{size / 1e9:.2f}'
 
 
 @functools.cache
@@ -319,7 +381,9 @@ PARTS: dict[str, Callable[[], str]] = {
     'tpu slices': slices,
     'tpu plan': plan,
     'gpus': gpus,
-    'gpu plans': gpu_plans,
+    'gpu plans': functools.partial(attention_plans, 'gpu_plan'),
+    'attention layers': attention_layers,
+    'attention plans': functools.partial(attention_plans, 'tpu_attention'),
     'sweep losses': sweep_losses,
     'sweep differences': sweep_differences_table,
     'paper averages': paper_averages,
@@ -330,5 +394,6 @@ PARTS: dict[str, Callable[[], str]] = {
 VALUES: dict[str, Callable[[], Mapping[str, Any]]] = {
     'slices': slice_values,
     'step': step_values,
+    'gpu plans': gpu_plan_values,
     'sweep': sweep_values,
 }
