@@ -108,10 +108,11 @@ def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_what_it_printed_is_saved(name):
-    """Every cell was run once, in order and without an error, and the images are saved."""
+    """Every cell was run once, in order and without an error; images and times are saved."""
     book = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
     cells = [cell for cell in book.cells if cell.cell_type == 'code']
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    assert all('execution' in cell.metadata for cell in cells)
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == 'error' for output in outputs)
     pictures = sum('image/png' in output.get('data', {}) for output in outputs)
