@@ -252,7 +252,8 @@ def _triton_backward(interpret, residuals, gradient_BTHC):
     def backward(q_BTKC, out_BTKC, lse_BKT, gradient_BTKC):
         options = _triton_options(q_BTKC, interpret)
         values = q_BTKC, k_BTKC, v_BTKC, segments_BT, out_BTKC, lse_BKT
-        return _mha_backward(*options.values(), values, gradient_BTKC)[:3]
+        arguments = *options.values(), values, gradient_BTKC
+        return _mha_backward(*arguments)[:3]
 
     grouped = _grouped(q_BTHC, k_BTKC), out_BTKGC, lse_BKGT, _grouped(gradient_BTHC, k_BTKC)
     dq_BTKGC, dk_BTKGC, dv_BTKGC = backward(*grouped)

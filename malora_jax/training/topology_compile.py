@@ -26,8 +26,11 @@ from malora_jax.training.optimizer import make_optimizer
 from malora_jax.training.state import abstract_state
 from malora_jax.training.step import lower_train_step
 
-# Matches the compiler's out-of-memory message, such as 'Used 20.98G of 15.75G hbm.'
-_OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+# Matches the compiler's out-of-memory messages: 'Used 20.98G of 15.75G hbm.', or 'the total memory
+# required for HLO temporaries (17.41G) exceeds available HBM (15.75G)', without the arguments.
+_OUT_OF_MEMORY = re.compile(
+    r'(?:Used |temporaries \()([\d.]+)([KMG])\)? (?:of |exceeds available HBM \()([\d.]+)([KMG])'
+)
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 # Share of a GPU's memory that JAX reserves by default, and the variable that sets this share.
 _DEFAULT_GPU_SHARE = 0.75
@@ -46,7 +49,8 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
         `name`, `devices`, `attention` (the backend), `mesh`, `fits` and `bytes_per_device`. If the
         step is compiled: `bytes` by part of the memory and `collective_bytes` by kind of
         collective, for one device and one step, and for TPUs `estimated_cycles`. The TPU compiler
-        rejects a step that does not fit.
+        rejects a step that does not fit, and may then count only the temporary memory in
+        `bytes_per_device`.
 
         If the step does not fit: `bytes_there_are`, the usable memory of a device, and `change`, a
         change of the config with which the step fits. `change` has the new values by dotted field

@@ -1,4 +1,4 @@
-"""What a plan says about the memory of a GPU, on a program that is compiled for the CPU instead."""
+"""What a plan says about memory, on a program that is compiled for the CPU instead."""
 
 import dataclasses
 
@@ -49,3 +49,25 @@ def test_a_step_that_does_not_fit_is_changed_until_it_does(monkeypatch, compile_
     assert change.keys() > {'bytes_per_device'}
     assert change['bytes_per_device'] <= small['bytes_there_are']
     assert plan(monkeypatch, 1e6)['change'] is None
+
+
+@pytest.mark.parametrize(
+    'message, needed',
+    [
+        ('Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded …', 20.5),
+        (
+            'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+            'temporaries (17.25G) exceeds available HBM (15.75G).',
+            17.25,
+        ),
+    ],
+)
+def test_a_step_that_the_tpu_compiler_rejects_does_not_fit(monkeypatch, message, needed):
+    def reject(run, mesh):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(topology_compile, 'compiled_step', reject)
+    found = plan(monkeypatch, 1e12)
+    assert (found['fits'], found['change']) == (False, None)
+    assert found['bytes_per_device'] == needed * 2**30
+    assert found['bytes_there_are'] == 15.75 * 2**30
