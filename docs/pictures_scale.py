@@ -53,10 +53,10 @@ def sweep_rank_experts(path: pathlib.Path) -> None:
 
 @figures.without_mathtext
 def attention_lengths(path: pathlib.Path) -> None:
-    """Draw cycles and memory of a layer with MALoRA against the length of a row."""
+    """Draw memory traffic and memory of a layer with MALoRA against the length of a row."""
     figure = Figure(figsize=(10, 4), layout='constrained')
     panels = {
-        'cycles': ('cycles per token (thousands)', 1e3),
+        'accessed_bytes': ('bytes accessed per token (MB)', 1e6),
         'temporary_bytes': ('temporary memory per token (MB)', 1e6),
     }
     for axes, (key, (label, unit)) in zip(figure.subplots(1, 2), panels.items(), strict=True):

@@ -100,20 +100,17 @@ def gpus() -> str:
 
 def attention_layers() -> str:
     """Return the table of one layer on a TPU chip: XLA's attention next to splash attention."""
-    rows = [['chip', 'model', 'tokens in a row', 'method', 'million cycles', 'GB accessed']]
-    rows[0].append('temporary GB')
+    rows = [['chip', 'model', 'tokens in a row', 'method', 'million cycles (XLA)']]
+    rows[0] += ['GB accessed', 'temporary GB']
     for chip, model, length, by_backend in attention_layer_pairs():
-        for name in by_backend['splash']['methods']:
-            pairs = [by_backend[each]['methods'].get(name, {}) for each in ('xla', 'splash')]
-            sizes = [
-                _change([each.get(key) for each in pairs], unit)
-                for key, unit in (
-                    ('cycles', 1e6),
-                    ('accessed_bytes', 1e9),
-                    ('temporary_bytes', 1e9),
-                )
+        xla, splash = (by_backend[each]['methods'] for each in ('xla', 'splash'))
+        for name in splash:
+            pairs = [
+                [_billions(methods.get(name, {}).get(key)) for methods in (xla, splash)]
+                for key in ('accessed_bytes', 'temporary_bytes')
             ]
-            rows.append([chip, model, f'{length:,}', name, *sizes])
+            cycles = f'{xla[name]["cycles"] / 1e6:,.1f}' if name in xla else '–'
+            rows.append([chip, model, f'{length:,}', name, cycles, *map(' → '.join, pairs)])
     return markdown.table(rows)
 
 
@@ -141,8 +138,8 @@ def attention_plans(record: str) -> str:
     rows[0] += ['temporary GB', 'all-gather GB', 'fits with', 'GB then']
     for plan in load(record)['values']['plans']:
         found = plan['topology']
-        change = dict(found.get('change') or {})
-        then = change.pop('bytes_per_device', None)
+        change = found.get('change') or {}
+        then = change.get('bytes_per_device')
         temporary = found.get('bytes', {}).get('temporary')
         gathered = found.get('collective_bytes', {}).get('all-gather')
         rows.append(
@@ -151,7 +148,7 @@ def attention_plans(record: str) -> str:
                 f'{plan["rows"]} × {plan["sequence_length"]:,}',
                 *(plan['attention'], 'yes' if found['fits'] else 'no'),
                 *(_gb(found['bytes_per_device']), _gb(temporary), _gb(gathered)),
-                ', '.join(f'`{name}={value}`' for name, value in change.items())
+                ', '.join(f'`{name}={value}`' for name, value in change.items() if '.' in name)
                 or ('' if found['fits'] else 'nothing'),
                 _gb(then),
             ]
@@ -165,9 +162,8 @@ def gpu_plan_values() -> dict[str, list[float]]:
     return {'seconds': [min(seconds), max(seconds)]}
 
 
-def _change(values: list[float | None], unit: float) -> str:
-    """Return two numbers with an arrow between them; a dash is a program that does not compile."""
-    return ' → '.join('–' if value is None else f'{value / unit:,.1f}' for value in values)
+def _billions(value: float | None) -> str:
+    return '–' if value is None else f'{value / 1e9:.1f}'
 
 
 def _gb(size: float | None) -> str:

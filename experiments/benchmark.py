@@ -86,8 +86,8 @@ _SUITE = flags.DEFINE_enum(
     ['accelerator'],
     'Measurements on a device that was not measured before, instead of a comparison of --methods. '
     'accelerator = errors of the attention kernels on the device, then throughput, model FLOPs '
-    'utilization and peak memory of LoRA and MALoRA with the shapes of Llama 3.1 8B (on a CPU: of '
-    'a tiny model). Takes about ten minutes.',
+    'utilization and peak memory of LoRA and MALoRA with the shapes of Llama 3.1 8B (with less '
+    'than 60 GB: of Llama 3.2 1B; on a CPU: of a tiny model). Takes about ten minutes.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output',
@@ -124,9 +124,11 @@ def _estimate(config: dict[str, Any], topology: str) -> None:
 
 
 def _run_suite(config: dict[str, Any]) -> None:
-    found = accelerator_suite.accelerator_suite(config, _ROUNDS.value)
+    def save(result: dict[str, Any]) -> None:
+        _write(result, accelerator_suite.format_tables(result))
+
+    found = accelerator_suite.accelerator_suite(config, _ROUNDS.value, save)
     table = accelerator_suite.format_tables(found)
-    _write(found, table)
     print(f'{found["model"]}, {found["dtype"]}, {found["machine"]["device"]}\n\n{table}')
 
 

@@ -54,20 +54,26 @@ class _Shapes:
 
 
 _ACCELERATOR = _Shapes('llama3.1-8b', 'bfloat16', (2048, 8192), 8192, 2048, (64, 128))
+# GPUs with less memory get a smaller model. The step of the 8B model needs about 50 GB.
+_LARGE_MEMORY, _SMALLER_MODEL = 60e9, 'llama3.2-1b'
 # Without an accelerator, the suite only shows that it works.
 _CPU = _Shapes('tiny', 'float32', (32, 128), 128, 128, (64,))
 
 
-def accelerator_suite(config: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+def accelerator_suite(
+    config: Mapping[str, Any], rounds: int, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Check attention and measure the step of LoRA and MALoRA on the first device of this host.
 
-    The base model has the shapes of Llama 3.1 8B, or on a CPU those of a tiny model. The dropout
-    rate is 0, and each row is a single example of random tokens.
+    The base model has the shapes of Llama 3.1 8B (of Llama 3.2 1B if the device is known to have
+    less than 60 GB), or on a CPU those of a tiny model. The dropout rate is 0, and each row is a
+    single example of random tokens. A check or case that fails does not stop the others.
 
     Args:
         config: Nested config as written in configs/. Its model, method, dropout rate and shape of a
             batch are replaced.
         rounds: Number of timed steps per case.
+        save: Function that stores the result; it is called after each check and each case.
 
     Returns:
         `machine`; `attention`, the results of `_check_attention`; `model` and `dtype`;
@@ -75,40 +81,73 @@ def accelerator_suite(config: Mapping[str, Any], rounds: int) -> dict[str, Any]:
         `cases`. Each case has `method`, `sequence_length`, `rows`, `planned_bytes`, and the results
         of `_measure` with `mfu`, the model FLOPs utilization. `planned_bytes` is the memory that
         `experiments.plan --topology` computes without the device. Values that are not known for
-        this device are None.
+        this device are None. A check or case that failed has `error`.
 
     Raises:
         UserError: The config is invalid.
     """
-    found = _in_new_process(machine)
-    shapes = _CPU if found['platform'] == 'cpu' else _ACCELERATOR
+    found, kernels = _in_new_process(_describe_device)
     gpu = find_gpu(found['device'])
-    peak = GPUS[gpu].peak_tflops * 1e12 if gpu else None
-    print('Attention kernels …', flush=True)
-    attention = _in_new_process(_check_attention, shapes.attention_length, shapes.head_widths)
-    cases = []
-    for name in _METHODS:
-        for length in shapes.lengths:
-            run = _case_run(config, shapes, name, length)
-            print(f'{name}, {run.data.batch_size} × {length} tokens …', flush=True)
-            case: dict[str, Any] = {
-                'method': name,
-                'sequence_length': length,
-                'rows': run.data.batch_size,
-                'planned_bytes': _in_new_process(_plan, run, f'{gpu}:1') if gpu else None,
-            }
-            case |= _in_new_process(_measure, run, rounds)
-            if 'error' not in case:
-                case['mfu'] = case['flops_per_s'] / peak if peak else None
-            cases.append(case)
-    return {
+    shapes = _shapes(found['platform'], gpu)
+    result: dict[str, Any] = {
         'machine': found,
-        'attention': attention,
+        'attention': [],
         'model': shapes.model,
         'dtype': shapes.dtype,
-        'peak_flops_per_s': peak,
-        'cases': cases,
+        'peak_flops_per_s': GPUS[gpu].peak_tflops * 1e12 if gpu else None,
+        'cases': [],
     }
+    for backend, dtype in itertools.product(('xla', *kernels), ('float32', 'bfloat16')):
+        print(f'Attention, {backend}, {dtype} …', flush=True)
+        arguments = backend, dtype, shapes.attention_length, shapes.head_widths
+        checks = _try_in_new_process(_check_attention, *arguments)
+        failed = [{'backend': backend, 'dtype': dtype} | checks]
+        result['attention'] += failed if 'error' in checks else checks['checks']
+        save(result)
+    for name, length in itertools.product(_METHODS, shapes.lengths):
+        run = _case_run(config, shapes, name, length)
+        print(f'{name}, {run.data.batch_size} × {length} tokens …', flush=True)
+        result['cases'].append(_case(run, rounds, gpu, result['peak_flops_per_s']))
+        save(result)
+    return result
+
+
+def _shapes(platform: str, gpu: str | None) -> _Shapes:
+    """Return the shapes for a kind of device.
+
+    Args:
+        platform: JAX's name of the platform.
+        gpu: Key of the card in `GPUS`, or None.
+    """
+    if platform == 'cpu':
+        return _CPU
+    if gpu and GPUS[gpu].memory_bytes < _LARGE_MEMORY:
+        return dataclasses.replace(_ACCELERATOR, model=_SMALLER_MODEL)
+    return _ACCELERATOR
+
+
+def _case(run: RunConfig, rounds: int, gpu: str | None, peak: float | None) -> dict[str, Any]:
+    """Plan and measure one case.
+
+    Args:
+        run: Config of the case.
+        rounds: Number of timed steps.
+        gpu: Key of the card in `GPUS`, or None.
+        peak: Peak of the device in FLOP/s, or None.
+
+    Returns:
+        An item of `cases` in the result of `accelerator_suite`.
+    """
+    plan = _try_in_new_process(_plan, run, f'{gpu}:1') if gpu else {}
+    case = {
+        'method': run.method,
+        'sequence_length': run.data.sequence_length,
+        'rows': run.data.batch_size,
+        'planned_bytes': plan.get('bytes_per_device'),
+    } | _try_in_new_process(_measure, run, rounds)
+    if 'error' not in case:
+        case['mfu'] = case['flops_per_s'] / peak if peak else None
+    return case
 
 
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -117,27 +156,49 @@ def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _check_attention(length: int, head_widths: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Compare the attention backends of the device with float64 on random packings.
+def _try_in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return the result of a function, or a dict with `error`.
+
+    A device, a compiler or a kernel can fail in many ways, and may end the process.
+    """
+    try:
+        return _in_new_process(function, *arguments)
+    except Exception as error:
+        return {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
+
+
+def _describe_device() -> tuple[dict[str, Any], list[str]]:
+    """Return the description of this host, and the names of the kernels to check.
 
     On a CPU, all kernels are interpreted.
+    """
+    device = jax.devices()[0]
+    is_cpu = device.platform == 'cpu'
+    return machine(), [name for name in KERNELS if is_cpu or name == kernel_of(device)]
+
+
+def _check_attention(
+    backend: str, dtype: str, length: int, head_widths: tuple[int, ...]
+) -> dict[str, Any]:
+    """Compare an attention backend of the device with float64 on random packings.
 
     Args:
+        backend: Name of the backend.
+        dtype: Dtype of the inputs.
         length: Tokens per row.
         head_widths: Widths of the heads.
 
     Returns:
-        For each backend, dtype and head width: `backend`, `dtype`, `head_width`, the errors of
-        `attention_check.errors` by output, which are the largest of two packings, and `tolerance`,
-        the limit for an interpreted kernel. A device may round products of float32 more.
+        `checks`, for each head width: `backend`, `dtype`, `head_width`, the errors of
+        `attention_check.errors` by output, which are the largest of two packings, `tolerance`, the
+        limit for an interpreted kernel, and `passed`.
     """
-    device = jax.devices()[0]
-    interpret = device.platform == 'cpu'
-    kernels = [name for name in KERNELS if interpret or name == kernel_of(device)]
+    # Otherwise GPUs and TPUs round the factors of float32 products.
+    jax.config.update('jax_default_matmul_precision', 'highest')
+    interpret = jax.devices()[0].platform == 'cpu'
+    tolerance = attention_check.TOLERANCES[backend, dtype]
     checks = []
-    for backend, dtype, width in itertools.product(
-        ('xla', *kernels), ('float32', 'bfloat16'), head_widths
-    ):
+    for width in head_widths:
         rng = np.random.default_rng(0)
         found = [
             attention_check.errors(
@@ -157,8 +218,9 @@ def _check_attention(length: int, head_widths: tuple[int, ...]) -> list[dict[str
         ]
         largest = {name: max(each[name] for each in found) for name in attention_check.OUTPUTS}
         check = {'backend': backend, 'dtype': dtype, 'head_width': width, **largest}
-        checks.append(check | {'tolerance': attention_check.TOLERANCES[backend, dtype]})
-    return checks
+        passed = max(largest.values()) < tolerance
+        checks.append(check | {'tolerance': tolerance, 'passed': passed})
+    return {'checks': checks}
 
 
 def _case_run(config: Mapping[str, Any], shapes: _Shapes, name: str, length: int) -> RunConfig:
@@ -171,9 +233,9 @@ def _case_run(config: Mapping[str, Any], shapes: _Shapes, name: str, length: int
     return dataclasses.replace(run, method=name, adapter=adapter)
 
 
-def _plan(run: RunConfig, topology: str) -> int:
+def _plan(run: RunConfig, topology: str) -> dict[str, Any]:
     disable_device_detection()
-    return compile_for_topology(run, topology)['bytes_per_device']
+    return compile_for_topology(run, topology)
 
 
 def _measure(run: RunConfig, rounds: int) -> dict[str, Any]:
@@ -188,25 +250,20 @@ def _measure(run: RunConfig, rounds: int) -> dict[str, Any]:
         `tokens_per_s`; `flops_per_s`, the FLOPs of `plan.flops_per_token` per second;
         `compiled_bytes`, the memory of the step in the analysis of the compiler; and `peak_bytes`,
         the peak that the device reports, or None if it reports none or if the initialization of the
-        base model had a higher one. If the device runs out of memory or rejects the step: only
-        `error`.
+        base model had a higher one.
     """
     # The compilation cache is disabled, so that compile times are those of a first start.
     jax.config.update('jax_enable_compilation_cache', False)
     run = run.for_device(jax.devices()[0])
     batches = input_batches.synthetic_batches(run, _NUM_BATCHES)
-    try:
-        params = jax.block_until_ready(random_base_params(run))
-        initial_peak = _peak_bytes()
-        step = compile_method_step(
-            run.method, run, params, batches[0], input_batches.NUM_SYNTHETIC_TASKS
-        )
-        seconds = [
-            time_part(step.run_part, 'step', batches[number % _NUM_BATCHES])
-            for number in range(rounds)
-        ]
-    except jax.errors.JaxRuntimeError as error:
-        return {'error': str(error).splitlines()[0]}
+    params = jax.block_until_ready(random_base_params(run))
+    initial_peak = _peak_bytes()
+    step = compile_method_step(
+        run.method, run, params, batches[0], input_batches.NUM_SYNTHETIC_TASKS
+    )
+    seconds = [
+        time_part(step.run_part, 'step', batches[number % _NUM_BATCHES]) for number in range(rounds)
+    ]
     tokens_per_s = batches[0]['inputs'].size / float(np.median(seconds))
     peak = _peak_bytes()
     return {
@@ -231,18 +288,23 @@ def format_tables(result: Mapping[str, Any]) -> str:
     Args:
         result: Result of `accelerator_suite`.
     """
-    head = ['attention', 'dtype', 'head width', *attention_check.OUTPUTS, 'tolerance']
-    checks = [head]
+    head = ['attention', 'dtype', 'head width', *attention_check.OUTPUTS, 'tolerance', 'passed']
+    checks, failed = [head], []
     for check in result['attention']:
+        name = [check['backend'], check['dtype']]
+        if 'error' in check:
+            checks.append([*name, *('–' for _ in head[3:]), 'no'])
+            failed.append(f'{", ".join(name)}: {check["error"]}')
+            continue
         errors = [f'{check[name]:.1e}' for name in (*attention_check.OUTPUTS, 'tolerance')]
-        checks.append([check['backend'], check['dtype'], str(check['head_width']), *errors])
+        passed = 'yes' if check['passed'] else 'no'
+        checks.append([*name, str(check['head_width']), *errors, passed])
     cases = [
         [
             *('', 'rows', 'attention', 'tokens/s', 'MFU', 'planned GB', 'compiled GB', 'peak GB'),
             *('step, s', 'compile, s'),
         ]
     ]
-    failed = []
     for case in result['cases']:
         cells = [
             case.get('attention', '–'),

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from malora_jax import markdown
+from malora_jax import errors, markdown
 from malora_jax.adapters import AdapterConfig
 from malora_jax.benchmark.input_batches import NUM_SYNTHETIC_TASKS
 from malora_jax.distributed import hlo
@@ -41,11 +41,12 @@ def estimate_layer(
     Returns:
         For each name: `cycles`, the estimated cycles; `temporary_bytes`, the memory for
         intermediate results; `accessed_bytes`, the memory traffic; and `flops`, the number of
-        floating-point operations. A kernel has estimates of its own, so compare programs with and
-        without one by all of these figures. For GPUs only `temporary_bytes`.
+        floating-point operations. Cycles and FLOPs do not include an attention kernel. For GPUs
+        only `temporary_bytes`.
 
     Raises:
-        UserError: The topology is unknown, or its compiler is not installed.
+        UserError: The topology is unknown, its compiler is not installed, or it rejects a layer,
+            for example because the layer does not fit into memory.
     """
     device = get_topology(topology).devices[0]
     run, sharding = run.for_device(device), jax.sharding.SingleDeviceSharding(device)
@@ -59,7 +60,12 @@ def _estimate(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         _shapes(run, adapter),
     )
-    compiled = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes).compile()
+    lowered = jax.jit(functools.partial(_layer_gradient, run, adapter)).lower(*shapes)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise errors.UserError(f'The compiler rejects the layer: {reason}') from error
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
     estimates = {'temporary_bytes': memory.temp_size_in_bytes}

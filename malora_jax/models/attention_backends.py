@@ -80,7 +80,7 @@ def choose(attention_field: str, head_width: int, device: Any) -> Choice:
             return Choice('xla', f'{kernel} is not tested with heads of width {head_width}')
         if not is_verified:
             return Choice('xla', f'{kernel} is not verified with {version}')
-        return Choice(kernel, f'verified with {version}')
+        return Choice(kernel, f'verified on a CPU with {version}')
     if attention_field != kernel:
         allowed = f"'auto', 'xla' or {kernel!r}" if kernel else "'auto' or 'xla'"
         raise errors.out_of_range(
@@ -89,7 +89,7 @@ def choose(attention_field: str, head_width: int, device: Any) -> Choice:
     if head_width not in HEAD_WIDTHS:
         allowed = f"'auto' or 'xla' for heads of width {head_width}"
         raise errors.out_of_range('model.attention', attention_field, allowed)
-    status = 'verified' if is_verified else 'not verified'
+    status = 'verified on a CPU' if is_verified else 'not verified'
     return Choice(kernel, f'set by model.attention; {status} with {version}')
 
 
@@ -115,7 +115,9 @@ def attend(
     split evenly, every device computes all of them.
 
     Args:
-        backend: Backend, one of `BACKENDS`; 'auto' chooses one for the default device.
+        backend: Backend, one of `BACKENDS`; 'auto' chooses one for the default device. Kernels need
+            the mesh of `distributed.mesh.use_mesh` or a single device, so 'auto' chooses XLA on
+            other meshes; set 'xla' if arrays are sharded without a mesh.
         q_BTHC: Queries after RoPE.
         k_BTKC: Keys after RoPE, each shared by H / K query heads.
         v_BTKC: Values.
@@ -126,7 +128,9 @@ def attend(
         (B, T, H, C) in the dtype of q.
     """
     if backend == 'auto':
-        backend = choose(backend, q_BTHC.shape[-1], jax.devices()[0]).backend
+        is_other_mesh = not (sharding.is_mesh_set() or jax.sharding.get_abstract_mesh().empty)
+        device = jax.devices()[0]
+        backend = 'xla' if is_other_mesh else choose(backend, q_BTHC.shape[-1], device).backend
     if backend == 'xla':
         return attention.attend(q_BTHC, k_BTKC, v_BTKC, segments_BT)
     kernel = pad_to_blocks(KERNELS[backend])

@@ -32,9 +32,10 @@ _OUT_OF_MEMORY = re.compile(
     r'(?:Used |temporaries \()([\d.]+)([KMG])\)? (?:of |exceeds available HBM \()([\d.]+)([KMG])'
 )
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
-# Share of a GPU's memory that JAX reserves by default, and the variable that sets this share.
+# Share of a GPU's memory that JAX reserves by default; the variable that sets this share, and the
+# value for steps that need more.
 _DEFAULT_GPU_SHARE = 0.75
-_GPU_SHARE_VARIABLE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+_GPU_SHARE_VARIABLE, _LARGE_GPU_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.95
 
 
 def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
@@ -48,16 +49,17 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
     Returns:
         `name`, `devices`, `attention` (the backend), `mesh`, `fits` and `bytes_per_device`. If the
         step is compiled: `bytes` by part of the memory and `collective_bytes` by kind of
-        collective, for one device and one step, and for TPUs `estimated_cycles`. The TPU compiler
-        rejects a step that does not fit, and may then count only the temporary memory in
-        `bytes_per_device`.
+        collective, for one device and one step, and for TPUs `estimated_cycles`, which do not
+        include an attention kernel. The TPU compiler rejects a step that does not fit, and may then
+        count only the temporary memory in `bytes_per_device`.
 
         If the step does not fit: `bytes_there_are`, the usable memory of a device, and `change`, a
         change of the config with which the step fits. `change` has the new values by dotted field
         name, and the `bytes_per_device` of the changed step. It is None if no change was found.
 
         For GPUs: `checked`, whether the tests cover this GPU; and `environment`, the environment
-        variables that the run needs because JAX by default reserves only a part of the memory.
+        variables that the run needs because JAX by default reserves only a part of the memory. If
+        only the changed step needs them, they are in `change`.
 
     Raises:
         UserError: The topology is unknown, its compiler is missing or does not match JAX, the
@@ -65,12 +67,11 @@ def compile_for_topology(run: RunConfig, topology: str) -> dict[str, Any]:
             rejects the step.
     """
     target = get_topology(topology)
-    run = run.for_device(target.devices[0])
     report = _compile_report(run, target)
     if not report['fits']:
         report['change'] = _find_fitting_change(run, target, report['mesh'])
-    names = {'name': topology, 'devices': len(target.devices), 'attention': run.attention}
-    return names | report
+    attention = run.choose_attention(target.devices[0]).backend
+    return {'name': topology, 'devices': len(target.devices), 'attention': attention} | report
 
 
 def _compile_report(run: RunConfig, topology: Topology) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _compile_report(run: RunConfig, topology: Topology) -> dict[str, Any]:
             'bytes_there_are': _bytes(used[3], used[4]),
         }
     memory: Any = compiled.memory_analysis()
-    program = _program(compiled)
+    program = _tpu_program(compiled) if topology.gpu is None else hlo.Program(compiled.as_text())
     parts = {
         'arguments': memory.argument_size_in_bytes,
         'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -113,8 +114,9 @@ def _gpu_limits(gpu: GPU, needed: int) -> dict[str, Any]:
     limits: dict[str, Any] = {'checked': gpu.checked}
     if needed > usable:
         return limits | {'fits': False, 'bytes_there_are': usable}
-    if needed > _DEFAULT_GPU_SHARE * gpu.memory_bytes:
-        limits['environment'] = {_GPU_SHARE_VARIABLE: f'{(1 + USABLE_SHARE) / 2:.2f}'}
+    # The same part of the reserved memory stays free with both shares.
+    if needed * _LARGE_GPU_SHARE > usable * _DEFAULT_GPU_SHARE:
+        limits['environment'] = {_GPU_SHARE_VARIABLE: f'{_LARGE_GPU_SHARE}'}
     return limits
 
 
@@ -142,7 +144,7 @@ def compiled_step(run: RunConfig, mesh: jax.sharding.Mesh) -> jax.stages.Compile
         return lower_train_step(run, steps, num_tasks, state, params, numbers).compile()
 
 
-def _program(compiled: jax.stages.Compiled) -> hlo.Program:
+def _tpu_program(compiled: jax.stages.Compiled) -> hlo.Program:
     try:
         return hlo.Program(compiled.as_text() or '')
     except jax.errors.JaxRuntimeError as error:
@@ -163,8 +165,9 @@ def _find_fitting_change(
         sizes: Number of devices along each axis of the run's mesh.
 
     Returns:
-        A dict with the changed config fields by dotted name, and with one more key,
-        `bytes_per_device`, the memory of the changed step. None if no change makes the step fit.
+        A dict with the changed config fields by dotted name, and `bytes_per_device`, the memory of
+        the changed step, and for a GPU `environment` if the step needs it. None if no change makes
+        the step fit.
     """
     for change in _memory_saving_changes(run, sizes):
         mesh = dataclasses.replace(run.mesh, **change.get('mesh', {}))
@@ -181,7 +184,9 @@ def _find_fitting_change(
                 for section, values in change.items()
                 for name, value in values.items()
             }
-            return fields | {'bytes_per_device': report['bytes_per_device']}
+            return fields | {
+                key: report[key] for key in ('bytes_per_device', 'environment') if key in report
+            }
     return None
 
 

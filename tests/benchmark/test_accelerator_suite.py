@@ -1,6 +1,7 @@
 """The suite for an accelerator, with the tiny shapes that it has without one."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -32,6 +33,7 @@ def test_the_command_on_a_cpu(tmp_path):
     ]
     for each in found['attention']:
         assert 0 < max(each[name] for name in ('value', 'dq', 'dk', 'dv')) < each['tolerance']
+        assert each['passed']
     assert found['peak_flops_per_s'] is None
     assert [(case['method'], case['rows'], case['sequence_length']) for case in found['cases']] == [
         ('lora', 4, 32),
@@ -48,7 +50,14 @@ def test_the_command_on_a_cpu(tmp_path):
 
 
 def test_the_tables():
-    errors = {'value': 2e-3, 'dq': 3e-3, 'dk': 4e-3, 'dv': 5.25e-3, 'tolerance': 0.02}
+    errors = {
+        'value': 2e-3,
+        'dq': 3e-3,
+        'dk': 4e-3,
+        'dv': 5.2e-3,
+        'tolerance': 0.02,
+        'passed': True,
+    }
     measured = {
         'method': 'lora',
         'rows': 4,
@@ -64,15 +73,36 @@ def test_the_tables():
     }
     failed = {'method': 'malora', 'rows': 1, 'sequence_length': 8192, 'planned_bytes': None}
     check = {'backend': 'triton', 'dtype': 'bfloat16', 'head_width': 128} | errors
+    broken = {'backend': 'splash', 'dtype': 'float32', 'error': 'ValueError: No.'}
     cases = [measured, failed | {'error': 'Out of memory.'}]
-    text = accelerator_suite.format_tables({'attention': [check], 'cases': cases})
+    text = accelerator_suite.format_tables({'attention': [check, broken], 'cases': cases})
     assert [line for line in text.splitlines() if '---' not in line][1:] == [
-        '| triton | bfloat16 | 128 | 2.0e-03 | 3.0e-03 | 4.0e-03 | 5.2e-03 | 2.0e-02 |',
+        '| triton | bfloat16 | 128 | 2.0e-03 | 3.0e-03 | 4.0e-03 | 5.2e-03 | 2.0e-02 | yes |',
+        '| splash | float32 | – | – | – | – | – | – | no |',
         '',
         '|  | rows | attention | tokens/s | MFU | planned GB | compiled GB | peak GB | step, s '
         '| compile, s |',
         '| lora | 4 × 2048 | triton | 12,473 | 41.3% | 2.00 | 2.10 | – | 0.657 | 61 |',
         '| malora | 1 × 8192 | – | – | – | – | – | – | – | – |',
         '',
+        'splash, float32: ValueError: No.',
+        '',
         'malora, 1 × 8192: Out of memory.',
     ]
+
+
+def exit_early() -> dict:
+    os._exit(1)
+
+
+def test_a_failure_does_not_end_the_suite():
+    found = accelerator_suite._try_in_new_process(os.listdir, '/missing')
+    assert found == {'error': "FileNotFoundError: [Errno 2] No such file or directory: '/missing'"}
+    found = accelerator_suite._try_in_new_process(exit_early)
+    assert found['error'].startswith('BrokenProcessPool: ')
+
+
+def test_small_cards_get_a_small_model():
+    assert accelerator_suite._shapes('gpu', 'l4').model == 'llama3.2-1b'
+    for gpu in ('h100', None):
+        assert accelerator_suite._shapes('gpu', gpu).model == 'llama3.1-8b'

@@ -84,8 +84,8 @@ def test_a_backend_that_ignores_segments_is_found(backend):
         (CPU, 64, 'xla', 'no kernel for cpu'),
         (V100, 64, 'xla', 'no kernel for Tesla V100'),
         (MI300, 64, 'xla', 'no kernel for MI300X'),
-        (TPU, 64, 'splash', f'verified with JAX {jax.__version__}'),
-        (H100, 128, 'triton', f'verified with JAX {jax.__version__}'),
+        (TPU, 64, 'splash', f'verified on a CPU with JAX {jax.__version__}'),
+        (H100, 128, 'triton', f'verified on a CPU with JAX {jax.__version__}'),
         (TPU, 16, 'xla', 'splash is not tested with heads of width 16'),
     ],
 )
@@ -103,6 +103,23 @@ def test_auto_takes_only_a_verified_kernel(monkeypatch):
     assert choose('splash', 64, TPU).reason == (
         f'set by model.attention; not verified with JAX {jax.__version__}'
     )
+
+
+def test_auto_takes_xla_on_a_mesh_with_other_axes(monkeypatch, interpreted):
+    """Kernels run in `jax.shard_map`, which needs to know what each axis splits."""
+    monkeypatch.setattr(attention_backends, 'VERIFIED_VERSIONS', {'splash': (jax.__version__,)})
+    monkeypatch.setattr(attention_backends, 'kernel_of', lambda device: 'splash')
+    shape = jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+
+    def has_kernel() -> bool:
+        attend = functools.partial(attention_backends.attend, 'auto')
+        jaxpr = jax.make_jaxpr(attend)(shape, shape, shape, segments).jaxpr
+        return any(True for _ in kernel_names(jaxpr))
+
+    assert has_kernel()
+    with jax.set_mesh(jax.make_mesh((1,), ('other',))):
+        assert not has_kernel()
 
 
 def test_every_kernel_has_a_line_in_the_table_of_versions():

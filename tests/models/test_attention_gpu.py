@@ -19,7 +19,7 @@ def compiler_alone():
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('width', attention_backends.HEAD_WIDTHS)
-@pytest.mark.parametrize('topology', ['a100-80gb:1', 'h100:1'])
+@pytest.mark.parametrize('topology', ['a100-80gb:1', 'h100:1', 'b200:1', 'l4:1'])
 def test_the_kernel_compiles(topology, width, dtype):
     """No array has the size of the scores."""
     triton = compile_attention('triton', topology, LENGTH, HEADS, KV_HEADS, width, dtype)

@@ -1,5 +1,6 @@
 """A training step of SmolLM2 135M on GPUs, compiled without them; `make test-gpu-plan` runs it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -102,7 +103,10 @@ def test_each_layer_is_gathered_twice():
 def test_the_plan_for_each_card(name):
     config = intra_domain.get_config('malora')
     config.model.name, config.model.dtype = 'tiny', 'bfloat16'
-    found = compile_for_topology(run_config(config.to_dict()), f'{name}:1')
+    run = run_config(config.to_dict())
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, head_width=64))
+    found = compile_for_topology(run, f'{name}:1')
+    assert found['attention'] == 'triton'
     assert found['fits'] and found['checked'] and not found['collective_bytes']
     assert (
         found['bytes_per_device'] == sum(found['bytes'].values()) > found['bytes']['temporary'] > 0
