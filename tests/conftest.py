@@ -15,9 +15,12 @@ flags.FLAGS.mark_as_parsed()
 # A shell starts background jobs with SIGINT ignored, and the child processes of tests would inherit
 # that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Commands that tests run share one compilation cache, and use no other.
-_compiled = tempfile.TemporaryDirectory()
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+# Commands that tests run share one compilation cache, and use no other. The processes of xdist
+# inherit its directory from the process that starts them, but use it only in `compile_once`.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    _compiled = tempfile.TemporaryDirectory()
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+jax.config.update('jax_compilation_cache_dir', None)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
@@ -67,7 +70,7 @@ def compile_quickly():
 @pytest.fixture(scope='module')
 def compile_once():
     """Cache compiled programs on disk, for tests that train the same small run several times."""
-    jax.config.update('jax_compilation_cache_dir', _compiled.name)
+    jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     compilation_cache.reset_cache()  # Else the first compilation fixes its settings.
     yield
