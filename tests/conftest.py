@@ -68,6 +68,14 @@ def compile_quickly():
 
 
 @pytest.fixture(scope='module')
+def commands_compile_quickly():
+    """Set the environment variable with which commands disable most compiler optimizations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+        yield
+
+
+@pytest.fixture(scope='module')
 def compile_once():
     """Cache compiled programs on disk, for tests that train the same small run several times."""
     jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])

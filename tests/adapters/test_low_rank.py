@@ -21,6 +21,8 @@ from malora_jax.adapters.low_rank import project_input
 from malora_jax.adapters.methods import SUBSPACES, replace_settings
 from tests.helpers import reference
 
+pytestmark = pytest.mark.usefixtures('compile_quickly')
+
 INPUTS, OUTPUTS, TOKENS = 72, 40, 14
 
 SMALL = {

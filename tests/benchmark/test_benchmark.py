@@ -26,7 +26,7 @@ from malora_jax.training import run_config
 from malora_jax.training.step import losses
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.slow(start_first=True)
+pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_quickly')]
 
 TASKS = input_batches.NUM_SYNTHETIC_TASKS
 
@@ -294,6 +294,7 @@ def test_the_command_measures_growth(tmp_path):
     done = command(
         *('--config=configs/quickstart.py', '--model=tiny', '--tokens=32', '--rounds=1'),
         *('--methods=malora', '--grow=num_experts', f'--output={output}'),
+        "--config.adapter.targets=('q',)",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())

@@ -1,3 +1,5 @@
+"""Processes in these tests mostly compile, so they do it quickly."""
+
 import pathlib
 
 import pytest
@@ -11,3 +13,8 @@ def weights(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp('weights') / 'tiny.gguf'
     write_tiny_gguf(path)
     return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_commands(commands_compile_quickly):
+    """Disable most compiler optimizations in all tests of this directory."""

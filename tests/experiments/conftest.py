@@ -1,11 +1,8 @@
-"""Disable most compiler optimizations, because commands in tests mostly compile."""
+"""Commands in these tests mostly compile, so they do it quickly."""
 
 import pytest
 
 
 @pytest.fixture(scope='module', autouse=True)
-def commands_compile_quickly():
-    """Set the environment variable that child processes inherit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
-        yield
+def quick_commands(commands_compile_quickly):
+    """Disable most compiler optimizations in all tests of this directory."""
