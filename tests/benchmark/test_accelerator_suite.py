@@ -10,7 +10,7 @@ import pytest
 from malora_jax.benchmark import accelerator_suite
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('commands_compile_quickly')]
 
 
 def test_the_command_on_a_cpu(tmp_path):
