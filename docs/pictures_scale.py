@@ -71,10 +71,12 @@ def attention_lengths(path: pathlib.Path) -> None:
                 name = f'{chip}, {backend}'
                 axes.plot(lengths, values, style, color=figures.COLORS[number], label=name)
         axes.set_xscale('log', base=2)
+        lengths = sorted({length for _, _, length, _ in tables_scale.attention_layer_pairs()})
+        axes.set_xticks(lengths, [f'{length:,}' for length in lengths])
         axes.set(xlabel='tokens in a row', ylabel=label)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    figure.axes[1].legend(frameon=False, loc='lower right')
     figures.state_conditions(
         figure, load('tpu_attention')['machine'] + '; one layer, forward and backward'
     )
