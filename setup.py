@@ -8,7 +8,8 @@ import sys
 
 from setuptools import find_packages, setup
 
-# An editable installation uses the checkout, which has the packages next to malora_jax.
+# An editable installation uses the checkout, which has the packages next to malora_jax. With only a
+# root directory in `package_dir`, setuptools puts the checkout on the path and prints no warning.
 BUNDLED = (
     []
     if 'editable_wheel' in sys.argv
@@ -20,5 +21,8 @@ setup(
         *find_packages(include=['malora_jax*']),
         *(f'malora_jax.bundled.{name}' for name in BUNDLED),
     ],
-    package_dir={f'malora_jax.bundled.{name}': name.replace('.', '/') for name in BUNDLED},
+    package_dir={
+        '': '.',
+        **{f'malora_jax.bundled.{name}': name.replace('.', '/') for name in BUNDLED},
+    },
 )

@@ -11,7 +11,7 @@ Dimension letters: S runs that differ in their seed, Q questions of a task.
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,16 +139,28 @@ def average_interval(scores: Mapping[str, ArrayLike], level: float = 0.95) -> In
             and 1.
     """
     means_by_task = {task: _question_means(values) for task, values in scores.items()}
+    if scores and all({*means_Q} in ({0.0}, {1.0}) for means_Q in means_by_task.values()):
+        counts = [(float(means_Q.sum()), len(means_Q)) for means_Q in means_by_task.values()]
+        return _average_wilson_interval(counts, level)
     # The mean equals its difference from scores of zero.
     zeros = {task: np.zeros_like(means_Q) for task, means_Q in means_by_task.items()}
-    average = paired_bootstrap(scores, zeros, level)
-    if not all({*means_Q} in ({0.0}, {1.0}) for means_Q in means_by_task.values()):
-        return average.interval
-    shares = [(means_Q[0], len(means_Q)) for means_Q in means_by_task.values()]
-    by_task = [(share, wilson_interval(share * count, count, level)) for share, count in shares]
-    below = math.hypot(*(share - low for share, (low, _) in by_task)) / len(by_task)
-    above = math.hypot(*(high - share for share, (_, high) in by_task)) / len(by_task)
-    return Interval(average.mean - below, average.mean + above)
+    return paired_bootstrap(scores, zeros, level).interval
+
+
+def _average_wilson_interval(counts: Sequence[tuple[float, int]], level: float) -> Interval:
+    """Return the interval of the mean of several accuracies, from their Wilson intervals.
+
+    Args:
+        counts: Number of right answers and number of questions of each task.
+        level: Confidence level.
+    """
+    shares = [num_correct / count for num_correct, count in counts]
+    by_task = [wilson_interval(num_correct, count, level) for num_correct, count in counts]
+    mean = sum(shares) / len(shares)
+    pairs = [*zip(shares, by_task, strict=True)]
+    below = math.hypot(*(share - interval.low for share, interval in pairs)) / len(pairs)
+    above = math.hypot(*(interval.high - share for share, interval in pairs)) / len(pairs)
+    return Interval(mean - below, mean + above)
 
 
 def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:

@@ -83,8 +83,8 @@ def assert_loss_falls(metrics: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize('name', PARAMETERS)
+@pytest.mark.usefixtures('commands_compile_quickly')
 def test_it_runs_and_its_losses_fall(name, home, monkeypatch):
-    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # Compiling takes most of the time.
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(home), os.environ.get('PYTHONPATH', '')]))
     book = nbformat.read(home / 'notebooks' / f'{name}.ipynb', as_version=4)
     values = PARAMETERS[name]

@@ -176,10 +176,10 @@ class Checkpoints:
         return self.best.step if self.best else self.latest_step
 
     def check_exists(self) -> None:
-        """Check that there is a checkpoint.
+        """Check that the directory has a checkpoint.
 
         Raises:
-            UserError: There is none.
+            UserError: The directory has no checkpoint.
         """
         if self.latest_step is None:
             raise _no_checkpoint_error(self._directory)

@@ -29,11 +29,14 @@ class OptimizerConfig:
         schedule: Decay of the learning rate to zero after warm-up, 'cosine' or 'linear'.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
         clip_norm: Maximum global norm of the gradient; a larger gradient is clipped to it.
-        router_rate: Factor of the learning rate and of the weight decay of routers.
-        down_rate: The same factor for `down` and `shared_down`.
-        core_rate: The same factor for `core`.
-        up_rate: The same factor for `up` and `shared_up`; 16 gives LoRA+ (Hayou et al. 2024).
-        magnitude_rate: The same factor for DoRA's `magnitude`.
+        router_rate: Factor by which the learning rate and the weight decay of the routers are
+            multiplied.
+        down_rate: Factor of the learning rate and the weight decay of the down-projections (`down`,
+            and MALoRA's `shared_down`).
+        core_rate: Factor of the learning rate and the weight decay of the cores (`core`).
+        up_rate: Factor of the learning rate and the weight decay of the up-projections (`up` and
+            `shared_up`). With 16, this is LoRA+ (Hayou et al. 2024).
+        magnitude_rate: Factor of the learning rate and the weight decay of DoRA's magnitudes.
 
     Raises:
         UserError: A value has the wrong type or is out of range.

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -26,7 +25,10 @@ from malora_jax.training import run_config
 from malora_jax.training.step import losses
 from tests.helpers.paths import ROOT
 
-pytestmark = [pytest.mark.slow(start_first=True), pytest.mark.usefixtures('compile_quickly')]
+pytestmark = [
+    pytest.mark.slow(start_first=True),
+    pytest.mark.usefixtures('compile_quickly', 'commands_compile_quickly'),
+]
 
 TASKS = input_batches.NUM_SYNTHETIC_TASKS
 
@@ -262,7 +264,6 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'},
     )
 
 

@@ -150,7 +150,7 @@ def test_sigterm_on_one_host_stops_all_after_the_same_step(weights, tmp_path):
 
 
 def test_two_processes_with_their_directory_in_a_bucket(bucket, weights, alone):
-    address = f'{bucket}/runs/hosts'
+    address = f'{bucket}/hosts'
     kill_the_rest(start(weights, address, END, 2))
     printed = finish(start(weights, address, END, END))
     assert f'Continuing {address} after step 2.' in printed[0]

@@ -23,10 +23,9 @@ pytestmark = pytest.mark.fuzz
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compile_little():
-    """Disable most optimizations, because compiling would take most of the time."""
+def compile_little(commands_compile_quickly):
+    """Disable most optimizations, and cache all programs: compiling would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
         patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         yield
 
