@@ -1,5 +1,6 @@
 """Attention backends against float64, their choice, and what rematerialization keeps of them."""
 
+import contextlib
 import functools
 import types
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 
 from malora_jax.benchmark import attention_check
 from malora_jax.benchmark.attention_check import TOLERANCES, random_packing
+from malora_jax.distributed.mesh import MeshConfig, use_mesh
 from malora_jax.errors import UserError
 from malora_jax.models import Decoder, attention_backends, preset, verified_kernels
 from malora_jax.models.attention_backends import HEAD_WIDTHS, KERNELS, choose
@@ -165,10 +167,11 @@ def test_a_decoder_computes_the_same_with_a_kernel(backend, interpreted):
             np.testing.assert_allclose(ours, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('mesh', [None, MeshConfig()])
 @pytest.mark.parametrize('remat, runs', [('none', 1), ('light', 1), ('full', 2)])
 @pytest.mark.parametrize('backend', KERNELS)
-def test_remat_keeps_what_a_kernel_saves(backend, remat, runs, interpreted):
-    """Only 'full' runs the forward kernel of a layer a second time."""
+def test_remat_keeps_what_a_kernel_saves(backend, remat, runs, mesh, interpreted):
+    """Only 'full' runs the forward kernel of a layer a second time; in `jax.shard_map` too."""
     model, tokens = small_decoder(backend, remat), jnp.ones((2, 128), jnp.int32)
     variables = random_variables(model)
 
@@ -176,7 +179,8 @@ def test_remat_keeps_what_a_kernel_saves(backend, remat, runs, interpreted):
         params = variables['params'] | {'embedding': embedding}
         return model.apply({'params': params}, tokens, tokens, tokens)[0].sum()
 
-    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params']['embedding']).jaxpr
+    with use_mesh(mesh, 2) if mesh else contextlib.nullcontext():
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params']['embedding']).jaxpr
     names = list(kernel_names(jaxpr))
     assert sum('_forward' in name or '_fwd' in name for name in names) == runs, names
 
