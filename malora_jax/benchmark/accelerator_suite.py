@@ -139,7 +139,7 @@ def _case(run: RunConfig, rounds: int, gpu: str | None, peak: float | None) -> d
         An item of `cases` in the result of `accelerator_suite`.
     """
     plan = _try_in_new_process(_plan, run, f'{gpu}:1') if gpu else {}
-    case = {
+    case: dict[str, Any] = {
         'method': run.method,
         'sequence_length': run.data.sequence_length,
         'rows': run.data.batch_size,

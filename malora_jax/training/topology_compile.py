@@ -91,7 +91,10 @@ def _compile_report(run: RunConfig, topology: Topology) -> dict[str, Any]:
             'bytes_there_are': _bytes(used[3], used[4]),
         }
     memory: Any = compiled.memory_analysis()
-    program = _tpu_program(compiled) if topology.gpu is None else hlo.Program(compiled.as_text())
+    if topology.gpu is None:
+        program = _tpu_program(compiled)
+    else:
+        program = hlo.Program(compiled.as_text() or '')
     parts = {
         'arguments': memory.argument_size_in_bytes,
         'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,
