@@ -6,6 +6,10 @@ Formats:
     peft     format of Hugging Face PEFT, for LoRA, rsLoRA, DoRA and AsyLoRA
     merged   base model for `transformers` with the adapter merged into its weights, for LoRA,
              rsLoRA, DoRA and AsyLoRA
+    transformers
+             routed mixture for `transformers`, with the package `mixture_transformers`. It
+             includes the base model, unless --adapter_only is given
+    vllm     routed mixture for vLLM, with the plugin `malora_vllm`. The base model is not loaded
     static   a plain LoRA that approximates a routed mixture, in the format `adapter`, from which
              `peft` and `merged` can be made. In the mean update of the mixture, each expert is
              weighted by its mean gate over the training examples of all tasks, or of --task. The
@@ -16,6 +20,7 @@ Examples:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
     python -m experiments.export --workdir=runs/quickstart --format=static --output=exports/static
     python -m experiments.export --workdir=exports/static --format=peft --output=exports/peft
+    python -m experiments.export --workdir=runs/quickstart --format=vllm --output=exports/vllm
 """
 
 import pathlib
@@ -27,10 +32,10 @@ from malora_jax import markdown
 from malora_jax.analysis.static_export import static_export
 from malora_jax.cloud_storage import remote_path
 from malora_jax.errors import UserError
-from malora_jax.export import adapter, huggingface, peft
+from malora_jax.export import adapter, huggingface, peft, transformers_mixture, vllm_mixture
 from malora_jax.export.adapter import is_adapter
 from malora_jax.export.directory import check_new_directory
-from malora_jax.export.trained_model import StoredModel, TrainedModel
+from malora_jax.export.trained_model import StoredModel, TrainedAdapter, TrainedModel
 from malora_jax.training.prepare import data_digests
 from malora_jax.training.restore import read_run_config, saved_model
 from malora_jax.training.setup import build_setup
@@ -51,10 +56,10 @@ _WEIGHTS = cli.define_weights_flag()
 _FORMAT = flags.DEFINE_enum(
     'format',
     'adapter',
-    [*_WRITERS, 'static'],
+    [*_WRITERS, 'transformers', 'vllm', 'static'],
     'Output format: adapter = safetensors and a manifest; peft = Hugging Face PEFT; merged = base '
-    'model with the update merged into its weights; static = plain LoRA that approximates a '
-    'routed mixture.',
+    'model with the update merged into its weights; transformers or vllm = routed mixture for '
+    'these programs; static = plain LoRA that approximates a routed mixture.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Directory to create for the exported model. Required.', required=True
@@ -71,6 +76,12 @@ _RANK = flags.DEFINE_integer(
     'With --format=static: rank of the exported LoRA; 0 = the rank that represents the mean update '
     'of the mixture exactly.',
 )
+_ADAPTER_ONLY = flags.DEFINE_bool(
+    'adapter_only',
+    False,
+    'With --format=transformers: leave out the base model, which is then loaded from the '
+    'repository or location that the config names.',
+)
 _UNFINISHED = flags.DEFINE_bool('unfinished', False, 'Allow the export of an unfinished run.')
 
 
@@ -80,8 +91,15 @@ def main() -> None:
     saved = saved_model(workdir, _WEIGHTS.value)
     _check_flags(workdir)
     check_new_directory(output)  # Fail before the work.
+    trained: TrainedModel | TrainedAdapter
     if _FORMAT.value == 'static':
         trained = _write_static(saved, output)
+    elif _FORMAT.value == 'vllm':
+        trained = saved.load_adapter()
+        vllm_mixture.write_mixture(trained, output)
+    elif _FORMAT.value == 'transformers':
+        trained = saved.load()
+        transformers_mixture.write_mixture(trained, output, _ADAPTER_ONLY.value)
     else:
         trained = saved.load()
         _WRITERS[_FORMAT.value](trained, output)
@@ -104,6 +122,8 @@ def _check_flags(workdir: pathlib.Path) -> None:
         )
     if _FORMAT.value != 'static' and (_TASK.value or _RANK.value):
         raise UserError('--task and --rank are for --format=static.')
+    if _FORMAT.value != 'transformers' and _ADAPTER_ONLY.value:
+        raise UserError('--adapter_only is for --format=transformers.')
 
 
 def _write_static(saved: StoredModel, output: pathlib.Path) -> TrainedModel:

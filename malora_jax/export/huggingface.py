@@ -3,15 +3,16 @@
 import pathlib
 from typing import Any
 
-import safetensors.numpy
-
 from malora_jax import files
 from malora_jax.errors import UserError
 from malora_jax.export import merge, tokenizer_files
 from malora_jax.export.directory import atomic_directory
+from malora_jax.export.safetensors_files import write_shards
 from malora_jax.export.trained_model import TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.loading.params import to_huggingface
+
+WEIGHTS = 'model.safetensors'
 
 
 def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
@@ -25,15 +26,10 @@ def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
         UserError: The method cannot be merged, the update is zero, or the directory exists and is
             not empty.
     """
-    params = merge.merged_params(trained)
     config = trained.model.config
-    tensors = to_huggingface(config, params)
-    if config.tied:
-        tensors.pop('lm_head.weight', None)
+    tensors = to_huggingface(config, merge.merged_params(trained))
     with atomic_directory(output) as temporary:
-        safetensors.numpy.save_file(
-            tensors, temporary / 'model.safetensors', metadata={'format': 'pt'}
-        )
+        write_shards(temporary / WEIGHTS, tensors)
         files.write_json(
             temporary / 'config.json',
             config_json(config) | tokenizer_files.special_token_ids(trained),

@@ -14,7 +14,7 @@ from malora_jax.adapters import AdapterConfig
 from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.adapters.trees import ADAPTER_COLLECTIONS
 from malora_jax.errors import UserError
-from malora_jax.export.trained_model import TrainedModel
+from malora_jax.export.trained_model import TrainedAdapter, TrainedModel
 from malora_jax.models import ModelConfig
 from malora_jax.models.quantize import QuantizedKernel
 
@@ -45,7 +45,7 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     return adapter
 
 
-def check_nonzero_update(trained: TrainedModel, export_format: str) -> None:
+def check_nonzero_update(trained: TrainedModel | TrainedAdapter, export_format: str) -> None:
     """Check that the adapter was trained and its update is not zero.
 
     Args:
