@@ -1,20 +1,24 @@
 """Export a trained model in a format that other programs read.
 
 Formats:
-    adapter  safetensors and a manifest, for all methods. `malora_jax.load` and the other commands
-             accept this directory in place of a run's, on any machine that has the base model
-    peft     format of Hugging Face PEFT, for LoRA, rsLoRA, DoRA and AsyLoRA
-    merged   base model for `transformers` with the adapter merged into its weights, for LoRA,
-             rsLoRA, DoRA and AsyLoRA
-    transformers
-             routed mixture for `transformers`, with the package `mixture_transformers`. It
-             includes the base model, unless --adapter_only is given
-    vllm     routed mixture for vLLM, with the plugin `malora_vllm`. The base model is not loaded
-    static   a plain LoRA that approximates a routed mixture, in the format `adapter`, from which
-             `peft` and `merged` can be made. In the mean update of the mixture, each expert is
-             weighted by its mean gate over the training examples of all tasks, or of --task. The
-             LoRA represents the mean update exactly, unless --rank truncates it to a lower rank
-             by a singular value decomposition
+    adapter       safetensors and a manifest, for all methods. `malora_jax.load` and the other
+                  commands accept this directory in place of a run's, on any machine that has the
+                  base model
+    peft          format of Hugging Face PEFT, for LoRA, rsLoRA, DoRA and AsyLoRA
+    merged        base model for `transformers` with the adapter merged into its weights, for LoRA,
+                  rsLoRA, DoRA and AsyLoRA
+    transformers  routed mixture for `transformers`, with the package `mixture_transformers`. It
+                  includes the base model, unless --adapter_only is given
+    vllm          routed mixture for vLLM, with the plugin `malora_vllm`. The base model is not
+                  loaded
+    base          base model alone, with the weights and the prompt template of the training. Other
+                  programs load it together with `peft`, `vllm`, or `transformers` with
+                  --adapter_only
+    static        a plain LoRA that approximates a routed mixture, in the format `adapter`, from
+                  which `peft` and `merged` can be made. In the mean update of the mixture, each
+                  expert is weighted by its mean gate over the training examples of all tasks, or of
+                  --task. The LoRA represents the mean update exactly, unless --rank truncates it to
+                  a lower rank by a singular value decomposition
 
 Examples:
     python -m experiments.export --workdir=runs/quickstart --format=adapter --output=exports/malora
@@ -45,6 +49,7 @@ _WRITERS = {
     'adapter': adapter.write_adapter,
     'peft': peft.write_peft,
     'merged': huggingface.write_merged,
+    'base': huggingface.write_base,
 }
 _WORKDIR = flags.DEFINE_string(
     'workdir',
@@ -59,7 +64,8 @@ _FORMAT = flags.DEFINE_enum(
     [*_WRITERS, 'transformers', 'vllm', 'static'],
     'Output format: adapter = safetensors and a manifest; peft = Hugging Face PEFT; merged = base '
     'model with the update merged into its weights; transformers or vllm = routed mixture for '
-    'these programs; static = plain LoRA that approximates a routed mixture.',
+    'these programs; base = base model alone; static = plain LoRA that approximates a routed '
+    'mixture.',
 )
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Directory to create for the exported model. Required.', required=True

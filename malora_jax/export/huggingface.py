@@ -1,4 +1,4 @@
-"""Export for `transformers`: the base model with the adapter merged into its weights."""
+"""Export for `transformers`: the base model, alone or with the adapter merged into its weights."""
 
 import pathlib
 from typing import Any
@@ -26,8 +26,26 @@ def write_merged(trained: TrainedModel, output: pathlib.Path) -> None:
         UserError: The method cannot be merged, the update is zero, or the directory exists and is
             not empty.
     """
+    _write(trained, merge.merged_params(trained), output)
+
+
+def write_base(trained: TrainedModel, output: pathlib.Path) -> None:
+    """Write the base model alone, with the chat template and the end token of the training.
+
+    Args:
+        trained: Trained model. Quantized kernels are dequantized.
+        output: Directory to create.
+
+    Raises:
+        UserError: The directory exists and is not empty.
+    """
+    params = merge.dequantized_params(trained.model.config, trained.base.params)
+    _write(trained, params, output)
+
+
+def _write(trained: TrainedModel, params: Any, output: pathlib.Path) -> None:
     config = trained.model.config
-    tensors = to_huggingface(config, merge.merged_params(trained))
+    tensors = to_huggingface(config, params)
     with atomic_directory(output) as temporary:
         write_shards(temporary / WEIGHTS, tensors)
         files.write_json(

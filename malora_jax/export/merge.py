@@ -39,7 +39,8 @@ def check_mergeable(trained: TrainedModel, export_format: str) -> AdapterConfig:
     if adapter is None or not adapter.structure.is_mergeable:
         raise UserError(
             f'{trained.method} cannot be exported as {export_format}: its update is not that of '
-            "one LoRA; use --format=adapter or static, or train 'lora', 'dora' or 'asylora'."
+            'one LoRA; use --format=transformers, vllm, static or adapter, or train '
+            "'lora', 'dora' or 'asylora'."
         )
     check_nonzero_update(trained, export_format)
     return adapter
