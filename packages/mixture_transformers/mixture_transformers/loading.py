@@ -1,0 +1,191 @@
+"""Files of an exported mixture, and the weights of an adapter together with those of its base.
+
+An export holds either all weights, in model.safetensors or shards of it, or the adapter alone, in
+mixture.safetensors. In the second case, the base weights come from another directory or the Hub.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from mixture_transformers.fingerprint import base_fingerprint
+from mixture_transformers.schema import Mixture, parse_mixture
+
+MIXTURE_WEIGHTS = 'mixture.safetensors'
+# Keyword arguments of `from_pretrained` that locate files of the export. Those of the second tuple
+# apply to the files of the base model as well.
+_EXPORT_ONLY = ('revision', 'subfolder')
+_ALL_FILES = ('cache_dir', 'force_download', 'local_files_only', 'proxies', 'token')
+
+Path = str | os.PathLike[str]
+
+
+def is_adapter_alone(path: Path, variant: str | None, options: Mapping[str, Any]) -> bool:
+    """Return whether an export holds the adapter alone, without the base weights.
+
+    Args:
+        path: Directory or Hub name of the export.
+        variant: Variant of the weight files, as in `from_pretrained`.
+        options: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: The export has no weights.
+    """
+    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
+    names = [_with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
+    if any(_find(path, name, where) for name in names):
+        return False
+    if _find(path, MIXTURE_WEIGHTS, where):
+        return True
+    raise ValueError(
+        f'{path} has no weights: it needs {names[0]}, {names[1]} or {MIXTURE_WEIGHTS}.'
+    )
+
+
+def adapter_arguments(
+    config_class: type[PreTrainedConfig],
+    path: Path,
+    base: Path | None,
+    config: PreTrainedConfig | Path | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return keyword arguments of `from_pretrained` that load an adapter with its base.
+
+    Args:
+        config_class: Class of the configuration.
+        path: Directory or Hub name of the export.
+        base: Directory or Hub name of the base model; None = the name in config.json.
+        config: Configuration, or the path from which it is loaded; None = `path`.
+        options: Other keyword arguments of `from_pretrained`.
+
+    Returns:
+        The keyword arguments `config`, `state_dict` and `generation_config`, and those of `options`
+        that are not used here.
+
+    Raises:
+        ValueError: The configuration, the adapter or the base does not fit, or the base has no
+            safetensors files.
+    """
+    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
+    rest = {name: value for name, value in options.items() if name not in where}
+    if not isinstance(config, PreTrainedConfig):
+        # The dtype stays an argument, because 'auto' is not a valid dtype of a configuration.
+        dtypes = {name: rest.pop(name) for name in ('dtype', 'torch_dtype') if name in rest}
+        config, rest = config_class.from_pretrained(
+            config or path, return_unused_kwargs=True, **where, **rest
+        )
+        rest |= dtypes
+    tensors = _merged_tensors(path, base, config, options)
+    if 'generation_config' not in rest and _find(path, 'generation_config.json', where):
+        rest['generation_config'] = GenerationConfig.from_pretrained(path, **where)
+    return rest | {'config': config, 'state_dict': tensors}
+
+
+def _merged_tensors(
+    path: Path, base: Path | None, config: PreTrainedConfig, options: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of the base and of the adapter, named as in a complete export."""
+    mixture = parse_mixture(config.mixture)
+    base = base or mixture.base_name
+    tensors = _read_base(base, _file_options(options, _ALL_FILES))
+    fingerprint = base_fingerprint(tensors, config.tie_word_embeddings)
+    if fingerprint != mixture.base_fingerprint:
+        raise ValueError(
+            f'{path} was trained on other base weights than those in {base} (fingerprint '
+            f'{mixture.base_fingerprint}, not {fingerprint}).'
+        )
+    file = _find(path, MIXTURE_WEIGHTS, _file_options(options, _EXPORT_ONLY + _ALL_FILES))
+    adapter = _read(file)
+    modules = list(mixture.module_names(config.num_hidden_layers))
+    _check_adapter(file, adapter, _adapter_shapes(mixture, modules, tensors))
+    for module in modules:
+        for leaf in ('weight', 'bias'):
+            if f'{module}.{leaf}' in tensors:
+                tensors[f'{module}.base.{leaf}'] = tensors.pop(f'{module}.{leaf}')
+    return tensors | adapter
+
+
+def _adapter_shapes(
+    mixture: Mixture, modules: list[str], base: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[int, int]]:
+    """Return the shapes of all tensors of the adapter, by name.
+
+    Args:
+        mixture: Settings of the mixture.
+        modules: Names of the adapted linear layers.
+        base: Tensors of the base model.
+    """
+    shapes = {}
+    for module in modules:
+        F, D = base[f'{module}.weight'].shape
+        shapes |= {f'{module}.{name}': shape for name, shape in mixture.tensor_shapes(D, F).items()}
+    return shapes
+
+
+def _check_adapter(
+    file: str, adapter: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Check that an adapter has exactly the tensors that it should have.
+
+    Raises:
+        ValueError: A tensor is missing, has another shape, or belongs to no adapted layer.
+    """
+    for name, shape in shapes.items():
+        if name not in adapter:
+            raise ValueError(f'{file} has no tensor {name!r}.')
+        if adapter[name].shape != shape:
+            raise ValueError(
+                f'{file}: tensor {name!r} has shape {tuple(adapter[name].shape)}; it must have '
+                f'{shape}.'
+            )
+    extra = sorted(adapter.keys() - shapes.keys())
+    if extra:
+        raise ValueError(f'{file} has a tensor {extra[0]!r} that belongs to no adapted layer.')
+
+
+def _read_base(base: Path, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a base model, from one or several safetensors files."""
+    message = (
+        f'The base model {base} is not found, or has neither {SAFE_WEIGHTS_NAME} nor '
+        f'{SAFE_WEIGHTS_INDEX_NAME}: pass its directory or Hub name as `base`.'
+    )
+    try:
+        file = _find(base, SAFE_WEIGHTS_NAME, where)
+        index = file or _find(base, SAFE_WEIGHTS_INDEX_NAME, where)
+    except OSError as error:
+        raise ValueError(message) from error
+    if not index:
+        raise ValueError(message)
+    if file:
+        return _read(file)
+    files, _ = get_checkpoint_shard_files(base, index, **where)
+    return {name: tensor for file in files for name, tensor in _read(file).items()}
+
+
+def _read(file: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, which are mapped to memory and read when they are used."""
+    try:
+        return safetensors.torch.load_file(file)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f'{file} is not a complete safetensors file ({error}).') from error
+
+
+def _find(path: Path, name: str, where: Mapping[str, Any]) -> str | None:
+    """Return the path of a file, downloaded if necessary; None if there is no such file."""
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
+
+
+def _file_options(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    """Return the name of a weight file of a variant, such as model.fp16.safetensors."""
+    return name.replace('.safetensors', f'.{variant}.safetensors') if variant else name

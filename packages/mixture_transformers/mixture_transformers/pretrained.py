@@ -1,0 +1,131 @@
+"""Mixins that turn a model of `transformers` into one with routed mixtures."""
+
+import os
+from typing import Any
+
+from torch import nn
+from transformers import initialization
+
+from mixture_transformers import loading
+from mixture_transformers.layers import Router, adapt_layers
+from mixture_transformers.schema import parse_mixture
+from mixture_transformers.tensor_parallel import mixture_plan
+
+
+class MixtureConfig:
+    """Mixin of the configurations.
+
+    Attributes:
+        mixture: Block `mixture` of config.json; None in a default configuration, from which no
+            model can be built.
+    """
+
+    def __init__(self, mixture: dict[str, Any] | None = None, **kwargs: Any):
+        if mixture is not None:
+            parse_mixture(mixture)
+        self.mixture = mixture
+        super().__init__(**kwargs)
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """Tensor parallel plan of the base model."""
+        return mixture_plan(super().base_model_tp_plan, self.mixture)
+
+
+class MixturePreTrained:
+    """Mixin of the models: initialization, float32 routers and loading."""
+
+    _keep_in_fp32_modules_strict = ['router']  # noqa: RUF012 (transformers expects a list)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Router):
+            initialization.normal_(module.weight, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        base: str | os.PathLike[str] | None = None,
+        config: Any = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from an export, with all weights or with the adapter alone.
+
+        Args:
+            pretrained_model_name_or_path: Directory or Hub name of the export; None if the keyword
+                arguments `config` and `state_dict` are given.
+            *model_args: Arguments as in `PreTrainedModel.from_pretrained`.
+            base: Directory or Hub name of the base model of an adapter alone; None = the name in
+                the adapter's config.json.
+            config: Configuration, or the path from which it is loaded.
+            output_loading_info: Whether to return a dictionary with missing and unexpected keys,
+                too.
+            **kwargs: Arguments as in `PreTrainedModel.from_pretrained`, such as `dtype` and
+                `device_map`.
+
+        Raises:
+            ValueError: The export has no weights or lacks a tensor of the mixture, the base is not
+                the one used in training, or `base` is given for an export with all weights.
+        """
+        path, name = pretrained_model_name_or_path, pretrained_model_name_or_path
+        arguments = kwargs | {'config': config}
+        if path is not None and loading.is_adapter_alone(path, kwargs.get('variant'), kwargs):
+            arguments = loading.adapter_arguments(cls.config_class, path, base, config, kwargs)
+            path = None
+        elif base is not None:
+            raise ValueError(f'{path} holds all weights: `base` is for an adapter alone.')
+        model, report = super().from_pretrained(
+            path,
+            *model_args,
+            **arguments | {'use_safetensors': True, 'output_loading_info': True},
+        )
+        _check_loaded(name, report['missing_keys'])
+        if name is not None:
+            model.name_or_path = model.config.name_or_path = str(name)
+        return (model, report) if output_loading_info else model
+
+
+class MixtureModel(MixturePreTrained):
+    """Mixin of the decoders without an output head."""
+
+    def __init__(self, config: Any):
+        mixture = parse_mixture(config.mixture)
+        super().__init__(config)
+        adapt_layers(self.layers, mixture)
+        self.post_init()
+
+
+class MixtureForCausalLM(MixturePreTrained):
+    """Mixin of the causal language models.
+
+    Attributes:
+        model_class: Class of the decoder.
+    """
+
+    model_class: type[nn.Module]
+
+    def __init__(self, config: Any):
+        # Check the block before the base model is built, which may take long.
+        parse_mixture(config.mixture)
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.post_init()
+
+
+def _check_loaded(name: Any, missing: set[str] | list[str]) -> None:
+    """Check that no tensor of the mixture is missing, which transformers would set at random.
+
+    Args:
+        name: Directory or Hub name of the export.
+        missing: Names of the missing tensors.
+
+    Raises:
+        ValueError: A tensor of the mixture is missing.
+    """
+    suffixes = ('.down.weight', '.router.weight', '.up.weight')
+    lacking = sorted(key for key in missing if key.endswith(suffixes))
+    if lacking:
+        raise ValueError(f'{name} has no tensor {lacking[0]!r}.')
