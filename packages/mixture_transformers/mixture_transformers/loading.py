@@ -1,7 +1,8 @@
 """Files of an exported mixture, and the weights of an adapter together with those of its base.
 
-An export holds either all weights, in model.safetensors or shards of it, or the adapter alone, in
+An export holds either all weights, in model.safetensors, or the adapter alone, in
 mixture.safetensors. In the second case, the base weights come from another directory or the Hub.
+Each of these files may be split into several files, which an index lists.
 """
 
 import os
@@ -12,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from mixture_transformers.fingerprint import base_fingerprint
@@ -39,13 +40,13 @@ def is_adapter_alone(path: Path, variant: str | None, options: Mapping[str, Any]
         ValueError: The export has no weights.
     """
     where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
-    names = [_with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
-    if any(_find(path, name, where) for name in names):
+    if _find_weights(path, SAFE_WEIGHTS_NAME, where, variant):
         return False
-    if _find(path, MIXTURE_WEIGHTS, where):
+    if _find_weights(path, MIXTURE_WEIGHTS, where):
         return True
     raise ValueError(
-        f'{path} has no weights: it needs {names[0]}, {names[1]} or {MIXTURE_WEIGHTS}.'
+        f'{path} has no weights: it needs {SAFE_WEIGHTS_NAME} or {MIXTURE_WEIGHTS}, or an index '
+        'of several such files.'
     )
 
 
@@ -101,8 +102,9 @@ def _merged_tensors(
             f'{path} was trained on other base weights than those in {base} (fingerprint '
             f'{mixture.base_fingerprint}, not {fingerprint}).'
         )
-    file = _find(path, MIXTURE_WEIGHTS, _file_options(options, _EXPORT_ONLY + _ALL_FILES))
-    adapter = _read(file)
+    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
+    file = _find_weights(path, MIXTURE_WEIGHTS, where)
+    adapter = _read_weights(path, file, where)
     modules = list(mixture.module_names(config.num_hidden_layers))
     _check_adapter(file, adapter, _adapter_shapes(mixture, modules, tensors))
     for module in modules:
@@ -151,30 +153,47 @@ def _check_adapter(
 
 
 def _read_base(base: Path, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a base model, from one or several safetensors files."""
-    message = (
-        f'The base model {base} is not found, or has neither {SAFE_WEIGHTS_NAME} nor '
-        f'{SAFE_WEIGHTS_INDEX_NAME}: pass its directory or Hub name as `base`.'
-    )
+    """Return the tensors of a base model."""
+    reason: OSError | None = None
     try:
-        file = _find(base, SAFE_WEIGHTS_NAME, where)
-        index = file or _find(base, SAFE_WEIGHTS_INDEX_NAME, where)
+        file = _find_weights(base, SAFE_WEIGHTS_NAME, where)
     except OSError as error:
-        raise ValueError(message) from error
-    if not index:
-        raise ValueError(message)
-    if file:
-        return _read(file)
-    files, _ = get_checkpoint_shard_files(base, index, **where)
-    return {name: tensor for file in files for name, tensor in _read(file).items()}
+        file, reason = None, error
+    if file is None:
+        raise ValueError(
+            f'The base model {base} is not found or has no {SAFE_WEIGHTS_NAME}: pass its directory '
+            'or Hub name as `base`.'
+        ) from reason
+    return _read_weights(base, file, where)
 
 
-def _read(file: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file, which are mapped to memory and read when they are used."""
-    try:
-        return safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f'{file} is not a complete safetensors file ({error}).') from error
+def _read_weights(path: Path, file: str, where: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file or, given an index, of all files that it lists.
+
+    The tensors are mapped to memory, and read only when they are used.
+    """
+    files = [file]
+    if file.endswith('.json'):
+        files, _ = get_checkpoint_shard_files(path, file, **where)
+    tensors: dict[str, torch.Tensor] = {}
+    for each in files:
+        try:
+            tensors |= safetensors.torch.load_file(each)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f'{each} is not a complete safetensors file ({error}).') from error
+    return tensors
+
+
+def _find_weights(
+    path: Path, name: str, where: Mapping[str, Any], variant: str | None = None
+) -> str | None:
+    """Return the path of a weight file or of the index of several files; None without both."""
+    names = [name, f'{name}.index.json']
+    if variant:
+        # In model.half.safetensors and model.safetensors.index.half.json, for example.
+        parts = [each.rpartition('.') for each in names]
+        names = [f'{stem}.{variant}.{extension}' for stem, _, extension in parts]
+    return _find(path, names[0], where) or _find(path, names[1], where)
 
 
 def _find(path: Path, name: str, where: Mapping[str, Any]) -> str | None:
@@ -184,8 +203,3 @@ def _find(path: Path, name: str, where: Mapping[str, Any]) -> str | None:
 
 def _file_options(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
-
-
-def _with_variant(name: str, variant: str | None) -> str:
-    """Return the name of a weight file of a variant, such as model.fp16.safetensors."""
-    return name.replace('.safetensors', f'.{variant}.safetensors') if variant else name

@@ -93,8 +93,9 @@ def test_a_missing_tensor_of_the_mixture_is_refused(tmp_path, llama):
     assert refused(tmp_path) == f"{tmp_path} has no tensor '{name}'."
 
 
-def test_a_variant_is_loaded(tmp_path, llama):
-    llama.save_pretrained(tmp_path, variant='half')
+@pytest.mark.parametrize('size', ['1GB', '20KB'])
+def test_a_variant_is_loaded(tmp_path, llama, size):
+    llama.save_pretrained(tmp_path, variant='half', max_shard_size=size)
     assert_same_tensors(AutoModelForCausalLM.from_pretrained(tmp_path, variant='half'), llama)
 
 
@@ -102,8 +103,8 @@ def test_a_directory_without_weights_is_refused(tmp_path, llama):
     llama.config.save_pretrained(tmp_path)
     torch.save(llama.state_dict(), tmp_path / 'pytorch_model.bin')
     assert refused(tmp_path) == (
-        f'{tmp_path} has no weights: it needs model.safetensors, model.safetensors.index.json or '
-        'mixture.safetensors.'
+        f'{tmp_path} has no weights: it needs model.safetensors or mixture.safetensors, or an '
+        'index of several such files.'
     )
 
 
@@ -147,6 +148,21 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path, family, tied):
     assert loaded.name_or_path == loaded.config.name_or_path == str(tmp_path / 'adapter')
     assert_same_tensors(loaded, model)
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_an_adapter_may_have_several_files(adapter):
+    model, directory, _ = adapter
+    path = directory / 'mixture.safetensors'
+    tensors = safetensors.torch.load_file(path)
+    path.unlink()
+    files = {name: f'mixture-0000{name[13]}.safetensors' for name in tensors}
+    for file in set(files.values()):
+        own = {name: tensors[name] for name in tensors if files[name] == file}
+        safetensors.torch.save_file(own, directory / file)
+    index = {'metadata': {}, 'weight_map': files}
+    (directory / 'mixture.safetensors.index.json').write_text(json.dumps(index))
+    assert len(list(directory.glob('mixture-*'))) == 2
+    assert_same_tensors(AutoModelForCausalLM.from_pretrained(directory), model)
 
 
 def test_an_adapter_is_loaded_by_its_own_class(adapter):
@@ -220,8 +236,8 @@ def test_a_base_without_safetensors_is_refused(adapter, tmp_path, monkeypatch, b
     (tmp_path / 'empty').mkdir()
     monkeypatch.chdir(tmp_path)
     assert refused(directory, base=base) == (
-        f'The base model {base} is not found, or has neither model.safetensors nor '
-        'model.safetensors.index.json: pass its directory or Hub name as `base`.'
+        f'The base model {base} is not found or has no model.safetensors: pass its directory or '
+        'Hub name as `base`.'
     )
 
 
