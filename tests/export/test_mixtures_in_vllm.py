@@ -1,4 +1,4 @@
-"""Exported mixtures, a LoRA and the base model share a batch in vLLM, and answer as they do here."""
+"""Exported mixtures, a LoRA and the base model share a batch in vLLM, with the same answers."""
 
 import json
 import os

@@ -19,24 +19,23 @@ class TokenRoutes(NamedTuple):
     """Where the router and the experts of each token's adapter lie in the shrink buffer.
 
     Attributes:
-        is_expert: (N, E) bool, whether the token's adapter has the expert.
-        router: (N, E) int64, column of the expert's logit.
-        remainder: (N, E) int64, column of the remainder of the expert's logit.
-        has_remainder: (N, 1) bool, whether the adapter has remainders.
+        logit_column: (N, 2E) int64, columns of the experts' logits, then of their remainders.
+        is_logit: (N, 2E) bool, whether the adapter has the expert and the part.
+        no_logit: (N, 2E) float32, value of a part that the adapter lacks: -inf if it lacks the
+            expert, else zero.
         top_k: (N, 1) int64, number of active experts.
-        is_renormalized: (N, 1) bool, whether the gates are 'renormalized'.
-        is_equal: (N, 1) bool, whether the gates are 'equal'.
-        expert: (N, P) int64, expert that each column belongs to; E if it belongs to none.
+        is_equal: (N, 1) bool, whether the active experts have equal gates.
+        is_normalized: (N, 1) bool, whether the gates sum to one.
+        column_expert: (N, P) int64, expert that each column belongs to; E if it belongs to none.
     """
 
-    is_expert: torch.Tensor
-    router: torch.Tensor
-    remainder: torch.Tensor
-    has_remainder: torch.Tensor
+    logit_column: torch.Tensor
+    is_logit: torch.Tensor
+    no_logit: torch.Tensor
     top_k: torch.Tensor
-    is_renormalized: torch.Tensor
     is_equal: torch.Tensor
-    expert: torch.Tensor
+    is_normalized: torch.Tensor
+    column_expert: torch.Tensor
 
 
 class SlotTable:
@@ -100,17 +99,20 @@ class SlotTable:
         column_P = torch.arange(self.num_columns, device=slot_N.device)
         expert_columns_N1 = num_experts_N1 * rank_N1
         router_NE = expert_columns_N1 + expert_E
-        remainder_NE = router_NE + num_experts_N1
+        logit_columns = torch.cat([router_NE, router_NE + num_experts_N1], dim=1)
+        is_expert_NE = expert_E < num_experts_N1
+        is_equal_N1 = gates_N1 == GATES.index('equal')
         return TokenRoutes(
-            is_expert=expert_E < num_experts_N1,
-            # Experts that an adapter lacks have no column; clamping keeps the read in the buffer.
-            router=router_NE.clamp(max=self.num_columns - 1),
-            remainder=remainder_NE.clamp(max=self.num_columns - 1),
-            has_remainder=router_parts_N1 == 2,
+            # A part that an adapter lacks has no column; clamping keeps the read in the buffer.
+            logit_column=logit_columns.clamp(max=self.num_columns - 1),
+            is_logit=torch.cat([is_expert_NE, is_expert_NE & (router_parts_N1 == 2)], dim=1),
+            no_logit=torch.where(is_expert_NE, 0.0, -torch.inf).float().repeat(1, 2),
             top_k=top_k_N1,
-            is_renormalized=gates_N1 == GATES.index('renormalized'),
-            is_equal=gates_N1 == GATES.index('equal'),
-            expert=torch.where(column_P < expert_columns_N1, column_P // rank_N1, max_experts),
+            is_equal=is_equal_N1,
+            is_normalized=is_equal_N1 | (gates_N1 == GATES.index('renormalized')),
+            column_expert=torch.where(
+                column_P < expert_columns_N1, column_P // rank_N1, max_experts
+            ),
         )
 
 
@@ -126,23 +128,21 @@ def apply_gates(hidden_LNP: torch.Tensor, routes: TokenRoutes) -> torch.Tensor:
     """
     probabilities_LNE = _logits(hidden_LNP, routes).softmax(dim=-1)
     selected_LNE = _top_k_mask(probabilities_LNE, routes.top_k)
-    gates_LNE = torch.where(selected_LNE, probabilities_LNE, 0.0)
+    gates_LNE = torch.where(routes.is_equal, 1.0, probabilities_LNE)
+    gates_LNE = torch.where(selected_LNE, gates_LNE, 0.0)
     sums_LN1 = gates_LNE.sum(dim=-1, keepdim=True)
-    gates_LNE = torch.where(routes.is_renormalized, gates_LNE / sums_LN1, gates_LNE)
-    equal_LNE = selected_LNE.float() / routes.top_k
-    gates_LNE = torch.where(routes.is_equal, equal_LNE, gates_LNE)
+    gates_LNE = torch.where(routes.is_normalized, gates_LNE / sums_LN1, gates_LNE)
     # Columns that belong to no expert select the added zero.
     gates_LNE = torch.nn.functional.pad(gates_LNE, (0, 1))
-    gates_LNP = torch.take_along_dim(gates_LNE, routes.expert[None], dim=-1)
+    gates_LNP = torch.take_along_dim(gates_LNE, routes.column_expert[None], dim=-1)
     return hidden_LNP * gates_LNP.to(hidden_LNP.dtype)
 
 
 def _logits(hidden_LNP: torch.Tensor, routes: TokenRoutes) -> torch.Tensor:
     """Return the router's logits (L, N, E) in float32, -inf for experts that an adapter lacks."""
-    logits_LNE = torch.take_along_dim(hidden_LNP, routes.router[None], dim=-1).float()
-    remainder_LNE = torch.take_along_dim(hidden_LNP, routes.remainder[None], dim=-1).float()
-    logits_LNE = logits_LNE + torch.where(routes.has_remainder, remainder_LNE, 0.0)
-    return torch.where(routes.is_expert, logits_LNE, -torch.inf)
+    parts = torch.take_along_dim(hidden_LNP, routes.logit_column[None], dim=-1).float()
+    parts = torch.where(routes.is_logit, parts, routes.no_logit)
+    return parts.unflatten(-1, (2, -1)).sum(dim=-2)
 
 
 def _top_k_mask(scores_LNE: torch.Tensor, top_k_N1: torch.Tensor) -> torch.Tensor:
@@ -153,6 +153,7 @@ def _top_k_mask(scores_LNE: torch.Tensor, top_k_N1: torch.Tensor) -> torch.Tenso
     """
     score_LNE1, other_LN1F = scores_LNE.unsqueeze(-1), scores_LNE.unsqueeze(-2)
     index_E = torch.arange(scores_LNE.shape[-1], device=scores_LNE.device)
-    wins_tie_EF = index_E < index_E[:, None]
-    precedes_LNEF = (other_LN1F > score_LNE1) | ((other_LN1F == score_LNE1) & wins_tie_EF)
+    precedes_LNEF = torch.where(
+        index_E < index_E[:, None], other_LN1F >= score_LNE1, other_LN1F > score_LNE1
+    )
     return precedes_LNEF.sum(dim=-1) < top_k_N1

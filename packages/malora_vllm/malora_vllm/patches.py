@@ -88,9 +88,15 @@ def patch_loading() -> None:
     original_load_adapter = WorkerLoRAManager._load_adapter
 
     def from_local_checkpoint(
-        cls: type[LoRAModel], *args: Any, peft_helper: PEFTHelper, **kwargs: Any
+        cls: type[LoRAModel],
+        lora_dir: str,
+        expected_lora_modules: set[str],
+        peft_helper: PEFTHelper,
+        **kwargs: Any,
     ) -> LoRAModel:
-        model = original_from_checkpoint(cls, *args, peft_helper=peft_helper, **kwargs)
+        model = original_from_checkpoint(
+            cls, lora_dir, expected_lora_modules, peft_helper, **kwargs
+        )
         model.mixture = getattr(peft_helper, 'mixture', None)
         if model.mixture is not None:
             check_tensors(model.mixture, model.loras)

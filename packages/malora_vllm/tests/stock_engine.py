@@ -15,5 +15,6 @@ if __name__ == '__main__':
     print('LoRA:', engine.add_lora(LoRARequest('lora', 1, lora)))
     try:
         engine.add_lora(LoRARequest('mixture', 2, mixture))
-    except ValueError as error:
+    # An engine with worker processes raises a RuntimeError.
+    except (ValueError, RuntimeError) as error:
         print('mixture:', error)

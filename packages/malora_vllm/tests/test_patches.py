@@ -12,13 +12,15 @@ from vllm.platforms import current_platform
 from malora_vllm import compatibility, mixture, patches, register
 
 CPU, GPU = compatibility.GATED_WRAPPERS
+# pytest imports this module before an engine of another one changes vLLM.
+STOCK_FROM_DICT = PEFTHelper.__dict__['from_dict']
 
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
-    """Undo the changes of a test."""
+    """Start from an unchanged vLLM, and undo the changes of a test."""
     platform = type(current_platform)
-    monkeypatch.setattr(PEFTHelper, 'from_dict', PEFTHelper.__dict__['from_dict'])
+    monkeypatch.setattr(PEFTHelper, 'from_dict', STOCK_FROM_DICT)
     monkeypatch.setattr(platform, 'get_punica_wrapper', platform.__dict__['get_punica_wrapper'])
     cached = patches.enable_mixtures
     cached.cache_clear()

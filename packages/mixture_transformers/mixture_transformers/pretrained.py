@@ -18,6 +18,7 @@ class MixtureConfig:
     Attributes:
         mixture: Block `mixture` of config.json; None in a default configuration, from which no
             model can be built.
+        base_model_tp_plan: Tensor parallel plan of the base model.
     """
 
     def __init__(self, mixture: dict[str, Any] | None = None, **kwargs: Any):
@@ -25,11 +26,7 @@ class MixtureConfig:
             parse_mixture(mixture)
         self.mixture = mixture
         super().__init__(**kwargs)
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        """Tensor parallel plan of the base model."""
-        return mixture_plan(super().base_model_tp_plan, self.mixture)
+        self.base_model_tp_plan = mixture_plan(self.base_model_tp_plan, mixture)
 
 
 class MixturePreTrained:
@@ -70,21 +67,18 @@ class MixturePreTrained:
             ValueError: The export has no weights or lacks a tensor of the mixture, the base is not
                 the one used in training, or `base` is given for an export with all weights.
         """
-        path, name = pretrained_model_name_or_path, pretrained_model_name_or_path
+        export = source = pretrained_model_name_or_path
         arguments = kwargs | {'config': config}
-        if path is not None and loading.is_adapter_alone(path, kwargs.get('variant'), kwargs):
-            arguments = loading.adapter_arguments(cls.config_class, path, base, config, kwargs)
-            path = None
+        if export is not None and loading.is_adapter_alone(export, kwargs.get('variant'), kwargs):
+            arguments = loading.adapter_arguments(cls.config_class, export, base, config, kwargs)
+            source = None
         elif base is not None:
-            raise ValueError(f'{path} holds all weights: `base` is for an adapter alone.')
-        model, report = super().from_pretrained(
-            path,
-            *model_args,
-            **arguments | {'use_safetensors': True, 'output_loading_info': True},
-        )
-        _check_loaded(name, report['missing_keys'])
-        if name is not None:
-            model.name_or_path = model.config.name_or_path = str(name)
+            raise ValueError(f'{export} holds all weights: `base` is for an adapter alone.')
+        arguments |= {'use_safetensors': True, 'output_loading_info': True}
+        model, report = super().from_pretrained(source, *model_args, **arguments)
+        _check_loaded(export, report['missing_keys'])
+        if export is not None:
+            model.name_or_path = model.config.name_or_path = str(export)
         return (model, report) if output_loading_info else model
 
 

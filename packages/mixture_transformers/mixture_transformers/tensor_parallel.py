@@ -20,7 +20,7 @@ def mixture_plan(plan: Mapping[str, str], mixture: Mapping[str, Any] | None) -> 
     parts = {'colwise': ('base', 'up'), 'rowwise': ('base', 'down', 'router')}
     adapted: dict[str, str] = {}
     for pattern, style in plan.items():
-        if pattern.rsplit('.', 1)[1] in targets:
+        if pattern.rpartition('.')[2] in targets:
             adapted |= {f'{pattern}.{part}': style for part in parts[style]}
         else:
             adapted[pattern] = style

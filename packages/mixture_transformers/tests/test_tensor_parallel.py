@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tiny_models import mixture_block, token_ids
+from tiny_models import mixture_block, random_model, token_ids
 
 from mixture_transformers.tensor_parallel import mixture_plan
 
@@ -35,8 +35,10 @@ def write_logits(rank, directory, ids):
     Version(transformers.__version__) < Version('5.1'),
     reason='the row-wise style of transformers 5.0 passes a plain tensor to the router',
 )
-def test_two_processes_compute_the_same_logits(tmp_path, llama):
-    llama.save_pretrained(tmp_path)
+@pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
+def test_two_processes_compute_the_same_logits(tmp_path, tied):
+    model = random_model('Llama', tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
     ids = token_ids(2, 6)
     # Forked processes need not import transformers again, which takes much longer than the test.
     torch.multiprocessing.start_processes(
@@ -44,12 +46,12 @@ def test_two_processes_compute_the_same_logits(tmp_path, llama):
     )
     for rank in range(2):
         widths, logits = torch.load(tmp_path / str(rank))
-        assert widths == [llama.config.hidden_size // 2] * 3
-        torch.testing.assert_close(logits, llama(ids).logits.detach(), rtol=1e-4, atol=1e-4)
+        assert widths == [model.config.hidden_size // 2] * 3
+        torch.testing.assert_close(logits, model(ids).logits.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_plan_splits_the_parts_of_an_adapted_layer():
-    plan = {'*.q_proj': 'colwise', '*.k_proj': 'colwise', '*.o_proj': 'rowwise'}
+    plan = {'*.q_proj': 'colwise', '*.k_proj': 'colwise', '*.o_proj': 'rowwise', 'norm': 'any'}
     assert mixture_plan(plan, mixture_block(targets=['q_proj', 'o_proj'])) == {
         '*.q_proj.base': 'colwise',
         '*.q_proj.up': 'colwise',
@@ -57,5 +59,6 @@ def test_the_plan_splits_the_parts_of_an_adapted_layer():
         '*.o_proj.base': 'rowwise',
         '*.o_proj.down': 'rowwise',
         '*.o_proj.router': 'rowwise',
+        'norm': 'any',
     }
     assert mixture_plan(plan, None) == plan
