@@ -1,4 +1,5 @@
 import datetime
+import inspect
 import os
 
 import pytest
@@ -6,8 +7,16 @@ import torch
 import transformers
 from packaging.version import Version
 from tiny_models import mixture_block, random_model, token_ids
+from transformers.distributed import DistributedConfig
 
 from mixture_transformers.tensor_parallel import mixture_plan
+
+
+def tensor_parallel_arguments():
+    """Return the arguments of `from_pretrained`, which depend on the release of transformers."""
+    if 'tp_size' in inspect.signature(DistributedConfig).parameters:
+        return {'distributed_config': DistributedConfig(tp_size=2)}
+    return {'tp_plan': 'auto'}
 
 
 def write_logits(rank, directory, ids):
@@ -20,7 +29,9 @@ def write_logits(rank, directory, ids):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, tp_plan='auto')
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, **tensor_parallel_arguments()
+    )
     with torch.no_grad():
         logits = model(ids).logits
     layer = model.model.layers[0].self_attn.o_proj
