@@ -63,8 +63,8 @@ def check_layers(weights: Mapping[str, LoRALayerWeights], manager: LoRAModelMana
         layer = layers[name]
         if not isinstance(layer, BaseLinearLayerWithLoRA):
             raise ValueError(
-                f'The mixture adapts {name}, which is a {type(layer).__name__} in this model, but '
-                'only linear layers can have a mixture: export the adapter without this target.'
+                f'The mixture adapts {name}, whose type in this model is {type(layer).__name__}, '
+                'but only linear layers can have a mixture: export the adapter without this target.'
             )
         num_inputs = weight.lora_a.shape[1]
         if num_inputs != layer.base_layer.input_size:

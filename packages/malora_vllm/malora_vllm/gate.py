@@ -16,7 +16,7 @@ from malora_vllm.mixture import GATES, Mixture
 
 
 class TokenRoutes(NamedTuple):
-    """Where the router and the experts of each token's adapter lie in the shrink buffer.
+    """Columns and settings of the router and the experts of each token's adapter.
 
     Attributes:
         logit_column: (N, 2E) int64, columns of the experts' logits, then of their remainders.
@@ -59,7 +59,7 @@ class SlotTable:
         self._settings = torch.tensor([self._single_expert] * (num_slots + 1), device=device)
 
     def set_mixture(self, slot: int, mixture: Mixture | None) -> None:
-        """Describe the adapter in a slot.
+        """Record which adapter is in a slot.
 
         Args:
             slot: Index of the slot.
@@ -86,7 +86,7 @@ class SlotTable:
         return self._settings[slot_N, 0]
 
     def token_routes(self, slot_N: torch.Tensor, max_experts: int) -> TokenRoutes:
-        """Return where the router and the experts of each token lie in the shrink buffer.
+        """Return the columns and settings of each token's adapter.
 
         Args:
             slot_N: (N,) int64, slot of each token's adapter; -1 for the base model.

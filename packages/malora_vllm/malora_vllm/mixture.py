@@ -73,7 +73,7 @@ def parse_mixture(block: Any) -> Mixture:
     if num_experts > MAX_EXPERTS:
         raise ValueError(
             f'mixture.num_experts is {num_experts}, but malora_vllm serves at most {MAX_EXPERTS} '
-            'experts: train a mixture with fewer experts, or merge some before the export.'
+            'experts: train a mixture with fewer experts.'
         )
     return Mixture(
         num_experts=num_experts,

@@ -17,7 +17,14 @@ _logger = init_logger(f'vllm.{__name__}')
 def hook_platform() -> None:
     """Make the platform choose the gated Punica wrapper, once per process."""
     platform = type(current_platform)
-    original = platform.get_punica_wrapper
+    original = getattr(platform, 'get_punica_wrapper', None)
+    if original is None:
+        # vLLM itself refuses mixtures then, because they have no rank.
+        _logger.error(
+            'malora_vllm cannot serve mixtures because this vLLM has no '
+            'Platform.get_punica_wrapper: install a supported version of vLLM.'
+        )
+        return
     if hasattr(original, 'is_hooked'):
         return
 
@@ -115,7 +122,7 @@ def patch_loading() -> None:
 
 
 def patch_activation() -> None:
-    """Make vLLM tell the Punica wrappers which mixture it moves into a slot."""
+    """Make vLLM pass the mixture of each slot to the Punica wrappers."""
     from vllm.lora.model_manager import LoRAModelManager
 
     original = LoRAModelManager.activate_adapter

@@ -30,7 +30,7 @@ class GatedWrapper:
         self._table = SlotTable(lora_config.max_loras, lora_config.max_lora_rank, device)
 
     def set_mixture(self, slot: int, mixture: Mixture | None) -> None:
-        """Tell the gate which adapter is in a slot.
+        """Record which adapter is in a slot.
 
         Args:
             slot: Index of the slot.
@@ -38,22 +38,31 @@ class GatedWrapper:
         """
         self._table.set_mixture(slot, mixture)
 
-
-class GatedPunicaWrapperGPU(GatedWrapper, PunicaWrapperGPU):
-    """GPU kernels with the gate in every batch, because a captured graph cannot branch."""
-
-    def add_expand(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add B times the gated shrink buffer to the output; see PunicaWrapperGPU.
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Add B times the gated shrink buffer to the output; see PunicaWrapperBase.
 
         Args:
             y: (N, outputs), output of the layer.
-            x: (L, N, P) float32, shrink buffer.
+            x: (L, N, P) float32, shrink buffer; on a CPU also L tensors of shape (N, P).
             *args: Further arguments of vLLM's method.
             **kwargs: Further arguments of vLLM's method.
         """
+        super().add_expand(y, self._gate(x), *args, **kwargs)
+
+    def _gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the gated buffer; without branches, because a captured graph cannot have any."""
         slot_N = self._token_lora_indices[: x.shape[1]]
-        routes = self._table.token_routes(slot_N, MAX_EXPERTS)
-        super().add_expand(y, apply_gates(x, routes), *args, **kwargs)
+        return apply_gates(x, self._table.token_routes(slot_N, MAX_EXPERTS))
+
+
+class GatedPunicaWrapperGPU(GatedWrapper, PunicaWrapperGPU):
+    """GPU kernels with the gate in every batch."""
 
 
 class GatedPunicaWrapperCPU(GatedWrapper, GroupedPunicaWrapperCPU):
@@ -63,7 +72,7 @@ class GatedPunicaWrapperCPU(GatedWrapper, GroupedPunicaWrapperCPU):
     _routes: TokenRoutes | None = None
 
     def set_mixture(self, slot: int, mixture: Mixture | None) -> None:
-        """Tell the gate which adapter is in a slot; see GatedWrapper."""
+        """Record which adapter is in a slot; see GatedWrapper."""
         super().set_mixture(slot, mixture)
         # vLLM keeps the metadata if an adapter with the same ID and slot replaces another.
         self._find_routes()
@@ -78,21 +87,7 @@ class GatedPunicaWrapperCPU(GatedWrapper, GroupedPunicaWrapperCPU):
         max_experts = int(self._table.num_experts(slot_N).max())
         self._routes = self._table.token_routes(slot_N, max_experts) if max_experts > 1 else None
 
-    def add_expand(
-        self,
-        y: torch.Tensor,
-        x: tuple[torch.Tensor, ...] | torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Add B times the gated shrink buffer to the output; see PunicaWrapperCPU.
-
-        Args:
-            y: (N, outputs), output of the layer.
-            x: L tensors of shape (N, P), or one of shape (L, N, P), float32: shrink buffer.
-            *args: Further arguments of vLLM's method.
-            **kwargs: Further arguments of vLLM's method.
-        """
-        if self._routes is not None:
-            x = apply_gates(torch.stack(tuple(x)), self._routes)
-        super().add_expand(y, x, *args, **kwargs)
+    def _gate(
+        self, x: tuple[torch.Tensor, ...] | torch.Tensor
+    ) -> tuple[torch.Tensor, ...] | torch.Tensor:
+        return x if self._routes is None else apply_gates(torch.stack(tuple(x)), self._routes)
