@@ -154,5 +154,5 @@ def test_other_base_model():
 
 def test_layer_is_not_linear():
     changes = {'model.layers.0.mlp.down_proj': torch.nn.Embedding(2, 2)}
-    with pytest.raises(ValueError, match='down_proj, which is a Embedding in this model, but only'):
+    with pytest.raises(ValueError, match='down_proj, whose type in this model is Embedding, but'):
         check_layers(weights(), manager(**changes))

@@ -32,7 +32,7 @@ def test_each_adapter_alone(llm, adapter_dirs):
 
 
 def test_evicted_adapters_return_to_other_slots(llm, adapter_dirs):
-    # Five more adapters than slots: LoRAs and mixtures replace each other.
+    # There are more adapters than slots, so that LoRAs and mixtures replace each other.
     orders = (
         ('other_lora', 'attention', None),
         ('softmax', 'lora', 'other_lora', 'equal'),

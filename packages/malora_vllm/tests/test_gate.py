@@ -132,19 +132,13 @@ class _Expand:
             y += hidden_NP @ b_FP.T
 
 
+class _GatedExpand(GatedWrapper, _Expand):
+    """Built like GatedPunicaWrapperGPU."""
+
+
 def test_gate_compiles_without_graph_breaks_for_any_number_of_tokens():
-    from malora_vllm.wrappers import GatedPunicaWrapperGPU
-
-    class Gated(GatedWrapper, _Expand):
-        # The method calls the kernels after this class in the order of resolution.
-        def add_expand(self, y, x, *args, **kwargs):
-            slot_N = self._token_lora_indices[: x.shape[1]]
-            routes = self._table.token_routes(slot_N, MAX_EXPERTS)
-            super().add_expand(y, apply_gates(x, routes), *args, **kwargs)
-
-    assert GatedPunicaWrapperGPU.__mro__[1] is GatedWrapper
     config = LoRAConfig(max_lora_rank=COLUMNS, max_loras=2)
-    wrapper = Gated(100, 4, 'cpu', lora_config=config)
+    wrapper = _GatedExpand(100, 4, 'cpu', lora_config=config)
     b_FP = torch.randn(7, COLUMNS)
 
     def run(x_LNP):

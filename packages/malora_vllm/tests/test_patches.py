@@ -51,6 +51,14 @@ def test_registering_twice_hooks_once(monkeypatch):
     assert calls == [CPU]
 
 
+def test_platform_without_the_hooked_function(monkeypatch):
+    messages = []
+    monkeypatch.setattr(patches._logger, 'error', messages.append)
+    monkeypatch.setattr(patches, 'current_platform', object())
+    register()
+    assert 'has no Platform.get_punica_wrapper: install a supported' in messages[0]
+
+
 @pytest.mark.parametrize(
     ('version', 'numbers'),
     [('0.26.1', (0, 26, 1)), ('0.33.0', (0, 33, 0)), ('1.0.0', (1, 0, 0)), ('dev', (0, 0, 'dev'))],
@@ -80,7 +88,7 @@ def test_missing_function(monkeypatch):
     )
 
 
-def test_unknown_wrapper_refuses_mixtures_and_loads_loras(caplog):
+def test_unknown_wrapper_refuses_mixtures_and_loads_loras():
     wrapper = 'vllm.lora.punica_wrapper.punica_xpu.PunicaWrapperXPU'
     assert patches.enable_mixtures(wrapper) == wrapper
     message = r'LoRA kernels of this platform \(.*PunicaWrapperXPU\): serve them on a CPU'

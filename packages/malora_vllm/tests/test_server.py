@@ -1,4 +1,4 @@
-"""The HTTP server refuses adapters and goes on answering other models.
+"""The HTTP server refuses adapters and continues to answer other models.
 
 It runs with two devices and without --fully-sharded-loras, so that it must also refuse a mixture
 of layers whose inputs are split.
