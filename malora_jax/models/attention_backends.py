@@ -255,7 +255,10 @@ def _triton_backward(interpret, residuals, gradient_BTHC):
     @functools.partial(jax.vmap, in_axes=(3, 3, 2, 3), out_axes=(3, 3, 3))
     def backward(q_BTKC, out_BTKC, lse_BKT, gradient_BTKC):
         options = _triton_options(q_BTKC, interpret)
-        values = q_BTKC, k_BTKC, v_BTKC, segments_BT, out_BTKC, lse_BKT
+        # The kernel sums out · gradient in their common dtype. In bfloat16, the rounding error of
+        # this sum would be the largest of all, so `out` is converted to float32.
+        out32_BTKC = out_BTKC.astype(jnp.float32)
+        values = q_BTKC, k_BTKC, v_BTKC, segments_BT, out32_BTKC, lse_BKT
         arguments = *options.values(), values, gradient_BTKC
         return _mha_backward(*arguments)[:3]
 

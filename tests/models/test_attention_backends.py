@@ -61,6 +61,23 @@ def test_values_and_gradients_are_those_of_float64(backend, dtype, width):
 
 
 @pytest.mark.parametrize('backend', ['xla', *KERNELS])
+def test_single_tokens_have_no_gradient_of_their_scores(backend):
+    """A token that attends to itself alone has a weight of 1, even if all values are rounded."""
+    packing = random_packing(
+        np.random.default_rng(0),
+        length=8,
+        max_segments=1,
+        num_heads=12,
+        num_kv_heads=2,
+        head_width=64,
+        dtype=jnp.bfloat16,
+    )
+    alone = packing._replace(segments=jnp.arange(16, dtype=jnp.int32).reshape(2, 8))
+    found = attention_check.errors(backend, alone, interpret=True)
+    assert max(found['dq'], found['dk']) < 1e-4, found
+
+
+@pytest.mark.parametrize('backend', ['xla', *KERNELS])
 def test_a_backend_that_ignores_segments_is_found(backend):
     """Every output exceeds even the tolerance of bfloat16 by far."""
     packing = random_packing(
