@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import flax.linen as nn
+import jax
 
 from malora_jax import cloud_storage, data, errors, files
 from malora_jax.export.adapter import is_adapter, open_adapter
@@ -129,6 +130,12 @@ def _best_state(
     model = Decoder(run.model, run.adapter)
     params = nn.unbox(abstract_variables(model))['params']
     # The shapes of a state do not depend on the number of steps.
-    shapes = nn.unbox(abstract_state(model, make_optimizer(run.optimizer, 1), params))
+    shapes = abstract_state(model, make_optimizer(run.optimizer, 1), params)
+    # Without a mesh, shapes have no sharding; the stored one may name devices of another machine.
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: leaf.update(sharding=leaf.sharding or alone),
+        shapes,
+    )
     with _open_checkpoints(workdir, identity) as checkpoints:
         return checkpoints.restore_state(shapes, checkpoints.best_or_latest_step)

@@ -87,6 +87,7 @@ def test_a_mixture_for_transformers_and_for_vllm(workdir, tmp_path):
         for source, name in ((workdir, 'vllm'), (tmp_path / 'adapter', 'again')):
             done = export(source, '--format=vllm', f'--output={tmp_path / name}')
             assert done.returncode == 0, done.stderr
+            assert 'Warning' not in done.stderr
             assert done.stdout.startswith(f'{tmp_path / name}: malora on tiny after 3 steps, ')
     finally:
         (tmp_path / 'tiny.gguf').rename(weights)
