@@ -83,6 +83,15 @@ def test_routers_stay_in_float32(tmp_path, llama, dtype):
     assert_same_tensors(AutoModelForCausalLM.from_pretrained(tmp_path / 'again'), loaded)
 
 
+@pytest.mark.parametrize('auto', [AutoModel, AutoModelForCausalLM])
+def test_a_new_model_has_routers_in_float32(auto):
+    model = auto.from_config(tiny_config('Llama', mixture_block()), dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        assert (parameter.dtype == torch.float32) == name.endswith('router.weight'), name
+    # vLLM casts all other parameters to the dtype of the model.
+    assert set(model._keep_in_fp32_modules_strict) == {'router'}
+
+
 def test_a_missing_tensor_of_the_mixture_is_refused(tmp_path, llama):
     llama.save_pretrained(tmp_path)
     path = tmp_path / 'model.safetensors'
@@ -106,6 +115,13 @@ def test_a_directory_without_weights_is_refused(tmp_path, llama):
         f'{tmp_path} has no weights: it needs model.safetensors or mixture.safetensors, or an '
         'index of several such files.'
     )
+
+
+def test_a_pickle_is_never_read(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    (tmp_path / 'pytorch_model.bin').write_bytes(b'not a pickle')
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=False)
+    assert_same_tensors(loaded, llama)
 
 
 def test_a_base_is_refused_for_an_export_with_all_weights(tmp_path, llama):

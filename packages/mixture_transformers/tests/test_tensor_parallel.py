@@ -11,6 +11,8 @@ from transformers.distributed import DistributedConfig
 
 from mixture_transformers.tensor_parallel import mixture_plan
 
+RELEASE = Version(transformers.__version__).release[:2]
+
 
 def tensor_parallel_arguments():
     """Return the arguments of `from_pretrained`, which depend on the release of transformers."""
@@ -43,11 +45,13 @@ def write_logits(rank, directory, ids):
 
 
 @pytest.mark.skipif(
-    Version(transformers.__version__) < Version('5.1'),
-    reason='the row-wise style of transformers 5.0 passes a plain tensor to the router',
+    RELEASE == (5, 0),
+    reason='the row-wise style of transformers 5.0 passes plain tensors to routers',
 )
 @pytest.mark.parametrize('tied', [False, True], ids=['untied', 'tied'])
 def test_two_processes_compute_the_same_logits(tmp_path, tied):
+    if tied and RELEASE == (5, 14):
+        pytest.skip('transformers 5.14 returns the logits of a tied head twice')
     model = random_model('Llama', tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     ids = token_ids(2, 6)
