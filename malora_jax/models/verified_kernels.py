@@ -4,6 +4,6 @@ The test writes this file.
 """
 
 VERIFIED_VERSIONS: dict[str, tuple[str, ...]] = {
-    'splash': ('0.10.2',),
-    'triton': ('0.10.2',),
+    'splash': ('0.10.2', '0.12.0.1'),
+    'triton': ('0.10.2', '0.12.0.1'),
 }
