@@ -1,12 +1,14 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from rule import rule_values
 
 from mixture_transformers import base_fingerprint
+from mixture_transformers.fingerprint import _sample_positions
 
 CASES = json.loads(pathlib.Path(__file__).with_name('fingerprints.json').read_text())
 
@@ -30,6 +32,14 @@ def test_equals_the_fingerprint_of_malora_jax(case, dtype):
     config = config_of(case)
     tensors = tensors_by_rule(config, dtype)
     assert base_fingerprint(tensors, config.tie_word_embeddings) == CASES[case]['fingerprint']
+
+
+def test_the_positions_equal_those_of_numpy():
+    # For 16374 values, the last position is rounded down if it is computed from the step.
+    sizes = [*range(1, 2500), 16374, *(49152 * 576 + offset for offset in range(100)), 2**31 + 11]
+    for size in sizes:
+        expected = np.linspace(0, size - 1, min(size, 1024)).astype(np.int64)
+        np.testing.assert_array_equal(_sample_positions(size).numpy(), expected)
 
 
 def test_the_fixtures_differ():

@@ -186,6 +186,7 @@ def test_an_adapter_is_loaded_by_its_own_class(adapter):
     loaded = type(model).from_pretrained(directory, dtype='auto', use_cache=False)
     assert_same_tensors(loaded, model)
     assert loaded.config.use_cache is False
+    assert type(model).from_pretrained(directory, dtype='bfloat16').dtype == torch.bfloat16
     decoder = AutoModel.from_pretrained(directory)
     assert_same_tensors(decoder, model.model)
 
