@@ -20,27 +20,25 @@ from mixture_transformers.fingerprint import base_fingerprint
 from mixture_transformers.schema import Mixture, parse_mixture
 
 MIXTURE_WEIGHTS = 'mixture.safetensors'
-# Keyword arguments of `from_pretrained` that locate files of the export. Those of the second tuple
-# apply to the files of the base model as well.
-_EXPORT_ONLY = ('revision', 'subfolder')
-_ALL_FILES = ('cache_dir', 'force_download', 'local_files_only', 'proxies', 'token')
+# Keyword arguments of `from_pretrained` that locate files of the base model and of the export.
+_BASE_FILES = ('cache_dir', 'force_download', 'local_files_only', 'proxies', 'token')
+_EXPORT_FILES = (*_BASE_FILES, 'revision', 'subfolder')
 
 Path = str | os.PathLike[str]
 
 
-def is_adapter_alone(path: Path, variant: str | None, options: Mapping[str, Any]) -> bool:
+def is_adapter_alone(path: Path, options: Mapping[str, Any]) -> bool:
     """Return whether an export holds the adapter alone, without the base weights.
 
     Args:
         path: Directory or Hub name of the export.
-        variant: Variant of the weight files, as in `from_pretrained`.
         options: Keyword arguments of `from_pretrained`.
 
     Raises:
         ValueError: The export has no weights.
     """
-    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
-    if _find_weights(path, SAFE_WEIGHTS_NAME, where, variant):
+    where = _file_options(options, _EXPORT_FILES)
+    if _find_weights(path, SAFE_WEIGHTS_NAME, where, options.get('variant')):
         return False
     if _find_weights(path, MIXTURE_WEIGHTS, where):
         return True
@@ -74,7 +72,7 @@ def adapter_arguments(
         ValueError: The configuration, the adapter or the base does not fit, or the base has no
             safetensors files.
     """
-    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
+    where = _file_options(options, _EXPORT_FILES)
     rest = {name: value for name, value in options.items() if name not in where}
     if not isinstance(config, PreTrainedConfig):
         # The dtype stays an argument, because 'auto' is not a valid dtype of a configuration.
@@ -95,14 +93,14 @@ def _merged_tensors(
     """Return the tensors of the base and of the adapter, named as in a complete export."""
     mixture = parse_mixture(config.mixture)
     base = base or mixture.base_name
-    tensors = _read_base(base, _file_options(options, _ALL_FILES))
+    tensors = _read_base(base, _file_options(options, _BASE_FILES))
     fingerprint = base_fingerprint(tensors, config.tie_word_embeddings)
     if fingerprint != mixture.base_fingerprint:
         raise ValueError(
             f'{path} was trained on other base weights than those in {base} (fingerprint '
             f'{mixture.base_fingerprint}, not {fingerprint}).'
         )
-    where = _file_options(options, _EXPORT_ONLY + _ALL_FILES)
+    where = _file_options(options, _EXPORT_FILES)
     file = _find_weights(path, MIXTURE_WEIGHTS, where)
     adapter = _read_weights(path, file, where)
     modules = list(mixture.module_names(config.num_hidden_layers))

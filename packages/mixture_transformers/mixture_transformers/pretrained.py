@@ -69,14 +69,14 @@ class MixturePreTrained:
         """
         export = source = pretrained_model_name_or_path
         arguments = kwargs | {'config': config}
-        if export is not None and loading.is_adapter_alone(export, kwargs.get('variant'), kwargs):
+        if export is not None and loading.is_adapter_alone(export, kwargs):
             arguments = loading.adapter_arguments(cls.config_class, export, base, config, kwargs)
             source = None
         elif base is not None:
             raise ValueError(f'{export} holds all weights: `base` is for an adapter alone.')
         arguments |= {'use_safetensors': True, 'output_loading_info': True}
         model, report = super().from_pretrained(source, *model_args, **arguments)
-        _check_loaded(export, report['missing_keys'])
+        _check_loaded(export or 'The state_dict', report['missing_keys'])
         if export is not None:
             model.name_or_path = model.config.name_or_path = str(export)
         return (model, report) if output_loading_info else model
@@ -113,7 +113,7 @@ def _check_loaded(name: Any, missing: set[str] | list[str]) -> None:
     """Check that no tensor of the mixture is missing, which transformers would set at random.
 
     Args:
-        name: Directory or Hub name of the export.
+        name: Name of the export, for the message.
         missing: Names of the missing tensors.
 
     Raises:

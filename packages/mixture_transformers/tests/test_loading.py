@@ -136,6 +136,10 @@ def test_a_state_dict_is_loaded(llama):
         None, config=llama.config, state_dict=dict(llama.state_dict())
     )
     assert_same_tensors(loaded, llama)
+    tensors = dict(llama.state_dict())
+    del tensors['model.layers.0.self_attn.k_proj.up.weight']
+    with pytest.raises(ValueError, match=r"^The state_dict has no tensor 'model\.layers\.0\.self_"):
+        type(llama).from_pretrained(None, config=llama.config, state_dict=tensors)
 
 
 # Adapters alone.
