@@ -37,6 +37,7 @@ def plan(monkeypatch, memory_bytes: float):
     return compile_for_topology(run_config(config.to_dict()), 'l4:1')
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_changed_until_it_does(monkeypatch, compile_quickly):
     large = plan(monkeypatch, 1e12)
     assert large['fits'] and 'change' not in large and not large['checked']
