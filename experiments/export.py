@@ -110,8 +110,11 @@ def main() -> None:
         trained = saved.load()
         _WRITERS[_FORMAT.value](trained, output)
     size = sum(file.stat().st_size for file in output.iterdir())
-    model = f'{trained.method} on {trained.model.config.name}'
-    print(f'{remote_path(output)}: {model} after {trained.step:,} steps, {size / 1e6:.1f} MB.')
+    model, steps = trained.model.config.name, f'after {trained.step:,} steps'
+    what = (
+        f'base model {model}' if _FORMAT.value == 'base' else f'{trained.method} on {model} {steps}'
+    )
+    print(f'{remote_path(output)}: {what}, {size / 1e6:.1f} MB.')
 
 
 def _check_flags(workdir: pathlib.Path) -> None:
