@@ -60,12 +60,10 @@ def fold(adapter: AdapterConfig, leaves: Mapping[str, np.ndarray]) -> DenseExper
     down, up = adapter.structure.projections(leaves)
     L, E, R, _ = up.shape
     D = down.shape[2]
-    if not adapter.has_router:
-        router = np.zeros((L, D, E))
-    elif adapter.router.input == 'x':
-        router = leaves['router']
-    else:  # The router reads the product of the input with the shared first factor.
-        router = leaves[adapter.structure.factors[0]] @ leaves['router']
+    router = leaves['router'] if adapter.has_router else np.zeros((L, D, E))
+    if adapter.has_router and adapter.router.input != 'x':
+        # The router reads the product of the input with the shared first factor.
+        router = leaves[adapter.structure.factors[0]] @ router
     return DenseExperts(np.broadcast_to(down, (L, E, D, R)), up, router)
 
 

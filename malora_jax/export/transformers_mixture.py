@@ -69,12 +69,9 @@ def _mixture_tensors(adapter: AdapterConfig, trained: TrainedModel) -> dict[str,
     for target in adapter.targets:
         leaves = merge.linear_leaves_float64(trained.variables, target)
         experts = mixture.fold(adapter, leaves)
-        for leaf, stacked in (
-            ('down', experts.stacked_down()),
-            ('router', experts.router.swapaxes(1, 2)),
-            ('up', experts.stacked_up()),
-        ):
-            for layer, value in enumerate(stacked):
+        stacked = experts.stacked_down(), experts.stacked_up(), experts.router.swapaxes(1, 2)
+        for leaf, array in zip(experts._fields, stacked, strict=True):
+            for layer, value in enumerate(array):
                 name = f'{mixture.module(target).format(layer)}.{leaf}.weight'
                 tensors[name] = np.ascontiguousarray(value, np.float32)
     return tensors

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from malora_jax import files
+from malora_jax.adapters.structures import IndependentExperts
 from malora_jax.export import merge, mixture, peft
 from malora_jax.export.directory import atomic_directory
 from malora_jax.export.trained_model import TrainedAdapter
@@ -43,11 +44,12 @@ def write_mixture(trained: TrainedAdapter, output: pathlib.Path) -> None:
         router_LPD = _router_parts(experts.router)
         up_LFS = experts.stacked_up()
         zeros_LFP = np.zeros((*up_LFS.shape[:2], router_LPD.shape[1]))
-        for leaf, stacked in (
-            ('down', np.concatenate([experts.stacked_down(), router_LPD], axis=1)),
-            ('up', np.concatenate([up_LFS, zeros_LFP], axis=2)),
-        ):
-            for layer, value in enumerate(stacked):
+        stacked = (
+            np.concatenate([experts.stacked_down(), router_LPD], axis=1),
+            np.concatenate([up_LFS, zeros_LFP], axis=2),
+        )
+        for leaf, array in zip(IndependentExperts.factors, stacked, strict=True):
+            for layer, value in enumerate(array):
                 name = peft.tensor_name(target, leaf).format(layer)
                 tensors[name] = np.ascontiguousarray(value, np.float32)
     block = mixture.describe(trained, trained.base_fingerprint, _ROUTER_PARTS)
